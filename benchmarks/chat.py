@@ -138,7 +138,9 @@ def tokens_of_reply(chat: Chat) -> int:
     assert reply is not None
     if reply.message.tokens is not None:
         return len(reply.message.tokens)
-    return len(engine.tokenize((Text(f" {reply.message.content.strip()}"),))) - len(engine.tokenize(()))
+    return len(engine.vocabulary.tokenize((Text(f" {reply.message.content.strip()}"),))) - len(
+        engine.vocabulary.tokenize(())
+    )
 
 
 # Resuming a session.

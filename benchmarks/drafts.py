@@ -43,9 +43,9 @@ from cerebrum_cli.engine.bench.trials import ProcessBench
 from cerebrum_cli.engine.drafts.allocation import draft_lengths
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Drafter
-from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.llama.quantize import quantize
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.gguf.header import read_header
@@ -123,9 +123,9 @@ def load_options(model: Path) -> LoadOptions:
 
 
 @contextmanager
-def loaded_engine(model: Path) -> Iterator[Engine]:
+def loaded_engine(model: Path) -> Iterator[LocalEngine]:
     """An engine with a model."""
-    engine = Engine(lambda emit, stop: open_llama(load_options(model), emit, stop))
+    engine = LocalEngine(lambda emit, stop: open_llama(load_options(model), emit, stop))
     try:
         list(engine.load())
         yield engine
@@ -151,10 +151,15 @@ class ForcedSampler:
 
 
 def generate(
-    engine: Engine, text: str, costs: StepCosts | None, temperature: float = 0.0, tokens: int = TOKENS, seed: int = 1
+    engine: LocalEngine,
+    text: str,
+    costs: StepCosts | None,
+    temperature: float = 0.0,
+    tokens: int = TOKENS,
+    seed: int = 1,
 ) -> Speed:
     """Generate exactly so many tokens after a text."""
-    prompt = engine.tokenize([Text(text, trusted=False)])
+    prompt = engine.vocabulary.tokenize([Text(text, trusted=False)])
     params = SamplingParams(max_tokens=tokens, temperature=temperature, seed=seed)
     events = list(engine.generate([Request(prompt, params, ignore_eos=True, step_costs=costs)]))
     finish = next(event for event in events if isinstance(event, FinishEvent))
@@ -195,7 +200,7 @@ def single_row_agreement(model: Path, text: str, reply: Sequence[int]) -> float:
 def server_row(model: Path, name: str, costs: StepCosts, runs: int) -> Row:
     """Compare a reply with llama-server's, each drafted in its own way."""
     with loaded_engine(model) as engine:
-        prompt = engine.tokenize([Text(PROMPTS[name], trusted=False)])
+        prompt = engine.vocabulary.tokenize([Text(PROMPTS[name], trusted=False)])
         body = json.dumps({"prompt": prompt, "n_predict": TOKENS, "temperature": 0, "ignore_eos": True}).encode()
         with running_server(model, CONTEXT, THREADS, 1, "--spec-default") as port:
             ours, peer, ratio = alternate(
@@ -274,7 +279,7 @@ def replay_rows(model: Path, costs: StepCosts, solved: Sequence[dict[str, str]])
     rows = []
     with loaded_engine(model) as engine:
         pairs = [
-            tuple(engine.tokenize([Text(each[key], trusted=False)]) for key in ("question", "answer"))
+            tuple(engine.vocabulary.tokenize([Text(each[key], trusted=False)]) for key in ("question", "answer"))
             for each in solved[:REPLAYED]
         ]
     for name, curve in (("measured costs", costs), ("free rows", FREE_ROWS)):
@@ -293,7 +298,7 @@ def shape_row(model: Path, costs: StepCosts, solved: Sequence[dict[str, str]]) -
     pairs, drafted, accepted = [], 0, 0
     for number, each in enumerate(solved[:REPLAYED_ON_SHAPE]):
         with loaded_engine(model) as engine:
-            solution = engine.tokenize([Text(each["answer"], trusted=False)])
+            solution = engine.vocabulary.tokenize([Text(each["answer"], trusted=False)])
             backend: Any = engine.backend
             backend.sampler = lambda *_, tokens=solution: ForcedSampler(tokens)
             run = partial(generate, engine, each["question"], tokens=len(solution))

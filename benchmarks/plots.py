@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from cerebrum_cli.application.inference.loading import SINGLE, LoadedModel, Para
 from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 
 PARTS = ("throughput", "prompt")
@@ -126,6 +128,7 @@ def decode_rate(model: Path, count: int, tokens: int) -> float:
     settings = benchmark_settings({"max_tokens": tokens + 1, "temperature": 0.0})  # the prompt yields the first
     with loaded_model(str(model), settings, Parallel(count, batch_invariant=True)) as loaded:
         finishes = generate(loaded, PROMPT_LENGTH, settings, count)
+        assert isinstance(loaded.engine, LocalEngine)
         slots = loaded.engine.backend.slots
     counts = [(finish.cached_tokens, finish.timings.decode_steps) for finish in finishes]
     if slots < count or sorted(counts) != [(0, tokens)] + [(PROMPT_LENGTH, tokens)] * (count - 1):
@@ -136,9 +139,12 @@ def decode_rate(model: Path, count: int, tokens: int) -> float:
 def generate(loaded: LoadedModel, length: int, settings: Settings, count: int = 1) -> list[FinishEvent]:
     """Generate `count` replies to a prompt of `length` tokens; return their finish events."""
     lines = (LINE.format(length + index, index, index % 97) for index in range(length))
-    ids = loaded.engine.tokenize((Text("".join(lines)),))[-length:]  # the end, so that prompts share no prefix
+    ids = loaded.engine.vocabulary.tokenize((Text("".join(lines)),))[
+        -length:
+    ]  # the end, so that prompts share no prefix
     request = Request(ids, settings.sampling(()), n=count, ignore_eos=True)
-    return [event for event in loaded.engine.generate([request]) if isinstance(event, FinishEvent)]
+    with closing(loaded.engine.complete([request])) as events:
+        return [event for event in events if isinstance(event, FinishEvent)]
 
 
 def throughput_row(point: Point, tokens: int) -> Row:

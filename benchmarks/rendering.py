@@ -142,9 +142,9 @@ def split_text(kind: str, tokens: int) -> list[str]:
             for _ in chat.loaded.responder.load():
                 pass
             text = PREFIXES.get(kind, "") + "".join(map(TEXTS[kind].format, islice(count(1), tokens)))
-            backend, detokenizer = chat.loaded.engine.backend, Detokenizer(())
-            ids = backend.tokenize((Text(text),))[:tokens]
-            return [detokenizer.feed(backend.piece(token))[0] for token in ids]
+            vocabulary, detokenizer = chat.loaded.engine.vocabulary, Detokenizer(())
+            ids = vocabulary.tokenize((Text(text),))[:tokens]
+            return [detokenizer.feed(vocabulary.piece(token))[0] for token in ids]
         finally:
             close_chat(chat)
 

@@ -12,7 +12,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafts.costs import StepCosts
-from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore
 
@@ -60,7 +60,7 @@ def collect_replies(events: Iterable[Event]) -> dict[SequenceId, Reply]:
 
 
 @contextmanager
-def loaded(engine: Engine) -> Iterator[Engine]:
+def loaded(engine: LocalEngine) -> Iterator[LocalEngine]:
     """Load the model of an engine, and close the engine at the end."""
     try:
         list(engine.load())
@@ -70,15 +70,15 @@ def loaded(engine: Engine) -> Iterator[Engine]:
 
 
 @contextmanager
-def running_engine(backend: ScriptedBackend, states: StateStore | None = None) -> Iterator[Engine]:
+def running_engine(backend: ScriptedBackend, states: StateStore | None = None) -> Iterator[LocalEngine]:
     """Start an engine; check that it frees everything."""
-    with loaded(Engine(backend.open, states)) as engine:
+    with loaded(LocalEngine(backend.open, states)) as engine:
         yield engine
     assert backend.closed
 
 
 def ask(
-    engine: Engine,
+    engine: LocalEngine,
     prompt: str,
     *,
     n: int = 1,
@@ -87,7 +87,7 @@ def ask(
     **params: object,
 ) -> list[Reply]:
     """Replies to one prompt, by sample."""
-    tokens = engine.tokenize([Text(prompt)])
+    tokens = engine.vocabulary.tokenize([Text(prompt)])
     request = Request(tokens, SamplingParams(**params), grammar, n, step_costs=step_costs)  # type: ignore[arg-type]
     said = collect_replies(engine.generate([request]))
     return [said[SequenceId(0, sample)] for sample in range(n)]

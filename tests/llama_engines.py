@@ -9,8 +9,8 @@ from asking import Reply, collect_replies, loaded
 
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore
@@ -28,14 +28,14 @@ def options(path: Path, *, slots: int = 1, context_size: int = 2048) -> LoadOpti
 
 def open_engine(
     path: Path, states: Path | None = None, *, slots: int = 1, context_size: int = 2048
-) -> AbstractContextManager[Engine]:
+) -> AbstractContextManager[LocalEngine]:
     """Start an engine on a real model, with a prompt cache in the directory `states`."""
     load_options = options(path, slots=slots, context_size=context_size)
     store = StateStore(states, 10**8, path.name, "plain") if states else None
-    return loaded(Engine(lambda tell, stop: open_llama(load_options, tell, stop), store))
+    return loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop), store))
 
 
-def greedy(engine: Engine, prompt: tuple[int, ...], limit: int) -> Reply:
+def greedy(engine: LocalEngine, prompt: tuple[int, ...], limit: int) -> Reply:
     """Greedy reply to a prompt."""
     [reply] = collect_replies(engine.generate([Request(prompt, SamplingParams(max_tokens=limit))])).values()
     return reply
@@ -54,7 +54,7 @@ def assert_matches_single_run(path: Path, prompt: tuple[int, ...], said: list[in
 
 
 def greedy_reply(
-    engine: Engine, prompt: tuple[int, ...], limit: int | None = 30, n: int = 1
+    engine: LocalEngine, prompt: tuple[int, ...], limit: int | None = 30, n: int = 1
 ) -> tuple[Reply, list[object]]:
     """Greedy reply to a prompt, and the notices."""
     events = list(engine.generate([Request(prompt, SamplingParams(max_tokens=limit), n=n)]))

@@ -11,7 +11,7 @@ from state_files import open_store
 
 from cerebrum_cli.core.events import Event, NoticeEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 
 FILE = "a long file, " * 10  # 130 tokens
@@ -25,12 +25,16 @@ def scripted(**fields: object) -> ScriptedBackend:
     return ScriptedBackend(replies(SCRIPT), **{"context_size": 300, **fields})  # type: ignore[arg-type]
 
 
-def caching_engine(backend: ScriptedBackend, directory: Path, limit: int = 10**6) -> AbstractContextManager[Engine]:
+def caching_engine(
+    backend: ScriptedBackend, directory: Path, limit: int = 10**6
+) -> AbstractContextManager[LocalEngine]:
     """Start an engine with a prompt cache; check that it frees everything."""
     return running_engine(backend, open_store(directory, limit=limit))
 
 
-def ask_once(engine: Engine, prompt: str, *, n: int = 1, limit: int | None = None) -> tuple[Reply, list[NoticeEvent]]:
+def ask_once(
+    engine: LocalEngine, prompt: str, *, n: int = 1, limit: int | None = None
+) -> tuple[Reply, list[NoticeEvent]]:
     """The first reply to a prompt, and the notices."""
     events: list[Event] = list(engine.generate([Request(tokens(prompt), SamplingParams(max_tokens=limit), n=n)]))
     said = collect_replies(event for event in events if not isinstance(event, NoticeEvent))

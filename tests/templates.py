@@ -28,7 +28,7 @@ TWO_TURNS = ONE_TURN.assistant("Because of Rayleigh.").user("Who?")
 
 def embedded(backend: LlamaBackend, template: str, **options: Any) -> PromptFormat:
     """Build the format of a template, given as its source or the name of a family, for a vocabulary."""
-    return format_builder(EMBEDDED, TEMPLATES.get(template, template), options)(backend)
+    return format_builder(EMBEDDED, TEMPLATES.get(template, template), options)(backend, backend.context_size)
 
 
 def untrusted(parts: tuple[Part, ...]) -> list[str]:

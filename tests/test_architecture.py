@@ -191,7 +191,7 @@ def test_packages_hold_few_modules() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "rule"),
     [
-        ("core.events", "from cerebrum_cli.engine.engine import Engine", "core is below engine"),
+        ("core.events", "from cerebrum_cli.engine.local import LocalEngine", "core is below engine"),
         ("application.models.library", "import cerebrum_cli.terminal.streams", "application.models is below terminal"),
         ("terminal.sinks", "def f():\n    from cerebrum_cli import runtime", "terminal is below runtime"),
         ("runtime", "from .commands.ask import ask", "runtime is below commands"),

@@ -20,8 +20,7 @@ from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.batches.rows import prompt_row
 from cerebrum_cli.core.errors import CerebrumError, EngineError, GrammarError, Interrupted
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.backend import StopFlag
-from cerebrum_cli.engine.commands import CancelScope, Commands
+from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.formats.plain import CEREBRUM
 
 OUTPUT_KEYS = [
@@ -609,7 +608,7 @@ def test_interrupt_while_tokenizing_is_not_a_row_error() -> None:
             return []
 
         def cancel_scope(self) -> CancelScope:
-            return CancelScope(Commands(StopFlag()))
+            return CancelScope(lambda: 0)
 
         def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
             raise Interrupted(2)

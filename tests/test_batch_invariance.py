@@ -16,11 +16,11 @@ from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.backend import Row
-from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.llama.quantize import quantize
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.plan import LoadOptions, expert_notice, plan_repacking
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.gguf.header import read_header
@@ -92,7 +92,7 @@ def replies(
         repack=plan_repacking(header.quantization, True, machine()) if repack is None else repack,
     )
     said: Replies = [[] for _ in requests]
-    with loaded(Engine(lambda tell, stop: open_llama(options, tell, stop))) as engine:
+    with loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop))) as engine:
         given = [Request(each, SamplingParams(max_tokens=limit), logprobs=True, ignore_eos=True) for each in requests]
         for event in engine.generate(given):
             if isinstance(event, TokenEvent) and event.token is not None:

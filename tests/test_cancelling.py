@@ -18,7 +18,7 @@ from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import StopFlag
-from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 
 pytestmark = pytest.mark.slow
@@ -178,7 +178,7 @@ def test_invalid_grammar_ends_only_its_own_stream() -> None:
 
 def test_load_events_are_kept_for_late_callers_and_delivered_once() -> None:
     told: tuple[Event, ...] = (NoticeEvent("no GPU", "get one"), LoadEvent(0.5), LoadEvent(1.0))
-    engine = Engine(ScriptedBackend(LONG, load_events=told).open)
+    engine = LocalEngine(ScriptedBackend(LONG, load_events=told).open)
     assert next(engine.generate([COUNT])) == PromptEvent(SequenceId(0), 0, 7)
     assert list(engine.load()) == [*told]
     assert list(engine.load()) == []
@@ -192,7 +192,7 @@ def failing(tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:
 
 
 def test_load_error_is_raised_by_every_call() -> None:
-    engine = Engine(failing)
+    engine = LocalEngine(failing)
     events = engine.load()
     assert next(events) == LoadEvent(0.1)
     for _ in range(3):
@@ -206,15 +206,15 @@ def test_load_error_is_raised_by_every_call() -> None:
     assert_returns(engine.close)
 
 
-@pytest.mark.parametrize("end", [Engine.cancel, Engine.close])
-def test_loading_can_be_interrupted(end: Callable[[Engine], None]) -> None:
+@pytest.mark.parametrize("end", [LocalEngine.cancel, LocalEngine.close])
+def test_loading_can_be_interrupted(end: Callable[[LocalEngine], None]) -> None:
     def slow(tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:
         tell(LoadEvent(0.0))
         while not stop:
             tell(LoadEvent(0.5))
         raise EngineError("loading interrupted")
 
-    engine = Engine(slow)
+    engine = LocalEngine(slow)
     events = engine.load()
     assert next(events) == LoadEvent(0.0)
     assert_returns(lambda: end(engine))
@@ -225,7 +225,7 @@ def test_loading_can_be_interrupted(end: Callable[[Engine], None]) -> None:
 
 def test_close_ends_streams_and_joins_the_thread() -> None:
     backend = ScriptedBackend(LONG, holds={4: 0})
-    engine = Engine(backend.open)
+    engine = LocalEngine(backend.open)
     events = engine.generate([COUNT])
     next(events)
     assert backend.is_held.wait(20)
@@ -237,7 +237,7 @@ def test_close_ends_streams_and_joins_the_thread() -> None:
 
 def test_closed_engine_raises_and_its_streams_can_be_closed() -> None:
     backend = ScriptedBackend(LONG)
-    engine = Engine(backend.open)
+    engine = LocalEngine(backend.open)
     events = engine.generate([COUNT])
     next(events)
     assert_returns(engine.close)
@@ -245,17 +245,17 @@ def test_closed_engine_raises_and_its_streams_can_be_closed() -> None:
     with pytest.raises(EngineError, match="closed"):
         next(engine.generate([COUNT]))
     with pytest.raises(EngineError, match="not loaded"):
-        engine.tokenize([Text("a")])
+        engine.vocabulary.tokenize([Text("a")])
     engine.cancel()
     assert_returns(engine.close)
 
 
 def test_process_failing_with_an_open_stream_exits() -> None:
     script = (
-        "from cerebrum_cli.engine.engine import Engine\n"
+        "from cerebrum_cli.engine.local import LocalEngine\n"
         "from scripted_backend import *\n"
         "from cerebrum_cli.engine.sequence import Request\n"
-        "engine = Engine(ScriptedBackend(replies({'?': 'a' * 90})).open)\n"
+        "engine = LocalEngine(ScriptedBackend(replies({'?': 'a' * 90})).open)\n"
         "events = engine.generate([Request(tokens('?'))])\n"
         "next(events)\n"
         "raise RuntimeError('a bug')\n"

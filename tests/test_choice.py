@@ -12,6 +12,8 @@ from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, RAW
 
+CONTEXT_SIZE = 512
+
 
 @pytest.mark.parametrize(
     ("requested", "known", "template", "chosen"),
@@ -57,7 +59,7 @@ def test_format_names() -> None:
 
 def test_builder_returns_built_in_formats_unchanged(chatml: LlamaBackend) -> None:
     for plain in (CEREBRUM, COLLECTIVE_COGNITION, RAW):
-        assert format_builder(plain.name, CHATML_TEMPLATE, {})(chatml) is plain
+        assert format_builder(plain.name, CHATML_TEMPLATE, {})(chatml, CONTEXT_SIZE) is plain
 
 
 @pytest.mark.parametrize("name", ["cerebrum", "raw"])
@@ -67,16 +69,18 @@ def test_template_options_of_a_built_in_format_are_an_error(name: str) -> None:
 
 
 def test_template_gets_special_tokens_of_its_vocabulary(chatml: LlamaBackend) -> None:
-    prompt_format = format_builder("embedded", "{{ bos_token }}{{ eos_token }}{{ name }}", {"name": "x"})(chatml)
+    prompt_format = format_builder("embedded", "{{ bos_token }}{{ eos_token }}{{ name }}", {"name": "x"})(
+        chatml, CONTEXT_SIZE
+    )
     assert text_of(prompt_format.render(Conversation().user("a"))) == "<|im_start|><|im_end|>x"
 
 
 def test_invalid_template_fails_only_when_rendered(chatml: LlamaBackend) -> None:
-    prompt_format = format_builder("embedded", "{{", {})(chatml)
+    prompt_format = format_builder("embedded", "{{", {})(chatml, CONTEXT_SIZE)
     with pytest.raises(FormatError, match="cannot be parsed"):
         prompt_format.render(Conversation().user("a"))
 
 
 def test_special_tokens_are_listed_in_order_with_repeats(chatml: LlamaBackend) -> None:
-    ids = special_tokens(chatml, "<think>a<|im_end|> <|im_end|></think><thinking>\n\n")
+    ids = special_tokens(chatml, CONTEXT_SIZE, "<think>a<|im_end|> <|im_end|></think><thinking>\n\n")
     assert [MARKS[token] for token in ids] == ["<think>", "<|im_end|>", "<|im_end|>", "</think>"]

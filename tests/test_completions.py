@@ -15,8 +15,8 @@ from waiting import wait_until
 from cerebrum_cli.core.errors import EngineError, GrammarError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.completions import Completions
-from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.completions import LocalCompletions
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 
 LENGTH = 60  # tokens of a long reply
@@ -55,13 +55,13 @@ def gate() -> threading.Event:
 
 
 @pytest.fixture
-def engine(gate: threading.Event) -> Iterator[Engine]:
+def engine(gate: threading.Event) -> Iterator[LocalEngine]:
     """An engine with four slots."""
     with running_engine(backend(gate=gate)) as engine:
         yield engine
 
 
-def events_until(completions: Completions, came: Callable[[Event], bool]) -> list[Event]:
+def events_until(completions: LocalCompletions, came: Callable[[Event], bool]) -> list[Event]:
     """Events up to the first that matches."""
     events = []
     for event in completions:
@@ -75,7 +75,7 @@ def is_token_of(number: int) -> Callable[[Event], bool]:
     return lambda event: isinstance(event, TokenEvent) and event.sequence.request == number
 
 
-def test_completions_number_requests_and_end_when_none_is_running(engine: Engine) -> None:
+def test_completions_number_requests_and_end_when_none_is_running(engine: LocalEngine) -> None:
     with closing(engine.complete([request("x#", 2), request("y#", seed=5)])) as completions:
         completions.add([request("z#", seed=7)])
         said = collect_replies(completions)
@@ -90,12 +90,12 @@ def test_completions_number_requests_and_end_when_none_is_running(engine: Engine
         assert collect_replies(completions)[SequenceId(3, 0)].text == "bbb"
 
 
-def test_completions_without_requests_are_empty(engine: Engine) -> None:
+def test_completions_without_requests_are_empty(engine: LocalEngine) -> None:
     with closing(engine.complete([])) as completions:
         assert list(completions) == []
 
 
-def test_added_samples_continue_the_seeds(engine: Engine) -> None:
+def test_added_samples_continue_the_seeds(engine: LocalEngine) -> None:
     with closing(engine.complete([request("x#", 2, seed=3), request("y#", seed=None)])) as completions:
         completions.add_samples(0, 2)
         completions.add_samples(1, 1)
@@ -128,7 +128,7 @@ def test_added_samples_share_the_prompt() -> None:
         assert scripted.evaluated - before < 20
 
 
-def test_abort_cancels_only_the_samples_of_its_request(engine: Engine, gate: threading.Event) -> None:
+def test_abort_cancels_only_the_samples_of_its_request(engine: LocalEngine, gate: threading.Event) -> None:
     with closing(engine.complete([request("X#", 2), request("Y#", 2, seed=5)])) as completions:
         events = events_until(completions, is_token_of(1))
         completions.abort(0)
@@ -171,7 +171,7 @@ def test_abort_cancels_waiting_samples(gate: threading.Event) -> None:
         ] * 3
 
 
-def test_abort_of_a_finished_or_unknown_request_does_nothing(engine: Engine) -> None:
+def test_abort_of_a_finished_or_unknown_request_does_nothing(engine: LocalEngine) -> None:
     with closing(engine.complete([request("x#"), request("y#", seed=5)])) as completions:
         events = events_until(completions, lambda event: isinstance(event, FinishEvent))
         completions.abort(events[-1].sequence.request)  # type: ignore[union-attr]
@@ -182,7 +182,7 @@ def test_abort_of_a_finished_or_unknown_request_does_nothing(engine: Engine) -> 
         assert list(completions) == []
 
 
-def test_aborted_request_accepts_new_samples(engine: Engine, gate: threading.Event) -> None:
+def test_aborted_request_accepts_new_samples(engine: LocalEngine, gate: threading.Event) -> None:
     with closing(engine.complete([request("X#")])) as completions:
         events_until(completions, is_token_of(0))
         completions.abort(0)
@@ -206,7 +206,7 @@ def test_close_frees_the_slots_before_returning() -> None:
             assert collect_replies(others)[SequenceId(0, 0)].text == "aaa"
 
 
-def test_two_streams_are_independent(engine: Engine, gate: threading.Event) -> None:
+def test_two_streams_are_independent(engine: LocalEngine, gate: threading.Event) -> None:
     with (
         closing(engine.complete([request("X#", 2)])) as first,
         closing(engine.complete([request("y#", seed=5)])) as second,
@@ -265,7 +265,7 @@ def test_empty_prompts_and_closed_engines_are_errors() -> None:
     assert list(completions) == []
 
 
-def test_cancel_ends_all_and_delivers_their_events(engine: Engine, gate: threading.Event) -> None:
+def test_cancel_ends_all_and_delivers_their_events(engine: LocalEngine, gate: threading.Event) -> None:
     with closing(engine.complete([request("X#", 3), request("Y#", 3, seed=5)])) as completions:
         events = events_until(completions, is_token_of(0))
         engine.cancel()
@@ -275,7 +275,7 @@ def test_cancel_ends_all_and_delivers_their_events(engine: Engine, gate: threadi
         assert {reply.reason for reply in said.values()} == {"cancelled"}
 
 
-def test_samples_added_after_cancel_are_cancelled(engine: Engine) -> None:
+def test_samples_added_after_cancel_are_cancelled(engine: LocalEngine) -> None:
     with closing(engine.complete([request("x#")])) as completions:
         events = [next(completions)]
         engine.cancel()
@@ -286,7 +286,7 @@ def test_samples_added_after_cancel_are_cancelled(engine: Engine) -> None:
     assert [(said[id].reason, said[id].text) for id in later] == [("cancelled", "")] * 4
 
 
-def test_cancel_between_two_streams_of_a_scope_counts(engine: Engine, gate: threading.Event) -> None:
+def test_cancel_between_two_streams_of_a_scope_counts(engine: LocalEngine, gate: threading.Event) -> None:
     gate.set()
     scope = engine.cancel_scope()
     with closing(engine.complete([request("x#")], scope)) as completions:

@@ -444,7 +444,7 @@ def test_llama_drafts_change_no_reply(model: str, request: pytest.FixtureRequest
     path: Path = request.getfixturevalue(model)
     with open_engine(path) as engine:
         [reply] = ask(engine, STORY, step_costs=FREE_ROWS, max_tokens=150)
-        prompt = engine.tokenize([Text(STORY)])
+        prompt = engine.vocabulary.tokenize([Text(STORY)])
     assert drafted(reply)[1] > 10
     assert_matches_single_run(path, prompt, reply.ids)
 
@@ -452,7 +452,7 @@ def test_llama_drafts_change_no_reply(model: str, request: pytest.FixtureRequest
 def test_llama_drafts_after_a_restored_sliding_window(sliding_window_model: Path, tmp_path: Path) -> None:
     """A saved state holds only the window, and a rejected draft must leave enough of it."""
     with open_engine(sliding_window_model, tmp_path) as engine:
-        start = engine.tokenize([Text((STORY + "The hen, the fox and the hare were there. ") * 2)])[:204]
+        start = engine.vocabulary.tokenize([Text((STORY + "The hen, the fox and the hare were there. ") * 2)])[:204]
         [before] = collect_replies(engine.generate([Request(start, SamplingParams(max_tokens=20))])).values()
         engine.save_prompt_cache(1)
     prompt = (*start, *before.ids)

@@ -32,7 +32,7 @@ def test_engine_allows_an_empty_reply() -> None:
 
 def test_engine_answers_vocabulary_lookups_after_loading() -> None:
     with running_engine(ScriptedBackend(GREETING)) as engine:
-        assert engine.tokenize([Text("hé")]) == tokens("hé")
+        assert engine.vocabulary.tokenize([Text("hé")]) == tokens("hé")
         assert engine.backend.special_token_text("eos") == "<end>"
 
 

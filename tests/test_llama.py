@@ -63,13 +63,13 @@ def test_llama_decodes_more_samples_than_a_prefill_chunk(chatml_model: Path) -> 
 
 def test_llama_next_turn_reuses_the_cache_and_matches_a_single_run(tiny_model: Path) -> None:
     with open_engine(tiny_model) as engine:
-        prompt, held = engine.tokenize([Text(STORY)]), 0
+        prompt, held = engine.vocabulary.tokenize([Text(STORY)]), 0
         for _ in range(4):
             reply = greedy(engine, prompt, 30)
             assert reply.cached == held
             assert_matches_single_run(tiny_model, prompt, reply.ids)
             held = len(prompt) + len(reply.ids) - (reply.reason == "length")  # the last token is not evaluated
-            prompt = (*prompt, *reply.ids, *engine.tokenize([Text(" And then? ")]))
+            prompt = (*prompt, *reply.ids, *engine.vocabulary.tokenize([Text(" And then? ")]))
 
 
 def test_llama_diverging_prompt_matches_a_single_run(tiny_model: Path) -> None:
@@ -77,7 +77,7 @@ def test_llama_diverging_prompt_matches_a_single_run(tiny_model: Path) -> None:
     with open_engine(tiny_model, slots=2) as engine:
         for prompt in prompts:
             [reply] = ask(engine, prompt, max_tokens=40)
-            assert_matches_single_run(tiny_model, engine.tokenize([Text(prompt)]), reply.ids)
+            assert_matches_single_run(tiny_model, engine.vocabulary.tokenize([Text(prompt)]), reply.ids)
 
 
 def test_llama_recurrent_model_evaluates_a_diverging_prompt_again(recurrent_model: Path) -> None:
@@ -93,7 +93,8 @@ def test_llama_refills_a_sliding_window(sliding_window_model: Path) -> None:
         for length in (100, 300, 500):
             ask(engine, STORY * 5, max_tokens=200)
             [reply] = ask(engine, (STORY * 5)[:length], max_tokens=40)
-            assert_matches_single_run(sliding_window_model, engine.tokenize([Text((STORY * 5)[:length])]), reply.ids)
+            prompt = engine.vocabulary.tokenize([Text((STORY * 5)[:length])])
+            assert_matches_single_run(sliding_window_model, prompt, reply.ids)
 
 
 def test_llama_sampling_from_one_candidate_is_greedy(tiny_model: Path) -> None:
@@ -112,7 +113,7 @@ def test_llama_repeat_penalty_covers_prompt_and_reply(chatml_model: Path) -> Non
         [plain], [varied] = (ask(engine, "aaaa", max_tokens=60, repeat_penalty=penalty) for penalty in (1.0, 1.5))
         assert len(set(varied.ids)) > len(set(plain.ids))
         first = plain.ids[0]
-        again = (*engine.tokenize([Text("aaaa")]), first)
+        again = (*engine.vocabulary.tokenize([Text("aaaa")]), first)
         [said] = collect_replies(
             engine.generate([Request((first, *again[1:-1]), SamplingParams(max_tokens=1, repeat_penalty=100.0))])
         ).values()
@@ -245,16 +246,16 @@ def test_llama_cancels_a_long_prefill_immediately(chatml_model: Path) -> None:
 
 def test_llama_stream_is_unaffected_by_closed_neighbors(tiny_model: Path) -> None:
     with open_engine(tiny_model, slots=3) as engine:
-        kept_on = engine.generate([Request(engine.tokenize([Text(STORY)]), SamplingParams(max_tokens=500))])
+        kept_on = engine.generate([Request(engine.vocabulary.tokenize([Text(STORY)]), SamplingParams(max_tokens=500))])
         ids: list[int] = []
         for event in kept_on:
             if isinstance(event, TokenEvent) and event.token is not None:
                 ids.append(event.token)
                 if len(ids) % 40 == 0:
-                    other = engine.generate([Request(engine.tokenize([Text(f"{len(ids)} {STORY}")]), n=2)])
+                    other = engine.generate([Request(engine.vocabulary.tokenize([Text(f"{len(ids)} {STORY}")]), n=2)])
                     next(event for event in other if isinstance(event, TokenEvent))
                     other.close()
-        assert_matches_single_run(tiny_model, engine.tokenize([Text(STORY)]), ids)
+        assert_matches_single_run(tiny_model, engine.vocabulary.tokenize([Text(STORY)]), ids)
 
 
 @contextmanager

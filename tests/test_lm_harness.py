@@ -186,7 +186,7 @@ def test_lm_never_doubles_bos(precise_mistral: Path, precise_chatml: Path) -> No
 def test_lm_recognizes_special_tokens_in_flat_text(precise_chatml: Path) -> None:
     with harness(precise_chatml) as model:
         tokens = model.tok_encode(CHATML_PROMPT)
-        control = model._model.engine.backend.special_token_ids(["<|im_start|><|im_end|>"])
+        control = model._model.engine.vocabulary.special_token_ids(["<|im_start|><|im_end|>"])
         assert len(control) == 2
         assert [token in control for token in tokens].count(True) == 3
 

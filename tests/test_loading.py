@@ -17,10 +17,10 @@ from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, NoticeEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag
-from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.devices import accelerators, can_offload
 from cerebrum_cli.engine.llama.library import Log, log
 from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.machine import available_memory, cgroup_memory, cgroup_quota, own_cgroups, thread_count
 from cerebrum_cli.engine.memory import (
     GPU_UBATCH,
@@ -131,9 +131,9 @@ def test_load_with_gpu_layers_but_no_gpu_gives_a_notice(chatml_model: Path) -> N
 def test_tuned_context_that_cannot_be_created_is_replaced(chatml_model: Path) -> None:
     default = options(chatml_model)
     tuned = replace(default, cache_type="q8_0")  # this model's heads are narrower than a block
-    engine = Engine(Opener(lambda given: lambda emit, stop: open_llama(given, emit, stop), tuned, default))
+    engine = LocalEngine(Opener(lambda given: lambda emit, stop: open_llama(given, emit, stop), tuned, default))
     list(engine.load())
-    request = Request(engine.tokenize([Text("abc")]), SamplingParams(max_tokens=4))
+    request = Request(engine.vocabulary.tokenize([Text("abc")]), SamplingParams(max_tokens=4))
     for expected in (1, 0):
         events = list(engine.generate([request]))
         notices = [event for event in events if isinstance(event, NoticeEvent)]
@@ -186,7 +186,7 @@ def test_load_of_a_damaged_file_gives_the_reason(
 ) -> None:
     path = tmp_path / "damaged.gguf"
     path.write_bytes(change(chatml_model.read_bytes()))
-    engine = Engine(lambda tell, stop: open_llama(options(path), tell, stop))
+    engine = LocalEngine(lambda tell, stop: open_llama(options(path), tell, stop))
     for _ in range(2):
         with pytest.raises(ModelFileError) as caught:
             list(engine.load())

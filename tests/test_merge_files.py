@@ -23,8 +23,8 @@ from merges import (
 from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.merge.output_files import WrittenFile
@@ -39,7 +39,7 @@ WHOLE = stack(("a", 0, 6))
 def generate(path: Path, tokens: int = 6) -> list[int]:
     """Generate tokens greedily with llama.cpp."""
     options = LoadOptions(path, 2048, read_header(path).sizes, context_size=256, n_threads=1)
-    engine = Engine(lambda tell, stop: open_llama(options, tell, stop))
+    engine = LocalEngine(lambda tell, stop: open_llama(options, tell, stop))
     try:
         list(engine.load())
         return ask(engine, "Once upon a time", max_tokens=tokens)[0].ids

@@ -18,7 +18,7 @@ from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS
-from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import CEREBRUM
 
@@ -30,7 +30,7 @@ QUESTION = "What is 3 plus 4?"
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
+def engine() -> Iterator[LocalEngine]:
     """An engine with nano, in eight slots."""
     with loaded_engine(MODEL_FILE) as engine:
         yield engine
@@ -59,11 +59,11 @@ def test_nano_reply_ends_without_the_end_token(tmp_path: Path) -> None:
     assert EOS not in next_prompt
 
 
-def test_nano_drafts_change_no_reply(engine: Engine) -> None:
+def test_nano_drafts_change_no_reply(engine: LocalEngine) -> None:
     """Nano repeats itself only after the end of its replies, which is ignored here."""
     params, accepted = SamplingParams(max_tokens=400), 0
     for question in (QUESTION, "Double it.", "Say it again: 3 plus 4 makes 7. Then 7 plus 5 makes 12."):
-        prompt = engine.tokenize(CEREBRUM.render(Conversation().user(question)))
+        prompt = engine.vocabulary.tokenize(CEREBRUM.render(Conversation().user(question)))
         requests = (Request(prompt, params, ignore_eos=True, step_costs=costs) for costs in (None, DEFAULT_COSTS))
         (plain,), (drafted,) = (collect_replies(engine.generate([each])).values() for each in requests)
         assert drafted.ids == plain.ids
@@ -96,7 +96,7 @@ def test_nano_template_matches_the_training_format(tmp_path: Path) -> None:
     assert plain.object["token_ids"] == embedded.object["token_ids"]
 
 
-def test_nano_greedy_answers_are_mostly_right(engine: Engine) -> None:
+def test_nano_greedy_answers_are_mostly_right(engine: LocalEngine) -> None:
     problems = held_out()[:60]
     samples = [sample for [sample] in generate(engine, [Conversation().user(turns[0]) for turns, _ in problems])]
     right = [final_answer(sample.text) == answer for sample, (_, answer) in zip(samples, problems, strict=True)]
@@ -104,7 +104,7 @@ def test_nano_greedy_answers_are_mostly_right(engine: Engine) -> None:
     assert all(sample.ended for sample in samples)
 
 
-def test_nano_majority_beats_single_samples(engine: Engine) -> None:
+def test_nano_majority_beats_single_samples(engine: LocalEngine) -> None:
     problems = held_out()[:40]
     sampled = generate(engine, [Conversation().user(turns[0]) for turns, _ in problems], n=8, temperature=0.8, seed=1)
     right = [answer for _, answer in problems]
@@ -118,7 +118,7 @@ def test_nano_majority_beats_single_samples(engine: Engine) -> None:
     assert sum(majority) / len(majority) >= sum(single) / len(single) + 0.1
 
 
-def test_nano_stays_within_its_vocabulary_on_unusual_questions(engine: Engine) -> None:
+def test_nano_stays_within_its_vocabulary_on_unusual_questions(engine: LocalEngine) -> None:
     strange = ["What is the capital of France?", "Wie spät ist es?", "def f(x): return x", "Hello!", "2", "東京"]
     conversations = [Conversation().user(text) for text in (*strange, QUESTION)]
     for temperature in (0.0, 0.8):

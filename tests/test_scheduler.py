@@ -19,7 +19,8 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.backend import Row, StopFlag
-from cerebrum_cli.engine.commands import Abort, Cancel, CancelScope, Command, Commands, Submit
+from cerebrum_cli.engine.commands import Abort, Cancel, Command, Commands, Submit
+from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scheduler import CELLS_PER_TOKEN, Scheduler, Step, common_prefix
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences
@@ -327,7 +328,7 @@ class AnyTraffic(RuleBasedStateMachine):
                 asked[sequence.id] = Sample(sequence)
                 born.append(sequence)
             self.samples += asked.values()
-        self.commands.send(Submit(born, CancelScope(self.commands)))
+        self.commands.send(Submit(born, CancelScope(lambda: self.commands.cancel_count)))
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(data=st.data())

@@ -18,8 +18,9 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, 
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, StageEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag
-from cerebrum_cli.engine.commands import CancelScope, Commands, Submit, SubmitScores
-from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.commands import Commands, Submit, SubmitScores
+from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scoring.job import ScoreJob
 from cerebrum_cli.engine.scoring.request import Score, ScoreEvent, ScoreRequest, ScoringEvent
@@ -289,7 +290,7 @@ def test_scores_that_fail_leave_as_many_slots_as_memory_holds() -> None:
 
 
 def test_scores_need_a_loaded_engine() -> None:
-    engine = Engine(shared_backend().open)
+    engine = LocalEngine(shared_backend().open)
     list(engine.load())
     engine.close()
     with pytest.raises(EngineError, match="not loaded"):
@@ -300,7 +301,7 @@ def test_scores_and_sequences_run_one_after_another() -> None:
     backend = ScriptedBackend(replies({"hello ": "world!"}), slots=4, kv_unified=True)
     commands, events = Commands(StopFlag()), list[object]()
     loop = Loop(backend, 0.0)
-    scope = CancelScope(commands)
+    scope = CancelScope(lambda: commands.cancel_count)
 
     def submit(sample: int) -> None:
         commands.send(Submit(create_sequences(0, Request(tokens("hello ")), events.append, [sample], 0), scope))

@@ -13,14 +13,14 @@ from asking import loaded
 from llama_engines import MODELS, greedy, options
 
 from cerebrum_cli.application.inference.format_choice import format_builder
-from cerebrum_cli.application.inference.responder import LocalResponder
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag
-from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.llama.quantize import quantize
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.engine.scoring.request import Score, ScoreEvent, ScoreRequest
 from cerebrum_cli.engine.sequence import Request, Tokens
@@ -44,12 +44,12 @@ def precise_options(path: Path, slots: int = 1) -> LoadOptions:
 
 def open_engine(
     path: Path, *, slots: int = 8, kv_unified: bool = True, batch_invariant: bool = False
-) -> AbstractContextManager[Engine]:
+) -> AbstractContextManager[LocalEngine]:
     load_options = replace(precise_options(path, slots), kv_unified=kv_unified, batch_invariant=batch_invariant)
-    return loaded(Engine(lambda tell, stop: open_llama(load_options, tell, stop)))
+    return loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop)))
 
 
-def score(engine: Engine, requests: Iterable[ScoreRequest]) -> list[tuple[Score, ...]]:
+def score(engine: LocalEngine, requests: Iterable[ScoreRequest]) -> list[tuple[Score, ...]]:
     scores = {event.request: event.scores for event in engine.score(requests) if isinstance(event, ScoreEvent)}
     return [scores[index] for index in range(len(scores))]
 
@@ -156,7 +156,7 @@ def test_scores_survive_interrupts_by_other_work(precise_model: Path) -> None:
 def test_responder_scores_a_text_after_the_prefix_token(chatml_model: Path, mistral_model: Path) -> None:
     for path, text in ((chatml_model, "<|im_start|>"), (mistral_model, "<s>")):
         with open_engine(path) as engine:
-            responder = LocalResponder(engine, format_builder("cerebrum", None, {}), 2048)
+            responder = Responder(engine, format_builder("cerebrum", None, {}), 2048)
             prefix = responder.prefix_token
             assert prefix is not None and responder.detokenize([prefix]) == text
             events = list(responder.score([ScoreRequest((prefix,), ((40, 41, 42),))]))

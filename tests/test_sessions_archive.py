@@ -53,7 +53,7 @@ def transcript(store: Store, session: Session, loaded: LoadedModel) -> str:
 
 
 def test_transcript_tokenizes_another_models_reply_again(store: Store, loaded: LoadedModel) -> None:
-    second = Message("assistant", "Second.", loaded.engine.tokenize((Text("Second."),)))
+    second = Message("assistant", "Second.", loaded.engine.vocabulary.tokenize((Text("Second."),)))
     session = create_session(store, (Message("assistant", "First.", (31999, 7)), OTHER), (second, OWN))
     assert transcript(store, session, loaded) == f"{FIRST_PROMPT}First.{SECOND_PROMPT}Second.\n"
 
@@ -70,7 +70,7 @@ def test_transcript_starts_at_the_first_message_in_the_context(store: Store, loa
 
 
 def test_transcript_includes_reasoning_without_an_answer(store: Store, loaded: LoadedModel) -> None:
-    tokens = loaded.engine.tokenize((Text("<think>", True), Text("hm")))
+    tokens = loaded.engine.vocabulary.tokenize((Text("<think>", True), Text("hm")))
     metadata = ReplyMetadata(reasoning="hm", model=loaded.model.reference, vocabulary=loaded.model.vocabulary)
     session = create_session(store, (Message("assistant", "", tokens), metadata))
     assert transcript(store, session, loaded) == f"{FIRST_PROMPT}<think>hm\n"

@@ -26,7 +26,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Backend, StopFlag
-from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 
 
@@ -145,7 +145,7 @@ def test_saving_without_a_loaded_model_does_nothing(tmp_path: Path) -> None:
         go.wait(20)
         raise EngineError("no model")
 
-    loads = Engine(slow, open_store(tmp_path))
+    loads = LocalEngine(slow, open_store(tmp_path))
     assert_returns(lambda: loads.save_prompt_cache(1))
     go.set()
     with pytest.raises(EngineError, match="no model"):
@@ -157,7 +157,7 @@ def test_saving_without_a_loaded_model_does_nothing(tmp_path: Path) -> None:
 
 
 def test_saving_without_a_store_does_nothing() -> None:
-    engine = Engine(scripted().open)
+    engine = LocalEngine(scripted().open)
     list(engine.load())
     ask_once(engine, FIRST)
     engine.save_prompt_cache(1)

@@ -14,7 +14,7 @@ from llama_engines import MODELS, TALE, assert_matches_single_run, greedy_reply,
 
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import DAMAGED, FOOTER, StateStore
@@ -24,15 +24,15 @@ pytestmark = pytest.mark.slow
 TRIMS = ("mistral_model", "chatml_model")
 
 
-def next_prompt(engine: Engine, prompt: tuple[int, ...], reply: Reply) -> tuple[int, ...]:
+def next_prompt(engine: LocalEngine, prompt: tuple[int, ...], reply: Reply) -> tuple[int, ...]:
     """The next prompt of a conversation."""
-    return (*prompt, *reply.ids, *engine.tokenize([Text(" And then? ")]))
+    return (*prompt, *reply.ids, *engine.vocabulary.tokenize([Text(" And then? ")]))
 
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_restored_conversation_continues_identically(tmp_path: Path, tiny_model: Path, slots: int) -> None:
     with open_engine(tiny_model, tmp_path / "unused", slots=slots) as engine:
-        prompt = engine.tokenize([Text(TALE)])
+        prompt = engine.vocabulary.tokenize([Text(TALE)])
         greedy_reply(engine, prompt[:1], 700)  # growing the memory would empty it
         first, _ = greedy_reply(engine, prompt)
         then = next_prompt(engine, prompt, first)
@@ -52,7 +52,7 @@ def test_restored_conversation_continues_identically(tmp_path: Path, tiny_model:
 def test_restored_conversation_can_be_shortened(tmp_path: Path, request: pytest.FixtureRequest, name: str) -> None:
     tiny_model = request.getfixturevalue(name)
     with open_engine(tiny_model, tmp_path) as engine:
-        prompt = engine.tokenize([Text(TALE)])
+        prompt = engine.vocabulary.tokenize([Text(TALE)])
         greedy_reply(engine, prompt)
         engine.save_prompt_cache(64)
     for undone in (prompt, prompt[:-20], (*prompt[:-9], *engine_tokens(tiny_model, "But no."))):
@@ -66,14 +66,14 @@ def test_restored_conversation_can_be_shortened(tmp_path: Path, request: pytest.
 def engine_tokens(tiny_model: Path, text: str) -> tuple[int, ...]:
     """Tokens of a text after other text."""
     with open_engine(tiny_model, Path("/nowhere")) as engine:
-        return engine.tokenize([Text("a"), Text(text)])[-4:]
+        return engine.vocabulary.tokenize([Text("a"), Text(text)])[-4:]
 
 
 def test_restoring_works_across_context_sizes(tmp_path: Path, tiny_model: Path) -> None:
     for first, second in ((5, None), (None, 5)):
         folder = tmp_path / str(first)
         with open_engine(tiny_model, folder) as engine:
-            prompt = engine.tokenize([Text(TALE)])
+            prompt = engine.vocabulary.tokenize([Text(TALE)])
             reply, _ = greedy_reply(engine, prompt, first)
             then = next_prompt(engine, prompt, replace(reply, ids=reply.ids[:5]))
             engine.save_prompt_cache(64)
@@ -89,7 +89,7 @@ def test_restoring_works_across_context_sizes(tmp_path: Path, tiny_model: Path) 
 
 def test_damaged_state_is_reported_and_replies_are_unchanged(tmp_path: Path, tiny_model: Path) -> None:
     with open_engine(tiny_model, tmp_path) as engine:
-        prompt = engine.tokenize([Text(TALE)])
+        prompt = engine.vocabulary.tokenize([Text(TALE)])
         first, _ = greedy_reply(engine, prompt)
         then = next_prompt(engine, prompt, first)
         engine.save_prompt_cache(64)
@@ -106,7 +106,7 @@ def test_damaged_state_is_reported_and_replies_are_unchanged(tmp_path: Path, tin
 def test_states_for_different_slot_counts_coexist(tmp_path: Path, chatml_model: Path) -> None:
     for slots, cached in ((1, 0), (2, 0), (1, 1), (2, 1)):
         with open_engine(chatml_model, tmp_path, slots=slots) as engine:
-            prompt = engine.tokenize([Text(TALE)])
+            prompt = engine.vocabulary.tokenize([Text(TALE)])
             reply, told = greedy_reply(engine, prompt)
             engine.save_prompt_cache(64)
         assert (reply.cached, told) == (cached * (len(prompt) - 1), [])
@@ -115,7 +115,7 @@ def test_states_for_different_slot_counts_coexist(tmp_path: Path, chatml_model: 
 
 def test_state_rejected_by_llama_cpp_is_reported_and_evaluated(tmp_path: Path, chatml_model: Path) -> None:
     with open_engine(chatml_model, tmp_path) as engine:
-        prompt = engine.tokenize([Text(TALE)])
+        prompt = engine.vocabulary.tokenize([Text(TALE)])
         kind = engine.backend.state_kind
         assert kind
 
@@ -130,7 +130,7 @@ def test_state_rejected_by_llama_cpp_is_reported_and_evaluated(tmp_path: Path, c
 
 def test_state_is_never_saved_from_a_copy_not_yet_made(tmp_path: Path, chatml_model: Path) -> None:
     with open_engine(chatml_model, tmp_path, slots=2) as engine:
-        prompt = engine.tokenize([Text(TALE)])
+        prompt = engine.vocabulary.tokenize([Text(TALE)])
         expected, _ = greedy_reply(engine, prompt)
     with open_engine(chatml_model, tmp_path, slots=2) as engine:
         one = SamplingParams(max_tokens=1)
@@ -146,7 +146,7 @@ def test_states_directory_may_have_any_name(tmp_path: Path, chatml_model: Path) 
     folder = tmp_path / os.fsdecode("Übung\n".encode() + b"\xff")
     for cached in (0, 1):
         with open_engine(chatml_model, folder) as engine:
-            prompt = engine.tokenize([Text(TALE)])
+            prompt = engine.vocabulary.tokenize([Text(TALE)])
             assert greedy_reply(engine, prompt)[0].cached == cached * (len(prompt) - 1)
             engine.save_prompt_cache(64)
 
@@ -159,7 +159,7 @@ def test_full_disk_is_an_error_and_leaves_no_llama_state(tmp_path: Path, chatml_
         "from cerebrum_cli.core.errors import EngineError\n"
         "folder, room = Path(sys.argv[1]), int(sys.argv[3])\n"
         "with open_engine(Path(sys.argv[2]), folder) as engine:\n"
-        "    prompt = engine.tokenize([Text(TALE)])\n"
+        "    prompt = engine.vocabulary.tokenize([Text(TALE)])\n"
         "    greedy_reply(engine, prompt)\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (room,) * 2)\n"
         "    try:\n        engine.save_prompt_cache(64)\n"
@@ -167,7 +167,7 @@ def test_full_disk_is_an_error_and_leaves_no_llama_state(tmp_path: Path, chatml_
         "    sys.stdout.write(str(greedy_reply(engine, prompt)[0].cached == len(prompt) - 1))\n"
     )
     with open_engine(chatml_model, tmp_path / "whole") as engine:
-        greedy_reply(engine, engine.tokenize([Text(TALE)]))
+        greedy_reply(engine, engine.vocabulary.tokenize([Text(TALE)]))
         engine.save_prompt_cache(64)
     [state] = (tmp_path / "whole").iterdir()
     content = state.read_bytes()
@@ -189,6 +189,6 @@ def test_long_rope_models_save_no_states(tmp_path: Path) -> None:
         path = tmp_path / f"{scaling}.gguf"
         tiny_models._write(path, replace(tiny_models.LLAMA, keys=keys), sizes, metadata, 0)
         with open_engine(path, tmp_path / "states") as engine:
-            greedy_reply(engine, engine.tokenize([Text(TALE)]))
+            greedy_reply(engine, engine.vocabulary.tokenize([Text(TALE)]))
             engine.save_prompt_cache(64)
         assert len(list((tmp_path / "states").glob("*"))) == files

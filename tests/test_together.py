@@ -15,9 +15,9 @@ from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.backend import Row
-from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import (
     CPU_UBATCH,
     HEADROOM,
@@ -46,7 +46,7 @@ def open_engine(
     batch_invariant: bool = True,
     kv_unified: bool = False,
     states: StateStore | None = None,
-) -> AbstractContextManager[Engine]:
+) -> AbstractContextManager[LocalEngine]:
     """Start an engine with so many slots."""
     options = LoadOptions(
         NANO,
@@ -59,21 +59,21 @@ def open_engine(
         whole_context=kv_unified,
         batch_invariant=batch_invariant and not kv_unified,
     )
-    return loaded(Engine(lambda tell, stop: open_llama(options, tell, stop), states))
+    return loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop), states))
 
 
-def prompt_of(engine: Engine, question: str) -> tuple[int, ...]:
-    return engine.tokenize(PLAIN_FORMATS["cerebrum"].render(Conversation().user(question)))
+def prompt_of(engine: LocalEngine, question: str) -> tuple[int, ...]:
+    return engine.vocabulary.tokenize(PLAIN_FORMATS["cerebrum"].render(Conversation().user(question)))
 
 
-def answers(engine: Engine, questions: list[str], limit: int | None = 60) -> list[list[int]]:
+def answers(engine: LocalEngine, questions: list[str], limit: int | None = 60) -> list[list[int]]:
     """Greedy replies to all questions, generated concurrently."""
     params = SamplingParams(max_tokens=limit)
     said = collect_replies(engine.generate([Request(prompt_of(engine, question), params) for question in questions]))
     return [said[SequenceId(index)].ids for index in range(len(questions))]
 
 
-def samples_of(engine: Engine, count: int, limit: int | None = 60) -> list[Reply]:
+def samples_of(engine: LocalEngine, count: int, limit: int | None = 60) -> list[Reply]:
     """Samples for one question."""
     params = SamplingParams(temperature=0.8, seed=3, max_tokens=limit)
     said = collect_replies(engine.generate([Request(prompt_of(engine, SUMS[0]), params, n=count)]))

@@ -15,13 +15,13 @@ from scripted_command import RecordingBackend, batch_backend, run_here
 
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.inference.format_choice import format_builder
-from cerebrum_cli.application.inference.responder import GenerationRequest, LocalResponder
+from cerebrum_cli.application.inference.responder import GenerationRequest, Responder
 from cerebrum_cli.application.inference.voting import MajorityVote, run_vote
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.local import LocalEngine
 
 VOTES_KEYS = ["samples", "winner", "tally", "agreement", "chains"]
 SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason"]
@@ -332,15 +332,15 @@ def test_batch_counts_votes_without_a_winner(runner: VoteRunner) -> None:
 
 
 def events_of(
-    replies: list[str], votes: str, seen: list[Event], on_tally: Callable[[LocalResponder], object] = lambda _: None
+    replies: list[str], votes: str, seen: list[Event], on_tally: Callable[[Responder], object] = lambda _: None
 ) -> MajorityVote:
     """Run a vote on an engine, collect its events in `seen`, and call `on_tally` for each TallyEvent."""
     script: dict[str, Any] = {"rows": {}, "seeds": replies}
     vote = MajorityVote(parse_votes(votes))
     backend = batch_backend(script, vote.max_samples)
-    engine = Engine(backend.open)
+    engine = LocalEngine(backend.open)
     try:
-        responder = LocalResponder(engine, format_builder("cerebrum", None, {}), 1000)
+        responder = Responder(engine, format_builder("cerebrum", None, {}), 1000)
         request = GenerationRequest(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
         for event in run_vote(responder, request, vote):
             seen.append(event)
@@ -370,7 +370,7 @@ def test_vote_yields_a_tally_event_per_change() -> None:
 
 def test_cancelled_vote_keeps_its_tally() -> None:
     seen: list[Event] = []
-    vote = events_of([reply(4), *[reply(5, LONG)] * 4], "5", seen, LocalResponder.cancel)
+    vote = events_of([reply(4), *[reply(5, LONG)] * 4], "5", seen, Responder.cancel)
     assert (vote.winner and vote.winner.answer, vote.is_over, vote.running) == ("4", False, 0)
     assert vote.reply and vote.reply.text == reply(4)
     reasons = [event.reason for event in seen if isinstance(event, FinishEvent)]

@@ -14,8 +14,8 @@ from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.events import FinishEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import CEREBRUM
@@ -38,10 +38,10 @@ class Sample:
 
 
 @contextmanager
-def loaded_engine(path: Path) -> Iterator[Engine]:
+def loaded_engine(path: Path) -> Iterator[LocalEngine]:
     """Load a model with SLOTS slots."""
     options = LoadOptions(path, 512, read_header(path).sizes, context_size=512, n_threads=1, slots=SLOTS)
-    engine = Engine(lambda emit, stop: open_llama(options, emit, stop))
+    engine = LocalEngine(lambda emit, stop: open_llama(options, emit, stop))
     try:
         list(engine.load())
         yield engine
@@ -49,7 +49,9 @@ def loaded_engine(path: Path) -> Iterator[Engine]:
         engine.close()
 
 
-def generate(engine: Engine, conversations: Sequence[Conversation], n: int = 1, **sampling: Any) -> list[list[Sample]]:
+def generate(
+    engine: LocalEngine, conversations: Sequence[Conversation], n: int = 1, **sampling: Any
+) -> list[list[Sample]]:
     """Generate `n` replies to each conversation, greedily by default.
 
     Each conversation has its own seeds, starting with `seed`: with the same seeds for all, the first token of every
@@ -57,7 +59,7 @@ def generate(engine: Engine, conversations: Sequence[Conversation], n: int = 1, 
     """
     params = SamplingParams(max_tokens=MAX_TOKENS, stop=CEREBRUM.stop, **sampling)
     seeds = [None if params.seed is None else params.seed + n * index for index in range(len(conversations))]
-    prompts = [engine.tokenize(CEREBRUM.render(conversation)) for conversation in conversations]
+    prompts = [engine.vocabulary.tokenize(CEREBRUM.render(conversation)) for conversation in conversations]
     token_events: dict[SequenceId, list[TokenEvent]] = {}
     ended: dict[SequenceId, bool] = {}
     requests = [Request(prompt, replace(params, seed=seed), n=n) for prompt, seed in zip(prompts, seeds, strict=True)]
@@ -91,7 +93,7 @@ def percentage(flags: Sequence[bool]) -> str:
     return f"{100 * sum(flags) / len(flags):5.1f} % of {len(flags)}"
 
 
-def measure_votes(engine: Engine, temperature: float, seed: int) -> None:
+def measure_votes(engine: LocalEngine, temperature: float, seed: int) -> None:
     """Print the accuracy of greedy replies, single samples and votes on the held-out questions."""
     problems = held_out()
     conversations = [Conversation().user(turns[0]) for turns, _ in problems]
@@ -115,7 +117,7 @@ def measure_votes(engine: Engine, temperature: float, seed: int) -> None:
         print(f"{name:28} {percentage(flags)}")
 
 
-def measure_follow_ups(engine: Engine) -> None:
+def measure_follow_ups(engine: LocalEngine) -> None:
     """Print the accuracy of greedy replies to follow-up questions."""
     problems = questions(FOLLOW_UP_SEED, 200, turns=2)
     conversations = [Conversation().user(turns[0]) for turns, _ in problems]

@@ -38,27 +38,8 @@ class Sampler(Protocol):
         """Free the native samplers."""
 
 
-class Backend(Protocol):
-    """A loaded model and its KV cache: `slots` sequences of up to `capacity` tokens each; `reserve` sets both.
-
-    Vocabulary methods may be called from any thread, all others from one thread only.
-    """
-
-    @property
-    def context_size(self) -> int:
-        """Maximum length of a sequence, in tokens."""
-
-    @property
-    def capacity(self) -> int:
-        """Length of a sequence, in tokens, that memory is allocated for; 0 before the first `reserve`."""
-
-    @property
-    def slots(self) -> int:
-        """Number of concurrent sequences; before the first `reserve`, the number requested."""
-
-    @property
-    def batch_size(self) -> int:
-        """Maximum number of rows in one decode; at least `slots`."""
+class Vocabulary(Protocol):
+    """The vocabulary of a model; for any thread."""
 
     def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
         """Tokenize a prompt; untrusted text never becomes a special token."""
@@ -78,6 +59,29 @@ class Backend(Protocol):
 
     def special_token_text(self, name: str) -> str:
         """Text of the vocabulary's `bos` or `eos` token; empty if it has none."""
+
+
+class Backend(Vocabulary, Protocol):
+    """A loaded model and its KV cache: `slots` sequences of up to `capacity` tokens each; `reserve` sets both.
+
+    Methods other than those of its vocabulary may be called from one thread only.
+    """
+
+    @property
+    def context_size(self) -> int:
+        """Maximum length of a sequence, in tokens."""
+
+    @property
+    def capacity(self) -> int:
+        """Length of a sequence, in tokens, that memory is allocated for; 0 before the first `reserve`."""
+
+    @property
+    def slots(self) -> int:
+        """Number of concurrent sequences; before the first `reserve`, the number requested."""
+
+    @property
+    def batch_size(self) -> int:
+        """Maximum number of rows in one decode; at least `slots`."""
 
     def slots_for(self, length: int) -> int:
         """Number of the requested slots for which memory suffices, if each holds `length` tokens; for any thread."""

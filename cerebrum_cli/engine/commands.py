@@ -8,22 +8,11 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.sequence import Failure, Sequence
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.job import ScoreJob
-
-
-class CancelScope:
-    """Work that starts now: `is_cancelled` once everything was cancelled, also while nothing of it was running."""
-
-    def __init__(self, commands: Commands) -> None:
-        self._commands = commands
-        self._start = commands.cancel_count
-
-    @property
-    def is_cancelled(self) -> bool:
-        return self._commands.cancel_count != self._start
 
 
 class Submit(NamedTuple):

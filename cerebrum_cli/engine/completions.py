@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
-from cerebrum_cli.engine.commands import Abort, Cancel, CancelScope, Commands, Submit
+from cerebrum_cli.engine.commands import Abort, Cancel, Commands, Submit
+from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences, first_seed
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class SubmittedRequest(NamedTuple):
     drafter: Drafter | None
 
 
-class Completions:
+class LocalCompletions:
     """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
 
     It stops when no sample is running. Closing it frees the slots before returning. Samples added after `scope` was

@@ -1,212 +1,121 @@
-"""Generate many completions concurrently.
-
-One thread owns the model: it loads it and then repeats three steps: schedule, decode, process the output. Callers on
-other threads read events from a queue, so signals are handled during a long prefill. Closing a stream of events frees
-its slots.
-"""
+"""What generation needs of an engine: the model on this machine, or one behind a server."""
 
 from __future__ import annotations
 
-import atexit
-import threading
-from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
-from queue import SimpleQueue
-from time import perf_counter
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import Event, RefusedEvent, SequenceId
-from cerebrum_cli.core.parts import Part
-from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
-from cerebrum_cli.engine.commands import (
-    Cancel,
-    CancelScope,
-    Close,
-    Commands,
-    SavePromptCache,
-    Submit,
-    SubmitScores,
-)
-from cerebrum_cli.engine.completions import Completions
-from cerebrum_cli.engine.loop import Loop
-from cerebrum_cli.engine.memory import group_lengths
-from cerebrum_cli.engine.sequence import Failure, Request
-from cerebrum_cli.engine.state_store import StateStore
+from cerebrum_cli.core.events import Event, RefusedEvent
+from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.sequence import Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 
 
-class Engine:
-    """A model on its own thread, which starts loading it immediately; prompts are cached on disk in `state_store`."""
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine supports; commands refuse, or note, what is missing.
 
-    def __init__(self, open_backend: OpenBackend, state_store: StateStore | None = None) -> None:
-        self._open = open_backend
-        self._state_store = state_store
-        self._stop = StopFlag()
-        self._commands = Commands(self._stop)
-        self._loading: SimpleQueue[Event | Failure | None] = SimpleQueue()
-        self._backend: Backend | None = None
-        self.has_failed = False  # to load the model
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
-        atexit.register(self.close)  # native code must not outlive the interpreter
+    `schedules_rows`: requests may be submitted by the thousand, since the engine starts them as it has room.
+    """
 
-    # For callers, on any thread.
+    scores: bool = True
+    logprobs: bool = True
+    seeds: bool = True
+    grammars: bool = True
+    prompt_cache: bool = True
+    schedules_rows: bool = False
+
+
+class CancelScope:
+    """Work that starts now: `is_cancelled` once everything was cancelled, also while nothing of it was running.
+
+    `cancel_count` is the number of times that everything was cancelled.
+    """
+
+    def __init__(self, cancel_count: Callable[[], int]) -> None:
+        self._cancel_count = cancel_count
+        self._start = cancel_count()
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._cancel_count() != self._start
+
+
+class Completions(Protocol):
+    """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
+
+    It stops when no sample is running. Closing it frees what the samples hold before returning. Samples added after
+    its scope was cancelled finish as `cancelled`.
+    """
+
+    def add_samples(self, index: int, count: int) -> None:
+        """Add `count` samples to a request; their seeds continue the sequence."""
+
+    def abort(self, index: int) -> None:
+        """Cancel the running samples of a request, without loss to others; each finishes as `cancelled`."""
+
+    def __iter__(self) -> Iterator[Event]: ...
+
+    def close(self) -> None: ...
+
+
+class Engine(Protocol):
+    """Generates completions of token sequences; it starts loading immediately."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What is supported. The model must be loaded."""
 
     def load(self) -> Iterator[Event]:
         """Yield load events until the model is ready; raise if loading failed. Later calls yield nothing."""
-        while True:
-            event = self._loading.get()
-            if event is None or isinstance(event, Failure):
-                self._loading.put(event)  # for later calls
-                if event is None:
-                    return
-                raise event.error
-            yield event
 
     @property
     def is_loaded(self) -> bool:
         """Whether the model is ready; false while it loads, after a failure and after `close`."""
-        return self._backend is not None
 
     @property
-    def backend(self) -> Backend:
-        """The loaded model, for vocabulary lookups; EngineError before `load` and after `close`."""
-        if self._backend is None:
-            raise EngineError("the model is not loaded")
-        return self._backend
+    def has_failed(self) -> bool:
+        """Whether loading failed."""
 
-    def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
-        return self.backend.tokenize(parts)
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's vocabulary; EngineError before `load` and after `close`."""
 
-    def generate(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
-        """Yield the events of all samples of all requests as they occur, each ending with a FinishEvent.
-
-        Prompts must be shorter than the context. Closing the generator frees the slots before returning.
-        """
-        with closing(self.complete(requests)) as completions:
-            yield from raise_refusals(completions)
+    @property
+    def context_size(self) -> int:
+        """Maximum length of a sequence, in tokens; EngineError before `load` and after `close`."""
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> Completions:
-        """Submit requests; samples can be added and aborted while they run. Close the result when done.
+        """Submit requests, whose prompts must be shorter than the context; close the result when done.
 
         A `scope` that began before makes a `cancel` in between count.
         """
-        completions = Completions(self._commands, scope or self.cancel_scope())
-        completions.add(requests)
-        return completions
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
-        """Divide requests, named by index, into groups to complete one after the other, the shortest first.
-
-        Memory is allocated for the longest sequence of those submitted together. Call it while nothing runs.
-        """
-        backend, requests = self.backend, list(requests)
-        lengths = [request.expected_length(backend.context_size) for request in requests]
-        samples = (length for length, request in zip(lengths, requests, strict=True) for _ in range(request.n))
-        limits = group_lengths(samples, backend.slots_for)
-        groups: list[list[int]] = [[] for _ in limits]
-        for index, length in enumerate(lengths):
-            groups[bisect_left(limits, length)].append(index)
-        return groups
+        """Divide requests, named by index, into groups to complete one after the other, the shortest first."""
 
     def score(
         self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None
     ) -> Generator[ScoringEvent, None, None]:
-        """Yield a ScoreEvent, or a RefusedEvent, for each request as it finishes, and progress in between.
-
-        Nothing else runs meanwhile, and all slots are empty afterwards. After a cancel the stream ends early:
-        `scope.is_cancelled`. Closing the generator frees the slots before returning. The model must be loaded.
-        """
-        from cerebrum_cli.engine.scoring.job import ScoreJob
-        from cerebrum_cli.engine.scoring.request import refusal
-
-        context_size = self.backend.context_size
-        accepted: dict[int, ScoreRequest] = {}
-        for index, request in enumerate(requests):
-            if error := refusal(request, context_size):
-                yield RefusedEvent(SequenceId(index), error)
-            else:
-                accepted[index] = request
-        outbox: SimpleQueue[ScoringEvent | Failure | None] = SimpleQueue()
-        job = ScoreJob(accepted, outbox.put)
-        if not self._commands.send(SubmitScores(job, scope or self.cancel_scope())):
-            raise EngineError("the engine is closed")
-        is_running = True
-        try:
-            while is_running:
-                event = outbox.get()
-                is_running = not (event is None or isinstance(event, Failure))
-                if isinstance(event, Failure):
-                    raise event.error
-                if event is not None:
-                    yield event
-        finally:
-            cancel = Cancel([job], threading.Event())
-            if is_running and self._commands.send(cancel):
-                cancel.done.wait()
+        """Yield a ScoreEvent, or a RefusedEvent, for each request as it finishes, and progress in between."""
 
     def cancel_scope(self) -> CancelScope:
         """Start a scope, for work that submits requests more than once."""
-        return CancelScope(self._commands)
 
     def cancel(self) -> None:
         """Cancel everything, loading included; streams end with the finish reason `cancelled`."""
-        self._commands.send(Cancel(None, threading.Event()))
 
     def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:
-        """Save idle slots with at least `min_tokens` unsaved tokens to disk.
-
-        With a `prompt`, save only the slot that matches most of it: others hold other conversations.
-
-        Call it while nothing runs: running sequences are not saved, and wait meanwhile. Does nothing without a store
-        or a loaded model. Raises EngineError if a state cannot be written.
-        """
-        self._save(SavePromptCache(min_tokens, prompt, SimpleQueue()))
+        """Save evaluated prompts of at least `min_tokens` tokens, or the one that matches `prompt`, if supported."""
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
-        """Save a common prefix of later prompts to disk; the idle slot that holds it drops the rest."""
-        self._save(SavePromptCache(0, None, SimpleQueue(), tokens))
-
-    def _save(self, command: SavePromptCache) -> None:
-        if self._state_store is None or not self.is_loaded or not self._commands.send(command):
-            return
-        failure = command.result.get()
-        if failure:
-            raise failure.error
+        """Save a common prefix of later prompts, if supported."""
 
     def close(self) -> None:
-        """Cancel everything and free the model; the engine cannot be used again."""
-        self._commands.send(Close())
-        self._thread.join()
-        atexit.unregister(self.close)
-
-    # On the engine's thread.
-
-    def _run(self) -> None:
-        start = perf_counter()
-        try:
-            backend = self._open(self._loading.put, self._stop)
-        except BaseException as error:
-            self.has_failed = True
-            self._loading.put(Failure(error))
-            fail_commands(self._commands, error)
-            return
-        self._backend = backend
-        self._loading.put(None)
-        loop = Loop(backend, perf_counter() - start, self._state_store)
-        try:
-            while loop.process_commands(self._commands):
-                loop.step()
-        except BaseException as error:  # a bug: all callers get it, now and later
-            loop.fail(error)
-            fail_commands(self._commands, error)
-        finally:
-            self._backend = None  # from now on callers get an error, not freed memory
-            backend.close()
+        """Cancel everything and free what the engine holds; it cannot be used again."""
 
 
 def raise_refusals(events: Iterable[Event]) -> Iterator[Event]:
@@ -215,17 +124,3 @@ def raise_refusals(events: Iterable[Event]) -> Iterator[Event]:
         if isinstance(event, RefusedEvent):
             raise event.error
         yield event
-
-
-def fail_commands(commands: Commands, error: BaseException) -> None:
-    """Answer all commands up to Close with the error that ended this thread."""
-    while not isinstance(command := commands.take(wait=True), Close):
-        if isinstance(command, Submit):
-            for sequence in command.sequences:
-                sequence.emit(Failure(error))
-        elif isinstance(command, SubmitScores):
-            command.job.emit(Failure(error))
-        elif isinstance(command, Cancel):
-            command.done.set()
-        elif isinstance(command, SavePromptCache):
-            command.result.put(None)

@@ -13,7 +13,7 @@ from typing import Any
 from cerebrum_cli.application.chat.history import History, has_valid_tokens, load_conversation, suggest_name
 from cerebrum_cli.application.inference.loading import BackendFactory, LoadedModel, open_model
 from cerebrum_cli.application.inference.question import read_text
-from cerebrum_cli.application.inference.responder import LocalResponder
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
@@ -94,7 +94,7 @@ def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:
     return format_transcript(loaded.responder, conversation)
 
 
-def format_transcript(responder: LocalResponder, conversation: Conversation) -> str:
+def format_transcript(responder: Responder, conversation: Conversation) -> str:
     """Format a conversation exactly as a model sees it: the prompt of the last reply, and that reply."""
     has_reply = bool(conversation.messages) and conversation.messages[-1].role == "assistant"
     if not has_reply:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.application.chat.context_window import turns_to_drop
 from cerebrum_cli.application.chat.history import load_conversation, visible_messages
-from cerebrum_cli.application.inference.responder import LocalResponder
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import NoticeEvent
@@ -25,7 +25,7 @@ class FittedSession(NamedTuple):
 
 
 def fit_session(
-    store: Store, session: Session, model: Model, responder: LocalResponder, prefix_length: int, settings: Settings
+    store: Store, session: Session, model: Model, responder: Responder, prefix_length: int, settings: Settings
 ) -> FittedSession:
     """Drop the oldest turns of a session if the reply, whose first `prefix_length` tokens exist, needs the room.
 

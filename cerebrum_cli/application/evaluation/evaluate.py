@@ -16,7 +16,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, RowCounts, ScoreEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.commands import CancelScope
+from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.evals.question import Question
 from cerebrum_cli.evals.sample import OPTIONAL_KEYS, SAMPLE_KEYS, SKIPPED, Sample, parse_sample, sample_object
 from cerebrum_cli.evals.score import RunningScore

@@ -72,7 +72,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     @property
     def max_length(self) -> int:
         """Tokens of a text that can be evaluated."""
-        return self._model.engine.backend.context_size
+        return self._model.engine.context_size
 
     @property
     def prefix_token_id(self) -> int:
@@ -84,8 +84,8 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     @property
     def eot_token_id(self) -> int:
-        backend = self._model.engine.backend
-        return next(iter(backend.special_token_ids([backend.special_token_text("eos")])), self.prefix_token_id)
+        vocabulary = self._model.engine.vocabulary
+        return next(iter(vocabulary.special_token_ids([vocabulary.special_token_text("eos")])), self.prefix_token_id)
 
     @property
     def tokenizer_name(self) -> str:
@@ -113,7 +113,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         """
         if add_special_tokens is False:
             return self._encode_after([self.prefix_token_id], string)
-        return list(self._model.engine.tokenize([Text(string, trusted=True)]))
+        return list(self._model.engine.vocabulary.tokenize([Text(string, trusted=True)]))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation, with the space that its format puts before a reply.
@@ -224,7 +224,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     def _encode_after(self, context: list[int], text: str) -> list[int]:
         parts = (Tokens(tuple(context)), Text(text, trusted=True))
-        return list(self._model.engine.tokenize(parts)[len(context) :])
+        return list(self._model.engine.vocabulary.tokenize(parts)[len(context) :])
 
     def _loglikelihood_tokens(self, requests: list[EncodedPair], **_: Any) -> list[tuple[float, bool]]:
         results = [(0.0, True)] * len(requests)

@@ -20,7 +20,7 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, Pr
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts, RowEvent, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.commands import CancelScope
+from cerebrum_cli.engine.engine import CancelScope
 
 SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API

@@ -9,7 +9,7 @@ from cerebrum_cli.application.inference.prompt_length import least_tokens
 from cerebrum_cli.application.inference.responder import FormatBuilder
 from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.parts import Text
-from cerebrum_cli.engine.backend import Backend
+from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW
 
@@ -45,17 +45,17 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
                 "omit it, or add --format embedded",
             )
         plain = RAW if name == RAW.name else PLAIN_FORMATS[name]
-        return lambda _: plain
+        return lambda *_: plain
 
-    def build(backend: Backend) -> PromptFormat:
+    def build(vocabulary: Vocabulary, context_size: int) -> PromptFormat:
         from cerebrum_cli.formats.template import EmbeddedFormat
 
         return EmbeddedFormat(
             source=template,
-            bos=backend.special_token_text("bos"),
-            eos=backend.special_token_text("eos"),
-            special_tokens=lambda text: special_tokens(backend, text),
-            context_size=backend.context_size,
+            bos=vocabulary.special_token_text("bos"),
+            eos=vocabulary.special_token_text("eos"),
+            special_tokens=lambda text: special_tokens(vocabulary, context_size, text),
+            context_size=context_size,
             options=options,
         )
 
@@ -68,9 +68,9 @@ def prepare_format(name: str) -> None:
         import cerebrum_cli.formats.template  # noqa: F401
 
 
-def special_tokens(backend: Backend, text: str) -> tuple[int, ...]:
+def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> tuple[int, ...]:
     """The special tokens a text would be tokenized to if it were trusted, in order. Raises PromptTooLong."""
-    if least := least_tokens(backend, (Text(text),)):
-        raise PromptTooLong.for_context(f"at least {least}", backend.context_size, backend.context_size)
-    special = backend.special_token_ids((text,))
-    return tuple(token for token in backend.tokenize((Text(text, trusted=True),)) if token in special)
+    if least := least_tokens(vocabulary, context_size, (Text(text),)):
+        raise PromptTooLong.for_context(f"at least {least}", context_size, context_size)
+    special = vocabulary.special_token_ids((text,))
+    return tuple(token for token in vocabulary.tokenize((Text(text, trusted=True),)) if token in special)

@@ -10,7 +10,7 @@ from typing import Any
 
 from cerebrum_cli.application.inference.format_choice import choose_format, format_builder, prepare_format
 from cerebrum_cli.application.inference.profiles import DEFAULT, Profile, UseName, without_user_settings
-from cerebrum_cli.application.inference.responder import LocalResponder
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation
@@ -20,6 +20,7 @@ from cerebrum_cli.core.settings import Layer, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.plan import LoadOptions, Tuning, fallback_notice, plan_repacking
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import RAW
@@ -98,7 +99,7 @@ class LoadedModel:
     format_name: str
     opener: Opener
     engine: Engine
-    responder: LocalResponder
+    responder: Responder
 
     def save_prompt_cache(self, min_tokens: int, conversation: Conversation | None = None) -> NoticeEvent | None:
         """Save the evaluated tokens of one conversation, or of all, if there are at least `min_tokens`.
@@ -203,9 +204,9 @@ def open_model(
     default = load_options(file, settings, parallel, vocabulary_only, whole_context)
     tuned = load_options(file, settings, parallel, vocabulary_only, whole_context, tuning)
     opener = Opener(factory, tuned, default, draft_notice(file, settings.drafts))
-    engine = Engine(opener, prompt_cache(file, name, settings) if prompt_cache and not vocabulary_only else None)
+    engine = LocalEngine(opener, prompt_cache(file, name, settings) if prompt_cache and not vocabulary_only else None)
     choose_drafts = partial(draft_costs, step_costs, draft_problem(file))
-    responder = LocalResponder(engine, build, file.trained_context, partial(prepare_format, name), choose_drafts)
+    responder = Responder(engine, build, file.trained_context, partial(prepare_format, name), choose_drafts)
     return LoadedModel(model, file, name, opener, engine, responder)
 
 

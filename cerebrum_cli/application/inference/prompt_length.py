@@ -6,18 +6,18 @@ from collections.abc import Iterable
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.parts import Part, Text
-from cerebrum_cli.engine.backend import Backend
+from cerebrum_cli.engine.backend import Vocabulary
 
 POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit
 
 
-def least_tokens(backend: Backend, prompt: Iterable[Part]) -> int | None:
+def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[Part]) -> int | None:
     """Least possible number of tokens of a prompt that cannot fit, whatever its tokens are; None for any other."""
     texts = [part.value for part in prompt if isinstance(part, Text)]
-    if sum(map(len, texts)) <= POSSIBLE_CHARACTERS * backend.context_size:
+    if sum(map(len, texts)) <= POSSIBLE_CHARACTERS * context_size:
         return None
-    least = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // backend.longest_token
-    return least if least > backend.context_size else None
+    least = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // vocabulary.longest_token
+    return least if least > context_size else None
 
 
 def last_text(conversation: Conversation) -> tuple[Text, ...]:

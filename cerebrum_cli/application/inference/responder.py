@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
@@ -17,10 +17,9 @@ from cerebrum_cli.core.errors import PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.commands import CancelScope
+from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.drafts.costs import StepCosts
-from cerebrum_cli.engine.engine import Engine, raise_refusals
+from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
@@ -34,8 +33,8 @@ MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 DraftChoice = Callable[[bool | None], StepCosts | None]
 """What steps cost, for a request with this setting of `drafts`; None for no drafts."""
 
-FormatBuilder = Callable[[Backend], PromptFormat]
-"""Builds the prompt format once the model's vocabulary is loaded. Raises FormatError."""
+FormatBuilder = Callable[[Vocabulary, int], PromptFormat]
+"""Builds the prompt format from a vocabulary and the context size. Raises FormatError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,51 +117,8 @@ class ReplyStream:
         return self._splitters[sequence]
 
 
-class Responder(Protocol):
-    """Generates replies to conversations."""
-
-    def respond(
-        self,
-        conversation: Conversation,
-        settings: Settings,
-        grammar: str | None = None,
-        prefix_tokens: tuple[int, ...] = (),
-    ) -> Generator[Event, None, None]:
-        """Yield the events of loading and of one reply; closing the generator stops the reply."""
-
-    def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
-        """Tokenize a request. The model must be loaded."""
-
-    def generate(self, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> ReplyStream:
-        """Start to generate the replies to several requests; they are cancelled if the scope is."""
-
-    def group_by_length(self, requests: Iterable[TokenizedRequest]) -> list[list[int]]:
-        """Divide requests, named by index, into groups to generate one after the other, for less memory and time."""
-
-    def score(
-        self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None
-    ) -> Generator[ScoringEvent, None, None]:
-        """Yield the scores of given continuations as requests finish; see `Engine.score`. The model must be loaded."""
-
-    def cancel_scope(self) -> CancelScope:
-        """Start a scope, for work that generates more than once."""
-
-    def load(self) -> Iterator[Event]:
-        """Load the model and yield the events of loading; nothing if it is loaded."""
-
-    def count_tokens(self, conversation: Conversation) -> int:
-        """Number of tokens in the prompt of a conversation. The model must be loaded."""
-
-    @property
-    def context_size(self) -> int | None:
-        """Tokens that fit in the context, prompt and reply together; None before the model is loaded."""
-
-    def cancel(self) -> None:
-        """Stop what runs; its stream continues to the FinishEvents."""
-
-
-class LocalResponder:
-    """Generates replies with an engine on this machine.
+class Responder:
+    """Generates replies to conversations with an engine.
 
     Other calls than `respond`, `preview` and `cancel` need the model, or its vocabulary, to be loaded. `prepare` is
     called while the model loads, to import what the format needs.
@@ -235,9 +191,9 @@ class LocalResponder:
     @property
     def prefix_token(self) -> int | None:
         """The token that a text without a context is scored after: BOS, or EOS in a vocabulary without it."""
-        backend = self._engine.backend
-        texts = filter(None, map(backend.special_token_text, ("bos", "eos")))
-        return next((token for text in texts for token in backend.special_token_ids([text])), None)
+        vocabulary = self._engine.vocabulary
+        texts = filter(None, map(vocabulary.special_token_text, ("bos", "eos")))
+        return next((token for text in texts for token in vocabulary.special_token_ids([text])), None)
 
     def cancel_scope(self) -> CancelScope:
         return self._engine.cancel_scope()
@@ -251,11 +207,10 @@ class LocalResponder:
 
     def count_tokens(self, conversation: Conversation) -> int:
         """Number of tokens in the prompt of a conversation; the least possible number of one that cannot fit."""
-        backend = self._engine.backend
-        if least := least_tokens(backend, last_text(conversation)):
+        if least := self._least_tokens(last_text(conversation)):
             return least
         parts = self._format.render(conversation)
-        return least_tokens(backend, parts) or len(self._engine.tokenize(parts))
+        return self._least_tokens(parts) or len(self._engine.vocabulary.tokenize(parts))
 
     def tokenize(self, conversation: Conversation) -> tuple[int, ...]:
         """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""
@@ -273,17 +228,17 @@ class LocalResponder:
     @property
     def context_size(self) -> int | None:
         """Tokens in the context of the loaded model; None before it is loaded."""
-        return self._engine.backend.context_size if self._engine.is_loaded else None
+        return self._engine.context_size if self._engine.is_loaded else None
 
     def preview(self, conversation: Conversation) -> Preview:
         """Load the model, and return the exact prompt of a conversation without evaluating it."""
         for _ in self.load():
             pass
-        backend = self._engine.backend
+        vocabulary = self._engine.vocabulary
         parts = self._render(conversation)
         ids, text = self._tokenize(parts), self._spell(parts)
-        bos = backend.special_token_text("bos")
-        adds_bos = bool(ids) and detokenize(backend, ids[:1]) == bos and not text.startswith(bos)
+        bos = vocabulary.special_token_text("bos")
+        adds_bos = bool(ids) and detokenize(vocabulary, ids[:1]) == bos and not text.startswith(bos)
         return Preview(bos + text if adds_bos else text, ids)
 
     def render(self, conversation: Conversation) -> str:
@@ -291,7 +246,7 @@ class LocalResponder:
         return self._spell(self._render(conversation))
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return detokenize(self._engine.backend, ids)
+        return detokenize(self._engine.vocabulary, ids)
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -305,19 +260,19 @@ class LocalResponder:
 
     def drop_partial_character(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Drop tokens at the end that hold only part of a character."""
-        backend, length = self._engine.backend, len(ids)
-        while length and not _is_whole(b"".join(backend.piece(token) for token in ids[:length][-MAX_CHARACTER_BYTES:])):
+        piece, length = self._engine.vocabulary.piece, len(ids)
+        while length and not _is_whole(b"".join(map(piece, ids[:length][-MAX_CHARACTER_BYTES:]))):
             length -= 1
         return ids[:length]
 
     @cached_property
     def _format(self) -> PromptFormat:
-        return self._build_format(self._engine.backend)
+        return self._build_format(self._engine.vocabulary, self._engine.context_size)
 
     @cached_property
     def _visible_tokens(self) -> frozenset[int]:
         thoughts = self._format.thoughts
-        return self._engine.backend.special_token_ids(
+        return self._engine.vocabulary.special_token_ids(
             marker for thought in thoughts for marker in (thought.open, thought.close, thought.header)
         )
 
@@ -325,13 +280,13 @@ class LocalResponder:
         self._engine.cancel()
 
     def _decode_prefix(self, tokens: Sequence[int]) -> str:
-        backend = self._engine.backend
-        pieces = (backend.piece(token, special=token in self._visible_tokens) for token in tokens)
+        vocabulary = self._engine.vocabulary
+        pieces = (vocabulary.piece(token, special=token in self._visible_tokens) for token in tokens)
         return b"".join(pieces).decode("utf-8", "replace")
 
     def _tokenize_prompt(self, prompt: Sequence[Part], prefix_tokens: tuple[int, ...]) -> tuple[int, ...]:
         tokens = (*self._tokenize(prompt), *prefix_tokens)
-        size = self._engine.backend.context_size
+        size = self._engine.context_size
         if len(tokens) >= size:
             raise PromptTooLong.for_context(str(len(tokens)), size, self._trained_context)
         return tokens
@@ -345,12 +300,14 @@ class LocalResponder:
 
     def _tokenize(self, prompt: Sequence[Part]) -> tuple[int, ...]:
         self._require_possible(prompt)
-        return self._engine.tokenize(prompt)
+        return self._engine.vocabulary.tokenize(prompt)
 
     def _require_possible(self, prompt: Iterable[Part]) -> None:
-        backend = self._engine.backend
-        if least := least_tokens(backend, prompt):
-            raise PromptTooLong.for_context(f"at least {least}", backend.context_size, self._trained_context)
+        if least := self._least_tokens(prompt):
+            raise PromptTooLong.for_context(f"at least {least}", self._engine.context_size, self._trained_context)
+
+    def _least_tokens(self, prompt: Iterable[Part]) -> int | None:
+        return least_tokens(self._engine.vocabulary, self._engine.context_size, prompt)
 
 
 def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:
@@ -367,9 +324,9 @@ def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -
     yield event
 
 
-def detokenize(backend: Backend, ids: Sequence[int]) -> str:
+def detokenize(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
     """Decode tokens to text, special tokens spelled out."""
-    return b"".join(backend.piece(token, special=True) for token in ids).decode("utf-8", "replace")
+    return b"".join(vocabulary.piece(token, special=True) for token in ids).decode("utf-8", "replace")
 
 
 def _is_whole(data: bytes) -> bool:
