@@ -17,6 +17,7 @@
     |-- BatchError                exit 1   the result of a batch, or its journal
     |-- MergeError                exit 1   incompatible models, or a merge that cannot be written
     |-- OutputError               exit 1   standard output cannot be written
+    |-- EndpointError             exit 1   a server that cannot be used, or is gone
     `-- EngineError               exit 1   llama.cpp failed
 
 Any other exception is a bug and keeps its traceback.
@@ -136,6 +137,10 @@ class MergeError(CerebrumError):
 
 class OutputError(CerebrumError):
     """Standard output cannot be written: the disk is full, or the terminal is gone."""
+
+
+class EndpointError(CerebrumError):
+    """A server that cannot be reached, refuses, or serves something else than is needed."""
 
 
 class EngineError(CerebrumError):

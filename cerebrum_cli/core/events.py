@@ -175,7 +175,8 @@ class Timings:
 class FinishEvent:
     """The last event of a sequence: the reason it finished, token counts, timings and its seed.
 
-    With `by_stop_string`, its tokens include those of the stop string, and its text does not.
+    With `by_stop_string`, its tokens include those of the stop string, and its text does not. A server may not send all
+    tokens of a reply: `has_all_tokens`.
     """
 
     sequence: SequenceId
@@ -187,6 +188,7 @@ class FinishEvent:
     context_size: int
     timings: Timings
     by_stop_string: bool = False
+    has_all_tokens: bool = True
 
 
 Event = (

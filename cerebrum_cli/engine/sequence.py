@@ -38,7 +38,8 @@ class Request:
 
     `max_n`, if larger, is the number of samples that there may be in the end. `visible_tokens` are control tokens to
     include in the text. `logprobs` adds its log probability to each token. `ignore_eos` treats end-of-generation tokens
-    as ordinary ones. With `step_costs`, several tokens may be drafted and verified in one step.
+    as ordinary ones. With `step_costs`, several tokens may be drafted and verified in one step. With `stream`, a server
+    is to send tokens as they are sampled, even if some of their ids are lost that way.
     """
 
     prompt_tokens: Tokens
@@ -50,6 +51,7 @@ class Request:
     ignore_eos: bool = False
     step_costs: StepCosts | None = None
     max_n: int = 1
+    stream: bool = False
 
     def max_length(self, context_size: int) -> int:
         """Maximum length of a sample, in tokens of prompt and reply."""

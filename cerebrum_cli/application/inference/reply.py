@@ -31,8 +31,8 @@ class Reply:
 
     @property
     def tokens(self) -> tuple[int, ...] | None:
-        """The tokens to save in a conversation; None after a stop string, whose tokens the text does not contain."""
-        return None if self.finish.by_stop_string else self.sampled
+        """The tokens to save in a conversation; None if they are not all known, or the text lacks a stop string's."""
+        return self.sampled if self.finish.has_all_tokens and not self.finish.by_stop_string else None
 
     @property
     def has_long_prompt(self) -> bool:

@@ -1,0 +1,158 @@
+"""HTTP to one server: JSON in, JSON or a stream of events out, and failures by what is to be done about them.
+
+Only this module imports httpx2 for endpoints. Redirects are not followed: a key never reaches another host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.engine.remote.endpoint import KEY_VARIABLE, Endpoint
+from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError
+
+if TYPE_CHECKING:
+    import httpx2
+
+CONNECT_S = 5.0
+WRITE_S = 60.0
+MAX_REASON = 200  # characters of a server's message
+RETRY_LATER = (408, 429, 503)
+DONE = "[DONE]"  # ends a stream in OpenAI's format
+
+
+class RequestError(Exception):
+    """A status of 400 to 499 that concerns one request: `kind` and `message` as the server states them."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.message = message
+
+
+class Client:
+    """A connection pool to one server; for one event loop."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        import httpx2
+
+        headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+        self._name = endpoint.name
+        self._has_key = endpoint.key is not None
+        self._http = httpx2.AsyncClient(
+            base_url=endpoint.url,
+            headers=headers,
+            timeout=httpx2.Timeout(None, connect=CONNECT_S, write=WRITE_S),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+            trust_env=not endpoint.is_loopback,
+            verify=httpx2.create_ssl_context() if endpoint.is_encrypted else False,
+        )
+
+    async def get(self, path: str, timeout_s: float, **query: str | None) -> Any:
+        """The JSON value at a path."""
+        return await self._request("GET", path, timeout_s, params={k: v for k, v in query.items() if v is not None})
+
+    async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
+        """The JSON value that a path answers a JSON body with; without a timeout, however long it takes."""
+        return await self._request("POST", path, timeout_s, json=body)
+
+    async def _request(self, method: str, path: str, timeout_s: float | None, **content: Any) -> Any:
+        import httpx2
+
+        with self._translated():
+            timeout = httpx2.Timeout(timeout_s, connect=CONNECT_S, write=WRITE_S)
+            response = await self._http.request(method, path, timeout=timeout, **content)
+            self._raise_for_status(response)
+            return response.json()
+
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Yield the JSON objects of server-sent events; closing the iterator closes the connection."""
+        with self._translated():
+            async with self._http.stream("POST", path, json=body) as response:
+                if not response.is_success:
+                    await response.aread()
+                    self._raise_for_status(response)
+                async for line in response.aiter_lines():
+                    name, _, data = line.partition(":")
+                    if name == "data" and (data := data.strip()) != DONE:
+                        yield json.loads(data)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Translate errors of the network and of damaged replies."""
+        import httpx2
+
+        try:
+            yield
+        except httpx2.ConnectTimeout as error:
+            raise LostServerError(f"no connection within {CONNECT_S:g} s", was_sent=False) from error
+        except httpx2.ConnectError as error:
+            raise LostServerError(_reason(error) or "no connection", was_sent=False) from error
+        except httpx2.TimeoutException as error:
+            raise LostServerError("no reply in time") from error
+        except httpx2.TransportError as error:
+            raise LostServerError(_reason(error) or "connection lost") from error
+        except (ValueError, httpx2.DecodingError) as error:
+            raise LostServerError("damaged reply") from error
+        except httpx2.InvalidURL as error:
+            raise EndpointError(f"{self._name}: {error}", "check the URL") from error
+
+    def _raise_for_status(self, response: httpx2.Response) -> None:
+        status, name = response.status_code, self._name
+        if response.is_success:
+            return
+        kind, message = _server_message(response)
+        if response.is_redirect or response.has_redirect_location:
+            target = one_line(response.headers.get("Location", "another address"))
+            raise EndpointError(f"{name} redirects to {target}", "if you trust it, give that URL as --endpoint")
+        if status in (401, 403):
+            problem = "refuses this API key" if self._has_key else "requires an API key"
+            raise EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env of its table in config.toml")
+        if status in RETRY_LATER:
+            raise BusyServerError(message, _retry_after(response))
+        if status >= 500:
+            raise LostServerError(message)
+        raise RequestError(status, kind, message)
+
+
+def _server_message(response: httpx2.Response) -> tuple[str, str]:
+    """Type and message of an error body; the message alone of one in another shape."""
+    status = f"status {response.status_code}"
+    try:
+        body = response.json()
+    except ValueError:
+        return "", status
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(error, dict):
+        message = error.get("message") or error.get("detail") or status
+        return str(error.get("type", "")), one_line(str(message))
+    return "", one_line(error) if isinstance(error, str) else status
+
+
+def one_line(text: str) -> str:
+    """A server's text as part of a message."""
+    return well_formed(" ".join(text.split()))[:MAX_REASON]
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    """Seconds that the server asks to wait; None without a number."""
+    text = response.headers.get("Retry-After", "")
+    return float(text) if text.isascii() and text.isdecimal() else None
+
+
+def _reason(error: Exception) -> str:
+    """The operating system's words for a network error, or else the error's own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error)

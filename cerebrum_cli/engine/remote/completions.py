@@ -1,0 +1,126 @@
+"""Completions that servers generate: requests are taken from their source as the servers have room for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
+from cerebrum_cli.core.sampling import SEEDS
+from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.engine.remote.pool import Job, Place
+from cerebrum_cli.engine.remote.replies import RemoteSample
+from cerebrum_cli.engine.sequence import Failure, Request, first_seed
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.remote.engine import RemoteEngine
+
+
+@dataclass(slots=True)
+class Submitted:
+    """A request that has unfinished samples, or may get more."""
+
+    request: Request
+    seed: int
+    place: Place = field(default_factory=Place)
+    samples: int = 0
+    unfinished: int = 0
+    is_aborted: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        limit = max(self.request.n, self.request.max_n)
+        return not self.unfinished and (self.is_aborted or self.samples >= limit)
+
+
+class RemoteCompletions:
+    """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
+
+    The source is read on the caller's thread, no further than the servers have use for; nothing of it is read after
+    the scope was cancelled.
+    """
+
+    def __init__(self, engine: RemoteEngine, requests: Iterable[Request], scope: CancelScope) -> None:
+        self._engine = engine
+        self._source: Iterator[Request] | None = iter(requests)
+        self._scope = scope
+        self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
+        self._submitted: dict[int, Submitted] = {}
+        self._next_index = 0
+        self._live: set[SequenceId] = set()
+        self._read_source()
+
+    def add_samples(self, index: int, count: int) -> None:
+        """Add `count` samples to a request; their seeds continue the sequence."""
+        self._submit(index, count)
+
+    def abort(self, index: int) -> None:
+        """Cancel the running samples of a request; each finishes as `cancelled`."""
+        if submitted := self._submitted.get(index):
+            submitted.is_aborted = True
+            place = submitted.place
+            self._engine.cancel_jobs(lambda job: job.place is place)
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        self._read_source()
+        if not self._live:
+            raise StopIteration
+        event = self._outbox.get()
+        if isinstance(event, Failure):
+            raise event.error
+        if isinstance(event, (FinishEvent, RefusedEvent)):
+            self._live.discard(event.sequence)
+            self._end_sample(event.sequence.request)
+        return event
+
+    def close(self) -> None:
+        """Stop what still runs."""
+        self._source = None
+        if self._live:
+            outbox = self._outbox
+            self._engine.cancel_jobs(lambda job: job.emit == outbox.put)
+            self._live.clear()
+
+    def _read_source(self) -> None:
+        while self._source is not None and len(self._live) < self._engine.room:
+            request = None if self._scope.is_cancelled else next(self._source, None)
+            if request is None:
+                self._source = None
+                return
+            if not request.prompt_tokens:
+                raise UsageError("the prompt is empty", "write a prompt")
+            index = self._next_index
+            self._next_index += 1
+            self._submitted[index] = Submitted(request, first_seed(request))
+            self._submit(index, request.n)
+
+    def _submit(self, index: int, count: int) -> None:
+        submitted = self._submitted[index]
+        first = submitted.samples
+        submitted.samples += count
+        submitted.unfinished += count
+        samples = [self._sample(index, submitted, number) for number in range(first, first + count)]
+        self._live.update(sample.id for sample in samples)
+        if self._scope.is_cancelled:
+            for sample in samples:
+                self._outbox.put(sample.cancelled())
+            return
+        size = 1 if submitted.request.stream else self._engine.samples_per_request
+        batches = (tuple(samples[start : start + size]) for start in range(0, count, size))
+        self._engine.submit([Job(batch, self._outbox.put, submitted.place) for batch in batches])
+
+    def _sample(self, index: int, submitted: Submitted, number: int) -> RemoteSample:
+        seed = (submitted.seed + number) % SEEDS
+        return RemoteSample(SequenceId(index, number), submitted.request, seed, self._engine.vocabulary)
+
+    def _end_sample(self, index: int) -> None:
+        submitted = self._submitted[index]
+        submitted.unfinished -= 1
+        if submitted.is_over:
+            del self._submitted[index]

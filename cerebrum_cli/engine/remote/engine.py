@@ -1,0 +1,244 @@
+"""Generate completions on servers.
+
+One thread runs an event loop with all connections; callers on other threads read events from queues, as with a model
+on this machine. The vocabulary is that of a local file, and is compared with each server's before it is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.errors import EndpointError, EngineError
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, StageEvent
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
+from cerebrum_cli.engine.engine import CancelScope, Capabilities
+from cerebrum_cli.engine.remote.client import Client
+from cerebrum_cli.engine.remote.completions import RemoteCompletions
+from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, no_server_error
+from cerebrum_cli.engine.remote.llama_server import ServerInfo, describe, tokenize
+from cerebrum_cli.engine.remote.pool import Job, Patience, Pool, Server
+from cerebrum_cli.engine.sequence import Failure, Request
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
+
+CAPABILITIES = Capabilities(scores=False, prompt_cache=False, schedules_rows=True)
+AHEAD = 2  # requests submitted for each sample that the servers run at a time
+LOADING_S = 1.0  # between questions whether a server has loaded its model
+PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
+
+
+class RemoteEngine:
+    """Servers of one model, to which it starts to connect immediately."""
+
+    def __init__(
+        self, open_vocabulary: OpenBackend, endpoints: Sequence[Endpoint], patience: Patience | None = None
+    ) -> None:
+        self._open_vocabulary = open_vocabulary
+        self._endpoints = endpoints
+        self._patience = patience or Patience()
+        self._stop = StopFlag()
+        self._cancel_count = 0
+        self._loading: SimpleQueue[Event | Failure | None] = SimpleQueue()
+        self._loop = asyncio.new_event_loop()
+        self._closing = asyncio.Event()
+        self._connecting: asyncio.Task[Pool] | None = None
+        self._backend: Backend | None = None
+        self._pool: Pool | None = None
+        self.has_failed = False
+        self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    # For callers, on any thread.
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return CAPABILITIES
+
+    def load(self) -> Iterator[Event]:
+        """Yield load events until the servers are ready; raise if they cannot be used. Later calls yield nothing."""
+        while True:
+            event = self._loading.get()
+            if event is None or isinstance(event, Failure):
+                self._loading.put(event)  # for later calls
+                if event is None:
+                    return
+                raise event.error
+            yield event
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._pool is not None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        if self._backend is None:
+            raise EngineError("the vocabulary is not loaded")
+        return self._backend
+
+    @property
+    def context_size(self) -> int:
+        return min(server.info.context_size for server in self.servers)
+
+    @property
+    def servers(self) -> Sequence[Server]:
+        """The servers in use; EngineError before `load` and after `close`."""
+        if self._pool is None:
+            raise EngineError("no server is connected")
+        return self._pool.servers
+
+    @property
+    def room(self) -> int:
+        """Number of samples to submit at a time."""
+        return AHEAD * sum(server.window for server in self.servers)
+
+    @property
+    def samples_per_request(self) -> int:
+        """Number of samples that any of the servers takes in one request."""
+        return min(server.info.slots for server in self.servers)
+
+    def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:
+        """Submit requests as the servers have room for them; close the result when done."""
+        return RemoteCompletions(self, requests, scope or self.cancel_scope())
+
+    def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
+        """All requests in one group: servers manage their own memory."""
+        return [list(range(len(list(requests))))]
+
+    def score(
+        self,
+        requests: Iterable[ScoreRequest],  # noqa: ARG002
+        scope: CancelScope | None = None,  # noqa: ARG002
+    ) -> Generator[ScoringEvent, None, None]:
+        """Raise EngineError: servers do not score given texts."""
+        raise EngineError("a server cannot score given texts", "omit --endpoint")
+
+    def cancel_scope(self) -> CancelScope:
+        return CancelScope(lambda: self._cancel_count)
+
+    def cancel(self) -> None:
+        """Cancel everything, connecting included; streams end with the finish reason `cancelled`."""
+        self._cancel_count += 1
+        self._stop.set()
+        if self._connecting:
+            self._call(self._connecting.cancel)
+        self.cancel_jobs(lambda _: True)
+
+    def submit(self, jobs: list[Job]) -> None:
+        pool = self._pool
+        if pool is None:
+            raise EngineError("no server is connected")
+        self._call(lambda: pool.submit(jobs))
+
+    def cancel_jobs(self, should_cancel: Callable[[Job], bool]) -> None:
+        """Cancel jobs, without waiting for it."""
+        if pool := self._pool:
+            self._call(lambda: pool.cancel(should_cancel))
+
+    def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:
+        """Do nothing: servers have their own caches."""
+
+    def save_prefix(self, tokens: tuple[int, ...]) -> None:
+        """Do nothing: servers have their own caches."""
+
+    def close(self) -> None:
+        """Close all connections; the engine cannot be used again."""
+        self._stop.set()
+        if self._connecting:
+            self._call(self._connecting.cancel)
+        self._call(self._closing.set)
+        self._thread.join()
+        atexit.unregister(self.close)
+
+    def _call(self, function: Callable[[], object]) -> None:
+        """Call a function on the event loop, unless that has ended."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function)
+
+    # On the event loop's thread.
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._serve())
+        except BaseException as error:
+            self.has_failed = True
+            self._loading.put(Failure(error))
+        finally:
+            self._pool = None
+            if self._backend:
+                backend, self._backend = self._backend, None
+                backend.close()
+
+    async def _serve(self) -> None:
+        """Connect, and keep the event loop running until the engine is closed."""
+        self._connecting = asyncio.get_running_loop().create_task(self._connect())
+        try:
+            pool = await self._connecting
+        except asyncio.CancelledError as error:
+            raise EngineError("loading interrupted") from error
+        self._connecting = None
+        self._pool = pool
+        self._loading.put(None)
+        await self._closing.wait()
+        await pool.close()
+
+    async def _connect(self) -> Pool:
+        """Open the vocabulary and all servers. Raises EndpointError if none answers, or one does not fit."""
+        self._backend = await asyncio.to_thread(self._open_vocabulary, self._emit_progress, self._stop)
+        clients = [Client(endpoint) for endpoint in self._endpoints]
+        pairs = list(zip(self._endpoints, clients, strict=True))
+        found = await asyncio.gather(*(self._open(*pair) for pair in pairs), return_exceptions=True)
+        lost: dict[str, str] = {}
+        servers: list[Server] = []
+        for (endpoint, client), info in zip(pairs, found, strict=True):
+            if isinstance(info, ServerInfo):
+                servers.append(Server(endpoint, client, info))
+                continue
+            await client.close()
+            if not isinstance(info, LostServerError):
+                raise info
+            lost[endpoint.name] = info.reason
+        if not servers:
+            raise no_server_error(lost)
+        for name, reason in lost.items():
+            self._loading.put(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
+        return Pool(servers, self._backend, self._reopen, self._patience)
+
+    async def _open(self, endpoint: Endpoint, client: Client) -> ServerInfo:
+        """Wait until a server has loaded its model, and check its vocabulary."""
+        while True:
+            try:
+                info = await describe(client, endpoint)
+                await self._require_vocabulary(endpoint, client, info)
+                return info
+            except BusyServerError as busy:
+                self._loading.put(StageEvent(f"waiting for {endpoint.name}: {busy.reason}", 0, 1))
+                await asyncio.sleep(LOADING_S)
+
+    async def _reopen(self, server: Server) -> ServerInfo:
+        """Check a server that was lost: it may serve another model now."""
+        info = await describe(server.client, server.endpoint)
+        await self._require_vocabulary(server.endpoint, server.client, info)
+        return info
+
+    async def _require_vocabulary(self, endpoint: Endpoint, client: Client, info: ServerInfo) -> None:
+        """Raise EndpointError unless the server's vocabulary is that of the local file."""
+        ours = self.vocabulary.tokenize((Text(PROBE),))
+        theirs = await tokenize(client, endpoint, info, PROBE)
+        if tuple(theirs) != ours:
+            problem = f"{endpoint.name} serves {info.model}, whose vocabulary is not that of the model"
+            raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
+
+    def _emit_progress(self, event: Event) -> None:
+        """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""
+        if isinstance(event, LoadEvent):
+            self._loading.put(event)
