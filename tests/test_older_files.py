@@ -20,8 +20,9 @@ from cerebrum_cli.application.doctor.selftest import NANO
 from cerebrum_cli.application.inference.profiles import ProfileStore
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.catalogue.registry import Registry
+from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.conversation import Message
-from cerebrum_cli.core.settings import Settings, fold, read_config
+from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import OpenBackend
 from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.main import run
@@ -78,7 +79,7 @@ def texts(store: Store, name: str) -> list[str]:
 
 
 def test_config_of_version_1_sets_every_setting() -> None:
-    assert fold(read_config(VERSION_1 / "config.toml")) == Settings(
+    assert fold(read_config(VERSION_1 / "config.toml").settings) == Settings(
         model="nano",
         system="Du bist höflich.",
         format="cerebrum",

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.settings import KEYS, Settings, environment, fold, read_config, unknown_variables, validate
+from cerebrum_cli.core.settings import KEYS, Settings, environment, fold, unknown_variables, validate
 
 GOOD: dict[str, Any] = {
     "model": "starter",
@@ -95,9 +96,9 @@ def test_settings_add_the_formats_stop_strings() -> None:
 
 def test_config_accepts_dashes_and_underscores(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    assert read_config(path) == {}
+    assert read_config(path).settings == {}
     path.write_text('max-tokens = 5\ntop_k = 3\nstop = ["a"]\n', encoding="utf-8")
-    assert fold(read_config(path)) == Settings(max_tokens=5, top_k=3, stop=("a",))
+    assert fold(read_config(path).settings) == Settings(max_tokens=5, top_k=3, stop=("a",))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_config_reports_the_location_of_an_error(tmp_path: Path, content: bytes,
     path = tmp_path / "config.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        read_config(path)
+        read_config(path).settings
     assert caught.value.message.startswith(f"{path}:")
     assert problem in caught.value.message
     assert caught.value.hint
@@ -124,7 +125,7 @@ def test_config_reports_the_location_of_an_error(tmp_path: Path, content: bytes,
 
 def test_config_reports_a_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Is a directory"):
-        read_config(tmp_path)
+        read_config(tmp_path).settings
 
 
 def test_environment_ignores_an_empty_variable(monkeypatch: pytest.MonkeyPatch) -> None:

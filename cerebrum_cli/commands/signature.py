@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from cerebrum_cli.commands.completion import COMPLETIONS, completing
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.options import HEADINGS, Heading, Option, flag, options_of, variable
 from cerebrum_cli.core.settings import OPTIONS, Settings, environment, validate
 
@@ -49,6 +50,9 @@ def composed(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def call(**arguments: Any) -> Any:
         context: typer.Context | None = arguments.get("context")
+        if arguments.get("endpoint"):
+            for expansion in expanded.values():
+                expansion.drop_local(arguments, context)
         values = {name: expansion.take(arguments, context) for name, expansion in expanded.items()}
         return function(**arguments, **values)
 
@@ -73,6 +77,18 @@ class Expansion:
         owner = Settings if isinstance(self._group, SettingKeys) else self._group
         hints = get_type_hints(owner)
         return [parameter_of(name, each, hints[name]) for name, each in self._declared.items()]
+
+    def drop_local(self, arguments: dict[str, Any], context: typer.Context | None) -> None:
+        """Reset options that a server has no use for. Raises UsageError for one on the command line."""
+        for name, declared in self._declared.items():
+            value = arguments[name]
+            if not declared.local or value in (None, False, []):
+                continue
+            if environment_source(name, context) is None:
+                raise UsageError(
+                    f"{flag(name)} concerns a model on this machine, not one behind --endpoint", "omit one of them"
+                )
+            arguments[name] = False if value is True else None
 
     def take(self, arguments: dict[str, Any], context: typer.Context | None) -> Any:
         """Remove the options' values from the arguments of a call, and return the group's value.

@@ -6,14 +6,15 @@ from dataclasses import field, fields
 from math import inf
 from typing import Any, Literal, NamedTuple, get_args
 
-Heading = Literal["Model", "Sampling", "Input", "Output", "Speed", "lm-eval"]
+Heading = Literal["Model", "Sampling", "Input", "Output", "Speed", "Server", "lm-eval"]
 HEADINGS: tuple[Heading, ...] = get_args(Heading)
 
 
 class Option(NamedTuple):
     """What an option is, apart from its name, type and default, which are those of its field.
 
-    Numbers lie between `least` and `most`, inclusive. Text is one of `choices` where there are any.
+    Numbers lie between `least` and `most`, inclusive. Text is one of `choices` where there are any. A `local` option
+    concerns a model on this machine, and has no meaning for one on a server.
     """
 
     help: str
@@ -23,6 +24,7 @@ class Option(NamedTuple):
     least: float = -inf
     most: float = inf
     choices: tuple[str, ...] = ()
+    local: bool = False
 
 
 def option(default: Any, help: str, heading: Heading, **details: Any) -> Any:

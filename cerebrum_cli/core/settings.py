@@ -7,23 +7,17 @@ line.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from math import inf
-from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.options import flag, option, options_of, variable
 from cerebrum_cli.core.sampling import SamplingParams
 
 Layer = Mapping[str, Any]
-
-_UNQUOTED = re.compile(
-    r"^[ \t]*([\w-]+)[ \t]*=[ \t]*(?!true\b|false\b|inf\b|nan\b)([A-Za-z][^\s#\"'\[{]*)[ \t]*(?:#|$)", re.M
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +30,11 @@ class Settings(SamplingParams):
     model: str | None = option(None, "Model to use [default: see cerebrum list]", "Model", short="-m", metavar="MODEL")
     system: str | None = option(None, "System prompt [default: the format's own]", "Input", short="-s", metavar="TEXT")
     format: str | None = option(None, "Prompt format [default: the model's own]", "Model", metavar="NAME")
-    ctx: int | None = option(None, "Context size in tokens [default: at most 8192]", "Model", metavar="N", least=1)
+    ctx: int | None = option(
+        None, "Context size in tokens [default: at most 8192]", "Model", metavar="N", least=1, local=True
+    )
     threads: int | None = option(
-        None, "CPU threads [default: all available cores]", "Speed", metavar="N", least=1, most=1024
+        None, "CPU threads [default: all available cores]", "Speed", metavar="N", least=1, most=1024, local=True
     )
     gpu_layers: str = option(
         "auto",
@@ -47,6 +43,7 @@ class Settings(SamplingParams):
         short="-ngl",
         metavar="N|auto|all",
         choices=("auto", "all"),
+        local=True,
     )
     overflow: str = option(
         "drop-oldest",
@@ -56,9 +53,9 @@ class Settings(SamplingParams):
         choices=("drop-oldest", "stop"),
     )
     drafts: bool | None = option(
-        None, "Draft tokens from earlier text [default: after tune]", "Speed", choices=("on", "off")
+        None, "Draft tokens from earlier text [default: after tune]", "Speed", choices=("on", "off"), local=True
     )
-    cache_gb: float = option(4.0, "Limit of the prompt cache on disk, in GB [default: 4]", "Speed", least=0)
+    cache_gb: float = option(4.0, "Limit of the prompt cache on disk, in GB [default: 4]", "Speed", least=0, local=True)
 
     def sampling(self, format_stop: tuple[str, ...]) -> SamplingParams:
         """Sampling parameters, with the format's stop strings before the user's."""
@@ -69,6 +66,7 @@ class Settings(SamplingParams):
 OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
 KEYS = tuple(OPTIONS)
+LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 _TYPES = {each.name: str(each.type).removesuffix(" | None") for each in fields(Settings)}
 
@@ -83,7 +81,7 @@ def fold(*layers: Layer) -> Settings:
 
 def validate(key: str, value: Any, source: str | None = None) -> Any:
     """Convert the value of a setting to its type. Raises UsageError, which names the source, or else the option."""
-    converted, expected = _converted(key, value)
+    converted, expected = convert(key, value)
     if expected:
         raise UsageError(f"{source or flag(key)} is {value!r}", f"it must be {expected}")
     return converted
@@ -97,40 +95,6 @@ def parse_value(key: str, text: str, source: str | None = None) -> Any:
     except ValueError:
         value = text
     return validate(key, value, source)
-
-
-def read_config(path: Path) -> Layer:
-    """Read a config.toml; a missing file is an empty layer. Raises ConfigError with file and key."""
-    import tomllib
-
-    text = ""
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text)
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        if unquoted := _UNQUOTED.search(text):
-            problem = f"{path}:{line_of(text, unquoted.start())}: {unquoted[2]} is text without quotes"
-            raise ConfigError(problem, f'write {unquoted[1]} = "{unquoted[2]}"') from error
-        raise ConfigError(f"{path}: {error}", "fix the file, or move it elsewhere") from error
-    layer = {}
-    for name, value in values.items():
-        key = name.replace("-", "_")
-        place = re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE)
-        where = f"{path}:{line_of(text, place.start())}" if place else str(path)
-        if key not in KEYS:
-            near = "".join(f"did you mean {match}? " for match in get_close_matches(key, KEYS, 1))
-            raise ConfigError(f"{where}: unknown key `{name}`", f"{near}known keys: {', '.join(KEYS)}")
-        if expected := _converted(key, value)[1]:
-            raise ConfigError(f"{where}: {name} is {value!r}", f"it must be {expected}")
-        layer[key] = value
-    return layer
-
-
-def line_of(text: str, position: int) -> int:
-    """Number of the line at a position, from 1."""
-    return text.count("\n", 0, position) + 1
 
 
 def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
@@ -156,7 +120,7 @@ def set_environment_default(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
-def _converted(key: str, value: Any) -> tuple[Any, str]:
+def convert(key: str, value: Any) -> tuple[Any, str]:
     """Convert a value, or describe what was expected; exactly one of the two is empty or None."""
     declared, kind = OPTIONS[key], _TYPES[key]
     if kind == "bool":

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.catalogue.rows import packaged_catalogue
+from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.settings import Layer, Settings, fold, read_config
+from cerebrum_cli.core.settings import Layer, Settings, fold
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Runtime:
     bench: BenchFactory = process_bench
     codec: Callable[[], Codec] = llama_codec
     library: Library = field(init=False)
-    _config: Layer | None = field(init=False, default=None)
+    _config: Config | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.library = Library(
@@ -187,7 +188,7 @@ class Runtime:
         `preferred` is what a use of the model, such as a vote, sets over the first two. Raises ConfigError, UsageError.
         """
         row = model.spec.settings if model and model.spec else {}
-        return fold(row, preferred or {}, self.config, given)
+        return fold(row, preferred or {}, self.config.settings, given)
 
     def readable_settings(self, given: Layer) -> Settings:
         """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""
@@ -198,7 +199,7 @@ class Runtime:
             return fold(given)
 
     @property
-    def config(self) -> Layer:
+    def config(self) -> Config:
         """Contents of config.toml, read once. Raises ConfigError."""
         if self._config is None:
             self._config = read_config(self.config_directory / "config.toml")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes
 
 SINGLE_OPTIONS = ("output", "as", "number", "all", "older_than", "kl")  # of commands that declare them as parameters
+OTHER_VARIABLES = ("api_key",)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class AnswerOptions(PullOptions):
     template_arg: tuple[str, ...] = option(
         (), "Variable for the embedded template (repeatable)", "Model", metavar="KEY=VALUE"
     )
-    no_profile: bool = option(False, "Ignore the tuning profile and any re-encoded copy", "Speed")
+    endpoint: tuple[str, ...] = option((), "Generate on this server (repeatable)", "Server", metavar="URL|NAME")
+    served_model_name: str | None = option(None, "Model to ask a server for, if it has several", "Server", metavar="ID")
+    allow_http_key: bool = option(False, "Send the API key without encryption", "Server")
+    no_profile: bool = option(False, "Ignore the tuning profile and any re-encoded copy", "Speed", local=True)
     verbose: bool = option(False, "Show llama.cpp's log on standard error", "Output", short="-v")
 
 
@@ -92,7 +96,7 @@ class AskOptions(GenerationOptions):
     dry_run: bool = option(False, "Print the exact prompt without evaluating it", "Output")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
     no_log: bool = option(False, "Do not save this exchange as a session", "Output")
-    no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed")
+    no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed", local=True)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class ChatOptions(AnswerOptions):
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
     vi: bool = option(False, "Edit with vi keys", "Input")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
-    no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed")
+    no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed", local=True)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class ConcurrencyOptions:
     """Options of commands that answer many prompts concurrently."""
 
     parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
-    batch_invariant: bool = option(False, "Make answers independent of concurrency; slower", "Speed")
+    batch_invariant: bool = option(False, "Make answers independent of concurrency; slower", "Speed", local=True)
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,6 @@ class MergeCommandOptions(PullOptions):
 
 
 def option_names() -> set[str]:
-    """Names of all options of all commands, and of all settings."""
+    """Names of all options of all commands, of all settings, and of what only a variable can set."""
     groups = (each for each in globals().values() if isinstance(each, type) and is_dataclass(each))
-    return {*OPTIONS, *SINGLE_OPTIONS, *(name for group in groups for name in options_of(group))}
+    return {*OPTIONS, *SINGLE_OPTIONS, *OTHER_VARIABLES, *(name for group in groups for name in options_of(group))}

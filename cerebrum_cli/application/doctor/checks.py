@@ -17,8 +17,9 @@ from cerebrum_cli.application.doctor.check_result import CheckResult, check_resu
 from cerebrum_cli.application.inference.loading import BackendFactory
 from cerebrum_cli.application.models import listing
 from cerebrum_cli.application.models.library import Library
+from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
-from cerebrum_cli.core.settings import Settings, read_config
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.build import Build
@@ -94,7 +95,8 @@ def _check_disk(context: DoctorContext) -> CheckResult:
 
 def _check_config(context: DoctorContext) -> CheckResult:
     path = context.config_directory / "config.toml"
-    keys = read_config(path)
+    config = read_config(path)
+    keys = [*config.settings, *(f"endpoints.{name}" for name in config.endpoints)]
     if not path.exists():
         return check_result("config", f"{path} does not exist: using default settings")
     return check_result("config", f"{path} sets {', '.join(keys) or 'nothing'}")

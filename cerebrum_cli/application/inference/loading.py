@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from platform import machine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.inference.format_choice import choose_format, format_builder, prepare_format
 from cerebrum_cli.application.inference.profiles import DEFAULT, Profile, UseName, without_user_settings
@@ -14,9 +14,9 @@ from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError
+from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.core.settings import Layer, Settings
+from cerebrum_cli.core.settings import LOCAL_KEYS, Layer, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.engine.engine import Engine
@@ -24,6 +24,9 @@ from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.plan import LoadOptions, Tuning, fallback_notice, plan_repacking
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import RAW
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.remote.endpoint import Endpoint
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]
 """Creates the function that opens a model: llama.cpp, or something smaller in tests."""
@@ -92,20 +95,30 @@ class Opener:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is loading or loaded, and its responder; `file` is the model file in use."""
+    """A model that is loading or loaded, and its responder.
+
+    `file` is the model file in use, and `opener` opens it; with a server, the file gives the vocabulary only.
+    """
 
     model: Model
     file: Model
     format_name: str
-    opener: Opener
+    opener: Opener | None
     engine: Engine
     responder: Responder
+
+    @property
+    def is_remote(self) -> bool:
+        return self.opener is None
 
     def save_prompt_cache(self, min_tokens: int, conversation: Conversation | None = None) -> NoticeEvent | None:
         """Save the evaluated tokens of one conversation, or of all, if there are at least `min_tokens`.
 
         Return a notice if that fails.
         """
+
+        if self.is_remote:
+            return None
 
         def save() -> None:
             prompt = self.responder.tokenize(conversation) if conversation and self.engine.is_loaded else None
@@ -118,6 +131,9 @@ class LoadedModel:
 
         Return a notice if that fails. Tokens evaluated after the prefix are dropped from memory.
         """
+
+        if self.is_remote:
+            return None
 
         def save() -> None:
             prefix = self.responder.shared_prefix(conversation) if self.engine.is_loaded else ()
@@ -137,9 +153,12 @@ class ModelLoader:
     prompt_cache: PromptCacheFactory | None
     template_options: Mapping[str, Any] = field(default_factory=dict)
     resolve_encoding: Callable[[Model, Settings], ResolvedModel] = lambda model, _: ResolvedModel(model)
+    endpoints: tuple[Endpoint, ...] = ()
 
     def resolve_settings(self, given: Layer) -> tuple[Model, Settings]:
         """Resolve the model and its settings. Raises every error that can be found before loading."""
+        if self.endpoints and (local := next((key for key in LOCAL_KEYS if given.get(key) is not None), None)):
+            raise UsageError(f"{local} concerns a model on this machine", "this chat uses a server, which decides that")
         model = self.resolve(given.get("model"))
         settings = self.fold(given, model)
         require_generative(model.path, model.header)
@@ -149,7 +168,11 @@ class ModelLoader:
         return model, settings
 
     def open(self, model: Model, settings: Settings) -> LoadedModel:
-        """Start to load a model for a chat, without waiting for it."""
+        """Start to load a model for a chat, or to connect to its servers, without waiting for it."""
+        if self.endpoints:
+            return open_servers(
+                self.backend_factory, self.endpoints, model, settings, template_options=self.template_options
+            )
         resolved = self.resolve_encoding(model, settings)
         return open_model(
             self.backend_factory,
@@ -208,6 +231,31 @@ def open_model(
     choose_drafts = partial(draft_costs, step_costs, draft_problem(file))
     responder = Responder(engine, build, file.trained_context, partial(prepare_format, name), choose_drafts)
     return LoadedModel(model, file, name, opener, engine, responder)
+
+
+def open_servers(
+    factory: BackendFactory,
+    endpoints: Sequence[Endpoint],
+    model: Model,
+    settings: Settings,
+    *,
+    raw: bool = False,
+    template_options: Mapping[str, Any] | None = None,
+    window: int | None = None,
+) -> LoadedModel:
+    """Start to connect to servers of a model, whose file gives the vocabulary and the prompt format.
+
+    A server is given at most `window` requests at a time.
+    """
+    from cerebrum_cli.engine.remote.engine import RemoteEngine
+
+    require_generative(model.path, model.header)
+    template = model.header.chat_template
+    name = RAW.name if raw else choose_format(settings.format, model.known_format, template)
+    build = format_builder(name, template, template_options or {})
+    engine = RemoteEngine(factory(load_options(model, settings, vocabulary_only=True)), endpoints, window)
+    responder = Responder(engine, build, model.trained_context, partial(prepare_format, name))
+    return LoadedModel(model, model, name, None, engine, responder)
 
 
 def draft_problem(model: Model) -> str | None:

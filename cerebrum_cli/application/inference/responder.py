@@ -14,7 +14,7 @@ from cerebrum_cli.application.inference.prompt_length import last_text, least_to
 from cerebrum_cli.application.inference.reply import Preview
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import PromptTooLong
-from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Vocabulary
@@ -42,7 +42,8 @@ class GenerationRequest:
     """A conversation, and how to sample `n` replies to it, or up to `max_n` in the end.
 
     `prefix_tokens` are the tokens of a reply to continue. With `logprobs`, each token event has its log probability.
-    With `ignore_eos`, neither the model's end-of-text token nor the format's stop strings end a reply.
+    With `ignore_eos`, neither the model's end-of-text token nor the format's stop strings end a reply. With `stream`, a
+    server sends tokens as they are sampled, not the whole reply at the end.
     """
 
     conversation: Conversation
@@ -53,6 +54,7 @@ class GenerationRequest:
     logprobs: bool = False
     ignore_eos: bool = False
     max_n: int = 1
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,9 @@ class ReplyStream:
     """
 
     def __init__(self, engine: Engine, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> None:
-        self._requests = list(requests)
+        self._requests: dict[int, TokenizedRequest] = {}
         self._splitters: dict[SequenceId, ThoughtSplitter] = {}
-        self._completions = engine.complete((one.request for one in self._requests), scope)
+        self._completions = engine.complete(self._read(requests), scope)
 
     def __iter__(self) -> Iterator[Event]:
         for event in self._completions:
@@ -96,6 +98,12 @@ class ReplyStream:
                 yield from split_channels(event, self._splitter(event.sequence))
             else:
                 yield event
+            if isinstance(event, (FinishEvent, RefusedEvent)):
+                self._splitters.pop(event.sequence, None)
+
+    def forget(self, index: int) -> None:
+        """Free what is held of a request whose samples have all finished: there may be more than fit into memory."""
+        self._requests.pop(index, None)
 
     def add_samples(self, index: int, count: int) -> None:
         """Start more samples of one request; their seeds follow those of its other samples."""
@@ -107,6 +115,12 @@ class ReplyStream:
 
     def close(self) -> None:
         self._completions.close()
+
+    def _read(self, requests: Iterable[TokenizedRequest]) -> Iterator[Request]:
+        """Yield the requests as the engine takes them."""
+        for index, each in enumerate(requests):
+            self._requests[index] = each
+            yield each.request
 
     def _is_verbatim(self, event: TokenEvent | FinishEvent) -> bool:
         return self._requests[event.sequence.request].format.verbatim
@@ -147,11 +161,8 @@ class Responder:
     ) -> Generator[Event, None, None]:
         """Load the model if necessary, then generate one reply. Raises PromptTooLong before any evaluation."""
         yield from self.load()
-        with closing(
-            self.generate(
-                [self.tokenize_request(GenerationRequest(conversation, settings, grammar, prefix_tokens=prefix_tokens))]
-            )
-        ) as replies:
+        request = GenerationRequest(conversation, settings, grammar, prefix_tokens=prefix_tokens, stream=True)
+        with closing(self.generate([self.tokenize_request(request)])) as replies:
             yield from raise_refusals(replies)
 
     def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
@@ -172,6 +183,7 @@ class Responder:
             request.ignore_eos,
             step_costs=self._choose_drafts(request.settings.drafts),
             max_n=request.max_n,
+            stream=request.stream,
         )
         return TokenizedRequest(tokenized, prompt_format, thought, self._decode_prefix(request.prefix_tokens))
 

@@ -36,13 +36,18 @@ PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6
 
 
 class RemoteEngine:
-    """Servers of one model, to which it starts to connect immediately."""
+    """Servers of one model, to which it starts to connect immediately; each gets at most `window` requests at a time."""
 
     def __init__(
-        self, open_vocabulary: OpenBackend, endpoints: Sequence[Endpoint], patience: Patience | None = None
+        self,
+        open_vocabulary: OpenBackend,
+        endpoints: Sequence[Endpoint],
+        window: int | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._open_vocabulary = open_vocabulary
         self._endpoints = endpoints
+        self._window = window
         self._patience = patience or Patience()
         self._stop = StopFlag()
         self._cancel_count = 0
@@ -201,7 +206,7 @@ class RemoteEngine:
         servers: list[Server] = []
         for (endpoint, client), info in zip(pairs, found, strict=True):
             if isinstance(info, ServerInfo):
-                servers.append(Server(endpoint, client, info))
+                servers.append(Server(endpoint, client, info, min(self._window or info.slots, info.slots)))
                 continue
             await client.close()
             if not isinstance(info, LostServerError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
@@ -76,21 +76,22 @@ class Job:
 class Server:
     """One server: what it is, and how much it is doing.
 
-    `window` is the number of samples it is given at a time. `problem` is why it is lost, None if it is not; `is_busy`
+    `window` is the number of samples it is given at a time, up to `limit`. `problem` is why it is lost, None if it is not; `is_busy`
     while it takes no more requests.
     """
 
     endpoint: Endpoint
     client: Client
     info: ServerInfo
-    window: int = 0
+    limit: int
     outstanding: int = 0
     problem: str | None = None
     is_busy: bool = False
     generated: int = 0  # tokens
+    window: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.window = self.window or self.info.slots
+        self.window = self.limit
 
     def has_room(self, samples: int) -> bool:
         """Whether it can be given so many samples now."""
@@ -192,7 +193,7 @@ class Pool:
         """Have a server answer a job; whatever goes wrong ends here."""
         try:
             await self._answer(job, server)
-            server.window = min(server.info.slots, server.window + 1)
+            server.window = min(server.limit, server.window + 1)
         except asyncio.CancelledError:
             finish_cancelled(job)
         except RefusedRequestError as refused:
