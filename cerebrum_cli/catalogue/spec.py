@@ -95,11 +95,6 @@ class ModelSpec:
         return (Repository(self.repo_id, self.file, self.quantizations, self.revision), *self.alternatives)
 
     @property
-    def has_header_on_hub(self) -> bool:
-        """Whether its file can be read in part: it is neither merged here nor inside a package."""
-        return bool(self.sources) and not (self.package or self.recipe)
-
-    @property
     def known_quantizations(self) -> tuple[Quantization, ...]:
         """Quantizations of a merge, and those that the sources list."""
         merged = self.quantizations if self.recipe else ()

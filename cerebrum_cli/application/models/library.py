@@ -94,7 +94,7 @@ class Library:
         return self._default_model() if text is None else self.find(self.parse(text))
 
     def resolve_vocabulary(self, text: str | None) -> Model:
-        """The installed model of a reference, or else its vocabulary file; None means the default model.
+        """The installed model of a reference, or else its vocabulary file; the default model if None.
 
         Raises ModelNotFound.
         """
@@ -102,17 +102,20 @@ class Library:
             raise ModelNotFound(
                 "no model given, and no default model is set", "name the model that the server runs: -m MODEL"
             )
-        reference = self.parse(text)
+        return self.find_vocabulary(self.parse(text))
+
+    def find_vocabulary(self, reference: Reference) -> Model:
+        """The installed model of a reference, or else its vocabulary file. Raises ModelNotFound."""
         try:
             return self.find(reference)
         except ModelNotFound as error:
-            if vocabulary := self.find_vocabulary(reference):
+            if vocabulary := self.stored_vocabulary(reference):
                 return vocabulary
             spec = self.spec_named(reference.name) if isinstance(reference, NameReference) else None
             raise no_vocabulary(error, spec) from error
 
-    def find_vocabulary(self, reference: Reference) -> Model | None:
-        """The vocabulary file of a reference."""
+    def stored_vocabulary(self, reference: Reference) -> Model | None:
+        """The vocabulary file of a reference, whether or not its model is installed."""
         if isinstance(reference, PathReference):
             return None
         found = [model for model in self.vocabularies() if self._matches(reference, model)]

@@ -47,8 +47,8 @@ def not_installed(reference: NameReference | HubReference, spec: ModelSpec | Non
 
 
 def no_vocabulary(error: ModelNotFound, spec: ModelSpec | None) -> ModelNotFound:
-    """The error for a model that is not installed where its vocabulary is enough; one without a source is unchanged."""
-    if error.pullable is None or (spec and not spec.has_header_on_hub):
+    """The error for a model that is not installed, where its vocabulary is enough."""
+    if error.pullable is None or (spec and (spec.package or spec.recipe)):
         return error
     hint = f"cerebrum pull --vocabulary {error.pullable}  (or the whole model: cerebrum pull {error.pullable})"
     return ModelNotFound(error.message, hint, error.pullable)
