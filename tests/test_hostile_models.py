@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,19 @@ def test_model_is_loaded_in_a_child_process_only_once(chatml_model: Path, new_us
     path.write_bytes(chatml_model.read_bytes())  # the time changes
     assert new_user.run("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
     assert len(json.loads(remembered.read_text())) == 2
+
+
+def test_first_load_of_a_vocabulary_does_not_vouch_for_the_model(chatml_model: Path, new_user: CommandLine) -> None:
+    path = new_user.home / "model.gguf"
+    path.write_bytes(chatml_model.read_bytes())
+    remembered = new_user.home / "data" / "cerebrum" / "loaded_files.json"
+    for option, files in (("--dry-run", 1), ("-n1", 2), ("--dry-run", 2)):
+        assert new_user.run("ask", "-m", path, option, "--no-log", "hi").code == 0
+        assert len(json.loads(remembered.read_text())) == files
+    shutil.copy(path, new_user.home / "other.gguf")
+    for option in ("-n1", "--dry-run"):
+        assert new_user.run("ask", "-m", new_user.home / "other.gguf", option, "--no-log", "hi").code == 0
+        assert len(json.loads(remembered.read_text())) == 3
 
 
 def test_first_load_is_repeated_for_another_part_of_a_model(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gguf
 import pytest
 from hub_exchange import Fault
 from hub_user import CATALOGUED, READER, HubUser, cleaned, named
@@ -166,25 +165,6 @@ def test_pull_concurrent_pulls_download_once(hub_user: HubUser, mistral_model: P
     [download] = hub_user.downloads()
     assert download.sent == mistral_model.stat().st_size
     assert list(hub_user.blobs("owner/large")) == [hashlib.sha256(mistral_model.read_bytes()).hexdigest()]
-
-
-@pytest.fixture(scope="module")
-def parts(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return the tiny model in three files, as llama.cpp splits them."""
-    directory = tmp_path_factory.mktemp("parts")
-    reader = gguf.GGUFReader(chatml_model)
-    writer = gguf.GGUFWriter(directory / "tiny-Q8_0.gguf", "llama", split_max_tensors=8)
-    for field in reader.fields.values():
-        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
-            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return {path.name: path for path in sorted(directory.iterdir())}
 
 
 def test_pull_downloads_all_parts_of_a_split_model(

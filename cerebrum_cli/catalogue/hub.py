@@ -220,27 +220,27 @@ def _excludes(path: Path) -> bool:
         return False
 
 
-def delete(paths: tuple[Path, ...]) -> int:
-    """Delete files of the cache by their snapshot paths and return the number of freed bytes.
+def delete(paths: tuple[Path, ...], directory: Path) -> int:
+    """Delete files of the cache in a directory by their snapshot paths and return the number of freed bytes.
 
     Blobs that another revision uses are kept; empty revisions and repositories are deleted too.
     """
     from huggingface_hub import scan_cache_dir
 
-    cache = scan_cache_dir(cache_directory())
+    cache = scan_cache_dir(directory)
     requested = {path.parent.resolve() / path.name for path in paths}
     revisions = (revision for repo in cache.repos for revision in repo.revisions)
     files = {file for revision in revisions for file in revision.files if file.file_path in requested}
     if len(files) < len(requested):
         warning = next((str(warning) for warning in cache.warnings), "its files are gone")
-        raise PullError(f"the cache in {cache_directory()} is damaged: {warning}", "inspect it with hf cache ls -vvv")
+        raise PullError(f"the cache in {directory} is damaged: {warning}", "inspect it with hf cache ls -vvv")
     try:
-        return _delete_files(cache, files)
+        return _delete_files(cache, files, directory)
     except OSError as error:
         raise PullError(f"{error.filename}: {error.strerror}", "make the cache writable") from error
 
 
-def _delete_files(cache: HFCacheInfo, files: set[CachedFileInfo]) -> int:
+def _delete_files(cache: HFCacheInfo, files: set[CachedFileInfo], directory: Path) -> int:
     from huggingface_hub import scan_cache_dir
 
     strategy = cache.delete_files(*files)
@@ -252,7 +252,7 @@ def _delete_files(cache: HFCacheInfo, files: set[CachedFileInfo]) -> int:
         for revision in repo.revisions
         if revision.files <= files and revision.snapshot_path.parent.parent not in incomplete
     ]
-    scan_cache_dir(cache_directory()).delete_revisions(*empty_revisions).execute()
+    scan_cache_dir(directory).delete_revisions(*empty_revisions).execute()
     return strategy.expected_freed_size
 
 

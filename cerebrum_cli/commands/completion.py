@@ -72,6 +72,12 @@ def installed_models(runtime: Runtime) -> Iterable[str]:
     return (model.reference for model in runtime.library.models())
 
 
+def stored_models(runtime: Runtime) -> Iterable[str]:
+    """Installed models, and those of which only the vocabulary is here."""
+    library = runtime.library
+    return (model.reference for model in (*library.models(), *library.vocabularies()))
+
+
 def known_models(runtime: Runtime) -> Iterable[str]:
     """Models of the catalog."""
     return (spec.name for spec in runtime.library.specs)

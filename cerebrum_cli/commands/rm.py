@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.commands.completion import completing, installed_models
+from cerebrum_cli.commands.completion import completing, stored_models
 from cerebrum_cli.commands.context import require_agreement, runtime_of
 from cerebrum_cli.commands.signature import composed
 from cerebrum_cli.runtime.options import DeleteOptions
@@ -19,8 +19,8 @@ def rm(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="An installed model.",
-            autocompletion=completing(installed_models),
+            help="An installed model, or one with its vocabulary only.",
+            autocompletion=completing(stored_models),
         ),
     ],
     options: DeleteOptions,
@@ -34,8 +34,7 @@ def rm(
     runtime = runtime_of(context)
     removal = plan_removal(runtime.library, runtime.library.parse(model))
     require_agreement(runtime, removal.question, removal.model.reference, options.yes)
-    identity = None if removal.is_file_missing else runtime.library.identity(removal.model)
-    report = removal.execute()
+    identity, report = removal.identity, removal.execute()
     if identity:
         runtime.profiles().delete(identity)
     if not options.quiet:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.commands.completion import completing, installed_models
+from cerebrum_cli.commands.completion import completing, stored_models
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import ESTIMATE_HELP, SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
@@ -19,7 +19,7 @@ def show(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A model, named as for `cerebrum pull`.", autocompletion=completing(installed_models)
+            metavar="MODEL", help="A model, named as for `cerebrum pull`.", autocompletion=completing(stored_models)
         ),
     ],
     given: Annotated[Layer, SettingKeys(("ctx", "threads", "gpu_layers"), ESTIMATE_HELP)],

@@ -47,8 +47,11 @@ def existing_parent(path: Path) -> Path:
     return next(each for each in (path, *path.parents) if exists(each))
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Replace the content of a file atomically: readers and crashes see the old or the new content."""
+def atomic_write(path: Path, data: bytes, size: int | None = None) -> None:
+    """Replace the content of a file atomically: readers and crashes see the old or the new content.
+
+    A `size` beyond the data is filled with zeros, which take no space if the file system supports sparse files.
+    """
     from tempfile import NamedTemporaryFile
 
     with NamedTemporaryFile(prefix=f".{path.stem}-", dir=path.parent, delete=False) as file:
@@ -56,6 +59,7 @@ def atomic_write(path: Path, data: bytes) -> None:
         try:
             file.write(data)
             file.flush()
+            file.truncate(size)
             os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:

@@ -48,6 +48,16 @@ class _Tensor(NamedTuple):
     offset: int
 
 
+class _Tables(NamedTuple):
+    """What a header consists of; `vocabulary` as in Header, `length` in bytes."""
+
+    version: int
+    metadata: Metadata
+    vocabulary: Mapping[str, tuple[int, int]]
+    tensors: list[_Tensor]
+    length: int
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """Metadata of a GGUF file and totals of its tensor table; no weights are read.
@@ -109,9 +119,15 @@ def parse_header(path: Path, data: mmap.mmap | bytes, size: int) -> Header:
 
     Raises HeaderTruncated if `data` ends before the header, ModelFileError for other failures.
     """
-    if data[:4] != b"GGUF":
-        raise ModelFileError(path, *identify(data[:SIGNATURE_BYTES]))
-    return _parse(path, Cursor(path, data, position=4), size)
+    return _header(path, _read_tables(path, data, size))
+
+
+def header_length(path: Path, data: mmap.mmap | bytes, size: int) -> int:
+    """Number of bytes before the tensor data of a GGUF file, which may be a part without a model's metadata.
+
+    Arguments and errors are those of `parse_header`.
+    """
+    return _read_tables(path, data, size).length
 
 
 def _require_file(path: Path) -> None:
@@ -125,7 +141,10 @@ def _require_file(path: Path) -> None:
         raise ModelFileError(path, "is not a regular file", "copy it to a regular file, which can be memory-mapped")
 
 
-def _parse(path: Path, cursor: Cursor, size: int) -> Header:
+def _read_tables(path: Path, data: mmap.mmap | bytes, size: int) -> _Tables:
+    if data[:4] != b"GGUF":
+        raise ModelFileError(path, *identify(data[:SIGNATURE_BYTES]))
+    cursor = Cursor(path, data, position=4)
     version = _version(path, cursor)
     tensor_count, metadata_count = cursor.uint64(), cursor.uint64()
     if tensor_count > _TENSOR_COUNT or metadata_count > _METADATA_COUNT:
@@ -133,7 +152,7 @@ def _parse(path: Path, cursor: Cursor, size: int) -> Header:
     metadata, vocabulary = _read_metadata(cursor, metadata_count)
     tensors = _read_tensors(cursor, tensor_count)
     _check_extent(path, _Integers(path, metadata).alignment(), tensors, cursor.position, size)
-    return _header(path, version, metadata, vocabulary, tensors)
+    return _Tables(version, metadata, vocabulary, tensors, cursor.position)
 
 
 def _version(path: Path, cursor: Cursor) -> int:
@@ -211,9 +230,8 @@ def _tensor_bytes(path: Path, tensor: _Tensor) -> int | None:
     return math.prod(tensor.shape) // tensor_type.block_size * tensor_type.block_bytes
 
 
-def _header(
-    path: Path, version: int, metadata: Metadata, vocabulary: Mapping[str, tuple[int, int]], tensors: list[_Tensor]
-) -> Header:
+def _header(path: Path, tables: _Tables) -> Header:
+    version, metadata, vocabulary, tensors, _ = tables
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ModelFileError(path, "not a language model: no general.architecture")

@@ -34,6 +34,9 @@ def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:
             streams.info("* default model")
     elif not options.quiet:
         streams.info("no model is installed; cerebrum list --available shows models to pull")
+    if not (options.json or options.available or options.quiet):
+        for model in library.vocabularies():
+            streams.info(f"vocabulary only, for --endpoint: {model.reference}")
 
 
 def show(runtime: Runtime, reference: Reference, given: Layer, options: ShowOptions) -> None:
@@ -47,10 +50,14 @@ def show(runtime: Runtime, reference: Reference, given: Layer, options: ShowOpti
         model = library.find(reference)
     except ModelNotFound as error:
         available = listing.describe_available(library, reference, settings.ctx)
-        if available is None:
+        vocabulary = library.stored_vocabulary(reference)
+        if available is None and vocabulary is None:
             raise
-        description, plan = available
+        description, plan = available or ({}, None)
         note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
+        if vocabulary:
+            description = listing.describe(library, vocabulary, lambda *_: None)
+            note = f"only its vocabulary is here, for --endpoint; {note}"
     else:
         with FileProgress(runtime.streams, options.quiet or options.json) as progress:
             description = listing.describe(library, model, lambda done, total: progress.update("verify", done, total))

@@ -192,8 +192,16 @@ class DoctorOptions(QuietOptions):
 class PullCommandOptions(PullOptions):
     name: str | None = option(None, "Name for the model", "Model", metavar="NAME")
     default: bool = option(False, "Make this the default model", "Model")
+    vocabulary: bool = option(False, "Only the vocabulary, for --endpoint", "Model")
     dry_run: bool = option(False, "Show what is available and what fits; download nothing", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
+
+    def validate(self) -> None:
+        """Raise UsageError for options that exclude each other."""
+        given = (name for name in ("name", "default", "dry_run") if getattr(self, name))
+        if self.vocabulary and (other := next(given, None)):
+            flag = other.replace("_", "-")
+            raise UsageError(f"--vocabulary and --{flag} cannot be used together", "give one of them")
 
 
 @dataclass(frozen=True)

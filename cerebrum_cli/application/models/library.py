@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cerebrum_cli.application.models.fit import Capacity, assess_quantizations, planned_context
 from cerebrum_cli.application.models.model import Model, absolute_path, as_path, is_file, is_missing, model_paths
-from cerebrum_cli.application.models.not_found import file_missing, not_installed, require_not_refused, unknown_model
+from cerebrum_cli.application.models.not_found import (
+    file_missing,
+    no_vocabulary,
+    not_installed,
+    require_not_refused,
+    unknown_model,
+)
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
 from cerebrum_cli.catalogue.derivatives import Derivative, original_file_name
 from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference, parse_reference
@@ -17,7 +24,7 @@ from cerebrum_cli.catalogue.registry import Digest, ModelFile, Registry, hash_fi
 from cerebrum_cli.catalogue.rows import load_catalogue
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import same_quantization
-from cerebrum_cli.core.errors import ConfigError, ModelNotFound, NoModel, UsageError
+from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.settings import environment
 
 OnProgress = Callable[[int, int], None]
@@ -48,6 +55,11 @@ class Library:
         return self.given_cache
 
     @property
+    def vocabulary_cache(self) -> Cache:
+        """Headers of models that are not installed, as sparse files, in the layout of the Hugging Face cache."""
+        return Cache((self.directory / "vocabularies").resolve())
+
+    @property
     def specs(self) -> tuple[ModelSpec, ...]:
         if self._specs is None:
             self._specs = load_catalogue(self.catalogue_paths)
@@ -61,13 +73,12 @@ class Library:
         """Installed models: registered ones in order of registration, then those in the cache."""
         registered = [self.model_from_entry(entry) for entry in self.registry.entries()]
         paths = {model.path for model in registered}
-        found, seen = registered, set[str]()
-        for model in self.cached_models():
-            marked = replace(model, is_shadowed=model.reference in seen)
-            seen.add(model.reference)
-            if model.path not in paths:
-                found.append(marked)
-        return found
+        return registered + [model for model in _marked(self.cached_models()) if model.path not in paths]
+
+    def vocabularies(self) -> list[Model]:
+        """Models of which only the header was pulled, with their vocabulary."""
+        models = map(self.model_from_cache, self.vocabulary_cache.models())
+        return _marked(replace(model, is_vocabulary=True) for model in models)
 
     def cached_models(self) -> Iterator[Model]:
         """Models in the Hugging Face cache, including other tools'."""
@@ -81,6 +92,34 @@ class Library:
     def resolve(self, text: str | None) -> Model:
         """The model of a reference, or the default model if None. Raises ModelNotFound."""
         return self._default_model() if text is None else self.find(self.parse(text))
+
+    def resolve_vocabulary(self, text: str | None) -> Model:
+        """The installed model of a reference, or else its vocabulary file; the default model if None.
+
+        Raises ModelNotFound.
+        """
+        if text is None and (text := self.registry.default) is None:
+            raise ModelNotFound(
+                "no model given, and no default model is set", "name the model that the server runs: -m MODEL"
+            )
+        return self.find_vocabulary(self.parse(text))
+
+    def find_vocabulary(self, reference: Reference) -> Model:
+        """The installed model of a reference, or else its vocabulary file. Raises ModelNotFound."""
+        try:
+            return self.find(reference)
+        except ModelNotFound as error:
+            if vocabulary := self.stored_vocabulary(reference):
+                return vocabulary
+            spec = self.spec_named(reference.name) if isinstance(reference, NameReference) else None
+            raise no_vocabulary(error, spec) from error
+
+    def stored_vocabulary(self, reference: Reference) -> Model | None:
+        """The vocabulary file of a reference, whether or not its model is installed."""
+        if isinstance(reference, PathReference):
+            return None
+        found = [model for model in self.vocabularies() if self._matches(reference, model)]
+        return self._best(found) if found else None
 
     def parse(self, text: str) -> Reference:
         """Parse a model reference; registered names come first.
@@ -120,6 +159,8 @@ class Library:
         """The model in a file. Raises ModelNotFound if there is no file, ModelFileError if it is not a model."""
         if is_missing(path):
             raise ModelNotFound(f"{path}: file not found", "check the path; cerebrum list lists installed models")
+        if vocabulary := self._vocabulary_at(path):
+            raise ModelFileError(path, "only a vocabulary, without weights", f"cerebrum pull {vocabulary.reference}")
         resolved = absolute_path(path)
         for entry in self.registry.entries():
             if entry.path == resolved:
@@ -237,16 +278,24 @@ class Library:
             name_matches = model.name == reference.name or (model.spec and model.spec.has_name(reference.name))
         else:
             cached, revision = model.cached, reference.revision
+            cache = self.vocabulary_cache if model.is_vocabulary else self.cache
             name_matches = (
                 cached is not None
                 and cached.repo_id.lower() == reference.repo_id.lower()
                 and reference.file in (None, *cached.names)
-                and (revision is None or self.cache.commit(cached.repo_id, revision) in (None, cached.commit))
+                and (revision is None or cache.commit(cached.repo_id, revision) in (None, cached.commit))
             )
         quantization = reference.quantization
         return bool(name_matches) and (
             quantization is None or same_quantization(quantization, model.quantization or "")
         )
+
+    def _vocabulary_at(self, path: Path) -> Model | None:
+        """The vocabulary file that a path leads to."""
+        target = Path(os.path.realpath(path))
+        if not target.is_relative_to(self.vocabulary_cache.directory):
+            return None
+        return next((each for each in self.vocabularies() if target in map(Path.resolve, each.paths)), None)
 
     def _best(self, models: list[Model]) -> Model:
         """The default among several quantizations, else the recommended one."""
@@ -272,3 +321,12 @@ class Library:
         if derivative.repo_id:
             return self.spec_in(derivative.repo_id, file)
         return self.spec_named(derivative.original_name) or self.spec_of_file(Path(file))
+
+
+def _marked(models: Iterable[Model]) -> list[Model]:
+    """Models of a cache, marked where an earlier one has the same reference."""
+    seen, marked = set[str](), []
+    for model in models:
+        marked.append(replace(model, is_shadowed=model.reference in seen))
+        seen.add(model.reference)
+    return marked

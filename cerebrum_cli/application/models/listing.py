@@ -197,7 +197,9 @@ def quantization_plan(library: Library, model: Model, context: int | None) -> Do
 
 
 def source_of(model: Model) -> str:
-    """Origin of a model: the Hub, a package, a local file, a merge, or another model."""
+    """Origin of a model: the Hub, a package, a local file, a merge, or another model; or a vocabulary without one."""
+    if model.is_vocabulary:
+        return "vocabulary"
     return model.file.source if model.file else "hub" if model.cached else "local"
 
 

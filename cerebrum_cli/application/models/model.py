@@ -29,7 +29,8 @@ MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.m
 class Model:
     """An installed model: its files in order, its catalog entry, and its registry or cache entry.
 
-    If `is_shadowed`, another model has the same short name, which refers to that one.
+    If `is_shadowed`, another model has the same short name, which refers to that one. If `is_vocabulary`, its files
+    have their headers only and no weights: it is not installed, but its vocabulary is.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Model:
     file: ModelFile | None = None
     cached: CachedModel | None = None
     is_shadowed: bool = False
+    is_vocabulary: bool = False
 
     @property
     def path(self) -> Path:

@@ -36,6 +36,11 @@ class Removal:
         return is_missing(self.model.path)
 
     @property
+    def identity(self) -> str | None:
+        """Identity of the model, to which its profiles belong; None if its file no longer exists."""
+        return None if self.is_file_missing else self.library.identity(self.model)
+
+    @property
     def other_names(self) -> list[str]:
         """Other names of the same file."""
         entries = self.library.registry.entries() if self.model.file else ()
@@ -102,16 +107,41 @@ class Removal:
             return size
         from cerebrum_cli.catalogue.hub import delete
 
-        return delete(model.paths)
+        return delete(model.paths, self.library.cache.directory)
 
 
-def plan_removal(library: Library, reference: Reference) -> Removal:
-    """Plan the removal of a model. Raises ModelNotFound if it is neither installed nor registered."""
+@dataclass(frozen=True, slots=True)
+class VocabularyRemoval:
+    """Removal of a vocabulary file; what belongs to the same model as a whole, such as its profile, is kept."""
+
+    library: Library
+    model: Model
+    identity: None = None
+
+    @property
+    def question(self) -> str:
+        return f"Delete the vocabulary of {self.model.reference} in {self.model.path}?"
+
+    def execute(self) -> str:
+        """Delete the file and return a report."""
+        from cerebrum_cli.catalogue.hub import delete
+
+        delete(self.model.paths, self.library.vocabulary_cache.directory)
+        return f"deleted the vocabulary of {self.model.reference}"
+
+
+def plan_removal(library: Library, reference: Reference) -> Removal | VocabularyRemoval:
+    """Plan the removal of a model, or of its vocabulary file if it is not installed.
+
+    Raises ModelNotFound if neither is there.
+    """
     if entry := library.registry.find(str(reference)):
         return Removal(library, library.model_from_entry(entry))
     try:
         model = library.find(reference)
     except ModelNotFound as error:
+        if vocabulary := library.stored_vocabulary(reference):
+            return VocabularyRemoval(library, vocabulary)
         raise ModelNotFound(error.message, "list installed models with cerebrum list") from error
     return Removal(library, _cached_model(library, model.path) if model.is_unnamed else model)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -25,10 +25,11 @@ from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, variants
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.gguf.cursor import HeaderTruncated
-from cerebrum_cli.gguf.header import Header, parse_header
+from cerebrum_cli.gguf.header import Header, header_length, parse_header
 
 T = TypeVar("T")
 
+PART_HEADER_BYTES = 1 << 18  # of a split file's further parts, which have no vocabulary
 HEADER_BYTES = tuple(1 << shift for shift in (20, 22, 24, 26))  # tried in turn: vocabularies take up to 20 MB
 
 
@@ -37,7 +38,7 @@ class DownloadPlanner:
     library: Library
     progress: Progress
     offline: bool = False
-    _headers: dict[tuple[str, str], Header] = field(default_factory=dict, init=False)
+    _headers: dict[tuple[str, str], bytes] = field(default_factory=dict, init=False)
 
     @property
     def is_offline(self) -> bool:
@@ -59,9 +60,16 @@ class DownloadPlanner:
 
     def header(self, listing: Listing, file: HubFile) -> Header:
         """Header of a file on the Hub, read from its first megabytes. Raises ModelFileError."""
+        return parse_header(Path(listing.repo_id, file.name), self.header_bytes(listing, file), file.size)
+
+    def header_bytes(self, listing: Listing, file: HubFile, ends: Sequence[int] = HEADER_BYTES) -> bytes:
+        """Bytes of a file on the Hub up to its tensor data, of which the `ends` are tried in turn.
+
+        Raises ModelFileError.
+        """
         key = (listing.commit, file.name)
         if key not in self._headers:
-            self._headers[key] = self.with_retries(lambda: self._read_header(listing, file))
+            self._headers[key] = self.with_retries(lambda: _read_header(listing, file, ends))
         return self._headers[key]
 
     def with_retries(self, request: Callable[[], T]) -> T:
@@ -77,24 +85,10 @@ class DownloadPlanner:
         return assess_fit(availability, model.display_name, context, self.library.capacity())
 
     def _installed_header(self, listing: Listing) -> Header | None:
-        """Header of any installed quantization of a repository; all have the same shape."""
-        installed = (
-            model for model in self.library.cached_models() if model.cached and model.cached.repo_id == listing.repo_id
-        )
-        return next((model.header for model in installed if model.is_readable), None)
-
-    def _read_header(self, listing: Listing, file: HubFile) -> Header:
-        path = Path(listing.repo_id, file.name)
-        data = b""
-        for end in HEADER_BYTES:
-            with open_file(listing, file.name, len(data), min(end, file.size)) as body:
-                data = data[: body.start] + b"".join(_up_to(body.chunks, end - body.start))
-            try:
-                return parse_header(path, data, file.size)
-            except HeaderTruncated:
-                if len(data) >= file.size or end == HEADER_BYTES[-1]:
-                    raise
-        raise AssertionError("the last length raises or returns")
+        """Header of any quantization of a repository that is here, if without weights; all have the same shape."""
+        models = (*self.library.cached_models(), *self.library.vocabularies())
+        found = (model for model in models if model.cached and model.cached.repo_id == listing.repo_id)
+        return next((model.header for model in found if model.is_readable), None)
 
     def _spec_availability(self, spec: ModelSpec, reference: NameReference) -> Availability:
         """Availability in the first repository of a catalog model that has the requested quantization."""
@@ -147,6 +141,20 @@ class DownloadPlanner:
 
 def _variants(listing: Listing) -> tuple[Variant, ...]:
     return variants(file.name for file in listing.files)
+
+
+def _read_header(listing: Listing, file: HubFile, ends: Sequence[int]) -> bytes:
+    path = Path(listing.repo_id, file.name)
+    data = b""
+    for end in ends:
+        with open_file(listing, file.name, len(data), min(end, file.size)) as body:
+            data = data[: body.start] + b"".join(_up_to(body.chunks, end - body.start))
+        try:
+            return data[: header_length(path, data, file.size)]
+        except HeaderTruncated:
+            if len(data) >= file.size or end == ends[-1]:
+                raise
+    raise AssertionError("the last length raises or returns")
 
 
 def _up_to(chunks: Iterable[bytes], size: int) -> Iterable[bytes]:

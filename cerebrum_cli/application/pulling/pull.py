@@ -13,8 +13,12 @@ from cerebrum_cli.application.models.generative import HINT, unsupported_kind
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, is_missing, name_from_stem, require_loadable
 from cerebrum_cli.application.models.names import require_free_name
-from cerebrum_cli.application.pulling.download_plan import DownloadPlanner
+from cerebrum_cli.application.models.removal import VocabularyRemoval
+from cerebrum_cli.application.pulling.download_plan import HEADER_BYTES, PART_HEADER_BYTES, DownloadPlanner
+from cerebrum_cli.catalogue import vocabularies
+from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.download import Download, Progress
+from cerebrum_cli.catalogue.hub import HubFile, Listing
 from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.reference import NameReference, PathReference, Reference
 from cerebrum_cli.catalogue.registry import Digest, ModelFile, Source
@@ -72,6 +76,43 @@ class Puller:
                 registry.set_default(model.reference, replacing=(default,))
         return model
 
+    def pull_vocabulary(self, reference: Reference, context: int | None = None) -> Model:
+        """Download the header of a model, with its vocabulary, unless the model is installed."""
+        library = self.library
+        with contextlib.suppress(ModelNotFound):
+            return library.find(reference)
+        spec = library.spec_named(reference.name) if isinstance(reference, NameReference) else None
+        if spec and (spec.package or spec.recipe):
+            origin = "comes in a Python package" if spec.package else "is merged from other models"
+            raise PullError(
+                f"{spec.name} {origin}: its vocabulary cannot be pulled alone", f"cerebrum pull {reference}"
+            )
+        if self.is_unavailable_offline(reference):
+            return self._find_offline(reference, library.find_vocabulary)
+        planner = self.planner
+        try:
+            plan = planner.plan(reference, context)
+        except HubError as error:
+            return self._fall_back(reference, error, library.find_vocabulary)
+        return self._download_vocabulary(planner, plan)
+
+    def _download_vocabulary(self, planner: DownloadPlanner, plan: DownloadPlan) -> Model:
+        """Store the headers of all parts of a model: llama.cpp opens the other parts for their tensor tables."""
+        cache, listing, variant = self.library.vocabulary_cache, plan.availability.listing, plan.variant
+        assert listing is not None, "online, every plan except a package's has a listing"
+        files = tuple(map(listing.file, variant.files))
+
+        def read_header(file: HubFile) -> bytes:
+            ends = HEADER_BYTES if file == files[0] else (PART_HEADER_BYTES, *HEADER_BYTES)
+            if file == files[0]:
+                self._check(Path(listing.repo_id, file.name), planner.header(listing, file))
+            return planner.header_bytes(listing, file, ends)
+
+        vocabularies.store(cache, listing, files, read_header)
+        self._remember_digests(cache, listing, files)
+        model = self.library.model_from_cache(cache.model_from_files(listing.repo_id, listing.commit, variant))
+        return replace(model, is_vocabulary=True)
+
     def _pull(self, reference: Reference, name: str | None, context: int | None, confirm: Confirm) -> Model:
         library = self.library
         if isinstance(reference, PathReference):
@@ -85,14 +126,14 @@ class Puller:
         if isinstance(reference, NameReference) and spec and spec.recipe:
             return self._merge(spec, reference, name, context, confirm)
         if self.is_unavailable_offline(reference):
-            return self._with_name(self._find_offline(reference), name)
+            return self._with_name(self._find_offline(reference, library.find), name)
         if spec and spec.package:
             return self._pull_package(spec, spec.package, name)
         planner = self.planner
         try:
             plan = planner.plan(reference, context)
         except HubError as error:
-            return self._with_name(self._fall_back(reference, error), name)
+            return self._with_name(self._fall_back(reference, error, library.find), name)
         require_confirmation(plan, confirm)
         return self._with_name(self._download(planner, plan, name), name)
 
@@ -124,7 +165,7 @@ class Puller:
         library, listing, variant = self.library, plan.availability.listing, plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"
         files = tuple(map(listing.file, variant.files))
-        digests = [file.digest for file in files]
+        digests = [file.digest for file in files]  # of all, before a download
         if name is not None:
             self._require_free_name(name, lambda spec: spec is plan.availability.spec, digests[0])
         download = Download(listing, library.cache, self.progress, library.remembered_digest)
@@ -132,14 +173,27 @@ class Puller:
         if not plan.chosen.installed:
             self._check(Path(listing.repo_id, files[0].name), planner.header(listing, files[0]))
         paths = download.fetch(files)
-        for file, digest in zip(files, digests, strict=True):
-            stored = library.cache.stored_path(listing.repo_id, listing.commit, file.name, digest)
-            if library.registry.digest(stored) is None:
-                library.registry.remember_digest(Digest.known(stored, digest))
+        self._remember_digests(library.cache, listing, files)
+        self._remove_vocabularies(listing.repo_id, variant.files)
         installed = (model for model in library.models() if model.cached and model.path == paths[0])
         return next(installed, None) or library.model_from_cache(
             library.cache.model_from_files(listing.repo_id, listing.commit, variant)
         )
+
+    def _remember_digests(self, cache: Cache, listing: Listing, files: tuple[HubFile, ...]) -> None:
+        """Store the digests of files in a cache, as the Hub states them."""
+        registry = self.library.registry
+        for file in files:
+            stored = cache.stored_path(listing.repo_id, listing.commit, file.name, file.digest)
+            if registry.digest(stored) is None:
+                registry.remember_digest(Digest.known(stored, file.digest))
+
+    def _remove_vocabularies(self, repo_id: str, names: tuple[str, ...]) -> None:
+        """Remove the vocabulary files of an installed model."""
+        for model in self.library.vocabularies():
+            if model.cached and (model.cached.repo_id, model.cached.names) == (repo_id, names):
+                with contextlib.suppress(PullError):  # a read-only directory; the installed model comes first anyway
+                    VocabularyRemoval(self.library, model).execute()
 
     def _with_name(self, model: Model, name: str | None) -> Model:
         """Register a model by the user's name for it, if any."""
@@ -183,16 +237,16 @@ class Puller:
         if kind := unsupported_kind(header):
             self.progress.notice(NoticeEvent(f"{path.name} is {kind} (architecture {header.architecture})", HINT))
 
-    def _find_offline(self, reference: Reference) -> Model:
+    def _find_offline(self, reference: Reference, find: Callable[[Reference], Model]) -> Model:
         try:
-            return self.library.find(reference)
+            return find(reference)
         except ModelNotFound as error:
             hint = "pull it without --offline or HF_HUB_OFFLINE"
             raise ModelNotFound(f"{error.message}, and the network is disabled", hint) from error
 
-    def _fall_back(self, reference: Reference, error: HubError) -> Model:
+    def _fall_back(self, reference: Reference, error: HubError, find: Callable[[Reference], Model]) -> Model:
         try:
-            model = self.library.find(reference)
+            model = find(reference)
         except ModelNotFound:
             raise error from None
         self.progress.notice(NoticeEvent(error.message, f"using the installed {model.reference}"))

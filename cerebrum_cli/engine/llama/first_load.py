@@ -1,7 +1,8 @@
 """Load a file for the first time in a child process, since llama.cpp aborts on some damaged or hostile files.
 
 Files that loaded are remembered by device, inode, size and modification time. Run as a module, this is the child: it
-maps the file, converts text to tokens and back, creates a small context and decodes nothing.
+maps the file, converts text to tokens and back, creates a small context and decodes nothing. A file whose vocabulary
+alone is used is not mapped: it may have no weights.
 """
 
 from __future__ import annotations
@@ -31,17 +32,19 @@ CRASHES = {-getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
 FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})(\.gguf)")
 MAX_REMEMBERED = 1000
 POLL_S = 0.01
+VOCABULARY = "vocabulary"  # argument of the child, and suffix of a key
 
 
-def require_loads(path: Path, remembered: Path, stop: StopFlag) -> None:
+def require_loads(path: Path, remembered: Path, stop: StopFlag, vocabulary_only: bool = False) -> None:
     """Raise ModelFileError if llama.cpp crashes on a file that it has not loaded before.
 
     `remembered` is a JSON file with the files that loaded. Other failures are left to the load itself.
     """
-    key, known = file_key(path), _read_keys(remembered)
-    if key in known:
+    whole, known = file_key(path), _read_keys(remembered)
+    key = f"{whole} {VOCABULARY}" if vocabulary_only else whole
+    if key in known or whole in known:
         return
-    code, log = _load_in_child(path, stop)
+    code, log = _load_in_child((path, VOCABULARY) if vocabulary_only else (path,), stop)
     if code in CRASHES:
         reason = next((line for line in reversed(log) if line.strip()), f"signal {-code}")
         raise ModelFileError(
@@ -72,13 +75,13 @@ def _read_keys(remembered: Path) -> list[str]:
     return [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
 
 
-def _load_in_child(path: Path, stop: StopFlag) -> tuple[int, list[str]]:
-    """Exit status and log of a child that loads the file; it is killed when loading is interrupted."""
+def _load_in_child(arguments: tuple[Path | str, ...], stop: StopFlag) -> tuple[int, list[str]]:
+    """Exit status and log of a child that loads a file; it is killed when loading is interrupted."""
     import subprocess
 
     with TemporaryFile() as log:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, path],  # -P: do not import modules from the current directory
+            [sys.executable, "-P", "-m", __name__, *arguments],  # -P: do not import modules from the current directory
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -96,7 +99,7 @@ def _load_in_child(path: Path, stop: StopFlag) -> tuple[int, list[str]]:
         return code, log.read().decode("utf-8", "replace").splitlines()
 
 
-def _load(path: str) -> None:
+def _load(path: str, *kind: str) -> None:
     from cerebrum_cli.engine.llama.library import llama, suppress_log
     from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 
@@ -104,11 +107,11 @@ def _load(path: str) -> None:
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, False
     with suppress_log():
-        for params.vocab_only in (True, False):  # each gets as far as the other does not
+        for params.vocab_only in (True,) if kind else (True, False):  # each gets as far as the other does not
             model = llama.llama_model_load_from_file(os.fsencode(path), params)
             if model:
                 _use_vocabulary(Vocabulary(model))
-        if model:
+        if model and not kind:
             options = llama.llama_context_default_params()
             options.n_ctx, options.n_batch, options.n_ubatch = 256, 32, 32
             llama.llama_init_from_model(model, options)
@@ -135,4 +138,4 @@ def _use_vocabulary(vocabulary: Vocabulary) -> None:
 
 
 if __name__ == "__main__":
-    _load(sys.argv[1])
+    _load(*sys.argv[1:])

@@ -47,7 +47,7 @@ def open_llama(
     """
     emit(LoadEvent(0.0))
     if loaded_files:
-        require_loads(options.path, loaded_files, stop)
+        require_loads(options.path, loaded_files, stop, options.vocabulary_only)
     free = free_memory()
     if devices_file:
         save_devices(devices_file, free.devices)

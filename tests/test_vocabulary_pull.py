@@ -1,0 +1,216 @@
+"""`cerebrum pull --vocabulary` downloads a model's header alone, from which llama.cpp reads the vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from disks import full_disk
+from gguf_files import write_model
+from hub_exchange import Fault
+from hub_server import UNAVAILABLE
+from hub_user import HubUser, cleaned
+from vocabularies import open_vocabulary
+
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.gguf.header import header_length
+
+pytestmark = pytest.mark.slow
+
+REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
+REFERENCE = f"{REPO}:Q4_K_M"
+NOT_HERE = f"error: {REFERENCE} is not downloaded\n hint: cerebrum pull {REFERENCE}\n"
+OFFLINE = f"error: {REPO} is not downloaded, and the network is disabled\n"
+TEXT = "Hello world,\n 12 + 3 = 15: é \U0001f600 <s>"
+
+
+@pytest.fixture(autouse=True)
+def repository(hub_user: HubUser, mistral_model: Path) -> None:
+    """Upload a model of 9 MB, whose header has 0.7 MB."""
+    hub_user.hub.repository(REPO, {FILE: mistral_model})
+
+
+def stored(hub_user: HubUser) -> Path:
+    """Directory of all vocabulary files."""
+    return hub_user.command.home / "data" / "cerebrum" / "models" / "vocabularies"
+
+
+def blobs(hub_user: HubUser) -> dict[str, int]:
+    """Names and sizes of the stored vocabulary files."""
+    return {path.name: path.stat().st_size for path in stored(hub_user).glob("*/blobs/*")}
+
+
+def path_of(hub_user: HubUser, file: str = FILE, repo_id: str = REPO) -> Path:
+    """Path of a vocabulary file."""
+    return stored(hub_user) / hub_user.path(file, repo_id).relative_to(hub_user.cache)
+
+
+def pulled(hub_user: HubUser) -> str:
+    """What a pull of the vocabulary prints at the end."""
+    return f"installed the vocabulary of {REFERENCE}: {path_of(hub_user)}\n"
+
+
+def tokens(path: Path) -> tuple[int, ...]:
+    """Token ids of a text that llama.cpp makes from a vocabulary."""
+    with open_vocabulary(path) as backend:
+        return tuple(backend.tokenize([Text(TEXT), Text(TEXT, trusted=False)]))
+
+
+def ranges(hub_user: HubUser) -> list[str | None]:
+    return [each.range for each in hub_user.hub.log.requests("cdn")]
+
+
+def test_vocabulary_pull_fetches_the_header_alone(hub_user: HubUser, mistral_model: Path) -> None:
+    assert hub_user.pull("--vocabulary", REPO).err == pulled(hub_user)
+    assert ranges(hub_user) == ["bytes=0-1048575"]
+    path, whole = path_of(hub_user), mistral_model.read_bytes()
+    length = header_length(mistral_model, whole, len(whole))
+    assert path.read_bytes() == whole[:length] + bytes(len(whole) - length)
+    assert path.stat().st_blocks * 512 < length + 65_536
+    assert blobs(hub_user) == {hub_user.digest(FILE, REPO): len(whole)}
+    assert tokens(path) == tokens(mistral_model)
+    hub_user.hub.log.clear()
+    assert hub_user.pull("--vocabulary", REFERENCE).err == pulled(hub_user)
+    assert not hub_user.hub.log.requests("cdn")
+
+
+def test_vocabulary_is_no_installed_model(hub_user: HubUser) -> None:
+    hub_user.pull("--vocabulary", REPO)
+    assert hub_user.listed() == []
+    assert f"vocabulary only, for --endpoint: {REFERENCE}\n" in hub_user.run("list").err
+    done = hub_user.run("ask", "-m", REFERENCE, "Why?")
+    assert (done.code, done.out, done.err) == (3, "", NOT_HERE)
+    done = hub_user.run("ask", "-m", path_of(hub_user), "Why?")
+    assert (done.code, done.err.splitlines()[-1]) == (1, f" hint: cerebrum pull {REFERENCE}")
+    assert hub_user.run("ask", "Why?").code == 3
+    shown = hub_user.run("show", REPO, "--json").object
+    assert (shown["source"], shown["path"]) == ("vocabulary", str(path_of(hub_user)))
+    assert (shown["sha256"], shown["repo_id"]) == (hub_user.digest(FILE, REPO), REPO)
+    assert (shown["revision"], shown["default"]) == (hub_user.commit(REPO), False)
+    assert hub_user.run("show", REPO).err == (
+        f"only its vocabulary is here, for --endpoint; {REPO} is not downloaded; to install it: cerebrum pull {REPO}\n"
+    )
+
+
+def test_pull_replaces_the_vocabulary_by_the_model(hub_user: HubUser) -> None:
+    hub_user.pull("--vocabulary", REPO)
+    hub_user.pull(REPO)
+    assert blobs(hub_user) == {}
+    assert [row["reference"] for row in hub_user.listed()] == [REFERENCE]
+    hub_user.hub.log.clear()
+    done = hub_user.pull("--vocabulary", REPO)
+    assert done.err == f"its vocabulary is in the installed {REFERENCE}: {hub_user.path(FILE, REPO)}\n"
+    assert not hub_user.hub.log.requests()
+    assert blobs(hub_user) == {}
+
+
+def test_rm_deletes_a_vocabulary_after_the_model(hub_user: HubUser) -> None:
+    hub_user.pull(REPO)
+    hub_user.hub.repositories[REPO].commit({"large-Q2_K.gguf": hub_user.path(FILE, REPO)})
+    hub_user.pull("--vocabulary", f"{REPO}:Q2_K")
+    assert hub_user.run("rm", "-y", REPO).err.startswith(f"deleted {REFERENCE}, freed 9 MB")
+    assert len(blobs(hub_user)) == 1
+    assert hub_user.run("rm", REPO).err == f"{REPO}:Q2_K not deleted; confirm with -y\n"
+    assert hub_user.run("rm", "-y", REPO).err == f"deleted the vocabulary of {REPO}:Q2_K\n"
+    assert blobs(hub_user) == {}
+    assert hub_user.run("rm", "-y", REPO).code == 3
+
+
+def test_vocabulary_pull_fetches_as_much_as_the_header_needs(hub_user: HubUser, tmp_path: Path) -> None:
+    words = [f"word number {number:06}" for number in range(150_000)]
+    model = write_model(tmp_path / "words.gguf", lambda writer: writer.add_token_list(words))
+    size = model.stat().st_size
+    hub_user.hub.repository("owner/words", {"words-F32.gguf": model})
+    hub_user.pull("--vocabulary", "owner/words")
+    assert ranges(hub_user) == [
+        f"bytes={start}-{end - 1}" for start, end in ((0, 1 << 20), (1 << 20, min(1 << 22, size)))
+    ]
+    assert path_of(hub_user, "words-F32.gguf", "owner/words").stat().st_size == size
+
+
+def test_vocabulary_pull_works_without_range_support(hub_user: HubUser, mistral_model: Path) -> None:
+    hub_user.hub.arm(Fault(part="cdn", times=None, ignore_range=True))
+    assert cleaned(hub_user.pull("--vocabulary", REPO)) == pulled(hub_user)
+    assert tokens(path_of(hub_user)) == tokens(mistral_model)
+    assert path_of(hub_user).stat().st_blocks * 512 < 1 << 20
+
+
+def test_vocabulary_pull_retries_a_lost_connection(hub_user: HubUser, mistral_model: Path) -> None:
+    hub_user.hub.arm(Fault(part="cdn", cut_after=100_000))
+    done = hub_user.pull("--vocabulary", REPO)
+    assert "connection lost: retrying in 1 s\n" in done.err
+    assert done.err.endswith(pulled(hub_user))
+    assert tokens(path_of(hub_user)) == tokens(mistral_model)
+
+
+@pytest.mark.parametrize(
+    ("bytes_left", "problem"),
+    [(100_000, "truncated or damaged: its header does not end before byte 100,000"), (-1000, "truncated: its tensors")],
+)
+def test_vocabulary_pull_stores_no_damaged_header(
+    hub_user: HubUser, mistral_model: Path, bytes_left: int, problem: str
+) -> None:
+    hub_user.hub.repositories[REPO].commit({FILE: mistral_model.read_bytes()[:bytes_left]})
+    done = hub_user.run("pull", "--vocabulary", REPO)
+    assert (done.code, done.out) == (1, "")
+    assert f"error: {REPO}/{FILE}: {problem}" in done.err
+    assert blobs(hub_user) == {}
+
+
+def test_vocabulary_pull_of_a_split_model_has_all_tables(
+    hub_user: HubUser, parts: dict[str, Path], chatml_model: Path
+) -> None:
+    hub_user.hub.repository("owner/split", dict(parts))
+    hub_user.pull("--vocabulary", "owner/split")
+    path = path_of(hub_user, next(iter(parts)), "owner/split")
+    assert tokens(path) == tokens(chatml_model)
+    assert sorted(blobs(hub_user).values()) == sorted(each.stat().st_size for each in parts.values())
+    assert len(ranges(hub_user)) == 3
+    assert hub_user.run("rm", "-y", "owner/split").code == 0
+    assert blobs(hub_user) == {}
+
+
+@pytest.mark.parametrize("variable", [False, True])
+def test_vocabulary_pull_offline_uses_the_stored_one(hub_user: HubUser, variable: bool) -> None:
+    more = {"HF_HUB_OFFLINE": "1"} if variable else {}
+    offline = [] if variable else ["--offline"]
+    done = hub_user.run("pull", "--vocabulary", REPO, *offline, **more)
+    assert (done.code, done.err) == (3, f"{OFFLINE} hint: pull it without --offline or HF_HUB_OFFLINE\n")
+    hub_user.pull("--vocabulary", REPO)
+    hub_user.hub.log.clear()
+    assert hub_user.pull("--vocabulary", REPO, *offline, **more).err == pulled(hub_user)
+    assert not hub_user.hub.log.requests()
+
+
+def test_vocabulary_pull_uses_the_stored_one_if_the_hub_fails(hub_user: HubUser) -> None:
+    hub_user.pull("--vocabulary", REPO)
+    hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "7000")))
+    assert hub_user.pull("--vocabulary", REPO).err.endswith(f"using the installed {REFERENCE}\n{pulled(hub_user)}")
+
+
+def test_vocabulary_pull_on_a_full_disk_leaves_nothing(hub_user: HubUser) -> None:
+    with full_disk(2_000_000):
+        done = hub_user.run("pull", "--vocabulary", REPO)
+    assert (done.code, cleaned(done)) == (
+        1,
+        f"error: {stored(hub_user)}: File too large\n"
+        " hint: free some disk space; without support for sparse files, 9 MB are needed\n",
+    )
+    assert blobs(hub_user) == {}
+
+
+@pytest.mark.parametrize(
+    ("reference", "problem"),
+    [("starter", "comes in a Python package"), ("cerebrum-12b", "is merged from other models")],
+)
+def test_vocabulary_pull_names_models_it_cannot_serve(hub_user: HubUser, reference: str, problem: str) -> None:
+    done = hub_user.run("pull", "--vocabulary", reference)
+    said = f"error: {reference} {problem}: its vocabulary cannot be pulled alone\n hint: cerebrum pull {reference}\n"
+    assert (done.code, done.err) == (1, said)
+
+
+@pytest.mark.parametrize("option", [("--name", "mine"), ("--default",), ("--dry-run",)])
+def test_vocabulary_pull_excludes_options_of_models(hub_user: HubUser, option: tuple[str, ...]) -> None:
+    done = hub_user.run("pull", "--vocabulary", REPO, *option)
+    said = f"error: --vocabulary and {option[0]} cannot be used together\n hint: give one of them\n"
+    assert (done.code, done.err) == (2, said)
