@@ -117,7 +117,7 @@ def test_config_reports_the_location_of_an_error(tmp_path: Path, content: bytes,
     path = tmp_path / "config.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        read_config(path).settings
+        read_config(path)
     assert caught.value.message.startswith(f"{path}:")
     assert problem in caught.value.message
     assert caught.value.hint
@@ -125,7 +125,7 @@ def test_config_reports_the_location_of_an_error(tmp_path: Path, content: bytes,
 
 def test_config_reports_a_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Is a directory"):
-        read_config(tmp_path).settings
+        read_config(tmp_path)
 
 
 def test_environment_ignores_an_empty_variable(monkeypatch: pytest.MonkeyPatch) -> None:

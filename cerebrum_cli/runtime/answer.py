@@ -150,11 +150,9 @@ class Answer:
         """Print what is not streamed: the JSON object, the final answer, the statistics."""
         streams, loaded, options = self._streams, self._loaded, self._options
         if options.json:
-            streams.answer_object(
-                reply_object(reply, loaded.model.name, loaded.file.path, loaded.format_name, final_answer, votes)
-            )
+            path = None if loaded.is_remote else loaded.file.path
+            streams.answer_object(reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes))
         elif options.final and final_answer is not None:
             streams.answer(final_answer + "\n")
         if options.stats:
-            repacks = loaded.opener.options.repack
-            streams.write_line("", stats_line(reply.finish, loaded.model.name, loaded.format_name, repacks))
+            streams.write_line("", stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks))

@@ -6,18 +6,21 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.chat.session_recorder import SessionRecorder
-from cerebrum_cli.application.inference.loading import SINGLE, Parallel, open_model
+from cerebrum_cli.application.inference.loading import SINGLE, Parallel, open_model, open_servers
 from cerebrum_cli.application.inference.question import Question, template_options
 from cerebrum_cli.application.inference.responder import GenerationRequest
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.runtime.generation import generation_settings, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
+from cerebrum_cli.runtime.servers import find_endpoints, without_local
 from cerebrum_cli.terminal.keyboard import Keyboard
 
 if TYPE_CHECKING:
+    from cerebrum_cli.application.inference.loading import LoadedModel
     from cerebrum_cli.application.inference.voting import MajorityVote
+    from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.conversation import Conversation
-    from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import AskOptions
 
@@ -41,26 +44,12 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
     vote = new_vote(options)
     settings = generation_settings(runtime, given, model, "--votes" if vote else None)
     grammar = read_grammar(runtime, options, options.quiet)
-    arguments = template_options(options.template_arg)
-    resolved = resolve_encoding(runtime, model, settings, options)
 
     def read() -> Conversation:
         return recorder.prepend(question.read(piped, settings, given.get("system")), model, given)
 
     conversation = None if piped else read()  # standard input is read while the model loads
-    loaded = open_model(
-        runtime.open_backend,
-        model,
-        settings,
-        raw=options.raw,
-        template_options=arguments,
-        vocabulary_only=options.dry_run,
-        prompt_cache=runtime.prompt_cache,
-        parallel=Parallel(vote.max_samples) if vote else SINGLE,
-        file=resolved.model,
-        tuning=resolved.tuning("batch" if vote else "ask"),
-        step_costs=resolved.step_costs("ask"),
-    )
+    loaded = start_loading(runtime, model, settings, vote, options)
     try:
         from cerebrum_cli.runtime.answer import Answer, show_prompt
 
@@ -74,6 +63,33 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
     finally:
         loaded.engine.close()
         recorder.close()
+
+
+def start_loading(
+    runtime: Runtime, model: Model, settings: Settings, vote: MajorityVote | None, options: AskOptions
+) -> LoadedModel:
+    """Start to load the model, or to connect to its server. A dry run needs the vocabulary only."""
+    arguments = template_options(options.template_arg)
+    endpoints = find_endpoints(runtime, options)
+    if endpoints and not options.dry_run:
+        settings = without_local(settings)
+        return open_servers(
+            runtime.open_backend, endpoints, model, settings, raw=options.raw, template_options=arguments
+        )
+    resolved = resolve_encoding(runtime, model, settings, options)
+    return open_model(
+        runtime.open_backend,
+        model,
+        settings,
+        raw=options.raw,
+        template_options=arguments,
+        vocabulary_only=options.dry_run,
+        prompt_cache=runtime.prompt_cache,
+        parallel=Parallel(vote.max_samples) if vote else SINGLE,
+        file=resolved.model,
+        tuning=resolved.tuning("batch" if vote else "ask"),
+        step_costs=resolved.step_costs("ask"),
+    )
 
 
 def new_vote(options: AskOptions) -> MajorityVote | None:

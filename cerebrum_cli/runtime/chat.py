@@ -13,6 +13,7 @@ from cerebrum_cli.application.models.model import as_path, is_file
 from cerebrum_cli.catalogue.reference import looks_like_path
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
+from cerebrum_cli.runtime.servers import find_endpoints, without_local
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.signals import Signals
@@ -22,7 +23,8 @@ from cerebrum_cli.terminal.repl.terminal_io import PlainPrompt, Prompt, ScriptIn
 from cerebrum_cli.terminal.streams import is_plain_terminal
 
 if TYPE_CHECKING:
-    from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.application.models.model import Model
+    from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import ChatOptions
     from cerebrum_cli.terminal.repl.completion import Candidates
@@ -47,15 +49,22 @@ def chat(runtime: Runtime, words: list[str], names_model: bool, given: Layer, op
     )
     given = with_session_defaults(session, {**given, "cache_gb": 0} if options.no_cache else given)
     model = find_model(runtime, given, options)
+    endpoints = find_endpoints(runtime, options)
+
+    def fold_settings(given: Layer, model: Model) -> Settings:
+        settings = runtime.settings(given, model)
+        return without_local(settings) if endpoints else settings
+
     loader = ModelLoader(
-        runtime.library.resolve,
-        runtime.settings,
+        runtime.library.resolve_vocabulary if endpoints else runtime.library.resolve,
+        fold_settings,
         runtime.open_backend,
         runtime.prompt_cache,
         template_options(options.template_arg),
         lambda model, settings: resolve_encoding(runtime, model, settings, options),
+        endpoints,
     )
-    settings = runtime.settings(given, model)
+    settings = fold_settings(given, model)
     conversation = Chat(history, loader, given, loader.open(model, settings), settings, session, name)
     keyboard = Keyboard()
     with Signals(runtime.streams) as signals:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.text import format_size
+from cerebrum_cli.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,13 +16,18 @@ if TYPE_CHECKING:
     from cerebrum_cli.catalogue.reference import Reference
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options import AnswerOptions, PullCommandOptions, PullOptions, QuietOptions
+    from cerebrum_cli.runtime.options import PullCommandOptions, PullOptions, QuietOptions
     from cerebrum_cli.terminal.bars import FileProgress
 
 
 def find_model(runtime: Runtime, given: Mapping[str, Any], options: PullOptions) -> Model:
-    """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound."""
+    """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound.
+
+    A model behind a server is needed only with its vocabulary.
+    """
     settings = runtime.settings(given)
+    if isinstance(options, AnswerOptions) and options.endpoint:
+        return runtime.library.resolve_vocabulary(settings.model)
     try:
         model = runtime.library.resolve(settings.model)
     except ModelNotFound as error:

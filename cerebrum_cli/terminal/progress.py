@@ -9,6 +9,7 @@ from cerebrum_cli.core.events import (
     FinishEvent,
     LoadEvent,
     PromptEvent,
+    StageEvent,
     TallyEvent,
     TokenEvent,
 )
@@ -41,6 +42,8 @@ class StatusLine:
             return
         if isinstance(event, LoadEvent):
             self._show(f"loading {self._model} {event.fraction:.0%}")
+        elif isinstance(event, StageEvent):
+            self._show(event.stage)
         elif isinstance(event, PromptEvent) and event.evaluated < event.total:
             self._show(f"prompt: {event.evaluated} of {event.total} tokens")
         elif isinstance(event, TokenEvent) and event.channel == "thinking":
@@ -87,7 +90,7 @@ class LoadLine(StatusLine):
     """A status line for loading only, if another display follows."""
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, LoadEvent):
+        if isinstance(event, (LoadEvent, StageEvent)):
             super().emit(event)
         else:
             self.close()

@@ -27,8 +27,11 @@ FIELD_LABELS = {"system": "full name", "licence": "license"}  # of JSON keys tha
 _ONE_LINE = str.maketrans("\t\n", "  ")
 
 
-def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool) -> str:
-    """Line printed by `--stats`."""
+WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
+
+
+def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool | None) -> str:
+    """Line printed by `--stats`; `repacks` is None where a server holds the weights."""
     timings = finish.timings
     cached = f" ({finish.cached_tokens} cached)" if finish.cached_tokens else ""
     drafts = f", {timings.draft_n_accepted} of {timings.draft_n} drafted tokens accepted" if timings.draft_n else ""
@@ -36,8 +39,7 @@ def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool)
         (
             model,
             f"format {format_name}",
-            f"load {timings.load_s:.2f} s",
-            "weights repacked where possible" if repacks else "weights as in the file (not repacked)",
+            "on a server" if repacks is None else f"load {timings.load_s:.2f} s | {WEIGHTS[repacks]}",
             f"prompt {finish.prompt_tokens} tokens{cached}{_rate(timings.prompt_tokens_per_second)}",
             f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}{drafts}",
             f"first token {timings.ttft_s:.2f} s",

@@ -111,6 +111,11 @@ class LoadedModel:
     def is_remote(self) -> bool:
         return self.opener is None
 
+    @property
+    def repacks(self) -> bool | None:
+        """Whether weights are repacked for speed; None behind a server."""
+        return self.opener.options.repack if self.opener else None
+
     def save_prompt_cache(self, min_tokens: int, conversation: Conversation | None = None) -> NoticeEvent | None:
         """Save the evaluated tokens of one conversation, or of all, if there are at least `min_tokens`.
 

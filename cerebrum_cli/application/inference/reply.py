@@ -126,17 +126,17 @@ def reply_notice(reply: Reply) -> NoticeEvent | None:
 def reply_object(
     reply: Reply,
     model: str,
-    file: Path,
+    file: Path | None,
     format_name: str,
     final_answer: str | None,
     votes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The object `ask --json` prints; `file` is the model file used. Rates are in tokens per second."""
+    """The object `ask --json` prints; `file` is the model file used, None behind a server. Rates are per second."""
     finish = reply.finish
     timings = finish.timings
     return {
         "model": model,
-        "file": str(file),
+        "file": file and str(file),
         "format": format_name,
         "text": reply.text,
         "final_answer": final_answer,

@@ -36,7 +36,7 @@ PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6
 
 
 class RemoteEngine:
-    """Servers of one model, to which it starts to connect immediately; each gets at most `window` requests at a time."""
+    """Servers of one model, to which it starts to connect immediately; each gets up to `window` samples at a time."""
 
     def __init__(
         self,

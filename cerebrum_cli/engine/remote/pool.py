@@ -76,8 +76,8 @@ class Job:
 class Server:
     """One server: what it is, and how much it is doing.
 
-    `window` is the number of samples it is given at a time, up to `limit`. `problem` is why it is lost, None if it is not; `is_busy`
-    while it takes no more requests.
+    `window` is the number of samples it is given at a time, up to `limit`. `problem` is why it is lost, None if it is
+    not; `is_busy` while it takes no more requests.
     """
 
     endpoint: Endpoint

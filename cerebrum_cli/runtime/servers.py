@@ -1,0 +1,63 @@
+"""The servers that `--endpoint` names, by URL or by their table in config.toml."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, environment
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.inference.loading import LoadedModel
+    from cerebrum_cli.engine.remote.endpoint import Endpoint
+    from cerebrum_cli.runtime.composition import Runtime
+    from cerebrum_cli.runtime.options import AnswerOptions
+
+
+def find_endpoints(runtime: Runtime, options: AnswerOptions) -> tuple[Endpoint, ...]:
+    """The servers to use; none without `--endpoint`. Raises UsageError, ConfigError."""
+    if not options.endpoint:
+        return ()
+    endpoints = tuple(find_endpoint(runtime, text, options) for text in options.endpoint)
+    urls = [endpoint.url for endpoint in endpoints]
+    if repeated := next((url for url in urls if urls.count(url) > 1), None):
+        raise UsageError(f"endpoint {repeated} is given twice", "omit one of them")
+    for endpoint in endpoints:
+        endpoint.validate()
+    return endpoints
+
+
+def find_endpoint(runtime: Runtime, text: str, options: AnswerOptions) -> Endpoint:
+    """The server that a URL or a name stands for."""
+    from cerebrum_cli.engine.remote.endpoint import KEY_VARIABLE, Endpoint, is_url, parse_url
+
+    tables = runtime.config.endpoints
+    if text in tables:
+        table = tables[text]
+        key = environment(table.key_env or KEY_VARIABLE)
+        if table.key_env and key is None:
+            raise ConfigError(f"endpoint {text}: the variable {table.key_env} is not set", "export it with the API key")
+        url, served_model = parse_url(table.url), options.served_model_name or table.served_model
+    elif is_url(text):
+        url, served_model, key = parse_url(text), options.served_model_name, environment(KEY_VARIABLE)
+    else:
+        known = f"config.toml has {', '.join(tables)}" if tables else f"add [endpoints.{text}] to config.toml"
+        raise UsageError(f"no endpoint {text!r}", f"{known}; or give a URL like http://localhost:8080")
+    return Endpoint(text if text in tables else url, url, key, served_model, options.allow_http_key)
+
+
+def without_local(settings: Settings) -> Settings:
+    """Settings without those of a model on this machine, which config.toml may set."""
+    defaults = Settings()
+    return replace(settings, **{key: getattr(defaults, key) for key in LOCAL_KEYS})
+
+
+def recorded_servers(loaded: LoadedModel) -> list[dict[str, str]]:
+    """Kind and build of the servers of a loaded model, each once; their addresses are not recorded."""
+    from cerebrum_cli.engine.remote.engine import RemoteEngine
+
+    if not isinstance(loaded.engine, RemoteEngine):
+        return []
+    records = [server.info.recorded for server in loaded.engine.servers]
+    return [record for at, record in enumerate(records) if record not in records[:at]]
