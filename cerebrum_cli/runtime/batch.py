@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ from cerebrum_cli.application.inference.loading import Parallel, open_model
 from cerebrum_cli.application.inference.question import template_options
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.batches.files import output_paths
+from cerebrum_cli.batches.input import InputFile, open_input, spool_input
 from cerebrum_cli.batches.journal import open_journal
-from cerebrum_cli.batches.readers import MAX_INPUT_BYTES, detect_shape, read_input, read_rows, require_size
+from cerebrum_cli.batches.readers import IndexedRows, detect_shape, read_rows
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.batches.rows import result_rows
 from cerebrum_cli.core.errors import Interrupted, UsageError
@@ -27,11 +28,11 @@ from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
 from cerebrum_cli.terminal.tables import batch_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.batches.result import Result
-    from cerebrum_cli.batches.rows import Row
+    from cerebrum_cli.batches.rows import Rows
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import BatchOptions, ConcurrencyOptions
@@ -48,8 +49,14 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
     """
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
-    data = read_source(runtime, source)
-    rows = read_rows(data, detect_shape(source, options.shape, data), options.column, options.template, options.carry)
+    with open_source(runtime, source) as file:
+        shape = detect_shape(source, options.shape, file.head)
+        rows = read_rows(file, shape, options.column, options.template, options.carry)
+        return answer(runtime, rows, output, given, options)
+
+
+def answer(runtime: Runtime, rows: IndexedRows, output: Path, given: Layer, options: BatchOptions) -> int:
+    """Answer the rows of an input."""
     parallel, votes = parse_parallel(options.parallel), options.vote_bounds
     given = without_padded_drafts(given, options)
     model = find_model(runtime, given, options)
@@ -62,7 +69,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
     )
     resolved = resolve_encoding(runtime, model, settings, options)
     record = {
-        "input": sha256(data).hexdigest(),
+        "input": rows.sha256,
         "column": options.column,
         "template": options.template,
         **({"carry": True} if options.carry else {}),
@@ -115,13 +122,13 @@ def without_padded_drafts(given: Layer, options: ConcurrencyOptions) -> Layer:
     return {**given, "drafts": False}
 
 
-def read_source(runtime: Runtime, source: Path) -> bytes:
-    """Read the whole input. Raises UsageError."""
+def open_source(runtime: Runtime, source: Path) -> InputFile:
+    """Open the input; standard input is copied. Raises UsageError and BatchError."""
     if source != STANDARD:
-        return read_input(source)
+        return open_input(source)
     if runtime.streams.piped is None:
         raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
-    return require_size(runtime.streams.piped.read(MAX_INPUT_BYTES + 1), "standard input")
+    return spool_input(runtime.streams.piped, "standard input")
 
 
 def parse_parallel(text: str | None) -> int | None:
@@ -133,8 +140,10 @@ def parse_parallel(text: str | None) -> int | None:
     raise UsageError(f"--parallel is {text!r}", f"it must be a number from 1 to {MAX_PARALLEL}, or auto")
 
 
-def count_unanswered(rows: Sequence[Row], result: Result) -> int:
-    return sum(row.conversation is not None for at, row in enumerate(rows) if at not in result.finished)
+def count_unanswered(rows: Rows, result: Result) -> int:
+    """Number of unfinished rows with a question, up to as many as can run concurrently."""
+    unfinished = (position for position in range(len(rows)) if position not in result.finished)
+    return sum(1 for _ in islice((at for at in unfinished if rows[at].conversation is not None), MAX_PARALLEL))
 
 
 def plan_parallel(requested: int | None, samples: int, pad_steps: bool = False) -> Parallel:
@@ -149,9 +158,7 @@ def notify_of_experts(runtime: Runtime, file: Model, options: BatchOptions) -> N
         runtime.streams.notice(notice)
 
 
-def open_result(
-    runtime: Runtime, output: Path, record: Mapping[str, Any], rows: Sequence[Row], options: BatchOptions
-) -> Result:
+def open_result(runtime: Runtime, output: Path, record: Mapping[str, Any], rows: Rows, options: BatchOptions) -> Result:
     """Open the result: a journal beside OUTPUT, or standard output."""
     if output == STANDARD:
         if options.retry_failed:

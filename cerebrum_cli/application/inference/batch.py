@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 from cerebrum_cli.answers.vote import Votes
@@ -15,7 +16,7 @@ from cerebrum_cli.application.inference.voting import MajorityVote, require_samp
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.batches.result import Result
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object, output_object
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, Rows, failed_object, output_object
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts, RowEvent, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS
@@ -100,37 +101,40 @@ class PendingRow:
 
 
 def answer_rows(
-    responder: Responder, rows: Sequence[Row], options: BatchOptions, result: Result, in_order: bool
+    responder: Responder, rows: Rows, options: BatchOptions, result: Result, in_order: bool
 ) -> Generator[Event, None, None]:
     """Answer the unfinished rows; yield all events, and a RowEvent whenever a row is finished.
 
-    Rows that cannot be answered get an error. Unless a reader needs the answers `in_order`, short rows are answered
-    before much longer ones, and rows with a common prefix one after the other. The caller completes the result; after a
-    cancel, rows are missing.
+    Memory holds a window of SORT_WINDOW rows. Rows that cannot be answered get an error. Unless a reader needs the
+    answers `in_order`, short rows of a window are answered before much longer ones, rows with a common prefix one after
+    the other, and errors are written last: an error that concerns all rows is raised before. The caller completes the
+    result; after a cancel, rows are missing.
     """
     scope = responder.cancel_scope()
     yield from responder.load()
     yield RowEvent(result.done, len(rows), result.counts)
-    unfinished = [(position, row) for position, row in enumerate(rows) if position not in result.finished]
-    errors: list[tuple[int, RowError]] = []
-    for start in range(0, len(unfinished), SORT_WINDOW):
-        window = unfinished[start : start + SORT_WINDOW]
-        tokenized: list[tuple[int, PendingRow | RowError]] = []
-        for at, row in window:
+    unfinished = (position for position in range(len(rows)) if position not in result.finished)
+    while window := list(islice(unfinished, SORT_WINDOW)):
+        pending: list[PendingRow] = []
+        failed: list[tuple[int, dict[str, Any]]] = []
+        for position in window:
             if scope.is_cancelled:
                 return
-            tokenized.append((at, _tokenize_row(responder, at, row, options)))
-        pending = [row for _, row in tokenized if isinstance(row, PendingRow)]
-        errors += [(at, error) for at, error in tokenized if isinstance(error, RowError)]
+            row = rows[position]
+            tokenized = _tokenize_row(responder, position, row, options)
+            if isinstance(tokenized, PendingRow):
+                pending.append(tokenized)
+            else:
+                failed.append((position, failed_object(row, tokenized)))
         if in_order:
-            yield from _write_errors(rows, errors, result)
-            errors.clear()
-        yield RowEvent(result.done, len(rows), result.counts + RowCounts(len(errors)))
+            yield from _write_failed(failed, result, len(rows))
+            failed.clear()
+        yield RowEvent(result.done, len(rows), result.counts + RowCounts(len(failed)))
         for group in [pending] if in_order else _group_rows(responder, pending):
-            yield from _generate(responder, scope, group, result, len(rows), RowCounts(len(errors)))
+            yield from _generate(responder, scope, group, result, len(rows), RowCounts(len(failed)))
             if scope.is_cancelled:
                 return
-    yield from _write_errors(rows, errors, result)  # last: an error that concerns all rows is raised before
+        yield from _write_failed(failed, result, len(rows))
 
 
 def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library: Library) -> dict[str, Any]:
@@ -144,17 +148,18 @@ def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library:
     }
 
 
-def write_row_errors(rows: Sequence[Row], result: Result) -> None:
+def write_row_errors(rows: Rows, result: Result) -> None:
     """Write the errors of the unfinished rows, where none of them needs the model."""
-    for position, row in enumerate(rows):
+    for position in range(len(rows)):
         if position not in result.finished:
+            row = rows[position]
             result.write(position, failed_object(row, row.error or NO_PROMPT))
 
 
-def _write_errors(rows: Sequence[Row], errors: Sequence[tuple[int, RowError]], result: Result) -> Iterator[Event]:
-    for position, error in errors:
-        result.write(position, failed_object(rows[position], error))
-        yield RowEvent(result.done, len(rows), result.counts)
+def _write_failed(failed: Sequence[tuple[int, dict[str, Any]]], result: Result, total: int) -> Iterator[Event]:
+    for position, object in failed:
+        result.write(position, object)
+        yield RowEvent(result.done, total, result.counts)
 
 
 def _group_rows(responder: Responder, pending: Sequence[PendingRow]) -> Iterator[list[PendingRow]]:
