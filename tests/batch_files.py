@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+from cerebrum_cli.batches.input import spool_input
 from cerebrum_cli.batches.journal import Journal, open_journal
-from cerebrum_cli.batches.readers import read_rows
+from cerebrum_cli.batches.readers import Shape, read_rows
 from cerebrum_cli.batches.rows import Row, RowError, failed_object, result_rows
 
 FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
-ROWS = read_rows("Why?\nHow?\n\nWhé\u2028n?\nWho?\n".encode(), "txt")
+
+
+def rows_in(data: bytes | str, shape: Shape = "txt", **options: Any) -> tuple[Row, ...]:
+    """All rows of an input."""
+    with spool_input(io.BytesIO(data.encode() if isinstance(data, str) else data), "it") as source:
+        rows = read_rows(source, shape, **options)
+        return tuple(rows[position] for position in range(len(rows)))
+
+
+ROWS = rows_in("Why?\nHow?\n\nWhé\u2028n?\nWho?\n")
 ORDER = (2, 0, 3, 1)  # in which the rows finish
 
 

@@ -6,19 +6,22 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from command_line import CommandLine, Finished, fixed_reply_grammar
+from large_batch import SimulatedResponder
 from scripted_backend import ScriptedSampler
 from scripted_command import RecordingBackend, run_here
 from templates import chatml_prompt
 
+from cerebrum_cli.application.inference import batch
 from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
-from cerebrum_cli.application.inference.responder import GenerationRequest, TokenizedRequest
+from cerebrum_cli.application.inference.responder import GenerationRequest, Responder, TokenizedRequest
 from cerebrum_cli.batches.result import StreamedResult
-from cerebrum_cli.batches.rows import prompt_row
+from cerebrum_cli.batches.rows import Row, prompt_row
 from cerebrum_cli.core.errors import CerebrumError, EngineError, GrammarError, Interrupted
+from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.formats.plain import CEREBRUM
@@ -546,6 +549,79 @@ def test_failed_batch_resumes_with_the_missing_rows(runner: BatchRunner, monkeyp
     assert runner.backends[-1].slots == 4
     assert len(runner.backends[-1].params) == 20 - len(partial)  # no row is answered twice
     assert sorted(path.name for path in runner.home.glob("out*")) == ["out", "out.meta.json"]
+
+
+def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(f"question {number}\n" for number in range(12))
+    source, output = runner.write("in.txt", text), runner.home / "out"
+    before = source.stat()
+    runner.run(source, "-o", runner.home / "whole", "--seed", "1")
+    arguments = (source, "-o", output, "--seed", "1", "--parallel", "2")
+
+    def decode(backend: RecordingBackend, rows: Any, original: Callable[..., bool] = RecordingBackend.decode) -> bool:
+        if (runner.home / "out.partial").stat().st_size:
+            source.write_text(text.replace("question 11", "question 99"))
+        return original(backend, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordingBackend, "decode", decode)
+        failed = runner.run(*arguments)
+    done = len(parse_lines((runner.home / "out.partial").read_text()))
+    assert (failed.code, 0 < done < 12) == (1, True)
+    assert failed.err.splitlines()[-2:] == [
+        f"error: {source} was changed while the batch ran",
+        " hint: undo the change and run it again without --restart to resume, or use --restart to start over",
+    ]
+    assert "was started with another input" in runner.run(*arguments).err
+    source.write_text(text)
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert runner.run(*arguments).code == 0
+    assert len(runner.backends[-1].params) == 12 - done
+    assert output.read_bytes() == (runner.home / "whole").read_bytes()
+
+
+def test_errors_of_a_window_follow_its_answers(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "SORT_WINDOW", 2)
+    rows = [{"prompt": "a"}, {"prompt": 1}, {"prompt": "b"}, {"prompt": 2}]
+    source, output = runner.write("in.jsonl", rows), runner.home / "out"
+    partial = runner.home / "out.partial"
+    for is_late, expected in ((False, []), (True, [1, 2])):
+
+        def decode(
+            backend: RecordingBackend,
+            rows: Any,
+            original: Callable[..., bool] = RecordingBackend.decode,
+            is_late: bool = is_late,
+        ) -> bool:
+            if not is_late or partial.stat().st_size:
+                raise EngineError("the machine is on fire")
+            return original(backend, rows)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(RecordingBackend, "decode", decode)
+            assert runner.run(source, "-o", output, "--restart").code == 1
+        assert [row["id"] for row in parse_lines(partial.read_text() if partial.exists() else "")] == expected
+    assert runner.run(source, "-o", output).code == 6
+
+
+def test_rows_are_read_a_window_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "SORT_WINDOW", 4)
+    asked: set[int] = set()
+
+    class Rows:
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, position: int) -> Row:
+            asked.add(position)
+            return prompt_row(position, position, f"question {position}")
+
+    rows, responder = Rows(), SimulatedResponder("ok")
+    result = StreamedResult(rows, lambda line: None)
+    for event in answer_rows(cast("Responder", responder), rows, BatchOptions(Settings()), result, False):
+        if isinstance(event, RowEvent) and event.done:
+            assert max(asked) < event.done // 4 * 4 + 4
+    assert result.done == 20
 
 
 def test_output_may_be_a_symlink_or_a_relative_path(

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import stat
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -18,16 +19,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_files import FINGERPRINT, ORDER, ROWS, answer, complete_result, grow, open_batch, open_growing, run, run_some
+from batch_files import (
+    FINGERPRINT,
+    ORDER,
+    ROWS,
+    answer,
+    complete_result,
+    grow,
+    open_batch,
+    open_growing,
+    rows_in,
+    run,
+    run_some,
+)
 from command_line import start_python
+from waiting import wait_until
 
 from cerebrum_cli.batches import files
-from cerebrum_cli.batches.files import output_paths
+from cerebrum_cli.batches.files import SYNC_INTERVAL_S, output_paths
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.meta import Identity, Record, encode_record, normalize
-from cerebrum_cli.batches.readers import read_rows
 from cerebrum_cli.batches.result import Result, StreamedResult
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, result_rows
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, SCHEMA, Row, RowError, result_rows
+from cerebrum_cli.batches.schema import ResultRows
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.events import RowCounts
 
@@ -80,7 +94,7 @@ def test_finished_rows_are_on_disk_immediately(output: Path) -> None:
     for count, position in enumerate(ORDER, 1):
         journal.write(position, answer(ROWS[position]))
         lines = output_paths(output).partial.read_bytes().splitlines(keepends=True)
-        assert [json.loads(line) for line in lines] == [answer(ROWS[done]) for done in ORDER[:count]]
+        assert [json.loads(line) for line in lines] == [{**answer(ROWS[done]), "row": done} for done in ORDER[:count]]
         assert (journal.done, set(journal.finished)) == (count, set(ORDER[:count]))
         assert not output.exists()
     assert journal.counts.failed == 1
@@ -93,7 +107,7 @@ def test_finished_rows_are_on_disk_immediately(output: Path) -> None:
 
 
 def test_output_lines_contain_no_unicode_line_breaks(output: Path) -> None:
-    (row,) = read_rows(json.dumps({"prompt": "a\u2028b\u2029c\x85d\x0be\x1cf\rg\nh"}).encode(), "jsonl")
+    (row,) = rows_in(json.dumps({"prompt": "a\u2028b\u2029c\x85d\x0be\x1cf\rg\nh"}), "jsonl")
     with contextlib.closing(open_batch(output, rows=(row,))) as journal:
         journal.write(0, {**answer(row), "text": "\ud83d"})
         journal.complete()
@@ -166,7 +180,7 @@ def test_complete_batch_is_not_run_again(output: Path) -> None:
 
 
 def numbered_rows(count: int) -> tuple[Row, ...]:
-    return read_rows("".join(f"Question {number}?\n" for number in range(count)).encode(), "txt")
+    return rows_in("".join(f"Question {number}?\n" for number in range(count)))
 
 
 def complete_rows(output: Path, rows: tuple[Row, ...], error: RowError | None = None) -> None:
@@ -211,6 +225,58 @@ def test_resumed_retry_counts_each_line_once(output: Path, monkeypatch: pytest.M
     assert additions[0] <= 2 * len(rows)
 
 
+def test_resume_asks_for_each_row_once(output: Path) -> None:
+    """Lines carry their positions, so no map of the rows is needed."""
+    rows, asked = numbered_rows(1000), []
+
+    def identity(position: int) -> tuple[Any, ...]:
+        asked.append(position)
+        return rows[position].id, rows[position].prompt
+
+    counted = ResultRows(SCHEMA, len(rows), identity)
+    order = list(range(0, 1000, 3))
+    random.Random(1).shuffle(order)
+    with contextlib.closing(open_journal(output, FINGERPRINT, counted)) as journal:
+        for position in order:
+            journal.write(position, answer(rows[position]))
+        assert asked == order
+    asked.clear()
+    with contextlib.closing(open_journal(output, FINGERPRINT, counted)) as journal:
+        assert list(journal.finished) == sorted(order)
+    assert asked == order
+
+
+def test_journal_takes_few_bytes_a_row(output: Path) -> None:
+    rows = ResultRows(SCHEMA, 200_000, lambda position: (position, "Why?"))
+    tracemalloc.start()
+    try:
+        with contextlib.closing(open_journal(output, FINGERPRINT, rows)) as journal:
+            for position in range(0, 200_000, 50):
+                journal.write(position, {**answer(ROWS[0]), "id": position})
+            _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak / len(rows) < 12
+
+
+def test_lines_lost_in_a_power_cut_are_answered_again(output: Path) -> None:
+    """Blocks that were not synced are zeros afterwards, and later ones may have been written."""
+    run_some(output, 3, 1, 0)
+    partial = output_paths(output).partial
+    first, second, third = partial.read_bytes().splitlines(keepends=True)
+    zeros = bytes(len(second) - 9)
+    for lost, finished in (
+        (first + second + zeros, [1, 3]),
+        (first + zeros + third, [3]),
+        (first + second[:8] + zeros + b"\n" + third, [0, 3]),
+    ):
+        partial.write_bytes(lost)
+        with contextlib.closing(open_batch(output)) as journal:
+            assert (list(journal.finished), journal.counts.failed) == (finished, 1)
+    assert run(output) == [2, 1]
+    assert output.read_bytes() == complete_result()
+
+
 @pytest.mark.parametrize("keep", [1, 20, -2, -1])
 def test_incomplete_last_line_is_answered_again(output: Path, keep: int) -> None:
     run_some(output, 3, 1)
@@ -235,7 +301,7 @@ def test_garbage_last_line_is_answered_again(output: Path) -> None:
 
 def test_identical_rows_are_distinguished_by_position(output: Path) -> None:
     lines = [{"prompt": prompt, "id": id} for prompt, id in (("a", 1), ("a", 1), ("b", 1), ("a", "1"), ("a", 1))]
-    rows = read_rows("\n".join(map(json.dumps, lines)).encode(), "jsonl")
+    rows = rows_in("\n".join(map(json.dumps, lines)), "jsonl")
     with contextlib.closing(open_batch(output, rows=rows)) as journal:
         for position in (0, 3, 1):
             journal.write(position, answer(rows[position]))
@@ -250,7 +316,7 @@ def test_identical_rows_are_distinguished_by_position(output: Path) -> None:
 
 def test_second_of_two_identical_rows_may_finish_first(output: Path) -> None:
     lines = [{"prompt": "a", "id": 1, "max_tokens": 9}, {"prompt": "a", "id": 1, "max_tokens": 2}]
-    rows = read_rows("\n".join(map(json.dumps, lines)).encode(), "jsonl")
+    rows = rows_in("\n".join(map(json.dumps, lines)), "jsonl")
     with contextlib.closing(open_batch(output, rows=rows)) as journal:
         journal.write(1, {**answer(rows[1]), "text": 'short, "row": 0}'})
     with contextlib.closing(open_batch(output, rows=rows)) as journal:
@@ -263,15 +329,26 @@ def test_second_of_two_identical_rows_may_finish_first(output: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"{}", b"[]", b"1", b'{"id": 1}', json.dumps(answer(ROWS[0])).encode(), b'{"id": \n{}', b"\0\n{}"]
+    ("line", "number"),
+    [
+        (b"{}", 2),
+        (b"[]", 2),
+        (b"1", 2),
+        (b'{"id": 1}', 2),
+        (json.dumps(answer(ROWS[0])).encode(), 2),
+        (json.dumps({**answer(ROWS[0]), "row": 1}).encode(), 2),
+        (json.dumps({**answer(ROWS[1]), "id": 9, "row": 1}).encode(), 2),
+        (b'{"id": \n{}', 2),
+        (b"\0\n{}", 3),
+    ],
 )
-def test_partial_file_with_foreign_lines_is_refused(output: Path, line: bytes) -> None:
+def test_partial_file_with_foreign_lines_is_refused(output: Path, line: bytes, number: int) -> None:
     run_some(output, 0)
     partial = output_paths(output).partial
     before = partial.read_bytes() + line + b"\n"
     partial.write_bytes(before)
     message, hint = batch_error(lambda: open_batch(output))
-    assert message == f"{partial} is damaged: line 2 matches no row of the input"
+    assert message == f"{partial} is damaged: line {number} matches no row of the input"
     assert "use --restart to start over" in hint
     assert partial.read_bytes() == before
     assert run(output, restart=True) == list(ORDER)
@@ -657,8 +734,8 @@ import sys, time
 from pathlib import Path
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, RowError, failed_object, result_rows
-from cerebrum_cli.batches.readers import read_rows
-rows = read_rows("\\n".join(f"row {n}" for n in range(60)).encode(), "txt")
+from batch_files import rows_in
+rows = rows_in("\\n".join(f"row {n}" for n in range(60)))
 log = open(sys.argv[2], "a", buffering=1)
 journal = open_journal(Path(sys.argv[1]), {"model": "a"}, result_rows(rows))
 log.write("started\\n")
@@ -751,10 +828,8 @@ def test_full_disk_keeps_finished_rows_and_resumes(output: Path, room: int, plac
     assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
 
 
-@pytest.mark.parametrize(("call", "stuck"), [("write", False), ("fsync", False), ("write", True)])
-def test_failed_write_does_not_affect_the_next(
-    output: Path, monkeypatch: pytest.MonkeyPatch, call: str, stuck: bool
-) -> None:
+@pytest.mark.parametrize("stuck", [False, True])
+def test_failed_write_does_not_affect_the_next(output: Path, monkeypatch: pytest.MonkeyPatch, stuck: bool) -> None:
     journal = open_batch(output)
     journal.write(0, answer(ROWS[0]))
     before = output_paths(output).partial.read_bytes()
@@ -768,16 +843,61 @@ def test_failed_write_does_not_affect_the_next(
                 patched.setattr(os, "ftruncate", failing)
             raise OSError(28, "No space left on device")
 
-        patched.setattr(os, call, failing)
+        patched.setattr(os, "write", failing)
         message, _ = batch_error(lambda: journal.write(1, answer(ROWS[1], "x" * 1000)))
         assert message == f"{output}.partial: No space left on device"
     assert (output_paths(output).partial.read_bytes() == before) != stuck
     assert (journal.done, journal.counts.failed) == (1, 0)
     for position in (1, 3, 2):
         journal.write(position, answer(ROWS[position]))
-    assert len(output_paths(output).partial.read_bytes()) == len(complete_result())
+    assert len(output_paths(output).partial.read_bytes()) == len(complete_result()) + 4 * len(', "row": 0')
     journal.complete()
     assert output.read_bytes() == complete_result()
+
+
+def test_rows_are_synced_together_within_a_second(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    rows = numbered_rows(300)
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+        monkeypatch.setattr(os, "fsync", record)
+        for position in range(200):
+            journal.write(position, answer(rows[position]))
+        size = output_paths(output).partial.stat().st_size
+        wait_until(lambda: synced[-1:] == [size])
+        assert len(synced) <= 3
+        time.sleep(1.5 * SYNC_INTERVAL_S)
+        assert len(synced) <= 3  # nothing has changed
+        journal.write(200, answer(rows[200]))
+    assert synced[-1] == output_paths(output).partial.stat().st_size  # closing does not wait for the next second
+    assert not [thread for thread in threading.enumerate() if thread.name == "sync"]
+
+
+def test_failed_sync_is_an_error_of_the_next_write(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def failing(descriptor: int) -> None:
+        tried.append(descriptor)
+        raise OSError(28, "No space left on device")
+
+    journal = open_batch(output)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing)
+        journal.write(0, answer(ROWS[0]))
+        wait_until(lambda: len(tried) > 0)
+        time.sleep(0.05)
+        before = output_paths(output).partial.read_bytes()
+        message, hint = batch_error(lambda: journal.write(1, answer(ROWS[1])))
+        assert message == f"{output}.partial: No space left on device"
+        assert hint == "free some space, then run it again without --restart to resume"
+        assert output_paths(output).partial.read_bytes() == before
+        assert batch_error(journal.close)[0] == message
+    assert run(output) == [2, 3, 1]
 
 
 def test_failed_completion_can_be_retried(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

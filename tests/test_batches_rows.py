@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import os
+import tempfile
+import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+from batch_files import rows_in
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.batches.readers import (
-    MAX_LINE_BYTES,
-    SHAPES,
-    Shape,
-    detect_shape,
-    read_input,
-    read_rows,
-    require_size,
-)
+from cerebrum_cli.batches.input import MAX_LINE_BYTES, open_input, spool_input
+from cerebrum_cli.batches.readers import SHAPES, Shape, detect_shape, read_rows
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
 from cerebrum_cli.batches.template import parse_template
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import BatchError, UsageError
 
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASSISTANT = {"role": "assistant", "content": "So."}
 
 
-def text_rows(data: bytes | str, shape: Shape = "txt", **options: Any) -> tuple[Row, ...]:
-    return read_rows(data.encode() if isinstance(data, str) else data, shape, **options)
-
-
 def json_row(value: Any, **options: Any) -> Row:
     """The row of one line of JSON."""
-    (row,) = text_rows(value if isinstance(value, str) else json.dumps(value), "jsonl", **options)
+    (row,) = rows_in(value if isinstance(value, str) else json.dumps(value), "jsonl", **options)
     return row
 
 
@@ -55,27 +50,27 @@ def prompts(rows: tuple[Row, ...]) -> list[tuple[int, str | None]]:
 
 
 def test_txt_has_a_prompt_per_line_without_blanks_and_comments() -> None:
-    rows = text_rows("Why?\n\n  \t\n# not this\n  # nor this\n How? \nC#\n")
+    rows = rows_in("Why?\n\n  \t\n# not this\n  # nor this\n How? \nC#\n")
     assert prompts(rows) == [(1, "Why?"), (6, " How? "), (7, "C#")]
     assert rows[0] == Row(1, 1, "Why?", Conversation().user("Why?"), {}, None)
 
 
 def test_txt_ignores_byte_order_mark_and_carriage_returns() -> None:
-    assert prompts(text_rows(b"\xef\xbb\xbfa\r\n\r\nb\r\nc")) == [(1, "a"), (3, "b"), (4, "c")]
+    assert prompts(rows_in(b"\xef\xbb\xbfa\r\n\r\nb\r\nc")) == [(1, "a"), (3, "b"), (4, "c")]
 
 
 def test_only_a_line_feed_ends_a_line() -> None:
     line = "a\u2028b\x85c\x0bd\x0ce\x1cf\rg\0h"
-    assert prompts(text_rows(line + "\n")) == [(1, line)]
+    assert prompts(rows_in(line + "\n")) == [(1, line)]
     assert json_row('{"prompt": "a\u2028b"}').prompt == "a\u2028b"
 
 
 def test_line_that_is_not_utf_8_is_an_error_row() -> None:
     for shape, good in (("txt", b"ok"), ("jsonl", b'{"prompt": "ok"}')):
-        first, second = text_rows(b"caf\xe9\n" + good, shape)  # type: ignore[arg-type]
+        first, second = rows_in(b"caf\xe9\n" + good, shape)  # type: ignore[arg-type]
         assert (first.id, first.prompt, problem(first)) == (1, None, ("invalid_utf8", "byte 4 is not UTF-8"))
         assert second.prompt == "ok"
-    assert prompts(text_rows(b"# caf\xe9\nok")) == [(2, "ok")]
+    assert prompts(rows_in(b"# caf\xe9\nok")) == [(2, "ok")]
 
 
 # JSON.
@@ -199,10 +194,10 @@ def test_deeply_nested_json_is_an_error_row(depth: int) -> None:
         f'{{"prompt": "a", "id": {nested}}}',
         f'{{"prompt": "a", "stop": {nested}}}',
     ):
-        first, second = text_rows(f'{line}\n{{"prompt": "b"}}', "jsonl")
+        first, second = rows_in(f'{line}\n{{"prompt": "b"}}', "jsonl")
         assert problem(first)[0] in ("invalid_json", "invalid_request", "invalid_setting")
         assert second.prompt == "b"
-    text_rows(f'{{"a": {nested}}}', "jsonl", template="{a}")
+    rows_in(f'{{"a": {nested}}}', "jsonl", template="{a}")
 
 
 def test_error_row_has_the_known_id_and_prompt() -> None:
@@ -221,7 +216,7 @@ def test_error_message_is_truncated() -> None:
 
 def test_csv_prompts_are_in_a_column() -> None:
     table = 'id,question,n\r\na,"Why, then?",1\r\n\r\n,"a ""b""\nc",2\r\n7, x ,\r\n'
-    rows = text_rows("\ufeff" + table, "csv", column="question")
+    rows = rows_in("\ufeff" + table, "csv", column="question")
     assert rows == (
         Row(1, "a", "Why, then?", Conversation().user("Why, then?"), {}, None),
         Row(2, 2, 'a "b"\nc', Conversation().user('a "b"\nc'), {}, None),
@@ -230,12 +225,12 @@ def test_csv_prompts_are_in_a_column() -> None:
 
 
 def test_tsv_column_defaults_to_prompt() -> None:
-    assert prompts(text_rows("custom_id\t prompt \nx\ta,b\ny\t'c\n", "tsv")) == [(1, "a,b"), (2, "'c")]
-    assert [row.id for row in text_rows("custom_id\tprompt\tid\nx\ta\ty\n\ta\tz\n", "tsv")] == ["x", "z"]
+    assert prompts(rows_in("custom_id\t prompt \nx\ta,b\ny\t'c\n", "tsv")) == [(1, "a,b"), (2, "'c")]
+    assert [row.id for row in rows_in("custom_id\tprompt\tid\nx\ta\ty\n\ta\tz\n", "tsv")] == ["x", "z"]
 
 
 def test_record_of_another_length_is_an_error_row() -> None:
-    short, long, empty, good = text_rows('id,prompt\na\nb,c,d\ne," "\nf,g', "csv")
+    short, long, empty, good = rows_in('id,prompt\na\nb,c,d\ne," "\nf,g', "csv")
     assert (short.id, problem(short)) == ("a", ("invalid_record", "the record has 1 fields, but the header has 2"))
     assert (long.id, problem(long)) == ("b", ("invalid_record", "the record has 3 fields, but the header has 2"))
     assert (empty.id, problem(empty)) == ("e", ("no_prompt", "the prompt is empty"))
@@ -244,7 +239,7 @@ def test_record_of_another_length_is_an_error_row() -> None:
 
 def test_csv_field_limit_is_raised_and_restored() -> None:
     before = csv.field_size_limit()
-    (row,) = text_rows("prompt\n" + "x" * 300_000, "csv")
+    (row,) = rows_in("prompt\n" + "x" * 300_000, "csv")
     assert row.prompt == "x" * 300_000
     assert csv.field_size_limit() == before
 
@@ -281,7 +276,7 @@ def test_csv_field_limit_is_raised_and_restored() -> None:
 )
 def test_invalid_table_is_a_usage_error(data: bytes, options: dict[str, Any], what: str, do: str) -> None:
     with pytest.raises(UsageError) as caught:
-        read_rows(data, "csv", **options)
+        rows_in(data, "csv", **options)
     assert (caught.value.message, caught.value.hint) == (what, do)
 
 
@@ -307,8 +302,8 @@ def test_template_renders_fields(template: str, prompt: str) -> None:
 
 
 def test_template_works_for_every_input_type() -> None:
-    assert prompts(text_rows("a\n#\nb{c}", template="<{text}|{prompt}>")) == [(1, "<a|a>"), (3, "<b{c}|b{c}>")]
-    assert prompts(text_rows("q,l\nWhy?,5\n", "csv", template="{q} In {l} words.")) == [(1, "Why? In 5 words.")]
+    assert prompts(rows_in("a\n#\nb{c}", template="<{text}|{prompt}>")) == [(1, "<a|a>"), (3, "<b{c}|b{c}>")]
+    assert prompts(rows_in("q,l\nWhy?,5\n", "csv", template="{q} In {l} words.")) == [(1, "Why? In 5 words.")]
     request = {"custom_id": "a", "body": {"text": "b", "system": "Be brief."}}
     assert json_row(request, template="{custom_id}: {text}").conversation == Conversation((), "Be brief.").user("a: b")
     assert json_row({"title": "t", "body": {"x": 1}}, template="{title} {body} {x}").prompt == 't {"x": 1} 1'
@@ -343,7 +338,7 @@ def test_template_reads_only_fields() -> None:
 )
 def test_invalid_template_is_a_usage_error(template: str, what: str) -> None:
     with pytest.raises(UsageError) as caught:
-        text_rows("a", template=template)
+        rows_in("a", template=template)
     assert caught.value.message == what
     assert caught.value.hint
 
@@ -396,42 +391,126 @@ def test_unknown_input_type_is_refused() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_input_without_prompts_is_refused(data: bytes, shape: Shape) -> None:
     with pytest.raises(UsageError, match="the input has no prompts"):
-        read_rows(data, shape)
+        rows_in(data, shape)
     with pytest.raises(UsageError, match="the input has no prompts"):
-        read_rows(b"# a", "txt")
+        rows_in(b"# a", "txt")
 
 
 def test_utf_16_input_is_refused() -> None:
     for shape in SHAPES:
         for encoding in ("utf-16", "utf-16-be"):
             with pytest.raises(UsageError, match="the input is UTF-16, not UTF-8"):
-                read_rows("\ufeffprompt\na".encode(encoding), shape)
+                rows_in("\ufeffprompt\na".encode(encoding), shape)
 
 
 def test_column_needs_a_table() -> None:
     for shape in ("txt", "jsonl"):
         with pytest.raises(UsageError, match=f"--column is for csv and tsv, but the input is {shape}"):
-            read_rows(b"a", shape, column="a")
+            rows_in(b"a", shape, column="a")
     with pytest.raises(UsageError, match="a line of text has no field `question`"):
-        read_rows(b"a", "txt", template="{question}")
+        rows_in(b"a", "txt", template="{question}")
+
+
+INPUTS: list[tuple[Shape, str]] = [
+    ("txt", "\ufeff\n# one\na\r\n\n  b é\n#\nc"),
+    ("jsonl", '\ufeff\n{"prompt": "a"}\n \n\n{\n{"prompt": "b é", "id": 7}\r\n{"prompt": "c"}'),
+    ("csv", '\ufeff\nid,prompt\r\nx,"a\n\n""é"", b"\n\n\ny\nz,c\rw,d\r\n"\r",e'),
+    ("tsv", 'prompt\n"a\r\n\tb"\n\n\nc'),
+]
+
+
+@pytest.mark.parametrize(("shape", "text"), INPUTS)
+def test_rows_are_read_in_any_order(tmp_path: Path, shape: Shape, text: str) -> None:
+    (tmp_path / "in").write_bytes(text.encode())
+    expected = rows_in(text, shape)
+    with open_input(tmp_path / "in") as source:
+        rows = read_rows(source, shape)
+        assert rows.sha256 == hashlib.sha256(text.encode()).hexdigest()
+        for position in (*reversed(range(len(rows))), *range(len(rows))):
+            assert rows[position] == expected[position]
+    assert len({row.number for row in expected}) == len(expected) > 1
+
+
+def test_rows_take_8_bytes_each() -> None:
+    with spool_input(io.BytesIO(b"Why?\n" * 100_000), "it") as source:
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            rows = read_rows(source, "txt")
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert (after - before) / len(rows) < 12  # an array grows by an eighth at a time
+
+
+def test_unclosed_quote_does_not_fill_memory() -> None:
+    record = b"a" * 1000 + b"\n"
+    with pytest.raises(UsageError, match=r"field larger than field limit \(16000000\) \(record at line 2\)"):
+        rows_in(b'prompt\n"' + record * 20_000, "csv")
+
+
+@pytest.mark.parametrize("name", ["in.txt", "pipe"])
+def test_input_is_read_from_a_file_or_a_pipe(tmp_path: Path, name: str) -> None:
+    path, text = tmp_path / name, b"".join(b"question %d\n" % number for number in range(20_000))
+    if name == "pipe":
+        os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=[text])
+    writer.start()
+    if name == "in.txt":
+        writer.join()
+    with open_input(path) as source:
+        rows = read_rows(source, "txt")
+        assert [rows[at].prompt for at in (19_999, 0)] == ["question 19999", "question 0"]
+    writer.join()
+
+
+def test_pipe_that_does_not_fit_names_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(BatchError) as caught:
+        spool_input(io.BytesIO(b"a"), "standard input")
+    assert caught.value.message.startswith(f"standard input cannot be copied to {tmp_path / 'nowhere'}: No such file")
+    assert "TMPDIR" in caught.value.hint
+
+
+@pytest.mark.parametrize("change", ["append", "touch"])
+def test_input_that_changes_is_an_error(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "in.txt"
+    path.write_text("a\nb\n")
+    with open_input(path) as source:
+        rows = read_rows(source, "txt")
+        if change == "append":
+            path.write_text("a\nb\nc\n")
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(BatchError) as caught:
+            rows[1]
+    assert caught.value.message == f"{path} was changed while the batch ran"
+    assert "to resume" in caught.value.hint
+
+
+def test_input_that_is_replaced_is_read_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "in.txt"
+    path.write_text("a\nb\n")
+    with open_input(path) as source:
+        rows = read_rows(source, "txt")
+        (tmp_path / "new").write_text("c\nd\n")
+        (tmp_path / "new").replace(path)
+        assert rows[1].prompt == "b"
 
 
 def test_unreadable_input_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"\xff")
-    assert read_input(tmp_path / "a") == b"\xff"
     for path, reason in ((tmp_path / "nowhere", "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(UsageError) as caught:
-            read_input(path)
+            open_input(path)
         assert caught.value.message == f"{path}: {reason}"
 
 
 def test_lines_may_have_16_megabytes() -> None:
     line = b"a" * MAX_LINE_BYTES
     data = b"\n".join([b"x", line, line, b"", b"y", line])
-    assert require_size(data, "it") is data
+    assert [row.number for row in rows_in(data)] == [1, 2, 3, 5, 6]
     for longer, number in ((data + b"a", 6), (data.replace(b"\n\ny", b"a\n\ny"), 3), (b"a" + line, 1)):
         with pytest.raises(UsageError, match=f"^it: line {number} has more than 16 MB$"):
-            require_size(longer, "it")
+            rows_in(longer)
 
 
 def test_failed_object_has_every_key() -> None:
@@ -494,7 +573,7 @@ def test_any_bytes_give_rows_or_a_usage_error(
     data: bytes, shape: Shape, column: str | None, template: str | None
 ) -> None:
     try:
-        rows = read_rows(data, shape, column, template)
+        rows = rows_in(data, shape, column=column, template=template)
     except UsageError as error:
         assert error.message
         return
@@ -507,17 +586,17 @@ def test_every_nonblank_json_line_is_a_row(data: bytes) -> None:
     numbers = [number for number, line in enumerate(lines, 1) if line.decode("utf-8", "replace").strip()]
     if not numbers or data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return
-    rows = read_rows(data, "jsonl")
+    rows = rows_in(data, "jsonl")
     assert [row.number for row in rows] == numbers
     validate_rows(rows)
 
 
 @given(st.lists(OBJECTS | st.builds(lambda body, id: {"custom_id": id, "body": body}, OBJECTS, VALUES), min_size=1))
 def test_any_json_objects_are_rows(values: list[dict[str, Any]]) -> None:
-    rows = read_rows("\n".join(map(json.dumps, values)).encode(), "jsonl")
+    rows = rows_in("\n".join(map(json.dumps, values)).encode(), "jsonl")
     assert len(rows) == len(values)
     validate_rows(rows)
-    validate_rows(read_rows("\n".join(map(json.dumps, values)).encode(), "jsonl", template="{prompt}{x}"))
+    validate_rows(rows_in("\n".join(map(json.dumps, values)).encode(), "jsonl", template="{prompt}{x}"))
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5), st.booleans())
@@ -525,7 +604,7 @@ def test_csv_round_trip(prompts: list[str], tabs: bool) -> None:
     written = io.StringIO(newline="")
     writer = csv.writer(written, delimiter="\t" if tabs else ",")
     writer.writerows([["id", "prompt"], *([f"r{number}", prompt] for number, prompt in enumerate(prompts))])
-    rows = read_rows(written.getvalue().encode(), "tsv" if tabs else "csv")
+    rows = rows_in(written.getvalue().encode(), "tsv" if tabs else "csv")
     assert [row.id for row in rows] == [f"r{number}" for number in range(len(prompts))]
     for row, prompt in zip(rows, prompts, strict=True):
         assert row.prompt == (prompt if prompt.strip() else None)

@@ -14,6 +14,7 @@ from pathlib import Path
 import batch
 import completion
 import harness
+import large_batch
 import merge
 import pytest
 import start
@@ -72,6 +73,13 @@ def test_benchmark_machine_names_the_devices(monkeypatch: pytest.MonkeyPatch) ->
     name = harness.machine()
     harness.machine.cache_clear()
     assert ", CUDA0 H200, " in name
+
+
+def test_benchmark_large_batch_loses_and_repeats_no_row(tmp_path: Path) -> None:
+    rate, memory, resume = large_batch.measure(tmp_path, 20_000)
+    assert rate.label.startswith("batch of 20,000 rows")
+    assert memory.peer == "100 bytes"
+    assert resume.ratio > 0
 
 
 ASK = """

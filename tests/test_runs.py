@@ -61,7 +61,7 @@ def write_run(
 
 def start_run(path: Path, questions: int, k: int = 1, condition: Mapping[str, object] = CONDITION) -> Journal:
     path.parent.mkdir(exist_ok=True)
-    rows = ResultRows(SCHEMA, [(id, number) for id in range(1, questions + 1) for number in range(k)])
+    rows = ResultRows(SCHEMA, questions * k, lambda position: (position // k + 1, position % k))
     return open_journal(path, condition, rows, extent={"questions": questions, "samples": k})
 
 

@@ -7,14 +7,17 @@ import errno
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from cerebrum_cli.batches.meta import Identity
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import fsync_directory, try_lock
 
+SYNC_INTERVAL_S = 1.0
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -132,6 +135,59 @@ def write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+class PeriodicSync:
+    """Syncs a file on a thread of its own, once a second while it changes."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._is_changed = False
+        self._error: OSError | None = None
+        self._thread: threading.Thread | None = None
+        self._stop: SimpleQueue[None] = SimpleQueue()
+
+    def file_changed(self) -> None:
+        """Have the file synced within a second."""
+        self._is_changed = True
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
+            self._thread.start()
+
+    def raise_error(self) -> None:
+        """Raise the OSError of a sync that failed, once."""
+        error, self._error = self._error, None
+        if error:
+            raise error
+
+    def discard(self) -> None:
+        """Leave the changes so far unsynced."""
+        self._is_changed, self._error = False, None
+
+    def close(self) -> None:
+        """End the thread, and sync what has changed. Raises OSError."""
+        if self._thread is None:
+            return
+        self._stop.put(None)
+        self._thread.join()
+        self._thread = None
+        self._sync()
+        self.raise_error()
+
+    def _run(self) -> None:
+        while True:
+            with contextlib.suppress(Empty):
+                return self._stop.get(timeout=SYNC_INTERVAL_S)
+            self._sync()
+
+    def _sync(self) -> None:
+        if not self._is_changed:
+            return
+        self._is_changed = False  # before the call: it may miss what is written meanwhile
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._is_changed, self._error = True, error
 
 
 def identify(path: Path) -> Identity | None:

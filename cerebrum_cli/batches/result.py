@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
-from cerebrum_cli.batches.rows import Row, count_row, result_rows
+from cerebrum_cli.batches.rows import Rows, count_row, result_rows
+from cerebrum_cli.batches.schema import FinishedRows
 from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.text import well_formed
 
@@ -41,11 +42,10 @@ class Result(Protocol):
 class StreamedResult:
     """A result that writes each line as soon as all lines before it are written; nothing is saved on disk."""
 
-    def __init__(self, rows: Sequence[Row], write: Callable[[str], None]) -> None:
+    def __init__(self, rows: Rows, write: Callable[[str], None]) -> None:
         self._rows = result_rows(rows)
         self._write = write
-        self._finished: set[int] = set()
-        self._counts = RowCounts()
+        self._finished = FinishedRows(len(rows))
         self._waiting: dict[int, str] = {}
         self._next = 0
 
@@ -59,14 +59,13 @@ class StreamedResult:
 
     @property
     def counts(self) -> RowCounts:
-        return self._counts
+        return self._finished.counts
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         """Add the object of a row, and write all lines that are next. Raises ValueError as `Result` does."""
         self._rows.validate(self._finished, position, object)
         self._waiting[position] = to_json_line(object)
-        self._finished.add(position)
-        self._counts += count_row(object)
+        self._finished.add(position, count_row(object))
         while (line := self._waiting.pop(self._next, None)) is not None:
             self._next += 1
             self._emit(line)

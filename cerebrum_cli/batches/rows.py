@@ -14,9 +14,9 @@ Errors of a row by `type`; errors while generating have other types:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from cerebrum_cli.batches.schema import ResultRows, Schema
 from cerebrum_cli.core.conversation import Conversation
@@ -69,6 +69,14 @@ class Row:
     input: Any = None
 
 
+class Rows(Protocol):
+    """The rows of a batch by position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Row: ...
+
+
 class InvalidRow(Exception):
     """A row that cannot be answered; caught where its row is created."""
 
@@ -104,9 +112,14 @@ def count_row(object: Mapping[str, Any]) -> RowCounts:
 SCHEMA = Schema((OUTPUT_KEYS, (*OUTPUT_KEYS, INPUT)), ("id", "prompt"), count_row)
 
 
-def result_rows(rows: Sequence[Row]) -> ResultRows:
+def result_rows(rows: Rows) -> ResultRows:
     """The rows of a batch's result."""
-    return ResultRows(SCHEMA, [(row.id, row.prompt) for row in rows])
+
+    def identity(position: int) -> tuple[Any, ...]:
+        row = rows[position]
+        return row.id, row.prompt
+
+    return ResultRows(SCHEMA, len(rows), identity)
 
 
 def failed_object(row: Row, error: RowError) -> dict[str, Any]:

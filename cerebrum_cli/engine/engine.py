@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -87,6 +87,10 @@ class Engine(Protocol):
     @property
     def context_size(self) -> int:
         """Maximum length of a sequence, in tokens; EngineError before `load` and after `close`."""
+
+    @property
+    def builds(self) -> Sequence[Mapping[str, str]]:
+        """What generates, to be recorded with the output: kind and build of each server, each once; none here."""
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> Completions:
         """Submit requests, whose prompts must be shorter than the context; close the result when done.

@@ -101,6 +101,10 @@ class LocalEngine:
         with closing(self.complete(requests)) as completions:
             yield from raise_refusals(completions)
 
+    @property
+    def builds(self) -> tuple[()]:
+        return ()
+
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> LocalCompletions:
         """Submit requests; samples can be added and aborted while they run. Close the result when done.
 

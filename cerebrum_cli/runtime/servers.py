@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.errors import BatchError, ConfigError, UsageError
 from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, environment
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.inference.loading import LoadedModel
+    from cerebrum_cli.batches.journal import Journal
     from cerebrum_cli.engine.remote.endpoint import Endpoint
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import AnswerOptions
@@ -53,11 +55,12 @@ def without_local(settings: Settings) -> Settings:
     return replace(settings, **{key: getattr(defaults, key) for key in LOCAL_KEYS})
 
 
-def recorded_servers(loaded: LoadedModel) -> list[dict[str, str]]:
-    """Kind and build of the servers of a loaded model, each once; their addresses are not recorded."""
-    from cerebrum_cli.engine.remote.engine import RemoteEngine
-
-    if not isinstance(loaded.engine, RemoteEngine):
-        return []
-    records = [server.info.recorded for server in loaded.engine.servers]
-    return [record for at, record in enumerate(records) if record not in records[:at]]
+def note_servers(run: Journal, loaded: LoadedModel) -> None:
+    """Note the kind and build of the servers with the rows they answered; their addresses are not recorded."""
+    if not loaded.is_remote or not loaded.engine.is_loaded:
+        return
+    known = run.notes.get("servers", [])
+    new = [record for record in loaded.engine.builds if record not in known]
+    if new:
+        with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more
+            run.write_notes({**run.notes, "servers": [*known, *new]})

@@ -22,23 +22,26 @@ STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
 DUMB_TERMINALS = ("dumb", "unknown")  # values of TERM for terminals without control sequences
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PipedInput:
-    """Piped standard input, with a notice if reading it takes long."""
+    """Piped standard input, with a notice if the first read takes long."""
 
     source: BinaryIO
     err: TextIO
+    has_data: bool = False
 
     def read(self, size: int = -1) -> bytes:
         """Read it to the end, or so many bytes."""
         timer = threading.Timer(STDIN_NOTICE_S, self._notify)
         timer.daemon = True
-        if self.err.isatty():
+        if self.err.isatty() and not self.has_data:
             timer.start()
         try:
-            return self.source.read(size)
+            data = self.source.read(size)
         finally:
             timer.cancel()
+        self.has_data = bool(data)
+        return data
 
     def _notify(self) -> None:
         self.err.write("note: reading standard input; if there is none, redirect it: < /dev/null\n")

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.batches.readers import read_input
+from cerebrum_cli.batches.input import open_input
 from cerebrum_cli.batches.rows import InvalidRow
 from cerebrum_cli.batches.template import parse_template
 from cerebrum_cli.catalogue.cache import Cache, CachedFile
@@ -42,9 +42,11 @@ class LoadedQuestions:
 
 def load_file(path: Path, fields: Fields, template: str | None = None) -> LoadedQuestions:
     """Read the questions of a file of JSON lines. Raises UsageError if it has none that can be scored."""
-    data = read_input(path)
+    digest = hashlib.sha256()
+    with open_input(path) as source:
+        data = b"\n".join(source.lines(0, digest))
     questions = read_questions(parse_lines(data), fields, _renderer(template))
-    return LoadedQuestions(questions, Source(str(path), hashlib.sha256(data).hexdigest()))
+    return LoadedQuestions(questions, Source(str(path), digest.hexdigest()))
 
 
 def load_task(task: Task, progress: Progress, template: str | None = None, offline: bool = False) -> LoadedQuestions:

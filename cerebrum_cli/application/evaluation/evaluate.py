@@ -17,7 +17,7 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, RowCounts, ScoreEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.evals.question import Question
+from cerebrum_cli.evals.question import Question, QuestionId
 from cerebrum_cli.evals.sample import OPTIONAL_KEYS, SAMPLE_KEYS, SKIPPED, Sample, parse_sample, sample_object
 from cerebrum_cli.evals.score import RunningScore
 from cerebrum_cli.evals.selection import sample_seed
@@ -50,8 +50,12 @@ class Evaluation:
     @property
     def rows(self) -> ResultRows:
         """The rows of the run file: all samples of the first question, then those of the next."""
-        identities = [(question.id, sample) for question in self.questions for sample in range(self.samples)]
-        return ResultRows(SCHEMA, identities)
+
+        def identity(position: int) -> tuple[QuestionId, int]:
+            question, sample = divmod(position, self.samples)
+            return self.questions[question].id, sample
+
+        return ResultRows(SCHEMA, len(self.questions) * self.samples, identity)
 
     def seed(self, question: Question, sample: int) -> int:
         """The seed of a sample, the same for every model; that of the next sample follows it."""

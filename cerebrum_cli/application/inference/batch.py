@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from cerebrum_cli.answers.vote import Votes
@@ -15,7 +16,7 @@ from cerebrum_cli.application.inference.voting import MajorityVote, require_samp
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.batches.result import Result
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object, output_object
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, Rows, failed_object, output_object
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts, RowEvent, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS
@@ -73,10 +74,6 @@ class PendingRow:
         reply = self.collector.reply
         return None if reply is None or reply.finish.reason == "cancelled" else self.answer_object(reply)
 
-    def discard(self) -> None:
-        """Drop the collected text: a batch may be larger than memory."""
-        self.vote, self.collector = None, ReplyCollector()
-
     def answer_object(self, reply: Reply) -> dict[str, Any]:
         """The output object of an answered row, with the keys of OUTPUT_KEYS in order."""
         replies = [reply] if self.vote is None else self.vote.replies.values()
@@ -100,37 +97,103 @@ class PendingRow:
 
 
 def answer_rows(
-    responder: Responder, rows: Sequence[Row], options: BatchOptions, result: Result, in_order: bool
+    responder: Responder, rows: Rows, options: BatchOptions, result: Result, in_order: bool
 ) -> Generator[Event, None, None]:
     """Answer the unfinished rows; yield all events, and a RowEvent whenever a row is finished.
 
-    Rows that cannot be answered get an error. Unless a reader needs the answers `in_order`, short rows are answered
-    before much longer ones, and rows with a common prefix one after the other. The caller completes the result; after a
-    cancel, rows are missing.
+    Rows that cannot be answered get an error. On this machine, memory holds a window of SORT_WINDOW rows. Unless a
+    reader needs the answers `in_order`, short rows of a window are answered before much longer ones, rows with a common
+    prefix one after the other, and errors are written last: an error that concerns all rows is raised before. Servers
+    get rows in the order of the input, as they have room. The caller completes the result; after a cancel, rows are
+    missing.
     """
-    scope = responder.cancel_scope()
+    answering = Answering(responder, rows, options, result, responder.cancel_scope())
     yield from responder.load()
-    yield RowEvent(result.done, len(rows), result.counts)
-    unfinished = [(position, row) for position, row in enumerate(rows) if position not in result.finished]
-    errors: list[tuple[int, RowError]] = []
-    for start in range(0, len(unfinished), SORT_WINDOW):
-        window = unfinished[start : start + SORT_WINDOW]
-        tokenized: list[tuple[int, PendingRow | RowError]] = []
-        for at, row in window:
-            if scope.is_cancelled:
+    yield answering.progress
+    yield from answering.run_steadily() if responder.schedules_rows else answering.run_windows(in_order)
+
+
+@dataclass(slots=True)
+class Answering:
+    """A batch that is running; `failed` are the objects of rows whose errors are not yet written, by position."""
+
+    responder: Responder
+    rows: Rows
+    options: BatchOptions
+    result: Result
+    scope: CancelScope
+    failed: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def progress(self) -> RowEvent:
+        return RowEvent(self.result.done, len(self.rows), self.result.counts + RowCounts(len(self.failed)))
+
+    def run_windows(self, in_order: bool) -> Iterator[Event]:
+        """Answer the rows in windows, and those of a window in groups."""
+        unfinished = self._unfinished()
+        while window := list(islice(unfinished, SORT_WINDOW)):
+            pending = list(self._tokenize(window))
+            if self.scope.is_cancelled:
                 return
-            tokenized.append((at, _tokenize_row(responder, at, row, options)))
-        pending = [row for _, row in tokenized if isinstance(row, PendingRow)]
-        errors += [(at, error) for at, error in tokenized if isinstance(error, RowError)]
-        if in_order:
-            yield from _write_errors(rows, errors, result)
-            errors.clear()
-        yield RowEvent(result.done, len(rows), result.counts + RowCounts(len(errors)))
-        for group in [pending] if in_order else _group_rows(responder, pending):
-            yield from _generate(responder, scope, group, result, len(rows), RowCounts(len(errors)))
-            if scope.is_cancelled:
+            if in_order:
+                yield from self._write_failed()
+            yield self.progress
+            for group in [pending] if in_order else _group_rows(self.responder, pending):
+                yield from self._generate(group)
+                if self.scope.is_cancelled:
+                    return
+            yield from self._write_failed()
+
+    def run_steadily(self) -> Iterator[Event]:
+        """Answer the rows in one stream, read as the engine has room for them."""
+        yield from self._generate(self._tokenize(self._unfinished()), errors_last=False)
+        if not self.scope.is_cancelled:
+            yield from self._write_failed()
+
+    def _unfinished(self) -> Iterator[int]:
+        return (position for position in range(len(self.rows)) if position not in self.result.finished)
+
+    def _tokenize(self, positions: Iterable[int]) -> Iterator[PendingRow]:
+        """Yield rows ready to be answered, until a cancel; the others have failed."""
+        for position in positions:
+            if self.scope.is_cancelled:
                 return
-    yield from _write_errors(rows, errors, result)  # last: an error that concerns all rows is raised before
+            row = self.rows[position]
+            tokenized = _tokenize_row(self.responder, position, row, self.options)
+            if isinstance(tokenized, PendingRow):
+                yield tokenized
+            else:
+                self.failed.append((position, failed_object(row, tokenized)))
+
+    def _write_failed(self) -> Iterator[Event]:
+        failed, self.failed = self.failed, []
+        for position, object in failed:
+            self.result.write(position, object)
+            yield self.progress
+
+    def _generate(self, rows: Iterable[PendingRow], errors_last: bool = True) -> Iterator[Event]:
+        """Answer rows, and write each one when it is complete."""
+        pending: dict[int, PendingRow] = {}
+
+        def requests() -> Iterator[TokenizedRequest]:
+            for index, row in enumerate(rows):
+                pending[index] = row
+                yield row.request
+
+        with closing(self.responder.generate(requests(), self.scope)) as replies:
+            for event in replies:
+                yield event
+                if not isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)):
+                    continue
+                index = event.sequence.request
+                row = pending.get(index)
+                if row and (answer := row.add_event(event, replies)):
+                    del pending[index]
+                    replies.forget(index)
+                    self.result.write(row.position, answer)
+                    yield self.progress
+                    if not errors_last:
+                        yield from self._write_failed()
 
 
 def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library: Library) -> dict[str, Any]:
@@ -144,48 +207,18 @@ def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library:
     }
 
 
-def write_row_errors(rows: Sequence[Row], result: Result) -> None:
+def write_row_errors(rows: Rows, result: Result) -> None:
     """Write the errors of the unfinished rows, where none of them needs the model."""
-    for position, row in enumerate(rows):
+    for position in range(len(rows)):
         if position not in result.finished:
+            row = rows[position]
             result.write(position, failed_object(row, row.error or NO_PROMPT))
-
-
-def _write_errors(rows: Sequence[Row], errors: Sequence[tuple[int, RowError]], result: Result) -> Iterator[Event]:
-    for position, error in errors:
-        result.write(position, failed_object(rows[position], error))
-        yield RowEvent(result.done, len(rows), result.counts)
 
 
 def _group_rows(responder: Responder, pending: Sequence[PendingRow]) -> Iterator[list[PendingRow]]:
     """Yield groups of rows of similar lengths, the shortest first, in each of which rows are sorted by their tokens."""
     for group in responder.group_by_length(row.request for row in pending):
         yield sorted((pending[index] for index in group), key=lambda row: row.request.request.prompt_tokens)
-
-
-def _generate(
-    responder: Responder,
-    scope: CancelScope,
-    pending: Sequence[PendingRow],
-    result: Result,
-    total: int,
-    unwritten: RowCounts,
-) -> Iterator[Event]:
-    """Answer rows, and write each one when it is complete; events count `unwritten` errors too."""
-    if not pending:
-        return
-    with closing(responder.generate((row.request for row in pending), scope)) as replies:
-        for event in replies:
-            yield event
-            if not isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)):
-                continue
-            row = pending[event.sequence.request]
-            if row.position in result.finished:
-                continue
-            if answer := row.add_event(event, replies):
-                row.discard()
-                result.write(row.position, answer)
-                yield RowEvent(result.done, total, result.counts + unwritten)
 
 
 def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchOptions) -> PendingRow | RowError:

@@ -94,7 +94,7 @@ class ReplyStream:
 
     def __iter__(self) -> Iterator[Event]:
         for event in self._completions:
-            if isinstance(event, (TokenEvent, FinishEvent)) and not self._is_verbatim(event):
+            if isinstance(event, (TokenEvent, FinishEvent)) and self._has_channels(event.sequence):
                 yield from split_channels(event, self._splitter(event.sequence))
             else:
                 yield event
@@ -102,7 +102,7 @@ class ReplyStream:
                 self._splitters.pop(event.sequence, None)
 
     def forget(self, index: int) -> None:
-        """Free what is held of a request whose samples have all finished: there may be more than fit into memory."""
+        """Free what is held of a request whose further events do not matter: there may be more than fit into memory."""
         self._requests.pop(index, None)
 
     def add_samples(self, index: int, count: int) -> None:
@@ -122,8 +122,9 @@ class ReplyStream:
             self._requests[index] = each
             yield each.request
 
-    def _is_verbatim(self, event: TokenEvent | FinishEvent) -> bool:
-        return self._requests[event.sequence.request].format.verbatim
+    def _has_channels(self, sequence: SequenceId) -> bool:
+        request = self._requests.get(sequence.request)
+        return request is not None and not request.format.verbatim
 
     def _splitter(self, sequence: SequenceId) -> ThoughtSplitter:
         if sequence not in self._splitters:
@@ -199,6 +200,11 @@ class Responder:
     ) -> Generator[ScoringEvent, None, None]:
         """Yield the scores of given continuations as requests finish; closing the generator stops it."""
         return self._engine.score(requests, scope)
+
+    @property
+    def schedules_rows(self) -> bool:
+        """Whether the engine takes thousands of requests, and starts them as it has room."""
+        return self._engine.capabilities.schedules_rows
 
     @property
     def prefix_token(self) -> int | None:

@@ -110,6 +110,12 @@ class RemoteEngine:
         """Number of samples that any of the servers takes in one request."""
         return min(server.info.slots for server in self.servers)
 
+    @property
+    def builds(self) -> list[dict[str, str]]:
+        """Kind and build of the servers, each once."""
+        records = [server.info.recorded for server in self.servers]
+        return [record for at, record in enumerate(records) if record not in records[:at]]
+
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:
         """Submit requests as the servers have room for them; close the result when done."""
         return RemoteCompletions(self, requests, scope or self.cancel_scope())
