@@ -77,7 +77,7 @@ def estimate(runtime: Runtime, prepared: PreparedEvaluation, prompt_tokens: int)
     options = load_options(prepared.resolved.model, evaluation.settings)
     tuning = prepared.resolved.tuning("batch")
     try:
-        with closing(runtime.open_bench(options, prepared.resolved.model)) as bench:
+        with closing(runtime.open_bench(options, prepared.resolved.model.paths)) as bench:
             prefill, decode = bench.speed(tuning, PREFILL), bench.speed(tuning, DECODE)
     except TrialError as error:
         return None, f"cannot estimate the run time: {error}"
