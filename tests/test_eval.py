@@ -97,7 +97,8 @@ def test_larger_limit_and_samples_extend_a_run(command: CommandLine, sums: Path,
     assert run_eval(command, sums, "--samples", "3", *sampled, run).object["samples"] == 3
     assert record_of(run)["notes"]["timed_samples"] == 120
     done = run_eval(command, sums, "--samples", "3", *sampled, whole)
-    assert f"120 of 120 done, 40 questions, accuracy {done.object['accuracy']:.3f} (" in done.err
+    assert f"120 of 120 done, accuracy {done.object['accuracy']:.3f} (" in done.err
+    assert ", 40 questions complete, " in done.err
     assert [sample["text"] for sample in samples_of(run)] == [sample["text"] for sample in samples_of(whole)]
     assert len({sample["seed"] for sample in samples_of(run)}) == 120
 
@@ -323,6 +324,23 @@ def test_dry_run_shows_a_prompt_and_the_time(command: CommandLine, sums: Path) -
     assert "20 of 40 questions, 2 samples each" in done.err
     assert "about 0:" in done.err
     assert not (command.home / "data" / "cerebrum" / "runs").exists()
+
+
+def test_dry_run_estimates_only_the_missing_samples(command: CommandLine, sums: Path) -> None:
+    assert run_eval(command, sums, "--limit", "10").code == 0
+    run = command.home / "data" / "cerebrum" / "runs" / "sums-nano.jsonl"
+    record = record_of(run)
+    record["notes"] = {"seconds": 600.0, "timed_samples": 10}  # a minute each
+    Path(f"{run}.meta.json").write_text(json.dumps(record), encoding="utf-8")
+    for arguments, missing in ((("--limit", "12"), 2), (("--limit", "10"), 0), (("--limit", "9", "--restart"), 9)):
+        preview = run_eval(command, sums, *arguments, "--dry-run").object
+        assert (preview["missing_samples"], preview["seconds"]) == (missing, missing * 60)
+    shown = command.run("eval", sums, *MODEL, "--limit", "12", "--dry-run").err
+    assert "10 of 12 samples already in the run\nabout 2:00, based on run sums-nano\n" in shown
+    assert command.run("eval", sums, *MODEL, "--limit", "10", "--dry-run").err.endswith("\nnothing to generate\n")
+    refused = run_eval(command, sums, "--limit", "9", "--dry-run")
+    assert (refused.code, refused.err.splitlines()[0]) == (1, f"error: {run} already has more questions (10, now 9)")
+    assert not Path(f"{run}.partial").exists()
 
 
 def test_several_samples_need_a_temperature(command: CommandLine, sums: Path, tmp_path: Path) -> None:

@@ -248,9 +248,9 @@ class Memory:
     closed: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
-    def bench(self, options: LoadOptions, model: Model) -> FileBench:
-        assert options.path == model.path
-        return cast("FileBench", OneFileBench(self, model.name))
+    def bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> FileBench:
+        assert paths == (options.path,)
+        return cast("FileBench", OneFileBench(self, options.path.stem))
 
 
 @dataclass
@@ -286,8 +286,11 @@ class OneFileBench:
 def chatml_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Model, Model]]:
     """Two models of one shape, trained on 200 tokens."""
     directory = tmp_path_factory.mktemp("chatml")
-    paths = [write_chatml(directory / f"{seed}.gguf", seed=seed, context_length=200) for seed in (1, 2)]
-    yield Model("first", (paths[0],)), Model("second", (paths[1],))
+    first, second = (
+        Model(name, (write_chatml(directory / f"{name}.gguf", seed=seed, context_length=200),))
+        for seed, name in enumerate(("first", "second"), 1)
+    )
+    yield first, second
 
 
 def test_divergence_loads_one_model_where_memory_holds_one(chatml_models: tuple[Model, Model]) -> None:

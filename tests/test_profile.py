@@ -31,9 +31,10 @@ from cerebrum_cli.application.inference.profiles import (
     without_user_settings,
 )
 from cerebrum_cli.application.models.model import Model
-from cerebrum_cli.application.tuning.tune import BenchFactory, search_space, trial_options
+from cerebrum_cli.application.tuning.tune import search_space, trial_options
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.bench.protocol import BenchFactory
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
@@ -394,8 +395,8 @@ class CommandRunner:
             self.loaded.append(options)
             return open_scripted(options)
 
-        def bench(options: LoadOptions, model: Model, directory: Path, gpus: tuple[Device, ...]) -> Any:
-            assert options.path == model.path == self.model
+        def bench(options: LoadOptions, paths: tuple[Path, ...], directory: Path, gpus: tuple[Device, ...]) -> Any:
+            assert (options.path,) == paths == (self.model,)
             bench = ScriptedBench(self.speed_model, devices=self.devices, disturbed_jobs=self.disturbed_jobs)
             bench.row_cost = self.row_cost
             self.benches.append(bench)

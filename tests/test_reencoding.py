@@ -91,9 +91,9 @@ class Memory:
     open: list[Path] = field(default_factory=list)
     measurements: int = 0
 
-    def bench(self, options: LoadOptions, model: Model) -> FileBench:
+    def bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> FileBench:
         """Create a bench for one file."""
-        assert options.path == model.path
+        assert options.path == paths[0]
         return cast("FileBench", FileBenchFake(self, options.path))
 
 

@@ -12,7 +12,7 @@ import pytest
 from cerebrum_cli.application.evaluation.comparing import compare_runs
 from cerebrum_cli.application.evaluation.evaluate import SCHEMA
 from cerebrum_cli.application.evaluation.reporting import report_of, rescored
-from cerebrum_cli.application.evaluation.runs import Run, RunStore, require_run
+from cerebrum_cli.application.evaluation.runs import Run, RunStore, require_run, samples_to_keep
 from cerebrum_cli.application.evaluation.sandbox import require_sandbox
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import Journal, open_journal
@@ -91,6 +91,7 @@ def test_run_of_any_task_has_a_usable_name(store: RunStore, task: str) -> None:
 
 def test_run_is_not_stored_over_a_foreign_file(store: RunStore) -> None:
     path = store.path_for(CONDITION)
+    path.parent.mkdir()
     path.write_text("mine", encoding="utf-8")
     assert store.path_for(CONDITION).name == "sums-tiny-2.jsonl"
 
@@ -130,8 +131,12 @@ def test_incomplete_run_has_its_finished_samples(tmp_path: Path) -> None:
     partial = output_paths(run.path).partial
     partial.write_bytes(partial.read_bytes() + b'{"id": 1')
     assert (run.is_complete, run.samples()) == (False, [sample(2)])
+    extent = {"questions": 2, "samples": 1}
+    assert samples_to_keep(run.path, CONDITION, extent) == [sample(2)]
+    with pytest.raises(BatchError, match=r"was started with another model \(tiny, now other\)"):
+        samples_to_keep(run.path, OTHER_MODEL, extent)
     partial.unlink()
-    assert run.samples() == []
+    assert run.samples() == samples_to_keep(run.path, CONDITION, extent) == []
 
 
 def test_run_that_is_being_extended_has_old_and_new_samples(tmp_path: Path) -> None:

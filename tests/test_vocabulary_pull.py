@@ -83,6 +83,9 @@ def test_vocabulary_is_no_installed_model(hub_user: HubUser) -> None:
     done = hub_user.run("ask", "-m", path_of(hub_user), "Why?")
     assert (done.code, done.err.splitlines()[-1]) == (1, f" hint: cerebrum pull {REFERENCE}")
     assert hub_user.run("ask", "Why?").code == 3
+    env = {"_CEREBRUM_COMPLETE": "complete_bash", "COMP_WORDS": "cerebrum rm o", "COMP_CWORD": "2"}
+    assert hub_user.run(**env).out.split() == [REFERENCE]
+    assert hub_user.run(**(env | {"COMP_WORDS": "cerebrum tune o"})).out.split() == []
     shown = hub_user.run("show", REPO, "--json").object
     assert (shown["source"], shown["path"]) == ("vocabulary", str(path_of(hub_user)))
     assert (shown["sha256"], shown["repo_id"]) == (hub_user.digest(FILE, REPO), REPO)
@@ -168,6 +171,13 @@ def test_vocabulary_pull_of_a_split_model_has_all_tables(
     assert len(ranges(hub_user)) == 3
     assert hub_user.run("rm", "-y", "owner/split").code == 0
     assert blobs(hub_user) == {}
+
+
+def test_vocabulary_pull_replaces_a_damaged_file(hub_user: HubUser, mistral_model: Path) -> None:
+    hub_user.pull("--vocabulary", REPO)
+    path_of(hub_user).write_bytes(b"GGUF")
+    assert hub_user.pull("--vocabulary", REPO).err == pulled(hub_user)
+    assert tokens(path_of(hub_user)) == tokens(mistral_model)
 
 
 @pytest.mark.parametrize("variable", [False, True])

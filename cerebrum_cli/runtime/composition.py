@@ -26,11 +26,10 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.merging.merge import Merger
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.application.pulling.pull import Puller
-    from cerebrum_cli.application.tuning.tune import BenchFactory
     from cerebrum_cli.catalogue.download import Progress
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
-    from cerebrum_cli.engine.bench.protocol import FileBench
+    from cerebrum_cli.engine.bench.protocol import BenchFactory, FileBench
     from cerebrum_cli.engine.build import Build
     from cerebrum_cli.engine.memory import Device
     from cerebrum_cli.engine.plan import LoadOptions
@@ -48,12 +47,12 @@ def llama_build() -> Build:
 
 
 def process_bench(
-    options: LoadOptions, model: Model, directory: Path | None = None, gpus: tuple[Device, ...] = ()
+    options: LoadOptions, paths: tuple[Path, ...], directory: Path | None = None, gpus: tuple[Device, ...] = ()
 ) -> FileBench:
     """A bench that opens the model in child processes; they write into `directory`."""
     from cerebrum_cli.engine.bench.trials import ProcessBench
 
-    return ProcessBench(options, PROBE.read_text(encoding="utf-8"), model.paths, directory, gpus)
+    return ProcessBench(options, PROBE.read_text(encoding="utf-8"), paths, directory, gpus)
 
 
 def llama_codec() -> Codec:
@@ -154,9 +153,9 @@ class Runtime:
 
         return RunStore(self.data_directory / "runs")
 
-    def open_bench(self, options: LoadOptions, model: Model) -> FileBench:
+    def open_bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> FileBench:
         """A bench of a model file that may use this machine's GPUs."""
-        return self.bench(options, model, self.trials, self.capacity().devices or ())
+        return self.bench(options, paths, self.trials, self.capacity().devices or ())
 
     @property
     def trials(self) -> Path:

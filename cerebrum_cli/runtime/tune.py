@@ -52,7 +52,7 @@ def measure(runtime: Runtime, model: Model, settings: Settings, budget: Budget, 
             runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
         identity, previous = runtime.library.identity(model), runtime.profile(model, settings)
         key = partial(profile_key, runtime, identity, settings)
-        bench = runtime.open_bench(trial_options(model, settings), model)
+        bench = runtime.open_bench(trial_options(model, settings), model.paths)
         try:
             search = tune_model(bench, model, settings, budget, previous, key)
             result = render_stages(search, StageProgress(runtime.streams, quiet))

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, RowEvent, ScoreEvent, StageEvent, TokenEvent
 from cerebrum_cli.core.text import format_duration, format_size
@@ -17,11 +17,15 @@ from cerebrum_cli.terminal.streams import Streams, columns
 from cerebrum_cli.terminal.tables import batch_text, exceptions_text
 
 if TYPE_CHECKING:
+    from rich.live import Live
     from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 LOG_EVERY_S = 60.0
 BATCH_TOKENS = 50  # interval at which a batch's speed is updated
-BAR_COLUMNS = 60  # narrowest window with a bar
+BAR_COLUMNS = 60  # narrowest window with a bar of stages
+MIN_BAR = 8  # columns of a batch's bar
+DRAWS_PER_S = 10
 
 
 class BatchProgress:
@@ -33,8 +37,7 @@ class BatchProgress:
     def __init__(self, streams: Streams, draws: bool) -> None:
         self._streams = streams
         self._draws = draws
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._line: Live | None = None
         self._rows: RowEvent | ScoreEvent | None = None
         self._before: int | None = None  # rows done by earlier runs
         self._phase = "preparing prompts"
@@ -58,8 +61,8 @@ class BatchProgress:
             self._update()
 
     def close(self) -> None:
-        if self._bar:
-            self._bar.stop()
+        if self._line:
+            self._line.stop()
         if self._rows and not isinstance(sys.exception(), BrokenPipeError):
             self._streams.info(batch_text(self._rows, self._tokens, self._seconds))
             for message in self._rows.counts.errors if isinstance(self._rows, RowEvent) else ():
@@ -70,25 +73,35 @@ class BatchProgress:
         return time.monotonic() - self._started if self._started else 0.0
 
     def _update(self) -> None:
-        rows = self._rows
-        if rows is None:
+        if self._rows is None:
             return
         if self._draws:
-            if self._bar is None:
-                self._bar = batch_bar(self._streams, "red" if isinstance(rows, RowEvent) else "none")
-                self._bar.start()
-            self._bar.console.width = columns(self._streams.err) - ECHO_COLUMNS
-            if self._task is None:
-                fields: dict[str, Any] = dict.fromkeys(("speed", "exceptions", "left"), "")
-                self._task = self._bar.add_task("", total=rows.total, completed=rows.done, **fields)
-            done = rows.done - (self._before or 0)
-            left = f"{format_duration(self._seconds / done * (rows.total - rows.done))} left" if done else self._phase
-            speed = f"{self._tokens / self._seconds:.1f} tokens/s" if self._seconds > 1 else ""
-            exceptions = ", ".join(exceptions_text(rows))
-            self._bar.update(self._task, completed=rows.done, speed=speed, exceptions=exceptions, left=left)
+            if self._line is None:
+                self._line = self._start_line()
         elif time.monotonic() - self._last_log >= LOG_EVERY_S:
             self._last_log = time.monotonic()
-            self._streams.info(batch_text(rows, self._tokens, self._seconds))
+            self._streams.info(batch_text(self._rows, self._tokens, self._seconds))
+
+    def _start_line(self) -> Live:
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(file=self._streams.err)
+
+        def draw() -> Table:
+            console.width = columns(self._streams.err) - ECHO_COLUMNS
+            assert self._rows
+            return self._draw(self._rows, console.width)
+
+        line = Live(get_renderable=draw, console=console, refresh_per_second=DRAWS_PER_S, transient=True)
+        line.start(refresh=True)
+        return line
+
+    def _draw(self, rows: RowEvent | ScoreEvent, width: int) -> Table:
+        seconds, done = self._seconds, rows.done - (self._before or 0)
+        left = f"{format_duration(seconds / done * (rows.total - rows.done))} left" if done else self._phase
+        speed = f"{self._tokens / seconds:.1f} tokens/s" if seconds > 1 else ""
+        return batch_line(rows, speed, left, width)
 
 
 class StageProgress:
@@ -137,21 +150,34 @@ def stage_bar(streams: Streams) -> Progress:
     return Progress(*(shown if is_wide else (shown[0], text)), console=console, transient=True, expand=True)
 
 
-def batch_bar(streams: Streams, style: str) -> Progress:
-    """A bar with rows, exceptions in a style, speed and remaining time; narrow windows show fewer columns."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+def batch_line(event: RowEvent | ScoreEvent, speed: str, left: str, width: int) -> Table:
+    """The texts of a batch's progress that fit a width, and a bar if there is room for one."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Column, Table
+    from rich.text import Text
 
-    shown: list[ProgressColumn] = [
-        MofNCompleteColumn(),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[exceptions]}", style=style),
-        TextColumn("{task.fields[speed]}"),
-        TextColumn("{task.fields[left]}"),
-    ]
-    is_wide = columns(streams.err) >= BAR_COLUMNS
-    console = Console(file=streams.err)
-    return Progress(*(shown if is_wide else shown[::2]), console=console, transient=True, expand=is_wide)
+    versions = [(texts, len(" ".join(filter(None, texts)))) for texts in batch_texts(event, speed, left)]
+    texts, length = next((version for version in versions if version[1] <= width), versions[-1])
+    styles = ("progress.download", "red" if isinstance(event, RowEvent) else "", "", "")
+    cells: list[Text | ProgressBar] = [Text(text, style) for text, style in zip(texts, styles, strict=True) if text]
+    if (room := width - length - 1) >= MIN_BAR:
+        cells.insert(1, ProgressBar(event.total, event.done, room))
+    line = Table.grid(*(Column(no_wrap=True) for _ in cells), padding=(0, 1))
+    line.add_row(*cells)
+    return line
+
+
+def batch_texts(event: RowEvent | ScoreEvent, speed: str, left: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield rows done, exceptions or a score, speed and remaining time, each time with less of them."""
+    done, clauses = f"{event.done:{len(str(event.total))}}/{event.total}", list(exceptions_text(event))
+    yield done, ", ".join(clauses), speed, left
+    for count in range(len(clauses), 0, -1):
+        yield done, ", ".join(clauses[:count]), "", left
+    if isinstance(event, ScoreEvent) and event.accuracy is not None:
+        accuracy = f"accuracy {event.accuracy:.3f}"
+        yield done, accuracy, "", left
+        yield done, accuracy, "", ""
+    yield done, "", "", left
 
 
 class FileProgress:

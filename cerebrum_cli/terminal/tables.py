@@ -79,14 +79,12 @@ def batch_text(event: RowEvent | ScoreEvent, tokens: int, seconds: float) -> str
 
 
 def exceptions_text(event: RowEvent | ScoreEvent) -> Iterator[str]:
-    """Clauses about a batch's exceptions, or about an evaluation's score so far."""
+    """Clauses about a batch's exceptions, or about an evaluation's score so far; the most important one first."""
     if isinstance(event, RowEvent):
         yield from counts_text(event.counts)
         return
     if event.accuracy is not None and event.interval is not None:
         low, high = event.interval
-        if event.questions != event.done - event.skipped:  # several samples each
-            yield f"{event.questions} {'question' if event.questions == 1 else 'questions'}"
         yield f"accuracy {event.accuracy:.3f} ({low:.3f} to {high:.3f})"
     if event.no_answer:
         yield f"{event.no_answer:.0%} without an answer"
@@ -94,6 +92,8 @@ def exceptions_text(event: RowEvent | ScoreEvent) -> Iterator[str]:
         yield f"{event.cut_off:.0%} truncated"
     if event.skipped:
         yield f"{event.skipped} skipped"
+    if event.questions and event.questions != event.done - event.skipped:  # several samples each
+        yield f"{event.questions} {'question' if event.questions == 1 else 'questions'} complete"
 
 
 def counts_text(counts: RowCounts) -> Iterator[str]:

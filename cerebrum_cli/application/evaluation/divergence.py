@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 
 from cerebrum_cli.application.inference.loading import load_options
@@ -11,11 +10,7 @@ from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench.closeness import file_closeness
-from cerebrum_cli.engine.bench.protocol import Closeness, FileBench, TrialError
-from cerebrum_cli.engine.plan import LoadOptions
-
-FileBenchFactory = Callable[[LoadOptions, Model], FileBench]
-"""Create the bench of a model file."""
+from cerebrum_cli.engine.bench.protocol import Closeness, FileBenchFactory, TrialError
 
 
 def measure_divergence(reference: Model, other: Model, settings: Settings, open_bench: FileBenchFactory) -> Closeness:
@@ -35,8 +30,8 @@ def measure_divergence(reference: Model, other: Model, settings: Settings, open_
         )
     context = min(model.trained_context for model in (reference, other))
     with (
-        closing(open_bench(load_options(reference, settings), reference)) as reference_bench,
-        closing(open_bench(load_options(other, settings), other)) as other_bench,
+        closing(open_bench(load_options(reference, settings), reference.paths)) as reference_bench,
+        closing(open_bench(load_options(other, settings), other.paths)) as other_bench,
     ):
         try:
             return file_closeness(reference_bench, other_bench, context)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.application.evaluation.marking import Match
-from cerebrum_cli.batches.files import open_locked, output_paths, translate_os_errors
+from cerebrum_cli.batches.files import OutputPaths, identify, open_locked, output_paths, translate_os_errors
 from cerebrum_cli.batches.meta import Record, describe_difference, normalize, read_record
+from cerebrum_cli.batches.resume_state import ResumeState, decide
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.evals.sample import Sample, parse_sample
 
@@ -104,7 +105,6 @@ class RunStore:
         """The path of the run with this fingerprint: an existing one, or a free name of its task and model."""
         wanted = normalize(fingerprint)
         base = _name(str(fingerprint["task"]), str(fingerprint["model"]))
-        self._directory.mkdir(parents=True, exist_ok=True)
         names = (base if number == 1 else f"{base}-{number}" for number in count(1))
         paths = (self._directory / f"{name}{SUFFIX}" for name in names)
         return next(path for path in paths if _is_free(path) or _has_fingerprint(path, wanted))
@@ -137,6 +137,17 @@ def require_run(path: Path) -> Run:
     return run
 
 
+def samples_to_keep(path: Path, fingerprint: Mapping[str, Any], extent: Mapping[str, int]) -> list[Sample]:
+    """The samples of a run that resumes or extends the one at a path. Raises BatchError where that is refused."""
+    if not path.parent.is_dir():
+        return []
+    paths = output_paths(path)
+    has_rows = paths.partial.exists() and paths.partial.stat().st_size > 0
+    state = ResumeState(has_rows, read_record(paths.meta), identify(paths.output))
+    step = decide(state, normalize(fingerprint), paths, extent)
+    return [] if step == "begin" else require_run(path).samples()
+
+
 def _name(*parts: str) -> str:
     """A file name of some parts, without what is special in a shell or an option."""
     name = "-".join(filter(None, (_NOT_IN_NAMES.sub("-", part).strip("-.") for part in parts)))
@@ -144,7 +155,7 @@ def _name(*parts: str) -> str:
 
 
 def _is_free(path: Path) -> bool:
-    return not any(each.exists() for each in output_paths(path).all)
+    return not any(each.exists() for each in OutputPaths(path).all)
 
 
 def _has_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from cerebrum_cli.application.models.availability import (
     Availability,
@@ -26,8 +25,6 @@ from cerebrum_cli.catalogue.variants import Variant, variants
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.gguf.cursor import HeaderTruncated
 from cerebrum_cli.gguf.header import Header, header_length, parse_header
-
-T = TypeVar("T")
 
 PART_HEADER_BYTES = 1 << 18  # of a split file's further parts, which have no vocabulary
 HEADER_BYTES = tuple(1 << shift for shift in (20, 22, 24, 26))  # tried in turn: vocabularies take up to 20 MB
@@ -69,12 +66,8 @@ class DownloadPlanner:
         """
         key = (listing.commit, file.name)
         if key not in self._headers:
-            self._headers[key] = self.with_retries(lambda: _read_header(listing, file, ends))
+            self._headers[key] = RetryPolicy(self.progress).run(lambda: _read_header(listing, file, ends))
         return self._headers[key]
-
-    def with_retries(self, request: Callable[[], T]) -> T:
-        """Send a request to the Hub, with retries."""
-        return RetryPolicy(self.progress).run(request)
 
     def _plan_installed(self, model: Model, context: int | None) -> DownloadPlan:
         """Plan for an installed model that is not in the catalog."""
@@ -97,7 +90,7 @@ class DownloadPlanner:
         errors: list[ModelNotFound] = []
         for source in spec.sources:
             try:
-                listing = self.with_retries(lambda: list_repository(source.repo_id, source.revision))  # noqa: B023
+                listing = RetryPolicy(self.progress).run(lambda: list_repository(source.repo_id, source.revision))  # noqa: B023
                 found = [each for each in _variants(listing) if source.matches(each.files[0].rpartition("/")[2])]
                 availability = self._listing_availability(spec.name, spec, listing, found)
                 availability.matching(reference.quantization)
@@ -109,7 +102,7 @@ class DownloadPlanner:
     def _repository_availability(self, reference: HubReference) -> Availability:
         repo_id = reference.repo_id
         require_not_refused(self.library.specs, repo_id)
-        listing = self.with_retries(lambda: list_repository(repo_id, reference.revision))
+        listing = RetryPolicy(self.progress).run(lambda: list_repository(repo_id, reference.revision))
         found = [each for each in _variants(listing) if reference.file is None or reference.file in each.files]
         if reference.file and not found:
             hint = f"list its models: cerebrum pull --dry-run {repo_id}"

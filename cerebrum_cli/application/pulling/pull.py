@@ -25,6 +25,7 @@ from cerebrum_cli.catalogue.registry import Digest, ModelFile, Source
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import exists
 
 if TYPE_CHECKING:
     from cerebrum_cli.gguf.header import Header
@@ -98,9 +99,13 @@ class Puller:
 
     def _download_vocabulary(self, planner: DownloadPlanner, plan: DownloadPlan) -> Model:
         """Store the headers of all parts of a model: llama.cpp opens the other parts for their tensor tables."""
-        cache, listing, variant = self.library.vocabulary_cache, plan.availability.listing, plan.variant
+        library, listing, variant = self.library, plan.availability.listing, plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"
-        files = tuple(map(listing.file, variant.files))
+        cache, files = library.vocabulary_cache, tuple(map(listing.file, variant.files))
+
+        def stored() -> Model:
+            cached = cache.model_from_files(listing.repo_id, listing.commit, variant)
+            return replace(library.model_from_cache(cached), is_vocabulary=True)
 
         def read_header(file: HubFile) -> bytes:
             ends = HEADER_BYTES if file == files[0] else (PART_HEADER_BYTES, *HEADER_BYTES)
@@ -108,10 +113,12 @@ class Puller:
                 self._check(Path(listing.repo_id, file.name), planner.header(listing, file))
             return planner.header_bytes(listing, file, ends)
 
+        earlier = stored()
+        if exists(earlier.path) and not earlier.is_readable:
+            VocabularyRemoval(library, earlier).execute()
         vocabularies.store(cache, listing, files, read_header)
         self._remember_digests(cache, listing, files)
-        model = self.library.model_from_cache(cache.model_from_files(listing.repo_id, listing.commit, variant))
-        return replace(model, is_vocabulary=True)
+        return stored()
 
     def _pull(self, reference: Reference, name: str | None, context: int | None, confirm: Confirm) -> Model:
         library = self.library

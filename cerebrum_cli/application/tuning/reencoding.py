@@ -19,7 +19,7 @@ from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.bench.closeness import file_closeness, retry_alone
-from cerebrum_cli.engine.bench.protocol import MIN_AGREEMENT, Closeness, FileBench, Job, TrialError
+from cerebrum_cli.engine.bench.protocol import MIN_AGREEMENT, Closeness, FileBench, FileBenchFactory, Job, TrialError
 from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encode_file
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import HEADROOM
@@ -29,9 +29,6 @@ DISK_MARGIN = 10**9  # bytes to leave free on the disk
 MIN_GAIN = 1.05  # over the original, to be recommended
 PAIRS = 3
 WARM_UP, PREFILL, DECODE, BATCH_DECODE = Job("decode", 2), Job("prefill", 128), Job("decode", 16), Job("decode", 4, 16)
-
-FileBenchFactory = Callable[[LoadOptions, Model], FileBench]
-"""Create the bench of a model file."""
 
 
 class Throughput(NamedTuple):
@@ -231,7 +228,7 @@ class Reencoding:
     @contextlib.contextmanager
     def _contender(self, model: Model, options: LoadOptions) -> Iterator[Contender]:
         batch_repack = plan_repacking(model.quantization, False, machine())
-        bench = self.open_bench(options, model)
+        bench = self.open_bench(options, model.paths)
         try:
             yield Contender(bench, Tuning() if batch_repack == options.repack else Tuning(repack=batch_repack))
         finally:

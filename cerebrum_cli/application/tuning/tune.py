@@ -35,7 +35,7 @@ from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.files import try_lock
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.engine.bench.protocol import Bench, FileBench, TrialError
+from cerebrum_cli.engine.bench.protocol import Bench, TrialError
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeMemory, plan_slots
@@ -44,12 +44,6 @@ from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 
 MAX_BATCH_SLOTS = 64
 PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
-
-BenchFactory = Callable[[LoadOptions, Model, Path, tuple[Device, ...]], FileBench]
-"""Create the bench of a model, from a directory for temporary files and the bytes that GPUs can hold.
-
-The runtime measures in child processes; tests use a scripted bench.
-"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.memory import Device
-from cerebrum_cli.engine.plan import Tuning
+from cerebrum_cli.engine.plan import LoadOptions, Tuning
 
 JobKind = Literal["prefill", "decode"]
 JOB_KINDS: tuple[JobKind, ...] = ("prefill", "decode")
@@ -94,3 +95,10 @@ class FileBench(Bench, Protocol):
 
     def release(self) -> None:
         """End all processes to free memory; the next measurement starts them again."""
+
+
+FileBenchFactory = Callable[[LoadOptions, tuple[Path, ...]], FileBench]
+"""Creates the bench of a model from its options and all its files."""
+
+BenchFactory = Callable[[LoadOptions, tuple[Path, ...], Path, tuple[Device, ...]], FileBench]
+"""Like FileBenchFactory, also from a directory for temporary files and the known GPUs; tests use a scripted bench."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.evaluation.evaluate import Evaluation
 from cerebrum_cli.application.evaluation.marking import MATCHES
+from cerebrum_cli.application.evaluation.runs import QUESTIONS, SAMPLES
 from cerebrum_cli.application.evaluation.sources import LoadedTask, ReadOptions, read_source
 from cerebrum_cli.application.inference.fingerprint import generation_fingerprint
 from cerebrum_cli.application.inference.loading import open_model, open_servers
@@ -74,6 +75,11 @@ class PreparedEvaluation:
         """What the report of the run states, and the model that `runs compare --kl` loads."""
         task = self.task
         return {"reference": self.model.reference, "bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
+
+    @property
+    def extent(self) -> dict[str, int]:
+        """What may grow from one run to the next."""
+        return {QUESTIONS: len(self.evaluation.questions), SAMPLES: self.evaluation.samples}
 
     def fingerprint(self, runtime: Runtime) -> dict[str, Any]:
         """Everything the samples depend on, by readable names."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from contextlib import closing
 from statistics import StatisticsError, mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.inference.loading import load_options
 from cerebrum_cli.core.conversation import Conversation
@@ -15,6 +15,9 @@ from cerebrum_cli.engine.bench.protocol import Job, TrialError
 from cerebrum_cli.terminal.eval_report import number_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cerebrum_cli.evals.sample import Sample
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.evaluation.prepare import PreparedEvaluation
     from cerebrum_cli.runtime.options import EvalOptions
@@ -24,8 +27,11 @@ BENCH_SLOTS = 16
 PREFILL, DECODE = Job("prefill", 128), Job("decode", 8, BENCH_SLOTS)
 
 
-def show_preview(runtime: Runtime, prepared: PreparedEvaluation, options: EvalOptions) -> None:
-    """Print the exact prompt of the first question on standard output, and what the run would be on standard error."""
+def show_preview(runtime: Runtime, prepared: PreparedEvaluation, kept: Sequence[Sample], options: EvalOptions) -> None:
+    """Print the exact prompt of the first question on standard output, and what the run would be on standard error.
+
+    `kept` are the samples that are not taken again.
+    """
     evaluation = prepared.evaluation
     question = evaluation.questions[0]
     loaded = prepared.open(runtime, 1, vocabulary_only=True)
@@ -33,8 +39,10 @@ def show_preview(runtime: Runtime, prepared: PreparedEvaluation, options: EvalOp
         preview = loaded.responder.preview(Conversation(system_prompt=evaluation.settings.system).user(question.prompt))
     finally:
         loaded.engine.close()
-    seconds, basis = estimate(runtime, prepared, len(preview.token_ids))
-    samples = len(evaluation.rows)
+    rows = evaluation.rows.identities
+    finished = {(sample.id, sample.sample) for sample in kept}
+    missing = [row for row in rows if row not in finished]
+    seconds, basis = estimate(runtime, prepared, missing, len(preview.token_ids))
     if options.json:
         runtime.streams.answer_object(
             {
@@ -43,8 +51,9 @@ def show_preview(runtime: Runtime, prepared: PreparedEvaluation, options: EvalOp
                 "gold": question.gold,
                 "questions": len(evaluation.questions),
                 "bad_rows": len(prepared.task.bad_rows),
-                "total_samples": samples,
-                "seconds": seconds and round(seconds),
+                "total_samples": len(rows),
+                "missing_samples": len(missing),
+                "seconds": None if seconds is None else round(seconds),
             }
         )
         return
@@ -59,13 +68,18 @@ def show_preview(runtime: Runtime, prepared: PreparedEvaluation, options: EvalOp
     info(f"{len(evaluation.questions)} of {questions}, {number_of(evaluation.samples, 'sample')} each")
     for line in prepared.task.remarks:
         info(line)
+    if kept:
+        info(f"{len(rows) - len(missing)} of {number_of(len(rows), 'sample')} already in the run")
     info(f"about {format_duration(seconds)}, {basis}" if seconds else basis)
 
 
-def estimate(runtime: Runtime, prepared: PreparedEvaluation, prompt_tokens: int) -> tuple[float | None, str]:
-    """Estimate the time of the whole run in seconds, and what the estimate rests on; None if it cannot be measured."""
-    evaluation = prepared.evaluation
-    samples = len(evaluation.rows)
+def estimate(
+    runtime: Runtime, prepared: PreparedEvaluation, missing: Sequence[tuple[Any, ...]], prompt_tokens: int
+) -> tuple[float | None, str]:
+    """Estimate the time of the missing samples in seconds, and what the estimate rests on; None if it is unknown."""
+    if not missing:
+        return 0.0, "nothing to generate"
+    evaluation, samples = prepared.evaluation, len(missing)
     runs = [run for run in runtime.runs if run.model == evaluation.model and run.record.notes.get("timed_samples")]
     same = next((run for run in reversed(runs) if run.task == prepared.task.name), None)
     if same:
@@ -77,10 +91,11 @@ def estimate(runtime: Runtime, prepared: PreparedEvaluation, prompt_tokens: int)
     options = load_options(prepared.resolved.model, evaluation.settings)
     tuning = prepared.resolved.tuning("batch")
     try:
-        with closing(runtime.open_bench(options, prepared.resolved.model)) as bench:
+        with closing(runtime.open_bench(options, prepared.resolved.model.paths)) as bench:
             prefill, decode = bench.speed(tuning, PREFILL), bench.speed(tuning, DECODE)
     except TrialError as error:
         return None, f"cannot estimate the run time: {error}"
     slots = min(BENCH_SLOTS, samples)
-    seconds = len(evaluation.questions) * prompt_tokens / prefill + samples * tokens / (decode * slots / BENCH_SLOTS)
+    questions = len({id for id, _ in missing})
+    seconds = questions * prompt_tokens / prefill + samples * tokens / (decode * slots / BENCH_SLOTS)
     return seconds, f"assuming {tokens} tokens per sample"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.evaluation.evaluate import evaluate
-from cerebrum_cli.application.evaluation.runs import QUESTIONS, SAMPLES, Run, require_run
+from cerebrum_cli.application.evaluation.runs import Run, require_run, samples_to_keep
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
@@ -48,13 +48,16 @@ def run_eval(
     prepared = prepare(runtime, source, given, options)
     if output:
         require_file(output, source)
+    fingerprint = prepared.fingerprint(runtime)
+    path = output or runtime.runs.path_for(fingerprint)
     if options.dry_run:
         from cerebrum_cli.runtime.evaluation.preview import show_preview
 
-        show_preview(runtime, prepared, options)
+        kept = [] if options.restart else samples_to_keep(path, fingerprint, prepared.extent)
+        show_preview(runtime, prepared, kept, options)
         return 0
-    fingerprint = prepared.fingerprint(runtime)
-    path = output or runtime.runs.path_for(fingerprint)
+    if output is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
     run = take_samples(runtime, prepared, path, fingerprint, options)
     samples = run.samples()
     skipped = sum(sample.is_skipped for sample in samples)
@@ -77,8 +80,7 @@ def take_samples(
 ) -> Run:
     """Take the samples that are missing, and complete the run file."""
     evaluation = prepared.evaluation
-    extent = {QUESTIONS: len(evaluation.questions), SAMPLES: evaluation.samples}
-    run = open_journal(path, fingerprint, evaluation.rows, options.restart, extent=extent)
+    run = open_journal(path, fingerprint, evaluation.rows, options.restart, extent=prepared.extent)
     try:
         if missing := len(evaluation.rows) - run.done:
             run.write_notes({**run.notes, **prepared.notes})
