@@ -69,7 +69,8 @@ def measure(directory: Path, rows: int) -> Iterator[Row]:
     many = run(child(large, directory / "many.jsonl", "a"))
     times = [report["seconds"] for report in reports(many.output)]
     first, last = (rows / PARTS / (times[part] - times[part - 1]) for part in (1, PARTS))
-    print(f"{many.seconds:.1f} s in all, {times[0]:.2f} s before the first row, {many.peak_mib:.0f} MiB", flush=True)
+    before, after = times[0], times[-1] - times[PARTS]
+    print(f"{times[-1]:.1f} s: {before:.2f} s to begin, {after:.2f} s to complete; {many.peak_mib:.0f} MiB", flush=True)
     yield Row(
         f"{label}: rows/s in the last tenth / in the first", f"{last:,.0f}", f"{first:,.0f}", last / first, ">= 0.9"
     )
@@ -132,19 +133,23 @@ def reports(output: str) -> list[dict[str, Any]]:
 
 
 def answer_file(source: Path, output: Path, name: str) -> None:
-    """Answer the rows of a file as `cerebrum batch` does; print a report at the start and after each tenth of them."""
-    start = time.perf_counter()
+    """Answer the rows of a file as `cerebrum batch` does; print a report at the start, after each tenth, and last."""
+    start, tenth = time.perf_counter(), 0
+
+    def report(done: int) -> None:
+        print(json.dumps({"done": done, "seconds": time.perf_counter() - start}), flush=True)
+
     options = BatchOptions(Settings())
     responder: Any = SimulatedResponder(f"{name}: {TEXT}")
     with open_input(source) as file:
         rows = read_rows(file, "jsonl")
         with closing(open_journal(output, {"input": rows.sha256}, result_rows(rows))) as result:
-            due = result.done
             for event in answer_rows(responder, rows, options, result, in_order=False):
-                if isinstance(event, RowEvent) and event.done >= due:
-                    print(json.dumps({"done": event.done, "seconds": time.perf_counter() - start}), flush=True)
-                    due = event.done // (len(rows) // PARTS) * (len(rows) // PARTS) + len(rows) // PARTS
+                if isinstance(event, RowEvent) and event.done * PARTS >= tenth * event.total:
+                    report(event.done)
+                    tenth = event.done * PARTS // event.total + 1
             result.complete()
+            report(result.done)
 
 
 class SimulatedResponder:
