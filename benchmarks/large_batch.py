@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -155,6 +155,8 @@ def answer_file(source: Path, output: Path, name: str) -> None:
 class SimulatedResponder:
     """Answers every prompt with the same text; a token is a byte."""
 
+    schedules_rows = False
+
     def __init__(self, text: str) -> None:
         self._text = text
 
@@ -171,11 +173,28 @@ class SimulatedResponder:
     def group_by_length(self, requests: Iterable[TokenizedRequest]) -> list[list[int]]:
         return [list(range(len(list(requests))))]
 
-    def generate(self, requests: Iterable[TokenizedRequest], _: Any) -> Generator[Event, None, None]:
-        for index, tokenized in enumerate(requests):
+    def generate(self, requests: Iterable[TokenizedRequest], _: Any) -> SimulatedReplies:
+        return SimulatedReplies(requests, self._text)
+
+
+class SimulatedReplies:
+    """Replies to requests, one after the other."""
+
+    def __init__(self, requests: Iterable[TokenizedRequest], text: str) -> None:
+        self._requests = requests
+        self._text = text
+
+    def __iter__(self) -> Iterator[Event]:
+        for index, tokenized in enumerate(self._requests):
             sequence, length = SequenceId(index), len(tokenized.request.prompt_tokens)
             yield TokenEvent(sequence, self._text, token=1)
             yield FinishEvent(sequence, "stop", length, 0, 100, 1, 4096, Timings())
+
+    def forget(self, index: int) -> None:
+        """Do nothing: nothing is held."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is held."""
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ LARGER_PACKAGES = {"merge": 16, "commands": 20}  # a module for each command
 ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "llama_cpp": ("engine.llama",),
     "huggingface_hub": ("catalogue.hub",),
-    "httpx2": ("catalogue.hub",),
+    "httpx2": ("catalogue.hub", "engine.remote.client"),
     "filelock": ("catalogue.hub",),
     "gguf": ("gguf.adapter",),
     "yaml": ("merge.document",),

@@ -680,6 +680,8 @@ def test_usage_errors_exit_2(runner: BatchRunner) -> None:
 
 def test_interrupt_while_tokenizing_is_not_a_row_error() -> None:
     class Interrupting:
+        schedules_rows = False
+
         def load(self) -> list[Any]:
             return []
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.pool import Job, Place
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Failure, Request, first_seed
-
-if TYPE_CHECKING:
-    from cerebrum_cli.engine.remote.engine import RemoteEngine
 
 
 @dataclass(slots=True)
@@ -43,8 +40,8 @@ class RemoteCompletions:
     the scope was cancelled.
     """
 
-    def __init__(self, engine: RemoteEngine, requests: Iterable[Request], scope: CancelScope) -> None:
-        self._engine = engine
+    def __init__(self, connection: Connection, requests: Iterable[Request], scope: CancelScope) -> None:
+        self._connection = connection
         self._source: Iterator[Request] | None = iter(requests)
         self._scope = scope
         self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
@@ -62,7 +59,7 @@ class RemoteCompletions:
         if submitted := self._submitted.get(index):
             submitted.is_aborted = True
             place = submitted.place
-            self._engine.cancel_jobs(lambda job: job.place is place)
+            self._connection.cancel(lambda job: job.place is place)
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -84,11 +81,11 @@ class RemoteCompletions:
         self._source = None
         if self._live:
             outbox = self._outbox
-            self._engine.cancel_jobs(lambda job: job.emit == outbox.put)
+            self._connection.cancel(lambda job: job.emit == outbox.put)
             self._live.clear()
 
     def _read_source(self) -> None:
-        while self._source is not None and len(self._live) < self._engine.room:
+        while self._source is not None and len(self._live) < self._connection.room:
             request = None if self._scope.is_cancelled else next(self._source, None)
             if request is None:
                 self._source = None
@@ -111,13 +108,13 @@ class RemoteCompletions:
             for sample in samples:
                 self._outbox.put(sample.cancelled())
             return
-        size = 1 if submitted.request.stream else self._engine.samples_per_request
+        size = 1 if submitted.request.stream else self._connection.samples_per_request
         batches = (tuple(samples[start : start + size]) for start in range(0, count, size))
-        self._engine.submit([Job(batch, self._outbox.put, submitted.place) for batch in batches])
+        self._connection.submit([Job(batch, self._outbox.put, submitted.place) for batch in batches])
 
     def _sample(self, index: int, submitted: Submitted, number: int) -> RemoteSample:
         seed = (submitted.seed + number) % SEEDS
-        return RemoteSample(SequenceId(index, number), submitted.request, seed, self._engine.vocabulary)
+        return RemoteSample(SequenceId(index, number), submitted.request, seed, self._connection.vocabulary)
 
     def _end_sample(self, index: int) -> None:
         submitted = self._submitted[index]

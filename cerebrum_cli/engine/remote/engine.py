@@ -20,17 +20,17 @@ from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabula
 from cerebrum_cli.engine.engine import CancelScope, Capabilities
 from cerebrum_cli.engine.remote.client import Client
 from cerebrum_cli.engine.remote.completions import RemoteCompletions
+from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, no_server_error
 from cerebrum_cli.engine.remote.llama_server import ServerInfo, describe, tokenize
-from cerebrum_cli.engine.remote.pool import Job, Patience, Pool, Server
+from cerebrum_cli.engine.remote.pool import Patience, Pool, Server
 from cerebrum_cli.engine.sequence import Failure, Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 
 CAPABILITIES = Capabilities(scores=False, prompt_cache=False, schedules_rows=True)
-AHEAD = 2  # requests submitted for each sample that the servers run at a time
 LOADING_S = 1.0  # between questions whether a server has loaded its model
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 
@@ -56,7 +56,7 @@ class RemoteEngine:
         self._closing = asyncio.Event()
         self._connecting: asyncio.Task[Pool] | None = None
         self._backend: Backend | None = None
-        self._pool: Pool | None = None
+        self._connection: Connection | None = None
         self.has_failed = False
         self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
         self._thread.start()
@@ -81,7 +81,7 @@ class RemoteEngine:
 
     @property
     def is_loaded(self) -> bool:
-        return self._pool is not None
+        return self._connection is not None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -91,34 +91,24 @@ class RemoteEngine:
 
     @property
     def context_size(self) -> int:
-        return min(server.info.context_size for server in self.servers)
+        return min(server.info.context_size for server in self._connected.servers)
 
     @property
-    def servers(self) -> Sequence[Server]:
+    def _connected(self) -> Connection:
         """The servers in use; EngineError before `load` and after `close`."""
-        if self._pool is None:
+        if self._connection is None:
             raise EngineError("no server is connected")
-        return self._pool.servers
-
-    @property
-    def room(self) -> int:
-        """Number of samples to submit at a time."""
-        return AHEAD * sum(server.window for server in self.servers)
-
-    @property
-    def samples_per_request(self) -> int:
-        """Number of samples that any of the servers takes in one request."""
-        return min(server.info.slots for server in self.servers)
+        return self._connection
 
     @property
     def builds(self) -> list[dict[str, str]]:
         """Kind and build of the servers, each once."""
-        records = [server.info.recorded for server in self.servers]
+        records = [server.info.recorded for server in self._connected.servers]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:
         """Submit requests as the servers have room for them; close the result when done."""
-        return RemoteCompletions(self, requests, scope or self.cancel_scope())
+        return RemoteCompletions(self._connected, requests, scope or self.cancel_scope())
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
         """All requests in one group: servers manage their own memory."""
@@ -139,20 +129,9 @@ class RemoteEngine:
         """Cancel everything, connecting included; streams end with the finish reason `cancelled`."""
         self._cancel_count += 1
         self._stop.set()
-        if self._connecting:
-            self._call(self._connecting.cancel)
-        self.cancel_jobs(lambda _: True)
-
-    def submit(self, jobs: list[Job]) -> None:
-        pool = self._pool
-        if pool is None:
-            raise EngineError("no server is connected")
-        self._call(lambda: pool.submit(jobs))
-
-    def cancel_jobs(self, should_cancel: Callable[[Job], bool]) -> None:
-        """Cancel jobs, without waiting for it."""
-        if pool := self._pool:
-            self._call(lambda: pool.cancel(should_cancel))
+        self._stop_connecting()
+        if connection := self._connection:
+            connection.cancel(lambda _: True)
 
     def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:
         """Do nothing: servers have their own caches."""
@@ -163,11 +142,14 @@ class RemoteEngine:
     def close(self) -> None:
         """Close all connections; the engine cannot be used again."""
         self._stop.set()
-        if self._connecting:
-            self._call(self._connecting.cancel)
+        self._stop_connecting()
         self._call(self._closing.set)
         self._thread.join()
         atexit.unregister(self.close)
+
+    def _stop_connecting(self) -> None:
+        if connecting := self._connecting:
+            self._call(connecting.cancel)
 
     def _call(self, function: Callable[[], object]) -> None:
         """Call a function on the event loop, unless that has ended."""
@@ -184,7 +166,7 @@ class RemoteEngine:
             self.has_failed = True
             self._loading.put(Failure(error))
         finally:
-            self._pool = None
+            self._connection = None
             if self._backend:
                 backend, self._backend = self._backend, None
                 backend.close()
@@ -197,7 +179,7 @@ class RemoteEngine:
         except asyncio.CancelledError as error:
             raise EngineError("loading interrupted") from error
         self._connecting = None
-        self._pool = pool
+        self._connection = Connection(self._loop, pool, self.vocabulary)
         self._loading.put(None)
         await self._closing.wait()
         await pool.close()

@@ -128,7 +128,7 @@ class Pool:
         self._background: set[asyncio.Task[None]] = set()
         self._gone: asyncio.TimerHandle | None = None
 
-    def submit(self, jobs: Iterable[Job]) -> None:
+    def submit(self, jobs: Sequence[Job]) -> None:
         self._waiting.extend(jobs)
         self._assign()
 

@@ -39,7 +39,7 @@ def show_preview(runtime: Runtime, prepared: PreparedEvaluation, kept: Sequence[
         preview = loaded.responder.preview(Conversation(system_prompt=evaluation.settings.system).user(question.prompt))
     finally:
         loaded.engine.close()
-    rows = evaluation.rows.identities
+    rows = [evaluation.rows.identity(position) for position in range(len(evaluation.rows))]
     finished = {(sample.id, sample.sample) for sample in kept}
     missing = [row for row in rows if row not in finished]
     seconds, basis = estimate(runtime, prepared, missing, len(preview.token_ids))
@@ -85,6 +85,8 @@ def estimate(
     if same:
         notes = same.record.notes
         return notes["seconds"] / notes["timed_samples"] * samples, f"based on run {same.name}"
+    if prepared.endpoints:
+        return None, "the time depends on the servers"
     tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
     with contextlib.suppress(UsageError, IndexError, StatisticsError):  # no run, a damaged one, or one without samples
         tokens = round(mean(sample.completion_tokens for sample in runs[-1].samples() if not sample.is_skipped))

@@ -1,0 +1,46 @@
+"""The servers as callers on other threads see them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.remote.pool import Job, Pool, Server
+
+AHEAD = 2  # requests submitted for each sample that the servers run at a time
+
+
+class Connection:
+    """A pool of servers on its event loop, and the vocabulary they share."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, pool: Pool, vocabulary: Vocabulary) -> None:
+        self._loop = loop
+        self._pool = pool
+        self.vocabulary = vocabulary
+
+    @property
+    def servers(self) -> Sequence[Server]:
+        return self._pool.servers
+
+    @property
+    def room(self) -> int:
+        """Number of samples to submit at a time."""
+        return AHEAD * sum(server.window for server in self.servers)
+
+    @property
+    def samples_per_request(self) -> int:
+        """Number of samples that any of the servers takes in one request."""
+        return min(server.info.slots for server in self.servers)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        self.call(lambda: self._pool.submit(jobs))
+
+    def cancel(self, should_cancel: Callable[[Job], bool]) -> None:
+        """Cancel jobs, without waiting for it."""
+        self.call(lambda: self._pool.cancel(should_cancel))
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call a function on the event loop, unless that has ended."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function)
