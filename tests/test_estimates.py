@@ -197,6 +197,34 @@ def test_interval_covers_the_truth_in_95_percent(questions: int, samples: int, d
     assert 0.925 <= covered / runs <= 0.975  # three standard errors of this simulation, and a little
 
 
+@pytest.mark.parametrize("questions", [20, 50, 200])
+@pytest.mark.parametrize("difficulty", [(0.95, 0.05), (2.85, 0.15), (9.7, 0.3), (0.05, 0.95)])
+def test_interval_near_0_and_1_covers_the_truth(questions: int, difficulty: tuple[float, float]) -> None:
+    """Scores that hardly vary do not show how many questions are failed by all samples."""
+    generator, (a, b), runs = numpy.random.default_rng(1), difficulty, 600
+    passed = [pass_at(8, count, 4) for count in range(9)]
+    truth = 1 - stats.betabinom.pmf(0, 4, a, b)
+    covered = numpy.zeros(2)
+    for _ in range(runs):
+        correct = generator.binomial(8, generator.beta(a, b, questions))
+        accuracy, pass_at_4 = interval_of((correct / 8).tolist()), interval_of([passed[count] for count in correct])
+        covered += accuracy.low <= a / (a + b) <= accuracy.high, pass_at_4.low <= truth <= pass_at_4.high
+    assert (covered / runs >= 0.925).all()
+
+
+def test_interval_of_nearly_equal_scores_is_near_that_of_equal_ones() -> None:
+    equal, nearly = interval_of([1.0] * 50), interval_of([1.0] * 49 + [0.875])
+    assert nearly.low == pytest.approx(equal.low, abs=0.003)
+    assert interval_of([0.0] * 49 + [0.125]) == pytest.approx((1 - nearly.high, 1 - nearly.low))
+    clusters = [index // 5 for index in range(50)]
+    assert interval_of([1.0] * 49 + [0.875], clusters).low == pytest.approx(wilson(1.0, 10).low, abs=0.005)
+
+
+def test_interval_of_averages_is_narrower_than_that_of_single_samples() -> None:
+    averages = [0.4, 0.6] * 100
+    assert interval_of(averages).high - interval_of(averages).low < 0.4 * (wilson(0.5, 200).high - wilson(0.5, 200).low)
+
+
 def test_clustered_interval_covers_the_truth_in_95_percent() -> None:
     generator, clusters, runs = numpy.random.default_rng(1), [index // 5 for index in range(200)], 1000
     covered = plain = 0

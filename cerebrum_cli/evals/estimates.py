@@ -6,6 +6,7 @@ samples are averaged first, so the questions are what varies, or clusters of the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -44,6 +45,13 @@ class Estimate:
     interval: Interval
 
 
+class Totals(NamedTuple):
+    """The sum of the scores of a cluster, and their number."""
+
+    sum: float
+    size: float
+
+
 class Vote(NamedTuple):
     """A sample in a majority vote; `form` is the normal form of its answer, None if it has no answer.
 
@@ -66,14 +74,31 @@ def standard_error(scores: Sequence[float], clusters: Clusters = None) -> float:
     With C clusters it is sqrt(C / (C - 1) * sum of squares of the clusters' summed deviations) / n. If each score is
     its own cluster, this is the usual standard deviation over sqrt(n).
     """
-    center, deviations = mean(scores), dict[object, list[float]]()
-    for score, cluster in zip(scores, range(len(scores)) if clusters is None else clusters, strict=True):
-        deviations.setdefault(cluster, []).append(score - center)
-    count = len(deviations)
+    return _error(mean(scores), count_totals(scores, clusters))
+
+
+def count_totals(scores: Sequence[float], clusters: Clusters = None) -> Counter[Totals]:
+    """The totals of the clusters, and how many clusters have the same."""
+    if clusters is None:
+        return Counter(Totals(score, 1) for score in scores)
+    members: dict[object, list[float]] = {}
+    for score, cluster in zip(scores, clusters, strict=True):
+        members.setdefault(cluster, []).append(score)
+    return Counter(Totals(fsum(each), len(each)) for each in members.values())
+
+
+def _error(center: float, totals: Counter[Totals]) -> float:
+    """Standard error of the mean `center`."""
+    count = totals.total()
     if count == 1:
         return 0.0
-    squares = fsum(fsum(each) ** 2 for each in deviations.values())
-    return sqrt(count / (count - 1) * squares) / len(scores)
+    squares = fsum(times * (each.sum - each.size * center) ** 2 for each, times in totals.items())
+    return sqrt(count / (count - 1) * squares) / _size(totals)
+
+
+def _size(totals: Counter[Totals]) -> float:
+    """Number of scores."""
+    return sum(times * each.size for each, times in totals.items())
 
 
 def wilson(value: float, n: float) -> Interval:
@@ -87,15 +112,28 @@ def wilson(value: float, n: float) -> Interval:
 
 
 def interval_of(scores: Sequence[float], clusters: Clusters = None) -> Interval:
-    """Interval of the mean of scores from 0 to 1: Wilson's, with effective n = p(1-p) / SE².
+    """Interval of the mean of scores from 0 to 1."""
+    return interval_of_totals(mean(scores), count_totals(scores, clusters))
 
-    The effective n is the number of independent trials that would have this standard error. Where the scores do not
-    vary, such as all zeros, n is the number of scores, or of clusters: each may be a single observation repeated.
+
+def interval_of_totals(value: float, totals: Counter[Totals]) -> Interval:
+    """Wilson's interval of a mean, with effective n = p(1-p) / SE²: independent trials of this standard error.
+
+    Averages of samples that are nearly all 0 or 1 hardly vary, yet the next question may be one that all samples fail.
+    So n is at most what it would be with one more question, or cluster of average size, whose scores are 0 (or 1 if
+    the mean is below 0.5). Where the scores do not vary, n is the number of questions, or of clusters.
     """
-    value, error = mean(scores), standard_error(scores, clusters)
+    error = _error(value, totals)
     if error < ROUNDING:
-        return wilson(value, len(scores if clusters is None else set(clusters)))
-    return wilson(value, value * (1 - value) / error**2)
+        return wilson(value, totals.total())
+    n, size, score = _size(totals), _size(totals) / totals.total(), float(value <= 0.5)
+    more, center = totals + Counter([Totals(score * size, size)]), (n * value + size * score) / (n + size)
+    return wilson(value, min(_effective(value, error), _effective(center, _error(center, more))))
+
+
+def _effective(value: float, error: float) -> float:
+    """Number of independent trials that would have this standard error."""
+    return value * (1 - value) / error**2
 
 
 def estimate(scores: Sequence[float], clusters: Clusters = None) -> Estimate:
