@@ -23,7 +23,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench.protocol import Closeness, FileBench, TrialError
 from cerebrum_cli.engine.bench.quantization import ENCODINGS, encode_file
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
-from cerebrum_cli.evals.estimates import interval_of, majority, mean
+from cerebrum_cli.evals.estimates import interval_of, majorities, mean
 from cerebrum_cli.evals.report import Report, group_by_question, report_object, summarize, votes_of
 from cerebrum_cli.evals.sample import SKIPPED, Sample
 from cerebrum_cli.evals.score import RunningScore
@@ -88,7 +88,7 @@ def test_report_in_progress_votes_on_complete_questions_only() -> None:
     assert (found.n, found.complete) == (2, 1)
     assert found.accuracy.value == mean([2 / 3, 1.0])
     votes = votes_of(done, form)
-    assert [each.value for each in found.maj] == [majority([votes], k)[0] for k in (1, 2, 3)]
+    assert [[each.value] for each in found.maj] == majorities([votes])
     early = report_of(sample(2, 0, "7"), samples=3)
     assert (early.complete, early.maj, early.pass_at) == (0, (), ())
     assert report_object(early)["maj"] == report_object(early)["pass_at"] == {}
