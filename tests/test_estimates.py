@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from itertools import combinations
 from math import comb, fsum, sqrt
@@ -20,7 +21,7 @@ from cerebrum_cli.evals.estimates import (
     Vote,
     estimate,
     interval_of,
-    majority,
+    majorities,
     mean,
     pass_at,
     standard_error,
@@ -197,6 +198,34 @@ def test_interval_covers_the_truth_in_95_percent(questions: int, samples: int, d
     assert 0.925 <= covered / runs <= 0.975  # three standard errors of this simulation, and a little
 
 
+@pytest.mark.parametrize("questions", [20, 50, 200])
+@pytest.mark.parametrize("difficulty", [(0.95, 0.05), (2.85, 0.15), (9.7, 0.3), (0.05, 0.95)])
+def test_interval_near_0_and_1_covers_the_truth(questions: int, difficulty: tuple[float, float]) -> None:
+    """Scores that hardly vary do not show how many questions are failed by all samples."""
+    generator, (a, b), runs = numpy.random.default_rng(1), difficulty, 600
+    passed = [pass_at(8, count, 4) for count in range(9)]
+    truth = 1 - stats.betabinom.pmf(0, 4, a, b)
+    covered = numpy.zeros(2)
+    for _ in range(runs):
+        correct = generator.binomial(8, generator.beta(a, b, questions))
+        accuracy, pass_at_4 = interval_of((correct / 8).tolist()), interval_of([passed[count] for count in correct])
+        covered += accuracy.low <= a / (a + b) <= accuracy.high, pass_at_4.low <= truth <= pass_at_4.high
+    assert (covered / runs >= 0.925).all()
+
+
+def test_interval_of_nearly_equal_scores_is_near_that_of_equal_ones() -> None:
+    equal, nearly = interval_of([1.0] * 50), interval_of([1.0] * 49 + [0.875])
+    assert nearly.low == pytest.approx(equal.low, abs=0.003)
+    assert interval_of([0.0] * 49 + [0.125]) == pytest.approx((1 - nearly.high, 1 - nearly.low))
+    clusters = [index // 5 for index in range(50)]
+    assert interval_of([1.0] * 49 + [0.875], clusters).low == pytest.approx(wilson(1.0, 10).low, abs=0.005)
+
+
+def test_interval_of_averages_is_narrower_than_that_of_single_samples() -> None:
+    averages = [0.4, 0.6] * 100
+    assert interval_of(averages).high - interval_of(averages).low < 0.4 * (wilson(0.5, 200).high - wilson(0.5, 200).low)
+
+
 def test_clustered_interval_covers_the_truth_in_95_percent() -> None:
     generator, clusters, runs = numpy.random.default_rng(1), [index // 5 for index in range(200)], 1000
     covered = plain = 0
@@ -215,9 +244,9 @@ def test_clustered_interval_covers_the_truth_in_95_percent() -> None:
 def test_majority_equals_all_subsets_counted_one_by_one(samples: int) -> None:
     random = Random(samples)
     questions = [random_votes(random, samples) for _ in range(100)]
-    for k in range(1, samples + 1):
+    for k, shares in enumerate(majorities(questions), start=1):
         expected = [mean([is_right(subset) for subset in combinations(question, k)]) for question in questions]
-        assert majority(questions, k) == pytest.approx(expected, abs=1e-12)
+        assert shares == pytest.approx(expected, abs=1e-12)
 
 
 def test_majority_of_many_samples_is_near_that_of_all_subsets() -> None:
@@ -226,27 +255,40 @@ def test_majority_of_many_samples_is_near_that_of_all_subsets() -> None:
     for k in (4, 7):
         assert comb(16, k) > 1000
         expected = mean([is_right(subset) for subset in combinations(question, k)])
-        assert majority(questions, k)[0] == pytest.approx(expected, abs=0.05)
+        assert majorities(questions)[k - 1][0] == pytest.approx(expected, abs=0.05)
+
+
+def test_majority_of_many_samples_counts_seeded_subsets() -> None:
+    """The subsets are nested, so that the curve over k is smooth, and the same in every version."""
+    random, questions = Random(18), [random_votes(Random(seed), 16) for seed in range(5)]
+    keys = [[random.random() for _ in range(16)] for _ in range(1000)]
+    orders = [sorted(range(16), key=each.__getitem__) for each in keys]
+    shares = majorities(questions)
+    for k in (4, 9, 12):
+        subsets = [sorted(order[:k]) for order in orders]
+        expected = [mean([is_right([question[index] for index in each]) for each in subsets]) for question in questions]
+        assert shares[k - 1] == pytest.approx(expected, abs=1e-12)
 
 
 def test_majority_draws_the_same_subsets_for_every_question_and_time() -> None:
-    questions = [random_votes(Random(seed % 7), 16) for seed in range(200)]
-    once = majority(questions, 6)
-    assert once == majority(questions, 6) == [*majority(questions[:90], 6), *majority(questions[90:], 6)]
-    assert once[:7] * 28 == once[:196]
+    questions = [random_votes(Random(seed % 7), 16) for seed in range(300)]  # more than a block
+    once, halves = majorities(questions), zip(majorities(questions[:90]), majorities(questions[90:]), strict=True)
+    assert once == majorities(questions) == [[*first, *rest] for first, rest in halves]
+    assert all(shares[:7] * 42 == shares[:294] for shares in once)
 
 
-def test_majority_takes_questions_with_different_numbers_of_samples() -> None:
-    random = Random(2)
-    questions = [random_votes(random, samples) for samples in (3, 8, 3, 16)]
-    assert majority(questions, 2) == [majority([question], 2)[0] for question in questions]
-    with pytest.raises(ValueError, match="maj@4 of 3 samples"):
-        majority(questions, 4)
+@pytest.mark.slow
+def test_majority_of_many_samples_takes_seconds() -> None:
+    """Which vote wins is not counted again for every number of votes: that took half a minute here."""
+    questions = [random_votes(Random(seed), 64) for seed in range(120)]
+    start = time.perf_counter()
+    assert len(majorities(questions)) == 64
+    assert time.perf_counter() - start < 10
 
 
 def test_majority_of_one_is_the_accuracy() -> None:
     questions = [random_votes(Random(seed), 8) for seed in range(50)]
-    assert majority(questions, 1) == [mean([vote.correct for vote in question]) for question in questions]
+    assert majorities(questions)[0] == [mean([vote.correct for vote in question]) for question in questions]
 
 
 def test_majority_settles_ties_as_a_tally_does() -> None:
@@ -258,7 +300,7 @@ def test_majority_settles_ties_as_a_tally_does() -> None:
         [*(Vote("b", True, each) for each in (0.7, 0.2, 0.1)), *(Vote("a", False, each) for each in (0.1, 0.2, 0.7))],
         [*(Vote("b", True, each) for each in (0.1, 0.2, 0.7)), *(Vote("a", False, each) for each in (0.7, 0.2, 0.1))],
     ]
-    assert [majority([votes], len(votes)) for votes in cases] == [[1.0], [0.0], [1.0], [1.0], [1.0]]
+    assert [majorities([votes])[-1] for votes in cases] == [[1.0], [0.0], [1.0], [1.0], [1.0]]
     for votes in (*cases, *(random_votes(Random(seed), 9) for seed in range(200))):
         tally = Tally(Votes(len(votes), len(votes)))
         for sample, vote in enumerate(votes):
@@ -270,8 +312,8 @@ def test_majority_settles_ties_as_a_tally_does() -> None:
 def test_majority_without_an_answer_is_wrong() -> None:
     silent = [Vote(None, False, 1.0)] * 3
     assert winner(silent) is None
-    assert majority([silent], 2) == [0.0]
-    assert majority([[*silent, Vote("right", True, 0.0)]], 4) == [1.0]  # one vote wins, however improbable
+    assert majorities([silent])[1] == [0.0]
+    assert majorities([[*silent, Vote("right", True, 0.0)]])[3] == [1.0]  # one vote wins, however improbable
 
 
 def test_majority_of_256_samples_is_exact() -> None:

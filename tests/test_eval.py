@@ -19,6 +19,7 @@ from nano.questions import held_out
 from pyarrow import parquet
 
 from cerebrum_cli.evals.sample import SAMPLE_KEYS
+from cerebrum_cli.evals.selection import MAX_SAMPLES
 
 pytestmark = pytest.mark.slow
 
@@ -360,6 +361,7 @@ def test_several_samples_need_a_temperature(command: CommandLine, sums: Path, tm
         (("humaneval",), "this task runs programs that the model writes"),
         (("gsm8k", "--answer-field", "a"), "--answer-field applies only to question files"),
         (("gsm8k", "--samples", "0"), "--samples is 0"),
+        (("gsm8k", "--samples", f"{MAX_SAMPLES + 1}"), f"--samples is {MAX_SAMPLES + 1}"),
         (("gsm8k", "--preset", "cerebrum"), "unknown preset 'cerebrum'"),
         (("gsm8k", "--match", "same"), "--match is 'same'"),
         (("gsm8k", "--num-fewshot", "5"), "--num-fewshot applies only to lm-eval tasks"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import cast
 
 import pytest
@@ -21,7 +23,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench.protocol import Closeness, FileBench, TrialError
 from cerebrum_cli.engine.bench.quantization import ENCODINGS, encode_file
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
-from cerebrum_cli.evals.estimates import interval_of, majority, mean
+from cerebrum_cli.evals.estimates import interval_of, majorities, mean
 from cerebrum_cli.evals.report import Report, group_by_question, report_object, summarize, votes_of
 from cerebrum_cli.evals.sample import SKIPPED, Sample
 from cerebrum_cli.evals.score import RunningScore
@@ -86,7 +88,7 @@ def test_report_in_progress_votes_on_complete_questions_only() -> None:
     assert (found.n, found.complete) == (2, 1)
     assert found.accuracy.value == mean([2 / 3, 1.0])
     votes = votes_of(done, form)
-    assert [each.value for each in found.maj] == [majority([votes], k)[0] for k in (1, 2, 3)]
+    assert [[each.value] for each in found.maj] == majorities([votes])
     early = report_of(sample(2, 0, "7"), samples=3)
     assert (early.complete, early.maj, early.pass_at) == (0, (), ())
     assert report_object(early)["maj"] == report_object(early)["pass_at"] == {}
@@ -125,6 +127,15 @@ def test_report_widens_for_clusters() -> None:
     assert clustered.accuracy.value == plain.accuracy.value
     assert clustered.accuracy.interval.low < plain.accuracy.interval.low - 0.1
     assert clustered.maj[0] == clustered.pass_at[0] == clustered.accuracy
+
+
+def test_report_near_1_has_intervals_of_a_width() -> None:
+    """No sample failed twice, which says little about a question that all fail."""
+    run = [sample(id, number, "8" if number == id % 50 else "7") for id in range(50) for number in range(8)]
+    found = report_of(*run, samples=8)
+    assert found.pass_at[1].value == 1.0 and found.accuracy.value == pytest.approx(0.98)
+    for each in (found.accuracy, *found.maj, *found.pass_at):
+        assert each.interval.low == pytest.approx(interval_of([1.0] * 50).low, abs=0.03)
 
 
 def test_report_of_one_question_has_no_nan() -> None:
@@ -182,6 +193,28 @@ def test_score_shares_excludes_skipped_samples() -> None:
     assert (score.no_answer, score.cut_off) == (1 / 3, 1 / 3)
     score.add(replace(sample(5, 0, None), correct=True))  # marked by its text
     assert score.no_answer == 1 / 4
+
+
+def test_score_in_progress_is_that_of_all_its_questions() -> None:
+    random, score = Random(3), RunningScore(questions=200, samples=4)
+    scores, clusters = [], []
+    for id in range(200):
+        marks, cluster = [random.random() < 0.9 for _ in range(4)], random.choice([None, "a", "b", "c"])
+        for number, is_correct in enumerate(marks):
+            score.add(replace(sample(id, number, "7" if is_correct else "8"), cluster=cluster))
+        scores.append(mean(marks))
+        clusters.append(cluster or f"question {id}")
+        assert score.interval == pytest.approx(interval_of(scores, clusters))
+        assert score.questions == id + 1
+        assert score.accuracy == pytest.approx(mean(scores))
+
+
+def test_score_takes_no_longer_with_more_questions() -> None:
+    score, start = RunningScore(questions=8000, samples=1), time.perf_counter()
+    for id in range(8000):
+        score.add(sample(id, 0, "78"[id % 3 == 0]))
+        assert score.event.questions == id + 1
+    assert time.perf_counter() - start < 5  # not the 15 s of reading all scores for each
 
 
 def test_score_tells_clusters_from_questions_of_one_name() -> None:

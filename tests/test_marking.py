@@ -73,6 +73,24 @@ def test_choice_that_is_none_of_them_is_wrong() -> None:
     assert mark("K", "B", GASES) == ("K", False)
 
 
+class CountedText(str):
+    """A text that counts how often the answer in it was extracted, which begins with its line ends."""
+
+    extractions = 0
+
+    def replace(self, old: str, new: str, count: int = -1) -> str:  # type: ignore[override]
+        self.extractions += old == "\r\n"
+        return super().replace(old, new, count)
+
+
+@pytest.mark.parametrize("text", ["So B is correct.", "The answer is b", "A plant needs light."])
+def test_choices_are_marked_with_a_single_extraction(text: str) -> None:
+    """Extraction is what takes the time of marking."""
+    reply = CountedText(text)
+    mark(reply, "B", GASES)
+    assert reply.extractions == 1
+
+
 def test_answer_counts_in_any_spelling() -> None:
     assert mark("2 + 40 = 42, so the answer is $42.00.", "42") == ("42.00", True)
     assert mark("The answer is 42", "42", is_complete=False) == ("42", True)

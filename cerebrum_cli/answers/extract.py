@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from cerebrum_cli.answers.conclusion import last_value
 from cerebrum_cli.answers.plain_text import (
@@ -63,6 +64,13 @@ _AMOUNT = re.compile(rf"{NUMBER_SOURCE} (?:\ ?[^\W\d_]++)?", re.VERBOSE | re.IGN
 SENTENCE_WORDS, CLAUSE_WORDS = 10, 3
 
 
+class Extraction(NamedTuple):
+    """The final answer of a chain of thought, and the answer it states; None if there is none."""
+
+    final: str | None
+    stated: str | None
+
+
 def final_answer(text: str, is_complete: bool = True) -> str | None:
     r"""Find the final answer of a chain of thought; None if it states none.
 
@@ -70,13 +78,18 @@ def final_answer(text: str, is_complete: bool = True) -> str | None:
     the one before. Without any, the last number on the last line does, or that line itself if it is a yes, a no or a
     choice letter; but if the text was truncated (`is_complete` is false), its last line states nothing yet.
     """
+    return extract_answers(text, is_complete).final
+
+
+def extract_answers(text: str, is_complete: bool) -> Extraction:
+    """Find the final answer as `final_answer` does, and what a text states wherever it was truncated."""
     text = text.replace("\r\n", "\n").replace("\N{MINUS SIGN}", "-")
     doubtful = None
     for answer, firm in _statements_from_last(text):
         if firm:
-            return answer
+            return Extraction(answer, answer)
         doubtful = doubtful or answer
-    return (last_value(text) if is_complete else None) or doubtful
+    return Extraction((last_value(text) if is_complete else None) or doubtful, doubtful)
 
 
 def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:

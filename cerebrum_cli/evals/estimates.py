@@ -6,7 +6,8 @@ samples are averaged first, so the questions are what varies, or clusters of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb, fsum, sqrt
@@ -44,6 +45,13 @@ class Estimate:
     interval: Interval
 
 
+class Totals(NamedTuple):
+    """The sum of the scores of a cluster, and their number."""
+
+    sum: float
+    size: float
+
+
 class Vote(NamedTuple):
     """A sample in a majority vote; `form` is the normal form of its answer, None if it has no answer.
 
@@ -66,14 +74,31 @@ def standard_error(scores: Sequence[float], clusters: Clusters = None) -> float:
     With C clusters it is sqrt(C / (C - 1) * sum of squares of the clusters' summed deviations) / n. If each score is
     its own cluster, this is the usual standard deviation over sqrt(n).
     """
-    center, deviations = mean(scores), dict[object, list[float]]()
-    for score, cluster in zip(scores, range(len(scores)) if clusters is None else clusters, strict=True):
-        deviations.setdefault(cluster, []).append(score - center)
-    count = len(deviations)
+    return _error(mean(scores), count_totals(scores, clusters))
+
+
+def count_totals(scores: Sequence[float], clusters: Clusters = None) -> Counter[Totals]:
+    """The totals of the clusters, and how many clusters have the same."""
+    if clusters is None:
+        return Counter(Totals(score, 1) for score in scores)
+    members: dict[object, list[float]] = {}
+    for score, cluster in zip(scores, clusters, strict=True):
+        members.setdefault(cluster, []).append(score)
+    return Counter(Totals(fsum(each), len(each)) for each in members.values())
+
+
+def _error(center: float, totals: Counter[Totals]) -> float:
+    """Standard error of the mean `center`."""
+    count = totals.total()
     if count == 1:
         return 0.0
-    squares = fsum(fsum(each) ** 2 for each in deviations.values())
-    return sqrt(count / (count - 1) * squares) / len(scores)
+    squares = fsum(times * (each.sum - each.size * center) ** 2 for each, times in totals.items())
+    return sqrt(count / (count - 1) * squares) / _size(totals)
+
+
+def _size(totals: Counter[Totals]) -> float:
+    """Number of scores."""
+    return sum(times * each.size for each, times in totals.items())
 
 
 def wilson(value: float, n: float) -> Interval:
@@ -87,15 +112,28 @@ def wilson(value: float, n: float) -> Interval:
 
 
 def interval_of(scores: Sequence[float], clusters: Clusters = None) -> Interval:
-    """Interval of the mean of scores from 0 to 1: Wilson's, with effective n = p(1-p) / SE².
+    """Interval of the mean of scores from 0 to 1."""
+    return interval_of_totals(mean(scores), count_totals(scores, clusters))
 
-    The effective n is the number of independent trials that would have this standard error. Where the scores do not
-    vary, such as all zeros, n is the number of scores, or of clusters: each may be a single observation repeated.
+
+def interval_of_totals(value: float, totals: Counter[Totals]) -> Interval:
+    """Wilson's interval of a mean, with effective n = p(1-p) / SE²: independent trials of this standard error.
+
+    Averages of samples that are nearly all 0 or 1 hardly vary, yet the next question may be one that all samples fail.
+    So n is at most what it would be with one more question, or cluster of average size, whose scores are 0 (or 1 if
+    the mean is below 0.5). Where the scores do not vary, n is the number of questions, or of clusters.
     """
-    value, error = mean(scores), standard_error(scores, clusters)
+    error = _error(value, totals)
     if error < ROUNDING:
-        return wilson(value, len(scores if clusters is None else set(clusters)))
-    return wilson(value, value * (1 - value) / error**2)
+        return wilson(value, totals.total())
+    n, size, score = _size(totals), _size(totals) / totals.total(), float(value <= 0.5)
+    more, center = totals + Counter([Totals(score * size, size)]), (n * value + size * score) / (n + size)
+    return wilson(value, min(_effective(value, error), _effective(center, _error(center, more))))
+
+
+def _effective(value: float, error: float) -> float:
+    """Number of independent trials that would have this standard error."""
+    return value * (1 - value) / error**2
 
 
 def estimate(scores: Sequence[float], clusters: Clusters = None) -> Estimate:
@@ -110,82 +148,83 @@ def pass_at(n: int, c: int, k: int) -> float:
     return 1 - comb(n - c, k) / comb(n, k)
 
 
-def majority(questions: Sequence[Sequence[Vote]], k: int) -> list[float]:
-    """maj@k of each question: the share of votes of `k` of its samples that are right.
+def majorities(questions: Sequence[Sequence[Vote]]) -> list[list[float]]:
+    """maj@k of each question, for every k from 1: the share of votes of `k` of its samples that are right.
 
-    All subsets of `k` samples vote, or MAX_SUBSETS seeded ones where there are more, the same for all questions with as
-    many samples. The answer with the most samples wins; of tied ones, that with the higher sum of probabilities, then
-    the one of the earlier sample. A sample without an answer votes for nothing, and a vote without an answer is wrong.
+    All questions have as many samples. All subsets of `k` samples vote, or MAX_SUBSETS seeded ones where there are
+    more, the same for all questions. The answer with the most samples wins; of tied ones, that with the higher sum of
+    probabilities, then the one of the earlier sample. A sample without an answer votes for nothing, and a vote without
+    an answer is wrong.
     """
-    values, sizes = [0.0] * len(questions), dict[int, list[int]]()
-    for index, votes in enumerate(questions):
-        if not 1 <= k <= len(votes):
-            raise ValueError(f"maj@{k} of {len(votes)} samples")
-        sizes.setdefault(len(votes), []).append(index)
-    for size, indexes in sizes.items():
-        subsets = _subsets(size, k)
-        for block in _blocks(indexes, BLOCK // (len(subsets) * size)):
-            shares = _are_right([questions[index] for index in block], subsets).mean(axis=1)
-            for index, share in zip(block, shares.tolist(), strict=True):
-                values[index] = share
-    return values
+    size = len(questions[0]) if questions else 0
+    shares: list[list[float]] = [[] for _ in range(size)]
+    for orders, sizes in _orders(size):
+        for block in _blocks(questions, BLOCK // (len(orders) * size)):
+            for k, right in enumerate(_are_right(block, orders), start=1):
+                if k in sizes:
+                    shares[k - 1] += right.mean(axis=1).tolist()
+    return shares
 
 
 def winner(votes: Sequence[Vote]) -> Vote | None:
     """The first sample with the answer that wins the vote of all samples; None if no sample has an answer."""
     import numpy
 
-    [[index]] = _winners([votes], numpy.ones((1, len(votes)))).tolist()
+    *_, [[index]] = _winners([votes], numpy.arange(len(votes)).reshape(1, -1))
     return votes[index] if index >= 0 else None
 
 
-def _subsets(size: int, k: int) -> NDArray[numpy.float64]:
-    """Rows of zeros and ones, of which `k` are ones."""
+def _orders(size: int) -> Iterator[tuple[NDArray[numpy.int64], Collection[int]]]:
+    """Yield orders of samples, one a row, and the numbers of samples that are subsets if taken from their start."""
     import numpy
 
-    chosen: Iterable[Sequence[int]] = combinations(range(size), k)
-    if comb(size, k) > MAX_SUBSETS:
+    large = [k for k in range(1, size + 1) if comb(size, k) > MAX_SUBSETS]
+    for k in range(1, size + 1):
+        if k not in large:
+            yield numpy.array(list(combinations(range(size), k))), [k]
+    if large:
         random = Random(SEED)  # its method `random` gives the same numbers in every version of Python
-        orders = [[random.random() for _ in range(size)] for _ in range(MAX_SUBSETS)]  # nested: the same for every k
-        chosen = [sorted(range(size), key=order.__getitem__)[:k] for order in orders]
-    indexes = numpy.array(list(chosen))
-    subsets = numpy.zeros((len(indexes), size))
-    numpy.put_along_axis(subsets, indexes, 1.0, axis=1)
-    return subsets
+        keys = [[random.random() for _ in range(size)] for _ in range(MAX_SUBSETS)]
+        yield numpy.argsort(keys, axis=1, kind="stable")[:, : large[-1]], large
 
 
-def _blocks(indexes: Sequence[int], length: int) -> Iterator[Sequence[int]]:
+def _blocks(questions: Sequence[Sequence[Vote]], length: int) -> Iterator[Sequence[Sequence[Vote]]]:
     length = max(1, length)
-    return (indexes[start : start + length] for start in range(0, len(indexes), length))
+    return (questions[start : start + length] for start in range(0, len(questions), length))
 
 
-def _are_right(questions: Sequence[Sequence[Vote]], subsets: NDArray[numpy.float64]) -> NDArray[numpy.bool_]:
-    """Whether each subset's vote is right, by question and subset."""
+def _are_right(questions: Sequence[Sequence[Vote]], orders: NDArray[numpy.int64]) -> Iterator[NDArray[numpy.bool_]]:
+    """Whether the vote is right, by question and order, after each sample."""
     import numpy
 
-    winners = _winners(questions, subsets)
-    correct = numpy.array([[vote.correct for vote in votes] for votes in questions])
-    return numpy.take_along_axis(correct, winners.clip(0), axis=1) & (winners >= 0)
+    correct = numpy.array([[*(vote.correct for vote in votes), False] for votes in questions])  # the last for no winner
+    return (numpy.take_along_axis(correct, winners, axis=1) for winners in _winners(questions, orders))
 
 
-def _winners(questions: Sequence[Sequence[Vote]], subsets: NDArray[numpy.float64]) -> NDArray[numpy.int64]:
-    """Index of the first sample with the winning answer, by question and subset; -1 without an answer.
+def _winners(questions: Sequence[Sequence[Vote]], orders: NDArray[numpy.int64]) -> Iterator[NDArray[numpy.int64]]:
+    """Yield the index of the first sample with the winning answer, by question and order, after each sample.
 
-    A sample counts as one ballot plus its probability in whole units, small enough for the ballots to decide and for
-    sums of both to be exact, so that equal sums are equal in any order.
+    It is -1 without an answer. A sample counts as one ballot plus its probability in whole units, small enough for the
+    ballots to decide. Only the answer that gets a vote can take the lead, so no other is looked at.
     """
     import numpy
 
-    size = subsets.shape[1]
-    unit = 2.0 ** (52 - 2 * size.bit_length())
+    size = len(questions[0])
+    unit = 2 ** (52 - 2 * size.bit_length())
     ballots = numpy.array([[size * unit + round(vote.probability * unit) for vote in votes] for votes in questions])
     labels = numpy.array([_labels(votes) for votes in questions])
-    same = (labels[:, :, None] == labels[:, None, :]) & (labels >= 0)[:, :, None]
-    counts = subsets @ (same * ballots[:, :, None])  # of each sample's answer, by question and subset
-    counts *= subsets
-    winners: NDArray[numpy.int64] = counts.argmax(axis=2)  # the first of equals
-    winners[counts.max(axis=2) == 0] = -1
-    return winners
+    ballots[labels < 0] = 0
+    question, order = numpy.ogrid[: len(questions), : len(orders)]
+    counts = numpy.zeros((len(questions), len(orders), labels.max() + 2), numpy.int64)  # by label, the last for -1
+    firsts = numpy.full_like(counts, size)
+    most, winners = numpy.zeros_like(counts[:, :, 0]), numpy.full_like(counts[:, :, 0], -1)
+    for samples in orders.T:
+        cells = question, order, labels[:, samples]
+        votes, first = counts[cells] + ballots[:, samples], numpy.minimum(firsts[cells], samples)
+        counts[cells], firsts[cells] = votes, first
+        leads = (votes > most) | ((votes == most) & (first < winners))
+        most, winners = numpy.where(leads, votes, most), numpy.where(leads, first, winners)
+        yield winners
 
 
 def _labels(votes: Sequence[Vote]) -> list[int]:

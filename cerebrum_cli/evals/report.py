@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cerebrum_cli.evals.estimates import Clusters, Estimate, Vote, estimate, majority, mean, pass_at
+from cerebrum_cli.evals.estimates import Clusters, Estimate, Vote, estimate, majorities, mean, pass_at
 from cerebrum_cli.evals.question import QuestionId
 from cerebrum_cli.evals.sample import Sample
 
@@ -55,7 +55,7 @@ def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seco
         complete=len(complete),
         samples=samples,
         accuracy=mean_accuracy(questions),
-        maj=_majorities(complete, samples, form),
+        maj=_majorities(complete, form),
         pass_at=_passes(complete, samples),
         no_answer=(len(unstated) - cut_off) / len(run),
         cut_off=cut_off / len(run),
@@ -96,9 +96,9 @@ def clusters_of(questions: Sequence[Sequence[Sample]]) -> Clusters:
     return [(sample.id,) if sample.cluster is None else sample.cluster for sample in firsts]
 
 
-def _majorities(questions: Sequence[Sequence[Sample]], samples: int, form: FormOf) -> tuple[Estimate, ...]:
+def _majorities(questions: Sequence[Sequence[Sample]], form: FormOf) -> tuple[Estimate, ...]:
     votes, clusters = [votes_of(question, form) for question in questions], clusters_of(questions)
-    return tuple(estimate(majority(votes, k), clusters) for k in range(1, samples + 1) if votes)
+    return tuple(estimate(shares, clusters) for shares in majorities(votes))
 
 
 def _passes(questions: Sequence[Sequence[Sample]], samples: int) -> tuple[Estimate, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from cerebrum_cli.core.events import ScoreEvent
-from cerebrum_cli.evals.estimates import Interval, interval_of
+from cerebrum_cli.evals.estimates import Interval, Totals, interval_of_totals
 from cerebrum_cli.evals.question import QuestionId
 from cerebrum_cli.evals.sample import Sample
 
@@ -16,8 +18,9 @@ class RunningScore:
         self.done = self.skipped = 0
         self._samples = samples
         self._marks: dict[QuestionId, list[bool]] = {}
-        self._scores: list[float] = []
-        self._clusters: list[object] = []
+        self._questions, self._sum = 0, 0.0
+        self._clusters: dict[object, Totals] = {}
+        self._totals: Counter[Totals] = Counter()  # so that an interval takes no longer with more questions
         self._unanswered = self._cut_off = 0
 
     @property
@@ -28,17 +31,17 @@ class RunningScore:
     @property
     def questions(self) -> int:
         """Number of finished questions that count."""
-        return len(self._scores)
+        return self._questions
 
     @property
     def accuracy(self) -> float | None:
         """Mean over the finished questions; None without any."""
-        return sum(self._scores) / len(self._scores) if self._scores else None
+        return self._sum / self._questions if self._questions else None
 
     @property
     def interval(self) -> Interval | None:
         """95% interval of the accuracy; None without a finished question."""
-        return interval_of(self._scores, self._clusters) if self._scores else None
+        return None if self.accuracy is None else interval_of_totals(self.accuracy, self._totals)
 
     @property
     def no_answer(self) -> float:
@@ -77,8 +80,17 @@ class RunningScore:
         marks.append(sample.correct)
         if len(marks) == self._samples:
             del self._marks[sample.id]
-            self._scores.append(sum(marks) / len(marks))
-            self._clusters.append((sample.id,) if sample.cluster is None else sample.cluster)
+            self._add_score(sum(marks) / len(marks), (sample.id,) if sample.cluster is None else sample.cluster)
+
+    def _add_score(self, score: float, cluster: object) -> None:
+        self._questions += 1
+        self._sum += score
+        before = self._clusters.get(cluster, Totals(0.0, 0))
+        after = self._clusters[cluster] = Totals(before.sum + score, before.size + 1)
+        self._totals[after] += 1
+        self._totals[before] -= 1
+        if self._totals[before] <= 0:
+            del self._totals[before]
 
     def _share(self, count: int) -> float:
         counted = self.done - self.skipped

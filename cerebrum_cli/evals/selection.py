@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.evals.question import Question
 
-MAX_SAMPLES = 1024  # of a question: the seeds reserved for it
-_BLOCKS = SEEDS // MAX_SAMPLES  # of seeds; more than four million
+MAX_SAMPLES = 256  # of a question
+_STRIDE = 1024  # from the first seed of a question to that of the next; another one would change the seeds of all runs
+_BLOCKS = SEEDS // _STRIDE  # more than four million
 
 
 def select(questions: Iterable[Question], limit: int | None = None, seed: int = 0) -> tuple[Question, ...]:
@@ -26,9 +27,9 @@ def sample_seed(base: int, index: int, sample: int) -> int:
     No two samples of four million questions have one seed.
     """
     if not 0 <= sample < MAX_SAMPLES:
-        raise ValueError(f"sample {sample} is not below {MAX_SAMPLES}")
+        raise ValueError(f"sample {sample} is not from 0 to {MAX_SAMPLES - 1}")
     offset = int.from_bytes(hashlib.sha256(f"seeds {base}".encode()).digest()[:8], "big")
-    return (offset + index) % _BLOCKS * MAX_SAMPLES + sample
+    return (offset + index) % _BLOCKS * _STRIDE + sample
 
 
 def _rank(question: Question, seed: int) -> tuple[bytes, int]:

@@ -8,7 +8,7 @@ from string import ascii_uppercase as LETTERS
 from typing import Literal, NamedTuple, get_args
 
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.answers.extract import final_answer
+from cerebrum_cli.answers.extract import Extraction, extract_answers
 from cerebrum_cli.answers.gold import matches_gold
 from cerebrum_cli.answers.plain_text import plain, trimmed
 from cerebrum_cli.core.errors import UsageError
@@ -88,11 +88,11 @@ def code_marker(run_code: bool) -> Marker:
 def mark_answer(reply: Unmarked) -> Mark:
     """Extract the final answer, or the letter of the chosen one, and compare what it means."""
     text, question, is_complete = reply
-    answer = final_answer(text, is_complete)
+    answer = extract_answers(text, is_complete)
     if question.choices:
-        answer = chosen_letter(reply) or answer
-        return Mark(answer, answer == question.gold)
-    return Mark(answer, matches_gold(answer, question.gold))
+        letter = chosen_letter(reply, answer) or answer.final
+        return Mark(letter, letter == question.gold)
+    return Mark(answer.final, matches_gold(answer.final, question.gold))
 
 
 def mark_exact(reply: Unmarked) -> Mark:
@@ -114,16 +114,16 @@ def mark_regex(reply: Unmarked) -> Mark:
     return Mark(found[0] if found else reply.text.strip() or None, found is not None)
 
 
-def chosen_letter(reply: Unmarked) -> str | None:
+def chosen_letter(reply: Unmarked, answer: Extraction) -> str | None:
     """The letter of the choice that a reply names by its letter or its text.
 
     What it states as its answer counts first, then its last line, then what its last line comes to.
     """
     text, question, is_complete = reply
-    phrases = [final_answer(text, is_complete=False)]
+    phrases = [answer.stated]
     if is_complete:
         lines = (line for line in reversed(text.split("\n")) if line.strip())
-        phrases += [plain(next(lines, "")), final_answer(text)]
+        phrases += [plain(next(lines, "")), answer.final]
     letters = (letter_named(phrase, question.choices) for phrase in phrases if phrase)
     return next(filter(None, letters), None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.application.evaluation.marking import Unmarked, marker
@@ -12,10 +13,12 @@ from cerebrum_cli.evals.question import Question
 from cerebrum_cli.evals.report import Report, summarize
 from cerebrum_cli.evals.sample import Sample
 
+_canonical = lru_cache(maxsize=10_000)(canonical)  # samples that vote state few different answers
+
 
 def form_of(sample: Sample) -> str | None:
     """Normal form of a sample's answer; None without one."""
-    return None if sample.answer is None else canonical(sample.answer)
+    return None if sample.answer is None else _canonical(sample.answer)
 
 
 def report_of(run: Run, samples: Sequence[Sample]) -> Report:

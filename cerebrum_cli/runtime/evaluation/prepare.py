@@ -17,7 +17,7 @@ from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.evals.presets import find_preset
-from cerebrum_cli.evals.selection import select
+from cerebrum_cli.evals.selection import MAX_SAMPLES, select
 from cerebrum_cli.runtime.batch import parse_parallel, plan_parallel, without_padded_drafts
 from cerebrum_cli.runtime.generation import generation_settings, read_grammar
 from cerebrum_cli.runtime.models import file_progress, find_model, resolve_encoding
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.remote.endpoint import Endpoint
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import EvalOptions
-
-MAX_SAMPLES = 256
 
 
 @dataclass(frozen=True, slots=True)
