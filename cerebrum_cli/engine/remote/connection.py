@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 
 from cerebrum_cli.engine.backend import Vocabulary
@@ -42,5 +43,5 @@ class Connection:
 
     def call(self, function: Callable[[], object]) -> None:
         """Call a function on the event loop, unless that has ended."""
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)

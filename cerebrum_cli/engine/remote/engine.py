@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EndpointError, EngineError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
-from cerebrum_cli.engine.engine import CancelScope, Capabilities
+from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents
 from cerebrum_cli.engine.remote.client import Client
 from cerebrum_cli.engine.remote.completions import RemoteCompletions
 from cerebrum_cli.engine.remote.connection import Connection
@@ -25,7 +25,7 @@ from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, no_server_error
 from cerebrum_cli.engine.remote.llama_server import ServerInfo, describe, tokenize
 from cerebrum_cli.engine.remote.pool import Patience, Pool, Server
-from cerebrum_cli.engine.sequence import Failure, Request
+from cerebrum_cli.engine.sequence import Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
@@ -51,7 +51,7 @@ class RemoteEngine:
         self._patience = patience or Patience()
         self._stop = StopFlag()
         self._cancel_count = 0
-        self._loading: SimpleQueue[Event | Failure | None] = SimpleQueue()
+        self._loading = LoadEvents()
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
         self._connecting: asyncio.Task[Pool] | None = None
@@ -70,14 +70,7 @@ class RemoteEngine:
 
     def load(self) -> Iterator[Event]:
         """Yield load events until the servers are ready; raise if they cannot be used. Later calls yield nothing."""
-        while True:
-            event = self._loading.get()
-            if event is None or isinstance(event, Failure):
-                self._loading.put(event)  # for later calls
-                if event is None:
-                    return
-                raise event.error
-            yield event
+        return iter(self._loading)
 
     @property
     def is_loaded(self) -> bool:
@@ -153,7 +146,7 @@ class RemoteEngine:
 
     def _call(self, function: Callable[[], object]) -> None:
         """Call a function on the event loop, unless that has ended."""
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)
 
     # On the event loop's thread.
@@ -164,7 +157,7 @@ class RemoteEngine:
                 runner.run(self._serve())
         except BaseException as error:
             self.has_failed = True
-            self._loading.put(Failure(error))
+            self._loading.end(error)
         finally:
             self._connection = None
             if self._backend:
@@ -180,7 +173,7 @@ class RemoteEngine:
             raise EngineError("loading interrupted") from error
         self._connecting = None
         self._connection = Connection(self._loop, pool, self.vocabulary)
-        self._loading.put(None)
+        self._loading.end()
         await self._closing.wait()
         await pool.close()
 
@@ -203,7 +196,7 @@ class RemoteEngine:
         if not servers:
             raise no_server_error(lost)
         for name, reason in lost.items():
-            self._loading.put(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
+            self._loading.emit(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
         return Pool(servers, self._backend, self._reopen, self._patience)
 
     async def _open(self, endpoint: Endpoint, client: Client) -> ServerInfo:
@@ -214,7 +207,7 @@ class RemoteEngine:
                 await self._require_vocabulary(endpoint, client, info)
                 return info
             except BusyServerError as busy:
-                self._loading.put(StageEvent(f"waiting for {endpoint.name}: {busy.reason}", 0, 1))
+                self._loading.emit(StageEvent(f"waiting for {endpoint.name}: {busy.reason}", 0, 1))
                 await asyncio.sleep(LOADING_S)
 
     async def _reopen(self, server: Server) -> ServerInfo:
@@ -234,4 +227,4 @@ class RemoteEngine:
     def _emit_progress(self, event: Event) -> None:
         """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""
         if isinstance(event, LoadEvent):
-            self._loading.put(event)
+            self._loading.emit(event)
