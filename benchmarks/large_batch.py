@@ -141,7 +141,7 @@ def answer_file(source: Path, output: Path, name: str) -> None:
 
     options = BatchOptions(Settings())
     responder: Any = SimulatedResponder(f"{name}: {TEXT}")
-    with open_input(source) as file:
+    with closing(open_input(source)) as file:
         rows = read_rows(file, "jsonl")
         with closing(open_journal(output, {"input": rows.sha256}, result_rows(rows))) as result:
             for event in answer_rows(responder, rows, options, result, in_order=False):
