@@ -102,8 +102,8 @@ class SampleWriter:
     def progress(self) -> ScoreEvent:
         return self._score.event
 
-    def write_reply(self, position: int, sample: int, reply: Reply) -> None:
-        """Mark and write a sample of the question at a position."""
+    def write_reply(self, position: int, sample: int, reply: Reply) -> NoticeEvent | None:
+        """Mark and write a sample of the question at a position; return a notice if it could not be searched."""
         question = self._evaluation.questions[position]
         mark = self._evaluation.mark(Unmarked(reply.text, question, reply.finish.reason == "stop"))
         marked = replace(
@@ -118,6 +118,8 @@ class SampleWriter:
             completion_tokens=reply.finish.completion_tokens,
         )
         self._write(position, marked)
+        hint = "the sample counts as one without an answer; fix the pattern before the next run"
+        return NoticeEvent(f"question {question.id}: {mark.problem}", hint) if mark.problem else None
 
     def skip(self, position: int, samples: Iterable[int], error: CerebrumError) -> NoticeEvent:
         """Write samples that do not count, with the reason as their text."""
@@ -205,5 +207,6 @@ def _take_samples(
             if isinstance(event, RefusedEvent):
                 yield writer.skip(question.position, [sample], event.error)
             elif reply := question.add_event(event):
-                writer.write_reply(question.position, sample, reply)
+                if notice := writer.write_reply(question.position, sample, reply):
+                    yield notice
                 yield writer.progress
