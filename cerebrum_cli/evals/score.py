@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cerebrum_cli.core.events import ScoreEvent
 from cerebrum_cli.evals.estimates import Interval, interval_of
 from cerebrum_cli.evals.question import QuestionId
@@ -9,13 +11,13 @@ from cerebrum_cli.evals.sample import Sample
 
 
 class RunningScore:
-    """Counts samples as they are marked; questions count once all their samples are there."""
+    """Counts samples as they are marked; a question is finished once all its samples are there."""
 
     def __init__(self, questions: int, samples: int) -> None:
         self.all_questions = questions
-        self.done = self.skipped = 0
+        self.done = self.skipped = self.questions = 0
         self._samples = samples
-        self._marks: dict[QuestionId, list[bool]] = {}
+        self._marks: dict[QuestionId, list[bool | None]] = {}
         self._scores: list[float] = []
         self._clusters: list[object] = []
         self._unanswered = self._cut_off = 0
@@ -26,18 +28,13 @@ class RunningScore:
         return self.all_questions * self._samples
 
     @property
-    def questions(self) -> int:
-        """Number of finished questions that count."""
-        return len(self._scores)
-
-    @property
     def accuracy(self) -> float | None:
-        """Mean over the finished questions; None without any."""
+        """Mean over the finished questions without a skipped sample; None without any."""
         return sum(self._scores) / len(self._scores) if self._scores else None
 
     @property
     def interval(self) -> Interval | None:
-        """95% interval of the accuracy; None without a finished question."""
+        """95% interval of the accuracy; None without one."""
         return interval_of(self._scores, self._clusters) if self._scores else None
 
     @property
@@ -57,6 +54,7 @@ class RunningScore:
             self.done,
             self.total,
             self.questions,
+            self.all_questions,
             self.accuracy,
             self.interval,
             self.no_answer,
@@ -69,16 +67,21 @@ class RunningScore:
         self.done += 1
         if sample.is_skipped:
             self.skipped += 1
-            return
-        if sample.answer is None and not sample.correct:
+        elif sample.answer is None and not sample.correct:
             self._cut_off += sample.is_cut_off
             self._unanswered += not sample.is_cut_off
         marks = self._marks.setdefault(sample.id, [])
-        marks.append(sample.correct)
+        marks.append(None if sample.is_skipped else sample.correct)
         if len(marks) == self._samples:
-            del self._marks[sample.id]
-            self._scores.append(sum(marks) / len(marks))
-            self._clusters.append((sample.id,) if sample.cluster is None else sample.cluster)
+            self._finish(sample, self._marks.pop(sample.id))
+
+    def _finish(self, last: Sample, marks: Sequence[bool | None]) -> None:
+        """Count the question of its last sample, given the marks of all."""
+        self.questions += 1
+        counted = [mark for mark in marks if mark is not None]
+        if len(counted) == self._samples:
+            self._scores.append(sum(counted) / len(counted))
+            self._clusters.append((last.id,) if last.cluster is None else last.cluster)
 
     def _share(self, count: int) -> float:
         counted = self.done - self.skipped

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import ECHO_COLUMNS
 from cerebrum_cli.terminal.streams import Streams, columns
-from cerebrum_cli.terminal.tables import batch_text, exceptions_text
+from cerebrum_cli.terminal.tables import batch_text, counter, exceptions_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LOG_EVERY_S = 60.0
 BATCH_TOKENS = 50  # interval at which a batch's speed is updated
 BAR_COLUMNS = 60  # narrowest window with a bar
+SCORE_BAR_COLUMNS = 100  # of an evaluation, whose score needs more room
+MIN_BAR = 4  # columns
 
 
 class BatchProgress:
@@ -35,6 +37,7 @@ class BatchProgress:
         self._draws = draws
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._is_wide = False
         self._rows: RowEvent | ScoreEvent | None = None
         self._before: int | None = None  # rows done by earlier runs
         self._phase = "preparing prompts"
@@ -61,7 +64,7 @@ class BatchProgress:
         if self._bar:
             self._bar.stop()
         if self._rows and not isinstance(sys.exception(), BrokenPipeError):
-            self._streams.info(batch_text(self._rows, self._tokens, self._seconds))
+            self._streams.write_line("", batch_text(self._rows, self._tokens, self._seconds))
             for message in self._rows.counts.errors if isinstance(self._rows, RowEvent) else ():
                 self._streams.write_line("  ", message)
 
@@ -75,20 +78,41 @@ class BatchProgress:
             return
         if self._draws:
             if self._bar is None:
-                self._bar = batch_bar(self._streams, "red" if isinstance(rows, RowEvent) else "none")
+                is_score = isinstance(rows, ScoreEvent)
+                self._is_wide = columns(self._streams.err) >= (SCORE_BAR_COLUMNS if is_score else BAR_COLUMNS)
+                self._bar = batch_bar(self._streams, self._is_wide, "none" if is_score else "red")
                 self._bar.start()
             self._bar.console.width = columns(self._streams.err) - ECHO_COLUMNS
+            fields = self._fields(rows, self._bar.console.width)
             if self._task is None:
-                fields: dict[str, Any] = dict.fromkeys(("speed", "exceptions", "left"), "")
                 self._task = self._bar.add_task("", total=rows.total, completed=rows.done, **fields)
-            done = rows.done - (self._before or 0)
-            left = f"{format_duration(self._seconds / done * (rows.total - rows.done))} left" if done else self._phase
-            speed = f"{self._tokens / self._seconds:.1f} tokens/s" if self._seconds > 1 else ""
-            exceptions = ", ".join(exceptions_text(rows))
-            self._bar.update(self._task, completed=rows.done, speed=speed, exceptions=exceptions, left=left)
+            self._bar.update(self._task, completed=rows.done, **fields)
         elif time.monotonic() - self._last_log >= LOG_EVERY_S:
             self._last_log = time.monotonic()
             self._streams.info(batch_text(rows, self._tokens, self._seconds))
+
+    def _fields(self, rows: RowEvent | ScoreEvent, width: int) -> dict[str, str]:
+        """Texts of the bar's columns; what the width has no room for is left out: first the speed, the score last."""
+        finished, total = counter(rows)
+        count, done = f"{finished:>{len(str(total))}}/{total}", rows.done - (self._before or 0)
+        left = f"{format_duration(self._seconds / done * (rows.total - rows.done))} left" if done else self._phase
+        speed = f"{self._tokens / self._seconds:.1f} tokens/s" if self._seconds > 1 else ""
+        room = width - len(count) - len(left) - 2 - (MIN_BAR + 2 if self._is_wide else 0)  # each after a space
+        first, *others = [*exceptions_text(rows)] or [""]
+        if len(first) > room:
+            first = first.partition(" (")[0]  # without the interval
+        exceptions = ", ".join((first, *fitting(others, room - len(first), 2)))
+        speeds = fitting([speed], room - len(exceptions), 0)
+        return {"done": count, "exceptions": exceptions, "speed": "".join(speeds), "left": left}
+
+
+def fitting(texts: Iterable[str], room: int, gap: int) -> Iterator[str]:
+    """Yield the texts that fit, each after a gap, until one does not."""
+    for text in texts:
+        room -= gap + len(text)
+        if room < 0:
+            return
+        yield text
 
 
 class StageProgress:
@@ -137,19 +161,18 @@ def stage_bar(streams: Streams) -> Progress:
     return Progress(*(shown if is_wide else (shown[0], text)), console=console, transient=True, expand=True)
 
 
-def batch_bar(streams: Streams, style: str) -> Progress:
-    """A bar with rows, exceptions in a style, speed and remaining time; narrow windows show fewer columns."""
+def batch_bar(streams: Streams, is_wide: bool, style: str) -> Progress:
+    """A bar with rows, exceptions or a score in a style, speed and remaining time; narrow windows show fewer columns."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
     shown: list[ProgressColumn] = [
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[done]}"),
         BarColumn(bar_width=None),
         TextColumn("{task.fields[exceptions]}", style=style),
         TextColumn("{task.fields[speed]}"),
         TextColumn("{task.fields[left]}"),
     ]
-    is_wide = columns(streams.err) >= BAR_COLUMNS
     console = Console(file=streams.err)
     return Progress(*(shown if is_wide else shown[::2]), console=console, transient=True, expand=is_wide)
 

@@ -73,7 +73,14 @@ def batch_text(event: RowEvent | ScoreEvent, tokens: int, seconds: float) -> str
     """Progress of a batch or an evaluation, and its throughput."""
     exceptions = "".join(f", {text}" for text in exceptions_text(event))
     speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)" if tokens and seconds else ""
-    return f"{event.done} of {event.total} done{exceptions}{speed}"
+    done, total = counter(event)
+    noun = " questions" if isinstance(event, ScoreEvent) else ""
+    return f"{done} of {total}{noun} done{exceptions}{speed}"
+
+
+def counter(event: RowEvent | ScoreEvent) -> tuple[int, int]:
+    """How many of all rows of a batch, or of all questions of an evaluation, are done."""
+    return (event.questions, event.all_questions) if isinstance(event, ScoreEvent) else (event.done, event.total)
 
 
 def exceptions_text(event: RowEvent | ScoreEvent) -> Iterator[str]:
@@ -83,11 +90,9 @@ def exceptions_text(event: RowEvent | ScoreEvent) -> Iterator[str]:
         return
     if event.accuracy is not None and event.interval is not None:
         low, high = event.interval
-        if event.questions != event.done - event.skipped:  # several samples each
-            yield f"{event.questions} {'question' if event.questions == 1 else 'questions'}"
         yield f"accuracy {event.accuracy:.3f} ({low:.3f} to {high:.3f})"
     if event.no_answer:
-        yield f"{event.no_answer:.0%} without an answer"
+        yield f"{event.no_answer:.0%} no answer"
     if event.cut_off:
         yield f"{event.cut_off:.0%} truncated"
     if event.skipped:
