@@ -91,7 +91,7 @@ class BatchProgress:
             self._last_log = time.monotonic()
             self._streams.info(batch_text(rows, self._tokens, self._seconds))
 
-    def _fields(self, rows: RowEvent | ScoreEvent, width: int) -> dict[str, str]:
+    def _fields(self, rows: RowEvent | ScoreEvent, width: int) -> dict[str, Any]:
         """Texts of the bar's columns; what the width has no room for is left out: first the speed, the score last."""
         finished, total = counter(rows)
         count, done = f"{finished:>{len(str(total))}}/{total}", rows.done - (self._before or 0)
@@ -162,7 +162,7 @@ def stage_bar(streams: Streams) -> Progress:
 
 
 def batch_bar(streams: Streams, is_wide: bool, style: str) -> Progress:
-    """A bar with rows, exceptions or a score in a style, speed and remaining time; narrow windows show fewer columns."""
+    """A bar with rows, exceptions or a score in a style, speed and remaining time; fewer columns if not `is_wide`."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 

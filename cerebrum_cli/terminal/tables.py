@@ -228,7 +228,7 @@ def print_matches(streams: Streams, matches: Iterable[Mapping[str, Any]]) -> Non
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
     """Print the quantizations of a model, their memory needs, and whether they fit this machine."""
     head = f"{plan.availability.name} at a context of {plan.context} tokens; {capacity_text(plan.capacity)}"
-    streams.answer(f"\n{_wrap(streams, head)}\n\n")
+    streams.answer(f"\n{wrapped(streams, head)}\n\n")
     print_table(
         streams,
         ("", "quant", "size", "memory", "verdict", "installed"),
@@ -270,7 +270,7 @@ def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     for key, value in shown.items():
         text = _describe(key, value)
         if key == "notes":
-            text = _wrap(streams, text, indent=width + 2)
+            text = wrapped(streams, text, indent=width + 2)
         streams.answer(f"{labels[key]:<{width}}  {text}\n")
 
 
@@ -335,11 +335,12 @@ def _fit(cell: str, width: int) -> str:
     return cell + " " * missing if missing >= 0 else set_cell_size(cell, width - 1) + "…"
 
 
-def _wrap(streams: Streams, text: str, indent: int = 0) -> str:
+def wrapped(streams: Streams, text: str, indent: int = 0) -> str:
     """Wrap a sentence to the width of a terminal, all lines but the first indented; unchanged in a pipe."""
     if not streams.out_is_terminal:
         return text
-    lines = textwrap.wrap(text, max(MIN_NOTE_WIDTH, columns(streams.out) - indent))
+    width = max(MIN_NOTE_WIDTH, columns(streams.out) - indent)
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
     return ("\n" + " " * indent).join(lines)
 
 
