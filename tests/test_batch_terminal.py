@@ -104,6 +104,16 @@ def test_evaluation_bar_shows_what_fits(start: OpenTerminal, tmp_path: Path, col
     assert "…" not in person.output
 
 
+def test_notice_erases_the_bar_of_an_evaluation(start: OpenTerminal, tmp_path: Path) -> None:
+    questions = ["q", "too long " * 40, "r"]
+    rows = (json.dumps({"question": question, "answer": 5}) + "\n" for question in questions)
+    (tmp_path / "in.jsonl").write_text("".join(rows))
+    person = start({**QUICK, "context": 200}, "eval", "in.jsonl")
+    assert person.end() == 6
+    assert person.screen.lines[0].startswith("note: question 2 skipped: the prompt has ")
+    assert any(line.startswith("3 of 3 questions done, accuracy 0.000 (") for line in person.screen.lines)
+
+
 def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: OpenTerminal, tmp_path: Path) -> None:
     arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path, 12)]
     person = start(INSTANT, *arguments)

@@ -46,7 +46,9 @@ class BatchProgress:
         self._last_log = time.monotonic()
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, PromptEvent) and self._phase != "generating":
+        if isinstance(event, NoticeEvent):  # which the bar would overwrite
+            self._erase()
+        elif isinstance(event, PromptEvent) and self._phase != "generating":
             self._phase = "reading prompts"
             self._update()
         elif isinstance(event, TokenEvent):
@@ -61,12 +63,16 @@ class BatchProgress:
             self._update()
 
     def close(self) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._erase()
         if self._rows and not isinstance(sys.exception(), BrokenPipeError):
             self._streams.write_line("", batch_text(self._rows, self._tokens, self._seconds))
             for message in self._rows.counts.errors if isinstance(self._rows, RowEvent) else ():
                 self._streams.write_line("  ", message)
+
+    def _erase(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = self._task = None
 
     @property
     def _seconds(self) -> float:

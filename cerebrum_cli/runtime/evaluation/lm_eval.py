@@ -197,7 +197,7 @@ def print_results(runtime: Runtime, results: Mapping[str, Any], preset: Preset |
     runtime.streams.answer(results_table(results, preset))
     if preset and not options.quiet:
         for line in (*averages(results, preset), *remarks(results, preset)):
-            runtime.streams.info(line)
+            runtime.streams.write_line("- ", line)
 
 
 def cache_path(runtime: Runtime, model: HarnessModel) -> Path:

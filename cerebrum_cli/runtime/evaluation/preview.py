@@ -58,7 +58,7 @@ def show_preview(runtime: Runtime, prepared: PreparedEvaluation, options: EvalOp
     questions = number_of(len(prepared.task.questions), "question")
     info(f"{len(evaluation.questions)} of {questions}, {number_of(evaluation.samples, 'sample')} each")
     for line in prepared.task.remarks:
-        runtime.streams.write_line("", line)
+        runtime.streams.write_line("- ", line)
     info(f"about {format_duration(seconds)}, {basis}" if seconds else basis)
 
 

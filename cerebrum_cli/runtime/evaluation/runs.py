@@ -88,7 +88,7 @@ def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool,
     print_report(runtime.streams, report, run, skipped)
     if not quiet:
         for remark in run.record.notes.get("remarks", ()):
-            runtime.streams.write_line("", remark)
+            runtime.streams.write_line("- ", remark)
         runtime.streams.info(f"run {run.name}: {run.path}")
 
 
