@@ -1,4 +1,4 @@
-"""Progress of batches and votes at a real terminal, which is erased at the end."""
+"""Progress of batches, evaluations and votes at a real terminal, which is erased at the end."""
 
 from __future__ import annotations
 
@@ -83,6 +83,35 @@ def test_batch_bar_truncates_no_number_in_a_narrow_window(start: OpenTerminal, t
     assert "…" not in person.output
     assert " ".join(person.screen.lines).startswith("40 of 40 done, 1 failed, 858")
     assert [json.loads(line)["id"] for line in (tmp_path / "answers").read_text().splitlines()] == list(range(1, 41))
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        (34, r" ?\d+/40 accuracy 0\.\d{3} \d:\d\d left"),
+        (80, r" ?\d+/40 accuracy 0\.\d{3} \(0\.\d{3} to \d\.\d{3}\), \d+% no answer \d:\d\d left"),
+        (110, r" ?\d+/40 ━\S* accuracy 0\.\d{3} \(0.\d{3} to \d.\d{3}\), \d+% no answer .*\d:\d\d left"),
+    ],
+)
+def test_evaluation_bar_shows_what_fits(start: OpenTerminal, tmp_path: Path, columns: int, text: str) -> None:
+    (tmp_path / "in.jsonl").write_text('{"question": "q", "answer": 5}\n' * 40)
+    script = {"seeds": ["the answer is 5.", "a reply of some length"], "pause": 0.001}
+    person = start(script, "eval", "in.jsonl", "--samples", "2", "--parallel", "4", size=(columns, 30))
+    person.wait_for("accuracy 0.")
+    person.wait_for(" left")
+    assert re.fullmatch(text, person.screen.lines[0])
+    assert person.end() == 0
+    assert "…" not in person.output
+
+
+def test_notice_erases_the_bar_of_an_evaluation(start: OpenTerminal, tmp_path: Path) -> None:
+    questions = ["q", "too long " * 40, "r"]
+    rows = (json.dumps({"question": question, "answer": 5}) + "\n" for question in questions)
+    (tmp_path / "in.jsonl").write_text("".join(rows))
+    person = start({**QUICK, "context": 200}, "eval", "in.jsonl")
+    assert person.end() == 6
+    assert person.screen.lines[0].startswith("note: question 2 skipped: the prompt has ")
+    assert any(line.startswith("3 of 3 questions done, accuracy 0.000 (") for line in person.screen.lines)
 
 
 def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: OpenTerminal, tmp_path: Path) -> None:

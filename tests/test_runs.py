@@ -104,6 +104,12 @@ def test_run_is_found_by_name_or_path(store: RunStore, tmp_path: Path) -> None:
     for reference in ("two", "none", "", "/", "x" * 300):
         with pytest.raises(UsageError):
             store.find(reference)
+    with pytest.raises(UsageError, match="no run 'ones'") as error:
+        store.find("ones")
+    assert error.value.hint == "did you mean one?"
+    (tmp_path / "other.txt").touch()
+    with pytest.raises(UsageError, match=r"other.txt is not a run of cerebrum eval"):
+        store.find(str(tmp_path / "other.txt"))
 
 
 def test_runs_are_listed_by_their_last_sample(store: RunStore, tmp_path: Path) -> None:
@@ -181,6 +187,13 @@ def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
         other = write_run(tmp_path / f"{name}.jsonl", [sample(1)], 1, condition={**CONDITION, name: value})
         with pytest.raises(UsageError, match=f"they differ in {name}"):
             compare_runs(first, other)
+    digests = [{**CONDITION, "question file": digit * 64, "system": digit} for digit in "cd"]
+    runs = [
+        write_run(tmp_path / f"{condition['system']}.jsonl", [sample(1)], 1, condition=condition)
+        for condition in digests
+    ]
+    with pytest.raises(UsageError, match=r"they differ in question file and system \(c and d\)$"):
+        compare_runs(*runs)
     more = write_run(tmp_path / "more.jsonl", [sample(1), sample(2)], 2)
     with pytest.raises(UsageError, match=r"they differ in number of questions \(1 and 2\)"):
         compare_runs(first, more)

@@ -237,7 +237,7 @@ def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOpt
         return []
     streams = runtime.streams
     shares_terminal = options.verbose or (output == STANDARD and streams.out_is_terminal)
-    sinks: list[Sink] = [NoticeSink(streams), BatchProgress(streams, streams.can_redraw and not shares_terminal)]
+    sinks: list[Sink] = [BatchProgress(streams, streams.can_redraw and not shares_terminal), NoticeSink(streams)]
     return sinks if options.verbose else [LoadLine(streams, model), *sinks]
 
 

@@ -126,7 +126,7 @@ def _require_pyarrow(task: Task) -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        problem = f"{task.name} is a parquet file, which needs pyarrow: {error}"
+        problem = f"the dataset of {task.name} is a parquet file, which needs pyarrow: {error}"
         raise CerebrumError(problem, 'pip install "cerebrum-cli[eval]"') from error
 
 

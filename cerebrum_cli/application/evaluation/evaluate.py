@@ -14,7 +14,16 @@ from cerebrum_cli.batches.journal import Journal
 from cerebrum_cli.batches.schema import ResultRows, Schema
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, RowCounts, ScoreEvent, TokenEvent
+from cerebrum_cli.core.events import (
+    SHOWN_ERRORS,
+    Event,
+    FinishEvent,
+    NoticeEvent,
+    RefusedEvent,
+    RowCounts,
+    ScoreEvent,
+    TokenEvent,
+)
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.evals.question import Question, QuestionId
@@ -94,6 +103,7 @@ class SampleWriter:
     def __init__(self, evaluation: Evaluation, run: Journal) -> None:
         self._evaluation = evaluation
         self._run = run
+        self._notices = 0
         self._score = RunningScore(len(evaluation.questions), evaluation.samples)
         for object in run.objects():
             self._score.add(parse_sample(object))
@@ -121,12 +131,15 @@ class SampleWriter:
         hint = "the sample counts as one without an answer; fix the pattern before the next run"
         return NoticeEvent(f"question {question.id}: {mark.problem}", hint) if mark.problem else None
 
-    def skip(self, position: int, samples: Iterable[int], error: CerebrumError) -> NoticeEvent:
-        """Write samples that do not count, with the reason as their text."""
+    def skip(self, position: int, samples: Iterable[int], error: CerebrumError) -> Iterator[Event]:
+        """Write samples that do not count, with the reason as their text; yield the first notices, and the progress."""
         for sample in samples:
             self._write(position, replace(self._unmarked(position, sample), text=error.message))
-        id = self._evaluation.questions[position].id
-        return NoticeEvent(f"question {id} skipped: {error.message}", error.hint)
+        self._notices += 1
+        if self._notices <= SHOWN_ERRORS:
+            id = self._evaluation.questions[position].id
+            yield NoticeEvent(f"question {id} skipped: {error.message}", error.hint)
+        yield self.progress
 
     def _unmarked(self, position: int, sample: int) -> Sample:
         """A sample that could not be taken."""
@@ -172,7 +185,7 @@ def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Gene
         except (EngineError, Interrupted):  # these concern the whole run
             raise
         except CerebrumError as error:
-            yield writer.skip(position, range(first, first + count), error)
+            yield from writer.skip(position, range(first, first + count), error)
         else:
             pending.append(PendingQuestion(position, first, request.compact(), {}))
     for group in responder.group_by_length(each.request for each in pending):
@@ -205,7 +218,7 @@ def _take_samples(
             question = pending[event.sequence.request]
             sample = question.first + event.sequence.sample
             if isinstance(event, RefusedEvent):
-                yield writer.skip(question.position, [sample], event.error)
+                yield from writer.skip(question.position, [sample], event.error)
             elif reply := question.add_event(event):
                 if notice := writer.write_reply(question.position, sample, reply):
                     yield notice
