@@ -89,7 +89,7 @@ def test_batch_bar_truncates_no_number_in_a_narrow_window(start: OpenTerminal, t
     ("columns", "text"),
     [
         (34, r" ?\d+/40 accuracy 0\.\d{3} \d:\d\d left"),
-        (80, r" ?\d+/40 accuracy 0\.\d{3} \(0\.\d{3} to \d\.\d{3}\), \d+% no answer \d:\d\d left"),
+        (80, r" ?\d+/40 (\S*━\S* )?accuracy 0\.\d{3} \(0\.\d{3} to \d\.\d{3}\), \d+% no answer \d:\d\d left"),
         (110, r" ?\d+/40 ━\S* accuracy 0\.\d{3} \(0.\d{3} to \d.\d{3}\), \d+% no answer .*\d:\d\d left"),
     ],
 )
