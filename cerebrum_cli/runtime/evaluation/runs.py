@@ -76,10 +76,10 @@ def show(runtime: Runtime, name: str, options: RunOptions) -> None:
 
 def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool, quiet: bool) -> None:
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
-    counted = [sample for sample in samples if not sample.is_skipped]
-    if not counted:
+    skipped = sum(sample.is_skipped for sample in samples)
+    if skipped == len(samples):
         raise no_sample_counts(run, samples)
-    report, skipped = report_of(run, counted), len(samples) - len(counted)
+    report = report_of(run, samples)
     if json:
         bad_rows = run.record.notes.get("bad_rows", 0)
         runtime.streams.answer_object({**report_object(report), "skipped": skipped, "bad_rows": bad_rows})
