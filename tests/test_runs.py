@@ -237,6 +237,16 @@ def test_report_takes_time_from_the_samples_that_have_one(tmp_path: Path) -> Non
     assert (report.maj, len(report.pass_at), report.seconds_per_question) == ((), 1, None)
 
 
+def test_report_divides_by_the_samples_that_count(tmp_path: Path) -> None:
+    """Ten seconds for two of four questions: the prompts of the others are too long, which takes no time."""
+    taken = [replace(sample(id), completion_tokens=30 * id) for id in (1, 2)]
+    notes = {"seconds": 10.0, "timed_samples": 4}
+    run = write_run(tmp_path / "run.jsonl", [*taken, skipped(3), skipped(4)], 4, notes=notes)
+    report = report_of(run, run.samples())
+    assert (report.n, report.accuracy.value) == (2, 1.0)
+    assert (report.seconds_per_question, report.tokens_per_answer) == (5.0, 45.0)
+
+
 def test_rescoring_changes_marks_only(tmp_path: Path) -> None:
     outdated = replace(sample(1), answer="8", correct=False)
     cut_off = replace(sample(2, text="It makes 7."), answer="7", correct=True, finish_reason="length")

@@ -22,10 +22,11 @@ def form_of(sample: Sample) -> str | None:
 
 
 def report_of(run: Run, samples: Sequence[Sample]) -> Report:
-    """The report of a run, of which there is at least one sample."""
+    """The report of a run, of which at least one sample counts. Skipped ones take no time."""
     notes = run.record.notes
     seconds = notes["seconds"] * len(samples) / notes["timed_samples"] if notes.get("timed_samples") else None
-    report = summarize(run.task, samples, run.samples_per_question, form_of, seconds)
+    counted = [sample for sample in samples if not sample.is_skipped]
+    report = summarize(run.task, counted, run.samples_per_question, form_of, seconds)
     return replace(report, maj=()) if run.match == "code" else report  # programs are not put to a vote
 
 

@@ -71,7 +71,8 @@ def show(runtime: Runtime, name: str, options: RunOptions) -> None:
     if options.plot:  # first: a report is not followed by an error
         from cerebrum_cli.terminal.plot import plot_report
 
-        plot_report(report_of(run, counted_samples(run, samples)), options.plot)
+        count_skipped(run, samples)
+        plot_report(report_of(run, samples), options.plot)
     print_run(runtime, run, samples, options.json, options.quiet)
     if options.plot and not options.quiet:
         runtime.streams.info(f"wrote {options.plot}")
@@ -79,8 +80,8 @@ def show(runtime: Runtime, name: str, options: RunOptions) -> None:
 
 def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool, quiet: bool) -> None:
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
-    counted = counted_samples(run, samples)
-    report, skipped = report_of(run, counted), len(samples) - len(counted)
+    skipped = count_skipped(run, samples)
+    report = report_of(run, samples)
     if json:
         bad_rows = run.record.notes.get("bad_rows", 0)
         runtime.streams.answer_object({**report_object(report), "skipped": skipped, "bad_rows": bad_rows})
@@ -92,12 +93,12 @@ def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool,
         runtime.streams.info(f"run {run.name}: {run.path}")
 
 
-def counted_samples(run: Run, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples that were taken. Raises UsageError without any."""
-    counted = [sample for sample in samples if not sample.is_skipped]
-    if not counted:
+def count_skipped(run: Run, samples: Sequence[Sample]) -> int:
+    """Number of samples that could not be taken. Raises UsageError if no sample counts."""
+    skipped = sum(sample.is_skipped for sample in samples)
+    if skipped == len(samples):
         raise no_sample_counts(run, samples)
-    return counted
+    return skipped
 
 
 def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
