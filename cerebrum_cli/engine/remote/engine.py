@@ -219,8 +219,8 @@ class RemoteEngine:
     async def _require_vocabulary(self, endpoint: Endpoint, client: Client, info: ServerInfo) -> None:
         """Raise EndpointError unless the server's vocabulary is that of the local file."""
         ours = self.vocabulary.tokenize((Text(PROBE),))
-        theirs = await tokenize(client, endpoint, info, PROBE)
-        if tuple(theirs) != ours:
+        has_size = info.vocabulary_size in (None, self.vocabulary.size)
+        if not has_size or tuple(await tokenize(client, endpoint, info, PROBE)) != ours:
             problem = f"{endpoint.name} serves {info.model}, whose vocabulary is not that of the model"
             raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
 
