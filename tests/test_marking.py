@@ -17,7 +17,11 @@ def mark(
     text: str, gold: str, choices: tuple[str, ...] = (), match: Match = "answer", is_complete: bool = True
 ) -> Mark:
     question = Question(0, 1, "?", gold, choices)
-    return marker(match, (question,))(Unmarked(text, question, is_complete))
+    replies = marker(match, (question,))
+    replies.add("key", Unmarked(text, question, is_complete))
+    [(key, found)] = replies.marks()
+    assert (key, replies.marks(wait=True)) == ("key", [])
+    return found
 
 
 @pytest.mark.parametrize(
