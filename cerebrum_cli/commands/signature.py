@@ -86,7 +86,7 @@ class Expansion:
                 continue
             if environment_source(name, context) is None:
                 raise UsageError(
-                    f"{flag(name)} and --endpoint cannot be used together: the server decides this", "omit one of them"
+                    f"{flag(name)} concerns a model on this machine, not one behind --endpoint", "omit one of them"
                 )
             arguments[name] = False if value is True else None
 

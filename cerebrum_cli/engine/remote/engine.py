@@ -226,8 +226,8 @@ class RemoteEngine:
         ours = self.vocabulary.tokenize((Text(PROBE),))
         has_size = info.vocabulary_size in (None, self.vocabulary.size)
         if not has_size or tuple(await tokenize(client, endpoint, info, PROBE)) != ours:
-            problem = f"{endpoint.name} serves {info.model}, which has another vocabulary than the model used here"
-            raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL gets it")
+            problem = f"{endpoint.name} serves {info.model}, whose vocabulary is not that of the model"
+            raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
 
     def _emit_progress(self, event: Event) -> None:
         """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""

@@ -314,7 +314,7 @@ class Pool:
         if server.problem is not None:
             return
         server.problem = reason
-        job.emit(NoticeEvent(f"{server.endpoint.name} is not used for now: {reason}", "retrying until it answers"))
+        job.emit(NoticeEvent(f"{server.endpoint.name} is not used for now: {reason}", "it is tried again"))
         task = asyncio.get_running_loop().create_task(self._restore(server, job.emit))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
