@@ -118,15 +118,16 @@ class RowEvent:
 
 @dataclass(frozen=True, slots=True)
 class ScoreEvent:
-    """Progress of an evaluation: `done` of `total` samples, and the score of its finished questions.
+    """Progress of an evaluation: `done` of `total` samples, `questions` of `all_questions`, and the score of these.
 
-    `accuracy` and its 95% interval are None before the first of these. `no_answer` and `cut_off` are shares of the
-    samples; `skipped` of them could not be generated.
+    `accuracy` and its 95% interval are None before the first question that counts. `no_answer` and `cut_off` are shares
+    of the samples; `skipped` of them could not be generated.
     """
 
     done: int
     total: int
     questions: int
+    all_questions: int
     accuracy: float | None
     interval: tuple[float, float] | None
     no_answer: float

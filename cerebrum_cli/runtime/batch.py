@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -53,7 +54,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
     """
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
-    with open_source(runtime, source) as file:
+    with closing(open_source(runtime, source)) as file:
         shape = detect_shape(source, options.shape, file.head)
         rows = read_rows(file, shape, options.column, options.template, options.carry)
         return answer(runtime, rows, output, given, options)
@@ -191,7 +192,7 @@ def open_source(runtime: Runtime, source: Path) -> InputFile:
         return open_input(source)
     if runtime.streams.piped is None:
         raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
-    return spool_input(runtime.streams.piped, "standard input")
+    return spool_input(runtime.streams.piped.read, "standard input")
 
 
 def parse_parallel(text: str | None) -> int | None:
@@ -236,7 +237,7 @@ def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOpt
         return []
     streams = runtime.streams
     shares_terminal = options.verbose or (output == STANDARD and streams.out_is_terminal)
-    sinks: list[Sink] = [NoticeSink(streams), BatchProgress(streams, streams.can_redraw and not shares_terminal)]
+    sinks: list[Sink] = [BatchProgress(streams, streams.can_redraw and not shares_terminal), NoticeSink(streams)]
     return sinks if options.verbose else [LoadLine(streams, model), *sinks]
 
 

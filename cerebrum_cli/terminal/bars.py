@@ -14,7 +14,7 @@ from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import ECHO_COLUMNS
 from cerebrum_cli.terminal.streams import Streams, columns
-from cerebrum_cli.terminal.tables import batch_text, exceptions_text
+from cerebrum_cli.terminal.tables import batch_text, counter, exceptions_text
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LOG_EVERY_S = 60.0
-BATCH_TOKENS = 50  # interval at which a batch's speed is updated
+BATCH_TOKENS = 50  # between checks whether a line is due
 BAR_COLUMNS = 60  # narrowest window with a bar of stages
 MIN_BAR = 8  # columns of a batch's bar
 DRAWS_PER_S = 10
@@ -46,7 +46,9 @@ class BatchProgress:
         self._last_log = time.monotonic()
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, PromptEvent) and self._phase != "generating":
+        if isinstance(event, NoticeEvent):  # which the bar would overwrite
+            self._erase()
+        elif isinstance(event, PromptEvent) and self._phase != "generating":
             self._phase = "reading prompts"
             self._update()
         elif isinstance(event, TokenEvent):
@@ -61,12 +63,16 @@ class BatchProgress:
             self._update()
 
     def close(self) -> None:
-        if self._line:
-            self._line.stop()
+        self._erase()
         if self._rows and not isinstance(sys.exception(), BrokenPipeError):
-            self._streams.info(batch_text(self._rows, self._tokens, self._seconds))
+            self._streams.write_line("", batch_text(self._rows, self._tokens, self._seconds))
             for message in self._rows.counts.errors if isinstance(self._rows, RowEvent) else ():
                 self._streams.write_line("  ", message)
+
+    def _erase(self) -> None:
+        if self._line:
+            self._line.stop()
+            self._line = None
 
     @property
     def _seconds(self) -> float:
@@ -169,7 +175,8 @@ def batch_line(event: RowEvent | ScoreEvent, speed: str, left: str, width: int) 
 
 def batch_texts(event: RowEvent | ScoreEvent, speed: str, left: str) -> Iterator[tuple[str, str, str, str]]:
     """Yield rows done, exceptions or a score, speed and remaining time, each time with less of them."""
-    done, clauses = f"{event.done:{len(str(event.total))}}/{event.total}", list(exceptions_text(event))
+    finished, total = counter(event)
+    done, clauses = f"{finished:{len(str(total))}}/{total}", list(exceptions_text(event))
     yield done, ", ".join(clauses), speed, left
     for count in range(len(clauses), 0, -1):
         yield done, ", ".join(clauses[:count]), "", left

@@ -75,7 +75,14 @@ def batch_text(event: RowEvent | ScoreEvent, tokens: int, seconds: float) -> str
     """Progress of a batch or an evaluation, and its throughput."""
     exceptions = "".join(f", {text}" for text in exceptions_text(event))
     speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)" if tokens and seconds else ""
-    return f"{event.done} of {event.total} done{exceptions}{speed}"
+    done, total = counter(event)
+    noun = (" question" if total == 1 else " questions") if isinstance(event, ScoreEvent) else ""
+    return f"{done} of {total}{noun} done{exceptions}{speed}"
+
+
+def counter(event: RowEvent | ScoreEvent) -> tuple[int, int]:
+    """How many of all rows of a batch, or of all questions of an evaluation, are done."""
+    return (event.questions, event.all_questions) if isinstance(event, ScoreEvent) else (event.done, event.total)
 
 
 def exceptions_text(event: RowEvent | ScoreEvent) -> Iterator[str]:
@@ -87,13 +94,11 @@ def exceptions_text(event: RowEvent | ScoreEvent) -> Iterator[str]:
         low, high = event.interval
         yield f"accuracy {event.accuracy:.3f} ({low:.3f} to {high:.3f})"
     if event.no_answer:
-        yield f"{event.no_answer:.0%} without an answer"
+        yield f"{event.no_answer:.0%} no answer"
     if event.cut_off:
         yield f"{event.cut_off:.0%} truncated"
     if event.skipped:
         yield f"{event.skipped} skipped"
-    if event.questions and event.questions != event.done - event.skipped:  # several samples each
-        yield f"{event.questions} {'question' if event.questions == 1 else 'questions'} complete"
 
 
 def counts_text(counts: RowCounts) -> Iterator[str]:
@@ -225,7 +230,7 @@ def print_matches(streams: Streams, matches: Iterable[Mapping[str, Any]]) -> Non
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
     """Print the quantizations of a model, their memory needs, and whether they fit this machine."""
     head = f"{plan.availability.name} at a context of {plan.context} tokens; {capacity_text(plan.capacity)}"
-    streams.answer(f"\n{_wrap(streams, head)}\n\n")
+    streams.answer(f"\n{wrapped(streams, head)}\n\n")
     print_table(
         streams,
         ("", "quant", "size", "memory", "verdict", "installed"),
@@ -267,7 +272,7 @@ def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     for key, value in shown.items():
         text = _describe(key, value)
         if key == "notes":
-            text = _wrap(streams, text, indent=width + 2)
+            text = wrapped(streams, text, indent=width + 2)
         streams.answer(f"{labels[key]:<{width}}  {text}\n")
 
 
@@ -332,11 +337,12 @@ def _fit(cell: str, width: int) -> str:
     return cell + " " * missing if missing >= 0 else set_cell_size(cell, width - 1) + "…"
 
 
-def _wrap(streams: Streams, text: str, indent: int = 0) -> str:
+def wrapped(streams: Streams, text: str, indent: int = 0) -> str:
     """Wrap a sentence to the width of a terminal, all lines but the first indented; unchanged in a pipe."""
     if not streams.out_is_terminal:
         return text
-    lines = textwrap.wrap(text, max(MIN_NOTE_WIDTH, columns(streams.out) - indent))
+    width = max(MIN_NOTE_WIDTH, columns(streams.out) - indent)
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
     return ("\n" + " " * indent).join(lines)
 
 

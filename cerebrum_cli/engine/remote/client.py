@@ -73,15 +73,16 @@ class Client:
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Yield the JSON objects of server-sent events; closing the iterator closes the connection."""
+        import httpx2
+
         with self._translated():
             async with self._http.stream("POST", path, json=body) as response:
                 if not response.is_success:
                     await response.aread()
                     self._raise_for_status(response)
-                async for line in response.aiter_lines():
-                    name, _, data = line.partition(":")
-                    if name == "data" and (data := data.strip()) != DONE:
-                        yield json.loads(data)
+                async for event in httpx2.EventSource(response):
+                    if event.data != DONE:
+                        yield json.loads(event.data)
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -99,8 +100,10 @@ class Client:
             raise LostServerError(_reason(error) or "no connection", was_sent=False) from error
         except httpx2.TimeoutException as error:
             raise LostServerError("no reply in time") from error
+        except httpx2.SSEError as error:
+            raise LostServerError("damaged reply") from error
         except httpx2.TransportError as error:
-            raise LostServerError(_reason(error) or "connection lost") from error
+            raise LostServerError("connection lost") from error
         except (ValueError, httpx2.DecodingError) as error:
             raise LostServerError("damaged reply") from error
         except httpx2.InvalidURL as error:

@@ -11,14 +11,13 @@ import atexit
 import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EndpointError, EngineError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
-from cerebrum_cli.engine.engine import CancelScope, Capabilities
+from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents
 from cerebrum_cli.engine.remote.client import Client
 from cerebrum_cli.engine.remote.completions import RemoteCompletions
 from cerebrum_cli.engine.remote.connection import Connection
@@ -26,7 +25,7 @@ from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, no_server_error
 from cerebrum_cli.engine.remote.llama_server import ServerInfo, describe, tokenize
 from cerebrum_cli.engine.remote.pool import Patience, Pool, Server
-from cerebrum_cli.engine.sequence import Failure, Request
+from cerebrum_cli.engine.sequence import Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
@@ -51,7 +50,7 @@ class RemoteEngine:
         self._patience = patience or Patience()
         self._stop = StopFlag()
         self._cancel_count = 0
-        self._loading: SimpleQueue[Event | Failure | None] = SimpleQueue()
+        self._loading = LoadEvents()
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
         self._connecting: asyncio.Task[Pool] | None = None
@@ -70,14 +69,7 @@ class RemoteEngine:
 
     def load(self) -> Iterator[Event]:
         """Yield load events until the servers are ready; raise if they cannot be used. Later calls yield nothing."""
-        while True:
-            event = self._loading.get()
-            if event is None or isinstance(event, Failure):
-                self._loading.put(event)  # for later calls
-                if event is None:
-                    return
-                raise event.error
-            yield event
+        return iter(self._loading)
 
     @property
     def is_loaded(self) -> bool:
@@ -161,7 +153,7 @@ class RemoteEngine:
                 runner.run(self._serve())
         except BaseException as error:
             self.has_failed = True
-            self._loading.put(Failure(error))
+            self._loading.end(error)
         finally:
             self._connection = None
             if self._backend:
@@ -179,7 +171,7 @@ class RemoteEngine:
             raise EngineError("loading interrupted") from error
         self._connecting = None
         self._connection = Connection(self._loop, pool, self.vocabulary)
-        self._loading.put(None)
+        self._loading.end()
         await self._closing.wait()
         await pool.close()
 
@@ -208,7 +200,7 @@ class RemoteEngine:
                 raise no_server_error(lost)
             opened.pop_all()
         for name, reason in lost.items():
-            self._loading.put(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
+            self._loading.emit(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
         return Pool(servers, self.vocabulary, self._reopen, self._patience)
 
     async def _open(self, endpoint: Endpoint, client: Client) -> ServerInfo:
@@ -219,7 +211,7 @@ class RemoteEngine:
                 await self._require_vocabulary(endpoint, client, info)
                 return info
             except BusyServerError as busy:
-                self._loading.put(StageEvent(f"waiting for {endpoint.name}: {busy.reason}", 0, 1))
+                self._loading.emit(StageEvent(f"waiting for {endpoint.name}: {busy.reason}", 0, 1))
                 await asyncio.sleep(self._patience.busy)
 
     async def _reopen(self, server: Server) -> ServerInfo:
@@ -231,12 +223,12 @@ class RemoteEngine:
     async def _require_vocabulary(self, endpoint: Endpoint, client: Client, info: ServerInfo) -> None:
         """Raise EndpointError unless the server's vocabulary is that of the local file."""
         ours = self.vocabulary.tokenize((Text(PROBE),))
-        theirs = await tokenize(client, endpoint, info, PROBE)
-        if tuple(theirs) != ours:
+        has_size = info.vocabulary_size in (None, self.vocabulary.size)
+        if not has_size or tuple(await tokenize(client, endpoint, info, PROBE)) != ours:
             problem = f"{endpoint.name} serves {info.model}, whose vocabulary is not that of the model"
             raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
 
     def _emit_progress(self, event: Event) -> None:
         """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""
         if isinstance(event, LoadEvent):
-            self._loading.put(event)
+            self._loading.emit(event)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,9 @@ from cerebrum_cli.runtime.servers import find_endpoints, without_local
 if TYPE_CHECKING:
     from cerebrum_cli.application.inference.loading import LoadedModel, ResolvedModel
     from cerebrum_cli.application.models.model import Model
-    from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.engine.remote.endpoint import Endpoint
+    from cerebrum_cli.evals.presets import Condition
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import EvalOptions
 
@@ -111,6 +112,7 @@ def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -
     endpoints = find_endpoints(runtime, options)
     settings = without_local(settings) if endpoints else settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
+    task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))
     grammar = read_grammar(runtime, options, options.quiet)
     return PreparedEvaluation(
         task,
@@ -137,8 +139,18 @@ def read_task(runtime: Runtime, source: str, options: EvalOptions) -> LoadedTask
         for bad in task.bad_rows[:SHOWN_ERRORS]:
             runtime.streams.notice(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}", ""))
         if (more := len(task.bad_rows) - SHOWN_ERRORS) > 0:
-            runtime.streams.notice(NoticeEvent(f"{more} more lines skipped", ""))
+            runtime.streams.notice(NoticeEvent(f"{more} more {'line' if more == 1 else 'lines'} skipped", ""))
     return task
+
+
+def deviations(condition: Condition | None, settings: Settings, samples: int) -> Iterator[str]:
+    """Remarks on what the user set otherwise than a preset."""
+    if condition is None:
+        return
+    if condition.temperature is not None and settings.temperature != condition.temperature:
+        yield f"not the preset's condition: temperature {settings.temperature:g} instead of {condition.temperature:g}"
+    if samples != condition.samples:
+        yield f"not the preset's condition: samples {samples} instead of {condition.samples}"
 
 
 def require_count(option: str, value: int | None, most: int | None = None) -> None:
