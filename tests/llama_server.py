@@ -398,6 +398,7 @@ class Generated:
         self._request = request
         self._decoder = getincrementaldecoder("utf-8")("replace")
         self._text = ""
+        self._unsent = ""
         self._tokens: list[int] = []
         self._probabilities: list[dict[str, Any]] = []
         self._finish: FinishEvent | None = None
@@ -434,9 +435,9 @@ class Generated:
 
     def _add(self, event: TokenEvent) -> Iterator[dict[str, Any]]:
         self._text += event.text
+        self._unsent += event.text
         if event.token is None:  # text held back until the end
-            if event.text:
-                yield self._part(event.text, [])
+            yield self._part(self._unsent, [])
             return
         self._tokens.append(event.token)
         piece = self._site.engine.vocabulary.piece(event.token)
@@ -444,7 +445,8 @@ class Generated:
         if self._decoder.getstate()[0]:
             return
         self._probabilities.append(self._probability(event.token, piece, event.logprob or 0.0))
-        yield self._part(event.text, [event.token])
+        yield self._part(self._unsent, [event.token])
+        self._unsent = ""
 
     def _part(self, text: str, tokens: list[int]) -> dict[str, Any]:
         return {
