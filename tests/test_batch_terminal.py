@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import CommandLine
+from nano.measure import MODEL_FILE
 from person import OpenTerminal, Person
 from rich.cells import cell_len
 from scripted_command import SCRIPTED
@@ -102,6 +104,18 @@ def test_evaluation_bar_shows_what_fits(start: OpenTerminal, tmp_path: Path, col
     assert re.fullmatch(text, person.screen.lines[0])
     assert person.end() == 0
     assert "…" not in person.output
+
+
+def test_narrow_comparison_names_both_runs(open_terminal: OpenTerminal, new_user: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"question": "What is 3 plus 4?", "answer": 7}\n')
+    for run in ("eight-bit.jsonl", "four-bit.jsonl"):
+        assert new_user.run("eval", tmp_path / "in.jsonl", "-m", MODEL_FILE, "-o", tmp_path / run).code == 0
+    argv = (sys.executable, "-m", "cerebrum_cli", "runs", "compare", "eight-bit.jsonl", "four-bit.jsonl")
+    person = open_terminal(*argv, size=(44, 24))
+    assert person.end() == 0
+    assert "accuracy of eight-bit" in person.screen.lines[1] and "accuracy of four-bit" in person.screen.lines[2]
+    verdict = "no significant difference: 1 question is too few to detect any"
+    assert verdict.split() == " ".join(person.screen.lines[-2:]).split()
 
 
 def test_notice_erases_the_bar_of_an_evaluation(start: OpenTerminal, tmp_path: Path) -> None:

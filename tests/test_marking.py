@@ -19,8 +19,15 @@ GREEK = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "
 def mark(
     text: str, gold: str, choices: tuple[str, ...] = (), match: Match = "answer", is_complete: bool = True
 ) -> tuple[str | None, bool]:
-    question = Question(0, 1, "?", gold, choices)
-    return marker(match, (question,))(Unmarked(text, question, is_complete))[:2]
+    return find_mark(Unmarked(text, Question(0, 1, "?", gold, choices), is_complete), match)[:2]
+
+
+def find_mark(reply: Unmarked, match: Match) -> Mark:
+    replies = marker(match, (reply.question,))
+    replies.add("key", reply)
+    [(key, found)] = replies.marks()
+    assert (key, replies.marks(wait=True)) == ("key", [])
+    return found
 
 
 @pytest.mark.parametrize(
@@ -127,8 +134,7 @@ def test_regex_searches_the_reply() -> None:
 
 @pytest.mark.parametrize("pattern", [r"(a+)+$", r"(?:a|a?)+b", r"a.*a.*a.*a.*a.*b"])
 def test_regex_that_takes_too_long_finds_no_answer(pattern: str) -> None:
-    question = Question(0, 1, "?", pattern)
-    found = marker("regex", (question,))(Unmarked("a" * 5000 + "!", question, True))
+    found = find_mark(Unmarked("a" * 5000 + "!", Question(0, 1, "?", pattern), True), "regex")
     assert found == Mark(None, False, f"the search for {pattern} took over 2 seconds")
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 

@@ -17,15 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine supports; commands refuse, or note, what is missing.
+    """What an engine supports: scores of given texts, and a prompt cache on disk.
 
     `schedules_rows`: requests may be submitted by the thousand, since the engine starts them as it has room.
     """
 
     scores: bool = True
-    logprobs: bool = True
-    seeds: bool = True
-    grammars: bool = True
     prompt_cache: bool = True
     schedules_rows: bool = False
 
@@ -93,7 +90,7 @@ class Engine(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What is supported. The model must be loaded."""
+        """What is supported."""
 
     def load(self) -> Iterator[Event]:
         """Yield load events until the model is ready; raise if loading failed. Later calls yield nothing."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LOG_EVERY_S = 60.0
-BATCH_TOKENS = 50  # interval at which a batch's speed is updated
+BATCH_TOKENS = 50  # between checks whether a line is due
 BAR_COLUMNS = 60  # narrowest window with a bar of stages
 MIN_BAR = 8  # columns of a batch's bar
 DRAWS_PER_S = 10

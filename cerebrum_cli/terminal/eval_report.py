@@ -66,7 +66,8 @@ def print_comparison(
     if closeness:
         rows.append(("mean KL divergence", f"{closeness.mean_kld:.4f} nats", ""))
         rows.append(("same top-1 token", f"{closeness.top1_agreement:.1%}", ""))
-    print_table(streams, ("", "value", "95% interval"), rows)
+    # The interval is also in the verdict; truncated labels would hide which run is which.
+    print_table(streams, ("", "value", "95% interval"), rows, shorten="none")
 
 
 def print_runs(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -76,7 +76,7 @@ def batch_text(event: RowEvent | ScoreEvent, tokens: int, seconds: float) -> str
     exceptions = "".join(f", {text}" for text in exceptions_text(event))
     speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)" if tokens and seconds else ""
     done, total = counter(event)
-    noun = " questions" if isinstance(event, ScoreEvent) else ""
+    noun = (" question" if total == 1 else " questions") if isinstance(event, ScoreEvent) else ""
     return f"{done} of {total}{noun} done{exceptions}{speed}"
 
 

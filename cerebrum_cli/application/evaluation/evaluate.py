@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from cerebrum_cli.application.evaluation.marking import Marker, Unmarked
+from cerebrum_cli.application.evaluation.marking import Mark, Marker, Unmarked
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
 from cerebrum_cli.application.inference.responder import GenerationRequest, Responder, TokenizedRequest
 from cerebrum_cli.batches.journal import Journal
@@ -53,7 +53,7 @@ class Evaluation:
     samples: int
     settings: Settings
     model: str
-    mark: Marker
+    marker: Marker
     grammar: str | None = None
 
     @property
@@ -98,7 +98,7 @@ class PendingQuestion:
 
 
 class SampleWriter:
-    """Marks replies and writes them to the run, and keeps its score."""
+    """Writes replies to the run as soon as they are marked, and keeps its score."""
 
     def __init__(self, evaluation: Evaluation, run: Journal) -> None:
         self._evaluation = evaluation
@@ -112,11 +112,27 @@ class SampleWriter:
     def progress(self) -> ScoreEvent:
         return self._score.event
 
-    def write_reply(self, position: int, sample: int, reply: Reply) -> NoticeEvent | None:
-        """Mark and write a sample of the question at a position; return a notice if it could not be searched."""
-        question = self._evaluation.questions[position]
-        mark = self._evaluation.mark(Unmarked(reply.text, question, reply.finish.reason == "stop"))
-        marked = replace(
+    def mark(self, position: int, sample: int, reply: Reply) -> None:
+        """Begin to mark a sample of the question at a position."""
+        unmarked = Unmarked(reply.text, self._evaluation.questions[position], reply.finish.reason == "stop")
+        self._evaluation.marker.add((position, sample, reply), unmarked)
+
+    def write_marked(self, wait: bool = False) -> Iterator[Event]:
+        """Write the samples that are marked by now, or, with `wait`, all that are being marked.
+
+        Yield the progress, and a notice of a reply that could not be searched.
+        """
+        while marks := self._evaluation.marker.marks(wait):
+            for (position, sample, reply), mark in marks:
+                self._write(position, self._marked(position, sample, reply, mark))
+                if mark.problem:
+                    id = self._evaluation.questions[position].id
+                    hint = "the sample counts as one without an answer; fix the pattern before the next run"
+                    yield NoticeEvent(f"question {id}: {mark.problem}", hint)
+                yield self.progress
+
+    def _marked(self, position: int, sample: int, reply: Reply, mark: Mark) -> Sample:
+        return replace(
             self._unmarked(position, sample),
             seed=reply.finish.seed,
             text=reply.text,
@@ -127,9 +143,6 @@ class SampleWriter:
             finish_reason=reply.finish.reason,
             completion_tokens=reply.finish.completion_tokens,
         )
-        self._write(position, marked)
-        hint = "the sample counts as one without an answer; fix the pattern before the next run"
-        return NoticeEvent(f"question {question.id}: {mark.problem}", hint) if mark.problem else None
 
     def skip(self, position: int, samples: Iterable[int], error: CerebrumError) -> Iterator[Event]:
         """Write samples that do not count, with the reason as their text; yield the first notices, and the progress."""
@@ -188,10 +201,12 @@ def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Gene
             yield from writer.skip(position, range(first, first + count), error)
         else:
             pending.append(PendingQuestion(position, first, request.compact(), {}))
-    for group in responder.group_by_length(each.request for each in pending):
-        yield from _take_samples(responder, scope, [pending[index] for index in group], writer)
-        if scope.is_cancelled:
-            return
+    with closing(evaluation.marker):
+        for group in responder.group_by_length(each.request for each in pending):
+            yield from _take_samples(responder, scope, [pending[index] for index in group], writer)
+            if scope.is_cancelled:
+                break
+        yield from writer.write_marked(wait=True)
 
 
 def missing_samples(evaluation: Evaluation, finished: Collection[int]) -> Iterator[tuple[int, int, int]]:
@@ -220,6 +235,5 @@ def _take_samples(
             if isinstance(event, RefusedEvent):
                 yield from writer.skip(question.position, [sample], event.error)
             elif reply := question.add_event(event):
-                if notice := writer.write_reply(question.position, sample, reply):
-                    yield notice
-                yield writer.progress
+                writer.mark(question.position, sample, reply)
+            yield from writer.write_marked()

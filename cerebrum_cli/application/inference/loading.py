@@ -122,7 +122,7 @@ class LoadedModel:
         Return a notice if that fails.
         """
 
-        if self.is_remote:
+        if not self.engine.capabilities.prompt_cache:
             return None
 
         def save() -> None:
@@ -137,7 +137,7 @@ class LoadedModel:
         Return a notice if that fails. Tokens evaluated after the prefix are dropped from memory.
         """
 
-        if self.is_remote:
+        if not self.engine.capabilities.prompt_cache:
             return None
 
         def save() -> None:

@@ -104,13 +104,10 @@ class RemoteCompletions:
         submitted.unfinished += count
         samples = [self._sample(index, submitted, number) for number in range(first, first + count)]
         self._live.update(sample.id for sample in samples)
-        if self._scope.is_cancelled:
-            for sample in samples:
-                self._outbox.put(sample.cancelled())
-            return
         size = 1 if submitted.request.stream else self._connection.samples_per_request
         batches = (tuple(samples[start : start + size]) for start in range(0, count, size))
-        self._connection.submit([Job(batch, self._outbox.put, submitted.place) for batch in batches])
+        jobs = [Job(batch, self._outbox.put, submitted.place) for batch in batches]
+        self._connection.submit(jobs, self._scope)
 
     def _sample(self, index: int, submitted: Submitted, number: int) -> RemoteSample:
         seed = (submitted.seed + number) % SEEDS

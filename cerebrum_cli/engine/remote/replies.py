@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -65,14 +65,13 @@ class RemoteSample:
             yield from self._text_only(reply)
             return
         request, vocabulary = self.request, self.vocabulary
-        logprobs = _logprobs(reply) if request.logprobs else []
+        logprobs = _logprobs(reply, tokens) if request.logprobs else [None] * len(tokens)
         detokenizer, stopped = Detokenizer(request.params.stop), False
-        for index, token in enumerate(tokens):
+        for token, logprob in zip(tokens, logprobs, strict=True):
             if vocabulary.is_eog(token) and not request.ignore_eos:
                 break
             self.tokens += 1
             text, stopped = detokenizer.feed(vocabulary.piece(token, special=token in request.visible_tokens))
-            logprob = logprobs[index] if index < len(logprobs) else None
             yield TokenEvent(self.id, text, token=token, logprob=logprob)
             if stopped:
                 break
@@ -149,6 +148,12 @@ class RemoteSample:
         )
 
 
-def _logprobs(reply: Mapping[str, Any]) -> list[float]:
-    """Log probabilities by token; those of a stop string are missing."""
-    return [float(each["logprob"]) for each in reply.get("completion_probabilities", ())]
+def _logprobs(reply: Mapping[str, Any], tokens: Sequence[int]) -> list[float | None]:
+    """Log probabilities of the tokens; None for those that a character or a stop string hides."""
+    known = [(int(each["id"]), float(each["logprob"])) for each in reply.get("completion_probabilities", ())]
+    at, logprobs = 0, []
+    for token in tokens:
+        is_known = at < len(known) and known[at][0] == token
+        logprobs.append(known[at][1] if is_known else None)
+        at += is_known
+    return logprobs

@@ -108,6 +108,8 @@ def require_usable(tasks: str, output: Path | None, given: Layer, options: EvalO
         raise UsageError("lm-eval is not installed", 'pip install "cerebrum-cli[lm-eval]"')
     if not all(task.strip() for task in tasks.split(",")):
         raise UsageError(f"lm-eval:{tasks} lacks the name of a task", "write lm-eval:arc_easy or lm-eval:arc_easy,piqa")
+    if options.endpoint:
+        raise UsageError("servers do not score given texts, as lm-eval's tasks need", "omit --endpoint")
     for name in UNUSED:
         if getattr(options, name):
             raise UsageError(f"{flag(name)} has no effect on the tasks of lm-eval", "omit it")
