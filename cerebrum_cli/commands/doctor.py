@@ -11,9 +11,7 @@ from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.runtime.options import DoctorOptions
 
-SETTINGS = SettingKeys(
-    ("model", "threads"), {"model": "Model to look for [default: the default]"}
-)
+SETTINGS = SettingKeys(("model", "threads"), {"model": "Model to look for [default: the default]"})
 
 
 @composed
