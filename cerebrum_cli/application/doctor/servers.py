@@ -133,7 +133,8 @@ def _check_reply(server: CheckedServer) -> CheckResult | None:
     if finish.reason == "cancelled":
         problem = f"stopped after {REPLY_TIMEOUT_S:g} s"
         return check_result("reply", detail, (problem, "the server is slow, or busy with others: check its log"))
-    notice = None if finish.reason == "length" else reply_notice(reply)  # the limit is that of this check
+    is_cut = finish.reason == "length"  # by the limit of this check
+    notice = None if is_cut else reply_notice(reply, server.responder.larger_context)
     return check_result("reply", detail, *([(notice.message, notice.hint)] if notice else []))
 
 
