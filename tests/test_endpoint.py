@@ -20,7 +20,8 @@ from waiting import TIMEOUT_S
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote import engine as remote_engine
 
-REPLIES = {"seeds": ["The answer is 4.", "Perhaps 5. The answer is 5.", "Four. The answer is 4."], "rows": {}}
+SEEDS = ("The answer is 4.", "Perhaps 5. The answer is 5.", "Four. The answer is 4.")
+REPLIES: dict[str, Any] = {"seeds": SEEDS, "rows": {}}
 SLOTS = 8
 ROWS = 200
 
@@ -127,7 +128,7 @@ def test_endpoint_vote_without_probabilities_breaks_ties_by_order(served: Served
 @pytest.mark.parametrize("options", [(), ("--votes", "3"), ("--votes", "auto:2..5"), ("--parallel", "2")])
 def test_endpoint_batch_writes_the_local_result(served: Served, options: tuple[str, ...]) -> None:
     questions = served.questions(30)
-    arguments = (questions, "--seed", "7", "-q", *options)
+    arguments: tuple[str | Path, ...] = (questions, "--seed", "7", "-q", *options)
     remote = served.run("batch", *arguments, "-o", "remote.jsonl", servers=2)
     local = served.run_alone("batch", *arguments, "-o", "local.jsonl")
     assert (remote.code, remote.err, local.code) == (0, "", 0)
@@ -170,7 +171,7 @@ def assert_all_answered(output: Path) -> None:
     """Check that a result has every row once, with its seed and the reply to it."""
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["id"], row["seed"], row["error"]) for row in rows] == [(n + 1, n + 7, None) for n in range(ROWS)]
-    assert [row["text"] for row in rows] == [REPLIES["seeds"][(n + 7) % 3] for n in range(ROWS)]
+    assert [row["text"] for row in rows] == [SEEDS[(n + 7) % 3] for n in range(ROWS)]
 
 
 def test_endpoint_batch_survives_a_killed_server(served: Served) -> None:
@@ -422,3 +423,21 @@ def test_endpoint_on_loopback_uses_no_proxy(served: Served, monkeypatch: pytest.
     url = served.servers[0].url.replace("127.0.0.1", host)
     done = served.run_alone("ask", "--endpoint", url, "--seed", "0", "2 + 2?")
     assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "url", "part"),
+    [
+        ("HTTP_PROXY", "::bad", "http://0.0.0.0:1", "HTTP_PROXY"),
+        ("HTTP_PROXY", "foo://x", "http://0.0.0.0:1", "HTTP_PROXY"),
+        ("ALL_PROXY", "socks5://127.0.0.1:1", "http://0.0.0.0:1", "ALL_PROXY"),
+        ("SSL_CERT_FILE", "/nonexistent", "https://127.0.0.1:1", "SSL_CERT_FILE"),
+        ("SSL_CERT_FILE", __file__, "https://127.0.0.1:1", "SSL_CERT_FILE"),
+        ("HTTP_PROXY", "", "http://xn--zzzzz\u00e9.example", "check the URL"),
+    ],
+)
+def test_endpoint_reports_a_wrong_environment(
+    served: Served, monkeypatch: pytest.MonkeyPatch, name: str, value: str, url: str, part: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert_error(served.run_alone("ask", "--endpoint", url, "hi"), 1, url, part)

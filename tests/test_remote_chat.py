@@ -1,4 +1,4 @@
-"""A chat on a server: the next prompt extends the ids that the server generated, or their text where ids are missing."""
+"""A chat on a server: the next prompt extends the generated ids, or their text where ids are missing."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_remote_chat_continues_a_truncated_reply(chat: Chat, server: LlamaServer
     list(chat.change_settings({"max_tokens": 2}))
     assert text(chat.send("Long?")) == "Yes,"
     list(chat.change_settings({"max_tokens": 6}))
-    assert text(chat.continue_reply()) == " of c"
+    assert text(chat.continue_reply()) == " of co"
     first, second = prompts(server)
     assert second == (*first, *REPLIES["Long?"][:2])
 
@@ -110,6 +110,6 @@ def test_remote_chat_refuses_settings_of_a_local_model(chat: Chat) -> None:
 def test_remote_chat_goes_on_after_a_lost_reply(chat: Chat, server: LlamaServer) -> None:
     list(chat.load())
     server.arm(reset_after=6)
-    with pytest.raises(EndpointError, match="connection lost|ends in the middle"):
+    with pytest.raises(EndpointError, match="connection lost"):
         list(chat.send("Long?"))
     assert text(chat.send("One?")) == "Yes."

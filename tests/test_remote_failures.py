@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -59,7 +61,11 @@ def outcome(events: list[Event]) -> dict[SequenceId, Any]:
         ({"body": b"[1, 2]"}, "2 replies instead of 1"),
         ({"body": b"null"}, "damaged reply"),
         ({"body": b"\xff\xfe"}, "damaged reply"),
+        ({"body": b"[" * 100_000}, "damaged reply"),
+        ({"status": 500, "message": "x" * 5000}, "x" * 200),
         ({"edit": lambda _, reply: {**reply, "tokens": "x"}}, "damaged reply"),
+        ({"edit": lambda _, reply: {**reply, "tokens": [], "content": 7}}, "damaged reply"),
+        ({"edit": lambda _, reply: {**reply, "tokens_predicted": math.inf}}, "damaged reply"),
         ({"edit": lambda _, reply: {**reply, "timings": 1}}, "damaged reply"),
         ({"edit": lambda _, reply: {**reply, "timings": {"prompt_ms": "?"}}}, "damaged reply"),
     ],
@@ -177,6 +183,8 @@ def test_remote_silent_server_without_health_is_lost(health: dict[str, Any]) -> 
         {"edit": lambda at, chunk: b"data: {\n\n" if at == 12 else chunk},
         {"edit": lambda at, chunk: b"data: 7\n\n" if at == 12 else chunk},
         {"edit": lambda at, chunk: {**chunk, "tokens": [None]} if at == 12 else chunk},
+        {"edit": lambda at, chunk: {**chunk, "content": None} if at == 12 else chunk},
+        {"edit": lambda at, chunk: b"data: " + b"[" * 100_000 + b"\n\n" if at == 12 else chunk},
     ],
 )
 def test_remote_stream_that_breaks_in_the_middle_is_an_error(fault: dict[str, Any]) -> None:
@@ -220,6 +228,13 @@ def test_remote_reply_without_ids_has_its_text_alone() -> None:
     assert [reply.text for reply in replies] == [local.text] * 2
     assert not any(reply.finish and reply.finish.has_all_tokens for reply in replies)
     assert [reply.finish and reply.finish.completion_tokens for reply in replies] == [len(local.ids)] * 2
+
+
+def test_remote_text_of_a_stream_is_well_formed() -> None:
+    with serving(random_model) as servers, connected(*servers) as engine:
+        servers[0].arm(edit=lambda _, chunk: f"data: {json.dumps({**chunk, 'content': chr(0xD83D)})}\n\n".encode())
+        [reply] = replies_of(engine, request_of("Q", stream=True)).values()
+    assert set(reply.text) == {"\ufffd"}
 
 
 def test_remote_request_the_server_refuses_leaves_the_others() -> None:
@@ -348,7 +363,7 @@ def test_remote_server_of_another_kind_is_refused(body: bytes, problem: str) -> 
 
 
 @pytest.mark.parametrize("path", ["/props", "/tokenize"])
-@pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b'{"tokens":7}', b'{"build_info":7}'])
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b'{"tokens":7}', b'{"tokens":[1e999]}', b'{"build_info":7}'])
 def test_remote_unexpected_description_is_an_error(path: str, body: bytes) -> None:
     with serving(random_model) as servers:
         servers[0].arm(path=path, body=body)

@@ -18,6 +18,7 @@ from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.remote.client import Client, RequestError
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import (
+    DAMAGE,
     BusyServerError,
     LostServerError,
     RefusedRequestError,
@@ -271,7 +272,7 @@ class Pool:
                 raise LostServerError(f"{len(replies)} replies instead of {len(job.samples)}")
             ordered = sorted(replies, key=lambda reply: reply["index"])
             events = [list(sample.add_reply(reply)) for sample, reply in zip(job.samples, ordered, strict=True)]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except DAMAGE as error:
             raise LostServerError("damaged reply") from error
         for sample, each in zip(job.samples, events, strict=True):
             server.generated += sample.tokens
@@ -293,7 +294,7 @@ class Pool:
                 is_finished = bool(chunk.get("stop"))
         except StopAsyncIteration as error:
             raise LostServerError("the reply ends in the middle") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except DAMAGE as error:
             raise LostServerError("damaged reply") from error
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, PromptEvent, SequenceId, Timings, TokenEvent
+from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.engine.sequence import Request
@@ -53,7 +54,7 @@ class RemoteSample:
             return
         self.tokens += len(tokens)
         self.has_all_tokens = self.has_all_tokens and self.tokens == chunk.get("tokens_predicted", self.tokens)
-        text = chunk.get("content", "")
+        text = _text(chunk)
         if not text and tokens and tokens[-1] in self.request.visible_tokens:
             text = self.vocabulary.piece(tokens[-1], special=True).decode("utf-8", "replace")
         yield TokenEvent(self.id, text, token=tokens[-1] if tokens else None)
@@ -97,7 +98,7 @@ class RemoteSample:
         """Yield the events of a reply without all its ids."""
         self.has_all_tokens = False
         self.tokens = self._predicted(reply)
-        yield TokenEvent(self.id, str(reply.get("content", "")))
+        yield TokenEvent(self.id, _text(reply))
         yield self._finish_of(reply, reply.get("stop_type") == "word")
 
     def _predicted(self, reply: Mapping[str, Any]) -> int:
@@ -146,6 +147,11 @@ class RemoteSample:
             by_stop_string=by_stop_string,
             has_all_tokens=self.has_all_tokens,
         )
+
+
+def _text(reply: Mapping[str, Any]) -> str:
+    """The text of a reply or of a part of it, fit to be printed."""
+    return well_formed(reply.get("content", ""))
 
 
 def _logprobs(reply: Mapping[str, Any], tokens: Sequence[int]) -> list[float | None]:
