@@ -118,12 +118,7 @@ def _check_vocabulary(server: CheckedServer) -> CheckResult | None:
         for _ in loaded.responder.load():
             pass
     server.responder = loaded.responder
-    size, served_size = model.header.vocabulary_size, server.info.vocabulary_size
-    detail = f"that of {model.label}: {size} tokens"
-    if served_size is not None and served_size != size:
-        problem = f"the server's model has {served_size}"
-        return check_result("vocabulary", detail, (problem, "use the file that the server runs, named with -m"))
-    return check_result("vocabulary", detail)
+    return check_result("vocabulary", f"that of {model.label}: {loaded.engine.vocabulary.size} tokens")
 
 
 def _check_reply(server: CheckedServer) -> CheckResult | None:

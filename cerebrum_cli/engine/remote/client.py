@@ -45,14 +45,21 @@ class Client:
         headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
         self._name = endpoint.name
         self._has_key = endpoint.key is not None
-        self._http = httpx2.AsyncClient(
-            base_url=endpoint.url,
-            headers=headers,
-            timeout=httpx2.Timeout(None, connect=CONNECT_S, write=WRITE_S),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
-            trust_env=not endpoint.is_loopback,
-            verify=httpx2.create_ssl_context() if endpoint.is_encrypted else False,
-        )
+        try:
+            self._http = httpx2.AsyncClient(
+                base_url=endpoint.url,
+                headers=headers,
+                timeout=httpx2.Timeout(None, connect=CONNECT_S, write=WRITE_S),
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+                trust_env=not endpoint.is_loopback,
+                verify=httpx2.create_ssl_context() if endpoint.is_encrypted else False,
+            )
+        except OSError as error:
+            problem = f"{endpoint.name}: the certificates cannot be read: {error.strerror or error}"
+            raise EndpointError(problem, "check SSL_CERT_FILE and SSL_CERT_DIR") from error
+        except (httpx2.InvalidURL, ValueError, ImportError) as error:
+            problem = f"{endpoint.name}: {one_line(str(error))}"
+            raise EndpointError(problem, "check the URL, and the proxy that HTTP_PROXY or ALL_PROXY names") from error
 
     async def get(self, path: str, timeout_s: float, **query: str | None) -> Any:
         """The JSON value at a path."""
@@ -104,7 +111,7 @@ class Client:
             raise LostServerError("damaged reply") from error
         except httpx2.TransportError as error:
             raise LostServerError("connection lost") from error
-        except (ValueError, httpx2.DecodingError) as error:
+        except (ValueError, RecursionError, httpx2.DecodingError) as error:
             raise LostServerError("damaged reply") from error
         except httpx2.InvalidURL as error:
             raise EndpointError(f"{self._name}: {error}", "check the URL") from error
@@ -132,7 +139,7 @@ def _server_message(response: httpx2.Response) -> tuple[str, str]:
     status = f"status {response.status_code}"
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return "", status
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):

@@ -36,7 +36,6 @@ CAPABILITIES = Capabilities(
     schedules_rows=True,
     larger_context="restart the server with a larger -c",
 )
-LOADING_S = 1.0  # between questions whether a server has loaded its model
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 
 
@@ -127,7 +126,7 @@ class RemoteEngine:
         """Cancel everything, connecting included; streams end with the finish reason `cancelled`."""
         self._cancel_count += 1
         self._stop.set()
-        self._stop_connecting()
+        self._call(self._stop_connecting)
         if connection := self._connection:
             connection.cancel(lambda _: True)
 
@@ -140,14 +139,10 @@ class RemoteEngine:
     def close(self) -> None:
         """Close all connections; the engine cannot be used again."""
         self._stop.set()
-        self._stop_connecting()
+        self._call(self._stop_connecting)
         self._call(self._closing.set)
         self._thread.join()
         atexit.unregister(self.close)
-
-    def _stop_connecting(self) -> None:
-        if connecting := self._connecting:
-            self._call(connecting.cancel)
 
     def _call(self, function: Callable[[], object]) -> None:
         """Call a function on the event loop, unless that has ended."""
@@ -159,6 +154,7 @@ class RemoteEngine:
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                self._backend = self._open_vocabulary(self._emit_progress, self._stop)
                 runner.run(self._serve())
         except BaseException as error:
             self.has_failed = True
@@ -172,6 +168,8 @@ class RemoteEngine:
     async def _serve(self) -> None:
         """Connect, and keep the event loop running until the engine is closed."""
         self._connecting = asyncio.get_running_loop().create_task(self._connect())
+        if self._stop:
+            self._stop_connecting()
         try:
             pool = await self._connecting
         except asyncio.CancelledError as error:
@@ -182,27 +180,33 @@ class RemoteEngine:
         await self._closing.wait()
         await pool.close()
 
+    def _stop_connecting(self) -> None:
+        if self._connecting:
+            self._connecting.cancel()
+
     async def _connect(self) -> Pool:
-        """Open the vocabulary and all servers. Raises EndpointError if none answers, or one does not fit."""
-        self._backend = await asyncio.to_thread(self._open_vocabulary, self._emit_progress, self._stop)
-        clients = [Client(endpoint) for endpoint in self._endpoints]
-        pairs = list(zip(self._endpoints, clients, strict=True))
-        found = await asyncio.gather(*(self._open(*pair) for pair in pairs), return_exceptions=True)
-        lost: dict[str, str] = {}
+        """Open all servers. Raises EndpointError if none answers, or one does not fit."""
         servers: list[Server] = []
-        for (endpoint, client), info in zip(pairs, found, strict=True):
-            if isinstance(info, ServerInfo):
-                servers.append(Server(endpoint, client, info, min(self._window or info.slots, info.slots)))
-                continue
-            await client.close()
-            if not isinstance(info, LostServerError):
-                raise info
-            lost[endpoint.name] = info.reason
-        if not servers:
-            raise no_server_error(lost)
+        lost: dict[str, str] = {}
+        async with contextlib.AsyncExitStack() as opened:
+            pairs = [(endpoint, Client(endpoint)) for endpoint in self._endpoints]
+            for _, client in pairs:
+                opened.push_async_callback(client.close)
+            found = await asyncio.gather(*(self._open(*pair) for pair in pairs), return_exceptions=True)
+            for (endpoint, client), info in zip(pairs, found, strict=True):
+                if isinstance(info, ServerInfo):
+                    servers.append(Server(endpoint, client, info, min(self._window or info.slots, info.slots)))
+                elif isinstance(info, LostServerError):
+                    await client.close()
+                    lost[endpoint.name] = info.reason
+                else:
+                    raise info
+            if not servers:
+                raise no_server_error(lost)
+            opened.pop_all()
         for name, reason in lost.items():
             self._loading.emit(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
-        return Pool(servers, self._backend, self._reopen, self._patience)
+        return Pool(servers, self.vocabulary, self._reopen, self._patience)
 
     async def _open(self, endpoint: Endpoint, client: Client) -> ServerInfo:
         """Wait until a server has loaded its model, and check its vocabulary."""
@@ -213,7 +217,7 @@ class RemoteEngine:
                 return info
             except BusyServerError as busy:
                 self._loading.emit(StageEvent(f"waiting for {endpoint.name}: {busy.reason}", 0, 1))
-                await asyncio.sleep(LOADING_S)
+                await asyncio.sleep(self._patience.busy)
 
     async def _reopen(self, server: Server) -> ServerInfo:
         """Check a server that was lost: it may serve another model now."""

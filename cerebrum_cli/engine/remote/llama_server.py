@@ -13,7 +13,7 @@ from typing import Any
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.engine.remote.client import Client, RequestError, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.failures import LostServerError, RefusedRequestError
+from cerebrum_cli.engine.remote.failures import DAMAGE, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.sequence import Request
 
 KIND = "llama-server"
@@ -88,7 +88,7 @@ async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
             max(1, int(props["total_slots"])),
             None if size is None else int(size),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except DAMAGE as error:
         raise EndpointError(f"{endpoint.name}: unexpected answer to /props", "update llama-server") from error
 
 
@@ -98,7 +98,7 @@ async def tokenize(client: Client, endpoint: Endpoint, info: ServerInfo, text: s
     try:
         answer = await client.post("/tokenize", body, DESCRIBE_S)
         return [int(token) for token in answer["tokens"]]
-    except (RequestError, KeyError, TypeError, ValueError) as error:
+    except (RequestError, *DAMAGE) as error:
         raise EndpointError(f"{endpoint.name}: /tokenize fails: {error}", "update llama-server") from error
 
 

@@ -18,6 +18,7 @@ from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.remote.client import Client, RequestError
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import (
+    DAMAGE,
     BusyServerError,
     LostServerError,
     RefusedRequestError,
@@ -34,18 +35,18 @@ from cerebrum_cli.engine.sequence import Failure
 
 MAX_LOSSES = 3  # servers lost with one request, after which it is refused
 HEALTH = "/health"
-BUSY_S = 1.0  # if a busy server does not say how long to wait
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
     """Times in seconds: silence before a server's health is checked, the limit of that check, the delays before a lost
-    server is tried again, and how long no server may answer.
+    server is tried again, and before a busy one is, and how long no server may answer.
     """
 
     silence: float = 30.0
     health: float = 10.0
     retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0)
+    busy: float = 1.0  # unless the server says how long to wait
     give_up: float = 60.0
 
 
@@ -99,13 +100,9 @@ class Server:
         return is_usable and (self.outstanding == 0 or self.outstanding + samples <= self.window)
 
 
-def choose_server(servers: Iterable[Server], samples: int, place: Server | None = None) -> Server | None:
-    """The server with the smallest part of its window in use that has room for so many samples; None without one.
-
-    Only `place` is considered unless it is lost.
-    """
-    candidates = servers if place is None or place.problem else [place]
-    fitting = [each for each in candidates if each.has_room(samples)]
+def choose_server(servers: Iterable[Server], samples: int) -> Server | None:
+    """The server with the smallest part of its window in use that has room for so many samples; None without one."""
+    fitting = [each for each in servers if each.has_room(samples)]
     return min(fitting, key=lambda each: each.outstanding / each.window, default=None)
 
 
@@ -125,12 +122,16 @@ class Pool:
         self._patience = patience
         self._waiting: deque[Job] = deque()
         self._running: set[Job] = set()
-        self._background: set[asyncio.Task[None]] = set()
+        self._restoring: dict[Server, asyncio.Task[None]] = {}
         self._gone: asyncio.TimerHandle | None = None
+        self._error: CerebrumError | None = None  # of a server that is back, but with something else
 
     def submit(self, jobs: Sequence[Job]) -> None:
         self._waiting.extend(jobs)
-        self._assign()
+        if self._error:
+            self._fail(self._error)
+        else:
+            self._assign()
 
     def cancel(self, should_cancel: Callable[[Job], bool]) -> None:
         """Stop jobs; each sample that has not finished does, as `cancelled`."""
@@ -145,27 +146,38 @@ class Pool:
         """Stop everything, and close all connections."""
         self.cancel(lambda _: True)
         tasks = [job.task for job in self._running if job.task]
-        for task in self._background:
+        for task in self._restoring.values():
             task.cancel()
-        await asyncio.gather(*tasks, *self._background, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._restoring.values(), return_exceptions=True)
         for server in self.servers:
             await server.client.close()
 
     # Assigning jobs to servers.
 
     def _assign(self) -> None:
-        """Start waiting jobs, in order, while a server has room for the next."""
-        while self._waiting:
-            job = self._waiting[0]
-            server = choose_server(self.servers, len(job.samples), job.place.server)
-            if server is None:
+        """Start waiting jobs, in order, while a server has room for the next.
+
+        A job whose prompt a server has evaluated waits for that one, and no later job gets its room.
+        """
+        free = list(self.servers)
+        for job in list(self._waiting):
+            place = job.place.server
+            is_bound = place is not None and place.problem is None
+            server = choose_server([each for each in free if each is place or not is_bound], len(job.samples))
+            if server:
+                self._waiting.remove(job)
+                self._start(job, server)
+            elif is_bound and place in free:
+                free.remove(place)
+            elif not is_bound:
                 break
-            self._waiting.popleft()
-            job.place.server = server
-            server.outstanding += len(job.samples)
-            self._running.add(job)
-            job.task = asyncio.get_running_loop().create_task(self._run(job, server))
         self._watch_for_the_end()
+
+    def _start(self, job: Job, server: Server) -> None:
+        job.place.server = server
+        server.outstanding += len(job.samples)
+        self._running.add(job)
+        job.task = asyncio.get_running_loop().create_task(self._run(job, server))
 
     def _watch_for_the_end(self) -> None:
         """Fail the waiting jobs once no server has been usable for a while."""
@@ -200,8 +212,9 @@ class Pool:
             refuse(job, refused.error)
         except BusyServerError as busy:
             server.window = max(1, server.window // 2)
+            job.place.server = None
             self._waiting.appendleft(job)
-            self._rest(server, BUSY_S if busy.retry_after is None else busy.retry_after)
+            self._rest(server, self._patience.busy if busy.retry_after is None else busy.retry_after)
         except LostServerError as lost:
             self._lose(job, server, lost)
         except BaseException as error:  # it concerns everything
@@ -259,7 +272,7 @@ class Pool:
                 raise LostServerError(f"{len(replies)} replies instead of {len(job.samples)}")
             ordered = sorted(replies, key=lambda reply: reply["index"])
             events = [list(sample.add_reply(reply)) for sample, reply in zip(job.samples, ordered, strict=True)]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except DAMAGE as error:
             raise LostServerError("damaged reply") from error
         for sample, each in zip(job.samples, events, strict=True):
             server.generated += sample.tokens
@@ -281,7 +294,7 @@ class Pool:
                 is_finished = bool(chunk.get("stop"))
         except StopAsyncIteration as error:
             raise LostServerError("the reply ends in the middle") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except DAMAGE as error:
             raise LostServerError("damaged reply") from error
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]
@@ -311,13 +324,11 @@ class Pool:
 
     def _pause(self, server: Server, job: Job, reason: str) -> None:
         """Use a lost server no more until it answers again."""
-        if server.problem is not None:
-            return
         server.problem = reason
-        job.emit(NoticeEvent(f"{server.endpoint.name} is not used for now: {reason}", "it is tried again"))
-        task = asyncio.get_running_loop().create_task(self._restore(server, job.emit))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        if server not in self._restoring:
+            job.emit(NoticeEvent(f"{server.endpoint.name} is not used for now: {reason}", "it is tried again"))
+            task = asyncio.get_running_loop().create_task(self._restore(server, job.emit))
+            self._restoring[server] = task
 
     async def _restore(self, server: Server, emit: Callable[[Event | Failure], None]) -> None:
         """Try a server again until it answers; one that now serves something else ends everything."""
@@ -334,10 +345,11 @@ class Pool:
             except LostServerError as error:
                 server.problem, server.is_busy = error.reason, False
             except CerebrumError as error:
+                server.problem, self._error = error.message, error
                 self._fail(error)
-                return
             self._watch_for_the_end()
-        server.problem, server.is_busy = None, False
+        del self._restoring[server]
+        server.problem, server.is_busy, self._error = None, False, None
         emit(NoticeEvent(f"{server.endpoint.name} answers again", ""))
         self._assign()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, PromptEvent, SequenceId, Timings, TokenEvent
+from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.engine.sequence import Request
@@ -53,7 +54,7 @@ class RemoteSample:
             return
         self.tokens += len(tokens)
         self.has_all_tokens = self.has_all_tokens and self.tokens == chunk.get("tokens_predicted", self.tokens)
-        text = chunk.get("content", "")
+        text = _text(chunk)
         if not text and tokens and tokens[-1] in self.request.visible_tokens:
             text = self.vocabulary.piece(tokens[-1], special=True).decode("utf-8", "replace")
         yield TokenEvent(self.id, text, token=tokens[-1] if tokens else None)
@@ -65,14 +66,13 @@ class RemoteSample:
             yield from self._text_only(reply)
             return
         request, vocabulary = self.request, self.vocabulary
-        logprobs = _logprobs(reply) if request.logprobs else []
+        logprobs = _logprobs(reply, tokens) if request.logprobs else [None] * len(tokens)
         detokenizer, stopped = Detokenizer(request.params.stop), False
-        for index, token in enumerate(tokens):
+        for token, logprob in zip(tokens, logprobs, strict=True):
             if vocabulary.is_eog(token) and not request.ignore_eos:
                 break
             self.tokens += 1
             text, stopped = detokenizer.feed(vocabulary.piece(token, special=token in request.visible_tokens))
-            logprob = logprobs[index] if index < len(logprobs) else None
             yield TokenEvent(self.id, text, token=token, logprob=logprob)
             if stopped:
                 break
@@ -98,7 +98,7 @@ class RemoteSample:
         """Yield the events of a reply without all its ids."""
         self.has_all_tokens = False
         self.tokens = self._predicted(reply)
-        yield TokenEvent(self.id, str(reply.get("content", "")))
+        yield TokenEvent(self.id, _text(reply))
         yield self._finish_of(reply, reply.get("stop_type") == "word")
 
     def _predicted(self, reply: Mapping[str, Any]) -> int:
@@ -149,6 +149,17 @@ class RemoteSample:
         )
 
 
-def _logprobs(reply: Mapping[str, Any]) -> list[float]:
-    """Log probabilities by token; those of a stop string are missing."""
-    return [float(each["logprob"]) for each in reply.get("completion_probabilities", ())]
+def _text(reply: Mapping[str, Any]) -> str:
+    """The text of a reply or of a part of it, fit to be printed."""
+    return well_formed(reply.get("content", ""))
+
+
+def _logprobs(reply: Mapping[str, Any], tokens: Sequence[int]) -> list[float | None]:
+    """Log probabilities of the tokens; None for those that a character or a stop string hides."""
+    known = [(int(each["id"]), float(each["logprob"])) for each in reply.get("completion_probabilities", ())]
+    at, logprobs = 0, []
+    for token in tokens:
+        is_known = at < len(known) and known[at][0] == token
+        logprobs.append(known[at][1] if is_known else None)
+        at += is_known
+    return logprobs
