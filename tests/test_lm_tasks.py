@@ -167,6 +167,8 @@ def test_lm_eval_refuses_what_it_cannot_run(command: CommandLine, tasks: Path, t
     assert refused("choices", "--samples", "4")[0] == "error: --samples has no effect on the tasks of lm-eval"
     assert refused("choices", "--system", "Hi")[0].endswith("--system has no effect without --apply-chat-template")
     assert refused("choices", "-o", "-")[0] == "error: -o is `-`, but the results are a file"
+    (tmp_path / "old.json").write_text("mine")
+    assert refused("choices", "-o", tmp_path / "old.json")[0].endswith("old.json already exists")
     assert refused("humaneval", "--offline")[0] == "error: humaneval would run code that the model writes"
     assert refused("choices", "--log-samples")[1] == " hint: add -o RESULTS.json"
     assert refused("choices", "--include-path", tmp_path / "missing")[0].endswith("missing is not a directory")

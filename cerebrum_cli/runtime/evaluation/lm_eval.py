@@ -130,6 +130,8 @@ def require_usable(tasks: str, output: Path | None, given: Layer, options: EvalO
         raise UsageError("-o is `-`, but the results are a file", "omit -o; --json prints the results")
     if output:
         output_paths(output)
+        if output.exists() and not options.restart:
+            raise UsageError(f"{output} already exists", "choose another -o, or use --restart to replace it")
 
 
 def find_harness_model(runtime: Runtime, given: Layer, options: EvalOptions, lm_eval: LmEvalOptions) -> HarnessModel:
