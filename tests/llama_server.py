@@ -419,7 +419,9 @@ class Generated:
         assert self._finish
         probabilities = {"completion_probabilities": self._probabilities}
         return {
-            **{"index": self._index, "content": self._text, "tokens": self._tokens},
+            "index": self._index,
+            "content": self._text,
+            "tokens": self._tokens,
             **self._ending(self._finish),
             **(probabilities if with_probabilities and self._site.has_logprobs else {}),
         }

@@ -11,7 +11,7 @@ from asking import Reply, collect_replies, loaded
 from llama_server import LlamaServer
 from scripted_backend import END, Model, ScriptedBackend
 
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, PromptEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.endpoint import Endpoint
@@ -98,7 +98,9 @@ def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1,
     values = {"max_tokens": 40, "seed": 1, **params}
     logprobs = values.pop("logprobs", False)
     grammar = values.pop("grammar", None)
-    return Request(tuple(prompt.encode()), SamplingParams(**values), grammar, n, logprobs=logprobs, max_n=max_n, stream=stream)
+    return Request(
+        tuple(prompt.encode()), SamplingParams(**values), grammar, n, logprobs=logprobs, max_n=max_n, stream=stream
+    )
 
 
 def refusals(events: Iterable[Event]) -> list[str]:
