@@ -19,8 +19,8 @@ from loopback import Loopback, is_left, reset
 from scripted_backend import END
 from waiting import TIMEOUT_S
 
-from cerebrum_cli.core.errors import CerebrumError, GrammarError
-from cerebrum_cli.core.events import FinishEvent, PromptEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.events import FinishEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local import LocalEngine
@@ -251,11 +251,19 @@ class _Exchange(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         site = self.server.site
         length = int(self.headers.get("Content-Length", 0))
-        body = json.loads(self.rfile.read(length)) if length else None
+        data = self.rfile.read(length)
+        if len(data) < length:  # the client has left
+            self.close_connection = True
+            return
+        body = json.loads(data) if length else None
         asked = Asked(self.path.partition("?")[0], self.headers.get("Authorization"), body)
         armed = site.add(asked)
         try:
             self._answer(asked, armed)
+            site.note(asked, is_answered=True)
+        except GrammarError:
+            error = invalid("Failed to initialize samplers: failed to parse grammar").error
+            self._send_json({"error": error}, 400)
             site.note(asked, is_answered=True)
         except Refused as refused:
             self._send_json({"error": refused.error}, refused.status, refused.headers)
@@ -310,8 +318,6 @@ class _Exchange(BaseHTTPRequestHandler):
             for event in completions:
                 if is_left(self.connection):
                     raise ConnectionAbortedError
-                if isinstance(event, RefusedEvent):
-                    raise invalid(refusal_text(event.error))
                 if not isinstance(event, PromptEvent | TokenEvent | FinishEvent):
                     continue
                 reply = replies.setdefault(event.sequence, Generated(event.sequence.sample, site, request))
@@ -505,11 +511,6 @@ def request_of(body: Mapping[str, Any], slots: int, context_size: int) -> Reques
         logprobs=bool(body.get("n_probs")),
         ignore_eos=bool(body.get("ignore_eos")),
     )
-
-
-def refusal_text(error: CerebrumError) -> str:
-    """What the server says of a request that its samplers refuse."""
-    return "Failed to initialize samplers: failed to parse grammar" if isinstance(error, GrammarError) else str(error)
 
 
 def eos(engine: LocalEngine) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 from zlib import crc32
@@ -11,7 +11,7 @@ from asking import Reply, collect_replies, loaded
 from llama_server import LlamaServer
 from scripted_backend import END, Model, ScriptedBackend
 
-from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, SequenceId
+from cerebrum_cli.core.events import NoticeEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.endpoint import Endpoint
@@ -101,7 +101,3 @@ def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1,
     return Request(
         tuple(prompt.encode()), SamplingParams(**values), grammar, n, logprobs=logprobs, max_n=max_n, stream=stream
     )
-
-
-def refusals(events: Iterable[Event]) -> list[str]:
-    return [event.error.message for event in events if isinstance(event, RefusedEvent)]
