@@ -334,7 +334,6 @@ def test_remote_served_model_is_chosen_by_name() -> None:
     [
         (b'{"object":"list","data":[{"id":"x","object":"model","owned_by":"library"}]}', "is Ollama"),
         (b'{"object":"list","data":[{"id":"x","object":"model","owned_by":"organization_owner"}]}', "is LM Studio"),
-        (b'{"object":"list","data":[{"id":"x","object":"model","owned_by":"vllm"}]}', "is vLLM"),
         (b'{"object":"list","data":[{"id":"x"}]}', "unknown kind"),
         (b'{"data":[]}', "not a server of language models"),
         (b"[]", "not a server of language models"),
