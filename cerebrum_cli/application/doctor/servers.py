@@ -21,7 +21,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError
-from cerebrum_cli.engine.remote.llama_server import ServerInfo
+from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.probe import probe
 
 PROBE_TIMEOUT_S = 30.0
@@ -78,7 +78,7 @@ def _check_server(server: CheckedServer) -> CheckResult:
         problem = f"{server.endpoint.name} is not ready: {busy.reason}"
         return check_result("server", "", (problem, "other commands wait until it is; check it again then"))
     server.info = info
-    return check_result("server", f"{info.kind}, build {info.build}")
+    return check_result("server", f"{info.kind.name}, build {info.build}")
 
 
 def _check_served_model(server: CheckedServer) -> CheckResult | None:
