@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
@@ -19,7 +20,8 @@ from cerebrum_cli.engine.remote.engine import RemoteEngine
 from cerebrum_cli.engine.remote.pool import Patience
 from cerebrum_cli.engine.sequence import Request
 
-QUICK = Patience(silence=0.05, health=0.3, retries=(0.02,), busy=0.02, give_up=0.3)
+QUICK = Patience(silence=0.05, retries=(0.02,), busy=0.02)
+HASTY = replace(QUICK, health=0.2, give_up=0.3)
 CHARACTERS = ("a", "é", "日", "🙂", " ")
 
 
