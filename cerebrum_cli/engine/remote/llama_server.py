@@ -10,7 +10,7 @@ from cerebrum_cli.core.events import Timings
 from cerebrum_cli.engine.remote.client import Client, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask
+from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, text_of
 from cerebrum_cli.engine.sequence import Request
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
@@ -118,7 +118,7 @@ class LlamaServer:
                 return
             else:
                 tokens = tuple(int(token) for token in event.get("tokens", ()))
-                yield Part(tokens, str(event.get("content", "")), total=event.get("tokens_predicted"))
+                yield Part(tokens, text_of(event, "content"), total=event.get("tokens_predicted"))
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
         return ()
@@ -128,7 +128,7 @@ def _whole(reply: Mapping[str, Any]) -> Part:
     tokens = tuple(int(token) for token in reply.get("tokens", ()))
     has_all = len(tokens) == int(reply.get("tokens_predicted", len(tokens)))
     if not has_all:
-        return Part(text=str(reply.get("content", "")), end=_end(reply))
+        return Part(text=text_of(reply, "content"), end=_end(reply))
     return Part(tokens, logprobs=_logprobs(reply, tokens), end=_end(reply))
 
 

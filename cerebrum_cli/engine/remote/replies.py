@@ -9,7 +9,6 @@ from time import perf_counter
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, PromptEvent, SequenceId, Timings, TokenEvent
-from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.engine.remote.kind import End, Part
@@ -50,7 +49,7 @@ class RemoteSample:
             return
         if part.tokens or part.text:
             self.first_at = self.first_at or perf_counter()
-        yield from self._decode(part) if part.text is None else self._show_text(part, well_formed(part.text))
+        yield from self._decode(part) if part.text is None else self._show_text(part, part.text)
         if part.end:
             yield from self._end(part.end)
 

@@ -9,7 +9,7 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.engine.remote.client import Client, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE, LostServerError
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask
+from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, text_of
 from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # where the server does not report --max-running-requests
@@ -99,7 +99,7 @@ def _part(reply: Mapping[str, Any], seen: int) -> Part:
     total = int(meta["completion_tokens"])
     end = _end(meta, total) if meta.get("finish_reason") else None
     if ids is None:
-        return Part(text=str(reply.get("text", "")), total=total, end=end)
+        return Part(text=text_of(reply, "text"), total=total, end=end)
     start = seen if len(ids) == total else 0
     tokens = tuple(int(token) for token in ids[start:])
     scores = [score for score, *_ in meta.get("output_token_logprobs") or ()][-len(tokens) :] if tokens else []

@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.engine.remote.client import Client, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE, LostServerError
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask
+from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, text_of
 from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # vLLM's default of --max-num-seqs, which it does not report
@@ -99,7 +99,7 @@ def _part(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> 
     scores = (choice.get("logprobs") or {}).get("token_logprobs") or ()
     return Part(
         tokens,
-        None if ids is not None else str(choice.get("text", "")),
+        None if ids is not None else text_of(choice, "text"),
         tuple(scores) if len(scores) == len(tokens) else (),
         end=None if usage is None else _end(choice, usage),
     )
