@@ -324,9 +324,9 @@ def test_endpoint_url_may_have_a_version_and_a_slash(served: Served, form: str) 
         ("http://127.0.0.1:99999", "http://127.0.0.1:99999"),
         ("http://127.0.0.1:1?key=1", "not the URL of a server"),
         ("http://[::1", "http://[::1"),
-        ("localhost:8080", "no endpoint 'localhost:8080'"),
-        ("big", "no endpoint 'big'"),
-        ("", "no endpoint ''"),
+        ("localhost:8080", "unknown endpoint 'localhost:8080'"),
+        ("big", "unknown endpoint 'big'"),
+        ("", "unknown endpoint ''"),
     ],
 )
 def test_endpoint_url_is_checked(served: Served, url: str, part: str) -> None:
@@ -355,7 +355,7 @@ def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.Mo
     assert served.asked()[0]["model"] == "b.gguf"
     other = served.run_alone("ask", "--endpoint", "big", "--served-model-name", "a.gguf", "hi")
     assert (other.code, served.asked()[1]["model"]) == (0, "a.gguf")
-    assert_error(served.run_alone("ask", "--endpoint", "small", "hi"), 2, "no endpoint 'small'", "big")
+    assert_error(served.run_alone("ask", "--endpoint", "small", "hi"), 2, "unknown endpoint 'small'", "big")
 
 
 @pytest.mark.parametrize(

@@ -162,8 +162,14 @@ def _retry_after(response: httpx2.Response) -> float | None:
 
 def _reason(error: Exception) -> str:
     """The operating system's words for a network error, or else the error's own."""
+    import ssl
+
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"untrusted certificate: {cause.verify_message} (SSL_CERT_FILE names trusted ones)"
+        if isinstance(cause, ssl.SSLError):  # its number is not the operating system's
+            return f"no encrypted connection: {cause.reason}"
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or str(cause)
         cause = cause.__cause__ or cause.__context__

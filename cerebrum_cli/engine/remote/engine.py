@@ -30,7 +30,12 @@ from cerebrum_cli.engine.sequence import Request
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 
-CAPABILITIES = Capabilities(scores=False, prompt_cache=False, schedules_rows=True)
+CAPABILITIES = Capabilities(
+    scores=False,
+    prompt_cache=False,
+    schedules_rows=True,
+    larger_context="restart the server with a larger -c",
+)
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 
 
