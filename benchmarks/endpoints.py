@@ -5,9 +5,9 @@ Usage: python benchmarks/endpoints.py --data DIR [--only PART] [--runs N] [--row
 
 DIR contains gsm8k-200.jsonl, see benchmarks/batch.py. All parts use the starter, and a llama-server on loopback.
 
-texts     PROMPTS questions at temperature 0, each to `cerebrum ask` with the server and without. Both evaluate the whole
-          prompt in steps of as many tokens: with other steps, the last bits differ, and by chance tokens. The ids that
-          arrive at the server must be those of `--dry-run`, and their number the one that the server evaluates; the
+texts     PROMPTS questions at temperature 0, each to `cerebrum ask` with the server and without. Both evaluate the
+          whole prompt, in equal steps: with other steps, or after a prefix from a cache, log probabilities differ by up
+          to 0.2, and so do some texts. The ids that arrive at the server must be those of `--dry-run`, and their number the one that the server evaluates; the
           last question ends with special tokens, which are text. Where texts differ, the local model's two most likely
           tokens at the first difference are compared: the row counts differences that are no near tie, too.
 cache     A chat with the server: turns, a retry, an undo, and the reply to another question. Evaluated tokens are the
