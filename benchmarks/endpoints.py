@@ -7,9 +7,9 @@ DIR contains gsm8k-200.jsonl, see benchmarks/batch.py. All parts use the starter
 
 texts     PROMPTS questions at temperature 0, each to `cerebrum ask` with the server and without. Both evaluate the
           whole prompt, in equal steps: with other steps, or after a prefix from a cache, log probabilities differ by up
-          to 0.2, and so do some texts. The ids that arrive at the server must be those of `--dry-run`, and their number the one that the server evaluates; the
-          last question ends with special tokens, which are text. Where texts differ, the local model's two most likely
-          tokens at the first difference are compared: the row counts differences that are no near tie, too.
+          to 0.2, and so do some texts. The ids that arrive at the server must be those of `--dry-run`, and as many as
+          the server evaluates; the last question ends with special tokens, which are text. Where texts differ, the
+          local model's two most likely tokens at the first difference are compared.
 cache     A chat with the server: turns, a retry, an undo, and the reply to another question. Evaluated tokens are the
           prompt's tokens that the server did not take from its cache; new ones are those after the longest prefix in
           common with what it evaluated last, at least one, as llama.cpp needs it for logits. Then a reply whose ids do
