@@ -276,7 +276,7 @@ def test_remote_server_back_with_another_model_ends_everything() -> None:
 
 
 def engine_problems(engine: RemoteEngine) -> list[str]:
-    return [server.endpoint.url for server in engine._connected.servers if server.problem]
+    return [server.name for server in engine._connected.servers if server.problem]
 
 
 @pytest.mark.parametrize("status", [401, 403])
