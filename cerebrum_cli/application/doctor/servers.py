@@ -19,6 +19,7 @@ from cerebrum_cli.core.errors import EndpointError, ModelNotFound
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import raise_refusals
+from cerebrum_cli.engine.remote.client import one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError
 from cerebrum_cli.engine.remote.llama_server import ServerInfo
@@ -82,7 +83,7 @@ def _check_server(server: CheckedServer) -> CheckResult:
 
 
 def _check_served_model(server: CheckedServer) -> CheckResult | None:
-    return check_result("served_model", server.info.model) if server.info else None
+    return check_result("served_model", one_line(server.info.model)) if server.info else None
 
 
 def _check_context(server: CheckedServer) -> CheckResult | None:
