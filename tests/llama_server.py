@@ -19,8 +19,8 @@ from loopback import Loopback, is_left, reset
 from scripted_backend import END
 from waiting import TIMEOUT_S
 
-from cerebrum_cli.core.errors import CerebrumError, GrammarError
-from cerebrum_cli.core.events import FinishEvent, PromptEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.events import FinishEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local import LocalEngine
@@ -251,11 +251,19 @@ class _Exchange(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         site = self.server.site
         length = int(self.headers.get("Content-Length", 0))
-        body = json.loads(self.rfile.read(length)) if length else None
+        data = self.rfile.read(length)
+        if len(data) < length:  # the client has left
+            self.close_connection = True
+            return
+        body = json.loads(data) if length else None
         asked = Asked(self.path.partition("?")[0], self.headers.get("Authorization"), body)
         armed = site.add(asked)
         try:
             self._answer(asked, armed)
+            site.note(asked, is_answered=True)
+        except GrammarError:
+            error = invalid("Failed to initialize samplers: failed to parse grammar").error
+            self._send_json({"error": error}, 400)
             site.note(asked, is_answered=True)
         except Refused as refused:
             self._send_json({"error": refused.error}, refused.status, refused.headers)
@@ -310,8 +318,6 @@ class _Exchange(BaseHTTPRequestHandler):
             for event in completions:
                 if is_left(self.connection):
                     raise ConnectionAbortedError
-                if isinstance(event, RefusedEvent):
-                    raise invalid(refusal_text(event.error))
                 if not isinstance(event, PromptEvent | TokenEvent | FinishEvent):
                     continue
                 reply = replies.setdefault(event.sequence, Generated(event.sequence.sample, site, request))
@@ -392,6 +398,7 @@ class Generated:
         self._request = request
         self._decoder = getincrementaldecoder("utf-8")("replace")
         self._text = ""
+        self._unsent = ""
         self._tokens: list[int] = []
         self._probabilities: list[dict[str, Any]] = []
         self._finish: FinishEvent | None = None
@@ -419,16 +426,18 @@ class Generated:
         assert self._finish
         probabilities = {"completion_probabilities": self._probabilities}
         return {
-            **{"index": self._index, "content": self._text, "tokens": self._tokens},
+            "index": self._index,
+            "content": self._text,
+            "tokens": self._tokens,
             **self._ending(self._finish),
             **(probabilities if with_probabilities and self._site.has_logprobs else {}),
         }
 
     def _add(self, event: TokenEvent) -> Iterator[dict[str, Any]]:
         self._text += event.text
+        self._unsent += event.text
         if event.token is None:  # text held back until the end
-            if event.text:
-                yield self._part(event.text, [])
+            yield self._part(self._unsent, [])
             return
         self._tokens.append(event.token)
         piece = self._site.engine.vocabulary.piece(event.token)
@@ -436,7 +445,8 @@ class Generated:
         if self._decoder.getstate()[0]:
             return
         self._probabilities.append(self._probability(event.token, piece, event.logprob or 0.0))
-        yield self._part(event.text, [event.token])
+        yield self._part(self._unsent, [event.token])
+        self._unsent = ""
 
     def _part(self, text: str, tokens: list[int]) -> dict[str, Any]:
         return {
@@ -503,11 +513,6 @@ def request_of(body: Mapping[str, Any], slots: int, context_size: int) -> Reques
         logprobs=bool(body.get("n_probs")),
         ignore_eos=bool(body.get("ignore_eos")),
     )
-
-
-def refusal_text(error: CerebrumError) -> str:
-    """What the server says of a request that its samplers refuse."""
-    return "Failed to initialize samplers: failed to parse grammar" if isinstance(error, GrammarError) else str(error)
 
 
 def eos(engine: LocalEngine) -> int:

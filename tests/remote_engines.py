@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
@@ -11,7 +12,7 @@ from asking import Reply, collect_replies, loaded
 from llama_server import LlamaServer
 from scripted_backend import END, Model, ScriptedBackend
 
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, PromptEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import NoticeEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.endpoint import Endpoint
@@ -19,7 +20,8 @@ from cerebrum_cli.engine.remote.engine import RemoteEngine
 from cerebrum_cli.engine.remote.pool import Patience
 from cerebrum_cli.engine.sequence import Request
 
-QUICK = Patience(silence=0.05, health=0.3, retries=(0.02,), busy=0.02, give_up=0.3)
+QUICK = Patience(silence=0.05, retries=(0.02,), busy=0.02)
+HASTY = replace(QUICK, health=0.2, give_up=0.3)
 CHARACTERS = ("a", "é", "日", "🙂", " ")
 
 
@@ -98,8 +100,6 @@ def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1,
     values = {"max_tokens": 40, "seed": 1, **params}
     logprobs = values.pop("logprobs", False)
     grammar = values.pop("grammar", None)
-    return Request(tuple(prompt.encode()), SamplingParams(**values), grammar, n, logprobs=logprobs, max_n=max_n, stream=stream)
-
-
-def refusals(events: Iterable[Event]) -> list[str]:
-    return [event.error.message for event in events if isinstance(event, RefusedEvent)]
+    return Request(
+        tuple(prompt.encode()), SamplingParams(**values), grammar, n, logprobs=logprobs, max_n=max_n, stream=stream
+    )

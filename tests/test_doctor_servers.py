@@ -80,10 +80,9 @@ def test_doctor_groups_results_by_server(new_user: CommandLine, server: LlamaSer
 @pytest.mark.parametrize(
     ("state", "status", "detail", "hint"),
     [
-        ({"owner": "library"}, "failure", "is Ollama, which is not supported", "use llama-server"),
-        ({"owner": "organization_owner"}, "failure", "is LM Studio, which", "use llama-server"),
-        ({"owner": "vllm"}, "failure", "is vLLM, which", "use llama-server"),
-        ({"owner": "me"}, "failure", "is a server of an unknown kind", "use llama-server"),
+        ({"owner": "library"}, "failure", "is Ollama, which is not supported", "llama-server"),
+        ({"owner": "organization_owner"}, "failure", "is LM Studio, which", "llama-server"),
+        ({"owner": "me"}, "failure", "is a server of an unknown kind", "llama-server"),
         ({"key": KEY}, "failure", "requires an API key", "CEREBRUM_API_KEY"),
         ({"is_loading": True}, "warning", "is not ready: Loading model", "check it again then"),
         ({"models": ("a", "b")}, "failure", "serves several models", "--served-model-name: a, b"),

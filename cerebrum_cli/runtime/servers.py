@@ -44,8 +44,8 @@ def find_endpoint(runtime: Runtime, text: str, options: ServerOptions) -> Endpoi
     elif is_url(text):
         url, served_model, key = parse_url(text), options.served_model_name, environment(KEY_VARIABLE)
     else:
-        known = f"config.toml has {', '.join(tables)}" if tables else f"add [endpoints.{text}] to config.toml"
-        raise UsageError(f"no endpoint {text!r}", f"{known}; or give a URL like http://localhost:8080")
+        known = f"config.toml has {', '.join(tables)}" if tables else "config.toml has no table [endpoints.NAME]"
+        raise UsageError(f"unknown endpoint {text!r}", f"{known}; a URL begins with http:// or https://")
     return Endpoint(text if text in tables else url, url, key, served_model, options.allow_http_key)
 
 

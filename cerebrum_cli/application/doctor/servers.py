@@ -22,7 +22,7 @@ from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.remote.client import one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError
-from cerebrum_cli.engine.remote.llama_server import ServerInfo
+from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.probe import probe
 
 PROBE_TIMEOUT_S = 30.0
@@ -79,7 +79,7 @@ def _check_server(server: CheckedServer) -> CheckResult:
         problem = f"{server.endpoint.name} is not ready: {busy.reason}"
         return check_result("server", "", (problem, "other commands wait until it is; check it again then"))
     server.info = info
-    return check_result("server", f"{info.kind}, build {info.build}")
+    return check_result("server", f"{info.kind.name}, build {info.build}")
 
 
 def _check_served_model(server: CheckedServer) -> CheckResult | None:
@@ -134,7 +134,8 @@ def _check_reply(server: CheckedServer) -> CheckResult | None:
     if finish.reason == "cancelled":
         problem = f"stopped after {REPLY_TIMEOUT_S:g} s"
         return check_result("reply", detail, (problem, "the server is slow, or busy with others: check its log"))
-    notice = None if finish.reason == "length" else reply_notice(reply)  # the limit is that of this check
+    is_cut = finish.reason == "length"  # by the limit of this check
+    notice = None if is_cut else reply_notice(reply, server.responder.larger_context)
     return check_result("reply", detail, *([(notice.message, notice.hint)] if notice else []))
 
 

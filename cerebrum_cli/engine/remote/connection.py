@@ -41,7 +41,7 @@ class Connection:
     @property
     def samples_per_request(self) -> int:
         """Number of samples that any of the servers takes in one request."""
-        return min(server.info.slots for server in self.servers)
+        return min(server.info.max_samples for server in self.servers)
 
     def submit(self, jobs: Sequence[Job], scope: CancelScope) -> None:
         """Submit jobs, unless their scope is cancelled by the time that they arrive."""

@@ -23,14 +23,20 @@ from cerebrum_cli.engine.remote.completions import RemoteCompletions
 from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, no_server_error
-from cerebrum_cli.engine.remote.llama_server import ServerInfo, describe, tokenize
+from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.pool import Patience, Pool, Server
+from cerebrum_cli.engine.remote.recognition import describe, tokenize
 from cerebrum_cli.engine.sequence import Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 
-CAPABILITIES = Capabilities(scores=False, prompt_cache=False, schedules_rows=True)
+CAPABILITIES = Capabilities(
+    scores=False,
+    prompt_cache=False,
+    schedules_rows=True,
+    larger_context="restart the server with a larger -c",
+)
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 
 
@@ -201,7 +207,7 @@ class RemoteEngine:
             opened.pop_all()
         for name, reason in lost.items():
             self._loading.emit(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
-        return Pool(servers, self.vocabulary, self._reopen, self._patience)
+        return Pool(servers, self._reopen, self._patience)
 
     async def _open(self, endpoint: Endpoint, client: Client) -> ServerInfo:
         """Wait until a server has loaded its model, and check its vocabulary."""

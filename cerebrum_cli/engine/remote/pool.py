@@ -7,28 +7,24 @@ asked again elsewhere, with the same seed; a lost server is tried again with gro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, RefusedEvent
-from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.remote.client import Client, RequestError
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import (
+    DAMAGE,
     BusyServerError,
     LostServerError,
     RefusedRequestError,
     no_server_error,
 )
-from cerebrum_cli.engine.remote.llama_server import (
-    ServerInfo,
-    completion_body,
-    raise_stream_error,
-    refusal,
-)
+from cerebrum_cli.engine.remote.kind import NOT_FOUND, ServerInfo, raise_stream_error, refusal
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Failure
 
@@ -88,6 +84,7 @@ class Server:
     problem: str | None = None
     is_busy: bool = False
     generated: int = 0  # tokens
+    noted: set[tuple[str, str]] = field(default_factory=set)  # differences that were reported
     window: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,12 +108,10 @@ class Pool:
     def __init__(
         self,
         servers: Sequence[Server],
-        vocabulary: Vocabulary,
         reconnect: Callable[[Server], Any],
         patience: Patience,
     ) -> None:
         self.servers = servers
-        self._vocabulary = vocabulary
         self._reconnect = reconnect
         self._patience = patience
         self._waiting: deque[Job] = deque()
@@ -253,26 +248,29 @@ class Pool:
         for each in job.samples:
             each.restart(server.info.context_size)
             job.emit(PromptEvent(each.id, 0, len(request.prompt_tokens)))
-        body = completion_body(request, server.info.model, sample.seed, len(job.samples))
+        for difference in server.info.kind.differences(request, server.info):
+            if difference not in server.noted:
+                server.noted.add(difference)
+                job.emit(NoticeEvent(*difference))
+        body = server.info.kind.completion_body(request, server.info, sample.seed, len(job.samples))
         try:
             if request.stream:
                 await self._receive_stream(job, server, body)
             else:
                 await self._receive_replies(job, server, body)
         except RequestError as error:
-            raise RefusedRequestError(refusal(error, request, server.endpoint.name)) from error
+            refused = refusal(error, request, server.endpoint.name)
+            raise refused if error.status == NOT_FOUND else RefusedRequestError(refused) from error
+        except DAMAGE as error:
+            raise LostServerError("damaged reply") from error
 
     async def _receive_replies(self, job: Job, server: Server, body: dict[str, Any]) -> None:
         """Wait for whole replies, however long they take while the server is healthy."""
-        answer = await self._while_healthy(server, server.client.post("/completion", body))
-        replies = answer if isinstance(answer, list) else [answer]
-        try:
-            if len(replies) != len(job.samples):
-                raise LostServerError(f"{len(replies)} replies instead of {len(job.samples)}")
-            ordered = sorted(replies, key=lambda reply: reply["index"])
-            events = [list(sample.add_reply(reply)) for sample, reply in zip(job.samples, ordered, strict=True)]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LostServerError("damaged reply") from error
+        kind = server.info.kind
+        replies = kind.read_replies(await self._while_healthy(server, server.client.post(kind.completion_path, body)))
+        if len(replies) != len(job.samples) or not all(reply.end for reply in replies):
+            raise LostServerError(f"{len(replies)} replies instead of {len(job.samples)}")
+        events = [list(sample.add(reply)) for sample, reply in zip(job.samples, replies, strict=True)]
         for sample, each in zip(job.samples, events, strict=True):
             server.generated += sample.tokens
             for event in each:
@@ -281,22 +279,22 @@ class Pool:
     async def _receive_stream(self, job: Job, server: Server, body: dict[str, Any]) -> None:
         """Pass on the parts of a reply as they arrive."""
         [sample] = job.samples
-        chunks = server.client.stream("/completion", body)
-        is_finished = False
-        try:
-            while not is_finished:
-                chunk = await self._while_healthy(server, anext(chunks))
-                raise_stream_error(chunk, sample.request, server.endpoint.name)
-                for event in sample.add_chunk(chunk):
-                    job.has_output = job.has_output or not isinstance(event, PromptEvent)
-                    job.emit(event)
-                is_finished = bool(chunk.get("stop"))
-        except StopAsyncIteration as error:
-            raise LostServerError("the reply ends in the middle") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LostServerError("damaged reply") from error
-        finally:
-            await chunks.aclose()  # type: ignore[attr-defined]
+        kind = server.info.kind
+        async with contextlib.aclosing(server.client.stream(kind.completion_path, body)) as answers:
+
+            async def checked() -> AsyncIterator[dict[str, Any]]:
+                async for answer in answers:
+                    raise_stream_error(answer, sample.request, server.endpoint.name)
+                    yield answer
+
+            parts = kind.read_stream(checked())
+            try:
+                while not sample.is_finished:
+                    for event in sample.add(await self._while_healthy(server, anext(parts))):
+                        job.has_output = job.has_output or not isinstance(event, PromptEvent)
+                        job.emit(event)
+            except StopAsyncIteration as error:
+                raise LostServerError("the reply ends in the middle") from error
         server.generated += sample.tokens
 
     async def _while_healthy(self, server: Server, work: Any) -> Any:
