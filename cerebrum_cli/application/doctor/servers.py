@@ -128,7 +128,7 @@ def _check_reply(server: CheckedServer) -> CheckResult | None:
     events = server.responder.respond(Conversation().user(QUESTION), server.settings)
     server.reply = reply = _collect(server.responder, events)
     finish = reply.finish
-    text = " ".join((reply.text or reply.reasoning or "").split())
+    text = one_line(reply.text or reply.reasoning or "")
     shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
     detail = f"{QUESTION} {shown} (prompt {finish.prompt_tokens} tokens, reply {finish.completion_tokens})"
     if finish.reason == "cancelled":
