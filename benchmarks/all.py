@@ -49,6 +49,7 @@ BENCHMARKS = (
     Benchmark("chat", MT_BENCH, measures_shape=True),
     Benchmark("rendering"),
     Benchmark("batch", GSM8K, measures_shape=True),
+    Benchmark("large_batch"),
     Benchmark("votes", GSM8K, measures_shape=True),
     Benchmark("drafts", GSM8K, measures_shape=True),
     Benchmark("scores"),

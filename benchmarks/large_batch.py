@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -85,8 +86,8 @@ def resume_row(label: str, source: Path, output: Path, rows: int) -> Row:
         assert killed.stdout is not None
         before = [json.loads(killed.stdout.readline()) for _ in range(PARTS)][-1]
         killed.kill()
-    partial = output_paths(output).partial.read_bytes()
-    written = partial.count(b"\n")
+    with output_paths(output).partial.open("rb") as lines:
+        written = sum(line.endswith(b"\n") for line in lines)
     start = time.perf_counter()
     with process(child(source, output, "second")) as resumed:
         assert resumed.stdout is not None
@@ -94,9 +95,10 @@ def resume_row(label: str, source: Path, output: Path, rows: int) -> Row:
         seconds = time.perf_counter() - start
         others += resumed.stdout.readlines()
     answered = json.loads(others[-1])["done"] - json.loads(first)["done"]
-    names = [json.loads(line)["text"].partition(":")[0] for line in output.open("rb")]
-    if (len(names), names.count("first"), names.count("second")) != (rows, written, rows - written):
-        raise RuntimeError(f"of {written} rows written first, {names.count('first')} are left in {len(names)}")
+    with output.open("rb") as lines:
+        names = Counter(json.loads(line)["text"].partition(":")[0] for line in lines)
+    if names != {"first": written, "second": rows - written}:
+        raise RuntimeError(f"{written} of {rows} rows were written first, but the result has {dict(names)}")
     if answered != rows - written:
         raise RuntimeError(f"{answered} rows were answered again, not {rows - written}")
     ratio = seconds / before["seconds"]
@@ -141,7 +143,7 @@ def answer_file(source: Path, output: Path, name: str) -> None:
 
     options = BatchOptions(Settings())
     responder: Any = SimulatedResponder(f"{name}: {TEXT}")
-    with open_input(source) as file:
+    with closing(open_input(source)) as file:
         rows = read_rows(file, "jsonl")
         with closing(open_journal(output, {"input": rows.sha256}, result_rows(rows))) as result:
             for event in answer_rows(responder, rows, options, result, in_order=False):
@@ -156,6 +158,7 @@ class SimulatedResponder:
     """Answers every prompt with the same text; a token is a byte."""
 
     schedules_rows = False
+    larger_context = ""
 
     def __init__(self, text: str) -> None:
         self._text = text

@@ -18,7 +18,8 @@ FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",),
 
 def rows_in(data: bytes | str, shape: Shape = "txt", **options: Any) -> tuple[Row, ...]:
     """All rows of an input."""
-    with spool_input(io.BytesIO(data.encode() if isinstance(data, str) else data), "it") as source:
+    stream = io.BytesIO(data.encode() if isinstance(data, str) else data)
+    with contextlib.closing(spool_input(stream.read, "it")) as source:
         rows = read_rows(source, shape, **options)
         return tuple(rows[position] for position in range(len(rows)))
 

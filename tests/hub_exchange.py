@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-import socket
-import struct
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
-from threading import Condition, Event, Lock, Thread, current_thread
+from threading import Condition, Event, Lock
 from typing import Any, Literal, Protocol
+
+from loopback import Loopback, is_left, reset
 
 Part = Literal["api", "resolve", "cdn", "other"]
 Headers = tuple[tuple[str, str], ...]
@@ -23,7 +21,6 @@ Moment = int | Literal["request"]  # so many bytes of the body have been sent; o
 Step = tuple[Literal["send", "flip", "hang", "cut"], int, int]
 
 BLOCK = 256 * 1024
-LINGER_ZERO = struct.pack("ii", 1, 0)  # closing a socket so set sends RST
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,51 +237,13 @@ class Site(Protocol):
     def reply(self, request: Request) -> Reply: ...
 
 
-class Listener(ThreadingHTTPServer):
-    """One port. A thread serves each connection; stopping closes the connections and waits for their threads."""
-
-    request_queue_size = 128
+class Listener(Loopback):
+    """One port of a site."""
 
     def __init__(self, site: Site, part: Callable[[str], Part]) -> None:
-        super().__init__(("127.0.0.1", 0), _Exchange)
+        super().__init__(_Exchange)
         self.site = site
         self.part = part
-        self.bugs: list[BaseException] = []
-        self._connections: dict[Thread, socket.socket] = {}
-        self._lock = Lock()
-        self._accepting = Thread(target=self.serve_forever, args=(0.02,), daemon=True)
-
-    def start(self) -> None:
-        self._accepting.start()
-
-    def stop(self) -> None:
-        self.shutdown()
-        self._accepting.join()
-        self.server_close()
-        with self._lock:
-            connections = dict(self._connections)
-        for thread, connection in connections.items():
-            with suppress(OSError):  # the client may have left
-                connection.shutdown(socket.SHUT_RDWR)
-            thread.join()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        thread = Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
-        with self._lock:
-            self._connections[thread] = request
-        thread.start()
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            with self._lock:
-                del self._connections[current_thread()]
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        error = sys.exception()
-        if error is not None and not isinstance(error, ConnectionError):
-            self.bugs.append(error)
 
 
 class _Exchange(BaseHTTPRequestHandler):
@@ -351,15 +310,13 @@ class _Exchange(BaseHTTPRequestHandler):
     def _hang(self, armed: Armed) -> None:
         """Wait until the test lets go; if the client leaves before, or the Hub closes, so does the connection."""
         while not armed.released.wait(0.01):
-            with suppress(BlockingIOError):
-                if not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                    raise ConnectionAbortedError
+            if is_left(self.connection):
+                raise ConnectionAbortedError
 
     def _cut(self, fault: Fault) -> None:
         self.close_connection = True
         if fault.reset:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
-            self.connection.close()
+            reset(self.connection)
 
 
 def opened(source: bytes | Path) -> io.BytesIO | io.BufferedReader:

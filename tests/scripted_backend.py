@@ -157,6 +157,10 @@ class ScriptedBackend:
         )
 
     @property
+    def size(self) -> int:
+        return FIRST_WORD + len(self.words)
+
+    @property
     def longest_token(self) -> int:
         return max((len("<mark>"), *map(len, self.words)))
 

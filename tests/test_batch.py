@@ -506,7 +506,7 @@ def test_output_of_other_settings_is_refused(runner: BatchRunner) -> None:
         assert done.err.startswith(f"error: {output} was made with ") and difference in done.err
         assert done.err.endswith("hint: use --restart to replace it, or choose another -o\n")
     runner.write("in.txt", "a\nc\n")
-    assert "another input (" in runner.run(source, "-o", output, "-n", "9").err
+    assert "another input\n" in runner.run(source, "-o", output, "-n", "9").err
     assert len(runner.backends) == 1
     assert runner.run(source, "-o", output, "-n", "9", "--restart").code == 0
     assert [each["prompt"] for each in parse_lines(output.read_text())] == ["a", "c"]

@@ -1,4 +1,4 @@
-"""Progress of batches and votes at a real terminal, which is erased at the end."""
+"""Progress of batches, evaluations and votes at a real terminal, which is erased at the end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import CommandLine
+from nano.measure import MODEL_FILE
 from person import OpenTerminal, Person
 from rich.cells import cell_len
 from scripted_command import SCRIPTED
@@ -83,6 +85,47 @@ def test_batch_bar_truncates_no_number_in_a_narrow_window(start: OpenTerminal, t
     assert "…" not in person.output
     assert " ".join(person.screen.lines).startswith("40 of 40 done, 1 failed, 858")
     assert [json.loads(line)["id"] for line in (tmp_path / "answers").read_text().splitlines()] == list(range(1, 41))
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        (34, r" ?\d+/40 accuracy 0\.\d{3} \d:\d\d left"),
+        (80, r" ?\d+/40 (\S*━\S* )?accuracy 0\.\d{3} \(0\.\d{3} to \d\.\d{3}\), \d+% no answer \d:\d\d left"),
+        (110, r" ?\d+/40 ━\S* accuracy 0\.\d{3} \(0.\d{3} to \d.\d{3}\), \d+% no answer .*\d:\d\d left"),
+    ],
+)
+def test_evaluation_bar_shows_what_fits(start: OpenTerminal, tmp_path: Path, columns: int, text: str) -> None:
+    (tmp_path / "in.jsonl").write_text('{"question": "q", "answer": 5}\n' * 40)
+    script = {"seeds": ["the answer is 5.", "a reply of some length"], "pause": 0.001}
+    person = start(script, "eval", "in.jsonl", "--samples", "2", "--parallel", "4", size=(columns, 30))
+    person.wait_for("accuracy 0.")
+    person.wait_for(" left")
+    assert re.fullmatch(text, person.screen.lines[0])
+    assert person.end() == 0
+    assert "…" not in person.output
+
+
+def test_narrow_comparison_names_both_runs(open_terminal: OpenTerminal, new_user: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"question": "What is 3 plus 4?", "answer": 7}\n')
+    for run in ("eight-bit.jsonl", "four-bit.jsonl"):
+        assert new_user.run("eval", tmp_path / "in.jsonl", "-m", MODEL_FILE, "-o", tmp_path / run).code == 0
+    argv = (sys.executable, "-m", "cerebrum_cli", "runs", "compare", "eight-bit.jsonl", "four-bit.jsonl")
+    person = open_terminal(*argv, size=(44, 24))
+    assert person.end() == 0
+    assert "accuracy of eight-bit" in person.screen.lines[1] and "accuracy of four-bit" in person.screen.lines[2]
+    verdict = "no significant difference: 1 question is too few to detect any"
+    assert verdict.split() == " ".join(person.screen.lines[-2:]).split()
+
+
+def test_notice_erases_the_bar_of_an_evaluation(start: OpenTerminal, tmp_path: Path) -> None:
+    questions = ["q", "too long " * 40, "r"]
+    rows = (json.dumps({"question": question, "answer": 5}) + "\n" for question in questions)
+    (tmp_path / "in.jsonl").write_text("".join(rows))
+    person = start({**QUICK, "context": 200}, "eval", "in.jsonl")
+    assert person.end() == 6
+    assert person.screen.lines[0].startswith("note: question 2 skipped: the prompt has ")
+    assert any(line.startswith("3 of 3 questions done, accuracy 0.000 (") for line in person.screen.lines)
 
 
 def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: OpenTerminal, tmp_path: Path) -> None:

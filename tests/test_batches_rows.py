@@ -10,6 +10,7 @@ import os
 import tempfile
 import threading
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -423,7 +424,7 @@ INPUTS: list[tuple[Shape, str]] = [
 def test_rows_are_read_in_any_order(tmp_path: Path, shape: Shape, text: str) -> None:
     (tmp_path / "in").write_bytes(text.encode())
     expected = rows_in(text, shape)
-    with open_input(tmp_path / "in") as source:
+    with closing(open_input(tmp_path / "in")) as source:
         rows = read_rows(source, shape)
         assert rows.sha256 == hashlib.sha256(text.encode()).hexdigest()
         for position in (*reversed(range(len(rows))), *range(len(rows))):
@@ -432,7 +433,7 @@ def test_rows_are_read_in_any_order(tmp_path: Path, shape: Shape, text: str) -> 
 
 
 def test_rows_take_8_bytes_each() -> None:
-    with spool_input(io.BytesIO(b"Why?\n" * 100_000), "it") as source:
+    with closing(spool_input(io.BytesIO(b"Why?\n" * 100_000).read, "it")) as source:
         tracemalloc.start()
         try:
             before, _ = tracemalloc.get_traced_memory()
@@ -458,7 +459,7 @@ def test_input_is_read_from_a_file_or_a_pipe(tmp_path: Path, name: str) -> None:
     writer.start()
     if name == "in.txt":
         writer.join()
-    with open_input(path) as source:
+    with closing(open_input(path)) as source:
         rows = read_rows(source, "txt")
         assert [rows[at].prompt for at in (19_999, 0)] == ["question 19999", "question 0"]
     writer.join()
@@ -467,7 +468,7 @@ def test_input_is_read_from_a_file_or_a_pipe(tmp_path: Path, name: str) -> None:
 def test_pipe_that_does_not_fit_names_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(BatchError) as caught:
-        spool_input(io.BytesIO(b"a"), "standard input")
+        spool_input(io.BytesIO(b"a").read, "standard input")
     assert caught.value.message.startswith(f"standard input cannot be copied to {tmp_path / 'nowhere'}: No such file")
     assert "TMPDIR" in caught.value.hint
 
@@ -476,7 +477,7 @@ def test_pipe_that_does_not_fit_names_the_directory(tmp_path: Path, monkeypatch:
 def test_input_that_changes_is_an_error(tmp_path: Path, change: str) -> None:
     path = tmp_path / "in.txt"
     path.write_text("a\nb\n")
-    with open_input(path) as source:
+    with closing(open_input(path)) as source:
         rows = read_rows(source, "txt")
         if change == "append":
             path.write_text("a\nb\nc\n")
@@ -490,7 +491,7 @@ def test_input_that_changes_is_an_error(tmp_path: Path, change: str) -> None:
 def test_input_that_is_replaced_is_read_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "in.txt"
     path.write_text("a\nb\n")
-    with open_input(path) as source:
+    with closing(open_input(path)) as source:
         rows = read_rows(source, "txt")
         (tmp_path / "new").write_text("c\nd\n")
         (tmp_path / "new").replace(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from nano.measure import MODEL_FILE
 from nano.questions import held_out
 from pyarrow import parquet
 
+from cerebrum_cli.core.events import SHOWN_ERRORS
 from cerebrum_cli.evals.sample import SAMPLE_KEYS
 from cerebrum_cli.evals.selection import MAX_SAMPLES
 
@@ -91,15 +93,14 @@ def test_larger_limit_and_samples_extend_a_run(command: CommandLine, sums: Path,
     first = samples_of(run)
     assert record_of(run)["notes"]["timed_samples"] == 20
     seconds = record_of(run)["notes"]["seconds"]
-    assert "40 of 40 done, accuracy" in run_eval(command, sums, *sampled, run).err
+    assert "40 of 40 questions done, accuracy" in run_eval(command, sums, *sampled, run).err
     assert samples_of(run)[:20] == first
     assert record_of(run)["notes"]["timed_samples"] == 40
     assert record_of(run)["notes"]["seconds"] > seconds
     assert run_eval(command, sums, "--samples", "3", *sampled, run).object["samples"] == 3
     assert record_of(run)["notes"]["timed_samples"] == 120
     done = run_eval(command, sums, "--samples", "3", *sampled, whole)
-    assert f"120 of 120 done, accuracy {done.object['accuracy']:.3f} (" in done.err
-    assert ", 40 questions complete, " in done.err
+    assert f"40 of 40 questions done, accuracy {done.object['accuracy']:.3f} (" in done.err
     assert [sample["text"] for sample in samples_of(run)] == [sample["text"] for sample in samples_of(whole)]
     assert len({sample["seed"] for sample in samples_of(run)}) == 120
 
@@ -187,15 +188,17 @@ def test_bad_rows_are_named_and_not_counted(command: CommandLine, tmp_path: Path
     assert (done.code, "more lines skipped" in done.err) == (6, True)
     assert ["invalid", "rows", "12"] in [line.split() for line in done.out.splitlines()]
     assert f"line 13 of {many}" not in done.err
+    assert all(line.strip() for line in done.err.splitlines())
 
 
 def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) -> None:
-    rows = [{"question": "What is 3 plus 4?", "answer": 7}, {"question": "What is 3 plus 4? " * 500, "answer": 7}]
-    source = write_questions(tmp_path / "few.jsonl", rows)
+    too_long = [{"question": "What is 3 plus 4? " * count, "answer": 7} for count in range(500, 505)]
+    source = write_questions(tmp_path / "few.jsonl", [{"question": "What is 3 plus 4?", "answer": 7}, *too_long])
     done = run_eval(command, source, "--ctx", "256", "-o", tmp_path / "run.jsonl")
     assert done.code == 6
-    assert (done.object["n"], done.object["skipped"]) == (1, 1)
-    assert "question 2 skipped: the prompt has" in done.err
+    assert (done.object["n"], done.object["skipped"]) == (1, 5)
+    assert done.err.count(" skipped: the prompt has") == SHOWN_ERRORS
+    assert re.search(r"\n6 of 6 questions done, accuracy \d.\d{3} \(.*\), 5 skipped", done.err)
     assert "samples skipped" in command.run("runs", "show", tmp_path / "run.jsonl").out
 
 
@@ -258,6 +261,8 @@ def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Pa
     other = ("--preset", "cerebrum-7b", "--offline", "--temperature", "0.5", "-o", tmp_path / "other.jsonl")
     assert run_eval(command, "math500", *other).code == 0
     assert record_of(tmp_path / "other.jsonl")["fingerprint"]["temperature"] == 0.5
+    shown = command.run("runs", "show", tmp_path / "other.jsonl").err
+    assert "not the preset's condition: temperature 0.5 instead of 0\n" in shown
 
 
 def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
@@ -301,6 +306,20 @@ def test_smaller_run_is_refused_and_restart_replaces_it(command: CommandLine, su
     assert (refused.code, refused.err.splitlines()[0]) == (1, f"error: {run} already has more samples (64, now 2)")
     smaller = run_eval(command, sums, "--samples", "2", "--limit", "3", "--restart", "-o", run)
     assert (smaller.object["n"], smaller.object["samples"], len(samples_of(run))) == (3, 2, 6)
+
+
+def test_pattern_that_takes_too_long_is_named(command: CommandLine, tmp_path: Path) -> None:
+    endless, run = r"(\w|\W|.)+#$", tmp_path / "run.jsonl"
+    answers = (endless, r"\d", r"answer is \d")
+    rows = [{"question": turns[0], "answer": answer} for (turns, _), answer in zip(held_out(), answers, strict=False)]
+    source = write_questions(tmp_path / "patterns.jsonl", rows)
+    done = run_eval(command, source, "--match", "regex", "-o", run)
+    assert (done.code, done.object["n"]) == (0, 3), done.err
+    assert (done.object["accuracy"], done.object["no_answer"]) == pytest.approx((2 / 3, 1 / 3))
+    assert f"question 1: the search for {endless} took over 2 seconds" in done.err
+    [late] = [sample for sample in samples_of(run) if sample["gold"] == endless]
+    assert late["text"] and late["answer"] is None and not late["correct"]
+    assert command.run("runs", "show", run, "--rescore", "--json").object["no_answer"] == pytest.approx(1 / 3)
 
 
 def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path: Path) -> None:
@@ -359,6 +378,8 @@ def test_several_samples_need_a_temperature(command: CommandLine, sums: Path, tm
         (("none.jsonl",), "none.jsonl: No such file or directory"),
         (("x" * 300,), "unknown task 'xxx"),
         (("humaneval",), "this task runs programs that the model writes"),
+        (("humaneval", "--run-code", "--match", "exact"), "--match has no effect on humaneval"),
+        (("gsm8k", "--run-code"), "--run-code applies only to humaneval"),
         (("gsm8k", "--answer-field", "a"), "--answer-field applies only to question files"),
         (("gsm8k", "--samples", "0"), "--samples is 0"),
         (("gsm8k", "--samples", f"{MAX_SAMPLES + 1}"), f"--samples is {MAX_SAMPLES + 1}"),
@@ -383,6 +404,8 @@ def test_runs_are_stored_listed_shown_compared_and_deleted(command: CommandLine,
     names = sorted(row["name"] for row in rows)
     assert len(names) == 2
     assert sorted(row["n"] for row in rows) == [10, 12]
+    assert problem(command.run("runs", "show", names[0], "--plot", "plot.gif")).startswith("error: --plot plot.gif")
+    assert problem(command.run("runs", "show", names[0], "--run-code")) == "error: --run-code without --rescore"
     shown = command.run("runs", "show", names[0])
     assert shown.code == 0
     assert "accuracy" in shown.out and "95% interval" in shown.out

@@ -188,6 +188,12 @@ def test_questions_without_a_good_row_are_refused(data: bytes, problem: str) -> 
     assert caught.value.hint
 
 
+def test_template_that_fits_no_row_is_refused() -> None:
+    with pytest.raises(UsageError, match="no question can be scored; line 1: the prompt is blank") as caught:
+        read_questions(parse_lines(b'{"answer": 1}'), render=lambda _: " ")
+    assert caught.value.hint and caught.value.hint.startswith("check the template")
+
+
 def test_selection_is_a_prefix_of_a_larger_one() -> None:
     questions = [Question(index, index + 1, "?", "2") for index in range(400)]
     chosen = select(questions, 400)

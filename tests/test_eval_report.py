@@ -182,14 +182,14 @@ def test_score_counts_questions_with_all_their_samples() -> None:
     assert (score.done, score.total, score.questions, score.accuracy) == (3, 6, 1, 0.5)
     score.add(sample(1, 0, "7"))
     assert (score.questions, score.accuracy, score.interval) == (2, 0.75, interval_of([0.5, 1.0]))
-    assert score.event == ScoreEvent(4, 6, 2, 0.75, interval_of([0.5, 1.0]), 0.0, 0.0, 0)
+    assert score.event == ScoreEvent(4, 6, 2, 3, 0.75, interval_of([0.5, 1.0]), 0.0, 0.0, 0)
 
 
 def test_score_shares_excludes_skipped_samples() -> None:
     score = RunningScore(questions=5, samples=1)
     for each in (sample(1, 0, "7"), sample(2, 0, None), sample(3, 0, None, "length"), sample(4, 0, None, SKIPPED)):
         score.add(each)
-    assert (score.done, score.skipped, score.questions) == (4, 1, 3)
+    assert (score.done, score.skipped, score.questions, score.accuracy) == (4, 1, 4, 1 / 3)
     assert (score.no_answer, score.cut_off) == (1 / 3, 1 / 3)
     score.add(replace(sample(5, 0, None), correct=True))  # marked by its text
     assert score.no_answer == 1 / 4

@@ -40,7 +40,7 @@ def test_presets_of_cerebrum_have_no_figures(name: str) -> None:
     preset = find_preset(name)
     assert all(find_task(condition.task) for condition in preset.conditions)
     assert all(published(preset, task.name) == () for task in TASKS)
-    assert "images" in preset.note
+    assert all("images" in condition.note for condition in preset.conditions)
 
 
 def test_presets_set_what_the_cards_state() -> None:

@@ -165,6 +165,11 @@ def test_lm_eval_refuses_what_it_cannot_run(command: CommandLine, tasks: Path, t
         " hint: use --gen-kwargs NAME=VALUE,...",
     ]
     assert refused("choices", "--samples", "4")[0] == "error: --samples has no effect on the tasks of lm-eval"
+    assert refused("choices", "--system", "Hi")[0].endswith("--system has no effect without --apply-chat-template")
+    assert refused("choices", "-o", "-")[0] == "error: -o is `-`, but the results are a file"
+    (tmp_path / "old.json").write_text("mine")
+    assert refused("choices", "-o", tmp_path / "old.json")[0].endswith("old.json already exists")
+    assert refused("humaneval", "--offline")[0] == "error: humaneval would run code that the model writes"
     assert refused("choices", "--log-samples")[1] == " hint: add -o RESULTS.json"
     assert refused("choices", "--include-path", tmp_path / "missing")[0].endswith("missing is not a directory")
     (tasks / "sums.jsonl").unlink()
@@ -201,6 +206,8 @@ def test_lm_eval_table_shows_published_figures() -> None:
     [line] = averages(results, preset)
     assert line == f"GPT4All: {(6 * 0.7 + 0.8) / 7:.4f} (published: 0.7206)"
     assert any("does not state the chat template" in line for line in remarks(results, preset))
+    assert not any("TruthfulQA" in line for line in remarks(results, preset))
+    assert remarks({"results": {"mine": {}}}, preset) == [f"{preset.source} has no results for these tasks"]
     assert "Published" not in results_table({**results, "results": {"mine": {"acc,none": 1.0}}, "versions": {}}, preset)
 
 

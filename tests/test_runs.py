@@ -104,6 +104,12 @@ def test_run_is_found_by_name_or_path(store: RunStore, tmp_path: Path) -> None:
     for reference in ("two", "none", "", "/", "x" * 300):
         with pytest.raises(UsageError):
             store.find(reference)
+    with pytest.raises(UsageError, match="no run 'ones'") as error:
+        store.find("ones")
+    assert error.value.hint == "did you mean one?"
+    (tmp_path / "other.txt").touch()
+    with pytest.raises(UsageError, match=r"other.txt is not a run of cerebrum eval"):
+        store.find(str(tmp_path / "other.txt"))
 
 
 def test_runs_are_listed_by_their_last_sample(store: RunStore, tmp_path: Path) -> None:
@@ -181,6 +187,13 @@ def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
         other = write_run(tmp_path / f"{name}.jsonl", [sample(1)], 1, condition={**CONDITION, name: value})
         with pytest.raises(UsageError, match=f"they differ in {name}"):
             compare_runs(first, other)
+    digests = [{**CONDITION, "question file": digit * 64, "system": digit} for digit in "cd"]
+    runs = [
+        write_run(tmp_path / f"{condition['system']}.jsonl", [sample(1)], 1, condition=condition)
+        for condition in digests
+    ]
+    with pytest.raises(UsageError, match=r"they differ in question file and system \(c and d\)$"):
+        compare_runs(*runs)
     more = write_run(tmp_path / "more.jsonl", [sample(1), sample(2)], 2)
     with pytest.raises(UsageError, match=r"they differ in number of questions \(1 and 2\)"):
         compare_runs(first, more)
@@ -222,6 +235,16 @@ def test_report_takes_time_from_the_samples_that_have_one(tmp_path: Path) -> Non
     code = write_run(tmp_path / "code.jsonl", [sample(1)], 1, condition={**CONDITION, "match": "code"})
     report = report_of(code, code.samples())
     assert (report.maj, len(report.pass_at), report.seconds_per_question) == ((), 1, None)
+
+
+def test_report_divides_by_the_samples_that_count(tmp_path: Path) -> None:
+    """Ten seconds for two of four questions: the prompts of the others are too long, which takes no time."""
+    taken = [replace(sample(id), completion_tokens=30 * id) for id in (1, 2)]
+    notes = {"seconds": 10.0, "timed_samples": 4}
+    run = write_run(tmp_path / "run.jsonl", [*taken, skipped(3), skipped(4)], 4, notes=notes)
+    report = report_of(run, run.samples())
+    assert (report.n, report.accuracy.value) == (2, 1.0)
+    assert (report.seconds_per_question, report.tokens_per_answer) == (5.0, 45.0)
 
 
 def test_rescoring_changes_marks_only(tmp_path: Path) -> None:

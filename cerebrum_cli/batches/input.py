@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.batches.files import write_all
 from cerebrum_cli.core.errors import BatchError, UsageError
@@ -24,15 +23,8 @@ _FIRST_READ = 1 << 12  # one row is read at a time, except when all rows are ind
 _LARGEST_READ = 1 << 20
 
 
-class Readable(Protocol):
-    """A stream of bytes."""
-
-    def read(self, size: int, /) -> bytes:
-        """Read at most so many bytes; none at the end."""
-
-
 class InputFile:
-    """An open input, as a context that closes it.
+    """An open input.
 
     `head` is its beginning, and `start` where its text begins, after a byte order mark.
     """
@@ -44,10 +36,7 @@ class InputFile:
         self.head = self._read(_HEAD, 0)
         self.start = len(BOM) if self.head.startswith(BOM) else 0
 
-    def __enter__(self) -> InputFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def close(self) -> None:
         self._file.close()
 
     def lines(self, offset: int, digest: _Hash | None = None) -> Iterator[bytes]:
@@ -91,7 +80,7 @@ class InputFile:
 
 
 def open_input(source: Path) -> InputFile:
-    """Open a file; one that cannot be read by offset, such as a pipe, is copied. Raises UsageError and BatchError."""
+    """Open a file; one that cannot be read by offset, such as a pipe, is copied. Raises UsageError, BatchError."""
     try:
         file = source.open("rb", buffering=0)
     except OSError as error:
@@ -99,36 +88,23 @@ def open_input(source: Path) -> InputFile:
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return InputFile(file, str(source))
     with file:
-        return spool_input(file, str(source))
+        return spool_input(file.read, str(source))
 
 
-def spool_input(stream: Readable, name: str) -> InputFile:
-    """Copy a stream to a temporary file without a name. Raises UsageError and BatchError."""
-    from tempfile import TemporaryFile, gettempdir
+def spool_input(read: Callable[[int], bytes], name: str) -> InputFile:
+    """Copy a stream, of which `read` returns the next bytes, to a temporary file without a name. Raises BatchError."""
+    import tempfile
 
     try:
-        file = TemporaryFile(buffering=0)  # noqa: SIM115
-    except OSError as error:
-        raise _not_copied(name, gettempdir(), error) from error
-    try:
-        while data := _read_stream(stream, name):
-            try:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        try:
+            while data := read(_LARGEST_READ):
                 write_all(file.fileno(), data)
-            except OSError as error:
-                raise _not_copied(name, gettempdir(), error) from error
-        return InputFile(file, name)
-    except BaseException:
-        file.close()
-        raise
-
-
-def _read_stream(stream: Readable, name: str) -> bytes:
-    try:
-        return stream.read(_LARGEST_READ)
+        except BaseException:
+            file.close()
+            raise
     except OSError as error:
-        raise UsageError(f"{name}: {error.strerror or error}", "name a file that can be read") from error
-
-
-def _not_copied(name: str, directory: str, error: OSError) -> BatchError:
-    message = f"{name} cannot be copied to {directory}: {error.strerror or error}"
-    return BatchError(message, "set TMPDIR to a directory with more space, or save the input as a file and name it")
+        problem = f"{name} cannot be copied to {tempfile.tempdir or 'TMPDIR'}: {error.strerror or error}"
+        hint = "set TMPDIR to a directory with more space, or save the input as a file and name it"
+        raise BatchError(problem, hint) from error
+    return InputFile(file, name)

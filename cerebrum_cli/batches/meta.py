@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cerebrum_cli.core.events import RowCounts
 VERSION = 1
 _MAX_DIFFERENCES = 3  # in an error message
 _MAX_VALUE = 40  # characters
+_DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +90,24 @@ def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
     descriptions = [_describe(name, before.get(name), now.get(name)) for name in names[:_MAX_DIFFERENCES]]
     if more := len(names) - len(descriptions):
         descriptions.append(f"{more} more")
-    return " and ".join(filter(None, [", ".join(descriptions[:-1]), descriptions[-1]]))
+    return enumeration(descriptions)
 
 
 def _describe(name: str, before: Any, now: Any) -> str:
-    words = f"another {name.replace('_', ' ')}"
-    texts = [short_value(value) for value in (before, now)]
-    return words if texts[0] == texts[1] else f"{words} ({texts[0]}, now {texts[1]})"
+    return f"another {name.replace('_', ' ')}{shown_values(before, ', now', now)}"
+
+
+def shown_values(before: Any, between: str, after: Any) -> str:
+    """Two values of a fingerprint in parentheses; empty where they look alike, or are digests of files."""
+    texts = [short_value(value) for value in (before, after)]
+    if texts[0] == texts[1] or all(_DIGEST.match(text) for text in texts):
+        return ""
+    return f" ({texts[0]}{between} {texts[1]})"
+
+
+def enumeration(clauses: Sequence[str]) -> str:
+    """Clauses with commas, and with "and" before the last."""
+    return " and ".join(filter(None, [", ".join(clauses[:-1]), clauses[-1]]))
 
 
 def short_value(value: Any) -> str:

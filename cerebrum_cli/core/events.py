@@ -116,17 +116,33 @@ class RowEvent:
     counts: RowCounts
 
 
+class ServerTokens(NamedTuple):
+    """A server by the name of its endpoint: how many tokens it has generated, and whether it answers no more."""
+
+    name: str
+    tokens: int
+    is_lost: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServersEvent:
+    """What each of several servers has generated so far."""
+
+    servers: tuple[ServerTokens, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreEvent:
-    """Progress of an evaluation: `done` of `total` samples, and the score of its finished questions.
+    """Progress of an evaluation: `done` of `total` samples, `questions` of `all_questions`, and the score of these.
 
-    `accuracy` and its 95% interval are None before the first of these. `no_answer` and `cut_off` are shares of the
-    samples; `skipped` of them could not be generated.
+    `accuracy` and its 95% interval are None before the first question that counts. `no_answer` and `cut_off` are shares
+    of the samples; `skipped` of them could not be generated.
     """
 
     done: int
     total: int
     questions: int
+    all_questions: int
     accuracy: float | None
     interval: tuple[float, float] | None
     no_answer: float
@@ -200,6 +216,7 @@ Event = (
     | RefusedEvent
     | TallyEvent
     | RowEvent
+    | ServersEvent
     | ScoreEvent
     | StageEvent
 )

@@ -45,6 +45,10 @@ class Vocabulary(Protocol):
         """Tokenize a prompt; untrusted text never becomes a special token."""
 
     @property
+    def size(self) -> int:
+        """Number of tokens."""
+
+    @property
     def longest_token(self) -> int:
         """Bytes of text that one token can stand for, at most. The first access takes a tenth of a second."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
 from cerebrum_cli.core.events import Event, RefusedEvent
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import Failure, Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
@@ -16,17 +17,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine supports; commands refuse, or note, what is missing.
+    """What an engine supports: scores of given texts, and a prompt cache on disk.
 
     `schedules_rows`: requests may be submitted by the thousand, since the engine starts them as it has room.
+    `larger_context` is the advice to a user whose context is full.
     """
 
     scores: bool = True
-    logprobs: bool = True
-    seeds: bool = True
-    grammars: bool = True
     prompt_cache: bool = True
     schedules_rows: bool = False
+    larger_context: str = "raise --ctx"
+
+
+class LoadEvents:
+    """The events of loading up to its end, from the thread that loads to those that wait for it."""
+
+    def __init__(self) -> None:
+        self._events: SimpleQueue[Event | Failure | None] = SimpleQueue()
+
+    def emit(self, event: Event) -> None:
+        self._events.put(event)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End with success, or with an error."""
+        self._events.put(Failure(error) if error else None)
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yield events until loading ends; raise if it failed. Later calls yield nothing, or raise again."""
+        while True:
+            event = self._events.get()
+            if event is None or isinstance(event, Failure):
+                self._events.put(event)  # for later calls
+                if event is None:
+                    return
+                raise event.error
+            yield event
 
 
 class CancelScope:
@@ -67,7 +92,7 @@ class Engine(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What is supported. The model must be loaded."""
+        """What is supported."""
 
     def load(self) -> Iterator[Event]:
         """Yield load events until the model is ready; raise if loading failed. Later calls yield nothing."""

@@ -28,7 +28,7 @@ from cerebrum_cli.engine.commands import (
     SubmitScores,
 )
 from cerebrum_cli.engine.completions import LocalCompletions
-from cerebrum_cli.engine.engine import CancelScope, Capabilities, raise_refusals
+from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents, raise_refusals
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.memory import group_lengths
 from cerebrum_cli.engine.sequence import Failure, Request
@@ -49,7 +49,7 @@ class LocalEngine:
         self._state_store = state_store
         self._stop = StopFlag()
         self._commands = Commands(self._stop)
-        self._loading: SimpleQueue[Event | Failure | None] = SimpleQueue()
+        self._loading = LoadEvents()
         self._backend: Backend | None = None
         self.has_failed = False  # to load the model
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -64,14 +64,7 @@ class LocalEngine:
 
     def load(self) -> Iterator[Event]:
         """Yield load events until the model is ready; raise if loading failed. Later calls yield nothing."""
-        while True:
-            event = self._loading.get()
-            if event is None or isinstance(event, Failure):
-                self._loading.put(event)  # for later calls
-                if event is None:
-                    return
-                raise event.error
-            yield event
+        return iter(self._loading)
 
     @property
     def is_loaded(self) -> bool:
@@ -204,14 +197,14 @@ class LocalEngine:
     def _run(self) -> None:
         start = perf_counter()
         try:
-            backend = self._open(self._loading.put, self._stop)
+            backend = self._open(self._loading.emit, self._stop)
         except BaseException as error:
             self.has_failed = True
-            self._loading.put(Failure(error))
+            self._loading.end(error)
             fail_commands(self._commands, error)
             return
         self._backend = backend
-        self._loading.put(None)
+        self._loading.end()
         loop = Loop(backend, perf_counter() - start, self._state_store)
         try:
             while loop.process_commands(self._commands):

@@ -179,7 +179,8 @@ def verdict(comparison: Comparison, a: str, b: str) -> str:
         )
     least = comparison.smallest_difference
     if least is None:
-        return f"no significant difference: {comparison.n} questions are too few to detect any"
+        count = "1 question is" if comparison.n == 1 else f"{comparison.n} questions are"
+        return f"no significant difference: {count} too few to detect any"
     ahead = "the accuracies are equal" if abs(difference) < ROUNDING else f"{better} is {figures.format('ahead')}"
     return (
         f"no significant difference: {ahead}; with {comparison.n} questions,"

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from cerebrum_cli.core.errors import UsageError
 
 PICTURES_ONLY = "the card publishes its results only as images, so no published score is printed next to yours"
+TRUTHFULQA_VERSION = (
+    "the card reports TruthfulQA as version 1 of the task: later versions of lm-eval may score differently"
+)
 _EXTRACTION = "how answers are extracted from replies"
 _TEMPERATURE = "the temperature: 0 is used, as on the card of Cerebrum-1.0-7b"
 _ZERO_SHOT = "zero-shot, temperature 0"
@@ -38,6 +41,7 @@ class Condition:
     samples: int = 1
     unstated: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,6 @@ class Preset:
     model: str
     source: str
     conditions: tuple[Condition, ...]
-    note: str = ""
     averages: tuple[Average, ...] = ()
 
 
@@ -83,10 +86,18 @@ def published(preset: Preset, task: str) -> tuple[Figure, ...]:
     return next((condition.figures for condition in preset.conditions if condition.task == task), ())
 
 
-def _lm_eval(task: str, acc: float, acc_norm: float | None = None, error: float | None = None) -> Condition:
+def _cerebrum(
+    task: str, published: str, *unstated: str, temperature: float | None = 0.0, samples: int = 1
+) -> Condition:
+    return Condition(task, published, temperature, samples, (*unstated, _EXTRACTION), note=PICTURES_ONLY)
+
+
+def _lm_eval(
+    task: str, acc: float, acc_norm: float | None = None, error: float | None = None, note: str = ""
+) -> Condition:
     figures = (Figure("acc", acc, error), *(() if acc_norm is None else (Figure("acc_norm", acc_norm),)))
     unstated = ("the number of few-shot examples (presumably 0)", "the chat template (presumably none)")
-    return Condition(task, "lm-eval, by the likelihood of the choices", None, 1, unstated, figures)
+    return Condition(task, "lm-eval, by the likelihood of the choices", None, 1, unstated, figures, note)
 
 
 _GPT4ALL = (
@@ -109,8 +120,8 @@ _AGIEVAL = (
     _lm_eval("agieval_sat_math", 0.3045, 0.2864),
 )
 _TRUTHFULQA = (
-    _lm_eval("truthfulqa_mc1", 0.3794, error=0.0170),
-    _lm_eval("truthfulqa_mc2", 0.5394, error=0.0158),
+    _lm_eval("truthfulqa_mc1", 0.3794, error=0.0170, note=TRUTHFULQA_VERSION),
+    _lm_eval("truthfulqa_mc2", 0.5394, error=0.0158, note=TRUTHFULQA_VERSION),
 )
 
 PRESETS = (
@@ -119,30 +130,27 @@ PRESETS = (
         model="cerebrum-7b",
         source="the card of Cerebrum-1.0-7b",
         conditions=(
-            Condition("gsm8k", _ZERO_SHOT, unstated=(_EXTRACTION,)),
-            Condition("math500", f"MATH, {_ZERO_SHOT}", unstated=(_EXTRACTION,)),
-            Condition("arc-challenge", _ZERO_SHOT, unstated=(_EXTRACTION,)),
+            _cerebrum("gsm8k", _ZERO_SHOT),
+            _cerebrum("math500", f"MATH, {_ZERO_SHOT}"),
+            _cerebrum("arc-challenge", _ZERO_SHOT),
         ),
-        note=PICTURES_ONLY,
     ),
     Preset(
         name="cerebrum-8x7b",
         model="cerebrum-8x7b",
         source="the card of Cerebrum-1.0-8x7b",
         conditions=(
-            Condition("gsm8k", "maj@8", None, 8, ("the temperature of maj@8", _EXTRACTION)),
-            Condition("math500", "MATH, zero-shot", unstated=(_TEMPERATURE, _EXTRACTION)),
-            Condition("arc-challenge", "zero-shot", unstated=(_TEMPERATURE, _EXTRACTION)),
-            Condition("humaneval", "zero-shot", unstated=(_TEMPERATURE, _EXTRACTION)),
+            _cerebrum("gsm8k", "maj@8", "the temperature of maj@8", temperature=None, samples=8),
+            _cerebrum("math500", "MATH, zero-shot", _TEMPERATURE),
+            _cerebrum("arc-challenge", "zero-shot", _TEMPERATURE),
+            _cerebrum("humaneval", "zero-shot", _TEMPERATURE),
         ),
-        note=PICTURES_ONLY,
     ),
     Preset(
         name="collective-cognition",
         model="collective-cognition-7b",
         source="the card of CollectiveCognition-v1-Mistral-7B",
         conditions=(*_TRUTHFULQA, *_GPT4ALL, *_AGIEVAL),
-        note="the card reports TruthfulQA as version 1 of the task: later versions of lm-eval may score differently",
         averages=(
             Average("GPT4All", tuple(condition.task for condition in _GPT4ALL), 0.7206),
             Average("AGIEval", tuple(condition.task for condition in _AGIEVAL), 0.3308),

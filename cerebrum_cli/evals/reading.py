@@ -118,7 +118,7 @@ def read_questions(rows: Iterable[Row], fields: Fields | None = None, render: Re
     questions, undecided, note = _resolve_indices(drafts)
     bad_rows = sorted([*bad_rows, *undecided], key=lambda bad: bad.line)
     if not questions:
-        raise _no_questions(bad_rows)
+        raise _no_questions(bad_rows, render is not None)
     return QuestionSet(questions, tuple(bad_rows), note)
 
 
@@ -282,10 +282,12 @@ def _first_line(drafts: Iterator[_Draft]) -> int | None:
     return next((draft.line for draft in drafts), None)
 
 
-def _no_questions(bad_rows: list[BadRow]) -> UsageError:
+def _no_questions(bad_rows: list[BadRow], has_template: bool) -> UsageError:
     if not bad_rows:
         return UsageError("there are no questions", 'put one {"question": "...", "answer": "..."} on each line')
     problem = f"no question can be scored; line {bad_rows[0].line}: {bad_rows[0].reason}"
+    if has_template:
+        return UsageError(problem, "check the template; --answer-field names the field of correct answers")
     return UsageError(problem, "--question-field and --answer-field name the fields of questions and correct answers")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from cerebrum_cli.core.events import ScoreEvent
 from cerebrum_cli.evals.estimates import Interval, Totals, interval_of_totals
@@ -11,14 +12,14 @@ from cerebrum_cli.evals.sample import Sample
 
 
 class RunningScore:
-    """Counts samples as they are marked; questions count once all their samples are there."""
+    """Counts samples as they are marked; a question is finished once all its samples are there."""
 
     def __init__(self, questions: int, samples: int) -> None:
         self.all_questions = questions
-        self.done = self.skipped = 0
+        self.done = self.skipped = self.questions = 0
         self._samples = samples
-        self._marks: dict[QuestionId, list[bool]] = {}
-        self._questions, self._sum = 0, 0.0
+        self._marks: dict[QuestionId, list[bool | None]] = {}
+        self._counted, self._sum = 0, 0.0  # questions without a skipped sample
         self._clusters: dict[object, Totals] = {}
         self._totals: Counter[Totals] = Counter()  # so that an interval takes no longer with more questions
         self._unanswered = self._cut_off = 0
@@ -29,18 +30,13 @@ class RunningScore:
         return self.all_questions * self._samples
 
     @property
-    def questions(self) -> int:
-        """Number of finished questions that count."""
-        return self._questions
-
-    @property
     def accuracy(self) -> float | None:
-        """Mean over the finished questions; None without any."""
-        return self._sum / self._questions if self._questions else None
+        """Mean over the finished questions without a skipped sample; None without any."""
+        return self._sum / self._counted if self._counted else None
 
     @property
     def interval(self) -> Interval | None:
-        """95% interval of the accuracy; None without a finished question."""
+        """95% interval of the accuracy; None without one."""
         return None if self.accuracy is None else interval_of_totals(self.accuracy, self._totals)
 
     @property
@@ -60,6 +56,7 @@ class RunningScore:
             self.done,
             self.total,
             self.questions,
+            self.all_questions,
             self.accuracy,
             self.interval,
             self.no_answer,
@@ -72,18 +69,23 @@ class RunningScore:
         self.done += 1
         if sample.is_skipped:
             self.skipped += 1
-            return
-        if sample.answer is None and not sample.correct:
+        elif sample.answer is None and not sample.correct:
             self._cut_off += sample.is_cut_off
             self._unanswered += not sample.is_cut_off
         marks = self._marks.setdefault(sample.id, [])
-        marks.append(sample.correct)
+        marks.append(None if sample.is_skipped else sample.correct)
         if len(marks) == self._samples:
-            del self._marks[sample.id]
-            self._add_score(sum(marks) / len(marks), (sample.id,) if sample.cluster is None else sample.cluster)
+            self._finish(sample, self._marks.pop(sample.id))
+
+    def _finish(self, last: Sample, marks: Sequence[bool | None]) -> None:
+        """Count the question of its last sample, given the marks of all."""
+        self.questions += 1
+        counted = [mark for mark in marks if mark is not None]
+        if len(counted) == self._samples:
+            self._add_score(sum(counted) / len(counted), (last.id,) if last.cluster is None else last.cluster)
 
     def _add_score(self, score: float, cluster: object) -> None:
-        self._questions += 1
+        self._counted += 1
         self._sum += score
         before = self._clusters.get(cluster, Totals(0.0, 0))
         after = self._clusters[cluster] = Totals(before.sum + score, before.size + 1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.inference import batch as batches
-from cerebrum_cli.application.inference.loading import Parallel, open_model, open_servers
+from cerebrum_cli.application.inference.loading import Parallel, ResolvedModel, open_model, open_servers
 from cerebrum_cli.application.inference.question import template_options
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.batches.files import output_paths
@@ -21,6 +22,7 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.engine.plan import expert_notice
+from cerebrum_cli.runtime.cluster import find_nodes
 from cerebrum_cli.runtime.generation import generation_settings, naming_grammar_file, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.runtime.servers import find_endpoints, note_servers, without_local
@@ -32,12 +34,13 @@ from cerebrum_cli.terminal.tables import batch_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cerebrum_cli.application.inference.loading import LoadedModel, ResolvedModel
+    from cerebrum_cli.application.inference.loading import LoadedModel
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.batches.result import Result
     from cerebrum_cli.batches.rows import Rows
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.engine.remote.endpoint import Endpoint
+    from cerebrum_cli.runtime.cluster import RayNodes
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import BatchOptions, ConcurrencyOptions
 
@@ -53,7 +56,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
     """
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
-    with open_source(runtime, source) as file:
+    with closing(open_source(runtime, source)) as file:
         shape = detect_shape(source, options.shape, file.head)
         rows = read_rows(file, shape, options.column, options.template, options.carry)
         return answer(runtime, rows, output, given, options)
@@ -70,6 +73,7 @@ class PreparedBatch:
     parallel: int | None
     pad_steps: bool
     endpoints: tuple[Endpoint, ...]
+    nodes: RayNodes | None
 
     def open(self, runtime: Runtime, unanswered: int) -> LoadedModel:
         """Start to load the model for so many rows, or to connect to its servers."""
@@ -84,6 +88,9 @@ class PreparedBatch:
                 window=self.parallel,
             )
         samples = unanswered * (votes.maximum if votes else 1)
+        if self.nodes:
+            parallel = plan_parallel(self.parallel, samples, self.pad_steps)
+            return self.nodes.open(runtime, self.model, settings, self.arguments, parallel)
         return open_model(
             runtime.open_backend,
             self.model,
@@ -112,6 +119,7 @@ def prepare(runtime: Runtime, given: Layer, options: BatchOptions) -> PreparedBa
     given = without_padded_drafts(given, options)
     model = find_model(runtime, given, options)
     require_generative(model.path, model.header)
+    nodes = find_nodes(runtime, model, options)
     settings = generation_settings(runtime, given, model, "--votes" if votes else None)
     settings = without_local(settings) if endpoints else settings
     grammar = read_grammar(runtime, options, options.quiet)
@@ -119,11 +127,12 @@ def prepare(runtime: Runtime, given: Layer, options: BatchOptions) -> PreparedBa
     return PreparedBatch(
         batches.BatchOptions(settings, grammar, is_json, votes, early_stop, options.ignore_eos),
         model,
-        resolve_encoding(runtime, model, settings, options),
+        ResolvedModel(model) if nodes else resolve_encoding(runtime, model, settings, options),
         template_options(options.template_arg),
         parallel,
         options.batch_invariant,
         endpoints,
+        nodes,
     )
 
 
@@ -191,7 +200,7 @@ def open_source(runtime: Runtime, source: Path) -> InputFile:
         return open_input(source)
     if runtime.streams.piped is None:
         raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
-    return spool_input(runtime.streams.piped, "standard input")
+    return spool_input(runtime.streams.piped.read, "standard input")
 
 
 def parse_parallel(text: str | None) -> int | None:
@@ -236,7 +245,7 @@ def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOpt
         return []
     streams = runtime.streams
     shares_terminal = options.verbose or (output == STANDARD and streams.out_is_terminal)
-    sinks: list[Sink] = [NoticeSink(streams), BatchProgress(streams, streams.can_redraw and not shares_terminal)]
+    sinks: list[Sink] = [BatchProgress(streams, streams.can_redraw and not shares_terminal), NoticeSink(streams)]
     return sinks if options.verbose else [LoadLine(streams, model), *sinks]
 
 

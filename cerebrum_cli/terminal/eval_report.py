@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.terminal.tables import one_line, print_table
+from cerebrum_cli.terminal.tables import one_line, print_table, wrapped
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.evaluation.runs import Run
@@ -23,7 +23,7 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     temperature = run.record.fingerprint["temperature"]
     questions, samples = number_of(report.n, "question"), number_of(report.samples, "sample")
     title = f"{report.task}: {report.model}, {questions}, {samples} each, temperature {temperature:g}"
-    streams.answer(f"{one_line(title)}\n\n")
+    streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
     rows: list[Sequence[Any]] = [_row("accuracy", report.accuracy)]
     rows += [_row(f"maj@{k}", report.maj[k - 1]) for k in shown_numbers(len(report.maj))]
     rows += [_row(f"pass@{k}", report.pass_at[k - 1]) for k in shown_numbers(len(report.pass_at))]
@@ -66,7 +66,8 @@ def print_comparison(
     if closeness:
         rows.append(("mean KL divergence", f"{closeness.mean_kld:.4f} nats", ""))
         rows.append(("same top-1 token", f"{closeness.top1_agreement:.1%}", ""))
-    print_table(streams, ("", "value", "95% interval"), rows)
+    # The interval is also in the verdict; truncated labels would hide which run is which.
+    print_table(streams, ("", "value", "95% interval"), rows, shorten="none")
 
 
 def print_runs(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -89,7 +90,7 @@ def print_runs(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
         ("name", "model", "questions", "samples", "accuracy", "95% interval", "complete", "updated"),
         cells,
         "name",
-        ("updated", "complete", "samples", "model"),
+        ("updated", "model", "samples", "complete"),
     )
 
 

@@ -135,7 +135,8 @@ class Streams:
     def notice(self, event: NoticeEvent) -> None:
         """Print a notice: the message and the hint."""
         self.write_line("note: ", event.message)
-        self.write_line("      ", event.hint)
+        if event.hint:
+            self.write_line("      ", event.hint)
 
     def error(self, error: CerebrumError) -> None:
         """Print an error: the message, the hint, and llama.cpp's log."""

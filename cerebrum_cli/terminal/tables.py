@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.events import FinishEvent, RowCounts, RowEvent, ScoreEvent, TallyEvent
+from cerebrum_cli.core.events import FinishEvent, RowCounts, RowEvent, ScoreEvent, ServerTokens, TallyEvent
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_size
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
@@ -23,6 +23,7 @@ MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 16  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
+SHOWN_SERVERS = 8
 FIELD_LABELS = {"system": "full name", "licence": "license"}  # of JSON keys that would be unclear on a screen
 _ONE_LINE = str.maketrans("\t\n", "  ")
 
@@ -71,11 +72,35 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def batch_text(event: RowEvent | ScoreEvent, tokens: int, seconds: float) -> str:
-    """Progress of a batch or an evaluation, and its throughput."""
+def batch_text(event: RowEvent | ScoreEvent, tokens: int, seconds: float, servers: Sequence[ServerTokens] = ()) -> str:
+    """Progress of a batch or an evaluation, and its throughput, also that of each of several servers."""
     exceptions = "".join(f", {text}" for text in exceptions_text(event))
-    speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)" if tokens and seconds else ""
-    return f"{event.done} of {event.total} done{exceptions}{speed}"
+    speed = ""
+    if tokens and seconds:
+        rates = server_rates([server._replace(is_lost=False) for server in servers], seconds)
+        each = f": {rates}" if rates else ""
+        speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s{each})"
+    done, total = counter(event)
+    noun = (" question" if total == 1 else " questions") if isinstance(event, ScoreEvent) else ""
+    return f"{done} of {total}{noun} done{exceptions}{speed}"
+
+
+def server_rates(servers: Sequence[ServerTokens], seconds: float) -> str:
+    """Tokens per second of each server: "a:8080 31.4, b:8080 lost"; of many, the least and the most."""
+    rates = [server.tokens / seconds for server in servers]
+    if len(servers) > SHOWN_SERVERS:
+        lost = sum(server.is_lost for server in servers)
+        problem = f", {lost} lost" if lost else ""
+        return f"{len(servers)} servers, {min(rates):.1f} to {max(rates):.1f} each{problem}"
+    return ", ".join(
+        f"{strip_controls(server.name).rpartition('://')[2]} {'lost' if server.is_lost else f'{rate:.1f}'}"
+        for server, rate in zip(servers, rates, strict=True)
+    )
+
+
+def counter(event: RowEvent | ScoreEvent) -> tuple[int, int]:
+    """How many of all rows of a batch, or of all questions of an evaluation, are done."""
+    return (event.questions, event.all_questions) if isinstance(event, ScoreEvent) else (event.done, event.total)
 
 
 def exceptions_text(event: RowEvent | ScoreEvent) -> Iterator[str]:
@@ -87,13 +112,11 @@ def exceptions_text(event: RowEvent | ScoreEvent) -> Iterator[str]:
         low, high = event.interval
         yield f"accuracy {event.accuracy:.3f} ({low:.3f} to {high:.3f})"
     if event.no_answer:
-        yield f"{event.no_answer:.0%} without an answer"
+        yield f"{event.no_answer:.0%} no answer"
     if event.cut_off:
         yield f"{event.cut_off:.0%} truncated"
     if event.skipped:
         yield f"{event.skipped} skipped"
-    if event.questions and event.questions != event.done - event.skipped:  # several samples each
-        yield f"{event.questions} {'question' if event.questions == 1 else 'questions'} complete"
 
 
 def counts_text(counts: RowCounts) -> Iterator[str]:
@@ -225,7 +248,7 @@ def print_matches(streams: Streams, matches: Iterable[Mapping[str, Any]]) -> Non
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
     """Print the quantizations of a model, their memory needs, and whether they fit this machine."""
     head = f"{plan.availability.name} at a context of {plan.context} tokens; {capacity_text(plan.capacity)}"
-    streams.answer(f"\n{_wrap(streams, head)}\n\n")
+    streams.answer(f"\n{wrapped(streams, head)}\n\n")
     print_table(
         streams,
         ("", "quant", "size", "memory", "verdict", "installed"),
@@ -267,7 +290,7 @@ def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     for key, value in shown.items():
         text = _describe(key, value)
         if key == "notes":
-            text = _wrap(streams, text, indent=width + 2)
+            text = wrapped(streams, text, indent=width + 2)
         streams.answer(f"{labels[key]:<{width}}  {text}\n")
 
 
@@ -332,11 +355,12 @@ def _fit(cell: str, width: int) -> str:
     return cell + " " * missing if missing >= 0 else set_cell_size(cell, width - 1) + "…"
 
 
-def _wrap(streams: Streams, text: str, indent: int = 0) -> str:
+def wrapped(streams: Streams, text: str, indent: int = 0) -> str:
     """Wrap a sentence to the width of a terminal, all lines but the first indented; unchanged in a pipe."""
     if not streams.out_is_terminal:
         return text
-    lines = textwrap.wrap(text, max(MIN_NOTE_WIDTH, columns(streams.out) - indent))
+    width = max(MIN_NOTE_WIDTH, columns(streams.out) - indent)
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
     return ("\n" + " " * indent).join(lines)
 
 

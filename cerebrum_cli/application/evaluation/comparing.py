@@ -9,7 +9,7 @@ from typing import Any
 from cerebrum_cli.application.evaluation.reporting import form_of
 from cerebrum_cli.application.evaluation.runs import Run
 from cerebrum_cli.application.inference.fingerprint import MODEL_KEYS
-from cerebrum_cli.batches.meta import short_value
+from cerebrum_cli.batches.meta import enumeration, shown_values
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.evals.comparison import Comparison, compare, outcomes
 from cerebrum_cli.evals.report import group_by_question
@@ -23,13 +23,13 @@ def compare_runs(before: Run, after: Run) -> Comparison:
     """
     first, second = _condition(before), _condition(after)
     differing = [
-        f"{key} ({short_value(first.get(key))} and {short_value(second.get(key))})"
+        f"{key}{shown_values(first.get(key), ' and', second.get(key))}"
         for key in {**first, **second}
         if first.get(key) != second.get(key)
     ]
     if differing:
         raise UsageError(
-            f"{before.name} and {after.name} cannot be compared: they differ in {' and '.join(differing)}",
+            f"{before.name} and {after.name} cannot be compared: they differ in {enumeration(differing)}",
             "evaluate both models with the same questions and settings",
         )
     runs = [outcomes(_finished_samples(run), form_of) for run in (before, after)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -43,7 +44,7 @@ class LoadedQuestions:
 def load_file(path: Path, fields: Fields, template: str | None = None) -> LoadedQuestions:
     """Read the questions of a file of JSON lines. Raises UsageError if it has none that can be scored."""
     digest = hashlib.sha256()
-    with open_input(path) as source:
+    with closing(open_input(path)) as source:
         data = b"\n".join(source.lines(0, digest))
     questions = read_questions(parse_lines(data), fields, _renderer(template))
     return LoadedQuestions(questions, Source(str(path), digest.hexdigest()))
@@ -125,7 +126,7 @@ def _require_pyarrow(task: Task) -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        problem = f"{task.name} is a parquet file, which needs pyarrow: {error}"
+        problem = f"the dataset of {task.name} is a parquet file, which needs pyarrow: {error}"
         raise CerebrumError(problem, 'pip install "cerebrum-cli[eval]"') from error
 
 

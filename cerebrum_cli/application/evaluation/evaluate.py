@@ -7,14 +7,23 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from cerebrum_cli.application.evaluation.marking import Marker, Unmarked
+from cerebrum_cli.application.evaluation.marking import Mark, Marker, Unmarked
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
 from cerebrum_cli.application.inference.responder import GenerationRequest, Responder, TokenizedRequest
 from cerebrum_cli.batches.journal import Journal
 from cerebrum_cli.batches.schema import ResultRows, Schema
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, RowCounts, ScoreEvent, TokenEvent
+from cerebrum_cli.core.events import (
+    SHOWN_ERRORS,
+    Event,
+    FinishEvent,
+    NoticeEvent,
+    RefusedEvent,
+    RowCounts,
+    ScoreEvent,
+    TokenEvent,
+)
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.evals.question import Question, QuestionId
@@ -44,7 +53,7 @@ class Evaluation:
     samples: int
     settings: Settings
     model: str
-    mark: Marker
+    marker: Marker
     grammar: str | None = None
 
     @property
@@ -89,11 +98,12 @@ class PendingQuestion:
 
 
 class SampleWriter:
-    """Marks replies and writes them to the run, and keeps its score."""
+    """Writes replies to the run as soon as they are marked, and keeps its score."""
 
     def __init__(self, evaluation: Evaluation, run: Journal) -> None:
         self._evaluation = evaluation
         self._run = run
+        self._notices = 0
         self._score = RunningScore(len(evaluation.questions), evaluation.samples)
         for object in run.objects():
             self._score.add(parse_sample(object))
@@ -102,11 +112,27 @@ class SampleWriter:
     def progress(self) -> ScoreEvent:
         return self._score.event
 
-    def write_reply(self, position: int, sample: int, reply: Reply) -> None:
-        """Mark and write a sample of the question at a position."""
-        question = self._evaluation.questions[position]
-        mark = self._evaluation.mark(Unmarked(reply.text, question, reply.finish.reason == "stop"))
-        marked = replace(
+    def mark(self, position: int, sample: int, reply: Reply) -> None:
+        """Begin to mark a sample of the question at a position."""
+        unmarked = Unmarked(reply.text, self._evaluation.questions[position], reply.finish.reason == "stop")
+        self._evaluation.marker.add((position, sample, reply), unmarked)
+
+    def write_marked(self, wait: bool = False) -> Iterator[Event]:
+        """Write the samples that are marked by now, or, with `wait`, all that are being marked.
+
+        Yield the progress, and a notice of a reply that could not be searched.
+        """
+        while marks := self._evaluation.marker.marks(wait):
+            for (position, sample, reply), mark in marks:
+                self._write(position, self._marked(position, sample, reply, mark))
+                if mark.problem:
+                    id = self._evaluation.questions[position].id
+                    hint = "the sample counts as one without an answer; fix the pattern before the next run"
+                    yield NoticeEvent(f"question {id}: {mark.problem}", hint)
+                yield self.progress
+
+    def _marked(self, position: int, sample: int, reply: Reply, mark: Mark) -> Sample:
+        return replace(
             self._unmarked(position, sample),
             seed=reply.finish.seed,
             text=reply.text,
@@ -117,14 +143,16 @@ class SampleWriter:
             finish_reason=reply.finish.reason,
             completion_tokens=reply.finish.completion_tokens,
         )
-        self._write(position, marked)
 
-    def skip(self, position: int, samples: Iterable[int], error: CerebrumError) -> NoticeEvent:
-        """Write samples that do not count, with the reason as their text."""
+    def skip(self, position: int, samples: Iterable[int], error: CerebrumError) -> Iterator[Event]:
+        """Write samples that do not count, with the reason as their text; yield the first notices, and the progress."""
         for sample in samples:
             self._write(position, replace(self._unmarked(position, sample), text=error.message))
-        id = self._evaluation.questions[position].id
-        return NoticeEvent(f"question {id} skipped: {error.message}", error.hint)
+        self._notices += 1
+        if self._notices <= SHOWN_ERRORS:
+            id = self._evaluation.questions[position].id
+            yield NoticeEvent(f"question {id} skipped: {error.message}", error.hint)
+        yield self.progress
 
     def _unmarked(self, position: int, sample: int) -> Sample:
         """A sample that could not be taken."""
@@ -170,13 +198,15 @@ def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Gene
         except (EngineError, Interrupted):  # these concern the whole run
             raise
         except CerebrumError as error:
-            yield writer.skip(position, range(first, first + count), error)
+            yield from writer.skip(position, range(first, first + count), error)
         else:
             pending.append(PendingQuestion(position, first, request.compact(), {}))
-    for group in responder.group_by_length(each.request for each in pending):
-        yield from _take_samples(responder, scope, [pending[index] for index in group], writer)
-        if scope.is_cancelled:
-            return
+    with closing(evaluation.marker):
+        for group in responder.group_by_length(each.request for each in pending):
+            yield from _take_samples(responder, scope, [pending[index] for index in group], writer)
+            if scope.is_cancelled:
+                break
+        yield from writer.write_marked(wait=True)
 
 
 def missing_samples(evaluation: Evaluation, finished: Collection[int]) -> Iterator[tuple[int, int, int]]:
@@ -203,7 +233,7 @@ def _take_samples(
             question = pending[event.sequence.request]
             sample = question.first + event.sequence.sample
             if isinstance(event, RefusedEvent):
-                yield writer.skip(question.position, [sample], event.error)
+                yield from writer.skip(question.position, [sample], event.error)
             elif reply := question.add_event(event):
-                writer.write_reply(question.position, sample, reply)
-                yield writer.progress
+                writer.mark(question.position, sample, reply)
+            yield from writer.write_marked()

@@ -22,6 +22,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent
 from cerebrum_cli.evals.presets import Preset, published
 
 TASK, METRIC = 0, 4  # columns of lm-eval's table
+CODE_METRIC = "code_eval"
 TASK_DEFINITIONS = "lm_eval.api.task"  # the logger of warnings about what a task's file leaves to defaults
 
 
@@ -85,13 +86,20 @@ class Tasks(TaskManager):  # type: ignore[misc]  # lm_eval is not a dependency
         except ImportError as error:
             raise UsageError(f"{task_list[0]} needs {error.name or error}", "pip install it") from error
         except (OSError, ValueError, KeyError) as error:  # of the network, its data, or a file of the user's
+            names = ", ".join(map(str, task_list))
+            if CODE_METRIC in str(error):  # which such tasks load on import
+                raise runs_code(names) from error
             raise CerebrumError(
-                f"cannot load {', '.join(map(str, task_list))}: {first_line(error)}", "check the task and the network"
+                f"cannot load {names}: {first_line(error)}", "check the task and the network"
             ) from error
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False):
-                raise UsageError(f"{name} would run code that the model writes", "cerebrum eval humaneval --run-code")
+                raise runs_code(name)
         return loaded
+
+
+def runs_code(task: str) -> UsageError:
+    return UsageError(f"{task} would run code that the model writes", "cerebrum eval humaneval --run-code")
 
 
 def first_line(error: BaseException) -> str:
@@ -167,7 +175,10 @@ def main_metric(values: Mapping[str, Any]) -> float | None:
 
 
 def remarks(results: Mapping[str, Any], preset: Preset) -> list[str]:
-    """What the card of a preset does not state about these tasks, and its note."""
+    """What the card of a preset does not state about these tasks, and notes on them."""
     conditions = [each for each in preset.conditions if each.task in results["results"]]
+    if not conditions:
+        return [f"{preset.source} has no results for these tasks"]
     unstated = dict.fromkeys(text for condition in conditions for text in condition.unstated)
-    return [*(f"{preset.source} does not state {text}" for text in unstated), *filter(None, [preset.note])]
+    notes = dict.fromkeys(condition.note for condition in conditions if condition.note)
+    return [*(f"{preset.source} does not state {text}" for text in unstated), *notes]

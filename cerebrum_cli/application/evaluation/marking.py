@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from string import ascii_uppercase as LETTERS
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.extract import Extraction, extract_answers
@@ -13,6 +14,9 @@ from cerebrum_cli.answers.gold import matches_gold
 from cerebrum_cli.answers.plain_text import plain, trimmed
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.evals.question import Question
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.evaluation.sandbox import Program, ProgramPool
 
 Match = Literal["answer", "exact", "contains", "regex", "code"]
 MATCHES: tuple[Match, ...] = get_args(Match)[:-1]  # to choose from; code is what the task humaneval has
@@ -29,11 +33,18 @@ _NAMED = re.compile(
 )
 
 
+MAX_SEARCH_S = 2.0  # for a pattern in a reply: most take microseconds, and those that backtrack may take years
+
+
 class Mark(NamedTuple):
-    """The answer found in a reply, None if it states none, and whether it is correct."""
+    """The answer found in a reply, None if it states none, and whether it is correct.
+
+    `problem` is why a reply could not be searched, None if it was.
+    """
 
     answer: str | None
     correct: bool
+    problem: str | None = None
 
 
 class Unmarked(NamedTuple):
@@ -44,8 +55,34 @@ class Unmarked(NamedTuple):
     is_complete: bool
 
 
-Marker = Callable[[Unmarked], Mark]
-"""Finds the answer in a reply and marks it."""
+class Marker:
+    """Marks replies, each under a key; programs run in the pool, beside other work. Close it to stop them."""
+
+    def __init__(self, mark: Callable[[Unmarked], Mark | Program], pool: ProgramPool[Any] | None = None) -> None:
+        self._mark = mark
+        self._pool = pool
+        self._marks: list[tuple[Any, Mark]] = []
+
+    def add(self, key: Any, reply: Unmarked) -> None:
+        """Mark a reply, or start its program; if no core is free, wait for one."""
+        mark = self._mark(reply)
+        if isinstance(mark, Mark):
+            self._marks.append((key, mark))
+        else:
+            assert self._pool
+            self._pool.add((key, mark.code), mark)
+
+    def marks(self, wait: bool = False) -> list[tuple[Any, Mark]]:
+        """Take the marks known by now; with `wait`, at least one while any program runs."""
+        marks, self._marks = self._marks, []
+        if self._pool:
+            results = self._pool.results(wait and not marks)
+            marks += [(key, Mark(code, result.passed)) for (key, code), result in results]
+        return marks
+
+    def close(self) -> None:
+        if self._pool:
+            self._pool.close()
 
 
 def marker(match: Match, questions: tuple[Question, ...], run_code: bool = False) -> Marker:
@@ -65,24 +102,23 @@ def marker(match: Match, questions: tuple[Question, ...], run_code: bool = False
             except re.error as error:
                 problem = f"the answer of question {question.id} is not a regular expression: {error}"
                 raise UsageError(problem, "fix it, or use another --match") from error
-    return {"answer": mark_answer, "exact": mark_exact, "contains": mark_contains, "regex": mark_regex}[match]
+    return Marker({"answer": mark_answer, "exact": mark_exact, "contains": mark_contains, "regex": mark_regex}[match])
 
 
 def code_marker(run_code: bool) -> Marker:
     """Mark programs by running them against the question's test. Raises UsageError without a sandbox."""
     from cerebrum_cli.application.evaluation.code import extract_program
-    from cerebrum_cli.application.evaluation.sandbox import Program, require_sandbox, run_program
+    from cerebrum_cli.application.evaluation.sandbox import Program, ProgramPool, require_sandbox
 
     if not run_code:
         raise UsageError("this task runs programs that the model writes", "add --run-code to run them in a sandbox")
-    sandbox = require_sandbox()
 
-    def mark(reply: Unmarked) -> Mark:
-        stub, test = reply.question.stub, reply.question.gold
-        program = extract_program(reply.text, stub, reply.question.entry_point)
-        return Mark(program, program is not None and run_program(sandbox, Program(program, test)).passed)
+    def mark(reply: Unmarked) -> Mark | Program:
+        question = reply.question
+        code = extract_program(reply.text, question.stub, question.entry_point)
+        return Mark(None, False) if code is None else Program(code, question.gold)
 
-    return mark
+    return Marker(mark, ProgramPool(require_sandbox()))
 
 
 def mark_answer(reply: Unmarked) -> Mark:
@@ -110,8 +146,33 @@ def mark_contains(reply: Unmarked) -> Mark:
 
 def mark_regex(reply: Unmarked) -> Mark:
     """Search the reply for the correct answer, a regular expression."""
-    found = re.search(reply.question.gold, reply.text)
+    try:
+        found = search_in_time(re.compile(reply.question.gold), reply.text)
+    except TimeoutError:
+        return Mark(None, False, f"the search for {reply.question.gold} took over {MAX_SEARCH_S:.0f} seconds")
     return Mark(found[0] if found else reply.text.strip() or None, found is not None)
+
+
+def search_in_time(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """Search for a pattern in the main thread, which looks for signals while it searches.
+
+    Raises TimeoutError after MAX_SEARCH_S.
+    """
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    delay, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # of a signal that came during an import
+    previous = signal.signal(signal.SIGALRM, stop)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, MAX_SEARCH_S)
+            return pattern.search(text)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_REAL, delay)
 
 
 def chosen_letter(reply: Unmarked, answer: Extraction) -> str | None:

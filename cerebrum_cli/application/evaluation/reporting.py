@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
 
@@ -22,23 +23,25 @@ def form_of(sample: Sample) -> str | None:
 
 
 def report_of(run: Run, samples: Sequence[Sample]) -> Report:
-    """The report of a run, of which there is at least one sample."""
+    """The report of a run, of which at least one sample counts. Skipped ones take no time."""
     notes = run.record.notes
     seconds = notes["seconds"] * len(samples) / notes["timed_samples"] if notes.get("timed_samples") else None
-    report = summarize(run.task, samples, run.samples_per_question, form_of, seconds)
+    counted = [sample for sample in samples if not sample.is_skipped]
+    report = summarize(run.task, counted, run.samples_per_question, form_of, seconds)
     return replace(report, maj=()) if run.match == "code" else report  # programs are not put to a vote
 
 
 def rescored(run: Run, samples: Sequence[Sample], run_code: bool = False) -> list[Sample]:
     """Extract and compare the answers again. Raises UsageError for code that must not be run."""
     questions = tuple(Question(0, sample.id, "", sample.gold, sample.choices) for sample in samples)
-    mark = marker(run.match, questions, run_code)
-    marked = []
-    for sample, question in zip(samples, questions, strict=True):
-        if not sample.is_skipped:
-            found = mark(Unmarked(_text(run, sample), question, sample.finish_reason == "stop"))
-            sample = replace(sample, answer=found.answer, correct=found.correct)
-        marked.append(sample)
+    marked = list(samples)
+    with closing(marker(run.match, questions, run_code)) as replies:
+        for at, (sample, question) in enumerate(zip(samples, questions, strict=True)):
+            if not sample.is_skipped:
+                replies.add(at, Unmarked(_text(run, sample), question, sample.finish_reason == "stop"))
+        while marks := replies.marks(wait=True):
+            for at, mark in marks:
+                marked[at] = replace(marked[at], answer=mark.answer, correct=mark.correct)
     return marked
 
 

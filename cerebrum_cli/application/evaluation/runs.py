@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from cerebrum_cli.batches.files import OutputPaths, identify, open_locked, outpu
 from cerebrum_cli.batches.meta import Record, describe_difference, normalize, read_record
 from cerebrum_cli.batches.resume_state import ResumeState, decide
 from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.files import exists
 from cerebrum_cli.evals.sample import Sample, parse_sample
 
 SUFFIX = ".jsonl"
@@ -96,10 +98,13 @@ class RunStore:
         """The run with a name, or at a path. Raises UsageError."""
         named = self._directory / f"{reference}{SUFFIX}"
         run = (read_run(named) if "/" not in reference else None) or read_run(Path(reference))
-        if run is None:
-            known = ", ".join(run.name for run in self) or "none; cerebrum eval creates them"
-            raise UsageError(f"no run {reference!r}", f"give a path, or the name of a stored run: {known}")
-        return run
+        if run is not None:
+            return run
+        if exists(Path(reference)):
+            raise UsageError(f"{reference} is not a run of cerebrum eval", "check the path")
+        near = get_close_matches(reference, [run.name for run in self], 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "cerebrum runs list  shows the stored runs"
+        raise UsageError(f"no run {reference!r}", hint)
 
     def path_for(self, fingerprint: Mapping[str, Any]) -> Path:
         """The path of the run with this fingerprint: an existing one, or a free name of its task and model."""

@@ -8,7 +8,6 @@ to everything.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import platform
@@ -126,26 +125,59 @@ def run_program(sandbox: Sandbox, program: Program, timeout_s: float = TIMEOUT_S
 def run_programs(
     sandbox: Sandbox, programs: Iterable[tuple[Key, Program]], timeout_s: float = TIMEOUT_S
 ) -> Generator[tuple[Key, CodeResult], None, None]:
-    """Run programs, as many at a time as there are cores; yield the results by key, as programs end.
+    """Run programs in a pool; yield the results by key, as programs end. `programs` is read as cores become free."""
+    with contextlib.closing(ProgramPool[Key](sandbox, timeout_s)) as pool:
+        for key, program in programs:
+            pool.add(key, program)
+            yield from pool.results()
+        while results := pool.results(wait=True):
+            yield from results
 
-    `programs` is read as cores become free. Closing the generator kills what still runs.
-    """
-    unstarted, cores = iter(programs), thread_count()
-    runs: list[_Run[Key]] = []
-    try:
-        while True:
-            for key, program in itertools.islice(unstarted, cores - len(runs)):
-                runs.append(_Run(key, sandbox, program, timeout_s))
-            if not runs:
-                return
-            _wait(runs)
-            for run in [run for run in runs if run.has_ended]:
-                result = run.finish()
-                runs.remove(run)
-                yield run.key, result
-    finally:
-        for run in runs:
+
+class ProgramPool(Generic[Key]):
+    """Runs programs beside other work, as many at a time as there are cores. Close it to kill those that still run."""
+
+    def __init__(self, sandbox: Sandbox, timeout_s: float = TIMEOUT_S) -> None:
+        self._sandbox = sandbox
+        self._timeout_s = timeout_s
+        self._cores = thread_count()
+        self._runs: list[_Run[Key]] = []
+        self._results: list[tuple[Key, CodeResult]] = []
+        self._selector = selectors.DefaultSelector()
+
+    def add(self, key: Key, program: Program) -> None:
+        """Start a program; if no core is free, wait for one."""
+        while len(self._runs) >= self._cores:
+            self._collect(wait=True)
+        run = _Run(key, self._sandbox, program, self._timeout_s)
+        self._runs.append(run)
+        self._selector.register(run.stdout, selectors.EVENT_READ, run)
+
+    def results(self, wait: bool = False) -> list[tuple[Key, CodeResult]]:
+        """Take the results of programs that have ended; with `wait`, at least one while any runs."""
+        self._collect(wait=False)
+        while wait and self._runs and not self._results:
+            self._collect(wait=True)
+        results, self._results = self._results, []
+        return results
+
+    def close(self) -> None:
+        for run in self._runs:
             run.kill()
+        self._runs.clear()
+        self._selector.close()
+
+    def _collect(self, wait: bool) -> None:
+        """Read output, waiting for some until a program is late, and finish the programs that have ended."""
+        if not self._runs:
+            return
+        late = min(run.deadline for run in self._runs) if wait else 0.0
+        for key, _ in self._selector.select(max(0.0, late - time.monotonic())):
+            key.data.read()
+        for run in [run for run in self._runs if run.has_ended]:
+            self._selector.unregister(run.stdout)
+            self._results.append((run.key, run.finish()))
+            self._runs.remove(run)
 
 
 class _Run(Generic[Key]):
@@ -228,15 +260,6 @@ def _file(data: bytes) -> Iterator[IO[bytes]]:
         file.write(data)
         file.seek(0)
         yield file
-
-
-def _wait(runs: Iterable[_Run[Key]]) -> None:
-    """Wait for output of any run, at most until one is late, and read it."""
-    with selectors.DefaultSelector() as selector:
-        for run in runs:
-            selector.register(run.stdout, selectors.EVENT_READ, run)
-        for key, _ in selector.select(max(0.0, min(run.deadline for run in runs) - time.monotonic())):
-            key.data.read()
 
 
 def _not_working(problem: str) -> UsageError:

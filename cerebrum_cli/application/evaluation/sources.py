@@ -73,6 +73,10 @@ def read_source(
     condition = find_condition(preset, source) if preset else None
     remarks = (*_task_remarks(task), *_condition_remarks(preset, condition))
     match: Match = "code" if task and task.scorer == "code" else options.match or "answer"
+    if match == "code" and options.match:
+        raise UsageError(f"--match has no effect on {source}, whose programs are tested", "omit --match")
+    if match != "code" and options.run_code:
+        raise UsageError("--run-code applies only to humaneval", "omit --run-code")
     run_code = code_marker(options.run_code) if match == "code" else None  # refused before anything is downloaded
     loaded = _load(task, source, options, progress, offline)
     found, origin = loaded.questions, loaded.source
@@ -124,4 +128,4 @@ def _condition_remarks(preset: Preset | None, condition: Condition | None) -> tu
         return ()
     figures = tuple(f"published: {figure.metric} {figure.value:.4f}" for figure in condition.figures)
     unstated = tuple(f"{preset.source} does not state {each}" for each in condition.unstated)
-    return (f"preset {preset.name}: {condition.published}", *figures, *unstated, *filter(None, (preset.note,)))
+    return (f"preset {preset.name}: {condition.published}", *figures, *unstated, *filter(None, (condition.note,)))

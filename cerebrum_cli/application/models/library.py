@@ -266,7 +266,7 @@ class Library:
         if default is not None:
             return self.resolve(default)
         if found := next(iter(self.models()), None):  # installed by another tool, so not chosen by the user
-            do = f"cerebrum ask -m {found.reference}, or set the default: cerebrum pull --default {found.reference}"
+            do = f"add -m {found.reference}, or set the default: cerebrum pull --default {found.reference}"
             raise ModelNotFound("no model given, and no default model is set", do)
         raise NoModel
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 
+from cerebrum_cli.core.events import ServerTokens
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.remote.pool import Job, Pool, Server
+from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.engine.remote.pool import Job, Pool, Server, finish_cancelled
 
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
 
@@ -24,6 +27,11 @@ class Connection:
         return self._pool.servers
 
     @property
+    def generated(self) -> tuple[ServerTokens, ...]:
+        """What each server has generated so far."""
+        return tuple(ServerTokens(server.name, server.generated, server.problem is not None) for server in self.servers)
+
+    @property
     def room(self) -> int:
         """Number of samples to submit at a time."""
         return AHEAD * sum(server.window for server in self.servers)
@@ -31,10 +39,19 @@ class Connection:
     @property
     def samples_per_request(self) -> int:
         """Number of samples that any of the servers takes in one request."""
-        return min(server.info.slots for server in self.servers)
+        return min(server.max_samples for server in self.servers)
 
-    def submit(self, jobs: Sequence[Job]) -> None:
-        self.call(lambda: self._pool.submit(jobs))
+    def submit(self, jobs: Sequence[Job], scope: CancelScope) -> None:
+        """Submit jobs, unless their scope is cancelled by the time that they arrive."""
+
+        def receive() -> None:
+            if scope.is_cancelled:
+                for job in jobs:
+                    finish_cancelled(job)
+            else:
+                self._pool.submit(jobs)
+
+        self.call(receive)
 
     def cancel(self, should_cancel: Callable[[Job], bool]) -> None:
         """Cancel jobs, without waiting for it."""
@@ -42,5 +59,5 @@ class Connection:
 
     def call(self, function: Callable[[], object]) -> None:
         """Call a function on the event loop, unless that has ended."""
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)

@@ -8,50 +8,48 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EndpointError, EngineError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
-from cerebrum_cli.engine.engine import CancelScope, Capabilities
+from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents
 from cerebrum_cli.engine.remote.client import Client
 from cerebrum_cli.engine.remote.completions import RemoteCompletions
 from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, no_server_error
-from cerebrum_cli.engine.remote.llama_server import ServerInfo, describe, tokenize
+from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.pool import Patience, Pool, Server
-from cerebrum_cli.engine.sequence import Failure, Request
+from cerebrum_cli.engine.remote.recognition import describe, tokenize
+from cerebrum_cli.engine.remote.server import HttpServer
+from cerebrum_cli.engine.sequence import Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 
-CAPABILITIES = Capabilities(scores=False, prompt_cache=False, schedules_rows=True)
-LOADING_S = 1.0  # between questions whether a server has loaded its model
+CAPABILITIES = Capabilities(
+    scores=False,
+    prompt_cache=False,
+    schedules_rows=True,
+    larger_context="restart the server with a larger -c",
+)
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 
 
-class RemoteEngine:
-    """Servers of one model, to which it starts to connect immediately; each gets up to `window` samples at a time."""
+class PooledEngine:
+    """A pool of servers of one model, to which it starts to connect immediately."""
 
-    def __init__(
-        self,
-        open_vocabulary: OpenBackend,
-        endpoints: Sequence[Endpoint],
-        window: int | None = None,
-        patience: Patience | None = None,
-    ) -> None:
+    def __init__(self, open_vocabulary: OpenBackend, patience: Patience | None = None) -> None:
         self._open_vocabulary = open_vocabulary
-        self._endpoints = endpoints
-        self._window = window
         self._patience = patience or Patience()
         self._stop = StopFlag()
         self._cancel_count = 0
-        self._loading: SimpleQueue[Event | Failure | None] = SimpleQueue()
+        self._loading = LoadEvents()
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
         self._connecting: asyncio.Task[Pool] | None = None
@@ -62,6 +60,10 @@ class RemoteEngine:
         self._thread.start()
         atexit.register(self.close)
 
+    async def _connect(self) -> Pool:
+        """Open all servers. Raises EndpointError if none answers, or one does not fit."""
+        raise NotImplementedError
+
     # For callers, on any thread.
 
     @property
@@ -70,14 +72,7 @@ class RemoteEngine:
 
     def load(self) -> Iterator[Event]:
         """Yield load events until the servers are ready; raise if they cannot be used. Later calls yield nothing."""
-        while True:
-            event = self._loading.get()
-            if event is None or isinstance(event, Failure):
-                self._loading.put(event)  # for later calls
-                if event is None:
-                    return
-                raise event.error
-            yield event
+        return iter(self._loading)
 
     @property
     def is_loaded(self) -> bool:
@@ -91,7 +86,7 @@ class RemoteEngine:
 
     @property
     def context_size(self) -> int:
-        return min(server.info.context_size for server in self._connected.servers)
+        return min(server.context_size for server in self._connected.servers)
 
     @property
     def _connected(self) -> Connection:
@@ -103,7 +98,7 @@ class RemoteEngine:
     @property
     def builds(self) -> list[dict[str, str]]:
         """Kind and build of the servers, each once."""
-        records = [server.info.recorded for server in self._connected.servers]
+        records = [server.recorded for server in self._connected.servers]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:
@@ -129,7 +124,7 @@ class RemoteEngine:
         """Cancel everything, connecting included; streams end with the finish reason `cancelled`."""
         self._cancel_count += 1
         self._stop.set()
-        self._stop_connecting()
+        self._call(self._stop_connecting)
         if connection := self._connection:
             connection.cancel(lambda _: True)
 
@@ -142,18 +137,14 @@ class RemoteEngine:
     def close(self) -> None:
         """Close all connections; the engine cannot be used again."""
         self._stop.set()
-        self._stop_connecting()
+        self._call(self._stop_connecting)
         self._call(self._closing.set)
         self._thread.join()
         atexit.unregister(self.close)
 
-    def _stop_connecting(self) -> None:
-        if connecting := self._connecting:
-            self._call(connecting.cancel)
-
     def _call(self, function: Callable[[], object]) -> None:
         """Call a function on the event loop, unless that has ended."""
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)
 
     # On the event loop's thread.
@@ -161,10 +152,11 @@ class RemoteEngine:
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                self._backend = self._open_vocabulary(self._emit_progress, self._stop)
                 runner.run(self._serve())
         except BaseException as error:
             self.has_failed = True
-            self._loading.put(Failure(error))
+            self._loading.end(error)
         finally:
             self._connection = None
             if self._backend:
@@ -174,37 +166,64 @@ class RemoteEngine:
     async def _serve(self) -> None:
         """Connect, and keep the event loop running until the engine is closed."""
         self._connecting = asyncio.get_running_loop().create_task(self._connect())
+        if self._stop:
+            self._stop_connecting()
         try:
             pool = await self._connecting
         except asyncio.CancelledError as error:
             raise EngineError("loading interrupted") from error
         self._connecting = None
         self._connection = Connection(self._loop, pool, self.vocabulary)
-        self._loading.put(None)
+        self._loading.end()
         await self._closing.wait()
         await pool.close()
 
+    def _stop_connecting(self) -> None:
+        if self._connecting:
+            self._connecting.cancel()
+
+    def _emit_progress(self, event: Event) -> None:
+        """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""
+        if isinstance(event, LoadEvent):
+            self._loading.emit(event)
+
+
+class RemoteEngine(PooledEngine):
+    """Servers that are reached over HTTP; each gets up to `window` samples at a time."""
+
+    def __init__(
+        self,
+        open_vocabulary: OpenBackend,
+        endpoints: Sequence[Endpoint],
+        window: int | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self._endpoints = endpoints
+        self._window = window
+        super().__init__(open_vocabulary, patience)
+
     async def _connect(self) -> Pool:
-        """Open the vocabulary and all servers. Raises EndpointError if none answers, or one does not fit."""
-        self._backend = await asyncio.to_thread(self._open_vocabulary, self._emit_progress, self._stop)
-        clients = [Client(endpoint) for endpoint in self._endpoints]
-        pairs = list(zip(self._endpoints, clients, strict=True))
-        found = await asyncio.gather(*(self._open(*pair) for pair in pairs), return_exceptions=True)
-        lost: dict[str, str] = {}
         servers: list[Server] = []
-        for (endpoint, client), info in zip(pairs, found, strict=True):
-            if isinstance(info, ServerInfo):
-                servers.append(Server(endpoint, client, info, min(self._window or info.slots, info.slots)))
-                continue
-            await client.close()
-            if not isinstance(info, LostServerError):
-                raise info
-            lost[endpoint.name] = info.reason
-        if not servers:
-            raise no_server_error(lost)
+        lost: dict[str, str] = {}
+        async with contextlib.AsyncExitStack() as opened:
+            pairs = [(endpoint, Client(endpoint)) for endpoint in self._endpoints]
+            for _, client in pairs:
+                opened.push_async_callback(client.close)
+            found = await asyncio.gather(*(self._open(*pair) for pair in pairs), return_exceptions=True)
+            for (endpoint, client), info in zip(pairs, found, strict=True):
+                if isinstance(info, ServerInfo):
+                    servers.append(HttpServer(endpoint, client, info, self._window, self._reopen, self._patience))
+                elif isinstance(info, LostServerError):
+                    await client.close()
+                    lost[endpoint.name] = info.reason
+                else:
+                    raise info
+            if not servers:
+                raise no_server_error(lost)
+            opened.pop_all()
         for name, reason in lost.items():
-            self._loading.put(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
-        return Pool(servers, self._backend, self._reopen, self._patience)
+            self._loading.emit(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
+        return Pool(servers, self._patience)
 
     async def _open(self, endpoint: Endpoint, client: Client) -> ServerInfo:
         """Wait until a server has loaded its model, and check its vocabulary."""
@@ -214,24 +233,19 @@ class RemoteEngine:
                 await self._require_vocabulary(endpoint, client, info)
                 return info
             except BusyServerError as busy:
-                self._loading.put(StageEvent(f"waiting for {endpoint.name}: {busy.reason}", 0, 1))
-                await asyncio.sleep(LOADING_S)
+                self._loading.emit(StageEvent(f"waiting for {endpoint.name}: {busy.reason}", 0, 1))
+                await asyncio.sleep(self._patience.busy)
 
-    async def _reopen(self, server: Server) -> ServerInfo:
+    async def _reopen(self, endpoint: Endpoint, client: Client) -> ServerInfo:
         """Check a server that was lost: it may serve another model now."""
-        info = await describe(server.client, server.endpoint)
-        await self._require_vocabulary(server.endpoint, server.client, info)
+        info = await describe(client, endpoint)
+        await self._require_vocabulary(endpoint, client, info)
         return info
 
     async def _require_vocabulary(self, endpoint: Endpoint, client: Client, info: ServerInfo) -> None:
         """Raise EndpointError unless the server's vocabulary is that of the local file."""
         ours = self.vocabulary.tokenize((Text(PROBE),))
-        theirs = await tokenize(client, endpoint, info, PROBE)
-        if tuple(theirs) != ours:
+        has_size = info.vocabulary_size in (None, self.vocabulary.size)
+        if not has_size or tuple(await tokenize(client, endpoint, info, PROBE)) != ours:
             problem = f"{endpoint.name} serves {info.model}, whose vocabulary is not that of the model"
             raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
-
-    def _emit_progress(self, event: Event) -> None:
-        """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""
-        if isinstance(event, LoadEvent):
-            self._loading.put(event)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
+from pathlib import Path
 from platform import machine
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,6 @@ from cerebrum_cli.terminal.bars import StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cerebrum_cli.application.evaluation.lm_harness import Use
     from cerebrum_cli.application.inference.loading import BackendFactory
     from cerebrum_cli.application.models.model import Model
@@ -109,12 +108,17 @@ def require_usable(tasks: str, output: Path | None, given: Layer, options: EvalO
         raise UsageError("lm-eval is not installed", 'pip install "cerebrum-cli[lm-eval]"')
     if not all(task.strip() for task in tasks.split(",")):
         raise UsageError(f"lm-eval:{tasks} lacks the name of a task", "write lm-eval:arc_easy or lm-eval:arc_easy,piqa")
+    if options.endpoint or options.ray:
+        option = "--endpoint" if options.endpoint else "--ray"
+        raise UsageError(f"{option} cannot score given texts, as lm-eval's tasks need", f"omit {option}")
     for name in UNUSED:
         if getattr(options, name):
             raise UsageError(f"{flag(name)} has no effect on the tasks of lm-eval", "omit it")
     for name in UNUSED_SETTINGS:
         if name in given:
             raise UsageError(f"{flag(name)} has no effect on the tasks of lm-eval", "use --gen-kwargs NAME=VALUE,...")
+    if given.get("system") is not None and not lm_eval.apply_chat_template:
+        raise UsageError("--system has no effect without --apply-chat-template", "add it, or omit --system")
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit is {options.limit}", "it must be 1 or more")
     if lm_eval.num_fewshot is not None and lm_eval.num_fewshot < 0:
@@ -123,8 +127,12 @@ def require_usable(tasks: str, output: Path | None, given: Layer, options: EvalO
         raise UsageError(f"--include-path {lm_eval.include_path} is not a directory", "check the path")
     if lm_eval.log_samples and not output:
         raise UsageError("--log-samples needs a file for the answers", "add -o RESULTS.json")
+    if output == Path("-"):
+        raise UsageError("-o is `-`, but the results are a file", "omit -o; --json prints the results")
     if output:
         output_paths(output)
+        if output.exists() and not options.restart:
+            raise UsageError(f"{output} already exists", "choose another -o, or use --restart to replace it")
 
 
 def find_harness_model(runtime: Runtime, given: Layer, options: EvalOptions, lm_eval: LmEvalOptions) -> HarnessModel:
@@ -161,22 +169,22 @@ def evaluate(
             runtime.streams.notice(event)
         progress.emit(event)
 
-    emit(StageEvent("importing lm-eval", 0, 1))
-    from cerebrum_cli.application.evaluation.lm_harness import CerebrumLM
-    from cerebrum_cli.application.evaluation.lm_tasks import TaskOptions, evaluate_tasks
-
-    task_options = TaskOptions(
-        lm_eval.num_fewshot,
-        lm_eval.include_path,
-        lm_eval.gen_kwargs,
-        lm_eval.log_samples,
-        options.limit,
-        lm_eval.apply_chat_template,
-        model.settings.system if lm_eval.apply_chat_template else None,
-        cache,
-    )
     cache.parent.mkdir(parents=True, exist_ok=True)
     try:
+        emit(StageEvent("importing lm-eval", 0, 1))
+        from cerebrum_cli.application.evaluation.lm_harness import CerebrumLM
+        from cerebrum_cli.application.evaluation.lm_tasks import TaskOptions, evaluate_tasks
+
+        task_options = TaskOptions(
+            lm_eval.num_fewshot,
+            lm_eval.include_path,
+            lm_eval.gen_kwargs,
+            lm_eval.log_samples,
+            options.limit,
+            lm_eval.apply_chat_template,
+            model.settings.system if lm_eval.apply_chat_template else None,
+            cache,
+        )
         open_model = partial(model.open, runtime.open_backend)
         with closing(CerebrumLM(open_model, emit, model.settings.seed or 0)) as harness_model:
             return evaluate_tasks(harness_model, tasks, task_options)
@@ -194,7 +202,7 @@ def print_results(runtime: Runtime, results: Mapping[str, Any], preset: Preset |
     runtime.streams.answer(results_table(results, preset))
     if preset and not options.quiet:
         for line in (*averages(results, preset), *remarks(results, preset)):
-            runtime.streams.info(line)
+            runtime.streams.write_line("- ", line)
 
 
 def cache_path(runtime: Runtime, model: HarnessModel) -> Path:

@@ -67,7 +67,7 @@ def show_preview(runtime: Runtime, prepared: PreparedEvaluation, kept: Sequence[
     questions = number_of(len(prepared.task.questions), "question")
     info(f"{len(evaluation.questions)} of {questions}, {number_of(evaluation.samples, 'sample')} each")
     for line in prepared.task.remarks:
-        info(line)
+        runtime.streams.write_line("- ", line)
     if kept:
         info(f"{len(rows) - len(missing)} of {number_of(len(rows), 'sample')} already in the run")
     info(f"about {format_duration(seconds)}, {basis}" if seconds else basis)
@@ -85,7 +85,7 @@ def estimate(
     if same:
         notes = same.record.notes
         return notes["seconds"] / notes["timed_samples"] * samples, f"based on run {same.name}"
-    if prepared.endpoints:
+    if prepared.endpoints or prepared.nodes:
         return None, "the time depends on the servers"
     tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
     with contextlib.suppress(UsageError, IndexError, StatisticsError):  # no run, a damaged one, or one without samples

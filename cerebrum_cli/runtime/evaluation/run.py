@@ -117,7 +117,7 @@ def progress_sinks(runtime: Runtime, model: str, options: EvalOptions) -> list[S
     if options.quiet:
         return []
     streams = runtime.streams
-    sinks: list[Sink] = [NoticeSink(streams), BatchProgress(streams, streams.can_redraw and not options.verbose)]
+    sinks: list[Sink] = [BatchProgress(streams, streams.can_redraw and not options.verbose), NoticeSink(streams)]
     return sinks if options.verbose else [LoadLine(streams, model), *sinks]
 
 

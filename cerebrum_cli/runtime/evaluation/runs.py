@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.application.evaluation.comparing import compare_runs
 from cerebrum_cli.application.evaluation.reporting import report_of, rescored
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent, StageEvent
 from cerebrum_cli.evals.comparison import comparison_object, verdict
 from cerebrum_cli.evals.report import group_by_question, mean_accuracy, report_object
+from cerebrum_cli.terminal.bars import StageProgress
 from cerebrum_cli.terminal.eval_report import print_comparison, print_report, print_runs
-from cerebrum_cli.terminal.tables import print_rows
+from cerebrum_cli.terminal.tables import print_rows, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +58,8 @@ def run_row(run: Run) -> dict[str, Any]:
 
 def show(runtime: Runtime, name: str, options: RunOptions) -> None:
     """Print a run's report."""
+    if options.run_code and not options.rescore:
+        raise UsageError("--run-code without --rescore", "add --rescore")
     run = runtime.runs.find(name)
     samples = run.samples()
     if options.rescore:
@@ -65,21 +68,20 @@ def show(runtime: Runtime, name: str, options: RunOptions) -> None:
         if not options.quiet:
             changed = sum(old.correct != new.correct for old, new in zip(before, samples, strict=True))
             runtime.streams.info(f"{changed} of {len(samples)} samples changed their score")
-    print_run(runtime, run, samples, options.json, options.quiet)
-    if options.plot:
+    if options.plot:  # first: a report is not followed by an error
         from cerebrum_cli.terminal.plot import plot_report
 
+        count_skipped(run, samples)
         plot_report(report_of(run, samples), options.plot)
-        if not options.quiet:
-            runtime.streams.info(f"wrote {options.plot}")
+    print_run(runtime, run, samples, options.json, options.quiet)
+    if options.plot and not options.quiet:
+        runtime.streams.info(f"wrote {options.plot}")
 
 
 def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool, quiet: bool) -> None:
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
-    counted = [sample for sample in samples if not sample.is_skipped]
-    if not counted:
-        raise no_sample_counts(run, samples)
-    report, skipped = report_of(run, counted), len(samples) - len(counted)
+    skipped = count_skipped(run, samples)
+    report = report_of(run, samples)
     if json:
         bad_rows = run.record.notes.get("bad_rows", 0)
         runtime.streams.answer_object({**report_object(report), "skipped": skipped, "bad_rows": bad_rows})
@@ -87,8 +89,16 @@ def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool,
     print_report(runtime.streams, report, run, skipped)
     if not quiet:
         for remark in run.record.notes.get("remarks", ()):
-            runtime.streams.info(remark)
+            runtime.streams.write_line("- ", remark)
         runtime.streams.info(f"run {run.name}: {run.path}")
+
+
+def count_skipped(run: Run, samples: Sequence[Sample]) -> int:
+    """Number of samples that could not be taken. Raises UsageError if no sample counts."""
+    skipped = sum(sample.is_skipped for sample in samples)
+    if skipped == len(samples):
+        raise no_sample_counts(run, samples)
+    return skipped
 
 
 def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
@@ -116,10 +126,15 @@ def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool) -> 
         from cerebrum_cli.application.evaluation.divergence import measure_divergence
 
         reference, other = (model_of(runtime, run) for run in runs)
-        closeness = measure_divergence(reference, other, runtime.settings({}), runtime.open_bench)
+        progress = StageProgress(runtime.streams, quiet=False)
+        try:
+            progress.emit(StageEvent("measuring the KL divergence", 0, 1))
+            closeness = measure_divergence(reference, other, runtime.settings({}), runtime.open_bench)
+        finally:
+            progress.close()
     if json:
         more = {} if closeness is None else {"mean_kld": closeness.mean_kld, "top1_agreement": closeness.top1_agreement}
         runtime.streams.answer_object({**comparison_object(comparison), **more})
         return
     print_comparison(runtime.streams, comparison, *runs, closeness)
-    runtime.streams.answer(f"\n{verdict(comparison, *(run.name for run in runs))}\n")
+    runtime.streams.answer(f"\n{wrapped(runtime.streams, verdict(comparison, *(run.name for run in runs)))}\n")

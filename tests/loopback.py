@@ -1,0 +1,77 @@
+"""A server on a loopback port: a thread serves each connection, and stopping closes them all."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread, current_thread
+from typing import Any
+
+LINGER_ZERO = struct.pack("ii", 1, 0)  # closing a socket so set sends RST
+
+
+class Loopback(ThreadingHTTPServer):
+    """One port. Stopping closes the connections and waits for their threads."""
+
+    request_queue_size = 128
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler], port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), handler)
+        self.bugs: list[BaseException] = []
+        self._connections: dict[Thread, socket.socket] = {}
+        self._lock = Lock()
+        self._accepting = Thread(target=self.serve_forever, args=(0.02,), daemon=True)
+
+    def start(self) -> None:
+        self._accepting.start()
+
+    def stop(self) -> None:
+        self.shutdown()
+        self._accepting.join()
+        self.server_close()
+        with self._lock:
+            connections = dict(self._connections)
+        for thread, connection in connections.items():
+            with suppress(OSError):  # the client may have left
+                connection.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+    @property
+    def connections(self) -> int:
+        """Number of open connections."""
+        with self._lock:
+            return len(self._connections)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        thread = Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        with self._lock:
+            self._connections[thread] = request
+        thread.start()
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._lock:
+                del self._connections[current_thread()]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exception()
+        if error is not None and not isinstance(error, ConnectionError):
+            self.bugs.append(error)
+
+
+def is_left(connection: socket.socket) -> bool:
+    """Whether the other side has closed a connection."""
+    with suppress(BlockingIOError):
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    return False
+
+
+def reset(connection: socket.socket) -> None:
+    """Close a connection with TCP's RST: what was on its way may be lost."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
+    connection.close()

@@ -1,0 +1,106 @@
+"""Engines on servers that imitate llama-server, and what a model on this machine replies to the same requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from typing import Any
+from zlib import crc32
+
+from asking import Reply, collect_replies, loaded
+from llama_server import LlamaServer
+from scripted_backend import END, Model, ScriptedBackend
+
+from cerebrum_cli.core.events import NoticeEvent, SequenceId
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.remote.engine import RemoteEngine
+from cerebrum_cli.engine.remote.pool import Patience
+from cerebrum_cli.engine.sequence import Request
+
+QUICK = Patience(silence=0.05, retries=(0.02,), busy=0.02)
+HASTY = replace(QUICK, health=0.2, give_up=0.3)
+CHARACTERS = ("a", "é", "日", "🙂", " ")
+
+
+def unicode_model(held: tuple[int, ...], seed: int) -> int:
+    """Generate characters of one to four bytes, each drawn from the bytes before it and the seed, or end."""
+    data = bytes(held)
+    start = len(data)
+    while start and len(data) - start < 4 and data[start - 1] & 0xC0 == 0x80:
+        start -= 1
+    lead = data[start - 1] if start else 0
+    length = 4 if lead >= 0xF0 else 3 if lead >= 0xE0 else 2 if lead >= 0xC0 else 1
+    begun = data[start - 1 :] if start else b""
+    if len(begun) < length:
+        character = next(each.encode() for each in CHARACTERS if each.encode().startswith(begun))
+        return character[len(begun)]
+    drawn = crc32(repr((held, seed)).encode()) % 16
+    return END if drawn == 15 else CHARACTERS[drawn % len(CHARACTERS)].encode()[0]
+
+
+@contextmanager
+def serving(
+    model: Model, count: int = 1, *, slots: int = 4, context_size: int = 100, **backend: Any
+) -> Iterator[list[LlamaServer]]:
+    """Servers of one model that run."""
+    with ExitStack() as stack:
+        servers = []
+        for _ in range(count):
+            scripted = ScriptedBackend(model, slots=slots, context_size=context_size, **backend)
+            engine = stack.enter_context(loaded(LocalEngine(scripted.open)))
+            servers.append(stack.enter_context(LlamaServer(engine, slots=slots)))
+        yield servers
+
+
+def remote_engine(*servers: LlamaServer | str, patience: Patience = QUICK, **endpoint: Any) -> RemoteEngine:
+    """An engine that starts to connect to servers."""
+    urls = [server if isinstance(server, str) else server.url for server in servers]
+    vocabulary = ScriptedBackend(lambda held, seed: END)
+    endpoints = [Endpoint(url, url, **endpoint) for url in urls]
+    return RemoteEngine(vocabulary.open, endpoints, patience=patience)
+
+
+@contextmanager
+def connected(*servers: LlamaServer | str, **options: Any) -> Iterator[RemoteEngine]:
+    """An engine that is connected to servers."""
+    with closing(remote_engine(*servers, **options)) as engine:
+        list(engine.load())
+        yield engine
+
+
+def replies_of(engine: Engine, *requests: Request) -> dict[SequenceId, Reply]:
+    """The replies to requests, notices aside."""
+    with closing(engine.complete(requests)) as events:
+        return collect_replies(event for event in events if not isinstance(event, NoticeEvent))
+
+
+def local_replies(model: Model, *requests: Request, slots: int = 4, context_size: int = 100) -> dict[SequenceId, Reply]:
+    """The replies of a model on this machine."""
+    scripted = ScriptedBackend(model, slots=slots, context_size=context_size)
+    with loaded(LocalEngine(scripted.open)) as engine:
+        return replies_of(engine, *requests)
+
+
+def summary(reply: Reply) -> tuple[Any, ...]:
+    """What must not depend on where a reply was generated."""
+    finish = reply.finish
+    assert finish
+    return reply.text, reply.reason, finish.seed, finish.prompt_tokens, finish.completion_tokens, finish.by_stop_string
+
+
+def summaries(replies: dict[SequenceId, Reply]) -> dict[SequenceId, tuple[Any, ...]]:
+    return {id: (*summary(reply), tuple(reply.ids)) for id, reply in sorted(replies.items())}
+
+
+def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1, **params: Any) -> Request:
+    """A request for replies to a text, of at most 40 tokens."""
+    values = {"max_tokens": 40, "seed": 1, **params}
+    logprobs = values.pop("logprobs", False)
+    grammar = values.pop("grammar", None)
+    return Request(
+        tuple(prompt.encode()), SamplingParams(**values), grammar, n, logprobs=logprobs, max_n=max_n, stream=stream
+    )

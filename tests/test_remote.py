@@ -1,0 +1,132 @@
+"""Generation on servers that imitate llama-server: the same events as from a model on this machine."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+from asking import collect_replies
+from remote_engines import connected, local_replies, replies_of, request_of, serving, summaries, summary, unicode_model
+from scripted_backend import endless, random_model
+
+from cerebrum_cli.core.events import (
+    FinishEvent,
+    SequenceId,
+    TokenEvent,
+)
+
+STORY = endless({"Q": "once upon a time "})
+
+
+def test_remote_replies_equal_local_ones() -> None:
+    requests = [request_of(f"Q{at}", n=at % 3 + 1, seed=at, temperature=0.7, logprobs=at % 2 == 0) for at in range(12)]
+    with serving(unicode_model, 2) as servers, connected(*servers) as engine:
+        remote = replies_of(engine, *requests)
+    assert summaries(remote) == summaries(local_replies(unicode_model, *requests))
+    assert all(reply.finish and reply.finish.has_all_tokens for reply in remote.values())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_remote_stop_strings_end_replies_as_locally(stream: bool) -> None:
+    requests = [
+        request_of("Q", seed=seed, stream=stream, stop=stop)
+        for seed, stop in enumerate([("aé",), ("🙂 ", "日"), ("é日a",), ()])
+    ]
+    with serving(unicode_model) as servers, connected(*servers) as engine:
+        remote = replies_of(engine, *requests)
+    local = local_replies(unicode_model, *requests)
+    assert [summary(reply) for reply in remote.values()] == [summary(reply) for reply in local.values()]
+    assert any(reply.finish and reply.finish.by_stop_string for reply in remote.values())
+
+
+def test_remote_stream_equals_whole_reply_and_says_if_ids_are_missing() -> None:
+    whole = [request_of(prompt, seed=seed) for seed, prompt in enumerate(["a", "b", "c"])]
+    streamed = [request_of(prompt, seed=seed, stream=True) for seed, prompt in enumerate(["a", "b", "c"])]
+    with serving(unicode_model) as servers, connected(*servers) as engine:
+        replies, streams = replies_of(engine, *whole), replies_of(engine, *streamed)
+    assert [summary(reply) for reply in streams.values()] == [summary(reply) for reply in replies.values()]
+    assert not any(reply.finish and reply.finish.has_all_tokens for reply in streams.values())
+
+
+def test_remote_stream_of_one_byte_characters_has_all_ids() -> None:
+    request = request_of("abc", stream=True)
+    with serving(random_model) as servers, connected(*servers) as engine:
+        remote = replies_of(engine, request)
+    assert summaries(remote) == summaries(local_replies(random_model, request))
+    assert all(reply.finish and reply.finish.has_all_tokens for reply in remote.values())
+
+
+def test_remote_logprobs_belong_to_the_tokens_whose_text_was_complete() -> None:
+    request = request_of("Q", n=2, logprobs=True)
+    with (
+        serving(unicode_model) as servers,
+        connected(*servers) as engine,
+        closing(engine.complete([request])) as events,
+    ):
+        found = [(event.token, event.logprob) for event in events if isinstance(event, TokenEvent) and event.token]
+    assert any(logprob is None for _, logprob in found)
+    assert all(logprob in (None, -token / 1000) for token, logprob in found)
+    assert sum(logprob is not None for _, logprob in found) > len(found) / 3
+
+
+def test_remote_vote_is_one_request_on_one_server() -> None:
+    request = request_of("Q", n=4, max_n=8, seed=3)
+    with serving(unicode_model, 2) as servers, connected(*servers) as engine:
+        with closing(engine.complete([request])) as events:
+            events.add_samples(0, 3)
+            remote = collect_replies(events)
+        [first, more] = [asked.body for server in servers for asked in server.completions()]
+        assert sorted(len(server.completions()) for server in servers) == [0, 2]
+    assert [(body["n_cmpl"], body["seed"]) for body in (first, more)] == [(4, 3), (3, 7)]
+    assert summaries(remote) == summaries(local_replies(unicode_model, request_of("Q", n=7, seed=3)))
+
+
+def test_remote_vote_larger_than_a_server_takes_several_requests() -> None:
+    request = request_of("Q", n=7)
+    with serving(unicode_model, slots=3) as servers, connected(*servers) as engine:
+        remote = replies_of(engine, request)
+        assert [asked.body["n_cmpl"] for asked in servers[0].completions()] == [3, 3, 1]
+    assert summaries(remote) == summaries(local_replies(unicode_model, request))
+
+
+def test_remote_abort_closes_the_connection_and_keeps_others() -> None:
+    with serving(random_model) as servers, connected(*servers) as engine:
+        stuck = servers[0].arm(hang_after=0)
+        with closing(engine.complete([request_of("stuck"), request_of("Q", max_tokens=3)])) as events:
+            assert stuck.is_hanging.wait(10)
+            events.abort(0)
+            replies = collect_replies(events)
+        servers[0].wait_for(lambda: [asked.is_left for asked in servers[0].completions()] == [True, False])
+    assert [replies[SequenceId(at)].reason for at in (0, 1)] == ["cancelled", "length"]
+
+
+def test_remote_cancel_keeps_what_has_arrived() -> None:
+    with serving(STORY) as servers, connected(*servers) as engine:
+        stuck = servers[0].arm(hang_after=6)  # objects; the first are of the prompt's progress
+        seen: list[TokenEvent] = []
+        with closing(engine.complete([request_of("Q", stream=True)])) as events:
+            for event in events:
+                if isinstance(event, TokenEvent):
+                    seen.append(event)
+                    if len(seen) == 4:
+                        assert stuck.is_hanging.wait(10)
+                        engine.cancel()
+        servers[0].wait_for(lambda: servers[0].completions()[0].is_left)
+    assert isinstance(event, FinishEvent)
+    assert (event.reason, event.completion_tokens, event.has_all_tokens) == ("cancelled", len(seen), True)
+    assert "once upon a time".startswith("".join(each.text for each in seen))
+
+
+def test_remote_requests_after_a_cancel_are_not_sent() -> None:
+    with serving(random_model) as servers, connected(*servers) as engine:
+        scope = engine.cancel_scope()
+        engine.cancel()
+        with closing(engine.complete([request_of("Q")], scope)) as events:
+            assert list(events) == []
+        with closing(engine.complete([request_of("Q", max_n=2)])) as events:
+            replies = collect_replies(event for event in events)
+            engine.cancel()
+            events.add_samples(0, 1)
+            [late] = collect_replies(events).values()
+        assert [reply.reason for reply in replies.values()] == ["stop"] and late.reason == "cancelled"
+        assert len(servers[0].completions()) == 1

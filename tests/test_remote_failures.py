@@ -1,0 +1,463 @@
+"""Servers that fail: what is asked again, what waits, what is refused, and what ends everything."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from contextlib import closing, suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from asking import collect_replies
+from llama_server import LlamaServer
+from remote_engines import (
+    HASTY,
+    QUICK,
+    connected,
+    local_replies,
+    remote_engine,
+    replies_of,
+    request_of,
+    serving,
+    summaries,
+    unicode_model,
+)
+from scripted_backend import endless, random_model
+from waiting import wait_until
+
+from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, PromptTooLong
+from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, SequenceId, StageEvent, TokenEvent
+from cerebrum_cli.engine.remote.engine import RemoteEngine
+
+REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
+OTHER_MODEL = {"body": b'{"tokens":[1,2,3]}', "path": "/tokenize"}
+
+
+def events_of(engine: RemoteEngine, *requests: Any) -> list[Event]:
+    with closing(engine.complete(requests)) as events:
+        return list(events)
+
+
+def notices(events: list[Event]) -> list[str]:
+    return [event.message for event in events if isinstance(event, NoticeEvent)]
+
+
+def outcome(events: list[Event]) -> dict[SequenceId, Any]:
+    """Replies of the samples that were not refused."""
+    replies = collect_replies(event for event in events if not isinstance(event, NoticeEvent | RefusedEvent))
+    return summaries({id: reply for id, reply in replies.items() if reply.finish})
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"status": 500}, "scripted"),
+        ({"status": 502, "message": "two\nlines"}, "two lines"),
+        ({"reset_after": 0}, "connection lost"),
+        ({"reset_after": 1}, ""),
+        ({"is_truncated": True}, ""),
+        ({"body": b"not JSON"}, "damaged reply"),
+        ({"body": b"[1, 2]"}, "damaged reply"),
+        ({"body": b"null"}, "damaged reply"),
+        ({"body": b"\xff\xfe"}, "damaged reply"),
+        ({"body": b"[" * 100_000}, "damaged reply"),
+        ({"status": 500, "message": "x" * 5000}, "x" * 200),
+        ({"edit": lambda _, reply: {**reply, "tokens": "x"}}, "damaged reply"),
+        ({"edit": lambda _, reply: {**reply, "tokens": [], "content": 7}}, "damaged reply"),
+        ({"edit": lambda _, reply: {**reply, "tokens_predicted": math.inf}}, "damaged reply"),
+        ({"edit": lambda _, reply: {**reply, "timings": 1}}, "damaged reply"),
+        ({"edit": lambda _, reply: {**reply, "timings": {"prompt_ms": "?"}}}, "damaged reply"),
+    ],
+)
+def test_remote_request_of_a_failing_server_is_asked_again(fault: dict[str, Any], reason: str) -> None:
+    with serving(unicode_model, 2) as servers, connected(*servers) as engine:
+        armed = servers[0].arm(times=3, **fault)
+        events = events_of(engine, *REQUESTS)
+        asked = [asked.body["seed"] for server in servers for asked in server.completions()]
+        assert len(asked) == len(REQUESTS) + armed.struck
+    assert armed.struck and len(set(asked)) == len(REQUESTS)
+    assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
+    assert f"{servers[0].url} is not used for now: {reason}" in notices(events)[0]
+
+
+def test_remote_server_that_was_killed_is_used_again_once_it_is_back() -> None:
+    with serving(unicode_model, 2) as servers, connected(*servers) as engine:
+        first = servers[0]
+        stuck = [server.arm(hang_after=0, times=None) for server in servers]
+        with closing(engine.complete(REQUESTS)) as replies:
+            assert all(each.is_hanging.wait(10) for each in stuck)
+            first.kill()
+            for each in stuck:
+                each.disarm()
+            seen: list[Event] = []
+            for event in replies:
+                seen.append(event)
+                if "is not used" in "".join(notices([event])):
+                    first.start()
+        assert outcome(seen) == summaries(local_replies(unicode_model, *REQUESTS))
+
+
+def test_remote_all_servers_gone_ends_with_an_error() -> None:
+    with serving(unicode_model, 2) as servers, connected(*servers, patience=HASTY) as engine:
+        stuck = [server.arm(hang_after=0, times=None) for server in servers]
+        with closing(engine.complete(REQUESTS)) as replies:
+            assert all(each.is_hanging.wait(10) for each in stuck)
+            for server in servers:
+                server.kill()
+            with pytest.raises(EndpointError) as raised:
+                list(replies)
+    assert raised.value.message == (
+        f"no server answers ({servers[0].url}: Connection refused; {servers[1].url}: Connection refused)"
+    )
+    assert raised.value.hint == "start one, then run the same command again"
+
+
+def test_remote_request_that_three_servers_failed_at_is_refused() -> None:
+    with serving(unicode_model) as servers, connected(*servers) as engine:
+        [server] = servers
+        server.arm(times=3, status=500, message="assertion failed")
+        events = events_of(engine, request_of("bad"))
+        [refused] = [event for event in events if isinstance(event, RefusedEvent)]
+        assert refused.error.message == (
+            f"3 servers failed at this request; the last one, {server.url}: assertion failed"
+        )
+        assert outcome(events_of(engine, REQUESTS[0])) == summaries(local_replies(unicode_model, REQUESTS[0]))
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_remote_busy_server_is_asked_later(status: int) -> None:
+    with serving(unicode_model) as servers, connected(*servers) as engine:
+        armed = servers[0].arm(times=5, status=status)
+        events = events_of(engine, *REQUESTS)
+        assert len(servers[0].completions()) == len(REQUESTS) + 5
+    assert armed.struck == 5 and notices(events) == []
+    assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
+
+
+def test_remote_busy_server_says_how_long_to_wait() -> None:
+    patience = replace(QUICK, busy=1000.0)
+    with serving(unicode_model) as servers, connected(*servers, patience=patience) as engine:
+        servers[0].arm(times=2, status=429, headers={"Retry-After": "0"})
+        events = events_of(engine, *REQUESTS[:6])
+    assert len(outcome(events)) == 6
+
+
+def test_remote_busy_server_holds_no_request_that_another_has_room_for() -> None:
+    patience = replace(QUICK, busy=1000.0)
+    with serving(unicode_model, 2) as servers, connected(*servers, patience=patience) as engine:
+        servers[0].arm(times=None, status=429)
+        events = events_of(engine, *REQUESTS)
+    assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
+
+
+def test_remote_cancel_ends_the_wait_for_a_busy_server() -> None:
+    with serving(unicode_model) as servers, connected(*servers) as engine:
+        busy = servers[0].arm(times=None, status=429, headers={"Retry-After": "1000"})
+        with closing(engine.complete([REQUESTS[0]])) as replies:
+            servers[0].wait_for(lambda: busy.struck)
+            engine.cancel()
+            [reply] = collect_replies(replies).values()
+    assert reply.reason == "cancelled"
+
+
+def test_remote_healthy_silence_is_waited_out() -> None:
+    with serving(unicode_model) as servers, connected(*servers) as engine:
+        [server] = servers
+        stuck = server.arm(hang_after=0)
+        with closing(engine.complete([REQUESTS[0]])) as replies:
+            server.wait_for(lambda: sum(asked.path == "/health" for asked in server.asked) >= 3)
+            stuck.released.set()
+            events = list(replies)
+        assert len(server.completions()) == 1
+    assert outcome(events) == summaries(local_replies(unicode_model, REQUESTS[0]))
+
+
+@pytest.mark.parametrize("health", [{"hang_after": 0}, {"status": 503, "message": "Loading model"}, {"status": 500}])
+def test_remote_silent_server_without_health_is_lost(health: dict[str, Any]) -> None:
+    with serving(unicode_model, 2) as servers, connected(*servers, patience=HASTY) as engine:
+        first = servers[0]
+        first.arm(hang_after=0, times=None)
+        first.arm(path="/health", times=None, **health)
+        first.arm(path="/v1/models", times=None, status=500)
+        events = events_of(engine, *REQUESTS)
+        first.wait_for(lambda: all(asked.is_left for asked in first.completions()))
+    assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"reset_after": 12},
+        {"edit": lambda at, chunk: {"error": {"code": 500, "message": "scripted"}} if at == 12 else chunk},
+        {"edit": lambda at, chunk: b"data: {\n\n" if at == 12 else chunk},
+        {"edit": lambda at, chunk: b"data: 7\n\n" if at == 12 else chunk},
+        {"edit": lambda at, chunk: {**chunk, "tokens": [None]} if at == 12 else chunk},
+        {"edit": lambda at, chunk: {**chunk, "content": None} if at == 12 else chunk},
+        {"edit": lambda at, chunk: b"data: " + b"[" * 100_000 + b"\n\n" if at == 12 else chunk},
+    ],
+)
+def test_remote_stream_that_breaks_in_the_middle_is_an_error(fault: dict[str, Any]) -> None:
+    story = endless({"Q": "once upon a time "})
+    with serving(story, 2) as servers, connected(*servers) as engine:
+        for server in servers:
+            server.arm(**fault)
+        texts: list[str] = []
+        with closing(engine.complete([request_of("Q", stream=True)])) as replies:
+            with pytest.raises(EndpointError) as raised:
+                texts += [event.text for event in replies if isinstance(event, TokenEvent)]
+            assert raised.value.hint == "check the server, then ask again"
+        assert len([asked for server in servers for asked in server.completions()]) == 1
+        again = replies_of(engine, request_of("Q", stream=True, max_tokens=5))
+    assert [reply.text for reply in again.values()] == ["once "]
+
+
+def test_remote_stream_refused_in_the_middle_is_refused() -> None:
+    error = {"error": {"code": 400, "message": "no", "type": "invalid_request_error"}}
+    with serving(random_model) as servers, connected(*servers) as engine:
+        servers[0].arm(edit=lambda at, chunk: error if at == 3 else chunk)
+        *_, last = events_of(engine, request_of("Q", stream=True))
+    assert isinstance(last, RefusedEvent) and last.error.message == f"{servers[0].url}: no"
+
+
+def test_remote_stream_before_its_first_token_is_asked_elsewhere() -> None:
+    request = request_of("Q", stream=True)
+    with serving(random_model, 2) as servers, connected(*servers) as engine:
+        servers[0].arm(reset_after=1)
+        events = events_of(engine, request)
+    assert len(notices(events)) >= 1
+    assert outcome(events) == summaries(local_replies(random_model, request))
+
+
+def test_remote_reply_without_ids_has_its_text_alone() -> None:
+    whole, streamed = request_of("Q", logprobs=True), request_of("Q", stream=True)
+    with serving(random_model) as servers, connected(*servers) as engine:
+        servers[0].arm(times=2, edit=lambda _, reply: {**reply, "tokens": []})
+        replies = [*replies_of(engine, whole).values(), *replies_of(engine, streamed).values()]
+    [local] = local_replies(random_model, whole).values()
+    assert [reply.text for reply in replies] == [local.text] * 2
+    assert not any(reply.finish and reply.finish.has_all_tokens for reply in replies)
+    assert [reply.finish and reply.finish.completion_tokens for reply in replies] == [len(local.ids)] * 2
+
+
+def test_remote_text_of_a_stream_is_well_formed() -> None:
+    with serving(random_model) as servers, connected(*servers) as engine:
+        servers[0].arm(edit=lambda _, chunk: f"data: {json.dumps({**chunk, 'content': chr(0xD83D)})}\n\n".encode())
+        [reply] = replies_of(engine, request_of("Q", stream=True)).values()
+    assert set(reply.text) == {"\ufffd"}
+
+
+def test_remote_request_the_server_refuses_leaves_the_others() -> None:
+    good, too_long, grammar = request_of("Q"), request_of("Q" * 60), request_of("Q", grammar="bad")
+    with serving(random_model) as servers, connected(*servers) as engine:
+        servers[0].context_size = 50
+        events = events_of(engine, good, too_long, grammar)
+    errors = {event.sequence.request: event.error for event in events if isinstance(event, RefusedEvent)}
+    assert {at: type(error) for at, error in errors.items()} == {1: PromptTooLong, 2: GrammarError}
+    assert "60 tokens" in errors[1].message and errors[1].hint
+    assert outcome(events) == summaries(local_replies(random_model, good))
+
+
+# What ends everything.
+
+
+def load_error(*servers: LlamaServer | str, **options: Any) -> EndpointError:
+    """The error that connecting ends with."""
+    with closing(remote_engine(*servers, **options)) as engine, pytest.raises(EndpointError) as raised:
+        list(engine.load())
+    assert engine.has_failed
+    assert raised.value.hint and "\n" not in raised.value.message
+    return raised.value
+
+
+def test_remote_vocabulary_of_another_model_is_refused() -> None:
+    with serving(random_model) as servers:
+        [server] = servers
+        server.arm(**OTHER_MODEL)
+        assert "tiny.gguf, whose vocabulary is not that of the model" in load_error(server).message
+        server.n_vocab = 999
+        assert "tiny.gguf, whose vocabulary is not that of the model" in load_error(server).message
+
+
+def test_remote_prompt_of_another_length_ends_everything() -> None:
+    with serving(random_model) as servers, connected(*servers) as engine:
+        servers[0].arm(edit=lambda _, reply: {**reply, "tokens_evaluated": 3})
+        with pytest.raises(EndpointError, match="evaluated 3 prompt tokens instead of 2"):
+            events_of(engine, request_of("QQ"), *REQUESTS)
+
+
+def test_remote_server_back_with_another_model_ends_everything() -> None:
+    with serving(random_model) as servers, connected(*servers) as engine:
+        [server] = servers
+        server.arm(status=500)
+        other = server.arm(times=None, **OTHER_MODEL)
+        with pytest.raises(EndpointError, match="whose vocabulary is not that of the model"):
+            events_of(engine, *REQUESTS)
+        with pytest.raises(EndpointError, match="whose vocabulary is not that of the model"):
+            events_of(engine, REQUESTS[0])  # without waiting for servers that are gone
+        other.disarm()
+        wait_until(lambda: answers(engine))
+
+
+def answers(engine: RemoteEngine) -> bool:
+    """Whether the servers answer a request."""
+    with suppress(EndpointError):
+        return outcome(events_of(engine, REQUESTS[0])) == summaries(local_replies(random_model, REQUESTS[0]))
+    return False
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_remote_key_refused_later_ends_everything(status: int) -> None:
+    with serving(random_model) as servers, connected(*servers, key="sesame") as engine:
+        servers[0].arm(status=status)
+        with pytest.raises(EndpointError) as raised:
+            events_of(engine, *REQUESTS)
+    assert "refuses this API key" in raised.value.message
+    assert "sesame" not in raised.value.message + raised.value.hint
+
+
+def test_remote_key_is_required_sent_and_never_shown() -> None:
+    with serving(random_model) as servers:
+        [server] = servers
+        server.key = "sesame"
+        assert load_error(server).message == f"{server.url} requires an API key"
+        error = load_error(server, key="wrong-key")
+        assert error.message == f"{server.url} refuses this API key"
+        with connected(server, key="sesame") as engine:
+            assert len(replies_of(engine, REQUESTS[0])) == 1
+        assert "wrong-key" not in repr(error)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/props", "/tokenize", "/completion"])
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_remote_redirect_is_not_followed(path: str, status: int) -> None:
+    with serving(random_model, 2) as servers:
+        server, other = servers
+        server.arm(path=path, times=None, status=status, headers={"Location": f"{other.url}{path}"})
+        with closing(remote_engine(server, key="sesame")) as engine, pytest.raises(EndpointError) as raised:
+            list(engine.load())
+            events_of(engine, *REQUESTS)
+        assert f"redirects to {other.url}{path}" in raised.value.message
+        assert other.asked == []
+
+
+def test_remote_served_model_is_chosen_by_name() -> None:
+    with serving(random_model) as servers:
+        [server] = servers
+        server.models = ("a.gguf", "b.gguf")
+        error = load_error(server)
+        assert (error.message, error.hint) == (
+            f"{server.url} serves several models",
+            "choose with --served-model-name: a.gguf, b.gguf",
+        )
+        assert load_error(server, served_model="c").message == f"{server.url} serves no model 'c'"
+        with connected(server, served_model="b.gguf") as engine:
+            replies_of(engine, REQUESTS[0])
+        assert server.completions()[0].body["model"] == "b.gguf"
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b'{"object":"list","data":[{"id":"x","object":"model","owned_by":"library"}]}', "is Ollama"),
+        (b'{"object":"list","data":[{"id":"x","object":"model","owned_by":"organization_owner"}]}', "is LM Studio"),
+        (b'{"object":"list","data":[{"id":"x"}]}', "unknown kind"),
+        (b'{"data":[]}', "not a server of language models"),
+        (b"[]", "not a server of language models"),
+        (b"<html>", "no server answers"),
+    ],
+)
+def test_remote_server_of_another_kind_is_refused(body: bytes, problem: str) -> None:
+    with serving(random_model) as servers:
+        servers[0].arm(path="/v1/models", body=body)
+        assert problem in load_error(servers[0]).message
+
+
+@pytest.mark.parametrize("path", ["/props", "/tokenize"])
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b'{"tokens":7}', b'{"tokens":[1e999]}', b'{"build_info":7}'])
+def test_remote_unexpected_description_is_an_error(path: str, body: bytes) -> None:
+    with serving(random_model) as servers:
+        servers[0].arm(path=path, body=body)
+        assert servers[0].url in load_error(servers[0]).message
+
+
+# Connecting and closing.
+
+
+def test_remote_loading_server_is_waited_for_with_progress() -> None:
+    with serving(random_model) as servers:
+        [server] = servers
+        server.is_loading = True
+        with closing(remote_engine(server)) as engine:
+            loading = iter(engine.load())
+            stages = [event for event in (next(loading), next(loading)) if isinstance(event, StageEvent)]
+            assert {stage.stage for stage in stages} == {f"waiting for {server.url}: Loading model"}
+            server.is_loading = False
+            assert all(isinstance(event, StageEvent) for event in loading)
+            assert engine.is_loaded and len(replies_of(engine, REQUESTS[0])) == 1
+
+
+def test_remote_server_missing_at_the_start_is_noted() -> None:
+    with serving(random_model, 2) as servers:
+        servers[1].kill()
+        with closing(remote_engine(*servers)) as engine:
+            [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
+            assert notice.message == f"{servers[1].url} is not used: Connection refused"
+            assert outcome(events_of(engine, *REQUESTS)) == summaries(local_replies(random_model, *REQUESTS))
+
+
+@pytest.mark.parametrize("fault", [{"path": "/v1/models", "hang_after": 0}, {"path": "/tokenize", "status": 503}])
+def test_remote_cancel_ends_connecting(fault: dict[str, Any]) -> None:
+    with serving(random_model) as servers:
+        [server] = servers
+        armed = server.arm(times=None, **fault)
+        with closing(remote_engine(server)) as engine:
+            server.wait_for(lambda: armed.struck)
+            engine.cancel()
+            with pytest.raises(EngineError, match="loading interrupted"):
+                list(engine.load())
+        wait_until(lambda: server.connections == 0)
+
+
+def test_remote_cancel_before_connecting_is_not_lost() -> None:
+    with serving(random_model) as servers:
+        servers[0].is_loading = True
+        for _ in range(20):
+            with closing(remote_engine(servers[0])) as engine:
+                engine.cancel()
+                with pytest.raises(EngineError, match="loading interrupted"):
+                    list(engine.load())
+
+
+@pytest.mark.parametrize("moment", ["connecting", "idle", "running", "restoring", "failed"])
+def test_remote_close_leaves_nothing_behind(moment: str) -> None:
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if "servers" in thread.name]
+
+    with serving(random_model) as servers:
+        [server] = servers
+        if moment == "connecting":
+            armed = server.arm(path="/props", hang_after=0)
+        if moment == "failed":
+            server.arm(**OTHER_MODEL)
+        engine = remote_engine(server, patience=replace(QUICK, retries=(1000.0,), give_up=1000.0))
+        if moment == "connecting":
+            server.wait_for(lambda: armed.struck)
+        elif moment == "failed":
+            with pytest.raises(EndpointError):
+                list(engine.load())
+        else:
+            list(engine.load())
+            armed = server.arm(**{"running": {"hang_after": 0}, "restoring": {"status": 500}, "idle": {}}[moment])
+            engine.complete([request_of("Q")])
+            if moment == "running":
+                assert armed.is_hanging.wait(10)
+            elif moment == "restoring":
+                server.wait_for(lambda: armed.struck)
+        engine.close()
+        wait_until(lambda: server.connections == 0)
+        assert threads() == []
+        with pytest.raises(EngineError):
+            engine.complete([request_of("Q")])
+        engine.close()
