@@ -284,7 +284,7 @@ class Pool:
         """Use a lost server no more until it answers again."""
         server.problem = reason
         if server not in self._restoring:
-            job.emit(NoticeEvent(f"{server.name} is not used for now: {reason}", "it is tried again"))
+            job.emit(NoticeEvent(f"{server.name} is not used for now: {reason}", "retrying until it answers"))
             task = asyncio.get_running_loop().create_task(self._restore(server, job.emit))
             self._restoring[server] = task
 
