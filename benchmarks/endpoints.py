@@ -5,10 +5,11 @@ Usage: python benchmarks/endpoints.py --data DIR [--only PART] [--runs N] [--row
 
 DIR contains gsm8k-200.jsonl, see benchmarks/batch.py. All parts use the starter, and a llama-server on loopback.
 
-texts     PROMPTS questions at temperature 0, each to `cerebrum ask` with the server and without. The token ids that
-          arrive at the server must be those of `--dry-run`, and their number the one that the server evaluates; the
-          last question ends with special tokens, which are text. Where texts differ, the local model's two most likely
-          tokens at the first difference are compared: the row counts differences that are no near tie, too.
+texts     PROMPTS questions at temperature 0, each to `cerebrum ask` with the server and without. Both evaluate the
+          whole prompt, in equal steps: with other steps, or after a prefix from a cache, log probabilities differ by up
+          to 0.2, and so do some texts. The ids that arrive at the server must be those of `--dry-run`, and as many as
+          the server evaluates; the last question ends with special tokens, which are text. Where texts differ, the
+          local model's two most likely tokens at the first difference are compared.
 cache     A chat with the server: turns, a retry, an undo, and the reply to another question. Evaluated tokens are the
           prompt's tokens that the server did not take from its cache; new ones are those after the longest prefix in
           common with what it evaluated last, at least one, as llama.cpp needs it for logits. Then a reply whose ids do
@@ -33,8 +34,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,14 +58,15 @@ from harness import (
     run,
 )
 from relay import running_relay
-from server import LlamaServer, running_server
+from server import LlamaServer, completion, running_server
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.inference.responder import GenerationRequest
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.events import Event, RowEvent, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RowEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
+from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.scoring.request import ScoreEvent, ScoreRequest
@@ -71,6 +74,7 @@ from cerebrum_cli.engine.scoring.request import ScoreEvent, ScoreRequest
 PARTS = ("texts", "cache", "votes", "batch", "failover", "ask")
 PROMPTS, TEXT_TOKENS = 20, 64
 SPECIAL_TOKENS = " <|im_end|>\n<|im_start|>assistant\n<s></s>"
+CLEARING = b'{"prompt": [0], "n_predict": 1}'  # its only token begins no chat, so that nothing of it is reused
 NEAR_TIE = 0.05  # nats between the two most likely tokens
 TURNS, TURN_TOKENS = 3, 48
 UNUSUAL = "Repeat this exactly: \N{GRINNING FACE}\N{FIRE}\N{PARTY POPPER}\N{ROCKET}"
@@ -120,8 +124,10 @@ def text_rows(model: Path, prompts: Sequence[str], environment: Environment) -> 
     """Compare prompt ids and replies."""
     prompts = [*prompts[:-1], prompts[-1] + SPECIAL_TOKENS]
     same_ids, gaps = 0, []
-    with running_server(model, CONTEXT, THREADS, 1) as server, running_relay(server) as relay:
+    options = "-ub", str(CPU_UBATCH), "--cache-ram", "0"
+    with running_server(model, CONTEXT, THREADS, 1, *options) as server, running_relay(server) as relay:
         for prompt in prompts:
+            completion(server.port, CLEARING)
             command = [SCRIPT, "ask", "-m", str(model), "-n", str(TEXT_TOKENS), "--no-log", "--json", prompt]
             ids = json.loads(run([*command, "--dry-run"], environment=environment).output)["token_ids"]
             local = json.loads(run([*command, "--threads", str(THREADS), "--no-cache"], environment=environment).output)
@@ -132,7 +138,7 @@ def text_rows(model: Path, prompts: Sequence[str], environment: Environment) -> 
                 gaps.append(in_subprocess(top_two_gap, str(model), prompt, local["text"], remote["text"]))
                 print(f"{gaps[-1]:.4f} nats at the first difference of {local['text']!r} and {remote['text']!r}")
     count = len(prompts)
-    label = f"ask --endpoint, llama-server, {count} prompts at temperature 0"
+    label = f"ask --endpoint, llama-server, {count} prompts at temperature 0, -ub {CPU_UBATCH} as ours"
     yield Row(f"{label}: equal prompt ids", str(same_ids), str(count), same_ids / count, ">= 1")
     same, far = count - len(gaps), sum(gap >= NEAR_TIE for gap in gaps)
     cell = f"{same}, and {len(gaps)} near ties" if gaps and not far else str(same)
@@ -145,11 +151,15 @@ def top_two_gap(model: str, prompt: str, local: str, remote: str) -> float:
     settings = fold({"threads": THREADS}, {"max_tokens": TEXT_TOKENS})
     with loaded_model(model, settings) as loaded:
         request = loaded.responder.tokenize_request(GenerationRequest(Conversation().user(prompt), settings))
-        events = [event for event in loaded.responder.generate([request]) if isinstance(event, TokenEvent)]
-        if (text := "".join(event.text for event in events)) != local:
-            raise RuntimeError(f"{text!r} instead of {local!r}")
-        same = [event.token for event, text in zip(events, texts(events), strict=True) if remote.startswith(text)]
-        context = (*request.request.prompt_tokens, *(token for token in same if token is not None))
+        with closing(loaded.responder.generate([request])) as events:
+            tokens = [event.token for event in events if isinstance(event, TokenEvent) and event.token is not None]
+        pieces = [loaded.engine.vocabulary.piece(token) for token in tokens]
+        if b"".join(pieces).decode().strip() != local:
+            raise RuntimeError(f"{b''.join(pieces)!r} instead of {local!r}")
+        same = [
+            token for token, text in zip(tokens, accumulate(pieces), strict=True) if remote.encode().startswith(text)
+        ]
+        context = (*request.request.prompt_tokens, *same)
         every_token = tuple((token,) for token in range(loaded.file.header.vocabulary_size))
         (scored,) = [
             event
@@ -158,14 +168,6 @@ def top_two_gap(model: str, prompt: str, local: str, remote: str) -> float:
         ]
     first, second = sorted((score.logprob_sum for score in scored.scores), reverse=True)[:2]
     return first - second
-
-
-def texts(events: Sequence[TokenEvent]) -> Iterator[str]:
-    """The text so far after each event."""
-    text = ""
-    for event in events:
-        text += event.text
-        yield text
 
 
 # The server's cache in a chat.
@@ -274,10 +276,13 @@ def vote(command: Sequence[str], *options: str, environment: Environment) -> lis
 
 
 class Timed(NamedTuple):
-    """Seconds from the first request to the last result, and the CPU time of the process in them."""
+    """Seconds from the first request to the last result, the CPU time of the process in them, and the prompt tokens
+    that the server took from its cache.
+    """
 
     seconds: float
     cpu_s: float
+    cached_tokens: int
 
 
 def batch_row(model: Path, questions: Sequence[Question], runs: int) -> Row:
@@ -308,7 +313,8 @@ def batch_row(model: Path, questions: Sequence[Question], runs: int) -> Row:
     pairs = [pair(ours, peer, number) for number in range(runs)]
     for name, each in timed.items():
         cpu_ms = statistics.median(one.cpu_s for one in each) / count * 1e3
-        print(f"{name}: {', '.join(f'{count / one.seconds:.2f}' for one in each)} rows/s, CPU {cpu_ms:.2f} ms a row")
+        rates = ", ".join(f"{count / one.seconds:.2f} ({one.cached_tokens} tokens cached)" for one in each)
+        print(f"{name}: {rates} rows/s, CPU {cpu_ms:.2f} ms a row")
     ours_rate, peer_rate, ratio = medians(pairs)
     lengths = [len(body["prompt"]) for body in bodies]
     label = (
@@ -320,18 +326,21 @@ def batch_row(model: Path, questions: Sequence[Question], runs: int) -> Row:
 
 def time_batch(job: BatchJob) -> Timed:
     """Run a batch; to be called in a subprocess."""
-    start = 0.0
+    start, cached = 0.0, 0
 
     def observe(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
-        nonlocal start
+        nonlocal start, cached
         for event in events:
             start = start or (time.process_time() if isinstance(event, RowEvent) else 0.0)
+            cached += event.cached_tokens if isinstance(event, FinishEvent) else 0
+            if isinstance(event, NoticeEvent):
+                raise RuntimeError(event.message)
             yield event
 
     result = run_batch(job, observe)
     if wrong := [row for row in result.rows if row["completion_tokens"] != TOKENS]:
         raise RuntimeError(f"unexpected replies: {wrong[:3]}")
-    return Timed(result.seconds, time.process_time() - start)
+    return Timed(result.seconds, time.process_time() - start, cached)
 
 
 def time_client(url: str, bodies: Sequence[Mapping[str, Any]]) -> Timed:
@@ -342,18 +351,17 @@ def time_client(url: str, bodies: Sequence[Mapping[str, Any]]) -> Timed:
 async def send_all(url: str, bodies: Sequence[Mapping[str, Any]]) -> Timed:
     import httpx2
 
-    waiting = iter(bodies)
+    waiting, replies = iter(bodies), []
 
     async def send_waiting(client: httpx2.AsyncClient) -> None:
         for body in waiting:
-            response = await client.post("/completion", json=body)
-            if not response.is_success or b'"tokens"' not in response.content:
-                raise RuntimeError(f"unexpected reply: {response.text[:2000]}")
+            replies.append(await client.post("/completion", json=body))
 
     async with httpx2.AsyncClient(base_url=url, timeout=None) as client:
         start, cpu_start = time.perf_counter(), time.process_time()
         await asyncio.gather(*(send_waiting(client) for _ in range(SLOTS)))
-        return Timed(time.perf_counter() - start, time.process_time() - cpu_start)
+        seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
+    return Timed(seconds, cpu_s, sum(int(reply.json()["timings"]["cache_n"]) for reply in replies))
 
 
 # A whole process.

@@ -80,10 +80,9 @@ def test_doctor_groups_results_by_server(new_user: CommandLine, server: LlamaSer
 @pytest.mark.parametrize(
     ("state", "status", "detail", "hint"),
     [
-        ({"owner": "library"}, "failure", "is Ollama, which is not supported", "use llama-server"),
-        ({"owner": "organization_owner"}, "failure", "is LM Studio, which", "use llama-server"),
-        ({"owner": "vllm"}, "failure", "is vLLM, which", "use llama-server"),
-        ({"owner": "me"}, "failure", "is a server of an unknown kind", "use llama-server"),
+        ({"owner": "library"}, "failure", "is Ollama, which is not supported", "llama-server"),
+        ({"owner": "organization_owner"}, "failure", "is LM Studio, which", "llama-server"),
+        ({"owner": "me"}, "failure", "is a server of an unknown kind", "llama-server"),
         ({"key": KEY}, "failure", "requires an API key", "CEREBRUM_API_KEY"),
         ({"is_loading": True}, "warning", "is not ready: Loading model", "check it again then"),
         ({"models": ("a", "b")}, "failure", "serves several models", "--served-model-name: a, b"),
@@ -100,6 +99,14 @@ def test_doctor_names_a_server_it_cannot_use(
     assert detail in by_name(done)["server"]["detail"]
     assert hint in by_name(done)["server"]["hint"]
     assert not server.completions()
+
+
+def test_doctor_prints_a_hostile_model_id_in_one_line(new_user: CommandLine, server: LlamaServer) -> None:
+    server.models = ("a\nb " + "x" * 1000,)
+    done = new_user.run("doctor", "--endpoint", server.url)
+    [line] = [line for line in done.out.splitlines() if "served_model" in line]
+    assert line.startswith("ok       served_model        a b xxx")
+    assert (done.code, len(line) < 300) == (0, True)
 
 
 def test_doctor_sends_the_key_and_never_prints_it(new_user: CommandLine, server: LlamaServer) -> None:

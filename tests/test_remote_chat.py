@@ -102,7 +102,7 @@ def test_remote_chat_cancelled_reply_is_kept(chat: Chat, server: LlamaServer) ->
 def test_remote_chat_refuses_settings_of_a_local_model(chat: Chat) -> None:
     list(chat.load())
     for setting in ({"ctx": 100}, {"threads": 2}, {"cache_gb": 1.0}):
-        with pytest.raises(UsageError, match="concerns a model on this machine"):
+        with pytest.raises(UsageError, match="cannot be set: the model runs on a server"):
             list(chat.change_settings(setting))
     assert text(chat.send("One?")) == "Yes."
 

@@ -119,6 +119,7 @@ class ConcurrencyOptions:
     """Options of commands that answer many prompts concurrently."""
 
     parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
+    ray: str | None = option(None, "Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
     batch_invariant: bool = option(False, "Make answers independent of concurrency; slower", "Speed", local=True)
 
 

@@ -19,9 +19,10 @@ from cerebrum_cli.core.errors import EndpointError, ModelNotFound
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import raise_refusals
+from cerebrum_cli.engine.remote.client import one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError
-from cerebrum_cli.engine.remote.llama_server import ServerInfo
+from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.probe import probe
 
 PROBE_TIMEOUT_S = 30.0
@@ -78,11 +79,11 @@ def _check_server(server: CheckedServer) -> CheckResult:
         problem = f"{server.endpoint.name} is not ready: {busy.reason}"
         return check_result("server", "", (problem, "other commands wait until it is; check it again then"))
     server.info = info
-    return check_result("server", f"{info.kind}, build {info.build}")
+    return check_result("server", f"{info.kind.name}, build {info.build}")
 
 
 def _check_served_model(server: CheckedServer) -> CheckResult | None:
-    return check_result("served_model", server.info.model) if server.info else None
+    return check_result("served_model", one_line(server.info.model)) if server.info else None
 
 
 def _check_context(server: CheckedServer) -> CheckResult | None:
@@ -127,7 +128,7 @@ def _check_reply(server: CheckedServer) -> CheckResult | None:
     events = server.responder.respond(Conversation().user(QUESTION), server.settings)
     server.reply = reply = _collect(server.responder, events)
     finish = reply.finish
-    text = " ".join((reply.text or reply.reasoning or "").split())
+    text = one_line(reply.text or reply.reasoning or "")
     shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
     detail = f"{QUESTION} {shown} (prompt {finish.prompt_tokens} tokens, reply {finish.completion_tokens})"
     if finish.reason == "cancelled":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import EndpointError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CONNECT_S = 5.0
 WRITE_S = 60.0
+IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it after 5, perhaps while a request is sent
 MAX_REASON = 200  # characters of a server's message
 RETRY_LATER = (408, 429, 503)
 DONE = "[DONE]"  # ends a stream in OpenAI's format
@@ -50,7 +51,7 @@ class Client:
                 base_url=endpoint.url,
                 headers=headers,
                 timeout=httpx2.Timeout(None, connect=CONNECT_S, write=WRITE_S),
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+                limits=httpx2.Limits(keepalive_expiry=IDLE_S),
                 trust_env=not endpoint.is_loopback,
                 verify=httpx2.create_ssl_context() if endpoint.is_encrypted else False,
             )
@@ -78,7 +79,7 @@ class Client:
             self._raise_for_status(response)
             return response.json()
 
-    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the JSON objects of server-sent events; closing the iterator closes the connection."""
         import httpx2
 

@@ -29,9 +29,7 @@ class Connection:
     @property
     def generated(self) -> tuple[ServerTokens, ...]:
         """What each server has generated so far."""
-        return tuple(
-            ServerTokens(server.endpoint.name, server.generated, server.problem is not None) for server in self.servers
-        )
+        return tuple(ServerTokens(server.name, server.generated, server.problem is not None) for server in self.servers)
 
     @property
     def room(self) -> int:
@@ -41,7 +39,7 @@ class Connection:
     @property
     def samples_per_request(self) -> int:
         """Number of samples that any of the servers takes in one request."""
-        return min(server.info.slots for server in self.servers)
+        return min(server.max_samples for server in self.servers)
 
     def submit(self, jobs: Sequence[Job], scope: CancelScope) -> None:
         """Submit jobs, unless their scope is cancelled by the time that they arrive."""

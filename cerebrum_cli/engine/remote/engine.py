@@ -23,8 +23,10 @@ from cerebrum_cli.engine.remote.completions import RemoteCompletions
 from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, no_server_error
-from cerebrum_cli.engine.remote.llama_server import ServerInfo, describe, tokenize
+from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.pool import Patience, Pool, Server
+from cerebrum_cli.engine.remote.recognition import describe, tokenize
+from cerebrum_cli.engine.remote.server import HttpServer
 from cerebrum_cli.engine.sequence import Request
 
 if TYPE_CHECKING:
@@ -39,19 +41,11 @@ CAPABILITIES = Capabilities(
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 
 
-class RemoteEngine:
-    """Servers of one model, to which it starts to connect immediately; each gets up to `window` samples at a time."""
+class PooledEngine:
+    """A pool of servers of one model, to which it starts to connect immediately."""
 
-    def __init__(
-        self,
-        open_vocabulary: OpenBackend,
-        endpoints: Sequence[Endpoint],
-        window: int | None = None,
-        patience: Patience | None = None,
-    ) -> None:
+    def __init__(self, open_vocabulary: OpenBackend, patience: Patience | None = None) -> None:
         self._open_vocabulary = open_vocabulary
-        self._endpoints = endpoints
-        self._window = window
         self._patience = patience or Patience()
         self._stop = StopFlag()
         self._cancel_count = 0
@@ -65,6 +59,10 @@ class RemoteEngine:
         self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
         self._thread.start()
         atexit.register(self.close)
+
+    async def _connect(self) -> Pool:
+        """Open all servers. Raises EndpointError if none answers, or one does not fit."""
+        raise NotImplementedError
 
     # For callers, on any thread.
 
@@ -88,7 +86,7 @@ class RemoteEngine:
 
     @property
     def context_size(self) -> int:
-        return min(server.info.context_size for server in self._connected.servers)
+        return min(server.context_size for server in self._connected.servers)
 
     @property
     def _connected(self) -> Connection:
@@ -100,7 +98,7 @@ class RemoteEngine:
     @property
     def builds(self) -> list[dict[str, str]]:
         """Kind and build of the servers, each once."""
-        records = [server.info.recorded for server in self._connected.servers]
+        records = [server.recorded for server in self._connected.servers]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:
@@ -184,8 +182,27 @@ class RemoteEngine:
         if self._connecting:
             self._connecting.cancel()
 
+    def _emit_progress(self, event: Event) -> None:
+        """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""
+        if isinstance(event, LoadEvent):
+            self._loading.emit(event)
+
+
+class RemoteEngine(PooledEngine):
+    """Servers that are reached over HTTP; each gets up to `window` samples at a time."""
+
+    def __init__(
+        self,
+        open_vocabulary: OpenBackend,
+        endpoints: Sequence[Endpoint],
+        window: int | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self._endpoints = endpoints
+        self._window = window
+        super().__init__(open_vocabulary, patience)
+
     async def _connect(self) -> Pool:
-        """Open all servers. Raises EndpointError if none answers, or one does not fit."""
         servers: list[Server] = []
         lost: dict[str, str] = {}
         async with contextlib.AsyncExitStack() as opened:
@@ -195,7 +212,7 @@ class RemoteEngine:
             found = await asyncio.gather(*(self._open(*pair) for pair in pairs), return_exceptions=True)
             for (endpoint, client), info in zip(pairs, found, strict=True):
                 if isinstance(info, ServerInfo):
-                    servers.append(Server(endpoint, client, info, min(self._window or info.slots, info.slots)))
+                    servers.append(HttpServer(endpoint, client, info, self._window, self._reopen, self._patience))
                 elif isinstance(info, LostServerError):
                     await client.close()
                     lost[endpoint.name] = info.reason
@@ -206,7 +223,7 @@ class RemoteEngine:
             opened.pop_all()
         for name, reason in lost.items():
             self._loading.emit(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
-        return Pool(servers, self.vocabulary, self._reopen, self._patience)
+        return Pool(servers, self._patience)
 
     async def _open(self, endpoint: Endpoint, client: Client) -> ServerInfo:
         """Wait until a server has loaded its model, and check its vocabulary."""
@@ -219,10 +236,10 @@ class RemoteEngine:
                 self._loading.emit(StageEvent(f"waiting for {endpoint.name}: {busy.reason}", 0, 1))
                 await asyncio.sleep(self._patience.busy)
 
-    async def _reopen(self, server: Server) -> ServerInfo:
+    async def _reopen(self, endpoint: Endpoint, client: Client) -> ServerInfo:
         """Check a server that was lost: it may serve another model now."""
-        info = await describe(server.client, server.endpoint)
-        await self._require_vocabulary(server.endpoint, server.client, info)
+        info = await describe(client, endpoint)
+        await self._require_vocabulary(endpoint, client, info)
         return info
 
     async def _require_vocabulary(self, endpoint: Endpoint, client: Client, info: ServerInfo) -> None:
@@ -232,8 +249,3 @@ class RemoteEngine:
         if not has_size or tuple(await tokenize(client, endpoint, info, PROBE)) != ours:
             problem = f"{endpoint.name} serves {info.model}, whose vocabulary is not that of the model"
             raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
-
-    def _emit_progress(self, event: Event) -> None:
-        """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""
-        if isinstance(event, LoadEvent):
-            self._loading.emit(event)

@@ -8,7 +8,8 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.engine.remote.client import Client
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import LostServerError
-from cerebrum_cli.engine.remote.llama_server import ServerInfo, describe
+from cerebrum_cli.engine.remote.kind import ServerInfo
+from cerebrum_cli.engine.remote.recognition import describe
 
 
 def probe(endpoint: Endpoint) -> ServerInfo:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import repeat
 from time import perf_counter
-from typing import Any
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, PromptEvent, SequenceId, Timings, TokenEvent
-from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.detokenizer import Detokenizer
+from cerebrum_cli.engine.remote.kind import End, Part
 from cerebrum_cli.engine.sequence import Request
 
 
@@ -29,111 +29,97 @@ class RemoteSample:
     tokens: int = 0
     has_all_tokens: bool = True
     is_finished: bool = False
+    _detokenizer: Detokenizer = field(init=False)
+    _is_ended: bool = field(init=False)  # no further token is part of the reply
+    _by_stop_string: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.restart(self.context_size)
 
     def restart(self, context_size: int) -> None:
         """Forget what has arrived: a server with such a context starts to generate it."""
         self.context_size, self.started_at = context_size, perf_counter()
         self.first_at, self.tokens, self.has_all_tokens = None, 0, True
+        self._detokenizer, self._is_ended, self._by_stop_string = Detokenizer(self.request.params.stop), False, False
 
-    def add_chunk(self, chunk: Mapping[str, Any]) -> Iterator[Event]:
-        """Yield the events of one part of a streamed reply; the last part holds no text.
-
-        A part holds one id. Text is held back while it ends within a character, and with it ids are lost.
-        """
-        if progress := chunk.get("prompt_progress"):
-            yield PromptEvent(self.id, int(progress["processed"]), int(progress["total"]))
+    def add(self, part: Part) -> Iterator[Event]:
+        """Yield the events of a part of the reply. Raises EndpointError if it belongs to another prompt."""
+        if part.progress:
+            yield PromptEvent(self.id, *part.progress)
             return
-        if chunk.get("stop"):
-            self.has_all_tokens = self.has_all_tokens and self.tokens == self._predicted(chunk)
-            self.tokens = self._predicted(chunk)
-            yield self._finish_of(chunk, chunk.get("stop_type") == "word")
-            return
-        self.first_at = self.first_at or perf_counter()
-        tokens = [int(token) for token in chunk.get("tokens", ())]
-        if len(tokens) == 1 and self.vocabulary.is_eog(tokens[0]) and not self.request.ignore_eos:
-            return
-        self.tokens += len(tokens)
-        self.has_all_tokens = self.has_all_tokens and self.tokens == chunk.get("tokens_predicted", self.tokens)
-        text = _text(chunk)
-        if not text and tokens and tokens[-1] in self.request.visible_tokens:
-            text = self.vocabulary.piece(tokens[-1], special=True).decode("utf-8", "replace")
-        yield TokenEvent(self.id, text, token=tokens[-1] if tokens else None)
-
-    def add_reply(self, reply: Mapping[str, Any]) -> Iterator[Event]:
-        """Yield the events of a whole reply: its text is decoded from the ids, as on this machine."""
-        tokens = [int(token) for token in reply.get("tokens", ())]
-        if len(tokens) != int(reply.get("tokens_predicted", len(tokens))):
-            yield from self._text_only(reply)
-            return
-        request, vocabulary = self.request, self.vocabulary
-        logprobs = _logprobs(reply, tokens) if request.logprobs else [None] * len(tokens)
-        detokenizer, stopped = Detokenizer(request.params.stop), False
-        for token, logprob in zip(tokens, logprobs, strict=True):
-            if vocabulary.is_eog(token) and not request.ignore_eos:
-                break
-            self.tokens += 1
-            text, stopped = detokenizer.feed(vocabulary.piece(token, special=token in request.visible_tokens))
-            yield TokenEvent(self.id, text, token=token, logprob=logprob)
-            if stopped:
-                break
-        is_truncated = not stopped and self._reason(reply) != "stop"
-        text, stopped_at_end = detokenizer.flush(is_truncated)
-        if text:
-            yield TokenEvent(self.id, text)
-        yield self._finish_of(reply, stopped or stopped_at_end)
+        if part.tokens or part.text:
+            self.first_at = self.first_at or perf_counter()
+        yield from self._decode(part) if part.text is None else self._show_text(part, part.text)
+        if part.end:
+            yield from self._end(part.end)
 
     def cancelled(self) -> FinishEvent:
         """The last event of a sample that was stopped from here."""
+        return self._finish("cancelled", 0, self._measured)
+
+    def _decode(self, part: Part) -> Iterator[Event]:
+        """Decode tokens as on this machine, up to one that ends the reply."""
+        vocabulary, request = self.vocabulary, self.request
+        for token, logprob in zip(part.tokens, part.logprobs or repeat(None), strict=False):
+            self._is_ended = self._is_ended or (vocabulary.is_eog(token) and not request.ignore_eos)
+            if self._is_ended:
+                return
+            self.tokens += 1
+            piece = vocabulary.piece(token, special=token in request.visible_tokens)
+            text, self._by_stop_string = self._detokenizer.feed(piece)
+            self._is_ended = self._by_stop_string
+            yield TokenEvent(self.id, text, token=token, logprob=logprob)
+
+    def _show_text(self, part: Part, text: str) -> Iterator[Event]:
+        """Pass on the server's text, with the ids that came with it."""
+        vocabulary, request = self.vocabulary, self.request
+        tokens = [token for token in part.tokens if request.ignore_eos or not vocabulary.is_eog(token)]
+        self.tokens += len(tokens)
+        if len(tokens) == len(part.tokens):
+            self.has_all_tokens = self.has_all_tokens and part.total in (None, self.tokens)
+        if not text and tokens and tokens[-1] in request.visible_tokens:
+            text = vocabulary.piece(tokens[-1], special=True).decode("utf-8", "replace")
+        if text or tokens:
+            yield TokenEvent(self.id, text, token=tokens[-1] if tokens else None)
+
+    def _end(self, end: End) -> Iterator[Event]:
+        given = len(self.request.prompt_tokens)
+        if end.prompt_tokens not in (None, given):
+            problem = f"the server evaluated {end.prompt_tokens} prompt tokens instead of {given}"
+            raise EndpointError(problem, "its model has another vocabulary: name its model with -m")
+        is_stopped = self._by_stop_string or end.reason != "limit"
+        text, stopped_at_end = self._detokenizer.flush(is_truncated=not is_stopped)
+        if text:
+            yield TokenEvent(self.id, text)
+        if end.tokens is not None and not self._by_stop_string and end.tokens != self.tokens:
+            self.tokens, self.has_all_tokens = end.tokens, False
+        self._by_stop_string = self._by_stop_string or stopped_at_end or end.reason == "stop string"
+        limit = self.request.params.max_tokens
+        is_limited = limit is not None and self.tokens >= limit
+        reason: FinishReason = "stop" if is_stopped or self._by_stop_string else "length" if is_limited else "context"
+        yield self._finish(reason, end.cached_tokens, self._timings(end.timings))
+
+    def _timings(self, stated: Timings) -> Timings:
+        """The server's times, or those measured here where it states none."""
+        measured = self._measured
+        if not stated.decode_s:
+            return measured
+        ttft_s = stated.prefill_s
+        if self.request.stream:
+            ttft_s = measured.ttft_s
+        elif self.request.n == 1:  # several samples come together: the time is that of the longest
+            ttft_s = max(ttft_s, perf_counter() - self.started_at - stated.decode_s)
+        return replace(stated, ttft_s=ttft_s, decode_steps=measured.decode_steps)
+
+    @property
+    def _measured(self) -> Timings:
         now = perf_counter()
         first = self.first_at or now
-        timings = Timings(
-            prefill_s=first - self.started_at,
-            ttft_s=first - self.started_at,
-            decode_s=now - first,
-            decode_steps=max(0, self.tokens - 1),
-        )
-        return self._finish("cancelled", 0, timings, by_stop_string=False)
+        ttft_s = first - self.started_at
+        steps = max(0, self.tokens - 1)
+        return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - first, decode_steps=steps)
 
-    def _text_only(self, reply: Mapping[str, Any]) -> Iterator[Event]:
-        """Yield the events of a reply without all its ids."""
-        self.has_all_tokens = False
-        self.tokens = self._predicted(reply)
-        yield TokenEvent(self.id, _text(reply))
-        yield self._finish_of(reply, reply.get("stop_type") == "word")
-
-    def _predicted(self, reply: Mapping[str, Any]) -> int:
-        """Number of tokens the server generated, without the one that ended the reply."""
-        return int(reply.get("tokens_predicted", self.tokens)) - (reply.get("stop_type") == "eos")
-
-    def _reason(self, reply: Mapping[str, Any]) -> FinishReason:
-        if reply.get("stop_type") in ("eos", "word"):
-            return "stop"
-        limit = self.request.params.max_tokens
-        return "length" if limit is not None and self.tokens >= limit else "context"
-
-    def _finish_of(self, reply: Mapping[str, Any], by_stop_string: bool) -> FinishEvent:
-        """The last event, with the server's timings. Raises EndpointError if it evaluated another prompt."""
-        evaluated, given = reply.get("tokens_evaluated"), len(self.request.prompt_tokens)
-        if evaluated is not None and evaluated != given:
-            problem = f"the server evaluated {evaluated} prompt tokens instead of {given}"
-            raise EndpointError(problem, "its model has another vocabulary: name its model with -m")
-        times = reply.get("timings", {})
-        prefill_s, decode_s = times.get("prompt_ms", 0.0) / 1000, times.get("predicted_ms", 0.0) / 1000
-        elapsed = perf_counter() - self.started_at
-        ttft_s = self.first_at - self.started_at if self.first_at else max(prefill_s, elapsed - decode_s)
-        timings = Timings(
-            prefill_s=prefill_s,
-            ttft_s=ttft_s,
-            decode_s=decode_s,
-            prefill_tokens=int(times.get("prompt_n", 0)),
-            decode_steps=max(0, self.tokens - 1),
-            draft_n=int(times.get("draft_n", 0)),
-            draft_n_accepted=int(times.get("draft_n_accepted", 0)),
-        )
-        reason = "stop" if by_stop_string else self._reason(reply)
-        return self._finish(reason, int(times.get("cache_n", 0)), timings, by_stop_string)
-
-    def _finish(self, reason: FinishReason, cached_tokens: int, timings: Timings, by_stop_string: bool) -> FinishEvent:
+    def _finish(self, reason: FinishReason, cached_tokens: int, timings: Timings) -> FinishEvent:
         self.is_finished = True
         return FinishEvent(
             self.id,
@@ -144,22 +130,6 @@ class RemoteSample:
             seed=self.seed,
             context_size=self.context_size,
             timings=timings,
-            by_stop_string=by_stop_string,
+            by_stop_string=self._by_stop_string,
             has_all_tokens=self.has_all_tokens,
         )
-
-
-def _text(reply: Mapping[str, Any]) -> str:
-    """The text of a reply or of a part of it, fit to be printed."""
-    return well_formed(reply.get("content", ""))
-
-
-def _logprobs(reply: Mapping[str, Any], tokens: Sequence[int]) -> list[float | None]:
-    """Log probabilities of the tokens; None for those that a character or a stop string hides."""
-    known = [(int(each["id"]), float(each["logprob"])) for each in reply.get("completion_probabilities", ())]
-    at, logprobs = 0, []
-    for token in tokens:
-        is_known = at < len(known) and known[at][0] == token
-        logprobs.append(known[at][1] if is_known else None)
-        at += is_known
-    return logprobs

@@ -1,0 +1,119 @@
+"""vLLM: it fills in unset sampling fields from the model's generation_config.json, so all are sent.
+
+It ignores fields it does not know. Prompts and replies are token ids on `/v1/completions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.engine.remote.client import Client, one_line
+from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.remote.failures import DAMAGE, LostServerError
+from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, text_of
+from cerebrum_cli.engine.sequence import Request
+
+SEQUENCES = 256  # vLLM's default of --max-num-seqs, which it does not report
+MAX_SAMPLES = 64
+LEAST_TOP_P = 1e-6  # 0 is refused
+
+
+class Vllm:
+    """vLLM's server."""
+
+    name = "vLLM"
+    completion_path = "/v1/completions"
+
+    async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
+        version = await ask(client, endpoint, "/version")
+        try:
+            build, size = one_line(str(version["version"])), int(entry["max_model_len"])
+        except DAMAGE as error:
+            raise EndpointError(f"{endpoint.name}: unexpected answer to /v1/models", "update vLLM") from error
+        return ServerInfo(self, build, str(entry["id"]), size, SEQUENCES, MAX_SAMPLES)
+
+    def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
+        return {"model": info.model, "prompt": text, "add_special_tokens": True}
+
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
+        params = request.params
+        return {
+            "model": info.model,
+            "prompt": list(request.prompt_tokens),
+            "max_tokens": params.max_tokens,
+            "n": samples,
+            "seed": seed,
+            "temperature": params.temperature,
+            "top_k": params.top_k,
+            "top_p": max(params.top_p, LEAST_TOP_P),
+            "min_p": params.min_p,
+            "repetition_penalty": params.repeat_penalty,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "min_tokens": 0,
+            "stop": list(params.stop),
+            "stop_token_ids": [],
+            "ignore_eos": request.ignore_eos,
+            "skip_special_tokens": False,
+            "return_token_ids": True,
+            "stream": request.stream,
+            **({"stream_options": {"include_usage": True}} if request.stream else {}),
+            **({"logprobs": 0} if request.logprobs else {}),
+            **({"structured_outputs": {"grammar": request.grammar}} if request.grammar else {}),
+        }
+
+    def read_replies(self, answer: Any) -> Sequence[Part]:
+        choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+        usage = answer.get("usage") or {}
+        if len(choices) > 1:  # the sum of all samples
+            usage = {"prompt_tokens": usage.get("prompt_tokens")}
+        return [_part(choice, usage) for choice in choices]
+
+    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[Part]:
+        """Yield parts with the ids of all tokens; the counts follow in an event of their own."""
+        last: Mapping[str, Any] | None = None
+        usage: Mapping[str, Any] = {}
+        async for event in events:
+            usage = event.get("usage") or usage
+            for choice in event.get("choices", ()):
+                if choice.get("finish_reason"):
+                    last = choice
+                else:
+                    yield _part(choice)
+        if last is not None:
+            yield _part(last, usage)
+
+    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
+        if request.params.repeat_penalty == 1.0:
+            return ()
+        problem = "vLLM's repeat penalty counts the whole text, not the last 64 tokens"
+        return [(problem, "replies differ from those of llama.cpp; omit --repeat-penalty")]
+
+
+def _part(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> Part:
+    """A part of a reply, or with `usage` its last."""
+    ids = choice.get("token_ids")
+    tokens = tuple(int(token) for token in ids or ())
+    scores = (choice.get("logprobs") or {}).get("token_logprobs") or ()
+    return Part(
+        tokens,
+        None if ids is not None else text_of(choice, "text"),
+        tuple(scores) if len(scores) == len(tokens) else (),
+        end=None if usage is None else _end(choice, usage),
+    )
+
+
+def _end(choice: Mapping[str, Any], usage: Mapping[str, Any]) -> End:
+    finish, stop = choice.get("finish_reason"), choice.get("stop_reason")
+    if finish not in ("stop", "length"):
+        raise LostServerError(f"the reply ended with {one_line(str(finish))}")
+    reason: StopReason = "limit" if finish == "length" else "stop string" if isinstance(stop, str) else "eos"
+    tokens, details = usage.get("completion_tokens"), usage.get("prompt_tokens_details") or {}
+    return End(
+        reason,
+        None if tokens is None else int(tokens) - (reason == "eos"),
+        usage.get("prompt_tokens"),
+        int(details.get("cached_tokens") or 0),
+    )
