@@ -13,6 +13,7 @@ from scripted_backend import END, Model, ScriptedBackend
 
 from cerebrum_cli.core.events import NoticeEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.engine import RemoteEngine
@@ -69,7 +70,7 @@ def connected(*servers: LlamaServer | str, **options: Any) -> Iterator[RemoteEng
         yield engine
 
 
-def replies_of(engine: RemoteEngine | LocalEngine, *requests: Request) -> dict[SequenceId, Reply]:
+def replies_of(engine: Engine, *requests: Request) -> dict[SequenceId, Reply]:
     """The replies to requests, notices aside."""
     with closing(engine.complete(requests)) as events:
         return collect_replies(event for event in events if not isinstance(event, NoticeEvent))
