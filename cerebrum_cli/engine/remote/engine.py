@@ -202,6 +202,9 @@ class RemoteEngine:
             opened.pop_all()
         for name, reason in lost.items():
             self._loading.emit(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
+        for name in dict.fromkeys(server.info.kind.name for server in servers if server.info.has_other_weights):
+            problem = f"{name} serves the model's original weights, not those of the local file"
+            self._loading.emit(NoticeEvent(problem, "answers differ from those of llama.cpp"))
         return Pool(servers, self._reopen, self._patience)
 
     async def _open(self, endpoint: Endpoint, client: Client) -> ServerInfo:
@@ -223,7 +226,7 @@ class RemoteEngine:
 
     async def _require_vocabulary(self, endpoint: Endpoint, client: Client, info: ServerInfo) -> None:
         """Raise EndpointError unless the server's vocabulary is that of the local file."""
-        ours = self.vocabulary.tokenize((Text(PROBE),))
+        ours = _without_bos(self.vocabulary, self.vocabulary.tokenize((Text(PROBE),)))
         has_size = info.vocabulary_size in (None, self.vocabulary.size)
         if not has_size or tuple(await tokenize(client, endpoint, info, PROBE)) != ours:
             problem = f"{endpoint.name} serves {info.model}, whose vocabulary is not that of the model"
@@ -233,3 +236,9 @@ class RemoteEngine:
         """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""
         if isinstance(event, LoadEvent):
             self._loading.emit(event)
+
+
+def _without_bos(vocabulary: Vocabulary, tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """Tokens without a leading BOS: servers of other kinds may add one where llama.cpp does not, and vice versa."""
+    bos = vocabulary.special_token_text("bos")
+    return tokens[1:] if bos and tokens[0] in vocabulary.special_token_ids([bos]) else tokens

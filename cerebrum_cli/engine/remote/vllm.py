@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.engine.remote.client import Client, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import LostServerError
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask
+from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, room_for_reply
 from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # vLLM's default of --max-num-seqs, which it does not report
@@ -32,17 +32,18 @@ class Vllm:
             build, size = one_line(str(version["version"])), int(entry["max_model_len"])
         except (KeyError, TypeError, ValueError) as error:
             raise EndpointError(f"{endpoint.name}: unexpected answer to /v1/models", "update vLLM") from error
-        return ServerInfo(self, build, str(entry["id"]), size, SEQUENCES, MAX_SAMPLES)
+        return ServerInfo(self, build, str(entry["id"]), size, SEQUENCES, MAX_SAMPLES, has_other_weights=True)
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
-        return {"model": info.model, "prompt": text, "add_special_tokens": True}
+        return {"model": info.model, "prompt": text, "add_special_tokens": False}
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
-        params = request.params
+        """Without a limit of tokens, or with null, it would generate 16; one larger than the context is refused."""
+        params, room = request.params, room_for_reply(request, info)
         return {
             "model": info.model,
             "prompt": list(request.prompt_tokens),
-            "max_tokens": params.max_tokens,
+            "max_tokens": room if params.max_tokens is None else min(params.max_tokens, room),
             "n": samples,
             "seed": seed,
             "temperature": params.temperature,
