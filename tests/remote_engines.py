@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -14,13 +15,15 @@ from scripted_backend import END, Model, ScriptedBackend
 
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.engine import RemoteEngine
 from cerebrum_cli.engine.remote.pool import Patience
 from cerebrum_cli.engine.sequence import Request
 
-QUICK = Patience(silence=0.05, health=0.3, retries=(0.02,), busy=0.02, give_up=0.3)
+QUICK = Patience(silence=0.05, retries=(0.02,), busy=0.02)
+HASTY = replace(QUICK, health=0.2, give_up=0.3)
 Kind = TypeVar("Kind", bound=ModelServer)
 CHARACTERS = ("a", "é", "日", "🙂", " ")
 
@@ -78,7 +81,7 @@ def connected(*servers: ModelServer | str, **options: Any) -> Iterator[RemoteEng
         yield engine
 
 
-def replies_of(engine: RemoteEngine | LocalEngine, *requests: Request) -> dict[SequenceId, Reply]:
+def replies_of(engine: Engine, *requests: Request) -> dict[SequenceId, Reply]:
     """The replies to requests, notices aside."""
     with closing(engine.complete(requests)) as events:
         return collect_replies(event for event in events if not isinstance(event, NoticeEvent))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.inference import batch as batches
-from cerebrum_cli.application.inference.loading import Parallel, open_model, open_servers
+from cerebrum_cli.application.inference.loading import Parallel, ResolvedModel, open_model, open_servers
 from cerebrum_cli.application.inference.question import template_options
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.batches.files import output_paths
@@ -22,6 +22,7 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.engine.plan import expert_notice
+from cerebrum_cli.runtime.cluster import find_nodes
 from cerebrum_cli.runtime.generation import generation_settings, naming_grammar_file, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.runtime.servers import find_endpoints, note_servers, without_local
@@ -33,12 +34,13 @@ from cerebrum_cli.terminal.tables import batch_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cerebrum_cli.application.inference.loading import LoadedModel, ResolvedModel
+    from cerebrum_cli.application.inference.loading import LoadedModel
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.batches.result import Result
     from cerebrum_cli.batches.rows import Rows
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.engine.remote.endpoint import Endpoint
+    from cerebrum_cli.runtime.cluster import RayNodes
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import BatchOptions, ConcurrencyOptions
 
@@ -71,6 +73,7 @@ class PreparedBatch:
     parallel: int | None
     pad_steps: bool
     endpoints: tuple[Endpoint, ...]
+    nodes: RayNodes | None
 
     def open(self, runtime: Runtime, unanswered: int) -> LoadedModel:
         """Start to load the model for so many rows, or to connect to its servers."""
@@ -85,6 +88,9 @@ class PreparedBatch:
                 window=self.parallel,
             )
         samples = unanswered * (votes.maximum if votes else 1)
+        if self.nodes:
+            parallel = plan_parallel(self.parallel, samples, self.pad_steps)
+            return self.nodes.open(runtime, self.model, settings, self.arguments, parallel)
         return open_model(
             runtime.open_backend,
             self.model,
@@ -113,6 +119,7 @@ def prepare(runtime: Runtime, given: Layer, options: BatchOptions) -> PreparedBa
     given = without_padded_drafts(given, options)
     model = find_model(runtime, given, options)
     require_generative(model.path, model.header)
+    nodes = find_nodes(runtime, model, options)
     settings = generation_settings(runtime, given, model, "--votes" if votes else None)
     settings = without_local(settings) if endpoints else settings
     grammar = read_grammar(runtime, options, options.quiet)
@@ -120,11 +127,12 @@ def prepare(runtime: Runtime, given: Layer, options: BatchOptions) -> PreparedBa
     return PreparedBatch(
         batches.BatchOptions(settings, grammar, is_json, votes, early_stop, options.ignore_eos),
         model,
-        resolve_encoding(runtime, model, settings, options),
+        ResolvedModel(model) if nodes else resolve_encoding(runtime, model, settings, options),
         template_options(options.template_arg),
         parallel,
         options.batch_invariant,
         endpoints,
+        nodes,
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.runtime.options import AnswerOptions
+from cerebrum_cli.runtime.options import AnswerOptions, ConcurrencyOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 def find_model(runtime: Runtime, given: Mapping[str, Any], options: PullOptions) -> Model:
     """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound.
 
-    A model behind a server is needed only with its vocabulary.
+    A model that servers or nodes open is needed here only with its vocabulary.
     """
     settings = runtime.settings(given)
-    if isinstance(options, AnswerOptions) and options.endpoint:
+    has_nodes = isinstance(options, ConcurrencyOptions) and options.ray
+    if has_nodes or (isinstance(options, AnswerOptions) and options.endpoint):
         return runtime.library.resolve_vocabulary(settings.model)
     try:
         model = runtime.library.resolve(settings.model)

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from cerebrum_cli.batches.journal import Journal
     from cerebrum_cli.engine.remote.endpoint import Endpoint
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options import AnswerOptions
+    from cerebrum_cli.runtime.options import ServerOptions
 
 
-def find_endpoints(runtime: Runtime, options: AnswerOptions) -> tuple[Endpoint, ...]:
+def find_endpoints(runtime: Runtime, options: ServerOptions) -> tuple[Endpoint, ...]:
     """The servers to use; none without `--endpoint`. Raises UsageError, ConfigError."""
     if not options.endpoint:
         return ()
@@ -30,7 +30,7 @@ def find_endpoints(runtime: Runtime, options: AnswerOptions) -> tuple[Endpoint, 
     return endpoints
 
 
-def find_endpoint(runtime: Runtime, text: str, options: AnswerOptions) -> Endpoint:
+def find_endpoint(runtime: Runtime, text: str, options: ServerOptions) -> Endpoint:
     """The server that a URL or a name stands for."""
     from cerebrum_cli.engine.remote.endpoint import KEY_VARIABLE, Endpoint, is_url, parse_url
 
@@ -44,8 +44,8 @@ def find_endpoint(runtime: Runtime, text: str, options: AnswerOptions) -> Endpoi
     elif is_url(text):
         url, served_model, key = parse_url(text), options.served_model_name, environment(KEY_VARIABLE)
     else:
-        known = f"config.toml has {', '.join(tables)}" if tables else f"add [endpoints.{text}] to config.toml"
-        raise UsageError(f"no endpoint {text!r}", f"{known}; or give a URL like http://localhost:8080")
+        known = f"config.toml has {', '.join(tables)}" if tables else "config.toml has no table [endpoints.NAME]"
+        raise UsageError(f"unknown endpoint {text!r}", f"{known}; a URL begins with http:// or https://")
     return Endpoint(text if text in tables else url, url, key, served_model, options.allow_http_key)
 
 

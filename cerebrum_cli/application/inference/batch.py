@@ -60,6 +60,7 @@ class PendingRow:
     options: BatchOptions
     vote: MajorityVote | None
     collector: ReplyCollector
+    larger_context: str
 
     def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> dict[str, Any] | None:
         """Process an event of this row; return the output object when the answer is complete."""
@@ -78,7 +79,7 @@ class PendingRow:
         """The output object of an answered row, with the keys of OUTPUT_KEYS in order."""
         replies = [reply] if self.vote is None else self.vote.replies.values()
         states_answer = self.vote or not self.options.is_json
-        notice = reply_notice(reply) if self.options.grammar else None
+        notice = reply_notice(reply, self.larger_context) if self.options.grammar else None
         error = notice and RowError(INCOMPLETE, f"{notice.message}: {notice.hint}")
         values = (
             self.row.id,
@@ -238,7 +239,7 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
         raise
     except CerebrumError as error:
         return _row_error(error)
-    return PendingRow(position, row, tokenized.compact(), options, vote, ReplyCollector())
+    return PendingRow(position, row, tokenized.compact(), options, vote, ReplyCollector(), responder.larger_context)
 
 
 def _row_error(error: CerebrumError) -> RowError:

@@ -26,6 +26,8 @@ from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import RAW
 
 if TYPE_CHECKING:
+    from cerebrum_cli.engine.cluster.node import Cluster
+    from cerebrum_cli.engine.cluster.worker import OpenEngine
     from cerebrum_cli.engine.remote.endpoint import Endpoint
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]
@@ -97,7 +99,7 @@ class Opener:
 class LoadedModel:
     """A model that is loading or loaded, and its responder.
 
-    `file` is the model file in use, and `opener` opens it; with a server, the file gives the vocabulary only.
+    `file` is the model file in use, and `opener` opens it; with servers or nodes, it gives the vocabulary only.
     """
 
     model: Model
@@ -163,7 +165,7 @@ class ModelLoader:
     def resolve_settings(self, given: Layer) -> tuple[Model, Settings]:
         """Resolve the model and its settings. Raises every error that can be found before loading."""
         if self.endpoints and (local := next((key for key in LOCAL_KEYS if given.get(key) is not None), None)):
-            raise UsageError(f"{local} concerns a model on this machine", "this chat uses a server, which decides that")
+            raise UsageError(f"{local} cannot be set: the model runs on a server", "set it where the server is started")
         model = self.resolve(given.get("model"))
         settings = self.fold(given, model)
         require_generative(model.path, model.header)
@@ -254,11 +256,42 @@ def open_servers(
     """
     from cerebrum_cli.engine.remote.engine import RemoteEngine
 
+    def engine(vocabulary: OpenBackend) -> Engine:
+        return RemoteEngine(vocabulary, endpoints, window)
+
+    return _open_remote(factory, engine, model, settings, raw, template_options or {})
+
+
+def open_cluster(
+    factory: BackendFactory,
+    cluster: Cluster,
+    open_engine: OpenEngine,
+    model: Model,
+    settings: Settings,
+    template_options: Mapping[str, Any],
+) -> LoadedModel:
+    """Start to open a model on the nodes of a cluster; its file here gives the vocabulary and the prompt format."""
+    from cerebrum_cli.engine.cluster.engine import ClusterEngine
+
+    def engine(vocabulary: OpenBackend) -> Engine:
+        return ClusterEngine(vocabulary, cluster, open_engine)
+
+    return _open_remote(factory, engine, model, settings, False, template_options)
+
+
+def _open_remote(
+    factory: BackendFactory,
+    engine_for: Callable[[OpenBackend], Engine],
+    model: Model,
+    settings: Settings,
+    raw: bool,
+    template_options: Mapping[str, Any],
+) -> LoadedModel:
     require_generative(model.path, model.header)
     template = model.header.chat_template
     name = RAW.name if raw else choose_format(settings.format, model.known_format, template)
-    build = format_builder(name, template, template_options or {})
-    engine = RemoteEngine(factory(load_options(model, settings, vocabulary_only=True)), endpoints, window)
+    build = format_builder(name, template, template_options)
+    engine = engine_for(factory(load_options(model, settings, vocabulary_only=True)))
     responder = Responder(engine, build, model.trained_context, partial(prepare_format, name))
     return LoadedModel(model, model, name, None, engine, responder)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CONNECT_S = 5.0
 WRITE_S = 60.0
+IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it after 5, perhaps while a request is sent
 MAX_REASON = 200  # characters of a server's message
 RETRY_LATER = (408, 429, 503)
 DONE = "[DONE]"  # ends a stream in OpenAI's format
@@ -45,14 +46,21 @@ class Client:
         headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
         self._name = endpoint.name
         self._has_key = endpoint.key is not None
-        self._http = httpx2.AsyncClient(
-            base_url=endpoint.url,
-            headers=headers,
-            timeout=httpx2.Timeout(None, connect=CONNECT_S, write=WRITE_S),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
-            trust_env=not endpoint.is_loopback,
-            verify=httpx2.create_ssl_context() if endpoint.is_encrypted else False,
-        )
+        try:
+            self._http = httpx2.AsyncClient(
+                base_url=endpoint.url,
+                headers=headers,
+                timeout=httpx2.Timeout(None, connect=CONNECT_S, write=WRITE_S),
+                limits=httpx2.Limits(keepalive_expiry=IDLE_S),
+                trust_env=not endpoint.is_loopback,
+                verify=httpx2.create_ssl_context() if endpoint.is_encrypted else False,
+            )
+        except OSError as error:
+            problem = f"{endpoint.name}: the certificates cannot be read: {error.strerror or error}"
+            raise EndpointError(problem, "check SSL_CERT_FILE and SSL_CERT_DIR") from error
+        except (httpx2.InvalidURL, ValueError, ImportError) as error:
+            problem = f"{endpoint.name}: {one_line(str(error))}"
+            raise EndpointError(problem, "check the URL, and the proxy that HTTP_PROXY or ALL_PROXY names") from error
 
     async def get(self, path: str, timeout_s: float, **query: str | None) -> Any:
         """The JSON value at a path."""
@@ -113,7 +121,7 @@ class Client:
             raise LostServerError("damaged reply") from error
         except httpx2.TransportError as error:
             raise LostServerError("connection lost") from error
-        except (ValueError, httpx2.DecodingError) as error:
+        except (ValueError, RecursionError, httpx2.DecodingError) as error:
             raise LostServerError("damaged reply") from error
         except httpx2.InvalidURL as error:
             raise EndpointError(f"{self._name}: {error}", "check the URL") from error
@@ -146,7 +154,7 @@ def _server_message(response: httpx2.Response) -> tuple[str, str]:
     status = f"status {response.status_code}"
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return "", status
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
@@ -168,9 +176,15 @@ def _retry_after(response: httpx2.Response) -> float | None:
 
 def _reason(error: Exception) -> str:
     """The operating system's words for a network error, or else the error's own."""
+    import ssl
+
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
-            return os.strerror(cause.errno)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"untrusted certificate: {cause.verify_message} (SSL_CERT_FILE names trusted ones)"
+        if isinstance(cause, ssl.SSLError):  # its number is not the operating system's
+            return f"no encrypted connection: {cause.reason}"
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or str(cause)
         cause = cause.__cause__ or cause.__context__
     return str(error)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 
+from cerebrum_cli.core.events import ServerTokens
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.pool import Job, Pool, Server, finish_cancelled
@@ -26,6 +27,11 @@ class Connection:
         return self._pool.servers
 
     @property
+    def generated(self) -> tuple[ServerTokens, ...]:
+        """What each server has generated so far."""
+        return tuple(ServerTokens(server.name, server.generated, server.problem is not None) for server in self.servers)
+
+    @property
     def room(self) -> int:
         """Number of samples to submit at a time."""
         return AHEAD * sum(server.window for server in self.servers)
@@ -33,7 +39,7 @@ class Connection:
     @property
     def samples_per_request(self) -> int:
         """Number of samples that any of the servers takes in one request."""
-        return min(server.info.max_samples for server in self.servers)
+        return min(server.max_samples for server in self.servers)
 
     def submit(self, jobs: Sequence[Job], scope: CancelScope) -> None:
         """Submit jobs, unless their scope is cancelled by the time that they arrive."""

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EndpointError, EngineError
@@ -24,30 +25,28 @@ from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, no_server_error
 from cerebrum_cli.engine.remote.kind import ServerInfo
-from cerebrum_cli.engine.remote.pool import Patience, Pool, Server
+from cerebrum_cli.engine.remote.pool import Patience, Pool
 from cerebrum_cli.engine.remote.recognition import describe, tokenize
+from cerebrum_cli.engine.remote.server import HttpServer
 from cerebrum_cli.engine.sequence import Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 
-CAPABILITIES = Capabilities(scores=False, prompt_cache=False, schedules_rows=True)
+CAPABILITIES = Capabilities(
+    scores=False,
+    prompt_cache=False,
+    schedules_rows=True,
+    larger_context="restart the server with a larger -c",
+)
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 
 
-class RemoteEngine:
-    """Servers of one model, to which it starts to connect immediately; each gets up to `window` samples at a time."""
+class PooledEngine:
+    """A pool of servers of one model, to which it starts to connect immediately."""
 
-    def __init__(
-        self,
-        open_vocabulary: OpenBackend,
-        endpoints: Sequence[Endpoint],
-        window: int | None = None,
-        patience: Patience | None = None,
-    ) -> None:
+    def __init__(self, open_vocabulary: OpenBackend, patience: Patience | None = None) -> None:
         self._open_vocabulary = open_vocabulary
-        self._endpoints = endpoints
-        self._window = window
         self._patience = patience or Patience()
         self._stop = StopFlag()
         self._cancel_count = 0
@@ -61,6 +60,10 @@ class RemoteEngine:
         self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
         self._thread.start()
         atexit.register(self.close)
+
+    async def _connect(self) -> Pool:
+        """Open all servers. Raises EndpointError if none answers, or one does not fit."""
+        raise NotImplementedError
 
     # For callers, on any thread.
 
@@ -84,7 +87,7 @@ class RemoteEngine:
 
     @property
     def context_size(self) -> int:
-        return min(server.info.context_size for server in self._connected.servers)
+        return min(server.context_size for server in self._connected.servers)
 
     @property
     def _connected(self) -> Connection:
@@ -96,7 +99,7 @@ class RemoteEngine:
     @property
     def builds(self) -> list[dict[str, str]]:
         """Kind and build of the servers, each once."""
-        records = [server.info.recorded for server in self._connected.servers]
+        records = [server.recorded for server in self._connected.servers]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:
@@ -180,9 +183,33 @@ class RemoteEngine:
         if self._connecting:
             self._connecting.cancel()
 
+    def _emit_progress(self, event: Event) -> None:
+        """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""
+        if isinstance(event, LoadEvent):
+            self._loading.emit(event)
+
+
+class RemoteEngine(PooledEngine):
+    """Servers that are reached over HTTP; each gets up to `window` samples at a time."""
+
+    def __init__(
+        self,
+        open_vocabulary: OpenBackend,
+        endpoints: Sequence[Endpoint],
+        window: int | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self._endpoints = endpoints
+        self._window = window
+        self._capabilities = CAPABILITIES
+        super().__init__(open_vocabulary, patience)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
     async def _connect(self) -> Pool:
-        """Open all servers. Raises EndpointError if none answers, or one does not fit."""
-        servers: list[Server] = []
+        servers: list[HttpServer] = []
         lost: dict[str, str] = {}
         async with contextlib.AsyncExitStack() as opened:
             pairs = [(endpoint, Client(endpoint)) for endpoint in self._endpoints]
@@ -191,7 +218,7 @@ class RemoteEngine:
             found = await asyncio.gather(*(self._open(*pair) for pair in pairs), return_exceptions=True)
             for (endpoint, client), info in zip(pairs, found, strict=True):
                 if isinstance(info, ServerInfo):
-                    servers.append(Server(endpoint, client, info, min(self._window or info.slots, info.slots)))
+                    servers.append(HttpServer(endpoint, client, info, self._window, self._reopen, self._patience))
                 elif isinstance(info, LostServerError):
                     await client.close()
                     lost[endpoint.name] = info.reason
@@ -205,7 +232,9 @@ class RemoteEngine:
         for name in dict.fromkeys(server.info.kind.name for server in servers if server.info.has_other_weights):
             problem = f"{name} serves the model's original weights, not those of the local file"
             self._loading.emit(NoticeEvent(problem, "answers differ from those of llama.cpp"))
-        return Pool(servers, self._reopen, self._patience)
+        option = servers[0].info.kind.context_option
+        self._capabilities = replace(CAPABILITIES, larger_context=f"restart the server with a larger {option}")
+        return Pool(servers, self._patience)
 
     async def _open(self, endpoint: Endpoint, client: Client) -> ServerInfo:
         """Wait until a server has loaded its model, and check its vocabulary."""
@@ -218,10 +247,10 @@ class RemoteEngine:
                 self._loading.emit(StageEvent(f"waiting for {endpoint.name}: {busy.reason}", 0, 1))
                 await asyncio.sleep(self._patience.busy)
 
-    async def _reopen(self, server: Server) -> ServerInfo:
+    async def _reopen(self, endpoint: Endpoint, client: Client) -> ServerInfo:
         """Check a server that was lost: it may serve another model now."""
-        info = await describe(server.client, server.endpoint)
-        await self._require_vocabulary(server.endpoint, server.client, info)
+        info = await describe(client, endpoint)
+        await self._require_vocabulary(endpoint, client, info)
         return info
 
     async def _require_vocabulary(self, endpoint: Endpoint, client: Client, info: ServerInfo) -> None:
@@ -231,11 +260,6 @@ class RemoteEngine:
         if not has_size or tuple(await tokenize(client, endpoint, info, PROBE)) != ours:
             problem = f"{endpoint.name} serves {info.model}, whose vocabulary is not that of the model"
             raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
-
-    def _emit_progress(self, event: Event) -> None:
-        """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""
-        if isinstance(event, LoadEvent):
-            self._loading.emit(event)
 
 
 def _without_bos(vocabulary: Vocabulary, tokens: tuple[int, ...]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import Timings
+from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import Client, RequestError, failure, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.sequence import Request
@@ -78,6 +79,7 @@ class ServerKind(Protocol):
 
     name: str
     completion_path: str
+    context_option: str  # on the server's command line
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         """Ask a server what it is, given the `entry` of its model in /v1/models. Raises EndpointError."""
@@ -96,6 +98,14 @@ class ServerKind(Protocol):
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
         """What this server does otherwise with a request than llama.cpp does here: notices and hints."""
+
+
+def text_of(reply: Mapping[str, Any], key: str) -> str:
+    """A text of a reply, fit to be printed; empty without the key. Raises TypeError."""
+    text = reply.get(key, "")
+    if not isinstance(text, str):
+        raise TypeError(f"{key} is no text")
+    return well_formed(text)
 
 
 async def ask(client: Client, endpoint: Endpoint, path: str, **query: str) -> Any:

@@ -7,28 +7,25 @@ asked again elsewhere, with the same seed; a lost server is tried again with gro
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, RefusedEvent
-from cerebrum_cli.engine.remote.client import Client, RequestError
-from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import (
     BusyServerError,
     LostServerError,
     RefusedRequestError,
     no_server_error,
 )
-from cerebrum_cli.engine.remote.kind import NOT_FOUND, ServerInfo, raise_stream_error, refusal
+from cerebrum_cli.engine.remote.kind import Part
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Failure
 
 MAX_LOSSES = 3  # servers lost with one request, after which it is refused
-HEALTH = "/health"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,65 +50,101 @@ class Place:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """Samples of one request that one server generates together; all jobs of the request share its `place`."""
+    """Samples of one request that one server generates together; all jobs of the request share its `place`.
+
+    `load` is how much of its server's window it takes while it runs.
+    """
 
     samples: tuple[RemoteSample, ...]
     emit: Callable[[Event | Failure], None]
     place: Place
     losses: int = 0
     has_output: bool = False
+    load: int = 0
     task: asyncio.Task[None] | None = None
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the next server lost with it is the last: it gets one of its own, to be the only possible cause."""
+        return self.losses == MAX_LOSSES - 1
 
     @property
     def unfinished(self) -> list[RemoteSample]:
         return [sample for sample in self.samples if not sample.is_finished]
 
+    def finish(self, replies: Sequence[Part]) -> int:
+        """Emit the whole replies of all samples; return the number of their tokens. Raises LostServerError."""
+        if len(replies) != len(self.samples) or not all(reply.end for reply in replies):
+            raise LostServerError(f"{len(replies)} replies instead of {len(self.samples)}")
+        events = [list(sample.add(reply)) for sample, reply in zip(self.samples, replies, strict=True)]
+        for event in chain.from_iterable(events):
+            self.emit(event)
+        return sum(sample.tokens for sample in self.samples)
 
-@dataclass(eq=False, slots=True)
-class Server:
-    """One server: what it is, and how much it is doing.
+
+class Server(ABC):
+    """What answers requests, and how much it is doing.
 
     `window` is the number of samples it is given at a time, up to `limit`. `problem` is why it is lost, None if it is
     not; `is_busy` while it takes no more requests.
     """
 
-    endpoint: Endpoint
-    client: Client
-    info: ServerInfo
-    limit: int
-    outstanding: int = 0
-    problem: str | None = None
-    is_busy: bool = False
-    generated: int = 0  # tokens
-    noted: set[tuple[str, str]] = field(default_factory=set)  # differences that were reported
-    window: int = field(init=False)
+    def __init__(self, name: str, limit: int) -> None:
+        self.name = name
+        self.limit = self.window = limit
+        self.outstanding = 0
+        self.problem: str | None = None
+        self.is_busy = False
+        self.generated = 0  # tokens
 
-    def __post_init__(self) -> None:
-        self.window = self.limit
+    @property
+    @abstractmethod
+    def context_size(self) -> int:
+        """Maximum length of a sequence, in tokens."""
 
-    def has_room(self, samples: int) -> bool:
-        """Whether it can be given so many samples now."""
-        is_usable = self.problem is None and not self.is_busy
-        return is_usable and (self.outstanding == 0 or self.outstanding + samples <= self.window)
+    @property
+    @abstractmethod
+    def max_samples(self) -> int:
+        """Number of samples it takes in one request."""
+
+    @property
+    @abstractmethod
+    def recorded(self) -> dict[str, str]:
+        """What is recorded with replies: not the address."""
+
+    @abstractmethod
+    async def answer(self, job: Job) -> None:
+        """Generate the samples of a job and emit their events. Raises one of the errors in `failures`."""
+
+    @abstractmethod
+    async def reopen(self) -> None:
+        """Find out whether it can be used again after it was lost. Raises one of the errors in `failures`, or a
+        CerebrumError if it has become something else, which ends everything.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Free what it holds."""
+
+    def has_room(self, job: Job) -> bool:
+        """Whether it can be given a job now."""
+        if self.problem is not None or self.is_busy:
+            return False
+        fits = self.outstanding + len(job.samples) <= self.window and not job.is_suspect
+        return fits or self.outstanding == 0
 
 
-def choose_server(servers: Iterable[Server], samples: int) -> Server | None:
-    """The server with the smallest part of its window in use that has room for so many samples; None without one."""
-    fitting = [each for each in servers if each.has_room(samples)]
+def choose_server(servers: Iterable[Server], job: Job) -> Server | None:
+    """The server with the smallest part of its window in use that has room for a job; None without one."""
+    fitting = [each for each in servers if each.has_room(job)]
     return min(fitting, key=lambda each: each.outstanding / each.window, default=None)
 
 
 class Pool:
     """The servers, and the jobs that wait for one."""
 
-    def __init__(
-        self,
-        servers: Sequence[Server],
-        reconnect: Callable[[Server], Any],
-        patience: Patience,
-    ) -> None:
+    def __init__(self, servers: Sequence[Server], patience: Patience) -> None:
         self.servers = servers
-        self._reconnect = reconnect
         self._patience = patience
         self._waiting: deque[Job] = deque()
         self._running: set[Job] = set()
@@ -143,7 +176,7 @@ class Pool:
             task.cancel()
         await asyncio.gather(*tasks, *self._restoring.values(), return_exceptions=True)
         for server in self.servers:
-            await server.client.close()
+            await server.close()
 
     # Assigning jobs to servers.
 
@@ -156,7 +189,7 @@ class Pool:
         for job in list(self._waiting):
             place = job.place.server
             is_bound = place is not None and place.problem is None
-            server = choose_server([each for each in free if each is place or not is_bound], len(job.samples))
+            server = choose_server([each for each in free if each is place or not is_bound], job)
             if server:
                 self._waiting.remove(job)
                 self._start(job, server)
@@ -168,7 +201,8 @@ class Pool:
 
     def _start(self, job: Job, server: Server) -> None:
         job.place.server = server
-        server.outstanding += len(job.samples)
+        job.load = max(len(job.samples), server.window if job.is_suspect else 0)
+        server.outstanding += job.load
         self._running.add(job)
         job.task = asyncio.get_running_loop().create_task(self._run(job, server))
 
@@ -183,7 +217,7 @@ class Pool:
 
     def _give_up(self) -> None:
         self._gone = None
-        reasons = {server.endpoint.name: server.problem or "busy" for server in self.servers}
+        reasons = {server.name: server.problem or "busy" for server in self.servers}
         self._fail(no_server_error(reasons))
 
     def _fail(self, error: BaseException) -> None:
@@ -197,7 +231,10 @@ class Pool:
     async def _run(self, job: Job, server: Server) -> None:
         """Have a server answer a job; whatever goes wrong ends here."""
         try:
-            await self._answer(job, server)
+            for sample in job.samples:
+                sample.restart(server.context_size)
+                job.emit(PromptEvent(sample.id, 0, len(sample.request.prompt_tokens)))
+            await server.answer(job)
             server.window = min(server.limit, server.window + 1)
         except asyncio.CancelledError:
             finish_cancelled(job)
@@ -211,14 +248,14 @@ class Pool:
             self._fail(error)
         finally:
             self._running.discard(job)
-            server.outstanding -= len(job.samples)
+            server.outstanding -= job.load
             self._assign()
 
     def _postpone(self, job: Job, server: Server, busy: BusyServerError) -> None:
         """Ask a busy server's job again, elsewhere or later, unless part of its reply was shown."""
         server.window = max(1, server.window // 2)
         if job.has_output:
-            job.emit(Failure(EndpointError(f"{server.endpoint.name}: {busy.reason}", "ask again later")))
+            job.emit(Failure(EndpointError(f"{server.name}: {busy.reason}", "ask again later")))
         else:
             job.place.server = None
             self._waiting.appendleft(job)
@@ -227,7 +264,7 @@ class Pool:
     def _lose(self, job: Job, server: Server, lost: LostServerError) -> None:
         """Ask a lost server's job again, unless part of its reply was shown, or it may be what kills servers."""
         job.losses += lost.was_sent
-        name = server.endpoint.name
+        name = server.name
         is_alone = all(other.problem for other in self.servers if other is not server)
         if job.has_output or (is_alone and job.samples[0].request.stream):
             job.emit(Failure(EndpointError(f"{name}: {lost.reason}", "check the server, then ask again")))
@@ -248,88 +285,13 @@ class Pool:
         server.is_busy = True
         asyncio.get_running_loop().call_later(seconds, resume)
 
-    async def _answer(self, job: Job, server: Server) -> None:
-        sample = job.samples[0]
-        request = sample.request
-        for each in job.samples:
-            each.restart(server.info.context_size)
-            job.emit(PromptEvent(each.id, 0, len(request.prompt_tokens)))
-        for difference in server.info.kind.differences(request, server.info):
-            if difference not in server.noted:
-                server.noted.add(difference)
-                job.emit(NoticeEvent(*difference))
-        body = server.info.kind.completion_body(request, server.info, sample.seed, len(job.samples))
-        try:
-            if request.stream:
-                await self._receive_stream(job, server, body)
-            else:
-                await self._receive_replies(job, server, body)
-        except RequestError as error:
-            refused = refusal(error, request, server.endpoint.name)
-            raise refused if error.status == NOT_FOUND else RefusedRequestError(refused) from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LostServerError("damaged reply") from error
-
-    async def _receive_replies(self, job: Job, server: Server, body: dict[str, Any]) -> None:
-        """Wait for whole replies, however long they take while the server is healthy."""
-        kind = server.info.kind
-        replies = kind.read_replies(await self._while_healthy(server, server.client.post(kind.completion_path, body)))
-        if len(replies) != len(job.samples) or not all(reply.end for reply in replies):
-            raise LostServerError(f"{len(replies)} replies instead of {len(job.samples)}")
-        events = [list(sample.add(reply)) for sample, reply in zip(job.samples, replies, strict=True)]
-        for sample, each in zip(job.samples, events, strict=True):
-            server.generated += sample.tokens
-            for event in each:
-                job.emit(event)
-
-    async def _receive_stream(self, job: Job, server: Server, body: dict[str, Any]) -> None:
-        """Pass on the parts of a reply as they arrive."""
-        [sample] = job.samples
-        kind = server.info.kind
-        async with contextlib.aclosing(server.client.stream(kind.completion_path, body)) as answers:
-
-            async def checked() -> AsyncIterator[dict[str, Any]]:
-                async for answer in answers:
-                    raise_stream_error(answer)
-                    yield answer
-
-            parts = kind.read_stream(checked())
-            try:
-                while not sample.is_finished:
-                    for event in sample.add(await self._while_healthy(server, anext(parts))):
-                        job.has_output = job.has_output or not isinstance(event, PromptEvent)
-                        job.emit(event)
-            except StopAsyncIteration as error:
-                raise LostServerError("the reply ends in the middle") from error
-        server.generated += sample.tokens
-
-    async def _while_healthy(self, server: Server, work: Any) -> Any:
-        """Wait for something; in silence, check now and then that the server is alive."""
-        task = asyncio.ensure_future(work)
-        try:
-            while not (await asyncio.wait([task], timeout=self._patience.silence))[0]:
-                await self._require_health(server)
-            return await task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def _require_health(self, server: Server) -> None:
-        """Raise LostServerError if the server no longer answers."""
-        try:
-            await asyncio.wait_for(server.client.check(HEALTH, self._patience.health), self._patience.health)
-        except (LostServerError, TimeoutError, RequestError) as error:
-            raise LostServerError("it stopped answering") from error
-        except BusyServerError as error:  # it is loading the model again
-            raise LostServerError(error.reason) from error
-
     # Servers that do not answer.
 
     def _pause(self, server: Server, job: Job, reason: str) -> None:
         """Use a lost server no more until it answers again."""
         server.problem = reason
         if server not in self._restoring:
-            job.emit(NoticeEvent(f"{server.endpoint.name} is not used for now: {reason}", "it is tried again"))
+            job.emit(NoticeEvent(f"{server.name} is not used for now: {reason}", "it is tried again"))
             task = asyncio.get_running_loop().create_task(self._restore(server, job.emit))
             self._restoring[server] = task
 
@@ -341,7 +303,7 @@ class Pool:
             await asyncio.sleep(delay)
             delay = next(delays, delay)
             try:
-                server.info = await self._reconnect(server)
+                await server.reopen()
                 break
             except BusyServerError:  # it is loading its model
                 server.problem, server.is_busy = None, True
@@ -353,7 +315,7 @@ class Pool:
             self._watch_for_the_end()
         del self._restoring[server]
         server.problem, server.is_busy, self._error = None, False, None
-        emit(NoticeEvent(f"{server.endpoint.name} answers again", ""))
+        emit(NoticeEvent(f"{server.name} answers again", ""))
         self._assign()
 
 

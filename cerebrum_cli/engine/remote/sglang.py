@@ -8,7 +8,8 @@ from typing import Any
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.engine.remote.client import Client, failure, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, room_for_reply
+from cerebrum_cli.engine.remote.failures import DAMAGE
+from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, room_for_reply, text_of
 from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # where the server does not report --max-running-requests
@@ -24,6 +25,7 @@ class Sglang:
 
     name = "SGLang"
     completion_path = "/generate"
+    context_option = "--context-length"
 
     def __init__(self, sends_deltas: bool = False) -> None:
         self._sends_deltas = sends_deltas
@@ -42,7 +44,7 @@ class Sglang:
                 has_seeds=bool(settings.get("enable_deterministic_inference")),
                 has_other_weights=settings.get("load_format") != "gguf",
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except DAMAGE as error:
             raise EndpointError(f"{endpoint.name}: unexpected answer to /server_info", "update SGLang") from error
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def _part(reply: Mapping[str, Any], seen: int = 0, characters: int = 0) -> Part:
     total = int(meta["completion_tokens"])
     end = _end(meta, total) if meta.get("finish_reason") else None
     if ids is None:
-        return Part(text=str(reply.get("text", ""))[characters:], total=total, end=end)
+        return Part(text=text_of(reply, "text")[characters:], total=total, end=end)
     tokens = tuple(int(token) for token in ids[seen:])
     scores = [score for score, *_ in meta.get("output_token_logprobs") or ()][-len(tokens) :] if tokens else []
     return Part(tokens, logprobs=tuple(scores) if len(scores) == len(tokens) else (), end=end)

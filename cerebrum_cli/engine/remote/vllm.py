@@ -11,8 +11,8 @@ from typing import Any
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.engine.remote.client import Client, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.failures import LostServerError
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, room_for_reply
+from cerebrum_cli.engine.remote.failures import DAMAGE, LostServerError
+from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, room_for_reply, text_of
 from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # vLLM's default of --max-num-seqs, which it does not report
@@ -25,12 +25,13 @@ class Vllm:
 
     name = "vLLM"
     completion_path = "/v1/completions"
+    context_option = "--max-model-len"
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         version = await ask(client, endpoint, "/version")
         try:
             build, size = one_line(str(version["version"])), int(entry["max_model_len"])
-        except (KeyError, TypeError, ValueError) as error:
+        except DAMAGE as error:
             raise EndpointError(f"{endpoint.name}: unexpected answer to /v1/models", "update vLLM") from error
         return ServerInfo(self, build, str(entry["id"]), size, SEQUENCES, MAX_SAMPLES, has_other_weights=True)
 
@@ -100,7 +101,7 @@ def _part(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> 
     scores = (choice.get("logprobs") or {}).get("token_logprobs") or ()
     return Part(
         tokens,
-        None if ids is not None else str(choice.get("text", "")),
+        None if ids is not None else text_of(choice, "text"),
         tuple(scores) if len(scores) == len(tokens) else (),
         end=None if usage is None else _end(choice, usage),
     )

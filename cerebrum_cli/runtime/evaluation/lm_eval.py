@@ -108,8 +108,9 @@ def require_usable(tasks: str, output: Path | None, given: Layer, options: EvalO
         raise UsageError("lm-eval is not installed", 'pip install "cerebrum-cli[lm-eval]"')
     if not all(task.strip() for task in tasks.split(",")):
         raise UsageError(f"lm-eval:{tasks} lacks the name of a task", "write lm-eval:arc_easy or lm-eval:arc_easy,piqa")
-    if options.endpoint:
-        raise UsageError("servers do not score given texts, as lm-eval's tasks need", "omit --endpoint")
+    if options.endpoint or options.ray:
+        option = "--endpoint" if options.endpoint else "--ray"
+        raise UsageError(f"{option} cannot score given texts, as lm-eval's tasks need", f"omit {option}")
     for name in UNUSED:
         if getattr(options, name):
             raise UsageError(f"{flag(name)} has no effect on the tasks of lm-eval", "omit it")

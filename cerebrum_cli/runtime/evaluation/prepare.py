@@ -11,7 +11,7 @@ from cerebrum_cli.application.evaluation.marking import MATCHES
 from cerebrum_cli.application.evaluation.runs import QUESTIONS, SAMPLES
 from cerebrum_cli.application.evaluation.sources import LoadedTask, ReadOptions, read_source
 from cerebrum_cli.application.inference.fingerprint import generation_fingerprint
-from cerebrum_cli.application.inference.loading import open_model, open_servers
+from cerebrum_cli.application.inference.loading import ResolvedModel, open_model, open_servers
 from cerebrum_cli.application.inference.question import template_options
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.core.errors import UsageError
@@ -19,16 +19,18 @@ from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.evals.presets import find_preset
 from cerebrum_cli.evals.selection import MAX_SAMPLES, select
 from cerebrum_cli.runtime.batch import parse_parallel, plan_parallel, without_padded_drafts
+from cerebrum_cli.runtime.cluster import find_nodes
 from cerebrum_cli.runtime.generation import generation_settings, read_grammar
 from cerebrum_cli.runtime.models import file_progress, find_model, resolve_encoding
 from cerebrum_cli.runtime.servers import find_endpoints, without_local
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.inference.loading import LoadedModel, ResolvedModel
+    from cerebrum_cli.application.inference.loading import LoadedModel
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.engine.remote.endpoint import Endpoint
     from cerebrum_cli.evals.presets import Condition
+    from cerebrum_cli.runtime.cluster import RayNodes
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import EvalOptions
 
@@ -45,6 +47,7 @@ class PreparedEvaluation:
     parallel: int | None
     pad_steps: bool
     endpoints: tuple[Endpoint, ...]
+    nodes: RayNodes | None
 
     def open(self, runtime: Runtime, missing: int, vocabulary_only: bool = False) -> LoadedModel:
         """Start to load the model for the missing samples, or to connect to its servers."""
@@ -57,6 +60,9 @@ class PreparedEvaluation:
                 template_options=self.arguments,
                 window=self.parallel,
             )
+        if self.nodes and not vocabulary_only:
+            parallel = plan_parallel(self.parallel, missing, self.pad_steps)
+            return self.nodes.open(runtime, self.model, self.evaluation.settings, self.arguments, parallel)
         tuning = self.resolved.tuning("batch")
         return open_model(
             runtime.open_backend,
@@ -109,7 +115,7 @@ def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -
     require_generative(model.path, model.header)
     given = {**given, **{key: value for key, value in task.settings.items() if given.get(key) is None}}
     settings = generation_settings(runtime, given, model, "--samples" if samples > 1 else None)
-    endpoints = find_endpoints(runtime, options)
+    endpoints, nodes = find_endpoints(runtime, options), find_nodes(runtime, model, options)
     settings = without_local(settings) if endpoints else settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))
@@ -118,11 +124,12 @@ def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -
         task,
         Evaluation(select(task.questions, options.limit), samples, settings, model.label, task.marker, grammar),
         model,
-        resolve_encoding(runtime, model, settings, options),
+        ResolvedModel(model) if nodes else resolve_encoding(runtime, model, settings, options),
         template_options(options.template_arg),
         parallel,
         options.batch_invariant,
         endpoints,
+        nodes,
     )
 
 

@@ -85,7 +85,7 @@ def estimate(
     if same:
         notes = same.record.notes
         return notes["seconds"] / notes["timed_samples"] * samples, f"based on run {same.name}"
-    if prepared.endpoints:
+    if prepared.endpoints or prepared.nodes:
         return None, "the time depends on the servers"
     tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
     with contextlib.suppress(UsageError, IndexError, StatisticsError):  # no run, a damaged one, or one without samples

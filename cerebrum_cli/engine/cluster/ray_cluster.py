@@ -1,0 +1,168 @@
+"""The adapter to Ray: one actor on each node, placed and restarted by Ray, never asked again by it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from cerebrum_cli.core.errors import CerebrumError, EndpointError
+from cerebrum_cli.engine.cluster.local_ray import LocalRay
+from cerebrum_cli.engine.cluster.node import AHEAD
+from cerebrum_cli.engine.cluster.worker import NodeInfo, OpenEngine, Trouble, Worker
+from cerebrum_cli.engine.remote.failures import LostServerError
+from cerebrum_cli.engine.remote.kind import Part
+from cerebrum_cli.engine.sequence import Request
+
+PLACEMENT_S = 30.0  # for Ray to find room on all nodes
+CONTROL = "control"  # calls that must not wait for answers
+INSTALL = "pip install 'cerebrum-cli[ray]'"
+
+
+def require_ray() -> None:
+    """Raise EndpointError if Ray is not installed; it is not imported."""
+    if find_spec("ray") is None:
+        raise EndpointError("--ray needs the package ray, which is not installed", INSTALL)
+
+
+class RayCluster:
+    """A Ray cluster at an address, or one of `local_nodes` nodes on this machine that is started for it.
+
+    A node runs up to `slots` samples at a time, on up to `threads` processors.
+    """
+
+    def __init__(self, address: str | None, local_nodes: int, slots: int, threads: int | None) -> None:
+        self._address = address
+        self._local = None if address else LocalRay(local_nodes)
+        self._slots = slots
+        self._threads = threads
+        self._lock = threading.Lock()  # `close` waits for `start`
+        self._actors: list[Any] = []
+        self._group: Any = None
+
+    def start(self, open_engine: OpenEngine) -> Sequence[RayActor]:
+        with self._lock:
+            address = self._address or (self._local.start() if self._local else "")
+            self._connect(address)
+            return self._start_actors(open_engine)
+
+    def close(self) -> None:
+        with self._lock:
+            import ray
+
+            if ray.is_initialized():
+                with contextlib.suppress(Exception):  # of a cluster that is gone
+                    for actor in self._actors:
+                        ray.kill(actor)
+                    if self._group:
+                        ray.util.remove_placement_group(self._group)
+                ray.shutdown()
+            if self._local:
+                self._local.close()
+
+    def _connect(self, address: str) -> None:
+        import ray
+        import ray._private.worker as driver
+
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        driver._worker_logs_enabled = False  # Ray prints messages of the nodes to standard output otherwise
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
+        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            raise connection_error(address, error) from error
+
+    def _start_actors(self, open_engine: OpenEngine) -> list[RayActor]:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        bundles = [bundle for node in ray.nodes() if (bundle := self._bundle(node))]
+        if not bundles:
+            raise EndpointError("the Ray cluster has no node with a processor", "start nodes with ray start --address")
+        self._group = ray.util.placement_group(bundles, strategy="STRICT_SPREAD")
+        if not self._group.wait(PLACEMENT_S):
+            problem = f"the Ray cluster has no room for a worker on each of its {len(bundles)} nodes"
+            raise EndpointError(problem, "stop what else runs there (ray status), or use fewer processors: --threads N")
+        actor_class = ray.remote(Worker)
+        for index, bundle in enumerate(bundles):
+            options = actor_class.options(
+                num_cpus=bundle["CPU"],
+                num_gpus=bundle.get("GPU", 0),
+                max_restarts=-1,
+                max_task_retries=0,
+                max_concurrency=self._slots + AHEAD,
+                concurrency_groups={CONTROL: 2},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
+            )
+            self._actors.append(options.remote(open_engine, int(bundle["CPU"])))
+        return [RayActor(actor) for actor in self._actors]
+
+    def _bundle(self, node: Mapping[str, Any]) -> dict[str, float] | None:
+        """What a worker takes of a node: its processors, unless fewer are asked for, and its GPUs."""
+        resources = node["Resources"]
+        processors = int(resources.get("CPU", 0))
+        if not node["Alive"] or not processors:
+            return None
+        gpus = {"GPU": resources["GPU"]} if resources.get("GPU") else {}
+        return {"CPU": float(min(processors, self._threads or processors)), **gpus}
+
+
+class RayActor:
+    """A worker that is an actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def describe(self) -> NodeInfo | Trouble | None:
+        found: NodeInfo | Trouble | None = await answered(
+            self._actor.describe.options(concurrency_group=CONTROL).remote()
+        )
+        return found
+
+    async def answer(self, key: int, request: Request) -> tuple[Part, ...] | Trouble:
+        found: tuple[Part, ...] | Trouble = await answered(self._actor.answer.remote(key, request))
+        return found
+
+    def cancel(self, key: int) -> None:
+        self._actor.cancel.options(concurrency_group=CONTROL).remote(key)
+
+
+async def answered(reference: Any) -> Any:
+    """Wait for the result of a call. Raises LostServerError if the actor is gone, EndpointError if it cannot start."""
+    import ray
+
+    try:
+        return await reference
+    except ray.exceptions.RayTaskError as error:
+        raise LostServerError(one_line(str(error).strip().splitlines()[-1])) from error
+    except ray.exceptions.RayActorError as error:
+        text = str(error)
+        if "ModuleNotFoundError" in text or "ImportError" in text:
+            last = text.strip().splitlines()[-1]
+            problem = f"this program cannot be imported on a node: {one_line(last)}"
+            raise EndpointError(problem, "install the same version of cerebrum there, for the same Python") from error
+        raise LostServerError("its process is gone") from error
+    except ray.exceptions.RayError as error:
+        raise LostServerError(one_line(str(error))) from error
+
+
+def connection_error(address: str, error: Exception) -> CerebrumError:
+    """The error of a cluster that cannot be connected to."""
+    text = str(error)
+    if "ersion mismatch" in text:
+        return EndpointError(
+            f"Ray at {address}: {one_line(text)}", "use the same versions of Ray and Python everywhere"
+        )
+    if "uthentication" in text or "token" in text:
+        return EndpointError(f"Ray at {address}: {one_line(text)}", "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH")
+    hint = "start one with ray start --head, or use --ray local"
+    if address == "auto":
+        return EndpointError("no Ray cluster runs on this machine", hint)
+    return EndpointError(f"no Ray cluster at {address}: {one_line(text)}", hint)
+
+
+def one_line(text: str) -> str:
+    """The first lines of a message, joined, up to 200 characters."""
+    return " ".join(text.split())[:200]

@@ -1,0 +1,125 @@
+"""A server as the pool sees it: what it is asked for a job, and what its answers mean for the job's samples."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from cerebrum_cli.core.events import NoticeEvent, PromptEvent
+from cerebrum_cli.engine.remote.client import Client, RequestError
+from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.remote.failures import DAMAGE, BusyServerError, LostServerError, RefusedRequestError
+from cerebrum_cli.engine.remote.kind import NOT_FOUND, ServerInfo, raise_stream_error, refusal
+from cerebrum_cli.engine.remote.pool import Job, Patience, Server
+
+HEALTH = "/health"
+
+OpenServer = Callable[[Endpoint, Client], Awaitable[ServerInfo]]
+"""Asks a server what it is, and checks that it fits."""
+
+
+class HttpServer(Server):
+    """A server that is reached over HTTP."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        client: Client,
+        info: ServerInfo,
+        window: int | None,
+        reopen: OpenServer,
+        patience: Patience,
+    ) -> None:
+        super().__init__(endpoint.name, min(window or info.slots, info.slots))
+        self.endpoint = endpoint
+        self.client = client
+        self.info = info
+        self._reopen = reopen
+        self._patience = patience
+        self._noted: set[tuple[str, str]] = set()  # differences that were reported
+
+    @property
+    def context_size(self) -> int:
+        return self.info.context_size
+
+    @property
+    def max_samples(self) -> int:
+        return self.info.max_samples
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        return self.info.recorded
+
+    async def reopen(self) -> None:
+        self.info = await self._reopen(self.endpoint, self.client)
+
+    async def close(self) -> None:
+        await self.client.close()
+
+    async def answer(self, job: Job) -> None:
+        sample = job.samples[0]
+        request = sample.request
+        for difference in self.info.kind.differences(request, self.info):
+            if difference not in self._noted:
+                self._noted.add(difference)
+                job.emit(NoticeEvent(*difference))
+        body = self.info.kind.completion_body(request, self.info, sample.seed, len(job.samples))
+        try:
+            if request.stream:
+                await self._receive_stream(job, body)
+            else:
+                await self._receive_replies(job, body)
+        except RequestError as error:
+            refused = refusal(error, request, self.name)
+            raise refused if error.status == NOT_FOUND else RefusedRequestError(refused) from error
+        except DAMAGE as error:
+            raise LostServerError("damaged reply") from error
+
+    async def _receive_replies(self, job: Job, body: dict[str, Any]) -> None:
+        """Wait for whole replies, however long they take while the server is healthy."""
+        kind = self.info.kind
+        replies = kind.read_replies(await self._while_healthy(self.client.post(kind.completion_path, body)))
+        self.generated += job.finish(replies)
+
+    async def _receive_stream(self, job: Job, body: dict[str, Any]) -> None:
+        """Pass on the parts of a reply as they arrive."""
+        [sample] = job.samples
+        kind = self.info.kind
+        async with contextlib.aclosing(self.client.stream(kind.completion_path, body)) as answers:
+
+            async def checked() -> AsyncIterator[dict[str, Any]]:
+                async for answer in answers:
+                    raise_stream_error(answer)
+                    yield answer
+
+            parts = kind.read_stream(checked())
+            try:
+                while not sample.is_finished:
+                    for event in sample.add(await self._while_healthy(anext(parts))):
+                        job.has_output = job.has_output or not isinstance(event, PromptEvent)
+                        job.emit(event)
+            except StopAsyncIteration as error:
+                raise LostServerError("the reply ends in the middle") from error
+        self.generated += sample.tokens
+
+    async def _while_healthy(self, work: Any) -> Any:
+        """Wait for something; in silence, check now and then that the server is alive."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait([task], timeout=self._patience.silence))[0]:
+                await self._require_health()
+            return await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _require_health(self) -> None:
+        """Raise LostServerError if the server no longer answers."""
+        try:
+            await asyncio.wait_for(self.client.check(HEALTH, self._patience.health), self._patience.health)
+        except (LostServerError, TimeoutError, RequestError) as error:
+            raise LostServerError("it stopped answering") from error
+        except BusyServerError as error:  # it is loading the model again
+            raise LostServerError(error.reason) from error
