@@ -17,7 +17,10 @@ from remote_engines import (
     HASTY,
     QUICK,
     connected,
+    events_of,
     local_replies,
+    notices,
+    outcome,
     remote_engine,
     replies_of,
     request_of,
@@ -29,28 +32,13 @@ from scripted_backend import ScriptedBackend, endless, random_model
 from waiting import wait_until
 
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, PromptTooLong
-from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, SequenceId, StageEvent, TokenEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.engine import RemoteEngine
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
 OTHER_MODEL = {"body": b'{"tokens":[1,2,3]}', "path": "/tokenize"}
-
-
-def events_of(engine: RemoteEngine, *requests: Any) -> list[Event]:
-    with closing(engine.complete(requests)) as events:
-        return list(events)
-
-
-def notices(events: list[Event]) -> list[str]:
-    return [event.message for event in events if isinstance(event, NoticeEvent)]
-
-
-def outcome(events: list[Event]) -> dict[SequenceId, Any]:
-    """Replies of the samples that were not refused."""
-    replies = collect_replies(event for event in events if not isinstance(event, NoticeEvent | RefusedEvent))
-    return summaries({id: reply for id, reply in replies.items() if reply.finish})
 
 
 @pytest.mark.parametrize(

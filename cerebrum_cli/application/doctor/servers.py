@@ -23,6 +23,7 @@ from cerebrum_cli.engine.remote.client import one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError
 from cerebrum_cli.engine.remote.kind import ServerInfo
+from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.probe import probe
 
 PROBE_TIMEOUT_S = 30.0
@@ -92,7 +93,9 @@ def _check_context(server: CheckedServer) -> CheckResult | None:
     size = server.info.context_size
     detail = f"{size} tokens for a prompt and its reply"
     if size < MIN_CONTEXT:
-        hint = "restart llama-server with a larger -c, which its slots share"
+        kind = server.info.kind
+        shared = ", which its slots share" if isinstance(kind, LlamaServer) else ""
+        hint = f"restart {kind.name} with a larger {kind.context_option}{shared}"
         return check_result("context", detail, (f"a chain of thought may need more than {MIN_CONTEXT}", hint))
     return check_result("context", detail)
 
@@ -156,7 +159,7 @@ def _check_token_ids(server: CheckedServer) -> CheckResult | None:
     if sample.finish.has_all_tokens:
         return check_result("token_ids", "prompts are sent as token ids, and replies return theirs")
     problem = "replies come without all of their ids, so the next turn evaluates them again"
-    return check_result("token_ids", "", (problem, "update llama-server"))
+    return check_result("token_ids", "", (problem, "update the server, or connect without a gateway"))
 
 
 def _check_seeds(server: CheckedServer) -> CheckResult | None:

@@ -35,7 +35,7 @@ class Patience:
     """
 
     silence: float = 30.0
-    health: float = 10.0
+    health: float = 25.0  # SGLang's check may take 20 s while it evaluates a long prompt
     retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0)
     busy: float = 1.0  # unless the server says how long to wait
     give_up: float = 60.0
@@ -249,11 +249,7 @@ class Pool:
         except RefusedRequestError as refused:
             refuse(job, refused.error)
         except BusyServerError as busy:
-            if not server.is_busy:  # else it has refused several at the same time
-                server.window = max(1, server.window // 2)
-            job.place.server = None
-            self._waiting.appendleft(job)
-            self._rest(server, self._patience.busy if busy.retry_after is None else busy.retry_after)
+            self._postpone(job, server, busy)
         except LostServerError as lost:
             self._lose(job, server, lost)
         except BaseException as error:  # it concerns everything
@@ -262,6 +258,17 @@ class Pool:
             self._running.discard(job)
             server.outstanding -= job.load
             self._assign()
+
+    def _postpone(self, job: Job, server: Server, busy: BusyServerError) -> None:
+        """Ask a busy server's job again, elsewhere or later, unless part of its reply was shown."""
+        if not server.is_busy:  # else it has refused several at the same time
+            server.window = max(1, server.window // 2)
+        if job.has_output:
+            job.emit(Failure(EndpointError(f"{server.name}: {busy.reason}", "ask again later")))
+        else:
+            job.place.server = None
+            self._waiting.appendleft(job)
+        self._rest(server, self._patience.busy if busy.retry_after is None else busy.retry_after)
 
     def _lose(self, job: Job, server: Server, lost: LostServerError) -> None:
         """Ask a lost server's job again, unless part of its reply was shown, or it may be what kills servers."""

@@ -94,7 +94,7 @@ class HttpServer(Server):
 
             async def checked() -> AsyncIterator[dict[str, Any]]:
                 async for answer in answers:
-                    raise_stream_error(answer, sample.request, self.name)
+                    raise_stream_error(answer)
                     yield answer
 
             parts = kind.read_stream(checked())
@@ -121,7 +121,7 @@ class HttpServer(Server):
     async def _require_health(self) -> None:
         """Raise LostServerError if the server no longer answers."""
         try:
-            await asyncio.wait_for(self.client.get(HEALTH, self._patience.health), self._patience.health)
+            await asyncio.wait_for(self.client.check(HEALTH, self._patience.health), self._patience.health)
         except (LostServerError, TimeoutError, RequestError) as error:
             raise LostServerError("it stopped answering") from error
         except BusyServerError as error:  # it is loading the model again
