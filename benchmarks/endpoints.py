@@ -77,10 +77,10 @@ SPECIAL_TOKENS = " <|im_end|>\n<|im_start|>assistant\n<s></s>"
 CLEARING = b'{"prompt": [0], "n_predict": 1}'  # its only token begins no chat, so that nothing of it is reused
 NEAR_TIE = 0.05  # nats between the two most likely tokens
 TURNS, TURN_TOKENS = 3, 48
-UNUSUAL = "Repeat this exactly: \N{GRINNING FACE}\N{FIRE}\N{PARTY POPPER}\N{ROCKET}"
+UNUSUAL = "Continue: " + "\N{SLIGHTLY SMILING FACE}" * 12
 VOTES, VOTE_TOKENS, SEED = 8, 48, 1
 VOTE_QUESTION = "What is 17 * 3? Answer with a number."
-ROWS, TOKENS, SLOTS = 64, 32, 16
+ROWS, TOKENS, SLOTS = 48, 32, 16
 FAILOVER_ROWS = 200
 CONTEXT, SLOT_CONTEXT = 2048, 512
 
