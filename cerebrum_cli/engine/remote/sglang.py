@@ -24,6 +24,10 @@ from cerebrum_cli.engine.sequence import Request
 SEQUENCES = 256  # where the server does not report --max-running-requests
 LEAST_TOP_P = 1e-6  # 0 is refused
 ALL_TOKENS = -1  # for top_k
+IGNORED_SEEDS = (
+    "this server ignores seeds: other samples each time",
+    "start SGLang with --enable-deterministic-inference",
+)
 
 
 class Sglang:
@@ -101,8 +105,7 @@ class Sglang:
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
         found = sampler_differences(self.name, request)
         if request.params.temperature and not info.has_seeds:
-            hint = "start SGLang with --enable-deterministic-inference"
-            found.append(("this server ignores seeds: other samples each time", hint))
+            found.append(IGNORED_SEEDS)
         return found
 
 
