@@ -104,6 +104,14 @@ def test_startup_ask_imports_only_the_bindings(tmp_path: Path, chatml_model: Pat
     assert modules.isdisjoint(f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK)
 
 
+def test_startup_batch_imports_neither_servers_nor_a_cluster(tmp_path: Path, chatml_model: Path) -> None:
+    (tmp_path / "in.txt").write_text("hi\n")
+    paths = (tmp_path / "in.txt", "-o", tmp_path / "out.jsonl", "-m", chatml_model, "-n", "2")
+    modules = imported_modules(CommandLine(tmp_path), "batch", *paths)
+    assert "llama_cpp" in modules
+    assert modules.isdisjoint({"ray", "httpx2", "cerebrum_cli.engine.remote.pool", "cerebrum_cli.engine.cluster.node"})
+
+
 def test_startup_overview_has_the_same_help_as_the_whole_command_line() -> None:
     whole, outline = (CliRunner().invoke(app, ["--help"]) for app in (assembled(), assembled(overview=True)))
     assert whole.exit_code == outline.exit_code == 0

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import BatchOptions, EvalOptions
 
-ADDRESS = re.compile(r"ray://\S+|[^\s/:]+:\d+")
+ADDRESS = re.compile(r"(ray://)?[^\s/:]+:\d{1,5}")
 LOCAL = re.compile(r"local(:[1-9]\d?)?")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from cerebrum_cli.engine.remote.failures import LostServerError
 from cerebrum_cli.engine.remote.kind import Part
 from cerebrum_cli.engine.sequence import Request
 
+CONNECT_S = 5.0
 PLACEMENT_S = 30.0  # for Ray to find room on all nodes
 CONTROL = "control"  # calls that must not wait for answers
 INSTALL = "pip install 'cerebrum-cli[ray]'"
@@ -70,6 +72,7 @@ class RayCluster:
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         driver._worker_logs_enabled = False  # Ray prints messages of the nodes to standard output otherwise
         try:
+            require_reachable(address)
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             raise connection_error(address, error) from error
@@ -147,6 +150,13 @@ async def answered(reference: Any) -> Any:
         raise LostServerError(one_line(str(error))) from error
 
 
+def require_reachable(address: str) -> None:
+    """Raise OSError if nothing listens at an address with a port: Ray would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+
+
 def connection_error(address: str, error: Exception) -> CerebrumError:
     """The error of a cluster that cannot be connected to."""
     text = str(error)
@@ -154,12 +164,13 @@ def connection_error(address: str, error: Exception) -> CerebrumError:
         return EndpointError(
             f"Ray at {address}: {one_line(text)}", "use the same versions of Ray and Python everywhere"
         )
-    if "uthentication" in text or "token" in text:
+    if "uthenticat" in text or "AUTH" in text:
         return EndpointError(f"Ray at {address}: {one_line(text)}", "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH")
     hint = "start one with ray start --head, or use --ray local"
     if address == "auto":
         return EndpointError("no Ray cluster runs on this machine", hint)
-    return EndpointError(f"no Ray cluster at {address}: {one_line(text)}", hint)
+    reason = (isinstance(error, OSError) and error.strerror) or one_line(text)
+    return EndpointError(f"no Ray cluster at {address}: {reason}", hint)
 
 
 def one_line(text: str) -> str:
