@@ -25,6 +25,7 @@ from cerebrum_cli.engine.remote.failures import BusyServerError
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.probe import probe
+from cerebrum_cli.engine.remote.sglang import IGNORED_SEEDS
 
 PROBE_TIMEOUT_S = 30.0
 REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with others
@@ -163,8 +164,10 @@ def _check_token_ids(server: CheckedServer) -> CheckResult | None:
 
 
 def _check_seeds(server: CheckedServer) -> CheckResult | None:
-    if server.responder is None or not server.samples:
+    if server.info is None or server.responder is None or not server.samples:
         return None
+    if not server.info.has_seeds:
+        return check_result("seeds", "", IGNORED_SEEDS)
     while len(server.samples) < SAMPLES:
         latest = _sample(server, server.responder)
         if any((each.sampled, each.text) == (latest.sampled, latest.text) for each in server.samples[:-1]):

@@ -15,6 +15,10 @@ from cerebrum_cli.engine.sequence import Request
 SEQUENCES = 256  # where the server does not report --max-running-requests
 LEAST_TOP_P = 1e-6  # 0 is refused
 ALL_TOKENS = -1  # for top_k
+IGNORED_SEEDS = (
+    "this server ignores seeds: other samples each time",
+    "start SGLang with --enable-deterministic-inference",
+)
 
 
 class Sglang:
@@ -92,12 +96,7 @@ class Sglang:
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
         found = []
         if request.params.temperature and not info.has_seeds:
-            found.append(
-                (
-                    "this server ignores seeds: other samples each time",
-                    "start SGLang with --enable-deterministic-inference",
-                )
-            )
+            found.append(IGNORED_SEEDS)
         if request.params.repeat_penalty != 1.0:
             problem = "SGLang's repeat penalty counts the whole text, not the last 64 tokens"
             found.append((problem, "replies differ from those of llama.cpp; omit --repeat-penalty"))
