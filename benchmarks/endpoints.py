@@ -64,7 +64,7 @@ from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.inference.responder import GenerationRequest
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.events import Event, RowEvent, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RowEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.engine.remote.endpoint import Endpoint
@@ -77,10 +77,10 @@ SPECIAL_TOKENS = " <|im_end|>\n<|im_start|>assistant\n<s></s>"
 CLEARING = b'{"prompt": [0], "n_predict": 1}'  # its only token begins no chat, so that nothing of it is reused
 NEAR_TIE = 0.05  # nats between the two most likely tokens
 TURNS, TURN_TOKENS = 3, 48
-UNUSUAL = "Repeat this exactly: \N{GRINNING FACE}\N{FIRE}\N{PARTY POPPER}\N{ROCKET}"
+UNUSUAL = "Continue: " + "\N{SLIGHTLY SMILING FACE}" * 12
 VOTES, VOTE_TOKENS, SEED = 8, 48, 1
 VOTE_QUESTION = "What is 17 * 3? Answer with a number."
-ROWS, TOKENS, SLOTS = 64, 32, 16
+ROWS, TOKENS, SLOTS = 48, 32, 16
 FAILOVER_ROWS = 200
 CONTEXT, SLOT_CONTEXT = 2048, 512
 
@@ -276,10 +276,13 @@ def vote(command: Sequence[str], *options: str, environment: Environment) -> lis
 
 
 class Timed(NamedTuple):
-    """Seconds from the first request to the last result, and the CPU time of the process in them."""
+    """Seconds from the first request to the last result, the CPU time of the process in them, and the prompt tokens
+    that the server took from its cache.
+    """
 
     seconds: float
     cpu_s: float
+    cached_tokens: int
 
 
 def batch_row(model: Path, questions: Sequence[Question], runs: int) -> Row:
@@ -310,7 +313,8 @@ def batch_row(model: Path, questions: Sequence[Question], runs: int) -> Row:
     pairs = [pair(ours, peer, number) for number in range(runs)]
     for name, each in timed.items():
         cpu_ms = statistics.median(one.cpu_s for one in each) / count * 1e3
-        print(f"{name}: {', '.join(f'{count / one.seconds:.2f}' for one in each)} rows/s, CPU {cpu_ms:.2f} ms a row")
+        rates = ", ".join(f"{count / one.seconds:.2f} ({one.cached_tokens} tokens cached)" for one in each)
+        print(f"{name}: {rates} rows/s, CPU {cpu_ms:.2f} ms a row")
     ours_rate, peer_rate, ratio = medians(pairs)
     lengths = [len(body["prompt"]) for body in bodies]
     label = (
@@ -322,18 +326,21 @@ def batch_row(model: Path, questions: Sequence[Question], runs: int) -> Row:
 
 def time_batch(job: BatchJob) -> Timed:
     """Run a batch; to be called in a subprocess."""
-    start = 0.0
+    start, cached = 0.0, 0
 
     def observe(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
-        nonlocal start
+        nonlocal start, cached
         for event in events:
             start = start or (time.process_time() if isinstance(event, RowEvent) else 0.0)
+            cached += event.cached_tokens if isinstance(event, FinishEvent) else 0
+            if isinstance(event, NoticeEvent):
+                raise RuntimeError(event.message)
             yield event
 
     result = run_batch(job, observe)
     if wrong := [row for row in result.rows if row["completion_tokens"] != TOKENS]:
         raise RuntimeError(f"unexpected replies: {wrong[:3]}")
-    return Timed(result.seconds, time.process_time() - start)
+    return Timed(result.seconds, time.process_time() - start, cached)
 
 
 def time_client(url: str, bodies: Sequence[Mapping[str, Any]]) -> Timed:
@@ -344,18 +351,17 @@ def time_client(url: str, bodies: Sequence[Mapping[str, Any]]) -> Timed:
 async def send_all(url: str, bodies: Sequence[Mapping[str, Any]]) -> Timed:
     import httpx2
 
-    waiting = iter(bodies)
+    waiting, replies = iter(bodies), []
 
     async def send_waiting(client: httpx2.AsyncClient) -> None:
         for body in waiting:
-            response = await client.post("/completion", json=body)
-            if not response.is_success or b'"tokens"' not in response.content:
-                raise RuntimeError(f"unexpected reply: {response.text[:2000]}")
+            replies.append(await client.post("/completion", json=body))
 
     async with httpx2.AsyncClient(base_url=url, timeout=None) as client:
         start, cpu_start = time.perf_counter(), time.process_time()
         await asyncio.gather(*(send_waiting(client) for _ in range(SLOTS)))
-        return Timed(time.perf_counter() - start, time.process_time() - cpu_start)
+        seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
+    return Timed(seconds, cpu_s, sum(int(reply.json()["timings"]["cache_n"]) for reply in replies))
 
 
 # A whole process.

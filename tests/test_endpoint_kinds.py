@@ -81,7 +81,8 @@ def test_endpoint_kinds_batch_has_the_local_answers(
     questions = tmp_path / "questions.txt"
     questions.write_text("".join(f"What is {number} plus 17?\n" for number in range(8)))
     schema = [schema_file(tmp_path)] if options == ("--schema",) else []
-    command: tuple[str | Path, ...] = ("batch", questions, "-m", NANO, "--seed", "5", "--max-tokens", "40", *options, *schema)
+    command: tuple[str | Path, ...] = ("batch", questions, "-m", NANO, "--seed", "5", "--max-tokens", "40")
+    command += (*options, *schema)
     with kind(nano) as server:
         done = new_user.run(*command, "-o", tmp_path / "remote.jsonl", "--endpoint", server.url)
     assert done.code == 0, done.err

@@ -108,6 +108,18 @@ def text_of(reply: Mapping[str, Any], key: str) -> str:
     return well_formed(text)
 
 
+def sampler_differences(name: str, request: Request) -> list[tuple[str, str]]:
+    """What vLLM and SGLang sample otherwise than llama.cpp does: notices and hints."""
+    found = []
+    if request.params.temperature not in (0.0, 1.0):
+        problem = f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them"
+        found.append((problem, "samples are drawn from another distribution; at temperature 0 or 1 it is the same"))
+    if request.params.repeat_penalty != 1.0:
+        problem = f"{name}'s repeat penalty counts the whole text, not the last 64 tokens"
+        found.append((problem, "replies differ from those of llama.cpp; omit --repeat-penalty"))
+    return found
+
+
 async def ask(client: Client, endpoint: Endpoint, path: str, **query: str) -> Any:
     """The JSON value at a path. Raises EndpointError if there is none."""
     try:

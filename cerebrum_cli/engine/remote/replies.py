@@ -127,8 +127,11 @@ class RemoteSample:
         measured = self._measured
         if not stated.decode_s:
             return measured
-        elapsed = perf_counter() - self.started_at
-        ttft_s = measured.ttft_s if self.request.stream else max(stated.prefill_s, elapsed - stated.decode_s)
+        ttft_s = stated.prefill_s
+        if self.request.stream:
+            ttft_s = measured.ttft_s
+        elif self.request.n == 1:  # several samples come together: the time is that of the longest
+            ttft_s = max(ttft_s, perf_counter() - self.started_at - stated.decode_s)
         return replace(stated, ttft_s=ttft_s, decode_steps=measured.decode_steps)
 
     @property

@@ -9,7 +9,16 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.engine.remote.client import Client, failure, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, room_for_reply, text_of
+from cerebrum_cli.engine.remote.kind import (
+    End,
+    Part,
+    ServerInfo,
+    StopReason,
+    ask,
+    room_for_reply,
+    sampler_differences,
+    text_of,
+)
 from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # where the server does not report --max-running-requests
@@ -94,12 +103,9 @@ class Sglang:
             yield part
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
-        found = []
+        found = sampler_differences(self.name, request)
         if request.params.temperature and not info.has_seeds:
             found.append(IGNORED_SEEDS)
-        if request.params.repeat_penalty != 1.0:
-            problem = "SGLang's repeat penalty counts the whole text, not the last 64 tokens"
-            found.append((problem, "replies differ from those of llama.cpp; omit --repeat-penalty"))
         return found
 
 

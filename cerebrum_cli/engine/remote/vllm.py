@@ -12,7 +12,16 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.engine.remote.client import Client, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE, LostServerError
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, room_for_reply, text_of
+from cerebrum_cli.engine.remote.kind import (
+    End,
+    Part,
+    ServerInfo,
+    StopReason,
+    ask,
+    room_for_reply,
+    sampler_differences,
+    text_of,
+)
 from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # vLLM's default of --max-num-seqs, which it does not report
@@ -88,10 +97,7 @@ class Vllm:
             yield _part(last, usage)
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
-        if request.params.repeat_penalty == 1.0:
-            return ()
-        problem = "vLLM's repeat penalty counts the whole text, not the last 64 tokens"
-        return [(problem, "replies differ from those of llama.cpp; omit --repeat-penalty")]
+        return sampler_differences(self.name, request)
 
 
 def _part(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> Part:
