@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
 
 from cerebrum_cli.application.inference.responder import detokenize
-from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 
@@ -99,6 +99,20 @@ def test_tokenize_adds_bos_only_if_missing(parts: tuple[Part, ...], bos: int, mi
 def test_tokenize_adds_no_bos_unless_required(chatml: LlamaBackend) -> None:
     assert chatml.tokenize(()) == ()
     assert marks_in(chatml.tokenize((Text("a"),))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "is_complete", "is_allowed"),
+    [("", False, True), ("abc12", False, True), ("abc12é", True, True), ("abc12", True, False), ("abd", False, False)],
+)
+def test_vocabulary_matches_a_grammar(
+    text: str, is_complete: bool, is_allowed: bool, mistral: LlamaBackend, chatml: LlamaBackend
+) -> None:
+    grammar = 'root ::= "abc" [0-9]{2,5} ("é" | "🙂")'
+    end = chatml.special_token_ids(["<|im_end|>"]) if is_complete else ()
+    assert chatml.matches_grammar(grammar, [*chatml.tokenize((Text(text),)), *end]) is is_allowed
+    with pytest.raises(GrammarError, match="cannot parse the grammar"):
+        mistral.matches_grammar("root ::= foo", [])
 
 
 def test_special_token_text_and_pieces(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
