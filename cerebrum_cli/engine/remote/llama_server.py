@@ -10,7 +10,7 @@ from cerebrum_cli.core.events import Timings
 from cerebrum_cli.engine.remote.client import Client, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, text_of
+from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, room_for_reply, text_of
 from cerebrum_cli.engine.sequence import Request
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
@@ -82,7 +82,7 @@ class LlamaServer:
             **_OFF,
             "model": info.model,
             "prompt": list(request.prompt_tokens),
-            "n_predict": -1 if params.max_tokens is None else params.max_tokens,
+            "n_predict": params.max_tokens or room_for_reply(request, info),  # -1 never ends where contexts shift
             "n_cmpl": samples,
             "seed": seed,
             "samplers": _SAMPLERS,
