@@ -101,6 +101,14 @@ def test_doctor_names_a_server_it_cannot_use(
     assert not server.completions()
 
 
+def test_doctor_prints_a_hostile_model_id_in_one_line(new_user: CommandLine, server: LlamaServer) -> None:
+    server.models = ("a\nb " + "x" * 1000,)
+    done = new_user.run("doctor", "--endpoint", server.url)
+    [line] = [line for line in done.out.splitlines() if "served_model" in line]
+    assert line.startswith("ok       served_model        a b xxx")
+    assert (done.code, len(line) < 300) == (0, True)
+
+
 def test_doctor_sends_the_key_and_never_prints_it(new_user: CommandLine, server: LlamaServer) -> None:
     server.key = KEY
     done = check(new_user, server.url, CEREBRUM_API_KEY=KEY)

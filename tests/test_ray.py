@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +22,7 @@ from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.runtime.cluster import ModelFile, find_file
 
 HAS_RAY = find_spec("ray") is not None
-ROWS = 60
+ROWS = 300  # some seconds, on one thread each
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed")
 
 
@@ -35,7 +33,7 @@ def user(tmp_path: Path) -> CommandLine:
 
 
 def arguments(model: Path, output: str, *more: str) -> list[str]:
-    settings = ["-m", str(model), "--parallel", "2", "-n", "60", "--seed", "1", "--ignore-eos"]
+    settings = ["-m", str(model), "--parallel", "2", "-n", "100", "--seed", "1", "--ignore-eos"]
     return ["batch", "in.txt", "-o", output, *settings, *more]
 
 
@@ -130,7 +128,9 @@ def test_ray_node_that_is_killed_loses_no_row(user: CommandLine, chatml_model: P
     batch = RayBatch(user, chatml_model)
     wait_until(lambda: batch.done > 5)
     assert batch.done < ROWS
-    os.kill(batch.nodes()[-1].pid, signal.SIGKILL)
+    node = batch.nodes()[-1]
+    for process in [node, *node.children(recursive=True)]:
+        process.kill()
     code, out, err = batch.finish()
     assert (code, out) == (0, "")
     assert "is not used for now: its process is gone" in err and "raylet" not in err

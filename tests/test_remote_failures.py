@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,10 @@ from remote_engines import (
     HASTY,
     QUICK,
     connected,
+    events_of,
     local_replies,
+    notices,
+    outcome,
     remote_engine,
     replies_of,
     request_of,
@@ -24,30 +28,17 @@ from remote_engines import (
     summaries,
     unicode_model,
 )
-from scripted_backend import endless, random_model
+from scripted_backend import ScriptedBackend, endless, random_model
 from waiting import wait_until
 
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, PromptTooLong
-from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, SequenceId, StageEvent, TokenEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent, TokenEvent
+from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.engine import RemoteEngine
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
 OTHER_MODEL = {"body": b'{"tokens":[1,2,3]}', "path": "/tokenize"}
-
-
-def events_of(engine: RemoteEngine, *requests: Any) -> list[Event]:
-    with closing(engine.complete(requests)) as events:
-        return list(events)
-
-
-def notices(events: list[Event]) -> list[str]:
-    return [event.message for event in events if isinstance(event, NoticeEvent)]
-
-
-def outcome(events: list[Event]) -> dict[SequenceId, Any]:
-    """Replies of the samples that were not refused."""
-    replies = collect_replies(event for event in events if not isinstance(event, NoticeEvent | RefusedEvent))
-    return summaries({id: reply for id, reply in replies.items() if reply.finish})
 
 
 @pytest.mark.parametrize(
@@ -288,14 +279,21 @@ def test_remote_prompt_of_another_length_ends_everything() -> None:
 
 
 def test_remote_server_back_with_another_model_ends_everything() -> None:
-    with serving(random_model) as servers, connected(*servers) as engine:
-        [server] = servers
+    patience = replace(QUICK, retries=(0.02, 1000.0), give_up=1000.0)
+    with serving(random_model) as [server], connected(server, patience=patience) as engine:
+        server.arm(status=500)
+        server.arm(times=None, **OTHER_MODEL)
+        for requests in (REQUESTS, REQUESTS[:1]):
+            with pytest.raises(EndpointError, match="whose vocabulary is not that of the model"):
+                events_of(engine, *requests)
+
+
+def test_remote_server_back_with_its_own_model_is_used_again() -> None:
+    with serving(random_model) as [server], connected(server) as engine:
         server.arm(status=500)
         other = server.arm(times=None, **OTHER_MODEL)
         with pytest.raises(EndpointError, match="whose vocabulary is not that of the model"):
             events_of(engine, *REQUESTS)
-        with pytest.raises(EndpointError, match="whose vocabulary is not that of the model"):
-            events_of(engine, REQUESTS[0])  # without waiting for servers that are gone
         other.disarm()
         wait_until(lambda: answers(engine))
 
@@ -421,13 +419,18 @@ def test_remote_cancel_ends_connecting(fault: dict[str, Any]) -> None:
 
 
 def test_remote_cancel_before_connecting_is_not_lost() -> None:
-    with serving(random_model) as servers:
-        servers[0].is_loading = True
-        for _ in range(20):
-            with closing(remote_engine(servers[0])) as engine:
-                engine.cancel()
-                with pytest.raises(EngineError, match="loading interrupted"):
-                    list(engine.load())
+    may_open = threading.Event()
+
+    def open_slowly(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
+        may_open.wait()
+        return ScriptedBackend(random_model).open(tell, stop)
+
+    with serving(random_model) as [server]:
+        engine = RemoteEngine(open_slowly, [Endpoint(server.url, server.url)])
+        engine.cancel()
+        may_open.set()
+        with closing(engine), pytest.raises(EngineError, match="loading interrupted"):
+            list(engine.load())
 
 
 @pytest.mark.parametrize("moment", ["connecting", "idle", "running", "restoring", "failed"])

@@ -10,8 +10,11 @@ from cerebrum_cli.core.errors import BatchError, ConfigError, UsageError
 from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, environment
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from cerebrum_cli.application.inference.loading import LoadedModel
     from cerebrum_cli.batches.journal import Journal
+    from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.remote.endpoint import Endpoint
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import ServerOptions
@@ -53,6 +56,19 @@ def without_local(settings: Settings) -> Settings:
     """Settings without those of a model on this machine, which config.toml may set."""
     defaults = Settings()
     return replace(settings, **{key: getattr(defaults, key) for key in LOCAL_KEYS})
+
+
+def noting_servers(
+    events: Generator[Event, None, None], run: Journal, loaded: LoadedModel
+) -> Generator[Event, None, None]:
+    """Yield events, and note the servers as soon as they are known: the process may be killed at any time."""
+    is_noted = not loaded.is_remote
+    with contextlib.closing(events):
+        for event in events:
+            if not is_noted and loaded.engine.is_loaded:
+                note_servers(run, loaded)
+                is_noted = True
+            yield event
 
 
 def note_servers(run: Journal, loaded: LoadedModel) -> None:

@@ -19,10 +19,13 @@ from cerebrum_cli.core.errors import EndpointError, ModelNotFound
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import raise_refusals
+from cerebrum_cli.engine.remote.client import one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError
 from cerebrum_cli.engine.remote.kind import ServerInfo
+from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.probe import probe
+from cerebrum_cli.engine.remote.sglang import IGNORED_SEEDS
 
 PROBE_TIMEOUT_S = 30.0
 REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with others
@@ -82,7 +85,7 @@ def _check_server(server: CheckedServer) -> CheckResult:
 
 
 def _check_served_model(server: CheckedServer) -> CheckResult | None:
-    return check_result("served_model", server.info.model) if server.info else None
+    return check_result("served_model", one_line(server.info.model)) if server.info else None
 
 
 def _check_context(server: CheckedServer) -> CheckResult | None:
@@ -91,7 +94,9 @@ def _check_context(server: CheckedServer) -> CheckResult | None:
     size = server.info.context_size
     detail = f"{size} tokens for a prompt and its reply"
     if size < MIN_CONTEXT:
-        hint = "restart llama-server with a larger -c, which its slots share"
+        kind = server.info.kind
+        shared = ", which its slots share" if isinstance(kind, LlamaServer) else ""
+        hint = f"restart {kind.name} with a larger {kind.context_option}{shared}"
         return check_result("context", detail, (f"a chain of thought may need more than {MIN_CONTEXT}", hint))
     return check_result("context", detail)
 
@@ -127,7 +132,7 @@ def _check_reply(server: CheckedServer) -> CheckResult | None:
     events = server.responder.respond(Conversation().user(QUESTION), server.settings)
     server.reply = reply = _collect(server.responder, events)
     finish = reply.finish
-    text = " ".join((reply.text or reply.reasoning or "").split())
+    text = one_line(reply.text or reply.reasoning or "")
     shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
     detail = f"{QUESTION} {shown} (prompt {finish.prompt_tokens} tokens, reply {finish.completion_tokens})"
     if finish.reason == "cancelled":
@@ -155,12 +160,14 @@ def _check_token_ids(server: CheckedServer) -> CheckResult | None:
     if sample.finish.has_all_tokens:
         return check_result("token_ids", "prompts are sent as token ids, and replies return theirs")
     problem = "replies come without all of their ids, so the next turn evaluates them again"
-    return check_result("token_ids", "", (problem, "update llama-server"))
+    return check_result("token_ids", "", (problem, "update the server, or connect without a gateway"))
 
 
 def _check_seeds(server: CheckedServer) -> CheckResult | None:
-    if server.responder is None or not server.samples:
+    if server.info is None or server.responder is None or not server.samples:
         return None
+    if not server.info.has_seeds:
+        return check_result("seeds", "", IGNORED_SEEDS)
     while len(server.samples) < SAMPLES:
         latest = _sample(server, server.responder)
         if any((each.sampled, each.text) == (latest.sampled, latest.text) for each in server.samples[:-1]):

@@ -85,7 +85,7 @@ class RayCluster:
         if not self._group.wait(PLACEMENT_S):
             problem = f"the Ray cluster has no room for a worker on each of its {len(bundles)} nodes"
             raise EndpointError(problem, "stop what else runs there (ray status), or use fewer processors: --threads N")
-        actor_class = ray.remote(Worker)
+        actor_class = ray.remote(concurrency_groups={CONTROL: 2})(Worker)
         for index, bundle in enumerate(bundles):
             options = actor_class.options(
                 num_cpus=bundle["CPU"],
@@ -93,7 +93,6 @@ class RayCluster:
                 max_restarts=-1,
                 max_task_retries=0,
                 max_concurrency=self._slots + AHEAD,
-                concurrency_groups={CONTROL: 2},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
             )
             self._actors.append(options.remote(open_engine, int(bundle["CPU"])))

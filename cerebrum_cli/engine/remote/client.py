@@ -66,18 +66,27 @@ class Client:
         """The JSON value at a path."""
         return await self._request("GET", path, timeout_s, params={k: v for k, v in query.items() if v is not None})
 
+    async def check(self, path: str, timeout_s: float) -> None:
+        """Raise unless a path answers with success; its content does not matter."""
+        await self._respond("GET", path, timeout_s)
+
     async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
         """The JSON value that a path answers a JSON body with; without a timeout, however long it takes."""
         return await self._request("POST", path, timeout_s, json=body)
 
     async def _request(self, method: str, path: str, timeout_s: float | None, **content: Any) -> Any:
+        response = await self._respond(method, path, timeout_s, **content)
+        with self._translated():
+            return response.json()
+
+    async def _respond(self, method: str, path: str, timeout_s: float | None, **content: Any) -> httpx2.Response:
         import httpx2
 
         with self._translated():
             timeout = httpx2.Timeout(timeout_s, connect=CONNECT_S, write=WRITE_S)
             response = await self._http.request(method, path, timeout=timeout, **content)
             self._raise_for_status(response)
-            return response.json()
+            return response
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the JSON objects of server-sent events; closing the iterator closes the connection."""
@@ -128,11 +137,16 @@ class Client:
         if status in (401, 403):
             problem = "refuses this API key" if self._has_key else "requires an API key"
             raise EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env of its table in config.toml")
-        if status in RETRY_LATER:
-            raise BusyServerError(message, _retry_after(response))
-        if status >= 500:
-            raise LostServerError(message)
-        raise RequestError(status, kind, message)
+        raise failure(status, message, kind, _retry_after(response))
+
+
+def failure(status: int, message: str, kind: str = "", retry_after: float | None = None) -> Exception:
+    """What an error with an HTTP status means, whether it is that of the answer or comes in the middle of a stream."""
+    if status in RETRY_LATER:
+        return BusyServerError(message, retry_after)
+    if 400 <= status < 500:
+        return RequestError(status, kind, message)
+    return LostServerError(message)
 
 
 def _server_message(response: httpx2.Response) -> tuple[str, str]:

@@ -65,6 +65,8 @@ class RemoteCompletions:
             submitted.is_aborted = True
             place = submitted.place
             self._connection.cancel(lambda job: job.place is place)
+            if submitted.is_over:
+                del self._submitted[index]
 
     def __iter__(self) -> Iterator[Event]:
         return self

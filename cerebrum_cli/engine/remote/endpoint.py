@@ -51,7 +51,8 @@ def parse_url(text: str) -> str:
         parts = urlsplit(text.strip())
         has_host = bool(parts.hostname) and parts.port != 0
     except ValueError as error:
-        raise UsageError(f"{text}: {error}", _EXAMPLE) from error
+        shown = "the URL of an endpoint" if "@" in text else text  # a password is never shown
+        raise UsageError(f"{shown}: {error}", _EXAMPLE) from error
     if parts.username or parts.password:
         raise UsageError("the URL of an endpoint contains a user name or password", f"put a key into {KEY_VARIABLE}")
     if parts.scheme not in ("http", "https") or not has_host or parts.query or parts.fragment:

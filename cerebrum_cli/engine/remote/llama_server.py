@@ -53,6 +53,7 @@ class LlamaServer:
 
     name = "llama-server"
     completion_path = "/completion"
+    context_option = "-c"
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         """Ask for the properties of a server. Raises EndpointError if they lack something."""
@@ -73,7 +74,7 @@ class LlamaServer:
             raise EndpointError(f"{endpoint.name}: unexpected answer to /props", "update llama-server") from error
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
-        return {"content": text, "add_special": True, "parse_special": False, "model": info.model}
+        return {"content": text, "add_special": False, "parse_special": False, "model": info.model}
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
         params = request.params

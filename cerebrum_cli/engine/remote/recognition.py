@@ -33,7 +33,7 @@ async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
 
 
 async def tokenize(client: Client, endpoint: Endpoint, info: ServerInfo, text: str) -> list[int]:
-    """The server's tokens of a text that is the whole prompt. Raises EndpointError."""
+    """The server's tokens of a text, without BOS and the like. Raises EndpointError."""
     try:
         answer = await client.post("/tokenize", info.kind.tokenize_body(text, info), DESCRIBE_S)
         return [int(token) for token in answer["tokens"]]
