@@ -74,7 +74,7 @@ def test_endpoint_kinds_doctor_reports_seeds_without_effect(new_user: CommandLin
 
 
 @other_kinds
-@pytest.mark.parametrize("options", [(), ("--votes", "3"), ("--schema",)])
+@pytest.mark.parametrize("options", [(), ("--schema",)])
 def test_endpoint_kinds_batch_has_the_local_answers(
     new_user: CommandLine, nano: LocalEngine, kind: type[ModelServer], options: tuple[str, ...], tmp_path: Path
 ) -> None:
