@@ -50,6 +50,7 @@ BENCHMARKS = (
     Benchmark("rendering"),
     Benchmark("batch", GSM8K, measures_shape=True),
     Benchmark("large_batch"),
+    Benchmark("endpoints", GSM8K),
     Benchmark("votes", GSM8K, measures_shape=True),
     Benchmark("drafts", GSM8K, measures_shape=True),
     Benchmark("scores"),

@@ -6,14 +6,21 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
-from cerebrum_cli.application.inference.loading import SINGLE, BackendFactory, LoadedModel, Parallel, open_model
+from cerebrum_cli.application.inference.loading import (
+    SINGLE,
+    BackendFactory,
+    LoadedModel,
+    Parallel,
+    open_model,
+    open_servers,
+)
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.batches.rows import prompt_row, result_rows
@@ -22,6 +29,7 @@ from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.plan import LoadOptions
+from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.runtime.batch import plan_parallel
 from cerebrum_cli.runtime.composition import real_runtime
@@ -45,7 +53,7 @@ class BatchJob:
     """A batch to run; `settings` come on top of the benchmark's format and threads, `parallel` None means `auto`.
 
     With `ignore_eos`, every reply has the maximum length: neither the end token nor a stop string ends it.
-    `batch_invariant` is `--batch-invariant`.
+    `batch_invariant` is `--batch-invariant`, and `endpoint` the URL of a server that answers.
     """
 
     model: str
@@ -55,6 +63,7 @@ class BatchJob:
     votes: int | None = None
     ignore_eos: bool = False
     batch_invariant: bool = False
+    endpoint: str | None = None
 
 
 def gsm8k(directory: Path, count: int) -> list[Question]:
@@ -83,6 +92,18 @@ def loaded_model(
     runtime = real_runtime()
     factory = without_prefix_reuse(runtime.open_backend) if evaluate_all else runtime.open_backend
     loaded = open_model(factory, runtime.library.resolve(model), settings, parallel=parallel)
+    try:
+        exhaust(loaded.responder.load())
+        yield loaded
+    finally:
+        loaded.engine.close()
+
+
+@contextmanager
+def connected_model(model: str, settings: Settings, url: str) -> Iterator[LoadedModel]:
+    """Connect to a server of a model as the commands do."""
+    runtime = real_runtime()
+    loaded = open_servers(runtime.open_backend, [Endpoint(url, url)], runtime.library.resolve(model), settings)
     try:
         exhaust(loaded.responder.load())
         yield loaded
@@ -122,20 +143,28 @@ def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
     options = BatchOptions(settings, votes=votes, early_stop=False, ignore_eos=job.ignore_eos)
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
-        with closing(open_journal(output, {}, result_rows(job.questions))) as result:
-            samples = len(job.questions) * (options.votes.maximum if options.votes else 1)
-            parallel = plan_parallel(job.parallel, samples, job.batch_invariant)
-            with loaded_model(job.model, settings, parallel) as loaded:
-                start = time.perf_counter()
-                events = answer_rows(loaded.responder, job.questions, options, result, in_order=False)
-                render(observe(events), loaded.responder.cancel, ())
-                result.complete()
-                seconds = time.perf_counter() - start
+        with (
+            closing(open_journal(output, {}, result_rows(job.questions))) as result,
+            opened_model(job, settings) as loaded,
+        ):
+            start = time.perf_counter()
+            events = answer_rows(loaded.responder, job.questions, options, result, in_order=False)
+            render(observe(events), loaded.responder.cancel, ())
+            result.complete()
+            seconds = time.perf_counter() - start
         lines = output.read_text(encoding="utf-8").splitlines()
     objects = tuple(json.loads(line) for line in lines)
     if failed := [each for each in objects if each["error"]]:
         raise RuntimeError(f"{len(failed)} rows failed: {failed[0]['error']}")
     return BatchResult(seconds, objects)
+
+
+def opened_model(job: BatchJob, settings: Settings) -> AbstractContextManager[LoadedModel]:
+    """Open the model or the server of a batch."""
+    if job.endpoint:
+        return connected_model(job.model, settings, job.endpoint)
+    samples = len(job.questions) * (job.votes or 1)
+    return loaded_model(job.model, settings, plan_parallel(job.parallel, samples, job.batch_invariant))
 
 
 def tokenized_prompts(model: str, questions: Sequence[Question]) -> list[tuple[int, ...]]:

@@ -33,6 +33,7 @@ from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.inference.loading import ModelLoader
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.parts import Text
+from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.runtime.composition import real_runtime
 
 FORMATS = ("cerebrum", "embedded")
@@ -65,12 +66,14 @@ def main() -> None:
             record([restore_row(str(model), options.runs)])
 
 
-def open_chat(directory: Path, **overrides: Any) -> Chat:
-    """Open a chat as `cerebrum chat` does, with the installed models and its data in a directory."""
+def open_chat(directory: Path, *endpoints: Endpoint, **overrides: Any) -> Chat:
+    """Open a chat as `cerebrum chat` does, with the installed models or servers, and its data in a directory."""
     installed = real_runtime()
     runtime = replace(installed, config_directory=directory, data_directory=directory, cache_directory=directory)
     runtime.library = installed.library
-    loader = ModelLoader(runtime.library.resolve, runtime.settings, runtime.open_backend, runtime.prompt_cache)
+    loader = ModelLoader(
+        runtime.library.resolve, runtime.settings, runtime.open_backend, runtime.prompt_cache, endpoints=endpoints
+    )
     model, settings = loader.resolve_settings(overrides)
     return Chat(runtime.history, loader, overrides, loader.open(model, settings), settings)
 

@@ -202,10 +202,10 @@ def server_row(model: Path, name: str, costs: StepCosts, runs: int) -> Row:
     with loaded_engine(model) as engine:
         prompt = engine.vocabulary.tokenize([Text(PROMPTS[name], trusted=False)])
         body = json.dumps({"prompt": prompt, "n_predict": TOKENS, "temperature": 0, "ignore_eos": True}).encode()
-        with running_server(model, CONTEXT, THREADS, 1, "--spec-default") as port:
+        with running_server(model, CONTEXT, THREADS, 1, "--spec-default") as server:
             ours, peer, ratio = alternate(
                 lambda: generate(engine, PROMPTS[name], costs).rate,
-                lambda: float(completion(port, body)["timings"]["predicted_per_second"]),
+                lambda: float(completion(server.port, body)["timings"]["predicted_per_second"]),
                 runs,
             )
     return Row(

@@ -158,6 +158,7 @@ class SimulatedResponder:
     """Answers every prompt with the same text; a token is a byte."""
 
     schedules_rows = False
+    larger_context = ""
 
     def __init__(self, text: str) -> None:
         self._text = text

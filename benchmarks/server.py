@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import tempfile
@@ -30,9 +31,9 @@ def time_server(model: Path, prompts: Sequence[Sequence[int]], tokens: int, thre
     slot_context = -(-(max(map(len, prompts)) + tokens) // PADDING) * PADDING
     options = {"n_predict": tokens, "temperature": 0, "ignore_eos": True}
     bodies = [json.dumps({"prompt": list(prompt), **options}).encode() for prompt in prompts]
-    with running_server(model, slot_context, threads, slots) as port, ThreadPoolExecutor(slots) as clients:
+    with running_server(model, slot_context, threads, slots) as server, ThreadPoolExecutor(slots) as clients:
         start = time.perf_counter()
-        replies = list(clients.map(lambda body: completion(port, body), bodies))
+        replies = list(clients.map(lambda body: completion(server.port, body), bodies))
         seconds = time.perf_counter() - start
     for prompt, reply in zip(prompts, replies, strict=True):
         if (reply["tokens_evaluated"], reply["tokens_predicted"]) != (len(prompt), tokens):
@@ -40,24 +41,48 @@ def time_server(model: Path, prompts: Sequence[Sequence[int]], tokens: int, thre
     return seconds
 
 
+class LlamaServer:
+    """llama-server on one port, where it can be started again; its log grows with each start."""
+
+    def __init__(self, directory: Path, model: Path, slot_context: int, threads: int, slots: int, *options: str):
+        self.port = free_port()
+        self.url = f"http://{HOST}:{self.port}"
+        command = [PEER_PROGRAMS / "llama-server", "-m", model, "-np", slots, "-c", slot_context * slots, "-t", threads]
+        command += ["--host", HOST, "--port", self.port, "--no-webui", *options]
+        self._command = [str(part) for part in command]
+        self._log = directory / f"llama-server-{self.port}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it has loaded its model."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        if not wait_until_healthy(self._process, self.port):
+            raise RuntimeError(f"llama-server did not start: {self.log[-2000:]}")
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Send it a signal that ends it, if it runs."""
+        if self._process:
+            self._process.send_signal(number)
+            self._process.wait()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+
 @contextmanager
-def running_server(model: Path, slot_context: int, threads: int, slots: int, *options: str) -> Iterator[int]:
-    """Run llama-server with further options, and yield its port once it is healthy."""
-    port = free_port()
-    command = [PEER_PROGRAMS / "llama-server", "-m", model, "-np", slots, "-c", slot_context * slots, "-t", threads]
-    command += ["--host", HOST, "--port", port, "--no-webui", *options]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-        )
+def running_server(model: Path, slot_context: int, threads: int, slots: int, *options: str) -> Iterator[LlamaServer]:
+    """Run llama-server with further options, and yield it once it is healthy."""
+    with tempfile.TemporaryDirectory() as name:
+        server = LlamaServer(Path(name), model, slot_context, threads, slots, *options)
         try:
-            if not wait_until_healthy(process, port):
-                log.seek(0)
-                raise RuntimeError(f"llama-server did not start: {log.read()[-2000:].decode(errors='replace')}")
-            yield port
+            server.start()
+            yield server
         finally:
-            process.terminate()
-            process.wait()
+            server.stop()
 
 
 def wait_until_healthy(process: subprocess.Popen[bytes], port: int) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from scripted_backend import ScriptedBackend
 
-from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, ServersEvent, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafts.costs import StepCosts
@@ -45,9 +45,11 @@ class Reply:
 
 
 def collect_replies(events: Iterable[Event]) -> dict[SequenceId, Reply]:
-    """Replies by sequence; nothing may follow a FinishEvent."""
+    """Replies by sequence; nothing of one may follow its FinishEvent."""
     said: dict[SequenceId, Reply] = {}
     for event in events:
+        if isinstance(event, ServersEvent):
+            continue
         assert isinstance(event, PromptEvent | TokenEvent | FinishEvent)
         reply = said.setdefault(event.sequence, Reply())
         assert reply.finish is None

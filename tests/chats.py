@@ -17,6 +17,7 @@ from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.store import Store
@@ -29,8 +30,18 @@ class Loadable(Protocol):
         """Load it."""
 
 
-def make_chat(store: Store, directory: Path, file: Path, backend: Callable[[], Loadable], **given: object) -> Chat:
-    """Create a chat with scripted models and a prompt cache in `directory`; there is no model named `missing`."""
+def make_chat(
+    store: Store,
+    directory: Path,
+    file: Path,
+    backend: Callable[[], Loadable],
+    endpoints: tuple[Endpoint, ...] = (),
+    **given: object,
+) -> Chat:
+    """Create a chat with scripted models and a prompt cache in `directory`; there is no model named `missing`.
+
+    With `endpoints`, servers generate, and the scripted model gives the vocabulary.
+    """
     layer = {"system": "S", "format": "cerebrum", **given}
 
     def resolve(reference: str | None) -> Model:
@@ -42,7 +53,7 @@ def make_chat(store: Store, directory: Path, file: Path, backend: Callable[[], L
     def states(model: Model, form: str, settings: Settings) -> StateStore | None:
         return StateStore(directory / "states", 10**9, model.name, form) if settings.cache_gb else None
 
-    loader = ModelLoader(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states)
+    loader = ModelLoader(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states, endpoints=endpoints)
     model, settings = loader.resolve_settings(layer)
     history = History(store, SessionLock(directory / "locks"))
     return Chat(history, loader, layer, loader.open(model, settings), settings)

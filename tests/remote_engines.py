@@ -1,17 +1,19 @@
-"""Engines on servers that imitate llama-server, and what a model on this machine replies to the same requests."""
+"""Engines on servers that stand in for real ones, and what a model on this machine replies to the same requests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
 from zlib import crc32
 
 from asking import Reply, collect_replies, loaded
 from llama_server import LlamaServer
+from model_servers import ModelServer
 from scripted_backend import END, Model, ScriptedBackend
 
-from cerebrum_cli.core.events import NoticeEvent, SequenceId
+from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
@@ -20,7 +22,9 @@ from cerebrum_cli.engine.remote.engine import RemoteEngine
 from cerebrum_cli.engine.remote.pool import Patience
 from cerebrum_cli.engine.sequence import Request
 
-QUICK = Patience(silence=0.05, health=0.3, retries=(0.02,), busy=0.02, give_up=0.3)
+QUICK = Patience(silence=0.05, retries=(0.02,), busy=0.02)
+HASTY = replace(QUICK, health=0.2, give_up=0.3)
+Kind = TypeVar("Kind", bound=ModelServer)
 CHARACTERS = ("a", "é", "日", "🙂", " ")
 
 
@@ -41,20 +45,27 @@ def unicode_model(held: tuple[int, ...], seed: int) -> int:
 
 
 @contextmanager
-def serving(
-    model: Model, count: int = 1, *, slots: int = 4, context_size: int = 100, **backend: Any
-) -> Iterator[list[LlamaServer]]:
-    """Servers of one model that run."""
+def serving_kind(
+    kind: type[Kind], model: Model, count: int = 1, *, slots: int = 4, context_size: int = 100, **backend: Any
+) -> Iterator[list[Kind]]:
+    """Servers of one kind and model that run."""
     with ExitStack() as stack:
-        servers = []
+        servers: list[Kind] = []
         for _ in range(count):
             scripted = ScriptedBackend(model, slots=slots, context_size=context_size, **backend)
             engine = stack.enter_context(loaded(LocalEngine(scripted.open)))
-            servers.append(stack.enter_context(LlamaServer(engine, slots=slots)))
+            server = kind(engine, slots=slots)
+            stack.enter_context(server)
+            servers.append(server)
         yield servers
 
 
-def remote_engine(*servers: LlamaServer | str, patience: Patience = QUICK, **endpoint: Any) -> RemoteEngine:
+def serving(model: Model, count: int = 1, **options: Any) -> AbstractContextManager[list[LlamaServer]]:
+    """Running llama-servers of one model."""
+    return serving_kind(LlamaServer, model, count, **options)
+
+
+def remote_engine(*servers: ModelServer | str, patience: Patience = QUICK, **endpoint: Any) -> RemoteEngine:
     """An engine that starts to connect to servers."""
     urls = [server if isinstance(server, str) else server.url for server in servers]
     vocabulary = ScriptedBackend(lambda held, seed: END)
@@ -63,7 +74,7 @@ def remote_engine(*servers: LlamaServer | str, patience: Patience = QUICK, **end
 
 
 @contextmanager
-def connected(*servers: LlamaServer | str, **options: Any) -> Iterator[RemoteEngine]:
+def connected(*servers: ModelServer | str, **options: Any) -> Iterator[RemoteEngine]:
     """An engine that is connected to servers."""
     with closing(remote_engine(*servers, **options)) as engine:
         list(engine.load())
@@ -97,8 +108,22 @@ def summaries(replies: dict[SequenceId, Reply]) -> dict[SequenceId, tuple[Any, .
 def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1, **params: Any) -> Request:
     """A request for replies to a text, of at most 40 tokens."""
     values = {"max_tokens": 40, "seed": 1, **params}
-    logprobs = values.pop("logprobs", False)
+    own = {name: values.pop(name) for name in ("logprobs", "ignore_eos", "visible_tokens") if name in values}
     grammar = values.pop("grammar", None)
-    return Request(
-        tuple(prompt.encode()), SamplingParams(**values), grammar, n, logprobs=logprobs, max_n=max_n, stream=stream
-    )
+    return Request(tuple(prompt.encode()), SamplingParams(**values), grammar, n, max_n=max_n, stream=stream, **own)
+
+
+def events_of(engine: RemoteEngine, *requests: Request) -> list[Event]:
+    """All events of requests, in order."""
+    with closing(engine.complete(requests)) as events:
+        return list(events)
+
+
+def notices(events: Iterable[Event]) -> list[str]:
+    return [event.message for event in events if isinstance(event, NoticeEvent)]
+
+
+def outcome(events: Iterable[Event]) -> dict[SequenceId, Any]:
+    """Replies of the samples that were not refused."""
+    replies = collect_replies(event for event in events if not isinstance(event, NoticeEvent | RefusedEvent))
+    return summaries({id: reply for id, reply in replies.items() if reply.finish})

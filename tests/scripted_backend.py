@@ -172,6 +172,11 @@ class ScriptedBackend:
     def is_eog(self, token: int) -> bool:
         return token == END
 
+    def matches_grammar(self, grammar: str, tokens: Iterable[int]) -> bool:
+        if grammar == BAD_GRAMMAR:
+            raise GrammarError("cannot parse the grammar")
+        return grammar != DEAD_END or len(list(tokens)) <= DEAD_END_TOKENS
+
     def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
         return frozenset({MARK for text in texts if "<mark>" in text})
 

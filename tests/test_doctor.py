@@ -7,7 +7,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ def test_doctor_reports_models_sessions_and_the_token(tmp_path: Path, chatml_mod
     results = by_name(done)
     assert results["models"]["detail"] == "1 installed; default: chatml"
     assert results["sessions"]["detail"].startswith("1 session, 1 message, undamaged; ")
-    assert results["token"] == asdict(check_result("token", "found in HF_TOKEN"))
+    assert results["token"] == check_result("token", "found in HF_TOKEN").recorded
     assert TOKEN not in done.out
     assert content(sessions.parent) == before
 
@@ -164,7 +164,7 @@ def test_network_check_sends_no_token(tmp_path: Path) -> None:
         done = doctor(tmp_path, "--json", HF_TOKEN=TOKEN, **hub.environment(tmp_path / "hf"))
         [request] = hub.log.requests()
         assert (request.method, request.token) == ("HEAD", None)
-    assert by_name(done)["network"] == asdict(check_result("network", f"{hub.url} is reachable"))
+    assert by_name(done)["network"] == check_result("network", f"{hub.url} is reachable").recorded
 
 
 def test_network_check_respects_offline(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_models_check_warns_about_a_missing_file(tmp_path: Path, chatml_model: P
 
 def test_models_check_looks_for_the_configured_model(tmp_path: Path) -> None:
     done = doctor(tmp_path, "--json", "--offline", CEREBRUM_MODEL=str(NANO))
-    assert by_name(done)["models"] == asdict(check_result("models", "default: nano"))
+    assert by_name(done)["models"] == check_result("models", "default: nano").recorded
     unpulled = doctor(tmp_path, "--json", "--offline", CEREBRUM_MODEL="cerebrum-7b")
     assert (unpulled.code, by_name(unpulled)["models"]["hint"]) == (0, "cerebrum pull cerebrum-7b")
 

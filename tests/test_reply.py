@@ -26,6 +26,8 @@ from cerebrum_cli.core.events import (
     Timings,
     TokenEvent,
 )
+from cerebrum_cli.engine.engine import Capabilities
+from cerebrum_cli.engine.remote.engine import CAPABILITIES
 
 SEQUENCE = SequenceId(0)
 FINISH = FinishEvent(
@@ -132,5 +134,13 @@ def test_prompt_object_has_all_keys() -> None:
 def test_reply_notice_names_the_exhausted_limit(
     text: str, reasoning: str | None, reason: FinishReason, message: str | None
 ) -> None:
-    notice = reply_notice(Reply(text, reasoning, replace(FINISH, reason=reason)))
+    notice = reply_notice(Reply(text, reasoning, replace(FINISH, reason=reason)), "raise --ctx")
     assert (notice and notice.message) == message
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "advice"), [(Capabilities(), "raise --ctx"), (CAPABILITIES, "restart the server with a larger -c")]
+)
+def test_full_context_advice_is_that_of_the_engine(capabilities: Capabilities, advice: str) -> None:
+    notice = reply_notice(Reply("Fo", None, replace(FINISH, reason="context")), capabilities.larger_context)
+    assert notice and notice.hint == f"{advice}, or ask for less"

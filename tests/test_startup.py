@@ -27,7 +27,7 @@ HEAVY = (
     "sqlite3",
     "yaml",
 )
-# What `ask` needs neither without drafts nor for a single answer.
+# What `ask` needs neither without drafts, nor for a single answer, nor without servers.
 UNUSED_BY_ASK = {
     "engine.drafts.drafter",
     "engine.drafts.step",
@@ -38,6 +38,7 @@ UNUSED_BY_ASK = {
     "application.tuning.tune",
     "batches.journal",
     "merge.plan",
+    "engine.remote",
 }
 # Runs the command line, then prints the imported modules to standard error.
 SCRIPT = """
@@ -99,6 +100,7 @@ def test_startup_ask_imports_only_the_bindings(tmp_path: Path, chatml_model: Pat
     modules = imported_modules(CommandLine(tmp_path), "ask", *arguments)
     assert "llama_cpp" in modules
     assert modules.isdisjoint({"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "gguf"})
+    assert modules.isdisjoint({"httpx2", "asyncio"})
     assert modules.isdisjoint(f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK)
 
 

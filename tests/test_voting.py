@@ -15,7 +15,7 @@ from scripted_command import RecordingBackend, batch_backend, run_here
 
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.inference.format_choice import format_builder
-from cerebrum_cli.application.inference.responder import GenerationRequest, Responder
+from cerebrum_cli.application.inference.responder import GenerationRequest, ReplyStream, Responder
 from cerebrum_cli.application.inference.voting import MajorityVote, run_vote
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import GrammarError
@@ -211,6 +211,13 @@ def test_adaptive_vote_stops_when_the_lead_is_sure(runner: VoteRunner, replies: 
 
 def test_adaptive_vote_without_early_stop_samples_all(runner: VoteRunner) -> None:
     assert runner.vote("auto:2..5", "--no-early-stop", replies=[reply(4)])["votes"]["samples"] == 5
+
+
+def test_vote_without_early_stop_adds_nothing_at_its_end(runner: VoteRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[int] = []
+    monkeypatch.setattr(ReplyStream, "add_samples", lambda _, __, count: added.append(count))
+    assert runner.vote("3", "--no-early-stop", replies=[reply(4)])["votes"]["samples"] == 3
+    assert added == []  # the engine may have forgotten the request
 
 
 # Temperature.

@@ -84,7 +84,12 @@ COMMANDS = (
         "Find the fastest settings for a model",
         ("cerebrum tune cerebrum-7b", "cerebrum tune --quick", "cerebrum tune starter --reencode"),
     ),
-    Command("doctor", "doctor", "Check the whole installation", ("cerebrum doctor", "cerebrum doctor --offline")),
+    Command(
+        "doctor",
+        "doctor",
+        "Check the whole installation",
+        ("cerebrum doctor", "cerebrum doctor --endpoint http://localhost:8080 -m starter"),
+    ),
     Command(
         "runs",
         "app",

@@ -11,7 +11,7 @@ from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.runtime.options import DoctorOptions
 
-SETTINGS = SettingKeys(("model", "threads"), {"model": "Check that MODEL is installed [default: the default]"})
+SETTINGS = SettingKeys(("model", "threads"), {"model": "Model to look for [default: the default]"})
 
 
 @composed
@@ -19,6 +19,9 @@ def doctor(context: typer.Context, given: Annotated[Layer, SETTINGS], options: D
     """Each line is ok, a warning or a failure. Warnings and failures come with a hint on how to fix them.
 
     A small bundled model answers a question with a known answer.
+
+    With --endpoint, only servers are checked: what they are, whether their vocabulary is that of MODEL, and their
+    replies.
 
     Exits with code 1 if anything fails.
     """

@@ -81,14 +81,12 @@ class Expansion:
     def drop_local(self, arguments: dict[str, Any], context: typer.Context | None) -> None:
         """Reset options that a server has no use for. Raises UsageError for one on the command line."""
         for name, declared in self._declared.items():
-            value = arguments[name]
-            if not declared.local or value in (None, False, []):
-                continue
-            if environment_source(name, context) is None:
-                raise UsageError(
-                    f"{flag(name)} concerns a model on this machine, not one behind --endpoint", "omit one of them"
-                )
-            arguments[name] = False if value is True else None
+            source = context.get_parameter_source(name) if context and declared.local else None
+            if source is not None and source.name == "COMMANDLINE":
+                problem = f"{flag(name)} concerns a model on this machine, not one behind --endpoint"
+                raise UsageError(problem, "omit one of them")
+            if source is not None and source.name == "ENVIRONMENT":
+                arguments[name] = False if arguments[name] is True and name not in OPTIONS else None
 
     def take(self, arguments: dict[str, Any], context: typer.Context | None) -> Any:
         """Remove the options' values from the arguments of a call, and return the group's value.

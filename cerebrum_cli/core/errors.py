@@ -77,12 +77,9 @@ class PromptTooLong(CerebrumError):
     exit_code = 4
 
     @classmethod
-    def for_context(cls, prompt_tokens: str, context_size: int, trained_context: int) -> PromptTooLong:
+    def for_context(cls, prompt_tokens: str, context_size: int, advice: str = "") -> PromptTooLong:
         """Error for a prompt of so many tokens, where `prompt_tokens` may be like "at least 9000"."""
-        raise_ctx = f" or raise --ctx (trained context: {trained_context})" if context_size < trained_context else ""
-        return cls(
-            f"the prompt has {prompt_tokens} tokens, but the context has {context_size}", f"shorten it{raise_ctx}"
-        )
+        return cls(f"the prompt has {prompt_tokens} tokens, but the context has {context_size}", f"shorten it{advice}")
 
 
 class NoAnswer(CerebrumError):

@@ -116,6 +116,21 @@ class RowEvent:
     counts: RowCounts
 
 
+class ServerTokens(NamedTuple):
+    """A server by the name of its endpoint: how many tokens it has generated, and whether it answers no more."""
+
+    name: str
+    tokens: int
+    is_lost: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServersEvent:
+    """What each of several servers has generated so far."""
+
+    servers: tuple[ServerTokens, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreEvent:
     """Progress of an evaluation: `done` of `total` samples, `questions` of `all_questions`, and the score of these.
@@ -201,6 +216,7 @@ Event = (
     | RefusedEvent
     | TallyEvent
     | RowEvent
+    | ServersEvent
     | ScoreEvent
     | StageEvent
 )

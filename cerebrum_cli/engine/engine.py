@@ -20,11 +20,13 @@ class Capabilities:
     """What an engine supports: scores of given texts, and a prompt cache on disk.
 
     `schedules_rows`: requests may be submitted by the thousand, since the engine starts them as it has room.
+    `larger_context` is the advice to a user whose context is full.
     """
 
     scores: bool = True
     prompt_cache: bool = True
     schedules_rows: bool = False
+    larger_context: str = "raise --ctx"
 
 
 class LoadEvents:

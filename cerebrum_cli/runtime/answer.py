@@ -120,7 +120,7 @@ class Answer:
 
     def _require_complete(self, reply: Reply) -> None:
         """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
-        notice = reply_notice(reply)
+        notice = reply_notice(reply, self._loaded.responder.larger_context)
         if notice and self._request.grammar:
             constraint = "schema" if self._options.schema else "grammar"
             raise NoAnswer(f"{notice.message}, so it does not match the {constraint}", notice.hint)

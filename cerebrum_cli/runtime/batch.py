@@ -25,7 +25,7 @@ from cerebrum_cli.engine.plan import expert_notice
 from cerebrum_cli.runtime.cluster import find_nodes
 from cerebrum_cli.runtime.generation import generation_settings, naming_grammar_file, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
-from cerebrum_cli.runtime.servers import find_endpoints, note_servers, without_local
+from cerebrum_cli.runtime.servers import find_endpoints, note_servers, noting_servers, without_local
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
@@ -177,6 +177,8 @@ def generate(
     loaded = prepared.open(runtime, unanswered)
     try:
         events = batches.answer_rows(loaded.responder, rows, prepared.row_options, result, output == STANDARD)
+        if isinstance(result, Journal):
+            events = noting_servers(events, result, loaded)
         with naming_grammar_file(options):
             render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, output, options))
     finally:

@@ -18,7 +18,7 @@ from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
-from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SETTING_VALUES
+from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SETTING_VALUES
 from cerebrum_cli.terminal.repl.terminal_io import PlainPrompt, Prompt, ScriptInput, TerminalIO
 from cerebrum_cli.terminal.streams import is_plain_terminal
 
@@ -104,7 +104,7 @@ def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> I
     names: Candidates = {
         "model": lambda: [model.reference for model in runtime.library.models()],
         "session": repl.chat.history.store.names,
-        "setting": lambda: SETTABLE,
+        "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
         "part": lambda: PARTS,
     }
     completer = SlashCompleter(names, SETTING_VALUES)

@@ -40,15 +40,21 @@ class PullOptions(QuietOptions):
 
 
 @dataclass(frozen=True)
-class AnswerOptions(PullOptions):
+class ServerOptions(QuietOptions):
+    """Options of commands that use servers."""
+
+    endpoint: tuple[str, ...] = option((), "Generate on this server (repeatable)", "Server", metavar="URL|NAME")
+    served_model_name: str | None = option(None, "Model to ask a server for, if it has several", "Server", metavar="ID")
+    allow_http_key: bool = option(False, "Send the API key without encryption", "Server")
+
+
+@dataclass(frozen=True)
+class AnswerOptions(ServerOptions, PullOptions):
     """Options of commands that generate text."""
 
     template_arg: tuple[str, ...] = option(
         (), "Variable for the embedded template (repeatable)", "Model", metavar="KEY=VALUE"
     )
-    endpoint: tuple[str, ...] = option((), "Generate on this server (repeatable)", "Server", metavar="URL|NAME")
-    served_model_name: str | None = option(None, "Model to ask a server for, if it has several", "Server", metavar="ID")
-    allow_http_key: bool = option(False, "Send the API key without encryption", "Server")
     no_profile: bool = option(False, "Ignore the tuning profile and any re-encoded copy", "Speed", local=True)
     verbose: bool = option(False, "Show llama.cpp's log on standard error", "Output", short="-v")
 
@@ -184,7 +190,8 @@ class ListOptions(QuietOptions):
 
 
 @dataclass(frozen=True)
-class DoctorOptions(QuietOptions):
+class DoctorOptions(ServerOptions):
+    endpoint: tuple[str, ...] = option((), "Check this server instead (repeatable)", "Server", metavar="URL|NAME")
     offline: bool = option(False, "Do not use the network", "Model")
     json: bool = option(False, "Print a JSON array", "Output")
 

@@ -10,14 +10,17 @@ from cerebrum_cli.core.errors import BatchError, ConfigError, UsageError
 from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, environment
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from cerebrum_cli.application.inference.loading import LoadedModel
     from cerebrum_cli.batches.journal import Journal
+    from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.remote.endpoint import Endpoint
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options import AnswerOptions
+    from cerebrum_cli.runtime.options import ServerOptions
 
 
-def find_endpoints(runtime: Runtime, options: AnswerOptions) -> tuple[Endpoint, ...]:
+def find_endpoints(runtime: Runtime, options: ServerOptions) -> tuple[Endpoint, ...]:
     """The servers to use; none without `--endpoint`. Raises UsageError, ConfigError."""
     if not options.endpoint:
         return ()
@@ -30,7 +33,7 @@ def find_endpoints(runtime: Runtime, options: AnswerOptions) -> tuple[Endpoint, 
     return endpoints
 
 
-def find_endpoint(runtime: Runtime, text: str, options: AnswerOptions) -> Endpoint:
+def find_endpoint(runtime: Runtime, text: str, options: ServerOptions) -> Endpoint:
     """The server that a URL or a name stands for."""
     from cerebrum_cli.engine.remote.endpoint import KEY_VARIABLE, Endpoint, is_url, parse_url
 
@@ -44,8 +47,8 @@ def find_endpoint(runtime: Runtime, text: str, options: AnswerOptions) -> Endpoi
     elif is_url(text):
         url, served_model, key = parse_url(text), options.served_model_name, environment(KEY_VARIABLE)
     else:
-        known = f"config.toml has {', '.join(tables)}" if tables else f"add [endpoints.{text}] to config.toml"
-        raise UsageError(f"no endpoint {text!r}", f"{known}; or give a URL like http://localhost:8080")
+        known = f"config.toml has {', '.join(tables)}" if tables else "config.toml has no table [endpoints.NAME]"
+        raise UsageError(f"unknown endpoint {text!r}", f"{known}; a URL begins with http:// or https://")
     return Endpoint(text if text in tables else url, url, key, served_model, options.allow_http_key)
 
 
@@ -53,6 +56,19 @@ def without_local(settings: Settings) -> Settings:
     """Settings without those of a model on this machine, which config.toml may set."""
     defaults = Settings()
     return replace(settings, **{key: getattr(defaults, key) for key in LOCAL_KEYS})
+
+
+def noting_servers(
+    events: Generator[Event, None, None], run: Journal, loaded: LoadedModel
+) -> Generator[Event, None, None]:
+    """Yield events, and note the servers as soon as they are known: the process may be killed at any time."""
+    is_noted = not loaded.is_remote
+    with contextlib.closing(events):
+        for event in events:
+            if not is_noted and loaded.engine.is_loaded:
+                note_servers(run, loaded)
+                is_noted = True
+            yield event
 
 
 def note_servers(run: Journal, loaded: LoadedModel) -> None:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, RowEvent, ScoreEvent, StageEvent, TokenEvent
+from cerebrum_cli.core.events import (
+    Event,
+    NoticeEvent,
+    PromptEvent,
+    RowEvent,
+    ScoreEvent,
+    ServersEvent,
+    ServerTokens,
+    StageEvent,
+    TokenEvent,
+)
 from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import ECHO_COLUMNS
 from cerebrum_cli.terminal.streams import Streams, columns
-from cerebrum_cli.terminal.tables import batch_text, counter, exceptions_text
+from cerebrum_cli.terminal.tables import batch_text, counter, exceptions_text, server_rates
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -40,6 +50,8 @@ class BatchProgress:
         self._line: Live | None = None
         self._rows: RowEvent | ScoreEvent | None = None
         self._before: int | None = None  # rows done by earlier runs
+        self._servers: tuple[ServerTokens, ...] = ()
+        self._rates = ""  # of the servers, when they were last reported
         self._phase = "preparing prompts"
         self._tokens = 0
         self._started = 0.0
@@ -50,13 +62,19 @@ class BatchProgress:
             self._erase()
         elif isinstance(event, PromptEvent) and self._phase != "generating":
             self._phase = "reading prompts"
+            self._started = self._started or time.monotonic()
             self._update()
         elif isinstance(event, TokenEvent):
             self._phase = "generating"
-            self._started = self._started or time.monotonic()
             self._tokens += event.token is not None
             if self._tokens % BATCH_TOKENS == 0:
                 self._update()
+        elif isinstance(event, ServersEvent):
+            self._servers = event.servers
+            if seconds := self._seconds:
+                total = sum(server.tokens for server in event.servers) / seconds
+                self._rates = f"{total:.1f} tokens/s ({server_rates(event.servers, seconds)})"
+            self._update()
         elif isinstance(event, (RowEvent, ScoreEvent)):
             self._rows = event
             self._before = event.done if self._before is None else self._before
@@ -65,7 +83,7 @@ class BatchProgress:
     def close(self) -> None:
         self._erase()
         if self._rows and not isinstance(sys.exception(), BrokenPipeError):
-            self._streams.write_line("", batch_text(self._rows, self._tokens, self._seconds))
+            self._streams.write_line("", batch_text(self._rows, self._tokens, self._seconds, self._servers))
             for message in self._rows.counts.errors if isinstance(self._rows, RowEvent) else ():
                 self._streams.write_line("  ", message)
 
@@ -86,7 +104,7 @@ class BatchProgress:
                 self._line = self._start_line()
         elif time.monotonic() - self._last_log >= LOG_EVERY_S:
             self._last_log = time.monotonic()
-            self._streams.info(batch_text(self._rows, self._tokens, self._seconds))
+            self._streams.info(batch_text(self._rows, self._tokens, self._seconds, self._servers))
 
     def _start_line(self) -> Live:
         from rich.console import Console
@@ -106,8 +124,10 @@ class BatchProgress:
     def _draw(self, rows: RowEvent | ScoreEvent, width: int) -> Table:
         seconds, done = self._seconds, rows.done - (self._before or 0)
         left = f"{format_duration(seconds / done * (rows.total - rows.done))} left" if done else self._phase
-        speed = f"{self._tokens / seconds:.1f} tokens/s" if seconds > 1 else ""
-        return batch_line(rows, speed, left, width)
+        speeds = (
+            [each for each in (self._rates, f"{self._tokens / seconds:.1f} tokens/s") if each] if seconds > 1 else []
+        )
+        return batch_line(rows, speeds, left, width)
 
 
 class StageProgress:
@@ -156,13 +176,13 @@ def stage_bar(streams: Streams) -> Progress:
     return Progress(*(shown if is_wide else (shown[0], text)), console=console, transient=True, expand=True)
 
 
-def batch_line(event: RowEvent | ScoreEvent, speed: str, left: str, width: int) -> Table:
+def batch_line(event: RowEvent | ScoreEvent, speeds: Sequence[str], left: str, width: int) -> Table:
     """The texts of a batch's progress that fit a width, and a bar if there is room for one."""
     from rich.progress_bar import ProgressBar
     from rich.table import Column, Table
     from rich.text import Text
 
-    versions = [(texts, len(" ".join(filter(None, texts)))) for texts in batch_texts(event, speed, left)]
+    versions = [(texts, len(" ".join(filter(None, texts)))) for texts in batch_texts(event, speeds, left)]
     texts, length = next((version for version in versions if version[1] <= width), versions[-1])
     styles = ("progress.download", "red" if isinstance(event, RowEvent) else "", "", "")
     cells: list[Text | ProgressBar] = [Text(text, style) for text, style in zip(texts, styles, strict=True) if text]
@@ -173,11 +193,15 @@ def batch_line(event: RowEvent | ScoreEvent, speed: str, left: str, width: int) 
     return line
 
 
-def batch_texts(event: RowEvent | ScoreEvent, speed: str, left: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yield rows done, exceptions or a score, speed and remaining time, each time with less of them."""
+def batch_texts(event: RowEvent | ScoreEvent, speeds: Sequence[str], left: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield rows done, exceptions or a score, speed and remaining time, each time with less of them.
+
+    `speeds` are ways to state the speed, the longest first.
+    """
     finished, total = counter(event)
     done, clauses = f"{finished:{len(str(total))}}/{total}", list(exceptions_text(event))
-    yield done, ", ".join(clauses), speed, left
+    for speed in speeds:
+        yield done, ", ".join(clauses), speed, left
     for count in range(len(clauses), 0, -1):
         yield done, ", ".join(clauses[:count]), "", left
     if isinstance(event, ScoreEvent) and event.accuracy is not None:

@@ -9,6 +9,7 @@ from cerebrum_cli.core.events import (
     FinishEvent,
     LoadEvent,
     PromptEvent,
+    ServersEvent,
     StageEvent,
     TallyEvent,
     TokenEvent,
@@ -37,8 +38,8 @@ class StatusLine:
         self._reasoning_tokens = 0
 
     def emit(self, event: Event) -> None:
-        """Update the line; any event other than loading, prefill and reasoning erases it."""
-        if not self._can_redraw:
+        """Update the line; any event of the reply other than prefill and reasoning erases it."""
+        if not self._can_redraw or isinstance(event, ServersEvent):
             return
         if isinstance(event, LoadEvent):
             self._show(f"loading {self._model} {event.fraction:.0%}")

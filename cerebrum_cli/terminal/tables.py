@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.events import FinishEvent, RowCounts, RowEvent, ScoreEvent, TallyEvent
+from cerebrum_cli.core.events import FinishEvent, RowCounts, RowEvent, ScoreEvent, ServerTokens, TallyEvent
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_size
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
@@ -23,6 +23,7 @@ MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 16  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
+SHOWN_SERVERS = 8
 FIELD_LABELS = {"system": "full name", "licence": "license"}  # of JSON keys that would be unclear on a screen
 _ONE_LINE = str.maketrans("\t\n", "  ")
 
@@ -71,13 +72,30 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def batch_text(event: RowEvent | ScoreEvent, tokens: int, seconds: float) -> str:
-    """Progress of a batch or an evaluation, and its throughput."""
+def batch_text(event: RowEvent | ScoreEvent, tokens: int, seconds: float, servers: Sequence[ServerTokens] = ()) -> str:
+    """Progress of a batch or an evaluation, and its throughput, also that of each of several servers."""
     exceptions = "".join(f", {text}" for text in exceptions_text(event))
-    speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)" if tokens and seconds else ""
+    speed = ""
+    if tokens and seconds:
+        rates = server_rates([server._replace(is_lost=False) for server in servers], seconds)
+        each = f": {rates}" if rates else ""
+        speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s{each})"
     done, total = counter(event)
     noun = (" question" if total == 1 else " questions") if isinstance(event, ScoreEvent) else ""
     return f"{done} of {total}{noun} done{exceptions}{speed}"
+
+
+def server_rates(servers: Sequence[ServerTokens], seconds: float) -> str:
+    """Tokens per second of each server: "a:8080 31.4, b:8080 lost"; of many, the least and the most."""
+    rates = [server.tokens / seconds for server in servers]
+    if len(servers) > SHOWN_SERVERS:
+        lost = sum(server.is_lost for server in servers)
+        problem = f", {lost} lost" if lost else ""
+        return f"{len(servers)} servers, {min(rates):.1f} to {max(rates):.1f} each{problem}"
+    return ", ".join(
+        f"{strip_controls(server.name).rpartition('://')[2]} {'lost' if server.is_lost else f'{rate:.1f}'}"
+        for server, rate in zip(servers, rates, strict=True)
+    )
 
 
 def counter(event: RowEvent | ScoreEvent) -> tuple[int, int]:

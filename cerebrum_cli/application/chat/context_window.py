@@ -20,12 +20,13 @@ class DroppedTurns(NamedTuple):
     messages: int
     tokens: int
 
-    def notice(self, context_size: int) -> NoticeEvent:
+    def notice(self, context_size: int, larger_context: str) -> NoticeEvent:
         """Notice shown to the user before the turns are dropped."""
         return NoticeEvent(
             f"the context of {context_size} tokens is nearly full: dropped the"
             f" {self.messages} oldest messages ({self.tokens} tokens) from it",
-            "they stay in the session; raise --ctx to fit more, or use --overflow stop to refuse the question instead",
+            f"they stay in the session; {larger_context} to fit more, or use --overflow stop to refuse the question"
+            " instead",
         )
 
 

@@ -46,5 +46,5 @@ def fit_session(
     if drop is None:
         return FittedSession(session, None)
     first = visible_messages(store, session)[drop.messages].id
-    notice = drop.notice(size) if first != previous_first else None
+    notice = drop.notice(size, responder.larger_context) if first != previous_first else None
     return FittedSession(store.update_session(session, first=first), notice)

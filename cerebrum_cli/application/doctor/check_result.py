@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 Status = Literal["ok", "warning", "failure"]
@@ -10,12 +10,24 @@ Status = Literal["ok", "warning", "failure"]
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The result of one check. A warning means that something is slow, limited or not set up yet."""
+    """The result of one check. A warning means that something is slow, limited or not set up yet.
+
+    `endpoint` names the server that was checked; it is empty for checks of this machine.
+    """
 
     name: str
     status: Status
     detail: str
     hint: str = ""
+    endpoint: str = ""
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """The object that `--json` prints."""
+        values = asdict(self)
+        if not self.endpoint:
+            del values["endpoint"]
+        return values
 
 
 def check_result(name: str, detail: str, *problems: tuple[str, str]) -> CheckResult:

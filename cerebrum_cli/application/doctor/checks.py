@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
@@ -46,10 +46,15 @@ class DoctorContext:
 
 
 def run_checks(context: DoctorContext) -> Iterator[CheckResult]:
-    """Run all checks, each independently of the others. A bug keeps its traceback."""
-    for name, check in CHECKS.items():
+    """Run all checks of this machine."""
+    return run_table(CHECKS, context)
+
+
+def run_table(checks: Mapping[str, Callable[[T], CheckResult | None]], subject: T) -> Iterator[CheckResult]:
+    """Run checks by name, each independently of the others. A bug keeps its traceback."""
+    for name, check in checks.items():
         try:
-            result = check(context)
+            result = check(subject)
         except CerebrumError as error:
             result = CheckResult(name, "failure", error.message, error.hint)
         except OSError as error:

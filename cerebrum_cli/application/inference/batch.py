@@ -60,6 +60,7 @@ class PendingRow:
     options: BatchOptions
     vote: MajorityVote | None
     collector: ReplyCollector
+    larger_context: str
 
     def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> dict[str, Any] | None:
         """Process an event of this row; return the output object when the answer is complete."""
@@ -78,7 +79,7 @@ class PendingRow:
         """The output object of an answered row, with the keys of OUTPUT_KEYS in order."""
         replies = [reply] if self.vote is None else self.vote.replies.values()
         states_answer = self.vote or not self.options.is_json
-        notice = reply_notice(reply) if self.options.grammar else None
+        notice = reply_notice(reply, self.larger_context) if self.options.grammar else None
         error = notice and RowError(INCOMPLETE, f"{notice.message}: {notice.hint}")
         values = (
             self.row.id,
@@ -122,6 +123,7 @@ class Answering:
     options: BatchOptions
     result: Result
     scope: CancelScope
+    writes_errors_last: bool = True
     failed: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
 
     @property
@@ -145,10 +147,10 @@ class Answering:
             yield from self._write_failed()
 
     def run_steadily(self) -> Iterator[Event]:
-        """Answer the rows in one stream, read as the engine has room for them."""
-        yield from self._generate(self._tokenize(self._unfinished()), errors_last=False)
-        if not self.scope.is_cancelled:
-            yield from self._write_failed()
+        """Answer the rows in one stream, read as the engine has room for them; errors are written as they are found."""
+        self.writes_errors_last = False
+        yield from self._generate(self._tokenize(self._unfinished()))
+        yield self.progress
 
     def _unfinished(self) -> Iterator[int]:
         return (position for position in range(len(self.rows)) if position not in self.result.finished)
@@ -162,8 +164,10 @@ class Answering:
             tokenized = _tokenize_row(self.responder, position, row, self.options)
             if isinstance(tokenized, PendingRow):
                 yield tokenized
-            else:
+            elif self.writes_errors_last:
                 self.failed.append((position, failed_object(row, tokenized)))
+            else:
+                self.result.write(position, failed_object(row, tokenized))
 
     def _write_failed(self) -> Iterator[Event]:
         failed, self.failed = self.failed, []
@@ -171,7 +175,7 @@ class Answering:
             self.result.write(position, object)
             yield self.progress
 
-    def _generate(self, rows: Iterable[PendingRow], errors_last: bool = True) -> Iterator[Event]:
+    def _generate(self, rows: Iterable[PendingRow]) -> Iterator[Event]:
         """Answer rows, and write each one when it is complete."""
         pending: dict[int, PendingRow] = {}
 
@@ -192,8 +196,6 @@ class Answering:
                     replies.forget(index)
                     self.result.write(row.position, answer)
                     yield self.progress
-                    if not errors_last:
-                        yield from self._write_failed()
 
 
 def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library: Library) -> dict[str, Any]:
@@ -238,7 +240,7 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
         raise
     except CerebrumError as error:
         return _row_error(error)
-    return PendingRow(position, row, tokenized.compact(), options, vote, ReplyCollector())
+    return PendingRow(position, row, tokenized.compact(), options, vote, ReplyCollector(), responder.larger_context)
 
 
 def _row_error(error: CerebrumError) -> RowError:

@@ -71,6 +71,6 @@ def prepare_format(name: str) -> None:
 def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> tuple[int, ...]:
     """The special tokens a text would be tokenized to if it were trusted, in order. Raises PromptTooLong."""
     if least := least_tokens(vocabulary, context_size, (Text(text),)):
-        raise PromptTooLong.for_context(f"at least {least}", context_size, context_size)
+        raise PromptTooLong.for_context(f"at least {least}", context_size)
     special = vocabulary.special_token_ids((text,))
     return tuple(token for token in vocabulary.tokenize((Text(text, trusted=True),)) if token in special)

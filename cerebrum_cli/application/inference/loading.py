@@ -165,7 +165,7 @@ class ModelLoader:
     def resolve_settings(self, given: Layer) -> tuple[Model, Settings]:
         """Resolve the model and its settings. Raises every error that can be found before loading."""
         if self.endpoints and (local := next((key for key in LOCAL_KEYS if given.get(key) is not None), None)):
-            raise UsageError(f"{local} concerns a model on this machine", "this chat uses a server, which decides that")
+            raise UsageError(f"{local} cannot be set: the model runs on a server", "set it where the server is started")
         model = self.resolve(given.get("model"))
         settings = self.fold(given, model)
         require_generative(model.path, model.header)

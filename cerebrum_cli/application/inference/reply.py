@@ -109,12 +109,12 @@ class ReplyCollector:
         return Reply(self.text, self.reasoning, self._finish, self.tokens, probability)
 
 
-def reply_notice(reply: Reply) -> NoticeEvent | None:
-    """A notice that the answer is truncated or blank; None if it is neither."""
+def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
+    """A notice that the answer is truncated or blank; None if it is neither. See `Capabilities.larger_context`."""
     finish = reply.finish
     if finish.reason == "context":
         problem = f"answer truncated: the context of {finish.context_size} tokens is full"
-        return NoticeEvent(problem, "raise --ctx, or ask for less")
+        return NoticeEvent(problem, f"{larger_context}, or ask for less")
     if finish.reason == "length":
         stage = " of reasoning" if reply.reasoning and not reply.text else ""
         return NoticeEvent(f"answer truncated at {finish.completion_tokens} tokens{stage}", "raise --max-tokens")

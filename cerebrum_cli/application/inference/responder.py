@@ -207,6 +207,11 @@ class Responder:
         return self._engine.capabilities.schedules_rows
 
     @property
+    def larger_context(self) -> str:
+        """The advice to a user whose context is full."""
+        return self._engine.capabilities.larger_context
+
+    @property
     def prefix_token(self) -> int | None:
         """The token that a text without a context is scored after: BOS, or EOS in a vocabulary without it."""
         vocabulary = self._engine.vocabulary
@@ -306,7 +311,7 @@ class Responder:
         tokens = (*self._tokenize(prompt), *prefix_tokens)
         size = self._engine.context_size
         if len(tokens) >= size:
-            raise PromptTooLong.for_context(str(len(tokens)), size, self._trained_context)
+            raise self._too_long(str(len(tokens)))
         return tokens
 
     def _render(self, conversation: Conversation) -> tuple[Part, ...]:
@@ -322,7 +327,12 @@ class Responder:
 
     def _require_possible(self, prompt: Iterable[Part]) -> None:
         if least := self._least_tokens(prompt):
-            raise PromptTooLong.for_context(f"at least {least}", self._engine.context_size, self._trained_context)
+            raise self._too_long(f"at least {least}")
+
+    def _too_long(self, tokens: str) -> PromptTooLong:
+        size, trained = self._engine.context_size, self._trained_context
+        advice = f" or {self.larger_context} (trained context: {trained})" if size < trained else ""
+        return PromptTooLong.for_context(tokens, size, advice)
 
     def _least_tokens(self, prompt: Iterable[Part]) -> int | None:
         return least_tokens(self._engine.vocabulary, self._engine.context_size, prompt)

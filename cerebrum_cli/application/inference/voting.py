@@ -133,8 +133,8 @@ class MajorityVote:
     def _start_or_stop(self, index: int, replies: ReplyStream) -> None:
         if self._stops_early and self.tally.is_decided:
             replies.abort(index)
-        elif not self.running:  # in rounds: the outcome must not depend on when samples finish
-            count = self.tally.missing_samples(0)
+        elif not self.running and (count := self.tally.missing_samples(0)):
+            # in rounds: the outcome must not depend on when samples finish
             self.requested += count
             replies.add_samples(index, count)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -157,6 +158,22 @@ def parse_grammar(vocab: Any, grammar: str) -> Any:
         reason = parse_error(grammar, printed.decode("utf-8", "replace"), log.problems)
         raise GrammarError(f"cannot parse the grammar: {reason}", "it must be GBNF with a rule named root")
     return sampler
+
+
+def is_allowed(sampler: Any, token: int) -> bool:
+    """Whether the grammar of a sampler allows a token next."""
+    single = llama.llama_token_data(id=token, logit=0.0, p=0.0)
+    candidates = llama.llama_token_data_array(data=ctypes.pointer(single), size=1, selected=-1, sorted=False)
+    llama.llama_sampler_apply(sampler, ctypes.byref(candidates))
+    return bool(single.logit != float("-inf"))
+
+
+def accept_token(sampler: Any, token: int) -> bool:
+    """Continue with a token if the grammar allows it; return whether it does. Others would abort the process."""
+    if not is_allowed(sampler, token):
+        return False
+    llama.llama_sampler_accept(sampler, token)
+    return True
 
 
 def parse_error(grammar: str, printed: str, logged: Iterable[str]) -> str:

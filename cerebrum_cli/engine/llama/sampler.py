@@ -13,7 +13,7 @@ from typing import Any
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import TokenScore
-from cerebrum_cli.engine.llama.grammar import parse_grammar
+from cerebrum_cli.engine.llama.grammar import is_allowed, parse_grammar
 from cerebrum_cli.engine.llama.library import llama
 
 PENALTY_WINDOW = 64  # tokens, llama.cpp's own default
@@ -84,8 +84,7 @@ class GrammarSampler(LlamaSampler):
         """Sample the next token that the grammar allows; GrammarError if there is none."""
         row_logits = logits(*self._batch_position(row), len(self._data))
         token = self._draw(self._candidates(row_logits))
-        single = llama.llama_token_data(id=token, logit=0.0, p=0.0)
-        if self._apply_grammar(_array(ctypes.pointer(single), 1)).data[0].logit == float("-inf"):
+        if not is_allowed(self._grammar, token):
             allowed = self._apply_grammar(self._candidates(row_logits))
             if self._data["logit"].max() == float("-inf"):
                 raise GrammarError("the grammar rejects every possible next token", "check that it can be completed")

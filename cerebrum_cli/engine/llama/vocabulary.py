@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.exiting import exit_on_second_interrupt
 from cerebrum_cli.core.parts import Part, Text, Tokens
+from cerebrum_cli.engine.llama.grammar import accept_token, parse_grammar
 from cerebrum_cli.engine.llama.library import llama
 
 CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
@@ -96,6 +97,14 @@ class Vocabulary:
 
     def is_eog(self, token: int) -> bool:
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
+
+    def matches_grammar(self, grammar: str, tokens: Iterable[int]) -> bool:
+        """Whether a grammar allows the tokens as a reply or its beginning. Raises GrammarError if it is invalid."""
+        sampler = parse_grammar(self._vocab, grammar)
+        try:
+            return all(accept_token(sampler, token) for token in self._checked_ids(tuple(tokens)))
+        finally:
+            llama.llama_sampler_free(sampler)
 
     def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
         """Ids of all control and user-defined tokens spelled out in the texts."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CONNECT_S = 5.0
 WRITE_S = 60.0
+IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it after 5, perhaps while a request is sent
 MAX_REASON = 200  # characters of a server's message
 RETRY_LATER = (408, 429, 503)
 DONE = "[DONE]"  # ends a stream in OpenAI's format
@@ -45,31 +46,47 @@ class Client:
         headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
         self._name = endpoint.name
         self._has_key = endpoint.key is not None
-        self._http = httpx2.AsyncClient(
-            base_url=endpoint.url,
-            headers=headers,
-            timeout=httpx2.Timeout(None, connect=CONNECT_S, write=WRITE_S),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
-            trust_env=not endpoint.is_loopback,
-            verify=httpx2.create_ssl_context() if endpoint.is_encrypted else False,
-        )
+        try:
+            self._http = httpx2.AsyncClient(
+                base_url=endpoint.url,
+                headers=headers,
+                timeout=httpx2.Timeout(None, connect=CONNECT_S, write=WRITE_S),
+                limits=httpx2.Limits(keepalive_expiry=IDLE_S),
+                trust_env=not endpoint.is_loopback,
+                verify=httpx2.create_ssl_context() if endpoint.is_encrypted else False,
+            )
+        except OSError as error:
+            problem = f"{endpoint.name}: the certificates cannot be read: {error.strerror or error}"
+            raise EndpointError(problem, "check SSL_CERT_FILE and SSL_CERT_DIR") from error
+        except (httpx2.InvalidURL, ValueError, ImportError) as error:
+            problem = f"{endpoint.name}: {one_line(str(error))}"
+            raise EndpointError(problem, "check the URL, and the proxy that HTTP_PROXY or ALL_PROXY names") from error
 
     async def get(self, path: str, timeout_s: float, **query: str | None) -> Any:
         """The JSON value at a path."""
         return await self._request("GET", path, timeout_s, params={k: v for k, v in query.items() if v is not None})
+
+    async def check(self, path: str, timeout_s: float) -> None:
+        """Raise unless a path answers with success; its content does not matter."""
+        await self._respond("GET", path, timeout_s)
 
     async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
         """The JSON value that a path answers a JSON body with; without a timeout, however long it takes."""
         return await self._request("POST", path, timeout_s, json=body)
 
     async def _request(self, method: str, path: str, timeout_s: float | None, **content: Any) -> Any:
+        response = await self._respond(method, path, timeout_s, **content)
+        with self._translated():
+            return response.json()
+
+    async def _respond(self, method: str, path: str, timeout_s: float | None, **content: Any) -> httpx2.Response:
         import httpx2
 
         with self._translated():
             timeout = httpx2.Timeout(timeout_s, connect=CONNECT_S, write=WRITE_S)
             response = await self._http.request(method, path, timeout=timeout, **content)
             self._raise_for_status(response)
-            return response.json()
+            return response
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the JSON objects of server-sent events; closing the iterator closes the connection."""
@@ -104,7 +121,7 @@ class Client:
             raise LostServerError("damaged reply") from error
         except httpx2.TransportError as error:
             raise LostServerError("connection lost") from error
-        except (ValueError, httpx2.DecodingError) as error:
+        except (ValueError, RecursionError, httpx2.DecodingError) as error:
             raise LostServerError("damaged reply") from error
         except httpx2.InvalidURL as error:
             raise EndpointError(f"{self._name}: {error}", "check the URL") from error
@@ -120,11 +137,16 @@ class Client:
         if status in (401, 403):
             problem = "refuses this API key" if self._has_key else "requires an API key"
             raise EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env of its table in config.toml")
-        if status in RETRY_LATER:
-            raise BusyServerError(message, _retry_after(response))
-        if status >= 500:
-            raise LostServerError(message)
-        raise RequestError(status, kind, message)
+        raise failure(status, message, kind, _retry_after(response))
+
+
+def failure(status: int, message: str, kind: str = "", retry_after: float | None = None) -> Exception:
+    """What an error with an HTTP status means, whether it is that of the answer or comes in the middle of a stream."""
+    if status in RETRY_LATER:
+        return BusyServerError(message, retry_after)
+    if 400 <= status < 500:
+        return RequestError(status, kind, message)
+    return LostServerError(message)
 
 
 def _server_message(response: httpx2.Response) -> tuple[str, str]:
@@ -132,7 +154,7 @@ def _server_message(response: httpx2.Response) -> tuple[str, str]:
     status = f"status {response.status_code}"
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return "", status
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
@@ -154,9 +176,15 @@ def _retry_after(response: httpx2.Response) -> float | None:
 
 def _reason(error: Exception) -> str:
     """The operating system's words for a network error, or else the error's own."""
+    import ssl
+
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
-            return os.strerror(cause.errno)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"untrusted certificate: {cause.verify_message} (SSL_CERT_FILE names trusted ones)"
+        if isinstance(cause, ssl.SSLError):  # its number is not the operating system's
+            return f"no encrypted connection: {cause.reason}"
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or str(cause)
         cause = cause.__cause__ or cause.__context__
     return str(error)

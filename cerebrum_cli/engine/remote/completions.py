@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from queue import SimpleQueue
+from time import monotonic
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
+from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId, ServersEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.pool import Job, Place
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Failure, Request, first_seed
+
+REPORT_S = 1.0  # between reports of what each server has generated
 
 
 @dataclass(slots=True)
@@ -37,7 +41,7 @@ class RemoteCompletions:
     """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
 
     The source is read on the caller's thread, no further than the servers have use for; nothing of it is read after
-    the scope was cancelled.
+    the scope was cancelled. With several servers, what each has generated is reported in between, and at the end.
     """
 
     def __init__(self, connection: Connection, requests: Iterable[Request], scope: CancelScope) -> None:
@@ -48,6 +52,7 @@ class RemoteCompletions:
         self._submitted: dict[int, Submitted] = {}
         self._next_index = 0
         self._live: set[SequenceId] = set()
+        self._report_at = monotonic() + REPORT_S
         self._read_source()
 
     def add_samples(self, index: int, count: int) -> None:
@@ -60,12 +65,17 @@ class RemoteCompletions:
             submitted.is_aborted = True
             place = submitted.place
             self._connection.cancel(lambda job: job.place is place)
+            if submitted.is_over:
+                del self._submitted[index]
 
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
         self._read_source()
+        if self._is_report_due:
+            self._report_at = monotonic() + REPORT_S if self._live else inf
+            return ServersEvent(self._connection.generated)
         if not self._live:
             raise StopIteration
         event = self._outbox.get()
@@ -78,11 +88,17 @@ class RemoteCompletions:
 
     def close(self) -> None:
         """Stop what still runs."""
-        self._source = None
+        self._source, self._report_at = None, inf
         if self._live:
             outbox = self._outbox
             self._connection.cancel(lambda job: job.emit == outbox.put)
             self._live.clear()
+
+    @property
+    def _is_report_due(self) -> bool:
+        if self._report_at == inf or len(self._connection.servers) == 1 or not self._next_index:
+            return False
+        return not self._live or monotonic() >= self._report_at
 
     def _read_source(self) -> None:
         while self._source is not None and len(self._live) < self._connection.room:

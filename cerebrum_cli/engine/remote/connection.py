@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 
+from cerebrum_cli.core.events import ServerTokens
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.pool import Job, Pool, Server, finish_cancelled
@@ -24,6 +25,11 @@ class Connection:
     @property
     def servers(self) -> Sequence[Server]:
         return self._pool.servers
+
+    @property
+    def generated(self) -> tuple[ServerTokens, ...]:
+        """What each server has generated so far."""
+        return tuple(ServerTokens(server.name, server.generated, server.problem is not None) for server in self.servers)
 
     @property
     def room(self) -> int:

@@ -42,7 +42,7 @@ class Endpoint:
                 f"{self.name}: the API key would be sent unencrypted", "use an https URL, or add --allow-http-key"
             )
         if not (self.key.isascii() and self.key.isprintable()):
-            raise UsageError(f"{self.name}: the API key holds characters that are not printable ASCII", "fix it")
+            raise UsageError(f"{self.name}: the API key is not printable ASCII", "check its variable for line breaks")
 
 
 def parse_url(text: str) -> str:
@@ -51,9 +51,10 @@ def parse_url(text: str) -> str:
         parts = urlsplit(text.strip())
         has_host = bool(parts.hostname) and parts.port != 0
     except ValueError as error:
-        raise UsageError(f"{text}: {error}", _EXAMPLE) from error
+        shown = "the URL of an endpoint" if "@" in text else text  # a password is never shown
+        raise UsageError(f"{shown}: {error}", _EXAMPLE) from error
     if parts.username or parts.password:
-        raise UsageError("the URL of an endpoint holds a user name or password", f"put the key into {KEY_VARIABLE}")
+        raise UsageError("the URL of an endpoint contains a user name or password", f"put a key into {KEY_VARIABLE}")
     if parts.scheme not in ("http", "https") or not has_host or parts.query or parts.fragment:
         raise UsageError(f"{text!r} is not the URL of a server", _EXAMPLE)
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")

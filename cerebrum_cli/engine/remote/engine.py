@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EndpointError, EngineError
@@ -24,7 +25,7 @@ from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, no_server_error
 from cerebrum_cli.engine.remote.kind import ServerInfo
-from cerebrum_cli.engine.remote.pool import Patience, Pool, Server
+from cerebrum_cli.engine.remote.pool import Patience, Pool
 from cerebrum_cli.engine.remote.recognition import describe, tokenize
 from cerebrum_cli.engine.remote.server import HttpServer
 from cerebrum_cli.engine.sequence import Request
@@ -32,7 +33,12 @@ from cerebrum_cli.engine.sequence import Request
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 
-CAPABILITIES = Capabilities(scores=False, prompt_cache=False, schedules_rows=True)
+CAPABILITIES = Capabilities(
+    scores=False,
+    prompt_cache=False,
+    schedules_rows=True,
+    larger_context="restart the server with a larger -c",
+)
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 
 
@@ -195,10 +201,15 @@ class RemoteEngine(PooledEngine):
     ) -> None:
         self._endpoints = endpoints
         self._window = window
+        self._capabilities = CAPABILITIES
         super().__init__(open_vocabulary, patience)
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
     async def _connect(self) -> Pool:
-        servers: list[Server] = []
+        servers: list[HttpServer] = []
         lost: dict[str, str] = {}
         async with contextlib.AsyncExitStack() as opened:
             pairs = [(endpoint, Client(endpoint)) for endpoint in self._endpoints]
@@ -218,6 +229,11 @@ class RemoteEngine(PooledEngine):
             opened.pop_all()
         for name, reason in lost.items():
             self._loading.emit(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
+        for name in dict.fromkeys(server.info.kind.name for server in servers if server.info.has_other_weights):
+            problem = f"{name} serves the model's original weights, not those of the local file"
+            self._loading.emit(NoticeEvent(problem, "answers differ from those of llama.cpp"))
+        option = servers[0].info.kind.context_option
+        self._capabilities = replace(CAPABILITIES, larger_context=f"restart the server with a larger {option}")
         return Pool(servers, self._patience)
 
     async def _open(self, endpoint: Endpoint, client: Client) -> ServerInfo:
@@ -239,8 +255,14 @@ class RemoteEngine(PooledEngine):
 
     async def _require_vocabulary(self, endpoint: Endpoint, client: Client, info: ServerInfo) -> None:
         """Raise EndpointError unless the server's vocabulary is that of the local file."""
-        ours = self.vocabulary.tokenize((Text(PROBE),))
+        ours = _without_bos(self.vocabulary, self.vocabulary.tokenize((Text(PROBE),)))
         has_size = info.vocabulary_size in (None, self.vocabulary.size)
         if not has_size or tuple(await tokenize(client, endpoint, info, PROBE)) != ours:
             problem = f"{endpoint.name} serves {info.model}, whose vocabulary is not that of the model"
             raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
+
+
+def _without_bos(vocabulary: Vocabulary, tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """Tokens without a leading BOS: servers of other kinds may add one where llama.cpp does not, and vice versa."""
+    bos = vocabulary.special_token_text("bos")
+    return tokens[1:] if bos and tokens[0] in vocabulary.special_token_ids([bos]) else tokens

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
 
+DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading a value raises that has not the expected shape."""
+
 
 class LostServerError(Exception):
     """The server is gone or failed; another may answer. `was_sent`: it may have been this request that killed it."""

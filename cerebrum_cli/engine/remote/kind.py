@@ -8,14 +8,14 @@ from typing import Any, Literal, Protocol
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import Timings
-from cerebrum_cli.engine.remote.client import Client, RequestError, one_line
+from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.engine.remote.client import Client, RequestError, failure, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.failures import LostServerError, RefusedRequestError
 from cerebrum_cli.engine.sequence import Request
 
 DESCRIBE_S = 30.0  # a busy server answers between two steps
 NOT_FOUND = 404
-TOO_LONG = ("exceed_context_size_error", "context length", "longer than the model's context")
+TOO_LONG = ("exceed_context_size_error", "context length", "max_tokens must be at least 1")
 
 StopReason = Literal["eos", "stop string", "limit"]
 
@@ -54,7 +54,8 @@ class Part:
 class ServerInfo:
     """A server that is ready: its kind and build, the id of its model, tokens of a sequence, and concurrent sequences.
 
-    One request may ask for `max_samples`. `has_seeds`: the same seed gives the same sample.
+    One request may ask for `max_samples`. `has_seeds`: the same seed gives the same sample. `has_other_weights`: those
+    of the model are not read from a GGUF file.
     """
 
     kind: ServerKind
@@ -65,6 +66,7 @@ class ServerInfo:
     max_samples: int
     vocabulary_size: int | None = None
     has_seeds: bool = True
+    has_other_weights: bool = False
 
     @property
     def recorded(self) -> dict[str, str]:
@@ -77,12 +79,13 @@ class ServerKind(Protocol):
 
     name: str
     completion_path: str
+    context_option: str  # on the server's command line
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         """Ask a server what it is, given the `entry` of its model in /v1/models. Raises EndpointError."""
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
-        """The body for /tokenize that asks for the tokens of a whole prompt."""
+        """The body for /tokenize that asks for the tokens of a text, without BOS and the like."""
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
         """The body that asks for so many samples of a request, the first with this seed."""
@@ -95,6 +98,26 @@ class ServerKind(Protocol):
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
         """What this server does otherwise with a request than llama.cpp does here: notices and hints."""
+
+
+def text_of(reply: Mapping[str, Any], key: str) -> str:
+    """A text of a reply, fit to be printed; empty without the key. Raises TypeError."""
+    text = reply.get(key, "")
+    if not isinstance(text, str):
+        raise TypeError(f"{key} is no text")
+    return well_formed(text)
+
+
+def sampler_differences(name: str, request: Request) -> list[tuple[str, str]]:
+    """What vLLM and SGLang sample otherwise than llama.cpp does: notices and hints."""
+    found = []
+    if request.params.temperature not in (0.0, 1.0):
+        problem = f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them"
+        found.append((problem, "samples are drawn from another distribution; at temperature 0 or 1 it is the same"))
+    if request.params.repeat_penalty != 1.0:
+        problem = f"{name}'s repeat penalty counts the whole text, not the last 64 tokens"
+        found.append((problem, "replies differ from those of llama.cpp; omit --repeat-penalty"))
+    return found
 
 
 async def ask(client: Client, endpoint: Endpoint, path: str, **query: str) -> Any:
@@ -112,19 +135,21 @@ def refusal(error: RequestError, request: Request, name: str) -> CerebrumError:
         return EndpointError(f"{name}: {error.message}", "check the URL, and which model the server has")
     if any(sign in f"{error.kind} {error.message}" for sign in TOO_LONG):
         return PromptTooLong(f"{name}: {error.message}", "shorten the prompt, or give the server a larger context")
-    if request.grammar and "grammar" in error.message:
+    if request.grammar and "grammar" in error.message.lower():
         return GrammarError(error.message)
     return EndpointError(f"{name}: {error.message}", "check the settings of the request, and the server's log")
 
 
-def raise_stream_error(event: Mapping[str, Any], request: Request, name: str) -> None:
+def raise_stream_error(event: Mapping[str, Any]) -> None:
     """Raise what an error event in a stream means; nothing for any other event."""
     error = event.get("error")
     if error is None:
         return
     detail = error if isinstance(error, dict) else {"message": error}
-    status, message = detail.get("code", 500), one_line(str(detail.get("message", "error")))
-    if isinstance(status, int) and 400 <= status < 500:
-        refused = RequestError(status, str(detail.get("type", "")), message)
-        raise RefusedRequestError(refusal(refused, request, name))
-    raise LostServerError(message)
+    status, message = detail.get("code"), one_line(str(detail.get("message", "error")))
+    raise failure(status if isinstance(status, int) else 500, message, str(detail.get("type", "")))
+
+
+def room_for_reply(request: Request, info: ServerInfo) -> int:
+    """Tokens that the context has left for a reply; at least 1, so that the server refuses a prompt as too long."""
+    return max(1, info.context_size - len(request.prompt_tokens))

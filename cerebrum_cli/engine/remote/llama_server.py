@@ -9,7 +9,8 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.engine.remote.client import Client, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask
+from cerebrum_cli.engine.remote.failures import DAMAGE
+from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, text_of
 from cerebrum_cli.engine.sequence import Request
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
@@ -52,6 +53,7 @@ class LlamaServer:
 
     name = "llama-server"
     completion_path = "/completion"
+    context_option = "-c"
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         """Ask for the properties of a server. Raises EndpointError if they lack something."""
@@ -68,11 +70,11 @@ class LlamaServer:
                 slots,
                 None if size is None else int(size),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except DAMAGE as error:
             raise EndpointError(f"{endpoint.name}: unexpected answer to /props", "update llama-server") from error
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
-        return {"content": text, "add_special": True, "parse_special": False, "model": info.model}
+        return {"content": text, "add_special": False, "parse_special": False, "model": info.model}
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
         params = request.params
@@ -117,7 +119,7 @@ class LlamaServer:
                 return
             else:
                 tokens = tuple(int(token) for token in event.get("tokens", ()))
-                yield Part(tokens, str(event.get("content", "")), total=event.get("tokens_predicted"))
+                yield Part(tokens, text_of(event, "content"), total=event.get("tokens_predicted"))
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
         return ()
@@ -127,7 +129,7 @@ def _whole(reply: Mapping[str, Any]) -> Part:
     tokens = tuple(int(token) for token in reply.get("tokens", ()))
     has_all = len(tokens) == int(reply.get("tokens_predicted", len(tokens)))
     if not has_all:
-        return Part(text=str(reply.get("content", "")), end=_end(reply))
+        return Part(text=text_of(reply, "content"), end=_end(reply))
     return Part(tokens, logprobs=_logprobs(reply, tokens), end=_end(reply))
 
 

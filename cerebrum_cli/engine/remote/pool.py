@@ -35,7 +35,7 @@ class Patience:
     """
 
     silence: float = 30.0
-    health: float = 10.0
+    health: float = 25.0  # SGLang's check may take 20 s while it evaluates a long prompt
     retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0)
     busy: float = 1.0  # unless the server says how long to wait
     give_up: float = 60.0
@@ -61,6 +61,8 @@ class Job:
     losses: int = 0
     has_output: bool = False
     load: int = 0
+    has_begun: bool = False
+    is_cancelled: bool = False
     task: asyncio.Task[None] | None = None
 
     @property
@@ -95,6 +97,7 @@ class Server(ABC):
         self.outstanding = 0
         self.problem: str | None = None
         self.is_busy = False
+        self.busy_until = 0.0  # on the event loop's clock
         self.generated = 0  # tokens
 
     @property
@@ -165,7 +168,8 @@ class Pool:
             self._waiting.remove(job)
             finish_cancelled(job)
         for job in [each for each in self._running if should_cancel(each)]:
-            if job.task:
+            job.is_cancelled = True
+            if job.task and job.has_begun:  # cancelled before its first step, a task would do nothing at all
                 job.task.cancel()
 
     async def close(self) -> None:
@@ -201,6 +205,7 @@ class Pool:
 
     def _start(self, job: Job, server: Server) -> None:
         job.place.server = server
+        job.has_begun = False
         job.load = max(len(job.samples), server.window if job.is_suspect else 0)
         server.outstanding += job.load
         self._running.add(job)
@@ -231,6 +236,9 @@ class Pool:
     async def _run(self, job: Job, server: Server) -> None:
         """Have a server answer a job; whatever goes wrong ends here."""
         try:
+            job.has_begun = True
+            if job.is_cancelled:
+                raise asyncio.CancelledError
             for sample in job.samples:
                 sample.restart(server.context_size)
                 job.emit(PromptEvent(sample.id, 0, len(sample.request.prompt_tokens)))
@@ -241,10 +249,7 @@ class Pool:
         except RefusedRequestError as refused:
             refuse(job, refused.error)
         except BusyServerError as busy:
-            server.window = max(1, server.window // 2)
-            job.place.server = None
-            self._waiting.appendleft(job)
-            self._rest(server, self._patience.busy if busy.retry_after is None else busy.retry_after)
+            self._postpone(job, server, busy)
         except LostServerError as lost:
             self._lose(job, server, lost)
         except BaseException as error:  # it concerns everything
@@ -253,6 +258,17 @@ class Pool:
             self._running.discard(job)
             server.outstanding -= job.load
             self._assign()
+
+    def _postpone(self, job: Job, server: Server, busy: BusyServerError) -> None:
+        """Ask a busy server's job again, elsewhere or later, unless part of its reply was shown."""
+        if not server.is_busy:  # else it has refused several at the same time
+            server.window = max(1, server.window // 2)
+        if job.has_output:
+            job.emit(Failure(EndpointError(f"{server.name}: {busy.reason}", "ask again later")))
+        else:
+            job.place.server = None
+            self._waiting.appendleft(job)
+        self._rest(server, self._patience.busy if busy.retry_after is None else busy.retry_after)
 
     def _lose(self, job: Job, server: Server, lost: LostServerError) -> None:
         """Ask a lost server's job again, unless part of its reply was shown, or it may be what kills servers."""
@@ -271,12 +287,16 @@ class Pool:
     def _rest(self, server: Server, seconds: float) -> None:
         """Give a busy server nothing for a while."""
 
+        loop = asyncio.get_running_loop()
+        server.busy_until = max(server.busy_until, loop.time() + seconds)
+
         def resume() -> None:
-            server.is_busy = False
-            self._assign()
+            if loop.time() >= server.busy_until and server not in self._restoring:
+                server.is_busy = False
+                self._assign()
 
         server.is_busy = True
-        asyncio.get_running_loop().call_later(seconds, resume)
+        loop.call_at(server.busy_until, resume)
 
     # Servers that do not answer.
 
@@ -284,7 +304,7 @@ class Pool:
         """Use a lost server no more until it answers again."""
         server.problem = reason
         if server not in self._restoring:
-            job.emit(NoticeEvent(f"{server.name} is not used for now: {reason}", "it is tried again"))
+            job.emit(NoticeEvent(f"{server.name} is not used for now: {reason}", "retrying until it answers"))
             task = asyncio.get_running_loop().create_task(self._restore(server, job.emit))
             self._restoring[server] = task
 

@@ -8,6 +8,7 @@ from typing import Any
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.engine.remote.client import Client, RequestError, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.remote.failures import DAMAGE
 from cerebrum_cli.engine.remote.kind import DESCRIBE_S, ServerInfo, ServerKind, ask
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.sglang import Sglang
@@ -32,11 +33,11 @@ async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
 
 
 async def tokenize(client: Client, endpoint: Endpoint, info: ServerInfo, text: str) -> list[int]:
-    """The server's tokens of a text that is the whole prompt. Raises EndpointError."""
+    """The server's tokens of a text, without BOS and the like. Raises EndpointError."""
     try:
         answer = await client.post("/tokenize", info.kind.tokenize_body(text, info), DESCRIBE_S)
         return [int(token) for token in answer["tokens"]]
-    except (RequestError, KeyError, TypeError, ValueError) as error:
+    except (RequestError, *DAMAGE) as error:
         raise EndpointError(f"{endpoint.name}: /tokenize fails: {error}", f"update {info.kind.name}") from error
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 from time import perf_counter
 
-from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.core.errors import EndpointError, GrammarError
 from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, PromptEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.detokenizer import Detokenizer
+from cerebrum_cli.engine.remote.failures import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import End, Part
 from cerebrum_cli.engine.sequence import Request
 
@@ -29,6 +30,7 @@ class RemoteSample:
     tokens: int = 0
     has_all_tokens: bool = True
     is_finished: bool = False
+    _decoded: list[int] = field(default_factory=list)  # with a grammar: the tokens, and the one that ends the reply
     _detokenizer: Detokenizer = field(init=False)
     _is_ended: bool = field(init=False)  # no further token is part of the reply
     _by_stop_string: bool = field(init=False)
@@ -41,9 +43,13 @@ class RemoteSample:
         self.context_size, self.started_at = context_size, perf_counter()
         self.first_at, self.tokens, self.has_all_tokens = None, 0, True
         self._detokenizer, self._is_ended, self._by_stop_string = Detokenizer(self.request.params.stop), False, False
+        self._decoded.clear()
 
     def add(self, part: Part) -> Iterator[Event]:
-        """Yield the events of a part of the reply. Raises EndpointError if it belongs to another prompt."""
+        """Yield the events of a part of the reply.
+
+        Raises EndpointError if it belongs to another prompt, and RefusedRequestError if it does not fit the grammar.
+        """
         if part.progress:
             yield PromptEvent(self.id, *part.progress)
             return
@@ -61,7 +67,11 @@ class RemoteSample:
         """Decode tokens as on this machine, up to one that ends the reply."""
         vocabulary, request = self.vocabulary, self.request
         for token, logprob in zip(part.tokens, part.logprobs or repeat(None), strict=False):
-            self._is_ended = self._is_ended or (vocabulary.is_eog(token) and not request.ignore_eos)
+            if self._is_ended:
+                return
+            if request.grammar:
+                self._decoded.append(token)
+            self._is_ended = vocabulary.is_eog(token) and not request.ignore_eos
             if self._is_ended:
                 return
             self.tokens += 1
@@ -76,7 +86,8 @@ class RemoteSample:
         tokens = [token for token in part.tokens if request.ignore_eos or not vocabulary.is_eog(token)]
         self.tokens += len(tokens)
         if len(tokens) == len(part.tokens):
-            self.has_all_tokens = self.has_all_tokens and part.total in (None, self.tokens)
+            has_ids = bool(tokens) or not text if part.total is None else part.total == self.tokens
+            self.has_all_tokens = self.has_all_tokens and has_ids
         if not text and tokens and tokens[-1] in request.visible_tokens:
             text = vocabulary.piece(tokens[-1], special=True).decode("utf-8", "replace")
         if text or tokens:
@@ -87,11 +98,12 @@ class RemoteSample:
         if end.prompt_tokens not in (None, given):
             problem = f"the server evaluated {end.prompt_tokens} prompt tokens instead of {given}"
             raise EndpointError(problem, "its model has another vocabulary: name its model with -m")
-        is_stopped = self._by_stop_string or end.reason != "limit"
+        self._require_grammar()
+        is_stopped = self._is_ended or end.reason != "limit"
         text, stopped_at_end = self._detokenizer.flush(is_truncated=not is_stopped)
         if text:
             yield TokenEvent(self.id, text)
-        if end.tokens is not None and not self._by_stop_string and end.tokens != self.tokens:
+        if end.tokens is not None and not self._is_ended and end.tokens != self.tokens:
             self.tokens, self.has_all_tokens = end.tokens, False
         self._by_stop_string = self._by_stop_string or stopped_at_end or end.reason == "stop string"
         limit = self.request.params.max_tokens
@@ -99,13 +111,27 @@ class RemoteSample:
         reason: FinishReason = "stop" if is_stopped or self._by_stop_string else "length" if is_limited else "context"
         yield self._finish(reason, end.cached_tokens, self._timings(end.timings))
 
+    def _require_grammar(self) -> None:
+        """Raise RefusedRequestError for a reply that the grammar does not allow: some servers ignore fields."""
+        grammar, decoded = self.request.grammar, self._decoded
+        try:
+            is_allowed = not (grammar and decoded) or self.vocabulary.matches_grammar(grammar, decoded)
+        except GrammarError as error:
+            raise RefusedRequestError(error) from error
+        if not is_allowed:
+            problem = "the reply does not match the grammar or schema: the server ignores it"
+            raise RefusedRequestError(EndpointError(problem, "update the server, or ask another"))
+
     def _timings(self, stated: Timings) -> Timings:
         """The server's times, or those measured here where it states none."""
         measured = self._measured
         if not stated.decode_s:
             return measured
-        elapsed = perf_counter() - self.started_at
-        ttft_s = measured.ttft_s if self.request.stream else max(stated.prefill_s, elapsed - stated.decode_s)
+        ttft_s = stated.prefill_s
+        if self.request.stream:
+            ttft_s = measured.ttft_s
+        elif self.request.n == 1:  # several samples come together: the time is that of the longest
+            ttft_s = max(ttft_s, perf_counter() - self.started_at - stated.decode_s)
         return replace(stated, ttft_s=ttft_s, decode_steps=measured.decode_steps)
 
     @property

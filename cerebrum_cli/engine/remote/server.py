@@ -10,11 +10,12 @@ from typing import Any
 from cerebrum_cli.core.events import NoticeEvent, PromptEvent
 from cerebrum_cli.engine.remote.client import Client, RequestError
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, RefusedRequestError
-from cerebrum_cli.engine.remote.kind import NOT_FOUND, ServerInfo, raise_stream_error, refusal
+from cerebrum_cli.engine.remote.failures import DAMAGE, BusyServerError, LostServerError, RefusedRequestError
+from cerebrum_cli.engine.remote.kind import ServerInfo, raise_stream_error, refusal
 from cerebrum_cli.engine.remote.pool import Job, Patience, Server
 
 HEALTH = "/health"
+OF_ONE_REQUEST = (400, 413)  # others concern every request
 
 OpenServer = Callable[[Endpoint, Client], Awaitable[ServerInfo]]
 """Asks a server what it is, and checks that it fits."""
@@ -33,6 +34,7 @@ class HttpServer(Server):
         patience: Patience,
     ) -> None:
         super().__init__(endpoint.name, min(window or info.slots, info.slots))
+        self._most = window
         self.endpoint = endpoint
         self.client = client
         self.info = info
@@ -54,6 +56,7 @@ class HttpServer(Server):
 
     async def reopen(self) -> None:
         self.info = await self._reopen(self.endpoint, self.client)
+        self.limit = self.window = min(self._most or self.info.slots, self.info.slots)
 
     async def close(self) -> None:
         await self.client.close()
@@ -73,8 +76,8 @@ class HttpServer(Server):
                 await self._receive_replies(job, body)
         except RequestError as error:
             refused = refusal(error, request, self.name)
-            raise refused if error.status == NOT_FOUND else RefusedRequestError(refused) from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RefusedRequestError(refused) if error.status in OF_ONE_REQUEST else refused from error
+        except DAMAGE as error:
             raise LostServerError("damaged reply") from error
 
     async def _receive_replies(self, job: Job, body: dict[str, Any]) -> None:
@@ -91,7 +94,7 @@ class HttpServer(Server):
 
             async def checked() -> AsyncIterator[dict[str, Any]]:
                 async for answer in answers:
-                    raise_stream_error(answer, sample.request, self.name)
+                    raise_stream_error(answer)
                     yield answer
 
             parts = kind.read_stream(checked())
@@ -118,7 +121,7 @@ class HttpServer(Server):
     async def _require_health(self) -> None:
         """Raise LostServerError if the server no longer answers."""
         try:
-            await asyncio.wait_for(self.client.get(HEALTH, self._patience.health), self._patience.health)
+            await asyncio.wait_for(self.client.check(HEALTH, self._patience.health), self._patience.health)
         except (LostServerError, TimeoutError, RequestError) as error:
             raise LostServerError("it stopped answering") from error
         except BusyServerError as error:  # it is loading the model again

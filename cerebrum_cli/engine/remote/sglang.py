@@ -6,50 +6,72 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cerebrum_cli.core.errors import EndpointError
-from cerebrum_cli.engine.remote.client import Client, one_line
+from cerebrum_cli.engine.remote.client import Client, failure, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.failures import LostServerError
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask
+from cerebrum_cli.engine.remote.failures import DAMAGE
+from cerebrum_cli.engine.remote.kind import (
+    End,
+    Part,
+    ServerInfo,
+    StopReason,
+    ask,
+    room_for_reply,
+    sampler_differences,
+    text_of,
+)
 from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # where the server does not report --max-running-requests
 LEAST_TOP_P = 1e-6  # 0 is refused
 ALL_TOKENS = -1  # for top_k
+IGNORED_SEEDS = (
+    "this server ignores seeds: other samples each time",
+    "start SGLang with --enable-deterministic-inference",
+)
 
 
 class Sglang:
-    """SGLang's server. All samples of one request would share a seed, so each is a request; the prompt is cached."""
+    """SGLang's server. All samples of one request would share a seed, so each is a request; the prompt is cached.
+
+    With `sends_deltas`, each event of a stream holds what is new in it; otherwise, all of the reply so far.
+    """
 
     name = "SGLang"
     completion_path = "/generate"
+    context_option = "--context-length"
+
+    def __init__(self, sends_deltas: bool = False) -> None:
+        self._sends_deltas = sends_deltas
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         """Ask for the server's settings: only with deterministic inference, seeds have an effect."""
-        settings = await ask(client, endpoint, "/get_server_info")
+        settings = await ask(client, endpoint, "/server_info")
         try:
             return ServerInfo(
-                self,
+                Sglang(bool(settings.get("incremental_streaming_output"))),
                 one_line(str(settings["version"])),
                 str(entry["id"]),
                 int(entry["max_model_len"]),
                 int(settings.get("max_running_requests") or SEQUENCES),
                 max_samples=1,
                 has_seeds=bool(settings.get("enable_deterministic_inference")),
+                has_other_weights=settings.get("load_format") != "gguf",
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise EndpointError(f"{endpoint.name}: unexpected answer to /get_server_info", "update SGLang") from error
+        except DAMAGE as error:
+            raise EndpointError(f"{endpoint.name}: unexpected answer to /server_info", "update SGLang") from error
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
-        return {"model": info.model, "prompt": text, "add_special_tokens": True}
+        return {"model": info.model, "prompt": text, "add_special_tokens": False}
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
-        params = request.params
+        """Without a limit of tokens, it would generate 128; with null, until the context is full."""
+        params, limit = request.params, request.params.max_tokens
         return {
             "input_ids": list(request.prompt_tokens),
             "stream": request.stream,
             "return_logprob": request.logprobs,
             "sampling_params": {
-                "max_new_tokens": params.max_tokens,
+                "max_new_tokens": limit if limit is not None and limit < room_for_reply(request, info) else None,
                 "n": samples,
                 "temperature": params.temperature,
                 "top_k": params.top_k or ALL_TOKENS,
@@ -68,48 +90,43 @@ class Sglang:
         }
 
     def read_replies(self, answer: Any) -> Sequence[Part]:
-        return [_part(reply, 0) for reply in (answer if isinstance(answer, list) else [answer])]
+        return [_part(reply) for reply in (answer if isinstance(answer, list) else [answer])]
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[Part]:
-        """Yield parts with the ids of all tokens; depending on the server, each event holds all of them so far."""
-        seen = 0
+        """Yield parts with the ids of all tokens."""
+        tokens = characters = 0
         async for event in events:
-            part = _part(event, seen)
-            seen += len(part.tokens)
+            part = _part(event, tokens, characters)
+            if not self._sends_deltas:
+                tokens += len(part.tokens)
+                characters += len(part.text or "")
             yield part
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
-        found = []
+        found = sampler_differences(self.name, request)
         if request.params.temperature and not info.has_seeds:
-            found.append(
-                (
-                    "this server ignores seeds: other samples each time",
-                    "start SGLang with --enable-deterministic-inference",
-                )
-            )
-        if request.params.repeat_penalty != 1.0:
-            problem = "SGLang's repeat penalty counts the whole text, not the last 64 tokens"
-            found.append((problem, "replies differ from those of llama.cpp; omit --repeat-penalty"))
+            found.append(IGNORED_SEEDS)
         return found
 
 
-def _part(reply: Mapping[str, Any], seen: int) -> Part:
-    """The part of a reply after the tokens `seen`."""
+def _part(reply: Mapping[str, Any], seen: int = 0, characters: int = 0) -> Part:
+    """The part of a reply after the tokens and characters that were seen."""
     meta, ids = reply["meta_info"], reply.get("output_ids")
     total = int(meta["completion_tokens"])
     end = _end(meta, total) if meta.get("finish_reason") else None
     if ids is None:
-        return Part(text=str(reply.get("text", "")), total=total, end=end)
-    start = seen if len(ids) == total else 0
-    tokens = tuple(int(token) for token in ids[start:])
+        return Part(text=text_of(reply, "text")[characters:], total=total, end=end)
+    tokens = tuple(int(token) for token in ids[seen:])
     scores = [score for score, *_ in meta.get("output_token_logprobs") or ()][-len(tokens) :] if tokens else []
     return Part(tokens, logprobs=tuple(scores) if len(scores) == len(tokens) else (), end=end)
 
 
 def _end(meta: Mapping[str, Any], total: int) -> End:
+    """The end of a reply; a request that the server gives up may come back as one."""
     finish = meta["finish_reason"]
     if finish["type"] not in ("stop", "length"):
-        raise LostServerError(one_line(str(finish.get("message") or f"the reply ended with {finish['type']}")))
+        message = one_line(str(finish.get("message") or f"the reply ended with {finish['type']}"))
+        raise failure(int(finish.get("status_code") or 500), message)
     is_text = isinstance(finish.get("matched"), str)
     reason: StopReason = "limit" if finish["type"] == "length" else "stop string" if is_text else "eos"
     return End(reason, total - (reason == "eos"), meta.get("prompt_tokens"), int(meta.get("cached_tokens") or 0))

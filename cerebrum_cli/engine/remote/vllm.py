@@ -11,8 +11,17 @@ from typing import Any
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.engine.remote.client import Client, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.failures import LostServerError
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask
+from cerebrum_cli.engine.remote.failures import DAMAGE, LostServerError
+from cerebrum_cli.engine.remote.kind import (
+    End,
+    Part,
+    ServerInfo,
+    StopReason,
+    ask,
+    room_for_reply,
+    sampler_differences,
+    text_of,
+)
 from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # vLLM's default of --max-num-seqs, which it does not report
@@ -25,24 +34,26 @@ class Vllm:
 
     name = "vLLM"
     completion_path = "/v1/completions"
+    context_option = "--max-model-len"
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         version = await ask(client, endpoint, "/version")
         try:
             build, size = one_line(str(version["version"])), int(entry["max_model_len"])
-        except (KeyError, TypeError, ValueError) as error:
+        except DAMAGE as error:
             raise EndpointError(f"{endpoint.name}: unexpected answer to /v1/models", "update vLLM") from error
-        return ServerInfo(self, build, str(entry["id"]), size, SEQUENCES, MAX_SAMPLES)
+        return ServerInfo(self, build, str(entry["id"]), size, SEQUENCES, MAX_SAMPLES, has_other_weights=True)
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
-        return {"model": info.model, "prompt": text, "add_special_tokens": True}
+        return {"model": info.model, "prompt": text, "add_special_tokens": False}
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
-        params = request.params
+        """Without a limit of tokens, or with null, it would generate 16; one larger than the context is refused."""
+        params, room = request.params, room_for_reply(request, info)
         return {
             "model": info.model,
             "prompt": list(request.prompt_tokens),
-            "max_tokens": params.max_tokens,
+            "max_tokens": room if params.max_tokens is None else min(params.max_tokens, room),
             "n": samples,
             "seed": seed,
             "temperature": params.temperature,
@@ -86,10 +97,7 @@ class Vllm:
             yield _part(last, usage)
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
-        if request.params.repeat_penalty == 1.0:
-            return ()
-        problem = "vLLM's repeat penalty counts the whole text, not the last 64 tokens"
-        return [(problem, "replies differ from those of llama.cpp; omit --repeat-penalty")]
+        return sampler_differences(self.name, request)
 
 
 def _part(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> Part:
@@ -99,7 +107,7 @@ def _part(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> 
     scores = (choice.get("logprobs") or {}).get("token_logprobs") or ()
     return Part(
         tokens,
-        None if ids is not None else str(choice.get("text", "")),
+        None if ids is not None else text_of(choice, "text"),
         tuple(scores) if len(scores) == len(tokens) else (),
         end=None if usage is None else _end(choice, usage),
     )

@@ -132,7 +132,9 @@ class Repl:
         finally:
             reply = collector.reply
             self._has_replied = self._has_replied or reply is not None
-            if reply and not self.quiet and (notice := chat_notice(reply, self.streams.in_is_terminal)):
+            larger_context = self.chat.loaded.responder.larger_context
+            notice = reply and chat_notice(reply, self.streams.in_is_terminal, larger_context)
+            if notice and not self.quiet:
                 self.streams.notice(notice)
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
@@ -264,11 +266,11 @@ def fit_segments(segments: dict[str, str], width: int) -> str:
     return SEPARATOR.join(segments.values())
 
 
-def chat_notice(reply: Reply, is_interactive: bool) -> NoticeEvent | None:
+def chat_notice(reply: Reply, is_interactive: bool, larger_context: str) -> NoticeEvent | None:
     """Notice about a reply that is not complete, with the slash command that continues it."""
     reason = reply.finish.reason
     if reason == "cancelled":
         return NoticeEvent("reply interrupted", "/continue resumes it")
     if reason == "length" and reply.text and is_interactive:
         return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens", "/continue resumes it")
-    return reply_notice(reply)
+    return reply_notice(reply, larger_context)

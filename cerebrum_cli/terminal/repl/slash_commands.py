@@ -15,13 +15,14 @@ from cerebrum_cli.application.inference.question import read_prompt
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.settings import Settings, parse_value
+from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, parse_value
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
 from cerebrum_cli.terminal.repl.slash_table import (
     DEFAULT_SYSTEM,
     OWN_COMMANDS,
     PARTS,
     SETTABLE,
+    SETTABLE_ON_SERVERS,
     SlashLine,
     closest_setting,
     help_text,
@@ -79,7 +80,8 @@ def change_setting(repl: Repl, line: SlashLine) -> None:
     if key not in SETTABLE:
         near = f"did you mean {closest}? " if (closest := closest_setting(key)) else ""
         message = f"unknown setting {key!r}" if key else "no setting given"
-        raise UsageError(message, f"{near}settings: {', '.join(SETTABLE)}")
+        settable = SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE
+        raise UsageError(message, f"{near}settings: {', '.join(settable)}")
     with unchanged_on_interrupt(f"{key} unchanged"):
         repl.wait_for(repl.chat.change_settings({key: parse_value(key, value, key) if value else None}))
     repl.streams.info(settings_lines({key: getattr(repl.chat.settings, key)}))
@@ -87,7 +89,8 @@ def change_setting(repl: Repl, line: SlashLine) -> None:
 
 def show_settings(repl: Repl, _: SlashLine) -> None:
     chat = repl.chat
-    values = {key: value for key, value in asdict(chat.settings).items() if key not in OWN_COMMANDS}
+    hidden = (*OWN_COMMANDS, *LOCAL_KEYS) if chat.loaded.is_remote else OWN_COMMANDS
+    values = {key: value for key, value in asdict(chat.settings).items() if key not in hidden}
     shown = {"model": chat.loaded.model.reference, **values, "format": chat.loaded.format_name}
     usage = chat.context_usage
     repl.streams.info(settings_lines({**shown, "ctx": usage[1] if usage else chat.settings.ctx}))

@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 from cerebrum_cli.application.inference.format_choice import FORMAT_NAMES
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import KEYS as SETTINGS
-from cerebrum_cli.core.settings import OPTIONS
+from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS
 
 DEFAULT_SYSTEM = "default"  # argument of /system for the format's own prompt
 
 OWN_COMMANDS = {"model": "/model", "system": "/system"}  # settings that have their own command
 SETTABLE = tuple(key for key in SETTINGS if key not in OWN_COMMANDS)
+SETTABLE_ON_SERVERS = tuple(key for key in SETTABLE if key not in LOCAL_KEYS)
 SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.choices for key, option in OPTIONS.items() if option.choices}
 PARTS = ("question", "answer")  # of a turn; both can be edited
 

@@ -1,0 +1,242 @@
+"""`--endpoint` in processes and terminals of their own: Ctrl-C, kill -9, chats, and the real vocabulary."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import loaded
+from command_line import CommandLine
+from llama_engines import open_engine
+from llama_server import LlamaServer
+from person import OpenTerminal, Person
+from scripted_command import SCRIPTED, batch_backend, run_here
+from vocabularies import MARKS, marks_in
+from waiting import TIMEOUT_S, wait_until
+
+from cerebrum_cli.engine.local import LocalEngine
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
+
+SCRIPT: dict[str, Any] = {"rows": {}, "seeds": ["once upon a time there was a fox"]}
+CHAT: dict[str, Any] = {
+    "rows": {"One?": "First.", "Two?": "Zwölf 🙂.", "Three?": "Third of all the many numbers."},
+    "seeds": ["Other."],
+}
+ROWS = 40
+AT = 12  # objects of a stream, of which the first are of the prompt's progress
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[LlamaServer]:
+    """A server of a scripted model."""
+    script = getattr(request, "param", SCRIPT)
+    with loaded(LocalEngine(batch_backend(dict(script), 4).open)) as engine, LlamaServer(engine) as server:
+        yield server
+
+
+@pytest.fixture
+def arguments(server: LlamaServer, chatml_model: Path) -> list[str]:
+    """The options that ask for this server."""
+    return ["-m", str(chatml_model), "--endpoint", server.url, "--seed", "0"]
+
+
+def start(user: CommandLine, command: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start a command with the scripted vocabulary."""
+    return subprocess.Popen(
+        [sys.executable, SCRIPTED, json.dumps(SCRIPT), command, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=user.environment(),
+        cwd=user.home,
+        bufsize=0,
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_endpoint_interrupted_ask_saves_what_arrived(
+    new_user: CommandLine, server: LlamaServer, arguments: list[str], number: signal.Signals, code: int
+) -> None:
+    stuck = server.arm(hang_after=AT)
+    process = start(new_user, "ask", *arguments, "Tell me")
+    assert process.stdout
+    begin = process.stdout.read(4)
+    assert stuck.is_hanging.wait(TIMEOUT_S)
+    process.send_signal(number)
+    rest, err = process.communicate(timeout=TIMEOUT_S)
+    said = (begin + rest).decode()
+    assert (process.returncode, err) == (code, b"")
+    assert said.endswith("\n") and SCRIPT["seeds"][0].startswith(said.strip())
+    server.wait_for(lambda: server.completions()[0].is_left)
+    [question, reply] = new_user.messages("tell-me")
+    assert (question["content"], reply["finish_reason"]) == ("Tell me", "cancelled")
+    assert reply["content"].strip() == said.strip()
+
+
+@pytest.mark.parametrize("fault", [{"path": "/v1/models", "hang_after": 0}, {"path": "/props", "status": 503}])
+def test_endpoint_interrupted_while_connecting(
+    new_user: CommandLine, server: LlamaServer, arguments: list[str], fault: dict[str, Any]
+) -> None:
+    armed = server.arm(times=None, **fault)
+    process = start(new_user, "ask", *arguments, "Tell me")
+    server.wait_for(lambda: armed.struck)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, out) == (130, b"")
+    assert "Traceback" not in err.decode()
+
+
+@pytest.fixture
+def batch(new_user: CommandLine, arguments: list[str]) -> list[str]:
+    """The arguments of a batch."""
+    (new_user.home / "in.txt").write_text("".join(f"Question {number}\n" for number in range(ROWS)))
+    return ["in.txt", "-o", "out", *arguments]
+
+
+def partial(user: CommandLine) -> list[dict[str, Any]]:
+    """The finished rows of an unfinished batch."""
+    path = user.home / "out.partial"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_endpoint_ended_batch_asks_for_nothing_finished_again(
+    new_user: CommandLine,
+    server: LlamaServer,
+    batch: list[str],
+    number: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck = server.arm(hang_after=0, times=None, let_through=10)
+    process = start(new_user, "batch", *batch)
+    assert stuck.is_hanging.wait(TIMEOUT_S)
+    wait_until(lambda: len(partial(new_user)) >= 10)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    finished = partial(new_user)
+    assert process.returncode == code
+    assert (
+        code < 0
+        or err.decode().splitlines()[-1] == f" hint: {len(finished)} of {ROWS} rows done; run it again to resume"
+    )
+    server.wait_for(lambda: all(asked.is_left or asked.is_answered for asked in server.asked))
+    stuck.disarm()
+    before = len(server.completions())
+    monkeypatch.chdir(new_user.home)
+    assert run_here(dict(SCRIPT), new_user.home, "batch", *batch, "-q").code == 0
+    again = [bytes(asked.prompt).decode() for asked in server.completions()[before:]]
+    assert len(again) == ROWS - len(finished)
+    assert not any(f"{row['prompt']}<" in prompt for row in finished for prompt in again)
+    rows = [json.loads(line) for line in (new_user.home / "out").read_text().splitlines()]
+    assert [row["id"] for row in rows] == list(range(1, ROWS + 1)) and not any(row["error"] for row in rows)
+
+
+# Chats.
+
+
+@pytest.fixture
+def chat(open_terminal: OpenTerminal, arguments: list[str]) -> Person:
+    """A chat on the server, in a terminal."""
+    person = open_terminal(sys.executable, SCRIPTED, json.dumps(CHAT), "chat", *arguments, "--no-markdown")
+    person.wait_for(">")
+    return person
+
+
+def say(person: Person, text: str, answer: str) -> None:
+    person.type(f"{text}\r")
+    person.wait_for(answer)
+    person.wait_for(">")
+
+
+@pytest.mark.parametrize("server", [CHAT], indirect=True)
+def test_endpoint_chat_extends_what_was_generated(chat: Person, server: LlamaServer) -> None:
+    say(chat, "One?", "First.")
+    say(chat, "Two?", "Zwölf 🙂.")
+    say(chat, "Three?", "Third of all")
+    say(chat, "/undo", ">")
+    say(chat, "/retry", "Zwölf 🙂.")
+    chat.type("/exit\r")
+    assert chat.end() == 0
+    one, two, three, again = (bytes(asked.prompt).decode() for asked in server.completions())
+    assert two.startswith(f"{one}First.") and three.startswith(f"{two}Zwölf 🙂.")
+    assert again == two
+    assert "Traceback" not in chat.output
+
+
+@pytest.mark.parametrize("server", [CHAT], indirect=True)
+def test_endpoint_chat_interrupted_reply_can_be_undone(
+    chat: Person, server: LlamaServer, new_user: CommandLine
+) -> None:
+    say(chat, "One?", "First.")
+    stuck = server.arm(hang_after=AT)
+    chat.type("Three?\r")
+    assert stuck.is_hanging.wait(TIMEOUT_S)
+    chat.wait_for("Thi")
+    chat.type(b"\x03")
+    chat.wait_for("interrupted")
+    server.wait_for(lambda: server.completions()[1].is_left)
+    say(chat, "Two?", "Zwölf 🙂.")
+    chat.type("/exit\r")
+    assert chat.end() == 0
+    *_, partial, question, answer = [each["content"] for each in new_user.messages("one")]
+    assert CHAT["rows"]["Three?"].startswith(partial)
+    assert (question, answer) == ("Two?", "Zwölf 🙂.")
+
+
+@pytest.mark.parametrize("server", [CHAT], indirect=True)
+def test_endpoint_chat_survives_a_lost_server(chat: Person, server: LlamaServer) -> None:
+    server.arm(reset_after=AT)
+    chat.type("Three?\r")
+    chat.wait_for("error")
+    chat.wait_for(">")
+    say(chat, "Three?", "Third of all")
+    chat.type("/exit\r")
+    assert chat.end() == 0
+    assert "Traceback" not in chat.output
+
+
+# The real vocabulary.
+
+
+@pytest.fixture(scope="module")
+def real_server(chatml_model: Path) -> Iterator[LlamaServer]:
+    """A server of the tiny ChatML model."""
+    with open_engine(chatml_model, slots=4, context_size=512) as engine, LlamaServer(engine) as server:
+        server.n_vocab = engine.vocabulary.size
+        yield server
+
+
+def test_endpoint_special_tokens_typed_by_the_user_stay_text(user: CommandLine, real_server: LlamaServer) -> None:
+    typed = "".join(MARKS)
+    done = user.run("ask", "-m", "small", "--endpoint", real_server.url, "-n", "2", "--no-log", typed)
+    assert done.code == 0, done.err
+    preview = user.run("ask", "-m", "small", "--dry-run", "--json", typed).object
+    prompt = real_server.completions()[-1].prompt
+    assert prompt == tuple(preview["token_ids"])
+    assert marks_in(prompt) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+
+
+@pytest.mark.parametrize("question", ["hi", "Where is the fox? 🙂", "Zähle bis drei."])
+def test_endpoint_ask_equals_the_local_model(user: CommandLine, real_server: LlamaServer, question: str) -> None:
+    arguments = ("ask", "-m", "small", "--json", "--no-log", "-n", "30", question)
+    local = user.run(*arguments)
+    remote = user.run(*arguments, "--endpoint", real_server.url)
+    assert (remote.code, remote.err) == (local.code, local.err)
+    same = ("text", "prompt_tokens", "completion_tokens", "finish_reason")
+    assert [remote.object[key] for key in same] == [local.object[key] for key in same]
+
+
+def test_endpoint_wrong_vocabulary_is_refused(
+    new_user: CommandLine, real_server: LlamaServer, mistral_model: Path
+) -> None:
+    done = new_user.run("ask", "-m", mistral_model, "--format", "cerebrum", "--endpoint", real_server.url, "hi")
+    assert (done.code, done.out) == (1, "")
+    assert "whose vocabulary is not that of the model" in done.err and "Traceback" not in done.err

@@ -1,0 +1,426 @@
+"""vLLM and SGLang beside llama-server: the same replies from all, what each is asked, and how each fails."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from asking import collect_replies
+from llama_server import LlamaServer
+from model_servers import ModelServer
+from remote_engines import (
+    QUICK,
+    connected,
+    events_of,
+    local_replies,
+    notices,
+    outcome,
+    remote_engine,
+    replies_of,
+    request_of,
+    serving_kind,
+    summaries,
+    unicode_model,
+)
+from scripted_backend import DEAD_END, MARK, endless, random_model, replies
+from sglang_server import SglangServer
+from vllm_server import VllmServer
+
+from cerebrum_cli.core.errors import EndpointError, GrammarError, PromptTooLong
+from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, TokenEvent
+
+
+class SglangDeltas(SglangServer):
+    """SGLang with --incremental-streaming-output."""
+
+    sends_deltas = True
+
+
+KINDS = [LlamaServer, VllmServer, SglangServer]
+OTHERS = [VllmServer, SglangServer, SglangDeltas]
+REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(12))
+STORY = endless({"Q": "once upon a time "})
+
+all_kinds = pytest.mark.parametrize("kind", KINDS)
+other_kinds = pytest.mark.parametrize("kind", OTHERS)
+
+
+# The same replies.
+
+
+@other_kinds
+@pytest.mark.parametrize("stream", [False, True])
+def test_kinds_generate_the_local_tokens_and_texts(kind: type[ModelServer], stream: bool) -> None:
+    stops = ((), ("aé",), ("🙂 ", "日"), ("é日a",))
+    requests = [
+        request_of(f"Q{at}", seed=at, stream=stream, temperature=0.7, stop=stops[at % 4], logprobs=not stream)
+        for at in range(12)
+    ]
+    with serving_kind(kind, unicode_model, 2) as servers, connected(*servers) as engine:
+        remote = replies_of(engine, *requests)
+    assert summaries(remote) == summaries(local_replies(unicode_model, *requests))
+    assert all(reply.finish and reply.finish.has_all_tokens for reply in remote.values())
+
+
+@all_kinds
+def test_kinds_generate_samples_with_the_seeds_of_local_ones(kind: type[ModelServer]) -> None:
+    request = request_of("Q", n=4, max_n=7, seed=3, temperature=0.7)
+    with serving_kind(kind, unicode_model, 2) as servers, connected(*servers) as engine:
+        with closing(engine.complete([request])) as events:
+            events.add_samples(0, 3)
+            remote = collect_replies(event for event in events if not isinstance(event, NoticeEvent))
+        asked = [len(server.completions()) for server in servers]
+    assert sorted(asked) == ([0, 7] if kind is SglangServer else [0, 2])
+    assert summaries(remote) == summaries(local_replies(unicode_model, request_of("Q", n=7, seed=3)))
+
+
+@all_kinds
+@pytest.mark.parametrize("has_logprobs", [True, False])
+def test_kinds_give_the_logprobs_of_samples_or_none(kind: type[ModelServer], has_logprobs: bool) -> None:
+    request = request_of("Q", n=3, logprobs=True, temperature=0.7)
+    with serving_kind(kind, random_model) as servers, connected(*servers) as engine:
+        servers[0].has_logprobs = has_logprobs
+        found = [event for event in events_of(engine, request) if isinstance(event, TokenEvent)]
+    assert {event.sequence.sample for event in found} == {0, 1, 2}
+    assert all(event.logprob == (-event.token / 1000 if has_logprobs else None) for event in found if event.token)
+
+
+@all_kinds
+@pytest.mark.parametrize("stream", [False, True])
+def test_kinds_show_the_special_tokens_that_local_replies_show(kind: type[ModelServer], stream: bool) -> None:
+    model = replies({"Q": [MARK, 97, MARK, 98]})
+    requests = [request_of("Q", stream=stream, visible_tokens=visible) for visible in (frozenset({MARK}), frozenset())]
+    with serving_kind(kind, model) as servers, connected(*servers) as engine:
+        remote = replies_of(engine, *requests)
+    assert [reply.text for reply in remote.values()] == ["<mark>a<mark>b", "ab"]
+    assert [reply.ids for reply in remote.values()] == [[MARK, 97, MARK, 98]] * 2
+
+
+@all_kinds
+@pytest.mark.parametrize(("limit", "reason", "tokens"), [(None, "context", 99), (500, "context", 99), (7, "length", 7)])
+def test_kinds_end_replies_at_the_limit_or_the_context(
+    kind: type[ModelServer], limit: int | None, reason: str, tokens: int
+) -> None:
+    requests = [request_of("Q", max_tokens=limit, stream=stream) for stream in (False, True)]
+    with serving_kind(kind, STORY) as servers, connected(*servers) as engine:
+        for reply in replies_of(engine, *requests).values():
+            assert (reply.reason, len(reply.ids)) == (reason, tokens)
+            assert reply.finish and reply.finish.has_all_tokens
+
+
+@other_kinds
+def test_kinds_reply_that_ran_past_its_end_ends_there(kind: type[ModelServer]) -> None:
+    def late(_: int, reply: dict[str, Any]) -> dict[str, Any]:
+        """The reply of a server to which the vocabulary's end token is an ordinary one."""
+        if "choices" in reply:
+            [choice] = reply["choices"]
+            choice = {**choice, "finish_reason": "length", "token_ids": [*choice["token_ids"], 97, 98]}
+            return {**reply, "choices": [choice], "usage": {**reply["usage"], "completion_tokens": 99}}
+        meta = {**reply["meta_info"], "finish_reason": {"type": "length", "length": 99}, "completion_tokens": 99}
+        return {**reply, "output_ids": [*reply["output_ids"], 97, 98], "meta_info": meta}
+
+    request = request_of("Q")
+    with serving_kind(kind, random_model) as servers, connected(*servers) as engine:
+        servers[0].arm(edit=late)
+        remote = replies_of(engine, request)
+    assert summaries(remote) == summaries(local_replies(random_model, request))
+    assert all(reply.reason == "stop" and reply.finish and reply.finish.has_all_tokens for reply in remote.values())
+
+
+# What they are asked.
+
+
+COMMON = {"temperature": 0.5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1, "skip_special_tokens": False}
+OFF = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": True, "stop": ["x"]}
+
+
+def test_kinds_vllm_is_sent_every_field() -> None:
+    params: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_k": 5,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "repeat_penalty": 1.1,
+        "stop": ("x",),
+    }
+    request = request_of("Q", n=2, seed=7, logprobs=True, ignore_eos=True, grammar="root", max_tokens=None, **params)
+    with serving_kind(VllmServer, STORY) as [server], connected(server) as engine:
+        events_of(engine, request, request_of("Q", top_k=0, top_p=0.0))
+        first, second = sorted((asked.body for asked in server.completions()), key=lambda body: -body["n"])
+    assert first == {
+        **COMMON,
+        **OFF,
+        "model": "tiny.gguf",
+        "prompt": [81],
+        "max_tokens": 99,
+        "n": 2,
+        "seed": 7,
+        "top_k": 5,
+        "min_tokens": 0,
+        "stop_token_ids": [],
+        "return_token_ids": True,
+        "stream": False,
+        "logprobs": 0,
+        "structured_outputs": {"grammar": "root"},
+    }
+    assert (second["top_k"], second["top_p"], second["max_tokens"]) == (0, 1e-6, 40)
+
+
+@pytest.mark.parametrize("is_deterministic", [True, False])
+def test_kinds_sglang_is_sent_every_field(is_deterministic: bool) -> None:
+    params: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_k": 5,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "repeat_penalty": 1.1,
+        "stop": ("x",),
+    }
+    request = request_of("Q", seed=7, logprobs=True, ignore_eos=True, grammar="root", max_tokens=None, **params)
+    with serving_kind(SglangServer, STORY) as [server]:
+        server.is_deterministic = is_deterministic
+        with connected(server) as engine:
+            events_of(engine, request)
+            events_of(engine, request_of("Q", top_k=0, top_p=0.0))
+            first, second = (asked.body for asked in server.completions())
+    assert first == {
+        "input_ids": [81],
+        "stream": False,
+        "return_logprob": True,
+        "sampling_params": {
+            **COMMON,
+            **OFF,
+            "max_new_tokens": None,
+            "n": 1,
+            "top_k": 5,
+            "min_new_tokens": 0,
+            "ebnf": "root",
+            **({"sampling_seed": 7} if is_deterministic else {}),
+        },
+    }
+    sampling = second["sampling_params"]
+    assert (sampling["top_k"], sampling["top_p"], sampling["max_new_tokens"]) == (-1, 1e-6, 40)
+
+
+# Notices.
+
+
+@all_kinds
+def test_kinds_with_other_weights_are_noted_once(kind: type[ModelServer]) -> None:
+    with serving_kind(kind, random_model, 2) as servers, closing(remote_engine(*servers)) as engine:
+        found = notices(list(engine.load()))
+        events_of(engine, *REQUESTS)
+    names = {VllmServer: ["vLLM"], SglangServer: ["SGLang"]}.get(kind, [])
+    assert found == [f"{name} serves the model's original weights, not those of the local file" for name in names]
+
+
+def test_kinds_sglang_with_a_gguf_file_has_no_other_weights() -> None:
+    with serving_kind(SglangServer, random_model) as [server]:
+        server.load_format = "gguf"
+        with closing(remote_engine(server)) as engine:
+            assert notices(list(engine.load())) == []
+
+
+@other_kinds
+def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> None:
+    requests = [request_of(f"Q{at}", temperature=0.7, repeat_penalty=1.2) for at in range(3)]
+    with serving_kind(kind, random_model) as [server]:
+        if isinstance(server, SglangServer):
+            server.is_deterministic = False
+        with connected(server) as engine:
+            found = notices(events_of(engine, *requests))
+    name = "vLLM" if kind is VllmServer else "SGLang"
+    expected = [
+        f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
+        f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
+        *(["this server ignores seeds: other samples each time"] if name == "SGLang" else []),
+    ]
+    assert sorted(found) == sorted(expected)
+
+
+# Replies that are not what was asked for.
+
+
+@pytest.mark.parametrize("kind", [VllmServer, SglangServer, SglangDeltas])
+@pytest.mark.parametrize("stream", [False, True])
+def test_kinds_reply_without_ids_is_text(kind: Any, stream: bool) -> None:
+    request = request_of("Q", n=1 if stream else 2, stream=stream, temperature=0.7)
+    with serving_kind(kind, unicode_model) as [server], connected(server) as engine:
+        server.hides_ids = True
+        remote = replies_of(engine, request)
+    local = local_replies(unicode_model, request)
+    assert [reply.text for reply in remote.values()] == [reply.text for reply in local.values()]
+    assert [reply.reason for reply in remote.values()] == [reply.reason for reply in local.values()]
+    assert not any(reply.finish and reply.finish.has_all_tokens for reply in remote.values())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_kinds_reply_that_ignores_the_grammar_is_refused(stream: bool) -> None:
+    requests = [request_of(f"Q{at}", grammar=DEAD_END, stream=stream) for at in range(6)]
+    with serving_kind(VllmServer, random_model) as [server], connected(server) as engine:
+        server.ignores_grammar = True
+        events = events_of(engine, *requests)
+    local = local_replies(random_model, *(replace(request, grammar=None) for request in requests))
+    refused = {event.sequence: event.error for event in events if isinstance(event, RefusedEvent)}
+    assert list(refused) and sorted(refused) == [id for id, reply in sorted(local.items()) if len(reply.ids) > 12]
+    assert all("does not match the grammar" in error.message and error.hint for error in refused.values())
+
+
+@all_kinds
+def test_kinds_refuse_a_request_and_answer_the_others(kind: type[ModelServer]) -> None:
+    good, grammar = request_of("Q"), request_of("Q", grammar="bad")
+    too_long = [request_of("Q" * length, stream=stream) for length in (50, 60) for stream in (False, True)]
+    with serving_kind(kind, random_model) as servers:
+        servers[0].context_size = 50
+        with connected(*servers) as engine:
+            events = events_of(engine, good, grammar, *too_long)
+    errors = {event.sequence.request: event.error for event in events if isinstance(event, RefusedEvent)}
+    assert [type(errors[at]) for at in sorted(errors)] == [GrammarError, *[PromptTooLong] * 4]
+    assert all(servers[0].url in errors[at].message and errors[at].hint for at in range(2, 6))
+    assert outcome(events) == summaries(local_replies(random_model, good))
+
+
+# Servers that fail.
+
+
+@other_kinds
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 429, "headers": {"Retry-After": "0"}},
+        {"status": 503},
+        {"status": 500},
+        {"reset_after": 0},
+        {"reset_after": 1},
+        {"is_truncated": True},
+        {"body": b"not JSON"},
+        {"body": b"[]"},
+        {"body": b"null"},
+        {"body": b"{}"},
+        {"body": b'{"choices":[]}'},
+        {"body": b'{"choices":[{"index":0,"text":"","token_ids":["x"],"finish_reason":"stop"}]}'},
+        {"body": b'{"choices":[{"index":0,"text":"","token_ids":[],"finish_reason":"abort"}]}'},
+        {"body": b'{"output_ids":[],"meta_info":{"completion_tokens":0}}'},
+        {"body": b'{"output_ids":[],"meta_info":{"completion_tokens":0,"finish_reason":{"type":"abort"}}}'},
+        {"body": b'{"output_ids":[],"meta_info":{"completion_tokens":0,"finish_reason":"stop"}}'},
+    ],
+)
+def test_kinds_request_of_a_failing_server_is_asked_again(kind: type[ModelServer], fault: dict[str, Any]) -> None:
+    patience = replace(QUICK, busy=1000.0) if "headers" in fault else QUICK
+    with serving_kind(kind, random_model, 2) as servers, connected(*servers, patience=patience) as engine:
+        armed = servers[0].arm(times=3, **fault)
+        events = events_of(engine, *REQUESTS)
+        asked = [asked.prompt for server in servers for asked in server.completions()]
+    assert armed.struck and len(asked) == len(REQUESTS) + armed.struck and len(set(asked)) == len(REQUESTS)
+    assert outcome(events) == summaries(local_replies(random_model, *REQUESTS))
+
+
+def error_event(code: int) -> dict[str, Any]:
+    """An error in the middle of a stream, as both kinds send it."""
+    return {"error": {"message": "scripted", "type": "Error", "param": None, "code": code}}
+
+
+def abort_event(code: int) -> dict[str, Any]:
+    """A request that SGLang's scheduler gives up."""
+    finish = {"type": "abort", "message": "scripted", "status_code": code, "err_type": None}
+    meta = {"finish_reason": finish, "prompt_tokens": 1, "completion_tokens": 0}
+    return {"text": "", "output_ids": [], "meta_info": meta}
+
+
+EVENTS = [(kind, error_event) for kind in OTHERS] + [(kind, abort_event) for kind in OTHERS[1:]]
+
+
+@pytest.mark.parametrize(("kind", "event"), EVENTS)
+@pytest.mark.parametrize("code", [429, 500, 503])
+def test_kinds_error_that_begins_a_stream_is_asked_again(kind: type[ModelServer], event: Any, code: int) -> None:
+    request = request_of("Q", stream=True)
+    with serving_kind(kind, random_model, 2) as servers, connected(*servers) as engine:
+        servers[0].arm(edit=lambda at, chunk: event(code))
+        events = events_of(engine, request)
+        assert sum(len(server.completions()) for server in servers) == 2
+    assert outcome(events) == summaries(local_replies(random_model, request))
+
+
+@pytest.mark.parametrize(("kind", "event"), EVENTS)
+@pytest.mark.parametrize("code", [400, 429, 500, 503])
+def test_kinds_error_within_a_stream_ends_it(kind: type[ModelServer], event: Any, code: int) -> None:
+    with serving_kind(kind, STORY, 2) as servers, connected(*servers) as engine:
+        for server in servers:
+            server.arm(edit=lambda at, chunk: event(code) if at == 5 else chunk)
+        if code == 400:
+            found = events_of(engine, request_of("Q", stream=True))
+            [refused] = [event for event in found if isinstance(event, RefusedEvent)]
+            assert refused.error.message.endswith(": scripted")
+        else:
+            with pytest.raises(EndpointError, match="scripted"):
+                events_of(engine, request_of("Q", stream=True))
+        assert sum(len(server.completions()) for server in servers) == 1
+        [again] = replies_of(engine, request_of("Q", stream=True, max_tokens=3)).values()
+    assert again.text == "onc"
+
+
+@other_kinds
+@pytest.mark.parametrize("stream", [False, True])
+def test_kinds_healthy_silence_is_waited_out(kind: type[ModelServer], stream: bool) -> None:
+    request = request_of("Q", stream=stream)
+    with serving_kind(kind, random_model) as [server], connected(server) as engine:
+        stuck = server.arm(hang_after=0)
+        with closing(engine.complete([request])) as running:
+            server.wait_for(lambda: sum(asked.path == "/health" for asked in server.asked) >= 3)
+            stuck.released.set()
+            events = list(running)
+        assert len(server.completions()) == 1
+    assert outcome(events) == summaries(local_replies(random_model, request))
+
+
+@other_kinds
+def test_kinds_silent_server_without_health_is_lost(kind: type[ModelServer]) -> None:
+    with serving_kind(kind, random_model, 2) as servers, connected(*servers) as engine:
+        servers[0].arm(hang_after=0, times=None)
+        servers[0].arm(path="/health", times=None, status=503)
+        servers[0].arm(path="/v1/models", times=None, status=500)
+        events = events_of(engine, *REQUESTS)
+    assert outcome(events) == summaries(local_replies(random_model, *REQUESTS))
+
+
+# What ends everything.
+
+
+@other_kinds
+@pytest.mark.parametrize("path", ["/v1/models", "/version", "/server_info", "/tokenize", "completion"])
+def test_kinds_redirect_is_not_followed(kind: type[ModelServer], path: str) -> None:
+    with serving_kind(kind, random_model, 2) as [server, other]:
+        server.key = other.key = "sesame"
+        place = server.completion_path if path == "completion" else path
+        if place == ("/server_info" if kind is VllmServer else "/version"):
+            return
+        server.arm(path=place, times=None, status=307, headers={"Location": f"{other.url}{place}"})
+        with closing(remote_engine(server, key="sesame")) as engine, pytest.raises(EndpointError, match="redirects to"):
+            list(engine.load())
+            events_of(engine, *REQUESTS)
+        assert other.asked == []
+
+
+@other_kinds
+def test_kinds_key_vocabulary_and_model_are_checked(kind: type[ModelServer]) -> None:
+    def error(**options: Any) -> str:
+        with closing(remote_engine(server, **options)) as engine, pytest.raises(EndpointError) as raised:
+            list(engine.load())
+            events_of(engine, *REQUESTS)
+        assert raised.value.hint and "\n" not in raised.value.message
+        return raised.value.message.removeprefix(server.url)
+
+    with serving_kind(kind, random_model) as [server]:
+        server.key = "sesame"
+        assert (error(), error(key="wrong")) == (" requires an API key", " refuses this API key")
+        server.key = None
+        tokenize = server.arm(path="/tokenize", body=b'{"tokens":[1,2,3]}', times=None)
+        assert error() == " serves tiny.gguf, whose vocabulary is not that of the model"
+        tokenize.disarm()
+        server.arm(status=404, message="The model `x` does not exist.")
+        assert error() == ": The model `x` does not exist."
+        for path in ("/version", "/server_info"):
+            server.arm(path=path, body=b"{}", times=None)
+        assert error().startswith(": unexpected answer to /")

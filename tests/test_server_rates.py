@@ -1,0 +1,103 @@
+"""What each of several servers generates: reported by the engine, and shown by the progress of a batch."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from person import OpenTerminal, Person
+from remote_engines import connected, request_of, serving, unicode_model
+from scripted_command import SCRIPTED
+
+from cerebrum_cli.core.events import Event, FinishEvent, ServersEvent, ServerTokens
+from cerebrum_cli.engine.remote.engine import RemoteEngine
+from cerebrum_cli.terminal.tables import server_rates
+
+ADDRESS = r"127\.0\.0\.1:\d+"
+
+
+def slow_model(held: tuple[int, ...], seed: int) -> int:
+    """Repeat a letter endlessly, 200 times a second."""
+    time.sleep(0.005)
+    return ord("a")
+
+
+def events_of(engine: RemoteEngine, rows: int) -> list[Event]:
+    """All events of replies to so many prompts."""
+    with closing(engine.complete(request_of(f"Q{row}", seed=row) for row in range(rows))) as events:
+        return list(events)
+
+
+def test_remote_reports_what_each_server_generated() -> None:
+    with serving(unicode_model, 2) as servers, connected(*servers) as engine:
+        events = events_of(engine, 20)
+        assert not any(isinstance(event, ServersEvent) for event in events_of(engine, 0))
+    last = events[-1]
+    assert isinstance(last, ServersEvent)
+    assert [server.name for server in last.servers] == [server.url for server in servers]
+    assert not any(server.is_lost for server in last.servers)
+    generated = sum(event.completion_tokens for event in events if isinstance(event, FinishEvent))
+    assert sum(server.tokens for server in last.servers) == generated > 0
+
+
+def test_remote_reports_nothing_of_a_single_server() -> None:
+    with serving(unicode_model) as servers, connected(*servers) as engine:
+        assert not any(isinstance(event, ServersEvent) for event in events_of(engine, 3))
+
+
+def test_server_rates_of_many_are_a_range() -> None:
+    servers = [ServerTokens(f"https://gpu{at}:8080", 100 * at, at == 1) for at in range(1, 10)]
+    assert server_rates(servers[:2], 10.0) == "gpu1:8080 lost, gpu2:8080 20.0"
+    assert server_rates(servers, 10.0) == "9 servers, 10.0 to 90.0 each, 1 lost"
+
+
+def start_batch(open_terminal: OpenTerminal, model: Path, columns: int, *urls: str) -> Person:
+    """Start a batch on servers in a window of so many columns."""
+    arguments = ["batch", "in.txt", "-o", "out.jsonl", "-n", "20", "-m", model]
+    endpoints = [part for url in urls for part in ("--endpoint", url)]
+    script = json.dumps({"reply": ""})
+    return open_terminal(sys.executable, SCRIPTED, script, *arguments, *endpoints, size=(columns, 24))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_batch_bar_shows_the_rate_of_each_server(
+    open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in.txt").write_text("".join(f"question {row}\n" for row in range(60)))
+    with serving(slow_model, 2, context_size=1000) as servers:
+        urls = [server.url for server in servers]
+        person = start_batch(open_terminal, chatml_model, 120, *urls)
+        person.wait_for("tokens/s (127.0.0.1:")
+        bar = person.screen.lines[0]
+        assert re.search(
+            rf"━ \d+ truncated \d+\.\d tokens/s \({ADDRESS} \d+\.\d, {ADDRESS} \d+\.\d\) 0:\d\d left$", bar
+        )
+        assert person.end() == 0
+        summary = (
+            rf"60 of 60 done, 60 truncated, 1200 tokens in (\S+) s \((\S+) t/s: {ADDRESS} (\S+), {ADDRESS} (\S+)\)"
+        )
+        found = re.fullmatch(summary, "".join(person.screen.lines))
+        assert found
+        _, total, *rates = map(float, found.groups())
+        assert sum(rates) == pytest.approx(total, abs=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_batch_bar_omits_servers_in_a_narrow_window(
+    open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in.txt").write_text("".join(f"question {row}\n" for row in range(60)))
+    with serving(slow_model, 2, context_size=1000) as servers:
+        person = start_batch(open_terminal, chatml_model, 60, *(server.url for server in servers))
+        person.wait_for(" tokens/s 0:0")
+        time.sleep(1.5)  # a report and a redraw
+        assert "127" not in person.screen.lines[0]
+        assert person.end() == 0
+        assert "…" not in person.output
