@@ -27,7 +27,7 @@ RATE = re.compile(r"\((\d+\.\d) t/s")
 def main() -> None:
     """Run the batches in alternation, and record the row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=192, metavar="N", help="questions [default: 192]")
+    parser.add_argument("--rows", type=int, default=96, metavar="N", help="questions [default: 96]")
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="pairs of runs [default: 3]")
     parser.add_argument("--dry-run", action="store_true", help="do not write to RESULTS.md")
     options = parser.parse_args()
