@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from asking import loaded
+from batch_files import complete_lines
 from command_line import CommandLine
 from llama_engines import open_engine
 from llama_server import LlamaServer
@@ -102,8 +103,7 @@ def batch(new_user: CommandLine, arguments: list[str]) -> list[str]:
 
 def partial(user: CommandLine) -> list[dict[str, Any]]:
     """The finished rows of an unfinished batch."""
-    path = user.home / "out.partial"
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    return [json.loads(line) for line in complete_lines(user.home / "out.partial")]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
