@@ -25,7 +25,7 @@ from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.registry import Digest, hash_file
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import existing_parent, exists
+from cerebrum_cli.core.files import existing_parent, exists, is_disk_full
 from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:
@@ -165,8 +165,7 @@ class Download:
                 before += file.size
             self._write_ref()
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            hint = "free some disk space" if full else "set HF_HUB_CACHE to a writable directory"
+            hint = "free some disk space" if is_disk_full(error) else "set HF_HUB_CACHE to a writable directory"
             problem = f"{error.filename or files[0].name}: {error.strerror or error}"
             raise PullError(problem, f"{hint}, then try again to resume") from error
         return tuple(paths)

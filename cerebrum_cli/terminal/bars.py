@@ -141,6 +141,8 @@ class StageProgress:
         self._last_log = time.monotonic()
 
     def emit(self, event: Event) -> None:
+        if isinstance(event, NoticeEvent):  # which the bar would overwrite
+            self.close()
         if self._quiet or not isinstance(event, StageEvent):
             return
         if self._streams.can_redraw:

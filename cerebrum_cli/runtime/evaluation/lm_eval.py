@@ -23,7 +23,7 @@ from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.settings import SAMPLING_KEYS, set_environment_default
 from cerebrum_cli.engine.plan import plan_repacking
 from cerebrum_cli.evals.presets import Preset, find_preset
-from cerebrum_cli.runtime.batch import AUTO_PARALLEL, parse_parallel
+from cerebrum_cli.runtime.generation import AUTO_PARALLEL, parse_parallel
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.terminal.bars import StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
@@ -164,10 +164,9 @@ def evaluate(
     def emit(event: Event) -> None:
         if isinstance(event, LoadEvent):
             event = StageEvent(f"loading {model.model.name}", round(100 * event.fraction), 100)
-        if isinstance(event, NoticeEvent) and not options.quiet:
-            progress.close()  # a bar would overwrite it
-            runtime.streams.notice(event)
         progress.emit(event)
+        if isinstance(event, NoticeEvent) and not options.quiet:
+            runtime.streams.notice(event)
 
     cache.parent.mkdir(parents=True, exist_ok=True)
     try:
