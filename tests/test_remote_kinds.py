@@ -232,7 +232,7 @@ def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> 
     expected = [
         f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
         f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
-        *(["this server ignores seeds: other samples each time"] if name == "SGLang" else []),
+        *(["this server ignores seeds: samples differ each time"] if name == "SGLang" else []),
     ]
     assert sorted(found) == sorted(expected)
 
