@@ -6,7 +6,17 @@ from contextlib import closing
 
 import pytest
 from asking import collect_replies
-from remote_engines import events_of, local_replies, notices, outcome, replies_of, request_of, summaries, unicode_model
+from remote_engines import (
+    HASTY,
+    events_of,
+    local_replies,
+    notices,
+    outcome,
+    replies_of,
+    request_of,
+    summaries,
+    unicode_model,
+)
 from scripted_backend import DEAD_END, endless, random_model
 from scripted_cluster import Nodes, clustered
 from waiting import wait_until
@@ -91,7 +101,7 @@ def test_cluster_request_that_kills_three_workers_is_the_only_one_refused() -> N
 def test_cluster_all_nodes_gone_ends_with_an_error() -> None:
     nodes = Nodes(unicode_model)
     actors = [nodes.actor(hangs=True, restarts=False) for _ in range(2)]
-    with clustered(nodes, *actors) as engine:
+    with clustered(nodes, *actors, patience=HASTY) as engine:
         list(engine.load())
         with closing(engine.complete(REQUESTS)) as replies:
             wait_until(lambda: all(actor.asked for actor in actors))
