@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from asking import loaded
-from command_line import CommandLine, Finished
+from command_line import CommandLine, Finished, assert_error
 from llama_server import BUILD, LlamaServer
 from remote_engines import HASTY, QUICK
 from scripted_command import batch_backend, run_here
@@ -69,15 +69,6 @@ def served(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) 
             engine = stack.enter_context(loaded(LocalEngine(backend.open)))
             servers.append(stack.enter_context(LlamaServer(engine, slots=SLOTS)))
         yield Served(tmp_path, chatml_model, servers)
-
-
-def assert_error(done: Finished, code: int, *parts: str) -> None:
-    """Check an exit code, and that standard error ends with a problem and a fix of one line each."""
-    assert done.code == code, done.err
-    problem, hint = done.err.splitlines()[-2:]
-    assert problem.startswith("error: ") and hint.startswith(" hint: ")
-    assert all(part in problem + hint for part in parts), done.err
-    assert "Traceback" not in done.err
 
 
 def without_times(reply: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, Finished
+from command_line import CommandLine, assert_error
 from llama_engines import open_engine
 from llama_server import LlamaServer
 from model_servers import ModelServer
@@ -44,13 +44,6 @@ def schema_file(directory: Path) -> Path:
 def rows(path: Path) -> list[dict[str, Any]]:
     """The answers of a batch by row, without their times."""
     return sorted((json.loads(line) for line in path.read_text().splitlines()), key=lambda row: str(row["id"]))
-
-
-def assert_error(done: Finished, code: int, *parts: str) -> None:
-    """Check an exit code, and that standard error ends with a problem and a fix of one line each."""
-    problem, hint = done.err.splitlines()[-2:]
-    assert done.code == code and problem.startswith("error: ") and hint.startswith(" hint: "), done.err
-    assert all(part in problem + hint for part in parts) and "Traceback" not in done.err, done.err
 
 
 @pytest.mark.parametrize("kind", [LlamaServer, *BUILDS])
