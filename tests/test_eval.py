@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pytest
 from batch_files import complete_lines
 from command_line import CommandLine, Finished
+from dataset_files import COMMIT, cache_dataset, table
 from nano.measure import MODEL_FILE
 from nano.questions import held_out
-from pyarrow import parquet
 from waiting import wait_until
 
 from cerebrum_cli.core.events import SHOWN_ERRORS
@@ -243,10 +242,8 @@ def test_damaged_runs_are_listed_apart(command: CommandLine, sums: Path) -> None
 
 
 def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Path) -> None:
-    snapshots = command.home / ".cache" / "huggingface" / "hub" / "datasets--HuggingFaceH4--MATH-500" / "snapshots"
-    snapshot = snapshots / ("a" * 40)
-    snapshot.mkdir(parents=True)
-    write_questions(snapshot / "test.jsonl", [{"problem": "What is 3 plus 4?", "answer": "7", "unique_id": "sum/1"}])
+    row = {"problem": "What is 3 plus 4?", "answer": "7", "unique_id": "sum/1"}
+    cache_dataset(command.home, "HuggingFaceH4/MATH-500", "test.jsonl", json.dumps(row).encode())
     (command.config / "config.toml").write_text("temperature = 0.9\n", encoding="utf-8")
     run = tmp_path / "run.jsonl"
     done = run_eval(command, "math500", "--preset", "cerebrum-7b", "--offline", "-o", run)
@@ -254,7 +251,7 @@ def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Pa
     assert (record_of(run)["fingerprint"]["temperature"], samples_of(run)[0]["id"]) == (0.0, "sum/1")
     shown = command.run("runs", "show", run).err
     for remark in (
-        f"dataset HuggingFaceH4/MATH-500, test.jsonl at commit {'a' * 40}",
+        f"dataset HuggingFaceH4/MATH-500, test.jsonl at commit {COMMIT}",
         "scores are not comparable",
         "preset cerebrum-7b: MATH, zero-shot, temperature 0",
         "the card of Cerebrum-1.0-7b does not state how answers are extracted from replies",
@@ -268,10 +265,8 @@ def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Pa
 
 
 def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
-    snapshots = command.home / ".cache" / "huggingface" / "hub" / "datasets--openai--gsm8k" / "snapshots"
-    file = snapshots / ("a" * 40) / "main" / "test-00000-of-00001.parquet"
-    file.parent.mkdir(parents=True)
-    parquet.write_table(pyarrow.Table.from_pylist([{"question": "What is 3 plus 4?", "answer": "#### 7"}]), file)
+    rows = [{"question": "What is 3 plus 4?", "answer": "#### 7"}]
+    cache_dataset(command.home, "openai/gsm8k", "main/test-00000-of-00001.parquet", table(rows))
     arguments = ("gsm8k", "--preset", "cerebrum-8x7b", "--offline", "--dry-run")
     assert run_eval(command, *arguments).object["total_samples"] == 8
     assert run_eval(command, *arguments, "--samples", "2").object["total_samples"] == 2

@@ -11,11 +11,10 @@ from contextlib import closing
 from pathlib import Path
 
 import psutil
-import pyarrow
 import pytest
 from batch_files import complete_lines, without_position
 from command_line import CommandLine
-from pyarrow import parquet
+from dataset_files import cache_dataset, table
 from scripted_command import SCRIPTED
 from waiting import wait_for_end, wait_until
 
@@ -58,10 +57,7 @@ def start(tmp_path: Path, chatml_model: Path) -> Iterator[Start]:
     """A function that evaluates a model whose first program takes seconds, on a task of six problems."""
     stubs = {id: f'def {name_of(id)}():\n    """Seven."""' for id in IDS}
     rows = [{"task_id": id, "prompt": stub, "test": TEST, "entry_point": name_of(id)} for id, stub in stubs.items()]
-    snapshots = tmp_path / ".cache" / "huggingface" / "hub" / "datasets--openai--openai_humaneval" / "snapshots"
-    file = snapshots / ("a" * 40) / "openai_humaneval" / "test-00000-of-00001.parquet"
-    file.parent.mkdir(parents=True)
-    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    cache_dataset(tmp_path, "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet", table(rows))
     replies = {f"{stub}\n```": reply_with(name_of(id), 4 if id == FIRST else 0) for id, stub in stubs.items()}
     script = json.dumps({"rows": replies, "pause": 0.001})
     options = ("--run-code", "--offline", "--parallel", "1", "-m", str(chatml_model), "-o", "run.jsonl")
