@@ -30,6 +30,7 @@ CHAT: dict[str, Any] = {
     "rows": {"One?": "First.", "Two?": "Zwölf 🙂.", "Three?": "Third of all the many numbers."},
     "seeds": ["Other."],
 }
+LOCAL = ("threads", "gpu_layers", "drafts", "cache_gb")
 ROWS = 40
 AT = 12  # objects of a stream, of which the first are of the prompt's progress
 
@@ -240,3 +241,13 @@ def test_endpoint_wrong_vocabulary_is_refused(
     done = new_user.run("ask", "-m", mistral_model, "--format", "cerebrum", "--endpoint", real_server.url, "hi")
     assert (done.code, done.out) == (1, "")
     assert "whose vocabulary is not that of the model" in done.err and "Traceback" not in done.err
+
+
+def test_endpoint_chat_sets_and_shows_no_local_settings(user: CommandLine, real_server: LlamaServer) -> None:
+    typed = "/set ctx 100\n/set nonsense 1\n/set temperature 0.5\nQ\n/params\n"
+    done = user.run("chat", "-m", "small", "--endpoint", real_server.url, stdin=typed)
+    assert "ctx cannot be set: the model runs on a server\n hint: set it where the server is started\n" in done.err
+    [hint] = [line for line in done.err.splitlines() if " settings: " in line]
+    shown = dict(line.split(maxsplit=1) for line in done.err.splitlines() if line.startswith(("temperature ", "ctx ")))
+    assert shown == {"temperature": "0.5", "ctx": "512"}
+    assert not [name for name in LOCAL if name in hint or f"\n{name} " in done.err]
