@@ -109,6 +109,14 @@ def new_user(tmp_path: Path) -> CommandLine:
 
 
 @pytest.fixture
+def command(tmp_path: Path) -> CommandLine:
+    """A user whose home is apart from the files of the test."""
+    home = tmp_path / "home"
+    home.mkdir()
+    return CommandLine(home)
+
+
+@pytest.fixture
 def user(new_user: CommandLine, chatml_model: Path) -> CommandLine:
     """A user with one model, `small`."""
     install(new_user.home, chatml_model, "small")

@@ -38,13 +38,6 @@ def sums(tmp_path: Path) -> Path:
     )
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> CommandLine:
-    home = tmp_path / "home"
-    home.mkdir()
-    return CommandLine(home)
-
-
 def write_questions(path: Path, rows: Sequence[object]) -> Path:
     path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path

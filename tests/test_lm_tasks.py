@@ -58,13 +58,6 @@ def tasks(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> CommandLine:
-    home = tmp_path / "home"
-    home.mkdir()
-    return CommandLine(home)
-
-
 def write_task(directory: Path, data: Path, name: str, details: dict[str, Any]) -> None:
     task = {
         "task": name,
