@@ -203,7 +203,7 @@ class Responder:
 
     @property
     def schedules_rows(self) -> bool:
-        """Whether the engine takes thousands of requests, and starts them as it has room."""
+        """Whether the engine takes thousands of requests, and starts them as slots become free."""
         return self._engine.capabilities.schedules_rows
 
     @property
