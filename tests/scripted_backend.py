@@ -89,6 +89,9 @@ class ScriptedSampler:
         self.expected = (*held, token)
         return token
 
+    def accept(self, token: int) -> None:
+        self.expected = (*self.expected, token)
+
     def close(self) -> None:
         assert not self.closed
         self.closed = True
