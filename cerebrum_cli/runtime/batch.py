@@ -122,7 +122,7 @@ def prepare(runtime: Runtime, given: Layer, options: BatchOptions) -> PreparedBa
     nodes = find_nodes(runtime, model, options)
     settings = generation_settings(runtime, given, model, "--votes" if votes else None)
     settings = without_local(settings) if endpoints else settings
-    grammar = read_grammar(runtime, options, options.quiet)
+    grammar = read_grammar(runtime, given, options)
     is_json, early_stop = options.schema is not None, not options.no_early_stop
     return PreparedBatch(
         batches.BatchOptions(settings, grammar, is_json, votes, early_stop, options.ignore_eos),

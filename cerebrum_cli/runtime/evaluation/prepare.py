@@ -119,7 +119,7 @@ def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -
     settings = without_local(settings) if endpoints else settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))
-    grammar = read_grammar(runtime, options, options.quiet)
+    grammar = read_grammar(runtime, given, options)
     return PreparedEvaluation(
         task,
         Evaluation(select(task.questions, options.limit), samples, settings, model.label, task.marker, grammar),
