@@ -10,43 +10,26 @@ from pickle import dumps, loads
 import pytest
 from asking import collect_replies, running_engine
 from command_line import CommandLine, Finished
+from concluding import AFTER, BRIDGE, concluding, thinker
 from nano.measure import MODEL_FILE
-from scripted_backend import END, ScriptedBackend, tokens
+from scripted_backend import ScriptedBackend, tokens
 from scripted_command import run_here
 
-from cerebrum_cli.application.inference.conclude import ANSWER_TOKENS, SENTENCE_TOKENS, Conclude, plan_closings
+from cerebrum_cli.application.inference.conclude import ANSWER_TOKENS, SENTENCE_TOKENS
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.control.control import Force
 from cerebrum_cli.engine.control.loop_check import MIN_TOKENS, LoopCheck
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.formats.plain import CEREBRUM
 
 FREE_ROWS = StepCosts((1, 2, 4, 8, 16, 32), (1.0, 1.01, 1.02, 1.04, 1.08, 1.16))
 THOUGHT = "Let me think. Let me think."
-BRIDGE = " The answer is"
 HIDDEN = "x" * len(BRIDGE)  # what the model would have said where the bridge stands
-AFTER = "20"  # within the second sentence
 
 
 def ask(reply: str, model: Path, home: Path, *options: str | Path) -> Finished:
     """Ask a model that generates this reply, whatever is forced into it."""
-    return run_here({"reply": reply}, home, "ask", "Why?", "-m", model, "--conclude", AFTER, *options)
-
-
-def closings() -> Conclude:
-    """A conclusion in the format of the Cerebrum models, for tokens that are bytes."""
-    return Conclude(int(AFTER), plan_closings(ScriptedBackend(lambda held, seed: END), CEREBRUM))
-
-
-def thinker(held: tuple[int, ...], seed: int) -> int:
-    """A model that thinks until the answer is asked for."""
-    text = bytes(held)
-    begin = text.rfind(BRIDGE.encode()) + len(BRIDGE)
-    if begin < len(BRIDGE):
-        return f"I see {seed}. ".encode()[(len(held) - 2) % 9]
-    said, answer = text[begin:], f" {seed}.".encode()
-    return answer[len(said)] if len(said) < len(answer) else END
+    return run_here({"reply": reply}, home, "ask", "Why?", "-m", model, "--conclude", str(AFTER), *options)
 
 
 def test_ask_concludes_at_the_end_of_a_sentence(chatml_model: Path, tmp_path: Path) -> None:
@@ -57,7 +40,7 @@ def test_ask_concludes_at_the_end_of_a_sentence(chatml_model: Path, tmp_path: Pa
 
 
 def test_ask_concludes_within_a_long_sentence(chatml_model: Path, tmp_path: Path) -> None:
-    at = int(AFTER) + SENTENCE_TOKENS
+    at = AFTER + SENTENCE_TOKENS
     said = ask("and so " * 5 + "a" + HIDDEN + " 42.", chatml_model, tmp_path, "--json").object
     assert said["text"] == f"{('and so ' * 5 + 'a')[:at]}{BRIDGE} 42."
     assert said["concluded_at"] == at
@@ -94,7 +77,7 @@ def test_ask_refuses_to_conclude_within_a_grammar(chatml_model: Path, tmp_path: 
 
 def test_vote_counts_concluded_samples(chatml_model: Path, tmp_path: Path) -> None:
     script = {"rows": {}, "seeds": [THOUGHT + HIDDEN + " 42.", THOUGHT * 4]}
-    options = ("--votes", "2", "--no-early-stop", "--seed", "0", "--json", "-n", "60", "--conclude", AFTER)
+    options = ("--votes", "2", "--no-early-stop", "--seed", "0", "--json", "-n", "60", "--conclude", str(AFTER))
     said = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, *options).object
     assert said["concluded_at"] == len(THOUGHT)
     assert said["votes"]["chains"][0]["final_answer"] == "42"
@@ -115,8 +98,8 @@ def test_batch_rows_state_where_they_were_concluded(chatml_model: Path, tmp_path
 
 @pytest.mark.parametrize("costs", [None, FREE_ROWS])
 def test_engine_concludes_each_sample_by_itself(costs: StepCosts | None) -> None:
-    backend = ScriptedBackend(thinker, slots=3, context_size=400)
-    factory = loads(dumps(closings()))  # as it is sent to the nodes of a cluster
+    backend = ScriptedBackend(thinker("I see {seed}. "), slots=3, context_size=400)
+    factory = loads(dumps(concluding()))  # as it is sent to the nodes of a cluster
     request = Request(tokens("go"), SamplingParams(seed=7), n=3, step_costs=costs, controls=(LoopCheck, factory))
     with running_engine(backend) as engine:
         replies = list(collect_replies(engine.generate([request])).values())
@@ -128,8 +111,8 @@ def test_engine_concludes_each_sample_by_itself(costs: StepCosts | None) -> None
 
 @pytest.mark.parametrize(("limit", "context", "reason"), [(30, 400, "length"), (None, 32, "context")])
 def test_engine_cuts_a_conclusion_at_the_limits(limit: int | None, context: int, reason: str) -> None:
-    backend = ScriptedBackend(thinker, context_size=context)
-    request = Request(tokens("go"), SamplingParams(seed=7, max_tokens=limit), controls=(closings(),))
+    backend = ScriptedBackend(thinker("I see {seed}. "), context_size=context)
+    request = Request(tokens("go"), SamplingParams(seed=7, max_tokens=limit), controls=(concluding(),))
     with running_engine(backend) as engine:
         [reply] = collect_replies(engine.generate([request])).values()
     assert (reply.reason, len(reply.ids)) == (reason, 30)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cerebrum_cli.core.parts import Part, Text, Tokens
+from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control.control import Force
+from cerebrum_cli.engine.control.turns import continuation
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter
 
 SENTENCE_TOKENS = 16  # to wait for the end of a sentence
 ANSWER_TOKENS = 32
-ANCHOR = "a"
 
 _SENTENCE_END = re.compile(
     r"""(?: \n | [。！？] | [^\W\d_][.!?] | [^\w\s][.!?] | \d[!?] ) ["')\]”’*]*+ \s*+ \Z""", re.VERBOSE
@@ -107,10 +106,3 @@ def plan_closings(vocabulary: Vocabulary, prompt_format: PromptFormat) -> Closin
             for thought in prompt_format.thoughts
         ),
     )
-
-
-def continuation(vocabulary: Vocabulary, parts: Iterable[Part]) -> tuple[int, ...]:
-    """Tokenize text that continues other text: without BOS, and without the space that a vocabulary may put first."""
-    anchor = vocabulary.tokenize((Text(ANCHOR),))[-1]
-    tokens = vocabulary.tokenize((Tokens((anchor,)), *parts))
-    return tokens[tokens.index(anchor) + 1 :]
