@@ -114,6 +114,7 @@ def answer_rows(
     """
     answering = Answering(responder, rows, options, result, responder.cancel_scope())
     yield from responder.load()
+    responder.check_settings(options.settings)
     yield answering.progress
     yield from answering.run_steadily() if responder.schedules_rows else answering.run_windows(in_order)
 
