@@ -36,6 +36,7 @@ OUTPUT_KEYS = (
     "votes",
     "error",
 )
+CONCLUDED_AT = "concluded_at"  # a key of replies that may have to be concluded
 INPUT = "input"  # the key of a row's input in its output object
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 
@@ -106,10 +107,13 @@ def count_row(object: Mapping[str, Any]) -> RowCounts:
     if object["error"] is not None:
         return RowCounts(failed=1, errors=(f"row {object['id']}: {object['error']['message']}",))
     is_undecided = object["votes"] is not None and object["votes"]["winner"] is None
-    return RowCounts(truncated=object["finish_reason"] in ("length", "context"), undecided=is_undecided)
+    return RowCounts(truncated=object["finish_reason"] in TRUNCATED, undecided=is_undecided)
 
 
-SCHEMA = Schema((OUTPUT_KEYS, (*OUTPUT_KEYS, INPUT)), ("id", "prompt"), count_row)
+TRUNCATED = ("length", "context", "repetition")  # reasons of replies that did not end by themselves
+
+MORE_KEYS = ((), (CONCLUDED_AT,), (INPUT,), (CONCLUDED_AT, INPUT))
+SCHEMA = Schema(tuple((*OUTPUT_KEYS, *keys) for keys in MORE_KEYS), ("id", "prompt"), count_row)
 
 
 def result_rows(rows: Rows) -> ResultRows:
