@@ -56,6 +56,7 @@ PARAMS = {
     "repeat_penalty": 1.0,
     "max_tokens": 10,
     "stop": ["\n\n"],
+    "conclude": None,
 }
 SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
 
