@@ -179,7 +179,7 @@ def stage_bar(streams: Streams) -> Progress:
 
 
 def batch_line(event: RowEvent | ScoreEvent, speeds: Sequence[str], left: str, width: int) -> Table:
-    """The texts of a batch's progress that fit a width, and a bar if there is room for one."""
+    """The texts of a batch's progress that fit a width, and a bar if it fits too."""
     from rich.progress_bar import ProgressBar
     from rich.table import Column, Table
     from rich.text import Text

@@ -103,7 +103,7 @@ class PooledEngine:
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:
-        """Submit requests as the servers have room for them; close the result when done."""
+        """Submit requests as the servers can take them; close the result when done."""
         return RemoteCompletions(self._connected, requests, scope or self.cancel_scope())
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:

@@ -20,7 +20,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.core.options import flag
-from cerebrum_cli.core.settings import SAMPLING_KEYS, set_environment_default
+from cerebrum_cli.core.settings import GENERATION_KEYS, set_environment_default
 from cerebrum_cli.engine.plan import plan_repacking
 from cerebrum_cli.evals.presets import Preset, find_preset
 from cerebrum_cli.runtime.generation import AUTO_PARALLEL, parse_parallel
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 SCORING = Parallel(16, kv_unified=True)  # in one cache, common prefixes are stored once
 # Options that other tasks have and lm-eval's do not; temperature and others are in --gen-kwargs.
 UNUSED = ("question_field", "answer_field", "template", "samples", "match", "run_code", "dry_run", "schema", "grammar")
-UNUSED_SETTINGS = tuple(key for key in SAMPLING_KEYS if key != "seed")
+UNUSED_SETTINGS = tuple(key for key in GENERATION_KEYS if key != "seed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ from cerebrum_cli.application.evaluation.lm_harness import CerebrumLM
 from cerebrum_cli.application.inference.format_choice import choose_format
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.events import Event
-from cerebrum_cli.core.settings import KEYS, SAMPLING_KEYS
+from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS
 from cerebrum_cli.runtime.composition import real_runtime
 from cerebrum_cli.runtime.evaluation.lm_eval import HarnessModel
 from cerebrum_cli.terminal.bars import StageProgress
 from cerebrum_cli.terminal.sinks import NoticeSink
 
-SETTINGS = (*(key for key in KEYS if key not in SAMPLING_KEYS), "seed")
+SETTINGS = (*(key for key in KEYS if key not in GENERATION_KEYS), "seed")
 
 
 class CerebrumModel(CerebrumLM):
