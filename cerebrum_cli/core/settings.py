@@ -52,6 +52,9 @@ class Settings(SamplingParams):
         metavar="drop-oldest|stop",
         choices=("drop-oldest", "stop"),
     )
+    conclude: int | None = option(
+        None, "Have a reply state its answer after N tokens", "Sampling", metavar="N", least=1
+    )
     loop_check: bool = option(True, "Let a reply repeat itself [default: end it]", "Sampling", choices=("on", "off"))
     drafts: bool | None = option(
         None, "Draft tokens from earlier text [default: after tune]", "Speed", choices=("on", "off"), local=True
@@ -66,7 +69,7 @@ class Settings(SamplingParams):
 
 OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
-GENERATION_KEYS = (*SAMPLING_KEYS, "loop_check")
+GENERATION_KEYS = (*SAMPLING_KEYS, "conclude", "loop_check")
 KEYS = tuple(OPTIONS)
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}

@@ -142,6 +142,7 @@ class SampleWriter:
             probability=reply.probability,
             finish_reason=reply.finish.reason,
             completion_tokens=reply.finish.completion_tokens,
+            concluded_at=reply.concluded_at,
         )
 
     def skip(self, position: int, samples: Iterable[int], error: CerebrumError) -> Iterator[Event]:

@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+<<<<<<< HEAD
 from cerebrum_cli.application.inference.controls import reply_controls
+=======
+from cerebrum_cli.application.inference.conclude import Closings, plan_closings
+from cerebrum_cli.application.inference.controls import ReplyStart, reply_controls
+>>>>>>> main
 from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
@@ -21,6 +26,7 @@ from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.control.control import ControlFactory
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
@@ -178,6 +184,7 @@ class Responder:
         prompt_format = self._format
         prompt = self._render(request.conversation)
         thought = open_thought(_trusted_end(prompt), prompt_format.thoughts)
+        prefix_text = self._decode_prefix(request.prefix_tokens)
         tokenized = Request(
             self._tokenize_prompt(prompt, request.prefix_tokens),
             self._sampling(request.settings, () if request.ignore_eos else prompt_format.stop),
@@ -189,9 +196,9 @@ class Responder:
             step_costs=self._choose_drafts(request.settings.drafts),
             max_n=request.max_n,
             stream=request.stream,
-            controls=reply_controls(request.settings, prompt_format, request.grammar, request.ignore_eos),
+            controls=self._controls(request, ReplyStart(thought, prefix_text, len(request.prefix_tokens))),
         )
-        return TokenizedRequest(tokenized, prompt_format, thought, self._decode_prefix(request.prefix_tokens))
+        return TokenizedRequest(tokenized, prompt_format, thought, prefix_text)
 
     def check_settings(self, settings: Settings) -> None:
         """Raise UsageError for a logit bias of something that is not a token of the loaded model."""
@@ -307,6 +314,17 @@ class Responder:
         return self._engine.vocabulary.special_token_ids(
             marker for thought in thoughts for marker in (thought.open, thought.close, thought.header)
         )
+
+    @cached_property
+    def _closings(self) -> Closings:
+        return plan_closings(self._engine.vocabulary, self._format)
+
+    def _controls(self, request: GenerationRequest, start: ReplyStart) -> tuple[ControlFactory, ...]:
+        """The controls of a reply. Text of a given length, or without a format, may well repeat itself."""
+        if request.grammar:
+            return ()
+        may_repeat = request.ignore_eos or self._format.verbatim
+        return reply_controls(request.settings, start, may_repeat, lambda: self._closings)
 
     def cancel(self) -> None:
         self._engine.cancel()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
-from cerebrum_cli.core.events import Timings
+from cerebrum_cli.core.events import Forced, Timings
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import Client, RequestError, failure, one_line
@@ -18,12 +18,14 @@ DESCRIBE_S = 30.0  # a busy server answers between two steps
 NOT_FOUND = 404
 TOO_LONG = ("exceed_context_size_error", "context length", "max_tokens must be at least 1")
 
-StopReason = Literal["eos", "stop string", "limit"]
+StopReason = Literal["eos", "stop string", "limit", "length", "repetition"]
 
 
 @dataclass(frozen=True, slots=True)
 class End:
     """How a reply ended, with the server's counts and times; `tokens` leaves out the one that ends a generation.
+
+    A "limit" is that of tokens or that of the context. Only nodes know more, and where tokens were `forced`.
 
     Counts are None where the server does not state them.
     """
@@ -33,6 +35,7 @@ class End:
     prompt_tokens: int | None
     cached_tokens: int = 0
     timings: Timings = field(default_factory=Timings)
+    forced: tuple[Forced, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
