@@ -25,6 +25,7 @@ from cerebrum_cli.engine.plan import expert_notice
 from cerebrum_cli.runtime.cluster import find_nodes
 from cerebrum_cli.runtime.generation import generation_settings, naming_grammar_file, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
+from cerebrum_cli.runtime.prompts.use import apply_prompt
 from cerebrum_cli.runtime.servers import find_endpoints, note_servers, noting_servers, without_local
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.batches.result import Result
     from cerebrum_cli.batches.rows import Rows
+    from cerebrum_cli.core.saved_prompt import SavedPrompt
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.engine.remote.endpoint import Endpoint
     from cerebrum_cli.runtime.cluster import RayNodes
@@ -49,17 +51,20 @@ MAX_PARALLEL = 256  # sequences llama.cpp supports
 AUTO_PARALLEL = 64  # more than this was nowhere faster
 
 
-def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: BatchOptions) -> int:
+def batch(
+    runtime: Runtime, source: Path, output: Path, given: Layer, options: BatchOptions, typed: frozenset[str]
+) -> int:
     """Answer the rows that have no answer yet; return how many failed or have no winner.
 
-    Raises Interrupted with how to resume.
+    `typed` are the parameters on the command line. Raises Interrupted with how to resume.
     """
+    saved, given, options = apply_prompt(runtime, given, options, typed)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
     with closing(open_source(runtime, source)) as file:
         shape = detect_shape(source, options.shape, file.head)
-        rows = read_rows(file, shape, options.column, options.template, options.carry)
-        return answer(runtime, rows, output, given, options)
+        rows = read_rows(file, shape, options.column, options.template, options.carry, saved)
+        return answer(runtime, rows, output, given, options, saved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,14 @@ def prepare(runtime: Runtime, given: Layer, options: BatchOptions) -> PreparedBa
     )
 
 
-def answer(runtime: Runtime, rows: IndexedRows, output: Path, given: Layer, options: BatchOptions) -> int:
+def answer(
+    runtime: Runtime,
+    rows: IndexedRows,
+    output: Path,
+    given: Layer,
+    options: BatchOptions,
+    saved: SavedPrompt | None,
+) -> int:
     """Answer the rows of an input."""
     prepared = prepare(runtime, given, options)
     record = {
@@ -144,6 +156,7 @@ def answer(runtime: Runtime, rows: IndexedRows, output: Path, given: Layer, opti
         "column": options.column,
         "template": options.template,
         **({"carry": True} if options.carry else {}),
+        **({"prompt": saved.prompt} if saved and saved.prompt else {}),
         **prepared.fingerprint(runtime),
     }
     result = open_result(runtime, output, record, rows, options)
