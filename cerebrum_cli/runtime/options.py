@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.options import option, options_of
+from cerebrum_cli.core.options import flag, option, options_of
 from cerebrum_cli.core.settings import OPTIONS
 
 if TYPE_CHECKING:
@@ -216,8 +216,7 @@ class PullCommandOptions(PullOptions):
         """Raise UsageError for options that exclude each other."""
         given = (name for name in ("name", "default", "dry_run") if getattr(self, name))
         if self.vocabulary and (other := next(given, None)):
-            flag = other.replace("_", "-")
-            raise UsageError(f"--vocabulary and --{flag} cannot be used together", "give one of them")
+            raise UsageError(f"--vocabulary and {flag(other)} cannot be used together", "give one of them")
 
 
 @dataclass(frozen=True)
