@@ -37,6 +37,7 @@ OUTPUT_KEYS = (
     "votes",
     "error",
 )
+CONCLUDED_AT = "concluded_at"  # a key of replies that may have to be concluded
 INPUT = "input"  # the key of a row's input in its output object
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 
@@ -120,7 +121,8 @@ def count_row(object: Mapping[str, Any]) -> RowCounts:
 
 TRUNCATED = ("length", "context", "repetition")  # reasons of replies that did not end by themselves
 
-SCHEMA = Schema((OUTPUT_KEYS, (*OUTPUT_KEYS, INPUT)), ("id", "prompt"), count_row)
+MORE_KEYS = ((), (CONCLUDED_AT,), (INPUT,), (CONCLUDED_AT, INPUT))
+SCHEMA = Schema(tuple((*OUTPUT_KEYS, *keys) for keys in MORE_KEYS), ("id", "prompt"), count_row)
 
 
 def result_rows(rows: Rows) -> ResultRows:

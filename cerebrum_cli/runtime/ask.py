@@ -53,7 +53,7 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions,
     model = find_model(runtime, given, options)
     vote = new_vote(options)
     settings = generation_settings(runtime, given, model, "--votes" if vote else None)
-    grammar = read_grammar(runtime, options, options.quiet)
+    grammar = read_grammar(runtime, given, options)
 
     def read() -> Conversation:
         return recorder.prepend(question.read(piped, settings, given.get("system")), model, given)

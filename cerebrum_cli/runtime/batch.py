@@ -68,7 +68,7 @@ def answer(
     """Answer the rows of an input."""
     votes = options.vote_bounds
     generator = find_generator(runtime, given, options, "--votes" if votes else None)
-    grammar, is_json = read_grammar(runtime, options, options.quiet), options.schema is not None
+    grammar, is_json = read_grammar(runtime, given, options), options.schema is not None
     row_options = batches.BatchOptions(
         generator.settings, grammar, is_json, votes, not options.no_early_stop, options.ignore_eos
     )

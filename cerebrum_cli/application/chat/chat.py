@@ -233,11 +233,15 @@ class Chat:
             try:
                 self._reopen(model, settings)
                 yield from self.loaded.responder.load()
+                self.loaded.responder.check_settings(settings)
             except BaseException:
                 self._reopen(*previous)
                 raise
         elif notice := draft_notice(self.loaded.file, changes.get("drafts")):
             yield notice
+        elif changes.get("logit_bias"):
+            yield from self.load()
+            self.loaded.responder.check_settings(settings)
         self.overrides, self.settings = overrides, replace(settings, system=self.settings.system)
         if self.session:
             self._update_session()
