@@ -30,9 +30,4 @@ def generation_fingerprint(
         "format": choose_format(settings.format, model.known_format, model.header.chat_template),
         **{key.replace("_", " "): values[key] for key in ("system", *recorded, "ctx")},
         "grammar": grammar and sha256(grammar.encode()).hexdigest(),
-<<<<<<< HEAD
-=======
-        **({"conclude": settings.conclude} if settings.conclude else {}),
-        **({} if settings.loop_check else {"loop check": False}),
->>>>>>> main
     }

@@ -10,12 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-<<<<<<< HEAD
-from cerebrum_cli.application.inference.controls import reply_controls
-=======
 from cerebrum_cli.application.inference.conclude import Closings, plan_closings
 from cerebrum_cli.application.inference.controls import ReplyStart, reply_controls
->>>>>>> main
 from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
