@@ -1,4 +1,4 @@
-"""What Tab completes in a shell: installed and known models, prompt formats, sessions, files."""
+"""What Tab completes in a shell: installed and known models, prompt formats, sessions, saved prompts, files."""
 
 from __future__ import annotations
 
@@ -129,11 +129,16 @@ def run_names(runtime: Runtime) -> Iterable[str]:
     return (run.name for run in runtime.runs)
 
 
+def saved_prompts(runtime: Runtime) -> Iterable[str]:
+    return runtime.config.prompts
+
+
 COMPLETIONS = {  # values of an option, by its name
     "model": installed_models,
     "format": formats,
     "session": sessions,
     "preset": presets,
+    "use": saved_prompts,
 }
 
 

@@ -1,7 +1,7 @@
 """Settings: partial layers merged into one frozen value; the only module that reads the environment.
 
-Lowest layer first: the defaults below, the model's row in models.toml, config.toml, CEREBRUM_* variables, the command
-line.
+Lowest layer first: the defaults below, the model's row in models.toml, config.toml, CEREBRUM_* variables, the saved
+prompt that `--use` names, the command line.
 """
 
 from __future__ import annotations

@@ -229,6 +229,18 @@ def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
     )
 
 
+def print_prompts(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
+    cells = [
+        (
+            row["name"],
+            row["model"] and short_reference(row["model"]),
+            textwrap.shorten(row["prompt"] or row["system"] or "", EXCERPT_LENGTH, placeholder=" ..."),
+        )
+        for row in rows
+    ]
+    print_table(streams, ("name", "model", "prompt"), cells, "prompt", ("model",))
+
+
 def short_reference(reference: str) -> str:
     """A model reference for a table: of a path, the file's name."""
     return Path(reference).name if Path(reference).is_absolute() else reference
