@@ -39,6 +39,7 @@ GOOD: dict[str, Any] = {
     "threads": 2,
     "gpu_layers": "all",
     "overflow": "stop",
+    "think": "on",
     "conclude": 200,
     "loop_check": False,
     "drafts": True,

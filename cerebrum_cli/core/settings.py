@@ -52,6 +52,13 @@ class Settings(SamplingParams):
         metavar="drop-oldest|stop",
         choices=("drop-oldest", "stop"),
     )
+    think: str | None = option(
+        None,
+        "Let the model think: on, off, or up to N tokens",
+        "Sampling",
+        metavar="on|off|N",
+        choices=("on", "off"),
+    )
     conclude: int | None = option(
         None, "Have a reply state its answer after N tokens", "Sampling", metavar="N", least=1
     )
@@ -66,10 +73,15 @@ class Settings(SamplingParams):
         values = {each.name: getattr(self, each.name) for each in fields(SamplingParams)}
         return SamplingParams(**values | {"stop": (*format_stop, *self.stop)})
 
+    @property
+    def thinks(self) -> bool | None:
+        """Whether a model is to reason before it answers; None leaves it to the chat template."""
+        return wants_thought(self.think)
+
 
 OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
-GENERATION_KEYS = (*SAMPLING_KEYS, "conclude", "loop_check")
+GENERATION_KEYS = (*SAMPLING_KEYS, "think", "conclude", "loop_check")
 KEYS = tuple(OPTIONS)
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
@@ -100,6 +112,11 @@ def parse_value(key: str, text: str, source: str | None = None) -> Any:
     except ValueError:
         value = text
     return validate(key, value, source)
+
+
+def wants_thought(think: str | None) -> bool | None:
+    """Whether a value of `think` turns reasoning on; None for no value."""
+    return None if think is None else think != "off"
 
 
 def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
@@ -150,6 +167,13 @@ def convert(key: str, value: Any) -> tuple[Any, str]:
         if key == "dry_sequence_breaker":  # llama.cpp's programs read escapes in its option
             items = [item.replace("\\n", "\n").replace("\\t", "\t") for item in items]
         return tuple(items), ""
+    if key == "think":
+        if isinstance(value, bool):
+            value = "on" if value else "off"
+        text = str(value)
+        if text.isdecimal():
+            return str(int(text)) if int(text) else "off", ""
+        return (text, "") if text in declared.choices else (None, "`on`, `off`, or a whole number of tokens")
     if key == "gpu_layers":
         text = str(value)
         return (

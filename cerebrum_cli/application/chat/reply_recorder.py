@@ -92,7 +92,12 @@ class ReplyRecorder:
 
     def _partial_metadata(self, reason: str | None) -> ReplyMetadata:
         model = self.author.model
-        return ReplyMetadata(finish_reason=reason, model=model.reference, vocabulary=model.vocabulary)
+        return ReplyMetadata(
+            finish_reason=reason,
+            model=model.reference,
+            vocabulary=model.vocabulary,
+            params=sampling_params(self.settings),
+        )
 
     def _append(self) -> None:
         """Save what was generated since the last time, so that the bytes written stay proportional to the reply."""
