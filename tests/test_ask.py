@@ -35,6 +35,7 @@ ANSWER_KEYS = [
     "final_answer",
     "finish_reason",
     "concluded_at",
+    "thought_closed_at",
     "prompt_tokens",
     "cached_tokens",
     "completion_tokens",

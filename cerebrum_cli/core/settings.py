@@ -54,7 +54,7 @@ class Settings(SamplingParams):
     )
     think: str | None = option(
         None,
-        "Let the model think: on, off, or up to N tokens",
+        "Thinking: on, off, or at most N tokens",
         "Sampling",
         metavar="on|off|N",
         choices=("on", "off"),
@@ -77,6 +77,11 @@ class Settings(SamplingParams):
     def thinks(self) -> bool | None:
         """Whether a model is to reason before it answers; None leaves it to the chat template."""
         return wants_thought(self.think)
+
+    @property
+    def thought_limit(self) -> int | None:
+        """Number of tokens that a model may reason for; None for any number."""
+        return None if self.think in (None, "on") else int(self.think.replace("off", "0"))
 
 
 OPTIONS = options_of(Settings)

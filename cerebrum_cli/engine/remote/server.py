@@ -16,7 +16,7 @@ from cerebrum_cli.engine.remote.pool import Job, Patience, Server, read_replies
 from cerebrum_cli.engine.remote.replies import RemoteSample
 
 HEALTH = "/health"
-GUESSED = "repetitions and --conclude go by the text, and may be off by some tokens"
+GUESSED = "repetitions, --conclude and --think go by the text, and may be off by some tokens"
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 
 OpenServer = Callable[[Endpoint, Client], Awaitable[ServerInfo]]
