@@ -8,10 +8,12 @@ import typer
 
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed
-from cerebrum_cli.core.settings import SAMPLING_KEYS, Layer
+from cerebrum_cli.core.settings import ATTENTION_KEYS, SAMPLING_KEYS, Layer
 from cerebrum_cli.runtime.options import AskOptions
 
-SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_layers", "drafts", *SAMPLING_KEYS))
+SETTINGS = SettingKeys(
+    ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "drafts", *SAMPLING_KEYS)
+)
 
 
 @composed

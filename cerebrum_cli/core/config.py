@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import ConfigError
-from cerebrum_cli.core.settings import KEYS, Layer, convert
+from cerebrum_cli.core.settings import KEYS, Layer, convert, in_directory
 
 ENDPOINTS = "endpoints"
 _UNQUOTED = re.compile(
@@ -63,7 +63,7 @@ def read_config(path: Path) -> Config:
         if expected := convert(key, value)[1]:
             raise ConfigError(f"{where}: {name} is {value!r}", f"it must be {expected}")
         layer[key] = value
-    return Config(layer, read_endpoints(tables, path))
+    return Config(in_directory(layer, path.parent), read_endpoints(tables, path))
 
 
 def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.inference import batch as batches
-from cerebrum_cli.application.inference.loading import Parallel, ResolvedModel, open_model, open_servers
+from cerebrum_cli.application.inference.load_options import Parallel, require_attention
+from cerebrum_cli.application.inference.loading import ResolvedModel, open_model, open_servers
 from cerebrum_cli.application.inference.question import template_options
+from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.input import InputFile, open_input, spool_input
@@ -25,7 +27,13 @@ from cerebrum_cli.engine.plan import expert_notice
 from cerebrum_cli.runtime.cluster import find_nodes
 from cerebrum_cli.runtime.generation import generation_settings, naming_grammar_file, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
-from cerebrum_cli.runtime.servers import find_endpoints, note_servers, noting_servers, without_local
+from cerebrum_cli.runtime.servers import (
+    find_endpoints,
+    note_servers,
+    noting_servers,
+    require_no_adapters,
+    without_local,
+)
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
@@ -38,11 +46,11 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.batches.result import Result
     from cerebrum_cli.batches.rows import Rows
-    from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.engine.remote.endpoint import Endpoint
     from cerebrum_cli.runtime.cluster import RayNodes
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options import BatchOptions, ConcurrencyOptions
+    from cerebrum_cli.runtime.options import BatchOptions, ConcurrencyOptions, EvalOptions
 
 STANDARD = Path("-")  # standard input or output
 MAX_PARALLEL = 256  # sequences llama.cpp supports
@@ -121,7 +129,7 @@ def prepare(runtime: Runtime, given: Layer, options: BatchOptions) -> PreparedBa
     require_generative(model.path, model.header)
     nodes = find_nodes(runtime, model, options)
     settings = generation_settings(runtime, given, model, "--votes" if votes else None)
-    settings = without_local(settings) if endpoints else settings
+    model, settings = usable(runtime, model, settings, options)
     grammar = read_grammar(runtime, options, options.quiet)
     is_json, early_stop = options.schema is not None, not options.no_early_stop
     return PreparedBatch(
@@ -185,6 +193,18 @@ def generate(
         if isinstance(result, Journal):
             note_servers(result, loaded)
         loaded.engine.close()
+
+
+def usable(
+    runtime: Runtime, model: Model, settings: Settings, options: BatchOptions | EvalOptions
+) -> tuple[Model, Settings]:
+    """The model with its adapters, and the settings that apply where it runs. Raises UsageError, ModelFileError."""
+    if options.endpoint:
+        return model, without_local(settings)
+    require_attention(model, settings, options.batch_invariant)
+    if options.ray:
+        require_no_adapters(settings, "--ray")
+    return with_adapters(runtime.library, model, settings.lora), settings
 
 
 def without_padded_drafts(given: Layer, options: ConcurrencyOptions) -> Layer:

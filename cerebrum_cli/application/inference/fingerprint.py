@@ -11,8 +11,8 @@ from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
 
-MODEL_KEYS = ("model", "model file", "format")
-_SETTINGS = ("system", *SAMPLING_KEYS, "ctx")
+MODEL_KEYS = ("model", "model file", "adapter", "format", "cache type k", "cache type v")
+_SETTINGS = ("system", *SAMPLING_KEYS, "ctx", "cache_type_k", "cache_type_v")
 
 
 def generation_fingerprint(
@@ -22,7 +22,8 @@ def generation_fingerprint(
     values = asdict(settings)
     return {
         "model": model.label,
-        "model file": library.identity(file),
+        "model file": library.file_identity(file),
+        "adapter": file.adapter_identity,
         "format": choose_format(settings.format, model.known_format, model.header.chat_template),
         **{key.replace("_", " "): values[key] for key in _SETTINGS},
         "grammar": grammar and sha256(grammar.encode()).hexdigest(),

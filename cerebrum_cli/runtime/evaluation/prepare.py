@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.application.chat.history import LORA
 from cerebrum_cli.application.evaluation.evaluate import Evaluation
 from cerebrum_cli.application.evaluation.marking import MATCHES
 from cerebrum_cli.application.evaluation.runs import QUESTIONS, SAMPLES
@@ -18,11 +19,11 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.evals.presets import find_preset
 from cerebrum_cli.evals.selection import MAX_SAMPLES, select
-from cerebrum_cli.runtime.batch import parse_parallel, plan_parallel, without_padded_drafts
+from cerebrum_cli.runtime.batch import parse_parallel, plan_parallel, usable, without_padded_drafts
 from cerebrum_cli.runtime.cluster import find_nodes
 from cerebrum_cli.runtime.generation import generation_settings, read_grammar
 from cerebrum_cli.runtime.models import file_progress, find_model, resolve_encoding
-from cerebrum_cli.runtime.servers import find_endpoints, without_local
+from cerebrum_cli.runtime.servers import find_endpoints
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.inference.loading import LoadedModel
@@ -79,7 +80,9 @@ class PreparedEvaluation:
     def notes(self) -> dict[str, Any]:
         """What the report of the run states, and the model that `runs compare --kl` loads."""
         task = self.task
-        return {"reference": self.model.reference, "bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
+        adapters = {LORA: self.model.adapter_names} if self.model.adapters else {}
+        more = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
+        return {"reference": self.model.reference, **adapters, **more}
 
     @property
     def extent(self) -> dict[str, int]:
@@ -116,7 +119,7 @@ def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -
     given = {**given, **{key: value for key, value in task.settings.items() if given.get(key) is None}}
     settings = generation_settings(runtime, given, model, "--samples" if samples > 1 else None)
     endpoints, nodes = find_endpoints(runtime, options), find_nodes(runtime, model, options)
-    settings = without_local(settings) if endpoints else settings
+    model, settings = usable(runtime, model, settings, options)
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))
     grammar = read_grammar(runtime, options, options.quiet)
