@@ -14,7 +14,7 @@ from typing import Any
 
 import pexpect
 import pytest
-from command_line import COMMAND, CommandLine, Finished
+from command_line import COMMAND, CommandLine, Finished, start_python
 from hub_server import HubServer
 from screen import Screen
 from scripted_command import runtime_for
@@ -323,6 +323,20 @@ def test_self_test_is_skipped_on_an_unsupported_cpu(tmp_path: Path) -> None:
     assert done.code == 1
     assert statuses(done)["llama_cpp"] == statuses(done)["self_test"] == "failure"
     assert by_name(done)["self_test"]["detail"].startswith("skipped: this CPU lacks ")
+
+
+def test_llama_cpp_of_another_cpu_is_reported_before_it_runs(tmp_path: Path) -> None:
+    code = (
+        "import sys; from cerebrum_cli.engine import machine\n"
+        "machine.processor_flags = lambda: frozenset({'none'})\n"
+        "from cerebrum_cli.__main__ import main; main()"
+    )
+    for arguments in (("doctor", "--offline", "--quiet"), ("ask", "--no-log", "-m", NANO, "What is 1 plus 1?")):
+        child = start_python(code, *arguments)
+        out, err = child.communicate(timeout=60)
+        assert child.returncode == 1
+        assert "llama.cpp was built for another CPU: this one lacks " in out + err
+        assert "rebuild it on this machine: " in out + err
 
 
 def test_doctor_reports_engine_errors_but_raises_bugs(tmp_path: Path) -> None:

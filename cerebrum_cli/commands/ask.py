@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.commands.context import runtime_of
+from cerebrum_cli.commands.context import runtime_of, typed_options
 from cerebrum_cli.commands.signature import SettingKeys, composed
-from cerebrum_cli.core.settings import ATTENTION_KEYS, SAMPLING_KEYS, Layer
+from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Layer
 from cerebrum_cli.runtime.options import AskOptions
 
 SETTINGS = SettingKeys(
-    ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "drafts", *SAMPLING_KEYS)
+    ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "drafts", *GENERATION_KEYS)
 )
 
 
@@ -31,4 +31,4 @@ def ask(
     """
     from cerebrum_cli.runtime import ask
 
-    ask.ask(runtime_of(context, options.verbose), prompt, given, options)
+    ask.ask(runtime_of(context, options.verbose), prompt, given, options, typed_options(context))

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.commands.context import runtime_of
+from cerebrum_cli.commands.context import runtime_of, typed_options
 from cerebrum_cli.commands.signature import SettingKeys, composed, parameter
-from cerebrum_cli.core.settings import ATTENTION_KEYS, SAMPLING_KEYS, Layer
+from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Layer
 from cerebrum_cli.runtime.options import BatchOptions
 
 SETTINGS = SettingKeys(
-    ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "drafts", *SAMPLING_KEYS)
+    ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "drafts", *GENERATION_KEYS)
 )
 SOME_FAILED = 6
 
@@ -38,5 +38,6 @@ def batch(
     """
     from cerebrum_cli.runtime import batch
 
-    if batch.batch(runtime_of(context, options.verbose), source, output, given, options):
+    runtime = runtime_of(context, options.verbose)
+    if batch.batch(runtime, source, output, given, options, typed_options(context)):
         raise typer.Exit(SOME_FAILED)

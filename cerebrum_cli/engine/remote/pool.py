@@ -1,7 +1,7 @@
 """Which server answers which request, and what happens when one fails.
 
 All of it runs on one event loop. A request is computed at least once and reported once: one whose server is lost is
-asked again elsewhere, with the same seed; a lost server is tried again with growing delays.
+sent to another one with the same seed; a lost server is tried again with growing delays.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
-from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, RefusedEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, PromptEvent, RefusedEvent
 from cerebrum_cli.engine.remote.failures import (
     BusyServerError,
     LostServerError,
@@ -37,7 +36,7 @@ class Patience:
     silence: float = 30.0
     health: float = 25.0  # SGLang's check may take 20 s while it evaluates a long prompt
     retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0)
-    busy: float = 1.0  # unless the server says how long to wait
+    busy: float = 1.0  # unless the server states how long to wait
     give_up: float = 60.0
 
 
@@ -76,12 +75,23 @@ class Job:
 
     def finish(self, replies: Sequence[Part]) -> int:
         """Emit the whole replies of all samples; return the number of their tokens. Raises LostServerError."""
-        if len(replies) != len(self.samples) or not all(reply.end for reply in replies):
-            raise LostServerError(f"{len(replies)} replies instead of {len(self.samples)}")
-        events = [list(sample.add(reply)) for sample, reply in zip(self.samples, replies, strict=True)]
-        for event in chain.from_iterable(events):
-            self.emit(event)
+        self.report(read_replies(self.samples, replies))
         return sum(sample.tokens for sample in self.samples)
+
+    def report(self, events: Iterable[Event]) -> None:
+        """Emit events of the samples, and remember which have finished."""
+        for event in events:
+            self.emit(event)
+            if isinstance(event, FinishEvent):
+                for sample in self.samples:
+                    sample.is_finished = sample.is_finished or sample.id == event.sequence
+
+
+def read_replies(samples: Sequence[RemoteSample], replies: Sequence[Part]) -> list[Event]:
+    """The events of whole replies, or of whole turns of them. Raises LostServerError if any is missing."""
+    if len(replies) != len(samples) or not all(reply.end for reply in replies):
+        raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
+    return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]
 
 
 class Server(ABC):
@@ -138,7 +148,7 @@ class Server(ABC):
 
 
 def choose_server(servers: Iterable[Server], job: Job) -> Server | None:
-    """The server with the smallest part of its window in use that has room for a job; None without one."""
+    """The server that can take a job and has the smallest share of its window in use; None without one."""
     fitting = [each for each in servers if each.has_room(job)]
     return min(fitting, key=lambda each: each.outstanding / each.window, default=None)
 
@@ -185,9 +195,9 @@ class Pool:
     # Assigning jobs to servers.
 
     def _assign(self) -> None:
-        """Start waiting jobs, in order, while a server has room for the next.
+        """Start waiting jobs, in order, while a server can take the next.
 
-        A job whose prompt a server has evaluated waits for that one, and no later job gets its room.
+        A job whose prompt a server has evaluated waits for that one, and no later job takes its slots.
         """
         free = list(self.servers)
         for job in list(self._waiting):
@@ -335,7 +345,7 @@ class Pool:
 def finish_cancelled(job: Job) -> None:
     """End the samples of a job that was stopped from here."""
     for sample in job.unfinished:
-        job.emit(sample.cancelled())
+        job.report([sample.cancelled()])
 
 
 def refuse(job: Job, error: CerebrumError) -> None:
