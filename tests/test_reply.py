@@ -85,6 +85,7 @@ def test_reply_object_has_all_keys() -> None:
         "format": "cerebrum",
         "text": "The answer is 4.",
         "final_answer": "4",
+        "extracted": None,
         "finish_reason": "stop",
         "prompt_tokens": 20,
         "cached_tokens": 4,

@@ -14,6 +14,7 @@ from cerebrum_cli.application.inference.voting import MajorityVote
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import format_names
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.repl.signals import Signals
@@ -113,7 +114,7 @@ class Repl:
             "format": chat.loaded.format_name,
             "context": context,
             "speed": f"{speed:.0f} t/s" if speed else "",
-            "files": f"with {', '.join(name for name, _ in self.pending_files)}" if self.pending_files else "",
+            "files": f"with {format_names([name for name, _ in self.pending_files])}" if self.pending_files else "",
         }
         return fit_segments({name: strip_controls(text) for name, text in segments.items() if text}, width)
 
