@@ -113,7 +113,7 @@ def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1,
     return Request(tuple(prompt.encode()), SamplingParams(**values), grammar, n, max_n=max_n, stream=stream, **own)
 
 
-def events_of(engine: RemoteEngine, *requests: Request) -> list[Event]:
+def events_of(engine: Engine, *requests: Request) -> list[Event]:
     """All events of requests, in order."""
     with closing(engine.complete(requests)) as events:
         return list(events)

@@ -132,20 +132,25 @@ def test_kinds_reply_that_ran_past_its_end_ends_there(kind: type[ModelServer]) -
 # What they are asked.
 
 
+EVERY_FIELD: dict[str, Any] = {
+    "temperature": 0.5,
+    "top_k": 5,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "repeat_penalty": 1.1,
+    "stop": ("x",),
+    "seed": 7,
+    "logprobs": True,
+    "ignore_eos": True,
+    "grammar": "root",
+    "max_tokens": None,
+}
 COMMON = {"temperature": 0.5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1, "skip_special_tokens": False}
 OFF = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": True, "stop": ["x"]}
 
 
 def test_kinds_vllm_is_sent_every_field() -> None:
-    params: dict[str, Any] = {
-        "temperature": 0.5,
-        "top_k": 5,
-        "top_p": 0.9,
-        "min_p": 0.1,
-        "repeat_penalty": 1.1,
-        "stop": ("x",),
-    }
-    request = request_of("Q", n=2, seed=7, logprobs=True, ignore_eos=True, grammar="root", max_tokens=None, **params)
+    request = request_of("Q", n=2, **EVERY_FIELD)
     with serving_kind(VllmServer, STORY) as [server], connected(server) as engine:
         events_of(engine, request, request_of("Q", top_k=0, top_p=0.0))
         first, second = sorted((asked.body for asked in server.completions()), key=lambda body: -body["n"])
@@ -170,15 +175,7 @@ def test_kinds_vllm_is_sent_every_field() -> None:
 
 @pytest.mark.parametrize("is_deterministic", [True, False])
 def test_kinds_sglang_is_sent_every_field(is_deterministic: bool) -> None:
-    params: dict[str, Any] = {
-        "temperature": 0.5,
-        "top_k": 5,
-        "top_p": 0.9,
-        "min_p": 0.1,
-        "repeat_penalty": 1.1,
-        "stop": ("x",),
-    }
-    request = request_of("Q", seed=7, logprobs=True, ignore_eos=True, grammar="root", max_tokens=None, **params)
+    request = request_of("Q", **EVERY_FIELD)
     with serving_kind(SglangServer, STORY) as [server]:
         server.is_deterministic = is_deterministic
         with connected(server) as engine:
@@ -235,7 +232,7 @@ def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> 
     expected = [
         f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
         f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
-        *(["this server ignores seeds: other samples each time"] if name == "SGLang" else []),
+        *(["this server ignores seeds: samples differ each time"] if name == "SGLang" else []),
     ]
     assert sorted(found) == sorted(expected)
 
@@ -243,7 +240,7 @@ def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> 
 # Replies that are not what was asked for.
 
 
-@pytest.mark.parametrize("kind", [VllmServer, SglangServer, SglangDeltas])
+@other_kinds
 @pytest.mark.parametrize("stream", [False, True])
 def test_kinds_reply_without_ids_is_text(kind: Any, stream: bool) -> None:
     request = request_of("Q", n=1 if stream else 2, stream=stream, temperature=0.7)

@@ -27,6 +27,7 @@ GOOD: dict[str, Any] = {
     "threads": 2,
     "gpu_layers": "all",
     "overflow": "stop",
+    "loop_check": False,
     "drafts": True,
     "cache_gb": 0.5,
 }

@@ -15,12 +15,12 @@ from cerebrum_cli.batches.rows import InvalidRow, Row, RowId, invalid_row, requi
 from cerebrum_cli.batches.template import Template
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import SAMPLING_KEYS, validate
+from cerebrum_cli.core.settings import GENERATION_KEYS, validate
 from cerebrum_cli.core.text import well_formed
 
 ID_KEYS = ("custom_id", "id")  # the first with a value is the row's id
 URLS = ("/v1/chat/completions", "/v1/completions")
-_SETTINGS = {**{key: key for key in SAMPLING_KEYS}, "max_completion_tokens": "max_tokens"}  # later ones win
+_SETTINGS = {**{key: key for key in GENERATION_KEYS}, "max_completion_tokens": "max_tokens"}  # later ones win
 
 
 def read_json_row(number: int, line: str, template: Template | None) -> Row:

@@ -106,8 +106,10 @@ def count_row(object: Mapping[str, Any]) -> RowCounts:
     if object["error"] is not None:
         return RowCounts(failed=1, errors=(f"row {object['id']}: {object['error']['message']}",))
     is_undecided = object["votes"] is not None and object["votes"]["winner"] is None
-    return RowCounts(truncated=object["finish_reason"] in ("length", "context"), undecided=is_undecided)
+    return RowCounts(truncated=object["finish_reason"] in TRUNCATED, undecided=is_undecided)
 
+
+TRUNCATED = ("length", "context", "repetition")  # reasons of replies that did not end by themselves
 
 SCHEMA = Schema((OUTPUT_KEYS, (*OUTPUT_KEYS, INPUT)), ("id", "prompt"), count_row)
 

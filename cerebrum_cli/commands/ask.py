@@ -8,10 +8,10 @@ import typer
 
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed
-from cerebrum_cli.core.settings import SAMPLING_KEYS, Layer
+from cerebrum_cli.core.settings import GENERATION_KEYS, Layer
 from cerebrum_cli.runtime.options import AskOptions
 
-SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_layers", "drafts", *SAMPLING_KEYS))
+SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_layers", "drafts", *GENERATION_KEYS))
 
 
 @composed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -53,6 +54,11 @@ def is_directory(path: Path) -> bool:
 def existing_parent(path: Path) -> Path:
     """The path, or the nearest directory above it that exists."""
     return next(each for each in (path, *path.parents) if exists(each))
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a file cannot grow: no space is left, or a quota or the limit of a file's size is reached."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def atomic_write(path: Path, data: bytes, size: int | None = None) -> None:

@@ -52,6 +52,7 @@ class Settings(SamplingParams):
         metavar="drop-oldest|stop",
         choices=("drop-oldest", "stop"),
     )
+    loop_check: bool = option(True, "Let a reply repeat itself [default: end it]", "Sampling", choices=("on", "off"))
     drafts: bool | None = option(
         None, "Draft tokens from earlier text [default: after tune]", "Speed", choices=("on", "off"), local=True
     )
@@ -65,6 +66,7 @@ class Settings(SamplingParams):
 
 OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
+GENERATION_KEYS = (*SAMPLING_KEYS, "loop_check")
 KEYS = tuple(OPTIONS)
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}

@@ -34,6 +34,9 @@ class Sampler(Protocol):
     def sample(self, row: int) -> int:
         """Sample the next token from row `row` of the last decode, and accept it."""
 
+    def accept(self, token: int) -> None:
+        """Accept a token that was not sampled, as the next one."""
+
     def close(self) -> None:
         """Free the native samplers."""
 

@@ -23,7 +23,8 @@ SAMPLE_KEYS = (
     "completion_tokens",
 )
 OPTIONAL_KEYS = ("choices", "cluster")  # of questions that have them
-CUT_OFF = ("length", "context")  # reasons of replies that did not end by themselves
+REPETITION = "repetition"
+CUT_OFF = ("length", "context", REPETITION)  # reasons of replies that did not end by themselves
 SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
 
 
@@ -52,6 +53,10 @@ class Sample:
     @property
     def is_cut_off(self) -> bool:
         return self.finish_reason in CUT_OFF
+
+    @property
+    def is_repetition(self) -> bool:
+        return self.finish_reason == REPETITION
 
     @property
     def is_skipped(self) -> bool:

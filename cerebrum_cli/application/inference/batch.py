@@ -105,7 +105,7 @@ def answer_rows(
     Rows that cannot be answered get an error. On this machine, memory holds a window of SORT_WINDOW rows. Unless a
     reader needs the answers `in_order`, short rows of a window are answered before much longer ones, rows with a common
     prefix one after the other, and errors are written last: an error that concerns all rows is raised before. Servers
-    get rows in the order of the input, as they have room. The caller completes the result; after a cancel, rows are
+    get rows in the order of the input, as they can take them. The caller completes the result; after a cancel, rows are
     missing.
     """
     answering = Answering(responder, rows, options, result, responder.cancel_scope())
@@ -147,7 +147,7 @@ class Answering:
             yield from self._write_failed()
 
     def run_steadily(self) -> Iterator[Event]:
-        """Answer the rows in one stream, read as the engine has room for them; errors are written as they are found."""
+        """Answer the rows in one stream, read as the engine can take them; errors are written as they are found."""
         self.writes_errors_last = False
         yield from self._generate(self._tokenize(self._unfinished()))
         yield self.progress

@@ -26,4 +26,5 @@ def generation_fingerprint(
         "format": choose_format(settings.format, model.known_format, model.header.chat_template),
         **{key.replace("_", " "): values[key] for key in _SETTINGS},
         "grammar": grammar and sha256(grammar.encode()).hexdigest(),
+        **({} if settings.loop_check else {"loop check": False}),
     }

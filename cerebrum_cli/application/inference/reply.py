@@ -56,6 +56,11 @@ class Reply:
 
         return final_answer(self.text, is_complete=self.finish.reason == "stop")
 
+    @property
+    def vote(self) -> str | None:
+        """The answer that counts in a vote; None without one, and for a reply that ended in a repetition."""
+        return None if self.finish.reason == "repetition" else self.final_answer
+
 
 class Preview(NamedTuple):
     """A prompt as the model would get it: as text, special tokens spelled out, and as token ids."""
@@ -110,7 +115,7 @@ class ReplyCollector:
 
 
 def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
-    """A notice that the answer is truncated or blank; None if it is neither. See `Capabilities.larger_context`."""
+    """A notice that the answer is truncated or blank, or None. `larger_context` is that of `Capabilities`."""
     finish = reply.finish
     if finish.reason == "context":
         problem = f"answer truncated: the context of {finish.context_size} tokens is full"
@@ -118,6 +123,9 @@ def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
     if finish.reason == "length":
         stage = " of reasoning" if reply.reasoning and not reply.text else ""
         return NoticeEvent(f"answer truncated at {finish.completion_tokens} tokens{stage}", "raise --max-tokens")
+    if finish.reason == "repetition":
+        problem = f"the reply repeats itself and was ended after {finish.completion_tokens} tokens"
+        return NoticeEvent(problem, "try --repeat-penalty 1.1 or --temperature 0.7; --no-loop-check lets it continue")
     if finish.reason == "stop" and not reply.text.strip():
         return NoticeEvent("the model's answer is blank", "check the prompt format with --dry-run, or ask again")
     return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.application.inference.controls import reply_controls
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -185,6 +186,7 @@ class Responder:
             step_costs=self._choose_drafts(request.settings.drafts),
             max_n=request.max_n,
             stream=request.stream,
+            controls=reply_controls(request.settings, prompt_format, request.grammar, request.ignore_eos),
         )
         return TokenizedRequest(tokenized, prompt_format, thought, self._decode_prefix(request.prefix_tokens))
 
@@ -203,7 +205,7 @@ class Responder:
 
     @property
     def schedules_rows(self) -> bool:
-        """Whether the engine takes thousands of requests, and starts them as it has room."""
+        """Whether the engine takes thousands of requests, and starts them as slots become free."""
         return self._engine.capabilities.schedules_rows
 
     @property

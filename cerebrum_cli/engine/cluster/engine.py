@@ -82,4 +82,4 @@ class ClusterEngine(PooledEngine):
         if len(names) > 1:
             groups = "; ".join(f"{', '.join(group)}: {text}" for text, group in names.items())
             problem = f"the nodes differ, so answers may depend on the node ({groups})"
-            self._loading.emit(NoticeEvent(problem, "for equal answers, use equal machines and builds"))
+            self._loading.emit(NoticeEvent(problem, "for identical answers, use identical machines and builds"))

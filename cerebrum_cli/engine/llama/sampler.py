@@ -40,6 +40,9 @@ class LlamaSampler:
         """Sample the next token from a row of logits, and accept it."""
         return int(llama.llama_sampler_sample(self._chain, *self._batch_position(row)))
 
+    def accept(self, token: int) -> None:
+        llama.llama_sampler_accept(self._chain, token)
+
     def close(self) -> None:
         llama.llama_sampler_free(self._chain)
 
@@ -55,6 +58,9 @@ class GreedySampler:
 
     def sample(self, row: int) -> int:
         return int(self._logits(row).argmax())
+
+    def accept(self, token: int) -> None:
+        """Do nothing: no sampler depends on earlier tokens."""
 
     def close(self) -> None:
         """Do nothing: there are no native samplers."""

@@ -103,7 +103,7 @@ class PooledEngine:
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:
-        """Submit requests as the servers have room for them; close the result when done."""
+        """Submit requests as the servers can take them; close the result when done."""
         return RemoteCompletions(self._connected, requests, scope or self.cancel_scope())
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
@@ -174,7 +174,7 @@ class PooledEngine:
         except asyncio.CancelledError as error:
             raise EngineError("loading interrupted") from error
         self._connecting = None
-        self._connection = Connection(self._loop, pool, self.vocabulary)
+        self._connection = Connection(self._call, pool, self.vocabulary)
         self._loading.end()
         await self._closing.wait()
         await pool.close()
@@ -218,7 +218,7 @@ class RemoteEngine(PooledEngine):
             found = await asyncio.gather(*(self._open(*pair) for pair in pairs), return_exceptions=True)
             for (endpoint, client), info in zip(pairs, found, strict=True):
                 if isinstance(info, ServerInfo):
-                    servers.append(HttpServer(endpoint, client, info, self._window, self._reopen, self._patience))
+                    servers.append(HttpServer(endpoint, client, info, self._window, self._describe, self._patience))
                 elif isinstance(info, LostServerError):
                     await client.close()
                     lost[endpoint.name] = info.reason
@@ -240,15 +240,13 @@ class RemoteEngine(PooledEngine):
         """Wait until a server has loaded its model, and check its vocabulary."""
         while True:
             try:
-                info = await describe(client, endpoint)
-                await self._require_vocabulary(endpoint, client, info)
-                return info
+                return await self._describe(endpoint, client)
             except BusyServerError as busy:
                 self._loading.emit(StageEvent(f"waiting for {endpoint.name}: {busy.reason}", 0, 1))
                 await asyncio.sleep(self._patience.busy)
 
-    async def _reopen(self, endpoint: Endpoint, client: Client) -> ServerInfo:
-        """Check a server that was lost: it may serve another model now."""
+    async def _describe(self, endpoint: Endpoint, client: Client) -> ServerInfo:
+        """Ask a server what it is, and check its vocabulary; one that was lost may serve another model now."""
         info = await describe(client, endpoint)
         await self._require_vocabulary(endpoint, client, info)
         return info

@@ -1,7 +1,7 @@
 """Which server answers which request, and what happens when one fails.
 
 All of it runs on one event loop. A request is computed at least once and reported once: one whose server is lost is
-asked again elsewhere, with the same seed; a lost server is tried again with growing delays.
+sent to another one with the same seed; a lost server is tried again with growing delays.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Patience:
     silence: float = 30.0
     health: float = 25.0  # SGLang's check may take 20 s while it evaluates a long prompt
     retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0)
-    busy: float = 1.0  # unless the server says how long to wait
+    busy: float = 1.0  # unless the server states how long to wait
     give_up: float = 60.0
 
 
@@ -138,7 +138,7 @@ class Server(ABC):
 
 
 def choose_server(servers: Iterable[Server], job: Job) -> Server | None:
-    """The server with the smallest part of its window in use that has room for a job; None without one."""
+    """The server that can take a job and has the smallest share of its window in use; None without one."""
     fitting = [each for each in servers if each.has_room(job)]
     return min(fitting, key=lambda each: each.outstanding / each.window, default=None)
 
@@ -185,9 +185,9 @@ class Pool:
     # Assigning jobs to servers.
 
     def _assign(self) -> None:
-        """Start waiting jobs, in order, while a server has room for the next.
+        """Start waiting jobs, in order, while a server can take the next.
 
-        A job whose prompt a server has evaluated waits for that one, and no later job gets its room.
+        A job whose prompt a server has evaluated waits for that one, and no later job takes its slots.
         """
         free = list(self.servers)
         for job in list(self._waiting):

@@ -20,10 +20,10 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.core.options import flag
-from cerebrum_cli.core.settings import SAMPLING_KEYS, set_environment_default
+from cerebrum_cli.core.settings import GENERATION_KEYS, set_environment_default
 from cerebrum_cli.engine.plan import plan_repacking
 from cerebrum_cli.evals.presets import Preset, find_preset
-from cerebrum_cli.runtime.batch import AUTO_PARALLEL, parse_parallel
+from cerebrum_cli.runtime.generation import AUTO_PARALLEL, parse_parallel
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.terminal.bars import StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 SCORING = Parallel(16, kv_unified=True)  # in one cache, common prefixes are stored once
 # Options that other tasks have and lm-eval's do not; temperature and others are in --gen-kwargs.
 UNUSED = ("question_field", "answer_field", "template", "samples", "match", "run_code", "dry_run", "schema", "grammar")
-UNUSED_SETTINGS = tuple(key for key in SAMPLING_KEYS if key != "seed")
+UNUSED_SETTINGS = tuple(key for key in GENERATION_KEYS if key != "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +164,9 @@ def evaluate(
     def emit(event: Event) -> None:
         if isinstance(event, LoadEvent):
             event = StageEvent(f"loading {model.model.name}", round(100 * event.fraction), 100)
-        if isinstance(event, NoticeEvent) and not options.quiet:
-            progress.close()  # a bar would overwrite it
-            runtime.streams.notice(event)
         progress.emit(event)
+        if isinstance(event, NoticeEvent) and not options.quiet:
+            runtime.streams.notice(event)
 
     cache.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -272,6 +272,9 @@ def chat_notice(reply: Reply, is_interactive: bool, larger_context: str) -> Noti
     reason = reply.finish.reason
     if reason == "cancelled":
         return NoticeEvent("reply interrupted", "/continue resumes it")
+    if reason == "repetition":
+        problem = f"the reply repeats itself and was ended after {reply.finish.completion_tokens} tokens"
+        return NoticeEvent(problem, "/retry 0.7 samples another one; /set repeat_penalty 1.1 avoids repetition")
     if reason == "length" and reply.text and is_interactive:
         return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens", "/continue resumes it")
     return reply_notice(reply, larger_context)
