@@ -9,7 +9,7 @@ from typing import Any
 from model_servers import END_LOGPROB, Generated, ModelServer, Refused
 
 from cerebrum_cli.core.events import FinishEvent, PromptEvent, TokenEvent
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.sampling import DRY_BREAKERS, SamplingParams, TokenBias
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 
@@ -79,6 +79,16 @@ class LlamaServer(ModelServer):
             top_p=body.get("top_p", 0.95),
             min_p=body.get("min_p", 0.05),
             repeat_penalty=body.get("repeat_penalty", 1.0),
+            top_n_sigma=body.get("top_n_sigma", -1.0),
+            typical_p=body.get("typical_p", 1.0),
+            presence_penalty=body.get("presence_penalty", 0.0),
+            frequency_penalty=body.get("frequency_penalty", 0.0),
+            dry_multiplier=body.get("dry_multiplier", 0.0),
+            dry_base=body.get("dry_base", 1.75),
+            dry_allowed_length=body.get("dry_allowed_length", 2),
+            dry_penalty_last_n=body.get("dry_penalty_last_n", 64),
+            dry_sequence_breaker=tuple(filter(None, body.get("dry_sequence_breakers", DRY_BREAKERS))),
+            logit_bias=tuple(TokenBias(*pair) for pair in body.get("logit_bias", ())),
             seed=body.get("seed"),
             stop=tuple(body.get("stop", ())),
         )

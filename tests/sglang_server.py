@@ -8,14 +8,14 @@ from typing import Any
 from model_servers import Generated, ModelServer, Refused
 
 from cerebrum_cli.core.events import FinishEvent, PromptEvent, TokenEvent
-from cerebrum_cli.core.sampling import SEEDS, SamplingParams
+from cerebrum_cli.core.sampling import SEEDS, SamplingParams, TokenBias
 from cerebrum_cli.engine.sequence import Request
 
 VERSION = "0.5.23"
 SAMPLING_FIELDS = {
     *("max_new_tokens", "stop", "stop_token_ids", "temperature", "top_p", "top_k", "min_p", "min_new_tokens", "n"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "json_schema", "regex", "ebnf", "ignore_eos"),
-    *("skip_special_tokens", "sampling_seed"),
+    *("skip_special_tokens", "sampling_seed", "logit_bias"),
 }  # others are refused
 
 
@@ -81,6 +81,9 @@ class SglangServer(ModelServer):
             top_p=fields["top_p"],
             min_p=fields["min_p"],
             repeat_penalty=fields["repetition_penalty"],
+            presence_penalty=fields["presence_penalty"],
+            frequency_penalty=fields["frequency_penalty"],
+            logit_bias=tuple(TokenBias(int(id), bias) for id, bias in fields.get("logit_bias", {}).items()),
             seed=fields.get("sampling_seed") if self.is_deterministic else SEEDS - self.drawn,
             stop=tuple(fields["stop"]),
         )

@@ -35,6 +35,7 @@ ANSWER_KEYS = [
     "final_answer",
     "extracted",
     "finish_reason",
+    "concluded_at",
     "prompt_tokens",
     "cached_tokens",
     "completion_tokens",
@@ -226,7 +227,7 @@ CODE = "<think>```py\nno\n```</think>First:\n\n```py\na = 1\n```\n\nThen:\n\n```
     ],
 )
 def test_extract_prints_only_a_code_block_of_the_answer(user: CommandLine, options: list[str], code: str) -> None:
-    command = ("ask", *options, "--grammar", fixed_reply_grammar(CODE, user.home), "hi")
+    command: tuple[str | Path, ...] = ("ask", *options, "--grammar", fixed_reply_grammar(CODE, user.home), "hi")
     done = user.run(*command)
     assert (done.code, done.out, done.err) == (0, f"{code}\n", "")
     answer = user.run(*command, "--json").object
@@ -330,7 +331,7 @@ def test_gpu_layers_without_gpu_support_give_a_note_and_a_hint(user: CommandLine
     assert (done.code, done.out) == (0, "yes\n")
     message, hint = done.err.splitlines()
     assert message.startswith("note: --gpu-layers 5: ")
-    assert 'CMAKE_ARGS="-DGGML_CUDA=on" pip install' in hint
+    assert f'CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install' in hint
     assert user.run(*command, "-q").err == ""
 
 
@@ -577,9 +578,12 @@ def every_option() -> Iterator[tuple[str, Any]]:
 def test_every_option_has_an_environment_variable() -> None:
     seen = 0
     for command, option in every_option():
-        long = next(name for name in option.opts if name.startswith("--"))
+        long = next(name for name in (*option.opts, *option.secondary_opts) if name.startswith("--"))
         if long not in ("--help", "--version"):
-            variable = "CEREBRUM_" + long.removeprefix("--").replace("-", "_").upper()
+            variable = (
+                "CEREBRUM_"
+                + (long if option.opts else long.replace("no-", "")).removeprefix("--").replace("-", "_").upper()
+            )
             assert option.envvar == variable, f"{command} {long}"
             seen += 1
     assert seen > 30

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.application.inference.prompt_files import read_prompt_files
+from cerebrum_cli.application.inference.input.files import read_prompt_files
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cerebrum_cli.application.inference.input.text import read_text
 from cerebrum_cli.application.inference.question import (
     Question,
     fence_file,
     parse_messages,
     template_options,
 )
-from cerebrum_cli.application.inference.text_input import read_text
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent

@@ -8,7 +8,7 @@ from typing import Any
 from model_servers import Generated, ModelServer, Refused
 
 from cerebrum_cli.core.events import FinishEvent, PromptEvent, TokenEvent
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.engine.sequence import Request
 
 VERSION = "0.32.0"
@@ -71,6 +71,9 @@ class VllmServer(ModelServer):
             top_p=body["top_p"],
             min_p=body["min_p"],
             repeat_penalty=body["repetition_penalty"],
+            presence_penalty=body["presence_penalty"],
+            frequency_penalty=body["frequency_penalty"],
+            logit_bias=tuple(TokenBias(int(id), bias) for id, bias in body.get("logit_bias", {}).items()),
             seed=body["seed"],
             stop=tuple(body["stop"]),
         )

@@ -19,6 +19,7 @@ from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.engine.plan import expert_notice
 from cerebrum_cli.runtime.generation import MAX_PARALLEL, find_generator, naming_grammar_file, read_grammar
+from cerebrum_cli.runtime.prompts.use import apply_prompt
 from cerebrum_cli.runtime.servers import note_servers, noting_servers
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.batches.result import Result
     from cerebrum_cli.batches.rows import Rows
+    from cerebrum_cli.core.saved_prompt import SavedPrompt
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import BatchOptions
@@ -39,24 +41,34 @@ if TYPE_CHECKING:
 STANDARD = Path("-")  # standard input or output
 
 
-def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: BatchOptions) -> int:
+def batch(
+    runtime: Runtime, source: Path, output: Path, given: Layer, options: BatchOptions, typed: frozenset[str]
+) -> int:
     """Answer the rows that have no answer yet; return how many failed or have no winner.
 
-    Raises Interrupted with how to resume.
+    `typed` are the parameters on the command line. Raises Interrupted with how to resume.
     """
+    saved, given, options = apply_prompt(runtime, given, options, typed)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
     with closing(open_source(runtime, source)) as file:
         shape = detect_shape(source, options.shape, file.head)
-        rows = read_rows(file, shape, options.column, options.template, options.carry)
-        return answer(runtime, rows, output, given, options)
+        rows = read_rows(file, shape, options.column, options.template, options.carry, saved)
+        return answer(runtime, rows, output, given, options, saved)
 
 
-def answer(runtime: Runtime, rows: IndexedRows, output: Path, given: Layer, options: BatchOptions) -> int:
+def answer(
+    runtime: Runtime,
+    rows: IndexedRows,
+    output: Path,
+    given: Layer,
+    options: BatchOptions,
+    saved: SavedPrompt | None,
+) -> int:
     """Answer the rows of an input."""
     votes = options.vote_bounds
     generator = find_generator(runtime, given, options, "--votes" if votes else None)
-    grammar, is_json = read_grammar(runtime, options, options.quiet), options.schema is not None
+    grammar, is_json = read_grammar(runtime, given, options), options.schema is not None
     row_options = batches.BatchOptions(
         generator.settings, grammar, is_json, votes, not options.no_early_stop, options.ignore_eos
     )
@@ -66,6 +78,7 @@ def answer(runtime: Runtime, rows: IndexedRows, output: Path, given: Layer, opti
         "column": options.column,
         "template": options.template,
         **({"carry": True} if options.carry else {}),
+        **({"prompt": saved.prompt} if saved and saved.prompt else {}),
         **generator.fingerprint,
         **batches.batch_fingerprint(row_options, generator.model, file, runtime.library),
     }

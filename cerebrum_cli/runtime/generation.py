@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.application.inference.input.text import read_text
 from cerebrum_cli.application.inference.loading import Parallel, ResolvedModel, open_model, open_servers
 from cerebrum_cli.application.inference.question import template_options
-from cerebrum_cli.application.inference.text_input import read_text
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -167,15 +167,18 @@ def generation_settings(runtime: Runtime, given: Layer, model: Model, samples_by
     return settings
 
 
-def read_grammar(runtime: Runtime, options: ConstrainedOptions, quiet: bool) -> str | None:
+def read_grammar(runtime: Runtime, given: Layer, options: ConstrainedOptions) -> str | None:
     """GBNF grammar that `--schema` or `--grammar` names; None without either. Raises UsageError."""
     schema, grammar = options.schema, options.grammar
+    if given.get("conclude") and (schema or grammar):
+        other = "--schema" if schema else "--grammar"
+        raise UsageError(f"--conclude and {other} cannot be used together", "omit --conclude: its text would not match")
     if schema and grammar:
         raise UsageError("--schema and --grammar cannot be used together", "give one of them")
     if schema:
         with naming_grammar_file(options):
             text, ignored = runtime.schema_to_grammar(read_text(schema, MAX_GRAMMAR_BYTES))
-        if ignored and not quiet:
+        if ignored and not options.quiet:
             problem = f"{schema}: a grammar cannot express {', '.join(ignored)}, so answers may violate it"
             runtime.streams.notice(NoticeEvent(problem, "check the answer against the schema"))
         return text

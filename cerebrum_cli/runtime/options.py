@@ -89,13 +89,21 @@ class GenerationOptions(ConstrainedOptions):
 
 
 @dataclass(frozen=True)
-class AskOptions(GenerationOptions):
+class SavedPromptOptions:
+    """Options of commands that use saved prompts."""
+
+    use: str | None = option(None, "Use a saved prompt, around the question", "Input", short="-p", metavar="NAME")
+
+
+@dataclass(frozen=True)
+class AskOptions(SavedPromptOptions, GenerationOptions):
     file: tuple[Path, ...] = option(
         (), "Put a file, folder or glob before the prompt (repeatable)", "Input", short="-f", metavar="PATH"
     )
     messages: Path | None = option(None, "OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
     raw: bool = option(False, "Complete the prompt as it stands, without a format", "Input")
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
+    save_prompt: str | None = option(None, "Save PROMPT and settings for -p; ask nothing", "Input", metavar="NAME")
     final: bool = option(False, "Print only the final answer; exit code 5 if there is none", "Output")
     extract: bool = option(False, "Print only the first code block; exit code 5 if none", "Output", short="-x")
     extract_last: bool = option(False, "Print only the last code block", "Output")
@@ -130,7 +138,7 @@ class AskOptions(GenerationOptions):
 
 
 @dataclass(frozen=True)
-class ChatOptions(AnswerOptions):
+class ChatOptions(SavedPromptOptions, AnswerOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
     vi: bool = option(False, "Edit with vi keys", "Input")
@@ -148,7 +156,7 @@ class ConcurrencyOptions:
 
 
 @dataclass(frozen=True)
-class BatchOptions(ConcurrencyOptions, GenerationOptions):
+class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
     """Options of `cerebrum batch`, apart from INPUT and OUTPUT."""
 
     column: str | None = option(None, "Column with the prompts [default: prompt]", "Input", metavar="NAME")

@@ -16,7 +16,7 @@ from cerebrum_cli.application.inference.voting import MajorityVote, require_samp
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.batches.result import Result
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, Rows, failed_object, output_object
+from cerebrum_cli.batches.rows import CONCLUDED_AT, OUTPUT_KEYS, Row, RowError, Rows, failed_object, output_object
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts, RowEvent, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS
@@ -61,6 +61,7 @@ class PendingRow:
     vote: MajorityVote | None
     collector: ReplyCollector
     larger_context: str
+    may_conclude: bool
 
     def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> dict[str, Any] | None:
         """Process an event of this row; return the output object when the answer is complete."""
@@ -94,7 +95,10 @@ class PendingRow:
             self.vote and votes_object(self.vote),
             error and asdict(error),
         )
-        return output_object(self.row, dict(zip(OUTPUT_KEYS, values, strict=True)))
+        object = dict(zip(OUTPUT_KEYS, values, strict=True))
+        if self.may_conclude:
+            object[CONCLUDED_AT] = reply.concluded_at
+        return output_object(self.row, object)
 
 
 def answer_rows(
@@ -110,6 +114,7 @@ def answer_rows(
     """
     answering = Answering(responder, rows, options, result, responder.cancel_scope())
     yield from responder.load()
+    responder.check_settings(options.settings)
     yield answering.progress
     yield from answering.run_steadily() if responder.schedules_rows else answering.run_windows(in_order)
 
@@ -240,7 +245,16 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
         raise
     except CerebrumError as error:
         return _row_error(error)
-    return PendingRow(position, row, tokenized.compact(), options, vote, ReplyCollector(), responder.larger_context)
+    return PendingRow(
+        position,
+        row,
+        tokenized.compact(),
+        options,
+        vote,
+        ReplyCollector(),
+        responder.larger_context,
+        may_conclude=settings.conclude is not None,
+    )
 
 
 def _row_error(error: CerebrumError) -> RowError:

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cerebrum_cli.application.inference.conclude import Closings, Conclude
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.control.control import ControlFactory
 from cerebrum_cli.engine.control.loop_check import LoopCheck
-from cerebrum_cli.formats.format import PromptFormat
+from cerebrum_cli.formats.format import ThoughtMarkup
+
+
+class ReplyStart(NamedTuple):
+    """Where a reply starts: the thought that the prompt leaves open, and the reply that it continues."""
+
+    thought: ThoughtMarkup | None
+    prefix_text: str
+    prefix_length: int
 
 
 def reply_controls(
-    settings: Settings, prompt_format: PromptFormat, grammar: str | None, ignore_eos: bool
+    settings: Settings, start: ReplyStart, may_repeat: bool, closings: Callable[[], Closings]
 ) -> tuple[ControlFactory, ...]:
-    """The controls of a reply, in the order in which they may intervene.
+    """The controls of a reply without a grammar, in the order in which they may intervene.
 
-    What is completed without a format, must match a grammar, or has a length to reach may well repeat itself.
+    A reply that `may_repeat` itself is not checked for loops.
     """
-    if grammar or ignore_eos or prompt_format.verbatim or not settings.loop_check:
-        return ()
-    return (LoopCheck,)
+    controls: list[ControlFactory] = []
+    if settings.loop_check and not may_repeat:
+        controls.append(LoopCheck)
+    if settings.conclude:
+        controls.append(Conclude(settings.conclude, closings(), *start))
+    return tuple(controls)

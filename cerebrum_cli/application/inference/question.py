@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.application.inference.prompt_files import read_prompt_files
-from cerebrum_cli.application.inference.text_input import Readable, read_piped, read_prompt
+from cerebrum_cli.application.inference.input.files import read_prompt_files
+from cerebrum_cli.application.inference.input.text import Readable, read_piped, read_prompt
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import well_formed
 
@@ -22,6 +23,7 @@ from cerebrum_cli.core.text import well_formed
 class Question:
     """The sources of a question: the argument (`-` is standard input), files, or a messages list.
 
+    They are the input of a saved prompt, if there is one; of a messages list, its last message.
     `files` may be directories and patterns; `on_notice` receives what was left out of them.
     """
 
@@ -30,6 +32,7 @@ class Question:
     messages: Path | None
     raw: bool
     on_notice: Callable[[NoticeEvent], None]
+    saved: SavedPrompt | None = None
 
     def validate(self, piped: Readable | None) -> None:
         """Raise UsageError for sources that cannot give a question. Reads nothing."""
@@ -42,7 +45,7 @@ class Question:
         if self.prompt == "-":
             raise UsageError("the prompt is `-`, but nothing is piped in", "pipe it in, or give it as an argument")
         if self.messages is None and not self.files:
-            require_prompt(self.prompt or "")
+            require_prompt(fill(self.saved, self.prompt or ""))
 
     def read(self, piped: Readable | None, settings: Settings, system: str | None) -> Conversation:
         """Read all sources. Raises UsageError for a source that cannot be read, PromptTooLong for one without end.
@@ -57,8 +60,8 @@ class Question:
         files = read_prompt_files(self.files, self.on_notice)
         if self.raw:
             texts = [*(content for _, content in files), prompt or "", text or ""]
-            return Conversation().user(require_prompt("".join(texts)))
-        return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, text))
+            return Conversation().user(require_prompt(fill(self.saved, "".join(texts))))
+        return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, text, self.saved))
 
     def _read_messages(self, source: Path, piped: Readable | None, system: str | None) -> Conversation:
         if source == Path("-") and piped is not None:
@@ -66,14 +69,26 @@ class Question:
         else:
             text, name = read_prompt(source), str(source)
         conversation = parse_messages(text, name)
+        if self.saved:
+            conversation = conversation.with_question(self.saved.fill(conversation.question))
         return conversation if system is None else replace(conversation, system_prompt=system)
 
 
-def compose_prompt(prompt: str | None, files: Sequence[tuple[str, str]], piped: str | None) -> str:
-    """Join the parts of a question: files first, so that further questions about them reuse the prefix."""
+def compose_prompt(
+    prompt: str | None, files: Sequence[tuple[str, str]], piped: str | None, saved: SavedPrompt | None = None
+) -> str:
+    """Join the parts of a question: files first, so that further questions about them reuse the prefix.
+
+    They are the input of a `saved` prompt. Raises UsageError for an empty question.
+    """
     blocks = [fence_file(name, text) for name, text in files]
     blocks += [text for text in (prompt, piped) if text and text.strip()]
-    return require_prompt("\n\n".join(block.rstrip("\n") for block in blocks))
+    return require_prompt(fill(saved, "\n\n".join(block.rstrip("\n") for block in blocks)))
+
+
+def fill(saved: SavedPrompt | None, input: str) -> str:
+    """The question that a saved prompt makes of an input; without one, the input itself. Raises UsageError."""
+    return saved.fill(input) if saved else input
 
 
 def require_prompt(prompt: str) -> str:

@@ -57,6 +57,11 @@ class Reply:
         return final_answer(self.text, is_complete=self.finish.reason == "stop")
 
     @property
+    def concluded_at(self) -> int | None:
+        """Number of tokens after which a conclusion was forced; None if the reply came to its end by itself."""
+        return next((forced.at for forced in self.finish.forced if forced.kind == "conclusion"), None)
+
+    @property
     def vote(self) -> str | None:
         """The answer that counts in a vote; None without one, and for a reply that ended in a repetition."""
         return None if self.finish.reason == "repetition" else self.final_answer
@@ -120,6 +125,11 @@ def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
     if finish.reason == "context":
         problem = f"answer truncated: the context of {finish.context_size} tokens is full"
         return NoticeEvent(problem, f"{larger_context}, or ask for less")
+    if finish.reason == "length" and reply.concluded_at:
+        problem = (
+            f"the reply was concluded after {reply.concluded_at} tokens, and truncated at {finish.completion_tokens}"
+        )
+        return NoticeEvent(problem, "raise --conclude")
     if finish.reason == "length":
         stage = " of reasoning" if reply.reasoning and not reply.text else ""
         return NoticeEvent(f"answer truncated at {finish.completion_tokens} tokens{stage}", "raise --max-tokens")
@@ -151,6 +161,7 @@ def reply_object(
         "final_answer": final_answer,
         "extracted": extracted,
         "finish_reason": finish.reason,
+        "concluded_at": reply.concluded_at,
         "prompt_tokens": finish.prompt_tokens,
         "cached_tokens": finish.cached_tokens,
         "completion_tokens": finish.completion_tokens,

@@ -11,10 +11,9 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
-from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, RefusedEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, PromptEvent, RefusedEvent
 from cerebrum_cli.engine.remote.failures import (
     BusyServerError,
     LostServerError,
@@ -76,12 +75,23 @@ class Job:
 
     def finish(self, replies: Sequence[Part]) -> int:
         """Emit the whole replies of all samples; return the number of their tokens. Raises LostServerError."""
-        if len(replies) != len(self.samples) or not all(reply.end for reply in replies):
-            raise LostServerError(f"{len(replies)} replies instead of {len(self.samples)}")
-        events = [list(sample.add(reply)) for sample, reply in zip(self.samples, replies, strict=True)]
-        for event in chain.from_iterable(events):
-            self.emit(event)
+        self.report(read_replies(self.samples, replies))
         return sum(sample.tokens for sample in self.samples)
+
+    def report(self, events: Iterable[Event]) -> None:
+        """Emit events of the samples, and remember which have finished."""
+        for event in events:
+            self.emit(event)
+            if isinstance(event, FinishEvent):
+                for sample in self.samples:
+                    sample.is_finished = sample.is_finished or sample.id == event.sequence
+
+
+def read_replies(samples: Sequence[RemoteSample], replies: Sequence[Part]) -> list[Event]:
+    """The events of whole replies, or of whole turns of them. Raises LostServerError if any is missing."""
+    if len(replies) != len(samples) or not all(reply.end for reply in replies):
+        raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
+    return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]
 
 
 class Server(ABC):
@@ -335,7 +345,7 @@ class Pool:
 def finish_cancelled(job: Job) -> None:
     """End the samples of a job that was stopped from here."""
     for sample in job.unfinished:
-        job.emit(sample.cancelled())
+        job.report([sample.cancelled()])
 
 
 def refuse(job: Job, error: CerebrumError) -> None:

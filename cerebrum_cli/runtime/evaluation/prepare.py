@@ -70,7 +70,7 @@ def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -
     generator = find_generator(runtime, given, options, "--samples" if samples > 1 else None)
     settings = replace(generator.settings, seed=generator.settings.seed or 0)  # compared models draw the same seeds
     task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))
-    grammar, label = read_grammar(runtime, options, options.quiet), generator.model.label
+    grammar, label = read_grammar(runtime, given, options), generator.model.label
     questions = select(task.questions, options.limit)
     evaluation = Evaluation(questions, samples, settings, label, task.marker, grammar)
     return PreparedEvaluation(task, evaluation, replace(generator, settings=settings))

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cerebrum_cli.application.inference.file_search import FileSearch, Skipped, search_of
-from cerebrum_cli.application.inference.text_input import MAX_PROMPT_BYTES, read_prompt
+from cerebrum_cli.application.inference.input.search import FileSearch, Skipped, search_of
+from cerebrum_cli.application.inference.input.text import MAX_PROMPT_BYTES, read_prompt
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import format_names, format_size, well_formed
