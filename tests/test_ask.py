@@ -248,7 +248,7 @@ def test_gpu_layers_without_gpu_support_give_a_note_and_a_hint(user: CommandLine
     assert (done.code, done.out) == (0, "yes\n")
     message, hint = done.err.splitlines()
     assert message.startswith("note: --gpu-layers 5: ")
-    assert 'CMAKE_ARGS="-DGGML_CUDA=on" pip install' in hint
+    assert f'CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install' in hint
     assert user.run(*command, "-q").err == ""
 
 

@@ -187,7 +187,6 @@ def test_endpoint_batch_survives_a_killed_server(served: Served) -> None:
 
 
 def test_endpoint_batch_without_servers_stops_and_resumes(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_engine, "Patience", lambda: HASTY)
     questions = served.questions(ROWS)
 
     def kill_both() -> None:
@@ -198,7 +197,9 @@ def test_endpoint_batch_without_servers_stops_and_resumes(served: Served, monkey
             each.disarm()
 
     command = (questions, "--seed", "7", "-o", "out.jsonl")
-    done = run_batch(served, command, kill_both)
+    with monkeypatch.context() as patched:
+        patched.setattr(remote_engine, "Patience", lambda: HASTY)
+        done = run_batch(served, command, kill_both)
     assert_error(done, 1, "no server answers", *(server.url for server in served.servers), "run the same command again")
     finished = [json.loads(line) for line in Path("out.jsonl.partial").read_text().splitlines()]
     assert len(finished) >= 60 and not any(row["error"] for row in finished)
