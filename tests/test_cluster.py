@@ -14,7 +14,7 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
-from cerebrum_cli.engine.cluster import engine as cluster_engine
+from cerebrum_cli.engine.cluster import node as cluster_node
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
 
@@ -167,7 +167,7 @@ def test_cluster_without_the_model_on_a_node_is_an_error() -> None:
 
 
 def test_cluster_node_of_another_version_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_engine, "__version__", "99")
+    monkeypatch.setattr(cluster_node, "__version__", "99")
     nodes = Nodes(random_model)
     with clustered(nodes, nodes.actor()) as engine, pytest.raises(EndpointError, match="of cerebrum, not 99"):
         list(engine.load())

@@ -396,13 +396,46 @@ def test_remote_loading_server_is_waited_for_with_progress() -> None:
             assert engine.is_loaded and len(replies_of(engine, REQUESTS[0])) == 1
 
 
-def test_remote_server_missing_at_the_start_is_noted() -> None:
-    with serving(random_model, 2) as servers:
-        servers[1].kill()
-        with closing(remote_engine(*servers)) as engine:
+def test_remote_server_missing_at_the_start_is_noted_and_joins() -> None:
+    with serving(random_model, 2) as [first, missing]:
+        missing.kill()
+        with closing(remote_engine(first, missing)) as engine:
             [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
-            assert notice.message == f"{servers[1].url} is not used: Connection refused"
+            assert notice.message == f"{missing.url} is not used yet: Connection refused"
+            stuck = first.arm(hang_after=0, times=None)
+            with closing(engine.complete(REQUESTS)) as replies:
+                assert stuck.is_hanging.wait(10)
+                missing.start()
+                missing.wait_for(missing.completions)
+                stuck.disarm()
+                events = list(replies)
+    assert notices(events) == [f"{missing.url} answers now"]
+    assert outcome(events) == summaries(local_replies(random_model, *REQUESTS))
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"hang_after": 0}])
+def test_remote_server_that_never_loads_holds_up_no_other(fault: dict[str, Any]) -> None:
+    patience = replace(QUICK, join=0.05)
+    with serving(random_model, 2) as [first, loading]:
+        loading.arm(path="/v1/models", times=None, **fault)
+        with closing(remote_engine(first, loading, patience=patience)) as engine:
+            [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
             assert outcome(events_of(engine, *REQUESTS)) == summaries(local_replies(random_model, *REQUESTS))
+        reason = "scripted" if "status" in fault else "no answer yet"
+        assert notice.message == f"{loading.url} is not used yet: {reason}"
+        assert loading.completions() == []
+
+
+def test_remote_server_that_joins_with_another_model_ends_everything() -> None:
+    with serving(random_model, 2) as [first, missing]:
+        missing.kill()
+        missing.arm(times=None, **OTHER_MODEL)
+        with connected(first, missing) as engine:
+            first.arm(hang_after=0, times=None)
+            with closing(engine.complete(REQUESTS)) as replies:
+                missing.start()
+                with pytest.raises(EndpointError, match="whose vocabulary is not that of the model"):
+                    list(replies)
 
 
 @pytest.mark.parametrize("fault", [{"path": "/v1/models", "hang_after": 0}, {"path": "/tokenize", "status": 503}])

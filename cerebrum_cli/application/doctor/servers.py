@@ -24,7 +24,7 @@ from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
-from cerebrum_cli.engine.remote.probe import probe
+from cerebrum_cli.engine.remote.recognition import probe
 from cerebrum_cli.engine.remote.sglang import IGNORED_SEEDS
 
 PROBE_TIMEOUT_S = 30.0

@@ -13,7 +13,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceI
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.connection import Connection
-from cerebrum_cli.engine.remote.pool import Job, Place
+from cerebrum_cli.engine.remote.job import Job, Place
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Failure, Request, first_seed
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from cerebrum_cli.core.events import ServerTokens
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.engine.remote.pool import Job, Pool, Server, finish_cancelled
+from cerebrum_cli.engine.remote.job import Job, Server, finish_cancelled
+from cerebrum_cli.engine.remote.pool import Pool
 
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
 
@@ -24,7 +25,8 @@ class Connection:
 
     @property
     def servers(self) -> Sequence[Server]:
-        return self._pool.servers
+        """Those that have answered so far."""
+        return self._pool.known
 
     @property
     def generated(self) -> tuple[ServerTokens, ...]:

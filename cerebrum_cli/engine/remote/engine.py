@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EndpointError, EngineError
-from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, StageEvent
+from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
 from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents
@@ -23,9 +23,9 @@ from cerebrum_cli.engine.remote.client import Client
 from cerebrum_cli.engine.remote.completions import RemoteCompletions
 from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, no_server_error
+from cerebrum_cli.engine.remote.job import Patience, Server
 from cerebrum_cli.engine.remote.kind import ServerInfo
-from cerebrum_cli.engine.remote.pool import Patience, Pool
+from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.recognition import describe, tokenize
 from cerebrum_cli.engine.remote.server import HttpServer
 from cerebrum_cli.engine.sequence import Request
@@ -33,12 +33,7 @@ from cerebrum_cli.engine.sequence import Request
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 
-CAPABILITIES = Capabilities(
-    scores=False,
-    prompt_cache=False,
-    schedules_rows=True,
-    larger_context="restart the server with a larger -c",
-)
+CAPABILITIES = Capabilities(scores=False, prompt_cache=False, schedules_rows=True)
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 
 
@@ -61,15 +56,17 @@ class PooledEngine:
         self._thread.start()
         atexit.register(self.close)
 
-    async def _connect(self) -> Pool:
-        """Open all servers. Raises EndpointError if none answers, or one does not fit."""
+    async def _find_servers(self) -> Sequence[Server]:
+        """The servers to open. Raises EndpointError."""
         raise NotImplementedError
 
     # For callers, on any thread.
 
     @property
     def capabilities(self) -> Capabilities:
-        return CAPABILITIES
+        if self._connection is None:
+            return CAPABILITIES
+        return replace(CAPABILITIES, larger_context=self._connection.servers[0].larger_context)
 
     def load(self) -> Iterator[Event]:
         """Yield load events until the servers are ready; raise if they cannot be used. Later calls yield nothing."""
@@ -179,6 +176,16 @@ class PooledEngine:
         await self._closing.wait()
         await pool.close()
 
+    async def _connect(self) -> Pool:
+        """Open the servers. Raises EndpointError if none answers, or one does not fit."""
+        pool = Pool(await self._find_servers(), self._patience, self._loading.emit)
+        try:
+            await pool.connect()
+        except BaseException:
+            await pool.close()
+            raise
+        return pool
+
     def _stop_connecting(self) -> None:
         if self._connecting:
             self._connecting.cancel()
@@ -201,54 +208,13 @@ class RemoteEngine(PooledEngine):
     ) -> None:
         self._endpoints = endpoints
         self._window = window
-        self._capabilities = CAPABILITIES
         super().__init__(open_vocabulary, patience)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._capabilities
+    async def _find_servers(self) -> Sequence[HttpServer]:
+        return [HttpServer(each, self._window, self._describe, self._patience) for each in self._endpoints]
 
-    async def _connect(self) -> Pool:
-        servers: list[HttpServer] = []
-        lost: dict[str, str] = {}
-        async with contextlib.AsyncExitStack() as opened:
-            pairs = [(endpoint, Client(endpoint)) for endpoint in self._endpoints]
-            for _, client in pairs:
-                opened.push_async_callback(client.close)
-            found = await asyncio.gather(*(self._open(*pair) for pair in pairs), return_exceptions=True)
-            for (endpoint, client), info in zip(pairs, found, strict=True):
-                if isinstance(info, ServerInfo):
-                    servers.append(HttpServer(endpoint, client, info, self._window, self._reopen, self._patience))
-                elif isinstance(info, LostServerError):
-                    await client.close()
-                    lost[endpoint.name] = info.reason
-                else:
-                    raise info
-            if not servers:
-                raise no_server_error(lost)
-            opened.pop_all()
-        for name, reason in lost.items():
-            self._loading.emit(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
-        for name in dict.fromkeys(server.info.kind.name for server in servers if server.info.has_other_weights):
-            problem = f"{name} serves the model's original weights, not those of the local file"
-            self._loading.emit(NoticeEvent(problem, "answers differ from those of llama.cpp"))
-        option = servers[0].info.kind.context_option
-        self._capabilities = replace(CAPABILITIES, larger_context=f"restart the server with a larger {option}")
-        return Pool(servers, self._patience)
-
-    async def _open(self, endpoint: Endpoint, client: Client) -> ServerInfo:
-        """Wait until a server has loaded its model, and check its vocabulary."""
-        while True:
-            try:
-                info = await describe(client, endpoint)
-                await self._require_vocabulary(endpoint, client, info)
-                return info
-            except BusyServerError as busy:
-                self._loading.emit(StageEvent(f"waiting for {endpoint.name}: {busy.reason}", 0, 1))
-                await asyncio.sleep(self._patience.busy)
-
-    async def _reopen(self, endpoint: Endpoint, client: Client) -> ServerInfo:
-        """Check a server that was lost: it may serve another model now."""
+    async def _describe(self, endpoint: Endpoint, client: Client) -> ServerInfo:
+        """Ask a server what it is, and check its vocabulary: it may serve another model than before."""
         info = await describe(client, endpoint)
         await self._require_vocabulary(endpoint, client, info)
         return info

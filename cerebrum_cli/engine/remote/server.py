@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from cerebrum_cli.core.events import NoticeEvent, PromptEvent
 from cerebrum_cli.engine.remote.client import Client, RequestError
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE, BusyServerError, LostServerError, RefusedRequestError
+from cerebrum_cli.engine.remote.job import Job, Patience, Server
 from cerebrum_cli.engine.remote.kind import ServerInfo, raise_stream_error, refusal
-from cerebrum_cli.engine.remote.pool import Job, Patience, Server
 
 HEALTH = "/health"
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 
-OpenServer = Callable[[Endpoint, Client], Awaitable[ServerInfo]]
+DescribeServer = Callable[[Endpoint, Client], Awaitable[ServerInfo]]
 """Asks a server what it is, and checks that it fits."""
 
 
@@ -27,20 +27,39 @@ class HttpServer(Server):
     def __init__(
         self,
         endpoint: Endpoint,
-        client: Client,
-        info: ServerInfo,
         window: int | None,
-        reopen: OpenServer,
+        describe: DescribeServer,
         patience: Patience,
     ) -> None:
-        super().__init__(endpoint.name, min(window or info.slots, info.slots))
+        super().__init__(endpoint.name)
         self._most = window
         self.endpoint = endpoint
-        self.client = client
-        self.info = info
-        self._reopen = reopen
+        self.client = Client(endpoint)
+        self._info: ServerInfo | None = None
+        self._describe = describe
         self._patience = patience
         self._noted: set[tuple[str, str]] = set()  # differences that were reported
+
+    @property
+    def info(self) -> ServerInfo:
+        """What it is, as it was last opened."""
+        assert self._info
+        return self._info
+
+    @property
+    def variant(self) -> str:
+        return self.info.kind.name
+
+    @property
+    def remarks(self) -> Sequence[NoticeEvent]:
+        if not self.info.has_other_weights:
+            return ()
+        problem = f"{self.info.kind.name} serves the model's original weights, not those of the local file"
+        return [NoticeEvent(problem, "answers differ from those of llama.cpp")]
+
+    @property
+    def larger_context(self) -> str:
+        return f"restart the server with a larger {self.info.kind.context_option}"
 
     @property
     def context_size(self) -> int:
@@ -54,9 +73,9 @@ class HttpServer(Server):
     def recorded(self) -> dict[str, str]:
         return self.info.recorded
 
-    async def reopen(self) -> None:
-        self.info = await self._reopen(self.endpoint, self.client)
-        self.limit = self.window = min(self._most or self.info.slots, self.info.slots)
+    async def open(self) -> None:
+        self._info = info = await self._describe(self.endpoint, self.client)
+        self.resize(min(self._most or info.slots, info.slots))
 
     async def close(self) -> None:
         await self.client.close()
