@@ -27,12 +27,13 @@ class LlamaServer(ModelServer):
 
     def __init__(self, engine: LocalEngine, *, slots: int = 4, n_vocab: int | None = None) -> None:
         super().__init__(engine, slots=slots)
+        self.size = 1000  # bytes of the weights
         self.n_vocab = n_vocab
 
     def listed(self) -> dict[str, Any]:
         """The answer to /v1/models."""
         size = {} if self.n_vocab is None else {"n_vocab": self.n_vocab}
-        meta = {"vocab_type": 2, **size, "n_ctx": self.n_ctx, "n_ctx_train": 8192, "ftype": "Q4_1"}
+        meta = {"vocab_type": 2, **size, "n_ctx": self.n_ctx, "n_ctx_train": 8192, "size": self.size}
         return {
             "models": [{"name": name, "model": name, "type": "model"} for name in self.models],
             "object": "list",
@@ -48,7 +49,7 @@ class LlamaServer(ModelServer):
             "default_generation_settings": {"params": {"seed": 4294967295}, "n_ctx": self.n_ctx},
             "total_slots": self.slots,
             "model_alias": self.models[0],
-            "model_path": self.models[0],
+            "model_path": f"/srv/models/{self.models[0]}",
             "chat_template": "",
             "build_info": BUILD,
             "is_sleeping": False,

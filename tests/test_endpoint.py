@@ -135,8 +135,10 @@ def test_endpoint_batch_writes_the_local_result(served: Served, options: tuple[s
     assert Path("remote.jsonl").read_bytes() == Path("local.jsonl").read_bytes()
     assert all(server.completions() for server in served.servers)
     record = Path("remote.jsonl.meta.json").read_text()
-    assert json.loads(record)["notes"]["servers"] == [{"kind": "llama-server", "build": BUILD}]
-    assert "127.0.0.1" not in record
+    assert json.loads(record)["notes"]["servers"] == [
+        {"kind": "llama-server", "build": BUILD, "model": "tiny.gguf (1000 bytes)"}
+    ]
+    assert "127.0.0.1" not in record and "/srv" not in record
 
 
 def test_endpoint_batch_streams_rows_in_any_order(served: Served) -> None:
@@ -217,6 +219,47 @@ def test_endpoint_batch_without_servers_stops_and_resumes(served: Served, monkey
     assert served.run("batch", *command, "-q", servers=2).code == 0
     assert len(served.asked()) - before == ROWS - len(finished)
     assert_all_answered(Path("out.jsonl"))
+
+
+def interrupted_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> tuple[str | Path, ...]:
+    """The command of a batch whose server was lost in the middle, and has started again."""
+    [server, _] = served.servers
+    with monkeypatch.context() as hasty:
+        hasty.setattr(remote_engine, "Patience", lambda: HASTY)
+        server.arm(times=None, let_through=40, status=500)
+        server.arm(path="/v1/models", times=None, let_through=1, reset_after=0)
+        command = (served.questions(ROWS), "--seed", "7", "-o", "out.jsonl")
+        assert_error(served.run("batch", *command), 1, "no server answers")
+    server.kill()
+    server.disarm()
+    server.start()
+    return command
+
+
+def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = interrupted_batch(served, monkeypatch)
+    finished = Path("out.jsonl.partial").read_bytes()
+    first, second = served.servers
+    second.models = ("other.gguf",)
+    done = served.run("batch", *command, servers=2)
+    problem = f"{second.url} serves other.gguf (1000 bytes) on llama-server, but earlier replies are from tiny.gguf"
+    assert_error(done, 1, problem, "--restart")
+    assert Path("out.jsonl.partial").read_bytes() == finished
+    second.models = first.models
+    assert served.run("batch", *command, "-q", servers=2).code == 0
+    assert_all_answered(Path("out.jsonl"))
+
+
+def test_endpoint_batch_of_an_older_record_resumes_on_its_kind(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = interrupted_batch(served, monkeypatch)
+    path = Path("out.jsonl.meta.json")
+    record = json.loads(path.read_text())
+    record["notes"]["servers"] = [{"kind": "vLLM", "build": "1"}]
+    path.write_text(json.dumps(record))
+    assert_error(served.run("batch", *command), 1, "on llama-server, but earlier replies are from vLLM")
+    record["notes"]["servers"] = [{"kind": "llama-server", "build": "older"}]
+    path.write_text(json.dumps(record))
+    assert served.run("batch", *command, "-q").code == 0
 
 
 # Errors: an exit code, one line for the problem, one for the fix.

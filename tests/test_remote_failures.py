@@ -288,6 +288,29 @@ def test_remote_server_back_with_another_model_ends_everything() -> None:
                 events_of(engine, *requests)
 
 
+def test_remote_server_back_with_other_weights_ends_everything() -> None:
+    with serving(random_model) as [server], connected(server) as engine:
+        server.arm(status=500)
+        server.size = 2000
+        with pytest.raises(EndpointError) as raised:
+            events_of(engine, *REQUESTS)
+    was, now = (f"tiny.gguf ({size} bytes) on llama-server" for size in (1000, 2000))
+    assert raised.value.message == f"{server.url} is back with {now} instead of {was}"
+
+
+def test_remote_servers_of_different_weights_are_noted_once() -> None:
+    with serving(random_model, 3) as servers:
+        servers[1].size = 2000
+        with closing(remote_engine(*servers)) as engine:
+            [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
+            assert notices(events_of(engine, *REQUESTS)) == []
+    assert notice.message == (
+        "the servers differ, so answers may depend on the server "
+        f"({servers[0].url}: tiny.gguf (1000 bytes) on llama-server; "
+        f"{servers[1].url}: tiny.gguf (2000 bytes) on llama-server)"
+    )
+
+
 def test_remote_server_back_with_its_own_model_is_used_again() -> None:
     with serving(random_model) as [server], connected(server) as engine:
         server.arm(status=500)

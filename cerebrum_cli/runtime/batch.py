@@ -25,7 +25,7 @@ from cerebrum_cli.engine.plan import expert_notice
 from cerebrum_cli.runtime.cluster import find_nodes
 from cerebrum_cli.runtime.generation import generation_settings, naming_grammar_file, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
-from cerebrum_cli.runtime.servers import find_endpoints, note_servers, noting_servers, without_local
+from cerebrum_cli.runtime.servers import find_endpoints, note_servers, noted_servers, noting_servers, without_local
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.runtime.cluster import RayNodes
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import BatchOptions, ConcurrencyOptions
+    from cerebrum_cli.runtime.servers import Servers
 
 STANDARD = Path("-")  # standard input or output
 MAX_PARALLEL = 256  # sequences llama.cpp supports
@@ -75,8 +76,8 @@ class PreparedBatch:
     endpoints: tuple[Endpoint, ...]
     nodes: RayNodes | None
 
-    def open(self, runtime: Runtime, unanswered: int) -> LoadedModel:
-        """Start to load the model for so many rows, or to connect to its servers."""
+    def open(self, runtime: Runtime, unanswered: int, earlier: Servers) -> LoadedModel:
+        """Start to load the model for so many rows, or to connect to servers like the `earlier` ones."""
         settings, votes, tuning = self.row_options.settings, self.row_options.votes, self.resolved.tuning("batch")
         if self.endpoints:
             return open_servers(
@@ -86,6 +87,7 @@ class PreparedBatch:
                 settings,
                 template_options=self.arguments,
                 window=self.parallel,
+                earlier=earlier,
             )
         samples = unanswered * (votes.maximum if votes else 1)
         if self.nodes:
@@ -174,7 +176,7 @@ def generate(
     options: BatchOptions,
 ) -> None:
     """Answer the unfinished rows, with progress, and note which servers did."""
-    loaded = prepared.open(runtime, unanswered)
+    loaded = prepared.open(runtime, unanswered, noted_servers(result) if isinstance(result, Journal) else ())
     try:
         events = batches.answer_rows(loaded.responder, rows, prepared.row_options, result, output == STANDARD)
         if isinstance(result, Journal):

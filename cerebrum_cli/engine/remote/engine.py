@@ -10,7 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from cerebrum_cli.engine.remote.completions import RemoteCompletions
 from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.job import Patience, Server
-from cerebrum_cli.engine.remote.kind import ServerInfo
+from cerebrum_cli.engine.remote.kind import ServerInfo, is_same_origin, origin
 from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.recognition import describe, tokenize
 from cerebrum_cli.engine.remote.server import HttpServer
@@ -197,7 +197,10 @@ class PooledEngine:
 
 
 class RemoteEngine(PooledEngine):
-    """Servers that are reached over HTTP; each gets up to `window` samples at a time."""
+    """Servers that are reached over HTTP; each gets up to `window` samples at a time.
+
+    With records of servers in `earlier`, only such kinds and models are used.
+    """
 
     def __init__(
         self,
@@ -205,8 +208,10 @@ class RemoteEngine(PooledEngine):
         endpoints: Sequence[Endpoint],
         window: int | None = None,
         patience: Patience | None = None,
+        earlier: Sequence[Mapping[str, str]] = (),
     ) -> None:
         self._endpoints = endpoints
+        self._earlier = earlier
         self._window = window
         super().__init__(open_vocabulary, patience)
 
@@ -214,10 +219,19 @@ class RemoteEngine(PooledEngine):
         return [HttpServer(each, self._window, self._describe, self._patience) for each in self._endpoints]
 
     async def _describe(self, endpoint: Endpoint, client: Client) -> ServerInfo:
-        """Ask a server what it is, and check its vocabulary: it may serve another model than before."""
+        """Ask a server what it is, and check that it fits: it may serve another model than before."""
         info = await describe(client, endpoint)
+        self._require_origin(endpoint, info)
         await self._require_vocabulary(endpoint, client, info)
         return info
+
+    def _require_origin(self, endpoint: Endpoint, info: ServerInfo) -> None:
+        """Raise EndpointError for another kind of server, or another model, than those of earlier replies."""
+        now = info.recorded
+        if self._earlier and not any(is_same_origin(record, now) for record in self._earlier):
+            before = " and ".join(dict.fromkeys(map(origin, self._earlier)))
+            problem = f"{endpoint.name} serves {origin(now)}, but earlier replies are from {before}"
+            raise EndpointError(problem, "resume with such a server, or use --restart to start over")
 
     async def _require_vocabulary(self, endpoint: Endpoint, client: Client, info: ServerInfo) -> None:
         """Raise EndpointError unless the server's vocabulary is that of the local file."""

@@ -7,12 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
+from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import NoticeEvent, PromptEvent
 from cerebrum_cli.engine.remote.client import Client, RequestError
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE, BusyServerError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.job import Job, Patience, Server
-from cerebrum_cli.engine.remote.kind import ServerInfo, raise_stream_error, refusal
+from cerebrum_cli.engine.remote.kind import ServerInfo, origin, raise_stream_error, refusal
 
 HEALTH = "/health"
 OF_ONE_REQUEST = (400, 413)  # others concern every request
@@ -48,7 +49,7 @@ class HttpServer(Server):
 
     @property
     def variant(self) -> str:
-        return self.info.kind.name
+        return origin(self.recorded)
 
     @property
     def remarks(self) -> Sequence[NoticeEvent]:
@@ -74,7 +75,11 @@ class HttpServer(Server):
         return self.info.recorded
 
     async def open(self) -> None:
-        self._info = info = await self._describe(self.endpoint, self.client)
+        before, info = self._info, await self._describe(self.endpoint, self.client)
+        if before and origin(before.recorded) != origin(info.recorded):
+            problem = f"{self.name} is back with {origin(info.recorded)} instead of {origin(before.recorded)}"
+            raise EndpointError(problem, "start it with the model it had, then run the same command again")
+        self._info = info
         self.resize(min(self._most or info.slots, info.slots))
 
     async def close(self) -> None:

@@ -18,6 +18,7 @@ from cerebrum_cli.engine.remote.kind import (
     ServerInfo,
     StopReason,
     ask,
+    repository,
     room_for_reply,
     sampler_differences,
     text_of,
@@ -42,7 +43,9 @@ class Vllm:
             build, size = one_line(str(version["version"])), int(entry["max_model_len"])
         except DAMAGE as error:
             raise EndpointError(f"{endpoint.name}: unexpected answer to /v1/models", "update vLLM") from error
-        return ServerInfo(self, build, str(entry["id"]), size, SEQUENCES, MAX_SAMPLES, has_other_weights=True)
+        model = str(entry["id"])
+        weights = one_line(repository(str(entry.get("root") or model)))
+        return ServerInfo(self, build, model, weights, size, SEQUENCES, MAX_SAMPLES, has_other_weights=True)
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
         return {"model": info.model, "prompt": text, "add_special_tokens": False}

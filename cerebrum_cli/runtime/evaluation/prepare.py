@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.runtime.cluster import RayNodes
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import EvalOptions
+    from cerebrum_cli.runtime.servers import Servers
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ class PreparedEvaluation:
     endpoints: tuple[Endpoint, ...]
     nodes: RayNodes | None
 
-    def open(self, runtime: Runtime, missing: int, vocabulary_only: bool = False) -> LoadedModel:
-        """Start to load the model for the missing samples, or to connect to its servers."""
+    def open(self, runtime: Runtime, missing: int, vocabulary_only: bool = False, earlier: Servers = ()) -> LoadedModel:
+        """Start to load the model for the missing samples, or to connect to servers like the `earlier` ones."""
         if self.endpoints and not vocabulary_only:
             return open_servers(
                 runtime.open_backend,
@@ -59,6 +60,7 @@ class PreparedEvaluation:
                 self.evaluation.settings,
                 template_options=self.arguments,
                 window=self.parallel,
+                earlier=earlier,
             )
         if self.nodes and not vocabulary_only:
             parallel = plan_parallel(self.parallel, missing, self.pad_steps)
