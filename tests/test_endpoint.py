@@ -17,6 +17,7 @@ from remote_engines import HASTY, QUICK
 from scripted_command import batch_backend, run_here
 from waiting import TIMEOUT_S
 
+from cerebrum_cli.application.inference import batch
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote import engine as remote_engine
 
@@ -145,6 +146,21 @@ def test_endpoint_batch_streams_rows_in_any_order(served: Served) -> None:
     done = served.run("batch", served.questions(12), "--seed", "7", "-q", "-o", "-", servers=2)
     rows = [json.loads(line) for line in done.out.splitlines()]
     assert len({row["id"] for row in rows}) == len(rows) == 12
+
+
+def test_endpoint_batch_reads_a_bounded_number_of_rows_ahead(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "READ_AHEAD", 30)
+    [server, _] = served.servers
+    slow = server.arm(hang_after=0)
+    questions = served.questions(ROWS)
+    with ThreadPoolExecutor() as meanwhile:
+        running = meanwhile.submit(served.run, "batch", questions, "--seed", "7", "-q", "-o", "-")
+        server.wait_for(lambda: sum(asked.is_answered for asked in server.completions()) == 29)
+        assert not slow.released.wait(0.1) and len(server.completions()) == 30
+        slow.released.set()
+        done = running.result(TIMEOUT_S)
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows) and len(rows) == ROWS
 
 
 def test_endpoint_eval_scores_as_locally(served: Served) -> None:

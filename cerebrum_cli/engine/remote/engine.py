@@ -99,7 +99,7 @@ class PooledEngine:
         records = [server.recorded for server in self._connected.servers]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
-    def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:
+    def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> RemoteCompletions:
         """Submit requests as the servers have room for them; close the result when done."""
         return RemoteCompletions(self._connected, requests, scope or self.cancel_scope())
 
