@@ -322,6 +322,28 @@ def test_endpoint_prompt_too_long_is_an_error_row(served: Served) -> None:
     assert (rows["x"]["error"]["type"], rows["S"]["error"]) == ("context_length_exceeded", None)
 
 
+def test_endpoint_results_hold_no_address(served: Served) -> None:
+    for server in served.servers:
+        server.arm(times=1, status=400)
+        server.arm(times=3, status=500, let_through=8)
+    done = served.run("batch", served.questions(12), "-o", "out.jsonl", servers=2)
+    assert done.code == 6
+    errors = [
+        row["error"]["message"] for row in map(json.loads, Path("out.jsonl").read_text().splitlines()) if row["error"]
+    ]
+    assert {error.partition(":")[0] for error in errors} >= {"server 1", "server 2"}
+    assert "127.0.0.1" not in Path("out.jsonl").read_text() + Path("out.jsonl.meta.json").read_text()
+
+
+def test_endpoint_result_names_a_server_of_the_configuration(served: Served) -> None:
+    [server, _] = served.servers
+    served.config(f'[endpoints.big]\nurl = "{server.url}"\n')
+    server.arm(times=3, status=500)
+    done = served.run_alone("batch", served.questions(1), "-o", "-", "--endpoint", "big", "-q")
+    error = "3 servers failed at this request; the last one, big: scripted: check the log of the server"
+    assert json.loads(done.out)["error"]["message"] == error
+
+
 def test_endpoint_without_a_server_is_an_error(served: Served) -> None:
     served.servers[0].kill()
     assert_error(served.run("ask", "hi"), 1, "no server answers", "Connection refused", "start one")

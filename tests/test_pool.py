@@ -40,7 +40,7 @@ def test_pool_ends_a_job_cancelled_before_its_first_step() -> None:
     events: list[Event | Failure] = []
 
     async def submit_and_cancel() -> int:
-        server = SilentServer("a")
+        server = SilentServer("a", "a")
         pool = Pool([server], Patience(), events.append)
         await pool.connect()
         sample = RemoteSample(SequenceId(0), request_of("Q"), 1, ScriptedBackend(replies({})))

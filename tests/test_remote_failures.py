@@ -111,9 +111,7 @@ def test_remote_request_that_three_servers_failed_at_is_refused() -> None:
         server.arm(times=3, status=500, message="assertion failed")
         events = events_of(engine, request_of("bad"))
         [refused] = [event for event in events if isinstance(event, RefusedEvent)]
-        assert refused.error.message == (
-            f"3 servers failed at this request; the last one, {server.url}: assertion failed"
-        )
+        assert refused.error.message == ("3 servers failed at this request; the last one, the server: assertion failed")
         assert outcome(events_of(engine, REQUESTS[0])) == summaries(local_replies(unicode_model, REQUESTS[0]))
 
 
@@ -209,7 +207,7 @@ def test_remote_stream_refused_in_the_middle_is_refused() -> None:
     with serving(random_model) as servers, connected(*servers) as engine:
         servers[0].arm(edit=lambda at, chunk: error if at == 3 else chunk)
         *_, last = events_of(engine, request_of("Q", stream=True))
-    assert isinstance(last, RefusedEvent) and last.error.message == f"{servers[0].url}: no"
+    assert isinstance(last, RefusedEvent) and last.error.message == "the server: no"
 
 
 def test_remote_stream_before_its_first_token_is_asked_elsewhere() -> None:

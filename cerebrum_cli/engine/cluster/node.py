@@ -47,7 +47,7 @@ class Node(Server):
     noun = "node"
 
     def __init__(self, number: int, actor: Actor) -> None:
-        super().__init__(f"node {number}")
+        super().__init__(f"node {number}", f"node {number}")
         self._info: NodeInfo | None = None
         self._number = number
         self._actor = actor

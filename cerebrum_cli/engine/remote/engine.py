@@ -216,7 +216,17 @@ class RemoteEngine(PooledEngine):
         super().__init__(open_vocabulary, patience)
 
     async def _find_servers(self) -> Sequence[HttpServer]:
-        return [HttpServer(each, self._window, self._describe, self._patience) for each in self._endpoints]
+        return [
+            HttpServer(endpoint, self._alias(number), self._window, self._describe, self._patience)
+            for number, endpoint in enumerate(self._endpoints, 1)
+        ]
+
+    def _alias(self, number: int) -> str:
+        """What results call a server: its name in config.toml, or else its position."""
+        endpoint = self._endpoints[number - 1]
+        if endpoint.name != endpoint.url:
+            return endpoint.name
+        return f"server {number}" if len(self._endpoints) > 1 else "the server"
 
     async def _describe(self, endpoint: Endpoint, client: Client) -> ServerInfo:
         """Ask a server what it is, and check that it fits: it may serve another model than before."""

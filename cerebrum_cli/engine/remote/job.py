@@ -81,13 +81,15 @@ class Server(ABC):
     """What answers requests, and how much it is doing.
 
     `window` is the number of samples it is given at a time, up to `limit`, which `open` sets. `problem` is why it is
-    lost, None if it is not; `is_busy` while it takes no more requests, as before it was opened.
+    lost, None if it is not; `is_busy` while it takes no more requests, as before it was opened. Results call it by its
+    `alias`, which is no address.
     """
 
     noun: ClassVar[str] = "server"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, alias: str) -> None:
         self.name = name
+        self.alias = alias
         self.limit = self.window = 0
         self.outstanding = 0
         self.problem: str | None = None

@@ -198,12 +198,11 @@ class Pool:
     def _lose(self, job: Job, server: Server, lost: LostServerError) -> None:
         """Ask a lost server's job again, unless part of its reply was shown, or it may be what kills servers."""
         job.losses += lost.was_sent
-        name = server.name
         is_alone = all(other.problem for other in self._servers if other is not server)
         if job.has_output or (is_alone and job.samples[0].request.stream):
-            job.emit(Failure(EndpointError(f"{name}: {lost.reason}", "check the server, then ask again")))
+            job.emit(Failure(EndpointError(f"{server.name}: {lost.reason}", "check the server, then ask again")))
         elif job.losses >= MAX_LOSSES:
-            problem = f"{job.losses} servers failed at this request; the last one, {name}: {lost.reason}"
+            problem = f"{job.losses} servers failed at this request; the last one, {server.alias}: {lost.reason}"
             refuse(job, EndpointError(problem, "check the log of the server"))
         else:
             self._waiting.appendleft(job)

@@ -28,11 +28,12 @@ class HttpServer(Server):
     def __init__(
         self,
         endpoint: Endpoint,
+        alias: str,
         window: int | None,
         describe: DescribeServer,
         patience: Patience,
     ) -> None:
-        super().__init__(endpoint.name)
+        super().__init__(endpoint.name, alias)
         self._most = window
         self.endpoint = endpoint
         self.client = Client(endpoint)
@@ -99,8 +100,9 @@ class HttpServer(Server):
             else:
                 await self._receive_replies(job, body)
         except RequestError as error:
-            refused = refusal(error, request, self.name)
-            raise RefusedRequestError(refused) if error.status in OF_ONE_REQUEST else refused from error
+            if error.status in OF_ONE_REQUEST:
+                raise RefusedRequestError(refusal(error, request, self.alias)) from error
+            raise refusal(error, request, self.name) from error
         except DAMAGE as error:
             raise LostServerError("damaged reply") from error
 
