@@ -133,6 +133,26 @@ def test_remote_busy_server_says_how_long_to_wait() -> None:
     assert len(outcome(events)) == 6
 
 
+@pytest.mark.parametrize(
+    ("headers", "hint"),
+    [
+        ({}, "retrying, until it has room"),
+        ({"Retry-After": "1000"}, "retrying in 1000 s, as it asks, until it has room"),
+    ],
+)
+def test_remote_busy_server_is_noted_once_after_a_while(headers: dict[str, str], hint: str) -> None:
+    patience = replace(QUICK, busy_notice=0.1)
+    with serving(unicode_model) as [server], connected(server, patience=patience) as engine:
+        server.arm(times=20, status=429, message="no slot", headers=headers)
+        with closing(engine.complete([request_of("Q")])) as replies:
+            found = [next(event for event in replies if isinstance(event, NoticeEvent))]
+            if headers:
+                engine.cancel()
+            found += [event for event in replies if isinstance(event, NoticeEvent)]
+        assert found == [NoticeEvent(f"{server.url} is busy: no slot", hint)]
+        assert len(server.completions()) == (1 if headers else 21)
+
+
 def test_remote_busy_server_holds_no_request_that_another_has_room_for() -> None:
     patience = replace(QUICK, busy=1000.0)
     with serving(unicode_model, 2) as servers, connected(*servers, patience=patience) as engine:

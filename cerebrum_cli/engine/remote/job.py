@@ -22,14 +22,15 @@ MAX_LOSSES = 3  # servers lost with one request, after which it is refused
 @dataclass(frozen=True, slots=True)
 class Patience:
     """Times in seconds: silence before a server's health is checked, the limit of that check, the delays before a lost
-    server is tried again, and before a busy one is, how long no server may answer, and how long a start waits for the
-    other servers once one is ready.
+    server is tried again, and before a busy one is, how long a server is busy before users are told, how long no server
+    may answer, and how long a start waits for the other servers once one is ready.
     """
 
     silence: float = 30.0
     health: float = 25.0  # SGLang's check may take 20 s while it evaluates a long prompt
     retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0)
     busy: float = 1.0  # unless the server says how long to wait
+    busy_notice: float = 5.0
     give_up: float = 60.0
     join: float = 1.0
 
@@ -95,7 +96,9 @@ class Server(ABC):
         self.problem: str | None = None
         self.is_busy = True
         self.busy_reason = "no answer yet"
-        self.busy_until = 0.0  # on the event loop's clock
+        self.busy_since: float | None = None  # on the event loop's clock; None after an answer
+        self.busy_until = 0.0
+        self.is_reported_busy = False
         self.generated = 0  # tokens
 
     @property

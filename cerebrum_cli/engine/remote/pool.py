@@ -169,6 +169,7 @@ class Pool:
                 job.emit(PromptEvent(sample.id, 0, len(sample.request.prompt_tokens)))
             await server.answer(job)
             server.window = min(server.limit, server.window + 1)
+            server.busy_since, server.is_reported_busy = None, False
         except asyncio.CancelledError:
             finish_cancelled(job)
         except RefusedRequestError as refused:
@@ -193,7 +194,7 @@ class Pool:
         else:
             job.place.server = None
             self._waiting.appendleft(job)
-        self._rest(server, self._patience.busy if busy.retry_after is None else busy.retry_after)
+        self._rest(server, busy)
 
     def _lose(self, job: Job, server: Server, lost: LostServerError) -> None:
         """Ask a lost server's job again, unless part of its reply was shown, or it may be what kills servers."""
@@ -208,11 +209,17 @@ class Pool:
             self._waiting.appendleft(job)
         self._pause(server, lost.reason)
 
-    def _rest(self, server: Server, seconds: float) -> None:
-        """Give a busy server nothing for a while."""
+    def _rest(self, server: Server, busy: BusyServerError) -> None:
+        """Give a busy server nothing for a while; tell users once if it answers nothing for long."""
 
         loop = asyncio.get_running_loop()
+        seconds = self._patience.busy if busy.retry_after is None else busy.retry_after
         server.busy_until = max(server.busy_until, loop.time() + seconds)
+        server.busy_since = server.busy_since or loop.time()
+        if not server.is_reported_busy and server.busy_until - server.busy_since >= self._patience.busy_notice:
+            server.is_reported_busy = True
+            wait = "retrying" if busy.retry_after is None else f"retrying in {seconds:g} s, as it asks"
+            self._emit(NoticeEvent(f"{server.name} is busy: {busy.reason}", f"{wait}, until it has room"))
 
         def resume() -> None:
             if loop.time() >= server.busy_until and server not in self._opening:
