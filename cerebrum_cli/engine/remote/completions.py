@@ -124,9 +124,9 @@ class RemoteCompletions:
         submitted.unfinished += count
         samples = [self._sample(index, submitted, number) for number in range(first, first + count)]
         self._live.update(sample.id for sample in samples)
-        size = 1 if submitted.request.stream else self._connection.samples_per_request
-        batches = (tuple(samples[start : start + size]) for start in range(0, count, size))
-        jobs = [Job(batch, self._outbox.put, submitted.place) for batch in batches]
+        streams = submitted.request.stream  # each of one sample
+        groups = [(sample,) for sample in samples] if streams else [tuple(samples)]
+        jobs = [Job(group, self._outbox.put, submitted.place) for group in groups]
         self._connection.submit(jobs, self._scope)
 
     def _sample(self, index: int, submitted: Submitted, number: int) -> RemoteSample:

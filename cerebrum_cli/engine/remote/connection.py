@@ -38,11 +38,6 @@ class Connection:
         """Number of samples to submit at a time."""
         return AHEAD * sum(server.window for server in self.servers)
 
-    @property
-    def samples_per_request(self) -> int:
-        """Number of samples that any of the servers takes in one request."""
-        return min(server.max_samples for server in self.servers)
-
     def submit(self, jobs: Sequence[Job], scope: CancelScope) -> None:
         """Submit jobs, unless their scope is cancelled by the time that they arrive."""
 

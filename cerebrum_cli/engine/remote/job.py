@@ -44,8 +44,9 @@ class Place:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """Samples of one request that one server generates together; all jobs of the request share its `place`.
+    """Samples of one request that one server generates together, or less where that takes fewer in one request.
 
+    All jobs of a request share its `place`.
     `load` is how much of its server's window it takes while it runs.
     """
 
@@ -65,8 +66,19 @@ class Job:
         return self.losses == MAX_LOSSES - 1
 
     @property
+    def bound_to(self) -> Server | None:
+        """The server that has evaluated the prompt, unless it is lost."""
+        server = self.place.server
+        return server if server and server.problem is None else None
+
+    @property
     def unfinished(self) -> list[RemoteSample]:
         return [sample for sample in self.samples if not sample.is_finished]
+
+    def take(self, count: int) -> Job:
+        """A job of the first samples, up to `count`; the others stay in this one."""
+        taken, self.samples = self.samples[:count], self.samples[count:]
+        return Job(taken, self.emit, self.place, self.losses)
 
     def finish(self, replies: Sequence[Part]) -> int:
         """Emit the whole replies of all samples; return the number of their tokens. Raises LostServerError."""
@@ -162,7 +174,8 @@ class Server(ABC):
         """Whether it can be given a job now."""
         if not self.is_usable:
             return False
-        fits = self.outstanding + len(job.samples) <= self.window and not job.is_suspect
+        samples = min(len(job.samples), self.max_samples)
+        fits = self.outstanding + samples <= self.window and not job.is_suspect
         return fits or self.outstanding == 0
 
 

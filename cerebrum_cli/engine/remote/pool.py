@@ -26,7 +26,7 @@ from cerebrum_cli.engine.sequence import Failure
 
 def choose_server(servers: Iterable[Server], job: Job) -> Server | None:
     """The server with the smallest part of its window in use that has room for a job; None without one."""
-    fitting = [each for each in servers if each.has_room(job)]
+    fitting = [each for each in servers if job.bound_to in (None, each) and each.has_room(job)]
     return min(fitting, key=lambda each: each.outstanding / each.window, default=None)
 
 
@@ -72,8 +72,9 @@ class Pool:
         return [server for server in self._servers if server.is_known]
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        self._emit = jobs[-1].emit
-        self._waiting.extend(jobs)
+        for job in jobs:
+            self._emit = job.emit
+            self._waiting.append(job)
         if self._misfits:
             self._fail(next(iter(self._misfits.values())))
         else:
@@ -108,16 +109,14 @@ class Pool:
         """
         free = list(self._servers)
         for job in list(self._waiting):
-            place = job.place.server
-            is_bound = place is not None and place.problem is None
-            server = choose_server([each for each in free if each is place or not is_bound], job)
-            if server:
+            while job.samples and (server := choose_server(free, job)):
+                self._start(job.take(server.max_samples), server)
+            if not job.samples:
                 self._waiting.remove(job)
-                self._start(job, server)
-            elif is_bound and place in free:
-                free.remove(place)
-            elif not is_bound:
+            elif not job.bound_to:
                 break
+            elif job.bound_to in free:
+                free.remove(job.bound_to)
         self._watch_for_the_end()
 
     def _start(self, job: Job, server: Server) -> None:
