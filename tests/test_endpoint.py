@@ -152,13 +152,14 @@ def test_endpoint_batch_reads_a_bounded_number_of_rows_ahead(served: Served, mon
     monkeypatch.setattr(batch, "READ_AHEAD", 30)
     [server, _] = served.servers
     slow = server.arm(hang_after=0)
-    questions = served.questions(ROWS)
-    with ThreadPoolExecutor() as meanwhile:
-        running = meanwhile.submit(served.run, "batch", questions, "--seed", "7", "-q", "-o", "-")
+
+    def release_when_all_others_wait() -> None:
         server.wait_for(lambda: sum(asked.is_answered for asked in server.completions()) == 29)
         assert not slow.released.wait(0.1) and len(server.completions()) == 30
         slow.released.set()
-        done = running.result(TIMEOUT_S)
+
+    command = (served.questions(ROWS), "--seed", "7", "-q", "-o", "-")
+    done = run_batch(served, command, release_when_all_others_wait, servers=1)
     rows = [json.loads(line) for line in done.out.splitlines()]
     assert [row["id"] for row in rows] == sorted(row["id"] for row in rows) and len(rows) == ROWS
 
@@ -176,11 +177,11 @@ def test_endpoint_eval_scores_as_locally(served: Served) -> None:
 # Several servers that come and go.
 
 
-def run_batch(served: Served, command: tuple[str | Path, ...], act: Callable[[], None]) -> Finished:
-    """Run a batch on both servers, and do something meanwhile."""
+def run_batch(served: Served, command: tuple[str | Path, ...], act: Callable[[], None], servers: int = 2) -> Finished:
+    """Run a batch on servers, and do something meanwhile."""
     with ThreadPoolExecutor() as meanwhile:
         acting = meanwhile.submit(act)
-        done = served.run("batch", *command, servers=2)
+        done = served.run("batch", *command, servers=servers)
         acting.result(TIMEOUT_S)
     return done
 
