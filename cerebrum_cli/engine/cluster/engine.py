@@ -16,6 +16,8 @@ from cerebrum_cli.engine.remote.job import Patience
 class ClusterEngine(PooledEngine):
     """The nodes of a cluster, on which it starts `open_engine` immediately."""
 
+    option = "--ray"
+
     def __init__(
         self,
         open_vocabulary: OpenBackend,

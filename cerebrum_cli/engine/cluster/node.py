@@ -45,6 +45,7 @@ class Node(Server):
     """A node with a worker, which loads the model."""
 
     noun = "node"
+    remedy = "check the cluster with ray status"
 
     def __init__(self, number: int, actor: Actor) -> None:
         super().__init__(f"node {number}", f"node {number}")

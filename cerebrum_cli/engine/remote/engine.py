@@ -12,7 +12,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cerebrum_cli.core.errors import EndpointError, EngineError
 from cerebrum_cli.core.events import Event, LoadEvent
@@ -38,7 +38,9 @@ PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6
 
 
 class PooledEngine:
-    """A pool of servers of one model, to which it starts to connect immediately."""
+    """A pool of servers of one model, to which it starts to connect immediately; `option` is what asks for it."""
+
+    option: ClassVar[str]
 
     def __init__(self, open_vocabulary: OpenBackend, patience: Patience | None = None) -> None:
         self._open_vocabulary = open_vocabulary
@@ -113,7 +115,7 @@ class PooledEngine:
         scope: CancelScope | None = None,  # noqa: ARG002
     ) -> Generator[ScoringEvent, None, None]:
         """Raise EngineError: servers do not score given texts."""
-        raise EngineError("a server cannot score given texts", "omit --endpoint")
+        raise EngineError("given texts can be scored on this machine only", f"omit {self.option}")
 
     def cancel_scope(self) -> CancelScope:
         return CancelScope(lambda: self._cancel_count)
@@ -201,6 +203,8 @@ class RemoteEngine(PooledEngine):
 
     With records of servers in `earlier`, only such kinds and models are used.
     """
+
+    option = "--endpoint"
 
     def __init__(
         self,

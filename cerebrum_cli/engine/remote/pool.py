@@ -147,7 +147,8 @@ class Pool:
 
     @property
     def _lost_error(self) -> EndpointError:
-        return no_server_error({server.name: server.problem or server.busy_reason for server in self._servers})
+        reasons = {server.name: server.problem or server.busy_reason for server in self._servers}
+        return no_server_error(reasons, self._servers[0].noun, self._servers[0].remedy)
 
     def _fail(self, error: BaseException) -> None:
         """End all jobs with an error."""
@@ -198,12 +199,13 @@ class Pool:
     def _lose(self, job: Job, server: Server, lost: LostServerError) -> None:
         """Ask a lost server's job again, unless part of its reply was shown, or it may be what kills servers."""
         job.losses += lost.was_sent
+        noun = server.noun
         is_alone = all(other.problem for other in self._servers if other is not server)
         if job.has_output or (is_alone and job.samples[0].request.stream):
-            job.emit(Failure(EndpointError(f"{server.name}: {lost.reason}", "check the server, then ask again")))
+            job.emit(Failure(EndpointError(f"{server.name}: {lost.reason}", f"check the {noun}, then ask again")))
         elif job.losses >= MAX_LOSSES:
-            problem = f"{job.losses} servers failed at this request; the last one, {server.alias}: {lost.reason}"
-            refuse(job, EndpointError(problem, "check the log of the server"))
+            problem = f"{job.losses} {noun}s failed at this request; the last one, {server.alias}: {lost.reason}"
+            refuse(job, EndpointError(problem, f"check the log of the {noun}"))
         else:
             self._waiting.appendleft(job)
         self._pause(server, lost.reason)
