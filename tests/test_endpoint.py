@@ -392,6 +392,15 @@ def test_endpoint_ignores_local_options_set_elsewhere(served: Served, monkeypatc
     assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
 
 
+def test_endpoint_variable_names_several_servers(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = served.servers
+    served.config(f'[endpoints.big]\nurl = "{first.url}"\n')
+    monkeypatch.setenv("CEREBRUM_ENDPOINT", f"big  {second.url}")
+    done = served.run_alone("batch", served.questions(12), "-q", "-o", "out.jsonl")
+    assert (done.code, len(served.asked())) == (0, 12), done.err
+    assert all(server.completions() for server in served.servers)
+
+
 @pytest.mark.parametrize("form", ["{}", "{}/", "{}/v1", "{}/v1/"])
 def test_endpoint_url_may_have_a_version_and_a_slash(served: Served, form: str) -> None:
     done = served.run_alone("ask", "--endpoint", form.format(served.servers[0].url), "--seed", "0", "2 + 2?")

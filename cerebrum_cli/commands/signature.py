@@ -129,7 +129,7 @@ def parameter_of(name: str, declared: Option, hint: Any) -> inspect.Parameter:
     option = typer_option(
         name,
         declared,
-        callback=whole if hint == list[str] else None,
+        callback=whole if hint == list[str] and not declared.splits else None,
         flags=f"{flag(name)}/--no-{name}" if hint == bool | None else flag(name),
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
