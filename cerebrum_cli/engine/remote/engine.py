@@ -12,6 +12,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from cerebrum_cli.core.errors import EndpointError, EngineError
@@ -237,7 +238,12 @@ class RemoteEngine(PooledEngine):
         info = await describe(client, endpoint)
         self._require_origin(endpoint, info)
         await self._require_vocabulary(endpoint, client, info)
-        return info
+        return replace(info, end_tokens=self._end_tokens) if info.kind.takes_end_tokens else info
+
+    @cached_property
+    def _end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a reply here."""
+        return tuple(filter(self.vocabulary.is_eog, range(self.vocabulary.size)))
 
     def _require_origin(self, endpoint: Endpoint, info: ServerInfo) -> None:
         """Raise EndpointError for another kind of server, or another model, than those of earlier replies."""

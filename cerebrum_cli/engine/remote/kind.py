@@ -57,7 +57,7 @@ class ServerInfo:
     sequence, and concurrent sequences.
 
     One request may ask for `max_samples`. `has_seeds`: the same seed gives the same sample. `has_other_weights`: those
-    of the model are not read from a GGUF file.
+    of the model are not read from a GGUF file. `end_tokens` end a reply here; the server's own files may name fewer.
     """
 
     kind: ServerKind
@@ -70,6 +70,7 @@ class ServerInfo:
     vocabulary_size: int | None = None
     has_seeds: bool = True
     has_other_weights: bool = False
+    end_tokens: tuple[int, ...] = ()
 
     @property
     def recorded(self) -> dict[str, str]:
@@ -83,6 +84,7 @@ class ServerKind(Protocol):
     name: str
     completion_path: str
     context_option: str  # on the server's command line
+    takes_end_tokens: bool
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         """Ask a server what it is, given the `entry` of its model in /v1/models. Raises EndpointError."""
@@ -122,6 +124,12 @@ def repository(name: str) -> str:
     """The name of a model on the Hub, or of the folder that a path leads to."""
     is_path = name.startswith(("/", ".", "~", "\\")) or name[1:2] == ":"
     return file_name(name) if is_path else name
+
+
+def served_weights(entry: Mapping[str, Any], path: Any) -> str:
+    """Where the weights of a model in /v1/models are from, given their path; with the base of an adapter."""
+    name, base = one_line(repository(str(path or entry["id"]))), entry.get("parent")
+    return f"{name} on {one_line(repository(str(base)))}" if base else name
 
 
 def text_of(reply: Mapping[str, Any], key: str) -> str:

@@ -54,6 +54,7 @@ class LlamaServer:
     name = "llama-server"
     completion_path = "/completion"
     context_option = "-c"
+    takes_end_tokens = False  # it knows them from the same file
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         """Ask for the properties of a server. Raises EndpointError if they lack something."""

@@ -75,7 +75,9 @@ def choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
     if endpoint.served_model is not None:
         if endpoint.served_model not in models:
             raise EndpointError(f"{endpoint.name} serves no model {endpoint.served_model!r}", f"it serves {names}")
-        return models[endpoint.served_model]
+        chosen = models[endpoint.served_model]
+        base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
+        return {**base, **{key: value for key, value in chosen.items() if value is not None}}
     if len(models) > 1:
         raise EndpointError(f"{endpoint.name} serves several models", f"choose with --served-model-name: {names}")
     return next(iter(models.values()))

@@ -107,9 +107,13 @@ class RemoteSample:
             self.tokens, self.has_all_tokens = end.tokens, False
         self._by_stop_string = self._by_stop_string or stopped_at_end or end.reason == "stop string"
         limit = self.request.params.max_tokens
-        is_limited = limit is not None and self.tokens >= limit
+        is_limited = limit is not None and (self.tokens >= limit or self._has_room_for(limit))
         reason: FinishReason = "stop" if is_stopped or self._by_stop_string else "length" if is_limited else "context"
         yield self._finish(reason, end.cached_tokens, self._timings(end.timings))
+
+    def _has_room_for(self, limit: int) -> bool:
+        """Whether the limit ends a reply, not the context: what is known if the tokens could not be counted."""
+        return not self.has_all_tokens and len(self.request.prompt_tokens) + limit <= self.context_size
 
     def _require_grammar(self) -> None:
         """Raise RefusedRequestError for a reply that the grammar does not allow: some servers ignore fields."""
