@@ -20,7 +20,7 @@ from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
 from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents
-from cerebrum_cli.engine.remote.client import Client
+from cerebrum_cli.engine.remote.client import Client, import_http
 from cerebrum_cli.engine.remote.completions import RemoteCompletions
 from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.endpoint import Endpoint
@@ -58,6 +58,9 @@ class PooledEngine:
         self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
         self._thread.start()
         atexit.register(self.close)
+
+    def _prepare(self) -> None:
+        """Import what connecting needs, while native code loads the vocabulary."""
 
     async def _find_servers(self) -> Sequence[Server]:
         """The servers to open. Raises EndpointError."""
@@ -153,7 +156,10 @@ class PooledEngine:
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                preparing = threading.Thread(target=self._prepare, name="servers: imports")
+                preparing.start()
                 self._backend = self._open_vocabulary(self._emit_progress, self._stop)
+                preparing.join()
                 runner.run(self._serve())
         except BaseException as error:
             self.has_failed = True
@@ -219,6 +225,9 @@ class RemoteEngine(PooledEngine):
         self._earlier = earlier
         self._window = window
         super().__init__(open_vocabulary, patience)
+
+    def _prepare(self) -> None:
+        import_http()
 
     async def _find_servers(self) -> Sequence[HttpServer]:
         return [
