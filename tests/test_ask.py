@@ -34,6 +34,7 @@ ANSWER_KEYS = [
     "text",
     "final_answer",
     "finish_reason",
+    "concluded_at",
     "prompt_tokens",
     "cached_tokens",
     "completion_tokens",
@@ -247,7 +248,7 @@ def test_gpu_layers_without_gpu_support_give_a_note_and_a_hint(user: CommandLine
     assert (done.code, done.out) == (0, "yes\n")
     message, hint = done.err.splitlines()
     assert message.startswith("note: --gpu-layers 5: ")
-    assert 'CMAKE_ARGS="-DGGML_CUDA=on" pip install' in hint
+    assert f'CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install' in hint
     assert user.run(*command, "-q").err == ""
 
 
@@ -491,9 +492,12 @@ def every_option() -> Iterator[tuple[str, Any]]:
 def test_every_option_has_an_environment_variable() -> None:
     seen = 0
     for command, option in every_option():
-        long = next(name for name in option.opts if name.startswith("--"))
+        long = next(name for name in (*option.opts, *option.secondary_opts) if name.startswith("--"))
         if long not in ("--help", "--version"):
-            variable = "CEREBRUM_" + long.removeprefix("--").replace("-", "_").upper()
+            variable = (
+                "CEREBRUM_"
+                + (long if option.opts else long.replace("no-", "")).removeprefix("--").replace("-", "_").upper()
+            )
             assert option.envvar == variable, f"{command} {long}"
             seen += 1
     assert seen > 30

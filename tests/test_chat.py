@@ -30,8 +30,10 @@ def chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
 
 @pytest.fixture
 def endless_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
-    """A chat with a model that never ends a reply."""
-    yield from closing_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(endless(LONG), context_size=500))
+    """A chat with a model that never ends a reply, and may repeat itself."""
+    for chat in closing_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(endless(LONG), context_size=500)):
+        chat.settings = replace(chat.settings, loop_check=False)
+        yield chat
 
 
 def closing_chat(store: Store, home: Path, file: Path, backend: Callable[[], ScriptedBackend]) -> Iterator[Chat]:

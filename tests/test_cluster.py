@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import Any
 
 import pytest
 from asking import collect_replies
-from remote_engines import local_replies, replies_of, request_of, summaries, unicode_model
+from remote_engines import (
+    HASTY,
+    events_of,
+    local_replies,
+    notices,
+    outcome,
+    replies_of,
+    request_of,
+    summaries,
+    unicode_model,
+)
 from scripted_backend import DEAD_END, endless, random_model
 from scripted_cluster import Nodes, clustered
 from waiting import wait_until
 
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, ModelNotFound
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
+from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.cluster import node as cluster_node
-from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
 STORY = endless({"Q": "once upon a time "})
-
-
-def events_of(engine: Engine, *requests: Request) -> list[Event]:
-    with closing(engine.complete(requests)) as events:
-        return list(events)
-
-
-def outcome(events: list[Event]) -> dict[Any, Any]:
-    """Replies of the samples that were not refused."""
-    replies = collect_replies(event for event in events if not isinstance(event, NoticeEvent | RefusedEvent))
-    return summaries({id: reply for id, reply in replies.items() if reply.finish})
-
-
-def notices(events: list[Event]) -> list[str]:
-    return [event.message for event in events if isinstance(event, NoticeEvent)]
 
 
 def test_cluster_replies_equal_local_ones() -> None:
@@ -108,7 +101,7 @@ def test_cluster_request_that_kills_three_workers_is_the_only_one_refused() -> N
 def test_cluster_all_nodes_gone_ends_with_an_error() -> None:
     nodes = Nodes(unicode_model)
     actors = [nodes.actor(hangs=True, restarts=False) for _ in range(2)]
-    with clustered(nodes, *actors) as engine:
+    with clustered(nodes, *actors, patience=HASTY) as engine:
         list(engine.load())
         with closing(engine.complete(REQUESTS)) as replies:
             wait_until(lambda: all(actor.asked for actor in actors))

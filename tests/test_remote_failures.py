@@ -106,8 +106,7 @@ def test_remote_all_servers_gone_ends_with_an_error() -> None:
 
 
 def test_remote_request_that_three_servers_failed_at_is_refused() -> None:
-    with serving(unicode_model) as servers, connected(*servers) as engine:
-        [server] = servers
+    with serving(unicode_model) as [server], connected(server) as engine:
         server.arm(times=3, status=500, message="assertion failed")
         events = events_of(engine, request_of("bad"))
         [refused] = [event for event in events if isinstance(event, RefusedEvent)]
@@ -172,8 +171,7 @@ def test_remote_cancel_ends_the_wait_for_a_busy_server() -> None:
 
 
 def test_remote_healthy_silence_is_waited_out() -> None:
-    with serving(unicode_model) as servers, connected(*servers) as engine:
-        [server] = servers
+    with serving(unicode_model) as [server], connected(server) as engine:
         stuck = server.arm(hang_after=0)
         with closing(engine.complete([REQUESTS[0]])) as replies:
             server.wait_for(lambda: sum(asked.path == "/health" for asked in server.asked) >= 3)
@@ -281,8 +279,7 @@ def load_error(*servers: LlamaServer | str, **options: Any) -> EndpointError:
 
 
 def test_remote_vocabulary_of_another_model_is_refused() -> None:
-    with serving(random_model) as servers:
-        [server] = servers
+    with serving(random_model) as [server]:
         server.arm(**OTHER_MODEL)
         assert "tiny.gguf, whose vocabulary is not that of the model" in load_error(server).message
         server.n_vocab = 999
@@ -357,8 +354,7 @@ def test_remote_key_refused_later_ends_everything(status: int) -> None:
 
 
 def test_remote_key_is_required_sent_and_never_shown() -> None:
-    with serving(random_model) as servers:
-        [server] = servers
+    with serving(random_model) as [server]:
         server.key = "sesame"
         assert load_error(server).message == f"{server.url} requires an API key"
         error = load_error(server, key="wrong-key")
@@ -382,8 +378,7 @@ def test_remote_redirect_is_not_followed(path: str, status: int) -> None:
 
 
 def test_remote_served_model_is_chosen_by_name() -> None:
-    with serving(random_model) as servers:
-        [server] = servers
+    with serving(random_model) as [server]:
         server.models = ("a.gguf", "b.gguf")
         error = load_error(server)
         assert (error.message, error.hint) == (
@@ -425,8 +420,7 @@ def test_remote_unexpected_description_is_an_error(path: str, body: bytes) -> No
 
 
 def test_remote_loading_server_is_waited_for_with_progress() -> None:
-    with serving(random_model) as servers:
-        [server] = servers
+    with serving(random_model) as [server]:
         server.is_loading = True
         with closing(remote_engine(server)) as engine:
             loading = iter(engine.load())
@@ -481,8 +475,7 @@ def test_remote_server_that_joins_with_another_model_ends_everything() -> None:
 
 @pytest.mark.parametrize("fault", [{"path": "/v1/models", "hang_after": 0}, {"path": "/tokenize", "status": 503}])
 def test_remote_cancel_ends_connecting(fault: dict[str, Any]) -> None:
-    with serving(random_model) as servers:
-        [server] = servers
+    with serving(random_model) as [server]:
         armed = server.arm(times=None, **fault)
         with closing(remote_engine(server)) as engine:
             server.wait_for(lambda: armed.struck)
@@ -512,8 +505,7 @@ def test_remote_close_leaves_nothing_behind(moment: str) -> None:
     def threads() -> list[str]:
         return [thread.name for thread in threading.enumerate() if "servers" in thread.name]
 
-    with serving(random_model) as servers:
-        [server] = servers
+    with serving(random_model) as [server]:
         if moment == "connecting":
             armed = server.arm(path="/props", hang_after=0)
         if moment == "failed":

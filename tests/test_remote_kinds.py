@@ -31,6 +31,7 @@ from vllm_server import VllmServer
 
 from cerebrum_cli.core.errors import EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, TokenEvent
+from cerebrum_cli.core.sampling import TokenBias
 
 
 class SglangDeltas(SglangServer):
@@ -133,20 +134,25 @@ def test_kinds_reply_that_ran_past_its_end_ends_there(kind: type[ModelServer]) -
 # What they are asked.
 
 
+EVERY_FIELD: dict[str, Any] = {
+    "temperature": 0.5,
+    "top_k": 5,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "repeat_penalty": 1.1,
+    "stop": ("x",),
+    "seed": 7,
+    "logprobs": True,
+    "ignore_eos": True,
+    "grammar": "root",
+    "max_tokens": None,
+}
 COMMON = {"temperature": 0.5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1, "skip_special_tokens": False}
 OFF = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": True, "stop": ["x"]}
 
 
 def test_kinds_vllm_is_sent_every_field() -> None:
-    params: dict[str, Any] = {
-        "temperature": 0.5,
-        "top_k": 5,
-        "top_p": 0.9,
-        "min_p": 0.1,
-        "repeat_penalty": 1.1,
-        "stop": ("x",),
-    }
-    request = request_of("Q", n=2, seed=7, logprobs=True, ignore_eos=True, grammar="root", max_tokens=None, **params)
+    request = request_of("Q", n=2, **EVERY_FIELD)
     with serving_kind(VllmServer, STORY) as [server], connected(server) as engine:
         events_of(engine, request, request_of("Q", top_k=0, top_p=0.0))
         first, second = sorted((asked.body for asked in server.completions()), key=lambda body: -body["n"])
@@ -172,15 +178,7 @@ def test_kinds_vllm_is_sent_every_field() -> None:
 
 @pytest.mark.parametrize("is_deterministic", [True, False])
 def test_kinds_sglang_is_sent_every_field(is_deterministic: bool) -> None:
-    params: dict[str, Any] = {
-        "temperature": 0.5,
-        "top_k": 5,
-        "top_p": 0.9,
-        "min_p": 0.1,
-        "repeat_penalty": 1.1,
-        "stop": ("x",),
-    }
-    request = request_of("Q", seed=7, logprobs=True, ignore_eos=True, grammar="root", max_tokens=None, **params)
+    request = request_of("Q", **EVERY_FIELD)
     with serving_kind(SglangServer, STORY) as [server]:
         server.is_deterministic = is_deterministic
         with connected(server) as engine:
@@ -208,6 +206,41 @@ def test_kinds_sglang_is_sent_every_field(is_deterministic: bool) -> None:
     assert sampling["stop_token_ids"] == [END]
 
 
+@other_kinds
+def test_kinds_are_sent_penalties_and_logit_biases(kind: type[ModelServer]) -> None:
+    biases = (TokenBias(97, -1.5), TokenBias(98, 100.0))
+    with serving_kind(kind, STORY) as [server], connected(server) as engine:
+        events_of(engine, request_of("Q", presence_penalty=0.5, frequency_penalty=-0.5, logit_bias=biases))
+        [asked] = server.completions()
+    sent = asked.body.get("sampling_params", asked.body)
+    assert (sent["presence_penalty"], sent["frequency_penalty"]) == (0.5, -0.5)
+    assert sent["logit_bias"] == {"97": -1.5, "98": 100.0}
+
+
+def test_kinds_llama_server_is_sent_every_sampler() -> None:
+    params: dict[str, Any] = {
+        "top_n_sigma": 1.5,
+        "typical_p": 0.9,
+        "repeat_penalty": 1.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "dry_multiplier": 0.8,
+        "dry_base": 2.0,
+        "dry_allowed_length": 3,
+        "dry_penalty_last_n": 50,
+    }
+    biases = (TokenBias(97, -1.5), TokenBias(98, 100.0))
+    one = request_of("Q", temperature=1.0, dry_sequence_breaker=("x",), logit_bias=biases, **params)
+    two = request_of("Q", dry_sequence_breaker=("none",), **params | {"dry_penalty_last_n": 10**9})
+    with serving_kind(LlamaServer, STORY) as [server], connected(server) as engine:
+        events_of(engine, one, two)
+        first, second = sorted((asked.body for asked in server.completions()), key=lambda body: -body["temperature"])
+    assert {key: first[key] for key in params} == params
+    assert (first["dry_sequence_breakers"], first["logit_bias"]) == (["x"], [[97, -1.5], [98, 100.0]])
+    assert (second["dry_sequence_breakers"], second["dry_penalty_last_n"], second["logit_bias"]) == ([""], 100, [])
+    assert second["typical_p"] == 1.0  # it might drop the likeliest token, which temperature 0 stands for
+
+
 # Notices.
 
 
@@ -229,7 +262,9 @@ def test_kinds_sglang_with_a_gguf_file_has_no_other_weights() -> None:
 
 @other_kinds
 def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> None:
-    requests = [request_of(f"Q{at}", temperature=0.7, repeat_penalty=1.2) for at in range(3)]
+    penalties: dict[str, Any] = {"repeat_penalty": 1.2, "presence_penalty": 0.5, "dry_multiplier": 0.8}
+    lacking: dict[str, Any] = {"top_n_sigma": 1.5, "typical_p": 0.9}
+    requests = [request_of(f"Q{at}", temperature=0.7, **penalties, **lacking) for at in range(3)]
     with serving_kind(kind, random_model) as [server]:
         if isinstance(server, SglangServer):
             server.is_deterministic = False
@@ -239,7 +274,9 @@ def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> 
     expected = [
         f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
         f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
-        *(["this server ignores seeds: other samples each time"] if name == "SGLang" else []),
+        f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens",
+        *(f"{name} has no {each}: it is ignored" for each in ("--dry-multiplier", "--top-n-sigma", "--typical-p")),
+        *(["this server ignores seeds: samples differ each time"] if name == "SGLang" else []),
     ]
     assert sorted(found) == sorted(expected)
 
@@ -247,7 +284,7 @@ def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> 
 # Replies that are not what was asked for.
 
 
-@pytest.mark.parametrize("kind", [VllmServer, SglangServer, SglangDeltas])
+@other_kinds
 @pytest.mark.parametrize("stream", [False, True])
 def test_kinds_reply_without_ids_is_text(kind: Any, stream: bool) -> None:
     request = request_of("Q", n=1 if stream else 2, stream=stream, temperature=0.7)

@@ -81,15 +81,24 @@ def final_answer(text: str, is_complete: bool = True) -> str | None:
     return extract_answers(text, is_complete).final
 
 
+def states_answer(text: str) -> bool:
+    """Whether a text, wherever it was truncated, states a final answer beyond doubt."""
+    return any(is_firm for _, is_firm in _statements_from_last(_normalized(text)))
+
+
 def extract_answers(text: str, is_complete: bool) -> Extraction:
     """Find the final answer as `final_answer` does, and what a text states wherever it was truncated."""
-    text = text.replace("\r\n", "\n").replace("\N{MINUS SIGN}", "-")
+    text = _normalized(text)
     doubtful = None
     for answer, firm in _statements_from_last(text):
         if firm:
             return Extraction(answer, answer)
         doubtful = doubtful or answer
     return Extraction((last_value(text) if is_complete else None) or doubtful, doubtful)
+
+
+def _normalized(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\N{MINUS SIGN}", "-")
 
 
 def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:

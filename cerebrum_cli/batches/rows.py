@@ -15,12 +15,13 @@ Errors of a row by `type`; errors while generating have other types:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from cerebrum_cli.batches.schema import ResultRows, Schema
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import RowCounts
+from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.text import well_formed
 
 OUTPUT_KEYS = (
@@ -36,6 +37,7 @@ OUTPUT_KEYS = (
     "votes",
     "error",
 )
+CONCLUDED_AT = "concluded_at"  # a key of replies that may have to be concluded
 INPUT = "input"  # the key of a row's input in its output object
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 
@@ -101,15 +103,26 @@ def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow)
     return Row(number, id, prompt, None, {}, invalid.error)
 
 
+def filled_row(row: Row, saved: SavedPrompt) -> Row:
+    """A row whose question is the input of a saved prompt; one with an error stays as it is."""
+    if row.conversation is None:
+        return row
+    conversation = row.conversation.with_question(saved.fill(row.conversation.question))
+    return replace(row, prompt=conversation.question, conversation=conversation)
+
+
 def count_row(object: Mapping[str, Any]) -> RowCounts:
     """Counts of one output object."""
     if object["error"] is not None:
         return RowCounts(failed=1, errors=(f"row {object['id']}: {object['error']['message']}",))
     is_undecided = object["votes"] is not None and object["votes"]["winner"] is None
-    return RowCounts(truncated=object["finish_reason"] in ("length", "context"), undecided=is_undecided)
+    return RowCounts(truncated=object["finish_reason"] in TRUNCATED, undecided=is_undecided)
 
 
-SCHEMA = Schema((OUTPUT_KEYS, (*OUTPUT_KEYS, INPUT)), ("id", "prompt"), count_row)
+TRUNCATED = ("length", "context", "repetition")  # reasons of replies that did not end by themselves
+
+MORE_KEYS = ((), (CONCLUDED_AT,), (INPUT,), (CONCLUDED_AT, INPUT))
+SCHEMA = Schema(tuple((*OUTPUT_KEYS, *keys) for keys in MORE_KEYS), ("id", "prompt"), count_row)
 
 
 def result_rows(rows: Rows) -> ResultRows:

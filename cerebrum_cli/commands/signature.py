@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 from cerebrum_cli.commands.completion import COMPLETIONS, completing
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.options import HEADINGS, Heading, Option, flag, options_of, variable
+from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import OPTIONS, Settings, environment, validate
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Expansion:
         """One keyword-only parameter for each option."""
         owner = Settings if isinstance(self._group, SettingKeys) else self._group
         hints = get_type_hints(owner)
-        return [parameter_of(name, each, hints[name]) for name, each in self._declared.items()]
+        return [parameter_of(name, each, hints[name], owner is Settings) for name, each in self._declared.items()]
 
     def drop_local(self, arguments: dict[str, Any], context: typer.Context | None) -> None:
         """Reset options that a server has no use for. Raises UsageError for one on the command line."""
@@ -117,20 +118,23 @@ def expansion_of(annotation: Any) -> Expansion | None:
     return Expansion(annotation) if is_group else None
 
 
-def parameter_of(name: str, declared: Option, hint: Any) -> inspect.Parameter:
-    """Typer parameter of an option. Numbers and text without a value are None, lists are empty, switches off."""
+def parameter_of(name: str, declared: Option, hint: Any, is_setting: bool) -> inspect.Parameter:
+    """Typer parameter of an option. Numbers and text without a value are None, lists are empty, switches off.
+
+    A setting that is a switch is on by default, and its flag turns it off.
+    """
     default: bool | list[Any] | None = None
+    flags = flag(name)
     if get_origin(hint) is tuple:
-        hint, default = list[get_args(hint)[0]], []  # type: ignore[misc]
-    elif hint is bool:
+        hint, default = list[str if get_args(hint)[0] is TokenBias else get_args(hint)[0]], []  # type: ignore[misc]
+    elif hint is bool and not is_setting:
         default = False
+    elif hint is bool or hint == bool | None:
+        flags, hint = f"{' ' if hint is bool else flags}/{flag(f'no_{name}')}", bool | None
     else:
         hint = hint | None
     option = typer_option(
-        name,
-        declared,
-        callback=whole if hint == list[str] and not declared.splits else None,
-        flags=f"{flag(name)}/--no-{name}" if hint == bool | None else flag(name),
+        name, declared, callback=whole if hint == list[str] and not declared.splits else None, flags=flags
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
 
@@ -175,7 +179,9 @@ class SectionedCommand(TyperCommand):
         for each in self.get_params(ctx):
             if record := each.get_help_record(ctx):
                 heading = getattr(each, "rich_help_panel", None) or "Options"
-                sections["Arguments" if each.param_type_name == "argument" else heading].append(record)
+                names, text = record
+                names = names.removeprefix(" / ")  # of a switch that is on by default
+                sections["Arguments" if each.param_type_name == "argument" else heading].append((names, text))
         for heading, records in sections.items():
             if records:
                 with formatter.section(heading):

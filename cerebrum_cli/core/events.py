@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple
 from cerebrum_cli.core.errors import CerebrumError
 
 Channel = Literal["answer", "thinking"]
-FinishReason = Literal["stop", "length", "cancelled", "context"]
+FinishReason = Literal["stop", "length", "cancelled", "context", "repetition"]
+ForcedKind = Literal["conclusion"]
 
 
 class SequenceId(NamedTuple):
@@ -16,6 +17,13 @@ class SequenceId(NamedTuple):
 
     request: int
     sample: int = 0
+
+
+class Forced(NamedTuple):
+    """Tokens in a reply that were not sampled: why, and after how many of its tokens."""
+
+    kind: ForcedKind
+    at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +200,7 @@ class FinishEvent:
     """The last event of a sequence: the reason it finished, token counts, timings and its seed.
 
     With `by_stop_string`, its tokens include those of the stop string, and its text does not. A server may not send all
-    tokens of a reply: `has_all_tokens`.
+    tokens of a reply: `has_all_tokens`. `forced` are the places where tokens were forced into the reply.
     """
 
     sequence: SequenceId
@@ -205,6 +213,7 @@ class FinishEvent:
     timings: Timings
     by_stop_string: bool = False
     has_all_tokens: bool = True
+    forced: tuple[Forced, ...] = ()
 
 
 Event = (

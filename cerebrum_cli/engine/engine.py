@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Capabilities:
     """What an engine supports: scores of given texts, and a prompt cache on disk.
 
-    `schedules_rows`: requests may be submitted by the thousand, since the engine starts them as it has room.
+    `schedules_rows`: requests may be submitted by the thousand, since the engine starts them as slots become free.
     `larger_context` is the advice to a user whose context is full.
     """
 

@@ -279,27 +279,19 @@ class Loop:
 
     def _sample_token(self, sequence: Sequence, row: int) -> bool:
         """Sample the next token from a row of logits, and emit its text; False if the sequence has left its slot."""
-        backend = self._backend
-        assert sequence.sampler is not None
+        backend, request, is_forced = self._backend, sequence.request, bool(sequence.pending)
         try:
-            token = sequence.sampler.sample(row)
+            token = sequence.next_token(row)
         except GrammarError as error:
             self._release(sequence)
             sequence.emit(RefusedEvent(sequence.id, error))
             return False
-        sequence.sampled_at.append(perf_counter())
-        request = sequence.request
-        if backend.is_eog(token) and not request.ignore_eos:
+        if backend.is_eog(token) and not (request.ignore_eos or is_forced):
             return self._finish(sequence, "stop")
-        logprob = backend.logprob(row, token) if request.logprobs else None
-        sequence.generated.append(token)
-        piece = backend.piece(token, special=token in request.visible_tokens)
-        text, stopped = sequence.detokenizer.feed(piece)
-        sequence.emit(TokenEvent(sequence.id, text, token=token, logprob=logprob))
-        if stopped:
-            return self._finish(sequence, "stop", by_stop_string=True)
-        if len(sequence.generated) == request.params.max_tokens:
-            return self._finish(sequence, "length")
+        logprob = backend.logprob(row, token) if request.logprobs and not is_forced else None
+        reason = sequence.add(token, backend.piece(token, special=token in request.visible_tokens), logprob)
+        if reason:
+            return self._finish(sequence, reason, by_stop_string=reason == "stop")
         if sequence.length >= backend.context_size:
             return self._finish(sequence, "context")
         if sequence.length >= backend.capacity:

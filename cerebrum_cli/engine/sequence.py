@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import secrets
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, SequenceId, Timings
+from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, Forced, SequenceId, Timings, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.backend import Sampler
+from cerebrum_cli.engine.control.control import ControlFactory, Controls, End, limit_after
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ class Request:
     `max_n`, if larger, is the number of samples that there may be in the end. `visible_tokens` are control tokens to
     include in the text. `logprobs` adds its log probability to each token. `ignore_eos` treats end-of-generation tokens
     as ordinary ones. With `step_costs`, several tokens may be drafted and verified in one step. With `stream`, a server
-    is to send tokens as they are sampled, even if some of their ids are lost that way.
+    is to send tokens as they are sampled, even if some of their ids are lost that way. `controls` may end a sample or
+    force tokens into it; none of them forces any with a `grammar`.
     """
 
     prompt_tokens: Tokens
@@ -52,6 +55,7 @@ class Request:
     step_costs: StepCosts | None = None
     max_n: int = 1
     stream: bool = False
+    controls: tuple[ControlFactory, ...] = ()
 
     def max_length(self, context_size: int) -> int:
         """Maximum length of a sample, in tokens of prompt and reply."""
@@ -68,7 +72,8 @@ class Request:
 class Sequence:
     """State of one sample; `evaluated` is the number of its tokens in its slot.
 
-    `is_backlogged`: whether too many events wait for their reader. `draft_n` tokens were drafted.
+    `is_backlogged`: whether too many events wait for their reader. `draft_n` tokens were drafted. `pending` tokens are
+    forced: they follow instead of sampled ones. `max_tokens` is the limit of the reply.
     """
 
     id: SequenceId
@@ -89,6 +94,15 @@ class Sequence:
     admitted_at: float | None = None
     sampled_at: list[float] = field(default_factory=list)
     is_backlogged: Callable[[], bool] = lambda: False
+    controls: Controls | None = None
+    pending: deque[int] = field(default_factory=deque)
+    forced: list[Forced] = field(default_factory=list)
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        self.max_tokens = self.request.params.max_tokens
+        if self.request.controls:
+            self.controls = Controls(self.request.controls)
 
     @property
     def prompt(self) -> Tokens:
@@ -109,6 +123,41 @@ class Sequence:
     def length(self) -> int:
         """Number of tokens of prompt and reply."""
         return len(self.prompt) + len(self.generated)
+
+    def next_token(self, row: int) -> int:
+        """Sample the next token, unless one is forced: that is accepted, so that penalties count it."""
+        assert self.sampler is not None
+        if self.pending:
+            token = self.pending.popleft()
+            self.sampler.accept(token)
+        else:
+            token = self.sampler.sample(row)
+        self.sampled_at.append(perf_counter())
+        return token
+
+    def add(self, token: int, piece: bytes, logprob: float | None = None) -> FinishReason | None:
+        """Add a token and emit its text; return the reason if it is the last: "stop" means a stop string."""
+        self.generated.append(token)
+        text, is_stopped = self.detokenizer.feed(piece)
+        self.emit(TokenEvent(self.id, text, token=token, logprob=logprob))
+        if is_stopped:
+            return "stop"
+        if self.controls and (reason := self._intervene(self.controls, token, text)):
+            return reason
+        return "length" if len(self.generated) == self.max_tokens else None
+
+    def _intervene(self, controls: Controls, token: int, text: str) -> FinishReason | None:
+        """Let the controls force tokens, or return the reason to end the reply."""
+        controls.feed(token, text)
+        intervention = None if self.pending else controls.intervene()
+        if intervention is None:
+            return None
+        if isinstance(intervention, End):
+            return intervention.reason
+        self.forced.append(Forced(intervention.kind, len(self.generated)))
+        self.pending.extend(intervention.tokens)
+        self.max_tokens = limit_after(intervention, len(self.generated), self.max_tokens)
+        return None
 
     def max_length(self, context_size: int) -> int:
         return self.request.max_length(context_size)
@@ -151,6 +200,7 @@ class Sequence:
             context_size=context_size,
             timings=self.timings(load_s),
             by_stop_string=by_stop_string,
+            forced=tuple(self.forced),
         )
 
 

@@ -84,8 +84,12 @@ def accuracy_of(question: Sequence[Sample]) -> float:
 
 
 def votes_of(question: Sequence[Sample], form: FormOf) -> list[Vote]:
-    """A question's samples as votes."""
-    return [Vote(form(sample), sample.correct, sample.probability) for sample in question]
+    """A question's samples as votes; of several, one that ended in a repetition votes for nothing."""
+    is_vote = len(question) > 1
+    return [
+        Vote(None if is_vote and sample.is_repetition else form(sample), sample.correct, sample.probability)
+        for sample in question
+    ]
 
 
 def clusters_of(questions: Sequence[Sequence[Sample]]) -> Clusters:

@@ -22,8 +22,9 @@ SAMPLE_KEYS = (
     "finish_reason",
     "completion_tokens",
 )
-OPTIONAL_KEYS = ("choices", "cluster")  # of questions that have them
-CUT_OFF = ("length", "context")  # reasons of replies that did not end by themselves
+OPTIONAL_KEYS = ("choices", "cluster", "concluded_at")  # of questions that have them, and concluded replies
+REPETITION = "repetition"
+CUT_OFF = ("length", "context", REPETITION)  # reasons of replies that did not end by themselves
 SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
 
 
@@ -48,10 +49,15 @@ class Sample:
     completion_tokens: int
     choices: tuple[str, ...] = ()
     cluster: str | None = None
+    concluded_at: int | None = None
 
     @property
     def is_cut_off(self) -> bool:
         return self.finish_reason in CUT_OFF
+
+    @property
+    def is_repetition(self) -> bool:
+        return self.finish_reason == REPETITION
 
     @property
     def is_skipped(self) -> bool:

@@ -8,6 +8,9 @@ from typing import Protocol
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.parts import Part
 
+BRIDGE = " The answer is"
+BLANK_LINE = "\n\n"
+
 
 @dataclass(frozen=True, slots=True)
 class ThoughtMarkup:
@@ -16,6 +19,11 @@ class ThoughtMarkup:
     open: str
     close: str
     header: str = ""
+
+    @property
+    def ending(self) -> str:
+        """What ends the reasoning and begins the answer."""
+        return f"\n{self.close}{self.header or BLANK_LINE}"
 
 
 class PromptFormat(Protocol):
@@ -34,6 +42,10 @@ class PromptFormat(Protocol):
     @property
     def thoughts(self) -> tuple[ThoughtMarkup, ...]:
         """The reasoning markup a reply may start with."""
+
+    @property
+    def bridge(self) -> str:
+        """Text behind which a model states its final answer, for a reply that has to come to its end."""
 
     @property
     def verbatim(self) -> bool:

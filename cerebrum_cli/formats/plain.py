@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
-from cerebrum_cli.formats.format import ThoughtMarkup
+from cerebrum_cli.formats.format import BRIDGE, ThoughtMarkup
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class PlainFormat:
     removed_text: str = ""
     thoughts: tuple[ThoughtMarkup, ...] = ()
     verbatim: bool = False
+    bridge: str = BRIDGE
 
     def render(self, conversation: Conversation) -> tuple[Part, ...]:
         """Render the system prompt and a line break, the turns, and the assistant's name."""
@@ -56,6 +57,7 @@ class RawFormat:
     default_system: str | None = None
     thoughts: tuple[ThoughtMarkup, ...] = ()
     verbatim: bool = True
+    bridge: str = BRIDGE
 
     def render(self, conversation: Conversation) -> tuple[Part, ...]:
         """Render the last message as trusted text."""

@@ -18,7 +18,7 @@ from typing import Any
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
-from cerebrum_cli.formats.format import ThoughtMarkup
+from cerebrum_cli.formats.format import BRIDGE, ThoughtMarkup
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.sandbox import run_template
 from cerebrum_cli.formats.thinking import THOUGHTS
@@ -81,6 +81,7 @@ class EmbeddedFormat:
     default_system: str | None = None
     thoughts: tuple[ThoughtMarkup, ...] = THOUGHTS
     verbatim: bool = False
+    bridge: str = BRIDGE
 
     def render(self, conversation: Conversation) -> tuple[Part, ...]:
         """Render the prompt; only the template's own text is trusted. Raises FormatError if the template fails."""

@@ -43,6 +43,11 @@ class ThoughtSplitter:
             "thinking": WhitespaceTrimmer(),
         }
 
+    @property
+    def open_thought(self) -> ThoughtMarkup | None:
+        """The reasoning block that has not ended."""
+        return self._open_thought
+
     def feed(self, text: str) -> list[SplitText]:
         """Add text, and return what can be assigned to a channel."""
         self._held += text

@@ -12,6 +12,7 @@ from cerebrum_cli.application.inference.responder import GenerationRequest
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.runtime.generation import generation_settings, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
+from cerebrum_cli.runtime.prompts.use import apply_prompt
 from cerebrum_cli.runtime.servers import find_endpoints, without_local
 from cerebrum_cli.terminal.keyboard import Keyboard
 
@@ -25,10 +26,19 @@ if TYPE_CHECKING:
     from cerebrum_cli.runtime.options import AskOptions
 
 
-def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions) -> None:
-    """Answer one question, by one reply or by a vote, and save the exchange."""
+def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions, typed: frozenset[str]) -> None:
+    """Answer one question, by one reply or by a vote, and save the exchange; or save the question as a prompt.
+
+    `typed` are the parameters on the command line.
+    """
+    if options.save_prompt is not None:
+        from cerebrum_cli.runtime.prompts.manage import save
+
+        save(runtime, options.save_prompt, prompt, given, options, typed)
+        return
+    saved, given, options = apply_prompt(runtime, given, options, typed)
     piped = runtime.streams.piped
-    question = Question(prompt, options.file, options.messages, options.raw)
+    question = Question(prompt, options.file, options.messages, options.raw, saved)
     question.validate(piped)
     saves = not (options.no_log or options.raw)
     recorder = SessionRecorder(
@@ -43,7 +53,7 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
     model = find_model(runtime, given, options)
     vote = new_vote(options)
     settings = generation_settings(runtime, given, model, "--votes" if vote else None)
-    grammar = read_grammar(runtime, options, options.quiet)
+    grammar = read_grammar(runtime, given, options)
 
     def read() -> Conversation:
         return recorder.prepend(question.read(piped, settings, given.get("system")), model, given)

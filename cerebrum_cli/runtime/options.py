@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.options import option, options_of
+from cerebrum_cli.core.options import flag, option, options_of
 from cerebrum_cli.core.settings import OPTIONS
 
 if TYPE_CHECKING:
@@ -91,13 +91,21 @@ class GenerationOptions(ConstrainedOptions):
 
 
 @dataclass(frozen=True)
-class AskOptions(GenerationOptions):
+class SavedPromptOptions:
+    """Options of commands that use saved prompts."""
+
+    use: str | None = option(None, "Use a saved prompt, around the question", "Input", short="-p", metavar="NAME")
+
+
+@dataclass(frozen=True)
+class AskOptions(SavedPromptOptions, GenerationOptions):
     file: tuple[Path, ...] = option(
         (), "Put a file before the prompt (repeatable)", "Input", short="-f", metavar="FILE"
     )
     messages: Path | None = option(None, "OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
     raw: bool = option(False, "Complete the prompt as it stands, without a format", "Input")
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
+    save_prompt: str | None = option(None, "Save PROMPT and settings for -p; ask nothing", "Input", metavar="NAME")
     final: bool = option(False, "Print only the final answer; exit code 5 if there is none", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
     stats: bool = option(False, "Print speed, context and seed on standard error", "Output")
@@ -108,7 +116,7 @@ class AskOptions(GenerationOptions):
 
 
 @dataclass(frozen=True)
-class ChatOptions(AnswerOptions):
+class ChatOptions(SavedPromptOptions, AnswerOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
     vi: bool = option(False, "Edit with vi keys", "Input")
@@ -126,7 +134,7 @@ class ConcurrencyOptions:
 
 
 @dataclass(frozen=True)
-class BatchOptions(ConcurrencyOptions, GenerationOptions):
+class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
     """Options of `cerebrum batch`, apart from INPUT and OUTPUT."""
 
     column: str | None = option(None, "Column with the prompts [default: prompt]", "Input", metavar="NAME")
@@ -212,8 +220,7 @@ class PullCommandOptions(PullOptions):
         """Raise UsageError for options that exclude each other."""
         given = (name for name in ("name", "default", "dry_run") if getattr(self, name))
         if self.vocabulary and (other := next(given, None)):
-            flag = other.replace("_", "-")
-            raise UsageError(f"--vocabulary and --{flag} cannot be used together", "give one of them")
+            raise UsageError(f"--vocabulary and {flag(other)} cannot be used together", "give one of them")
 
 
 @dataclass(frozen=True)

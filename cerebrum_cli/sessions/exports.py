@@ -14,7 +14,13 @@ from cerebrum_cli.sessions.names import printable_name
 from cerebrum_cli.sessions.rows import StoredMessage
 
 HEADINGS = {"user": "User", "assistant": "Assistant"}
-END_LABELS = {"cancelled": "interrupted", None: "interrupted", "length": "truncated", "context": "truncated"}
+END_LABELS = {
+    "cancelled": "interrupted",
+    None: "interrupted",
+    "length": "truncated",
+    "context": "truncated",
+    "repetition": "ended: repetition",
+}
 _SHAREGPT: Mapping[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})\s*(.*)")
 _EXPECTED = 'expected OpenAI\'s {"messages": [...]} or ShareGPT\'s {"conversations": [...]}'

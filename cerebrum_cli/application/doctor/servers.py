@@ -29,7 +29,7 @@ from cerebrum_cli.engine.remote.recognition import probe
 from cerebrum_cli.engine.remote.sglang import IGNORED_SEEDS
 
 PROBE_TIMEOUT_S = 30.0
-REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with others
+REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with other requests
 REPLY_TOKENS = 64
 ANSWER = "42"
 WRONG = "a small model may be wrong; otherwise check that -m names the model of the server"
@@ -82,7 +82,7 @@ def _check_server(server: CheckedServer) -> CheckResult:
         raise EndpointError(problem, "check the URL, and the log of the server") from error
     except BusyServerError as busy:
         problem = f"{server.endpoint.name} is not ready: {busy.reason}"
-        return check_result("server", "", (problem, "other commands wait until it is; check it again then"))
+        return check_result("server", "", (problem, "other commands wait until it is ready; check it again then"))
     server.info = info
     return check_result("server", f"{info.kind.name}, build {info.build}")
 
@@ -140,7 +140,7 @@ def _check_reply(server: CheckedServer) -> CheckResult | None:
     detail = f"{QUESTION} {shown} (prompt {finish.prompt_tokens} tokens, reply {finish.completion_tokens})"
     if finish.reason == "cancelled":
         problem = f"stopped after {REPLY_TIMEOUT_S:g} s"
-        return check_result("reply", detail, (problem, "the server is slow, or busy with others: check its log"))
+        return check_result("reply", detail, (problem, "the server is slow or busy: check its log"))
     if finish.reason == "length":  # by the limit of this check
         return check_result("reply", detail)
     if notice := reply_notice(reply, server.responder.larger_context):
@@ -184,7 +184,7 @@ def _check_seeds(server: CheckedServer) -> CheckResult | None:
         if any((each.sampled, each.text) == (latest.sampled, latest.text) for each in server.samples[:-1]):
             return check_result("seeds", f"the same seed gives the same {latest.finish.completion_tokens} tokens")
     problem = "the same seed gives different tokens, so sampled answers cannot be repeated"
-    return check_result("seeds", "", (problem, "try again while nobody else uses the server"))
+    return check_result("seeds", "", (problem, "try again when nobody else uses the server"))
 
 
 SERVER_CHECKS: dict[str, Callable[[CheckedServer], CheckResult | None]] = {
@@ -201,7 +201,7 @@ SERVER_CHECKS: dict[str, Callable[[CheckedServer], CheckResult | None]] = {
 
 
 def _sample(server: CheckedServer, responder: Responder) -> Reply:
-    """Sample a few tokens, always with the same seed, from all that the model may say."""
+    """Sample a few tokens from the whole vocabulary, always with the same seed."""
     settings = replace(
         server.settings, max_tokens=SAMPLED_TOKENS, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=SEED
     )

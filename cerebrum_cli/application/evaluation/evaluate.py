@@ -142,6 +142,7 @@ class SampleWriter:
             probability=reply.probability,
             finish_reason=reply.finish.reason,
             completion_tokens=reply.finish.completion_tokens,
+            concluded_at=reply.concluded_at,
         )
 
     def skip(self, position: int, samples: Iterable[int], error: CerebrumError) -> Iterator[Event]:
@@ -187,6 +188,7 @@ def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Gene
     """
     scope = responder.cancel_scope()
     yield from responder.load()
+    responder.check_settings(evaluation.settings)
     writer = SampleWriter(evaluation, run)
     yield writer.progress
     pending: list[PendingQuestion] = []

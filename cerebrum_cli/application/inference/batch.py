@@ -16,7 +16,7 @@ from cerebrum_cli.application.inference.voting import MajorityVote, require_samp
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.batches.result import Result
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, Rows, failed_object, output_object
+from cerebrum_cli.batches.rows import CONCLUDED_AT, OUTPUT_KEYS, Row, RowError, Rows, failed_object, output_object
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts, RowEvent, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS
@@ -62,6 +62,7 @@ class PendingRow:
     vote: MajorityVote | None
     collector: ReplyCollector
     larger_context: str
+    may_conclude: bool
 
     def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> dict[str, Any] | None:
         """Process an event of this row; return the output object when the answer is complete."""
@@ -95,7 +96,10 @@ class PendingRow:
             self.vote and votes_object(self.vote),
             error and asdict(error),
         )
-        return output_object(self.row, dict(zip(OUTPUT_KEYS, values, strict=True)))
+        object = dict(zip(OUTPUT_KEYS, values, strict=True))
+        if self.may_conclude:
+            object[CONCLUDED_AT] = reply.concluded_at
+        return output_object(self.row, object)
 
 
 def answer_rows(
@@ -106,11 +110,12 @@ def answer_rows(
     Rows that cannot be answered get an error. On this machine, memory holds a window of SORT_WINDOW rows. Unless a
     reader needs the answers `in_order`, short rows of a window are answered before much longer ones, rows with a common
     prefix one after the other, and errors are written last: an error that concerns all rows is raised before. Servers
-    get rows in the order of the input, as they have room; `in_order`, no more than READ_AHEAD past the first unfinished
-    one. The caller completes the result; after a cancel, rows are missing.
+    get rows in the order of the input, as they can take them; `in_order`, no more than READ_AHEAD past the first
+    unfinished one. The caller completes the result; after a cancel, rows are missing.
     """
     answering = Answering(responder, rows, options, result, responder.cancel_scope())
     yield from responder.load()
+    responder.check_settings(options.settings)
     yield answering.progress
     yield from answering.run_steadily(in_order) if responder.schedules_rows else answering.run_windows(in_order)
 
@@ -148,7 +153,7 @@ class Answering:
             yield from self._write_failed()
 
     def run_steadily(self, in_order: bool) -> Iterator[Event]:
-        """Answer the rows in one stream, read as the engine has room for them; errors are written as they are found."""
+        """Answer the rows in one stream, read as the engine can take them; errors are written as they are found."""
         self.writes_errors_last = False
         unfinished = self._unfinished()
         yield from self._generate(self._tokenize(self._near_the_first(unfinished) if in_order else unfinished))
@@ -258,7 +263,16 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
         raise
     except CerebrumError as error:
         return _row_error(error)
-    return PendingRow(position, row, tokenized.compact(), options, vote, ReplyCollector(), responder.larger_context)
+    return PendingRow(
+        position,
+        row,
+        tokenized.compact(),
+        options,
+        vote,
+        ReplyCollector(),
+        responder.larger_context,
+        may_conclude=settings.conclude is not None,
+    )
 
 
 def _row_error(error: CerebrumError) -> RowError:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
 from cerebrum_cli.core.files import read_at_most
+from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_size, well_formed
 
@@ -26,12 +27,16 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The sources of a question: the argument (`-` is standard input), files, or a messages list."""
+    """The sources of a question: the argument (`-` is standard input), files, or a messages list.
+
+    They are the input of a saved prompt, if there is one; of a messages list, its last message.
+    """
 
     prompt: str | None
     files: tuple[Path, ...]
     messages: Path | None
     raw: bool
+    saved: SavedPrompt | None = None
 
     def validate(self, piped: Readable | None) -> None:
         """Raise UsageError for sources that cannot give a question. Reads nothing."""
@@ -44,7 +49,7 @@ class Question:
         if self.prompt == "-":
             raise UsageError("the prompt is `-`, but nothing is piped in", "pipe it in, or give it as an argument")
         if self.messages is None and not self.files:
-            require_prompt(self.prompt or "")
+            require_prompt(fill(self.saved, self.prompt or ""))
 
     def read(self, piped: Readable | None, settings: Settings, system: str | None) -> Conversation:
         """Read all sources. Raises UsageError for a source that cannot be read, PromptTooLong for one without end.
@@ -58,9 +63,9 @@ class Question:
         prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
         if self.raw:
             texts = [*(read_prompt(file) for file in self.files), prompt or "", text or ""]
-            return Conversation().user(require_prompt("".join(texts)))
+            return Conversation().user(require_prompt(fill(self.saved, "".join(texts))))
         files = [(str(file), read_prompt(file)) for file in self.files]
-        return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, text))
+        return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, text, self.saved))
 
     def _read_messages(self, source: Path, piped: Readable | None, system: str | None) -> Conversation:
         if source == Path("-") and piped is not None:
@@ -68,14 +73,26 @@ class Question:
         else:
             text, name = read_prompt(source), str(source)
         conversation = parse_messages(text, name)
+        if self.saved:
+            conversation = conversation.with_question(self.saved.fill(conversation.question))
         return conversation if system is None else replace(conversation, system_prompt=system)
 
 
-def compose_prompt(prompt: str | None, files: Sequence[tuple[str, str]], piped: str | None) -> str:
-    """Join the parts of a question: files first, so that further questions about them reuse the prefix."""
+def compose_prompt(
+    prompt: str | None, files: Sequence[tuple[str, str]], piped: str | None, saved: SavedPrompt | None = None
+) -> str:
+    """Join the parts of a question: files first, so that further questions about them reuse the prefix.
+
+    They are the input of a `saved` prompt. Raises UsageError for an empty question.
+    """
     blocks = [fence_file(name, text) for name, text in files]
     blocks += [text for text in (prompt, piped) if text and text.strip()]
-    return require_prompt("\n\n".join(block.rstrip("\n") for block in blocks))
+    return require_prompt(fill(saved, "\n\n".join(block.rstrip("\n") for block in blocks)))
+
+
+def fill(saved: SavedPrompt | None, input: str) -> str:
+    """The question that a saved prompt makes of an input; without one, the input itself. Raises UsageError."""
+    return saved.fill(input) if saved else input
 
 
 def require_prompt(prompt: str) -> str:

@@ -56,6 +56,16 @@ class Reply:
 
         return final_answer(self.text, is_complete=self.finish.reason == "stop")
 
+    @property
+    def concluded_at(self) -> int | None:
+        """Number of tokens after which a conclusion was forced; None if the reply came to its end by itself."""
+        return next((forced.at for forced in self.finish.forced if forced.kind == "conclusion"), None)
+
+    @property
+    def vote(self) -> str | None:
+        """The answer that counts in a vote; None without one, and for a reply that ended in a repetition."""
+        return None if self.finish.reason == "repetition" else self.final_answer
+
 
 class Preview(NamedTuple):
     """A prompt as the model would get it: as text, special tokens spelled out, and as token ids."""
@@ -110,14 +120,22 @@ class ReplyCollector:
 
 
 def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
-    """A notice that the answer is truncated or blank; None if it is neither. See `Capabilities.larger_context`."""
+    """A notice that the answer is truncated or blank, or None. `larger_context` is that of `Capabilities`."""
     finish = reply.finish
     if finish.reason == "context":
         problem = f"answer truncated: the context of {finish.context_size} tokens is full"
         return NoticeEvent(problem, f"{larger_context}, or ask for less")
+    if finish.reason == "length" and reply.concluded_at:
+        problem = (
+            f"the reply was concluded after {reply.concluded_at} tokens, and truncated at {finish.completion_tokens}"
+        )
+        return NoticeEvent(problem, "raise --conclude")
     if finish.reason == "length":
         stage = " of reasoning" if reply.reasoning and not reply.text else ""
         return NoticeEvent(f"answer truncated at {finish.completion_tokens} tokens{stage}", "raise --max-tokens")
+    if finish.reason == "repetition":
+        problem = f"the reply repeats itself and was ended after {finish.completion_tokens} tokens"
+        return NoticeEvent(problem, "try --repeat-penalty 1.1 or --temperature 0.7; --no-loop-check lets it continue")
     if finish.reason == "stop" and not reply.text.strip():
         return NoticeEvent("the model's answer is blank", "check the prompt format with --dry-run, or ask again")
     return None
@@ -141,6 +159,7 @@ def reply_object(
         "text": reply.text,
         "final_answer": final_answer,
         "finish_reason": finish.reason,
+        "concluded_at": reply.concluded_at,
         "prompt_tokens": finish.prompt_tokens,
         "cached_tokens": finish.cached_tokens,
         "completion_tokens": finish.completion_tokens,

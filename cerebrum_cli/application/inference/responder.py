@@ -11,14 +11,19 @@ from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.application.inference.conclude import Closings, plan_closings
+from cerebrum_cli.application.inference.controls import ReplyStart, reply_controls
+from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Part, Text
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.control.control import ControlFactory
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
@@ -174,14 +179,16 @@ class Responder:
     def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
         """Tokenize a request.
 
-        Raises PromptTooLong if no room is left for a reply, FormatError if the format cannot render the conversation.
+        Raises PromptTooLong if no room is left for a reply, FormatError if the format cannot render the conversation,
+        UsageError as `check_settings` does.
         """
         prompt_format = self._format
         prompt = self._render(request.conversation)
         thought = open_thought(_trusted_end(prompt), prompt_format.thoughts)
+        prefix_text = self._decode_prefix(request.prefix_tokens)
         tokenized = Request(
             self._tokenize_prompt(prompt, request.prefix_tokens),
-            request.settings.sampling(() if request.ignore_eos else prompt_format.stop),
+            self._sampling(request.settings, () if request.ignore_eos else prompt_format.stop),
             request.grammar,
             request.n,
             self._visible_tokens,
@@ -190,8 +197,13 @@ class Responder:
             step_costs=self._choose_drafts(request.settings.drafts),
             max_n=request.max_n,
             stream=request.stream,
+            controls=self._controls(request, ReplyStart(thought, prefix_text, len(request.prefix_tokens))),
         )
-        return TokenizedRequest(tokenized, prompt_format, thought, self._decode_prefix(request.prefix_tokens))
+        return TokenizedRequest(tokenized, prompt_format, thought, prefix_text)
+
+    def check_settings(self, settings: Settings) -> None:
+        """Raise UsageError for a logit bias of something that is not a token of the loaded model."""
+        self._sampling(settings, ())
 
     def generate(self, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None) -> ReplyStream:
         """Start to generate the replies to several requests; the caller closes the stream.
@@ -211,7 +223,7 @@ class Responder:
 
     @property
     def schedules_rows(self) -> bool:
-        """Whether the engine takes thousands of requests, and starts them as it has room."""
+        """Whether the engine takes thousands of requests, and starts them as slots become free."""
         return self._engine.capabilities.schedules_rows
 
     @property
@@ -307,8 +319,23 @@ class Responder:
             marker for thought in thoughts for marker in (thought.open, thought.close, thought.header)
         )
 
+    @cached_property
+    def _closings(self) -> Closings:
+        return plan_closings(self._engine.vocabulary, self._format)
+
+    def _controls(self, request: GenerationRequest, start: ReplyStart) -> tuple[ControlFactory, ...]:
+        """The controls of a reply. Text of a given length, or without a format, may well repeat itself."""
+        if request.grammar:
+            return ()
+        may_repeat = request.ignore_eos or self._format.verbatim
+        return reply_controls(request.settings, start, may_repeat, lambda: self._closings)
+
     def cancel(self) -> None:
         self._engine.cancel()
+
+    def _sampling(self, settings: Settings, stop: tuple[str, ...]) -> SamplingParams:
+        params = settings.sampling(stop)
+        return replace(params, logit_bias=resolve_biases(self._engine.vocabulary, params.logit_bias))
 
     def _decode_prefix(self, tokens: Sequence[int]) -> str:
         vocabulary = self._engine.vocabulary

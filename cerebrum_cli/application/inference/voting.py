@@ -71,7 +71,7 @@ class MajorityVote:
             self.tally = self.tally.add(sample, None, 0.0)
         else:
             self.replies[sample] = outcome
-            self.tally = self.tally.add(sample, outcome.final_answer, outcome.probability)
+            self.tally = self.tally.add(sample, outcome.vote, outcome.probability)
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -177,7 +177,7 @@ def votes_object(vote: MajorityVote) -> dict[str, Any]:
             {
                 "seed": reply.finish.seed,
                 "text": reply.text,
-                "final_answer": reply.final_answer,
+                "final_answer": reply.vote,
                 "finish_reason": reply.finish.reason,
             }
             for _, reply in sorted(vote.replies.items())

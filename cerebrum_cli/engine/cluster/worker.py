@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import CerebrumError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.remote.kind import End, Part
+from cerebrum_cli.engine.remote.kind import End, Part, StopReason
 from cerebrum_cli.engine.sequence import Request
 
 REFUSALS = {error.__name__: error for error in (GrammarError, PromptTooLong)}
@@ -143,12 +143,18 @@ class Sample:
         """The whole reply; stop strings are found again where it is decoded."""
         finish = self.finish
         assert finish
-        is_eos = finish.reason == "stop" and not finish.by_stop_string
         end = End(
-            "eos" if is_eos else "limit",
+            _stop_reason(finish),
             finish.completion_tokens,
             finish.prompt_tokens,
             finish.cached_tokens,
             finish.timings,
+            finish.forced,
         )
         return Part(tuple(self.tokens), logprobs=tuple(self.logprobs), end=end)
+
+
+def _stop_reason(finish: FinishEvent) -> StopReason:
+    if finish.reason in ("length", "repetition"):
+        return finish.reason
+    return "eos" if finish.reason == "stop" and not finish.by_stop_string else "limit"

@@ -1,4 +1,4 @@
-"""HTTP to one server: JSON in, JSON or a stream of events out, and failures by what is to be done about them.
+"""HTTP to one server: JSON in, JSON or a stream of events out, and failures classified by how they are handled.
 
 Only this module imports httpx2 for endpoints. Redirects are not followed: a key never reaches another host.
 """

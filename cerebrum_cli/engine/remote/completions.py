@@ -1,4 +1,4 @@
-"""Completions that servers generate: requests are taken from their source as the servers have room for them."""
+"""Completions that servers generate: requests are read from their source as the servers can take them."""
 
 from __future__ import annotations
 

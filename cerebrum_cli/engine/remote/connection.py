@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 
 from cerebrum_cli.core.events import ServerTokens
@@ -16,10 +14,10 @@ AHEAD = 2  # requests submitted for each sample that the servers run at a time
 
 
 class Connection:
-    """A pool of servers on its event loop, and the vocabulary they share."""
+    """A pool of servers, and the vocabulary they share; `call` calls a function on the pool's event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, pool: Pool, vocabulary: Vocabulary) -> None:
-        self._loop = loop
+    def __init__(self, call: Callable[[Callable[[], object]], None], pool: Pool, vocabulary: Vocabulary) -> None:
+        self._call = call
         self._pool = pool
         self.vocabulary = vocabulary
 
@@ -48,13 +46,8 @@ class Connection:
             else:
                 self._pool.submit(jobs)
 
-        self.call(receive)
+        self._call(receive)
 
     def cancel(self, should_cancel: Callable[[Job], bool]) -> None:
         """Cancel jobs, without waiting for it."""
-        self.call(lambda: self._pool.cancel(should_cancel))
-
-    def call(self, function: Callable[[], object]) -> None:
-        """Call a function on the event loop, unless that has ended."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function)
+        self._call(lambda: self._pool.cancel(should_cancel))

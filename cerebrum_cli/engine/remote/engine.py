@@ -106,7 +106,7 @@ class PooledEngine:
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> RemoteCompletions:
-        """Submit requests as the servers have room for them; close the result when done."""
+        """Submit requests as the servers can take them; close the result when done."""
         return RemoteCompletions(self._connected, requests, scope or self.cancel_scope())
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
@@ -180,7 +180,7 @@ class PooledEngine:
         except asyncio.CancelledError as error:
             raise EngineError("loading interrupted") from error
         self._connecting = None
-        self._connection = Connection(self._loop, pool, self.vocabulary)
+        self._connection = Connection(self._call, pool, self.vocabulary)
         self._loading.end()
         await self._closing.wait()
         await pool.close()

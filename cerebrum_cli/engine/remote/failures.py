@@ -1,4 +1,4 @@
-"""Why a request has no reply, by what is to be done: ask elsewhere, wait, give up this request, or stop everything."""
+"""Why a request has no reply, by how that is handled: retry elsewhere, wait, refuse the request, or stop everything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LostServerError(Exception):
 
 
 class BusyServerError(Exception):
-    """The server takes no more requests now; `retry_after` is in seconds, None if it does not say."""
+    """The server takes no more requests now; `retry_after` is in seconds, None if not stated."""
 
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)

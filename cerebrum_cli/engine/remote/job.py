@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import ClassVar
 
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent
 from cerebrum_cli.engine.remote.failures import LostServerError
 from cerebrum_cli.engine.remote.kind import Part
 from cerebrum_cli.engine.remote.replies import RemoteSample
@@ -29,7 +28,7 @@ class Patience:
     silence: float = 30.0
     health: float = 25.0  # SGLang's check may take 20 s while it evaluates a long prompt
     retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0)
-    busy: float = 1.0  # unless the server says how long to wait
+    busy: float = 1.0  # unless the server states how long to wait
     busy_notice: float = 5.0
     give_up: float = 60.0
     join: float = 1.0
@@ -82,12 +81,23 @@ class Job:
 
     def finish(self, replies: Sequence[Part]) -> int:
         """Emit the whole replies of all samples; return the number of their tokens. Raises LostServerError."""
-        if len(replies) != len(self.samples) or not all(reply.end for reply in replies):
-            raise LostServerError(f"{len(replies)} replies instead of {len(self.samples)}")
-        events = [list(sample.add(reply)) for sample, reply in zip(self.samples, replies, strict=True)]
-        for event in chain.from_iterable(events):
-            self.emit(event)
+        self.report(read_replies(self.samples, replies))
         return sum(sample.tokens for sample in self.samples)
+
+    def report(self, events: Iterable[Event]) -> None:
+        """Emit events of the samples, and remember which have finished."""
+        for event in events:
+            self.emit(event)
+            if isinstance(event, FinishEvent):
+                for sample in self.samples:
+                    sample.is_finished = sample.is_finished or sample.id == event.sequence
+
+
+def read_replies(samples: Sequence[RemoteSample], replies: Sequence[Part]) -> list[Event]:
+    """The events of whole replies, or of whole turns of them. Raises LostServerError if any is missing."""
+    if len(replies) != len(samples) or not all(reply.end for reply in replies):
+        raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
+    return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]
 
 
 class Server(ABC):
@@ -183,7 +193,7 @@ class Server(ABC):
 def finish_cancelled(job: Job) -> None:
     """End the samples of a job that was stopped from here."""
     for sample in job.unfinished:
-        job.emit(sample.cancelled())
+        job.report([sample.cancelled()])
 
 
 def refuse(job: Job, error: CerebrumError) -> None:

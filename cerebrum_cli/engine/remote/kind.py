@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
-from cerebrum_cli.core.events import Timings
+from cerebrum_cli.core.events import Forced, Timings
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import Client, RequestError, failure, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
@@ -18,12 +19,14 @@ DESCRIBE_S = 30.0  # a busy server answers between two steps
 NOT_FOUND = 404
 TOO_LONG = ("exceed_context_size_error", "context length", "max_tokens must be at least 1")
 
-StopReason = Literal["eos", "stop string", "limit"]
+StopReason = Literal["eos", "stop string", "limit", "length", "repetition"]
 
 
 @dataclass(frozen=True, slots=True)
 class End:
     """How a reply ended, with the server's counts and times; `tokens` leaves out the one that ends a generation.
+
+    A "limit" is that of tokens or that of the context. Only nodes know more, and where tokens were `forced`.
 
     Counts are None where the server does not state them.
     """
@@ -33,6 +36,7 @@ class End:
     prompt_tokens: int | None
     cached_tokens: int = 0
     timings: Timings = field(default_factory=Timings)
+    forced: tuple[Forced, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +146,29 @@ def text_of(reply: Mapping[str, Any], key: str) -> str:
 
 def sampler_differences(name: str, request: Request) -> list[tuple[str, str]]:
     """What vLLM and SGLang sample otherwise than llama.cpp does: notices and hints."""
-    found = []
-    if request.params.temperature not in (0.0, 1.0):
+    found, params = [], request.params
+    if params.temperature not in (0.0, 1.0):
         problem = f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them"
         found.append((problem, "samples are drawn from another distribution; at temperature 0 or 1 it is the same"))
-    if request.params.repeat_penalty != 1.0:
+    if params.repeat_penalty != 1.0:
         problem = f"{name}'s repeat penalty counts the whole text, not the last 64 tokens"
         found.append((problem, "replies differ from those of llama.cpp; omit --repeat-penalty"))
+    if params.presence_penalty or params.frequency_penalty:
+        problem = f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens"
+        found.append((problem, "replies differ from those of llama.cpp"))
+    lacking = {
+        "--dry-multiplier": params.has_dry,
+        "--top-n-sigma": params.temperature > 0 and params.top_n_sigma > 0,
+        "--typical-p": params.temperature > 0 and params.typical_p < 1,
+    }
+    for option in (option for option, is_used in lacking.items() if is_used):
+        found.append((f"{name} has no {option}: it is ignored", f"omit {option}, or use llama-server"))
     return found
+
+
+def bias_object(params: SamplingParams) -> dict[str, float]:
+    """Logit biases as OpenAI's API has them."""
+    return {str(token): bias for token, bias in params.logit_bias}
 
 
 async def ask(client: Client, endpoint: Endpoint, path: str, **query: str) -> Any:

@@ -17,22 +17,16 @@ PENALTY_WINDOW = 64  # tokens, as on this machine
 PING_S = 15
 # What is off here, whatever the server's command line turns on.
 _OFF = {
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "dry_multiplier": 0.0,
     "xtc_probability": 0.0,
-    "typical_p": 1.0,
-    "top_n_sigma": -1.0,
     "dynatemp_range": 0.0,
     "mirostat": 0,
     "adaptive_target": -1.0,
     "min_keep": 0,
     "n_indent": 0,
     "t_max_predict_ms": -1,
-    "logit_bias": [],
     "lora": [],
 }
-_SAMPLERS = ["penalties", "top_k", "top_p", "min_p", "temperature"]
+_SAMPLERS = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "temperature"]
 _REPLY_FIELDS = (
     "index",
     "content",
@@ -93,8 +87,18 @@ class LlamaServer:
             "top_k": params.top_k,
             "top_p": params.top_p,
             "min_p": params.min_p,
+            "top_n_sigma": params.top_n_sigma,
+            "typical_p": params.typical_p if params.temperature else 1.0,  # it might drop the likeliest token
             "repeat_penalty": params.repeat_penalty,
             "repeat_last_n": PENALTY_WINDOW,
+            "presence_penalty": params.presence_penalty,
+            "frequency_penalty": params.frequency_penalty,
+            "dry_multiplier": params.dry_multiplier,
+            "dry_base": params.dry_base,
+            "dry_allowed_length": params.dry_allowed_length,
+            "dry_penalty_last_n": min(params.dry_penalty_last_n, info.context_size),  # it takes memory
+            "dry_sequence_breakers": list(params.dry_breakers) or [""],  # it refuses an empty list, and skips ""
+            "logit_bias": [list(each) for each in params.logit_bias],
             "stop": list(params.stop),
             "grammar": request.grammar or "",
             "ignore_eos": request.ignore_eos,

@@ -1,7 +1,7 @@
 """Which server answers which request, and what happens when one fails.
 
 All of it runs on one event loop. A request is computed at least once and reported once: one whose server is lost is
-asked again elsewhere, with the same seed; a lost server is tried again with growing delays.
+sent to another one with the same seed; a lost server is tried again with growing delays.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cerebrum_cli.engine.sequence import Failure
 
 
 def choose_server(servers: Iterable[Server], job: Job) -> Server | None:
-    """The server with the smallest part of its window in use that has room for a job; None without one."""
+    """The server that can take a job and has the smallest share of its window in use; None without one."""
     fitting = [each for each in servers if job.bound_to in (None, each) and each.has_room(job)]
     return min(fitting, key=lambda each: each.outstanding / each.window, default=None)
 
@@ -103,9 +103,9 @@ class Pool:
     # Assigning jobs to servers.
 
     def _assign(self) -> None:
-        """Start waiting jobs, in order, while a server has room for the next.
+        """Start waiting jobs, in order, while a server can take the next.
 
-        A job whose prompt a server has evaluated waits for that one, and no later job gets its room.
+        A job whose prompt a server has evaluated waits for that one, and no later job takes its slots.
         """
         free = list(self._servers)
         for job in list(self._waiting):
@@ -295,7 +295,7 @@ class Pool:
             noun = self._servers[0].noun
             shown = "; ".join(f"{name}: {variant}" for variant, name in variants.items())
             problem = f"the {noun}s differ, so answers may depend on the {noun} ({shown})"
-            found.append(NoticeEvent(problem, "for equal answers, use equal machines, builds and models"))
+            found.append(NoticeEvent(problem, "for identical answers, use identical machines, builds and models"))
         for notice in found:
             if notice not in self._reported:
                 self._reported.add(notice)

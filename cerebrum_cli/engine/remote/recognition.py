@@ -15,7 +15,7 @@ from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.sglang import Sglang
 from cerebrum_cli.engine.remote.vllm import Vllm
 
-# By who /v1/models says owns the models.
+# By the owner of the models in /v1/models.
 KINDS: Mapping[Any, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "sglang": Sglang()}
 UNSUPPORTED = {"library": "Ollama", "organization_owner": "LM Studio"}
 

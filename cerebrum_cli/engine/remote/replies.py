@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from time import perf_counter
 
 from cerebrum_cli.core.errors import EndpointError, GrammarError
-from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, PromptEvent, SequenceId, Timings, TokenEvent
+from cerebrum_cli.core.events import (
+    Event,
+    FinishEvent,
+    FinishReason,
+    Forced,
+    PromptEvent,
+    SequenceId,
+    Timings,
+    TokenEvent,
+)
+from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.control.control import End as ControlEnd
+from cerebrum_cli.engine.control.control import Force
+from cerebrum_cli.engine.control.turns import Turns, continuation
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.engine.remote.failures import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import End, Part
@@ -29,11 +42,16 @@ class RemoteSample:
     first_at: float | None = None
     tokens: int = 0
     has_all_tokens: bool = True
-    is_finished: bool = False
+    is_finished: bool = False  # its last event was emitted
+    needs_turn: bool = False  # the controls want it continued by another request
     _decoded: list[int] = field(default_factory=list)  # with a grammar: the tokens, and the one that ends the reply
     _detokenizer: Detokenizer = field(init=False)
     _is_ended: bool = field(init=False)  # no further token is part of the reply
     _by_stop_string: bool = field(init=False)
+    _turns: Turns | None = field(init=False)
+    _turn: Request = field(init=False)
+    _ids: list[int] = field(default_factory=list)  # with turns: the reply so far, as tokens and as text
+    _texts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.restart(self.context_size)
@@ -44,6 +62,31 @@ class RemoteSample:
         self.first_at, self.tokens, self.has_all_tokens = None, 0, True
         self._detokenizer, self._is_ended, self._by_stop_string = Detokenizer(self.request.params.stop), False, False
         self._decoded.clear()
+        self._turns, self._turn, self.needs_turn = None, self.request, False
+        self._ids.clear()
+        self._texts.clear()
+
+    def begin_turns(self) -> None:
+        """Apply the controls of the request here, since the server has none."""
+        if self.request.controls:
+            self._turns = Turns(self.request)
+            self._turn = self._turns.first()
+
+    def take_turn(self) -> Request:
+        """What is to be asked for next."""
+        self.needs_turn = False
+        return self._turn
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a control has intervened: what else arrives in this turn is not part of the reply."""
+        return self._turns is not None and self._turns.intervention is not None
+
+    @property
+    def was_guessed(self) -> bool:
+        """Whether a control has acted on a reply of which not all ids arrived."""
+        has_acted = self._turns is not None and bool(self._turns.start or self._turns.intervention)
+        return has_acted and not self.has_all_tokens
 
     def add(self, part: Part) -> Iterator[Event]:
         """Yield the events of a part of the reply.
@@ -51,8 +94,11 @@ class RemoteSample:
         Raises EndpointError if it belongs to another prompt, and RefusedRequestError if it does not fit the grammar.
         """
         if part.progress:
-            yield PromptEvent(self.id, *part.progress)
+            if not self.tokens:
+                yield PromptEvent(self.id, *part.progress)
             return
+        if part.text is not None and self._turns and not self.request.stream:
+            part, self.has_all_tokens = replace(part, tokens=self._guess_tokens(part.text), text=None), False
         if part.tokens or part.text:
             self.first_at = self.first_at or perf_counter()
         yield from self._decode(part) if part.text is None else self._show_text(part, part.text)
@@ -67,18 +113,35 @@ class RemoteSample:
         """Decode tokens as on this machine, up to one that ends the reply."""
         vocabulary, request = self.vocabulary, self.request
         for token, logprob in zip(part.tokens, part.logprobs or repeat(None), strict=False):
-            if self._is_ended:
+            if self._is_ended or self.is_interrupted:
                 return
             if request.grammar:
                 self._decoded.append(token)
             self._is_ended = vocabulary.is_eog(token) and not request.ignore_eos
             if self._is_ended:
                 return
-            self.tokens += 1
-            piece = vocabulary.piece(token, special=token in request.visible_tokens)
-            text, self._by_stop_string = self._detokenizer.feed(piece)
-            self._is_ended = self._by_stop_string
-            yield TokenEvent(self.id, text, token=token, logprob=logprob)
+            event = self._add(token, logprob)
+            if self._turns and not self._is_ended:
+                self._turns.feed((token,), event.text)
+            yield event
+
+    def _add(self, token: int, logprob: float | None = None) -> TokenEvent:
+        """Add a token of the reply."""
+        self.tokens += 1
+        piece = self.vocabulary.piece(token, special=token in self.request.visible_tokens)
+        text, self._by_stop_string = self._detokenizer.feed(piece)
+        self._is_ended = self._by_stop_string
+        self._remember((token,), text)
+        return TokenEvent(self.id, text, token=token, logprob=logprob)
+
+    def _remember(self, tokens: Sequence[int], text: str) -> None:
+        if self._turns:
+            self._ids += tokens
+            self._texts.append(text)
+
+    def _guess_tokens(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text whose ids did not arrive, as far as the text shows them."""
+        return continuation(self.vocabulary, (Text(text),))
 
     def _show_text(self, part: Part, text: str) -> Iterator[Event]:
         """Pass on the server's text, with the ids that came with it."""
@@ -86,30 +149,93 @@ class RemoteSample:
         tokens = [token for token in part.tokens if request.ignore_eos or not vocabulary.is_eog(token)]
         self.tokens += len(tokens)
         if len(tokens) == len(part.tokens):
-            has_ids = bool(tokens) or not text if part.total is None else part.total == self.tokens
+            total = None if part.total is None else self._turn_start + part.total
+            has_ids = bool(tokens) or not text if total is None else total == self.tokens
             self.has_all_tokens = self.has_all_tokens and has_ids
+            self.tokens = total or self.tokens
         if not text and tokens and tokens[-1] in request.visible_tokens:
             text = vocabulary.piece(tokens[-1], special=True).decode("utf-8", "replace")
         if text or tokens:
+            self._remember(tokens, text)
+            if self._turns:
+                self._turns.feed(tokens or self._guess_tokens(text), text)
             yield TokenEvent(self.id, text, token=tokens[-1] if tokens else None)
 
     def _end(self, end: End) -> Iterator[Event]:
-        given = len(self.request.prompt_tokens)
+        given = len(self._turn.prompt_tokens)
         if end.prompt_tokens not in (None, given):
             problem = f"the server evaluated {end.prompt_tokens} prompt tokens instead of {given}"
             raise EndpointError(problem, "its model has another vocabulary: name its model with -m")
         self._require_grammar()
-        is_stopped = self._is_ended or end.reason != "limit"
+        generated = self.tokens - self._turn_start
+        if end.tokens not in (None, generated) and not (self._is_ended or self.is_interrupted):
+            self.tokens, self.has_all_tokens = self._turn_start + (end.tokens or 0), False
+        if turns := self._turns:
+            turns.end_turn(end.timings, end.cached_tokens)
+            is_limited = end.reason == "limit" and not self._is_ended
+            if isinstance(turns.intervention, Force) or (is_limited and turns.was_shortened(self.tokens)):
+                yield from self._follow(turns)
+                return
+            end = replace(end, cached_tokens=turns.cached_tokens or 0, timings=turns.total, forced=tuple(turns.forced))
+        yield from self._finish_reply(end)
+
+    def interrupt(self) -> Iterator[Event]:
+        """End the running turn here, since a control has intervened: yield what it forces, or the end of the reply."""
+        yield from self._end(End("limit", None, None))
+
+    def _follow(self, turns: Turns) -> Iterator[Event]:
+        """Add forced tokens, and plan the turn that follows; end the reply where there is no room for one."""
+        if isinstance(turns.intervention, Force):
+            force = turns.intervention
+            turns.force(force, self.tokens)
+            for token in force.tokens:
+                if self._is_ended or self._is_full:
+                    break
+                event = self._add(token)
+                turns.feed_forced(token, event.text)
+                yield event
+        if self._is_ended or self._is_full:
+            turns.intervention = None
+            yield from self._finish_reply(
+                End("limit", None, None, turns.cached_tokens or 0, turns.total, tuple(turns.forced))
+            )
+        else:
+            known = self._ids if self.has_all_tokens else self._guess_tokens("".join(self._texts))
+            self._turn, self.needs_turn = turns.following(known, self.tokens), True
+
+    def _finish_reply(self, end: End) -> Iterator[Event]:
+        """Yield the text that was held back, and the last event."""
+        is_stopped = self._is_ended or end.reason in ("eos", "stop string")
         text, stopped_at_end = self._detokenizer.flush(is_truncated=not is_stopped)
         if text:
             yield TokenEvent(self.id, text)
-        if end.tokens is not None and not self._is_ended and end.tokens != self.tokens:
-            self.tokens, self.has_all_tokens = end.tokens, False
         self._by_stop_string = self._by_stop_string or stopped_at_end or end.reason == "stop string"
-        limit = self.request.params.max_tokens
-        is_limited = limit is not None and (self.tokens >= limit or self._has_room_for(limit))
-        reason: FinishReason = "stop" if is_stopped or self._by_stop_string else "length" if is_limited else "context"
-        yield self._finish(reason, end.cached_tokens, self._timings(end.timings))
+        reason: FinishReason = "context"
+        intervention = self._turns and self._turns.intervention
+        if isinstance(intervention, ControlEnd):
+            reason = intervention.reason
+        elif is_stopped or self._by_stop_string:
+            reason = "stop"
+        elif end.reason in ("length", "repetition"):
+            reason = end.reason
+        elif self._limit is not None and (self.tokens >= self._limit or self._has_room_for(self._limit)):
+            reason = "length"
+        yield self._finish(reason, end.cached_tokens, self._timings(end.timings), end.forced)
+
+    @property
+    def _turn_start(self) -> int:
+        """Number of tokens before the running turn."""
+        return self._turns.start if self._turns else 0
+
+    @property
+    def _limit(self) -> int | None:
+        return self._turns.limit if self._turns else self.request.params.max_tokens
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether the limit of the reply, or of the context, is reached."""
+        is_limited = self._limit is not None and self.tokens >= self._limit
+        return is_limited or len(self.request.prompt_tokens) + self.tokens >= self.context_size
 
     def _has_room_for(self, limit: int) -> bool:
         """Whether the limit ends a reply, not the context: what is known if the tokens could not be counted."""
@@ -146,8 +272,9 @@ class RemoteSample:
         steps = max(0, self.tokens - 1)
         return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - first, decode_steps=steps)
 
-    def _finish(self, reason: FinishReason, cached_tokens: int, timings: Timings) -> FinishEvent:
-        self.is_finished = True
+    def _finish(
+        self, reason: FinishReason, cached_tokens: int, timings: Timings, forced: tuple[Forced, ...] = ()
+    ) -> FinishEvent:
         return FinishEvent(
             self.id,
             reason,
@@ -159,4 +286,5 @@ class RemoteSample:
             timings=timings,
             by_stop_string=self._by_stop_string,
             has_all_tokens=self.has_all_tokens,
+            forced=forced,
         )

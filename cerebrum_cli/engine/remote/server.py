@@ -12,10 +12,12 @@ from cerebrum_cli.core.events import NoticeEvent, PromptEvent
 from cerebrum_cli.engine.remote.client import Client, RequestError
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE, BusyServerError, LostServerError, RefusedRequestError
-from cerebrum_cli.engine.remote.job import Job, Patience, Server
-from cerebrum_cli.engine.remote.kind import ServerInfo, origin, raise_stream_error, refusal
+from cerebrum_cli.engine.remote.job import Job, Patience, Server, read_replies
+from cerebrum_cli.engine.remote.kind import Part, ServerInfo, origin, raise_stream_error, refusal
+from cerebrum_cli.engine.remote.replies import RemoteSample
 
 HEALTH = "/health"
+GUESSED = "repetitions and --conclude go by the text, and may be off by some tokens"
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 
 DescribeServer = Callable[[Endpoint, Client], Awaitable[ServerInfo]]
@@ -87,51 +89,82 @@ class HttpServer(Server):
         await self.client.close()
 
     async def answer(self, job: Job) -> None:
-        sample = job.samples[0]
-        request = sample.request
+        request = job.samples[0].request
         for difference in self.info.kind.differences(request, self.info):
-            if difference not in self._noted:
-                self._noted.add(difference)
-                job.emit(NoticeEvent(*difference))
-        body = self.info.kind.completion_body(request, self.info, sample.seed, len(job.samples))
+            self._note(job, *difference)
+        for sample in job.samples:
+            sample.begin_turns()
         try:
-            if request.stream:
-                await self._receive_stream(job, body)
-            else:
-                await self._receive_replies(job, body)
+            await (self._receive_stream(job) if request.stream else self._receive_replies(job))
         except RequestError as error:
             if error.status in OF_ONE_REQUEST:
                 raise RefusedRequestError(refusal(error, request, self.alias)) from error
             raise refusal(error, request, self.name) from error
         except DAMAGE as error:
             raise LostServerError("damaged reply") from error
+        self.generated += sum(sample.tokens for sample in job.samples)
 
-    async def _receive_replies(self, job: Job, body: dict[str, Any]) -> None:
-        """Wait for whole replies, however long they take while the server is healthy."""
-        kind = self.info.kind
-        replies = kind.read_replies(await self._while_healthy(self.client.post(kind.completion_path, body)))
-        self.generated += job.finish(replies)
+    def _note_guesses(self, job: Job) -> None:
+        """Report that controls act on text, before the last event of a sample."""
+        if any(sample.was_guessed for sample in job.samples):
+            self._note(job, f"{self.name} did not send the ids of all tokens", GUESSED)
 
-    async def _receive_stream(self, job: Job, body: dict[str, Any]) -> None:
-        """Pass on the parts of a reply as they arrive."""
+    def _note(self, job: Job, problem: str, hint: str) -> None:
+        """Emit a notice, once for all requests."""
+        if (problem, hint) not in self._noted:
+            self._noted.add((problem, hint))
+            job.emit(NoticeEvent(problem, hint))
+
+    async def _receive_replies(self, job: Job) -> None:
+        """Wait for whole replies, however long they take while the server is healthy.
+
+        Nothing is emitted before the last turn: until then, another server may be asked for all of them.
+        """
+        events = read_replies(job.samples, await self._ask(job.samples))
+        while waiting := [sample for sample in job.samples if sample.needs_turn]:
+            answers = await asyncio.gather(*(self._ask([sample]) for sample in waiting), return_exceptions=True)
+            for sample, answer in zip(waiting, answers, strict=True):
+                if isinstance(answer, BaseException):
+                    raise answer
+                events += read_replies([sample], answer)
+        self._note_guesses(job)
+        job.report(events)
+
+    async def _ask(self, samples: Sequence[RemoteSample]) -> Sequence[Part]:
+        """Ask for the next turn of some samples, which share it if there are several."""
+        kind, first = self.info.kind, samples[0]
+        turns = [sample.take_turn() for sample in samples]
+        body = kind.completion_body(turns[0], self.info, first.seed, len(samples))
+        return kind.read_replies(await self._while_healthy(self.client.post(kind.completion_path, body)))
+
+    async def _receive_stream(self, job: Job) -> None:
+        """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""
         [sample] = job.samples
-        kind = self.info.kind
-        async with contextlib.aclosing(self.client.stream(kind.completion_path, body)) as answers:
+        while not sample.is_finished:
+            body = self.info.kind.completion_body(sample.take_turn(), self.info, sample.seed, 1)
+            async with contextlib.aclosing(self.client.stream(self.info.kind.completion_path, body)) as answers:
+                await self._receive_turn(job, sample, answers)
 
-            async def checked() -> AsyncIterator[dict[str, Any]]:
-                async for answer in answers:
-                    raise_stream_error(answer)
-                    yield answer
+    async def _receive_turn(self, job: Job, sample: RemoteSample, answers: AsyncIterator[dict[str, Any]]) -> None:
+        """Pass on the parts of a turn, up to its end or to an intervention."""
 
-            parts = kind.read_stream(checked())
-            try:
-                while not sample.is_finished:
-                    for event in sample.add(await self._while_healthy(anext(parts))):
-                        job.has_output = job.has_output or not isinstance(event, PromptEvent)
-                        job.emit(event)
-            except StopAsyncIteration as error:
-                raise LostServerError("the reply ends in the middle") from error
-        self.generated += sample.tokens
+        async def checked() -> AsyncIterator[dict[str, Any]]:
+            async for answer in answers:
+                raise_stream_error(answer)
+                yield answer
+
+        parts = self.info.kind.read_stream(checked())
+        try:
+            while not (sample.is_finished or sample.needs_turn):
+                events = sample.add(await self._while_healthy(anext(parts)))
+                for event in events:
+                    job.has_output = job.has_output or not isinstance(event, PromptEvent)
+                    job.report([event])
+                if sample.is_interrupted and not sample.is_finished:
+                    self._note_guesses(job)
+                    job.report(sample.interrupt())
+        except StopAsyncIteration as error:
+            raise LostServerError("the reply ends in the middle") from error
 
     async def _while_healthy(self, work: Any) -> Any:
         """Wait for something; in silence, check now and then that the server is alive."""

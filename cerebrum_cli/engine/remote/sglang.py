@@ -15,6 +15,7 @@ from cerebrum_cli.engine.remote.kind import (
     ServerInfo,
     StopReason,
     ask,
+    bias_object,
     room_for_reply,
     sampler_differences,
     served_weights,
@@ -26,7 +27,7 @@ SEQUENCES = 256  # where the server does not report --max-running-requests
 LEAST_TOP_P = 1e-6  # 0 is refused
 ALL_TOKENS = -1  # for top_k
 IGNORED_SEEDS = (
-    "this server ignores seeds: other samples each time",
+    "this server ignores seeds: samples differ each time",
     "start SGLang with --enable-deterministic-inference",
 )
 
@@ -85,13 +86,14 @@ class Sglang:
                 "top_p": max(params.top_p, LEAST_TOP_P),
                 "min_p": params.min_p,
                 "repetition_penalty": params.repeat_penalty,
-                "presence_penalty": 0.0,
-                "frequency_penalty": 0.0,
+                "presence_penalty": params.presence_penalty,
+                "frequency_penalty": params.frequency_penalty,
                 "min_new_tokens": 0,
                 "stop": list(params.stop),
                 "stop_token_ids": [] if request.ignore_eos else list(info.end_tokens),
                 "ignore_eos": request.ignore_eos,
                 "skip_special_tokens": False,
+                **({"logit_bias": bias_object(params)} if params.logit_bias else {}),
                 **({"sampling_seed": seed} if info.has_seeds else {}),
                 **({"ebnf": request.grammar} if request.grammar else {}),
             },

@@ -84,7 +84,7 @@ def take_samples(
     try:
         if missing := len(evaluation.rows) - run.done:
             run.write_notes({**run.notes, **prepared.notes})
-            loaded = prepared.open(runtime, missing, earlier=noted_servers(run))
+            loaded = prepared.generator.open(runtime, missing, noted_servers(run))
             before, start = run.done, time.monotonic()
             try:
                 with naming_grammar_file(options):

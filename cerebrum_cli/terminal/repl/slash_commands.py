@@ -15,6 +15,7 @@ from cerebrum_cli.application.inference.question import read_prompt
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.saved_prompt import find_prompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, parse_value
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
 from cerebrum_cli.terminal.repl.slash_table import (
@@ -31,7 +32,15 @@ from cerebrum_cli.terminal.repl.slash_table import (
 )
 from cerebrum_cli.terminal.repl.terminal_io import shorten_question
 from cerebrum_cli.terminal.streams import columns
-from cerebrum_cli.terminal.tables import PIPE_WIDTH, context_text, print_sessions, settings_lines, stats_line
+from cerebrum_cli.terminal.tables import (
+    PIPE_WIDTH,
+    context_text,
+    print_prompts,
+    print_rows,
+    print_sessions,
+    settings_lines,
+    stats_line,
+)
 
 if TYPE_CHECKING:
     from cerebrum_cli.sessions.rows import StoredMessage
@@ -94,6 +103,18 @@ def show_settings(repl: Repl, _: SlashLine) -> None:
     shown = {"model": chat.loaded.model.reference, **values, "format": chat.loaded.format_name}
     usage = chat.context_usage
     repl.streams.info(settings_lines({**shown, "ctx": usage[1] if usage else chat.settings.ctx}))
+
+
+def use_prompt(repl: Repl, line: SlashLine) -> None:
+    if not line.argument:
+        rows = [saved.as_object() for saved in repl.prompts.values()]
+        print_rows(repl.streams, rows, False, print_prompts, "no saved prompts; cerebrum prompts edit NAME creates one")
+        return
+    saved = find_prompt(repl.prompts, line.argument)
+    with unchanged_on_interrupt("settings unchanged"):
+        repl.wait_for(repl.chat.use(saved))
+    repl.pending_prompt = saved if saved.prompt else None
+    repl.streams.info(f"using {saved.name}{' for the next question' if saved.prompt else ''}")
 
 
 def undo(repl: Repl, _: SlashLine) -> None:
@@ -292,6 +313,7 @@ COMMANDS: dict[str, Callable[[Repl, SlashLine], None]] = {
     "model": change_model,
     "set": change_setting,
     "params": show_settings,
+    "use": use_prompt,
     "undo": undo,
     "retry": retry,
     "votes": vote,

@@ -1,0 +1,152 @@
+"""Replies that are concluded: where, with which tokens, and what the readers of a reply make of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import dumps, loads
+
+import pytest
+from asking import collect_replies, running_engine
+from command_line import CommandLine, Finished
+from concluding import AFTER, BRIDGE, concluding, thinker
+from nano.measure import MODEL_FILE
+from scripted_backend import ScriptedBackend, tokens
+from scripted_command import run_here
+
+from cerebrum_cli.application.inference.conclude import ANSWER_TOKENS, SENTENCE_TOKENS
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.control.control import Force
+from cerebrum_cli.engine.control.loop_check import MIN_TOKENS, LoopCheck
+from cerebrum_cli.engine.drafts.costs import StepCosts
+from cerebrum_cli.engine.sequence import Request
+
+FREE_ROWS = StepCosts((1, 2, 4, 8, 16, 32), (1.0, 1.01, 1.02, 1.04, 1.08, 1.16))
+THOUGHT = "Let me think. Let me think."
+HIDDEN = "x" * len(BRIDGE)  # what the model would have said where the bridge stands
+
+
+def ask(reply: str, model: Path, home: Path, *options: str | Path) -> Finished:
+    """Ask a model that generates this reply, whatever is forced into it."""
+    return run_here({"reply": reply}, home, "ask", "Why?", "-m", model, "--conclude", str(AFTER), *options)
+
+
+def test_ask_concludes_at_the_end_of_a_sentence(chatml_model: Path, tmp_path: Path) -> None:
+    said = ask(THOUGHT + HIDDEN + " 42. Done.", chatml_model, tmp_path, "--json").object
+    assert said["text"] == f"{THOUGHT}{BRIDGE} 42. Done."
+    assert (said["final_answer"], said["finish_reason"]) == ("42", "stop")
+    assert (said["concluded_at"], said["completion_tokens"]) == (len(THOUGHT), len(said["text"]))
+
+
+def test_ask_concludes_within_a_long_sentence(chatml_model: Path, tmp_path: Path) -> None:
+    at = AFTER + SENTENCE_TOKENS
+    said = ask("and so " * 5 + "a" + HIDDEN + " 42.", chatml_model, tmp_path, "--json").object
+    assert said["text"] == f"{('and so ' * 5 + 'a')[:at]}{BRIDGE} 42."
+    assert said["concluded_at"] == at
+
+
+def test_ask_truncates_what_follows_a_conclusion(chatml_model: Path, tmp_path: Path) -> None:
+    told = ask(THOUGHT + HIDDEN + " 42. And then, after that, and so forth.", chatml_model, tmp_path, "--json")
+    said, length = told.object, len(THOUGHT + BRIDGE) + ANSWER_TOKENS
+    assert (said["finish_reason"], said["completion_tokens"], said["final_answer"]) == ("length", length, "42")
+    assert f"concluded after {len(THOUGHT)} tokens" in told.err and "raise --conclude" in told.err
+
+
+@pytest.mark.parametrize(
+    "reply", ["The answer is 42. But why? Let me think. " * 2, "Short.", "Let me think. The answer is 5. " * 2]
+)
+def test_ask_leaves_a_reply_that_states_its_answer(chatml_model: Path, tmp_path: Path, reply: str) -> None:
+    said = ask(reply, chatml_model, tmp_path, "--json").object
+    assert (said["text"], said["concluded_at"], said["finish_reason"]) == (reply.strip(), None, "stop")
+
+
+def test_ask_ends_an_open_thought_before_the_conclusion(chatml_model: Path, tmp_path: Path) -> None:
+    thought = "<think>The answer is five."
+    closing = f"\n</think>\n\n{BRIDGE.strip()}"
+    said = ask(thought + "x" * len(closing) + " 42.", chatml_model, tmp_path, "--json").object
+    assert (said["text"], said["reasoning"]) == ("The answer is 42.", "The answer is five.")
+    assert said["concluded_at"] == len(thought)
+
+
+def test_ask_refuses_to_conclude_within_a_grammar(chatml_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "rule.gbnf").write_text('root ::= "x"')
+    told = ask("x", chatml_model, tmp_path, "--grammar", tmp_path / "rule.gbnf")
+    assert (told.code, told.err.splitlines()[0]) == (2, "error: --conclude and --grammar cannot be used together")
+
+
+def test_vote_counts_concluded_samples(chatml_model: Path, tmp_path: Path) -> None:
+    script = {"rows": {}, "seeds": [THOUGHT + HIDDEN + " 42.", THOUGHT * 4]}
+    options = ("--votes", "2", "--no-early-stop", "--seed", "0", "--json", "-n", "60", "--conclude", str(AFTER))
+    said = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, *options).object
+    assert said["concluded_at"] == len(THOUGHT)
+    assert said["votes"]["chains"][0]["final_answer"] == "42"
+
+
+def test_batch_rows_state_where_they_were_concluded(chatml_model: Path, tmp_path: Path) -> None:
+    rows, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"prompt": "one", "conclude": 20}, {"prompt": "two"}, {"prompt": ""}]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    script = {"rows": {"two": "Two."}, "seeds": [THOUGHT + HIDDEN + " 42."]}
+    told = run_here(script, tmp_path, "batch", rows, "-o", output, "-m", chatml_model)
+    one, two, three = (json.loads(line) for line in output.read_text().splitlines())
+    assert told.code == 6, told.err
+    assert (one["concluded_at"], one["final_answer"], list(one)[-1]) == (len(THOUGHT), "42", "concluded_at")
+    assert "concluded_at" not in two and "concluded_at" not in three
+    assert "conclude" not in json.loads((tmp_path / "out.jsonl.meta.json").read_text())["fingerprint"]
+
+
+@pytest.mark.parametrize("costs", [None, FREE_ROWS])
+def test_engine_concludes_each_sample_by_itself(costs: StepCosts | None) -> None:
+    backend = ScriptedBackend(thinker("I see {seed}. "), slots=3, context_size=400)
+    factory = loads(dumps(concluding()))  # as it is sent to the nodes of a cluster
+    request = Request(tokens("go"), SamplingParams(seed=7), n=3, step_costs=costs, controls=(LoopCheck, factory))
+    with running_engine(backend) as engine:
+        replies = list(collect_replies(engine.generate([request])).values())
+    assert [reply.text for reply in replies] == [
+        f"I see {n}. I see {n}. I see {n}. The answer is {n}." for n in (7, 8, 9)
+    ]
+    assert all(reply.finish and reply.finish.completion_tokens == len(reply.ids) for reply in replies)
+
+
+@pytest.mark.parametrize(("limit", "context", "reason"), [(30, 400, "length"), (None, 32, "context")])
+def test_engine_cuts_a_conclusion_at_the_limits(limit: int | None, context: int, reason: str) -> None:
+    backend = ScriptedBackend(thinker("I see {seed}. "), context_size=context)
+    request = Request(tokens("go"), SamplingParams(seed=7, max_tokens=limit), controls=(concluding(),))
+    with running_engine(backend) as engine:
+        [reply] = collect_replies(engine.generate([request])).values()
+    assert (reply.reason, len(reply.ids)) == (reason, 30)
+    assert reply.text == "I see 7. I see 7. I see 7. The"
+
+
+@dataclass
+class Interrupt:
+    """A control that forces a text once, and sets no limit."""
+
+    count: int = 0
+    horizon: int | None = None
+
+    def feed(self, token: int, text: str) -> None:
+        self.count += 1
+
+    def intervene(self) -> Force | None:
+        return Force("conclusion", tokens("But: ")) if self.count == 5 else None
+
+
+def test_engine_lets_several_controls_intervene() -> None:
+    backend = ScriptedBackend(lambda held, seed: b"ab"[len(held) % 2], context_size=400)
+    with running_engine(backend) as engine:
+        request = Request(tokens("go"), SamplingParams(), controls=(LoopCheck, Interrupt))
+        [reply] = collect_replies(engine.generate([request])).values()
+    assert reply.text == "ababa" + "But: " + "ab" * (MIN_TOKENS // 2)
+    assert reply.reason == "repetition"
+    assert reply.finish and reply.finish.forced[0].at == 5
+
+
+@pytest.mark.parametrize("penalty", ["1", "1.3"])
+def test_nano_concludes_in_its_own_tokens(new_user: CommandLine, penalty: str) -> None:
+    new_user.run("pull", MODEL_FILE, "--name", "nano")
+    question = ("What is 17 + 25 - 8 + 3?", "-m", "nano", "--format", "cerebrum", "--repeat-penalty", penalty)
+    said = new_user.run("ask", *question, "--conclude", "4", "--json").object
+    assert said["concluded_at"] <= 4 + SENTENCE_TOKENS
+    assert said["text"].count("The answer is") == 1 and said["final_answer"]
