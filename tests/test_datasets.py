@@ -211,7 +211,7 @@ def test_dataset_gated_by_the_hub_needs_a_token(hub_user: HubUser) -> None:
 def test_dataset_in_parquet_needs_pyarrow(hub_user: HubUser) -> None:
     problem, hint = refusal(hub_user, "gsm8k", {"without_pyarrow": True})
     assert problem.startswith("the dataset of gsm8k is a parquet file, which needs pyarrow: ")
-    assert hint == 'pip install "cerebrum-cli[eval]"'
+    assert hint == f'{sys.executable} -m pip install "cerebrum-cli[eval]"'
     assert not hub_user.hub.log.requests()
     assert load(hub_user, "math500", {"without_pyarrow": True}).code == 0
 

@@ -384,7 +384,13 @@ def test_assess_threads_by_affinity_and_cgroup(
     [
         (WITH_GPU, "cuda", "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),
         (replace(WITH_GPU, devices=()), "cuda", "warning", "llama.cpp (backends CUDA, CPU) finds no GPU", "nvidia-smi"),
-        (CPU, "cuda", "warning", "this machine seems to have a GPU", 'CMAKE_ARGS="-DGGML_CUDA=on" pip install'),
+        (
+            CPU,
+            "cuda",
+            "warning",
+            "this machine seems to have a GPU",
+            f'CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install',
+        ),
         (CPU, "metal", "warning", "this machine seems to have a GPU", "make setup ACCEL=metal"),
         (CPU, "vulkan", "warning", "this machine seems to have a GPU", "-DGGML_VULKAN=on"),
         (CPU, None, "ok", "none: everything runs on the CPU", ""),

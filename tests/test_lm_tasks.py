@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -172,7 +173,10 @@ def test_lm_eval_names_the_extra_where_it_is_missing(tmp_path: Path) -> None:
     process = start_python(WITHOUT_LM_EVAL, "eval", "lm-eval:arc_easy", "-m", MODEL_FILE)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
-    assert err.splitlines() == ["error: lm-eval is not installed", ' hint: pip install "cerebrum-cli[lm-eval]"']
+    assert err.splitlines() == [
+        "error: lm-eval is not installed",
+        f' hint: {sys.executable} -m pip install "cerebrum-cli[lm-eval]"',
+    ]
 
 
 @needs_lm_eval

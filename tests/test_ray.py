@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_ray_that_is_not_installed_is_an_error(user: CommandLine, chatml_model: 
     assert done.code == 1
     assert done.err.splitlines() == [
         "error: --ray needs the package ray, which is not installed",
-        " hint: pip install 'cerebrum-cli[ray]'",
+        f" hint: {sys.executable} -m pip install 'cerebrum-cli[ray]'",
     ]
 
 

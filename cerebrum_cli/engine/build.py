@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.engine.memory import Device
 
 # CPU features as llama.cpp names them, and as Linux does in /proc/cpuinfo. An instruction that the CPU lacks kills the
@@ -84,4 +85,4 @@ def read_features(text: str) -> dict[str, dict[str, str]]:
 def rebuild_command(option: str = "") -> str:
     """Command that builds the supported llama.cpp on this machine, with a CMake option."""
     arguments = f'CMAKE_ARGS="{option}" ' if option else ""
-    return f'{arguments}pip install --force-reinstall --no-cache-dir --no-deps "{REQUIREMENT}"'
+    return arguments + pip_install(f'--force-reinstall --no-cache-dir --no-deps "{REQUIREMENT}"')

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.application.inference.input.text import read_text
 from cerebrum_cli.application.inference.load_options import Parallel, require_attention
 from cerebrum_cli.application.inference.loading import ResolvedModel, open_model, open_servers
-from cerebrum_cli.application.inference.question import read_text, template_options
+from cerebrum_cli.application.inference.question import template_options
 from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.core.errors import GrammarError, UsageError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.runtime.cluster import RayNodes
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import BatchOptions, ConcurrencyOptions, ConstrainedOptions, EvalOptions
+    from cerebrum_cli.runtime.servers import Servers
 
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 MAX_PARALLEL = 256  # sequences llama.cpp supports
@@ -53,8 +55,8 @@ class Generator:
     def is_local(self) -> bool:
         return not (self.endpoints or self.nodes)
 
-    def open(self, runtime: Runtime, samples: int) -> LoadedModel:
-        """Start to load the model for so many samples, or to connect to its servers."""
+    def open(self, runtime: Runtime, samples: int, earlier: Servers = ()) -> LoadedModel:
+        """Start to load the model for so many samples, or to connect to servers like the `earlier` ones."""
         if self.endpoints:
             return open_servers(
                 runtime.open_backend,
@@ -63,6 +65,7 @@ class Generator:
                 self.settings,
                 template_options=self.arguments,
                 window=self.parallel,
+                earlier=earlier,
             )
         if self.nodes:
             parallel = plan_parallel(self.parallel, samples, self.pad_steps)

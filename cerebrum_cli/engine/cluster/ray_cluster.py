@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
+from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.engine.cluster.local_ray import LocalRay
 from cerebrum_cli.engine.cluster.node import AHEAD
 from cerebrum_cli.engine.cluster.worker import NodeInfo, OpenEngine, Trouble, Worker
@@ -21,7 +22,7 @@ from cerebrum_cli.engine.sequence import Request
 CONNECT_S = 5.0
 PLACEMENT_S = 30.0  # for Ray to place workers on all nodes
 CONTROL = "control"  # calls that must not wait for answers
-INSTALL = "pip install 'cerebrum-cli[ray]'"
+INSTALL = pip_install("'cerebrum-cli[ray]'")
 
 
 def require_ray() -> None:

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.core.settings import environment, set_environment_default
 from cerebrum_cli.engine.build import LONG_LISTED, REQUIREMENT, lacking, rebuild_command
 from cerebrum_cli.engine.machine import processor_flags
@@ -55,7 +56,7 @@ def import_bindings(name: str) -> Any:
     if "llama_cpp" not in sys.modules:
         spec = find_spec("llama_cpp")
         if spec is None or spec.submodule_search_locations is None:
-            raise EngineError("llama-cpp-python is not installed", f'pip install "{REQUIREMENT}"')
+            raise EngineError("llama-cpp-python is not installed", pip_install(f'"{REQUIREMENT}"'))
         package = ModuleType("llama_cpp")
         package.__path__ = list(spec.submodule_search_locations)
         package.__spec__ = spec

@@ -22,6 +22,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.core.options import flag
+from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.core.settings import GENERATION_KEYS, set_environment_default
 from cerebrum_cli.engine.plan import plan_repacking
 from cerebrum_cli.evals.presets import Preset, find_preset
@@ -109,7 +110,7 @@ def run_lm_eval(
 def require_usable(tasks: str, output: Path | None, given: Layer, options: EvalOptions, lm_eval: LmEvalOptions) -> None:
     """Raise UsageError for options that have no effect or exclude each other, and if lm-eval is not installed."""
     if find_spec("lm_eval") is None:
-        raise UsageError("lm-eval is not installed", 'pip install "cerebrum-cli[lm-eval]"')
+        raise UsageError("lm-eval is not installed", pip_install('"cerebrum-cli[lm-eval]"'))
     if not all(task.strip() for task in tasks.split(",")):
         raise UsageError(f"lm-eval:{tasks} lacks the name of a task", "write lm-eval:arc_easy or lm-eval:arc_easy,piqa")
     if options.endpoint or options.ray:
