@@ -32,6 +32,8 @@ from cerebrum_cli.engine.memory import ContextOptions, memory_needs
 from cerebrum_cli.engine.plan import AdapterFile, Tuning
 from cerebrum_cli.gguf.lora import adapter_sizes
 from cerebrum_cli.runtime.composition import Runtime
+from cerebrum_cli.runtime.generation import usable
+from cerebrum_cli.runtime.options import BatchOptions
 from cerebrum_cli.terminal.streams import Streams
 
 Values = npt.NDArray[Any]
@@ -345,6 +347,22 @@ def test_adapter_and_endpoint_exclude_each_other(user: CommandLine, adapter: Pat
     done = user.run("ask", "-m", "small", "--endpoint", "http://127.0.0.1:9", "hello", *more, env=env)
     assert done.code == 2
     assert f"error: --endpoint cannot apply the adapter {adapter}" in done.err
+
+
+def test_adapter_and_ray_exclude_each_other(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
+    model, options = Model("tiny", (chatml_model,)), BatchOptions(ray="auto")
+    with pytest.raises(UsageError, match="--ray cannot apply the adapter"):
+        usable(runtime(tmp_path), model, Settings(lora=(str(adapter),)), options)
+    assert usable(runtime(tmp_path), model, Settings(), options) == (model, Settings())
+
+
+def test_saved_prompt_keeps_the_place_of_its_adapter(user: CommandLine, adapter: Path) -> None:
+    plain = answer(user, "hello", "--no-log")["text"]
+    (user.home / "style.gguf").write_bytes(adapter.read_bytes())
+    assert user.run("ask", "--save-prompt", "styled", "--lora", "style.gguf:0.9").code == 0
+    assert f'lora = ["{user.home}/style.gguf:0.9"]' in (user.config / "config.toml").read_text()
+    assert answer(user, "hello", "--no-log", "-p", "styled")["text"] != plain
+    assert answer(user, "hello", "--no-log", "-p", "styled", "--lora", "none")["text"] == plain
 
 
 def test_reencode_and_adapter_exclude_each_other(user: CommandLine, adapter: Path) -> None:
