@@ -1,11 +1,13 @@
 # Each target works as the first command on a fresh checkout: whatever it needs is made first.
 #   make setup [ACCEL=cuda|metal|vulkan|rpc]   .venv, with llama.cpp built for this machine
+#   make setup WHEELS=URL   the same without a compiler: llama.cpp from a package index of built wheels, or a folder
 #   make demo     pull the starter model and ask it a question
 #   make test     the test suite; ARGS are pytest's: make test ARGS="tests/test_ask.py -k stop"
 #   make fuzz     many damaged and hostile inputs, in minutes
 #   make quick    tests that start no processes or terminals, under a minute
 #   make check    format, lint, types
 #   make docs     docs/reference/cli.md and chat.md, from the code
+#   make dist     the wheel and the source archive, in dist/
 #   make picture  docs/chat.svg, vote.svg and accuracy.png, from a real chat, vote and evaluation
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks
 #   make bench [DATA=DIR] [SHAPE=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside it; DIR holds
@@ -14,12 +16,14 @@
 
 PYTHON ?= python3
 ACCEL ?=
+WHEELS ?=
 DATA ?=
 SHAPE ?=
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.setup$(if $(ACCEL),-$(ACCEL))
+LLAMA := llama-cpp-python>=0.3.36,<0.3.37
+STAMP := $(VENV)/.setup$(if $(ACCEL),-$(ACCEL))$(if $(WHEELS),-$(firstword $(shell printf %s "$(WHEELS)" | cksum)))
 
 cmake_cuda := -DGGML_CUDA=on
 cmake_metal := -DGGML_METAL=on
@@ -29,16 +33,30 @@ ifneq ($(ACCEL),)
 ifeq ($(cmake_$(ACCEL)),)
 $(error ACCEL is "$(ACCEL)"; it can be cuda, metal, vulkan or rpc)
 endif
-define rebuild
+define llama
 CMAKE_ARGS="$(cmake_$(ACCEL))" FORCE_CMAKE=1 $(BIN)/python -m pip install \
-	--force-reinstall --no-cache-dir --no-deps "llama-cpp-python>=0.3.36,<0.3.37"
+	--force-reinstall --no-cache-dir --no-deps "$(LLAMA)"
+endef
+endif
+ifneq ($(WHEELS),)
+ifneq ($(ACCEL),)
+$(error ACCEL builds llama.cpp and WHEELS installs a built one; give one of them)
+endif
+# Where WHEELS has none that fits, pip fails instead of building one. A wheel may have been built for another processor,
+# which doctor reports.
+define llama
+$(BIN)/python -m pip install --quiet --only-binary llama-cpp-python --force-reinstall --no-deps \
+	$(if $(wildcard $(WHEELS)/.),--no-index --find-links,--index-url) "$(WHEELS)" "$(LLAMA)"
+endef
+define check
+$(BIN)/cerebrum doctor --offline --quiet
 endef
 endif
 
 NEEDED := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 comma := ,
 
-.PHONY: setup demo test quick fuzz check format docs picture peers bench clean
+.PHONY: setup demo test quick fuzz check format docs dist picture peers bench clean
 
 setup: $(STAMP)
 
@@ -49,8 +67,9 @@ $(STAMP): pyproject.toml
 		echo "install one and run: $${remove}make setup PYTHON=python$(NEEDED)" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(rebuild)
+	$(llama)
 	$(BIN)/python -m pip install --quiet --editable . --group dev
+	$(check)
 	rm -f $(VENV)/.setup-*
 	touch $(VENV)/.setup $@
 
@@ -78,6 +97,10 @@ format: setup
 
 docs: setup
 	$(BIN)/python docs/reference.py
+
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m hatchling build
 
 picture: setup
 	$(BIN)/cerebrum pull --quiet starter

@@ -31,8 +31,8 @@ from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.runtime.batch import plan_parallel
 from cerebrum_cli.runtime.composition import real_runtime
+from cerebrum_cli.runtime.generation import plan_parallel
 from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2

@@ -137,13 +137,12 @@ def run_turns(directory: Path, questions: Sequence[str], format_name: str, limit
 
 def tokens_of_reply(chat: Chat) -> int:
     """Number of tokens of the last reply in the history: as generated, or tokenized from its text."""
-    reply, engine = chat.last_reply, chat.loaded.engine
+    reply, vocabulary = chat.last_reply, chat.loaded.engine.vocabulary
     assert reply is not None
     if reply.message.tokens is not None:
         return len(reply.message.tokens)
-    return len(engine.vocabulary.tokenize((Text(f" {reply.message.content.strip()}"),))) - len(
-        engine.vocabulary.tokenize(())
-    )
+    text = Text(f" {reply.message.content.strip()}")
+    return len(vocabulary.tokenize((text,))) - len(vocabulary.tokenize(()))
 
 
 # Resuming a session.

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,14 +63,8 @@ def head_killed_row(batch: Batch, servers: Sequence[LlamaServer], count: int) ->
         batch.wait_for(count // 3, process)
         process.kill()
     wait_until_idle(servers)
-    done, before = len(batch.written), tasks(servers)
-    with batch.running() as process:
-        pass
-    asked = tasks(servers) - before
-    if process.returncode or batch.answered_once != count:
-        raise RuntimeError(f"{batch.answered_once} of {count} rows are answered once: {batch.errors}")
-    label = f"batch of {count} rows over two llama-servers, itself killed and run again: requests then / rows left"
-    return Row(label, str(asked), str(count - done), asked / (count - done), "<= 1")
+    label = f"batch of {count} rows over two llama-servers, itself killed and run again"
+    return rerun_row(label, batch, servers, count)
 
 
 def all_killed_row(batch: Batch, servers: Sequence[LlamaServer], count: int) -> Row:
@@ -81,20 +75,25 @@ def all_killed_row(batch: Batch, servers: Sequence[LlamaServer], count: int) -> 
         for server in servers:
             server.stop(signal.SIGKILL)
     seconds = time.monotonic() - start
-    done = len(batch.written)
-    print(f"both servers killed: exit {process.returncode} after {seconds:.0f} s, {done} rows: {batch.errors.strip()}")
-    if process.returncode != 1 or batch.output.exists() or any(row["error"] for row in batch.written):
-        raise RuntimeError(f"the batch exits with {process.returncode}: {batch.errors}")
+    done, errors = batch.written, batch.errors.strip()
+    print(f"both servers killed: exit {process.returncode} after {seconds:.0f} s, {len(done)} rows: {errors}")
+    if process.returncode != 1 or batch.output.exists() or any(row["error"] for row in done):
+        raise RuntimeError(f"the batch exits with {process.returncode}: {errors}")
     for server in servers:
         server.start()
-    before = tasks(servers)
+    label = f"batch of {count} rows, both llama-servers killed: exit 1; run again"
+    return rerun_row(label, batch, servers, count)
+
+
+def rerun_row(label: str, batch: Batch, servers: Sequence[LlamaServer], count: int) -> Row:
+    """Run a batch again to its end, and compare the requests with the rows that were left."""
+    left, before = count - len(batch.written), tasks(servers)
     with batch.running() as process:
         pass
     asked = tasks(servers) - before
     if process.returncode or batch.answered_once != count:
         raise RuntimeError(f"{batch.answered_once} of {count} rows are answered once: {batch.errors}")
-    label = f"batch of {count} rows, both llama-servers killed: exit 1; run again: requests then / rows left"
-    return Row(label, str(asked), str(count - done), asked / (count - done), "<= 1")
+    return Row(f"{label}: requests then / rows left", str(asked), str(left), asked / left, "<= 1")
 
 
 class Batch:
@@ -165,14 +164,10 @@ def tasks(servers: Sequence[LlamaServer]) -> int:
 
 def wait_until_idle(servers: Sequence[LlamaServer]) -> None:
     """Wait until the servers have noticed that nobody waits for their replies."""
-    wait_until(lambda: not any(is_processing(server) for server in servers))
+    while any(is_processing(server) for server in servers):
+        time.sleep(POLL_S)
 
 
 def is_processing(server: LlamaServer) -> bool:
     status, data = send(server.port, "GET", "/slots")
     return status != 200 or any(slot["is_processing"] for slot in json.loads(data))
-
-
-def wait_until(is_reached: Callable[[], bool]) -> None:
-    while not is_reached():
-        time.sleep(POLL_S)

@@ -169,6 +169,9 @@ class SimulatedResponder:
     def cancel_scope(self) -> Any:
         return SimpleNamespace(is_cancelled=False)
 
+    def check_settings(self, settings: Settings) -> None:
+        """Do nothing: there is no vocabulary."""
+
     def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
         prompt = tuple(request.conversation.messages[-1].content.encode())
         return TokenizedRequest(Request(prompt, request.settings.sampling(())), CEREBRUM, None, "")

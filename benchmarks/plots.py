@@ -139,10 +139,9 @@ def decode_rate(model: Path, count: int, tokens: int) -> float:
 def generate(loaded: LoadedModel, length: int, settings: Settings, count: int = 1) -> list[FinishEvent]:
     """Generate `count` replies to a prompt of `length` tokens; return their finish events."""
     lines = (LINE.format(length + index, index, index % 97) for index in range(length))
-    ids = loaded.engine.vocabulary.tokenize((Text("".join(lines)),))[
-        -length:
-    ]  # the end, so that prompts share no prefix
-    request = Request(ids, settings.sampling(()), n=count, ignore_eos=True)
+    ids = loaded.engine.vocabulary.tokenize((Text("".join(lines)),))
+    end = ids[-length:]  # so that prompts share no prefix
+    request = Request(end, settings.sampling(()), n=count, ignore_eos=True)
     with closing(loaded.engine.complete([request])) as events:
         return [event for event in events if isinstance(event, FinishEvent)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 import signal
 import sys
@@ -19,6 +18,7 @@ from cerebrum_cli.commands import COMMANDS, Command
 from cerebrum_cli.commands.completion import COMPLETION, complete, completed_command
 from cerebrum_cli.commands.signature import SectionedCommand, environment_source
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, UsageError
+from cerebrum_cli.core.files import is_disk_full
 from cerebrum_cli.core.settings import environment
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
             print_error(runtime, error)
         return error.exit_code
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_disk_full(error):
             raise
         return report_full_disk()
     except CerebrumError as error:

@@ -77,3 +77,13 @@ def run_some(output: Path, *positions: int, restart: bool = False, text: str = "
     with contextlib.closing(open_batch(output, restart, **changed)) as journal:
         for position in positions:
             journal.write(position, answer(ROWS[position], text))
+
+
+def complete_lines(path: Path) -> list[str]:
+    """The complete lines of a partial file that may not exist yet."""
+    return [line.decode() for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
+
+
+def without_position(line: str) -> str:
+    """A line of a partial file as the result has it."""
+    return line.rpartition(', "row": ')[0] + "}"

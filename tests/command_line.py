@@ -32,6 +32,15 @@ class Finished:
         return json.loads(line)
 
 
+def assert_error(done: Finished, code: int, *parts: str) -> None:
+    """Check an exit code, and that standard error ends with a problem and a fix of one line each."""
+    assert done.code == code, done.err
+    problem, hint = done.err.splitlines()[-2:]
+    assert problem.startswith("error: ") and hint.startswith(" hint: "), done.err
+    assert all(part in problem + hint for part in parts), done.err
+    assert "Traceback" not in done.err
+
+
 @dataclass(frozen=True, slots=True)
 class CommandLine:
     """`cerebrum` with all directories of the user in `home`."""

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 from command_line import TERMINAL_VARIABLES, CommandLine
+from gguf_files import rewritten
 from hub_server import HubServer
 from hub_user import OTHER, READER, HubUser
 from hypothesis import settings
 from llama_engines import MODELS
-from merges import FOUR_LAYERS, SIX_LAYERS, Home
+from merges import FOUR_LAYERS, SIX_LAYERS, Home, part_paths
 from person import OpenTerminal, Person
 from scripted_command import SCRIPTED, install
 from tiny_models import write_chatml, write_mistral, write_quantized, write_recurrent, write_sliding_window
@@ -98,26 +98,22 @@ def starter(pytestconfig: pytest.Config) -> Path:
 @pytest.fixture(scope="session")
 def parts(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny ChatML model in three files, as llama.cpp splits them."""
-    directory = tmp_path_factory.mktemp("parts")
-    reader = gguf.GGUFReader(chatml_model)
-    writer = gguf.GGUFWriter(directory / "tiny-Q8_0.gguf", "llama", split_max_tensors=8)
-    for field in reader.fields.values():
-        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
-            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return {path.name: path for path in sorted(directory.iterdir())}
+    first = rewritten(chatml_model, tmp_path_factory.mktemp("parts") / "tiny-Q8_0.gguf", tensors=8)
+    return {path.name: path for path in part_paths(first)}
 
 
 @pytest.fixture
 def new_user(tmp_path: Path) -> CommandLine:
     """A user without models."""
     return CommandLine(tmp_path)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> CommandLine:
+    """A user whose home is apart from the files of the test."""
+    home = tmp_path / "home"
+    home.mkdir()
+    return CommandLine(home)
 
 
 @pytest.fixture

@@ -26,6 +26,28 @@ def write_model(path: Path, fill: Callable[[gguf.GGUFWriter], None] | None = Non
     return path
 
 
+def rewritten(source: Path, target: Path, tensors: int = 0, alignment: int = 0) -> Path:
+    """Rewrite a model with the `gguf` package, split after a number of tensors or aligned differently.
+
+    Returns the first of its files, named like those of gguf-split.
+    """
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, "llama", split_max_tensors=tensors)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            item_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], item_type)
+    if alignment:
+        writer.add_custom_alignment(alignment)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return min(target.parent.glob(f"{target.stem}*.gguf"))
+
+
 def string(text: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text
 

@@ -7,13 +7,12 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
 from threading import Condition, Event, Lock
 from typing import Any, Literal, Protocol
 
-from loopback import Loopback, is_left, reset
+from loopback import Loopback, LoopbackHandler, reset
 
 Part = Literal["api", "resolve", "cdn", "other"]
 Headers = tuple[tuple[str, str], ...]
@@ -246,11 +245,9 @@ class Listener(Loopback):
         self.part = part
 
 
-class _Exchange(BaseHTTPRequestHandler):
+class _Exchange(LoopbackHandler):
     """One connection: requests, each noted, struck by its fault if there is one, and answered."""
 
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
     server: Listener
 
     def do_GET(self) -> None:
@@ -261,27 +258,18 @@ class _Exchange(BaseHTTPRequestHandler):
         armed = site.struck(request)
         fault = armed.fault
         if fault.hang_after == "request":
-            self._hang(armed)
+            self.hang(armed.released)
         if fault.cut_after == "request":
             self._cut(fault)
             return
         heard = request.without_range() if fault.ignore_range else request
         reply = fault.refusal.reply if fault.refusal else site.reply(heard)
         site.log.answered(number, reply.status)
-        self._write_head(reply)
+        self.write_head(reply.status, (*reply.headers, ("Content-Length", str(reply.stop - reply.start))))
         if self.command != "HEAD":
             self._write_body(reply, armed, number)
 
     do_HEAD = do_GET
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Say nothing on standard error; requests are in the site's log."""
-
-    def _write_head(self, reply: Reply) -> None:
-        self.send_response(reply.status)
-        for name, value in (*reply.headers, ("Content-Length", str(reply.stop - reply.start))):
-            self.send_header(name, value)
-        self.end_headers()
 
     def _write_body(self, reply: Reply, armed: Armed, number: int) -> None:
         """Send what the fault lets through, from the disk without a copy in memory."""
@@ -290,7 +278,7 @@ class _Exchange(BaseHTTPRequestHandler):
         with opened(reply.body) as body:
             for what, start, stop in fault.steps(reply.start, reply.stop):
                 if what == "hang":
-                    self._hang(armed)
+                    self.hang(armed.released)
                 elif what == "cut":
                     self._cut(fault)
                 for first in range(start, stop, block):
@@ -306,12 +294,6 @@ class _Exchange(BaseHTTPRequestHandler):
             self.connection.sendall(bytes(byte ^ 0xFF for byte in body.read(size)))
         else:
             self.connection.sendfile(body, first, size)
-
-    def _hang(self, armed: Armed) -> None:
-        """Wait until the test lets go; if the client leaves before, or the Hub closes, so does the connection."""
-        while not armed.released.wait(0.01):
-            if is_left(self.connection):
-                raise ConnectionAbortedError
 
     def _cut(self, fault: Fault) -> None:
         self.close_connection = True

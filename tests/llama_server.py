@@ -6,10 +6,10 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from model_servers import Generated, ModelServer, Refused
+from model_servers import END_LOGPROB, Generated, ModelServer, Refused
 
 from cerebrum_cli.core.events import FinishEvent, PromptEvent, TokenEvent
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.sampling import DRY_BREAKERS, SamplingParams, TokenBias
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 
@@ -27,20 +27,16 @@ class LlamaServer(ModelServer):
 
     def __init__(self, engine: LocalEngine, *, slots: int = 4, n_vocab: int | None = None) -> None:
         super().__init__(engine, slots=slots)
+        self.size = 1000  # bytes of the weights
         self.n_vocab = n_vocab
 
     def listed(self) -> dict[str, Any]:
-        """The answer to /v1/models."""
+        return {"models": [{"name": name, "model": name, "type": "model"} for name in self.models], **super().listed()}
+
+    def described(self, name: str) -> dict[str, Any]:
         size = {} if self.n_vocab is None else {"n_vocab": self.n_vocab}
-        meta = {"vocab_type": 2, **size, "n_ctx": self.n_ctx, "n_ctx_train": 8192, "ftype": "Q4_1"}
-        return {
-            "models": [{"name": name, "model": name, "type": "model"} for name in self.models],
-            "object": "list",
-            "data": [
-                {"id": name, "aliases": [name], "object": "model", "owned_by": self.owner, "meta": meta}
-                for name in self.models
-            ],
-        }
+        meta = {"vocab_type": 2, **size, "n_ctx": self.n_ctx, "n_ctx_train": 8192, "size": self.size}
+        return {"id": name, "aliases": [name], "object": "model", "owned_by": self.owner, "meta": meta}
 
     def props(self) -> dict[str, Any]:
         """The answer to /props, less what the server says of sampling and templates."""
@@ -48,7 +44,7 @@ class LlamaServer(ModelServer):
             "default_generation_settings": {"params": {"seed": 4294967295}, "n_ctx": self.n_ctx},
             "total_slots": self.slots,
             "model_alias": self.models[0],
-            "model_path": self.models[0],
+            "model_path": f"/srv/models/{self.models[0]}",
             "chat_template": "",
             "build_info": BUILD,
             "is_sleeping": False,
@@ -84,6 +80,16 @@ class LlamaServer(ModelServer):
             top_p=body.get("top_p", 0.95),
             min_p=body.get("min_p", 0.05),
             repeat_penalty=body.get("repeat_penalty", 1.0),
+            top_n_sigma=body.get("top_n_sigma", -1.0),
+            typical_p=body.get("typical_p", 1.0),
+            presence_penalty=body.get("presence_penalty", 0.0),
+            frequency_penalty=body.get("frequency_penalty", 0.0),
+            dry_multiplier=body.get("dry_multiplier", 0.0),
+            dry_base=body.get("dry_base", 1.75),
+            dry_allowed_length=body.get("dry_allowed_length", 2),
+            dry_penalty_last_n=body.get("dry_penalty_last_n", 64),
+            dry_sequence_breaker=tuple(filter(None, body.get("dry_sequence_breakers", DRY_BREAKERS))),
+            logit_bias=tuple(TokenBias(*pair) for pair in body.get("logit_bias", ())),
             seed=body.get("seed"),
             stop=tuple(body.get("stop", ())),
         )
@@ -113,17 +119,15 @@ class LlamaGenerated(Generated):
     While its text ends within a character, nothing is sent of a token, in a stream not even its id later.
     """
 
+    site: LlamaServer
+
     def __init__(self, index: int, site: LlamaServer, request: Request, body: Mapping[str, Any]) -> None:
+        super().__init__(site, request)
         self._index = index
-        self._site = site
-        self._request = request
         self._body = body
         self._decoder = getincrementaldecoder("utf-8")("replace")
-        self._text = ""
         self._unsent = ""
-        self._tokens: list[int] = []
         self._probabilities: list[dict[str, Any]] = []
-        self._finish: FinishEvent | None = None
 
     def chunks(self, event: PromptEvent | TokenEvent | FinishEvent) -> Iterator[dict[str, Any]]:
         if isinstance(event, PromptEvent):
@@ -131,37 +135,34 @@ class LlamaGenerated(Generated):
                 progress = {"total": event.total, "cache": 0, "processed": event.evaluated, "time_ms": 1}
                 yield {**self._part("", [0]), "prompt_progress": progress}
             return
+        before = len(self.tokens)
+        self.add(event)
         if isinstance(event, TokenEvent):
-            yield from self._add(event)
+            yield from self._sent(event)
             return
-        if event.reason == "stop" and not event.by_stop_string:
-            end = self._site.eos
-            self._tokens.append(end)
-            self._probabilities.append(self._probability(end, b"", -0.5))
+        for end in self.tokens[before:]:
+            self._probabilities.append(self._probability(end, b"", END_LOGPROB))
             yield self._part("", [end])
-        self._finish = event
         yield {**self._part("", []), **self._ending(event)}
 
     def whole(self) -> dict[str, Any]:
         """The reply as one object."""
-        assert self._finish
+        assert self.finish
         probabilities = {"completion_probabilities": self._probabilities}
         return {
             "index": self._index,
-            "content": self._text,
-            "tokens": self._tokens,
-            **self._ending(self._finish),
-            **(probabilities if self._request.logprobs and self._site.has_logprobs else {}),
+            "content": self.text,
+            "tokens": self.tokens,
+            **self._ending(self.finish),
+            **(probabilities if self.request.logprobs and self.site.has_logprobs else {}),
         }
 
-    def _add(self, event: TokenEvent) -> Iterator[dict[str, Any]]:
-        self._text += event.text
+    def _sent(self, event: TokenEvent) -> Iterator[dict[str, Any]]:
         self._unsent += event.text
         if event.token is None:  # text held back until the end
             yield self._part(self._unsent, [])
             return
-        self._tokens.append(event.token)
-        piece = self._site.engine.vocabulary.piece(event.token)
+        piece = self.site.engine.vocabulary.piece(event.token)
         self._decoder.decode(piece)
         if self._decoder.getstate()[0]:
             return
@@ -176,18 +177,18 @@ class LlamaGenerated(Generated):
             "tokens": tokens,
             "stop": False,
             "id_slot": -1,
-            "tokens_predicted": len(self._tokens),
-            "tokens_evaluated": len(self._request.prompt_tokens),
+            "tokens_predicted": len(self.tokens),
+            "tokens_evaluated": len(self.request.prompt_tokens),
         }
 
     def _ending(self, finish: FinishEvent) -> dict[str, Any]:
-        times, predicted = finish.timings, len(self._tokens)
+        times, predicted = finish.timings, len(self.tokens)
         return {
             "stop": True,
             "stop_type": "word" if finish.by_stop_string else FINISH[finish.reason],
             "truncated": False,
             "tokens_predicted": predicted,
-            "tokens_evaluated": len(self._request.prompt_tokens),
+            "tokens_evaluated": len(self.request.prompt_tokens),
             "timings": {
                 "cache_n": finish.cached_tokens,
                 "prompt_n": times.prefill_tokens,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread, current_thread
+from threading import Event, Lock, Thread, current_thread
 from typing import Any
 
 LINGER_ZERO = struct.pack("ii", 1, 0)  # closing a socket so set sends RST
@@ -62,6 +63,28 @@ class Loopback(ThreadingHTTPServer):
         error = sys.exception()
         if error is not None and not isinstance(error, ConnectionError):
             self.bugs.append(error)
+
+
+class LoopbackHandler(BaseHTTPRequestHandler):
+    """One connection, on which several requests may come."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Write nothing to standard error: the servers record their requests."""
+
+    def write_head(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+
+    def hang(self, released: Event) -> None:
+        """Wait until the test lets go; if the client leaves before, or the port closes, so does the connection."""
+        while not released.wait(0.005):
+            if is_left(self.connection):
+                raise ConnectionAbortedError
 
 
 def is_left(connection: socket.socket) -> bool:

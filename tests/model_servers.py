@@ -10,12 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from threading import Condition, Event
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from loopback import Loopback, is_left, reset
+from loopback import Loopback, LoopbackHandler, is_left, reset
 from scripted_backend import END
 from waiting import TIMEOUT_S
 
@@ -26,6 +25,7 @@ from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 
 PING = b":\n\n"
+END_LOGPROB = -0.5
 
 Edit = Callable[[int, dict[str, Any]], Any]
 """Changes an object of a reply; also gets how many there were before it."""
@@ -144,6 +144,11 @@ class ModelServer(ABC):
         listener.stop()
         return listener.bugs
 
+    def disarm(self) -> None:
+        """Remove all faults."""
+        with self.changed:
+            self._armed.clear()
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
@@ -200,9 +205,21 @@ class ModelServer(ABC):
         bos = vocabulary.special_token_text("bos")
         return tokens[1:] if bos and not with_bos and tokens[0] in vocabulary.special_token_ids([bos]) else tokens
 
-    @abstractmethod
     def listed(self) -> dict[str, Any]:
         """The answer to /v1/models."""
+        return {"object": "list", "data": [self.described(name) for name in self.models]}
+
+    def described(self, name: str) -> dict[str, Any]:
+        """A model in that answer."""
+        return {
+            "id": name,
+            "object": "model",
+            "created": 1,
+            "owned_by": self.owner,
+            "root": name,
+            "parent": None,
+            "max_model_len": self.n_ctx,
+        }
 
     @abstractmethod
     def answer(self, path: str, body: Any) -> Any:
@@ -236,7 +253,28 @@ class ModelServer(ABC):
 
 
 class Generated(ABC):
-    """One sample of a completion."""
+    """One sample of a completion: what has been generated of it."""
+
+    def __init__(self, site: ModelServer, request: Request) -> None:
+        self.site = site
+        self.request = request
+        self.text = ""
+        self.tokens: list[int] = []
+        self.logprobs: list[float | None] = []
+        self.finish: FinishEvent | None = None
+
+    def add(self, event: TokenEvent | FinishEvent) -> None:
+        """Add a token and its text, or the end token of a reply that ends with it."""
+        if isinstance(event, TokenEvent):
+            self.text += event.text
+            if event.token is not None:
+                self.tokens.append(event.token)
+                self.logprobs.append(event.logprob)
+            return
+        self.finish = event
+        if event.reason == "stop" and not event.by_stop_string:
+            self.tokens.append(self.site.eos)
+            self.logprobs.append(END_LOGPROB)
 
     @abstractmethod
     def chunks(self, event: PromptEvent | TokenEvent | FinishEvent) -> Iterator[dict[str, Any]]:
@@ -259,11 +297,9 @@ class _Port(Loopback):
         self.site = site
 
 
-class _Exchange(BaseHTTPRequestHandler):
+class _Exchange(LoopbackHandler):
     """One connection: requests, each noted, struck by its fault if there is one, and answered."""
 
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
     server: _Port
 
     def setup(self) -> None:
@@ -292,9 +328,6 @@ class _Exchange(BaseHTTPRequestHandler):
             site.note(asked, is_left=True)
 
     do_POST = do_GET
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Say nothing on standard error; requests are in `asked`."""
 
     def _answer(self, asked: Asked, armed: Armed) -> None:
         site, fault = self.server.site, armed.fault
@@ -350,7 +383,7 @@ class _Exchange(BaseHTTPRequestHandler):
         """Send an object of a stream, after what the fault does before it."""
         fault = armed.fault
         if not count:
-            self._head(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"})
+            self.write_head(200, [("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked")])
             self._write_part(PING)
         if fault.hang_after == count:
             self._hang(armed)
@@ -376,23 +409,14 @@ class _Exchange(BaseHTTPRequestHandler):
         self, data: bytes, status: int = 200, headers: Mapping[str, str] = {}, is_truncated: bool = False
     ) -> None:
         length = {"Content-Type": "application/json; charset=utf-8", "Content-Length": str(len(data))}
-        self._head(status, {**length, **headers})
+        self.write_head(status, {**length, **headers}.items())
         self.wfile.write(data[: len(data) // 2] if is_truncated else data)
         if is_truncated:
             raise ConnectionAbortedError
 
-    def _head(self, status: int, headers: Mapping[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-
     def _hang(self, armed: Armed) -> None:
-        """Wait until the test lets go; if the client leaves before, or the server is killed, so does the connection."""
         armed.is_hanging.set()
-        while not armed.released.wait(0.005):
-            if is_left(self.connection):
-                raise ConnectionAbortedError
+        self.hang(armed.released)
 
     def _cut(self) -> None:
         with suppress(OSError):

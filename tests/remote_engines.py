@@ -19,7 +19,7 @@ from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.engine import RemoteEngine
-from cerebrum_cli.engine.remote.pool import Patience
+from cerebrum_cli.engine.remote.job import Patience
 from cerebrum_cli.engine.sequence import Request
 
 QUICK = Patience(silence=0.05, retries=(0.02,), busy=0.02)
@@ -115,7 +115,7 @@ def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1,
     return Request(tuple(prompt.encode()), SamplingParams(**values), grammar, n, max_n=max_n, stream=stream, **own)
 
 
-def events_of(engine: RemoteEngine, *requests: Request) -> list[Event]:
+def events_of(engine: Engine, *requests: Request) -> list[Event]:
     """All events of requests, in order."""
     with closing(engine.complete(requests)) as events:
         return list(events)

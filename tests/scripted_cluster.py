@@ -16,6 +16,7 @@ from cerebrum_cli.engine.cluster.engine import ClusterEngine
 from cerebrum_cli.engine.cluster.worker import Fingerprint, NodeEngine, NodeInfo, OpenEngine, Trouble, Worker
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.failures import LostServerError
+from cerebrum_cli.engine.remote.job import Patience
 from cerebrum_cli.engine.remote.kind import Part
 from cerebrum_cli.engine.sequence import Request
 
@@ -118,7 +119,7 @@ class Nodes:
 
 
 @contextmanager
-def clustered(nodes: Nodes, *actors: ScriptedActor, patience: Any = QUICK) -> Iterator[ClusterEngine]:
+def clustered(nodes: Nodes, *actors: ScriptedActor, patience: Patience = QUICK) -> Iterator[ClusterEngine]:
     """An engine on these nodes, which may still be loading."""
     cluster = ScriptedCluster(actors)
     vocabulary = ScriptedBackend(lambda held, seed: END)

@@ -8,14 +8,14 @@ from typing import Any
 from model_servers import Generated, ModelServer, Refused
 
 from cerebrum_cli.core.events import FinishEvent, PromptEvent, TokenEvent
-from cerebrum_cli.core.sampling import SEEDS, SamplingParams
+from cerebrum_cli.core.sampling import SEEDS, SamplingParams, TokenBias
 from cerebrum_cli.engine.sequence import Request
 
 VERSION = "0.5.23"
 SAMPLING_FIELDS = {
     *("max_new_tokens", "stop", "stop_token_ids", "temperature", "top_p", "top_k", "min_p", "min_new_tokens", "n"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "json_schema", "regex", "ebnf", "ignore_eos"),
-    *("skip_special_tokens", "sampling_seed"),
+    *("skip_special_tokens", "sampling_seed", "logit_bias"),
 }  # others are refused
 
 
@@ -31,23 +31,6 @@ class SglangServer(ModelServer):
     hides_ids = False
     load_format = "auto"
     drawn = 0
-
-    def listed(self) -> dict[str, Any]:
-        return {
-            "object": "list",
-            "data": [
-                {
-                    "id": name,
-                    "object": "model",
-                    "created": 1,
-                    "owned_by": self.owner,
-                    "root": name,
-                    "parent": None,
-                    "max_model_len": self.n_ctx,
-                }
-                for name in self.models
-            ],
-        }
 
     def answer(self, path: str, body: Any) -> Any:
         if path == "/server_info":
@@ -98,6 +81,9 @@ class SglangServer(ModelServer):
             top_p=fields["top_p"],
             min_p=fields["min_p"],
             repeat_penalty=fields["repetition_penalty"],
+            presence_penalty=fields["presence_penalty"],
+            frequency_penalty=fields["frequency_penalty"],
+            logit_bias=tuple(TokenBias(int(id), bias) for id, bias in fields.get("logit_bias", {}).items()),
             seed=fields.get("sampling_seed") if self.is_deterministic else SEEDS - self.drawn,
             stop=tuple(fields["stop"]),
         )
@@ -120,42 +106,27 @@ class SglangServer(ModelServer):
 class SglangGenerated(Generated):
     """A completion as SGLang reports it: in a stream, each object holds all so far, unless the server sends deltas."""
 
-    def __init__(self, site: SglangServer, request: Request) -> None:
-        self._site = site
-        self._request = request
-        self._logprobs: list[float | None] = []
-        self._text = ""
-        self._tokens: list[int] = []
-        self._finish: FinishEvent | None = None
+    site: SglangServer
 
     def chunks(self, event: PromptEvent | TokenEvent | FinishEvent) -> Iterator[dict[str, Any]]:
         if isinstance(event, PromptEvent):
             return
-        tokens, characters = len(self._tokens), len(self._text)
-        if isinstance(event, TokenEvent):
-            self._text += event.text
-            if event.token is not None:
-                self._tokens.append(event.token)
-                self._logprobs.append(event.logprob)
-        else:
-            self._finish = event
-            if event.reason == "stop" and not event.by_stop_string:
-                self._tokens.append(self._site.eos)
-                self._logprobs.append(-0.5)
-        yield self.output(tokens, characters) if self._site.sends_deltas else self.output()
+        tokens, characters = len(self.tokens), len(self.text)
+        self.add(event)
+        yield self.output(tokens, characters) if self.site.sends_deltas else self.output()
 
     def output(self, tokens: int = 0, characters: int = 0) -> dict[str, Any]:
         """What has been generated after so many tokens and characters."""
-        scores = zip(self._logprobs[tokens:], self._tokens[tokens:], strict=True)
-        has_logprobs = self._request.logprobs and self._site.has_logprobs
+        scores = zip(self.logprobs[tokens:], self.tokens[tokens:], strict=True)
+        has_logprobs = self.request.logprobs and self.site.has_logprobs
         return {
-            "text": self._text[characters:],
-            **({} if self._site.hides_ids else {"output_ids": self._tokens[tokens:]}),
+            "text": self.text[characters:],
+            **({} if self.site.hides_ids else {"output_ids": self.tokens[tokens:]}),
             "meta_info": {
                 "id": "1",
-                "finish_reason": self._finish and self._finish_reason(self._finish),
-                "prompt_tokens": len(self._request.prompt_tokens),
-                "completion_tokens": len(self._tokens),
+                "finish_reason": self.finish and self._finish_reason(self.finish),
+                "prompt_tokens": len(self.request.prompt_tokens),
+                "completion_tokens": len(self.tokens),
                 "cached_tokens": 0,
                 **({"output_token_logprobs": [[*each, None] for each in scores]} if has_logprobs else {}),
             },
@@ -163,6 +134,6 @@ class SglangGenerated(Generated):
 
     def _finish_reason(self, finish: FinishEvent) -> dict[str, Any]:
         if finish.reason != "stop":
-            return {"type": "length", "length": len(self._tokens)}
-        matched = self._request.params.stop[0] if finish.by_stop_string else self._site.eos
+            return {"type": "length", "length": len(self.tokens)}
+        matched = self.request.params.stop[0] if finish.by_stop_string else self.site.eos
         return {"type": "stop", "matched": matched}

@@ -688,6 +688,9 @@ def test_interrupt_while_tokenizing_is_not_a_row_error() -> None:
         def cancel_scope(self) -> CancelScope:
             return CancelScope(lambda: 0)
 
+        def check_settings(self, settings: Settings) -> None:
+            pass
+
         def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
             raise Interrupted(2)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from batch_files import complete_lines, without_position
 from command_line import CommandLine
 from scripted_backend import ScriptedBackend
 from scripted_command import SCRIPTED, RecordingBackend, run_here
@@ -41,8 +42,7 @@ class Job:
     @property
     def partial(self) -> list[str]:
         """Complete lines of the partial file."""
-        path = self.home / "out.partial"
-        return path.read_text().split("\n")[:-1] if path.exists() else []
+        return complete_lines(self.home / "out.partial")
 
     def start(self, *arguments: str, pause: float = 0.004, around: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         """Start the batch in a child process."""
@@ -135,8 +135,7 @@ def test_batch_killed_repeatedly_loses_and_repeats_nothing(job: Job) -> None:
         answered = len(partial)
     assert job.finish() == ROWS - answered
     assert job.result == job.uninterrupted
-    lines = [line.rpartition(', "row": ')[0] + "}" for line in partial]
-    assert set(lines) <= set(job.result.decode().splitlines())
+    assert set(map(without_position, partial)) <= set(job.result.decode().splitlines())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -25,6 +25,7 @@ from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
 from cerebrum_cli.batches.template import parse_template
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.sampling import TokenBias
 
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -119,6 +120,14 @@ def test_openai_batch_request_is_a_row(around: dict[str, Any]) -> None:
     assert json_row({**around, "body": {"prompt": "Why?"}}).conversation == Conversation().user("Why?")
 
 
+def test_json_row_has_the_samplers_of_openai_and_llama_server() -> None:
+    penalties = {"presence_penalty": -0.5, "frequency_penalty": 0.5, "dry_multiplier": 0.8}
+    body = {**penalties, "logit_bias": {"42": -100, "\ud800": 1}, "dry_sequence_breakers": ["\ud800"]}
+    biases = (TokenBias(42, -100.0), TokenBias("\ufffd", 1.0))
+    expected = {**penalties, "logit_bias": biases, "dry_sequence_breaker": ("\ufffd",)}
+    assert json_row({"custom_id": "a", "body": {"prompt": "Why?", **body}}).settings == expected
+
+
 def test_json_row_has_settings_beside_the_prompt() -> None:
     given = {"temperature": 1, "top_k": 5, "top_p": 0.5, "min_p": 0, "repeat_penalty": 1.1, "seed": 3}
     row = json_row({"prompt": "Why?", **given, "max_tokens": 9, "stop": ["a", "\ud800"]})
@@ -173,6 +182,11 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
         ({"prompt": "a", "temperature": 10**400}, "invalid_setting", "`temperature` is 1000"),
         ({"prompt": "a", "max_completion_tokens": 0}, "invalid_setting", "`max_completion_tokens` is 0: it must be a"),
         ({"prompt": "a", "top_k": 1.0}, "invalid_setting", "`top_k` is 1.0: it must be a whole number"),
+        (
+            {"prompt": "a", "logit_bias": {"1": "x"}},
+            "invalid_setting",
+            "`logit_bias` is {'1': 'x'}: it must be TOKEN=BIAS",
+        ),
         ({"prompt": "a", "seed": -1}, "invalid_setting", "`seed` is -1: it must be a whole number from 0"),
         ({"prompt": "a", "stop": [""]}, "invalid_setting", "`stop` is ['']: it must be text that is not empty"),
         ({"prompt": "a", "stop": {"a": 1}}, "invalid_setting", "`stop` is {'a': 1}: it must be text"),

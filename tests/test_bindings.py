@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cerebrum_cli.engine.build import REQUIREMENT
+from cerebrum_cli.engine.build import LONG_LISTED, REQUIREMENT
 from cerebrum_cli.engine.llama.library import import_bindings, llama
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +19,14 @@ CHECKED = ("0.3.36", "0.3.37")  # the version all of this was read in, and the f
 
 SAMPLERS: dict[str, tuple[Any, ...]] = {
     "init_penalties": (ctypes.c_int32, ctypes.c_int32, ctypes.c_float, ctypes.c_float, ctypes.c_float),
+    "init_logit_bias": (ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(llama.llama_logit_bias)),
+    "init_dry": (
+        *(ctypes.c_void_p, ctypes.c_float, ctypes.c_float, ctypes.c_int32, ctypes.c_int32),
+        *(ctypes.POINTER(ctypes.c_char_p), ctypes.c_size_t),
+    ),
+    "clone": (ctypes.POINTER(llama.llama_sampler),),
+    "init_top_n_sigma": (ctypes.c_float,),
+    "init_typical": (ctypes.c_float, ctypes.c_size_t),
     "init_top_k": (ctypes.c_int32,),
     "init_top_p": (ctypes.c_float, ctypes.c_size_t),
     "init_min_p": (ctypes.c_float, ctypes.c_size_t),
@@ -32,6 +40,7 @@ SYMBOLS = (
     *("ggml_backend_dev_name", "ggml_backend_dev_description", "ggml_backend_reg_count", "ggml_backend_reg_get"),
     *("ggml_backend_reg_name", "ggml_quantize_chunk", "ggml_quantize_requires_imatrix", "ggml_version"),
     *("ggml_type_name", "ggml_blck_size", "ggml_type_size"),
+    *(f"ggml_cpu_has_{name.lower()}" for name in LONG_LISTED),
 )
 
 

@@ -74,7 +74,7 @@ def test_chat_continue_resumes_the_latest_session(open_small_chat: OpenTerminal,
     person.wait_for("Undone: Two?")
     person.type("/retry 0.9\r")
     person.type("/params\r")
-    person.wait_for("temperature     0")
+    person.wait_for("temperature           0")
     person.type("/exit\r")
     assert person.end() == 0
     again = open_small_chat("-c")

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import Any
 
 import pytest
 from asking import collect_replies
-from remote_engines import local_replies, replies_of, request_of, summaries, unicode_model
+from remote_engines import (
+    HASTY,
+    events_of,
+    local_replies,
+    notices,
+    outcome,
+    replies_of,
+    request_of,
+    summaries,
+    unicode_model,
+)
 from scripted_backend import DEAD_END, endless, random_model
 from scripted_cluster import Nodes, clustered
 from waiting import wait_until
 
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, ModelNotFound
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
-from cerebrum_cli.engine.cluster import engine as cluster_engine
-from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
+from cerebrum_cli.engine.cluster import node as cluster_node
 from cerebrum_cli.engine.sequence import Request
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
 STORY = endless({"Q": "once upon a time "})
-
-
-def events_of(engine: Engine, *requests: Request) -> list[Event]:
-    with closing(engine.complete(requests)) as events:
-        return list(events)
-
-
-def outcome(events: list[Event]) -> dict[Any, Any]:
-    """Replies of the samples that were not refused."""
-    replies = collect_replies(event for event in events if not isinstance(event, NoticeEvent | RefusedEvent))
-    return summaries({id: reply for id, reply in replies.items() if reply.finish})
-
-
-def notices(events: list[Event]) -> list[str]:
-    return [event.message for event in events if isinstance(event, NoticeEvent)]
 
 
 def test_cluster_replies_equal_local_ones() -> None:
@@ -100,7 +93,7 @@ def test_cluster_request_that_kills_three_workers_is_the_only_one_refused() -> N
         events = events_of(engine, *REQUESTS)
     [refused] = [event for event in events if isinstance(event, RefusedEvent)]
     assert refused.sequence.request == 3
-    assert refused.error.message.startswith("3 servers failed at this request; the last one, node ")
+    assert refused.error.message.startswith("3 nodes failed at this request; the last one, node ")
     local = summaries(local_replies(unicode_model, *REQUESTS))
     assert outcome(events) == {id: reply for id, reply in local.items() if id.request != 3}
 
@@ -108,14 +101,17 @@ def test_cluster_request_that_kills_three_workers_is_the_only_one_refused() -> N
 def test_cluster_all_nodes_gone_ends_with_an_error() -> None:
     nodes = Nodes(unicode_model)
     actors = [nodes.actor(hangs=True, restarts=False) for _ in range(2)]
-    with clustered(nodes, *actors) as engine:
+    with clustered(nodes, *actors, patience=HASTY) as engine:
         list(engine.load())
         with closing(engine.complete(REQUESTS)) as replies:
             wait_until(lambda: all(actor.asked for actor in actors))
             for actor in actors:
                 actor.kill()
-            with pytest.raises(EndpointError, match=r"no server answers \(node 1 .*: its process is gone; node 2 "):
+            with pytest.raises(
+                EndpointError, match=r"no node answers \(node 1 .*: its process is gone; node 2 "
+            ) as raised:
                 list(replies)
+            assert raised.value.hint == "check the cluster with ray status, then run the same command again"
 
 
 def test_cluster_refused_request_is_not_asked_again() -> None:
@@ -127,6 +123,17 @@ def test_cluster_refused_request_is_not_asked_again() -> None:
     [refused] = [event for event in events if isinstance(event, RefusedEvent)]
     assert isinstance(refused.error, GrammarError) and refused.sequence.request == 0
     assert actor.asked == ["Q", "Q"] and len(outcome(events)) == 1
+
+
+def test_cluster_advice_fits_nodes() -> None:
+    nodes = Nodes(STORY, context_size=50)
+    with clustered(nodes, nodes.actor()) as engine:
+        list(engine.load())
+        assert engine.capabilities.larger_context == "raise --ctx"
+        [refused] = [e for e in events_of(engine, request_of("Q" * 60)) if isinstance(e, RefusedEvent)]
+        with pytest.raises(EngineError) as raised:
+            engine.score([])
+    assert (refused.error.hint, raised.value.hint) == ("shorten it, or raise --ctx", "omit --ray")
 
 
 def test_cluster_cancel_stops_the_workers() -> None:
@@ -167,7 +174,7 @@ def test_cluster_without_the_model_on_a_node_is_an_error() -> None:
 
 
 def test_cluster_node_of_another_version_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_engine, "__version__", "99")
+    monkeypatch.setattr(cluster_node, "__version__", "99")
     nodes = Nodes(random_model)
     with clustered(nodes, nodes.actor()) as engine, pytest.raises(EndpointError, match="of cerebrum, not 99"):
         list(engine.load())

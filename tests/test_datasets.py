@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pytest
 from command_line import Finished
+from dataset_files import table
 from hub_exchange import Fault
 from hub_server import DATASETS
 from hub_user import OTHER, READER, HubUser
-from pyarrow import parquet
 
 from cerebrum_cli.application.evaluation.datasets import Source, load_file
 from cerebrum_cli.core.errors import UsageError
@@ -48,13 +47,6 @@ except CerebrumError as error:
 """
 
 
-def table(directory: Path, rows: list[dict[str, Any]]) -> bytes:
-    """A parquet file of rows."""
-    path = directory / "table.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return path.read_bytes()
-
-
 def problems(count: int) -> bytes:
     """Lines as in MATH-500."""
     rows = ({"problem": f"{n} + 1?", "answer": f"\\frac{{{n + 1}}}{{1}}", "unique_id": f"t/{n}"} for n in range(count))
@@ -62,11 +54,10 @@ def problems(count: int) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def datasets(hub_user: HubUser, tmp_path: Path) -> None:
+def datasets(hub_user: HubUser) -> None:
     """Upload two datasets: parquet in large-file storage, and JSON lines in git."""
     sums = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(3)]
-    training = table(tmp_path, sums[:1])
-    files = {GSM8K_FILE: table(tmp_path, sums), "main/train-00000-of-00001.parquet": training}
+    files = {GSM8K_FILE: table(sums), "main/train-00000-of-00001.parquet": table(sums[:1])}
     hub_user.hub.repository(f"{DATASETS}{GSM8K}", files)
     hub_user.hub.repository(f"{DATASETS}{MATH}", {MATH_FILE: problems(2000), "README.md": b"# MATH-500\n"})
 
@@ -220,7 +211,7 @@ def test_dataset_gated_by_the_hub_needs_a_token(hub_user: HubUser) -> None:
 def test_dataset_in_parquet_needs_pyarrow(hub_user: HubUser) -> None:
     problem, hint = refusal(hub_user, "gsm8k", {"without_pyarrow": True})
     assert problem.startswith("the dataset of gsm8k is a parquet file, which needs pyarrow: ")
-    assert hint == 'pip install "cerebrum-cli[eval]"'
+    assert hint == f'{sys.executable} -m pip install "cerebrum-cli[eval]"'
     assert not hub_user.hub.log.requests()
     assert load(hub_user, "math500", {"without_pyarrow": True}).code == 0
 
@@ -232,13 +223,13 @@ def test_dataset_that_is_no_parquet_is_refused(hub_user: HubUser) -> None:
     assert hint == "report it to the dataset's owner"
 
 
-def test_dataset_of_arc_has_choices(hub_user: HubUser, tmp_path: Path) -> None:
+def test_dataset_of_arc_has_choices(hub_user: HubUser) -> None:
     rows = [
         {"id": "M_1", "question": "Which?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"},
         {"id": "M_2", "question": "How many?", "choices": {"text": ["2", "1"], "label": ["1", "2"]}, "answerKey": "1"},
         {"id": "M_3", "question": "Whom?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "C"},
     ]
-    files = {"ARC-Challenge/test-00000-of-00001.parquet": table(tmp_path, rows)}
+    files = {"ARC-Challenge/test-00000-of-00001.parquet": table(rows)}
     hub_user.hub.repository(f"{DATASETS}allenai/ai2_arc", files)
     found = load(hub_user, "arc-challenge", {"template": "{question}\n{choices}"}).object["questions"]
     assert [(each["id"], each["prompt"], each["gold"]) for each in found["questions"]] == [
@@ -248,11 +239,11 @@ def test_dataset_of_arc_has_choices(hub_user: HubUser, tmp_path: Path) -> None:
     assert found["bad_rows"] == [{"line": 3, "reason": "`answerKey` is 'C', which is none of the 2 choices"}]
 
 
-def test_dataset_of_humaneval_has_tests_and_stubs(hub_user: HubUser, tmp_path: Path) -> None:
+def test_dataset_of_humaneval_has_tests_and_stubs(hub_user: HubUser) -> None:
     stub = 'import math\n\n\ndef two(x: int) -> int:\n    """Two.\n    {not a field}\n    """\n'
     test = "\n\ndef check(candidate):\n    assert candidate(1) == 2\n"
     row = {"task_id": "H/0", "prompt": stub, "canonical_solution": "    return 2\n", "test": test, "entry_point": "two"}
-    files = {"openai_humaneval/test-00000-of-00001.parquet": table(tmp_path, [row])}
+    files = {"openai_humaneval/test-00000-of-00001.parquet": table([row])}
     hub_user.hub.repository(f"{DATASETS}openai/openai_humaneval", files)
     [question] = load(hub_user, "humaneval").object["questions"]["questions"]
     assert (question["id"], question["stub"], question["entry_point"]) == ("H/0", stub, "two")

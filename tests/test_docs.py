@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cerebrum_cli.core.config import read_config
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 
@@ -22,6 +24,13 @@ def test_reference_lists_slash_commands_and_keys() -> None:
     text = (ROOT / "docs" / "reference" / "chat.md").read_text(encoding="utf-8")
     assert "| `/undo` | undo the last turn |" in text
     assert "| `Ctrl-R` |" in text
+
+
+def test_examples_of_saved_prompts_can_be_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "save-prompts.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "config.toml").write_text("\n".join(examples), encoding="utf-8")
+    assert list(read_config(tmp_path / "config.toml").prompts) == ["commit", "french", "contact"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

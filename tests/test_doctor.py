@@ -14,7 +14,7 @@ from typing import Any
 
 import pexpect
 import pytest
-from command_line import COMMAND, CommandLine, Finished
+from command_line import COMMAND, CommandLine, Finished, start_python
 from hub_server import HubServer
 from screen import Screen
 from scripted_command import runtime_for
@@ -325,6 +325,20 @@ def test_self_test_is_skipped_on_an_unsupported_cpu(tmp_path: Path) -> None:
     assert by_name(done)["self_test"]["detail"].startswith("skipped: this CPU lacks ")
 
 
+def test_llama_cpp_of_another_cpu_is_reported_before_it_runs(tmp_path: Path) -> None:
+    code = (
+        "import sys; from cerebrum_cli.engine import machine\n"
+        "machine.processor_flags = lambda: frozenset({'none'})\n"
+        "from cerebrum_cli.__main__ import main; main()"
+    )
+    for arguments in (("doctor", "--offline", "--quiet"), ("ask", "--no-log", "-m", NANO, "What is 1 plus 1?")):
+        child = start_python(code, *arguments)
+        out, err = child.communicate(timeout=60)
+        assert child.returncode == 1
+        assert "llama.cpp was built for another CPU: this one lacks " in out + err
+        assert "rebuild it on this machine: " in out + err
+
+
 def test_doctor_reports_engine_errors_but_raises_bugs(tmp_path: Path) -> None:
     def failing(error: Exception) -> Callable[[], Build]:
         def build() -> Build:
@@ -370,7 +384,13 @@ def test_assess_threads_by_affinity_and_cgroup(
     [
         (WITH_GPU, "cuda", "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),
         (replace(WITH_GPU, devices=()), "cuda", "warning", "llama.cpp (backends CUDA, CPU) finds no GPU", "nvidia-smi"),
-        (CPU, "cuda", "warning", "this machine seems to have a GPU", 'CMAKE_ARGS="-DGGML_CUDA=on" pip install'),
+        (
+            CPU,
+            "cuda",
+            "warning",
+            "this machine seems to have a GPU",
+            f'CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install',
+        ),
         (CPU, "metal", "warning", "this machine seems to have a GPU", "make setup ACCEL=metal"),
         (CPU, "vulkan", "warning", "this machine seems to have a GPU", "-DGGML_VULKAN=on"),
         (CPU, None, "ok", "none: everything runs on the CPU", ""),

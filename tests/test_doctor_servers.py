@@ -143,6 +143,20 @@ def test_doctor_finds_replies_without_ids(new_user: CommandLine, server: LlamaSe
     assert problems(done)["token_ids"] == "warning"
 
 
+def test_doctor_finds_streamed_replies_without_ids(new_user: CommandLine, server: LlamaServer) -> None:
+    server.arm(edit=lambda _, reply: {**reply, "tokens": []})  # the question is asked first, as a stream
+    done = check(new_user, server.url)
+    assert by_name(done)["token_ids"]["detail"].startswith("streamed replies come without all of their ids")
+    assert problems(done)["token_ids"] == "warning"
+
+
+def test_doctor_finds_a_wrong_answer(new_user: CommandLine, server: LlamaServer) -> None:
+    server.arm(edit=lambda _, reply: {**reply, "content": reply["content"].replace("42", "32").replace("2", "3")})
+    done = check(new_user, server.url)
+    assert (done.code, problems(done)["reply"]) == (0, "warning")
+    assert by_name(done)["reply"]["detail"].endswith("; the answer is not 42")
+
+
 def test_doctor_finds_seeds_without_effect(new_user: CommandLine, server: LlamaServer) -> None:
     turns = count()
 
@@ -161,8 +175,8 @@ def test_doctor_finds_seeds_without_effect(new_user: CommandLine, server: LlamaS
     ("fault", "detail"),
     [
         ({"status": 500, "message": "boom"}, "boom"),
-        ({"reset_after": 1}, "the reply ends in the middle"),
-        ({"body": b"<html>"}, "the reply ends in the middle"),
+        ({"reset_after": 1}, "connection lost"),
+        ({"body": b"<html>"}, "damaged reply"),
     ],
 )
 def test_doctor_reports_a_reply_that_fails(
@@ -171,7 +185,7 @@ def test_doctor_reports_a_reply_that_fails(
     server.arm(**fault)
     done = check(new_user, server.url)
     assert (done.code, problems(done)["reply"]) == (1, "failure")
-    assert server.url in by_name(done)["reply"]["detail"]
+    assert f"{server.url}: {detail}" in by_name(done)["reply"]["detail"]
     assert by_name(done)["reply"]["hint"]
 
 

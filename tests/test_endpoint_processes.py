@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from asking import loaded
+from batch_files import complete_lines
 from command_line import CommandLine
 from llama_engines import open_engine
 from llama_server import LlamaServer
@@ -29,6 +30,7 @@ CHAT: dict[str, Any] = {
     "rows": {"One?": "First.", "Two?": "Zwölf 🙂.", "Three?": "Third of all the many numbers."},
     "seeds": ["Other."],
 }
+LOCAL = ("threads", "gpu_layers", "drafts", "cache_gb")
 ROWS = 40
 AT = 12  # objects of a stream, of which the first are of the prompt's progress
 
@@ -102,8 +104,7 @@ def batch(new_user: CommandLine, arguments: list[str]) -> list[str]:
 
 def partial(user: CommandLine) -> list[dict[str, Any]]:
     """The finished rows of an unfinished batch."""
-    path = user.home / "out.partial"
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    return [json.loads(line) for line in complete_lines(user.home / "out.partial")]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
@@ -240,3 +241,13 @@ def test_endpoint_wrong_vocabulary_is_refused(
     done = new_user.run("ask", "-m", mistral_model, "--format", "cerebrum", "--endpoint", real_server.url, "hi")
     assert (done.code, done.out) == (1, "")
     assert "whose vocabulary is not that of the model" in done.err and "Traceback" not in done.err
+
+
+def test_endpoint_chat_sets_and_shows_no_local_settings(user: CommandLine, real_server: LlamaServer) -> None:
+    typed = "/set ctx 100\n/set nonsense 1\n/set temperature 0.5\nQ\n/params\n"
+    done = user.run("chat", "-m", "small", "--endpoint", real_server.url, stdin=typed)
+    assert "ctx cannot be set: the model runs on a server\n hint: set it where the server is started\n" in done.err
+    [hint] = [line for line in done.err.splitlines() if " settings: " in line]
+    shown = dict(line.split(maxsplit=1) for line in done.err.splitlines() if line.startswith(("temperature ", "ctx ")))
+    assert shown == {"temperature": "0.5", "ctx": "512"}
+    assert not [name for name in LOCAL if name in hint or f"\n{name} " in done.err]

@@ -7,17 +7,19 @@ import os
 import random
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pytest
+from batch_files import complete_lines
 from command_line import CommandLine, Finished
+from dataset_files import COMMIT, cache_dataset, table
 from nano.measure import MODEL_FILE
 from nano.questions import held_out
-from pyarrow import parquet
+from waiting import wait_until
 
 from cerebrum_cli.core.events import SHOWN_ERRORS
 from cerebrum_cli.evals.sample import SAMPLE_KEYS
@@ -34,13 +36,6 @@ def sums(tmp_path: Path) -> Path:
     return write_questions(
         tmp_path / "sums.jsonl", [{"question": turns[0], "answer": answer} for turns, answer in held_out()[:40]]
     )
-
-
-@pytest.fixture
-def command(tmp_path: Path) -> CommandLine:
-    home = tmp_path / "home"
-    home.mkdir()
-    return CommandLine(home)
 
 
 def write_questions(path: Path, rows: Sequence[object]) -> Path:
@@ -127,18 +122,18 @@ def test_killed_run_loses_and_repeats_no_sample(command: CommandLine, sums: Path
     run, whole, chance = tmp_path / "run.jsonl", tmp_path / "whole.jsonl", random.Random(18)
     arguments = ("eval", sums, *MODEL, "--samples", "4", "--parallel", "4", "-q", "-o")
     partial = Path(f"{run}.partial")
-    finished: list[bytes] = []
+    finished: list[str] = []
     for _ in range(10):
         process = command.start(*arguments, run)
         before = len(finished)
-        while process.poll() is None and len(lines_of(partial)) <= before:
+        while process.poll() is None and len(complete_lines(partial)) <= before:
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if run.exists():
             break
-        lines = lines_of(partial)
+        lines = complete_lines(partial)
         assert lines[: len(finished)] == finished
         finished = lines
     assert command.run(*arguments, run).code == 0
@@ -149,23 +144,22 @@ def test_killed_run_loses_and_repeats_no_sample(command: CommandLine, sums: Path
         assert sample == other
 
 
-def lines_of(partial: Path) -> list[bytes]:
-    """The complete lines of a partial file."""
-    data = partial.read_bytes() if partial.exists() else b""
-    return [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+def start_eval(command: CommandLine, sums: Path, run: Path) -> subprocess.Popen[bytes]:
+    """Start a long evaluation, and wait for its first sample."""
+    process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
+    wait_until(lambda: process.poll() is not None or bool(complete_lines(Path(f"{run}.partial"))))
+    return process
 
 
 def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
-    process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
-    while process.poll() is None and not lines_of(Path(f"{run}.partial")):
-        time.sleep(0.01)
+    process = start_eval(command, sums, run)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == b""
     assert b"of 2560 samples done; run it again to resume" in err
-    saved = [json.loads(line) for line in lines_of(Path(f"{run}.partial"))]
+    saved = [json.loads(line) for line in complete_lines(Path(f"{run}.partial"))]
     assert {sample["finish_reason"] for sample in saved} == {"stop"}  # none that the signal has cut off
     assert record_of(run)["notes"]["timed_samples"] == len(saved)
 
@@ -241,10 +235,8 @@ def test_damaged_runs_are_listed_apart(command: CommandLine, sums: Path) -> None
 
 
 def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Path) -> None:
-    snapshots = command.home / ".cache" / "huggingface" / "hub" / "datasets--HuggingFaceH4--MATH-500" / "snapshots"
-    snapshot = snapshots / ("a" * 40)
-    snapshot.mkdir(parents=True)
-    write_questions(snapshot / "test.jsonl", [{"problem": "What is 3 plus 4?", "answer": "7", "unique_id": "sum/1"}])
+    row = {"problem": "What is 3 plus 4?", "answer": "7", "unique_id": "sum/1"}
+    cache_dataset(command.home, "HuggingFaceH4/MATH-500", "test.jsonl", json.dumps(row).encode())
     (command.config / "config.toml").write_text("temperature = 0.9\n", encoding="utf-8")
     run = tmp_path / "run.jsonl"
     done = run_eval(command, "math500", "--preset", "cerebrum-7b", "--offline", "-o", run)
@@ -252,7 +244,7 @@ def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Pa
     assert (record_of(run)["fingerprint"]["temperature"], samples_of(run)[0]["id"]) == (0.0, "sum/1")
     shown = command.run("runs", "show", run).err
     for remark in (
-        f"dataset HuggingFaceH4/MATH-500, test.jsonl at commit {'a' * 40}",
+        f"dataset HuggingFaceH4/MATH-500, test.jsonl at commit {COMMIT}",
         "scores are not comparable",
         "preset cerebrum-7b: MATH, zero-shot, temperature 0",
         "the card of Cerebrum-1.0-7b does not state how answers are extracted from replies",
@@ -266,10 +258,8 @@ def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Pa
 
 
 def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
-    snapshots = command.home / ".cache" / "huggingface" / "hub" / "datasets--openai--gsm8k" / "snapshots"
-    file = snapshots / ("a" * 40) / "main" / "test-00000-of-00001.parquet"
-    file.parent.mkdir(parents=True)
-    parquet.write_table(pyarrow.Table.from_pylist([{"question": "What is 3 plus 4?", "answer": "#### 7"}]), file)
+    rows = [{"question": "What is 3 plus 4?", "answer": "#### 7"}]
+    cache_dataset(command.home, "openai/gsm8k", "main/test-00000-of-00001.parquet", table(rows))
     arguments = ("gsm8k", "--preset", "cerebrum-8x7b", "--offline", "--dry-run")
     assert run_eval(command, *arguments).object["total_samples"] == 8
     assert run_eval(command, *arguments, "--samples", "2").object["total_samples"] == 2
@@ -279,9 +269,7 @@ def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
 
 def test_one_process_writes_a_run(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
-    process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
-    while process.poll() is None and not lines_of(Path(f"{run}.partial")):
-        time.sleep(0.01)
+    process = start_eval(command, sums, run)
     second = run_eval(command, sums, "--samples", "64", "-o", run)
     assert (second.code, second.err.splitlines()[0]) == (1, "error: another process is writing run.jsonl")
     deleted = command.run("runs", "rm", "-y", run)
@@ -297,9 +285,7 @@ def test_one_process_writes_a_run(command: CommandLine, sums: Path, tmp_path: Pa
 
 def test_smaller_run_is_refused_and_restart_replaces_it(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
-    process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
-    while process.poll() is None and not lines_of(Path(f"{run}.partial")):
-        time.sleep(0.01)
+    process = start_eval(command, sums, run)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     refused = run_eval(command, sums, "--samples", "2", "-o", run)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from waiting import wait_until
+from waiting import wait_for_end, wait_until
 
 from cerebrum_cli.application.evaluation import sandbox as sandboxes
 from cerebrum_cli.application.evaluation.code import extract_program
@@ -405,11 +405,6 @@ def test_sandbox_isolates(
 def processes() -> list[psutil.Process]:
     """What runs below this process, in sandboxes."""
     return psutil.Process().children(recursive=True)
-
-
-def wait_for_end(started: list[psutil.Process]) -> None:
-    """Wait until processes are gone; a zombie that nobody waits for is."""
-    wait_until(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in started))
 
 
 @pytest.mark.slow

@@ -11,12 +11,12 @@ from contextlib import closing
 from pathlib import Path
 
 import psutil
-import pyarrow
 import pytest
+from batch_files import complete_lines, without_position
 from command_line import CommandLine
-from pyarrow import parquet
+from dataset_files import cache_dataset, table
 from scripted_command import SCRIPTED
-from waiting import wait_until
+from waiting import wait_for_end, wait_until
 
 from cerebrum_cli.application.evaluation.marking import Mark, Unmarked, code_marker
 from cerebrum_cli.application.evaluation.sandbox import require_sandbox
@@ -57,10 +57,7 @@ def start(tmp_path: Path, chatml_model: Path) -> Iterator[Start]:
     """A function that evaluates a model whose first program takes seconds, on a task of six problems."""
     stubs = {id: f'def {name_of(id)}():\n    """Seven."""' for id in IDS}
     rows = [{"task_id": id, "prompt": stub, "test": TEST, "entry_point": name_of(id)} for id, stub in stubs.items()]
-    snapshots = tmp_path / ".cache" / "huggingface" / "hub" / "datasets--openai--openai_humaneval" / "snapshots"
-    file = snapshots / ("a" * 40) / "openai_humaneval" / "test-00000-of-00001.parquet"
-    file.parent.mkdir(parents=True)
-    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    cache_dataset(tmp_path, "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet", table(rows))
     replies = {f"{stub}\n```": reply_with(name_of(id), 4 if id == FIRST else 0) for id, stub in stubs.items()}
     script = json.dumps({"rows": replies, "pause": 0.001})
     options = ("--run-code", "--offline", "--parallel", "1", "-m", str(chatml_model), "-o", "run.jsonl")
@@ -78,32 +75,27 @@ def start(tmp_path: Path, chatml_model: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def lines_of(path: Path) -> list[str]:
-    """The complete lines of a file that may not exist yet."""
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-
-
 @pytest.mark.parametrize(("signum", "code", "has_first"), [(signal.SIGINT, 130, True), (signal.SIGKILL, -9, False)])
 def test_eval_marks_programs_beside_a_slow_one(
     start: Start, tmp_path: Path, signum: signal.Signals, code: int, has_first: bool
 ) -> None:
     partial = tmp_path / "run.jsonl.partial"
     process = start()
-    wait_until(lambda: bool(lines_of(partial)) or process.poll() is not None)
+    wait_until(lambda: bool(complete_lines(partial)) or process.poll() is not None)
     running = psutil.Process(process.pid).children(recursive=True)
     assert running, "the first program"
-    assert FIRST not in [json.loads(line)["id"] for line in lines_of(partial)]
+    assert FIRST not in [json.loads(line)["id"] for line in complete_lines(partial)]
     process.send_signal(signum)
     _, err = process.communicate(timeout=30)
     assert process.returncode == code, err
-    wait_until(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in running))
-    saved = lines_of(partial)
+    wait_for_end(running)
+    saved = complete_lines(partial)
     assert (FIRST in [json.loads(line)["id"] for line in saved]) is has_first  # it was finished, but not marked
     process = start()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
-    samples = lines_of(tmp_path / "run.jsonl")
-    assert {line.partition(', "row": ')[0] + "}" for line in saved} <= set(samples)
+    samples = complete_lines(tmp_path / "run.jsonl")
+    assert set(map(without_position, saved)) <= set(samples)
     assert sorted(json.loads(line)["id"] for line in samples) == sorted(IDS)
     assert all(json.loads(line)["correct"] for line in samples)
 

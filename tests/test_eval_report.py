@@ -266,7 +266,7 @@ def test_plot_without_matplotlib_names_the_extra(
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # an import of it raises ModuleNotFoundError
     with pytest.raises(UsageError, match="matplotlib") as error:
         plot_report(votes, tmp_path / "plot.png")
-    assert error.value.hint == 'pip install "cerebrum-cli[eval]"'
+    assert error.value.hint == f'{sys.executable} -m pip install "cerebrum-cli[eval]"'
     assert list(tmp_path.iterdir()) == []
 
 

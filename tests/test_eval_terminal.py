@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from batch_files import complete_lines, without_position
 from command_line import COMMAND
 from nano.measure import MODEL_FILE
 from nano.questions import held_out
@@ -30,10 +31,6 @@ def start(open_terminal: OpenTerminal, tmp_path: Path) -> Start:
     (tmp_path / "sums.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     options = ("-m", MODEL_FILE, "--format", "cerebrum", "--samples", str(SAMPLES), "-o", "run.jsonl")
     return lambda columns: open_terminal(COMMAND, "eval", "sums.jsonl", *options, size=(columns, 24))
-
-
-def lines_of(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize(
@@ -62,7 +59,7 @@ def test_eval_ctrl_c_keeps_samples_and_resumes(start: Start, tmp_path: Path, col
     person.wait_for("accuracy 0.")
     person.type("\x03")
     assert person.end() == 130
-    saved = lines_of(tmp_path / "run.jsonl.partial")
+    saved = complete_lines(tmp_path / "run.jsonl.partial")
     assert 0 < len(saved) < TOTAL
     taken = Counter(json.loads(line)["id"] for line in saved)
     finished = list(taken.values()).count(SAMPLES)
@@ -75,7 +72,7 @@ def test_eval_ctrl_c_keeps_samples_and_resumes(start: Start, tmp_path: Path, col
     person.wait_for(" left")
     assert re.findall(rf"(\d+)/{QUESTIONS}", person.output)[0] == str(finished)
     assert person.end() == 0
-    assert {line.partition(', "row": ')[0] + "}" for line in saved} <= set(lines_of(tmp_path / "run.jsonl"))
+    assert set(map(without_position, saved)) <= set(complete_lines(tmp_path / "run.jsonl"))
     assert re.search(r"\naccuracy +0\.\d{3}  0\.\d{3} to 0\.\d{3}\nmaj@2 ", "\n".join(person.screen.lines))
     assert person.screen.lines[-1] == "run run: run.jsonl"
     assert max(map(len, person.screen.lines)) <= columns

@@ -26,6 +26,7 @@ from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings, TokenEvent
+from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.rows import ReplyMetadata
@@ -47,13 +48,24 @@ FOUR = Reply("Four.", "2 and 2", FINISH, (7, 8))
 SIX = Reply("Six.", None, FINISH, (9,))
 MODEL = Model("mine", (NANO,), file=ModelFile("mine", NANO, 1, "00", 1, "local"))
 AUTHOR = Author(MODEL, "chatml")
-SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",))
+BIASES = (TokenBias(42, -1.5), TokenBias("hello", 2.0))
+SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",), logit_bias=BIASES)
 PARAMS = {
     "temperature": 0.5,
     "top_k": 40,
     "top_p": 0.95,
     "min_p": 0.05,
+    "top_n_sigma": -1.0,
+    "typical_p": 1.0,
     "repeat_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "dry_multiplier": 0.0,
+    "dry_base": 1.75,
+    "dry_allowed_length": 2,
+    "dry_penalty_last_n": 64,
+    "dry_sequence_breaker": ["\n", ":", '"', "*"],
+    "logit_bias": ["42=-1.5", "hello=2"],
     "max_tokens": 10,
     "stop": ["\n\n"],
     "conclude": None,

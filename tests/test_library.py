@@ -8,13 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from libraries import open_library
 
-from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.listing import catalogue_rows, describe, rows
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.pulling.pull import Puller
-from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -48,13 +47,7 @@ def library(tmp_path: Path, chatml_model: Path) -> Library:
     """Return an empty library whose catalogue knows three models; one is the tiny model, as a package ships it."""
     content = chatml_model.read_bytes()
     catalogue = CATALOGUE.replace("DIGEST", hashlib.sha256(content).hexdigest()).replace("SIZE", str(len(content)))
-    (tmp_path / "models.toml").write_text(catalogue)
-    return Library(
-        catalogue_paths=(tmp_path / "models.toml",),
-        directory=tmp_path / "models",
-        capacity=lambda: Capacity(16 * 2**30),
-        given_cache=Cache(tmp_path / "hub"),
-    )
+    return open_library(tmp_path, catalogue)
 
 
 @pytest.fixture

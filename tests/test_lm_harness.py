@@ -218,7 +218,7 @@ def test_lm_truncates_long_contexts_on_the_left(precise_chatml: Path) -> None:
         context, continuation = model._encode_pair(long, " fox")
         kept = context[len(context) + len(continuation) - size - 1 :]
         results = score(model, [(long, " fox"), (STORY, " fox")])
-        assert model.notices() == [f"1 of 2 texts are longer than {size} tokens and lost their beginning"]
+        assert model.notices() == [f"1 of 2 texts exceed {size} tokens and were truncated on the left"]
         with pytest.raises(PromptTooLong, match="a text to score has"):
             score(model, [("a", "x" * (size + 1))])
     assert_close(results[:1], plain_scores(precise_chatml, [(kept, continuation)]))
@@ -292,10 +292,10 @@ def test_lm_obeys_max_gen_toks_and_until(precise_mistral: Path) -> None:
         assert text(until=None, max_gen_toks=256) == long
         with pytest.raises(UsageError, match=f"max_gen_toks is {CONTEXT}"):
             text(max_gen_toks=CONTEXT)
-        with pytest.raises(UsageError, match="settings of generation"):
+        with pytest.raises(UsageError, match="generation settings"):
             text(do_sample=True, temperature=0.5, top_k="many")
         text(max_gen_toks=1, num_beams=4)
-        assert model.notices() == ["ignored settings of generation: num_beams"]
+        assert model.notices() == ["ignored generation settings: num_beams"]
 
 
 def test_lm_truncates_long_prompts_on_the_left(precise_chatml: Path) -> None:
@@ -303,7 +303,7 @@ def test_lm_truncates_long_prompts_on_the_left(precise_chatml: Path) -> None:
     with harness(precise_chatml) as model:
         [planned] = model._plan_prompts(requests_for("generate_until", [(STORY * 20, kwargs)]))
         assert planned.request.prompt_tokens == model._encode_prompt(STORY * 20)[8 - CONTEXT :]
-        assert model.notices() == [f"1 of 1 texts are longer than {CONTEXT} tokens and lost their beginning"]
+        assert model.notices() == [f"1 of 1 texts exceed {CONTEXT} tokens and were truncated on the left"]
         generate(model, [(STORY * 20, kwargs)])
 
 

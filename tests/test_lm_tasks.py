@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-import time
+import sys
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from command_line import CommandLine, Finished, start_python
 from nano.measure import MODEL_FILE
 from nano.questions import held_out
+from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm-eval's libraries
 
@@ -24,7 +26,7 @@ sys.modules["lm_eval"] = None
 from cerebrum_cli.main import main
 main()
 """
-needs_lm_eval = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('lm_eval')")
+needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra lm-eval")
 
 
 @pytest.fixture
@@ -55,13 +57,6 @@ def tasks(tmp_path: Path) -> Path:
     write_task(directory, data, "replies", {**generated, "metric_list": [{"metric": "exact_match"}]})
     write_task(directory, data, "texts", {**rolling, "metric_list": [{"metric": "bits_per_byte"}]})
     return directory
-
-
-@pytest.fixture
-def command(tmp_path: Path) -> CommandLine:
-    home = tmp_path / "home"
-    home.mkdir()
-    return CommandLine(home)
 
 
 def write_task(directory: Path, data: Path, name: str, details: dict[str, Any]) -> None:
@@ -131,10 +126,7 @@ def test_lm_eval_resumes_after_an_interrupt(command: CommandLine, tasks: Path, t
     output = tmp_path / "results.json"
     arguments = ("eval", "lm-eval:replies", *MODEL, "--include-path", tasks, "--offline", "--log-samples", "-o", output)
     process = command.start(*arguments)
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > 8000 for path in cache.glob("*")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: process.poll() is not None or any(path.stat().st_size > 8000 for path in cache.glob("*")))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     if process.returncode == 0:
@@ -181,7 +173,10 @@ def test_lm_eval_names_the_extra_where_it_is_missing(tmp_path: Path) -> None:
     process = start_python(WITHOUT_LM_EVAL, "eval", "lm-eval:arc_easy", "-m", MODEL_FILE)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
-    assert err.splitlines() == ["error: lm-eval is not installed", ' hint: pip install "cerebrum-cli[lm-eval]"']
+    assert err.splitlines() == [
+        "error: lm-eval is not installed",
+        f' hint: {sys.executable} -m pip install "cerebrum-cli[lm-eval]"',
+    ]
 
 
 @needs_lm_eval

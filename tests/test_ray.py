@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
+from batch_files import complete_lines
 from command_line import COMMAND, CommandLine
-from waiting import TIMEOUT_S, wait_until
+from waiting import TIMEOUT_S, wait_for_end, wait_until
 
 from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
@@ -60,7 +62,7 @@ def test_ray_that_is_not_installed_is_an_error(user: CommandLine, chatml_model: 
     assert done.code == 1
     assert done.err.splitlines() == [
         "error: --ray needs the package ray, which is not installed",
-        " hint: pip install 'cerebrum-cli[ray]'",
+        f" hint: {sys.executable} -m pip install 'cerebrum-cli[ray]'",
     ]
 
 
@@ -102,8 +104,7 @@ class RayBatch:
 
     @property
     def done(self) -> int:
-        partial = self._user.home / "out.partial"
-        return partial.read_bytes().count(b"\n") if partial.exists() else 0
+        return len(complete_lines(self._user.home / "out.partial"))
 
     def nodes(self) -> list[psutil.Process]:
         """The processes of the nodes, the first one's first."""
@@ -147,7 +148,7 @@ def test_ray_ends_with_its_killed_command_which_resumes(user: CommandLine, chatm
     nodes = batch.nodes()
     batch.process.kill()
     batch.finish()
-    wait_until(lambda: not any(node.is_running() and node.status() != "zombie" for node in nodes))
+    wait_for_end(nodes)
     done = batch.done
     resumed = user.run(*arguments(chatml_model, "out"))
     assert resumed.code == 0 and 5 < done < ROWS

@@ -17,10 +17,11 @@ from typing import Any, TypeVar, cast
 
 import pytest
 from command_line import CommandLine
+from gguf_files import rewritten
+from libraries import open_library
 from tiny_models import write_chatml
 
 from cerebrum_cli.application.doctor.selftest import NANO
-from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.listing import catalogue_rows, describe, quantization_plan, rows
 from cerebrum_cli.application.models.model import Model
@@ -28,7 +29,6 @@ from cerebrum_cli.application.models.removal import plan_removal
 from cerebrum_cli.application.pulling.pull import Puller
 from cerebrum_cli.application.tuning.reencoding import EncodingResult, Reencoding, Report, Throughput, find_encoding
 from cerebrum_cli.application.tuning.tune import trial_options
-from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.derivatives import DerivativeStore
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
@@ -154,13 +154,7 @@ class FakeEncoder:
 @pytest.fixture
 def library(tmp_path: Path) -> Library:
     """A library whose catalogue contains the model thinker."""
-    (tmp_path / "models.toml").write_text(CATALOGUE)
-    return Library(
-        catalogue_paths=(tmp_path / "models.toml",),
-        directory=tmp_path / "models",
-        capacity=lambda: Capacity(16 * 2**30),
-        given_cache=Cache(tmp_path / "hub"),
-    )
+    return open_library(tmp_path, CATALOGUE)
 
 
 @pytest.fixture
@@ -509,7 +503,7 @@ def test_compare_skips_an_encoding_that_cannot_be_written(library: Library, mode
 
 
 def test_split_model_is_encoded_into_one_file(library: Library, tmp_path: Path) -> None:
-    first = split(write_chatml(tmp_path / "whole.gguf"), tmp_path / "parts")
+    first = rewritten(write_chatml(tmp_path / "whole.gguf"), tmp_path / "parts.gguf", tensors=8)
     model = library.model_at(first)
     assert len(model.paths) > 1
     derivative = apply(library, model, encode=FakeEncoder(real=True))
@@ -517,26 +511,6 @@ def test_split_model_is_encoded_into_one_file(library: Library, tmp_path: Path) 
     assert (derivative.paths, derivative.header.split_count) == ((derivative.path,), 1)
     assert derivative.header.tensor_count == Model("whole", (tmp_path / "whole.gguf",)).header.tensor_count
     assert library.preferred(model) == derivative
-
-
-def split(path: Path, folder: Path) -> Path:
-    """Split a model of `write_chatml` into several files, and get the first."""
-    from gguf import GGUFReader, GGUFValueType, GGUFWriter
-
-    folder.mkdir()
-    reader = GGUFReader(path)
-    writer = GGUFWriter(folder / "parts.gguf", "llama", split_max_tensors=8)
-    for name, value in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            kind, sub = value.types[0], value.types[-1] if value.types[0] == GGUFValueType.ARRAY else None
-            writer.add_key_value(name, value.contents(), kind, sub)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return min(folder.iterdir())
 
 
 def report_of(*rows: EncodingResult) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -24,12 +25,13 @@ from remote_engines import (
     summaries,
     unicode_model,
 )
-from scripted_backend import DEAD_END, MARK, endless, random_model, replies
+from scripted_backend import DEAD_END, END, MARK, endless, random_model, replies
 from sglang_server import SglangServer
 from vllm_server import VllmServer
 
 from cerebrum_cli.core.errors import EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, TokenEvent
+from cerebrum_cli.core.sampling import TokenBias
 
 
 class SglangDeltas(SglangServer):
@@ -132,20 +134,25 @@ def test_kinds_reply_that_ran_past_its_end_ends_there(kind: type[ModelServer]) -
 # What they are asked.
 
 
+EVERY_FIELD: dict[str, Any] = {
+    "temperature": 0.5,
+    "top_k": 5,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "repeat_penalty": 1.1,
+    "stop": ("x",),
+    "seed": 7,
+    "logprobs": True,
+    "ignore_eos": True,
+    "grammar": "root",
+    "max_tokens": None,
+}
 COMMON = {"temperature": 0.5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1, "skip_special_tokens": False}
 OFF = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": True, "stop": ["x"]}
 
 
 def test_kinds_vllm_is_sent_every_field() -> None:
-    params: dict[str, Any] = {
-        "temperature": 0.5,
-        "top_k": 5,
-        "top_p": 0.9,
-        "min_p": 0.1,
-        "repeat_penalty": 1.1,
-        "stop": ("x",),
-    }
-    request = request_of("Q", n=2, seed=7, logprobs=True, ignore_eos=True, grammar="root", max_tokens=None, **params)
+    request = request_of("Q", n=2, **EVERY_FIELD)
     with serving_kind(VllmServer, STORY) as [server], connected(server) as engine:
         events_of(engine, request, request_of("Q", top_k=0, top_p=0.0))
         first, second = sorted((asked.body for asked in server.completions()), key=lambda body: -body["n"])
@@ -166,19 +173,12 @@ def test_kinds_vllm_is_sent_every_field() -> None:
         "structured_outputs": {"grammar": "root"},
     }
     assert (second["top_k"], second["top_p"], second["max_tokens"]) == (0, 1e-6, 40)
+    assert second["stop_token_ids"] == [END]
 
 
 @pytest.mark.parametrize("is_deterministic", [True, False])
 def test_kinds_sglang_is_sent_every_field(is_deterministic: bool) -> None:
-    params: dict[str, Any] = {
-        "temperature": 0.5,
-        "top_k": 5,
-        "top_p": 0.9,
-        "min_p": 0.1,
-        "repeat_penalty": 1.1,
-        "stop": ("x",),
-    }
-    request = request_of("Q", seed=7, logprobs=True, ignore_eos=True, grammar="root", max_tokens=None, **params)
+    request = request_of("Q", **EVERY_FIELD)
     with serving_kind(SglangServer, STORY) as [server]:
         server.is_deterministic = is_deterministic
         with connected(server) as engine:
@@ -195,6 +195,7 @@ def test_kinds_sglang_is_sent_every_field(is_deterministic: bool) -> None:
             "max_new_tokens": None,
             "n": 1,
             "top_k": 5,
+            "stop_token_ids": [],
             "min_new_tokens": 0,
             "ebnf": "root",
             **({"sampling_seed": 7} if is_deterministic else {}),
@@ -202,6 +203,42 @@ def test_kinds_sglang_is_sent_every_field(is_deterministic: bool) -> None:
     }
     sampling = second["sampling_params"]
     assert (sampling["top_k"], sampling["top_p"], sampling["max_new_tokens"]) == (-1, 1e-6, 40)
+    assert sampling["stop_token_ids"] == [END]
+
+
+@other_kinds
+def test_kinds_are_sent_penalties_and_logit_biases(kind: type[ModelServer]) -> None:
+    biases = (TokenBias(97, -1.5), TokenBias(98, 100.0))
+    with serving_kind(kind, STORY) as [server], connected(server) as engine:
+        events_of(engine, request_of("Q", presence_penalty=0.5, frequency_penalty=-0.5, logit_bias=biases))
+        [asked] = server.completions()
+    sent = asked.body.get("sampling_params", asked.body)
+    assert (sent["presence_penalty"], sent["frequency_penalty"]) == (0.5, -0.5)
+    assert sent["logit_bias"] == {"97": -1.5, "98": 100.0}
+
+
+def test_kinds_llama_server_is_sent_every_sampler() -> None:
+    params: dict[str, Any] = {
+        "top_n_sigma": 1.5,
+        "typical_p": 0.9,
+        "repeat_penalty": 1.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "dry_multiplier": 0.8,
+        "dry_base": 2.0,
+        "dry_allowed_length": 3,
+        "dry_penalty_last_n": 50,
+    }
+    biases = (TokenBias(97, -1.5), TokenBias(98, 100.0))
+    one = request_of("Q", temperature=1.0, dry_sequence_breaker=("x",), logit_bias=biases, **params)
+    two = request_of("Q", dry_sequence_breaker=("none",), **params | {"dry_penalty_last_n": 10**9})
+    with serving_kind(LlamaServer, STORY) as [server], connected(server) as engine:
+        events_of(engine, one, two)
+        first, second = sorted((asked.body for asked in server.completions()), key=lambda body: -body["temperature"])
+    assert {key: first[key] for key in params} == params
+    assert (first["dry_sequence_breakers"], first["logit_bias"]) == (["x"], [[97, -1.5], [98, 100.0]])
+    assert (second["dry_sequence_breakers"], second["dry_penalty_last_n"], second["logit_bias"]) == ([""], 100, [])
+    assert second["typical_p"] == 1.0  # it might drop the likeliest token, which temperature 0 stands for
 
 
 # Notices.
@@ -225,7 +262,9 @@ def test_kinds_sglang_with_a_gguf_file_has_no_other_weights() -> None:
 
 @other_kinds
 def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> None:
-    requests = [request_of(f"Q{at}", temperature=0.7, repeat_penalty=1.2) for at in range(3)]
+    penalties: dict[str, Any] = {"repeat_penalty": 1.2, "presence_penalty": 0.5, "dry_multiplier": 0.8}
+    lacking: dict[str, Any] = {"top_n_sigma": 1.5, "typical_p": 0.9}
+    requests = [request_of(f"Q{at}", temperature=0.7, **penalties, **lacking) for at in range(3)]
     with serving_kind(kind, random_model) as [server]:
         if isinstance(server, SglangServer):
             server.is_deterministic = False
@@ -235,7 +274,9 @@ def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> 
     expected = [
         f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
         f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
-        *(["this server ignores seeds: other samples each time"] if name == "SGLang" else []),
+        f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens",
+        *(f"{name} has no {each}: it is ignored" for each in ("--dry-multiplier", "--top-n-sigma", "--typical-p")),
+        *(["this server ignores seeds: samples differ each time"] if name == "SGLang" else []),
     ]
     assert sorted(found) == sorted(expected)
 
@@ -243,7 +284,7 @@ def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> 
 # Replies that are not what was asked for.
 
 
-@pytest.mark.parametrize("kind", [VllmServer, SglangServer, SglangDeltas])
+@other_kinds
 @pytest.mark.parametrize("stream", [False, True])
 def test_kinds_reply_without_ids_is_text(kind: Any, stream: bool) -> None:
     request = request_of("Q", n=1 if stream else 2, stream=stream, temperature=0.7)
@@ -254,6 +295,35 @@ def test_kinds_reply_without_ids_is_text(kind: Any, stream: bool) -> None:
     assert [reply.text for reply in remote.values()] == [reply.text for reply in local.values()]
     assert [reply.reason for reply in remote.values()] == [reply.reason for reply in local.values()]
     assert not any(reply.finish and reply.finish.has_all_tokens for reply in remote.values())
+
+
+@pytest.mark.parametrize("max_tokens", [3, 40])
+def test_kinds_samples_without_ids_keep_their_count_and_reason(max_tokens: int) -> None:
+    request = request_of("Q", n=3, temperature=0.7, max_tokens=max_tokens)
+    with serving_kind(VllmServer, unicode_model) as [server], connected(server) as engine:
+        server.hides_ids = True
+        remote = replies_of(engine, request)
+    local = local_replies(unicode_model, request)
+    assert [reply.reason for reply in remote.values()] == [reply.reason for reply in local.values()]
+    counted, exact = (
+        [each.finish.completion_tokens for each in found.values() if each.finish] for found in (remote, local)
+    )
+    assert sum(counted) == sum(exact) and all(counted)
+
+
+@pytest.mark.parametrize("kind", [VllmServer, SglangServer])
+def test_kinds_adapter_has_the_context_of_its_base(kind: type[ModelServer]) -> None:
+    with serving_kind(kind, random_model) as [server]:
+        base = server.listed()["data"][0]
+        adapter = {**base, "id": "sql", "root": "/srv/sql-lora", "parent": base["id"], "max_model_len": None}
+        server.arm(path="/v1/models", body=json.dumps({"object": "list", "data": [base, adapter]}).encode())
+        server.models = (*server.models, "sql")
+        with connected(server, served_model="sql") as engine:
+            assert engine.context_size == server.n_ctx
+            assert engine.builds[0]["model"] == "sql-lora on tiny.gguf"
+            replies_of(engine, REQUESTS[0])
+        body = server.completions()[0].body
+    assert (body.get("model") or body["lora_path"]) == "sql"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -278,7 +348,7 @@ def test_kinds_refuse_a_request_and_answer_the_others(kind: type[ModelServer]) -
             events = events_of(engine, good, grammar, *too_long)
     errors = {event.sequence.request: event.error for event in events if isinstance(event, RefusedEvent)}
     assert [type(errors[at]) for at in sorted(errors)] == [GrammarError, *[PromptTooLong] * 4]
-    assert all(servers[0].url in errors[at].message and errors[at].hint for at in range(2, 6))
+    assert all(errors[at].message.startswith("the server: ") and errors[at].hint for at in range(2, 6))
     assert outcome(events) == summaries(local_replies(random_model, good))
 
 

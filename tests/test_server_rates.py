@@ -6,17 +6,20 @@ import json
 import re
 import sys
 import time
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from llama_server import LlamaServer
 from person import OpenTerminal, Person
-from remote_engines import connected, request_of, serving, unicode_model
+from remote_engines import connected, events_of, request_of, serving, unicode_model
 from scripted_command import SCRIPTED
 
-from cerebrum_cli.core.events import Event, FinishEvent, ServersEvent, ServerTokens
-from cerebrum_cli.engine.remote.engine import RemoteEngine
+from cerebrum_cli.core.events import FinishEvent, ServersEvent, ServerTokens
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.terminal.tables import server_rates
+
+Start = Callable[[int, list[LlamaServer]], Person]
 
 ADDRESS = r"127\.0\.0\.1:\d+"
 
@@ -27,16 +30,14 @@ def slow_model(held: tuple[int, ...], seed: int) -> int:
     return ord("a")
 
 
-def events_of(engine: RemoteEngine, rows: int) -> list[Event]:
-    """All events of replies to so many prompts."""
-    with closing(engine.complete(request_of(f"Q{row}", seed=row) for row in range(rows))) as events:
-        return list(events)
+def prompts(count: int) -> list[Request]:
+    return [request_of(f"Q{row}", seed=row) for row in range(count)]
 
 
 def test_remote_reports_what_each_server_generated() -> None:
     with serving(unicode_model, 2) as servers, connected(*servers) as engine:
-        events = events_of(engine, 20)
-        assert not any(isinstance(event, ServersEvent) for event in events_of(engine, 0))
+        events = events_of(engine, *prompts(20))
+        assert not any(isinstance(event, ServersEvent) for event in events_of(engine))
     last = events[-1]
     assert isinstance(last, ServersEvent)
     assert [server.name for server in last.servers] == [server.url for server in servers]
@@ -47,7 +48,7 @@ def test_remote_reports_what_each_server_generated() -> None:
 
 def test_remote_reports_nothing_of_a_single_server() -> None:
     with serving(unicode_model) as servers, connected(*servers) as engine:
-        assert not any(isinstance(event, ServersEvent) for event in events_of(engine, 3))
+        assert not any(isinstance(event, ServersEvent) for event in events_of(engine, *prompts(3)))
 
 
 def test_server_rates_of_many_are_a_range() -> None:
@@ -56,23 +57,24 @@ def test_server_rates_of_many_are_a_range() -> None:
     assert server_rates(servers, 10.0) == "9 servers, 10.0 to 90.0 each, 1 lost"
 
 
-def start_batch(open_terminal: OpenTerminal, model: Path, columns: int, *urls: str) -> Person:
-    """Start a batch on servers in a window of so many columns."""
-    arguments = ["batch", "in.txt", "-o", "out.jsonl", "-n", "20", "-m", model]
-    endpoints = [part for url in urls for part in ("--endpoint", url)]
-    script = json.dumps({"reply": ""})
-    return open_terminal(sys.executable, SCRIPTED, script, *arguments, *endpoints, size=(columns, 24))
+@pytest.fixture
+def start(open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path) -> Start:
+    """A function that starts a batch of 60 prompts on servers, in a window of so many columns."""
+    (tmp_path / "in.txt").write_text("".join(f"question {row}\n" for row in range(60)))
+    command = [sys.executable, SCRIPTED, json.dumps({"reply": ""}), "batch", "in.txt", "-o", "out.jsonl", "-n", "20"]
+
+    def start(columns: int, servers: list[LlamaServer]) -> Person:
+        endpoints = [part for server in servers for part in ("--endpoint", server.url)]
+        return open_terminal(*command, "-m", chatml_model, *endpoints, size=(columns, 24))
+
+    return start
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_batch_bar_shows_the_rate_of_each_server(
-    open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "in.txt").write_text("".join(f"question {row}\n" for row in range(60)))
+def test_batch_bar_shows_the_rate_of_each_server(start: Start) -> None:
     with serving(slow_model, 2, context_size=1000) as servers:
-        urls = [server.url for server in servers]
-        person = start_batch(open_terminal, chatml_model, 120, *urls)
+        person = start(120, servers)
         person.wait_for("tokens/s (127.0.0.1:")
         bar = person.screen.lines[0]
         assert re.search(
@@ -90,12 +92,9 @@ def test_batch_bar_shows_the_rate_of_each_server(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_batch_bar_omits_servers_in_a_narrow_window(
-    open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "in.txt").write_text("".join(f"question {row}\n" for row in range(60)))
+def test_batch_bar_omits_servers_in_a_narrow_window(start: Start) -> None:
     with serving(slow_model, 2, context_size=1000) as servers:
-        person = start_batch(open_terminal, chatml_model, 60, *(server.url for server in servers))
+        person = start(60, servers)
         person.wait_for(" tokens/s 0:0")
         time.sleep(1.5)  # a report and a redraw
         assert "127" not in person.screen.lines[0]

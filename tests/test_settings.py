@@ -9,8 +9,10 @@ import pytest
 
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import KEYS, Settings, environment, fold, unknown_variables, validate
 
+BIAS_HINT = "it must be TOKEN=BIAS, with a number up to 10000"
 GOOD: dict[str, Any] = {
     "model": "starter",
     "system": "",
@@ -21,6 +23,16 @@ GOOD: dict[str, Any] = {
     "top_p": 1.0,
     "min_p": 0.0,
     "repeat_penalty": 1.1,
+    "top_n_sigma": 1.5,
+    "typical_p": 0.9,
+    "presence_penalty": -0.5,
+    "frequency_penalty": 0.25,
+    "dry_multiplier": 0.8,
+    "dry_base": 2.0,
+    "dry_allowed_length": 3,
+    "dry_penalty_last_n": 256,
+    "dry_sequence_breaker": ("\n", "."),
+    "logit_bias": (TokenBias(42, -1.5), TokenBias(" a=b", 2.0)),
     "seed": 2**32 - 2,
     "stop": ("a b", "\n"),
     "ctx": 4096,
@@ -82,6 +94,21 @@ def test_settings_convert_each_value_to_its_type() -> None:
         ("model", 7, "it must be text"),
         ("drafts", "maybe", "it must be on or off"),
         ("drafts", 2, "it must be on or off"),
+        ("presence_penalty", float("-inf"), "it must be a number from -10000 to 10000"),
+        ("typical_p", 1.1, "it must be a number from 0 to 1"),
+        ("dry_base", 0.9, "it must be a number of 1 or more"),
+        ("dry_penalty_last_n", -1, "it must be a whole number from 0 to 2147483647"),
+        ("dry_sequence_breaker", [""], "it must be text that is not empty"),
+        ("logit_bias", "42", BIAS_HINT),
+        ("logit_bias", "=1", BIAS_HINT),
+        ("logit_bias", "42=-inf", BIAS_HINT),
+        ("logit_bias", "42=nan", BIAS_HINT),
+        ("logit_bias", ["42=1", 5], BIAS_HINT),
+        ("logit_bias", {"42": True}, BIAS_HINT),
+        ("logit_bias", {"42": "x"}, BIAS_HINT),
+        ("logit_bias", {"42": 10**400}, BIAS_HINT),
+        ("logit_bias", {"": 1}, BIAS_HINT),
+        ("logit_bias", 5, BIAS_HINT),
     ],
 )
 def test_settings_reject_invalid_values_by_option(key: str, value: Any, hint: str) -> None:
@@ -89,6 +116,21 @@ def test_settings_reject_invalid_values_by_option(key: str, value: Any, hint: st
         validate(key, value)
     assert caught.value.message == f"--{key.replace('_', '-')} is {value!r}"
     assert caught.value.hint == hint
+
+
+def test_settings_read_logit_biases_in_every_shape() -> None:
+    expected = (TokenBias(42, -1.5), TokenBias(" a=b", 2.0))
+    for value in (["42=-1.5", " a=b=2"], {"42": -1.5, " a=b": 2}, expected, list(map(str, expected))):
+        assert fold({"logit_bias": value}).logit_bias == expected
+    assert fold({"logit_bias": "==1"}).logit_bias == (TokenBias("=", 1.0),)
+    assert fold({"logit_bias": {}}).logit_bias == ()
+
+
+def test_settings_of_dry_have_escapes_and_none_for_no_breakers() -> None:
+    assert fold({"dry_sequence_breaker": ["\\n", "a\\tb"]}).dry_breakers == ("\n", "a\tb")
+    assert fold({"dry_sequence_breaker": "none"}).dry_breakers == ()
+    assert fold({"dry_sequence_breaker": ["x", "none", "y"]}).dry_breakers == ("y",)
+    assert Settings().dry_breakers == ("\n", ":", '"', "*")  # those of llama.cpp
 
 
 def test_settings_add_the_formats_stop_strings() -> None:
@@ -123,6 +165,17 @@ def test_config_reports_the_location_of_an_error(tmp_path: Path, content: bytes,
     assert caught.value.message.startswith(f"{path}:")
     assert problem in caught.value.message
     assert caught.value.hint
+
+
+def test_config_has_logit_biases_as_a_table_or_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    for text in ('[logit_bias]\n42 = -1.5\n" hello" = 2\n', 'logit-bias = ["42=-1.5", " hello=2"]\n'):
+        path.write_text(text, encoding="utf-8")
+        assert fold(read_config(path).settings).logit_bias == (TokenBias(42, -1.5), TokenBias(" hello", 2.0))
+    path.write_text('top_k = 3\n[logit_bias]\n42 = "x"\n', encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    assert (caught.value.message, caught.value.hint) == (f"{path}:2: logit_bias is {{'42': 'x'}}", BIAS_HINT)
 
 
 def test_config_reports_a_directory(tmp_path: Path) -> None:

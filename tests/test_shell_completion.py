@@ -38,6 +38,12 @@ def test_shell_completes_values(user: CommandLine) -> None:
     assert "--max-tokens" in complete(user, "cerebrum ask --ma")
 
 
+def test_shell_shows_the_help_of_options_without_defaults(user: CommandLine) -> None:
+    env = {"_CEREBRUM_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    found = user.run(env={**env, "_TYPER_COMPLETE_ARGS": "cerebrum ask --max-t"}).out
+    assert found == "--max-tokens\tMaximum tokens to generate\n"
+
+
 def test_shell_leaves_files_to_the_shell(user: CommandLine) -> None:
     for line in ("ask -f fix", "batch ", "merge fix"):
         assert complete(user, f"cerebrum {line}") == []
@@ -49,21 +55,29 @@ def test_shell_completion_of_an_unreadable_registry_is_empty(user: CommandLine) 
     assert complete(user, "cerebrum ask -m ") == []
 
 
-@pytest.mark.parametrize("word_breaks", ["", "COMP_WORDBREAKS=' '", "COMP_WORDBREAKS=' :'"])
-def test_bash_completes_after_a_colon(
-    user: CommandLine, open_terminal: OpenTerminal, chatml_model: Path, word_breaks: str
+@pytest.mark.parametrize(
+    ("command", "setup"),
+    [
+        (("bash", "--rcfile", ".zshrc"), "PS1='shell% '"),
+        (("bash", "--rcfile", ".zshrc"), "PS1='shell% '; COMP_WORDBREAKS=' '"),
+        (("bash", "--rcfile", ".zshrc"), "PS1='shell% '; COMP_WORDBREAKS=' :'"),
+        (("zsh", "--no-globalrcs"), "PS1='shell%% '; autoload -Uz compinit; compinit -u"),
+        (("fish", "--no-config", "-C", ". ./.zshrc"), "function fish_prompt; echo -n 'shell% '; end"),
+    ],
+)
+def test_shells_complete_after_colons_and_equal_signs(
+    user: CommandLine, open_terminal: OpenTerminal, chatml_model: Path, command: tuple[str, ...], setup: str
 ) -> None:
-    if not (bash := shutil.which("bash")):
-        pytest.skip("needs bash")
+    if not (program := shutil.which(command[0])):
+        pytest.skip(f"needs {command[0]}")
     [registry], stat = user.home.rglob("registry.json"), chatml_model.stat()
     for name in ("tiny:Q4_0", "tiny:Q8_0", "tiny:Q8_1"):
         entry = ModelFile(name, chatml_model, stat.st_size, "0" * 64, stat.st_mtime_ns, "hub")
         Registry(registry.parent).add(entry)
-    script = user.run(env={"_CEREBRUM_COMPLETE": "source_bash"}).out
-    (user.home / "completion").write_text(f"PATH={Path(COMMAND).parent}:$PATH\n{word_breaks}\n{script}")
-    shell = open_terminal(bash, "--norc", "-i", size=(100, 40), PS1="shell% ", INPUTRC="/dev/null")
-    shell.wait_for("shell%")
-    shell.type(". ./completion\n")
+    script = user.run(env={"_CEREBRUM_COMPLETE": f"source_{command[0]}"}).out
+    (user.home / ".zshrc").write_text(f"export PATH={Path(COMMAND).parent}:$PATH\n{setup}\n{script}\n")
+    home = str(user.home)
+    shell = open_terminal(program, *command[1:], size=(100, 40), INPUTRC="/dev/null", ZDOTDIR=home)
     shell.wait_for("shell%")
     for line, completed in (
         ("show tiny:Q4", "show tiny:Q4_0"),

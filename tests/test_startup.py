@@ -26,6 +26,7 @@ HEAVY = (
     "gguf",
     "sqlite3",
     "yaml",
+    "pathspec",
 )
 # What `ask` needs neither without drafts, nor for a single answer, nor without servers.
 UNUSED_BY_ASK = {

@@ -19,6 +19,7 @@ import pytest
 from command_line import COMMAND, CommandLine
 from screen import Screen
 from tiny_models import Shape, write_chatml
+from waiting import wait_for_end
 
 from cerebrum_cli.application.doctor.selftest import NANO
 from cerebrum_cli.application.models.model import Model
@@ -313,7 +314,7 @@ def test_trials_exit_with_their_parent(tmp_path: Path) -> None:
     processes = wait_for(lambda: trial_processes(running.pid))
     running.kill()
     running.communicate(timeout=30)
-    wait_for(lambda: not any(process.is_running() and process.status() != "zombie" for process in processes))
+    wait_for_end(processes)
 
 
 def test_tune_reports_an_unknown_or_invalid_model_first(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from libraries import open_library
 
-from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
@@ -34,21 +34,15 @@ download_size = 10
 @pytest.fixture
 def library(tmp_path: Path) -> Library:
     """An empty library whose catalog knows two models."""
-    (tmp_path / "models.toml").write_text(CATALOGUE)
-    return Library(
-        catalogue_paths=(tmp_path / "models.toml",),
-        directory=tmp_path / "models",
-        capacity=lambda: Capacity(16 * 2**30),
-        given_cache=Cache(tmp_path / "hub"),
-    )
+    return open_library(tmp_path, CATALOGUE)
 
 
-def store(cache: Cache, model: Path, digest: str = DIGEST) -> Path:
+def store(cache: Cache, model: Path) -> Path:
     """Store a file in a cache."""
     name = "Thinker-Q4_K_M.gguf"
-    cache.make_directories(REPO, COMMIT, name, digest)
-    cache.blob(REPO, digest).write_bytes(model.read_bytes())
-    return cache.link(REPO, COMMIT, name, digest)
+    cache.make_directories(REPO, COMMIT, name, DIGEST)
+    cache.blob(REPO, DIGEST).write_bytes(model.read_bytes())
+    return cache.link(REPO, COMMIT, name, DIGEST)
 
 
 REFERENCES = ["thinker", "thinker:q4_k_m", REPO, f"https://huggingface.co/{REPO}/resolve/{COMMIT}/Thinker-Q4_K_M.gguf"]

@@ -91,7 +91,8 @@ def test_vocabulary_is_no_installed_model(hub_user: HubUser) -> None:
     assert (shown["sha256"], shown["repo_id"]) == (hub_user.digest(FILE, REPO), REPO)
     assert (shown["revision"], shown["default"]) == (hub_user.commit(REPO), False)
     assert hub_user.run("show", REPO).err == (
-        f"only its vocabulary is here, for --endpoint; {REPO} is not downloaded; to install it: cerebrum pull {REPO}\n"
+        f"only its vocabulary is installed, for --endpoint; {REPO} is not downloaded;"
+        f" to install it: cerebrum pull {REPO}\n"
     )
 
 

@@ -1,40 +1,60 @@
-"""The package as it is installed: the catalogue is in the wheel, and found from a source tree too."""
+"""The package as it is installed: what the wheel contains, and that it runs where nothing else is installed."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from built_wheels import ROOT, build_wheel, pack_again, requirements
+from command_line import CommandLine
 
 from cerebrum_cli import __version__
 from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
-READ_CATALOGUE = """
-from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue
-print(packaged_catalogue())
-print(*(spec.name for spec in load_catalogue([packaged_catalogue()])))
-"""
-
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a wheel built from this tree."""
-    directory = tmp_path_factory.mktemp("wheel")
-    run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)], ROOT)
-    [path] = directory.glob("*.whl")
-    return path
+    """A wheel built from this tree."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
-def run(argv: list[str], directory: Path) -> str:
-    """Return what a program that succeeds prints."""
-    done = subprocess.run(argv, cwd=directory, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a wheel of every package that is needed, llama.cpp's among them."""
+    if not any(importlib.metadata.distributions(name="llama-cpp-python")):
+        pytest.skip("llama-cpp-python was not installed as a package")
+    directory = tmp_path_factory.mktemp("wheels")
+    for name in requirements():
+        pack_again(name, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+    """A new user, and an environment with nothing but the wheel and what it needs, as uv and pipx make it."""
+    home = tmp_path_factory.mktemp("bare")
+    run([sys.executable, "-m", "venv", "--without-pip", str(home / ".venv")], home)
+    options = ["--no-index", "--find-links", str(wheels), "--no-compile", "--disable-pip-version-check", "--quiet"]
+    run([sys.executable, "-m", "pip", "--python", python_in(home), "install", *options, str(wheel)], home)
+    return CommandLine(home)
+
+
+def python_in(home: Path) -> str:
+    return str(home / ".venv" / "bin" / "python")
+
+
+def run(argv: list[str], directory: Path, environment: Mapping[str, str] | None = None) -> str:
+    """What a program that succeeds prints."""
+    done = subprocess.run(argv, cwd=directory, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
@@ -49,15 +69,52 @@ def test_wheel_contains_package_and_catalogue_only(wheel: Path) -> None:
     assert {"cerebrum_cli/probe.txt", "cerebrum_cli/recipes/cerebrum-12b.yaml"} <= set(names)
 
 
-def test_wheel_finds_the_starter_without_dependencies(wheel: Path, tmp_path: Path) -> None:
-    run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], tmp_path)
-    python = str(tmp_path / "venv" / "bin" / "python")
-    options = ["--no-deps", "--no-index", "--disable-pip-version-check", "--quiet"]
-    run([sys.executable, "-m", "pip", "--python", python, "install", *options, str(wheel)], tmp_path)
-    path, names = run([python, "-I", "-c", READ_CATALOGUE], tmp_path).splitlines()
-    assert Path(path).is_relative_to(tmp_path / "venv")
-    assert "starter" in names.split()
-    assert (tmp_path / "venv" / "bin" / "cerebrum").exists()
+def test_wheel_runs_in_a_bare_environment(bare: CommandLine) -> None:
+    environment = bare.environment({"PYTHONDONTWRITEBYTECODE": "1"})
+    cerebrum = str(bare.home / ".venv" / "bin" / "cerebrum")
+    assert run([cerebrum, "--version"], bare.home, environment) == f"cerebrum {__version__}\n"
+    checks = json.loads(run([cerebrum, "doctor", "--offline", "--json"], bare.home, environment))
+    statuses = {check["name"]: check["status"] for check in checks}
+    assert statuses["self_test"] == "ok"
+    assert "failure" not in statuses.values()
+    catalogue = json.loads(run([cerebrum, "list", "--available", "--json"], bare.home, environment))
+    assert "starter" in [row["name"] for row in catalogue]
+    [nano] = bare.home.glob(".venv/lib/python*/site-packages/cerebrum_cli/nano.gguf")
+    prompt = run([cerebrum, "ask", "--dry-run", "-m", str(nano), "What is 17 plus 25?"], bare.home, environment)
+    assert "What is 17 plus 25?" in prompt
+    assert run([python_in(bare.home), "-m", "pip", "--version"], bare.home, environment).startswith(
+        "pip "
+    )  # for `pull`
+
+
+def test_make_setup_takes_llama_cpp_from_wheels(bare: CommandLine, wheels: Path, tmp_path: Path) -> None:
+    library = next(bare.home.glob(".venv/lib/python*/site-packages/llama_cpp/lib/libllama.*"))
+    library.unlink()
+    run(["sh", "-c", install_command(bare, str(wheels))], bare.home, bare.environment())
+    assert library.exists()
+    none = subprocess.run(
+        install_command(bare, str(tmp_path)), shell=True, cwd=bare.home, capture_output=True, text=True
+    )
+    assert none.returncode != 0
+    assert "No matching distribution found for llama-cpp-python" in none.stderr  # nothing is built instead
+    assert library.exists()
+    assert ' --index-url "https://example.org/whl/cpu" ' in install_command(bare, "https://example.org/whl/cpu")
+    refused = make(bare, "WHEELS=https://example.org/whl/cpu", "ACCEL=cuda")
+    assert refused.returncode != 0
+    assert "give one of them" in refused.stderr
+
+
+def make(bare: CommandLine, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What `make setup` would run in the directory of an environment."""
+    argv = ["make", "--dry-run", "--directory", str(bare.home), "-f", str(ROOT / "Makefile"), "setup", *arguments]
+    (bare.home / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+    return subprocess.run(argv, capture_output=True, text=True)
+
+
+def install_command(bare: CommandLine, wheels: str) -> str:
+    """The command by which `make setup` installs llama.cpp without building it."""
+    [command] = [line for line in make(bare, f"WHEELS={wheels}").stdout.splitlines() if "--only-binary" in line]
+    return command
 
 
 def test_source_tree_has_the_catalogue_at_its_root() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from model_servers import Generated, ModelServer, Refused
 
 from cerebrum_cli.core.events import FinishEvent, PromptEvent, TokenEvent
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.engine.sequence import Request
 
 VERSION = "0.32.0"
@@ -23,23 +23,8 @@ class VllmServer(ModelServer):
     ignores_grammar = False
     hides_ids = False
 
-    def listed(self) -> dict[str, Any]:
-        return {
-            "object": "list",
-            "data": [
-                {
-                    "id": name,
-                    "object": "model",
-                    "created": 1,
-                    "owned_by": self.owner,
-                    "root": name,
-                    "parent": None,
-                    "max_model_len": self.n_ctx,
-                    "permission": [],
-                }
-                for name in self.models
-            ],
-        }
+    def described(self, name: str) -> dict[str, Any]:
+        return {**super().described(name), "permission": []}
 
     def answer(self, path: str, body: Any) -> Any:
         if path == "/version":
@@ -86,6 +71,9 @@ class VllmServer(ModelServer):
             top_p=body["top_p"],
             min_p=body["min_p"],
             repeat_penalty=body["repetition_penalty"],
+            presence_penalty=body["presence_penalty"],
+            frequency_penalty=body["frequency_penalty"],
+            logit_bias=tuple(TokenBias(int(id), bias) for id, bias in body.get("logit_bias", {}).items()),
             seed=body["seed"],
             stop=tuple(body["stop"]),
         )
@@ -104,7 +92,7 @@ class VllmServer(ModelServer):
 
     def whole(self, replies: Sequence[Any]) -> list[dict[str, Any]]:
         total = sum(len(reply.tokens) for reply in replies)
-        choices = [reply.choice(reply.text, reply.tokens) for reply in replies]
+        choices = [reply.choice() for reply in replies]
         return [{**replies[0].envelope(choices), "usage": replies[0].usage(total)}]
 
     def _require_model(self, body: Mapping[str, Any]) -> None:
@@ -115,31 +103,20 @@ class VllmServer(ModelServer):
 class VllmGenerated(Generated):
     """One sample of a completion as vLLM reports it: in a stream, each object holds what is new."""
 
+    site: VllmServer
+
     def __init__(self, index: int, site: VllmServer, request: Request, body: Mapping[str, Any]) -> None:
+        super().__init__(site, request)
         self._index = index
-        self._site = site
-        self._request = request
         self._body = body
-        self._logprobs: list[float | None] = []
-        self.text = ""
-        self.tokens: list[int] = []
-        self._finish: FinishEvent | None = None
 
     def chunks(self, event: PromptEvent | TokenEvent | FinishEvent) -> Iterator[dict[str, Any]]:
         if isinstance(event, PromptEvent):
             return
-        new = len(self.tokens)
-        text = self.text
-        if isinstance(event, TokenEvent):
-            self._add(event)
-            yield self.envelope([self.choice(self.text[len(text) :], self.tokens[new:])])
-            return
-        self._finish = event
-        if event.reason == "stop" and not event.by_stop_string:
-            self.tokens.append(self._site.eos)
-            self._logprobs.append(-0.5)
-        yield self.envelope([self.choice("", self.tokens[new:])])
-        if self._body.get("stream_options", {}).get("include_usage"):
+        tokens, characters = len(self.tokens), len(self.text)
+        self.add(event)
+        yield self.envelope([self.choice(tokens, characters)])
+        if self.finish and self._body.get("stream_options", {}).get("include_usage"):
             yield {**self.envelope([]), "usage": self.usage(len(self.tokens))}
 
     def envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -152,31 +129,29 @@ class VllmGenerated(Generated):
             "choices": choices,
         }
 
-    def choice(self, text: str, tokens: list[int]) -> dict[str, Any]:
-        """The sample, or what is new of it."""
-        finish = self._finish
+    def choice(self, first: int = 0, start: int = 0) -> dict[str, Any]:
+        """What has been generated after so many tokens and characters."""
+        finish, tokens = self.finish, self.tokens[first:]
         reason = {"stop": "stop", "length": "length", "context": "length"}[finish.reason] if finish else None
-        stop = next(each for each in self._body["stop"]) if finish and finish.by_stop_string else None
+        stop = self._body["stop"][0] if finish and finish.by_stop_string else None
         ids = {"prompt_token_ids": None, "token_ids": tokens} if self._body.get("return_token_ids") else {}
-        scores = self._logprobs[len(self._logprobs) - len(tokens) :]
         names = [f"token_id:{token}" for token in tokens]
-        logprobs = {"text_offset": [0] * len(tokens), "token_logprobs": scores, "tokens": names, "top_logprobs": []}
+        logprobs = {
+            "text_offset": [0] * len(tokens),
+            "token_logprobs": self.logprobs[first:],
+            "tokens": names,
+            "top_logprobs": [],
+        }
         return {
             "index": self._index,
-            "text": text,
-            "logprobs": logprobs if self._request.logprobs and self._site.has_logprobs else None,
+            "text": self.text[start:],
+            "logprobs": logprobs if self.request.logprobs and self.site.has_logprobs else None,
             "finish_reason": reason,
             "stop_reason": stop,
-            **({} if self._site.hides_ids else ids),
+            **({} if self.site.hides_ids else ids),
         }
 
     def usage(self, tokens: int) -> dict[str, Any]:
         """The counts of all samples."""
-        prompt = len(self._request.prompt_tokens)
+        prompt = len(self.request.prompt_tokens)
         return {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
-
-    def _add(self, event: TokenEvent) -> None:
-        self.text += event.text
-        if event.token is not None:
-            self.tokens.append(event.token)
-            self._logprobs.append(event.logprob)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import psutil
 
 TIMEOUT_S = 30
 
@@ -15,6 +17,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.002)
+
+
+def wait_for_end(processes: Sequence[psutil.Process]) -> None:
+    """Wait until processes are gone; a zombie that nobody waits for is."""
+    wait_until(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes))
 
 
 def assert_returns(call: Callable[[], object]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import stat
@@ -15,10 +14,9 @@ from queue import Empty, SimpleQueue
 
 from cerebrum_cli.batches.meta import Identity
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.core.files import fsync_directory, try_lock
+from cerebrum_cli.core.files import fsync_directory, is_disk_full, try_lock
 
 SYNC_INTERVAL_S = 1.0
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +213,7 @@ def translate_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "free some space" if error.errno in _DISK_FULL else "make it writable"
+        hint = "free some space" if is_disk_full(error) else "make it writable"
         name = error.filename if isinstance(error.filename, (str, Path)) else path
         raise BatchError(
             f"{name}: {error.strerror or error}", f"{hint}, then run it again without --restart to resume"

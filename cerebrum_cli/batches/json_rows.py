@@ -15,12 +15,14 @@ from cerebrum_cli.batches.rows import InvalidRow, Row, RowId, invalid_row, requi
 from cerebrum_cli.batches.template import Template
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import GENERATION_KEYS, validate
 from cerebrum_cli.core.text import well_formed
 
 ID_KEYS = ("custom_id", "id")  # the first with a value is the row's id
 URLS = ("/v1/chat/completions", "/v1/completions")
-_SETTINGS = {**{key: key for key in GENERATION_KEYS}, "max_completion_tokens": "max_tokens"}  # later ones win
+_ALIASES = {"max_completion_tokens": "max_tokens", "dry_sequence_breakers": "dry_sequence_breaker"}  # of other programs
+_SETTINGS = {**{key: key for key in GENERATION_KEYS}, **_ALIASES}  # later ones win
 
 
 def read_json_row(number: int, line: str, template: Template | None) -> Row:
@@ -121,9 +123,15 @@ def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
             raise InvalidRow("invalid_setting", f"`{key}` is {problem}: {error.hint}") from error
         except OverflowError as error:  # an integer of hundreds of digits for a float
             raise InvalidRow("invalid_setting", f"`{key}` is {value}: it is too large") from error
-    if "stop" in settings:
-        settings["stop"] = tuple(map(well_formed, settings["stop"]))
-    return settings
+    return {key: _well_formed(value) for key, value in settings.items()}
+
+
+def _well_formed(value: Any) -> Any:
+    if isinstance(value, TokenBias):
+        return value._replace(token=_well_formed(value.token))
+    if isinstance(value, tuple):
+        return tuple(map(_well_formed, value))
+    return well_formed(value) if isinstance(value, str) else value
 
 
 def _reject_unsupported(request: Mapping[str, Any]) -> None:

@@ -18,9 +18,10 @@ from typing import Any, Literal, get_args
 from cerebrum_cli.batches.csv_rows import TableRows, open_table
 from cerebrum_cli.batches.input import BOM, InputFile
 from cerebrum_cli.batches.json_rows import read_json_row
-from cerebrum_cli.batches.rows import InvalidRow, Row, invalid_row, prompt_row, require_prompt
+from cerebrum_cli.batches.rows import InvalidRow, Row, filled_row, invalid_row, prompt_row, require_prompt
 from cerebrum_cli.batches.template import Template, parse_template
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.saved_prompt import SavedPrompt
 
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
@@ -65,9 +66,10 @@ class IndexedRows:
     `sha256` is the hexadecimal digest of the input.
     """
 
-    def __init__(self, source: InputFile, form: LineRows | TableRows) -> None:
+    def __init__(self, source: InputFile, form: LineRows | TableRows, saved: SavedPrompt | None = None) -> None:
         self._source = source
         self._form = form
+        self._saved = saved
         self._offsets = array("Q")
         self._skipped = array("Q")  # for each line that is no row, the number of rows before it
         digest = sha256(source.head[: source.start])
@@ -84,7 +86,8 @@ class IndexedRows:
     def __getitem__(self, position: int) -> Row:
         """Read a row. Raises BatchError if the input has changed."""
         number = position + 1 + bisect_right(self._skipped, position)
-        return self._form.read(number, self._source.lines(self._offsets[position]))
+        row = self._form.read(number, self._source.lines(self._offsets[position]))
+        return filled_row(row, self._saved) if self._saved else row
 
 
 def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
@@ -107,17 +110,23 @@ def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
 
 
 def read_rows(
-    source: InputFile, shape: Shape, column: str | None = None, template: str | None = None, carry: bool = False
+    source: InputFile,
+    shape: Shape,
+    column: str | None = None,
+    template: str | None = None,
+    carry: bool = False,
+    saved: SavedPrompt | None = None,
 ) -> IndexedRows:
     """Find the rows of an input, at least one; each is read when it is asked for. Raises UsageError.
 
     `column` names the prompt column of a table; `template` renders a prompt from the fields of each row. The field of a
-    txt line is `text` or `prompt`. With `carry`, each row has its `input`: text, a JSON value, or fields by name.
+    txt line is `text` or `prompt`. The result is the input of a `saved` prompt. With `carry`, each row has its `input`:
+    text, a JSON value, or fields by name.
     """
     parsed_template = None if template is None else parse_template(template)
     if source.head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError("the input is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
-    rows = IndexedRows(source, _form(source, shape, column, parsed_template, carry))
+    rows = IndexedRows(source, _form(source, shape, column, parsed_template, carry), saved)
     if not rows:
         raise UsageError("the input has no prompts", "put one prompt on each line" if shape == "txt" else "")
     return rows

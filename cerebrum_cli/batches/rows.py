@@ -15,12 +15,13 @@ Errors of a row by `type`; errors while generating have other types:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from cerebrum_cli.batches.schema import ResultRows, Schema
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import RowCounts
+from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.text import well_formed
 
 OUTPUT_KEYS = (
@@ -100,6 +101,14 @@ def prompt_row(number: int, id: RowId, prompt: str) -> Row:
 
 def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow) -> Row:
     return Row(number, id, prompt, None, {}, invalid.error)
+
+
+def filled_row(row: Row, saved: SavedPrompt) -> Row:
+    """A row whose question is the input of a saved prompt; one with an error stays as it is."""
+    if row.conversation is None:
+        return row
+    conversation = row.conversation.with_question(saved.fill(row.conversation.question))
+    return replace(row, prompt=conversation.question, conversation=conversation)
 
 
 def count_row(object: Mapping[str, Any]) -> RowCounts:

@@ -17,74 +17,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import gethostname
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.hub import HubFile, Listing, blob_lock, open_file
 from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.registry import Digest, hash_file
+from cerebrum_cli.catalogue.retries import Progress, RetryPolicy
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import existing_parent, exists
+from cerebrum_cli.core.files import existing_parent, exists, is_disk_full
 from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-T = TypeVar("T")
-
-MAX_WAIT_S = 600.0  # longest delay accepted from the Hub, whose rate limits last 300
 DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
-_MAX_BACKOFF_S = 16.0
 RANGE_BYTES = 4_000_000_000  # of one request
 _ABANDONED_S = 3600.0  # without a change; longer than any wait of a running download
 _IDLE_S = 5.0  # without a change, of a file that another program may be writing
 _TOUCH_S = 60.0  # between marks on a file that is in use, but only read
 _PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
-
-
-class Progress(Protocol):
-    """Receiver of a download's progress."""
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        """Report how many bytes of a stage are done."""
-
-    def notice(self, event: NoticeEvent) -> None:
-        """Report an event to the user."""
-
-
-@dataclass(slots=True)
-class RetryPolicy:
-    """Waits between retries: exponential backoff, or as long as the Hub asks; each error sets its number of retries."""
-
-    progress: Progress
-    sleep: Callable[[float], None] = time.sleep
-    failures: int = 0
-
-    def reset(self) -> None:
-        """Restart the count after the last attempt received data."""
-        self.failures = 0
-
-    def run(self, request: Callable[[], T]) -> T:
-        """Send a request, with retries."""
-        while True:
-            try:
-                return request()
-            except HubError as error:
-                self.wait(error)
-
-    def wait(self, error: HubError) -> None:
-        """Sleep until the next attempt; raise the error if no retries are left."""
-        self.failures += 1
-        if self.failures > error.retries:
-            raise error
-        seconds = min(_MAX_BACKOFF_S, 2.0 ** (self.failures - 1)) if error.wait_s is None else error.wait_s
-        if seconds > MAX_WAIT_S:
-            raise HubError(
-                f"{error.message} and asks to wait {seconds / 60:.0f} minutes", "try again after that"
-            ) from error
-        self.progress.notice(NoticeEvent(error.message, f"retrying in {seconds:.0f} s"))
-        self.sleep(seconds)
 
 
 def _is_abandoned(partial: Path) -> bool:
@@ -165,8 +118,7 @@ class Download:
                 before += file.size
             self._write_ref()
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            hint = "free some disk space" if full else "set HF_HUB_CACHE to a writable directory"
+            hint = "free some disk space" if is_disk_full(error) else "set HF_HUB_CACHE to a writable directory"
             problem = f"{error.filename or files[0].name}: {error.strerror or error}"
             raise PullError(problem, f"{hint}, then try again to resume") from error
         return tuple(paths)

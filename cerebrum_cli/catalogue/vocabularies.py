@@ -7,16 +7,13 @@ that the Hub lists for the whole file.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterable
 
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.hub import HubFile, Listing
 from cerebrum_cli.core.errors import PullError
-from cerebrum_cli.core.files import atomic_write, fsync_directory
+from cerebrum_cli.core.files import atomic_write, fsync_directory, is_disk_full
 from cerebrum_cli.core.text import format_size
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def store(cache: Cache, listing: Listing, files: Iterable[HubFile], read_header: Callable[[HubFile], bytes]) -> None:
@@ -38,6 +35,6 @@ def store(cache: Cache, listing: Listing, files: Iterable[HubFile], read_header:
 
 
 def _hint(error: OSError, size: int) -> str:
-    if error.errno in _NO_SPACE:
+    if is_disk_full(error):
         return f"free some disk space; without support for sparse files, {format_size(size)} are needed"
     return "make it writable, then try again"

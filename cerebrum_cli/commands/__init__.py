@@ -106,4 +106,14 @@ COMMANDS = (
         "List, search, export and delete saved sessions",
         ("cerebrum sessions list", 'cerebrum sessions search "sky"', "cerebrum sessions export physics > physics.md"),
     ),
+    Command(
+        "prompts",
+        "app",
+        "List, show, edit and delete saved prompts",
+        (
+            "cerebrum prompts edit commit",
+            'cerebrum ask -s "Translate into French." --save-prompt french',
+            "git diff | cerebrum ask -p commit",
+        ),
+    ),
 )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.commands.context import runtime_of
+from cerebrum_cli.commands.context import runtime_of, typed_options
 from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import GENERATION_KEYS, Layer
 from cerebrum_cli.runtime.options import AskOptions
@@ -29,4 +29,4 @@ def ask(
     """
     from cerebrum_cli.runtime import ask
 
-    ask.ask(runtime_of(context, options.verbose), prompt, given, options)
+    ask.ask(runtime_of(context, options.verbose), prompt, given, options, typed_options(context))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.commands.context import runtime_of
+from cerebrum_cli.commands.context import runtime_of, typed_options
 from cerebrum_cli.commands.signature import SettingKeys, composed, parameter
 from cerebrum_cli.core.settings import GENERATION_KEYS, Layer
 from cerebrum_cli.runtime.options import BatchOptions
@@ -36,5 +36,6 @@ def batch(
     """
     from cerebrum_cli.runtime import batch
 
-    if batch.batch(runtime_of(context, options.verbose), source, output, given, options):
+    runtime = runtime_of(context, options.verbose)
+    if batch.batch(runtime, source, output, given, options, typed_options(context)):
         raise typer.Exit(SOME_FAILED)

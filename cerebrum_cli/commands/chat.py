@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.commands.context import runtime_of
+from cerebrum_cli.commands.context import runtime_of, typed_options
 from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import GENERATION_KEYS, Layer
 from cerebrum_cli.runtime.options import ChatOptions
@@ -33,7 +33,6 @@ def chat(
     """
     from cerebrum_cli.runtime import chat
 
-    source = context.get_parameter_source("model")
-    names_model = source is not None and source.name == "COMMANDLINE"
-    if code := chat.chat(runtime_of(context, options.verbose), words or [], names_model, given, options):
+    runtime = runtime_of(context, options.verbose)
+    if code := chat.chat(runtime, words or [], given, options, typed_options(context)):
         raise typer.Exit(code)

@@ -1,11 +1,12 @@
-"""What Tab completes in a shell: installed and known models, prompt formats, sessions, files."""
+"""What Tab completes in a shell: installed and known models, prompt formats, sessions, saved prompts, files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from typer._completion_classes import BashComplete
+from typer._click.shell_completion import ShellComplete
+from typer._completion_classes import BashComplete, FishComplete, ZshComplete
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.settings import environment
@@ -27,25 +28,44 @@ def complete(app: Typer) -> None:
     from typer.main import get_command
 
     command = get_command(app)  # registers Typer's own classes
-    add_completion_class(BashWords, "bash")
+    for shell, words in (("bash", BashWords), ("zsh", ZshWords), ("fish", FishWords)):
+        add_completion_class(words, shell)
     command(standalone_mode=False)
 
 
-class BashWords(BashComplete):
+class OptionValues(ShellComplete):
+    """Completion of `--model=sm`, which shells replace as one word; without defaults in the help of options."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
+        option = incomplete[: incomplete.find("=") + 1] if incomplete.startswith("-") else ""
+        found = super().get_completions(args, incomplete)
+        for item in found:
+            item.value = option + item.value
+            item.help = item.help and item.help.partition(" [")[0]
+        return found
+
+
+class ZshWords(OptionValues, ZshComplete):
+    """Completion in zsh."""
+
+
+class FishWords(OptionValues, FishComplete):
+    """Completion in fish."""
+
+
+class BashWords(OptionValues, BashComplete):
     """Completion in bash, which splits words like `small:Q8_0` and replaces only the part after the colon."""
 
-    option, unreplaced = "", ""
+    unreplaced = ""
 
     def get_completion_args(self) -> tuple[list[str], str]:
         args, last = super().get_completion_args()
         *words, incomplete = joined_words([*args, last])
-        if incomplete.startswith("-"):
-            self.option = incomplete[: incomplete.find("=") + 1]
         self.unreplaced = incomplete.removesuffix(last.lstrip(WORD_BREAKS))
         return words, incomplete
 
     def format_completion(self, item: CompletionItem) -> str:
-        return f"{self.option}{super().format_completion(item)}".removeprefix(self.unreplaced)
+        return super().format_completion(item).removeprefix(self.unreplaced)
 
 
 def joined_words(words: Iterable[str]) -> list[str]:
@@ -109,11 +129,16 @@ def run_names(runtime: Runtime) -> Iterable[str]:
     return (run.name for run in runtime.runs)
 
 
+def saved_prompts(runtime: Runtime) -> Iterable[str]:
+    return runtime.config.prompts
+
+
 COMPLETIONS = {  # values of an option, by its name
     "model": installed_models,
     "format": formats,
     "session": sessions,
     "preset": presets,
+    "use": saved_prompts,
 }
 
 

@@ -27,6 +27,12 @@ def runtime_of(context: typer.Context, verbose: bool = False) -> Runtime:
     return runtime
 
 
+def typed_options(context: typer.Context) -> frozenset[str]:
+    """Names of the parameters that are on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+
+
 def require_agreement(runtime: Runtime, question: str, name: str, yes: bool) -> None:
     """Ask before deleting, unless `-y` is given; exit 1 with nothing deleted if the answer is no."""
     streams = runtime.streams

@@ -30,7 +30,7 @@ def pull(
     """Models are downloaded from the Hugging Face Hub to the Hugging Face cache. A local file is used in place.
 
     Without :QUANT, the quantization recommended for this machine is chosen. If a download is interrupted, run the
-    command again to resume. With --vocabulary, only the header of the file is downloaded, some megabytes: enough to
+    command again to resume. With --vocabulary, only the header of the file is downloaded, a few megabytes: enough to
     write prompts for a server that runs the model.
     """
     from cerebrum_cli.runtime import models

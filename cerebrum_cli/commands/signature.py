@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 from cerebrum_cli.commands.completion import COMPLETIONS, completing
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.options import HEADINGS, Heading, Option, flag, options_of, variable
+from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import OPTIONS, Settings, environment, validate
 
 if TYPE_CHECKING:
@@ -125,14 +126,16 @@ def parameter_of(name: str, declared: Option, hint: Any, is_setting: bool) -> in
     default: bool | list[Any] | None = None
     flags = flag(name)
     if get_origin(hint) is tuple:
-        hint, default = list[get_args(hint)[0]], []  # type: ignore[misc]
+        hint, default = list[str if get_args(hint)[0] is TokenBias else get_args(hint)[0]], []  # type: ignore[misc]
     elif hint is bool and not is_setting:
         default = False
     elif hint is bool or hint == bool | None:
         flags, hint = f"{' ' if hint is bool else flags}/{flag(f'no_{name}')}", bool | None
     else:
         hint = hint | None
-    option = typer_option(name, declared, callback=whole if hint == list[str] else None, flags=flags)
+    option = typer_option(
+        name, declared, callback=whole if hint == list[str] and not declared.splits else None, flags=flags
+    )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
 
 

@@ -1,4 +1,4 @@
-"""config.toml: settings, and the servers it names."""
+"""config.toml: settings, and the servers and prompts it names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import ConfigError
+from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import KEYS, Layer, convert
 
 ENDPOINTS = "endpoints"
+PROMPTS = "prompts"
 _UNQUOTED = re.compile(
     r"^[ \t]*([\w-]+)[ \t]*=[ \t]*(?!true\b|false\b|inf\b|nan\b)([A-Za-z][^\s#\"'\[{]*)[ \t]*(?:#|$)", re.M
 )
@@ -33,44 +35,58 @@ class Config:
 
     settings: Layer = field(default_factory=dict)
     endpoints: Mapping[str, EndpointTable] = field(default_factory=dict)
+    prompts: Mapping[str, SavedPrompt] = field(default_factory=dict)
 
 
 def read_config(path: Path) -> Config:
     """Read a config.toml; a missing file sets nothing. Raises ConfigError with file and key."""
-    import tomllib
-
-    text = ""
     try:
         text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text)
     except FileNotFoundError:
         return Config()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", "fix the file, or move it elsewhere") from error
+    return parse_config(text, path)
+
+
+def parse_config(text: str, path: Path) -> Config:
+    """Parse the text of a config.toml. Raises ConfigError with file and key."""
+    import tomllib
+
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         if unquoted := _UNQUOTED.search(text):
             problem = f"{path}:{line_of(text, unquoted.start())}: {unquoted[2]} is text without quotes"
             raise ConfigError(problem, f'write {unquoted[1]} = "{unquoted[2]}"') from error
         raise ConfigError(f"{path}: {error}", "fix the file, or move it elsewhere") from error
-    tables = values.pop(ENDPOINTS, {})
+    endpoints, prompts = values.pop(ENDPOINTS, {}), values.pop(PROMPTS, {})
     layer = {}
     for name, value in values.items():
-        key = name.replace("-", "_")
         place = re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE)
         where = f"{path}:{line_of(text, place.start())}" if place else str(path)
-        if key not in KEYS:
-            known = (*KEYS, ENDPOINTS)
-            near = "".join(f"did you mean {match}? " for match in get_close_matches(key, known, 1))
-            raise ConfigError(f"{where}: unknown key `{name}`", f"{near}known keys: {', '.join(known)}")
-        if expected := convert(key, value)[1]:
-            raise ConfigError(f"{where}: {name} is {value!r}", f"it must be {expected}")
+        key, _ = read_setting(name, value, where, (ENDPOINTS, PROMPTS))
         layer[key] = value
-    return Config(layer, read_endpoints(tables, path))
+    return Config(layer, read_endpoints(endpoints, path), read_prompts(prompts, path))
+
+
+def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...]) -> tuple[str, Any]:
+    """Key and converted value of a setting; `other_keys` are allowed beside it. Raises ConfigError."""
+    key = name.replace("-", "_")
+    if key not in KEYS:
+        known = (*KEYS, *other_keys)
+        near = "".join(f"did you mean {match}? " for match in get_close_matches(key, known, 1))
+        raise ConfigError(f"{where}: unknown key `{name}`", f"{near}known keys: {', '.join(known)}")
+    converted, expected = convert(key, value)
+    if expected:
+        raise ConfigError(f"{where}: {name} is {value!r}", f"it must be {expected}")
+    return key, converted
 
 
 def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
     """Read the tables `[endpoints.NAME]`. Raises ConfigError."""
     example = '[endpoints.NAME] with url = "http://HOST:PORT"'
-    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
-        raise ConfigError(f"{path}: `{ENDPOINTS}` is not a group of tables", f"write {example}")
+    require_tables(tables, f"{path}: `{ENDPOINTS}`", example)
     known = [each.name for each in fields(EndpointTable)]
     endpoints = {}
     for name, table in tables.items():
@@ -83,6 +99,33 @@ def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
             raise ConfigError(f"{where}: there is no url", f"write {example}")
         endpoints[name] = EndpointTable(**table)
     return endpoints
+
+
+def read_prompts(tables: Any, path: Path) -> dict[str, SavedPrompt]:
+    """Read the tables `[prompts.NAME]`; relative paths are relative to config.toml. Raises ConfigError."""
+    require_tables(tables, f"{path}: `{PROMPTS}`", '[prompts.NAME] with prompt = "..."')
+    return {name: read_prompt(name, table, path) for name, table in tables.items()}
+
+
+def read_prompt(name: str, table: Mapping[str, Any], path: Path) -> SavedPrompt:
+    """Read one table `[prompts.NAME]`. Raises ConfigError."""
+    where = f"{path}: [{PROMPTS}.{name}]"
+    own = {key: table[key] for key in ("prompt", "schema") if key in table}
+    if wrong := next((key for key, value in own.items() if not isinstance(value, str) or not value.strip()), None):
+        raise ConfigError(f"{where}: {wrong} is {own[wrong]!r}", "it must be text that is not empty")
+    settings = dict(
+        read_setting(key, value, where, ("prompt", "schema")) for key, value in table.items() if key not in own
+    )
+    prompt, schema = own.get("prompt"), own.get("schema")
+    return SavedPrompt(
+        name, settings, prompt and prompt.rstrip("\r\n"), schema and path.parent / Path(schema).expanduser()
+    )
+
+
+def require_tables(value: Any, where: str, example: str) -> None:
+    """Raise ConfigError for anything but a group of tables."""
+    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+        raise ConfigError(f"{where} is not a group of tables", f"write {example}")
 
 
 def line_of(text: str, position: int) -> int:

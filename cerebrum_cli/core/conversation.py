@@ -33,6 +33,15 @@ class Conversation:
     def assistant(self, content: str, tokens: tuple[int, ...] | None = None) -> Conversation:
         return replace(self, messages=(*self.messages, Message("assistant", content, tokens)))
 
+    @property
+    def question(self) -> str:
+        """Text of the last message."""
+        return self.messages[-1].content
+
+    def with_question(self, content: str) -> Conversation:
+        """Replace the last message by a question."""
+        return replace(self, messages=self.messages[:-1]).user(content)
+
 
 def conversation_from_messages(items: Any, name: str) -> Conversation:
     """Convert an OpenAI messages list that ends with a question. Raises UsageError with `name` as the source."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from pathlib import Path
 
 
@@ -42,15 +44,29 @@ def exists(path: Path) -> bool:
         return False
 
 
+def is_directory(path: Path) -> bool:
+    """Whether a path leads to a directory, as far as this user can see."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def existing_parent(path: Path) -> Path:
     """The path, or the nearest directory above it that exists."""
     return next(each for each in (path, *path.parents) if exists(each))
 
 
-def atomic_write(path: Path, data: bytes, size: int | None = None) -> None:
+def is_disk_full(error: OSError) -> bool:
+    """Whether a file cannot grow: no space is left, or a quota or the limit of a file's size is reached."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def atomic_write(path: Path, data: bytes, size: int | None = None, mode: int | None = None) -> None:
     """Replace the content of a file atomically: readers and crashes see the old or the new content.
 
-    A `size` beyond the data is filled with zeros, which take no space if the file system supports sparse files.
+    A `size` beyond the data is filled with zeros, which take no space if the file system supports sparse files. Without
+    a `mode`, the file is readable only by its owner.
     """
     from tempfile import NamedTemporaryFile
 
@@ -60,11 +76,20 @@ def atomic_write(path: Path, data: bytes, size: int | None = None) -> None:
             file.write(data)
             file.flush()
             file.truncate(size)
+            if mode is not None:
+                temporary.chmod(mode)
             os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def replace_user_file(path: Path, data: bytes) -> None:
+    """Replace the content of a file that users edit too: atomically, with its permissions, and through a symlink."""
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, data, mode=stat.S_IMODE(path.stat().st_mode) if path.exists() else None)
 
 
 def fsync_directory(directory: Path) -> None:

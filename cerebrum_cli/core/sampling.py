@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cerebrum_cli.core.options import option
 
 SEEDS = 2**32 - 1  # llama.cpp takes the next value for "draw a seed", which could not be reported
+DRY_BREAKERS = ("\n", ":", '"', "*")
+NO_BREAKERS = "none"
+MAX_LOGIT = 10_000  # of penalties and biases: the sum of several stays finite
+MAX_COUNT = 2**31 - 1
+
+
+class TokenBias(NamedTuple):
+    """What is added to the logit of a token: an id, or text of exactly one token until the vocabulary is known."""
+
+    token: int | str
+    bias: float
+
+    def __str__(self) -> str:
+        return f"{self.token}={self.bias:g}"
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """Sampling parameters of one request, applied in llama.cpp's default order.
 
-    Temperature 0 is greedy. `repeat_penalty` 1.0 is off. `seed=None` draws a seed, which the FinishEvent reports.
-    `max_tokens=None` generates until the context is full. Generation stops before any text in `stop`.
+    Temperature 0 is greedy, after logit biases, penalties and DRY. `seed=None` draws a seed, which the FinishEvent
+    reports. `max_tokens=None` generates until the context is full. Generation stops before any text in `stop`.
     """
 
     max_tokens: int | None = option(
@@ -28,10 +43,63 @@ class SamplingParams:
     min_p: float = option(
         0.05, "Drop tokens below P times the likeliest [default: 0.05]", "Sampling", metavar="P", least=0, most=1
     )
+    top_n_sigma: float = option(
+        -1.0, "Keep logits within N sigma [default: -1, off]", "Sampling", metavar="N", least=-1
+    )
+    typical_p: float = option(
+        1.0, "Locally typical sampling [default: 1, off]", "Sampling", metavar="P", least=0, most=1
+    )
     repeat_penalty: float = option(
         1.0, "Penalty for repeated tokens; 1: none [default: 1]", "Sampling", metavar="X", least=0.01
+    )
+    presence_penalty: float = option(
+        0.0, "Penalty for tokens in the last 64 [default: 0]", "Sampling", metavar="X", least=-MAX_LOGIT, most=MAX_LOGIT
+    )
+    frequency_penalty: float = option(
+        0.0, "The same for each occurrence [default: 0]", "Sampling", metavar="X", least=-MAX_LOGIT, most=MAX_LOGIT
+    )
+    dry_multiplier: float = option(
+        0.0, "DRY penalty for repeats [default: 0, off]", "Sampling", metavar="X", least=0, most=MAX_LOGIT
+    )
+    dry_base: float = option(1.75, "Its growth with each token [default: 1.75]", "Sampling", metavar="X", least=1)
+    dry_allowed_length: int = option(
+        2, "Length of repeats without it [default: 2]", "Sampling", metavar="N", least=0, most=MAX_COUNT
+    )
+    dry_penalty_last_n: int = option(
+        64,
+        "Tokens that DRY looks back [default: 64]",
+        "Sampling",
+        metavar="N",
+        least=0,
+        most=MAX_COUNT,
+    )
+    dry_sequence_breaker: tuple[str, ...] = option(
+        DRY_BREAKERS, "Text that ends repeats, or none (repeatable)", "Sampling", metavar="TEXT"
+    )
+    logit_bias: tuple[TokenBias, ...] = option(
+        (), "Add BIAS to a token's logit (repeatable)", "Sampling", metavar="TOKEN=BIAS"
     )
     seed: int | None = option(
         None, "Random seed [default: random; reported]", "Sampling", metavar="N", least=0, most=SEEDS - 1
     )
     stop: tuple[str, ...] = option((), "Stop before this text (repeatable)", "Sampling", metavar="TEXT")
+
+    @property
+    def is_argmax(self) -> bool:
+        """Whether each token is the one with the highest logit, whatever came before."""
+        return self.temperature == 0 and not (self.has_penalties or self.has_dry or self.logit_bias)
+
+    @property
+    def has_penalties(self) -> bool:
+        return (self.repeat_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+    @property
+    def has_dry(self) -> bool:
+        return self.dry_multiplier != 0 and self.dry_penalty_last_n > 0
+
+    @property
+    def dry_breakers(self) -> tuple[str, ...]:
+        """Sequence breakers of DRY: those after the last `none`."""
+        given = self.dry_sequence_breaker
+        last = max((at for at, text in enumerate(given) if text == NO_BREAKERS), default=-1)
+        return given[last + 1 :]

@@ -1,7 +1,7 @@
 """Settings: partial layers merged into one frozen value; the only module that reads the environment.
 
-Lowest layer first: the defaults below, the model's row in models.toml, config.toml, CEREBRUM_* variables, the command
-line.
+Lowest layer first: the defaults below, the model's row in models.toml, config.toml, CEREBRUM_* variables, the saved
+prompt that `--use` names, the command line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.options import flag, option, options_of, variable
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.sampling import MAX_LOGIT, SamplingParams, TokenBias
 
 Layer = Mapping[str, Any]
 
@@ -140,10 +140,16 @@ def convert(key: str, value: Any) -> tuple[Any, str]:
         if declared.most != inf:
             bounds = f"from {declared.least:g} to {declared.most:.10g}"
         return None, f"{'a whole number' if kind == 'int' else 'a number'} {bounds}"
+    if key == "logit_bias":
+        biases = parse_biases(value)
+        return (biases, "") if biases is not None else (None, f"TOKEN=BIAS, with a number up to {MAX_LOGIT}")
     if kind.startswith("tuple"):
         items = [value] if isinstance(value, str) else value
-        is_text = isinstance(items, (list, tuple)) and all(isinstance(item, str) and item for item in items)
-        return (tuple(items), "") if is_text else (None, "text that is not empty")
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item for item in items):
+            return None, "text that is not empty"
+        if key == "dry_sequence_breaker":  # llama.cpp's programs read escapes in its option
+            items = [item.replace("\\n", "\n").replace("\\t", "\t") for item in items]
+        return tuple(items), ""
     if key == "gpu_layers":
         text = str(value)
         return (
@@ -154,3 +160,30 @@ def convert(key: str, value: Any) -> tuple[Any, str]:
     if not isinstance(value, str):
         return None, "text"
     return (value, "") if not declared.choices or value in declared.choices else (None, " or ".join(declared.choices))
+
+
+def parse_biases(value: Any) -> tuple[TokenBias, ...] | None:
+    """Read logit biases: "TOKEN=BIAS", a list of such texts, or a mapping as in OpenAI's API; None if invalid."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (Mapping, list, tuple)):
+        return None
+    pairs = items.items() if isinstance(items, Mapping) else map(_split_bias, items)
+    try:
+        return tuple(_bias(token, number) for token, number in pairs)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _split_bias(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, TokenBias):
+        return item
+    token, _, number = str(item).rpartition("=")
+    return token, number
+
+
+def _bias(token: Any, number: Any) -> TokenBias:
+    """Convert a bias. Raises ValueError and the like."""
+    bias = float(number)
+    if token == "" or isinstance(number, bool) or not abs(bias) <= MAX_LOGIT:
+        raise ValueError
+    return TokenBias(int(token) if str(token).isascii() and str(token).isdigit() else token, bias)

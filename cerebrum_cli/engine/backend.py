@@ -131,7 +131,7 @@ class Backend(Vocabulary, Protocol):
         """Number of tokens in the slot."""
 
     def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> Sampler:
-        """Create a sampler; a repeat penalty starts with the end of the prompt."""
+        """Create a sampler; penalties start with the end of the prompt."""
 
     def copy(self, source: int, target: int) -> None:
         """Copy the contents of the source slot to the target slot, possibly not before the next decode."""

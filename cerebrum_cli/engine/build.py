@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.engine.memory import Device
 
 # CPU features as llama.cpp names them, and as Linux does in /proc/cpuinfo. An instruction that the CPU lacks kills the
@@ -29,6 +30,8 @@ CPU_FLAGS: Mapping[str, str] = {
     "SVE": "sve",
     "SME": "sme",
 }
+# Listed by every Linux kernel in use. Of a newer feature, an older kernel may not know that the CPU has it.
+LONG_LISTED = ("SSE3", "SSSE3", "AVX", "AVX2", "F16C", "FMA", "BMI2", "AVX512", "NEON")
 KEY_FEATURES = ("AVX2", "FMA", "F16C", "DOTPROD")  # many times slower without; others change speed by a fraction
 REQUIREMENT = "llama-cpp-python>=0.3.36,<0.3.37"  # as in pyproject.toml
 
@@ -51,13 +54,18 @@ class Build:
 
     def unsupported_features(self, flags: frozenset[str] | None) -> tuple[str, ...]:
         """Features the build uses but a CPU with these flags lacks; empty if the flags are unknown."""
-        return tuple(name for name in self.cpu_features if flags and name in CPU_FLAGS and CPU_FLAGS[name] not in flags)
+        return lacking(self.cpu_features, flags)
 
     def unused_features(self, flags: frozenset[str] | None) -> tuple[str, ...]:
         """Key features of a CPU with these flags that the build does not use."""
         return tuple(
             name for name in KEY_FEATURES if CPU_FLAGS[name] in (flags or ()) and name not in self.cpu_features
         )
+
+
+def lacking(features: Iterable[str], flags: frozenset[str] | None) -> tuple[str, ...]:
+    """Features that a CPU with these flags lacks; empty if the flags are unknown."""
+    return tuple(name for name in features if flags and name in CPU_FLAGS and CPU_FLAGS[name] not in flags)
 
 
 def read_features(text: str) -> dict[str, dict[str, str]]:
@@ -77,4 +85,4 @@ def read_features(text: str) -> dict[str, dict[str, str]]:
 def rebuild_command(option: str = "") -> str:
     """Command that builds the supported llama.cpp on this machine, with a CMake option."""
     arguments = f'CMAKE_ARGS="{option}" ' if option else ""
-    return f'{arguments}pip install --force-reinstall --no-cache-dir --no-deps "{REQUIREMENT}"'
+    return arguments + pip_install(f'--force-reinstall --no-cache-dir --no-deps "{REQUIREMENT}"')

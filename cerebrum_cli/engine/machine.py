@@ -58,11 +58,12 @@ def thread_count() -> int:
 def processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
     """CPU features as listed by Linux; None if unavailable."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        with path.open(encoding="utf-8", errors="replace") as lines:  # of the first CPU: there may be hundreds
+            pairs = (line.partition(":") for line in lines)
+            flags = (words for key, _, words in pairs if key.strip() in ("flags", "Features"))
+            return frozenset(next(flags).split())
+    except (OSError, StopIteration):
         return None
-    pairs = (line.partition(":") for line in lines)
-    return next((frozenset(words.split()) for key, _, words in pairs if key.strip() in ("flags", "Features")), None)
 
 
 def likely_accelerator(root: Path = Path("/")) -> Literal["cuda", "metal", "vulkan"] | None:

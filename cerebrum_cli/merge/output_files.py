@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 from collections import deque
@@ -15,10 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.core.files import fsync_directory, try_lock
+from cerebrum_cli.core.files import fsync_directory, is_disk_full, try_lock
 
 PART_SUFFIX = ".part"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 OPEN_ATTEMPTS = 10  # another merge may rename the file in between
 MAX_UNHASHED = 4  # chunks written but not hashed yet
 
@@ -126,5 +124,5 @@ def translate_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "free some space, or write elsewhere" if error.errno in DISK_FULL else "write elsewhere"
+        hint = "free some space, or write elsewhere" if is_disk_full(error) else "write elsewhere"
         raise MergeError(f"{path}: {error.strerror}", hint) from error

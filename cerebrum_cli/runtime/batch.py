@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.inference import batch as batches
-from cerebrum_cli.application.inference.loading import Parallel, ResolvedModel, open_model, open_servers
-from cerebrum_cli.application.inference.question import template_options
-from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.input import InputFile, open_input, spool_input
 from cerebrum_cli.batches.journal import Journal, open_journal
@@ -22,10 +18,9 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.engine.plan import expert_notice
-from cerebrum_cli.runtime.cluster import find_nodes
-from cerebrum_cli.runtime.generation import generation_settings, naming_grammar_file, read_grammar
-from cerebrum_cli.runtime.models import find_model, resolve_encoding
-from cerebrum_cli.runtime.servers import find_endpoints, note_servers, noting_servers, without_local
+from cerebrum_cli.runtime.generation import MAX_PARALLEL, find_generator, naming_grammar_file, read_grammar
+from cerebrum_cli.runtime.prompts.use import apply_prompt
+from cerebrum_cli.runtime.servers import note_servers, noted_servers, noting_servers
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
@@ -38,119 +33,62 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.batches.result import Result
     from cerebrum_cli.batches.rows import Rows
+    from cerebrum_cli.core.saved_prompt import SavedPrompt
     from cerebrum_cli.core.settings import Layer
-    from cerebrum_cli.engine.remote.endpoint import Endpoint
-    from cerebrum_cli.runtime.cluster import RayNodes
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options import BatchOptions, ConcurrencyOptions
+    from cerebrum_cli.runtime.options import BatchOptions
 
 STANDARD = Path("-")  # standard input or output
-MAX_PARALLEL = 256  # sequences llama.cpp supports
-AUTO_PARALLEL = 64  # more than this was nowhere faster
 
 
-def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: BatchOptions) -> int:
+def batch(
+    runtime: Runtime, source: Path, output: Path, given: Layer, options: BatchOptions, typed: frozenset[str]
+) -> int:
     """Answer the rows that have no answer yet; return how many failed or have no winner.
 
-    Raises Interrupted with how to resume.
+    `typed` are the parameters on the command line. Raises Interrupted with how to resume.
     """
+    saved, given, options = apply_prompt(runtime, given, options, typed)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
     with closing(open_source(runtime, source)) as file:
         shape = detect_shape(source, options.shape, file.head)
-        rows = read_rows(file, shape, options.column, options.template, options.carry)
-        return answer(runtime, rows, output, given, options)
+        rows = read_rows(file, shape, options.column, options.template, options.carry, saved)
+        return answer(runtime, rows, output, given, options, saved)
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedBatch:
-    """How the rows of a batch are answered: their options, and the model or the servers that answer."""
-
-    row_options: batches.BatchOptions
-    model: Model
-    resolved: ResolvedModel
-    arguments: Mapping[str, Any]
-    parallel: int | None
-    pad_steps: bool
-    endpoints: tuple[Endpoint, ...]
-    nodes: RayNodes | None
-
-    def open(self, runtime: Runtime, unanswered: int) -> LoadedModel:
-        """Start to load the model for so many rows, or to connect to its servers."""
-        settings, votes, tuning = self.row_options.settings, self.row_options.votes, self.resolved.tuning("batch")
-        if self.endpoints:
-            return open_servers(
-                runtime.open_backend,
-                self.endpoints,
-                self.model,
-                settings,
-                template_options=self.arguments,
-                window=self.parallel,
-            )
-        samples = unanswered * (votes.maximum if votes else 1)
-        if self.nodes:
-            parallel = plan_parallel(self.parallel, samples, self.pad_steps)
-            return self.nodes.open(runtime, self.model, settings, self.arguments, parallel)
-        return open_model(
-            runtime.open_backend,
-            self.model,
-            settings,
-            template_options=self.arguments,
-            parallel=plan_parallel(self.parallel or tuning.slots, samples, self.pad_steps),
-            file=self.resolved.model,
-            tuning=tuning,
-            step_costs=self.resolved.step_costs("ask") if settings.drafts else None,
-        )
-
-    def fingerprint(self, runtime: Runtime) -> dict[str, Any]:
-        """Everything the answers depend on besides the prompts, by readable names."""
-        return {
-            **({"batch invariance": "all types"} if self.pad_steps else {}),
-            **({"generated by": "servers"} if self.endpoints else {}),
-            "template arguments": self.arguments or None,
-            **batches.batch_fingerprint(self.row_options, self.model, self.resolved.model, runtime.library),
-        }
-
-
-def prepare(runtime: Runtime, given: Layer, options: BatchOptions) -> PreparedBatch:
-    """Resolve the model and its settings. Raises UsageError, ModelNotFound."""
-    parallel, votes = parse_parallel(options.parallel), options.vote_bounds
-    endpoints = find_endpoints(runtime, options)
-    given = without_padded_drafts(given, options)
-    model = find_model(runtime, given, options)
-    require_generative(model.path, model.header)
-    nodes = find_nodes(runtime, model, options)
-    settings = generation_settings(runtime, given, model, "--votes" if votes else None)
-    settings = without_local(settings) if endpoints else settings
-    grammar = read_grammar(runtime, given, options)
-    is_json, early_stop = options.schema is not None, not options.no_early_stop
-    return PreparedBatch(
-        batches.BatchOptions(settings, grammar, is_json, votes, early_stop, options.ignore_eos),
-        model,
-        ResolvedModel(model) if nodes else resolve_encoding(runtime, model, settings, options),
-        template_options(options.template_arg),
-        parallel,
-        options.batch_invariant,
-        endpoints,
-        nodes,
-    )
-
-
-def answer(runtime: Runtime, rows: IndexedRows, output: Path, given: Layer, options: BatchOptions) -> int:
+def answer(
+    runtime: Runtime,
+    rows: IndexedRows,
+    output: Path,
+    given: Layer,
+    options: BatchOptions,
+    saved: SavedPrompt | None,
+) -> int:
     """Answer the rows of an input."""
-    prepared = prepare(runtime, given, options)
+    votes = options.vote_bounds
+    generator = find_generator(runtime, given, options, "--votes" if votes else None)
+    grammar, is_json = read_grammar(runtime, given, options), options.schema is not None
+    row_options = batches.BatchOptions(
+        generator.settings, grammar, is_json, votes, not options.no_early_stop, options.ignore_eos
+    )
+    file = generator.resolved.model
     record = {
         "input": rows.sha256,
         "column": options.column,
         "template": options.template,
         **({"carry": True} if options.carry else {}),
-        **prepared.fingerprint(runtime),
+        **({"prompt": saved.prompt} if saved and saved.prompt else {}),
+        **generator.fingerprint,
+        **batches.batch_fingerprint(row_options, generator.model, file, runtime.library),
     }
     result = open_result(runtime, output, record, rows, options)
     try:
         if unanswered := count_unanswered(rows, result):
-            notify_of_experts(runtime, prepared.resolved.model, options)
-            generate(runtime, prepared, rows, result, unanswered, output, options)
+            notify_of_experts(runtime, file, options)
+            earlier = noted_servers(result) if isinstance(result, Journal) else ()
+            loaded = generator.open(runtime, unanswered * (votes.maximum if votes else 1), earlier)
+            generate(runtime, loaded, rows, row_options, result, output, options)
         else:
             batches.write_row_errors(rows, result)
             if not options.quiet:
@@ -166,17 +104,16 @@ def answer(runtime: Runtime, rows: IndexedRows, output: Path, given: Layer, opti
 
 def generate(
     runtime: Runtime,
-    prepared: PreparedBatch,
+    loaded: LoadedModel,
     rows: IndexedRows,
+    row_options: batches.BatchOptions,
     result: Result,
-    unanswered: int,
     output: Path,
     options: BatchOptions,
 ) -> None:
     """Answer the unfinished rows, with progress, and note which servers did."""
-    loaded = prepared.open(runtime, unanswered)
     try:
-        events = batches.answer_rows(loaded.responder, rows, prepared.row_options, result, output == STANDARD)
+        events = batches.answer_rows(loaded.responder, rows, row_options, result, output == STANDARD)
         if isinstance(result, Journal):
             events = noting_servers(events, result, loaded)
         with naming_grammar_file(options):
@@ -185,15 +122,6 @@ def generate(
         if isinstance(result, Journal):
             note_servers(result, loaded)
         loaded.engine.close()
-
-
-def without_padded_drafts(given: Layer, options: ConcurrencyOptions) -> Layer:
-    """Turn drafts off with `--batch-invariant`. Raises UsageError if both are asked for."""
-    if not options.batch_invariant:
-        return given
-    if given.get("drafts"):
-        raise UsageError("--batch-invariant and --drafts cannot be used together", "omit one of them")
-    return {**given, "drafts": False}
 
 
 def open_source(runtime: Runtime, source: Path) -> InputFile:
@@ -205,24 +133,10 @@ def open_source(runtime: Runtime, source: Path) -> InputFile:
     return spool_input(runtime.streams.piped.read, "standard input")
 
 
-def parse_parallel(text: str | None) -> int | None:
-    """Read `--parallel`; None chooses automatically. Raises UsageError."""
-    if text in (None, "auto"):
-        return None
-    if text.isdecimal() and 1 <= int(text) <= MAX_PARALLEL:
-        return int(text)
-    raise UsageError(f"--parallel is {text!r}", f"it must be a number from 1 to {MAX_PARALLEL}, or auto")
-
-
 def count_unanswered(rows: Rows, result: Result) -> int:
     """Number of unfinished rows with a question, up to as many as can run concurrently."""
     unfinished = (position for position in range(len(rows)) if position not in result.finished)
     return sum(1 for _ in islice((at for at in unfinished if rows[at].conversation is not None), MAX_PARALLEL))
-
-
-def plan_parallel(requested: int | None, samples: int, pad_steps: bool = False) -> Parallel:
-    """Number of concurrent sequences, at most one per sample."""
-    return Parallel(min(requested or AUTO_PARALLEL, samples), batch_invariant=True, pad_steps=pad_steps)
 
 
 def notify_of_experts(runtime: Runtime, file: Model, options: BatchOptions) -> None:

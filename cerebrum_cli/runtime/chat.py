@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.chat.history import with_session_defaults
+from cerebrum_cli.application.inference.input.text import read_piped
 from cerebrum_cli.application.inference.loading import ModelLoader
-from cerebrum_cli.application.inference.question import read_piped, template_options
+from cerebrum_cli.application.inference.question import template_options
 from cerebrum_cli.application.models.model import as_path, is_file
 from cerebrum_cli.catalogue.reference import looks_like_path
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
+from cerebrum_cli.runtime.prompts.use import apply_prompt
 from cerebrum_cli.runtime.servers import find_endpoints, without_local
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.repl import Repl
@@ -31,23 +33,27 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.repl.terminal_io import InputSource
 
 
-def chat(runtime: Runtime, words: list[str], names_model: bool, given: Layer, options: ChatOptions) -> int:
+def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions, typed: frozenset[str]) -> int:
     """Chat at a terminal, or answer questions from a pipe, and save the session as it goes; return the exit code.
 
-    `words` are a model, unless `-m` names it, and the first question. Raises UsageError for more.
+    `words` are a model, unless `-m` names it, and the first question. Raises UsageError for more. `typed` are the
+    parameters on the command line.
     """
-    if not names_model and words:
+    if "model" not in typed and words:
         reference, *words = words
-        given = {**given, "model": require_model_name(reference)}
+        given, typed = {**given, "model": require_model_name(reference)}, typed | {"model"}
     if len(words) > 1:
         raise UsageError("more than one question given", f"quote the first question: {quote(' '.join(words))}")
     if options.continue_ and options.session:
         raise UsageError("-c and --session cannot be used together", "give one of them")
+    no_cache = {"cache_gb": 0} if options.no_cache else {}
+    unprompted = {**given, **no_cache}
+    saved, given, options = apply_prompt(runtime, given, options, typed)
     system, history, name = given.get("system"), runtime.open_history(detaches=True), options.session
     session = (
         history.acquire_latest() if options.continue_ else history.acquire_named(name) if name is not None else None
     )
-    given = with_session_defaults(session, {**given, "cache_gb": 0} if options.no_cache else given)
+    given = with_session_defaults(session, {**given, **no_cache})
     model = find_model(runtime, given, options)
     endpoints = find_endpoints(runtime, options)
 
@@ -66,13 +72,23 @@ def chat(runtime: Runtime, words: list[str], names_model: bool, given: Layer, op
     )
     settings = fold_settings(given, model)
     conversation = Chat(history, loader, given, loader.open(model, settings), settings, session, name)
+    if saved:
+        own_system = {"system": session.system_prompt} if session else {}
+        conversation.unprompted = with_session_defaults(session, {**own_system, **unprompted})
     keyboard = Keyboard()
     with Signals(runtime.streams) as signals:
         try:
             if session and system is not None:
                 conversation.set_system_prompt(system)
             repl = Repl(
-                conversation, runtime.streams, signals, COMMANDS, no_markdown=options.no_markdown, quiet=options.quiet
+                conversation,
+                runtime.streams,
+                signals,
+                COMMANDS,
+                no_markdown=options.no_markdown,
+                quiet=options.quiet,
+                prompts=runtime.config.prompts,
+                pending_prompt=saved if saved and saved.prompt else None,
             )
             repl.run(input_lines(runtime, repl, keyboard, options.vi), *words)
             return repl.exit_code
@@ -106,6 +122,7 @@ def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> I
         "session": repl.chat.history.store.names,
         "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
         "part": lambda: PARTS,
+        "prompt": lambda: repl.prompts,
     }
     completer = SlashCompleter(names, SETTING_VALUES)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.merging.merge import Merger
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.application.pulling.pull import Puller
-    from cerebrum_cli.catalogue.download import Progress
+    from cerebrum_cli.catalogue.retries import Progress
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
     from cerebrum_cli.engine.bench.protocol import BenchFactory, FileBench

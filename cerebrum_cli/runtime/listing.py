@@ -57,7 +57,7 @@ def show(runtime: Runtime, reference: Reference, given: Layer, options: ShowOpti
         note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
         if vocabulary:
             description = listing.describe(library, vocabulary, lambda *_: None)
-            note = f"only its vocabulary is here, for --endpoint; {note}"
+            note = f"only its vocabulary is installed, for --endpoint; {note}"
     else:
         with FileProgress(runtime.streams, options.quiet or options.json) as progress:
             description = listing.describe(library, model, lambda done, total: progress.update("verify", done, total))

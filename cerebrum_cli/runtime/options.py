@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.options import option, options_of
+from cerebrum_cli.core.options import flag, option, options_of
 from cerebrum_cli.core.settings import OPTIONS
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ class PullOptions(QuietOptions):
 class ServerOptions(QuietOptions):
     """Options of commands that use servers."""
 
-    endpoint: tuple[str, ...] = option((), "Generate on this server (repeatable)", "Server", metavar="URL|NAME")
+    endpoint: tuple[str, ...] = option(
+        (), "Generate on this server (repeatable)", "Server", metavar="URL|NAME", splits=True
+    )
     served_model_name: str | None = option(None, "Model to ask a server for, if it has several", "Server", metavar="ID")
     allow_http_key: bool = option(False, "Send the API key without encryption", "Server")
 
@@ -89,14 +91,25 @@ class GenerationOptions(ConstrainedOptions):
 
 
 @dataclass(frozen=True)
-class AskOptions(GenerationOptions):
+class SavedPromptOptions:
+    """Options of commands that use saved prompts."""
+
+    use: str | None = option(None, "Use a saved prompt, around the question", "Input", short="-p", metavar="NAME")
+
+
+@dataclass(frozen=True)
+class AskOptions(SavedPromptOptions, GenerationOptions):
     file: tuple[Path, ...] = option(
-        (), "Put a file before the prompt (repeatable)", "Input", short="-f", metavar="FILE"
+        (), "Put a file, folder or glob before the prompt (repeatable)", "Input", short="-f", metavar="PATH"
     )
     messages: Path | None = option(None, "OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
     raw: bool = option(False, "Complete the prompt as it stands, without a format", "Input")
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
+    save_prompt: str | None = option(None, "Save PROMPT and settings for -p; ask nothing", "Input", metavar="NAME")
     final: bool = option(False, "Print only the final answer; exit code 5 if there is none", "Output")
+    extract: bool = option(False, "Print only the first code block; exit code 5 if none", "Output", short="-x")
+    extract_last: bool = option(False, "Print only the last code block", "Output")
+    extract_lang: str | None = option(None, "Print only a code block in this language", "Output", metavar="LANG")
     json: bool = option(False, "Print a JSON object", "Output")
     stats: bool = option(False, "Print speed, context and seed on standard error", "Output")
     dry_run: bool = option(False, "Print the exact prompt without evaluating it", "Output")
@@ -104,9 +117,30 @@ class AskOptions(GenerationOptions):
     no_log: bool = option(False, "Do not save this exchange as a session", "Output")
     no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed", local=True)
 
+    @property
+    def extract_flag(self) -> str | None:
+        """The option that asks for a code block; None without one."""
+        return next((flag(name) for name in ("extract_lang", "extract_last", "extract") if getattr(self, name)), None)
+
+    @property
+    def streams_answer(self) -> bool:
+        """Whether the answer is printed while it is generated, not a part of it at the end."""
+        return not (self.final or self.json or self.extract_flag)
+
+    def validate(self) -> None:
+        """Raise UsageError for options that exclude each other."""
+        part = "--final" if self.final else self.extract_flag
+        if self.final and self.extract_flag:
+            raise UsageError(f"--final and {self.extract_flag} cannot be used together", "give one of them")
+        if part and self.schema:
+            raise UsageError(f"{part} and --schema cannot be used together", f"omit {part}: the whole answer is JSON")
+        if self.continue_ and (self.raw or self.messages):
+            other = "--raw" if self.raw else "--messages"
+            raise UsageError(f"-c and {other} cannot be used together", "omit one of them")
+
 
 @dataclass(frozen=True)
-class ChatOptions(AnswerOptions):
+class ChatOptions(SavedPromptOptions, AnswerOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
     vi: bool = option(False, "Edit with vi keys", "Input")
@@ -124,7 +158,7 @@ class ConcurrencyOptions:
 
 
 @dataclass(frozen=True)
-class BatchOptions(ConcurrencyOptions, GenerationOptions):
+class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
     """Options of `cerebrum batch`, apart from INPUT and OUTPUT."""
 
     column: str | None = option(None, "Column with the prompts [default: prompt]", "Input", metavar="NAME")
@@ -191,7 +225,9 @@ class ListOptions(QuietOptions):
 
 @dataclass(frozen=True)
 class DoctorOptions(ServerOptions):
-    endpoint: tuple[str, ...] = option((), "Check this server instead (repeatable)", "Server", metavar="URL|NAME")
+    endpoint: tuple[str, ...] = option(
+        (), "Check this server instead (repeatable)", "Server", metavar="URL|NAME", splits=True
+    )
     offline: bool = option(False, "Do not use the network", "Model")
     json: bool = option(False, "Print a JSON array", "Output")
 
@@ -208,8 +244,7 @@ class PullCommandOptions(PullOptions):
         """Raise UsageError for options that exclude each other."""
         given = (name for name in ("name", "default", "dry_run") if getattr(self, name))
         if self.vocabulary and (other := next(given, None)):
-            flag = other.replace("_", "-")
-            raise UsageError(f"--vocabulary and --{flag} cannot be used together", "give one of them")
+            raise UsageError(f"--vocabulary and {flag(other)} cannot be used together", "give one of them")
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,8 @@ class StageProgress:
         self._last_log = time.monotonic()
 
     def emit(self, event: Event) -> None:
+        if isinstance(event, NoticeEvent):  # which the bar would overwrite
+            self.close()
         if self._quiet or not isinstance(event, StageEvent):
             return
         if self._streams.can_redraw:
@@ -177,7 +179,7 @@ def stage_bar(streams: Streams) -> Progress:
 
 
 def batch_line(event: RowEvent | ScoreEvent, speeds: Sequence[str], left: str, width: int) -> Table:
-    """The texts of a batch's progress that fit a width, and a bar if there is room for one."""
+    """The texts of a batch's progress that fit a width, and a bar if it fits too."""
     from rich.progress_bar import ProgressBar
     from rich.table import Column, Table
     from rich.text import Text

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import OutputError, UsageError
+from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.evals.report import Report
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def plot_report(report: Report, path: Path) -> None:
     try:
         figure = draw_report(report)
     except ModuleNotFoundError as error:
-        raise UsageError("--plot needs matplotlib", 'pip install "cerebrum-cli[eval]"') from error
+        raise UsageError("--plot needs matplotlib", pip_install('"cerebrum-cli[eval]"')) from error
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # a name may lack glyphs in the font
             figure.savefig(path, dpi=150)

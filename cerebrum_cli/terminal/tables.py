@@ -142,7 +142,7 @@ def settings_lines(values: Mapping[str, Any]) -> str:
 
 def _setting_text(value: Any) -> str:
     if isinstance(value, (tuple, list)):
-        return ", ".join(map(repr, value)) or "none"
+        return ", ".join(repr(each) if isinstance(each, str) else str(each) for each in value) or "none"
     if isinstance(value, bool):
         return "on" if value else "off"
     return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
@@ -227,6 +227,18 @@ def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
         "first message",
         ("model", "messages", "updated"),
     )
+
+
+def print_prompts(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
+    cells = [
+        (
+            row["name"],
+            row["model"] and short_reference(row["model"]),
+            textwrap.shorten(row["prompt"] or row["system"] or "", EXCERPT_LENGTH, placeholder=" ..."),
+        )
+        for row in rows
+    ]
+    print_table(streams, ("name", "model", "prompt"), cells, "prompt", ("model",))
 
 
 def short_reference(reference: str) -> str:

@@ -26,6 +26,7 @@ from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError
 from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import Layer, Settings
 from cerebrum_cli.sessions.names import validated_name
 from cerebrum_cli.sessions.rows import Session, StoredMessage
@@ -40,7 +41,8 @@ MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation be
 class Chat:
     """A session and the model that replies in it; `session` is None until the first question.
 
-    `overrides` are the settings from the command line, the environment and /set: they apply to other models too.
+    `overrides` are the settings from the command line, the environment, /set and a saved prompt: they apply to other
+    models too. `unprompted` are the same without the saved prompt.
     """
 
     history: History
@@ -50,6 +52,7 @@ class Chat:
     settings: Settings
     session: Session | None = None
     name: str | None = None
+    unprompted: Layer | None = None
     _counted: tuple[object, int] | None = field(default=None, init=False)
 
     @property
@@ -202,7 +205,26 @@ class Chat:
 
         If that fails, the previous model and settings are restored.
         """
-        overrides = {key: value for key, value in {**self.overrides, **changes}.items() if value is not None}
+        unprompted = None if self.unprompted is None else with_changes(self.unprompted, changes)
+        yield from self._apply(with_changes(self.overrides, changes), changes)
+        self.unprompted = unprompted
+
+    def use(self, saved: SavedPrompt) -> Events:
+        """Apply the settings of a saved prompt instead of those of an earlier one; yield the events of loading.
+
+        Raises UsageError for a prompt that a chat cannot use.
+        """
+        saved.require_chat()
+        before = self.overrides.get("system")
+        unprompted = self.overrides if self.unprompted is None else self.unprompted
+        settings = yield from self._apply({**unprompted, **saved.settings}, saved.settings)
+        self.unprompted = unprompted
+        is_earlier = self.overrides.get("system") != before == self.conversation.system_prompt
+        if "system" in saved.settings or is_earlier:  # not after /system, which stays
+            self.set_system_prompt(settings.system)
+
+    def _apply(self, overrides: Layer, changes: Layer) -> Generator[Event, None, Settings]:
+        """Replace all overrides, and return their settings; see `change_settings`."""
         previous = self.loaded.model, self.settings
         model, settings = self.loader.resolve_settings(overrides)
         if (model.paths, reload_key(settings)) != (previous[0].paths, reload_key(previous[1])):
@@ -211,14 +233,19 @@ class Chat:
             try:
                 self._reopen(model, settings)
                 yield from self.loaded.responder.load()
+                self.loaded.responder.check_settings(settings)
             except BaseException:
                 self._reopen(*previous)
                 raise
         elif notice := draft_notice(self.loaded.file, changes.get("drafts")):
             yield notice
+        elif changes.get("logit_bias"):
+            yield from self.load()
+            self.loaded.responder.check_settings(settings)
         self.overrides, self.settings = overrides, replace(settings, system=self.settings.system)
         if self.session:
             self._update_session()
+        return settings
 
     def load(self) -> Events:
         """Yield the loading events of the model; after a failure, restart it for the next question."""
@@ -328,3 +355,8 @@ class Chat:
             self.session = self.history.store.move(self.session, previous_leaf)
         except SessionError:  # not writable: restore the conversation in memory at least
             self.session = replace(self.session, leaf=previous_leaf)
+
+
+def with_changes(layer: Layer, changes: Layer) -> Layer:
+    """A layer with changes, of which None removes a setting."""
+    return {key: value for key, value in {**layer, **changes}.items() if value is not None}

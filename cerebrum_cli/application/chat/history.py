@@ -13,7 +13,7 @@ from cerebrum_cli.application.inference.reply import Reply
 from cerebrum_cli.application.models.model import Model, absolute_reference
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.names import validated_name
 from cerebrum_cli.sessions.rows import Origin, ReplyMetadata, Session, StoredMessage
@@ -21,7 +21,7 @@ from cerebrum_cli.sessions.store import Store
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
-PARAMS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "max_tokens", "stop", "conclude")
+PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "conclude")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,10 @@ def with_session_defaults(session: Session | None, given: Mapping[str, Any]) -> 
 
 
 def sampling_params(settings: Settings) -> dict[str, Any]:
-    return {**{key: getattr(settings, key) for key in PARAMS}, "stop": list(settings.stop)}
+    """Sampling settings as JSON gives them back."""
+    values = {key: getattr(settings, key) for key in PARAMS}
+    texts = {key: list(map(str, value)) for key, value in values.items() if isinstance(value, tuple)}
+    return {**values, **texts}
 
 
 def suggest_name(conversation: Conversation) -> str:

@@ -14,9 +14,11 @@ from cerebrum_cli.batches.input import open_input
 from cerebrum_cli.batches.rows import InvalidRow
 from cerebrum_cli.batches.template import parse_template
 from cerebrum_cli.catalogue.cache import Cache, CachedFile
-from cerebrum_cli.catalogue.download import Download, Progress, RetryPolicy, git_hash
+from cerebrum_cli.catalogue.download import Download, git_hash
 from cerebrum_cli.catalogue.hub import cache_directory, is_offline, list_repository
+from cerebrum_cli.catalogue.retries import Progress, RetryPolicy
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
+from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.evals.reading import Fields, QuestionSet, Render, Row, parse_lines, read_questions
 from cerebrum_cli.evals.tasks import Task
 
@@ -127,7 +129,7 @@ def _require_pyarrow(task: Task) -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         problem = f"the dataset of {task.name} is a parquet file, which needs pyarrow: {error}"
-        raise CerebrumError(problem, 'pip install "cerebrum-cli[eval]"') from error
+        raise CerebrumError(problem, pip_install('"cerebrum-cli[eval]"')) from error
 
 
 def _parquet_rows(task: Task, cached: CachedFile, data: bytes) -> Iterator[Row]:

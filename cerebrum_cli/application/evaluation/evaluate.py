@@ -188,6 +188,7 @@ def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Gene
     """
     scope = responder.cancel_scope()
     yield from responder.load()
+    responder.check_settings(evaluation.settings)
     writer = SampleWriter(evaluation, run)
     yield writer.progress
     pending: list[PendingQuestion] = []

@@ -195,7 +195,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             prompts.append(plan_prompt(key, positions[0], len(positions), tokens, params, size))
             truncated += len(prompts[-1].request.prompt_tokens) < len(tokens)
         if ignored:
-            self.on_event(NoticeEvent(f"ignored settings of generation: {', '.join(sorted(ignored))}", "omit them"))
+            self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
         self._notify_of_truncation(truncated, len(prompts))
         return prompts
 
@@ -253,7 +253,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     def _notify_of_truncation(self, truncated: int, total: int) -> None:
         if truncated:
-            problem = f"{truncated} of {total} texts are longer than {self.max_length} tokens and lost their beginning"
+            problem = f"{truncated} of {total} texts exceed {self.max_length} tokens and were truncated on the left"
             self.on_event(NoticeEvent(problem, "raise --ctx, or use fewer examples"))
 
     @cached_property

@@ -103,7 +103,7 @@ def sampling_params(settings: Mapping[str, Any], stop: Sequence[str], seed: int)
         )
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"settings of generation: {error}", "check generation_kwargs of the task and --gen-kwargs"
+            f"generation settings: {error}", "check generation_kwargs of the task and --gen-kwargs"
         ) from error
 
 

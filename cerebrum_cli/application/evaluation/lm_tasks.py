@@ -135,7 +135,7 @@ class Notices(logging.Handler):
         message = " ".join(record.getMessage().split())
         if record.name != TASK_DEFINITIONS and message not in self._seen:
             self._seen.add(message)
-            self._on_event(NoticeEvent(message, "a warning of lm-eval"))
+            self._on_event(NoticeEvent(message, "a warning from lm-eval"))
 
 
 def results_table(results: Mapping[str, Any], preset: Preset | None = None) -> str:

@@ -9,23 +9,25 @@ from typing import Any
 from cerebrum_cli.application.inference.format_choice import choose_format
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
-from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
+from cerebrum_cli.core.settings import GENERATION_KEYS, Settings
 
 MODEL_KEYS = ("model", "model file", "format")
-_SETTINGS = ("system", *SAMPLING_KEYS, "ctx")
+_ALWAYS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop")
 
 
 def generation_fingerprint(
     settings: Settings, grammar: str | None, model: Model, file: Model, library: Library
 ) -> dict[str, Any]:
-    """The model, the settings and the grammar; `file` is the model file used."""
-    values = asdict(settings)
+    """The model, the settings and the grammar; `file` is the model file used.
+
+    Older versions have recorded the settings of `_ALWAYS` only, so the others are left out where they are the default.
+    """
+    values, default = asdict(settings), asdict(Settings())
+    recorded = [key for key in GENERATION_KEYS if key in _ALWAYS or values[key] != default[key]]
     return {
         "model": model.label,
         "model file": library.identity(file),
         "format": choose_format(settings.format, model.known_format, model.header.chat_template),
-        **{key.replace("_", " "): values[key] for key in _SETTINGS},
+        **{key.replace("_", " "): values[key] for key in ("system", *recorded, "ctx")},
         "grammar": grammar and sha256(grammar.encode()).hexdigest(),
-        **({"conclude": settings.conclude} if settings.conclude else {}),
-        **({} if settings.loop_check else {"loop check": False}),
     }

@@ -8,16 +8,19 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.inference.conclude import Closings, plan_closings
 from cerebrum_cli.application.inference.controls import ReplyStart, reply_controls
+from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Part, Text
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control.control import ControlFactory
@@ -90,7 +93,9 @@ class ReplyStream:
     `SequenceId.request` counts the requests in the order given. Close the stream to stop what still runs.
     """
 
-    def __init__(self, engine: Engine, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> None:
+    def __init__(
+        self, engine: Engine, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None
+    ) -> None:
         self._requests: dict[int, TokenizedRequest] = {}
         self._splitters: dict[SequenceId, ThoughtSplitter] = {}
         self._completions = engine.complete(self._read(requests), scope)
@@ -119,11 +124,13 @@ class ReplyStream:
     def close(self) -> None:
         self._completions.close()
 
-    def _read(self, requests: Iterable[TokenizedRequest]) -> Iterator[Request]:
+    def _read(self, requests: Iterable[TokenizedRequest | None]) -> Iterator[Request | None]:
         """Yield the requests as the engine takes them."""
-        for index, each in enumerate(requests):
-            self._requests[index] = each
-            yield each.request
+        indexes = count()
+        for each in requests:
+            if each:
+                self._requests[next(indexes)] = each
+            yield each.request if each else None
 
     def _has_channels(self, sequence: SequenceId) -> bool:
         request = self._requests.get(sequence.request)
@@ -172,7 +179,8 @@ class Responder:
     def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
         """Tokenize a request.
 
-        Raises PromptTooLong if no room is left for a reply, FormatError if the format cannot render the conversation.
+        Raises PromptTooLong if no room is left for a reply, FormatError if the format cannot render the conversation,
+        UsageError as `check_settings` does.
         """
         prompt_format = self._format
         prompt = self._render(request.conversation)
@@ -180,7 +188,7 @@ class Responder:
         prefix_text = self._decode_prefix(request.prefix_tokens)
         tokenized = Request(
             self._tokenize_prompt(prompt, request.prefix_tokens),
-            request.settings.sampling(() if request.ignore_eos else prompt_format.stop),
+            self._sampling(request.settings, () if request.ignore_eos else prompt_format.stop),
             request.grammar,
             request.n,
             self._visible_tokens,
@@ -193,8 +201,15 @@ class Responder:
         )
         return TokenizedRequest(tokenized, prompt_format, thought, prefix_text)
 
-    def generate(self, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> ReplyStream:
-        """Start to generate the replies to several requests; the caller closes the stream."""
+    def check_settings(self, settings: Settings) -> None:
+        """Raise UsageError for a logit bias of something that is not a token of the loaded model."""
+        self._sampling(settings, ())
+
+    def generate(self, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None) -> ReplyStream:
+        """Start to generate the replies to several requests; the caller closes the stream.
+
+        An engine that schedules rows takes None for none now, and reads on after the next event.
+        """
         return ReplyStream(self._engine, requests, scope)
 
     def group_by_length(self, requests: Iterable[TokenizedRequest]) -> list[list[int]]:
@@ -208,7 +223,7 @@ class Responder:
 
     @property
     def schedules_rows(self) -> bool:
-        """Whether the engine takes thousands of requests, and starts them as it has room."""
+        """Whether the engine takes thousands of requests, and starts them as slots become free."""
         return self._engine.capabilities.schedules_rows
 
     @property
@@ -317,6 +332,10 @@ class Responder:
 
     def cancel(self) -> None:
         self._engine.cancel()
+
+    def _sampling(self, settings: Settings, stop: tuple[str, ...]) -> SamplingParams:
+        params = settings.sampling(stop)
+        return replace(params, logit_bias=resolve_biases(self._engine.vocabulary, params.logit_bias))
 
     def _decode_prefix(self, tokens: Sequence[int]) -> str:
         vocabulary = self._engine.vocabulary

@@ -112,7 +112,7 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class VocabularyRemoval:
-    """Removal of a vocabulary file; what belongs to the same model as a whole, such as its profile, is kept."""
+    """Removal of a vocabulary file; what belongs to the whole model, such as its profile, remains."""
 
     library: Library
     model: Model

@@ -17,11 +17,12 @@ from cerebrum_cli.application.models.removal import VocabularyRemoval
 from cerebrum_cli.application.pulling.download_plan import HEADER_BYTES, PART_HEADER_BYTES, DownloadPlanner
 from cerebrum_cli.catalogue import vocabularies
 from cerebrum_cli.catalogue.cache import Cache
-from cerebrum_cli.catalogue.download import Download, Progress
+from cerebrum_cli.catalogue.download import Download
 from cerebrum_cli.catalogue.hub import HubFile, Listing
 from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.reference import NameReference, PathReference, Reference
 from cerebrum_cli.catalogue.registry import Digest, ModelFile, Source
+from cerebrum_cli.catalogue.retries import Progress
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent

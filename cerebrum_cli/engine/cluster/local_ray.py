@@ -36,7 +36,7 @@ class LocalRay:
         assert self._child.stdout
         address = self._child.stdout.readline().strip()
         if not address:
-            raise EndpointError("Ray cannot be started on this machine", "see why: ray start --head")
+            raise EndpointError("Ray cannot be started on this machine", "to see why, run ray start --head")
         return address
 
     def close(self) -> None:

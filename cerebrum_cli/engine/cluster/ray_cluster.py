@@ -1,4 +1,4 @@
-"""The adapter to Ray: one actor on each node, placed and restarted by Ray, never asked again by it."""
+"""The adapter to Ray: one actor on each node, placed and restarted by Ray, which retries no request."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
+from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.engine.cluster.local_ray import LocalRay
 from cerebrum_cli.engine.cluster.node import AHEAD
 from cerebrum_cli.engine.cluster.worker import NodeInfo, OpenEngine, Trouble, Worker
@@ -19,9 +20,9 @@ from cerebrum_cli.engine.remote.kind import Part
 from cerebrum_cli.engine.sequence import Request
 
 CONNECT_S = 5.0
-PLACEMENT_S = 30.0  # for Ray to find room on all nodes
+PLACEMENT_S = 30.0  # for Ray to place workers on all nodes
 CONTROL = "control"  # calls that must not wait for answers
-INSTALL = "pip install 'cerebrum-cli[ray]'"
+INSTALL = pip_install("'cerebrum-cli[ray]'")
 
 
 def require_ray() -> None:
@@ -86,8 +87,8 @@ class RayCluster:
             raise EndpointError("the Ray cluster has no node with a processor", "start nodes with ray start --address")
         self._group = ray.util.placement_group(bundles, strategy="STRICT_SPREAD")
         if not self._group.wait(PLACEMENT_S):
-            problem = f"the Ray cluster has no room for a worker on each of its {len(bundles)} nodes"
-            raise EndpointError(problem, "stop what else runs there (ray status), or use fewer processors: --threads N")
+            problem = f"the Ray cluster cannot run a worker on each of its {len(bundles)} nodes"
+            raise EndpointError(problem, "stop other work there (see ray status), or use fewer processors: --threads N")
         actor_class = ray.remote(concurrency_groups={CONTROL: 2})(Worker)
         for index, bundle in enumerate(bundles):
             options = actor_class.options(
@@ -143,7 +144,7 @@ async def answered(reference: Any) -> Any:
         text = str(error)
         if "ModuleNotFoundError" in text or "ImportError" in text:
             last = text.strip().splitlines()[-1]
-            problem = f"this program cannot be imported on a node: {one_line(last)}"
+            problem = f"cerebrum cannot be imported on a node: {one_line(last)}"
             raise EndpointError(problem, "install the same version of cerebrum there, for the same Python") from error
         raise LostServerError("its process is gone") from error
     except ray.exceptions.RayError as error:

@@ -16,11 +16,13 @@ from cerebrum_cli.engine.backend import Row, Sampler, StopFlag, TokenScore
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.context import LlamaContext, context_params, has_recurrent_state
 from cerebrum_cli.engine.llama.devices import free_memory
+from cerebrum_cli.engine.llama.grammar import parse_grammar
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.sampler import (
     GrammarSampler,
     GreedySampler,
     LlamaSampler,
+    SamplerChains,
     logits,
     score_row,
 )
@@ -57,6 +59,7 @@ class LlamaBackend(Vocabulary):
         pad_steps: bool = False,
     ) -> None:
         super().__init__(model)
+        self._chains = SamplerChains(self._vocab)
         self._model = model
         self._stop = stop
         self._sizes = sizes
@@ -179,12 +182,14 @@ class LlamaBackend(Vocabulary):
         return 0 <= slot < self._made_with.slots and self.length(slot) < self.capacity
 
     def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> Sampler:
-        is_greedy = params.temperature == 0 and params.repeat_penalty == 1.0
-        if grammar is None and is_greedy and self._options.n_streams > 1:
+        if grammar is None and params.is_argmax and self._options.n_streams > 1:
             return GreedySampler(self.logits)
-        if grammar is None:
-            return LlamaSampler(self._vocab, self.batch_position, params, seed, prompt)
-        return GrammarSampler(self._vocab, self.batch_position, params, seed, prompt, grammar)
+        parsed = None if grammar is None else parse_grammar(self._vocab, grammar)
+        last_n = min(params.dry_penalty_last_n, self.context_size)  # it takes memory
+        chain = self._chains.create(replace(params, dry_penalty_last_n=last_n), seed, prompt)
+        if parsed is None:
+            return LlamaSampler(chain, self.batch_position)
+        return GrammarSampler(parsed, chain, self.batch_position, self.size)
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""
@@ -262,6 +267,7 @@ class LlamaBackend(Vocabulary):
     def close(self) -> None:
         if self._context:
             self._context.close()
+        self._chains.close()
         llama.llama_model_free(self._model)
 
     @property

@@ -17,8 +17,10 @@ from types import ModuleType
 from typing import Any
 
 from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.core.settings import environment, set_environment_default
-from cerebrum_cli.engine.build import REQUIREMENT, rebuild_command
+from cerebrum_cli.engine.build import LONG_LISTED, REQUIREMENT, lacking, rebuild_command
+from cerebrum_cli.engine.machine import processor_flags
 
 DEBUG, WARNING, CONTINUED = 1, 3, 5  # ggml's log levels; 2 is info, 4 error
 
@@ -54,7 +56,7 @@ def import_bindings(name: str) -> Any:
     if "llama_cpp" not in sys.modules:
         spec = find_spec("llama_cpp")
         if spec is None or spec.submodule_search_locations is None:
-            raise EngineError("llama-cpp-python is not installed", f'pip install "{REQUIREMENT}"')
+            raise EngineError("llama-cpp-python is not installed", pip_install(f'"{REQUIREMENT}"'))
         package = ModuleType("llama_cpp")
         package.__path__ = list(spec.submodule_search_locations)
         package.__spec__ = spec
@@ -68,6 +70,19 @@ def import_bindings(name: str) -> Any:
         ) from error
 
 
+def require_cpu(library: Any, flags: frozenset[str] | None) -> None:
+    """Raise EngineError if llama.cpp was built for another CPU: initializing it would kill the process.
+
+    A library that chooses its code for the CPU when it is initialized has no functions to ask.
+    """
+    functions = {name: getattr(library, f"ggml_cpu_has_{name.lower()}", None) for name in LONG_LISTED}
+    if missing := lacking((name for name, has in functions.items() if has and has()), flags):
+        raise EngineError(
+            f"llama.cpp was built for another CPU: this one lacks {', '.join(missing)}",
+            f"rebuild it on this machine: {rebuild_command()}",
+        )
+
+
 # llama.cpp's threads busy-wait for each other, forever by default. Two processes on the same cores then wait for
 # threads that are not scheduled: on 2 cores, two concurrent answers fell from 200 to 0.3 tokens per second each. With
 # this spin count, after which a thread sleeps, they fell to 16; a single answer is as fast. Read at load time.
@@ -78,6 +93,7 @@ set_environment_default("GGML_NO_BACKTRACE", "1")  # a failed assertion would st
 
 log = Log()
 llama = import_bindings("llama_cpp")
+require_cpu(llama._lib, processor_flags())
 _write_log = llama.llama_log_callback(log.write)  # kept alive: llama.cpp holds the pointer
 llama.llama_log_set(_write_log, None)
 

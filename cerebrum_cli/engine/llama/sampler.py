@@ -1,4 +1,7 @@
-"""llama.cpp's samplers as a chain in its default order: penalties, top-k, top-p, min-p, temperature, distribution.
+"""llama.cpp's samplers as a chain in its default order.
+
+These are logit biases, penalties, DRY, top-n-sigma, top-k, typical-p, top-p, min-p, temperature and distribution. At
+temperature 0, the likeliest token follows DRY.
 
 A grammar is applied last and lazily: most sampled tokens fit it, and checking one token is cheap, while filtering the
 whole vocabulary is not. Only if a token does not fit, all tokens are filtered and one is sampled again.
@@ -7,34 +10,76 @@ whole vocabulary is not. Only if a token does not fit, all tokens are filtered a
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import TokenScore
-from cerebrum_cli.engine.llama.grammar import is_allowed, parse_grammar
+from cerebrum_cli.engine.llama.grammar import is_allowed
 from cerebrum_cli.engine.llama.library import llama
 
 PENALTY_WINDOW = 64  # tokens, llama.cpp's own default
+LEAST_P = 1e-30  # of a token for typical-p, whose entropy is not a number with a probability of 0
 
 BatchPosition = Callable[[int], tuple[Any, int]]
 """The current context, which samplers outlive, and the index of a row of the last decode in its batch."""
 
 
+class SamplerChains:
+    """Builds the sampler chains of a model's sequences.
+
+    A DRY sampler reads the whole vocabulary for its sequence breakers, so the latest is saved, and copied for others.
+    """
+
+    def __init__(self, vocab: Any) -> None:
+        self._vocab = vocab
+        self._dry: tuple[tuple[Any, ...], Any] | None = None
+
+    def create(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Any:
+        """Create a chain that has accepted the end of the prompt, as far as penalties look back."""
+        chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        for sampler in (*self._logit_samplers(params), *_selection(params, seed)):
+            llama.llama_sampler_chain_add(chain, sampler)
+        window = max(params.has_penalties * PENALTY_WINDOW, params.has_dry * params.dry_penalty_last_n)
+        for token in prompt[-window:] if window else ():
+            llama.llama_sampler_accept(chain, token)
+        return chain
+
+    def _logit_samplers(self, params: SamplingParams) -> Iterator[Any]:
+        size = llama.llama_vocab_n_tokens(self._vocab)
+        if params.logit_bias:
+            biases = [llama.llama_logit_bias(token=int(each.token), bias=each.bias) for each in params.logit_bias]
+            array = (llama.llama_logit_bias * len(biases))(*biases)
+            yield llama.llama_sampler_init_logit_bias(size, len(biases), array)
+        if params.has_penalties:
+            penalties = (params.repeat_penalty, params.frequency_penalty, params.presence_penalty)
+            yield llama.llama_sampler_init_penalties(size, PENALTY_WINDOW, *penalties)
+        if params.has_dry:
+            yield self._dry_sampler(params)
+
+    def _dry_sampler(self, params: SamplingParams) -> Any:
+        numbers = (params.dry_multiplier, params.dry_base, params.dry_allowed_length, params.dry_penalty_last_n)
+        key = (*numbers, params.dry_breakers)
+        if self._dry is None or self._dry[0] != key:
+            self.close()
+            texts = [text.encode("utf-8", "surrogatepass") for text in params.dry_breakers]
+            breakers = (ctypes.c_char_p * len(texts))(*texts)
+            self._dry = key, llama.llama_sampler_init_dry(self._vocab, *numbers, breakers, len(texts))
+        return llama.llama_sampler_clone(self._dry[1])
+
+    def close(self) -> None:
+        if self._dry:
+            llama.llama_sampler_free(self._dry[1])
+            self._dry = None
+
+
 class LlamaSampler:
     """The sampler chain of one sequence."""
 
-    def __init__(
-        self, vocab: Any, batch_position: BatchPosition, params: SamplingParams, seed: int, prompt: Sequence[int]
-    ) -> None:
+    def __init__(self, chain: Any, batch_position: BatchPosition) -> None:
+        self._chain = chain
         self._batch_position = batch_position
-        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        for sampler in _chain(params, seed, llama.llama_vocab_n_tokens(vocab)):
-            llama.llama_sampler_chain_add(self._chain, sampler)
-        if params.repeat_penalty != 1.0:
-            for token in prompt[-PENALTY_WINDOW:]:
-                llama.llama_sampler_accept(self._chain, token)
 
     def sample(self, row: int) -> int:
         """Sample the next token from a row of logits, and accept it."""
@@ -67,22 +112,13 @@ class GreedySampler:
 
 
 class GrammarSampler(LlamaSampler):
-    """A sampler constrained by a grammar."""
+    """A sampler constrained by a grammar, given as a sampler of its own."""
 
-    def __init__(
-        self,
-        vocab: Any,
-        batch_position: BatchPosition,
-        params: SamplingParams,
-        seed: int,
-        prompt: Sequence[int],
-        grammar: str,
-    ) -> None:
+    def __init__(self, grammar: Any, chain: Any, batch_position: BatchPosition, size: int) -> None:
         import numpy
 
-        self._grammar = parse_grammar(vocab, grammar)
-        super().__init__(vocab, batch_position, params, seed, prompt)
-        size = llama.llama_vocab_n_tokens(vocab)
+        super().__init__(chain, batch_position)
+        self._grammar = grammar
         self._data = numpy.zeros(size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
         self._ids = numpy.arange(size)
 
@@ -134,22 +170,20 @@ def score_row(row_logits: Any, tokens: Iterable[int]) -> list[TokenScore]:
     return [TokenScore(float(row_logits[token]) - log_total, token == argmax) for token in tokens]
 
 
-def _chain(params: SamplingParams, seed: int, vocabulary_size: int) -> list[Any]:
-    samplers = []
-    if params.repeat_penalty != 1.0:
-        samplers.append(
-            llama.llama_sampler_init_penalties(vocabulary_size, PENALTY_WINDOW, params.repeat_penalty, 0.0, 0.0)
-        )
+def _selection(params: SamplingParams, seed: int) -> Iterator[Any]:
     if params.temperature <= 0:
-        return [*samplers, llama.llama_sampler_init_greedy()]
-    return [
-        *samplers,
-        llama.llama_sampler_init_top_k(params.top_k),
-        llama.llama_sampler_init_top_p(params.top_p, 1),
-        llama.llama_sampler_init_min_p(params.min_p, 1),
-        llama.llama_sampler_init_temp(params.temperature),
-        llama.llama_sampler_init_dist(seed),
-    ]
+        yield llama.llama_sampler_init_greedy()
+        return
+    if params.top_n_sigma > 0:
+        yield llama.llama_sampler_init_top_n_sigma(params.top_n_sigma)
+    yield llama.llama_sampler_init_top_k(params.top_k)
+    if params.typical_p < 1:
+        yield llama.llama_sampler_init_min_p(LEAST_P, 1)
+        yield llama.llama_sampler_init_typical(params.typical_p, 1)
+    yield llama.llama_sampler_init_top_p(params.top_p, 1)
+    yield llama.llama_sampler_init_min_p(params.min_p, 1)
+    yield llama.llama_sampler_init_temp(params.temperature)
+    yield llama.llama_sampler_init_dist(seed)
 
 
 def _array(data: Any, size: int) -> Any:

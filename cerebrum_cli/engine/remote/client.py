@@ -1,4 +1,4 @@
-"""HTTP to one server: JSON in, JSON or a stream of events out, and failures by what is to be done about them.
+"""HTTP to one server: JSON in, JSON or a stream of events out, and failures classified by how they are handled.
 
 Only this module imports httpx2 for endpoints. Redirects are not followed: a key never reaches another host.
 """
@@ -138,6 +138,14 @@ class Client:
             problem = "refuses this API key" if self._has_key else "requires an API key"
             raise EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env of its table in config.toml")
         raise failure(status, message, kind, _retry_after(response))
+
+
+def import_http() -> None:
+    """Import all of httpx2 that a client needs, which takes a tenth of a second; what goes wrong is raised later."""
+    with contextlib.suppress(Exception):
+        import httpx2
+
+        httpx2.AsyncClient(trust_env=False, verify=False)
 
 
 def failure(status: int, message: str, kind: str = "", retry_after: float | None = None) -> Exception:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 
 from cerebrum_cli.core.events import ServerTokens
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.engine.remote.pool import Job, Pool, Server, finish_cancelled
+from cerebrum_cli.engine.remote.job import Job, Server, finish_cancelled
+from cerebrum_cli.engine.remote.pool import Pool
 
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
 
 
 class Connection:
-    """A pool of servers on its event loop, and the vocabulary they share."""
+    """A pool of servers, and the vocabulary they share; `call` calls a function on the pool's event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, pool: Pool, vocabulary: Vocabulary) -> None:
-        self._loop = loop
+    def __init__(self, call: Callable[[Callable[[], object]], None], pool: Pool, vocabulary: Vocabulary) -> None:
+        self._call = call
         self._pool = pool
         self.vocabulary = vocabulary
 
     @property
     def servers(self) -> Sequence[Server]:
-        return self._pool.servers
+        """Those that have answered so far."""
+        return self._pool.known
 
     @property
     def generated(self) -> tuple[ServerTokens, ...]:
@@ -36,11 +36,6 @@ class Connection:
         """Number of samples to submit at a time."""
         return AHEAD * sum(server.window for server in self.servers)
 
-    @property
-    def samples_per_request(self) -> int:
-        """Number of samples that any of the servers takes in one request."""
-        return min(server.max_samples for server in self.servers)
-
     def submit(self, jobs: Sequence[Job], scope: CancelScope) -> None:
         """Submit jobs, unless their scope is cancelled by the time that they arrive."""
 
@@ -51,13 +46,8 @@ class Connection:
             else:
                 self._pool.submit(jobs)
 
-        self.call(receive)
+        self._call(receive)
 
     def cancel(self, should_cancel: Callable[[Job], bool]) -> None:
         """Cancel jobs, without waiting for it."""
-        self.call(lambda: self._pool.cancel(should_cancel))
-
-    def call(self, function: Callable[[], object]) -> None:
-        """Call a function on the event loop, unless that has ended."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function)
+        self._call(lambda: self._pool.cancel(should_cancel))

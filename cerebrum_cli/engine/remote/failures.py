@@ -1,4 +1,4 @@
-"""Why a request has no reply, by what is to be done: ask elsewhere, wait, give up this request, or stop everything."""
+"""Why a request has no reply, by how that is handled: retry elsewhere, wait, refuse the request, or stop everything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LostServerError(Exception):
 
 
 class BusyServerError(Exception):
-    """The server takes no more requests now; `retry_after` is in seconds, None if it does not say."""
+    """The server takes no more requests now; `retry_after` is in seconds, None if not stated."""
 
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
@@ -34,7 +34,7 @@ class RefusedRequestError(Exception):
         self.error = error
 
 
-def no_server_error(reasons: dict[str, str]) -> EndpointError:
+def no_server_error(reasons: dict[str, str], noun: str, remedy: str) -> EndpointError:
     """The error for when no server has answered for a while; `reasons` by name."""
     problems = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    return EndpointError(f"no server answers ({problems})", "start one, then run the same command again")
+    return EndpointError(f"no {noun} answers ({problems})", f"{remedy}, then run the same command again")

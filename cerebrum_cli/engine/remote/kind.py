@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import Forced, Timings
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import Client, RequestError, failure, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
@@ -55,26 +57,29 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """A server that is ready: its kind and build, the id of its model, tokens of a sequence, and concurrent sequences.
+    """A server that is ready: its kind and build, the id of its model, where its `weights` are from, tokens of a
+    sequence, and concurrent sequences.
 
     One request may ask for `max_samples`. `has_seeds`: the same seed gives the same sample. `has_other_weights`: those
-    of the model are not read from a GGUF file.
+    of the model are not read from a GGUF file. `end_tokens` end a reply here; the server's own files may name fewer.
     """
 
     kind: ServerKind
     build: str
     model: str
+    weights: str
     context_size: int
     slots: int
     max_samples: int
     vocabulary_size: int | None = None
     has_seeds: bool = True
     has_other_weights: bool = False
+    end_tokens: tuple[int, ...] = ()
 
     @property
     def recorded(self) -> dict[str, str]:
         """What is recorded with replies: not the address."""
-        return {"kind": self.kind.name, "build": self.build}
+        return {"kind": self.kind.name, "build": self.build, "model": self.weights}
 
 
 class ServerKind(Protocol):
@@ -83,6 +88,7 @@ class ServerKind(Protocol):
     name: str
     completion_path: str
     context_option: str  # on the server's command line
+    takes_end_tokens: bool
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         """Ask a server what it is, given the `entry` of its model in /v1/models. Raises EndpointError."""
@@ -103,6 +109,33 @@ class ServerKind(Protocol):
         """What this server does otherwise with a request than llama.cpp does here: notices and hints."""
 
 
+def origin(record: Mapping[str, str]) -> str:
+    """Where the replies of a recorded server come from, in words: not its build, which may be updated."""
+    return f"{record['model']} on {record['kind']}" if "model" in record else record["kind"]
+
+
+def is_same_origin(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether replies of two recorded servers may be mixed; an older record has no model."""
+    return all(before.get(key, now[key]) == now[key] for key in ("kind", "model"))
+
+
+def file_name(path: str) -> str:
+    """The last part of a path on any system."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def repository(name: str) -> str:
+    """The name of a model on the Hub, or of the folder that a path leads to."""
+    is_path = name.startswith(("/", ".", "~", "\\")) or name[1:2] == ":"
+    return file_name(name) if is_path else name
+
+
+def served_weights(entry: Mapping[str, Any], path: Any) -> str:
+    """Where the weights of a model in /v1/models are from, given their path; with the base of an adapter."""
+    name, base = one_line(repository(str(path or entry["id"]))), entry.get("parent")
+    return f"{name} on {one_line(repository(str(base)))}" if base else name
+
+
 def text_of(reply: Mapping[str, Any], key: str) -> str:
     """A text of a reply, fit to be printed; empty without the key. Raises TypeError."""
     text = reply.get(key, "")
@@ -113,14 +146,29 @@ def text_of(reply: Mapping[str, Any], key: str) -> str:
 
 def sampler_differences(name: str, request: Request) -> list[tuple[str, str]]:
     """What vLLM and SGLang sample otherwise than llama.cpp does: notices and hints."""
-    found = []
-    if request.params.temperature not in (0.0, 1.0):
+    found, params = [], request.params
+    if params.temperature not in (0.0, 1.0):
         problem = f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them"
         found.append((problem, "samples are drawn from another distribution; at temperature 0 or 1 it is the same"))
-    if request.params.repeat_penalty != 1.0:
+    if params.repeat_penalty != 1.0:
         problem = f"{name}'s repeat penalty counts the whole text, not the last 64 tokens"
         found.append((problem, "replies differ from those of llama.cpp; omit --repeat-penalty"))
+    if params.presence_penalty or params.frequency_penalty:
+        problem = f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens"
+        found.append((problem, "replies differ from those of llama.cpp"))
+    lacking = {
+        "--dry-multiplier": params.has_dry,
+        "--top-n-sigma": params.temperature > 0 and params.top_n_sigma > 0,
+        "--typical-p": params.temperature > 0 and params.typical_p < 1,
+    }
+    for option in (option for option, is_used in lacking.items() if is_used):
+        found.append((f"{name} has no {option}: it is ignored", f"omit {option}, or use llama-server"))
     return found
+
+
+def bias_object(params: SamplingParams) -> dict[str, float]:
+    """Logit biases as OpenAI's API has them."""
+    return {str(token): bias for token, bias in params.logit_bias}
 
 
 async def ask(client: Client, endpoint: Endpoint, path: str, **query: str) -> Any:

@@ -10,29 +10,23 @@ from cerebrum_cli.core.events import Timings
 from cerebrum_cli.engine.remote.client import Client, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, room_for_reply, text_of
+from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, file_name, room_for_reply, text_of
 from cerebrum_cli.engine.sequence import Request
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
 PING_S = 15
 # What is off here, whatever the server's command line turns on.
 _OFF = {
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "dry_multiplier": 0.0,
     "xtc_probability": 0.0,
-    "typical_p": 1.0,
-    "top_n_sigma": -1.0,
     "dynatemp_range": 0.0,
     "mirostat": 0,
     "adaptive_target": -1.0,
     "min_keep": 0,
     "n_indent": 0,
     "t_max_predict_ms": -1,
-    "logit_bias": [],
     "lora": [],
 }
-_SAMPLERS = ["penalties", "top_k", "top_p", "min_p", "temperature"]
+_SAMPLERS = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "temperature"]
 _REPLY_FIELDS = (
     "index",
     "content",
@@ -54,17 +48,20 @@ class LlamaServer:
     name = "llama-server"
     completion_path = "/completion"
     context_option = "-c"
+    takes_end_tokens = False  # it knows them from the same file
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         """Ask for the properties of a server. Raises EndpointError if they lack something."""
         model = str(entry["id"])
         props = await ask(client, endpoint, "/props", model=model)
         try:
-            size, slots = entry.get("meta", {}).get("n_vocab"), max(1, int(props["total_slots"]))
+            meta, slots = entry.get("meta", {}), max(1, int(props["total_slots"]))
+            size = meta.get("n_vocab")
             return ServerInfo(
                 self,
                 one_line(str(props["build_info"])),
                 model,
+                _weights(str(props.get("model_path", model)), meta),
                 int(props["default_generation_settings"]["n_ctx"]),
                 slots,
                 slots,
@@ -90,8 +87,18 @@ class LlamaServer:
             "top_k": params.top_k,
             "top_p": params.top_p,
             "min_p": params.min_p,
+            "top_n_sigma": params.top_n_sigma,
+            "typical_p": params.typical_p if params.temperature else 1.0,  # it might drop the likeliest token
             "repeat_penalty": params.repeat_penalty,
             "repeat_last_n": PENALTY_WINDOW,
+            "presence_penalty": params.presence_penalty,
+            "frequency_penalty": params.frequency_penalty,
+            "dry_multiplier": params.dry_multiplier,
+            "dry_base": params.dry_base,
+            "dry_allowed_length": params.dry_allowed_length,
+            "dry_penalty_last_n": min(params.dry_penalty_last_n, info.context_size),  # it takes memory
+            "dry_sequence_breakers": list(params.dry_breakers) or [""],  # it refuses an empty list, and skips ""
+            "logit_bias": [list(each) for each in params.logit_bias],
             "stop": list(params.stop),
             "grammar": request.grammar or "",
             "ignore_eos": request.ignore_eos,
@@ -123,6 +130,12 @@ class LlamaServer:
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
         return ()
+
+
+def _weights(path: str, meta: Mapping[str, Any]) -> str:
+    """The name of a model's file, which may be elsewhere on another machine, and its size where it is stated."""
+    name = one_line(file_name(path))
+    return f"{name} ({int(meta['size'])} bytes)" if "size" in meta else name
 
 
 def _whole(reply: Mapping[str, Any]) -> Part:

@@ -15,8 +15,10 @@ from cerebrum_cli.engine.remote.kind import (
     ServerInfo,
     StopReason,
     ask,
+    bias_object,
     room_for_reply,
     sampler_differences,
+    served_weights,
     text_of,
 )
 from cerebrum_cli.engine.sequence import Request
@@ -25,7 +27,7 @@ SEQUENCES = 256  # where the server does not report --max-running-requests
 LEAST_TOP_P = 1e-6  # 0 is refused
 ALL_TOKENS = -1  # for top_k
 IGNORED_SEEDS = (
-    "this server ignores seeds: other samples each time",
+    "this server ignores seeds: samples differ each time",
     "start SGLang with --enable-deterministic-inference",
 )
 
@@ -33,24 +35,29 @@ IGNORED_SEEDS = (
 class Sglang:
     """SGLang's server. All samples of one request would share a seed, so each is a request; the prompt is cached.
 
-    With `sends_deltas`, each event of a stream holds what is new in it; otherwise, all of the reply so far.
+    With an `adapter`, its LoRA weights are used. With `sends_deltas`, each event of a stream holds what is new in it;
+    otherwise, all of the reply so far.
     """
 
     name = "SGLang"
     completion_path = "/generate"
     context_option = "--context-length"
+    takes_end_tokens = True
 
-    def __init__(self, sends_deltas: bool = False) -> None:
+    def __init__(self, sends_deltas: bool = False, adapter: str | None = None) -> None:
         self._sends_deltas = sends_deltas
+        self._adapter = adapter
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         """Ask for the server's settings: only with deterministic inference, seeds have an effect."""
         settings = await ask(client, endpoint, "/server_info")
+        adapter = str(entry["id"]) if entry.get("parent") else None
         try:
             return ServerInfo(
-                Sglang(bool(settings.get("incremental_streaming_output"))),
+                Sglang(bool(settings.get("incremental_streaming_output")), adapter),
                 one_line(str(settings["version"])),
                 str(entry["id"]),
+                served_weights(entry, entry.get("root") if adapter else settings.get("model_path")),
                 int(entry["max_model_len"]),
                 int(settings.get("max_running_requests") or SEQUENCES),
                 max_samples=1,
@@ -70,6 +77,7 @@ class Sglang:
             "input_ids": list(request.prompt_tokens),
             "stream": request.stream,
             "return_logprob": request.logprobs,
+            **({"lora_path": self._adapter} if self._adapter else {}),
             "sampling_params": {
                 "max_new_tokens": limit if limit is not None and limit < room_for_reply(request, info) else None,
                 "n": samples,
@@ -78,12 +86,14 @@ class Sglang:
                 "top_p": max(params.top_p, LEAST_TOP_P),
                 "min_p": params.min_p,
                 "repetition_penalty": params.repeat_penalty,
-                "presence_penalty": 0.0,
-                "frequency_penalty": 0.0,
+                "presence_penalty": params.presence_penalty,
+                "frequency_penalty": params.frequency_penalty,
                 "min_new_tokens": 0,
                 "stop": list(params.stop),
+                "stop_token_ids": [] if request.ignore_eos else list(info.end_tokens),
                 "ignore_eos": request.ignore_eos,
                 "skip_special_tokens": False,
+                **({"logit_bias": bias_object(params)} if params.logit_bias else {}),
                 **({"sampling_seed": seed} if info.has_seeds else {}),
                 **({"ebnf": request.grammar} if request.grammar else {}),
             },

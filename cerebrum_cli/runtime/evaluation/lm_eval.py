@@ -20,10 +20,11 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.core.options import flag
+from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.core.settings import GENERATION_KEYS, set_environment_default
 from cerebrum_cli.engine.plan import plan_repacking
 from cerebrum_cli.evals.presets import Preset, find_preset
-from cerebrum_cli.runtime.batch import AUTO_PARALLEL, parse_parallel
+from cerebrum_cli.runtime.generation import AUTO_PARALLEL, parse_parallel
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.terminal.bars import StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
@@ -105,7 +106,7 @@ def run_lm_eval(
 def require_usable(tasks: str, output: Path | None, given: Layer, options: EvalOptions, lm_eval: LmEvalOptions) -> None:
     """Raise UsageError for options that have no effect or exclude each other, and if lm-eval is not installed."""
     if find_spec("lm_eval") is None:
-        raise UsageError("lm-eval is not installed", 'pip install "cerebrum-cli[lm-eval]"')
+        raise UsageError("lm-eval is not installed", pip_install('"cerebrum-cli[lm-eval]"'))
     if not all(task.strip() for task in tasks.split(",")):
         raise UsageError(f"lm-eval:{tasks} lacks the name of a task", "write lm-eval:arc_easy or lm-eval:arc_easy,piqa")
     if options.endpoint or options.ray:
@@ -164,10 +165,9 @@ def evaluate(
     def emit(event: Event) -> None:
         if isinstance(event, LoadEvent):
             event = StageEvent(f"loading {model.model.name}", round(100 * event.fraction), 100)
-        if isinstance(event, NoticeEvent) and not options.quiet:
-            progress.close()  # a bar would overwrite it
-            runtime.streams.notice(event)
         progress.emit(event)
+        if isinstance(event, NoticeEvent) and not options.quiet:
+            runtime.streams.notice(event)
 
     cache.parent.mkdir(parents=True, exist_ok=True)
     try:

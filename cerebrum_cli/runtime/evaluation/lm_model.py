@@ -9,11 +9,12 @@ from typing import Any
 from cerebrum_cli.application.evaluation.lm_harness import CerebrumLM
 from cerebrum_cli.application.inference.format_choice import choose_format
 from cerebrum_cli.core.errors import FormatError, UsageError
-from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS
 from cerebrum_cli.runtime.composition import real_runtime
 from cerebrum_cli.runtime.evaluation.lm_eval import HarnessModel
 from cerebrum_cli.terminal.bars import StageProgress
+from cerebrum_cli.terminal.sinks import NoticeSink
 
 SETTINGS = (*(key for key in KEYS if key not in GENERATION_KEYS), "seed")
 
@@ -39,12 +40,10 @@ class CerebrumModel(CerebrumLM):
         with suppress(FormatError):
             raw = not choose_format(merged.format, found.known_format, found.header.chat_template)
         host = HarnessModel(found, runtime.resolved_model(found, merged), merged, raw)
-        progress = StageProgress(runtime.streams, quiet=False)
+        sinks = (StageProgress(runtime.streams, quiet=False), NoticeSink(runtime.streams))
 
         def emit(event: Event) -> None:
-            if isinstance(event, NoticeEvent):
-                progress.close()
-                runtime.streams.notice(event)
-            progress.emit(event)
+            for sink in sinks:
+                sink.emit(event)
 
         super().__init__(partial(host.open, runtime.open_backend), emit, merged.seed or 0)

@@ -34,7 +34,7 @@ def show_preview(runtime: Runtime, prepared: PreparedEvaluation, kept: Sequence[
     """
     evaluation = prepared.evaluation
     question = evaluation.questions[0]
-    loaded = prepared.open(runtime, 1, vocabulary_only=True)
+    loaded = prepared.generator.open_vocabulary(runtime)
     try:
         preview = loaded.responder.preview(Conversation(system_prompt=evaluation.settings.system).user(question.prompt))
     finally:
@@ -79,21 +79,21 @@ def estimate(
     """Estimate the time of the missing samples in seconds, and what the estimate rests on; None if it is unknown."""
     if not missing:
         return 0.0, "nothing to generate"
-    evaluation, samples = prepared.evaluation, len(missing)
+    evaluation, generator, samples = prepared.evaluation, prepared.generator, len(missing)
     runs = [run for run in runtime.runs if run.model == evaluation.model and run.record.notes.get("timed_samples")]
     same = next((run for run in reversed(runs) if run.task == prepared.task.name), None)
     if same:
         notes = same.record.notes
         return notes["seconds"] / notes["timed_samples"] * samples, f"based on run {same.name}"
-    if prepared.endpoints or prepared.nodes:
+    if not generator.is_local:
         return None, "the time depends on the servers"
     tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
     with contextlib.suppress(UsageError, IndexError, StatisticsError):  # no run, a damaged one, or one without samples
         tokens = round(mean(sample.completion_tokens for sample in runs[-1].samples() if not sample.is_skipped))
-    options = load_options(prepared.resolved.model, evaluation.settings)
-    tuning = prepared.resolved.tuning("batch")
+    options = load_options(generator.resolved.model, evaluation.settings)
+    tuning = generator.resolved.tuning("batch")
     try:
-        with closing(runtime.open_bench(options, prepared.resolved.model.paths)) as bench:
+        with closing(runtime.open_bench(options, generator.resolved.model.paths)) as bench:
             prefill, decode = bench.speed(tuning, PREFILL), bench.speed(tuning, DECODE)
     except TrialError as error:
         return None, f"cannot estimate the run time: {error}"

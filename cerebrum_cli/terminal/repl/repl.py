@@ -13,7 +13,9 @@ from cerebrum_cli.application.inference.reply import Reply, ReplyCollector, repl
 from cerebrum_cli.application.inference.voting import MajorityVote
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import format_names
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.repl.signals import Signals
@@ -32,7 +34,8 @@ DROP_ORDER = ("speed", "format", "session", "model", "files")  # segments of the
 class Repl:
     """A chat at a terminal.
 
-    `commands` are the slash commands by name. `is_done` ends the loop, `pending_files` go before the next question.
+    `commands` are the slash commands by name, `prompts` the saved prompts. `is_done` ends the loop; `pending_files` go
+    before the next question, which is the input of `pending_prompt`.
     """
 
     chat: Chat
@@ -41,6 +44,8 @@ class Repl:
     commands: Mapping[str, Callable[[Repl, SlashLine], None]]
     no_markdown: bool = False
     quiet: bool = False
+    prompts: Mapping[str, SavedPrompt] = field(default_factory=dict)
+    pending_prompt: SavedPrompt | None = None
     last_collector: ReplyCollector | None = None
     pending_files: list[tuple[str, str]] = field(default_factory=list)
     is_done: bool = False
@@ -106,6 +111,7 @@ class Repl:
             if self.last_collector and self.last_collector.reply
             else None
         )
+        pending = [name for name, _ in self.pending_files] + ([self.pending_prompt.name] if self.pending_prompt else [])
         segments = {
             "session": chat.session.name if chat.session else "",
             "unsaved": "not saved" if chat.unsaved_notice else "",
@@ -113,7 +119,7 @@ class Repl:
             "format": chat.loaded.format_name,
             "context": context,
             "speed": f"{speed:.0f} t/s" if speed else "",
-            "files": f"with {', '.join(name for name, _ in self.pending_files)}" if self.pending_files else "",
+            "files": f"with {format_names(pending)}" if pending else "",
         }
         return fit_segments({name: strip_controls(text) for name, text in segments.items() if text}, width)
 
@@ -196,15 +202,18 @@ class Repl:
         render(events, lambda: self.chat.loaded.responder.cancel(), (*quiet, *sinks), self.signals.generating)
 
     def _ask_with_files(self, text: str, ask: Callable[[str], None]) -> None:
-        """Ask with the pending files; they stay pending if the question does not fit."""
-        files, self.pending_files = self.pending_files, []
+        """Ask with the pending files and saved prompt; they stay pending if the question does not fit."""
+        (files, self.pending_files), (saved, self.pending_prompt) = (
+            (self.pending_files, []),
+            (self.pending_prompt, None),
+        )
         try:
-            ask(compose_prompt(text, files, None))
+            ask(compose_prompt(text, files, None, saved))
         except CerebrumError as error:
             self._failed_question = error
             if not isinstance(error, PromptTooLong):
                 raise
-            self.pending_files = files
+            self.pending_files, self.pending_prompt = files, saved
             raise CerebrumError(error.message, f"{error.hint}; /undo removes a turn, /clear starts over") from error
 
     def _ask(self, text: str) -> None:

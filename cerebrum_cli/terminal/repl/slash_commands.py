@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
-from cerebrum_cli.application.inference.question import read_prompt
+from cerebrum_cli.application.inference.input.files import read_prompt_files
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.saved_prompt import find_prompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, parse_value
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
 from cerebrum_cli.terminal.repl.slash_table import (
@@ -31,7 +32,15 @@ from cerebrum_cli.terminal.repl.slash_table import (
 )
 from cerebrum_cli.terminal.repl.terminal_io import shorten_question
 from cerebrum_cli.terminal.streams import columns
-from cerebrum_cli.terminal.tables import PIPE_WIDTH, context_text, print_sessions, settings_lines, stats_line
+from cerebrum_cli.terminal.tables import (
+    PIPE_WIDTH,
+    context_text,
+    print_prompts,
+    print_rows,
+    print_sessions,
+    settings_lines,
+    stats_line,
+)
 
 if TYPE_CHECKING:
     from cerebrum_cli.sessions.rows import StoredMessage
@@ -94,6 +103,18 @@ def show_settings(repl: Repl, _: SlashLine) -> None:
     shown = {"model": chat.loaded.model.reference, **values, "format": chat.loaded.format_name}
     usage = chat.context_usage
     repl.streams.info(settings_lines({**shown, "ctx": usage[1] if usage else chat.settings.ctx}))
+
+
+def use_prompt(repl: Repl, line: SlashLine) -> None:
+    if not line.argument:
+        rows = [saved.as_object() for saved in repl.prompts.values()]
+        print_rows(repl.streams, rows, False, print_prompts, "no saved prompts; cerebrum prompts edit NAME creates one")
+        return
+    saved = find_prompt(repl.prompts, line.argument)
+    with unchanged_on_interrupt("settings unchanged"):
+        repl.wait_for(repl.chat.use(saved))
+    repl.pending_prompt = saved if saved.prompt else None
+    repl.streams.info(f"using {saved.name}{' for the next question' if saved.prompt else ''}")
 
 
 def undo(repl: Repl, _: SlashLine) -> None:
@@ -208,8 +229,10 @@ def export_session(repl: Repl, line: SlashLine) -> None:
 
 def attach_file(repl: Repl, line: SlashLine) -> None:
     path = parse_path(_required(line, "a file", "for example /file notes.txt"))
-    repl.pending_files.append((str(path), read_prompt(path)))
-    repl.streams.info(f"{path} will be prepended to your next question")
+    files = read_prompt_files([path], repl.streams.notice)
+    repl.pending_files += files
+    what = f"{path}: {len(files)} files" if len(files) > 1 else files[0][0]
+    repl.streams.info(f"{what} will be prepended to your next question")
 
 
 def show_tokens(repl: Repl, _: SlashLine) -> None:
@@ -236,7 +259,7 @@ def copy_reply(repl: Repl, line: SlashLine) -> None:
         if not line.argument.isdecimal() or not 0 < int(line.argument) <= len(blocks):
             has = f"the last reply has {len(blocks)} code block{'' if len(blocks) == 1 else 's'}"
             raise UsageError(f"/copy {line.argument}: {has}", "give the number shown above the block")
-        text, part = blocks[int(line.argument) - 1], f"code block {line.argument}"
+        text, part = blocks[int(line.argument) - 1].text, f"code block {line.argument}"
     repl.streams.info(f"copied {part} via {copy_to_clipboard(repl.streams, text)}")
 
 
@@ -292,6 +315,7 @@ COMMANDS: dict[str, Callable[[Repl, SlashLine], None]] = {
     "model": change_model,
     "set": change_setting,
     "params": show_settings,
+    "use": use_prompt,
     "undo": undo,
     "retry": retry,
     "votes": vote,

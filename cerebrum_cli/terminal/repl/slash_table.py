@@ -23,7 +23,7 @@ SETTABLE_ON_SERVERS = tuple(key for key in SETTABLE if key not in LOCAL_KEYS)
 SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.choices for key, option in OPTIONS.items() if option.choices}
 PARTS = ("question", "answer")  # of a turn; both can be edited
 
-ArgumentKind = Literal["", "path", "model", "session", "setting", "part"]
+ArgumentKind = Literal["", "path", "model", "session", "setting", "part", "prompt"]
 
 
 class SlashCommand(NamedTuple):
@@ -53,6 +53,7 @@ SLASH_COMMANDS = (
     SlashCommand("model", "[MODEL]", "show the model, or switch to another", "model"),
     SlashCommand("set", "KEY [VALUE]", "change a setting; no value resets it", "setting"),
     SlashCommand("params", "", "show the settings"),
+    SlashCommand("use", "[NAME]", "use a saved prompt for the next question, and its settings; or list them", "prompt"),
     SlashCommand("undo", "", "undo the last turn"),
     SlashCommand("retry", "[TEMP|SEED]", "answer again, with a temperature (0.7) or a seed (a whole number above 2)"),
     SlashCommand("votes", "K [QUESTION]", "majority answer of K samples; default: the last question"),
@@ -63,7 +64,7 @@ SLASH_COMMANDS = (
     SlashCommand("load", "NAME", "switch to another session", "session"),
     SlashCommand("save", "NAME", "rename this session (sessions are always saved)"),
     SlashCommand("export", "FILE", "write the session as .md, .json (OpenAI messages) or .txt (exact prompt)", "path"),
-    SlashCommand("file", "FILE", "prepend a file to the next question", "path"),
+    SlashCommand("file", "PATH", "prepend a file, folder or glob to the next question", "path"),
     SlashCommand("tokens", "", "show context usage"),
     SlashCommand("stats", "", "show speed and token counts of the last reply"),
     SlashCommand("copy", "[N]", "copy the last reply, or its N-th code block"),
@@ -76,7 +77,7 @@ KEYS = (
     ("Enter", "send"),
     ("Alt-Enter, Ctrl-J", "new line"),
     ('"""', "starts and ends multi-line input"),
-    ("Tab", "complete a command, file, model, session or setting"),
+    ("Tab", "complete a command, file, model, session, setting or saved prompt"),
     ("Up, Down", "previous questions"),
     ("Ctrl-R", "search previous questions"),
     ("Ctrl-X Ctrl-E", "edit in $VISUAL or $EDITOR"),

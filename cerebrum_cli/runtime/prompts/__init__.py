@@ -1,0 +1,1 @@
+"""Saved prompts: `--use` and `--save-prompt`, and the runs of `cerebrum prompts`."""
