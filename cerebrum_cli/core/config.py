@@ -11,7 +11,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.saved_prompt import SavedPrompt
-from cerebrum_cli.core.settings import KEYS, Layer, convert
+from cerebrum_cli.core.settings import KEYS, Layer, convert, in_directory
 
 ENDPOINTS = "endpoints"
 PROMPTS = "prompts"
@@ -67,7 +67,7 @@ def parse_config(text: str, path: Path) -> Config:
         where = f"{path}:{line_of(text, place.start())}" if place else str(path)
         key, _ = read_setting(name, value, where, (ENDPOINTS, PROMPTS))
         layer[key] = value
-    return Config(layer, read_endpoints(endpoints, path), read_prompts(prompts, path))
+    return Config(in_directory(layer, path.parent), read_endpoints(endpoints, path), read_prompts(prompts, path))
 
 
 def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...]) -> tuple[str, Any]:
@@ -117,9 +117,8 @@ def read_prompt(name: str, table: Mapping[str, Any], path: Path) -> SavedPrompt:
         read_setting(key, value, where, ("prompt", "schema")) for key, value in table.items() if key not in own
     )
     prompt, schema = own.get("prompt"), own.get("schema")
-    return SavedPrompt(
-        name, settings, prompt and prompt.rstrip("\r\n"), schema and path.parent / Path(schema).expanduser()
-    )
+    file = schema and path.parent / Path(schema).expanduser()
+    return SavedPrompt(name, in_directory(settings, path.parent), prompt and prompt.rstrip("\r\n"), file)
 
 
 def require_tables(value: Any, where: str, example: str) -> None:

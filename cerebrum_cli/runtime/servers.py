@@ -55,8 +55,17 @@ def find_endpoint(runtime: Runtime, text: str, options: ServerOptions) -> Endpoi
     return Endpoint(text if text in tables else url, url, key, served_model, options.allow_http_key)
 
 
+def require_no_adapters(settings: Settings, option: str) -> None:
+    """Raise UsageError if adapters are set, wherever that is: without them, answers are others."""
+    if settings.lora:
+        problem = f"{option} cannot apply the adapter {settings.lora[0]}: it concerns a model on this machine"
+        hint = "start the server with it, and give --lora none" if option == "--endpoint" else "give --lora none"
+        raise UsageError(problem, hint)
+
+
 def without_local(settings: Settings) -> Settings:
-    """Settings without those of a model on this machine, which config.toml may set."""
+    """Settings without those of a model on this machine, which config.toml may set. Raises UsageError for adapters."""
+    require_no_adapters(settings, "--endpoint")
     defaults = Settings()
     return replace(settings, **{key: getattr(defaults, key) for key in LOCAL_KEYS})
 

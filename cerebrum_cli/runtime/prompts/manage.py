@@ -14,7 +14,7 @@ from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import replace_user_file
 from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.saved_prompt import SavedPrompt, find_prompt
-from cerebrum_cli.core.settings import KEYS
+from cerebrum_cli.core.settings import KEYS, in_directory
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.runtime.generation import MAX_GRAMMAR_BYTES
 from cerebrum_cli.runtime.prompts.config_file import (
@@ -86,7 +86,7 @@ def save(
     require_name(name)
     if other := min(typed - SAVED, default=None):
         raise UsageError(f"{flag(other)} cannot be saved with a prompt", "omit it, and give it with each question")
-    settings = {key: value for key, value in given.items() if key in typed}
+    settings = dict(in_directory({key: value for key, value in given.items() if key in typed}, Path.cwd()))
     if "model" in settings:
         settings["model"] = absolute_reference(settings["model"])
     piped = runtime.streams.piped
