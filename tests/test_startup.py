@@ -27,6 +27,7 @@ HEAVY = (
     "sqlite3",
     "yaml",
     "tomlkit",
+    "pathspec",
 )
 # What `ask` needs neither without drafts, nor for a single answer, nor without servers.
 UNUSED_BY_ASK = {

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.chat.history import with_session_defaults
+from cerebrum_cli.application.inference.input.text import read_piped
 from cerebrum_cli.application.inference.loading import ModelLoader
-from cerebrum_cli.application.inference.question import read_piped, template_options
+from cerebrum_cli.application.inference.question import template_options
 from cerebrum_cli.application.models.model import as_path, is_file
 from cerebrum_cli.catalogue.reference import looks_like_path
 from cerebrum_cli.core.errors import ModelNotFound, UsageError

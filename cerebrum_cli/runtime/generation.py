@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.application.inference.input.text import read_text
 from cerebrum_cli.application.inference.loading import Parallel, ResolvedModel, open_model, open_servers
-from cerebrum_cli.application.inference.question import read_text, template_options
+from cerebrum_cli.application.inference.question import template_options
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.application.chat.history import History, has_valid_tokens, load_conversation, suggest_name
+from cerebrum_cli.application.inference.input.text import read_text
 from cerebrum_cli.application.inference.loading import BackendFactory, LoadedModel, open_model
-from cerebrum_cli.application.inference.question import read_text
 from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation

@@ -148,6 +148,7 @@ def reply_object(
     format_name: str,
     final_answer: str | None,
     votes: Mapping[str, Any] | None = None,
+    extracted: str | None = None,
 ) -> dict[str, Any]:
     """The object `ask --json` prints; `file` is the model file used, None behind a server. Rates are per second."""
     finish = reply.finish
@@ -158,6 +159,7 @@ def reply_object(
         "format": format_name,
         "text": reply.text,
         "final_answer": final_answer,
+        "extracted": extracted,
         "finish_reason": finish.reason,
         "concluded_at": reply.concluded_at,
         "prompt_tokens": finish.prompt_tokens,

@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.inference.question import read_piped, read_text
+from cerebrum_cli.application.inference.input.text import read_piped, read_text
 from cerebrum_cli.application.models.model import absolute_reference
 from cerebrum_cli.core.config import PROMPTS, parse_config
 from cerebrum_cli.core.errors import ConfigError, UsageError

@@ -15,6 +15,7 @@ from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import format_names
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.repl.signals import Signals
@@ -118,7 +119,7 @@ class Repl:
             "format": chat.loaded.format_name,
             "context": context,
             "speed": f"{speed:.0f} t/s" if speed else "",
-            "files": f"with {', '.join(pending)}" if pending else "",
+            "files": f"with {format_names(pending)}" if pending else "",
         }
         return fit_segments({name: strip_controls(text) for name, text in segments.items() if text}, width)
 

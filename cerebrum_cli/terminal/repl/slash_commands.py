@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
-from cerebrum_cli.application.inference.question import read_prompt
+from cerebrum_cli.application.inference.input.files import read_prompt_files
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -229,8 +229,10 @@ def export_session(repl: Repl, line: SlashLine) -> None:
 
 def attach_file(repl: Repl, line: SlashLine) -> None:
     path = parse_path(_required(line, "a file", "for example /file notes.txt"))
-    repl.pending_files.append((str(path), read_prompt(path)))
-    repl.streams.info(f"{path} will be prepended to your next question")
+    files = read_prompt_files([path], repl.streams.notice)
+    repl.pending_files += files
+    what = f"{path}: {len(files)} files" if len(files) > 1 else files[0][0]
+    repl.streams.info(f"{what} will be prepended to your next question")
 
 
 def show_tokens(repl: Repl, _: SlashLine) -> None:
@@ -257,7 +259,7 @@ def copy_reply(repl: Repl, line: SlashLine) -> None:
         if not line.argument.isdecimal() or not 0 < int(line.argument) <= len(blocks):
             has = f"the last reply has {len(blocks)} code block{'' if len(blocks) == 1 else 's'}"
             raise UsageError(f"/copy {line.argument}: {has}", "give the number shown above the block")
-        text, part = blocks[int(line.argument) - 1], f"code block {line.argument}"
+        text, part = blocks[int(line.argument) - 1].text, f"code block {line.argument}"
     repl.streams.info(f"copied {part} via {copy_to_clipboard(repl.streams, text)}")
 
 

@@ -64,7 +64,7 @@ SLASH_COMMANDS = (
     SlashCommand("load", "NAME", "switch to another session", "session"),
     SlashCommand("save", "NAME", "rename this session (sessions are always saved)"),
     SlashCommand("export", "FILE", "write the session as .md, .json (OpenAI messages) or .txt (exact prompt)", "path"),
-    SlashCommand("file", "FILE", "prepend a file to the next question", "path"),
+    SlashCommand("file", "PATH", "prepend a file, folder or glob to the next question", "path"),
     SlashCommand("tokens", "", "show context usage"),
     SlashCommand("stats", "", "show speed and token counts of the last reply"),
     SlashCommand("copy", "[N]", "copy the last reply, or its N-th code block"),
