@@ -151,6 +151,7 @@ def test_prompts_are_listed_and_shown(home: Home) -> None:
         "system": None,
         "model": None,
         "schema": None,
+        "extract": False,
         "settings": {"temperature": 0.9},
     }
     assert home.run("prompts", "show", "a b", "--json").object == second
@@ -200,7 +201,7 @@ def test_prompts_keep_permissions_and_symlinks(home: Home) -> None:
 def test_ask_saves_what_is_typed_as_a_prompt(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CEREBRUM_MAX_TOKENS", "5")
     (home.home / "a.json").write_text("{}")
-    more = ("-s", "Be brief.", "--temperature", "0.5", "--stop", "x", "--schema", "a.json", "-m", "./m.gguf")
+    more = ("-s", "Be brief.", "--temperature", "0.5", "--stop", "x", "--schema", "a.json", "-x", "-m", "./m.gguf")
     done = home.run("ask", "Sum up:\n\n{input}", *more, "--save-prompt", "new")
     assert (done.code, done.out) == (0, "")
     assert done.err == f"new saved in {home.path}; use it with cerebrum ask -p new\n"
@@ -212,6 +213,7 @@ def test_ask_saves_what_is_typed_as_a_prompt(home: Home, monkeypatch: pytest.Mon
         "stop": ["x"],
         "prompt": "Sum up:\n\n{input}",
         "schema": str(home.home / "a.json"),
+        "extract": True,
     }
 
 

@@ -33,6 +33,7 @@ max-tokens = 7
 [prompts.parsed]
 schema = "answer.json"
 '''
+EXTRACTING = "[prompts.code]\nextract = true\n"
 SCHEMA = '{"type": "object"}'
 
 
@@ -96,6 +97,7 @@ def test_config_reads_saved_prompts(tmp_path: Path) -> None:
         ("[prompts.sum]\nprompt = ' '", "[prompts.sum]: prompt is ' '"),
         ("[prompts.sum]\nprompt = 1", "[prompts.sum]: prompt is 1"),
         ("[prompts.sum]\nschema = {}", "[prompts.sum]: schema is {}"),
+        ("[prompts.sum]\nextract = 'py'", "[prompts.sum]: extract is 'py'"),
         ("[prompts.sum]\ntop_p = 2", "[prompts.sum]: top_p is 2"),
     ],
 )
@@ -200,6 +202,23 @@ def test_saved_schema_yields_to_a_typed_constraint(user: CommandLine, home: Home
     assert user.run("ask", "-p", "parsed", "x", env={"CEREBRUM_GRAMMAR": "number.gbnf"}).out == '"four"\n'
     final = user.run("ask", "-p", "parsed", "x", "--final")
     assert (final.code, final.err.splitlines()[0]) == (2, "error: --final and --schema cannot be used together")
+
+
+def test_saved_prompt_extracts_unless_another_part_is_asked_for(home: Home) -> None:
+    home.config.write_text(EXTRACTING)
+
+    def ask(*arguments: str) -> str:
+        done = home.run("ask", "-p", "code", "x", *arguments, reply="The answer is 4.\n```py\na\n```\n```py\nb\n```")
+        assert (done.code, done.err) == (0, "")
+        return done.out
+
+    assert ask() == ask("-x") == "a\n"
+    assert ask("--extract-last") == "b\n"
+    assert ask("--final") == "4\n"
+    (home.home / "in.txt").write_text("One?\n")
+    batch = home.run("batch", "in.txt", "-o", "-", "-p", "code")
+    assert (batch.code, batch.out) == (2, "")
+    assert batch.err.startswith("error: the saved prompt code has extract, which a batch cannot apply\n")
 
 
 def test_saved_session_holds_the_question_and_not_the_name(home: Home) -> None:
@@ -313,6 +332,10 @@ def test_chat_refuses_what_it_cannot_apply(home: Home) -> None:
     assert (done.code, done.err) == (2, problem)
     assert problem in script(home, "/use parsed\n")[0].err
     assert "error: there is no saved prompt 'nothing'" in script(home, "/use nothing\n")[0].err
+    home.config.write_text(EXTRACTING)
+    problem = "the saved prompt code has extract, which a chat cannot apply"
+    assert problem in home.run("chat", "-p", "code", piped=b"x\n").err
+    assert problem in script(home, "/use code\n")[0].err
 
 
 @pytest.mark.slow

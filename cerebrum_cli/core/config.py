@@ -111,15 +111,19 @@ def read_prompt(name: str, table: Mapping[str, Any], path: Path) -> SavedPrompt:
     """Read one table `[prompts.NAME]`. Raises ConfigError."""
     where = f"{path}: [{PROMPTS}.{name}]"
     own = {key: table[key] for key in ("prompt", "schema") if key in table}
+    extract = table.get("extract", False)
+    if not isinstance(extract, bool):
+        raise ConfigError(f"{where}: extract is {extract!r}", "it must be true or false")
     if wrong := next((key for key, value in own.items() if not isinstance(value, str) or not value.strip()), None):
         raise ConfigError(f"{where}: {wrong} is {own[wrong]!r}", "it must be text that is not empty")
     settings = dict(
-        read_setting(key, value, where, ("prompt", "schema")) for key, value in table.items() if key not in own
+        read_setting(key, value, where, ("prompt", "schema", "extract"))
+        for key, value in table.items()
+        if key not in (*own, "extract")
     )
     prompt, schema = own.get("prompt"), own.get("schema")
-    return SavedPrompt(
-        name, settings, prompt and prompt.rstrip("\r\n"), schema and path.parent / Path(schema).expanduser()
-    )
+    schema_path = schema and path.parent / Path(schema).expanduser()
+    return SavedPrompt(name, settings, prompt and prompt.rstrip("\r\n"), schema_path, extract)
 
 
 def require_tables(value: Any, where: str, example: str) -> None:

@@ -16,12 +16,16 @@ INPUT = "{input}"  # in a saved prompt, the place of the question
 
 @dataclass(frozen=True, slots=True)
 class SavedPrompt:
-    """Settings and a prompt under a name; `schema` is the file of a JSON Schema that constrains the answer."""
+    """Settings and a prompt under a name.
+
+    `schema` is the file of a JSON Schema that constrains the answer. With `extract`, only its code block is printed.
+    """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     prompt: str | None = None
     schema: Path | None = None
+    extract: bool = False
 
     def fill(self, input: str) -> str:
         """The question for an input, which may be empty unless the prompt has a place for it. Raises UsageError."""
@@ -39,18 +43,26 @@ class SavedPrompt:
         if self.schema:
             problem = f"the saved prompt {self.name} has a schema, which a chat cannot apply"
             raise UsageError(problem, f"cerebrum ask -p {quote(self.name)}")
+        self.require_whole("a chat")
+
+    def require_whole(self, where: str) -> None:
+        """Raise UsageError if the prompt asks for a part of the answer."""
+        if self.extract:
+            problem = f"the saved prompt {self.name} has extract, which {where} cannot apply"
+            raise UsageError(problem, f"cerebrum ask -p {quote(self.name)}")
 
     def table(self) -> dict[str, Any]:
         """Keys and values of its table in config.toml."""
         settings = {key: list(value) if isinstance(value, tuple) else value for key, value in self.settings.items()}
-        own = {"prompt": self.prompt, "schema": self.schema and str(self.schema)}
+        own = {"prompt": self.prompt, "schema": self.schema and str(self.schema), "extract": self.extract or None}
         return settings | {key: value for key, value in own.items() if value is not None}
 
     def as_object(self) -> dict[str, Any]:
         """The prompt in JSON."""
         settings = self.table()
         own = {key: settings.pop(key, None) for key in ("prompt", "system", "model", "schema")}
-        return {"name": self.name, **own, "settings": settings}
+        settings.pop("extract", None)
+        return {"name": self.name, **own, "extract": self.extract, "settings": settings}
 
 
 def find_prompt(prompts: Mapping[str, SavedPrompt], name: str) -> SavedPrompt:

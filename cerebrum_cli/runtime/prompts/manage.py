@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import AskOptions, QuietOptions
 
-SAVED = {*KEYS, "prompt", "schema", "save_prompt", "yes", "quiet"}  # what may be typed with --save-prompt
+SAVED = {*KEYS, "prompt", "schema", "extract", "save_prompt", "yes", "quiet"}  # what may be typed with --save-prompt
 
 
 def list_prompts(runtime: Runtime, json: bool, options: QuietOptions) -> None:
@@ -94,7 +94,8 @@ def save(
     schema = options.schema if "schema" in typed else None
     if schema:
         read_text(schema, MAX_GRAMMAR_BYTES)
-    values = SavedPrompt(name, settings, text.rstrip("\r\n") or None, schema and schema.resolve()).table()
+    extract = options.extract and "extract" in typed
+    values = SavedPrompt(name, settings, text.rstrip("\r\n") or None, schema and schema.resolve(), extract).table()
     if not values:
         raise UsageError(f"there is nothing to save as {name}", "give a PROMPT, a system prompt with -s, or a setting")
     is_new = name not in runtime.config.prompts

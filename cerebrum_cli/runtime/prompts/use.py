@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from cerebrum_cli.core.saved_prompt import SavedPrompt, find_prompt
-from cerebrum_cli.runtime.options import ConstrainedOptions, SavedPromptOptions
+from cerebrum_cli.runtime.options import AskOptions, ConstrainedOptions, SavedPromptOptions
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Layer
@@ -30,4 +30,8 @@ def apply_prompt(
         saved.require_chat()
     elif saved.schema and not typed & {"schema", "grammar"}:
         options = replace(options, schema=saved.schema, grammar=None)
+    if not isinstance(options, AskOptions):
+        saved.require_whole("a batch")
+    elif saved.extract and not typed & {"extract", "extract_last", "extract_lang", "final"}:
+        options = replace(options, extract=True)
     return saved, given, options
