@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from person import OpenTerminal
 from scripted_command import run_here
 
+from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.errors import ConfigError
+from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.runtime.prompts.config_file import prompt_table, table_line, with_prompt, without_prompt
 
 CONFIG = '''\
@@ -215,6 +217,19 @@ def test_ask_saves_what_is_typed_as_a_prompt(home: Home, monkeypatch: pytest.Mon
         "schema": str(home.home / "a.json"),
         "extract": True,
     }
+
+
+def test_ask_saves_settings_as_config_reads_them(home: Home) -> None:
+    more = ("--logit-bias", "5=-1.5", "--logit-bias", "yes=2", "--no-loop-check", "--drafts", "--top-k", "7")
+    assert home.run("ask", *more, "--save-prompt", "new").code == 0
+    saved = read_config(home.path).prompts["new"]
+    assert saved.settings == {
+        "logit_bias": (TokenBias(5, -1.5), TokenBias("yes", 2)),
+        "loop_check": False,
+        "drafts": True,
+        "top_k": 7,
+    }
+    assert home.run("prompts", "show", "new", "--json").object["settings"]["logit_bias"] == ["5=-1.5", "yes=2"]
 
 
 def test_ask_saves_a_prompt_without_a_config(home: Home) -> None:

@@ -53,7 +53,10 @@ class SavedPrompt:
 
     def table(self) -> dict[str, Any]:
         """Keys and values of its table in config.toml."""
-        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in self.settings.items()}
+        settings = {
+            key: [str(item) for item in value] if isinstance(value, tuple) else value
+            for key, value in self.settings.items()
+        }
         own = {"prompt": self.prompt, "schema": self.schema and str(self.schema), "extract": self.extract or None}
         return settings | {key: value for key, value in own.items() if value is not None}
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.runtime.cluster import RayNodes
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import BatchOptions, ConcurrencyOptions, ConstrainedOptions, EvalOptions
+    from cerebrum_cli.runtime.servers import Servers
 
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 MAX_PARALLEL = 256  # sequences llama.cpp supports
@@ -52,8 +53,8 @@ class Generator:
     def is_local(self) -> bool:
         return not (self.endpoints or self.nodes)
 
-    def open(self, runtime: Runtime, samples: int) -> LoadedModel:
-        """Start to load the model for so many samples, or to connect to its servers."""
+    def open(self, runtime: Runtime, samples: int, earlier: Servers = ()) -> LoadedModel:
+        """Start to load the model for so many samples, or to connect to servers like the `earlier` ones."""
         if self.endpoints:
             return open_servers(
                 runtime.open_backend,
@@ -62,6 +63,7 @@ class Generator:
                 self.settings,
                 template_options=self.arguments,
                 window=self.parallel,
+                earlier=earlier,
             )
         if self.nodes:
             parallel = plan_parallel(self.parallel, samples, self.pad_steps)

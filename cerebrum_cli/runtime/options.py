@@ -43,7 +43,9 @@ class PullOptions(QuietOptions):
 class ServerOptions(QuietOptions):
     """Options of commands that use servers."""
 
-    endpoint: tuple[str, ...] = option((), "Generate on this server (repeatable)", "Server", metavar="URL|NAME")
+    endpoint: tuple[str, ...] = option(
+        (), "Generate on this server (repeatable)", "Server", metavar="URL|NAME", splits=True
+    )
     served_model_name: str | None = option(None, "Model to ask a server for, if it has several", "Server", metavar="ID")
     allow_http_key: bool = option(False, "Send the API key without encryption", "Server")
 
@@ -226,7 +228,9 @@ class ListOptions(QuietOptions):
 
 @dataclass(frozen=True)
 class DoctorOptions(ServerOptions):
-    endpoint: tuple[str, ...] = option((), "Check this server instead (repeatable)", "Server", metavar="URL|NAME")
+    endpoint: tuple[str, ...] = option(
+        (), "Check this server instead (repeatable)", "Server", metavar="URL|NAME", splits=True
+    )
     offline: bool = option(False, "Do not use the network", "Model")
     json: bool = option(False, "Print a JSON array", "Output")
 

@@ -249,15 +249,16 @@ def open_servers(
     raw: bool = False,
     template_options: Mapping[str, Any] | None = None,
     window: int | None = None,
+    earlier: Sequence[Mapping[str, str]] = (),
 ) -> LoadedModel:
     """Start to connect to servers of a model, whose file gives the vocabulary and the prompt format.
 
-    A server is given at most `window` requests at a time.
+    A server is given at most `window` requests at a time. With records of servers in `earlier`, only such are used.
     """
     from cerebrum_cli.engine.remote.engine import RemoteEngine
 
     def engine(vocabulary: OpenBackend) -> Engine:
-        return RemoteEngine(vocabulary, endpoints, window)
+        return RemoteEngine(vocabulary, endpoints, window, earlier=earlier)
 
     return _open_remote(factory, engine, model, settings, raw, template_options or {})
 
