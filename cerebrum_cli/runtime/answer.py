@@ -120,7 +120,6 @@ class Answer:
                 raise NoAnswer(
                     f"no final answer in {vote.tally.samples} samples", self._hint_to_read(reply, "a final answer")
                 )
-            self._require_code(reply)
             if vote.tally.agreement < MAJORITY and not options.quiet:
                 problem = f"the winner has only {vote.winner.count} of {vote.tally.samples} votes"
                 self._streams.notice(NoticeEvent(problem, "take more samples, or ask more precisely"))
