@@ -13,7 +13,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.runtime.generation import naming_grammar_file
 from cerebrum_cli.terminal.progress import AnswerLine, StatusLine, VoteLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, render, show_answer
-from cerebrum_cli.terminal.tables import result_text, stats_line
+from cerebrum_cli.terminal.texts import result_text, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.chat.session_recorder import SessionRecorder
