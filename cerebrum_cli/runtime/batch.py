@@ -24,7 +24,7 @@ from cerebrum_cli.runtime.servers import note_servers, noted_servers, noting_ser
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
-from cerebrum_cli.terminal.tables import batch_text
+from cerebrum_cli.terminal.texts import batch_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -132,6 +132,9 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
         part = "--final" if self.final else self.extract_flag
         if self.final and self.extract_flag:
             raise UsageError(f"--final and {self.extract_flag} cannot be used together", "give one of them")
+        if self.votes and self.extract_flag:
+            problem = f"{self.extract_flag} and --votes cannot be used together"
+            raise UsageError(problem, "omit one of them: a vote counts final answers, not code")
         if part and self.schema:
             raise UsageError(f"{part} and --schema cannot be used together", f"omit {part}: the whole answer is JSON")
         if self.continue_ and (self.raw or self.messages):

@@ -190,6 +190,12 @@ class Server(ABC):
         return fits or self.outstanding == 0
 
 
+def choose_server(servers: Iterable[Server], job: Job) -> Server | None:
+    """The server that can take a job and has the smallest share of its window in use; None without one."""
+    fitting = [each for each in servers if job.bound_to in (None, each) and each.has_room(job)]
+    return min(fitting, key=lambda each: each.outstanding / each.window, default=None)
+
+
 def finish_cancelled(job: Job) -> None:
     """End the samples of a job that was stopped from here."""
     for sample in job.unfinished:

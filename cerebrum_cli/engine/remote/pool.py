@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 
 from cerebrum_cli.core.errors import EndpointError
@@ -20,14 +20,8 @@ from cerebrum_cli.engine.remote.failures import (
     RefusedRequestError,
     no_server_error,
 )
-from cerebrum_cli.engine.remote.job import MAX_LOSSES, Job, Patience, Server, finish_cancelled, refuse
+from cerebrum_cli.engine.remote.job import MAX_LOSSES, Job, Patience, Server, choose_server, finish_cancelled, refuse
 from cerebrum_cli.engine.sequence import Failure
-
-
-def choose_server(servers: Iterable[Server], job: Job) -> Server | None:
-    """The server that can take a job and has the smallest share of its window in use; None without one."""
-    fitting = [each for each in servers if job.bound_to in (None, each) and each.has_room(job)]
-    return min(fitting, key=lambda each: each.outstanding / each.window, default=None)
 
 
 class Pool:

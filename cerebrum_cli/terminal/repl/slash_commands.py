@@ -33,15 +33,8 @@ from cerebrum_cli.terminal.repl.slash_table import (
 )
 from cerebrum_cli.terminal.repl.terminal_io import shorten_question
 from cerebrum_cli.terminal.streams import columns
-from cerebrum_cli.terminal.tables import (
-    PIPE_WIDTH,
-    context_text,
-    print_prompts,
-    print_rows,
-    print_sessions,
-    settings_lines,
-    stats_line,
-)
+from cerebrum_cli.terminal.tables import PIPE_WIDTH, print_prompts, print_rows, print_sessions
+from cerebrum_cli.terminal.texts import context_text, settings_lines, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.sessions.rows import StoredMessage
