@@ -82,10 +82,8 @@ class Settings(SamplingParams):
         metavar="drop-oldest|stop",
         choices=("drop-oldest", "stop"),
     )
-    conclude: int | None = option(
-        None, "Have a reply state its answer after N tokens", "Sampling", metavar="N", least=1
-    )
-    loop_check: bool = option(True, "Let a reply repeat itself [default: end it]", "Sampling", choices=("on", "off"))
+    conclude: int | None = option(None, "Have a reply state its answer after N tokens", "Length", metavar="N", least=1)
+    loop_check: bool = option(True, "Let a reply repeat itself [default: end it]", "Length", choices=("on", "off"))
     drafts: bool | None = option(
         None, "Draft tokens from earlier text [default: after tune]", "Speed", choices=("on", "off"), local=True
     )

@@ -169,7 +169,7 @@ class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
         None, "Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT"
     )
     shape: str | None = option(None, "Type of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
-    ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Sampling")
+    ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Length")
     carry: bool = option(False, "Copy each row of INPUT to the key `input` of its answer", "Output")
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
     retry_failed: bool = option(False, "Re-answer rows that failed or have no winner", "Output")
