@@ -49,6 +49,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "platformdirs": ("runtime",),
     "lm_eval": ("application.evaluation.lm_harness", "application.evaluation.lm_tasks"),
     "pyarrow": ("application.evaluation.datasets",),
+    "tomlkit": ("runtime.prompts.config_file",),
     "ray": ("engine.cluster.ray_cluster", "engine.cluster.local_ray"),
     "click": (),
 }

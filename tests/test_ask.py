@@ -459,6 +459,7 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         (["--messages", "-"], "error: --messages is `-`, but nothing is piped in"),
         (["--schema", "a", "--final", "hi"], "error: --final and --schema cannot be used together"),
         (["--schema", "a", "-x", "hi"], "error: --extract and --schema cannot be used together"),
+        (["--votes", "3", "-x", "hi"], "error: --extract and --votes cannot be used together"),
         (["--final", "--extract-last", "hi"], "error: --final and --extract-last cannot be used together"),
         (["-f", "*.py", "hi"], "error: *.py leads to no text files"),
         (["--schema", "bad.json", "hi"], "error: bad.json: cannot use the JSON schema"),

@@ -76,9 +76,23 @@ def test_inspection_of_a_long_prompt_has_logits_of_the_reply_only() -> None:
     assert [event.position for event in reports(events)] == [0, 1, 2, 3]
 
 
+def test_inspection_that_is_cancelled_reports_what_was_evaluated() -> None:
+    backend = ScriptedBackend(endless({}), max_outputs=2, holds={1: 1})
+    request = Request(tokens("abcd"), SamplingParams(max_tokens=1), inspection=Inspection(tokens("bcde"), 1))
+    with running_engine(backend) as engine:
+        completions = engine.complete([request])
+        assert backend.is_held.wait(10)
+        engine.cancel()
+        events = list(completions)
+    assert [event.position for event in reports(events)] == [0, 1]
+    assert finish(events).reason == "cancelled"
+
+
 @pytest.mark.slow
 def test_inspection_gives_the_probabilities_of_decoding(precise_model: Path) -> None:
-    load_options = replace(options(precise_model, context_size=512), cache_type="f32", flash_attention=False)
+    load_options = replace(
+        options(precise_model, context_size=512), cache_type_k="f32", cache_type_v="f32", flash_attention=False
+    )
     prompt, params = tuple(range(5, 70)), SamplingParams(max_tokens=60, temperature=1.0, seed=1)
     with loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop))) as engine:
         events = list(engine.generate([Request(prompt, params, logprobs=True, ignore_eos=True)]))

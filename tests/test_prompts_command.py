@@ -153,6 +153,7 @@ def test_prompts_are_listed_and_shown(home: Home) -> None:
         "system": None,
         "model": None,
         "schema": None,
+        "extract": None,
         "settings": {"temperature": 0.9},
     }
     assert home.run("prompts", "show", "a b", "--json").object == second
@@ -257,12 +258,22 @@ def test_ask_replaces_a_prompt_only_if_told(home: Home, open_terminal: OpenTermi
         (("-c", "x"), "--continue cannot be saved with a prompt"),
         ((), "there is nothing to save as new"),
         (("x", "--schema", "none.json"), "none.json: No such file or directory"),
+        (("x", "--extract-last", "--extract-lang", "c"), "--extract-last and --extract-lang cannot be saved together"),
+        (("x", "-x", "--schema", "config/cerebrum/config.toml"), "--extract and --schema cannot be used together"),
     ],
 )
 def test_ask_reports_what_it_cannot_save(home: Home, arguments: tuple[str, ...], problem: str) -> None:
     done = home.run("ask", *arguments, "--save-prompt", "new")
     assert (done.code, done.err.splitlines()[0]) == (2, f"error: {problem}")
     assert home.text == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"), [(("-x",), True), (("--extract-last",), "last"), (("-x", "--extract-lang", "py"), "py")]
+)
+def test_ask_saves_which_code_block_is_extracted(home: Home, arguments: tuple[str, ...], value: object) -> None:
+    assert home.run("ask", "x", *arguments, "--save-prompt", "new").code == 0
+    assert tomllib.loads(home.text)["prompts"]["new"] == {"prompt": "x", "extract": value}
 
 
 @pytest.mark.parametrize("name", ["", "-x", "a b", "a\n"])

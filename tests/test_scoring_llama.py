@@ -29,7 +29,13 @@ VOCABULARY = 270  # tokens that all tiny models have
 
 def precise_options(path: Path, slots: int = 1) -> LoadOptions:
     """Evaluate in F32, in steps of at most 64 rows; flash attention would round to F16."""
-    return replace(options(path, slots=slots, context_size=512), n_ubatch=64, cache_type="f32", flash_attention=False)
+    return replace(
+        options(path, slots=slots, context_size=512),
+        n_ubatch=64,
+        cache_type_k="f32",
+        cache_type_v="f32",
+        flash_attention=False,
+    )
 
 
 def open_engine(

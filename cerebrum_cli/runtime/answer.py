@@ -15,7 +15,7 @@ from cerebrum_cli.runtime.generation import naming_grammar_file
 from cerebrum_cli.terminal.inspection_report import print_uncertain
 from cerebrum_cli.terminal.progress import AnswerLine, StatusLine, VoteLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, render, show_answer
-from cerebrum_cli.terminal.tables import result_text, stats_line
+from cerebrum_cli.terminal.texts import result_text, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.chat.session_recorder import SessionRecorder
@@ -126,7 +126,6 @@ class Answer:
                 raise NoAnswer(
                     f"no final answer in {vote.tally.samples} samples", self._hint_to_read(reply, "a final answer")
                 )
-            self._require_code(reply)
             if vote.tally.agreement < MAJORITY and not options.quiet:
                 problem = f"the winner has only {vote.winner.count} of {vote.tally.samples} votes"
                 self._streams.notice(NoticeEvent(problem, "take more samples, or ask more precisely"))

@@ -6,9 +6,11 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.chat.session_recorder import SessionRecorder
-from cerebrum_cli.application.inference.loading import SINGLE, Parallel, open_model, open_servers
+from cerebrum_cli.application.inference.load_options import SINGLE, Parallel
+from cerebrum_cli.application.inference.loading import open_model, open_servers
 from cerebrum_cli.application.inference.question import Question, template_options
 from cerebrum_cli.application.inference.responder import GenerationRequest
+from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.runtime.generation import generation_settings, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.runtime.prompts.use import apply_prompt
@@ -45,10 +47,12 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions,
         lambda: runtime.history, runtime.streams.notice, continues=options.continue_, saves=saves
     )
     options.validate()
-    given = recorder.with_defaults({**given, "cache_gb": 0} if options.no_cache else given)
+    given = {**given, "cache_gb": 0} if options.no_cache else given
+    given = recorder.with_defaults(given, is_remote=bool(options.endpoint))
     model = find_model(runtime, given, options)
     vote = new_vote(options)
     settings = generation_settings(runtime, given, model, "--votes" if vote else None)
+    model = model if options.endpoint else with_adapters(runtime.library, model, settings.lora)
     grammar = read_grammar(runtime, given, options)
 
     def read() -> Conversation:

@@ -43,7 +43,9 @@ class PullOptions(QuietOptions):
 class ServerOptions(QuietOptions):
     """Options of commands that use servers."""
 
-    endpoint: tuple[str, ...] = option((), "Generate on this server (repeatable)", "Server", metavar="URL|NAME")
+    endpoint: tuple[str, ...] = option(
+        (), "Generate on this server (repeatable)", "Server", metavar="URL|NAME", splits=True
+    )
     served_model_name: str | None = option(None, "Model to ask a server for, if it has several", "Server", metavar="ID")
     allow_http_key: bool = option(False, "Send the API key without encryption", "Server")
 
@@ -133,6 +135,9 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
         part = "--final" if self.final else self.extract_flag
         if self.final and self.extract_flag:
             raise UsageError(f"--final and {self.extract_flag} cannot be used together", "give one of them")
+        if self.votes and self.extract_flag:
+            problem = f"{self.extract_flag} and --votes cannot be used together"
+            raise UsageError(problem, "omit one of them: a vote counts final answers, not code")
         if part and self.schema:
             raise UsageError(f"{part} and --schema cannot be used together", f"omit {part}: the whole answer is JSON")
         if self.continue_ and (self.raw or self.messages):
@@ -230,7 +235,9 @@ class ListOptions(QuietOptions):
 
 @dataclass(frozen=True)
 class DoctorOptions(ServerOptions):
-    endpoint: tuple[str, ...] = option((), "Check this server instead (repeatable)", "Server", metavar="URL|NAME")
+    endpoint: tuple[str, ...] = option(
+        (), "Check this server instead (repeatable)", "Server", metavar="URL|NAME", splits=True
+    )
     offline: bool = option(False, "Do not use the network", "Model")
     json: bool = option(False, "Print a JSON array", "Output")
 

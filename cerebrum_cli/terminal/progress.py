@@ -16,7 +16,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
-from cerebrum_cli.terminal.tables import tally_text
+from cerebrum_cli.terminal.texts import tally_text
 
 SHOW_AFTER_S = 1.0  # shorter waits show nothing
 REASONING_TOKENS_PER_DRAW = 10  # reasoning tokens between redraws

@@ -17,13 +17,14 @@ from cerebrum_cli.application.chat.history import (
     has_valid_tokens,
     is_author,
     load_conversation,
-    sampling_params,
+    session_params,
     unused_session_name,
 )
 from cerebrum_cli.application.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.application.chat.session_context import fit_session
 from cerebrum_cli.application.inference.inspection import GivenReply
-from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, draft_notice, reload_key
+from cerebrum_cli.application.inference.load_options import reload_key
+from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, draft_notice
 from cerebrum_cli.application.inference.voting import MajorityVote
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -321,7 +322,7 @@ class Chat:
     def _update_session(self) -> Session:
         """Store the current model, format and sampling settings with the session."""
         assert self.session is not None
-        author, params = self.author, sampling_params(self.settings)
+        author, params = self.author, session_params(self.settings, self.author.model)
         values = {"model": author.model.reference, "format": author.format, "params": params}
         if any(getattr(self.session, key) != value for key, value in values.items()):
             self.session = self.history.store.update_session(self.session, **values)

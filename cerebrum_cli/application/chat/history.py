@@ -22,6 +22,7 @@ from cerebrum_cli.sessions.store import Store
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
+LORA = "lora"  # key of the adapters among the settings of a session or a reply
 PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "conclude")
 
 
@@ -103,7 +104,7 @@ class History:
             system_prompt=system_prompt,
             model=author.model.reference,
             format=author.format,
-            params=sampling_params(settings),
+            params=session_params(settings, author.model),
             question=question,
         )
 
@@ -116,7 +117,7 @@ class History:
         settings: Settings,
     ) -> Session:
         """Save the new messages of a conversation and its reply; without a session, create one."""
-        params = sampling_params(settings)
+        params = session_params(settings, author.model)
         with self.store.transaction():
             if session is None:
                 name = unused_session_name(self.store, conversation)
@@ -126,6 +127,7 @@ class History:
                 system_prompt=conversation.system_prompt,
                 model=author.model.reference,
                 format=author.format,
+                params=updated_params(session, author.model),
             )
             for message in conversation.messages[len(visible_messages(self.store, session)) :]:
                 session = self.store.add_message(session, message)
@@ -159,24 +161,32 @@ def forced_tokens(metadata: ReplyMetadata) -> tuple[Forced, ...]:
     return tuple(Forced(*each) for each in (metadata.timings or {}).get("forced", ()))
 
 
-def with_session_defaults(session: Session | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Add a session's model and format to the settings given, unless these name another model.
+def with_session_defaults(session: Session | None, given: Mapping[str, Any], is_remote: bool = False) -> dict[str, Any]:
+    """Add a session's model, format and adapters to the settings given, unless these name another model.
 
-    A chat's sampling settings are added too; those of `ask` applied to one question.
+    A chat's sampling settings are added too; those of `ask` applied to one question. A server has adapters of its own.
     """
     named = given.get("model")
     if session is None or (named is not None and absolute_reference(named) != session.model):
         return dict(given)
-    params = session.params if session.origin == "chat" else {}
+    is_kept = session.origin == "chat"
+    params = {key: value for key, value in session.params.items() if (not is_remote if key == LORA else is_kept)}
     defaults = {"model": session.model, "format": session.format, **params}
     return {**{key: value for key, value in defaults.items() if value is not None}, **given}
 
 
-def sampling_params(settings: Settings) -> dict[str, Any]:
-    """Sampling settings as JSON gives them back."""
+def session_params(settings: Settings, model: Model) -> dict[str, Any]:
+    """What a session records of the settings, as JSON gives it back: those of sampling, and any adapters."""
     values = {key: getattr(settings, key) for key in PARAMS}
     texts = {key: list(map(str, value)) for key, value in values.items() if isinstance(value, tuple)}
-    return {**values, **texts}
+    adapters = {LORA: model.adapter_names} if model.adapters else {}
+    return {**values, **texts, **adapters}
+
+
+def updated_params(session: Session, model: Model) -> dict[str, Any]:
+    """The settings of a session, with the adapters of the model that it is now answered by."""
+    others = {key: value for key, value in session.params.items() if key != LORA}
+    return {**others, **({LORA: model.adapter_names} if model.adapters else {})}
 
 
 def suggest_name(conversation: Conversation) -> str:
@@ -218,11 +228,12 @@ def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:
 
 
 def is_author(model: Model, metadata: ReplyMetadata) -> bool:
-    """Whether a model wrote a reply, with the vocabulary of the file that it is now."""
+    """Whether a model wrote a reply, with the same adapters, and the vocabulary of the file that it is now."""
     return (
         metadata.vocabulary is not None  # older versions did not store it, and knew files by their stem alone
         and metadata.model == model.reference
         and metadata.vocabulary == model.vocabulary
+        and (metadata.params or {}).get(LORA, []) == model.adapter_names
     )
 
 

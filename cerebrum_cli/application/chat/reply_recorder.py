@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.application.chat.history import Author, forced_tokens, reply_metadata, sampling_params
+from cerebrum_cli.application.chat.history import Author, forced_tokens, reply_metadata, session_params
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
 from cerebrum_cli.application.inference.responder import GenerationRequest, Responder
 from cerebrum_cli.application.inference.voting import MajorityVote, run_vote
@@ -88,7 +88,9 @@ class ReplyRecorder:
         if not self._is_finished:
             reply = self.collector.reply
             self._save(
-                reply_metadata(self._with_all_forced(reply), self.author, sampling_params(self.settings))
+                reply_metadata(
+                    self._with_all_forced(reply), self.author, session_params(self.settings, self.author.model)
+                )
                 if reply
                 else self._partial_metadata("cancelled")
             )

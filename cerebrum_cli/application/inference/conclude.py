@@ -20,7 +20,7 @@ _SENTENCE_END = re.compile(
     r"""(?: \n | [。！？] | [^\W\d_][.!?] | [^\w\s][.!?] | \d[!?] ) ["')\]”’*]*+ \s*+ \Z""", re.VERBOSE
 )
 _NUMBER_END = re.compile(r"(?<![\d.])\d++\.[*)]*+\s*+\Z")  # of a sentence, unless it is a decimal point
-_LIST_ITEM = re.compile(r"\n\s*+\d++\.\s*+\Z")
+_LIST_ITEM = re.compile(r"(?:\A|\n)\s*+\d++\.\s*+\Z")
 _DECIMAL = re.compile(r"\d\.\d")
 _TAIL = 32  # characters in which a sentence may end
 
@@ -57,7 +57,7 @@ class Conclusion:
         self._after = plan.after - plan.prefix_length
         self._count = 0
         self._answer: list[str] = []
-        self._tail = "\n"
+        self._tail = ""
         self._has_decimals = False
         self._is_over = False
         self._read(plan.prefix_text)

@@ -126,9 +126,9 @@ def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
         problem = f"answer truncated: the context of {finish.context_size} tokens is full"
         return NoticeEvent(problem, f"{larger_context}, or ask for less")
     if finish.reason == "length" and reply.concluded_at:
-        problem = (
-            f"the reply was concluded after {reply.concluded_at} tokens, and truncated at {finish.completion_tokens}"
-        )
+        if reply.final_answer is not None:
+            return None
+        problem = f"the reply was concluded after {reply.concluded_at} tokens, but states no answer"
         return NoticeEvent(problem, "raise --conclude")
     if finish.reason == "length":
         stage = " of reasoning" if reply.reasoning and not reply.text else ""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.inference.conclude import Closings, plan_closings
@@ -93,7 +94,9 @@ class ReplyStream:
     `SequenceId.request` counts the requests in the order given. Close the stream to stop what still runs.
     """
 
-    def __init__(self, engine: Engine, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> None:
+    def __init__(
+        self, engine: Engine, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None
+    ) -> None:
         self._requests: dict[int, TokenizedRequest] = {}
         self._splitters: dict[SequenceId, ThoughtSplitter] = {}
         self._completions = engine.complete(self._read(requests), scope)
@@ -122,11 +125,13 @@ class ReplyStream:
     def close(self) -> None:
         self._completions.close()
 
-    def _read(self, requests: Iterable[TokenizedRequest]) -> Iterator[Request]:
+    def _read(self, requests: Iterable[TokenizedRequest | None]) -> Iterator[Request | None]:
         """Yield the requests as the engine takes them."""
-        for index, each in enumerate(requests):
-            self._requests[index] = each
-            yield each.request
+        indexes = count()
+        for each in requests:
+            if each:
+                self._requests[next(indexes)] = each
+            yield each.request if each else None
 
     def _has_channels(self, sequence: SequenceId) -> bool:
         request = self._requests.get(sequence.request)
@@ -201,8 +206,11 @@ class Responder:
         """Raise UsageError for a logit bias of something that is not a token of the loaded model."""
         self._sampling(settings, ())
 
-    def generate(self, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> ReplyStream:
-        """Start to generate the replies to several requests; the caller closes the stream."""
+    def generate(self, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None) -> ReplyStream:
+        """Start to generate the replies to several requests; the caller closes the stream.
+
+        An engine that schedules rows takes None for none now, and reads on after the next event.
+        """
         return ReplyStream(self._engine, requests, scope)
 
     def group_by_length(self, requests: Iterable[TokenizedRequest]) -> list[list[int]]:

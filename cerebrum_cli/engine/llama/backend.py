@@ -46,6 +46,7 @@ class LlamaBackend(Vocabulary):
 
     `offloaded` is the number of layers on each GPU; `fallback` is used if no context can be created with the options.
     With `pad_steps`, a batch-invariant backend also pads every step for the kernels of matrix multiplications.
+    `adapters` of the model apply in every context, each with its scale.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class LlamaBackend(Vocabulary):
         batch_invariant: bool = False,
         fallback: ContextOptions | None = None,
         pad_steps: bool = False,
+        adapters: Sequence[tuple[Any, float]] = (),
     ) -> None:
         super().__init__(model)
         self._chains = SamplerChains(self._vocab)
@@ -65,6 +67,7 @@ class LlamaBackend(Vocabulary):
         self._stop = stop
         self._sizes = sizes
         self._offloaded = offloaded
+        self._adapters = adapters
         self._fallback = fallback
         self._free: FreeMemory | None = None  # before the current context was created
         self._batch_indices: list[int] | None = None
@@ -132,7 +135,7 @@ class LlamaBackend(Vocabulary):
             needs_free_slot = self._batch_invariant and not self._pad_steps  # where single rows are padded
             options = replace(options, slots=max(slots, 1 + needs_free_slot))
             try:
-                self._context = LlamaContext(self._model, options, self._stop)
+                self._context = LlamaContext(self._model, options, self._stop, self._adapters)
             except EngineError:
                 if is_single or options.slots == 1:
                     raise

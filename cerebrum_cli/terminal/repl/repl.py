@@ -23,7 +23,7 @@ from cerebrum_cli.terminal.repl.slash_table import BARE_EXITS, SlashLine, parse_
 from cerebrum_cli.terminal.repl.terminal_io import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.sinks import NoticeSink, ReasoningSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import context_text, result_text
+from cerebrum_cli.terminal.texts import context_text, result_text
 
 NEARLY_FULL = 0.75
 SEPARATOR = " | "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
+from cerebrum_cli.application.chat.history import LORA
 from cerebrum_cli.application.inference.input.files import read_prompt_files
 from cerebrum_cli.application.inference.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
@@ -34,15 +35,8 @@ from cerebrum_cli.terminal.repl.slash_table import (
 )
 from cerebrum_cli.terminal.repl.terminal_io import shorten_question
 from cerebrum_cli.terminal.streams import columns
-from cerebrum_cli.terminal.tables import (
-    PIPE_WIDTH,
-    context_text,
-    print_prompts,
-    print_rows,
-    print_sessions,
-    settings_lines,
-    stats_line,
-)
+from cerebrum_cli.terminal.tables import PIPE_WIDTH, print_prompts, print_rows, print_sessions
+from cerebrum_cli.terminal.texts import context_text, settings_lines, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.sessions.rows import StoredMessage
@@ -207,6 +201,9 @@ def load_session(repl: Repl, line: SlashLine) -> None:
     repl.show_last_exchange()
     if session.model and session.model != chat.loaded.model.reference:
         repl.streams.notice(NoticeEvent(f"this session used {session.model}", f"switch with /model {session.model}"))
+    elif (adapters := session.params.get(LORA, [])) != chat.loaded.model.adapter_names and not chat.loaded.is_remote:
+        used, switch = (" and ".join(adapters), f"/set lora {adapters[0]}") if adapters else ("none", "/set lora none")
+        repl.streams.notice(NoticeEvent(f"this session used other adapters: {used}", f"switch with {switch}"))
 
 
 def rename_session(repl: Repl, line: SlashLine) -> None:
