@@ -13,13 +13,16 @@ from dataclasses import dataclass, field, replace
 from cerebrum_cli.application.chat.history import (
     Author,
     History,
+    forced_tokens,
     has_valid_tokens,
+    is_author,
     load_conversation,
     session_params,
     unused_session_name,
 )
 from cerebrum_cli.application.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.application.chat.session_context import fit_session
+from cerebrum_cli.application.inference.inspection import GivenReply
 from cerebrum_cli.application.inference.load_options import reload_key
 from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, draft_notice
 from cerebrum_cli.application.inference.voting import MajorityVote
@@ -55,6 +58,7 @@ class Chat:
     name: str | None = None
     unprompted: Layer | None = None
     _counted: tuple[object, int] | None = field(default=None, init=False)
+    _sampled: tuple[int | None, tuple[int, ...]] | None = field(default=None, init=False)  # of the message with this id
 
     @property
     def author(self) -> Author:
@@ -140,6 +144,29 @@ class Chat:
             content = content.removesuffix("\ufffd").rstrip()  # a reply's trailing space is held back
         continued = replace(last, message=replace(last.message, content=content))
         yield from self._reply(self._rewind_to_question(), prefix_tokens, continued)
+
+    def given_reply(self) -> GivenReply:
+        """The last reply in the tokens it was sampled as. Raises SessionError if they are not known.
+
+        Those of a stop string's are not stored, and known as long as the chat runs.
+        """
+        self.loaded.responder.require_inspection()
+        last = self.last_reply
+        if last is None:
+            raise SessionError("no reply yet", "ask something first")
+        tokens = last.message.tokens
+        if self._sampled and self._sampled[0] == last.id:
+            tokens = self._sampled[1]
+        if tokens is None or not is_author(self.loaded.model, last.metadata):
+            raise SessionError("the tokens of the last reply are not known for this model", "/retry answers again")
+        conversation = self.conversation
+        before = replace(conversation, messages=conversation.messages[:-1])
+        return GivenReply(before, tokens, forced_tokens(last.metadata))
+
+    def inspect(self, reply: GivenReply, likeliest: int) -> Events:
+        """Evaluate a reply again, and yield an AlternativesEvent for each of its tokens."""
+        yield from self.load()
+        yield from self.loaded.responder.inspect(reply, likeliest)
 
     def undo(self) -> str | None:
         """Undo the last turn and return its question; None if there is none."""
@@ -341,6 +368,7 @@ class Chat:
             with contextlib.closing(recorder.record(responder, self.conversation, majority_vote)) as events:
                 yield from events
             self.session = recorder.session
+            self._sampled = self.session.leaf, recorder.sampled
         except BaseException as error:
             self._end_early(recorder, error, previous_leaf)
             raise

@@ -13,6 +13,7 @@ from cerebrum_cli.application.inference.reply import Reply
 from cerebrum_cli.application.models.model import Model, absolute_reference
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.core.events import Forced
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.names import validated_name
@@ -150,8 +151,14 @@ def reply_metadata(reply: Reply, author: Author, params: dict[str, Any]) -> Repl
             **asdict(finish.timings),
             "prompt_tokens": finish.prompt_tokens,
             "cached_tokens": finish.cached_tokens,
+            **({"forced": finish.forced} if finish.forced else {}),
         },
     )
+
+
+def forced_tokens(metadata: ReplyMetadata) -> tuple[Forced, ...]:
+    """Where tokens were forced into a stored reply."""
+    return tuple(Forced(*each) for each in (metadata.timings or {}).get("forced", ()))
 
 
 def with_session_defaults(session: Session | None, given: Mapping[str, Any], is_remote: bool = False) -> dict[str, Any]:
@@ -216,11 +223,14 @@ def load_conversation(store: Store, session: Session, model: Model) -> Conversat
 
 
 def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:
-    """Whether a model wrote a reply with the same adapters, and its tokens mean the same in the file it is now."""
-    metadata = stored.metadata
+    """Whether a model wrote a reply, and its tokens have the same meaning in the file that the model is now."""
+    return stored.message.tokens is not None and is_author(model, stored.metadata)
+
+
+def is_author(model: Model, metadata: ReplyMetadata) -> bool:
+    """Whether a model wrote a reply, with the same adapters, and the vocabulary of the file that it is now."""
     return (
-        stored.message.tokens is not None
-        and metadata.vocabulary is not None  # older versions did not store it, and knew files by their stem alone
+        metadata.vocabulary is not None  # older versions did not store it, and knew files by their stem alone
         and metadata.model == model.reference
         and metadata.vocabulary == model.vocabulary
         and (metadata.params or {}).get(LORA, []) == model.adapter_names
