@@ -52,6 +52,7 @@ BENCHMARKS = (
     Benchmark("large_batch"),
     Benchmark("endpoints", GSM8K),
     Benchmark("votes", GSM8K, measures_shape=True),
+    Benchmark("controls"),
     Benchmark("drafts", GSM8K, measures_shape=True),
     Benchmark("scores"),
     Benchmark("lm_eval_parity", GSM8K),

@@ -13,14 +13,8 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
-from cerebrum_cli.application.inference.loading import (
-    SINGLE,
-    BackendFactory,
-    LoadedModel,
-    Parallel,
-    open_model,
-    open_servers,
-)
+from cerebrum_cli.application.inference.load_options import SINGLE, Parallel
+from cerebrum_cli.application.inference.loading import BackendFactory, LoadedModel, open_model, open_servers
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.batches.rows import prompt_row, result_rows

@@ -40,7 +40,7 @@ from nano.questions import held_out
 
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.vote import Votes
-from cerebrum_cli.application.inference.loading import SINGLE, Parallel
+from cerebrum_cli.application.inference.load_options import SINGLE, Parallel
 from cerebrum_cli.application.inference.responder import GenerationRequest, Responder
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote, run_vote
 from cerebrum_cli.batches.rows import Row as Question

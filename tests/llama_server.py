@@ -27,6 +27,7 @@ class LlamaServer(ModelServer):
 
     def __init__(self, engine: LocalEngine, *, slots: int = 4, n_vocab: int | None = None) -> None:
         super().__init__(engine, slots=slots)
+        self.size = 1000  # bytes of the weights
         self.n_vocab = n_vocab
 
     def listed(self) -> dict[str, Any]:
@@ -34,7 +35,7 @@ class LlamaServer(ModelServer):
 
     def described(self, name: str) -> dict[str, Any]:
         size = {} if self.n_vocab is None else {"n_vocab": self.n_vocab}
-        meta = {"vocab_type": 2, **size, "n_ctx": self.n_ctx, "n_ctx_train": 8192, "ftype": "Q4_1"}
+        meta = {"vocab_type": 2, **size, "n_ctx": self.n_ctx, "n_ctx_train": 8192, "size": self.size}
         return {"id": name, "aliases": [name], "object": "model", "owned_by": self.owner, "meta": meta}
 
     def props(self) -> dict[str, Any]:
@@ -43,7 +44,7 @@ class LlamaServer(ModelServer):
             "default_generation_settings": {"params": {"seed": 4294967295}, "n_ctx": self.n_ctx},
             "total_slots": self.slots,
             "model_alias": self.models[0],
-            "model_path": self.models[0],
+            "model_path": f"/srv/models/{self.models[0]}",
             "chat_template": "",
             "build_info": BUILD,
             "is_sleeping": False,

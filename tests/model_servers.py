@@ -144,6 +144,11 @@ class ModelServer(ABC):
         listener.stop()
         return listener.bugs
 
+    def disarm(self) -> None:
+        """Remove all faults."""
+        with self.changed:
+            self._armed.clear()
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"

@@ -19,7 +19,7 @@ from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.engine import RemoteEngine
-from cerebrum_cli.engine.remote.pool import Patience
+from cerebrum_cli.engine.remote.job import Patience
 from cerebrum_cli.engine.sequence import Request
 
 QUICK = Patience(silence=0.05, retries=(0.02,), busy=0.02)

@@ -16,8 +16,8 @@ from cerebrum_cli.engine.cluster.engine import ClusterEngine
 from cerebrum_cli.engine.cluster.worker import Fingerprint, NodeEngine, NodeInfo, OpenEngine, Trouble, Worker
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.failures import LostServerError
+from cerebrum_cli.engine.remote.job import Patience
 from cerebrum_cli.engine.remote.kind import Part
-from cerebrum_cli.engine.remote.pool import Patience
 from cerebrum_cli.engine.sequence import Request
 
 POLL_S = 0.005

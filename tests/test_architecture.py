@@ -44,10 +44,12 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "typer": ("main", "commands"),
     "sqlite3": ("sessions",),
     "jinja2": ("formats",),
+    "pathspec": ("application.inference.input.search",),
     "psutil": ("engine.machine", "formats.bounds"),
     "platformdirs": ("runtime",),
     "lm_eval": ("application.evaluation.lm_harness", "application.evaluation.lm_tasks"),
     "pyarrow": ("application.evaluation.datasets",),
+    "tomlkit": ("runtime.prompts.config_file",),
     "ray": ("engine.cluster.ray_cluster", "engine.cluster.local_ray"),
     "click": (),
 }

@@ -33,6 +33,7 @@ ANSWER_KEYS = [
     "format",
     "text",
     "final_answer",
+    "extracted",
     "finish_reason",
     "concluded_at",
     "thought_closed_at",
@@ -84,6 +85,35 @@ def test_ask_puts_fenced_files_before_the_prompt(user: CommandLine) -> None:
     done = user.run("ask", "--dry-run", "-f", "b.py", "--file", "a.md", "compare", stdin="and this")
     files = "b.py:\n```py\nx = 1\n```\n\na.md:\n````md\n```\ncode\n```\n````"
     assert done.out == chatml_prompt(f"{files}\n\ncompare\n\nand this")
+
+
+def test_ask_puts_the_files_of_a_directory_before_the_prompt(user: CommandLine) -> None:
+    folder = user.home / "project"
+    for name, text in {".gitignore": "*.log\n", "b.log": "b", "sub/a.py": "x = 1\n", "c.md": "c", "d": "\0"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    done = user.run("ask", "--dry-run", "-f", "project", "-q", "compare")
+    files = "project/c.md:\n```md\nc\n```\n\nproject/sub/a.py:\n```py\nx = 1\n```"
+    assert (done.code, done.out, done.err) == (0, chatml_prompt(f"{files}\n\ncompare"), "")
+    assert user.run("ask", "--dry-run", "--raw", "-f", "*/**/*.py", "end").out == "x = 1\nend"
+    skipped = user.run("ask", "--dry-run", "-f", "project", "hi", stdin="piped")
+    assert skipped.err.startswith("note: 1 file skipped: project/d (binary)\n")
+
+
+def test_ask_counts_the_tokens_of_a_prompt_over_half_the_context(user: CommandLine) -> None:
+    (user.home / "long.txt").write_text("word " * 150)
+    command = ("ask", "-f", "long.txt", "--ctx", "1024", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
+    tokens = user.run(*command, "--json").object["prompt_tokens"]
+    assert 512 < tokens < 1024
+    done = user.run(*command)
+    assert (done.code, done.out) == (0, "yes\n")
+    assert done.err == (
+        f"note: the prompt has {tokens} tokens, more than half of the context of 1024\n"
+        f"      there is room for a reply of {1024 - tokens} tokens\n"
+    )
+    assert (user.run(*command, "-q").err, user.run(*command, "--ctx", "2048").err) == ("", "")
+    voted = user.run(*command, "--votes", "2")
+    assert voted.err.startswith(f"note: the prompt has {tokens} tokens, more than half")
 
 
 @pytest.mark.parametrize("name", ["list.json", "-"])
@@ -182,6 +212,59 @@ def test_final_without_an_answer_exits_5(user: CommandLine) -> None:
     assert "so it goes" in user.run("sessions", "show", "hi").out
     described = user.run(*command, "--json")
     assert (described.code, described.object["text"], described.object["final_answer"]) == (5, "so it goes", None)
+
+
+CODE = "<think>```py\nno\n```</think>First:\n\n```py\na = 1\n```\n\nThen:\n\n```sh\nls\n```\nDone."
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["-x"], "a = 1"),
+        (["--extract-last"], "ls"),
+        (["-x", "--extract-last"], "ls"),
+        (["--extract-lang", "bash"], "ls"),
+        (["--extract-last", "--extract-lang", "python"], "a = 1"),
+    ],
+)
+def test_extract_prints_only_a_code_block_of_the_answer(user: CommandLine, options: list[str], code: str) -> None:
+    command: tuple[str | Path, ...] = ("ask", *options, "--grammar", fixed_reply_grammar(CODE, user.home), "hi")
+    done = user.run(*command)
+    assert (done.code, done.out, done.err) == (0, f"{code}\n", "")
+    answer = user.run(*command, "--json").object
+    assert (answer["extracted"], answer["text"][:6], answer["reasoning"]) == (code, "First:", "```py\nno\n```")
+    assert user.contents("hi")[1].endswith("Done.")
+
+
+def test_extract_without_a_code_block_exits_5(user: CommandLine) -> None:
+    command = (
+        "ask",
+        "-x",
+        "--grammar",
+        fixed_reply_grammar("<think>```\nno\n```</think>so `it` goes", user.home),
+        "hi",
+    )
+    done = user.run(*command)
+    assert (done.code, done.out) == (5, "")
+    assert done.err == "error: the reply has no code block\n hint: read the reply: cerebrum sessions show hi\n"
+    unsaved = user.run(*command, "--no-log")
+    assert unsaved.err.startswith("so `it` goes\nerror: the reply has no code block\n hint: drop --extract, or ask")
+    described = user.run(*command, "--json")
+    assert (described.code, described.object["text"], described.object["extracted"]) == (5, "so `it` goes", None)
+    rust = user.run("ask", "--extract-lang", "rust", "--grammar", fixed_reply_grammar(CODE, user.home), "hi")
+    assert (rust.code, rust.out) == (5, "")
+    assert rust.err.startswith("error: the reply has no rust code block\n")
+
+
+def test_extract_takes_a_truncated_block_with_a_notice(user: CommandLine) -> None:
+    grammar = fixed_reply_grammar("```py\n" + "abcdefgh" * 20, user.home)
+    done = user.run("ask", "-x", "-n", "20", "--grammar", grammar, "hi")
+    assert done.code == 5  # it does not match the grammar
+    assert done.out.startswith("abc")
+    (user.home / "open.gbnf").write_text('root ::= "```py\\n" [a-z]*')
+    raw = user.run("ask", "-x", "-n", "12", "--json", "--grammar", "open.gbnf", "hi")
+    assert raw.object["finish_reason"] == "length"
+    assert raw.object["extracted"] == raw.object["text"].removeprefix("```py\n")
 
 
 def test_stats_on_stderr_include_the_seed(user: CommandLine) -> None:
@@ -376,6 +459,10 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         (["--messages", "bad.json"], "error: bad.json is not JSON"),
         (["--messages", "-"], "error: --messages is `-`, but nothing is piped in"),
         (["--schema", "a", "--final", "hi"], "error: --final and --schema cannot be used together"),
+        (["--schema", "a", "-x", "hi"], "error: --extract and --schema cannot be used together"),
+        (["--votes", "3", "-x", "hi"], "error: --extract and --votes cannot be used together"),
+        (["--final", "--extract-last", "hi"], "error: --final and --extract-last cannot be used together"),
+        (["-f", "*.py", "hi"], "error: *.py leads to no text files"),
         (["--schema", "bad.json", "hi"], "error: bad.json: cannot use the JSON schema"),
         (["--grammar", "bad.gbnf", "hi"], "error: bad.gbnf: cannot parse the grammar"),
         (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar cannot be used together"),

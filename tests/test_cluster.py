@@ -23,7 +23,7 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, ModelNotFound
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
-from cerebrum_cli.engine.cluster import engine as cluster_engine
+from cerebrum_cli.engine.cluster import node as cluster_node
 from cerebrum_cli.engine.sequence import Request
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
@@ -93,7 +93,7 @@ def test_cluster_request_that_kills_three_workers_is_the_only_one_refused() -> N
         events = events_of(engine, *REQUESTS)
     [refused] = [event for event in events if isinstance(event, RefusedEvent)]
     assert refused.sequence.request == 3
-    assert refused.error.message.startswith("3 servers failed at this request; the last one, node ")
+    assert refused.error.message.startswith("3 nodes failed at this request; the last one, node ")
     local = summaries(local_replies(unicode_model, *REQUESTS))
     assert outcome(events) == {id: reply for id, reply in local.items() if id.request != 3}
 
@@ -107,8 +107,11 @@ def test_cluster_all_nodes_gone_ends_with_an_error() -> None:
             wait_until(lambda: all(actor.asked for actor in actors))
             for actor in actors:
                 actor.kill()
-            with pytest.raises(EndpointError, match=r"no server answers \(node 1 .*: its process is gone; node 2 "):
+            with pytest.raises(
+                EndpointError, match=r"no node answers \(node 1 .*: its process is gone; node 2 "
+            ) as raised:
                 list(replies)
+            assert raised.value.hint == "check the cluster with ray status, then run the same command again"
 
 
 def test_cluster_refused_request_is_not_asked_again() -> None:
@@ -120,6 +123,17 @@ def test_cluster_refused_request_is_not_asked_again() -> None:
     [refused] = [event for event in events if isinstance(event, RefusedEvent)]
     assert isinstance(refused.error, GrammarError) and refused.sequence.request == 0
     assert actor.asked == ["Q", "Q"] and len(outcome(events)) == 1
+
+
+def test_cluster_advice_fits_nodes() -> None:
+    nodes = Nodes(STORY, context_size=50)
+    with clustered(nodes, nodes.actor()) as engine:
+        list(engine.load())
+        assert engine.capabilities.larger_context == "raise --ctx"
+        [refused] = [e for e in events_of(engine, request_of("Q" * 60)) if isinstance(e, RefusedEvent)]
+        with pytest.raises(EngineError) as raised:
+            engine.score([])
+    assert (refused.error.hint, raised.value.hint) == ("shorten it, or raise --ctx", "omit --ray")
 
 
 def test_cluster_cancel_stops_the_workers() -> None:
@@ -160,7 +174,7 @@ def test_cluster_without_the_model_on_a_node_is_an_error() -> None:
 
 
 def test_cluster_node_of_another_version_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_engine, "__version__", "99")
+    monkeypatch.setattr(cluster_node, "__version__", "99")
     nodes = Nodes(random_model)
     with clustered(nodes, nodes.actor()) as engine, pytest.raises(EndpointError, match="of cerebrum, not 99"):
         list(engine.load())

@@ -51,7 +51,14 @@ def test_ask_truncates_what_follows_a_conclusion(chatml_model: Path, tmp_path: P
     told = ask(THOUGHT + HIDDEN + " 42. And then, after that, and so forth.", chatml_model, tmp_path, "--json")
     said, length = told.object, len(THOUGHT + BRIDGE) + ANSWER_TOKENS
     assert (said["finish_reason"], said["completion_tokens"], said["final_answer"]) == ("length", length, "42")
-    assert f"concluded after {len(THOUGHT)} tokens" in told.err and "raise --conclude" in told.err
+    assert told.err == ""
+
+
+def test_ask_reports_a_conclusion_without_an_answer(chatml_model: Path, tmp_path: Path) -> None:
+    told = ask(THOUGHT + HIDDEN + "...", chatml_model, tmp_path)
+    assert (told.code, told.err) == (0, "")
+    told = ask(THOUGHT + HIDDEN + " " * 60, chatml_model, tmp_path)
+    assert f"concluded after {len(THOUGHT)} tokens, but states no answer" in told.err and "raise --conclude" in told.err
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,20 @@ def test_doctor_finds_replies_without_ids(new_user: CommandLine, server: LlamaSe
     assert problems(done)["token_ids"] == "warning"
 
 
+def test_doctor_finds_streamed_replies_without_ids(new_user: CommandLine, server: LlamaServer) -> None:
+    server.arm(edit=lambda _, reply: {**reply, "tokens": []})  # the question is asked first, as a stream
+    done = check(new_user, server.url)
+    assert by_name(done)["token_ids"]["detail"].startswith("streamed replies come without all of their ids")
+    assert problems(done)["token_ids"] == "warning"
+
+
+def test_doctor_finds_a_wrong_answer(new_user: CommandLine, server: LlamaServer) -> None:
+    server.arm(edit=lambda _, reply: {**reply, "content": reply["content"].replace("42", "32").replace("2", "3")})
+    done = check(new_user, server.url)
+    assert (done.code, problems(done)["reply"]) == (0, "warning")
+    assert by_name(done)["reply"]["detail"].endswith("; the answer is not 42")
+
+
 def test_doctor_finds_seeds_without_effect(new_user: CommandLine, server: LlamaServer) -> None:
     turns = count()
 

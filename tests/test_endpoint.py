@@ -17,6 +17,7 @@ from remote_engines import HASTY, QUICK
 from scripted_command import batch_backend, run_here
 from waiting import TIMEOUT_S
 
+from cerebrum_cli.application.inference import batch
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote import engine as remote_engine
 
@@ -126,14 +127,32 @@ def test_endpoint_batch_writes_the_local_result(served: Served, options: tuple[s
     assert Path("remote.jsonl").read_bytes() == Path("local.jsonl").read_bytes()
     assert all(server.completions() for server in served.servers)
     record = Path("remote.jsonl.meta.json").read_text()
-    assert json.loads(record)["notes"]["servers"] == [{"kind": "llama-server", "build": BUILD}]
-    assert "127.0.0.1" not in record
+    assert json.loads(record)["notes"]["servers"] == [
+        {"kind": "llama-server", "build": BUILD, "model": "tiny.gguf (1000 bytes)"}
+    ]
+    assert "127.0.0.1" not in record and "/srv" not in record
 
 
 def test_endpoint_batch_streams_rows_in_any_order(served: Served) -> None:
     done = served.run("batch", served.questions(12), "--seed", "7", "-q", "-o", "-", servers=2)
     rows = [json.loads(line) for line in done.out.splitlines()]
     assert len({row["id"] for row in rows}) == len(rows) == 12
+
+
+def test_endpoint_batch_reads_a_bounded_number_of_rows_ahead(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "READ_AHEAD", 30)
+    [server, _] = served.servers
+    slow = server.arm(hang_after=0)
+
+    def release_when_all_others_wait() -> None:
+        server.wait_for(lambda: sum(asked.is_answered for asked in server.completions()) == 29)
+        assert not slow.released.wait(0.1) and len(server.completions()) == 30
+        slow.released.set()
+
+    command = (served.questions(ROWS), "--seed", "7", "-q", "-o", "-")
+    done = run_batch(served, command, release_when_all_others_wait, servers=1)
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows) and len(rows) == ROWS
 
 
 def test_endpoint_eval_scores_as_locally(served: Served) -> None:
@@ -149,11 +168,11 @@ def test_endpoint_eval_scores_as_locally(served: Served) -> None:
 # Several servers that come and go.
 
 
-def run_batch(served: Served, command: tuple[str | Path, ...], act: Callable[[], None]) -> Finished:
-    """Run a batch on both servers, and do something meanwhile."""
+def run_batch(served: Served, command: tuple[str | Path, ...], act: Callable[[], None], servers: int = 2) -> Finished:
+    """Run a batch on servers, and do something meanwhile."""
     with ThreadPoolExecutor() as meanwhile:
         acting = meanwhile.submit(act)
-        done = served.run("batch", *command, servers=2)
+        done = served.run("batch", *command, servers=servers)
         acting.result(TIMEOUT_S)
     return done
 
@@ -211,6 +230,47 @@ def test_endpoint_batch_without_servers_stops_and_resumes(served: Served, monkey
     assert_all_answered(Path("out.jsonl"))
 
 
+def interrupted_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> tuple[str | Path, ...]:
+    """The command of a batch whose server was lost in the middle, and has started again."""
+    [server, _] = served.servers
+    with monkeypatch.context() as hasty:
+        hasty.setattr(remote_engine, "Patience", lambda: HASTY)
+        server.arm(times=None, let_through=40, status=500)
+        server.arm(path="/v1/models", times=None, let_through=1, reset_after=0)
+        command = (served.questions(ROWS), "--seed", "7", "-o", "out.jsonl")
+        assert_error(served.run("batch", *command), 1, "no server answers")
+    server.kill()
+    server.disarm()
+    server.start()
+    return command
+
+
+def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = interrupted_batch(served, monkeypatch)
+    finished = Path("out.jsonl.partial").read_bytes()
+    first, second = served.servers
+    second.models = ("other.gguf",)
+    done = served.run("batch", *command, servers=2)
+    problem = f"{second.url} serves other.gguf (1000 bytes) on llama-server, but earlier replies are from tiny.gguf"
+    assert_error(done, 1, problem, "--restart")
+    assert Path("out.jsonl.partial").read_bytes() == finished
+    second.models = first.models
+    assert served.run("batch", *command, "-q", servers=2).code == 0
+    assert_all_answered(Path("out.jsonl"))
+
+
+def test_endpoint_batch_of_an_older_record_resumes_on_its_kind(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = interrupted_batch(served, monkeypatch)
+    path = Path("out.jsonl.meta.json")
+    record = json.loads(path.read_text())
+    record["notes"]["servers"] = [{"kind": "vLLM", "build": "1"}]
+    path.write_text(json.dumps(record))
+    assert_error(served.run("batch", *command), 1, "on llama-server, but earlier replies are from vLLM")
+    record["notes"]["servers"] = [{"kind": "llama-server", "build": "older"}]
+    path.write_text(json.dumps(record))
+    assert served.run("batch", *command, "-q").code == 0
+
+
 # Errors: an exit code, one line for the problem, one for the fix.
 
 
@@ -253,6 +313,28 @@ def test_endpoint_prompt_too_long_is_an_error_row(served: Served) -> None:
     rows = {row["prompt"][0]: row for row in map(json.loads, done.out.splitlines())}
     assert done.code == 6
     assert (rows["x"]["error"]["type"], rows["S"]["error"]) == ("context_length_exceeded", None)
+
+
+def test_endpoint_results_hold_no_address(served: Served) -> None:
+    for server in served.servers:
+        server.arm(times=1, status=400)
+        server.arm(times=3, status=500, let_through=8)
+    done = served.run("batch", served.questions(12), "-o", "out.jsonl", servers=2)
+    assert done.code == 6
+    errors = [
+        row["error"]["message"] for row in map(json.loads, Path("out.jsonl").read_text().splitlines()) if row["error"]
+    ]
+    assert {error.partition(":")[0] for error in errors} >= {"server 1", "server 2"}
+    assert "127.0.0.1" not in Path("out.jsonl").read_text() + Path("out.jsonl.meta.json").read_text()
+
+
+def test_endpoint_result_names_a_server_of_the_configuration(served: Served) -> None:
+    [server, _] = served.servers
+    served.config(f'[endpoints.big]\nurl = "{server.url}"\n')
+    server.arm(times=3, status=500)
+    done = served.run_alone("batch", served.questions(1), "-o", "-", "--endpoint", "big", "-q")
+    error = "3 servers failed at this request; the last one, big: scripted: check the log of the server"
+    assert json.loads(done.out)["error"]["message"] == error
 
 
 def test_endpoint_without_a_server_is_an_error(served: Served) -> None:
@@ -300,6 +382,15 @@ def test_endpoint_ignores_local_options_set_elsewhere(served: Served, monkeypatc
         monkeypatch.setenv(f"CEREBRUM_{name}", "on" if name == "DRAFTS" else "1")
     done = served.run("ask", "--seed", "0", "What is 2 + 2?")
     assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
+
+
+def test_endpoint_variable_names_several_servers(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = served.servers
+    served.config(f'[endpoints.big]\nurl = "{first.url}"\n')
+    monkeypatch.setenv("CEREBRUM_ENDPOINT", f"big  {second.url}")
+    done = served.run_alone("batch", served.questions(12), "-q", "-o", "out.jsonl")
+    assert (done.code, len(served.asked())) == (0, 12), done.err
+    assert all(server.completions() for server in served.servers)
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/", "{}/v1", "{}/v1/"])

@@ -28,7 +28,7 @@ from cerebrum_cli.engine.backend import Row, StopFlag  # noqa: E402
 from cerebrum_cli.engine.llama.library import llama  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
 from cerebrum_cli.engine.llama.quantize import quantize  # noqa: E402
-from cerebrum_cli.engine.plan import LoadOptions  # noqa: E402
+from cerebrum_cli.engine.plan import LoadOptions, Tuning  # noqa: E402
 from cerebrum_cli.runtime.evaluation.lm_eval import HarnessModel  # noqa: E402
 
 CONTEXT = 512
@@ -99,10 +99,13 @@ def generate(model: Any, prompts: Sequence[tuple[str, dict[str, Any]]]) -> list[
     return texts
 
 
+EXACT = Tuning(cache_type="f32", flash_attention=False)
+
+
 def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[OneResult]:
     """Log-likelihoods of tokens after a context: one token at a time, each text from its start."""
     sizes = Model("tiny", (path,)).sizes
-    options = LoadOptions(path, 2048, sizes, CONTEXT, n_threads=1, cache_type="f32", flash_attention=False)
+    options = LoadOptions(path, 2048, sizes, CONTEXT, n_threads=1).with_tuning(EXACT)
     backend = open_llama(options, lambda event: None, StopFlag())
     try:
         backend.reserve(CONTEXT)

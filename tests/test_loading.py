@@ -130,7 +130,7 @@ def test_load_with_gpu_layers_but_no_gpu_gives_a_notice(chatml_model: Path) -> N
 
 def test_tuned_context_that_cannot_be_created_is_replaced(chatml_model: Path) -> None:
     default = options(chatml_model)
-    tuned = replace(default, cache_type="q8_0")  # this model's heads are narrower than a block
+    tuned = replace(default, cache_type_k="q8_0", cache_type_v="q8_0")  # this model's heads are narrower than a block
     engine = LocalEngine(Opener(lambda given: lambda emit, stop: open_llama(given, emit, stop), tuned, default))
     list(engine.load())
     request = Request(engine.vocabulary.tokenize([Text("abc")]), SamplingParams(max_tokens=4))

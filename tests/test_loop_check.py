@@ -190,3 +190,10 @@ def test_batch_counts_a_repetition_as_truncated(chatml_model: Path, tmp_path: Pa
     assert reasons == ["repetition", "stop", "stop"]
     assert "1 truncated" in told.err
     assert "loop check" not in json.loads((tmp_path / "out.jsonl.meta.json").read_text())["fingerprint"]
+
+
+def test_chat_reports_a_repetition_and_can_let_it_be(chatml_model: Path, tmp_path: Path) -> None:
+    script = {"rows": {}, "seeds": [LINE * 30]}
+    told = run_here(script, tmp_path, "chat", "-m", chatml_model, piped=b"Why?\n/set loop_check off\n/retry\n")
+    assert told.err.count("the reply repeats itself and was ended") == 1 and "/retry 0.7" in told.err
+    assert (told.out.count(LINE.strip()), told.code) == (4 + 30, 0)

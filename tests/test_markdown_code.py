@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from screen import ScreenFile, render_whole, rendered_lines
 
-from cerebrum_cli.terminal.markdown.code_blocks import code_blocks
+from cerebrum_cli.terminal.markdown.code_blocks import code_blocks, find_code
 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 pytestmark = pytest.mark.usefixtures("redraw_always")
@@ -48,9 +48,67 @@ def test_code_blocks_are_numbered_and_labeled_at_any_depth() -> None:
 
 
 def test_code_blocks_returns_their_contents_in_order() -> None:
-    assert code_blocks(NESTED) == ["pip install cerebrum", "import cerebrum", "indented = True", ""]
-    assert code_blocks("```\r\na\r\n\r\nb\r\n```") == ["a\n\nb"]
+    assert code_blocks(NESTED) == [
+        ("pip install cerebrum", "bash"),
+        ("import cerebrum", "python"),
+        ("indented = True", None),
+        ("", "a-language-with-a-long-name"),
+    ]
+    assert code_blocks("```\r\na\r\n\r\nb\r\n```") == [("a\n\nb", "")]
     assert code_blocks("no `code` block") == []
+
+
+MIXED = """Run `ls`:
+
+    indented
+
+```sh
+ls
+```
+
+~~~~
+```py
+not a block
+```
+~~~~
+
+* then
+
+  ```py title="a.py"
+  def f():
+      return 1
+  ```
+
+```
+
+```
+
+```javascript
+f(
+"""
+
+
+@pytest.mark.parametrize(
+    ("language", "last", "code"),
+    [
+        (None, False, "ls"),
+        (None, True, "f("),  # the reply was truncated
+        ("", True, "f("),
+        ("Python", False, "def f():\n    return 1"),
+        ("python3", True, "def f():\n    return 1"),
+        ("bash", False, "ls"),
+        ("js", False, "f("),
+        ("rust", False, None),
+        ("no such language", False, None),
+    ],
+)
+def test_find_code_takes_a_fenced_block_of_a_language(language: str | None, last: bool, code: str | None) -> None:
+    assert find_code(MIXED, language, last) == code
+
+
+def test_find_code_knows_languages_without_a_lexer_by_name() -> None:
+    assert find_code("```Quux\na\n```", "quux") == "a"
+    assert find_code("no `code`\n\n    indented\n\n```\n \n```") is None
 
 
 def test_code_block_is_streamed_without_its_fence() -> None:

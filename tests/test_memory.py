@@ -110,7 +110,7 @@ def test_plan_is_within_a_tenth_of_logged_buffers(
 
 
 def test_plan_of_a_quantized_cache_is_within_a_tenth(contexts: Contexts, starter: Path) -> None:
-    options = ContextOptions(8192, 1, 1, 128, cache_type="q8_0")
+    options = ContextOptions(8192, 1, 1, 128, cache_type_k="q8_0", cache_type_v="q8_0")
     planned = memory_needs(read_header(starter).sizes, options).total / MIB
     assert planned == pytest.approx(contexts.logged(starter, options), rel=0.1)
 

@@ -9,7 +9,8 @@ from remote_engines import connected, request_of, serving
 from scripted_backend import ScriptedBackend, replies
 
 from cerebrum_cli.core.events import Event, FinishEvent, SequenceId
-from cerebrum_cli.engine.remote.pool import Job, Patience, Place, Pool, Server
+from cerebrum_cli.engine.remote.job import Job, Patience, Place, Server
+from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Failure
 
@@ -18,6 +19,8 @@ class SilentServer(Server):
     """A server that never answers."""
 
     context_size, max_samples = 100, 1
+    variant, larger_context = "", ""
+    remarks = ()
 
     @property
     def recorded(self) -> dict[str, str]:
@@ -26,8 +29,8 @@ class SilentServer(Server):
     async def answer(self, job: Job) -> None:
         await asyncio.Event().wait()
 
-    async def reopen(self) -> None:
-        """Do nothing: it is never lost."""
+    async def open(self) -> None:
+        self.resize(1)
 
     async def close(self) -> None:
         """Do nothing: it holds nothing."""
@@ -37,8 +40,9 @@ def test_pool_ends_a_job_cancelled_before_its_first_step() -> None:
     events: list[Event | Failure] = []
 
     async def submit_and_cancel() -> int:
-        server = SilentServer("a", 1)
-        pool = Pool([server], Patience())
+        server = SilentServer("a", "a")
+        pool = Pool([server], Patience(), events.append)
+        await pool.connect()
         sample = RemoteSample(SequenceId(0), request_of("Q"), 1, ScriptedBackend(replies({})))
         pool.submit([Job((sample,), events.append, Place())])
         pool.cancel(lambda _: True)

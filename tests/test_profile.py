@@ -20,7 +20,8 @@ from scripted_command import run_here, runtime_for
 from tiny_models import write_quantized
 
 from cerebrum_cli.application.doctor.selftest import NANO
-from cerebrum_cli.application.inference.loading import CHAT_PARALLEL, Parallel, ResolvedModel, load_options
+from cerebrum_cli.application.inference.load_options import CHAT_PARALLEL, Parallel, load_options
+from cerebrum_cli.application.inference.loading import ResolvedModel
 from cerebrum_cli.application.inference.profiles import (
     Profile,
     ProfileStore,
@@ -115,8 +116,10 @@ def test_without_user_settings_removes_what_the_user_has_set(settings: Settings,
 def test_load_options_with_tuning_change_only_its_overrides() -> None:
     assert OPTIONS.with_tuning(Tuning()) == OPTIONS
     tuned = OPTIONS.with_tuning(ALL_SETTINGS)
-    assert {name: getattr(tuned, name) for name in ALL_SETTINGS.overrides} == ALL_SETTINGS.overrides
-    assert replace(tuned, **{name: getattr(OPTIONS, name) for name in ALL_SETTINGS.overrides}) == OPTIONS
+    overrides = ALL_SETTINGS.overrides
+    overrides |= dict.fromkeys(("cache_type_k", "cache_type_v"), overrides.pop("cache_type"))
+    assert {name: getattr(tuned, name) for name in overrides} == overrides
+    assert replace(tuned, **{name: getattr(OPTIONS, name) for name in overrides}) == OPTIONS
     assert ALL_SETTINGS.validated() is ALL_SETTINGS
 
 
@@ -155,7 +158,7 @@ def test_load_options_prefer_user_settings_over_the_tuning() -> None:
     model = Model("nano", (NANO,))
     tuned = load_options(model, Settings(), tuning=ALL_SETTINGS)
     assert (tuned.repack, tuned.n_threads, tuned.n_threads_batch, tuned.gpu_layers) == (False, 4, 6, "12")
-    assert (tuned.n_ubatch, tuned.flash_attention, tuned.cache_type, tuned.slots) == (64, True, "q8_0", 1)
+    assert (tuned.n_ubatch, tuned.flash_attention, tuned.cache_type_v, tuned.slots) == (64, True, "q8_0", 1)
     user_set = load_options(model, Settings(threads=2, gpu_layers="0", ctx=512), tuning=ALL_SETTINGS)
     assert (user_set.n_threads, user_set.n_threads_batch, user_set.gpu_layers, user_set.context_size) == (
         2,
@@ -163,7 +166,7 @@ def test_load_options_prefer_user_settings_over_the_tuning() -> None:
         "0",
         512,
     )
-    assert user_set.cache_type == "q8_0"
+    assert (user_set.cache_type_k, user_set.cache_type_v) == ("q8_0", "q8_0")
     for parallel in (CHAT_PARALLEL, Parallel(8, batch_invariant=True)):
         assert load_options(model, Settings(), parallel, tuning=ALL_SETTINGS).slots == parallel.slots
     assert (

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from person import OpenTerminal
 from scripted_command import run_here
 
+from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.errors import ConfigError
+from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.runtime.prompts.config_file import prompt_table, table_line, with_prompt, without_prompt
 
 CONFIG = '''\
@@ -151,6 +153,7 @@ def test_prompts_are_listed_and_shown(home: Home) -> None:
         "system": None,
         "model": None,
         "schema": None,
+        "extract": None,
         "settings": {"temperature": 0.9},
     }
     assert home.run("prompts", "show", "a b", "--json").object == second
@@ -215,6 +218,19 @@ def test_ask_saves_what_is_typed_as_a_prompt(home: Home, monkeypatch: pytest.Mon
     }
 
 
+def test_ask_saves_settings_as_config_reads_them(home: Home) -> None:
+    more = ("--logit-bias", "5=-1.5", "--logit-bias", "yes=2", "--no-loop-check", "--drafts", "--top-k", "7")
+    assert home.run("ask", *more, "--save-prompt", "new").code == 0
+    saved = read_config(home.path).prompts["new"]
+    assert saved.settings == {
+        "logit_bias": (TokenBias(5, -1.5), TokenBias("yes", 2)),
+        "loop_check": False,
+        "drafts": True,
+        "top_k": 7,
+    }
+    assert home.run("prompts", "show", "new", "--json").object["settings"]["logit_bias"] == ["5=-1.5", "yes=2"]
+
+
 def test_ask_saves_a_prompt_without_a_config(home: Home) -> None:
     home.path.unlink()
     home.path.parent.rmdir()
@@ -242,12 +258,22 @@ def test_ask_replaces_a_prompt_only_if_told(home: Home, open_terminal: OpenTermi
         (("-c", "x"), "--continue cannot be saved with a prompt"),
         ((), "there is nothing to save as new"),
         (("x", "--schema", "none.json"), "none.json: No such file or directory"),
+        (("x", "--extract-last", "--extract-lang", "c"), "--extract-last and --extract-lang cannot be saved together"),
+        (("x", "-x", "--schema", "config/cerebrum/config.toml"), "--extract and --schema cannot be used together"),
     ],
 )
 def test_ask_reports_what_it_cannot_save(home: Home, arguments: tuple[str, ...], problem: str) -> None:
     done = home.run("ask", *arguments, "--save-prompt", "new")
     assert (done.code, done.err.splitlines()[0]) == (2, f"error: {problem}")
     assert home.text == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"), [(("-x",), True), (("--extract-last",), "last"), (("-x", "--extract-lang", "py"), "py")]
+)
+def test_ask_saves_which_code_block_is_extracted(home: Home, arguments: tuple[str, ...], value: object) -> None:
+    assert home.run("ask", "x", *arguments, "--save-prompt", "new").code == 0
+    assert tomllib.loads(home.text)["prompts"]["new"] == {"prompt": "x", "extract": value}
 
 
 @pytest.mark.parametrize("name", ["", "-x", "a b", "a\n"])

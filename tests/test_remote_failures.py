@@ -110,9 +110,7 @@ def test_remote_request_that_three_servers_failed_at_is_refused() -> None:
         server.arm(times=3, status=500, message="assertion failed")
         events = events_of(engine, request_of("bad"))
         [refused] = [event for event in events if isinstance(event, RefusedEvent)]
-        assert refused.error.message == (
-            f"3 servers failed at this request; the last one, {server.url}: assertion failed"
-        )
+        assert refused.error.message == ("3 servers failed at this request; the last one, the server: assertion failed")
         assert outcome(events_of(engine, REQUESTS[0])) == summaries(local_replies(unicode_model, REQUESTS[0]))
 
 
@@ -134,6 +132,26 @@ def test_remote_busy_server_says_how_long_to_wait() -> None:
     assert len(outcome(events)) == 6
 
 
+@pytest.mark.parametrize(
+    ("headers", "hint"),
+    [
+        ({}, "retrying, until it has room"),
+        ({"Retry-After": "1000"}, "retrying in 1000 s, as it asks, until it has room"),
+    ],
+)
+def test_remote_busy_server_is_noted_once_after_a_while(headers: dict[str, str], hint: str) -> None:
+    patience = replace(QUICK, busy_notice=0.1)
+    with serving(unicode_model) as [server], connected(server, patience=patience) as engine:
+        server.arm(times=20, status=429, message="no slot", headers=headers)
+        with closing(engine.complete([request_of("Q")])) as replies:
+            found = [next(event for event in replies if isinstance(event, NoticeEvent))]
+            if headers:
+                engine.cancel()
+            found += [event for event in replies if isinstance(event, NoticeEvent)]
+        assert found == [NoticeEvent(f"{server.url} is busy: no slot", hint)]
+        assert len(server.completions()) == (1 if headers else 21)
+
+
 def test_remote_busy_server_holds_no_request_that_another_has_room_for() -> None:
     patience = replace(QUICK, busy=1000.0)
     with serving(unicode_model, 2) as servers, connected(*servers, patience=patience) as engine:
@@ -148,7 +166,7 @@ def test_remote_cancel_ends_the_wait_for_a_busy_server() -> None:
         with closing(engine.complete([REQUESTS[0]])) as replies:
             servers[0].wait_for(lambda: busy.struck)
             engine.cancel()
-            [reply] = collect_replies(replies).values()
+            [reply] = collect_replies(event for event in replies if not isinstance(event, NoticeEvent)).values()
     assert reply.reason == "cancelled"
 
 
@@ -207,7 +225,7 @@ def test_remote_stream_refused_in_the_middle_is_refused() -> None:
     with serving(random_model) as servers, connected(*servers) as engine:
         servers[0].arm(edit=lambda at, chunk: error if at == 3 else chunk)
         *_, last = events_of(engine, request_of("Q", stream=True))
-    assert isinstance(last, RefusedEvent) and last.error.message == f"{servers[0].url}: no"
+    assert isinstance(last, RefusedEvent) and last.error.message == "the server: no"
 
 
 def test_remote_stream_before_its_first_token_is_asked_elsewhere() -> None:
@@ -283,6 +301,29 @@ def test_remote_server_back_with_another_model_ends_everything() -> None:
         for requests in (REQUESTS, REQUESTS[:1]):
             with pytest.raises(EndpointError, match="whose vocabulary is not that of the model"):
                 events_of(engine, *requests)
+
+
+def test_remote_server_back_with_other_weights_ends_everything() -> None:
+    with serving(random_model) as [server], connected(server) as engine:
+        server.arm(status=500)
+        server.size = 2000
+        with pytest.raises(EndpointError) as raised:
+            events_of(engine, *REQUESTS)
+    was, now = (f"tiny.gguf ({size} bytes) on llama-server" for size in (1000, 2000))
+    assert raised.value.message == f"{server.url} is back with {now} instead of {was}"
+
+
+def test_remote_servers_of_different_weights_are_noted_once() -> None:
+    with serving(random_model, 3) as servers:
+        servers[1].size = 2000
+        with closing(remote_engine(*servers)) as engine:
+            [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
+            assert notices(events_of(engine, *REQUESTS)) == []
+    assert notice.message == (
+        "the servers differ, so answers may depend on the server "
+        f"({servers[0].url}: tiny.gguf (1000 bytes) on llama-server; "
+        f"{servers[1].url}: tiny.gguf (2000 bytes) on llama-server)"
+    )
 
 
 def test_remote_server_back_with_its_own_model_is_used_again() -> None:
@@ -390,13 +431,46 @@ def test_remote_loading_server_is_waited_for_with_progress() -> None:
             assert engine.is_loaded and len(replies_of(engine, REQUESTS[0])) == 1
 
 
-def test_remote_server_missing_at_the_start_is_noted() -> None:
-    with serving(random_model, 2) as servers:
-        servers[1].kill()
-        with closing(remote_engine(*servers)) as engine:
+def test_remote_server_missing_at_the_start_is_noted_and_joins() -> None:
+    with serving(random_model, 2) as [first, missing]:
+        missing.kill()
+        with closing(remote_engine(first, missing)) as engine:
             [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
-            assert notice.message == f"{servers[1].url} is not used: Connection refused"
+            assert notice.message == f"{missing.url} is not used yet: Connection refused"
+            stuck = first.arm(hang_after=0, times=None)
+            with closing(engine.complete(REQUESTS)) as replies:
+                assert stuck.is_hanging.wait(10)
+                missing.start()
+                missing.wait_for(missing.completions)
+                stuck.disarm()
+                events = list(replies)
+    assert notices(events) == [f"{missing.url} answers now"]
+    assert outcome(events) == summaries(local_replies(random_model, *REQUESTS))
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"hang_after": 0}])
+def test_remote_server_that_never_loads_holds_up_no_other(fault: dict[str, Any]) -> None:
+    patience = replace(QUICK, join=0.05)
+    with serving(random_model, 2) as [first, loading]:
+        loading.arm(path="/v1/models", times=None, **fault)
+        with closing(remote_engine(first, loading, patience=patience)) as engine:
+            [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
             assert outcome(events_of(engine, *REQUESTS)) == summaries(local_replies(random_model, *REQUESTS))
+        reason = "scripted" if "status" in fault else "no answer yet"
+        assert notice.message == f"{loading.url} is not used yet: {reason}"
+        assert loading.completions() == []
+
+
+def test_remote_server_that_joins_with_another_model_ends_everything() -> None:
+    with serving(random_model, 2) as [first, missing]:
+        missing.kill()
+        missing.arm(times=None, **OTHER_MODEL)
+        with connected(first, missing) as engine:
+            first.arm(hang_after=0, times=None)
+            with closing(engine.complete(REQUESTS)) as replies:
+                missing.start()
+                with pytest.raises(EndpointError, match="whose vocabulary is not that of the model"):
+                    list(replies)
 
 
 @pytest.mark.parametrize("fault", [{"path": "/v1/models", "hang_after": 0}, {"path": "/tokenize", "status": 503}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,7 @@ from remote_engines import (
     summaries,
     unicode_model,
 )
-from scripted_backend import DEAD_END, MARK, endless, random_model, replies
+from scripted_backend import DEAD_END, END, MARK, endless, random_model, replies
 from sglang_server import SglangServer
 from vllm_server import VllmServer
 
@@ -172,6 +173,7 @@ def test_kinds_vllm_is_sent_every_field() -> None:
         "structured_outputs": {"grammar": "root"},
     }
     assert (second["top_k"], second["top_p"], second["max_tokens"]) == (0, 1e-6, 40)
+    assert second["stop_token_ids"] == [END]
 
 
 @pytest.mark.parametrize("is_deterministic", [True, False])
@@ -193,6 +195,7 @@ def test_kinds_sglang_is_sent_every_field(is_deterministic: bool) -> None:
             "max_new_tokens": None,
             "n": 1,
             "top_k": 5,
+            "stop_token_ids": [],
             "min_new_tokens": 0,
             "ebnf": "root",
             **({"sampling_seed": 7} if is_deterministic else {}),
@@ -200,6 +203,7 @@ def test_kinds_sglang_is_sent_every_field(is_deterministic: bool) -> None:
     }
     sampling = second["sampling_params"]
     assert (sampling["top_k"], sampling["top_p"], sampling["max_new_tokens"]) == (-1, 1e-6, 40)
+    assert sampling["stop_token_ids"] == [END]
 
 
 @other_kinds
@@ -293,6 +297,35 @@ def test_kinds_reply_without_ids_is_text(kind: Any, stream: bool) -> None:
     assert not any(reply.finish and reply.finish.has_all_tokens for reply in remote.values())
 
 
+@pytest.mark.parametrize("max_tokens", [3, 40])
+def test_kinds_samples_without_ids_keep_their_count_and_reason(max_tokens: int) -> None:
+    request = request_of("Q", n=3, temperature=0.7, max_tokens=max_tokens)
+    with serving_kind(VllmServer, unicode_model) as [server], connected(server) as engine:
+        server.hides_ids = True
+        remote = replies_of(engine, request)
+    local = local_replies(unicode_model, request)
+    assert [reply.reason for reply in remote.values()] == [reply.reason for reply in local.values()]
+    counted, exact = (
+        [each.finish.completion_tokens for each in found.values() if each.finish] for found in (remote, local)
+    )
+    assert sum(counted) == sum(exact) and all(counted)
+
+
+@pytest.mark.parametrize("kind", [VllmServer, SglangServer])
+def test_kinds_adapter_has_the_context_of_its_base(kind: type[ModelServer]) -> None:
+    with serving_kind(kind, random_model) as [server]:
+        base = server.listed()["data"][0]
+        adapter = {**base, "id": "sql", "root": "/srv/sql-lora", "parent": base["id"], "max_model_len": None}
+        server.arm(path="/v1/models", body=json.dumps({"object": "list", "data": [base, adapter]}).encode())
+        server.models = (*server.models, "sql")
+        with connected(server, served_model="sql") as engine:
+            assert engine.context_size == server.n_ctx
+            assert engine.builds[0]["model"] == "sql-lora on tiny.gguf"
+            replies_of(engine, REQUESTS[0])
+        body = server.completions()[0].body
+    assert (body.get("model") or body["lora_path"]) == "sql"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_kinds_reply_that_ignores_the_grammar_is_refused(stream: bool) -> None:
     requests = [request_of(f"Q{at}", grammar=DEAD_END, stream=stream) for at in range(6)]
@@ -315,7 +348,7 @@ def test_kinds_refuse_a_request_and_answer_the_others(kind: type[ModelServer]) -
             events = events_of(engine, good, grammar, *too_long)
     errors = {event.sequence.request: event.error for event in events if isinstance(event, RefusedEvent)}
     assert [type(errors[at]) for at in sorted(errors)] == [GrammarError, *[PromptTooLong] * 4]
-    assert all(servers[0].url in errors[at].message and errors[at].hint for at in range(2, 6))
+    assert all(errors[at].message.startswith("the server: ") and errors[at].hint for at in range(2, 6))
     assert outcome(events) == summaries(local_replies(random_model, good))
 
 

@@ -27,7 +27,6 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.engine.engine import Capabilities
-from cerebrum_cli.engine.remote.engine import CAPABILITIES
 
 SEQUENCE = SequenceId(0)
 FINISH = FinishEvent(
@@ -85,7 +84,9 @@ def test_reply_object_has_all_keys() -> None:
         "format": "cerebrum",
         "text": "The answer is 4.",
         "final_answer": "4",
+        "extracted": None,
         "finish_reason": "stop",
+        "concluded_at": None,
         "prompt_tokens": 20,
         "cached_tokens": 4,
         "completion_tokens": 5,
@@ -139,7 +140,11 @@ def test_reply_notice_names_the_exhausted_limit(
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "advice"), [(Capabilities(), "raise --ctx"), (CAPABILITIES, "restart the server with a larger -c")]
+    ("capabilities", "advice"),
+    [
+        (Capabilities(), "raise --ctx"),
+        (Capabilities(larger_context="restart the server with a larger -c"), "restart the server with a larger -c"),
+    ],
 )
 def test_full_context_advice_is_that_of_the_engine(capabilities: Capabilities, advice: str) -> None:
     notice = reply_notice(Reply("Fo", None, replace(FINISH, reason="context")), capabilities.larger_context)

@@ -33,6 +33,7 @@ max-tokens = 7
 [prompts.parsed]
 schema = "answer.json"
 '''
+BLOCKS = "One:\n```c\n1;\n```\nTwo:\n```python\n2\n```\nThree:\n```\n3\n```\n"
 SCHEMA = '{"type": "object"}'
 
 
@@ -96,6 +97,9 @@ def test_config_reads_saved_prompts(tmp_path: Path) -> None:
         ("[prompts.sum]\nprompt = ' '", "[prompts.sum]: prompt is ' '"),
         ("[prompts.sum]\nprompt = 1", "[prompts.sum]: prompt is 1"),
         ("[prompts.sum]\nschema = {}", "[prompts.sum]: schema is {}"),
+        ("[prompts.sum]\nextract = 1", "[prompts.sum]: extract is 1"),
+        ("[prompts.sum]\nextract = ''", "[prompts.sum]: extract is ''"),
+        ("[prompts.sum]\nextract = true\nschema = 'x'", "[prompts.sum]: extract and schema cannot be used together"),
         ("[prompts.sum]\ntop_p = 2", "[prompts.sum]: top_p is 2"),
     ],
 )
@@ -198,8 +202,37 @@ def test_saved_schema_yields_to_a_typed_constraint(user: CommandLine, home: Home
     assert (done.code, done.out) == (0, '"four"\n')
     assert user.run("ask", "-p", "parsed", "x", "--grammar", "number.gbnf").out == "17\n"
     assert user.run("ask", "-p", "parsed", "x", env={"CEREBRUM_GRAMMAR": "number.gbnf"}).out == '"four"\n'
+    assert user.run("ask", "-p", "parsed", "x", env={"CEREBRUM_FINAL": "1"}).out == '"four"\n'
     final = user.run("ask", "-p", "parsed", "x", "--final")
     assert (final.code, final.err.splitlines()[0]) == (2, "error: --final and --schema cannot be used together")
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [("true", "1;\n"), ('"last"', "3\n"), ('"python"', "2\n"), ("false", BLOCKS)]
+)
+def test_saved_prompt_extracts_a_code_block(home: Home, value: str, code: str) -> None:
+    home.config.write_text(f"[prompts.code]\nextract = {value}\n")
+    assert home.run("ask", "-p", "code", "x", reply=BLOCKS).out == code
+
+
+def test_typed_options_go_over_a_saved_extraction(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.config.write_text('[prompts.code]\nextract = "last"\n')
+    monkeypatch.setenv("CEREBRUM_EXTRACT_LANG", "python")
+    assert home.run("ask", "-p", "code", "x", reply=BLOCKS).out == "3\n"
+    assert home.run("ask", "-p", "code", "x", "--extract-lang", "c", reply=BLOCKS).out == "1;\n"
+    monkeypatch.setenv("CEREBRUM_FINAL", "1")
+    assert home.run("ask", "-p", "code", "x", reply=BLOCKS).out == "3\n"
+    monkeypatch.delenv("CEREBRUM_EXTRACT_LANG")
+    assert home.run("ask", "-p", "code", "x", "--final", reply="The answer is 4.").out == "4\n"
+
+
+def test_batch_and_chat_refuse_a_saved_extraction(home: Home) -> None:
+    home.config.write_text("[prompts.code]\nextract = true\n")
+    (home.home / "in.txt").write_text("One?\n")
+    for use, arguments in (("a batch", ("batch", "in.txt", "-o", "-")), ("a chat", ("chat",))):
+        done = home.run(*arguments, "-p", "code", piped=b"x\n")
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith(f"error: the saved prompt code sets extract, which {use} cannot apply\n")
 
 
 def test_saved_session_holds_the_question_and_not_the_name(home: Home) -> None:
@@ -267,6 +300,12 @@ def script(home: Home, text: str, *arguments: str) -> tuple[Finished, list[str]]
     return done, [message["content"] for message in messages if message["role"] == "user"]
 
 
+def shown_values(done: Finished, setting: str) -> list[str]:
+    """Values of a setting that /set and /params have shown."""
+    lines = (line.split(maxsplit=1) for line in done.err.splitlines())
+    return [line[1] for line in lines if line[:1] == [setting]]
+
+
 def test_chat_uses_a_saved_prompt_for_the_first_question(home: Home) -> None:
     done, questions = script(home, "birds\nshorter\n", "-p", "list")
     assert done.code == 0, done.err
@@ -281,23 +320,22 @@ def test_chat_switches_saved_prompts(home: Home) -> None:
     assert done.out.startswith("> /use\nname    model  prompt\nsum     -      Sum up: {input} {braces} {0} stay\n")
     assert "using sum for the next question\n" in done.err
     assert "using tone\n" in done.err
-    assert "max_tokens      7\n" in done.err
-    assert "temperature     0.1\n" in done.err
+    assert shown_values(done, "max_tokens") == ["7"]
+    assert shown_values(done, "temperature") == ["0.1", "0.1"]
     assert "system prompt: Be kind.\n" in done.err
     assert "no system prompt\n" in done.err
 
 
 def test_chat_removes_the_settings_of_an_earlier_prompt(home: Home) -> None:
     done, _ = script(home, "/params\n/use list\n/params\n/system\n", "-p", "sum", "-n", "5")
-    assert done.err.count("temperature     0.9\n") == 1
-    assert done.err.count("temperature     0.1\n") == 1
-    assert done.err.count("max_tokens      5\n") == 2
+    assert shown_values(done, "temperature") == ["0.9", "0.1"]
+    assert shown_values(done, "max_tokens") == ["5", "5"]
     assert "no system prompt\n" in done.err
 
 
 def test_chat_keeps_what_the_user_set_after_a_prompt(home: Home) -> None:
     done, _ = script(home, "/set top_k 3\n/system Mine.\n/use list\n/params\n/system\n", "-p", "sum")
-    assert done.err.count("top_k           3\n") == 1
+    assert shown_values(done, "top_k") == ["3", "3"]
     assert done.err.count("system prompt: Mine.\n") == 2
 
 
@@ -308,7 +346,7 @@ def test_chat_restores_the_system_prompt_of_its_session(home: Home) -> None:
 
 
 def test_chat_refuses_what_it_cannot_apply(home: Home) -> None:
-    problem = "error: the saved prompt parsed has a schema, which a chat cannot apply\n hint: cerebrum ask -p parsed\n"
+    problem = "error: the saved prompt parsed sets schema, which a chat cannot apply\n hint: cerebrum ask -p parsed\n"
     done = home.run("chat", "-p", "parsed", piped=b"x\n")
     assert (done.code, done.err) == (2, problem)
     assert problem in script(home, "/use parsed\n")[0].err

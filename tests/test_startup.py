@@ -26,6 +26,8 @@ HEAVY = (
     "gguf",
     "sqlite3",
     "yaml",
+    "tomlkit",
+    "pathspec",
 )
 # What `ask` needs neither without drafts, nor for a single answer, nor without servers.
 UNUSED_BY_ASK = {
@@ -38,6 +40,7 @@ UNUSED_BY_ASK = {
     "application.tuning.tune",
     "batches.journal",
     "merge.plan",
+    "runtime.prompts.manage",
     "engine.remote",
 }
 # Runs the command line, then prints the imported modules to standard error.
@@ -102,6 +105,14 @@ def test_startup_ask_imports_only_the_bindings(tmp_path: Path, chatml_model: Pat
     assert modules.isdisjoint({"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "gguf"})
     assert modules.isdisjoint({"httpx2", "asyncio"})
     assert modules.isdisjoint(f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK)
+
+
+def test_startup_reads_a_saved_prompt_without_an_editor_of_files(tmp_path: Path, chatml_model: Path) -> None:
+    user = CommandLine(tmp_path)
+    (user.config / "config.toml").write_text("[prompts.short]\nmax_tokens = 1\n")
+    modules = imported_modules(user, "ask", "-m", chatml_model, "-p", "short", "hi")
+    assert "tomllib" in modules
+    assert modules.isdisjoint({"tomlkit", "cerebrum_cli.runtime.prompts.manage"})
 
 
 def test_startup_batch_imports_neither_servers_nor_a_cluster(tmp_path: Path, chatml_model: Path) -> None:

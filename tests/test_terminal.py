@@ -34,7 +34,8 @@ from cerebrum_cli.terminal.bars import FileProgress
 from cerebrum_cli.terminal.progress import StatusLine
 from cerebrum_cli.terminal.sinks import MarkdownSink, NoticeSink, Sink, TextSink, answer_sink, render
 from cerebrum_cli.terminal.streams import Streams, has_piped_input
-from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, print_sessions, stats_line
+from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, print_sessions
+from cerebrum_cli.terminal.texts import stats_line
 
 ONE = SequenceId(0)
 FINISH = FinishEvent(ONE, "stop", 12, 0, 5, 42, 2048, Timings(0.5, 1.0, 1.25, 2.0, 12, 4))

@@ -208,8 +208,9 @@ def test_saving_with_a_prompt_saves_only_the_best_match(tmp_path: Path) -> None:
 def memory_for_three(monkeypatch: pytest.MonkeyPatch) -> None:
     """Free memory for three sequences of 512 tokens."""
     sizes = read_header(NANO).sizes
-    fixed = HEADROOM + compute_bytes(sizes, ContextOptions(512, 1, 1, CPU_UBATCH))
-    each = sequence_bytes(sizes.layers, 512) + 4 * sizes.vocabulary_size
+    context = ContextOptions(512, 1, 1, CPU_UBATCH)
+    fixed = HEADROOM + compute_bytes(sizes, context)
+    each = sequence_bytes(sizes.layers, context) + 4 * sizes.vocabulary_size
     free = FreeMemory(fixed + 3 * each)
     monkeypatch.setattr("cerebrum_cli.engine.llama.backend.free_memory", lambda: free)
 

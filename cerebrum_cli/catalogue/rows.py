@@ -11,7 +11,7 @@ from typing import TypeVar
 from cerebrum_cli.catalogue.reference import MODEL_NAME, REPO_ID, is_safe_path
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource, Quantization, Refusal, Repository
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.settings import KEYS, validate
+from cerebrum_cli.core.settings import KEYS, in_directory, validate
 
 T = TypeVar("T")
 
@@ -157,7 +157,7 @@ def _settings(location: _Location, value: object) -> Mapping[str, object]:
             validate(key, item)
         except UsageError as error:
             raise location.error(error.hint, key) from error
-    return row
+    return in_directory(row, location.path.parent)
 
 
 def _quantizations(location: _Location, row: dict[str, object]) -> tuple[Quantization, ...]:

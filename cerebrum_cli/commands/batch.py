@@ -9,10 +9,12 @@ import typer
 
 from cerebrum_cli.commands.context import runtime_of, typed_options
 from cerebrum_cli.commands.signature import SettingKeys, composed, parameter
-from cerebrum_cli.core.settings import GENERATION_KEYS, Layer
+from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Layer
 from cerebrum_cli.runtime.options import BatchOptions
 
-SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_layers", "drafts", *GENERATION_KEYS))
+SETTINGS = SettingKeys(
+    ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "drafts", *GENERATION_KEYS)
+)
 SOME_FAILED = 6
 
 

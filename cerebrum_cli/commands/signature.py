@@ -133,7 +133,9 @@ def parameter_of(name: str, declared: Option, hint: Any, is_setting: bool) -> in
         flags, hint = f"{' ' if hint is bool else flags}/{flag(f'no_{name}')}", bool | None
     else:
         hint = hint | None
-    option = typer_option(name, declared, callback=whole if hint == list[str] else None, flags=flags)
+    option = typer_option(
+        name, declared, callback=whole if hint == list[str] and not declared.splits else None, flags=flags
+    )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
 
 

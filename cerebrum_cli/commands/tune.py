@@ -9,14 +9,14 @@ import typer
 from cerebrum_cli.commands.completion import completing, installed_models
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed
-from cerebrum_cli.core.settings import Layer
+from cerebrum_cli.core.settings import ATTENTION_KEYS, Layer
 from cerebrum_cli.runtime.options import TuneOptions
 
 
 @composed
 def tune(
     context: typer.Context,
-    given: Annotated[Layer, SettingKeys(("threads", "gpu_layers"))],
+    given: Annotated[Layer, SettingKeys(("lora", "threads", "gpu_layers", *ATTENTION_KEYS))],
     options: TuneOptions,
     model: Annotated[
         str | None,

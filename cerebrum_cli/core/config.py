@@ -11,10 +11,11 @@ from typing import Any
 
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.saved_prompt import SavedPrompt
-from cerebrum_cli.core.settings import KEYS, Layer, convert
+from cerebrum_cli.core.settings import KEYS, Layer, convert, in_directory
 
 ENDPOINTS = "endpoints"
 PROMPTS = "prompts"
+PROMPT_KEYS = ("prompt", "schema", "extract")  # of a saved prompt, besides settings
 _UNQUOTED = re.compile(
     r"^[ \t]*([\w-]+)[ \t]*=[ \t]*(?!true\b|false\b|inf\b|nan\b)([A-Za-z][^\s#\"'\[{]*)[ \t]*(?:#|$)", re.M
 )
@@ -67,7 +68,7 @@ def parse_config(text: str, path: Path) -> Config:
         where = f"{path}:{line_of(text, place.start())}" if place else str(path)
         key, _ = read_setting(name, value, where, (ENDPOINTS, PROMPTS))
         layer[key] = value
-    return Config(layer, read_endpoints(endpoints, path), read_prompts(prompts, path))
+    return Config(in_directory(layer, path.parent), read_endpoints(endpoints, path), read_prompts(prompts, path))
 
 
 def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...]) -> tuple[str, Any]:
@@ -111,15 +112,19 @@ def read_prompt(name: str, table: Mapping[str, Any], path: Path) -> SavedPrompt:
     """Read one table `[prompts.NAME]`. Raises ConfigError."""
     where = f"{path}: [{PROMPTS}.{name}]"
     own = {key: table[key] for key in ("prompt", "schema") if key in table}
+    extract = table.get("extract", False)
     if wrong := next((key for key, value in own.items() if not isinstance(value, str) or not value.strip()), None):
         raise ConfigError(f"{where}: {wrong} is {own[wrong]!r}", "it must be text that is not empty")
+    if not (extract is True or extract is False or (isinstance(extract, str) and extract)):
+        raise ConfigError(f"{where}: extract is {extract!r}", 'it must be true, "last", or a language like "python"')
+    if extract and "schema" in own:
+        raise ConfigError(f"{where}: extract and schema cannot be used together", "remove one of them")
     settings = dict(
-        read_setting(key, value, where, ("prompt", "schema")) for key, value in table.items() if key not in own
+        read_setting(key, value, where, PROMPT_KEYS) for key, value in table.items() if key not in PROMPT_KEYS
     )
     prompt, schema = own.get("prompt"), own.get("schema")
-    return SavedPrompt(
-        name, settings, prompt and prompt.rstrip("\r\n"), schema and path.parent / Path(schema).expanduser()
-    )
+    file = schema and path.parent / Path(schema).expanduser()
+    return SavedPrompt(name, in_directory(settings, path.parent), prompt and prompt.rstrip("\r\n"), file, extract)
 
 
 def require_tables(value: Any, where: str, example: str) -> None:

@@ -44,6 +44,14 @@ def exists(path: Path) -> bool:
         return False
 
 
+def is_directory(path: Path) -> bool:
+    """Whether a path leads to a directory, as far as this user can see."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def existing_parent(path: Path) -> Path:
     """The path, or the nearest directory above it that exists."""
     return next(each for each in (path, *path.parents) if exists(each))

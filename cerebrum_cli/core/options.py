@@ -6,7 +6,7 @@ from dataclasses import field, fields
 from math import inf
 from typing import Any, Literal, NamedTuple, get_args
 
-Heading = Literal["Model", "Sampling", "Input", "Output", "Speed", "Server", "lm-eval"]
+Heading = Literal["Model", "Sampling", "Penalties", "Length", "Input", "Output", "Speed", "Server", "lm-eval"]
 HEADINGS: tuple[Heading, ...] = get_args(Heading)
 
 
@@ -14,7 +14,8 @@ class Option(NamedTuple):
     """What an option is, apart from its name, type and default, which are those of its field.
 
     Numbers lie between `least` and `most`, inclusive. Text is one of `choices` where there are any. A `local` option
-    concerns a model on this machine, and has no meaning for one on a server.
+    concerns a model on this machine, and has no meaning for one on a server. The variable of a repeatable option holds
+    one value; if it `splits`, it holds several, separated by spaces.
     """
 
     help: str
@@ -25,6 +26,7 @@ class Option(NamedTuple):
     most: float = inf
     choices: tuple[str, ...] = ()
     local: bool = False
+    splits: bool = False
 
 
 def option(default: Any, help: str, heading: Heading, **details: Any) -> Any:

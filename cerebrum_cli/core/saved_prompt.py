@@ -16,12 +16,16 @@ INPUT = "{input}"  # in a saved prompt, the place of the question
 
 @dataclass(frozen=True, slots=True)
 class SavedPrompt:
-    """Settings and a prompt under a name; `schema` is the file of a JSON Schema that constrains the answer."""
+    """Settings and a prompt under a name; `schema` is the file of a JSON Schema that constrains the answer.
+
+    `extract` is the code block that is printed: True for the first, "last", or the first in a language.
+    """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     prompt: str | None = None
     schema: Path | None = None
+    extract: bool | str = False
 
     def fill(self, input: str) -> str:
         """The question for an input, which may be empty unless the prompt has a place for it. Raises UsageError."""
@@ -36,20 +40,28 @@ class SavedPrompt:
 
     def require_chat(self) -> None:
         """Raise UsageError if a chat cannot do what the prompt asks for."""
-        if self.schema:
-            problem = f"the saved prompt {self.name} has a schema, which a chat cannot apply"
+        self.require_without("schema", "a chat")
+        self.require_without("extract", "a chat")
+
+    def require_without(self, key: str, use: str) -> None:
+        """Raise UsageError if the prompt sets a key that has no effect in a use."""
+        if getattr(self, key):
+            problem = f"the saved prompt {self.name} sets {key}, which {use} cannot apply"
             raise UsageError(problem, f"cerebrum ask -p {quote(self.name)}")
 
     def table(self) -> dict[str, Any]:
         """Keys and values of its table in config.toml."""
-        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in self.settings.items()}
-        own = {"prompt": self.prompt, "schema": self.schema and str(self.schema)}
+        settings = {
+            key: [str(item) for item in value] if isinstance(value, tuple) else value
+            for key, value in self.settings.items()
+        }
+        own = {"prompt": self.prompt, "schema": self.schema and str(self.schema), "extract": self.extract or None}
         return settings | {key: value for key, value in own.items() if value is not None}
 
     def as_object(self) -> dict[str, Any]:
         """The prompt in JSON."""
         settings = self.table()
-        own = {key: settings.pop(key, None) for key in ("prompt", "system", "model", "schema")}
+        own = {key: settings.pop(key, None) for key in ("prompt", "system", "model", "schema", "extract")}
         return {"name": self.name, **own, "settings": settings}
 
 

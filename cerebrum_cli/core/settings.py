@@ -11,20 +11,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from math import inf
+from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.lora import NONE, parse_adapter, rebased
 from cerebrum_cli.core.options import flag, option, options_of, variable
 from cerebrum_cli.core.sampling import MAX_LOGIT, SamplingParams, TokenBias
 
 Layer = Mapping[str, Any]
+
+CACHE_TYPES = ("f16", "q8_0", "q4_0")  # of the KV cache, for its keys and its values
 
 
 @dataclass(frozen=True, slots=True)
 class Settings(SamplingParams):
     """Everything that can be set for a command, with all layers merged; None leaves a choice to the model or machine.
 
-    `cache_gb` limits the prompt cache on disk, in GB; 0 turns it off.
+    `lora` are LoRA adapters, each as FILE or FILE:SCALE. `cache_gb` limits the prompt cache on disk, in GB; 0 turns it
+    off.
     """
 
     model: str | None = option(None, "Model to use [default: see cerebrum list]", "Model", short="-m", metavar="MODEL")
@@ -33,6 +38,7 @@ class Settings(SamplingParams):
     ctx: int | None = option(
         None, "Context size in tokens [default: at most 8192]", "Model", metavar="N", least=1, local=True
     )
+    lora: tuple[str, ...] = option((), "Apply a LoRA adapter, or none (repeatable)", "Model", metavar="FILE[:SCALE]")
     threads: int | None = option(
         None, "CPU threads [default: all available cores]", "Speed", metavar="N", least=1, most=1024, local=True
     )
@@ -45,6 +51,30 @@ class Settings(SamplingParams):
         choices=("auto", "all"),
         local=True,
     )
+    cache_type_k: str | None = option(
+        None,
+        "Type of cached keys [default: f16]",
+        "Speed",
+        metavar="f16|q8_0|q4_0",
+        choices=CACHE_TYPES,
+        local=True,
+    )
+    cache_type_v: str | None = option(
+        None,
+        "Type of cached values [default: f16]",
+        "Speed",
+        metavar="f16|q8_0|q4_0",
+        choices=CACHE_TYPES,
+        local=True,
+    )
+    flash_attn: str | None = option(
+        None,
+        "Flash attention [default: auto]",
+        "Speed",
+        metavar="auto|on|off",
+        choices=("auto", "on", "off"),
+        local=True,
+    )
     overflow: str = option(
         "drop-oldest",
         "What to do when the context is full [default: drop-oldest]",
@@ -55,14 +85,12 @@ class Settings(SamplingParams):
     think: str | None = option(
         None,
         "Thinking: on, off, or at most N tokens",
-        "Sampling",
+        "Length",
         metavar="on|off|N",
         choices=("on", "off"),
     )
-    conclude: int | None = option(
-        None, "Have a reply state its answer after N tokens", "Sampling", metavar="N", least=1
-    )
-    loop_check: bool = option(True, "Let a reply repeat itself [default: end it]", "Sampling", choices=("on", "off"))
+    conclude: int | None = option(None, "Have a reply state its answer after N tokens", "Length", metavar="N", least=1)
+    loop_check: bool = option(True, "Let a reply repeat itself [default: end it]", "Length", choices=("on", "off"))
     drafts: bool | None = option(
         None, "Draft tokens from earlier text [default: after tune]", "Speed", choices=("on", "off"), local=True
     )
@@ -88,6 +116,7 @@ OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
 GENERATION_KEYS = (*SAMPLING_KEYS, "think", "conclude", "loop_check")
 KEYS = tuple(OPTIONS)
+ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 _TYPES = {each.name: str(each.type).removesuffix(" | None") for each in fields(Settings)}
@@ -122,6 +151,13 @@ def parse_value(key: str, text: str, source: str | None = None) -> Any:
 def wants_thought(think: str | None) -> bool | None:
     """Whether a value of `think` turns reasoning on; None for no value."""
     return None if think is None else think != "off"
+
+
+def in_directory(layer: Layer, directory: Path) -> Layer:
+    """The layer of a file in this directory: paths in it are relative to the directory."""
+    if "lora" not in layer:
+        return layer
+    return {**layer, "lora": tuple(rebased(text, directory) for text in validate("lora", layer["lora"]))}
 
 
 def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
@@ -169,6 +205,8 @@ def convert(key: str, value: Any) -> tuple[Any, str]:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item for item in items):
             return None, "text that is not empty"
+        if key == "lora":
+            return convert_adapters(items)
         if key == "dry_sequence_breaker":  # llama.cpp's programs read escapes in its option
             items = [item.replace("\\n", "\n").replace("\\t", "\t") for item in items]
         return tuple(items), ""
@@ -189,6 +227,18 @@ def convert(key: str, value: Any) -> tuple[Any, str]:
     if not isinstance(value, str):
         return None, "text"
     return (value, "") if not declared.choices or value in declared.choices else (None, " or ".join(declared.choices))
+
+
+def convert_adapters(items: Iterable[str]) -> tuple[Any, str]:
+    """Check adapters; `none` alone stands for no adapter."""
+    texts = tuple(items)
+    if texts == (NONE,):
+        return (), ""
+    try:
+        is_valid = NONE not in [parse_adapter(text).path for text in texts]
+    except ValueError:
+        is_valid = False
+    return (texts, "") if is_valid else (None, "FILE or FILE:SCALE, with a finite number as the scale, or only none")
 
 
 def parse_biases(value: Any) -> tuple[TokenBias, ...] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cerebrum_cli.core.errors import UsageError
 
@@ -36,6 +36,12 @@ def parse_size(text: str) -> int:
     if not 1_000_000 <= size < 1 << 63:
         raise UsageError(f"{text!r} is not a size of at least 1 MB", "write it as 4GB or 500MB")
     return size
+
+
+def format_names(names: Sequence[str], most: int = 3) -> str:
+    """Format names as a list of so many at most: "a, b, c, and 2 more"."""
+    shown = ", ".join(names[:most])
+    return f"{shown}, and {len(names) - most} more" if len(names) > most else shown
 
 
 def format_utc(seconds: float) -> str:

@@ -117,10 +117,11 @@ class Engine(Protocol):
     def builds(self) -> Sequence[Mapping[str, str]]:
         """What generates, to be recorded with the output: kind and build of each server, each once; none here."""
 
-    def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> Completions:
+    def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> Completions:
         """Submit requests, whose prompts must be shorter than the context; close the result when done.
 
-        A `scope` that began before makes a `cancel` in between count.
+        None stands for none now: an engine that `schedules_rows` reads on after the next event, others skip it. A
+        `scope` that began before makes a `cancel` in between count.
         """
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:

@@ -98,13 +98,13 @@ class LocalEngine:
     def builds(self) -> tuple[()]:
         return ()
 
-    def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> LocalCompletions:
+    def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> LocalCompletions:
         """Submit requests; samples can be added and aborted while they run. Close the result when done.
 
         A `scope` that began before makes a `cancel` in between count.
         """
         completions = LocalCompletions(self._commands, scope or self.cancel_scope())
-        completions.add(requests)
+        completions.add(request for request in requests if request)
         return completions
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:

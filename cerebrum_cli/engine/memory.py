@@ -7,9 +7,9 @@ the host; so are compute buffers. A GPU that shares the host's memory draws from
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
@@ -26,8 +26,8 @@ GROUP_COST = 16  # a new context, common prefixes evaluated again, and idle slot
 STEP_COST = 8  # the weights are read once for all rows of a step, in the time of 5 to 10 rows on CPUs
 MASKED_CELLS = 8192  # attention skips the unused cells of all slots up to the longest sequence, which takes time
 
-CacheType = Literal["f32", "f16", "q8_0"]
-CACHE_ELEMENT_SIZE: dict[CacheType, float] = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
+BLOCK_SIZE = 32  # elements of a key or value that a quantized cache stores with a common scale
+CACHE_ELEMENT_SIZE: Mapping[str, float] = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK_SIZE, "q4_0": 18 / BLOCK_SIZE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,18 @@ class ContextOptions:
     kv_unified: bool = False
     n_threads_batch: int | None = None
     flash_attention: bool | None = None
-    cache_type: CacheType = "f16"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
 
     @property
     def n_streams(self) -> int:
         """Number of KV caches of that length."""
         return 1 if self.kv_unified else self.slots
+
+    def token_bytes(self, layer: LayerSizes) -> float:
+        """Bytes of the keys and values of one token in a layer."""
+        keys, values = CACHE_ELEMENT_SIZE[self.cache_type_k], CACHE_ELEMENT_SIZE[self.cache_type_v]
+        return layer.key_length * keys + layer.value_length * values
 
 
 class MemoryNeeds(NamedTuple):
@@ -124,10 +130,15 @@ def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     return max(logits, feed_forward, attention) + state * context.slots
 
 
-def sequence_bytes(layers: Sequence[LayerSizes], length: int, cache_type: CacheType = "f16") -> int:
-    """Size of one sequence of this length in the KV cache and recurrent states of these layers."""
-    tokens, element = pad_length(length), CACHE_ELEMENT_SIZE[cache_type]
-    return sum(int((each.key_length + each.value_length) * tokens * element) + each.state_bytes for each in layers)
+def is_quantized(cache_type: str | None) -> bool:
+    """Whether a type of the KV cache stores elements in blocks."""
+    return cache_type is not None and cache_type.startswith("q")
+
+
+def sequence_bytes(layers: Sequence[LayerSizes], context: ContextOptions) -> int:
+    """Size of one sequence in the KV cache and recurrent states of these layers."""
+    tokens = pad_length(context.length)
+    return sum(int(context.token_bytes(each) * tokens) + each.state_bytes for each in layers)
 
 
 def fits(needs: MemoryNeeds, free: FreeMemory) -> bool:
@@ -196,7 +207,7 @@ def require_context(
     needed = host_bytes(memory_needs(weightless, context, offloaded), free.devices)
     if needed <= free.host:
         return
-    token_bytes = sizes.kv_length * CACHE_ELEMENT_SIZE[context.cache_type]
+    token_bytes = sum(map(context.token_bytes, sizes.layers))
     most = int(free.host / 2 / max(1.0, token_bytes)) // PADDING * PADDING
     raise EngineError(
         f"a context of {context.length} tokens needs {needed / 1e9:.1f} GB,"
@@ -226,7 +237,7 @@ def plan_slots(
     state = max((layer.state_bytes for layer in layers), default=0) + 4 * sizes.vocabulary_size
 
     def count(memory: int, held: Sequence[LayerSizes]) -> int:
-        each = sequence_bytes(held, context.length, context.cache_type) + state
+        each = sequence_bytes(held, context) + state
         return max(0, memory - working) // max(1, each)
 
     slots = [requested]
@@ -265,9 +276,9 @@ def _group_cost(count: int, slots: int, length: int) -> float:
 
 
 def _layer_bytes(layer: LayerSizes, context: ContextOptions) -> int:
-    cache = (layer.key_length + layer.value_length) * CACHE_ELEMENT_SIZE[context.cache_type]
     cells = pad_length(context.length) * context.n_streams
-    return layer.weight_bytes + int(cache * cells) + layer.state_bytes * context.slots
+    weights = layer.weight_bytes + layer.adapter_bytes
+    return weights + int(context.token_bytes(layer) * cells) + layer.state_bytes * context.slots
 
 
 def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:

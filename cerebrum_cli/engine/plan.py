@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.build import rebuild_command
-from cerebrum_cli.engine.memory import CACHE_ELEMENT_SIZE, CacheType, Device
+from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.gguf.sizes import ModelSizes
 
+TUNED_CACHE_TYPES = ("f32", "f16", "q8_0")  # of a profile, for keys and values
 MAX_VALUES = {"slots": 256, "n_ubatch": 65536}  # of tuning settings; 1024 for all others
+
+
+class AdapterFile(NamedTuple):
+    """A LoRA adapter to apply, and the factor of its effect."""
+
+    path: str
+    scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,7 @@ class LoadOptions:
       former
     - `n_ubatch`: maximum number of prompt tokens in one step
     - `flash_attention`: None leaves it to llama.cpp
+    - `cache_type_k`, `cache_type_v`: types of keys and values in the KV cache
     - `is_verified`: the file's digest is known to be right, or we wrote the file
     - `baseline`: the options without a tuning, which are used if the tuned ones need more memory than is free
     """
@@ -53,13 +62,18 @@ class LoadOptions:
     n_threads_batch: int | None = None
     n_ubatch: int | None = None
     flash_attention: bool | None = None
-    cache_type: CacheType = "f16"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    adapters: tuple[AdapterFile, ...] = ()
     is_verified: bool = False
     baseline: LoadOptions | None = None
 
     def with_tuning(self, tuning: Tuning) -> LoadOptions:
         """Options with the settings of a tuning."""
-        return replace(self, **tuning.overrides)
+        overrides = tuning.overrides
+        if cache_type := overrides.pop("cache_type", None):
+            overrides |= {"cache_type_k": cache_type, "cache_type_v": cache_type}
+        return replace(self, **overrides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +85,7 @@ class Tuning:
     n_threads_batch: int | None = None
     n_ubatch: int | None = None
     flash_attention: bool | None = None
-    cache_type: CacheType | None = None
+    cache_type: str | None = None
     gpu_layers: str | None = None
     slots: int | None = None
 
@@ -87,7 +101,7 @@ class Tuning:
             wrong = type(value) is not kinds.get(name, int)
             if wrong or (type(value) is int and not 1 <= value <= MAX_VALUES.get(name, 1024)):
                 raise ValueError(f"{name} is {value!r}")
-        if self.cache_type not in (None, *CACHE_ELEMENT_SIZE):
+        if self.cache_type not in (None, *TUNED_CACHE_TYPES):
             raise ValueError(f"cache_type is {self.cache_type!r}")
         if self.cache_type == "q8_0" and self.flash_attention is False:
             raise ValueError("a quantized cache requires flash attention")

@@ -11,10 +11,10 @@ import mmap
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.cursor import Array, Cursor, Scalar
@@ -23,6 +23,7 @@ from cerebrum_cli.gguf.sizes import ModelSizes, model_sizes
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 
 Metadata = Mapping[str, Scalar | Array]
+T = TypeVar("T")
 
 # Limits far above known models (large vocabularies take about 20 MB, per-expert layouts a few thousand tensors).
 _HEADER_BYTES = 128 << 20
@@ -41,20 +42,33 @@ VOCABULARY_KEYS = tuple(f"tokenizer.ggml.{key}" for key in ("model", "pre", "tok
 _EXPERT_TENSOR = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight")
 
 
-class _Tensor(NamedTuple):
+class TensorEntry(NamedTuple):
+    """Entry of the tensor table: `shape` with the row length first, `type` as ggml's number, `offset` in the data."""
+
     name: str
     shape: tuple[int, ...]
     type: int
     offset: int
 
+    @property
+    def type_name(self) -> str:
+        known = TENSOR_TYPES.get(self.type)
+        return known.name if known else f"type {self.type}"
 
-class _Tables(NamedTuple):
+    @property
+    def size(self) -> int | None:
+        """Size in bytes; None for an unknown type."""
+        known = TENSOR_TYPES.get(self.type)
+        return known and known.bytes_of(math.prod(self.shape))
+
+
+class Tables(NamedTuple):
     """What a header consists of; `vocabulary` as in Header, `length` in bytes."""
 
     version: int
     metadata: Metadata
     vocabulary: Mapping[str, tuple[int, int]]
-    tensors: list[_Tensor]
+    tensors: list[TensorEntry]
     length: int
 
 
@@ -101,6 +115,15 @@ def read_header(path: Path) -> Header:
 
     Raises ModelFileError for a path or file that cannot be opened as a model.
     """
+    return _parse_file(path, parse_header)
+
+
+def read_tables(path: Path) -> Tables:
+    """Read the metadata and the tensor table of a GGUF file of any kind. Raises ModelFileError."""
+    return _parse_file(path, _read_tables)
+
+
+def _parse_file(path: Path, parse: Callable[[Path, mmap.mmap, int], T]) -> T:
     try:
         _require_file(path)
         with path.open("rb") as file:
@@ -109,7 +132,7 @@ def read_header(path: Path) -> Header:
                 raise ModelFileError(path, "the file is empty")
             size = file.seek(0, 2)
             with mmap.mmap(file.fileno(), min(size, _HEADER_BYTES), access=mmap.ACCESS_READ) as data:
-                return parse_header(path, data, size)
+                return parse(path, data, size)
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte, or a shrinking file
         raise ModelFileError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -141,7 +164,7 @@ def _require_file(path: Path) -> None:
         raise ModelFileError(path, "is not a regular file", "copy it to a regular file, which can be memory-mapped")
 
 
-def _read_tables(path: Path, data: mmap.mmap | bytes, size: int) -> _Tables:
+def _read_tables(path: Path, data: mmap.mmap | bytes, size: int) -> Tables:
     if data[:4] != b"GGUF":
         raise ModelFileError(path, *identify(data[:SIGNATURE_BYTES]))
     cursor = Cursor(path, data, position=4)
@@ -152,7 +175,7 @@ def _read_tables(path: Path, data: mmap.mmap | bytes, size: int) -> _Tables:
     metadata, vocabulary = _read_metadata(cursor, metadata_count)
     tensors = _read_tensors(cursor, tensor_count)
     _check_extent(path, _Integers(path, metadata).alignment(), tensors, cursor.position, size)
-    return _Tables(version, metadata, vocabulary, tensors, cursor.position)
+    return Tables(version, metadata, vocabulary, tensors, cursor.position)
 
 
 def _version(path: Path, cursor: Cursor) -> int:
@@ -173,7 +196,7 @@ def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Scalar | Array
     for _ in range(count):
         key = cursor.string("metadata key", _KEY_BYTES)
         if not key or key in metadata:
-            cursor.fail(f"damaged: the metadata key {_quoted(key)} is {'duplicated' if key else 'empty'}")
+            cursor.fail(f"damaged: the metadata key {quoted(key)} is {'duplicated' if key else 'empty'}")
         start = cursor.position
         metadata[key] = cursor.value()
         if key in VOCABULARY_KEYS:
@@ -181,25 +204,25 @@ def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Scalar | Array
     return metadata, vocabulary
 
 
-def _read_tensors(cursor: Cursor, count: int) -> list[_Tensor]:
+def _read_tensors(cursor: Cursor, count: int) -> list[TensorEntry]:
     tensors = []
     names = set()
     for _ in range(count):
         name = cursor.string("tensor name", _TENSOR_NAME_BYTES)
         if name in names:
-            cursor.fail(f"damaged: the tensor {_quoted(name)} is duplicated")
+            cursor.fail(f"damaged: the tensor {quoted(name)} is duplicated")
         names.add(name)
         n_dims = cursor.uint32()
         if n_dims > _TENSOR_DIMENSIONS:
-            cursor.fail(f"damaged: the tensor {_quoted(name)} has {n_dims:,} dimensions")
+            cursor.fail(f"damaged: the tensor {quoted(name)} has {n_dims:,} dimensions")
         shape = cursor.dimensions(n_dims)
         if math.prod(shape) >= 1 << 63:
-            cursor.fail(f"damaged: the tensor {_quoted(name)} has {math.prod(shape):,} weights")
-        tensors.append(_Tensor(name, shape, cursor.uint32(), cursor.uint64()))
+            cursor.fail(f"damaged: the tensor {quoted(name)} has {math.prod(shape):,} weights")
+        tensors.append(TensorEntry(name, shape, cursor.uint32(), cursor.uint64()))
     return tensors
 
 
-def _check_extent(path: Path, alignment: int, tensors: Iterable[_Tensor], header_end: int, size: int) -> None:
+def _check_extent(path: Path, alignment: int, tensors: Iterable[TensorEntry], header_end: int, size: int) -> None:
     """Check that tensors are contiguous, as llama.cpp expects, and that the file contains them all.
 
     The end of a tensor of an unknown type is unknown; the offset of the next one is then accepted.
@@ -209,7 +232,7 @@ def _check_extent(path: Path, alignment: int, tensors: Iterable[_Tensor], header
     for tensor in tensors:
         if tensor.offset % alignment or (expected is not None and tensor.offset != expected) or tensor.offset < end:
             where = f"at byte {tensor.offset:,} of the data" + (f", not {expected:,}" if expected is not None else "")
-            raise ModelFileError(path, f"damaged: the tensor {_quoted(tensor.name)} begins {where}")
+            raise ModelFileError(path, f"damaged: the tensor {quoted(tensor.name)} begins {where}")
         length = _tensor_bytes(path, tensor)
         end = tensor.offset + (length or 0)
         expected = None if length is None else _aligned(end, alignment)
@@ -219,18 +242,18 @@ def _check_extent(path: Path, alignment: int, tensors: Iterable[_Tensor], header
         raise ModelFileError(path, problem, "pull it again, or copy it again")
 
 
-def _tensor_bytes(path: Path, tensor: _Tensor) -> int | None:
+def _tensor_bytes(path: Path, tensor: TensorEntry) -> int | None:
     tensor_type = TENSOR_TYPES.get(tensor.type)
     if tensor_type is None:
         return None
     row = tensor.shape[0] if tensor.shape else 1
     if row % tensor_type.block_size:
-        problem = f"the tensor {_quoted(tensor.name)} has rows of {row:,} weights in blocks of {tensor_type.block_size}"
+        problem = f"the tensor {quoted(tensor.name)} has rows of {row:,} weights in blocks of {tensor_type.block_size}"
         raise ModelFileError(path, f"damaged: {problem} ({tensor_type.name})")
-    return math.prod(tensor.shape) // tensor_type.block_size * tensor_type.block_bytes
+    return tensor.size
 
 
-def _header(path: Path, tables: _Tables) -> Header:
+def _header(path: Path, tables: Tables) -> Header:
     version, metadata, vocabulary, tensors, _ = tables
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
@@ -251,7 +274,7 @@ def _header(path: Path, tables: _Tables) -> Header:
         file_type=file_type,
         quantization=None if file_type is None else FILE_TYPES.get(file_type),
         tensor_count=len(tensors),
-        tensor_types=Counter(_type_name(tensor) for tensor in tensors),
+        tensor_types=Counter(tensor.type_name for tensor in tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
         n_layers=integers.layers(),
         n_heads=max(heads, default=0),
@@ -310,13 +333,8 @@ class _Integers:
 
     def _checked(self, key: str, value: Scalar | Array) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 32:
-            raise ModelFileError(self.path, f"damaged: its {_quoted(key)} is {_quoted(str(value))}")
+            raise ModelFileError(self.path, f"damaged: its {quoted(key)} is {quoted(str(value))}")
         return value
-
-
-def _type_name(tensor: _Tensor) -> str:
-    tensor_type = TENSOR_TYPES.get(tensor.type)
-    return tensor_type.name if tensor_type else f"type {tensor.type}"
 
 
 def _text(metadata: Metadata, key: str) -> str | None:
@@ -328,6 +346,6 @@ def _aligned(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Text from the file, quoted, shortened and safe to print."""
     return ascii(text if len(text) <= 80 else text[:80] + "...")

@@ -16,12 +16,16 @@ _INPUT = ("token_", "per_layer_token_embd", "position_embd")
 
 
 class LayerSizes(NamedTuple):
-    """One layer: bytes of weights, elements of keys and of values per token, bytes of state per sequence."""
+    """One layer: bytes of weights, elements of keys and of values per token, bytes of state per sequence.
+
+    `adapter_bytes` are the weights of adapters, which are allocated where those of the model may be mapped.
+    """
 
     weight_bytes: int
     key_length: int = 0
     value_length: int = 0
     state_bytes: int = 0
+    adapter_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class ModelSizes:
     `input_bytes` are the token embeddings, which llama.cpp leaves in host memory; `output_bytes` are the output matrix
     and its norm, which it offloads as one more layer, with a copy of the embeddings if `is_tied`. The other sizes
     determine the compute buffers, as numbers of elements per token: an embedding, the activations of a layer, and
-    logits. A model with sliding windows has two attention masks.
+    logits. A model with sliding windows has two attention masks. `head_lengths` are the elements of a key and of a
+    value in one head, for each kind of attention layers.
     """
 
     layers: tuple[LayerSizes, ...]
@@ -43,6 +48,7 @@ class ModelSizes:
     vocabulary_size: int = 0
     n_heads: int = 0
     n_masks: int = 1
+    head_lengths: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSizes:
@@ -70,6 +76,22 @@ class ModelSizes:
         output_bytes = self.output_bytes * size // whole
         rest = output_bytes + sum(layer.weight_bytes for layer in layers)
         return replace(self, layers=layers, input_bytes=size - rest, output_bytes=output_bytes)
+
+    def with_adapters(self, tensors: Iterable[tuple[str, int]]) -> ModelSizes:
+        """The same model with tensors of adapters, by the name of the tensor that each applies to."""
+        added: dict[int, int] = defaultdict(int)
+        input_bytes, output_bytes = self.input_bytes, self.output_bytes
+        for name, size in tensors:
+            if match := _LAYER.match(name):
+                added[int(match[1])] += size
+            elif name.startswith(_INPUT):
+                input_bytes += size
+            else:
+                output_bytes += size
+        layers = tuple(
+            layer._replace(adapter_bytes=layer.adapter_bytes + added[index]) for index, layer in enumerate(self.layers)
+        )
+        return replace(self, layers=layers, input_bytes=input_bytes, output_bytes=output_bytes)
 
 
 def uniform_sizes(weight_bytes: int, n_layers: int, kv_length: int) -> ModelSizes:
@@ -113,10 +135,12 @@ def model_sizes(
         hyperparameter("attention.value_length_swa") or value_length,
     )
     n_cached = len(kv_heads) - hyperparameter("attention.shared_kv_layers")
-    layers = []
+    layers, head_lengths = [], set()
     for index, heads_here in enumerate(kv_heads or (0,) * hyperparameter("block_count")):
         n_kv = heads_here if index < n_cached and _attends(names[index]) else 0
         key_length, value_length = window_lengths if index < len(windows) and windows[index] else lengths
+        if n_kv:
+            head_lengths.add((key_length, value_length))
         state_bytes = _STATE_BYTES * _state_length(hyperparameter, max(heads, default=0)) * _recurs(names[index])
         layers.append(LayerSizes(weights[index], n_kv * key_length, n_kv * value_length, state_bytes))
     input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))
@@ -130,6 +154,7 @@ def model_sizes(
         vocabulary_size,
         max(heads, default=0),
         2 if hyperparameter("attention.sliding_window") else 1,
+        tuple(sorted(head_lengths)),
     )
 
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.application.inference.inspection import GivenReply, LeastCertain
+from cerebrum_cli.application.inference.prompt_length import length_notice
 from cerebrum_cli.application.inference.reply import ReplyCollector, prompt_object, reply_notice, reply_object
 from cerebrum_cli.core.errors import Interrupted, NoAnswer
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.runtime.generation import naming_grammar_file
-from cerebrum_cli.terminal.progress import StatusLine, VoteLine
+from cerebrum_cli.terminal.inspection_report import print_uncertain
+from cerebrum_cli.terminal.progress import AnswerLine, StatusLine, VoteLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, render, show_answer
-from cerebrum_cli.terminal.tables import result_text, stats_line
+from cerebrum_cli.terminal.texts import result_text, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.chat.session_recorder import SessionRecorder
+    from cerebrum_cli.application.inference.inspection import UncertainToken
     from cerebrum_cli.application.inference.loading import LoadedModel
     from cerebrum_cli.application.inference.reply import Reply
     from cerebrum_cli.application.inference.responder import GenerationRequest
     from cerebrum_cli.application.inference.voting import MajorityVote
     from cerebrum_cli.core.conversation import Conversation
+    from cerebrum_cli.core.events import Event
     from cerebrum_cli.runtime.options import AskOptions
     from cerebrum_cli.terminal.streams import Streams
 
@@ -56,10 +61,11 @@ class Answer:
         self._recorder = recorder
         self._request = request
         self._options = options
+        self._uncertain: tuple[UncertainToken, ...] | None = None
         self._markdown = not (options.no_markdown or options.raw or request.grammar)
 
     def show(self, vote: MajorityVote | None) -> None:
-        """Generate and print the answer. Raises NoAnswer if it has no final answer, or does not match its grammar."""
+        """Generate and print the answer. Raises NoAnswer if it is not what the options ask for."""
         try:
             with naming_grammar_file(self._options):
                 self._show_vote(vote) if vote else self._show_reply()
@@ -71,11 +77,13 @@ class Answer:
     def _show_reply(self) -> None:
         request, options, collector = self._request, self._options, ReplyCollector()
         events = self._loaded.responder.respond(request.conversation, request.settings, request.grammar)
-        sinks = [*self._progress_sinks(StatusLine(self._streams, self._loaded.model.name)), collector]
-        if not options.final and not options.json:
+        line = StatusLine if options.streams_answer else AnswerLine
+        sinks = [*self._progress_sinks(line(self._streams, self._loaded.model.name)), collector]
+        if options.streams_answer:
             sinks.append(answer_sink(self._streams, self._markdown))
         try:
-            render(events, self._loaded.responder.cancel, sinks)
+            render(self._with_length_notice(events), self._loaded.responder.cancel, sinks)
+            self._inspect(collector.reply)
         finally:
             reply = collector.reply
             if reply:
@@ -85,8 +93,9 @@ class Answer:
                 self._recorder.save_prompt_cache(self._loaded, request.conversation, reply)
         if reply:
             self._require_complete(reply)
+            self._require_code(reply)
             if options.final and final_answer is None:
-                raise NoAnswer("the reply states no final answer", self._hint_to_read(reply))
+                raise NoAnswer("the reply states no final answer", self._hint_to_read(reply, "a final answer"))
 
     def _show_vote(self, vote: MajorityVote) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
@@ -96,15 +105,16 @@ class Answer:
         events = voting.run_vote(self._loaded.responder, self._request, vote)
         try:
             render(
-                events,
+                self._with_length_notice(events),
                 self._loaded.responder.cancel,
                 self._progress_sinks(VoteLine(self._streams, self._loaded.model.name, vote.bounds)),
             )
+            self._inspect(vote.reply)
         finally:
             reply = vote.reply
             if reply:
                 self._save(reply)
-                if not options.final and not options.json:
+                if options.streams_answer:
                     show_answer(self._streams, reply.text, self._markdown)
                 self._print_rest(reply, vote.final_answer, voting.votes_object(vote))
                 if options.stats or (self._streams.err_is_terminal and not options.quiet):
@@ -113,10 +123,24 @@ class Answer:
         if reply:
             self._require_complete(reply)
             if vote.winner is None:
-                raise NoAnswer(f"no final answer in {vote.tally.samples} samples", self._hint_to_read(reply))
+                raise NoAnswer(
+                    f"no final answer in {vote.tally.samples} samples", self._hint_to_read(reply, "a final answer")
+                )
             if vote.tally.agreement < MAJORITY and not options.quiet:
                 problem = f"the winner has only {vote.winner.count} of {vote.tally.samples} votes"
                 self._streams.notice(NoticeEvent(problem, "take more samples, or ask more precisely"))
+
+    def _inspect(self, reply: Reply | None) -> None:
+        """Find the least certain tokens of a reply, if the options ask for them."""
+        count = self._options.top_logprobs
+        if count is None or reply is None:
+            return
+        responder = self._loaded.responder
+        given = GivenReply(self._request.conversation, reply.sampled, reply.finish.forced)
+        least_certain = LeastCertain(given)
+        line = StatusLine(self._streams, self._loaded.model.name)
+        render(responder.inspect(given, count), responder.cancel, [*self._progress_sinks(line), least_certain])
+        self._uncertain = least_certain.tokens(responder.detokenize)
 
     def _require_complete(self, reply: Reply) -> None:
         """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
@@ -127,14 +151,42 @@ class Answer:
         if notice and not self._options.quiet:
             self._streams.notice(notice)
 
-    def _hint_to_read(self, reply: Reply) -> str:
-        """Hint for reading a reply that has no final answer; print it if --final suppressed it and it was not saved."""
-        if not self._options.final or self._options.json:
-            return "ask for a final answer in the prompt"
+    def _require_code(self, reply: Reply) -> None:
+        """Raise NoAnswer if a code block is asked for, and the reply has none."""
+        if self._options.extract_flag and self._find_code(reply) is None:
+            language = f"{self._options.extract_lang} " if self._options.extract_lang else ""
+            raise NoAnswer(f"the reply has no {language}code block", self._hint_to_read(reply, "a code block"))
+
+    def _find_code(self, reply: Reply) -> str | None:
+        """The code block that the options ask for; None without one, or if they ask for none."""
+        options = self._options
+        if not options.extract_flag:
+            return None
+        from cerebrum_cli.terminal.markdown.code_blocks import find_code
+
+        return find_code(reply.text, options.extract_lang, options.extract_last)
+
+    def _hint_to_read(self, reply: Reply, missing: str) -> str:
+        """Hint for reading a reply that lacks what was asked for; print it if it was neither printed nor saved."""
+        options = self._options
+        if options.streams_answer or options.json:
+            return f"ask for {missing} in the prompt"
         if self._recorder.saved_as is None:
             self._streams.info(reply.text)
-            return "drop --final, or ask for a final answer in the prompt"
+            return f"drop {options.extract_flag or '--final'}, or ask for {missing} in the prompt"
         return f"read the reply: cerebrum sessions show {quote(self._recorder.saved_as)}"
+
+    def _with_length_notice(self, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+        """Load the model, and put a notice about a prompt that takes much of the context before the other events."""
+        responder, conversation = self._loaded.responder, self._request.conversation
+        yield from responder.load()
+        size = responder.context_size or 0
+        texts = (conversation.system_prompt or "", *(message.content for message in conversation.messages))
+        if sum(len(text.encode()) for text in texts) > size // 4:  # others are not tokenized twice
+            notice = length_notice(responder.count_tokens(conversation), size)
+            if notice:
+                yield notice
+        yield from events
 
     def _progress_sinks(self, line: StatusLine) -> list[Sink]:
         """What standard error shows while the answer is generated; the line erases itself before others write."""
@@ -147,12 +199,21 @@ class Answer:
         self._recorder.save(self._request.conversation, self._loaded, self._request.settings, reply)
 
     def _print_rest(self, reply: Reply, final_answer: str | None, votes: Mapping[str, Any] | None = None) -> None:
-        """Print what is not streamed: the JSON object, the final answer, the statistics."""
+        """Print what is not streamed: the JSON object, final answer or code block, uncertain tokens, and statistics."""
         streams, loaded, options = self._streams, self._loaded, self._options
+        code = self._find_code(reply)
         if options.json:
             path = None if loaded.is_remote else loaded.file.path
-            streams.answer_object(reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes))
+            value = reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes, code)
+            if options.top_logprobs:
+                uncertain = self._uncertain
+                value["least_certain"] = None if uncertain is None else [each.as_object() for each in uncertain]
+            streams.answer_object(value)
         elif options.final and final_answer is not None:
             streams.answer(final_answer + "\n")
+        elif code is not None:
+            streams.answer(code + "\n")
+        if self._uncertain is not None and not options.json:
+            print_uncertain(streams, self._uncertain, to_error=True)
         if options.stats:
             streams.write_line("", stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks))

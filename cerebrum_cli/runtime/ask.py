@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.chat.session_recorder import SessionRecorder
-from cerebrum_cli.application.inference.loading import SINGLE, Parallel, open_model, open_servers
+from cerebrum_cli.application.inference.load_options import SINGLE, Parallel
+from cerebrum_cli.application.inference.loading import open_model, open_servers
 from cerebrum_cli.application.inference.question import Question, template_options
 from cerebrum_cli.application.inference.responder import GenerationRequest
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.runtime.generation import generation_settings, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.runtime.prompts.use import apply_prompt
@@ -39,21 +40,20 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions,
         return
     saved, given, options = apply_prompt(runtime, given, options, typed)
     piped = runtime.streams.piped
-    question = Question(prompt, options.file, options.messages, options.raw, saved)
+    notice = (lambda _: None) if options.quiet else runtime.streams.notice
+    question = Question(prompt, options.file, options.messages, options.raw, notice, saved)
     question.validate(piped)
     saves = not (options.no_log or options.raw)
     recorder = SessionRecorder(
         lambda: runtime.history, runtime.streams.notice, continues=options.continue_, saves=saves
     )
-    if options.final and options.schema:
-        raise UsageError("--final and --schema cannot be used together", "omit --final: the whole answer is JSON")
-    if options.continue_ and (options.raw or options.messages):
-        other = "--raw" if options.raw else "--messages"
-        raise UsageError(f"-c and {other} cannot be used together", "omit one of them")
-    given = recorder.with_defaults({**given, "cache_gb": 0} if options.no_cache else given)
+    options.validate()
+    given = {**given, "cache_gb": 0} if options.no_cache else given
+    given = recorder.with_defaults(given, is_remote=bool(options.endpoint))
     model = find_model(runtime, given, options)
     vote = new_vote(options)
     settings = generation_settings(runtime, given, model, "--votes" if vote else None)
+    model = model if options.endpoint else with_adapters(runtime.library, model, settings.lora)
     grammar = read_grammar(runtime, given, options)
 
     def read() -> Conversation:

@@ -20,11 +20,11 @@ from cerebrum_cli.core.settings import environment
 from cerebrum_cli.engine.plan import expert_notice
 from cerebrum_cli.runtime.generation import MAX_PARALLEL, find_generator, naming_grammar_file, read_grammar
 from cerebrum_cli.runtime.prompts.use import apply_prompt
-from cerebrum_cli.runtime.servers import note_servers, noting_servers
+from cerebrum_cli.runtime.servers import note_servers, noted_servers, noting_servers
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
-from cerebrum_cli.terminal.tables import batch_text
+from cerebrum_cli.terminal.texts import batch_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,7 +86,8 @@ def answer(
     try:
         if unanswered := count_unanswered(rows, result):
             notify_of_experts(runtime, file, options)
-            loaded = generator.open(runtime, unanswered * (votes.maximum if votes else 1))
+            earlier = noted_servers(result) if isinstance(result, Journal) else ()
+            loaded = generator.open(runtime, unanswered * (votes.maximum if votes else 1), earlier)
             generate(runtime, loaded, rows, row_options, result, output, options)
         else:
             batches.write_row_errors(rows, result)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.chat.history import with_session_defaults
+from cerebrum_cli.application.inference.input.text import read_piped
 from cerebrum_cli.application.inference.loading import ModelLoader
-from cerebrum_cli.application.inference.question import read_piped, template_options
+from cerebrum_cli.application.inference.question import template_options
+from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.application.models.model import as_path, is_file
 from cerebrum_cli.catalogue.reference import looks_like_path
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
@@ -52,13 +54,16 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
     session = (
         history.acquire_latest() if options.continue_ else history.acquire_named(name) if name is not None else None
     )
-    given = with_session_defaults(session, {**given, **no_cache})
+    given = with_session_defaults(session, {**given, **no_cache}, is_remote=bool(options.endpoint))
     model = find_model(runtime, given, options)
     endpoints = find_endpoints(runtime, options)
 
     def fold_settings(given: Layer, model: Model) -> Settings:
         settings = runtime.settings(given, model)
         return without_local(settings) if endpoints else settings
+
+    def adapted(model: Model, settings: Settings) -> Model:
+        return with_adapters(runtime.library, model, settings.lora)
 
     loader = ModelLoader(
         runtime.library.resolve_vocabulary if endpoints else runtime.library.resolve,
@@ -68,12 +73,15 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
         template_options(options.template_arg),
         lambda model, settings: resolve_encoding(runtime, model, settings, options),
         endpoints,
+        adapted,
     )
     settings = fold_settings(given, model)
+    model = adapted(model, settings)
     conversation = Chat(history, loader, given, loader.open(model, settings), settings, session, name)
     if saved:
         own_system = {"system": session.system_prompt} if session else {}
-        conversation.unprompted = with_session_defaults(session, {**own_system, **unprompted})
+        is_remote = bool(options.endpoint)
+        conversation.unprompted = with_session_defaults(session, {**own_system, **unprompted}, is_remote)
     keyboard = Keyboard()
     with Signals(runtime.streams) as signals:
         try:

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.application.inference.load_options import Parallel
 from cerebrum_cli.application.inference.loading import (
     LoadedModel,
-    Parallel,
     ResolvedModel,
     draft_costs,
     draft_problem,

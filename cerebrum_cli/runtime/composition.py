@@ -136,11 +136,11 @@ class Runtime:
         """Profile of a model, measured with these settings or else with defaults; None if it was never tuned."""
         if not self._profiles.is_dir():
             return None
-        from cerebrum_cli.application.inference.profiles import settings_text
+        from cerebrum_cli.application.inference.profiles import general_settings
 
-        identity = self.library.identity(model)
+        identity, general = self.library.identity(model), general_settings(settings)
         found = self.profiles(settings).find(identity)
-        return found if found or not settings_text(settings) else self.profiles().find(identity)
+        return found if found or general == settings else self.profiles(general).find(identity)
 
     def clear_prompt_cache(self) -> None:
         """Delete the whole prompt cache, which holds tokens of conversations."""
@@ -248,7 +248,8 @@ def devices_file(data_directory: Path) -> Path:
 
 def llama_opener(options: LoadOptions, data_directory: Path) -> OpenBackend:
     """How llama.cpp opens a model; the engine's thread imports it."""
-    loaded_files = None if options.is_verified else data_directory / "loaded_files.json"
+    is_known = options.is_verified and not options.adapters
+    loaded_files = None if is_known else data_directory / "loaded_files.json"
 
     def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
         from cerebrum_cli.engine.llama.load import open_llama

@@ -6,13 +6,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.application.inference.loading import Parallel, ResolvedModel, open_model, open_servers
-from cerebrum_cli.application.inference.question import read_text, template_options
+from cerebrum_cli.application.inference.input.text import read_text
+from cerebrum_cli.application.inference.load_options import Parallel, require_attention
+from cerebrum_cli.application.inference.loading import ResolvedModel, open_model, open_servers
+from cerebrum_cli.application.inference.question import template_options
+from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
-from cerebrum_cli.runtime.servers import find_endpoints, without_local
+from cerebrum_cli.runtime.servers import find_endpoints, require_no_adapters, without_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.runtime.cluster import RayNodes
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import BatchOptions, ConcurrencyOptions, ConstrainedOptions, EvalOptions
+    from cerebrum_cli.runtime.servers import Servers
 
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 MAX_PARALLEL = 256  # sequences llama.cpp supports
@@ -51,8 +55,8 @@ class Generator:
     def is_local(self) -> bool:
         return not (self.endpoints or self.nodes)
 
-    def open(self, runtime: Runtime, samples: int) -> LoadedModel:
-        """Start to load the model for so many samples, or to connect to its servers."""
+    def open(self, runtime: Runtime, samples: int, earlier: Servers = ()) -> LoadedModel:
+        """Start to load the model for so many samples, or to connect to servers like the `earlier` ones."""
         if self.endpoints:
             return open_servers(
                 runtime.open_backend,
@@ -61,6 +65,7 @@ class Generator:
                 self.settings,
                 template_options=self.arguments,
                 window=self.parallel,
+                earlier=earlier,
             )
         if self.nodes:
             parallel = plan_parallel(self.parallel, samples, self.pad_steps)
@@ -110,7 +115,7 @@ def find_generator(
     require_generative(model.path, model.header)
     nodes = find_nodes(runtime, model, options)
     settings = generation_settings(runtime, given, model, samples_by)
-    settings = without_local(settings) if endpoints else settings
+    model, settings = usable(runtime, model, settings, options)
     return Generator(
         model,
         ResolvedModel(model) if nodes else resolve_encoding(runtime, model, settings, options),
@@ -121,6 +126,18 @@ def find_generator(
         endpoints,
         nodes,
     )
+
+
+def usable(
+    runtime: Runtime, model: Model, settings: Settings, options: BatchOptions | EvalOptions
+) -> tuple[Model, Settings]:
+    """The model with its adapters, and the settings that apply where it runs. Raises UsageError, ModelFileError."""
+    if options.endpoint:
+        return model, without_local(settings)
+    require_attention(model, settings, options.batch_invariant)
+    if options.ray:
+        require_no_adapters(settings, "--ray")
+    return with_adapters(runtime.library, model, settings.lora), settings
 
 
 def require_valid(given: Layer, options: ConcurrencyOptions) -> None:

@@ -43,7 +43,9 @@ class PullOptions(QuietOptions):
 class ServerOptions(QuietOptions):
     """Options of commands that use servers."""
 
-    endpoint: tuple[str, ...] = option((), "Generate on this server (repeatable)", "Server", metavar="URL|NAME")
+    endpoint: tuple[str, ...] = option(
+        (), "Generate on this server (repeatable)", "Server", metavar="URL|NAME", splits=True
+    )
     served_model_name: str | None = option(None, "Model to ask a server for, if it has several", "Server", metavar="ID")
     allow_http_key: bool = option(False, "Send the API key without encryption", "Server")
 
@@ -98,19 +100,53 @@ class SavedPromptOptions:
 @dataclass(frozen=True)
 class AskOptions(SavedPromptOptions, GenerationOptions):
     file: tuple[Path, ...] = option(
-        (), "Put a file before the prompt (repeatable)", "Input", short="-f", metavar="FILE"
+        (), "Put a file, folder or glob before the prompt (repeatable)", "Input", short="-f", metavar="PATH"
     )
     messages: Path | None = option(None, "OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
     raw: bool = option(False, "Complete the prompt as it stands, without a format", "Input")
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     save_prompt: str | None = option(None, "Save PROMPT and settings for -p; ask nothing", "Input", metavar="NAME")
     final: bool = option(False, "Print only the final answer; exit code 5 if there is none", "Output")
+    extract: bool = option(False, "Print only the first code block; exit code 5 if none", "Output", short="-x")
+    extract_last: bool = option(False, "Print only the last code block", "Output")
+    extract_lang: str | None = option(None, "Print only a code block in this language", "Output", metavar="LANG")
     json: bool = option(False, "Print a JSON object", "Output")
     stats: bool = option(False, "Print speed, context and seed on standard error", "Output")
+    top_logprobs: int | None = option(
+        None, "Show the least certain tokens with N alternatives", "Output", metavar="N", local=True
+    )
     dry_run: bool = option(False, "Print the exact prompt without evaluating it", "Output")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
     no_log: bool = option(False, "Do not save this exchange as a session", "Output")
     no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed", local=True)
+
+    @property
+    def extract_flag(self) -> str | None:
+        """The option that asks for a code block; None without one."""
+        return next((flag(name) for name in ("extract_lang", "extract_last", "extract") if getattr(self, name)), None)
+
+    @property
+    def streams_answer(self) -> bool:
+        """Whether the answer is printed while it is generated, not a part of it at the end."""
+        return not (self.final or self.json or self.extract_flag)
+
+    def validate(self) -> None:
+        """Raise UsageError for options that exclude each other."""
+        part = "--final" if self.final else self.extract_flag
+        if self.final and self.extract_flag:
+            raise UsageError(f"--final and {self.extract_flag} cannot be used together", "give one of them")
+        if self.votes and self.extract_flag:
+            problem = f"{self.extract_flag} and --votes cannot be used together"
+            raise UsageError(problem, "omit one of them: a vote counts final answers, not code")
+        if part and self.schema:
+            raise UsageError(f"{part} and --schema cannot be used together", f"omit {part}: the whole answer is JSON")
+        if self.continue_ and (self.raw or self.messages):
+            other = "--raw" if self.raw else "--messages"
+            raise UsageError(f"-c and {other} cannot be used together", "omit one of them")
+        if self.top_logprobs is not None:
+            from cerebrum_cli.application.inference.inspection import parse_likeliest
+
+            parse_likeliest("--top-logprobs", str(self.top_logprobs))
 
 
 @dataclass(frozen=True)
@@ -140,7 +176,7 @@ class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
         None, "Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT"
     )
     shape: str | None = option(None, "Type of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
-    ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Sampling")
+    ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Length")
     carry: bool = option(False, "Copy each row of INPUT to the key `input` of its answer", "Output")
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
     retry_failed: bool = option(False, "Re-answer rows that failed or have no winner", "Output")
@@ -199,7 +235,9 @@ class ListOptions(QuietOptions):
 
 @dataclass(frozen=True)
 class DoctorOptions(ServerOptions):
-    endpoint: tuple[str, ...] = option((), "Check this server instead (repeatable)", "Server", metavar="URL|NAME")
+    endpoint: tuple[str, ...] = option(
+        (), "Check this server instead (repeatable)", "Server", metavar="URL|NAME", splits=True
+    )
     offline: bool = option(False, "Do not use the network", "Model")
     json: bool = option(False, "Print a JSON array", "Output")
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import BatchError, ConfigError, UsageError
+from cerebrum_cli.core.events import ServersEvent
 from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, environment
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping, Sequence
 
     from cerebrum_cli.application.inference.loading import LoadedModel
     from cerebrum_cli.batches.journal import Journal
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.remote.endpoint import Endpoint
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import ServerOptions
+
+    Servers = Sequence[Mapping[str, str]]  # as they are recorded
 
 
 def find_endpoints(runtime: Runtime, options: ServerOptions) -> tuple[Endpoint, ...]:
@@ -52,8 +55,17 @@ def find_endpoint(runtime: Runtime, text: str, options: ServerOptions) -> Endpoi
     return Endpoint(text if text in tables else url, url, key, served_model, options.allow_http_key)
 
 
+def require_no_adapters(settings: Settings, option: str) -> None:
+    """Raise UsageError if adapters are set, wherever that is: without them, answers are others."""
+    if settings.lora:
+        problem = f"{option} cannot apply the adapter {settings.lora[0]}: it concerns a model on this machine"
+        hint = "start the server with it, and give --lora none" if option == "--endpoint" else "give --lora none"
+        raise UsageError(problem, hint)
+
+
 def without_local(settings: Settings) -> Settings:
-    """Settings without those of a model on this machine, which config.toml may set."""
+    """Settings without those of a model on this machine, which config.toml may set. Raises UsageError for adapters."""
+    require_no_adapters(settings, "--endpoint")
     defaults = Settings()
     return replace(settings, **{key: getattr(defaults, key) for key in LOCAL_KEYS})
 
@@ -65,17 +77,23 @@ def noting_servers(
     is_noted = not loaded.is_remote
     with contextlib.closing(events):
         for event in events:
-            if not is_noted and loaded.engine.is_loaded:
+            if (not is_noted and loaded.engine.is_loaded) or isinstance(event, ServersEvent):
                 note_servers(run, loaded)
                 is_noted = True
             yield event
 
 
+def noted_servers(run: Journal) -> Servers:
+    """The servers that the rows so far are from."""
+    noted: Servers = run.notes.get("servers", ())
+    return noted
+
+
 def note_servers(run: Journal, loaded: LoadedModel) -> None:
-    """Note the kind and build of the servers with the rows they answered; their addresses are not recorded."""
+    """Note the kind, build and model of the servers with the rows they answered; their addresses are not recorded."""
     if not loaded.is_remote or not loaded.engine.is_loaded:
         return
-    known = run.notes.get("servers", [])
+    known = noted_servers(run)
     new = [record for record in loaded.engine.builds if record not in known]
     if new:
         with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more

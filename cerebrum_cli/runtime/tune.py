@@ -6,11 +6,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.inference.profiles import profile_object, settings_text
+from cerebrum_cli.application.inference.profiles import general_settings, profile_object, settings_text
+from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.application.models.model import is_missing
 from cerebrum_cli.application.tuning.candidates import NORMAL, QUICK, THOROUGH
 from cerebrum_cli.application.tuning.tune import candidate_object, trial_options, tune_model, tuning_lock, update_store
-from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.machine import save_devices
 from cerebrum_cli.runtime.composition import devices_file
@@ -37,9 +38,11 @@ def tune(runtime: Runtime, given: Layer, options: TuneOptions) -> None:
     model = find_model(runtime, given, options)
     settings = runtime.settings(given, model)
     if options.reencode:
+        if given.get("lora"):
+            raise UsageError("--reencode and --lora cannot be used together", "omit --lora: encodings are of the model")
         reencode(runtime, model, settings, options)
         return
-    file = runtime.library.preferred(model)
+    file = runtime.library.preferred(with_adapters(runtime.library, model, settings.lora))
     budget = QUICK if options.quick else THOROUGH if options.thorough else NORMAL
     result = measure(runtime, file, settings, budget, options.json or options.quiet)
     print_result(runtime, file, result, settings, options)
@@ -60,7 +63,8 @@ def measure(runtime: Runtime, model: Model, settings: Settings, budget: Budget, 
             bench.close()
         if any(map(is_missing, model.paths)) or runtime.library.identity(model) != identity:
             raise ModelFileError(model.path, "changed while it was measured", "tune it again")
-        fallback = runtime.profiles().find(identity) if settings_text(settings) else None
+        general = general_settings(settings)
+        fallback = runtime.profiles(general).find(identity) if general != settings else None
         if previous and result.is_disturbed and result.profile.is_default:
             return replace(result, changes={})  # nothing was found out: the previous profile stays
         update_store(runtime.profiles(settings), result.profile, fallback)

@@ -24,7 +24,7 @@ from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import ECHO_COLUMNS
 from cerebrum_cli.terminal.streams import Streams, columns
-from cerebrum_cli.terminal.tables import batch_text, counter, exceptions_text, server_rates
+from cerebrum_cli.terminal.texts import batch_text, counter, exceptions_text, server_rates
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.terminal.tables import one_line, print_table, wrapped
+from cerebrum_cli.terminal.tables import print_table, wrapped
+from cerebrum_cli.terminal.texts import one_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.evaluation.runs import Run

@@ -16,10 +16,11 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
-from cerebrum_cli.terminal.tables import tally_text
+from cerebrum_cli.terminal.texts import tally_text
 
 SHOW_AFTER_S = 1.0  # shorter waits show nothing
 REASONING_TOKENS_PER_DRAW = 10  # reasoning tokens between redraws
+ANSWER_TOKENS_PER_DRAW = 10  # tokens of an answer between redraws
 VOTE_TOKENS_PER_DRAW = 20  # tokens of all samples between redraws
 ECHO_COLUMNS = 3  # columns left free for the ^C that a terminal echoes, which must not wrap
 
@@ -85,6 +86,22 @@ class StatusLine:
         text = set_cell_size(strip_controls(self._text), width).rstrip()
         self._streams.draw(f"\r\x1b[K{text}")
         self._shown = True
+
+
+class AnswerLine(StatusLine):
+    """A status line that also counts the tokens of an answer, which is printed at the end."""
+
+    def __init__(self, streams: Streams, model: str) -> None:
+        super().__init__(streams, model)
+        self._tokens = 0
+
+    def emit(self, event: Event) -> None:
+        if not isinstance(event, TokenEvent) or event.channel != "answer":
+            super().emit(event)
+            return
+        self._tokens += 1
+        if self._can_redraw and self._tokens % ANSWER_TOKENS_PER_DRAW == 1:
+            self._show(f"answer: {self._tokens} tokens")
 
 
 class LoadLine(StatusLine):

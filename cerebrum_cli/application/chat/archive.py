@@ -17,8 +17,8 @@ from cerebrum_cli.application.chat.history import (
     suggest_name,
     with_thinking,
 )
+from cerebrum_cli.application.inference.input.text import read_text
 from cerebrum_cli.application.inference.loading import BackendFactory, LoadedModel, open_model
-from cerebrum_cli.application.inference.question import read_text
 from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation

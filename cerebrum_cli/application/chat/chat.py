@@ -13,15 +13,19 @@ from dataclasses import dataclass, field, replace
 from cerebrum_cli.application.chat.history import (
     Author,
     History,
+    forced_tokens,
     has_valid_tokens,
+    is_author,
     load_conversation,
-    sampling_params,
+    session_params,
     unused_session_name,
     with_thinking,
 )
 from cerebrum_cli.application.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.application.chat.session_context import fit_session
-from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, draft_notice, reload_key
+from cerebrum_cli.application.inference.inspection import GivenReply
+from cerebrum_cli.application.inference.load_options import reload_key
+from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, draft_notice
 from cerebrum_cli.application.inference.voting import MajorityVote
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -55,6 +59,7 @@ class Chat:
     name: str | None = None
     unprompted: Layer | None = None
     _counted: tuple[object, int] | None = field(default=None, init=False)
+    _sampled: tuple[int | None, tuple[int, ...]] | None = field(default=None, init=False)  # of the message with this id
 
     @property
     def author(self) -> Author:
@@ -143,6 +148,29 @@ class Chat:
         if with_thinking(last).thinks != settings.thinks:  # the prompt is that of its beginning
             settings = replace(settings, think=(last.metadata.params or {}).get("think"))
         yield from self._reply(self._rewind_to_question(), prefix_tokens, continued, settings)
+
+    def given_reply(self) -> GivenReply:
+        """The last reply in the tokens it was sampled as. Raises SessionError if they are not known.
+
+        Those of a stop string's are not stored, and known as long as the chat runs.
+        """
+        self.loaded.responder.require_inspection()
+        last = self.last_reply
+        if last is None:
+            raise SessionError("no reply yet", "ask something first")
+        tokens = last.message.tokens
+        if self._sampled and self._sampled[0] == last.id:
+            tokens = self._sampled[1]
+        if tokens is None or not is_author(self.loaded.model, last.metadata):
+            raise SessionError("the tokens of the last reply are not known for this model", "/retry answers again")
+        conversation = self.conversation
+        before = replace(conversation, messages=conversation.messages[:-1], thinks=conversation.messages[-1].thinks)
+        return GivenReply(before, tokens, forced_tokens(last.metadata))
+
+    def inspect(self, reply: GivenReply, likeliest: int) -> Events:
+        """Evaluate a reply again, and yield an AlternativesEvent for each of its tokens."""
+        yield from self.load()
+        yield from self.loaded.responder.inspect(reply, likeliest)
 
     def undo(self) -> str | None:
         """Undo the last turn and return its question; None if there is none."""
@@ -298,7 +326,7 @@ class Chat:
     def _update_session(self) -> Session:
         """Store the current model, format and sampling settings with the session."""
         assert self.session is not None
-        author, params = self.author, sampling_params(self.settings)
+        author, params = self.author, session_params(self.settings, self.author.model)
         values = {"model": author.model.reference, "format": author.format, "params": params}
         if any(getattr(self.session, key) != value for key, value in values.items()):
             self.session = self.history.store.update_session(self.session, **values)
@@ -344,6 +372,7 @@ class Chat:
             with contextlib.closing(recorder.record(responder, self.conversation, majority_vote)) as events:
                 yield from events
             self.session = recorder.session
+            self._sampled = self.session.leaf, recorder.sampled
         except BaseException as error:
             self._end_early(recorder, error, previous_leaf)
             raise

@@ -13,6 +13,7 @@ from cerebrum_cli.application.inference.reply import Reply
 from cerebrum_cli.application.models.model import Model, absolute_reference
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.core.events import Forced
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings, wants_thought
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.names import validated_name
@@ -21,6 +22,7 @@ from cerebrum_cli.sessions.store import Store
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
+LORA = "lora"  # key of the adapters among the settings of a session or a reply
 PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "conclude")
 
 
@@ -102,7 +104,7 @@ class History:
             system_prompt=system_prompt,
             model=author.model.reference,
             format=author.format,
-            params=sampling_params(settings),
+            params=session_params(settings, author.model),
             question=question,
         )
 
@@ -115,7 +117,7 @@ class History:
         settings: Settings,
     ) -> Session:
         """Save the new messages of a conversation and its reply; without a session, create one."""
-        params = sampling_params(settings)
+        params = session_params(settings, author.model)
         with self.store.transaction():
             if session is None:
                 name = unused_session_name(self.store, conversation)
@@ -125,6 +127,7 @@ class History:
                 system_prompt=conversation.system_prompt,
                 model=author.model.reference,
                 format=author.format,
+                params=updated_params(session, author.model),
             )
             for message in conversation.messages[len(visible_messages(self.store, session)) :]:
                 session = self.store.add_message(session, message)
@@ -148,28 +151,42 @@ def reply_metadata(reply: Reply, author: Author, params: dict[str, Any]) -> Repl
             **asdict(finish.timings),
             "prompt_tokens": finish.prompt_tokens,
             "cached_tokens": finish.cached_tokens,
+            **({"forced": finish.forced} if finish.forced else {}),
         },
     )
 
 
-def with_session_defaults(session: Session | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Add a session's model and format to the settings given, unless these name another model.
+def forced_tokens(metadata: ReplyMetadata) -> tuple[Forced, ...]:
+    """Where tokens were forced into a stored reply."""
+    return tuple(Forced(*each) for each in (metadata.timings or {}).get("forced", ()))
 
-    A chat's sampling settings are added too; those of `ask` applied to one question.
+
+def with_session_defaults(session: Session | None, given: Mapping[str, Any], is_remote: bool = False) -> dict[str, Any]:
+    """Add a session's model, format and adapters to the settings given, unless these name another model.
+
+    A chat's sampling settings are added too; those of `ask` applied to one question. A server has adapters of its own.
     """
     named = given.get("model")
     if session is None or (named is not None and absolute_reference(named) != session.model):
         return dict(given)
-    params = session.params if session.origin == "chat" else {}
+    is_kept = session.origin == "chat"
+    params = {key: value for key, value in session.params.items() if (not is_remote if key == LORA else is_kept)}
     defaults = {"model": session.model, "format": session.format, **params}
     return {**{key: value for key, value in defaults.items() if value is not None}, **given}
 
 
-def sampling_params(settings: Settings) -> dict[str, Any]:
-    """Sampling settings as JSON gives them back."""
+def session_params(settings: Settings, model: Model) -> dict[str, Any]:
+    """What a session records of the settings, as JSON gives it back: those of sampling, and any adapters."""
     values = {key: getattr(settings, key) for key in PARAMS}
     texts = {key: list(map(str, value)) for key, value in values.items() if isinstance(value, tuple)}
-    return {**values, **texts}
+    adapters = {LORA: model.adapter_names} if model.adapters else {}
+    return {**values, **texts, **adapters}
+
+
+def updated_params(session: Session, model: Model) -> dict[str, Any]:
+    """The settings of a session, with the adapters of the model that it is now answered by."""
+    others = {key: value for key, value in session.params.items() if key != LORA}
+    return {**others, **({LORA: model.adapter_names} if model.adapters else {})}
 
 
 def suggest_name(conversation: Conversation) -> str:
@@ -209,12 +226,16 @@ def load_conversation(store: Store, session: Session, model: Model, settings: Se
 
 def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:
     """Whether a model wrote a reply, and its tokens have the same meaning in the file that the model is now."""
-    metadata = stored.metadata
+    return stored.message.tokens is not None and is_author(model, stored.metadata)
+
+
+def is_author(model: Model, metadata: ReplyMetadata) -> bool:
+    """Whether a model wrote a reply, with the same adapters, and the vocabulary of the file that it is now."""
     return (
-        stored.message.tokens is not None
-        and metadata.vocabulary is not None  # older versions did not store it, and knew files by their stem alone
+        metadata.vocabulary is not None  # older versions did not store it, and knew files by their stem alone
         and metadata.model == model.reference
         and metadata.vocabulary == model.vocabulary
+        and (metadata.params or {}).get(LORA, []) == model.adapter_names
     )
 
 

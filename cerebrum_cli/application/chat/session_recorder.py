@@ -39,13 +39,13 @@ class SessionRecorder:
         self.session = self._history.acquire_latest() if continues else None
         self.saved_as: str | None = None  # the name of the session that has the exchange
 
-    def with_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Add the session's own model and format to the settings given."""
+    def with_defaults(self, given: Mapping[str, Any], is_remote: bool) -> dict[str, Any]:
+        """Add the session's own model, format and adapters to the settings given."""
         if self.session is None:
             return dict(given)
         from cerebrum_cli.application.chat.history import with_session_defaults
 
-        return with_session_defaults(self.session, given)
+        return with_session_defaults(self.session, given, is_remote)
 
     def prepend(self, conversation: Conversation, model: Model, given: Mapping[str, Any]) -> Conversation:
         if self.session is None:

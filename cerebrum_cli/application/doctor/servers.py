@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,12 +25,14 @@ from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import BusyServerError
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
-from cerebrum_cli.engine.remote.probe import probe
+from cerebrum_cli.engine.remote.recognition import probe
 from cerebrum_cli.engine.remote.sglang import IGNORED_SEEDS
 
 PROBE_TIMEOUT_S = 30.0
 REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with other requests
 REPLY_TOKENS = 64
+ANSWER = "42"
+WRONG = "a small model may be wrong; otherwise check that -m names the model of the server"
 SHOWN_CHARACTERS = 80  # of the reply
 SAMPLED_TOKENS = 16
 SEED = 1
@@ -138,9 +141,13 @@ def _check_reply(server: CheckedServer) -> CheckResult | None:
     if finish.reason == "cancelled":
         problem = f"stopped after {REPLY_TIMEOUT_S:g} s"
         return check_result("reply", detail, (problem, "the server is slow or busy: check its log"))
-    is_cut = finish.reason == "length"  # by the limit of this check
-    notice = None if is_cut else reply_notice(reply, server.responder.larger_context)
-    return check_result("reply", detail, *([(notice.message, notice.hint)] if notice else []))
+    if finish.reason == "length":  # by the limit of this check
+        return check_result("reply", detail)
+    if notice := reply_notice(reply, server.responder.larger_context):
+        return check_result("reply", detail, (notice.message, notice.hint))
+    if ANSWER not in re.findall(r"\d+", reply.text):
+        return check_result("reply", detail, (f"the answer is not {ANSWER}", WRONG))
+    return check_result("reply", detail)
 
 
 def _check_speed(server: CheckedServer) -> CheckResult | None:
@@ -156,10 +163,14 @@ def _check_speed(server: CheckedServer) -> CheckResult | None:
 def _check_token_ids(server: CheckedServer) -> CheckResult | None:
     if server.responder is None:
         return None
-    sample = _sample(server, server.responder)
-    if sample.finish.has_all_tokens:
-        return check_result("token_ids", "prompts are sent as token ids, and replies return theirs")
-    problem = "replies come without all of their ids, so the next turn evaluates them again"
+    whole, streamed = _sample(server, server.responder), server.reply
+    lacking = [] if whole.finish.has_all_tokens else ["whole replies"]
+    # A stream of llama-server leaves out ids within characters of several tokens.
+    if streamed and not streamed.finish.has_all_tokens and f"{streamed.text}{streamed.reasoning or ''}".isascii():
+        lacking.append("streamed replies")
+    if not lacking:
+        return check_result("token_ids", "prompts are sent as token ids, and replies return theirs, whole or streamed")
+    problem = f"{' and '.join(lacking)} come without all of their ids, so the next turn evaluates them again"
     return check_result("token_ids", "", (problem, "update the server, or connect without a gateway"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from cerebrum_cli.application.inference.loading import load_options
+from cerebrum_cli.application.inference.load_options import load_options
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.errors import EngineError, UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from cerebrum_cli.answers.vote import Votes
@@ -33,6 +33,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
 
 SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
+READ_AHEAD = 16_384  # rows read past the first unfinished one where answers are in order, and so wait in memory for it
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
 INCOMPLETE = "incomplete_output"  # truncated or blank, so that it does not match the grammar
@@ -116,14 +117,14 @@ def answer_rows(
     Rows that cannot be answered get an error. On this machine, memory holds a window of SORT_WINDOW rows. Unless a
     reader needs the answers `in_order`, short rows of a window are answered before much longer ones, rows with a common
     prefix one after the other, and errors are written last: an error that concerns all rows is raised before. Servers
-    get rows in the order of the input, as they can take them. The caller completes the result; after a cancel, rows are
-    missing.
+    get rows in the order of the input, as they can take them; `in_order`, no more than READ_AHEAD past the first
+    unfinished one. The caller completes the result; after a cancel, rows are missing.
     """
     answering = Answering(responder, rows, options, result, responder.cancel_scope())
     yield from responder.load()
     responder.check_settings(options.settings)
     yield answering.progress
-    yield from answering.run_steadily() if responder.schedules_rows else answering.run_windows(in_order)
+    yield from answering.run_steadily(in_order) if responder.schedules_rows else answering.run_windows(in_order)
 
 
 @dataclass(slots=True)
@@ -146,7 +147,7 @@ class Answering:
         """Answer the rows in windows, and those of a window in groups."""
         unfinished = self._unfinished()
         while window := list(islice(unfinished, SORT_WINDOW)):
-            pending = list(self._tokenize(window))
+            pending = [row for row in self._tokenize(window) if row]
             if self.scope.is_cancelled:
                 return
             if in_order:
@@ -158,20 +159,35 @@ class Answering:
                     return
             yield from self._write_failed()
 
-    def run_steadily(self) -> Iterator[Event]:
+    def run_steadily(self, in_order: bool) -> Iterator[Event]:
         """Answer the rows in one stream, read as the engine can take them; errors are written as they are found."""
         self.writes_errors_last = False
-        yield from self._generate(self._tokenize(self._unfinished()))
+        unfinished = self._unfinished()
+        yield from self._generate(self._tokenize(self._near_the_first(unfinished) if in_order else unfinished))
         yield self.progress
 
     def _unfinished(self) -> Iterator[int]:
         return (position for position in range(len(self.rows)) if position not in self.result.finished)
 
-    def _tokenize(self, positions: Iterable[int]) -> Iterator[PendingRow]:
-        """Yield rows ready to be answered, until a cancel; the others have failed."""
+    def _near_the_first(self, positions: Iterable[int]) -> Iterator[int | None]:
+        """Yield positions, each once it is near the first unfinished one, and None until then."""
+        first, finished = 0, self.result.finished
+        for position in positions:
+            while position - first >= READ_AHEAD:
+                if first in finished:
+                    first += 1
+                else:
+                    yield None
+            yield position
+
+    def _tokenize(self, positions: Iterable[int | None]) -> Iterator[PendingRow | None]:
+        """Yield rows ready to be answered, until a cancel, and None for None; the others have failed."""
         for position in positions:
             if self.scope.is_cancelled:
                 return
+            if position is None:
+                yield None
+                continue
             row = self.rows[position]
             tokenized = _tokenize_row(self.responder, position, row, self.options)
             if isinstance(tokenized, PendingRow):
@@ -187,14 +203,16 @@ class Answering:
             self.result.write(position, object)
             yield self.progress
 
-    def _generate(self, rows: Iterable[PendingRow]) -> Iterator[Event]:
-        """Answer rows, and write each one when it is complete."""
+    def _generate(self, rows: Iterable[PendingRow | None]) -> Iterator[Event]:
+        """Answer rows, and write each one when it is complete; None is for none now."""
         pending: dict[int, PendingRow] = {}
 
-        def requests() -> Iterator[TokenizedRequest]:
-            for index, row in enumerate(rows):
-                pending[index] = row
-                yield row.request
+        def requests() -> Iterator[TokenizedRequest | None]:
+            indexes = count()
+            for row in rows:
+                if row:
+                    pending[next(indexes)] = row
+                yield row.request if row else None
 
         with closing(self.responder.generate(requests(), self.scope)) as replies:
             for event in replies:

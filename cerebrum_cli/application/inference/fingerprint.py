@@ -11,7 +11,7 @@ from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.settings import GENERATION_KEYS, Settings
 
-MODEL_KEYS = ("model", "model file", "format")
+MODEL_KEYS = ("model", "model file", "adapter", "format", "cache type k", "cache type v")
 _ALWAYS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop")
 
 
@@ -26,8 +26,9 @@ def generation_fingerprint(
     recorded = [key for key in GENERATION_KEYS if key in _ALWAYS or values[key] != default[key]]
     return {
         "model": model.label,
-        "model file": library.identity(file),
+        "model file": library.file_identity(file),
+        "adapter": file.adapter_identity,
         "format": choose_format(settings.format, model.known_format, model.header.chat_template),
-        **{key.replace("_", " "): values[key] for key in ("system", *recorded, "ctx")},
+        **{key.replace("_", " "): values[key] for key in ("system", *recorded, "ctx", "cache_type_k", "cache_type_v")},
         "grammar": grammar and sha256(grammar.encode()).hexdigest(),
     }

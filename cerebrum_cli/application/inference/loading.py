@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from platform import machine
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.inference.format_choice import choose_format, format_builder, prepare_format
-from cerebrum_cli.application.inference.profiles import DEFAULT, Profile, UseName, without_user_settings
+from cerebrum_cli.application.inference.load_options import (
+    CHAT_PARALLEL,
+    SINGLE,
+    Parallel,
+    load_options,
+    require_attention,
+)
+from cerebrum_cli.application.inference.profiles import DEFAULT, Profile, UseName
 from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.application.models.model import Model
@@ -21,7 +27,7 @@ from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.plan import LoadOptions, Tuning, fallback_notice, plan_repacking
+from cerebrum_cli.engine.plan import LoadOptions, Tuning, fallback_notice
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import RAW
 
@@ -35,25 +41,6 @@ BackendFactory = Callable[[LoadOptions], OpenBackend]
 
 PromptCacheFactory = Callable[[Model, str, Settings], StateStore | None]
 """Opens the prompt cache on disk of a model and prompt format; None if caching is off."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parallel:
-    """How many sequences run concurrently.
-
-    With `kv_unified`, as in a chat, all share one context, and common prefixes are stored once. With `batch_invariant`,
-    the output of a sequence does not depend on what else is in the batch for some types of weights; with `pad_steps`
-    too, for all.
-    """
-
-    slots: int = 1
-    kv_unified: bool = False
-    batch_invariant: bool = False
-    pad_steps: bool = False
-
-
-SINGLE = Parallel()
-CHAT_PARALLEL = Parallel(16, kv_unified=True)  # one sequence, except for votes
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +148,7 @@ class ModelLoader:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     resolve_encoding: Callable[[Model, Settings], ResolvedModel] = lambda model, _: ResolvedModel(model)
     endpoints: tuple[Endpoint, ...] = ()
+    adapted: Callable[[Model, Settings], Model] = lambda model, _: model
 
     def resolve_settings(self, given: Layer) -> tuple[Model, Settings]:
         """Resolve the model and its settings. Raises every error that can be found before loading."""
@@ -172,7 +160,8 @@ class ModelLoader:
         template = model.header.chat_template
         name = choose_format(settings.format, model.known_format, template)
         format_builder(name, template, self.template_options)
-        return model, settings
+        require_attention(model, settings)
+        return self.adapted(model, settings), settings
 
     def open(self, model: Model, settings: Settings) -> LoadedModel:
         """Start to load a model for a chat, or to connect to its servers, without waiting for it."""
@@ -249,15 +238,16 @@ def open_servers(
     raw: bool = False,
     template_options: Mapping[str, Any] | None = None,
     window: int | None = None,
+    earlier: Sequence[Mapping[str, str]] = (),
 ) -> LoadedModel:
     """Start to connect to servers of a model, whose file gives the vocabulary and the prompt format.
 
-    A server is given at most `window` requests at a time.
+    A server is given at most `window` requests at a time. With records of servers in `earlier`, only such are used.
     """
     from cerebrum_cli.engine.remote.engine import RemoteEngine
 
     def engine(vocabulary: OpenBackend) -> Engine:
-        return RemoteEngine(vocabulary, endpoints, window)
+        return RemoteEngine(vocabulary, endpoints, window, earlier=earlier)
 
     return _open_remote(factory, engine, model, settings, raw, template_options or {})
 
@@ -318,36 +308,3 @@ def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | 
     if drafts:
         return measured or DEFAULT_COSTS
     return measured if measured and measured.best_draft else None
-
-
-def load_options(
-    model: Model,
-    settings: Settings,
-    parallel: Parallel = SINGLE,
-    vocabulary_only: bool = False,
-    whole_context: bool = False,
-    tuning: Tuning = DEFAULT,
-) -> LoadOptions:
-    """The load options of a model: defaults, then the tuning, then the user's settings."""
-    options = LoadOptions(
-        path=model.path,
-        trained_context=model.trained_context,
-        sizes=model.sizes,
-        context_size=settings.ctx,
-        gpu_layers=settings.gpu_layers,
-        n_threads=settings.threads,
-        slots=parallel.slots,
-        vocabulary_only=vocabulary_only,
-        whole_context=whole_context,
-        repack=plan_repacking(model.quantization, parallel.kv_unified, machine()),
-        kv_unified=parallel.kv_unified,
-        batch_invariant=parallel.batch_invariant,
-        pad_steps=parallel.pad_steps,
-        is_verified=model.is_verified,
-    )
-    return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings))
-
-
-def reload_key(settings: Settings) -> tuple[object, ...]:
-    """The settings that require the model to be reloaded when they change."""
-    return settings.format, settings.ctx, settings.threads, settings.gpu_layers, settings.cache_gb

@@ -10,8 +10,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from cerebrum_cli.application.models.library import ADAPTED
 from cerebrum_cli.core.files import atomic_write
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.options import flag
+from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.plan import Tuning
 
@@ -19,6 +21,8 @@ UseName = Literal["chat", "ask", "batch"]
 VERSION = 2
 MAX_VALUE = 1e12  # of seconds and of tokens per second; larger values cannot have been measured
 DEFAULT = Tuning()
+UNSET = Settings()
+MEASURED_SETTINGS = ("threads", "gpu_layers", *ATTENTION_KEYS)
 VERSION_1_NAMES = {
     "made": "created",
     "usual": "baseline",
@@ -102,7 +106,8 @@ class ProfileStore:
     def find_other(self, model: str) -> Profile | None:
         """Load a profile of the model from another machine or another build of llama.cpp."""
         profiles = (self._read(path) for path in self._paths(model))
-        return next((each for each in profiles if each and self._path(model) != self._path_of(each)), None)
+        others = (each for each in profiles if each and each.model == model)
+        return next((each for each in others if self._path(model) != self._path_of(each)), None)
 
     def save(self, profile: Profile) -> None:
         """Save a profile, replacing the previous one. Raises OSError."""
@@ -114,11 +119,12 @@ class ProfileStore:
         """Delete the profiles of a model on this machine, with any build of llama.cpp. Raises OSError."""
         for path in self._paths(model):
             profile = self._read(path)
-            if path == self._path(model) or (profile and profile.machine == self.machine):
+            is_same = profile and (profile.model, profile.machine) == (model, self.machine)
+            if path == self._path(model) or is_same:
                 path.unlink()
 
     def delete(self, model: str) -> None:
-        """Delete all profiles of a model."""
+        """Delete all profiles of a model, also those with adapters."""
         for path in self._paths(model):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -127,14 +133,18 @@ class ProfileStore:
         return model, self.machine, self.build
 
     def _paths(self, model: str) -> list[Path]:
-        return sorted(self.directory.glob(f"{_digest(model)}-*.json"))
+        """Paths of the profiles of a model's file, with any adapters."""
+        return sorted(self.directory.glob(f"{_digest(model.partition(ADAPTED)[0])}-*.json"))
 
     def _path(self, model: str) -> Path:
-        return self.directory / f"{_digest(model)}-{_digest(f'{self.machine}|{self.build}')}.json"
+        return self._path_for(model, self.machine, self.build)
 
     def _path_of(self, profile: Profile) -> Path:
-        machine = _digest(f"{profile.machine}|{profile.build}")
-        return self.directory / f"{_digest(profile.model)}-{machine}.json"
+        return self._path_for(profile.model, profile.machine, profile.build)
+
+    def _path_for(self, model: str, machine: str, build: str) -> Path:
+        file, *adapters = model.partition(ADAPTED)
+        return self.directory / f"{_digest(file)}-{_digest(f'{machine}|{build}' + ''.join(adapters))}.json"
 
     @staticmethod
     def _read(path: Path) -> Profile | None:
@@ -145,15 +155,28 @@ class ProfileStore:
 
 
 def settings_text(settings: Settings) -> str:
-    """The `--threads` and `--gpu-layers` that a profile was measured with, as text."""
-    threads = f", --threads {settings.threads}" if settings.threads is not None else ""
-    return threads + (f", --gpu-layers {settings.gpu_layers}" if settings.gpu_layers != "auto" else "")
+    """The user's settings that a profile was measured with, as text."""
+    values = ((key, getattr(settings, key)) for key in MEASURED_SETTINGS)
+    given = ((key, value) for key, value in values if value != getattr(UNSET, key))
+    return "".join(f", {flag(key)} {value}" for key, value in given)
+
+
+def general_settings(settings: Settings) -> Settings:
+    """The settings of the profile to use if there is none with the user's: those that no profile may differ in."""
+    return replace(settings, threads=UNSET.threads, gpu_layers=UNSET.gpu_layers, flash_attn=UNSET.flash_attn)
+
+
+def sets_attention(settings: Settings) -> bool:
+    """Whether the user has chosen how attention is computed, in which case no profile does."""
+    return any(getattr(settings, key) is not None for key in ATTENTION_KEYS)
 
 
 def without_user_settings(tuning: Tuning, settings: Settings) -> Tuning:
     """Remove what the user has set from a tuning."""
     if settings.threads is not None:
         tuning = replace(tuning, n_threads=None, n_threads_batch=None)
+    if sets_attention(settings):
+        tuning = replace(tuning, cache_type=None, flash_attention=None)
     return replace(tuning, gpu_layers=None) if settings.gpu_layers != "auto" else tuning
 
 

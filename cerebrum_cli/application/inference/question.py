@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from cerebrum_cli.application.inference.input.files import read_prompt_files
+from cerebrum_cli.application.inference.input.text import Readable, read_piped, read_prompt
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
-from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
-from cerebrum_cli.core.files import read_at_most
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import format_size, well_formed
-
-MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
-BYTES_PER_TOKEN = 4  # an estimate, for English text
-
-
-class Readable(Protocol):
-    def read(self, size: int, /) -> bytes:
-        """Read to the end, but no more than `size` bytes."""
+from cerebrum_cli.core.text import well_formed
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +24,14 @@ class Question:
     """The sources of a question: the argument (`-` is standard input), files, or a messages list.
 
     They are the input of a saved prompt, if there is one; of a messages list, its last message.
+    `files` may be directories and patterns; `on_notice` receives what was left out of them.
     """
 
     prompt: str | None
     files: tuple[Path, ...]
     messages: Path | None
     raw: bool
+    on_notice: Callable[[NoticeEvent], None]
     saved: SavedPrompt | None = None
 
     def validate(self, piped: Readable | None) -> None:
@@ -61,10 +57,10 @@ class Question:
             return self._read_messages(self.messages, piped, system)
         text = read_piped(piped) if piped else None
         prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
+        files = read_prompt_files(self.files, self.on_notice)
         if self.raw:
-            texts = [*(read_prompt(file) for file in self.files), prompt or "", text or ""]
+            texts = [*(content for _, content in files), prompt or "", text or ""]
             return Conversation().user(require_prompt(fill(self.saved, "".join(texts))))
-        files = [(str(file), read_prompt(file)) for file in self.files]
         return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, text, self.saved))
 
     def _read_messages(self, source: Path, piped: Readable | None, system: str | None) -> Conversation:
@@ -108,42 +104,6 @@ def fence_file(name: str, text: str) -> str:
     fence = "`" * max(3, longest + 1)
     language = Path(name).suffix.lstrip(".")
     return f"{name}:\n{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def read_prompt(path: Path) -> str:
-    """Read text of a prompt. Raises PromptTooLong, and UsageError if it cannot be read or is not UTF-8."""
-    return read_text(path, MAX_PROMPT_BYTES, PromptTooLong)
-
-
-def read_piped(piped: Readable) -> str:
-    """Read text of a prompt from standard input. Raises PromptTooLong, and UsageError if it is not UTF-8."""
-    data = piped.read(MAX_PROMPT_BYTES + 1)
-    if len(data) > MAX_PROMPT_BYTES:
-        raise too_large("standard input", MAX_PROMPT_BYTES, PromptTooLong)
-    return decode_text(data, "standard input")
-
-
-def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageError) -> str:
-    """Read a text file. Raises UsageError if it cannot be read or is not UTF-8, and `error_type` if it is larger."""
-    try:
-        data = read_at_most(path, limit)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
-    if data is None:
-        raise too_large(str(path), limit, error_type)
-    return decode_text(data, str(path))
-
-
-def too_large(name: str, limit: int, error_type: type[CerebrumError] = UsageError) -> CerebrumError:
-    return error_type(f"{name} has more than {format_size(limit)}", "shorten it, or split it")
-
-
-def decode_text(data: bytes, name: str) -> str:
-    """Decode UTF-8 without a byte order mark. Raises UsageError."""
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "convert it to UTF-8, or omit it") from error
 
 
 def parse_messages(text: str, name: str) -> Conversation:

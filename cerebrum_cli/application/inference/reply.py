@@ -134,9 +134,9 @@ def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
         problem = f"answer truncated: the context of {finish.context_size} tokens is full"
         return NoticeEvent(problem, f"{larger_context}, or ask for less")
     if finish.reason == "length" and reply.concluded_at:
-        problem = (
-            f"the reply was concluded after {reply.concluded_at} tokens, and truncated at {finish.completion_tokens}"
-        )
+        if reply.final_answer is not None:
+            return None
+        problem = f"the reply was concluded after {reply.concluded_at} tokens, but states no answer"
         return NoticeEvent(problem, "raise --conclude")
     if finish.reason == "length":
         stage = " of reasoning" if reply.reasoning and not reply.text else ""
@@ -156,6 +156,7 @@ def reply_object(
     format_name: str,
     final_answer: str | None,
     votes: Mapping[str, Any] | None = None,
+    extracted: str | None = None,
 ) -> dict[str, Any]:
     """The object `ask --json` prints; `file` is the model file used, None behind a server. Rates are per second."""
     finish = reply.finish
@@ -166,6 +167,7 @@ def reply_object(
         "format": format_name,
         "text": reply.text,
         "final_answer": final_answer,
+        "extracted": extracted,
         "finish_reason": finish.reason,
         "concluded_at": reply.concluded_at,
         "thought_closed_at": reply.thought_closed_at,

@@ -8,10 +8,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.inference.conclude import Closings, plan_closings
 from cerebrum_cli.application.inference.controls import ReplyStart, reply_controls
+from cerebrum_cli.application.inference.inspection import GivenReply
 from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
@@ -27,7 +29,7 @@ from cerebrum_cli.engine.control.control import ControlFactory
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import Inspection, Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter, open_thought
 
@@ -93,7 +95,9 @@ class ReplyStream:
     `SequenceId.request` counts the requests in the order given. Close the stream to stop what still runs.
     """
 
-    def __init__(self, engine: Engine, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> None:
+    def __init__(
+        self, engine: Engine, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None
+    ) -> None:
         self._requests: dict[int, TokenizedRequest] = {}
         self._splitters: dict[SequenceId, ThoughtSplitter] = {}
         self._completions = engine.complete(self._read(requests), scope)
@@ -122,11 +126,13 @@ class ReplyStream:
     def close(self) -> None:
         self._completions.close()
 
-    def _read(self, requests: Iterable[TokenizedRequest]) -> Iterator[Request]:
+    def _read(self, requests: Iterable[TokenizedRequest | None]) -> Iterator[Request | None]:
         """Yield the requests as the engine takes them."""
-        for index, each in enumerate(requests):
-            self._requests[index] = each
-            yield each.request
+        indexes = count()
+        for each in requests:
+            if each:
+                self._requests[next(indexes)] = each
+            yield each.request if each else None
 
     def _has_channels(self, sequence: SequenceId) -> bool:
         request = self._requests.get(sequence.request)
@@ -205,8 +211,11 @@ class Responder:
         self._sampling(settings, ())
         self._require_marked_thought(settings, settings.system)
 
-    def generate(self, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> ReplyStream:
-        """Start to generate the replies to several requests; the caller closes the stream."""
+    def generate(self, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None) -> ReplyStream:
+        """Start to generate the replies to several requests; the caller closes the stream.
+
+        An engine that schedules rows takes None for none now, and reads on after the next event.
+        """
         return ReplyStream(self._engine, requests, scope)
 
     def group_by_length(self, requests: Iterable[TokenizedRequest]) -> list[list[int]]:
@@ -217,6 +226,26 @@ class Responder:
     ) -> Generator[ScoringEvent, None, None]:
         """Yield the scores of given continuations as requests finish; closing the generator stops it."""
         return self._engine.score(requests, scope)
+
+    def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
+        """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.
+
+        It has one more token than `likeliest`, since one of them may be the given one. Raises PromptTooLong, and
+        UsageError where this is not supported.
+        """
+        self.require_inspection()
+        yield from self.load()
+        if reply.tokens:
+            prompt = self._tokenize_prompt(self._render(reply.conversation), reply.tokens[:-1])
+            inspection = Inspection(reply.tokens, likeliest + 1)
+            request = Request(prompt, SamplingParams(max_tokens=1), inspection=inspection)
+            with closing(self._engine.complete([request])) as events:
+                yield from raise_refusals(events)
+
+    def require_inspection(self) -> None:
+        """Raise UsageError if the engine cannot inspect replies."""
+        if not self._engine.capabilities.scores:
+            raise UsageError("servers do not rate the tokens of a given reply", "use a model on this machine")
 
     @property
     def schedules_rows(self) -> bool:

@@ -27,6 +27,8 @@ from cerebrum_cli.catalogue.variants import same_quantization
 from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.settings import environment
 
+ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
+
 OnProgress = Callable[[int, int], None]
 """Receives the bytes done and the total."""
 
@@ -177,14 +179,16 @@ class Library:
     def preferred(self, model: Model) -> Model:
         """The derivative of a model that was applied last and is complete, else the model itself."""
         applied = [each for each in self.derivatives(model) if each.file and is_file(each.path)]
-        return next((each for each in reversed(applied) if each.file and each.size == each.file.size), model)
+        complete = (each for each in reversed(applied) if each.file and each.size == each.file.size)
+        found = next(complete, None)
+        return replace(found, adapters=model.adapters) if found else model
 
     def derivatives(self, model: Model) -> list[Model]:
         """Derivatives of a model, the one applied last at the end."""
         entries = [entry for entry in self.registry.entries() if entry.original]
         if not entries or model.is_derived or any(map(is_missing, model.paths)):
             return []
-        original = self.identity(model)
+        original = self.file_identity(model)
         return [self.model_from_entry(entry) for entry in entries if entry.original == original]
 
     def spec_named(self, name: str) -> ModelSpec | None:
@@ -214,7 +218,12 @@ class Library:
         )
 
     def identity(self, model: Model) -> str:
-        """Unique text for a model's content: its digest if known without reading it, else path, sizes and time."""
+        """Unique text for what a model computes: its file, and its adapters."""
+        file = self.file_identity(model)
+        return f"{file}{ADAPTED}{model.adapter_identity}" if model.adapters else file
+
+    def file_identity(self, model: Model) -> str:
+        """Unique text for a model's file: its digest if known without reading it, else path, sizes and time."""
         stats, entry = [path.stat() for path in model.paths], model.file
         if entry and (entry.size, entry.mtime_ns) == (stats[0].st_size, stats[0].st_mtime_ns):
             known: str | None = entry.sha256

@@ -25,12 +25,31 @@ MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"
 
 
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter applied to a model: its file, and bytes of weights by the name of the tensor they change."""
+
+    path: Path
+    scale: float
+    sha256: str
+    sizes: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.scale}"
+
+    @property
+    def identity(self) -> str:
+        """Unique text for its content and scale."""
+        return f"{self.sha256}:{self.scale}"
+
+
 @dataclass(frozen=True)
 class Model:
     """An installed model: its files in order, its catalog entry, and its registry or cache entry.
 
     If `is_shadowed`, another model has the same short name, which refers to that one. If `is_vocabulary`, its files
-    have their headers only and no weights: it is not installed, but its vocabulary is.
+    have their headers only and no weights: it is not installed, but its vocabulary is. `adapters` are applied when it
+    is loaded.
     """
 
     name: str
@@ -40,6 +59,7 @@ class Model:
     cached: CachedModel | None = None
     is_shadowed: bool = False
     is_vocabulary: bool = False
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -59,7 +79,18 @@ class Model:
     @property
     def sizes(self) -> ModelSizes:
         """Sizes of its layers in memory. Raises ModelFileError."""
-        return self.header.sizes if len(self.paths) == 1 else self.header.sizes.with_weights(self.size)
+        sizes = self.header.sizes if len(self.paths) == 1 else self.header.sizes.with_weights(self.size)
+        return sizes.with_adapters(pair for adapter in self.adapters for pair in adapter.sizes)
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The adapters as a session records them, by path."""
+        return [str(adapter) for adapter in self.adapters]
+
+    @property
+    def adapter_identity(self) -> str | None:
+        """Unique text for the adapters' content, whatever their order; None without any."""
+        return ", ".join(sorted(adapter.identity for adapter in self.adapters)) or None
 
     @cached_property
     def vocabulary(self) -> str | None:

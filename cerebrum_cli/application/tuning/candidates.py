@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from cerebrum_cli.application.inference.profiles import Speeds, UseName
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.options import flag
+from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings
 from cerebrum_cli.engine.bench.protocol import JobKind
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS
 from cerebrum_cli.engine.plan import Tuning
@@ -105,7 +106,8 @@ USES = (CHAT, ASK, BATCH)
 class SearchSpace(NamedTuple):
     """The default settings of each use, and what can be tried instead.
 
-    `threads` are thread counts other than the default; `slots` is the number of sequences that fit in memory.
+    `threads` are thread counts other than the default; `slots` is the number of sequences that fit in memory. Flash
+    attention and cache types are tried if `tries_attention`.
     """
 
     chat: Tuning
@@ -114,6 +116,7 @@ class SearchSpace(NamedTuple):
     threads: tuple[int, ...]
     slots: int
     layers: int
+    tries_attention: bool = True
 
 
 @dataclass(slots=True)
@@ -153,8 +156,9 @@ def plan_stages(space: SearchSpace, budget: Budget, has_gpu: bool) -> Iterator[S
     yield from _load_stages(space, has_gpu, is_batch=False)
     yield Stage("batch, defaults", True, {}, is_essential=True)
     yield from _load_stages(space, has_gpu, is_batch=True)
-    yield Stage("flash attention off", False, {"flash_attention": False})
-    if budget.tries_cache_types:
+    if space.tries_attention:
+        yield Stage("flash attention off", False, {"flash_attention": False})
+    if space.tries_attention and budget.tries_cache_types:
         yield Stage("cache q8_0", False, {"cache_type": "q8_0"})
     for slots in budget.slots:
         if slots <= space.slots:
@@ -183,6 +187,9 @@ def unplanned(space: SearchSpace, budget: Budget, settings: Settings) -> dict[st
         reasons["other thread counts"] = f"--threads is {settings.threads}"
     if settings.gpu_layers != "auto":
         reasons["other GPU layers"] = f"--gpu-layers is {settings.gpu_layers}"
+    if not space.tries_attention:
+        given = next(key for key in ATTENTION_KEYS if getattr(settings, key) is not None)
+        reasons["flash attention, cache q8_0"] = f"{flag(given)} is {getattr(settings, given)}"
     if budget is QUICK:
         reasons["cache q8_0, n_ubatch, batch with more sequences"] = "not tried with --quick"
     return reasons

@@ -200,14 +200,14 @@ class Reencoding:
         """Raise UsageError if a derivative of another file has the name."""
         name = str(self._name(encoding))
         entry = self.library.registry.find(name)
-        if entry and entry.original != self.library.identity(self.model) and not is_missing(entry.path):
+        if entry and entry.original != self.library.file_identity(self.model) and not is_missing(entry.path):
             raise UsageError(f"{name} already exists and was made from another file", f"cerebrum rm {name}")
 
     def _commit(self, encoding: Encoding, part: Path) -> Model:
         """Rename a file and register it, in this order: the next run deletes files that are not registered."""
         path, digest = self._path(encoding), hash_file(part)
         commit_file(part, path)
-        name, original = str(self._name(encoding)), self.library.identity(self.model)
+        name, original = str(self._name(encoding)), self.library.file_identity(self.model)
         entry = ModelFile(name, path, digest.size, digest.sha256, digest.mtime_ns, "derived", original)
         self.library.registry.add(entry)
         return self.library.model_from_entry(entry)

@@ -10,12 +10,14 @@ from platform import machine as architecture
 from time import perf_counter, time
 from typing import Any
 
-from cerebrum_cli.application.inference.loading import draft_problem, load_options
+from cerebrum_cli.application.inference.load_options import load_options
+from cerebrum_cli.application.inference.loading import draft_problem
 from cerebrum_cli.application.inference.profiles import (
     Profile,
     ProfileStore,
     TunedUse,
     UseName,
+    sets_attention,
     without_user_settings,
 )
 from cerebrum_cli.application.models.generative import require_generative
@@ -132,7 +134,14 @@ def changed_uses(
 def search_space(model: Model, settings: Settings) -> SearchSpace:
     """The default settings of a model on this machine, and what can be tried instead."""
     cores, free = processors(), FreeMemory(available_memory() - model.size)
-    context = ContextOptions(EXPECTED_REPLY_TOKENS + PROMPT_TOKENS, MAX_BATCH_SLOTS, 1, CPU_UBATCH)
+    context = ContextOptions(
+        EXPECTED_REPLY_TOKENS + PROMPT_TOKENS,
+        MAX_BATCH_SLOTS,
+        1,
+        CPU_UBATCH,
+        cache_type_k=settings.cache_type_k or "f16",
+        cache_type_v=settings.cache_type_v or "f16",
+    )
     slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, context, (), free)
     other = Tuning(repack=plan_repacking(model.quantization, False, architecture()))
     return SearchSpace(
@@ -142,6 +151,7 @@ def search_space(model: Model, settings: Settings) -> SearchSpace:
         threads=() if settings.threads else thread_counts_to_try(cores.threads, cores.usable),
         slots=slots,
         layers=model.header.n_layers if settings.gpu_layers == "auto" else 0,
+        tries_attention=not sets_attention(settings),
     )
 
 

@@ -203,7 +203,14 @@ class ProcessBench:
 
     def _request(self, tuning: Tuning, message: Mapping[str, Any], length: int, sequences: int) -> dict[str, Any]:
         options = self._options.with_tuning(replace(tuning, slots=None))
-        context = ContextOptions(length, sequences, 1, CPU_UBATCH, cache_type=options.cache_type)
+        context = ContextOptions(
+            length,
+            sequences,
+            1,
+            CPU_UBATCH,
+            cache_type_k=options.cache_type_k,
+            cache_type_v=options.cache_type_v,
+        )
         trial = self._trial(LoadSettings.of(tuning), context)
         return trial.request({**message, "tuning": asdict(tuning), "length": length, "sequences": sequences})
 

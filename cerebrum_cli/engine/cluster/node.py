@@ -8,14 +8,17 @@ from dataclasses import replace
 from itertools import count
 from typing import Protocol
 
-from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli import __version__
+from cerebrum_cli.core.errors import EndpointError, EngineError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.cluster.worker import REFUSALS, NodeInfo, OpenEngine, Trouble
 from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, RefusedRequestError
+from cerebrum_cli.engine.remote.job import Job, Server
 from cerebrum_cli.engine.remote.kind import Part
-from cerebrum_cli.engine.remote.pool import Job, Server
 from cerebrum_cli.engine.sequence import Request
 
 AHEAD = 2  # samples that a node is given beyond its slots, so that none stays free while an answer travels
+POLL_S = 0.1  # while it loads the model
 
 
 class Actor(Protocol):
@@ -39,14 +42,36 @@ class Cluster(Protocol):
 
 
 class Node(Server):
-    """A node whose model is loaded."""
+    """A node with a worker, which loads the model."""
 
-    def __init__(self, number: int, actor: Actor, info: NodeInfo) -> None:
-        super().__init__(node_name(number, info), info.slots + AHEAD)
-        self.info = info
+    noun = "node"
+    remedy = "check the cluster with ray status"
+
+    def __init__(self, number: int, actor: Actor) -> None:
+        super().__init__(f"node {number}", f"node {number}")
+        self._info: NodeInfo | None = None
         self._number = number
         self._actor = actor
         self._keys = count()
+
+    @property
+    def info(self) -> NodeInfo:
+        """What it is, as it was last opened."""
+        assert self._info
+        return self._info
+
+    @property
+    def variant(self) -> str:
+        fingerprint = self.info.fingerprint
+        return f"{fingerprint.processor}, llama.cpp {fingerprint.build}"
+
+    @property
+    def remarks(self) -> Sequence[NoticeEvent]:
+        return [NoticeEvent(f"{self.name}: {notice.message}", notice.hint) for notice in self.info.notices]
+
+    @property
+    def larger_context(self) -> str:
+        return "raise --ctx"
 
     @property
     def context_size(self) -> int:
@@ -77,19 +102,21 @@ class Node(Server):
             raise RefusedRequestError(error)
         self.generated += job.finish(answer)
 
-    async def reopen(self) -> None:
-        """Use the node again once the worker that replaces the lost one, here or elsewhere, has loaded the model."""
+    async def open(self) -> None:
+        """Use the node once its worker, or the one that replaces it here or elsewhere, has loaded the model."""
         info = await self._actor.describe()
         if info is None:
-            raise BusyServerError("loading the model")
+            raise BusyServerError("loading the model", POLL_S)
         if isinstance(info, Trouble):
-            raise LostServerError(info.message)
-        self.info, self.name = info, node_name(self._number, info)
-        self.limit = self.window = info.slots + AHEAD
+            if self.is_known:
+                raise LostServerError(info.message)
+            raise EndpointError(f"{self.name}: {info.message}", info.hint)
+        self.name = f"node {self._number} ({info.host})"
+        if info.version != __version__:
+            problem = f"{self.name} has version {info.version} of cerebrum, not {__version__}"
+            raise EndpointError(problem, "install the same version on all nodes")
+        self._info = info
+        self.resize(info.slots + AHEAD)
 
     async def close(self) -> None:
         """Do nothing: the cluster stops its workers."""
-
-
-def node_name(number: int, info: NodeInfo) -> str:
-    return f"node {number} ({info.host})"

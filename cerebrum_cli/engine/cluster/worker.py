@@ -108,7 +108,7 @@ class Worker:
         engine, length = self._node.engine, len(request.prompt_tokens)
         if length >= engine.context_size:
             problem = f"the prompt has {length} tokens, but the context of a node has {engine.context_size}"
-            return Trouble(problem, "shorten it", PromptTooLong.__name__)
+            return Trouble(problem, "shorten it, or raise --ctx", PromptTooLong.__name__)
         samples = [Sample() for _ in range(request.n)]
         refused: Trouble | None = None
         with closing(engine.complete([replace(request, step_costs=self._node.step_costs)])) as events:

@@ -10,7 +10,7 @@ _SENTENCE_END = re.compile(
     r"""(?: \n | [。！？] | [^\W\d_][.!?] | [^\w\s][.!?] | \d[!?] ) ["')\]”’*]*+ \s*+ \Z""", re.VERBOSE
 )
 _NUMBER_END = re.compile(r"(?<![\d.])\d++\.[*)]*+\s*+\Z")  # of a sentence, unless it is a decimal point
-_LIST_ITEM = re.compile(r"\n\s*+\d++\.\s*+\Z")
+_LIST_ITEM = re.compile(r"(?:\A|\n)\s*+\d++\.\s*+\Z")
 _DECIMAL = re.compile(r"\d\.\d")
 _TAIL = 64  # characters in which a sentence may end
 
@@ -19,7 +19,7 @@ class Sentences:
     """The end of a text that grows: its last characters are `tail`."""
 
     def __init__(self) -> None:
-        self.tail = "\n"
+        self.tail = ""
         self._has_decimals = False
 
     def read(self, text: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag, TokenScore
 from cerebrum_cli.engine.llama import batch_invariance
@@ -25,6 +25,7 @@ from cerebrum_cli.engine.llama.sampler import (
     SamplerChains,
     logits,
     score_row,
+    top_tokens,
 )
 from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
@@ -45,6 +46,7 @@ class LlamaBackend(Vocabulary):
 
     `offloaded` is the number of layers on each GPU; `fallback` is used if no context can be created with the options.
     With `pad_steps`, a batch-invariant backend also pads every step for the kernels of matrix multiplications.
+    `adapters` of the model apply in every context, each with its scale.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class LlamaBackend(Vocabulary):
         batch_invariant: bool = False,
         fallback: ContextOptions | None = None,
         pad_steps: bool = False,
+        adapters: Sequence[tuple[Any, float]] = (),
     ) -> None:
         super().__init__(model)
         self._chains = SamplerChains(self._vocab)
@@ -64,6 +67,7 @@ class LlamaBackend(Vocabulary):
         self._stop = stop
         self._sizes = sizes
         self._offloaded = offloaded
+        self._adapters = adapters
         self._fallback = fallback
         self._free: FreeMemory | None = None  # before the current context was created
         self._batch_indices: list[int] | None = None
@@ -131,7 +135,7 @@ class LlamaBackend(Vocabulary):
             needs_free_slot = self._batch_invariant and not self._pad_steps  # where single rows are padded
             options = replace(options, slots=max(slots, 1 + needs_free_slot))
             try:
-                self._context = LlamaContext(self._model, options, self._stop)
+                self._context = LlamaContext(self._model, options, self._stop, self._adapters)
             except EngineError:
                 if is_single or options.slots == 1:
                     raise
@@ -199,9 +203,12 @@ class LlamaBackend(Vocabulary):
     def logprob(self, row: int, token: int) -> float:
         return score_row(self.logits(row), [token])[0].logprob
 
+    def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:
+        return top_tokens(self.logits(row), count)
+
     @property
     def max_outputs(self) -> int:
-        """Maximum number of rows with logits in one decode of texts to score."""
+        """Maximum number of rows with logits in one decode of given texts."""
         return max(1, MAX_OUTPUT_BYTES // (4 * self.size))
 
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:

@@ -13,7 +13,12 @@ from cerebrum_cli.engine.llama.library import llama, log
 from cerebrum_cli.engine.memory import ContextOptions, pad_length
 
 INVALID, DONE, NO_ROOM, ABORTED = -1, 0, 1, 2  # results of llama_decode
-CACHE_TYPES = {"f32": llama.GGML_TYPE_F32, "f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0}
+CACHE_TYPES = {
+    "f32": llama.GGML_TYPE_F32,
+    "f16": llama.GGML_TYPE_F16,
+    "q8_0": llama.GGML_TYPE_Q8_0,
+    "q4_0": llama.GGML_TYPE_Q4_0,
+}
 FLASH_ATTENTION = {True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama.LLAMA_FLASH_ATTN_TYPE_DISABLED}
 
 # The abort callback runs at every node of the graph. libc's atoi, on a byte that is "0" or "1", runs without Python and
@@ -35,7 +40,7 @@ def context_params(options: ContextOptions) -> Any:
     params.n_batch = params.n_ubatch = options.batch_size
     params.n_threads = options.n_threads
     params.n_threads_batch = options.n_threads_batch or options.n_threads
-    params.type_k = params.type_v = CACHE_TYPES[options.cache_type]
+    params.type_k, params.type_v = CACHE_TYPES[options.cache_type_k], CACHE_TYPES[options.cache_type_v]
     if options.flash_attention is not None:
         params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
     params.kv_unified = options.kv_unified
@@ -44,14 +49,16 @@ def context_params(options: ContextOptions) -> Any:
 
 
 class LlamaContext:
-    """A context with `slots` sequences.
+    """A context with `slots` sequences, in which adapters apply, each with its scale.
 
     llama.cpp copies between separate KV caches only at the start of the next decode. `pending_copies` are the slots
     such copies read or write: a state saved from one may hold other tokens, and one loaded into it is overwritten or
     copied. Clearing a slot does not drop its copy, and does no harm either, nor do trimming it and copying it again.
     """
 
-    def __init__(self, model: Any, options: ContextOptions, stop: StopFlag) -> None:
+    def __init__(
+        self, model: Any, options: ContextOptions, stop: StopFlag, adapters: Sequence[tuple[Any, float]] = ()
+    ) -> None:
         self._stop = stop  # keeps the buffer alive that native code reads
         params = context_params(options)
         params.abort_callback = _abort_callback
@@ -65,6 +72,7 @@ class LlamaContext:
                 "use a smaller --ctx",
                 list(log.problems),
             )
+        apply_adapters(self.handle, adapters)
         self.capacity: int = llama.llama_n_ctx_seq(self.handle)
         self._memory = llama.llama_get_memory(self.handle)
         self._window: int = llama.llama_model_n_swa(model)
@@ -126,3 +134,10 @@ class LlamaContext:
     def close(self) -> None:
         llama.llama_batch_free(self._batch)
         llama.llama_free(self.handle)
+
+
+def apply_adapters(context: Any, adapters: Sequence[tuple[Any, float]]) -> None:
+    """Apply LoRA adapters, each with its scale, to everything that the context evaluates."""
+    count = len(adapters)
+    handles = (llama.llama_adapter_lora_p_ctypes * count)(*(adapter for adapter, _ in adapters))
+    llama.llama_set_adapters_lora(context, handles, count, (ctypes.c_float * count)(*(scale for _, scale in adapters)))

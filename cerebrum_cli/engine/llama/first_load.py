@@ -2,7 +2,7 @@
 
 Files that loaded are remembered by device, inode, size and modification time. Run as a module, this is the child: it
 maps the file, converts text to tokens and back, creates a small context and decodes nothing. A file whose vocabulary
-alone is used is not mapped: it may have no weights.
+alone is used is not mapped: it may have no weights. An adapter is loaded after its model.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})(\.gguf)")
 MAX_REMEMBERED = 1000
 POLL_S = 0.01
 VOCABULARY = "vocabulary"  # argument of the child, and suffix of a key
+ADAPTER = "adapter"  # argument of the child, before an adapter's path
 
 
 def require_loads(path: Path, remembered: Path, stop: StopFlag, vocabulary_only: bool = False) -> None:
@@ -44,7 +45,21 @@ def require_loads(path: Path, remembered: Path, stop: StopFlag, vocabulary_only:
     key = f"{whole} {VOCABULARY}" if vocabulary_only else whole
     if key in known or whole in known:
         return
-    code, log = _load_in_child((path, VOCABULARY) if vocabulary_only else (path,), stop)
+    _require_no_crash(path, (path, VOCABULARY) if vocabulary_only else (path,), [*known, key], remembered, stop)
+
+
+def require_adapter_loads(adapter: Path, model: Path, remembered: Path, stop: StopFlag) -> None:
+    """Raise ModelFileError if llama.cpp crashes on an adapter that it has not loaded for this model before."""
+    known, key = _read_keys(remembered), f"{file_key(adapter)} {ADAPTER} {file_key(model)}"
+    if key not in known:
+        _require_no_crash(adapter, (model, ADAPTER, adapter), [*known, key], remembered, stop)
+
+
+def _require_no_crash(
+    path: Path, arguments: tuple[Path | str, ...], keys: list[str], remembered: Path, stop: StopFlag
+) -> None:
+    """Raise ModelFileError about a file if the child crashes; if it does not, remember the keys."""
+    code, log = _load_in_child(arguments, stop)
     if code in CRASHES:
         reason = next((line for line in reversed(log) if line.strip()), f"signal {-code}")
         raise ModelFileError(
@@ -55,7 +70,7 @@ def require_loads(path: Path, remembered: Path, stop: StopFlag, vocabulary_only:
     if code == 0:
         with contextlib.suppress(OSError):
             remembered.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(remembered, json.dumps([*known, key][-MAX_REMEMBERED:]).encode())
+            atomic_write(remembered, json.dumps(keys[-MAX_REMEMBERED:]).encode())
 
 
 def file_key(path: Path) -> str:
@@ -99,7 +114,7 @@ def _load_in_child(arguments: tuple[Path | str, ...], stop: StopFlag) -> tuple[i
         return code, log.read().decode("utf-8", "replace").splitlines()
 
 
-def _load(path: str, *kind: str) -> None:
+def _load(path: str, kind: str = "", adapter: str = "") -> None:
     from cerebrum_cli.engine.llama.library import llama, suppress_log
     from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 
@@ -107,11 +122,15 @@ def _load(path: str, *kind: str) -> None:
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, False
     with suppress_log():
-        for params.vocab_only in (True,) if kind else (True, False):  # each gets as far as the other does not
+        for params.vocab_only in (
+            (True,) if kind == VOCABULARY else (True, False)
+        ):  # each gets as far as the other does not
             model = llama.llama_model_load_from_file(os.fsencode(path), params)
             if model:
                 _use_vocabulary(Vocabulary(model))
-        if model and not kind:
+        if model and adapter:
+            llama.llama_adapter_lora_init(model, os.fsencode(adapter))
+        elif model and not kind:
             options = llama.llama_context_default_params()
             options.n_ctx, options.n_batch, options.n_ubatch = 256, 32, 32
             llama.llama_init_from_model(model, options)

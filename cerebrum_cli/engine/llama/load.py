@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.context import has_recurrent_state
 from cerebrum_cli.engine.llama.devices import can_offload, free_memory
-from cerebrum_cli.engine.llama.first_load import require_loads
+from cerebrum_cli.engine.llama.first_load import require_adapter_loads, require_loads
 from cerebrum_cli.engine.llama.library import llama, log, suppress_log
 from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.memory import (
@@ -30,7 +30,14 @@ from cerebrum_cli.engine.memory import (
     require_context,
     require_devices,
 )
-from cerebrum_cli.engine.plan import MAX_VALUES, LoadOptions, option_notices, short_context_notice, variance_notice
+from cerebrum_cli.engine.plan import (
+    MAX_VALUES,
+    AdapterFile,
+    LoadOptions,
+    option_notices,
+    short_context_notice,
+    variance_notice,
+)
 
 
 def open_llama(
@@ -48,6 +55,8 @@ def open_llama(
     emit(LoadEvent(0.0))
     if loaded_files:
         require_loads(options.path, loaded_files, stop, options.vocabulary_only)
+        for path, _ in () if options.vocabulary_only else options.adapters:
+            require_adapter_loads(Path(path), options.path, loaded_files, stop)
     free = free_memory()
     if devices_file:
         save_devices(devices_file, free.devices)
@@ -75,8 +84,9 @@ def open_llama(
         options = replace(options, pad_steps=False)
     made_with = context_options(options, planned.length, can_unify, offloads)
     fallback = context_options(options.baseline, planned.length, can_unify, offloads) if options.baseline else None
+    adapters = () if options.vocabulary_only else load_adapters(model, options.adapters)
     backend = LlamaBackend(
-        model, made_with, stop, options.sizes, offloaded, batch_invariant, fallback, options.pad_steps
+        model, made_with, stop, options.sizes, offloaded, batch_invariant, fallback, options.pad_steps, adapters
     )
     if options.whole_context and (replaced := backend.reserve(planned.length)):
         emit(replaced)
@@ -101,7 +111,8 @@ def context_options(options: LoadOptions, context: int, can_unify: bool, offload
         kv_unified=slots > 1 and options.kv_unified,
         n_threads_batch=options.n_threads_batch,
         flash_attention=None if options.pad_steps else options.flash_attention,  # off, kernels depend on rows per slot
-        cache_type=options.cache_type,
+        cache_type_k=options.cache_type_k,
+        cache_type_v=options.cache_type_v,
     )
 
 
@@ -139,6 +150,20 @@ def load_model(options: LoadOptions, offloaded: tuple[int, ...], emit: Callable[
     )
 
 
+def load_adapters(model: Any, files: Sequence[AdapterFile]) -> tuple[tuple[Any, float], ...]:
+    """Load LoRA adapters, which the model owns from then on; free it and raise ModelFileError if one is rejected."""
+    adapters = []
+    for path, scale in files:
+        log.problems.clear()
+        adapter = llama.llama_adapter_lora_init(model, os.fsencode(path))
+        if not adapter:
+            llama.llama_model_free(model)
+            reason = _reason(list(log.problems), "failed to apply lora adapter: ")
+            raise ModelFileError(Path(path), f"llama.cpp cannot apply it: {reason}", "show its log with -v")
+        adapters.append((adapter, scale))
+    return tuple(adapters)
+
+
 def require_decoder(model: Any, path: Path) -> Any:
     """The model, if it generates text token by token; otherwise free it and raise ModelFileError."""
     has_encoder, is_diffusion = llama.llama_model_has_encoder(model), llama.llama_model_is_diffusion(model)
@@ -149,10 +174,10 @@ def require_decoder(model: Any, path: Path) -> Any:
     raise ModelFileError(path, f"{kind}, which is not supported", "use a decoder-only model")
 
 
-def _reason(problems: list[str]) -> str:
+def _reason(problems: list[str], label: str = "error loading model: ") -> str:
     """The first logged error, or else the first logged problem."""
     for line in problems:
-        _, found, reason = line.partition("error loading model: ")
+        _, found, reason = line.partition(label)
         if found and "failed to load model from" not in reason:
             return reason.strip()
     return next((line.partition(": ")[2] or line for line in problems if line.strip()), "no reason given")

@@ -24,7 +24,7 @@ from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import context_options, open_llama
 from cerebrum_cli.engine.machine import peak_memory
-from cerebrum_cli.engine.plan import LoadOptions, Tuning
+from cerebrum_cli.engine.plan import AdapterFile, LoadOptions, Tuning
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -237,7 +237,9 @@ def main() -> None:
             if model is None:
                 given = request["load"]
                 sizes = ModelSizes.from_dict(given["sizes"])
-                model = LoadedModel(LoadOptions(**{**given, "path": Path(given["path"]), "sizes": sizes}))
+                adapters = tuple(AdapterFile(*each) for each in given["adapters"])
+                more = {"path": Path(given["path"]), "sizes": sizes, "adapters": adapters}
+                model = LoadedModel(LoadOptions(**{**given, **more}))
                 answer: dict[str, Any] = {
                     "load_s": model.load_s,
                     "devices": [asdict(device) for device in accelerators()],

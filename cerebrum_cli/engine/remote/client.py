@@ -140,6 +140,14 @@ class Client:
         raise failure(status, message, kind, _retry_after(response))
 
 
+def import_http() -> None:
+    """Import all of httpx2 that a client needs, which takes a tenth of a second; what goes wrong is raised later."""
+    with contextlib.suppress(Exception):
+        import httpx2
+
+        httpx2.AsyncClient(trust_env=False, verify=False)
+
+
 def failure(status: int, message: str, kind: str = "", retry_after: float | None = None) -> Exception:
     """What an error with an HTTP status means, whether it is that of the answer or comes in the middle of a stream."""
     if status in RETRY_LATER:

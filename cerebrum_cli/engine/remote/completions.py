@@ -13,7 +13,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceI
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.connection import Connection
-from cerebrum_cli.engine.remote.pool import Job, Place
+from cerebrum_cli.engine.remote.job import Job, Place
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Failure, Request, first_seed
 
@@ -40,13 +40,14 @@ class Submitted:
 class RemoteCompletions:
     """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
 
-    The source is read on the caller's thread, no further than the servers have use for; nothing of it is read after
-    the scope was cancelled. With several servers, what each has generated is reported in between, and at the end.
+    The source is read on the caller's thread, no further than the servers have use for, and up to a None until the next
+    event; nothing of it is read after the scope was cancelled. With several servers, what each has generated is
+    reported in between, and at the end.
     """
 
-    def __init__(self, connection: Connection, requests: Iterable[Request], scope: CancelScope) -> None:
+    def __init__(self, connection: Connection, requests: Iterable[Request | None], scope: CancelScope) -> None:
         self._connection = connection
-        self._source: Iterator[Request] | None = iter(requests)
+        self._source: Iterator[Request | None] | None = iter(requests)
         self._scope = scope
         self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
         self._submitted: dict[int, Submitted] = {}
@@ -102,9 +103,12 @@ class RemoteCompletions:
 
     def _read_source(self) -> None:
         while self._source is not None and len(self._live) < self._connection.room:
-            request = None if self._scope.is_cancelled else next(self._source, None)
-            if request is None:
+            try:
+                request = None if self._scope.is_cancelled else next(self._source)
+            except StopIteration:
                 self._source = None
+                return
+            if request is None:
                 return
             if not request.prompt_tokens:
                 raise UsageError("the prompt is empty", "write a prompt")
@@ -120,9 +124,9 @@ class RemoteCompletions:
         submitted.unfinished += count
         samples = [self._sample(index, submitted, number) for number in range(first, first + count)]
         self._live.update(sample.id for sample in samples)
-        size = 1 if submitted.request.stream else self._connection.samples_per_request
-        batches = (tuple(samples[start : start + size]) for start in range(0, count, size))
-        jobs = [Job(batch, self._outbox.put, submitted.place) for batch in batches]
+        streams = submitted.request.stream  # each of one sample
+        groups = [(sample,) for sample in samples] if streams else [tuple(samples)]
+        jobs = [Job(group, self._outbox.put, submitted.place) for group in groups]
         self._connection.submit(jobs, self._scope)
 
     def _sample(self, index: int, submitted: Submitted, number: int) -> RemoteSample:

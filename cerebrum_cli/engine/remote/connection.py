@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from cerebrum_cli.core.events import ServerTokens
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.engine.remote.pool import Job, Pool, Server, finish_cancelled
+from cerebrum_cli.engine.remote.job import Job, Server, finish_cancelled
+from cerebrum_cli.engine.remote.pool import Pool
 
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
 
@@ -22,7 +23,8 @@ class Connection:
 
     @property
     def servers(self) -> Sequence[Server]:
-        return self._pool.servers
+        """Those that have answered so far."""
+        return self._pool.known
 
     @property
     def generated(self) -> tuple[ServerTokens, ...]:
@@ -33,11 +35,6 @@ class Connection:
     def room(self) -> int:
         """Number of samples to submit at a time."""
         return AHEAD * sum(server.window for server in self.servers)
-
-    @property
-    def samples_per_request(self) -> int:
-        """Number of samples that any of the servers takes in one request."""
-        return min(server.max_samples for server in self.servers)
 
     def submit(self, jobs: Sequence[Job], scope: CancelScope) -> None:
         """Submit jobs, unless their scope is cancelled by the time that they arrive."""

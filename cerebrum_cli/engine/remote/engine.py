@@ -10,22 +10,23 @@ import asyncio
 import atexit
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
 
 from cerebrum_cli.core.errors import EndpointError, EngineError
-from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, StageEvent
+from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
 from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents
-from cerebrum_cli.engine.remote.client import Client
+from cerebrum_cli.engine.remote.client import Client, import_http
 from cerebrum_cli.engine.remote.completions import RemoteCompletions
 from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, no_server_error
-from cerebrum_cli.engine.remote.kind import ServerInfo
-from cerebrum_cli.engine.remote.pool import Patience, Pool
+from cerebrum_cli.engine.remote.job import Patience, Server
+from cerebrum_cli.engine.remote.kind import ServerInfo, is_same_origin, origin
+from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.recognition import describe, tokenize
 from cerebrum_cli.engine.remote.server import HttpServer
 from cerebrum_cli.engine.sequence import Request
@@ -33,17 +34,14 @@ from cerebrum_cli.engine.sequence import Request
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 
-CAPABILITIES = Capabilities(
-    scores=False,
-    prompt_cache=False,
-    schedules_rows=True,
-    larger_context="restart the server with a larger -c",
-)
+CAPABILITIES = Capabilities(scores=False, prompt_cache=False, schedules_rows=True)
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 
 
 class PooledEngine:
-    """A pool of servers of one model, to which it starts to connect immediately."""
+    """A pool of servers of one model, to which it starts to connect immediately; `option` is what asks for it."""
+
+    option: ClassVar[str]
 
     def __init__(self, open_vocabulary: OpenBackend, patience: Patience | None = None) -> None:
         self._open_vocabulary = open_vocabulary
@@ -61,15 +59,20 @@ class PooledEngine:
         self._thread.start()
         atexit.register(self.close)
 
-    async def _connect(self) -> Pool:
-        """Open all servers. Raises EndpointError if none answers, or one does not fit."""
+    def _prepare(self) -> None:
+        """Import what connecting needs, while native code loads the vocabulary."""
+
+    async def _find_servers(self) -> Sequence[Server]:
+        """The servers to open. Raises EndpointError."""
         raise NotImplementedError
 
     # For callers, on any thread.
 
     @property
     def capabilities(self) -> Capabilities:
-        return CAPABILITIES
+        if self._connection is None:
+            return CAPABILITIES
+        return replace(CAPABILITIES, larger_context=self._connection.servers[0].larger_context)
 
     def load(self) -> Iterator[Event]:
         """Yield load events until the servers are ready; raise if they cannot be used. Later calls yield nothing."""
@@ -102,7 +105,7 @@ class PooledEngine:
         records = [server.recorded for server in self._connected.servers]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
-    def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:
+    def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> RemoteCompletions:
         """Submit requests as the servers can take them; close the result when done."""
         return RemoteCompletions(self._connected, requests, scope or self.cancel_scope())
 
@@ -116,7 +119,7 @@ class PooledEngine:
         scope: CancelScope | None = None,  # noqa: ARG002
     ) -> Generator[ScoringEvent, None, None]:
         """Raise EngineError: servers do not score given texts."""
-        raise EngineError("a server cannot score given texts", "omit --endpoint")
+        raise EngineError("given texts can be scored on this machine only", f"omit {self.option}")
 
     def cancel_scope(self) -> CancelScope:
         return CancelScope(lambda: self._cancel_count)
@@ -153,7 +156,10 @@ class PooledEngine:
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                preparing = threading.Thread(target=self._prepare, name="servers: imports")
+                preparing.start()
                 self._backend = self._open_vocabulary(self._emit_progress, self._stop)
+                preparing.join()
                 runner.run(self._serve())
         except BaseException as error:
             self.has_failed = True
@@ -179,6 +185,16 @@ class PooledEngine:
         await self._closing.wait()
         await pool.close()
 
+    async def _connect(self) -> Pool:
+        """Open the servers. Raises EndpointError if none answers, or one does not fit."""
+        pool = Pool(await self._find_servers(), self._patience, self._loading.emit)
+        try:
+            await pool.connect()
+        except BaseException:
+            await pool.close()
+            raise
+        return pool
+
     def _stop_connecting(self) -> None:
         if self._connecting:
             self._connecting.cancel()
@@ -190,7 +206,12 @@ class PooledEngine:
 
 
 class RemoteEngine(PooledEngine):
-    """Servers that are reached over HTTP; each gets up to `window` samples at a time."""
+    """Servers that are reached over HTTP; each gets up to `window` samples at a time.
+
+    With records of servers in `earlier`, only such kinds and models are used.
+    """
+
+    option = "--endpoint"
 
     def __init__(
         self,
@@ -198,58 +219,48 @@ class RemoteEngine(PooledEngine):
         endpoints: Sequence[Endpoint],
         window: int | None = None,
         patience: Patience | None = None,
+        earlier: Sequence[Mapping[str, str]] = (),
     ) -> None:
         self._endpoints = endpoints
+        self._earlier = earlier
         self._window = window
-        self._capabilities = CAPABILITIES
         super().__init__(open_vocabulary, patience)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._capabilities
+    def _prepare(self) -> None:
+        import_http()
 
-    async def _connect(self) -> Pool:
-        servers: list[HttpServer] = []
-        lost: dict[str, str] = {}
-        async with contextlib.AsyncExitStack() as opened:
-            pairs = [(endpoint, Client(endpoint)) for endpoint in self._endpoints]
-            for _, client in pairs:
-                opened.push_async_callback(client.close)
-            found = await asyncio.gather(*(self._open(*pair) for pair in pairs), return_exceptions=True)
-            for (endpoint, client), info in zip(pairs, found, strict=True):
-                if isinstance(info, ServerInfo):
-                    servers.append(HttpServer(endpoint, client, info, self._window, self._describe, self._patience))
-                elif isinstance(info, LostServerError):
-                    await client.close()
-                    lost[endpoint.name] = info.reason
-                else:
-                    raise info
-            if not servers:
-                raise no_server_error(lost)
-            opened.pop_all()
-        for name, reason in lost.items():
-            self._loading.emit(NoticeEvent(f"{name} is not used: {reason}", "start it, and run the command again"))
-        for name in dict.fromkeys(server.info.kind.name for server in servers if server.info.has_other_weights):
-            problem = f"{name} serves the model's original weights, not those of the local file"
-            self._loading.emit(NoticeEvent(problem, "answers differ from those of llama.cpp"))
-        option = servers[0].info.kind.context_option
-        self._capabilities = replace(CAPABILITIES, larger_context=f"restart the server with a larger {option}")
-        return Pool(servers, self._patience)
+    async def _find_servers(self) -> Sequence[HttpServer]:
+        return [
+            HttpServer(endpoint, self._alias(number), self._window, self._describe, self._patience)
+            for number, endpoint in enumerate(self._endpoints, 1)
+        ]
 
-    async def _open(self, endpoint: Endpoint, client: Client) -> ServerInfo:
-        """Wait until a server has loaded its model, and check its vocabulary."""
-        while True:
-            try:
-                return await self._describe(endpoint, client)
-            except BusyServerError as busy:
-                self._loading.emit(StageEvent(f"waiting for {endpoint.name}: {busy.reason}", 0, 1))
-                await asyncio.sleep(self._patience.busy)
+    def _alias(self, number: int) -> str:
+        """What results call a server: its name in config.toml, or else its position."""
+        endpoint = self._endpoints[number - 1]
+        if endpoint.name != endpoint.url:
+            return endpoint.name
+        return f"server {number}" if len(self._endpoints) > 1 else "the server"
 
     async def _describe(self, endpoint: Endpoint, client: Client) -> ServerInfo:
-        """Ask a server what it is, and check its vocabulary; one that was lost may serve another model now."""
+        """Ask a server what it is, and check that it fits: it may serve another model than before."""
         info = await describe(client, endpoint)
+        self._require_origin(endpoint, info)
         await self._require_vocabulary(endpoint, client, info)
-        return info
+        return replace(info, end_tokens=self._end_tokens) if info.kind.takes_end_tokens else info
+
+    @cached_property
+    def _end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a reply here."""
+        return tuple(filter(self.vocabulary.is_eog, range(self.vocabulary.size)))
+
+    def _require_origin(self, endpoint: Endpoint, info: ServerInfo) -> None:
+        """Raise EndpointError for another kind of server, or another model, than those of earlier replies."""
+        now = info.recorded
+        if self._earlier and not any(is_same_origin(record, now) for record in self._earlier):
+            before = " and ".join(dict.fromkeys(map(origin, self._earlier)))
+            problem = f"{endpoint.name} serves {origin(now)}, but earlier replies are from {before}"
+            raise EndpointError(problem, "resume with such a server, or use --restart to start over")
 
     async def _require_vocabulary(self, endpoint: Endpoint, client: Client, info: ServerInfo) -> None:
         """Raise EndpointError unless the server's vocabulary is that of the local file."""

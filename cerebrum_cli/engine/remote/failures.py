@@ -34,7 +34,7 @@ class RefusedRequestError(Exception):
         self.error = error
 
 
-def no_server_error(reasons: dict[str, str]) -> EndpointError:
+def no_server_error(reasons: dict[str, str], noun: str, remedy: str) -> EndpointError:
     """The error for when no server has answered for a while; `reasons` by name."""
     problems = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    return EndpointError(f"no server answers ({problems})", "start one, then run the same command again")
+    return EndpointError(f"no {noun} answers ({problems})", f"{remedy}, then run the same command again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -56,26 +57,29 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """A server that is ready: its kind and build, the id of its model, tokens of a sequence, and concurrent sequences.
+    """A server that is ready: its kind and build, the id of its model, where its `weights` are from, tokens of a
+    sequence, and concurrent sequences.
 
     One request may ask for `max_samples`. `has_seeds`: the same seed gives the same sample. `has_other_weights`: those
-    of the model are not read from a GGUF file.
+    of the model are not read from a GGUF file. `end_tokens` end a reply here; the server's own files may name fewer.
     """
 
     kind: ServerKind
     build: str
     model: str
+    weights: str
     context_size: int
     slots: int
     max_samples: int
     vocabulary_size: int | None = None
     has_seeds: bool = True
     has_other_weights: bool = False
+    end_tokens: tuple[int, ...] = ()
 
     @property
     def recorded(self) -> dict[str, str]:
         """What is recorded with replies: not the address."""
-        return {"kind": self.kind.name, "build": self.build}
+        return {"kind": self.kind.name, "build": self.build, "model": self.weights}
 
 
 class ServerKind(Protocol):
@@ -84,6 +88,7 @@ class ServerKind(Protocol):
     name: str
     completion_path: str
     context_option: str  # on the server's command line
+    takes_end_tokens: bool
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         """Ask a server what it is, given the `entry` of its model in /v1/models. Raises EndpointError."""
@@ -102,6 +107,33 @@ class ServerKind(Protocol):
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
         """What this server does otherwise with a request than llama.cpp does here: notices and hints."""
+
+
+def origin(record: Mapping[str, str]) -> str:
+    """Where the replies of a recorded server come from, in words: not its build, which may be updated."""
+    return f"{record['model']} on {record['kind']}" if "model" in record else record["kind"]
+
+
+def is_same_origin(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether replies of two recorded servers may be mixed; an older record has no model."""
+    return all(before.get(key, now[key]) == now[key] for key in ("kind", "model"))
+
+
+def file_name(path: str) -> str:
+    """The last part of a path on any system."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def repository(name: str) -> str:
+    """The name of a model on the Hub, or of the folder that a path leads to."""
+    is_path = name.startswith(("/", ".", "~", "\\")) or name[1:2] == ":"
+    return file_name(name) if is_path else name
+
+
+def served_weights(entry: Mapping[str, Any], path: Any) -> str:
+    """Where the weights of a model in /v1/models are from, given their path; with the base of an adapter."""
+    name, base = one_line(repository(str(path or entry["id"]))), entry.get("parent")
+    return f"{name} on {one_line(repository(str(base)))}" if base else name
 
 
 def text_of(reply: Mapping[str, Any], key: str) -> str:

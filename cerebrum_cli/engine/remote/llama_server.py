@@ -10,7 +10,7 @@ from cerebrum_cli.core.events import Timings
 from cerebrum_cli.engine.remote.client import Client, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, room_for_reply, text_of
+from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, file_name, room_for_reply, text_of
 from cerebrum_cli.engine.sequence import Request
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
@@ -48,17 +48,20 @@ class LlamaServer:
     name = "llama-server"
     completion_path = "/completion"
     context_option = "-c"
+    takes_end_tokens = False  # it knows them from the same file
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         """Ask for the properties of a server. Raises EndpointError if they lack something."""
         model = str(entry["id"])
         props = await ask(client, endpoint, "/props", model=model)
         try:
-            size, slots = entry.get("meta", {}).get("n_vocab"), max(1, int(props["total_slots"]))
+            meta, slots = entry.get("meta", {}), max(1, int(props["total_slots"]))
+            size = meta.get("n_vocab")
             return ServerInfo(
                 self,
                 one_line(str(props["build_info"])),
                 model,
+                _weights(str(props.get("model_path", model)), meta),
                 int(props["default_generation_settings"]["n_ctx"]),
                 slots,
                 slots,
@@ -127,6 +130,12 @@ class LlamaServer:
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
         return ()
+
+
+def _weights(path: str, meta: Mapping[str, Any]) -> str:
+    """The name of a model's file, which may be elsewhere on another machine, and its size where it is stated."""
+    name = one_line(file_name(path))
+    return f"{name} ({int(meta['size'])} bytes)" if "size" in meta else name
 
 
 def _whole(reply: Mapping[str, Any]) -> Part:

@@ -7,168 +7,70 @@ sent to another one with the same seed; a lost server is tried again with growin
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
+import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from itertools import chain, repeat
 
-from cerebrum_cli.core.errors import CerebrumError, EndpointError
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, PromptEvent, RefusedEvent
+from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, StageEvent
 from cerebrum_cli.engine.remote.failures import (
     BusyServerError,
     LostServerError,
     RefusedRequestError,
     no_server_error,
 )
-from cerebrum_cli.engine.remote.kind import Part
-from cerebrum_cli.engine.remote.replies import RemoteSample
+from cerebrum_cli.engine.remote.job import MAX_LOSSES, Job, Patience, Server, choose_server, finish_cancelled, refuse
 from cerebrum_cli.engine.sequence import Failure
-
-MAX_LOSSES = 3  # servers lost with one request, after which it is refused
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """Times in seconds: silence before a server's health is checked, the limit of that check, the delays before a lost
-    server is tried again, and before a busy one is, and how long no server may answer.
-    """
-
-    silence: float = 30.0
-    health: float = 25.0  # SGLang's check may take 20 s while it evaluates a long prompt
-    retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0)
-    busy: float = 1.0  # unless the server states how long to wait
-    give_up: float = 60.0
-
-
-@dataclass(eq=False, slots=True)
-class Place:
-    """The server that has evaluated a request's prompt; None before one is chosen."""
-
-    server: Server | None = None
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """Samples of one request that one server generates together; all jobs of the request share its `place`.
-
-    `load` is how much of its server's window it takes while it runs.
-    """
-
-    samples: tuple[RemoteSample, ...]
-    emit: Callable[[Event | Failure], None]
-    place: Place
-    losses: int = 0
-    has_output: bool = False
-    load: int = 0
-    has_begun: bool = False
-    is_cancelled: bool = False
-    task: asyncio.Task[None] | None = None
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether the next server lost with it is the last: it gets one of its own, to be the only possible cause."""
-        return self.losses == MAX_LOSSES - 1
-
-    @property
-    def unfinished(self) -> list[RemoteSample]:
-        return [sample for sample in self.samples if not sample.is_finished]
-
-    def finish(self, replies: Sequence[Part]) -> int:
-        """Emit the whole replies of all samples; return the number of their tokens. Raises LostServerError."""
-        self.report(read_replies(self.samples, replies))
-        return sum(sample.tokens for sample in self.samples)
-
-    def report(self, events: Iterable[Event]) -> None:
-        """Emit events of the samples, and remember which have finished."""
-        for event in events:
-            self.emit(event)
-            if isinstance(event, FinishEvent):
-                for sample in self.samples:
-                    sample.is_finished = sample.is_finished or sample.id == event.sequence
-
-
-def read_replies(samples: Sequence[RemoteSample], replies: Sequence[Part]) -> list[Event]:
-    """The events of whole replies, or of whole turns of them. Raises LostServerError if any is missing."""
-    if len(replies) != len(samples) or not all(reply.end for reply in replies):
-        raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
-    return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]
-
-
-class Server(ABC):
-    """What answers requests, and how much it is doing.
-
-    `window` is the number of samples it is given at a time, up to `limit`. `problem` is why it is lost, None if it is
-    not; `is_busy` while it takes no more requests.
-    """
-
-    def __init__(self, name: str, limit: int) -> None:
-        self.name = name
-        self.limit = self.window = limit
-        self.outstanding = 0
-        self.problem: str | None = None
-        self.is_busy = False
-        self.busy_until = 0.0  # on the event loop's clock
-        self.generated = 0  # tokens
-
-    @property
-    @abstractmethod
-    def context_size(self) -> int:
-        """Maximum length of a sequence, in tokens."""
-
-    @property
-    @abstractmethod
-    def max_samples(self) -> int:
-        """Number of samples it takes in one request."""
-
-    @property
-    @abstractmethod
-    def recorded(self) -> dict[str, str]:
-        """What is recorded with replies: not the address."""
-
-    @abstractmethod
-    async def answer(self, job: Job) -> None:
-        """Generate the samples of a job and emit their events. Raises one of the errors in `failures`."""
-
-    @abstractmethod
-    async def reopen(self) -> None:
-        """Find out whether it can be used again after it was lost. Raises one of the errors in `failures`, or a
-        CerebrumError if it has become something else, which ends everything.
-        """
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Free what it holds."""
-
-    def has_room(self, job: Job) -> bool:
-        """Whether it can be given a job now."""
-        if self.problem is not None or self.is_busy:
-            return False
-        fits = self.outstanding + len(job.samples) <= self.window and not job.is_suspect
-        return fits or self.outstanding == 0
-
-
-def choose_server(servers: Iterable[Server], job: Job) -> Server | None:
-    """The server that can take a job and has the smallest share of its window in use; None without one."""
-    fitting = [each for each in servers if each.has_room(job)]
-    return min(fitting, key=lambda each: each.outstanding / each.window, default=None)
 
 
 class Pool:
     """The servers, and the jobs that wait for one."""
 
-    def __init__(self, servers: Sequence[Server], patience: Patience) -> None:
-        self.servers = servers
+    def __init__(self, servers: Sequence[Server], patience: Patience, emit: Callable[[Event], None]) -> None:
+        self._servers = servers
         self._patience = patience
+        self._emit = emit  # later replaced by that of the latest job
+        self._reported: set[NoticeEvent] = set()
         self._waiting: deque[Job] = deque()
         self._running: set[Job] = set()
-        self._restoring: dict[Server, asyncio.Task[None]] = {}
+        self._opening: dict[Server, asyncio.Task[None]] = {}
         self._gone: asyncio.TimerHandle | None = None
-        self._error: CerebrumError | None = None  # of a server that is back, but with something else
+        self._misfits: dict[Server, Exception] = {}  # servers that are something else than expected
+        self._has_tried = asyncio.Event()  # to open a server
+        self._is_connected = False
+
+    async def connect(self) -> None:
+        """Open the servers; return soon after one can be used. The others join as they answer.
+
+        Raises EndpointError if none answers, or one does not fit.
+        """
+        for server in self._servers:
+            self._start_opening(server, 0.0)
+        await self._until(lambda: self._is_lost or any(server.is_usable for server in self._servers))
+        if self._is_lost:
+            raise self._lost_error
+        with contextlib.suppress(TimeoutError):
+            all_tried = self._until(lambda: all(server.is_usable or server.problem for server in self._servers))
+            await asyncio.wait_for(all_tried, self._patience.join)
+        for server in self._servers:
+            if server in self._opening:
+                problem = f"{server.name} is not used yet: {server.problem or server.busy_reason}"
+                self._emit(NoticeEvent(problem, "it joins once it answers"))
+        self._is_connected = True
+        self._report()
+
+    @property
+    def known(self) -> list[Server]:
+        """The servers that have answered so far."""
+        return [server for server in self._servers if server.is_known]
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        self._waiting.extend(jobs)
-        if self._error:
-            self._fail(self._error)
+        for job in jobs:
+            self._emit = job.emit
+            self._waiting.append(job)
+        if self._misfits:
+            self._fail(next(iter(self._misfits.values())))
         else:
             self._assign()
 
@@ -186,10 +88,10 @@ class Pool:
         """Stop everything, and close all connections."""
         self.cancel(lambda _: True)
         tasks = [job.task for job in self._running if job.task]
-        for task in self._restoring.values():
+        for task in self._opening.values():
             task.cancel()
-        await asyncio.gather(*tasks, *self._restoring.values(), return_exceptions=True)
-        for server in self.servers:
+        await asyncio.gather(*tasks, *self._opening.values(), return_exceptions=True)
+        for server in self._servers:
             await server.close()
 
     # Assigning jobs to servers.
@@ -199,18 +101,16 @@ class Pool:
 
         A job whose prompt a server has evaluated waits for that one, and no later job takes its slots.
         """
-        free = list(self.servers)
+        free = list(self._servers)
         for job in list(self._waiting):
-            place = job.place.server
-            is_bound = place is not None and place.problem is None
-            server = choose_server([each for each in free if each is place or not is_bound], job)
-            if server:
+            while job.samples and (server := choose_server(free, job)):
+                self._start(job.take(server.max_samples), server)
+            if not job.samples:
                 self._waiting.remove(job)
-                self._start(job, server)
-            elif is_bound and place in free:
-                free.remove(place)
-            elif not is_bound:
+            elif not job.bound_to:
                 break
+            elif job.bound_to in free:
+                free.remove(job.bound_to)
         self._watch_for_the_end()
 
     def _start(self, job: Job, server: Server) -> None:
@@ -223,7 +123,7 @@ class Pool:
 
     def _watch_for_the_end(self) -> None:
         """Fail the waiting jobs once no server has been usable for a while."""
-        is_stuck = bool(self._waiting) and all(server.problem for server in self.servers)
+        is_stuck = bool(self._waiting) and self._is_lost
         if not is_stuck and self._gone:
             self._gone.cancel()
             self._gone = None
@@ -232,8 +132,17 @@ class Pool:
 
     def _give_up(self) -> None:
         self._gone = None
-        reasons = {server.name: server.problem or "busy" for server in self.servers}
-        self._fail(no_server_error(reasons))
+        self._fail(self._lost_error)
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether no server answers."""
+        return all(server.problem for server in self._servers)
+
+    @property
+    def _lost_error(self) -> EndpointError:
+        reasons = {server.name: server.problem or server.busy_reason for server in self._servers}
+        return no_server_error(reasons, self._servers[0].noun, self._servers[0].remedy)
 
     def _fail(self, error: BaseException) -> None:
         """End all jobs with an error."""
@@ -254,6 +163,7 @@ class Pool:
                 job.emit(PromptEvent(sample.id, 0, len(sample.request.prompt_tokens)))
             await server.answer(job)
             server.window = min(server.limit, server.window + 1)
+            server.busy_since, server.is_reported_busy = None, False
         except asyncio.CancelledError:
             finish_cancelled(job)
         except RefusedRequestError as refused:
@@ -278,30 +188,36 @@ class Pool:
         else:
             job.place.server = None
             self._waiting.appendleft(job)
-        self._rest(server, self._patience.busy if busy.retry_after is None else busy.retry_after)
+        self._rest(server, busy)
 
     def _lose(self, job: Job, server: Server, lost: LostServerError) -> None:
         """Ask a lost server's job again, unless part of its reply was shown, or it may be what kills servers."""
         job.losses += lost.was_sent
-        name = server.name
-        is_alone = all(other.problem for other in self.servers if other is not server)
+        noun = server.noun
+        is_alone = all(other.problem for other in self._servers if other is not server)
         if job.has_output or (is_alone and job.samples[0].request.stream):
-            job.emit(Failure(EndpointError(f"{name}: {lost.reason}", "check the server, then ask again")))
+            job.emit(Failure(EndpointError(f"{server.name}: {lost.reason}", f"check the {noun}, then ask again")))
         elif job.losses >= MAX_LOSSES:
-            problem = f"{job.losses} servers failed at this request; the last one, {name}: {lost.reason}"
-            refuse(job, EndpointError(problem, "check the log of the server"))
+            problem = f"{job.losses} {noun}s failed at this request; the last one, {server.alias}: {lost.reason}"
+            refuse(job, EndpointError(problem, f"check the log of the {noun}"))
         else:
             self._waiting.appendleft(job)
-        self._pause(server, job, lost.reason)
+        self._pause(server, lost.reason)
 
-    def _rest(self, server: Server, seconds: float) -> None:
-        """Give a busy server nothing for a while."""
+    def _rest(self, server: Server, busy: BusyServerError) -> None:
+        """Give a busy server nothing for a while; tell users once if it answers nothing for long."""
 
         loop = asyncio.get_running_loop()
+        seconds = self._patience.busy if busy.retry_after is None else busy.retry_after
         server.busy_until = max(server.busy_until, loop.time() + seconds)
+        server.busy_since = server.busy_since or loop.time()
+        if not server.is_reported_busy and server.busy_until - server.busy_since >= self._patience.busy_notice:
+            server.is_reported_busy = True
+            wait = "retrying" if busy.retry_after is None else f"retrying in {seconds:g} s, as it asks"
+            self._emit(NoticeEvent(f"{server.name} is busy: {busy.reason}", f"{wait}, until it has room"))
 
         def resume() -> None:
-            if loop.time() >= server.busy_until and server not in self._restoring:
+            if loop.time() >= server.busy_until and server not in self._opening:
                 server.is_busy = False
                 self._assign()
 
@@ -310,46 +226,71 @@ class Pool:
 
     # Servers that do not answer.
 
-    def _pause(self, server: Server, job: Job, reason: str) -> None:
+    def _pause(self, server: Server, reason: str) -> None:
         """Use a lost server no more until it answers again."""
         server.problem = reason
-        if server not in self._restoring:
-            job.emit(NoticeEvent(f"{server.name} is not used for now: {reason}", "retrying until it answers"))
-            task = asyncio.get_running_loop().create_task(self._restore(server, job.emit))
-            self._restoring[server] = task
+        if server not in self._opening:
+            self._emit(NoticeEvent(f"{server.name} is not used for now: {reason}", "retrying until it answers"))
+            self._start_opening(server, self._patience.retries[0])
 
-    async def _restore(self, server: Server, emit: Callable[[Event | Failure], None]) -> None:
-        """Try a server again until it answers; one that now serves something else ends everything."""
-        delays = iter(self._patience.retries)
-        delay = next(delays)
+    def _start_opening(self, server: Server, delay: float) -> None:
+        """Open a server in the background, for the first time after a delay."""
+        self._opening[server] = asyncio.get_running_loop().create_task(self._open(server, delay))
+
+    async def _open(self, server: Server, delay: float) -> None:
+        """Open a server, again and again until it can be used; one that does not fit ends everything."""
+        was_known = server.is_known
+        retries = self._patience.retries
+        delays = chain(retries[1:] if delay else retries, repeat(retries[-1]))
         while True:
             await asyncio.sleep(delay)
-            delay = next(delays, delay)
             try:
-                await server.reopen()
+                await server.open()
                 break
-            except BusyServerError:  # it is loading its model
-                server.problem, server.is_busy = None, True
+            except BusyServerError as busy:  # it is loading its model
+                server.problem, server.is_busy, server.busy_reason = None, True, busy.reason
+                delay = min(busy.retry_after or self._patience.busy, retries[-1])
+                if not self.known:
+                    self._emit(StageEvent(f"waiting for {server.name}: {busy.reason}", 0, 1))
             except LostServerError as error:
                 server.problem, server.is_busy = error.reason, False
-            except CerebrumError as error:
-                server.problem, self._error = error.message, error
+                delay = next(delays)
+            except Exception as error:
+                server.problem, server.is_busy, self._misfits[server] = str(error), False, error
+                delay = next(delays)
                 self._fail(error)
+            self._has_tried.set()
             self._watch_for_the_end()
-        del self._restoring[server]
-        server.problem, server.is_busy, self._error = None, False, None
-        emit(NoticeEvent(f"{server.name} answers again", ""))
+        del self._opening[server]
+        self._misfits.pop(server, None)
+        server.problem, server.is_busy = None, False
+        self._has_tried.set()
+        if self._is_connected:
+            again = "again" if was_known else "now"
+            self._emit(NoticeEvent(f"{server.name} answers {again}", ""))
+            self._report()
         self._assign()
 
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something holds that opening servers changes. Raises the error of one that does not fit."""
+        while not condition():
+            self._has_tried.clear()
+            await self._has_tried.wait()
+            if self._misfits:
+                raise next(iter(self._misfits.values()))
 
-def finish_cancelled(job: Job) -> None:
-    """End the samples of a job that was stopped from here."""
-    for sample in job.unfinished:
-        job.report([sample.cancelled()])
-
-
-def refuse(job: Job, error: CerebrumError) -> None:
-    """End the samples of a job that no server will answer."""
-    for sample in job.unfinished:
-        sample.is_finished = True
-        job.emit(RefusedEvent(sample.id, error))
+    def _report(self) -> None:
+        """Emit the remarks of the servers, and one if they differ, each once."""
+        variants: dict[str, str] = {}
+        for server in self.known:
+            variants.setdefault(server.variant, server.name)
+        found = [remark for server in self.known for remark in server.remarks]
+        if len(variants) > 1:
+            noun = self._servers[0].noun
+            shown = "; ".join(f"{name}: {variant}" for variant, name in variants.items())
+            problem = f"the {noun}s differ, so answers may depend on the {noun} ({shown})"
+            found.append(NoticeEvent(problem, "for identical answers, use identical machines, builds and models"))
+        for notice in found:
+            if notice not in self._reported:
+                self._reported.add(notice)
+                self._emit(notice)

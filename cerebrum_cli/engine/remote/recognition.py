@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.engine.remote.client import Client, RequestError, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.failures import DAMAGE
+from cerebrum_cli.engine.remote.failures import DAMAGE, LostServerError
 from cerebrum_cli.engine.remote.kind import DESCRIBE_S, ServerInfo, ServerKind, ask
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.sglang import Sglang
@@ -17,6 +18,25 @@ from cerebrum_cli.engine.remote.vllm import Vllm
 # By the owner of the models in /v1/models.
 KINDS: Mapping[Any, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "sglang": Sglang()}
 UNSUPPORTED = {"library": "Ollama", "organization_owner": "LM Studio"}
+
+
+def probe(endpoint: Endpoint) -> ServerInfo:
+    """Ask a server what it is, without waiting until it is; for a thread without an event loop.
+
+    Raises EndpointError if it cannot be used, BusyServerError if it cannot be used yet.
+    """
+    return asyncio.run(_probe(endpoint))
+
+
+async def _probe(endpoint: Endpoint) -> ServerInfo:
+    client = Client(endpoint)
+    try:
+        return await describe(client, endpoint)
+    except LostServerError as lost:
+        found = "that it is a llama-server, and its log" if lost.was_sent else "and start llama-server there"
+        raise EndpointError(f"{endpoint.name}: {lost.reason}", f"check the URL, {found}") from lost
+    finally:
+        await client.close()
 
 
 async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
@@ -55,7 +75,9 @@ def choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
     if endpoint.served_model is not None:
         if endpoint.served_model not in models:
             raise EndpointError(f"{endpoint.name} serves no model {endpoint.served_model!r}", f"it serves {names}")
-        return models[endpoint.served_model]
+        chosen = models[endpoint.served_model]
+        base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
+        return {**base, **{key: value for key, value in chosen.items() if value is not None}}
     if len(models) > 1:
         raise EndpointError(f"{endpoint.name} serves several models", f"choose with --served-model-name: {names}")
     return next(iter(models.values()))

@@ -218,7 +218,7 @@ class RemoteSample:
             reason = "stop"
         elif end.reason in ("length", "repetition"):
             reason = end.reason
-        elif self._limit is not None and self.tokens >= self._limit:
+        elif self._limit is not None and (self.tokens >= self._limit or self._has_room_for(self._limit)):
             reason = "length"
         yield self._finish(reason, end.cached_tokens, self._timings(end.timings), end.forced)
 
@@ -236,6 +236,10 @@ class RemoteSample:
         """Whether the limit of the reply, or of the context, is reached."""
         is_limited = self._limit is not None and self.tokens >= self._limit
         return is_limited or len(self.request.prompt_tokens) + self.tokens >= self.context_size
+
+    def _has_room_for(self, limit: int) -> bool:
+        """Whether the limit ends a reply, not the context: what is known if the tokens could not be counted."""
+        return not self.has_all_tokens and len(self.request.prompt_tokens) + limit <= self.context_size
 
     def _require_grammar(self) -> None:
         """Raise RefusedRequestError for a reply that the grammar does not allow: some servers ignore fields."""

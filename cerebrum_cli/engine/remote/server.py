@@ -7,19 +7,20 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
+from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import NoticeEvent, PromptEvent
 from cerebrum_cli.engine.remote.client import Client, RequestError
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE, BusyServerError, LostServerError, RefusedRequestError
-from cerebrum_cli.engine.remote.kind import Part, ServerInfo, raise_stream_error, refusal
-from cerebrum_cli.engine.remote.pool import Job, Patience, Server, read_replies
+from cerebrum_cli.engine.remote.job import Job, Patience, Server, read_replies
+from cerebrum_cli.engine.remote.kind import Part, ServerInfo, origin, raise_stream_error, refusal
 from cerebrum_cli.engine.remote.replies import RemoteSample
 
 HEALTH = "/health"
 GUESSED = "repetitions, --conclude and --think go by the text, and may be off by some tokens"
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 
-OpenServer = Callable[[Endpoint, Client], Awaitable[ServerInfo]]
+DescribeServer = Callable[[Endpoint, Client], Awaitable[ServerInfo]]
 """Asks a server what it is, and checks that it fits."""
 
 
@@ -29,20 +30,40 @@ class HttpServer(Server):
     def __init__(
         self,
         endpoint: Endpoint,
-        client: Client,
-        info: ServerInfo,
+        alias: str,
         window: int | None,
-        reopen: OpenServer,
+        describe: DescribeServer,
         patience: Patience,
     ) -> None:
-        super().__init__(endpoint.name, min(window or info.slots, info.slots))
+        super().__init__(endpoint.name, alias)
         self._most = window
         self.endpoint = endpoint
-        self.client = client
-        self.info = info
-        self._reopen = reopen
+        self.client = Client(endpoint)
+        self._info: ServerInfo | None = None
+        self._describe = describe
         self._patience = patience
         self._noted: set[tuple[str, str]] = set()  # differences that were reported
+
+    @property
+    def info(self) -> ServerInfo:
+        """What it is, as it was last opened."""
+        assert self._info
+        return self._info
+
+    @property
+    def variant(self) -> str:
+        return origin(self.recorded)
+
+    @property
+    def remarks(self) -> Sequence[NoticeEvent]:
+        if not self.info.has_other_weights:
+            return ()
+        problem = f"{self.info.kind.name} serves the model's original weights, not those of the local file"
+        return [NoticeEvent(problem, "answers differ from those of llama.cpp")]
+
+    @property
+    def larger_context(self) -> str:
+        return f"restart the server with a larger {self.info.kind.context_option}"
 
     @property
     def context_size(self) -> int:
@@ -56,9 +77,13 @@ class HttpServer(Server):
     def recorded(self) -> dict[str, str]:
         return self.info.recorded
 
-    async def reopen(self) -> None:
-        self.info = await self._reopen(self.endpoint, self.client)
-        self.limit = self.window = min(self._most or self.info.slots, self.info.slots)
+    async def open(self) -> None:
+        before, info = self._info, await self._describe(self.endpoint, self.client)
+        if before and origin(before.recorded) != origin(info.recorded):
+            problem = f"{self.name} is back with {origin(info.recorded)} instead of {origin(before.recorded)}"
+            raise EndpointError(problem, "start it with the model it had, then run the same command again")
+        self._info = info
+        self.resize(min(self._most or info.slots, info.slots))
 
     async def close(self) -> None:
         await self.client.close()
@@ -72,8 +97,9 @@ class HttpServer(Server):
         try:
             await (self._receive_stream(job) if request.stream else self._receive_replies(job))
         except RequestError as error:
-            refused = refusal(error, request, self.name)
-            raise RefusedRequestError(refused) if error.status in OF_ONE_REQUEST else refused from error
+            if error.status in OF_ONE_REQUEST:
+                raise RefusedRequestError(refusal(error, request, self.alias)) from error
+            raise refusal(error, request, self.name) from error
         except DAMAGE as error:
             raise LostServerError("damaged reply") from error
         self.generated += sum(sample.tokens for sample in job.samples)

@@ -18,6 +18,7 @@ from cerebrum_cli.engine.remote.kind import (
     bias_object,
     room_for_reply,
     sampler_differences,
+    served_weights,
     text_of,
 )
 from cerebrum_cli.engine.sequence import Request
@@ -34,24 +35,29 @@ IGNORED_SEEDS = (
 class Sglang:
     """SGLang's server. All samples of one request would share a seed, so each is a request; the prompt is cached.
 
-    With `sends_deltas`, each event of a stream holds what is new in it; otherwise, all of the reply so far.
+    With an `adapter`, its LoRA weights are used. With `sends_deltas`, each event of a stream holds what is new in it;
+    otherwise, all of the reply so far.
     """
 
     name = "SGLang"
     completion_path = "/generate"
     context_option = "--context-length"
+    takes_end_tokens = True
 
-    def __init__(self, sends_deltas: bool = False) -> None:
+    def __init__(self, sends_deltas: bool = False, adapter: str | None = None) -> None:
         self._sends_deltas = sends_deltas
+        self._adapter = adapter
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         """Ask for the server's settings: only with deterministic inference, seeds have an effect."""
         settings = await ask(client, endpoint, "/server_info")
+        adapter = str(entry["id"]) if entry.get("parent") else None
         try:
             return ServerInfo(
-                Sglang(bool(settings.get("incremental_streaming_output"))),
+                Sglang(bool(settings.get("incremental_streaming_output")), adapter),
                 one_line(str(settings["version"])),
                 str(entry["id"]),
+                served_weights(entry, entry.get("root") if adapter else settings.get("model_path")),
                 int(entry["max_model_len"]),
                 int(settings.get("max_running_requests") or SEQUENCES),
                 max_samples=1,
@@ -71,6 +77,7 @@ class Sglang:
             "input_ids": list(request.prompt_tokens),
             "stream": request.stream,
             "return_logprob": request.logprobs,
+            **({"lora_path": self._adapter} if self._adapter else {}),
             "sampling_params": {
                 "max_new_tokens": limit if limit is not None and limit < room_for_reply(request, info) else None,
                 "n": samples,
@@ -83,6 +90,7 @@ class Sglang:
                 "frequency_penalty": params.frequency_penalty,
                 "min_new_tokens": 0,
                 "stop": list(params.stop),
+                "stop_token_ids": [] if request.ignore_eos else list(info.end_tokens),
                 "ignore_eos": request.ignore_eos,
                 "skip_special_tokens": False,
                 **({"logit_bias": bias_object(params)} if params.logit_bias else {}),

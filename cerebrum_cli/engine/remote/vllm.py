@@ -21,6 +21,7 @@ from cerebrum_cli.engine.remote.kind import (
     bias_object,
     room_for_reply,
     sampler_differences,
+    served_weights,
     text_of,
 )
 from cerebrum_cli.engine.sequence import Request
@@ -36,6 +37,7 @@ class Vllm:
     name = "vLLM"
     completion_path = "/v1/completions"
     context_option = "--max-model-len"
+    takes_end_tokens = True
 
     async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
         version = await ask(client, endpoint, "/version")
@@ -43,7 +45,9 @@ class Vllm:
             build, size = one_line(str(version["version"])), int(entry["max_model_len"])
         except DAMAGE as error:
             raise EndpointError(f"{endpoint.name}: unexpected answer to /v1/models", "update vLLM") from error
-        return ServerInfo(self, build, str(entry["id"]), size, SEQUENCES, MAX_SAMPLES, has_other_weights=True)
+        model = str(entry["id"])
+        weights = served_weights(entry, entry.get("root"))
+        return ServerInfo(self, build, model, weights, size, SEQUENCES, MAX_SAMPLES, has_other_weights=True)
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
         return {"model": info.model, "prompt": text, "add_special_tokens": False}
@@ -66,7 +70,7 @@ class Vllm:
             "frequency_penalty": params.frequency_penalty,
             "min_tokens": 0,
             "stop": list(params.stop),
-            "stop_token_ids": [],
+            "stop_token_ids": [] if request.ignore_eos else list(info.end_tokens),
             "ignore_eos": request.ignore_eos,
             "skip_special_tokens": False,
             "return_token_ids": True,
@@ -80,9 +84,8 @@ class Vllm:
     def read_replies(self, answer: Any) -> Sequence[Part]:
         choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
         usage = answer.get("usage") or {}
-        if len(choices) > 1:  # the sum of all samples
-            usage = {"prompt_tokens": usage.get("prompt_tokens")}
-        return [_part(choice, usage) for choice in choices]
+        counts = _shares(usage, choices) if len(choices) > 1 else [usage.get("completion_tokens")]
+        return [_part(choice, {**usage, "completion_tokens": n}) for choice, n in zip(choices, counts, strict=True)]
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[Part]:
         """Yield parts with the ids of all tokens; the counts follow in an event of their own."""
@@ -100,6 +103,17 @@ class Vllm:
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
         return sampler_differences(self.name, request)
+
+
+def _shares(usage: Mapping[str, Any], choices: Sequence[Mapping[str, Any]]) -> list[int | None]:
+    """Tokens of each sample: those whose ids came are counted here; the others have equal shares of the sum's rest."""
+    counts = [None if choice.get("token_ids") is None else len(choice["token_ids"]) for choice in choices]
+    unknown, total = counts.count(None), usage.get("completion_tokens")
+    if not unknown or total is None:
+        return counts
+    share, more = divmod(int(total) - sum(filter(None, counts)), unknown)
+    shares = iter([share + 1] * more + [share] * (unknown - more))
+    return [next(shares) if count is None else count for count in counts]
 
 
 def _part(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> Part:

@@ -13,8 +13,10 @@ from pathlib import Path
 from platform import machine
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.application.inference.loading import LoadedModel, Parallel, ResolvedModel, open_model
+from cerebrum_cli.application.inference.load_options import Parallel, require_attention
+from cerebrum_cli.application.inference.loading import LoadedModel, ResolvedModel, open_model
 from cerebrum_cli.application.inference.question import template_options
+from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent
@@ -59,11 +61,13 @@ class HarnessModel:
 
     def open(self, factory: BackendFactory, use: Use) -> LoadedModel:
         """Start to load the model."""
-        tuning, is_scoring = self.resolved.tuning("batch"), use == "scoring"
+        tuning, is_scoring, settings = self.resolved.tuning("batch"), use == "scoring", self.settings
+        if is_scoring:
+            settings = replace(settings, cache_type_k=None, cache_type_v=None, flash_attn=None)
         return open_model(
             factory,
             self.model,
-            self.settings,
+            settings,
             raw=self.raw,
             template_options=self.arguments,
             parallel=SCORING if is_scoring else Parallel(self.slots, False, True, self.pad_steps),
@@ -140,6 +144,8 @@ def find_harness_model(runtime: Runtime, given: Layer, options: EvalOptions, lm_
     """The model that the options name. Raises UsageError, ModelNotFound."""
     model = find_model(runtime, given, options)
     settings = runtime.settings(given, model)
+    model = with_adapters(runtime.library, model, settings.lora)
+    require_attention(model, settings, options.batch_invariant)
     return HarnessModel(
         model,
         resolve_encoding(runtime, model, settings, options),
@@ -209,7 +215,8 @@ def cache_path(runtime: Runtime, model: HarnessModel) -> Path:
     """Where lm-eval saves results while they are computed: by model and settings, since its own keys are only texts."""
     settings = model.settings
     identity = runtime.library.identity(model.resolved.model)
-    record = (identity, settings.ctx, settings.format, settings.seed, model.raw, dict(model.arguments))
+    types = (settings.cache_type_k, settings.cache_type_v) if settings.cache_type_k or settings.cache_type_v else ()
+    record = (identity, settings.ctx, settings.format, settings.seed, model.raw, dict(model.arguments), *types)
     digest = sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
     return runtime.cache_directory / "lm-eval" / digest
 

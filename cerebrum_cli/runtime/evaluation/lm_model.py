@@ -8,6 +8,7 @@ from typing import Any
 
 from cerebrum_cli.application.evaluation.lm_harness import CerebrumLM
 from cerebrum_cli.application.inference.format_choice import choose_format
+from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS
@@ -36,6 +37,7 @@ class CerebrumModel(CerebrumLM):
         given = {"model": None if model is None else str(model), **settings}
         found = runtime.library.resolve(runtime.settings(given).model)
         merged = runtime.settings(given, found)
+        found = with_adapters(runtime.library, found, merged.lora)
         raw = True
         with suppress(FormatError):
             raw = not choose_format(merged.format, found.known_format, found.header.chat_template)

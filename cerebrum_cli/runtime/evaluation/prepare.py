@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.application.chat.history import LORA
 from cerebrum_cli.application.evaluation.evaluate import Evaluation
 from cerebrum_cli.application.evaluation.marking import MATCHES
 from cerebrum_cli.application.evaluation.runs import QUESTIONS, SAMPLES
@@ -36,8 +37,10 @@ class PreparedEvaluation:
     @property
     def notes(self) -> dict[str, Any]:
         """What the report of the run states, and the model that `runs compare --kl` loads."""
-        task, reference = self.task, self.generator.model.reference
-        return {"reference": reference, "bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
+        task, model = self.task, self.generator.model
+        adapters = {LORA: model.adapter_names} if model.adapters else {}
+        more = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
+        return {"reference": model.reference, **adapters, **more}
 
     @property
     def extent(self) -> dict[str, int]:

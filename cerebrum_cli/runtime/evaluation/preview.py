@@ -7,7 +7,7 @@ from contextlib import closing
 from statistics import StatisticsError, mean
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.application.inference.loading import load_options
+from cerebrum_cli.application.inference.load_options import load_options
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_duration

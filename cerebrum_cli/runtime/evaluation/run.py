@@ -17,7 +17,7 @@ from cerebrum_cli.core.options import flag
 from cerebrum_cli.runtime.evaluation.prepare import PreparedEvaluation, prepare
 from cerebrum_cli.runtime.evaluation.runs import no_sample_counts, print_run
 from cerebrum_cli.runtime.generation import naming_grammar_file
-from cerebrum_cli.runtime.servers import note_servers, noting_servers
+from cerebrum_cli.runtime.servers import note_servers, noted_servers, noting_servers
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
@@ -84,7 +84,7 @@ def take_samples(
     try:
         if missing := len(evaluation.rows) - run.done:
             run.write_notes({**run.notes, **prepared.notes})
-            loaded = prepared.generator.open(runtime, missing)
+            loaded = prepared.generator.open(runtime, missing, noted_servers(run))
             before, start = run.done, time.monotonic()
             try:
                 with naming_grammar_file(options):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.application.chat.history import LORA
 from cerebrum_cli.application.evaluation.comparing import compare_runs
 from cerebrum_cli.application.evaluation.reporting import report_of, rescored
+from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
 from cerebrum_cli.evals.comparison import comparison_object, verdict
@@ -108,11 +110,13 @@ def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
 
 
 def model_of(runtime: Runtime, run: Run) -> Model:
-    """The model file that a run used. Raises ModelNotFound, UsageError if it has changed."""
+    """The model file that a run used, with its adapters. Raises ModelNotFound, UsageError if it has changed."""
     library = runtime.library
     model = library.resolve(run.record.notes.get("reference", run.model))
+    model = with_adapters(library, model, run.record.notes.get(LORA, ()))
+    recorded = run.record.fingerprint
     for file in (library.preferred(model), model):
-        if library.identity(file) == run.record.fingerprint["model file"]:
+        if (library.file_identity(file), file.adapter_identity) == (recorded["model file"], recorded.get("adapter")):
             return file
     raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "evaluate it again")
 

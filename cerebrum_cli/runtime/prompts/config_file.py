@@ -22,6 +22,7 @@ SKELETON = '''\
 # model = "cerebrum-7b"
 # temperature = 0.2
 # schema = "answer.schema.json"  # relative to this file
+# extract = true  # print only the first code block
 '''
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 

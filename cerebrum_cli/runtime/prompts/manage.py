@@ -7,14 +7,14 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.inference.question import read_piped, read_text
+from cerebrum_cli.application.inference.input.text import read_piped, read_text
 from cerebrum_cli.application.models.model import absolute_reference
 from cerebrum_cli.core.config import PROMPTS, parse_config
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import replace_user_file
 from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.saved_prompt import SavedPrompt, find_prompt
-from cerebrum_cli.core.settings import KEYS
+from cerebrum_cli.core.settings import KEYS, in_directory
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.runtime.generation import MAX_GRAMMAR_BYTES
 from cerebrum_cli.runtime.prompts.config_file import (
@@ -24,6 +24,7 @@ from cerebrum_cli.runtime.prompts.config_file import (
     with_skeleton,
     without_prompt,
 )
+from cerebrum_cli.runtime.prompts.use import EXTRACT_OPTIONS, LAST
 from cerebrum_cli.terminal.repl.editor import edit_file
 from cerebrum_cli.terminal.tables import print_prompts, print_rows
 
@@ -34,7 +35,15 @@ if TYPE_CHECKING:
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import AskOptions, QuietOptions
 
-SAVED = {*KEYS, "prompt", "schema", "save_prompt", "yes", "quiet"}  # what may be typed with --save-prompt
+SAVED = {
+    *KEYS,
+    "prompt",
+    "schema",
+    *EXTRACT_OPTIONS,
+    "save_prompt",
+    "yes",
+    "quiet",
+}  # what may be typed with --save-prompt
 
 
 def list_prompts(runtime: Runtime, json: bool, options: QuietOptions) -> None:
@@ -86,7 +95,7 @@ def save(
     require_name(name)
     if other := min(typed - SAVED, default=None):
         raise UsageError(f"{flag(other)} cannot be saved with a prompt", "omit it, and give it with each question")
-    settings = {key: value for key, value in given.items() if key in typed}
+    settings = dict(in_directory({key: value for key, value in given.items() if key in typed}, Path.cwd()))
     if "model" in settings:
         settings["model"] = absolute_reference(settings["model"])
     piped = runtime.streams.piped
@@ -94,7 +103,10 @@ def save(
     schema = options.schema if "schema" in typed else None
     if schema:
         read_text(schema, MAX_GRAMMAR_BYTES)
-    values = SavedPrompt(name, settings, text.rstrip("\r\n") or None, schema and schema.resolve()).table()
+    extract = typed_extract(options, typed)
+    if schema and extract:
+        raise UsageError(f"{options.extract_flag} and --schema cannot be used together", "give one of them")
+    values = SavedPrompt(name, settings, text.rstrip("\r\n") or None, schema and schema.resolve(), extract).table()
     if not values:
         raise UsageError(f"there is nothing to save as {name}", "give a PROMPT, a system prompt with -s, or a setting")
     is_new = name not in runtime.config.prompts
@@ -104,6 +116,16 @@ def save(
     replace_user_file(path, with_prompt(read_config_text(path), name, values).encode())
     if not options.quiet:
         runtime.streams.info(f"{name} saved in {path}; use it with cerebrum ask -p {quote(name)}")
+
+
+def typed_extract(options: AskOptions, typed: frozenset[str]) -> bool | str:
+    """The code block that the command line asks for. Raises UsageError for one that needs two options."""
+    asked = [key for key in EXTRACT_OPTIONS[1:] if key in typed and getattr(options, key)]
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(map(flag, asked))} cannot be saved together", "give one of them")
+    if asked:
+        return options.extract_lang or LAST
+    return "extract" in typed and options.extract
 
 
 def delete(runtime: Runtime, names: Iterable[str]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cerebrum_cli.core.saved_prompt import SavedPrompt, find_prompt
-from cerebrum_cli.runtime.options import ConstrainedOptions, SavedPromptOptions
+from cerebrum_cli.runtime.options import AskOptions, ConstrainedOptions, SavedPromptOptions
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
 
+EXTRACT_OPTIONS = ("extract", "extract_last", "extract_lang")
+LAST = "last"
+WHOLE_ANSWER = {"extract": False, "extract_last": False, "extract_lang": None, "final": False, "schema": None}
 Options = TypeVar("Options", bound=SavedPromptOptions)
 
 
@@ -28,6 +31,20 @@ def apply_prompt(
     given = {**given, **{key: value for key, value in saved.settings.items() if key not in typed}}
     if not isinstance(options, ConstrainedOptions):
         saved.require_chat()
-    elif saved.schema and not typed & {"schema", "grammar"}:
+        return saved, given, options
+    if not isinstance(options, AskOptions):
+        saved.require_without("extract", "a batch")
+    elif saved.schema or saved.extract:  # these exclude what variables may ask for
+        options = replace(options, **{key: value for key, value in WHOLE_ANSWER.items() if key not in typed})
+    if saved.schema and not typed & {"schema", "grammar", *EXTRACT_OPTIONS}:
         options = replace(options, schema=saved.schema, grammar=None)
+    if saved.extract and not typed & WHOLE_ANSWER.keys():
+        options = replace(options, **extract_options(saved.extract))
     return saved, given, options
+
+
+def extract_options(extract: bool | str) -> dict[str, Any]:
+    """Options of `ask` for the code block that a saved prompt extracts."""
+    is_language = isinstance(extract, str) and extract != LAST
+    values = extract is True, extract == LAST, extract if is_language else None
+    return dict(zip(EXTRACT_OPTIONS, values, strict=True))

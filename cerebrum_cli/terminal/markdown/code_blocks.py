@@ -52,9 +52,37 @@ class Preceding:
     in_list: bool = False
 
 
-def code_blocks(text: str) -> list[str]:
-    """Contents of a reply's code blocks, in the order of their numbers from 1."""
-    return [token.content.removesuffix("\n") for token in parse(text) if token.type in CODE]
+class CodeBlock(NamedTuple):
+    """The text of a code block, and the language its fence names: empty if none, None for indented code."""
+
+    text: str
+    language: str | None
+
+
+def code_blocks(text: str) -> list[CodeBlock]:
+    """Code blocks of a reply, in the order of their numbers from 1."""
+    return [
+        CodeBlock(token.content.removesuffix("\n"), next(iter(token.info.split()), "") if token.markup else None)
+        for token in parse(text)
+        if token.type in CODE
+    ]
+
+
+def find_code(text: str, language: str | None = None, last: bool = False) -> str | None:
+    """Text of the first or last fenced code block that is not blank, in a language if one is given."""
+    blocks = [block for block in code_blocks(text) if block.language is not None and block.text.strip()]
+    found = [block.text for block in blocks if not language or is_same_language(block.language or "", language)]
+    return found[-1 if last else 0] if found else None
+
+
+def is_same_language(language: str, other: str) -> bool:
+    """Whether two names are of one language, like "py" and "Python"."""
+    from rich.syntax import Syntax
+
+    lexer, other_lexer = Syntax("", language).lexer, Syntax("", other).lexer
+    if lexer and other_lexer:
+        return bool(lexer.name == other_lexer.name)
+    return language.lower() == other.lower()
 
 
 def parse(text: str, preceding: Preceding = Preceding()) -> list[Token]:

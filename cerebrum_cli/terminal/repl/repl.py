@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,6 +15,7 @@ from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import format_names
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.repl.signals import Signals
@@ -22,7 +23,7 @@ from cerebrum_cli.terminal.repl.slash_table import BARE_EXITS, SlashLine, parse_
 from cerebrum_cli.terminal.repl.terminal_io import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.sinks import NoticeSink, ReasoningSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import context_text, result_text
+from cerebrum_cli.terminal.texts import context_text, result_text
 
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
@@ -118,7 +119,7 @@ class Repl:
             "format": chat.loaded.format_name,
             "context": context,
             "speed": f"{speed:.0f} t/s" if speed else "",
-            "files": f"with {', '.join(pending)}" if pending else "",
+            "files": f"with {format_names(pending)}" if pending else "",
         }
         return fit_segments({name: strip_controls(text) for name, text in segments.items() if text}, width)
 
@@ -171,8 +172,9 @@ class Repl:
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
 
-    def wait_for(self, events: Iterable[Event]) -> None:
-        self._render(event for event in events)
+    def wait_for(self, events: Generator[Event, None, None], *sinks: Sink) -> None:
+        """Consume the events of other work than a reply; Ctrl-C stops it."""
+        self._render(events, *sinks)
 
     def _print_greeting(self) -> None:
         """Print the model, and the last exchange of a continued session."""

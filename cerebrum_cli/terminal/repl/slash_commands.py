@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
-from cerebrum_cli.application.inference.question import read_prompt
+from cerebrum_cli.application.chat.history import LORA
+from cerebrum_cli.application.inference.input.files import read_prompt_files
+from cerebrum_cli.application.inference.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.saved_prompt import find_prompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, parse_value
+from cerebrum_cli.terminal.inspection_report import print_uncertain
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
 from cerebrum_cli.terminal.repl.slash_table import (
     DEFAULT_SYSTEM,
@@ -32,20 +35,14 @@ from cerebrum_cli.terminal.repl.slash_table import (
 )
 from cerebrum_cli.terminal.repl.terminal_io import shorten_question
 from cerebrum_cli.terminal.streams import columns
-from cerebrum_cli.terminal.tables import (
-    PIPE_WIDTH,
-    context_text,
-    print_prompts,
-    print_rows,
-    print_sessions,
-    settings_lines,
-    stats_line,
-)
+from cerebrum_cli.terminal.tables import PIPE_WIDTH, print_prompts, print_rows, print_sessions
+from cerebrum_cli.terminal.texts import context_text, settings_lines, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.sessions.rows import StoredMessage
     from cerebrum_cli.terminal.repl.repl import Repl
 
+LIKELIEST = 3  # alternatives that /why shows by default
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
 
 
@@ -204,6 +201,9 @@ def load_session(repl: Repl, line: SlashLine) -> None:
     repl.show_last_exchange()
     if session.model and session.model != chat.loaded.model.reference:
         repl.streams.notice(NoticeEvent(f"this session used {session.model}", f"switch with /model {session.model}"))
+    elif (adapters := session.params.get(LORA, [])) != chat.loaded.model.adapter_names and not chat.loaded.is_remote:
+        used, switch = (" and ".join(adapters), f"/set lora {adapters[0]}") if adapters else ("none", "/set lora none")
+        repl.streams.notice(NoticeEvent(f"this session used other adapters: {used}", f"switch with {switch}"))
 
 
 def rename_session(repl: Repl, line: SlashLine) -> None:
@@ -229,8 +229,10 @@ def export_session(repl: Repl, line: SlashLine) -> None:
 
 def attach_file(repl: Repl, line: SlashLine) -> None:
     path = parse_path(_required(line, "a file", "for example /file notes.txt"))
-    repl.pending_files.append((str(path), read_prompt(path)))
-    repl.streams.info(f"{path} will be prepended to your next question")
+    files = read_prompt_files([path], repl.streams.notice)
+    repl.pending_files += files
+    what = f"{path}: {len(files)} files" if len(files) > 1 else files[0][0]
+    repl.streams.info(f"{what} will be prepended to your next question")
 
 
 def show_tokens(repl: Repl, _: SlashLine) -> None:
@@ -247,6 +249,14 @@ def show_stats(repl: Repl, _: SlashLine) -> None:
     repl.streams.write_line("", line)
 
 
+def explain_reply(repl: Repl, line: SlashLine) -> None:
+    count = parse_likeliest("the number of alternatives", line.argument) if line.argument else LIKELIEST
+    reply = repl.chat.given_reply()
+    least_certain = LeastCertain(reply)
+    repl.wait_for(repl.chat.inspect(reply, count), least_certain)
+    print_uncertain(repl.streams, least_certain.tokens(repl.chat.loaded.responder.detokenize))
+
+
 def copy_reply(repl: Repl, line: SlashLine) -> None:
     text = _last_reply(repl).message.content
     part = "the reply"
@@ -257,7 +267,7 @@ def copy_reply(repl: Repl, line: SlashLine) -> None:
         if not line.argument.isdecimal() or not 0 < int(line.argument) <= len(blocks):
             has = f"the last reply has {len(blocks)} code block{'' if len(blocks) == 1 else 's'}"
             raise UsageError(f"/copy {line.argument}: {has}", "give the number shown above the block")
-        text, part = blocks[int(line.argument) - 1], f"code block {line.argument}"
+        text, part = blocks[int(line.argument) - 1].text, f"code block {line.argument}"
     repl.streams.info(f"copied {part} via {copy_to_clipboard(repl.streams, text)}")
 
 
@@ -327,6 +337,7 @@ COMMANDS: dict[str, Callable[[Repl, SlashLine], None]] = {
     "file": attach_file,
     "tokens": show_tokens,
     "stats": show_stats,
+    "why": explain_reply,
     "copy": copy_reply,
     "final": show_final_answer,
     "prompt": show_prompt,

@@ -1,0 +1,1 @@
+"""Text for prompts, from files, directories, patterns and standard input."""

@@ -1,0 +1,30 @@
+"""LoRA adapters applied to a model: found, checked against it, and identified by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.application.models.model import Adapter, Model, absolute_path, as_path
+from cerebrum_cli.core.lora import parse_adapter
+from cerebrum_cli.gguf.lora import adapter_sizes
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.models.library import Library
+
+
+def with_adapters(library: Library, model: Model, texts: Iterable[str]) -> Model:
+    """The model with the adapters that `--lora` names; one with scale 0 is only checked.
+
+    Raises ModelFileError for a file that is no adapter, or does not fit the model.
+    """
+    adapters = []
+    for text in texts:
+        name, scale = parse_adapter(text)
+        path = absolute_path(as_path(name))
+        sizes = adapter_sizes(path, model.paths)
+        digest = library.remembered_digest(path, lambda *_: None).sha256
+        adapters.append(Adapter(path, scale, digest, sizes))
+    applied = tuple(adapter for adapter in adapters if adapter.scale)
+    return replace(model, adapters=applied) if applied != model.adapters else model

@@ -1,0 +1,116 @@
+"""Check a LoRA adapter against the model it is to be applied to, by their headers alone.
+
+llama.cpp aborts where some of this does not hold, and ignores the adapter where other things do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.gguf.header import Tables, TensorEntry, quoted, read_tables
+
+ALPHA = "adapter.lora.alpha"
+ACTIVATION = "adapter.alora.invocation_tokens"  # of an adapter that applies only after these tokens
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+A, B = ".lora_a", ".lora_b"
+IGNORED = "_norm.weight"  # changed norms, which llama.cpp does not apply
+_NOT_MULTIPLIED = ("I8", "I16", "I32", "I64", "F64")  # ggml types without a kernel for products
+_HINT = "use an adapter that was made for this model"
+_CONVERT = "name a LoRA adapter in GGUF format, as llama.cpp's convert_lora_to_gguf.py writes it"
+
+
+class Pair(NamedTuple):
+    """The two factors of the change to one tensor of a model."""
+
+    a: TensorEntry
+    b: TensorEntry
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return (self.a.size or 0) + (self.b.size or 0)
+
+
+def adapter_sizes(path: Path, model_paths: Iterable[Path]) -> tuple[tuple[str, int], ...]:
+    """Bytes of an adapter for each tensor of a model that it changes.
+
+    Raises ModelFileError if the file is no LoRA adapter, or does not fit the model.
+    """
+    adapter, parts = read_tables(path), [read_tables(part) for part in model_paths]
+    _check_metadata(path, adapter, str(parts[0].metadata.get("general.architecture")))
+    tensors = {tensor.name: tensor for part in parts for tensor in part.tensors}
+    pairs = _pairs(path, adapter.tensors)
+    for name, pair in pairs.items():
+        if problem := _misfit(name, pair, tensors):
+            raise ModelFileError(path, problem, _HINT)
+    return tuple((name, pair.size) for name, pair in pairs.items())
+
+
+def _check_metadata(path: Path, adapter: Tables, architecture: str) -> None:
+    metadata = adapter.metadata
+    if metadata.get("general.type") != "adapter":
+        raise ModelFileError(path, "a model, not an adapter", _CONVERT)
+    if (kind := metadata.get("adapter.type")) != "lora":
+        raise ModelFileError(path, f"an adapter of type {quoted(str(kind))}, not lora", _CONVERT)
+    if ACTIVATION in metadata:
+        problem = "an activated LoRA adapter, which applies only after certain tokens, and is not supported"
+        raise ModelFileError(path, problem, "use an ordinary LoRA adapter")
+    if (made_for := metadata.get("general.architecture")) != architecture:
+        problem = f"made for the architecture {quoted(str(made_for))}, but the model's is {quoted(architecture)}"
+        raise ModelFileError(path, problem, _HINT)
+    alpha = metadata.get(ALPHA, 0.0)
+    if not isinstance(alpha, float) or not math.isfinite(alpha):
+        raise ModelFileError(path, f"damaged: its {ALPHA} is {quoted(str(alpha))}")
+
+
+def _pairs(path: Path, tensors: Iterable[TensorEntry]) -> dict[str, Pair]:
+    """Pairs of factors by the name of the tensor they change."""
+    factors: dict[str, dict[str, TensorEntry]] = {A: {}, B: {}}
+    for tensor in tensors:
+        base, suffix = tensor.name[: -len(A)], tensor.name[-len(A) :]
+        if suffix in factors:
+            factors[suffix][base] = tensor
+        elif not tensor.name.endswith(IGNORED):
+            problem = f"the tensor {quoted(tensor.name)} is not part of a LoRA adapter"
+            raise ModelFileError(path, problem, _CONVERT)
+    if alone := next(iter(sorted(factors[A].keys() ^ factors[B].keys())), None):
+        missing = A if alone in factors[B] else B
+        raise ModelFileError(path, f"incomplete: there is no tensor {quoted(alone + missing)}")
+    if not factors[A]:
+        raise ModelFileError(path, "an adapter that changes no tensor", _CONVERT)
+    return {base: Pair(tensor, factors[B][base]) for base, tensor in factors[A].items()}
+
+
+def _misfit(name: str, pair: Pair, model: Mapping[str, TensorEntry]) -> str | None:
+    """Why a change cannot be applied to a model; None if it can."""
+    tensor = model.get(name)
+    if tensor is None:
+        return f"it changes the tensor {quoted(name)}, which the model does not have"
+    if len(tensor.shape) < 2 or tensor.type_name == "NVFP4":
+        return f"it changes {quoted(name)}, which is no matrix that llama.cpp applies adapters to"
+    if name == EMBEDDING and OUTPUT not in model:
+        return f"it changes {quoted(name)}, which is also this model's output matrix: llama.cpp cannot apply that"
+    for factor in pair:
+        if factor.type_name in _NOT_MULTIPLIED or factor.size is None:
+            return f"the tensor {quoted(factor.name)} is of type {factor.type_name}, which cannot be multiplied"
+    if not _fits(name == EMBEDDING, *(_padded(each.shape) for each in (tensor, *pair))):
+        shapes = " and ".join("×".join(map(str, factor.shape)) for factor in pair)
+        return f"it changes {quoted(name)} by {shapes}, but the model's is {'×'.join(map(str, tensor.shape))}"
+    return None
+
+
+def _fits(is_embedding: bool, tensor: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether two factors have the shapes that llama.cpp multiplies; embeddings are looked up instead."""
+    if not tensor[2:] == a[2:] == b[2:]:
+        return False
+    if is_embedding:
+        return a[0] == b[0] and (tensor[0], tensor[1]) == (b[1], a[1])
+    return a[1] == b[0] and (tensor[0], tensor[1]) == (a[0], b[1])
+
+
+def _padded(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape, *(1,) * (4 - len(shape)))
