@@ -22,10 +22,10 @@ from templates import TEMPLATES
 from tiny_models import CHATML_TEMPLATE, write_chatml
 from vllm_server import VllmServer
 
+from cerebrum_cli.application.inference.control.thought_budget import ThoughtBudget, plan_endings
 from cerebrum_cli.application.inference.format_choice import format_builder
 from cerebrum_cli.application.inference.reply import ReplyCollector
 from cerebrum_cli.application.inference.responder import Responder
-from cerebrum_cli.application.inference.thought_budget import ThoughtBudget, plan_endings
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings

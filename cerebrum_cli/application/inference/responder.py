@@ -11,13 +11,13 @@ from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.inference.conclude import Closings, plan_closings
-from cerebrum_cli.application.inference.controls import ReplyStart, reply_controls
+from cerebrum_cli.application.inference.control.conclude import Closings, plan_closings
+from cerebrum_cli.application.inference.control.controls import ReplyStart, reply_controls
+from cerebrum_cli.application.inference.control.thought_budget import AnswerNow, ThoughtBudget, plan_endings
 from cerebrum_cli.application.inference.inspection import GivenReply
 from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
-from cerebrum_cli.application.inference.thought_budget import AnswerNow, ThoughtBudget, plan_endings
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, RefusedEvent, SequenceId, TokenEvent

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cerebrum_cli.application.inference.conclude import Closings, Conclude
-from cerebrum_cli.application.inference.thought_budget import ThoughtBudget
+from cerebrum_cli.application.inference.control.conclude import Closings, Conclude
+from cerebrum_cli.application.inference.control.thought_budget import ThoughtBudget
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.control.control import ControlFactory
 from cerebrum_cli.engine.control.loop_check import LoopCheck
