@@ -19,6 +19,7 @@ from cerebrum_cli.application.chat.history import (
     load_conversation,
     session_params,
     unused_session_name,
+    with_thinking,
 )
 from cerebrum_cli.application.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.application.chat.session_context import fit_session
@@ -72,8 +73,8 @@ class Chat:
     @property
     def conversation(self) -> Conversation:
         if self.session is None:
-            return Conversation((), self.settings.system)
-        return load_conversation(self.history.store, self.session, self.loaded.model)
+            return Conversation((), self.settings.system, self.settings.thinks)
+        return load_conversation(self.history.store, self.session, self.loaded.model, self.settings)
 
     @property
     def dropped_count(self) -> int:
@@ -92,7 +93,7 @@ class Chat:
         size = responder.context_size
         if size is None:
             return None
-        key = self.loaded, self.session, self.settings.system
+        key = self.loaded, self.session, self.settings.system, self.settings.think
         if self._counted is None or self._counted[0] != key:
             try:
                 self._counted = key, responder.count_tokens(self.conversation)
@@ -143,7 +144,10 @@ class Chat:
         if len(prefix_tokens) < len(tokens):  # it ends within a character, which is generated again
             content = content.removesuffix("\ufffd").rstrip()  # a reply's trailing space is held back
         continued = replace(last, message=replace(last.message, content=content))
-        yield from self._reply(self._rewind_to_question(), prefix_tokens, continued)
+        settings = self.settings
+        if with_thinking(last).thinks != settings.thinks:  # the prompt is that of its beginning
+            settings = replace(settings, think=(last.metadata.params or {}).get("think"))
+        yield from self._reply(self._rewind_to_question(), prefix_tokens, continued, settings)
 
     def given_reply(self) -> GivenReply:
         """The last reply in the tokens it was sampled as. Raises SessionError if they are not known.
@@ -267,7 +271,7 @@ class Chat:
                 raise
         elif notice := draft_notice(self.loaded.file, changes.get("drafts")):
             yield notice
-        elif changes.get("logit_bias"):
+        elif changes.get("logit_bias") or changes.get("think"):
             yield from self.load()
             self.loaded.responder.check_settings(settings)
         self.overrides, self.settings = overrides, replace(settings, system=self.settings.system)

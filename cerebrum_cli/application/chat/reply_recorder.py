@@ -99,7 +99,12 @@ class ReplyRecorder:
 
     def _partial_metadata(self, reason: str | None) -> ReplyMetadata:
         model = self.author.model
-        return ReplyMetadata(finish_reason=reason, model=model.reference, vocabulary=model.vocabulary)
+        return ReplyMetadata(
+            finish_reason=reason,
+            model=model.reference,
+            vocabulary=model.vocabulary,
+            params=session_params(self.settings, model),
+        )
 
     def _with_all_forced(self, reply: Reply) -> Reply:
         """The reply with the forced tokens of what it continues."""

@@ -184,7 +184,8 @@ class Responder:
         UsageError as `check_settings` does.
         """
         prompt_format = self._format
-        prompt = self._render(request.conversation)
+        self._require_marked_thought(request.settings, request.conversation.system_prompt)
+        prompt = self._render(replace(request.conversation, thinks=request.settings.thinks))
         thought = open_thought(_trusted_end(prompt), prompt_format.thoughts)
         prefix_text = self._decode_prefix(request.prefix_tokens)
         tokenized = Request(
@@ -203,8 +204,9 @@ class Responder:
         return TokenizedRequest(tokenized, prompt_format, thought, prefix_text)
 
     def check_settings(self, settings: Settings) -> None:
-        """Raise UsageError for a logit bias of something that is not a token of the loaded model."""
+        """Raise UsageError for settings that the loaded model cannot follow."""
         self._sampling(settings, ())
+        self._require_marked_thought(settings, settings.system)
 
     def generate(self, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None) -> ReplyStream:
         """Start to generate the replies to several requests; the caller closes the stream.
@@ -350,6 +352,17 @@ class Responder:
             return ()
         may_repeat = request.ignore_eos or self._format.verbatim
         return reply_controls(request.settings, start, may_repeat, lambda: self._closings)
+
+    def _require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
+        """Raise UsageError for a limit of reasoning that neither format, vocabulary nor system prompt marks."""
+        if settings.think in (None, "on") or self._format.marks_thought:
+            return
+        thoughts, special_token_ids = self._format.thoughts, self._engine.vocabulary.special_token_ids
+        if not any(special_token_ids((each.open,)) or each.open in (system_prompt or "") for each in thoughts):
+            problem = f"think is {settings.think}, but this model does not mark its reasoning"
+            raise UsageError(
+                problem, "omit it, or set it to on; --conclude N has a reply state its answer after N tokens"
+            )
 
     def cancel(self) -> None:
         self._engine.cancel()
