@@ -25,6 +25,8 @@ from tiny_models import write_chatml, write_mistral, write_quantized, write_recu
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.engine.llama.library import llama
+from cerebrum_cli.engine.llama.quantize import quantize
 from cerebrum_cli.sessions.store import Store
 from cerebrum_cli.terminal.markdown import renderer
 
@@ -61,6 +63,14 @@ def recurrent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sliding_window_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Gemma 2, whose first layer sees the last 32 tokens only."""
     return write_sliding_window(tmp_path_factory.mktemp("models") / "sliding_window.gguf")
+
+
+@pytest.fixture(scope="session", params=MODELS)
+def precise_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with all weights in F32."""
+    target = tmp_path_factory.mktemp("precise") / "f32.gguf"
+    quantize(str(request.getfixturevalue(request.param)), str(target), llama.LLAMA_FTYPE_ALL_F32)
+    return target
 
 
 @pytest.fixture(params=MODELS)

@@ -16,7 +16,7 @@ from pathlib import Path
 from zlib import crc32
 
 from cerebrum_cli.core.errors import EngineError, GrammarError
-from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.events import Event, TokenLogprob
 from cerebrum_cli.core.parts import Part, Tokens
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag, TokenScore
@@ -243,6 +243,12 @@ class ScriptedBackend:
     def logprob(self, row: int, token: int) -> float:
         assert self.outputs[row]
         return -token / 1000
+
+    def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:
+        """Bytes from the last one evaluated on, so that the row shows."""
+        held = self.outputs[row]
+        assert len(self.outputs) <= self.max_outputs
+        return [TokenLogprob((held[-1] + index) % 256, -(len(held) + index) / 1000) for index in range(count)]
 
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
         pairs = list(targets)

@@ -68,6 +68,7 @@ PARAMS = {
     "logit_bias": ["42=-1.5", "hello=2"],
     "max_tokens": 10,
     "stop": ["\n\n"],
+    "think": None,
     "conclude": None,
 }
 SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")

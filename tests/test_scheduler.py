@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scripted_backend import ALPHABET, ScriptedBackend, expected_reply, random_model, tokens
 
-from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
@@ -23,7 +23,7 @@ from cerebrum_cli.engine.commands import Abort, Cancel, Command, Commands, Submi
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scheduler import CELLS_PER_TOKEN, Scheduler, Step, common_prefix
-from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences
+from cerebrum_cli.engine.sequence import Failure, Inspection, Request, Sequence, create_sequences
 
 # Cases.
 
@@ -248,6 +248,25 @@ def test_scheduler_keeps_the_progress_of_an_interrupted_step() -> None:
     assert scheduler.schedule(lambda position: 100).rows == [Row(0, 4, ord("e"), False), Row(0, 5, ord("f"), True)]
 
 
+def test_scheduler_gives_an_inspection_logits_of_its_last_rows() -> None:
+    scheduler = scheduler_holding("abcdefg")
+    request = Request(tokens("abcdef"), inspection=Inspection(tokens("defg"), 1))
+    scheduler.waiting.extend(create_sequences(0, request, lambda event: None, range(1), 0))
+    assert admit_next(scheduler) == (0, 0, 2)
+    [sequence] = scheduler.running
+    steps = []
+    while sequence.is_prefilling:
+        step = scheduler.schedule(lambda position: 100, max_outputs=3)
+        steps.append(step.rows)
+        record(scheduler, step)
+        sequence.inspected += step.shares[0].outputs
+    assert steps == [[Row(0, place, ord(letter), True) for place, letter in pairs] for pairs in INSPECTED]
+    scheduler.remove(sequence)
+    assert list(scheduler.slots[0].tokens) == list(b"abcdef")
+
+
+INSPECTED = ([(2, "c"), (3, "d"), (4, "e")], [(5, "f")])
+
 # Random requests, cancellations and interruptions, against a backend that checks every call.
 
 
@@ -258,6 +277,7 @@ class Sample:
     sequence: Sequence
     longest_prefix: int | None = None
     tokens: list[int] = field(default_factory=list)
+    reports: list[AlternativesEvent] = field(default_factory=list)
     prefilled: list[int] = field(default_factory=list)
     finish: FinishEvent | None = None
 
@@ -305,6 +325,7 @@ class AnyTraffic(RuleBasedStateMachine):
             context_size=context,
             kv_unified=shared,
             fitting_cells=cells,
+            max_outputs=between,
         )
         self.stop = StopFlag()
         self.commands = NonBlockingCommands(self.stop)
@@ -330,6 +351,19 @@ class AnyTraffic(RuleBasedStateMachine):
             self.samples += asked.values()
         self.commands.send(Submit(born, CancelScope(lambda: self.commands.cancel_count)))
 
+    @rule(
+        prompt=st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=6).map(tuple),
+        reply=st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=8).map(tuple),
+    )
+    def inspect(self, prompt: tuple[int, ...], reply: tuple[int, ...]) -> None:
+        inspection = Inspection(reply, 2)
+        request = Request((*prompt, *reply[:-1]), SamplingParams(seed=0, max_tokens=1), inspection=inspection)
+        asked: dict[SequenceId, Sample] = {}
+        [sequence] = create_sequences(0, request, partial(self.on_event, asked), range(1), 0)
+        asked[sequence.id] = Sample(sequence)
+        self.samples += asked.values()
+        self.commands.send(Submit([sequence], CancelScope(lambda: self.commands.cancel_count)))
+
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
@@ -342,7 +376,7 @@ class AnyTraffic(RuleBasedStateMachine):
 
     @staticmethod
     def on_event(asked: dict[SequenceId, Sample], event: Event | Failure) -> None:
-        assert isinstance(event, PromptEvent | TokenEvent | FinishEvent), event
+        assert isinstance(event, PromptEvent | TokenEvent | AlternativesEvent | FinishEvent), event
         sample = asked[event.sequence]
         assert sample.finish is None
         if isinstance(event, FinishEvent):
@@ -350,6 +384,8 @@ class AnyTraffic(RuleBasedStateMachine):
         elif isinstance(event, PromptEvent):
             assert not sample.tokens
             sample.prefilled.append(event.evaluated)
+        elif isinstance(event, AlternativesEvent):
+            sample.reports.append(event)
         elif event.token is not None:
             sample.tokens.append(event.token)
 
@@ -387,8 +423,9 @@ class AnyTraffic(RuleBasedStateMachine):
             memory = []
         for sample in self.samples:
             if sample.longest_prefix is None and (sample.sequence.slot is not None or sample.tokens or sample.finish):
-                prompt = sample.sequence.prompt
-                sample.longest_prefix = max((common_prefix(held, prompt[:-1]) for held in memory), default=0)
+                prompt, inspection = sample.sequence.prompt, sample.sequence.request.inspection
+                reusable = prompt[: len(prompt) - (len(inspection.tokens) if inspection else 1)]
+                sample.longest_prefix = max((common_prefix(held, reusable) for held in memory), default=0)
                 if self.backend.can_trim and not (sample.finish and sample.finish.reason == "cancelled"):
                     assert sample.sequence.cached_tokens >= sample.longest_prefix
 
@@ -403,6 +440,16 @@ class AnyTraffic(RuleBasedStateMachine):
         for sample in self.samples:
             finish, sequence = sample.finish, sample.sequence
             assert finish and sequence.request.params.max_tokens
+            if inspection := sequence.request.inspection:
+                prompt, count = tuple(sequence.prompt), len(sample.reports)
+                first = len(prompt) - len(inspection.tokens)
+                assert [event.position for event in sample.reports] == list(range(count))
+                assert [event.given.token for event in sample.reports] == list(inspection.tokens[:count])
+                likeliest = [(event.likeliest[0].token, -1000 * event.likeliest[0].logprob) for event in sample.reports]
+                assert likeliest == [(prompt[place], place + 1) for place in range(first, first + count)]
+                assert finish.reason == "cancelled" or (finish.reason, count) == ("stop", len(inspection.tokens))
+                assert not sample.tokens
+                continue
             said, reason = expected_reply(
                 tuple(sequence.prompt), sequence.seed, sequence.request.params.max_tokens, self.backend.context_size
             )

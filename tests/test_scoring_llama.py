@@ -10,16 +10,14 @@ from random import Random
 
 import pytest
 from asking import loaded
-from llama_engines import MODELS, greedy, options
+from llama_engines import greedy, options
 
 from cerebrum_cli.application.inference.format_choice import format_builder
 from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.llama.quantize import quantize
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.engine.scoring.request import Score, ScoreEvent, ScoreRequest
@@ -27,14 +25,6 @@ from cerebrum_cli.engine.sequence import Request, Tokens
 
 TOLERANCE = 1e-4  # of a token's log-probability
 VOCABULARY = 270  # tokens that all tiny models have
-
-
-@pytest.fixture(scope="session", params=MODELS)
-def precise_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with all weights in F32."""
-    target = tmp_path_factory.mktemp("precise") / "f32.gguf"
-    quantize(str(request.getfixturevalue(request.param)), str(target), llama.LLAMA_FTYPE_ALL_F32)
-    return target
 
 
 def precise_options(path: Path, slots: int = 1) -> LoadOptions:

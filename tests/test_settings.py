@@ -43,6 +43,7 @@ GOOD: dict[str, Any] = {
     "cache_type_v": "q4_0",
     "flash_attn": "on",
     "overflow": "stop",
+    "think": "on",
     "conclude": 200,
     "loop_check": False,
     "drafts": True,

@@ -13,25 +13,33 @@ Role = Literal["user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn; `tokens` are the token ids of a generated reply, if they are known."""
+    """One turn; `tokens` are the token ids of a generated reply, if they are known.
+
+    `thinks` is that of the conversation that the reply was generated for.
+    """
 
     role: Role
     content: str
     tokens: tuple[int, ...] | None = None
+    thinks: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns that alternate and start with the user; with `system_prompt=None` the format's default applies."""
+    """Turns that alternate and start with the user; with `system_prompt=None` the format's default applies.
+
+    `thinks`: whether the next reply is to begin with reasoning; None leaves it to the format.
+    """
 
     messages: tuple[Message, ...] = ()
     system_prompt: str | None = None
+    thinks: bool | None = None
 
     def user(self, content: str) -> Conversation:
         return replace(self, messages=(*self.messages, Message("user", content)))
 
     def assistant(self, content: str, tokens: tuple[int, ...] | None = None) -> Conversation:
-        return replace(self, messages=(*self.messages, Message("assistant", content, tokens)))
+        return replace(self, messages=(*self.messages, Message("assistant", content, tokens, self.thinks)))
 
     @property
     def question(self) -> str:

@@ -20,10 +20,18 @@ class SequenceId(NamedTuple):
 
 
 class Forced(NamedTuple):
-    """Tokens in a reply that were not sampled: why, and after how many of its tokens."""
+    """Tokens in a reply that were not sampled: why, after how many of its tokens, and how many were to follow."""
 
     kind: ForcedKind
     at: int
+    length: int
+
+
+class TokenLogprob(NamedTuple):
+    """A token and the natural logarithm of its probability before sampling settings apply."""
+
+    token: int
+    logprob: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,16 @@ class TokenEvent:
     channel: Channel = "answer"
     token: int | None = None
     logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AlternativesEvent:
+    """A token that followed a prompt, at a position in these tokens, and the likeliest tokens there, in this order."""
+
+    sequence: SequenceId
+    position: int
+    given: TokenLogprob
+    likeliest: tuple[TokenLogprob, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +239,7 @@ Event = (
     | LoadEvent
     | PromptEvent
     | TokenEvent
+    | AlternativesEvent
     | FinishEvent
     | RefusedEvent
     | TallyEvent

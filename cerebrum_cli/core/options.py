@@ -6,7 +6,7 @@ from dataclasses import field, fields
 from math import inf
 from typing import Any, Literal, NamedTuple, get_args
 
-Heading = Literal["Model", "Sampling", "Input", "Output", "Speed", "Server", "lm-eval"]
+Heading = Literal["Model", "Sampling", "Penalties", "Length", "Input", "Output", "Speed", "Server", "lm-eval"]
 HEADINGS: tuple[Heading, ...] = get_args(Heading)
 
 

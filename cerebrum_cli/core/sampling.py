@@ -33,7 +33,7 @@ class SamplingParams:
     """
 
     max_tokens: int | None = option(
-        None, "Maximum tokens to generate [default: no limit]", "Sampling", short="-n", metavar="N", least=1
+        None, "Maximum tokens to generate [default: no limit]", "Length", short="-n", metavar="N", least=1
     )
     temperature: float = option(0.0, "Sampling temperature; 0 is greedy [default: 0]", "Sampling", metavar="T", least=0)
     top_k: int = option(40, "Keep the K likeliest tokens; 0: all [default: 40]", "Sampling", metavar="K", least=0)
@@ -50,39 +50,46 @@ class SamplingParams:
         1.0, "Locally typical sampling [default: 1, off]", "Sampling", metavar="P", least=0, most=1
     )
     repeat_penalty: float = option(
-        1.0, "Penalty for repeated tokens; 1: none [default: 1]", "Sampling", metavar="X", least=0.01
+        1.0, "Penalty for repeated tokens; 1: none [default: 1]", "Penalties", metavar="X", least=0.01
     )
     presence_penalty: float = option(
-        0.0, "Penalty for tokens in the last 64 [default: 0]", "Sampling", metavar="X", least=-MAX_LOGIT, most=MAX_LOGIT
+        0.0,
+        "For tokens among the last 64 [default: 0]",
+        "Penalties",
+        metavar="X",
+        least=-MAX_LOGIT,
+        most=MAX_LOGIT,
     )
     frequency_penalty: float = option(
-        0.0, "The same for each occurrence [default: 0]", "Sampling", metavar="X", least=-MAX_LOGIT, most=MAX_LOGIT
+        0.0, "The same, for each occurrence [default: 0]", "Penalties", metavar="X", least=-MAX_LOGIT, most=MAX_LOGIT
     )
     dry_multiplier: float = option(
-        0.0, "DRY penalty for repeats [default: 0, off]", "Sampling", metavar="X", least=0, most=MAX_LOGIT
+        0.0, "DRY penalty for repeats [default: 0, off]", "Penalties", metavar="X", least=0, most=MAX_LOGIT
     )
-    dry_base: float = option(1.75, "Its growth with each token [default: 1.75]", "Sampling", metavar="X", least=1)
+    dry_base: float = option(
+        1.75, "Growth of the DRY penalty by token [default: 1.75]", "Penalties", metavar="X", least=1
+    )
     dry_allowed_length: int = option(
-        2, "Length of repeats without it [default: 2]", "Sampling", metavar="N", least=0, most=MAX_COUNT
+        2, "Length of repeats that DRY allows [default: 2]", "Penalties", metavar="N", least=0, most=MAX_COUNT
     )
     dry_penalty_last_n: int = option(
         64,
         "Tokens that DRY looks back [default: 64]",
-        "Sampling",
+        "Penalties",
         metavar="N",
         least=0,
         most=MAX_COUNT,
     )
     dry_sequence_breaker: tuple[str, ...] = option(
-        DRY_BREAKERS, "Text that ends repeats, or none (repeatable)", "Sampling", metavar="TEXT"
+        DRY_BREAKERS, "Text at which DRY starts anew (repeatable)", "Penalties", metavar="TEXT"
     )
     logit_bias: tuple[TokenBias, ...] = option(
-        (), "Add BIAS to a token's logit (repeatable)", "Sampling", metavar="TOKEN=BIAS"
+        (), "Add BIAS to a token's logit (repeatable)", "Penalties", metavar="TOKEN=BIAS"
     )
     seed: int | None = option(
         None, "Random seed [default: random; reported]", "Sampling", metavar="N", least=0, most=SEEDS - 1
     )
-    stop: tuple[str, ...] = option((), "Stop before this text (repeatable)", "Sampling", metavar="TEXT")
+    stop: tuple[str, ...] = option((), "Stop before this text (repeatable)", "Length", metavar="TEXT")
 
     @property
     def is_argmax(self) -> bool:

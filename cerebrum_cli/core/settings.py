@@ -82,10 +82,11 @@ class Settings(SamplingParams):
         metavar="drop-oldest|stop",
         choices=("drop-oldest", "stop"),
     )
-    conclude: int | None = option(
-        None, "Have a reply state its answer after N tokens", "Sampling", metavar="N", least=1
+    think: str | None = option(
+        None, "Let the model think: on, off, or up to N tokens", "Length", metavar="on|off|N", choices=("on", "off")
     )
-    loop_check: bool = option(True, "Let a reply repeat itself [default: end it]", "Sampling", choices=("on", "off"))
+    conclude: int | None = option(None, "Have a reply state its answer after N tokens", "Length", metavar="N", least=1)
+    loop_check: bool = option(True, "Let a reply repeat itself [default: end it]", "Length", choices=("on", "off"))
     drafts: bool | None = option(
         None, "Draft tokens from earlier text [default: after tune]", "Speed", choices=("on", "off"), local=True
     )
@@ -96,10 +97,15 @@ class Settings(SamplingParams):
         values = {each.name: getattr(self, each.name) for each in fields(SamplingParams)}
         return SamplingParams(**values | {"stop": (*format_stop, *self.stop)})
 
+    @property
+    def thinks(self) -> bool | None:
+        """Whether a model is to reason before it answers; None leaves it to the chat template."""
+        return wants_thought(self.think)
+
 
 OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
-GENERATION_KEYS = (*SAMPLING_KEYS, "conclude", "loop_check")
+GENERATION_KEYS = (*SAMPLING_KEYS, "think", "conclude", "loop_check")
 KEYS = tuple(OPTIONS)
 ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
@@ -138,6 +144,11 @@ def in_directory(layer: Layer, directory: Path) -> Layer:
     if "lora" not in layer:
         return layer
     return {**layer, "lora": tuple(rebased(text, directory) for text in validate("lora", layer["lora"]))}
+
+
+def wants_thought(think: str | None) -> bool | None:
+    """Whether a value of `think` turns reasoning on; None for no value."""
+    return None if think is None else think != "off"
 
 
 def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
@@ -190,6 +201,13 @@ def convert(key: str, value: Any) -> tuple[Any, str]:
         if key == "dry_sequence_breaker":  # llama.cpp's programs read escapes in its option
             items = [item.replace("\\n", "\n").replace("\\t", "\t") for item in items]
         return tuple(items), ""
+    if key == "think":
+        if isinstance(value, bool):
+            value = "on" if value else "off"
+        text = str(value)
+        if text.isdecimal():
+            return str(int(text)) if int(text) else "off", ""
+        return (text, "") if text in declared.choices else (None, "`on`, `off`, or a whole number of tokens")
     if key == "gpu_layers":
         text = str(value)
         return (

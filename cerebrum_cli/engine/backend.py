@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, TokenLogprob
 from cerebrum_cli.core.parts import Part
 from cerebrum_cli.core.sampling import SamplingParams
 
@@ -120,9 +120,12 @@ class Backend(Vocabulary, Protocol):
     def logprob(self, row: int, token: int) -> float:
         """Natural logarithm of a token's probability in row `row` of the last decode."""
 
+    def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:
+        """The likeliest tokens in row `row` of the last decode, the likeliest first."""
+
     @property
     def max_outputs(self) -> int:
-        """Maximum number of rows with logits in one decode of texts to score, so that their memory stays small."""
+        """Maximum number of rows with logits in one decode of given texts, so that their memory stays small."""
 
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
         """Score tokens by the logits of the last decode; `targets` are pairs of row and token, ascending by row."""

@@ -14,6 +14,7 @@ from cerebrum_cli.engine.commands import Abort, Cancel, Commands, SavePromptCach
 from cerebrum_cli.engine.memory import EXPECTED_LENGTH
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Slot, Step
+from cerebrum_cli.engine.scoring.inspection import report_tokens
 from cerebrum_cli.engine.scoring.scorer import Scorer
 from cerebrum_cli.engine.sequence import Failure, Sequence
 from cerebrum_cli.engine.state_store import StateStore
@@ -167,10 +168,11 @@ class Loop:
     def _schedule(self) -> Step:
         """Schedule the next step, preempting the sequence in the highest slot while memory is short."""
         scheduler = self._scheduler
-        step = scheduler.schedule(self._backend.prefill_chunk)
+        prefill_chunk, max_outputs = self._backend.prefill_chunk, self._backend.max_outputs
+        step = scheduler.schedule(prefill_chunk, max_outputs)
         while not self._make_room(step.size):
             scheduler.preempt(scheduler.running[-1])
-            step = scheduler.schedule(self._backend.prefill_chunk)
+            step = scheduler.schedule(prefill_chunk, max_outputs)
         if not any(share.sequence.drafter for share in step.shares):
             return step
         from cerebrum_cli.engine.drafts.step import add_drafts
@@ -204,7 +206,7 @@ class Loop:
         """Prepare the sampler and the slot of a sequence, and admit it with the prefix that could be reused."""
         sequence, slot, source, length = admission
         backend, request = self._backend, sequence.request
-        if sequence.sampler is None:
+        if sequence.sampler is None and not request.inspection:
             sequence.sampler = backend.sampler(request.params, sequence.seed, request.grammar, sequence.prompt)
         if length < len(sequence.prompt):
             length = backend.reusable_prefix(length)
@@ -227,6 +229,10 @@ class Loop:
             row += len(share.tokens)
             if not share.outputs:
                 self._report_prefill(sequence)
+                continue
+            if sequence.request.inspection:
+                report_tokens(self._backend, sequence, range(row - share.outputs + 1, row + 1))
+                self._report_prefill(sequence) if sequence.is_prefilling else self._finish(sequence, "stop")
                 continue
             siblings = self._scheduler.sibling_samples(sequence) if not sequence.generated else []
             for sibling in siblings:
@@ -263,10 +269,10 @@ class Loop:
             sequence.emit(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
 
     def _resume(self, sequence: Sequence) -> None:
-        """Resume after an interrupted step: the slot's contents are used, and the last token is evaluated again."""
+        """Resume after an interrupted step: the slot's contents are used, up to tokens whose logits are needed."""
         assert sequence.slot is not None
         slot = self._scheduler.slots[sequence.slot]
-        length = min(self._backend.length(slot.index), sequence.length - 1)
+        length = min(self._backend.length(slot.index), sequence.first_output)
         self._scheduler.resume(sequence, self._trim(slot, length))
 
     def _trim(self, slot: Slot, length: int) -> int:

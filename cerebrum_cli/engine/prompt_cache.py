@@ -25,7 +25,7 @@ class PromptCache:
         With `needs_memory`, memory is about to be allocated and can be of any size. Otherwise the state must fit:
         growing the memory would empty the slots of others.
         """
-        backend, prompt = self._backend, sequence.prompt[:-1]
+        backend, prompt = self._backend, sequence.prompt[: sequence.first_output]
         max_length = backend.context_size if needs_memory else backend.capacity
         held = 0 if needs_memory else max(common_prefixes(self._scheduler.slots, prompt))
 

@@ -140,7 +140,7 @@ class Scheduler:
         """Whether a unified KV cache, without its idle slots, has room for one more sequence and part of its reply."""
         running = [slot for slot in self.slots if slot.sequence]
         used = len(set[int]().union(*(slot.cells for slot in running)))
-        shared = max(common_prefixes(running, sequence.tokens), default=0)
+        shared = max(common_prefixes(running, sequence.tokens[: sequence.first_output]), default=0)
         return used + sequence.length - shared + MIN_FREE_CELLS <= cells
 
     @property
@@ -166,11 +166,11 @@ class Scheduler:
     def next_admission(self, copied_cells: int = 0) -> Admission:
         """Choose a slot for the next waiting sequence, and the slot whose common prefix saves the most as its source.
 
-        A prefix in a running slot has to be copied, which moves `copied_cells` however short it is. The last token is
-        never reused: its logits choose the next one.
+        A prefix in a running slot has to be copied, which moves `copied_cells` however short it is. Tokens whose logits
+        are needed are never reused: the last one, since its logits choose the next, and those of an inspection.
         """
         sequence = self.waiting[0]
-        shared = common_prefixes(self.slots, sequence.tokens[:-1])
+        shared = common_prefixes(self.slots, sequence.tokens[: sequence.first_output])
         copy_cost = copied_cells // CELLS_PER_TOKEN
         saved = [each - copy_cost * bool(slot.sequence) for each, slot in zip(shared, self.slots, strict=True)]
         source = max(self.slots, key=lambda slot: (saved[slot.index], not slot.sequence, -slot.index))
@@ -217,10 +217,11 @@ class Scheduler:
         target.sequence, source.sequence = source.sequence, None
         target.sequence.slot = target.index
 
-    def schedule(self, prefill_chunk: Callable[[int], int]) -> Step:
+    def schedule(self, prefill_chunk: Callable[[int], int], max_outputs: int = 1) -> Step:
         """Schedule a step: part of the one prompt being evaluated, or one token of each decoding sequence.
 
-        `prefill_chunk` gives the maximum number of prompt tokens from a position.
+        `prefill_chunk` gives the maximum number of prompt tokens from a position, `max_outputs` that of their rows with
+        logits.
         """
         running = self.running
         prefilling = next((sequence for sequence in running if sequence.is_prefilling), None)
@@ -232,10 +233,11 @@ class Scheduler:
         if prefilling is None or (decoding and self._prefilled >= MAX_PREFILL_BETWEEN_DECODES):
             self._prefilled = 0
             return Step(decoding)
-        tokens = prefilling.tokens_from(prefilling.evaluated, prefill_chunk(prefilling.evaluated))
+        before_outputs = prefilling.first_output - prefilling.evaluated
+        size = min(prefill_chunk(prefilling.evaluated), before_outputs + max_outputs)
+        tokens = prefilling.tokens_from(prefilling.evaluated, size)
         self._prefilled += len(tokens)
-        is_last = prefilling.evaluated + len(tokens) == prefilling.length
-        return Step([Share(prefilling, tokens, int(is_last))])
+        return Step([Share(prefilling, tokens, max(0, len(tokens) - before_outputs))])
 
     def record_evaluated(self, sequence: Sequence, tokens: Iterable[int]) -> None:
         """Record that a sequence's slot holds further tokens of it."""

@@ -34,6 +34,13 @@ class Failure(NamedTuple):
     error: BaseException
 
 
+class Inspection(NamedTuple):
+    """Tokens that followed a prompt, and how many of the likeliest tokens to report at the place of each."""
+
+    tokens: tuple[int, ...]
+    likeliest: int
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A prompt with its sampling parameters and number of samples; `grammar` is GBNF with the rule `root`.
@@ -43,6 +50,8 @@ class Request:
     as ordinary ones. With `step_costs`, several tokens may be drafted and verified in one step. With `stream`, a server
     is to send tokens as they are sampled, even if some of their ids are lost that way. `controls` may end a sample or
     force tokens into it; none of them forces any with a `grammar`.
+
+    With an `inspection`, nothing is generated: its tokens, of which all but the last end the prompt, are reported.
     """
 
     prompt_tokens: Tokens
@@ -56,6 +65,7 @@ class Request:
     max_n: int = 1
     stream: bool = False
     controls: tuple[ControlFactory, ...] = ()
+    inspection: Inspection | None = None
 
     def max_length(self, context_size: int) -> int:
         """Maximum length of a sample, in tokens of prompt and reply."""
@@ -73,7 +83,8 @@ class Sequence:
     """State of one sample; `evaluated` is the number of its tokens in its slot.
 
     `is_backlogged`: whether too many events wait for their reader. `draft_n` tokens were drafted. `pending` tokens are
-    forced: they follow instead of sampled ones. `max_tokens` is the limit of the reply.
+    forced: they follow instead of sampled ones. `max_tokens` is the limit of the reply. `inspected` tokens of an
+    inspection are reported.
     """
 
     id: SequenceId
@@ -98,6 +109,7 @@ class Sequence:
     pending: deque[int] = field(default_factory=deque)
     forced: list[Forced] = field(default_factory=list)
     max_tokens: int | None = None
+    inspected: int = 0
 
     def __post_init__(self) -> None:
         self.max_tokens = self.request.params.max_tokens
@@ -123,6 +135,12 @@ class Sequence:
     def length(self) -> int:
         """Number of tokens of prompt and reply."""
         return len(self.prompt) + len(self.generated)
+
+    @property
+    def first_output(self) -> int:
+        """Position of the first token whose logits are needed, so that it has to be evaluated: in general the last."""
+        inspection = self.request.inspection
+        return self.length - (len(inspection.tokens) - self.inspected if inspection else 1)
 
     def next_token(self, row: int) -> int:
         """Sample the next token, unless one is forced: that is accepted, so that penalties count it."""
@@ -154,7 +172,7 @@ class Sequence:
             return None
         if isinstance(intervention, End):
             return intervention.reason
-        self.forced.append(Forced(intervention.kind, len(self.generated)))
+        self.forced.append(Forced(intervention.kind, len(self.generated), len(intervention.tokens)))
         self.pending.extend(intervention.tokens)
         self.max_tokens = limit_after(intervention, len(self.generated), self.max_tokens)
         return None

@@ -9,21 +9,31 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.parts import Part
 
 BRIDGE = " The answer is"
+LINE_BREAK = "\n"
 BLANK_LINE = "\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class ThoughtMarkup:
-    """The markup of a model's reasoning: `open` before it, `close` after it, `header` before the answer, if any."""
+    """The markup of a model's reasoning: `open` before it, `close` after it, `header` before the answer, if any.
+
+    With `own_lines`, the reasoning is on lines of its own, and a blank line precedes the answer. `final` is the header
+    behind this reasoning, where that is another one.
+    """
 
     open: str
     close: str
     header: str = ""
+    own_lines: bool = False
+    final: str = ""
 
-    @property
-    def ending(self) -> str:
-        """What ends the reasoning and begins the answer."""
-        return f"\n{self.close}{self.header or BLANK_LINE}"
+    def ending(self, text: str = "") -> str:
+        """What ends the reasoning behind a text, which may include `open`, and begins the answer."""
+        if not self.own_lines:
+            return self.close + (self.final or self.header)
+        body = text.rstrip(LINE_BREAK)
+        breaks = 2 if body.endswith(self.open) else 1  # no reasoning leaves a blank line
+        return LINE_BREAK * max(0, breaks - len(text) + len(body)) + self.close + BLANK_LINE
 
 
 class PromptFormat(Protocol):
@@ -42,6 +52,14 @@ class PromptFormat(Protocol):
     @property
     def thoughts(self) -> tuple[ThoughtMarkup, ...]:
         """The reasoning markup a reply may start with."""
+
+    @property
+    def marks_thought(self) -> bool:
+        """Whether the format itself has reasoning markup."""
+
+    @property
+    def has_switch(self) -> bool:
+        """Whether a prompt turns reasoning on and off."""
 
     @property
     def bridge(self) -> str:

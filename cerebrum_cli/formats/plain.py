@@ -29,6 +29,8 @@ class PlainFormat:
     default_system: str | None = None
     removed_text: str = ""
     thoughts: tuple[ThoughtMarkup, ...] = ()
+    marks_thought: bool = False
+    has_switch: bool = False
     verbatim: bool = False
     bridge: str = BRIDGE
 
@@ -56,6 +58,8 @@ class RawFormat:
     stop: tuple[str, ...] = ()
     default_system: str | None = None
     thoughts: tuple[ThoughtMarkup, ...] = ()
+    marks_thought: bool = False
+    has_switch: bool = False
     verbatim: bool = True
     bridge: str = BRIDGE
 

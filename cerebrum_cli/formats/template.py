@@ -10,19 +10,22 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from operator import methodcaller
 from typing import Any
 
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
 from cerebrum_cli.formats.format import BRIDGE, ThoughtMarkup
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.sandbox import run_template
-from cerebrum_cli.formats.thinking import THOUGHTS
+from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
 
+SWITCHES = ("enable_thinking", "thinking")  # variables by which templates turn reasoning on and off
 MAX_REPEATS = 4  # of a message
 MAX_TOKEN_LENGTH = 512  # characters: that of the longest tokens, of white space, is a quarter of it
 STRIPS = ("strip", "rstrip", "lstrip")
@@ -83,34 +86,49 @@ class EmbeddedFormat:
     verbatim: bool = False
     bridge: str = BRIDGE
 
+    @property
+    def marks_thought(self) -> bool:
+        return self.has_switch or any(each.open in self.source or each.close in self.source for each in self.thoughts)
+
+    @property
+    def has_switch(self) -> bool:
+        return self._is_fixed or self._switch is not None
+
     def render(self, conversation: Conversation) -> tuple[Part, ...]:
         """Render the prompt; only the template's own text is trusted. Raises FormatError if the template fails."""
         messages = _messages(conversation)
         offset = len(messages) - len(conversation.messages)
-        reply_tokens = {
-            index: message.tokens
-            for index, message in enumerate(conversation.messages, offset)
-            if message.tokens is not None
+        replies = {
+            index: message for index, message in enumerate(conversation.messages, offset) if message.tokens is not None
         }
-        placeholders = Placeholders()
+        placeholders, now = Placeholders(), datetime.now()
         real = [
-            placeholders.put(index, message) if index in reply_tokens else message
-            for index, message in enumerate(messages)
+            placeholders.put(index, message) if index in replies else message for index, message in enumerate(messages)
         ]
-        all_placed = [
+        placed = [
             placeholders.put(index, message) if message["content"].strip() else message
             for index, message in enumerate(real)
         ]
-        pieces = self._pieces(real, all_placed, placeholders)
-        return join_parts(
-            tuple(
-                _part(piece, reply_tokens) for piece in _restore_headers(pieces, reply_tokens, last=len(messages) - 1)
-            )
-        )
+        thinks = conversation.thinks
+        pieces = self._pieces(self._fill(real, now, thinks), self._fill(placed, now, thinks), real, placeholders)
 
-    def _pieces(self, real: list[Turn], placed: list[Turn], placeholders: Placeholders) -> list[Piece]:
-        now = datetime.now()
-        prompt, skeleton = self._fill(real, now), self._fill(placed, now)
+        def header(thinks: bool | None) -> str:
+            """What follows the last question, or would follow it in another conversation."""
+            text = pieces[-1][1]
+            if thinks != conversation.thinks and self._switch:
+                _, rest = placeholders.split(self._fill(placed, now, thinks))
+                text = rest[-1][1] if rest else text
+            return text if thinks is not False or self._is_fixed else _without_thought(text, self.thoughts)
+
+        headers = {each: header(each) for each in {thinks, *(reply.thinks for reply in replies.values())}}
+        out = _restore_headers(
+            pieces, {index: headers[reply.thinks] for index, reply in replies.items()}, len(messages) - 1
+        )
+        out[-1] = (FROM_TEMPLATE, headers[thinks])
+        return join_parts(tuple(_part(piece, replies) for piece in out))
+
+    def _pieces(self, prompt: str, skeleton: str, real: list[Turn], placeholders: Placeholders) -> list[Piece]:
+        """Split a prompt by its messages; the skeleton has placeholders in their place."""
         pieces = _align(*placeholders.split(skeleton), prompt, [turn["content"] for turn in real])
         if pieces is not None:
             return pieces
@@ -125,21 +143,53 @@ class EmbeddedFormat:
             pieces += [(index, placeholders.text(index)), (FROM_TEMPLATE, literal)]
         return pieces
 
-    def _fill(self, messages: list[Turn], now: datetime) -> str:
+    @property
+    def _is_fixed(self) -> bool:
+        """Whether the user's options decide about reasoning."""
+        return any(name in self.options for name in SWITCHES)
+
+    @property
+    def _switch(self) -> str | None:
+        """The variable that turns reasoning on and off; None without one, and where the user has set it."""
+        return None if self._is_fixed else find_switch(self.source, self.bos, self.eos)
+
+    def _fill(self, messages: list[Turn], now: datetime, thinks: bool | None) -> str:
+        switched = {self._switch: thinks} if thinks is not None and self._switch else {}
         return run_template(
             self.source,
-            {
-                "add_generation_prompt": True,
-                "bos_token": self.bos,
-                "eos_token": self.eos,
-                "tools": None,
-                "documents": None,
-                "strftime_now": now.strftime,
-                **self.options,
-                "messages": messages,
-            },
+            {**_variables(self.bos, self.eos, now), **switched, **self.options, "messages": messages},
             MAX_REPEATS * sum(len(turn["content"]) for turn in messages) + MAX_TOKEN_LENGTH * self.context_size,
         )
+
+
+@cache
+def find_switch(source: str, bos: str, eos: str) -> str | None:
+    """The variable by which a template turns reasoning on and off: one that changes a prompt; None without one."""
+    values = {**_variables(bos, eos, datetime.now()), "messages": [{"role": "user", "content": "?"}]}
+    for name in SWITCHES:
+        with suppress(FormatError):  # raised again where the prompt is rendered
+            if name in source and run_template(source, {**values, name: True}) != run_template(
+                source, {**values, name: False}
+            ):
+                return name
+    return None
+
+
+def _variables(bos: str, eos: str, now: datetime) -> dict[str, Any]:
+    return {
+        "add_generation_prompt": True,
+        "bos_token": bos,
+        "eos_token": eos,
+        "tools": None,
+        "documents": None,
+        "strftime_now": now.strftime,
+    }
+
+
+def _without_thought(header: str, thoughts: tuple[ThoughtMarkup, ...]) -> str:
+    """End the reasoning that a header leaves open."""
+    thought = open_thought(header, thoughts)
+    return header + thought.ending(header) if thought else header
 
 
 def _messages(conversation: Conversation) -> list[Turn]:
@@ -166,8 +216,8 @@ def _align(first: str, placed: list[tuple[int, str]], real: str, contents: Seque
     return pieces if at == len(real) else None
 
 
-def _restore_headers(pieces: list[Piece], reply_tokens: Mapping[int, tuple[int, ...]], last: int) -> list[Piece]:
-    """Put the text that follows the last question before each earlier reply with known tokens, too.
+def _restore_headers(pieces: list[Piece], headers: Mapping[int, str], last: int) -> list[Piece]:
+    """Put the text that follows a question before each earlier reply with known tokens, too.
 
     For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
     """
@@ -176,11 +226,12 @@ def _restore_headers(pieces: list[Piece], reply_tokens: Mapping[int, tuple[int, 
         return out
     for at in range(3, len(pieces), 2):
         question, reply = pieces[at - 2][0], pieces[at][0]
-        if reply in reply_tokens and question == reply - 1:
-            out[at - 1] = pieces[-1]
+        if reply in headers and question == reply - 1:
+            out[at - 1] = (FROM_TEMPLATE, headers[reply])
     return out
 
 
-def _part(piece: Piece, reply_tokens: Mapping[int, tuple[int, ...]]) -> Part:
+def _part(piece: Piece, replies: Mapping[int, Message]) -> Part:
     index, text = piece
-    return Tokens(reply_tokens[index]) if index in reply_tokens else Text(text, trusted=index == FROM_TEMPLATE)
+    tokens = replies[index].tokens if index in replies else None
+    return Text(text, trusted=index == FROM_TEMPLATE) if tokens is None else Tokens(tokens)

@@ -6,17 +6,18 @@ from cerebrum_cli.core.events import Channel
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.formats.format import ThoughtMarkup
 
+HARMONY_FINAL = "<|start|>assistant<|channel|>final<|message|>"
 THOUGHTS = (
-    ThoughtMarkup("<think>", "</think>"),
-    ThoughtMarkup("<thinking>", "</thinking>"),
-    ThoughtMarkup("<seed:think>", "</seed:think>"),
+    ThoughtMarkup("<think>", "</think>", own_lines=True),
+    ThoughtMarkup("<thinking>", "</thinking>", own_lines=True),
+    ThoughtMarkup("<seed:think>", "</seed:think>", own_lines=True),
     ThoughtMarkup("[THINK]", "[/THINK]"),
     ThoughtMarkup("<|channel>thought", "<channel|>"),
     ThoughtMarkup("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>"),
-    ThoughtMarkup("<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant<|channel|>final<|message|>"),
-    ThoughtMarkup("<|channel|>commentary<|message|>", "<|end|>", "<|channel|>final<|message|>"),
-    ThoughtMarkup("<|start|>assistant<|channel|>analysis<|message|>", "<|end|>"),  # a second block
-    ThoughtMarkup("<|start|>assistant<|channel|>commentary<|message|>", "<|end|>"),
+    ThoughtMarkup("<|channel|>analysis<|message|>", "<|end|>", HARMONY_FINAL),
+    ThoughtMarkup("<|channel|>commentary<|message|>", "<|end|>", "<|channel|>final<|message|>", final=HARMONY_FINAL),
+    ThoughtMarkup("<|start|>assistant<|channel|>analysis<|message|>", "<|end|>", final=HARMONY_FINAL),  # second blocks
+    ThoughtMarkup("<|start|>assistant<|channel|>commentary<|message|>", "<|end|>", final=HARMONY_FINAL),
 )
 
 SplitText = tuple[Channel, str]

@@ -6,17 +6,20 @@ from collections.abc import Generator, Mapping
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.application.inference.inspection import GivenReply, LeastCertain
 from cerebrum_cli.application.inference.prompt_length import length_notice
 from cerebrum_cli.application.inference.reply import ReplyCollector, prompt_object, reply_notice, reply_object
 from cerebrum_cli.core.errors import Interrupted, NoAnswer
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.runtime.generation import naming_grammar_file
+from cerebrum_cli.terminal.inspection_report import print_uncertain
 from cerebrum_cli.terminal.progress import AnswerLine, StatusLine, VoteLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.texts import result_text, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.chat.session_recorder import SessionRecorder
+    from cerebrum_cli.application.inference.inspection import UncertainToken
     from cerebrum_cli.application.inference.loading import LoadedModel
     from cerebrum_cli.application.inference.reply import Reply
     from cerebrum_cli.application.inference.responder import GenerationRequest
@@ -58,6 +61,7 @@ class Answer:
         self._recorder = recorder
         self._request = request
         self._options = options
+        self._uncertain: tuple[UncertainToken, ...] | None = None
         self._markdown = not (options.no_markdown or options.raw or request.grammar)
 
     def show(self, vote: MajorityVote | None) -> None:
@@ -79,6 +83,7 @@ class Answer:
             sinks.append(answer_sink(self._streams, self._markdown))
         try:
             render(self._with_length_notice(events), self._loaded.responder.cancel, sinks)
+            self._inspect(collector.reply)
         finally:
             reply = collector.reply
             if reply:
@@ -104,6 +109,7 @@ class Answer:
                 self._loaded.responder.cancel,
                 self._progress_sinks(VoteLine(self._streams, self._loaded.model.name, vote.bounds)),
             )
+            self._inspect(vote.reply)
         finally:
             reply = vote.reply
             if reply:
@@ -123,6 +129,18 @@ class Answer:
             if vote.tally.agreement < MAJORITY and not options.quiet:
                 problem = f"the winner has only {vote.winner.count} of {vote.tally.samples} votes"
                 self._streams.notice(NoticeEvent(problem, "take more samples, or ask more precisely"))
+
+    def _inspect(self, reply: Reply | None) -> None:
+        """Find the least certain tokens of a reply, if the options ask for them."""
+        count = self._options.top_logprobs
+        if count is None or reply is None:
+            return
+        responder = self._loaded.responder
+        given = GivenReply(self._request.conversation, reply.sampled, reply.finish.forced)
+        least_certain = LeastCertain(given)
+        line = StatusLine(self._streams, self._loaded.model.name)
+        render(responder.inspect(given, count), responder.cancel, [*self._progress_sinks(line), least_certain])
+        self._uncertain = least_certain.tokens(responder.detokenize)
 
     def _require_complete(self, reply: Reply) -> None:
         """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
@@ -181,17 +199,21 @@ class Answer:
         self._recorder.save(self._request.conversation, self._loaded, self._request.settings, reply)
 
     def _print_rest(self, reply: Reply, final_answer: str | None, votes: Mapping[str, Any] | None = None) -> None:
-        """Print what is not streamed: the JSON object, the final answer, the code block, the statistics."""
+        """Print what is not streamed: the JSON object, final answer or code block, uncertain tokens, and statistics."""
         streams, loaded, options = self._streams, self._loaded, self._options
         code = self._find_code(reply)
         if options.json:
             path = None if loaded.is_remote else loaded.file.path
-            streams.answer_object(
-                reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes, code)
-            )
+            value = reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes, code)
+            if options.top_logprobs:
+                uncertain = self._uncertain
+                value["least_certain"] = None if uncertain is None else [each.as_object() for each in uncertain]
+            streams.answer_object(value)
         elif options.final and final_answer is not None:
             streams.answer(final_answer + "\n")
         elif code is not None:
             streams.answer(code + "\n")
+        if self._uncertain is not None and not options.json:
+            print_uncertain(streams, self._uncertain, to_error=True)
         if options.stats:
             streams.write_line("", stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks))

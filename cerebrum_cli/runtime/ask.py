@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.chat.session_recorder import SessionRecorder
@@ -56,7 +57,8 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions,
     grammar = read_grammar(runtime, given, options)
 
     def read() -> Conversation:
-        return recorder.prepend(question.read(piped, settings, given.get("system")), model, given)
+        conversation = recorder.prepend(question.read(piped, settings, given.get("system")), model, given)
+        return replace(conversation, thinks=settings.thinks)
 
     conversation = None if piped else read()  # standard input is read while the model loads
     loaded = start_loading(runtime, model, settings, vote, options)

@@ -112,6 +112,9 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
     extract_lang: str | None = option(None, "Print only a code block in this language", "Output", metavar="LANG")
     json: bool = option(False, "Print a JSON object", "Output")
     stats: bool = option(False, "Print speed, context and seed on standard error", "Output")
+    top_logprobs: int | None = option(
+        None, "Show the least certain tokens with N alternatives", "Output", metavar="N", local=True
+    )
     dry_run: bool = option(False, "Print the exact prompt without evaluating it", "Output")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
     no_log: bool = option(False, "Do not save this exchange as a session", "Output")
@@ -140,6 +143,10 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
         if self.continue_ and (self.raw or self.messages):
             other = "--raw" if self.raw else "--messages"
             raise UsageError(f"-c and {other} cannot be used together", "omit one of them")
+        if self.top_logprobs is not None:
+            from cerebrum_cli.application.inference.inspection import parse_likeliest
+
+            parse_likeliest("--top-logprobs", str(self.top_logprobs))
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,7 @@ class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
         None, "Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT"
     )
     shape: str | None = option(None, "Type of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
-    ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Sampling")
+    ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Length")
     carry: bool = option(False, "Copy each row of INPUT to the key `input` of its answer", "Output")
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
     retry_failed: bool = option(False, "Re-answer rows that failed or have no winner", "Output")

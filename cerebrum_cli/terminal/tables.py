@@ -199,7 +199,23 @@ def print_table(
     shorten: str = "",
     drop: Sequence[str] = (),
 ) -> None:
-    """Print a table as wide as the terminal allows: first the column `shorten` is truncated, then columns are left out.
+    """Print a table on standard output, as wide as the terminal allows; see `table_lines`."""
+    head, *lines = table_lines(headings, rows, _table_width(streams), shorten, drop)
+    if streams.out_is_terminal and not is_plain_terminal():
+        head = f"\x1b[1m{head}\x1b[0m"
+    with streams.writing_answer():
+        streams.out.write("".join(f"{line}\n" for line in (head, *lines)))
+        streams.out.flush()
+
+
+def table_lines(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    width: int,
+    shorten: str = "",
+    drop: Sequence[str] = (),
+) -> list[str]:
+    """The lines of a table of a width: first the column `shorten` is truncated, then columns are left out.
 
     Columns are left out in the order of `drop`, and after these from the last on.
     """
@@ -211,18 +227,13 @@ def print_table(
     }
     order = [*drop, *(heading for heading in reversed(headings) if heading not in (*drop, shorten))]
     widths = {heading: max(map(cell_len, cells)) for heading, cells in table.items()}
-    excess = sum(widths.values()) + 2 * (len(widths) - 1) - _table_width(streams)
+    excess = sum(widths.values()) + 2 * (len(widths) - 1) - width
     while excess > max(0, widths.get(shorten, 0) - MIN_SHORTENED) and len(widths) > MIN_COLUMNS and order:
         excess -= widths.pop(order.pop(0)) + 2
     if shorten in widths and excess > 0:
         widths[shorten] = max(MIN_SHORTENED if len(widths) > MIN_COLUMNS else 1, widths[shorten] - excess)
     padded = [[_fit(cell, width) for cell in table[heading]] for heading, width in widths.items()]
-    head, *lines = ("  ".join(cells).rstrip() for cells in zip(*padded, strict=True))
-    if streams.out_is_terminal and not is_plain_terminal():
-        head = f"\x1b[1m{head}\x1b[0m"
-    with streams.writing_answer():
-        streams.out.write("".join(f"{line}\n" for line in (head, *lines)))
-        streams.out.flush()
+    return ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
 
 
 def _table_width(streams: Streams) -> int:

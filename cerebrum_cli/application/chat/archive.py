@@ -10,7 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.application.chat.history import History, has_valid_tokens, load_conversation, suggest_name
+from cerebrum_cli.application.chat.history import (
+    History,
+    has_valid_tokens,
+    load_conversation,
+    suggest_name,
+    with_thinking,
+)
 from cerebrum_cli.application.inference.input.text import read_text
 from cerebrum_cli.application.inference.loading import BackendFactory, LoadedModel, open_model
 from cerebrum_cli.application.inference.responder import Responder
@@ -90,7 +96,7 @@ def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:
     conversation, last = load_conversation(store, session, model), store.messages(session)[-1:]
     # Nothing follows the last reply, so its own tokens are exact even if it ended while reasoning.
     if last and has_valid_tokens(last[0], model):
-        conversation = replace(conversation, messages=(*conversation.messages[:-1], last[0].message))
+        conversation = replace(conversation, messages=(*conversation.messages[:-1], with_thinking(last[0])))
     return format_transcript(loaded.responder, conversation)
 
 
@@ -100,7 +106,7 @@ def format_transcript(responder: Responder, conversation: Conversation) -> str:
     if not has_reply:
         return f"{responder.preview(conversation).prompt}\n"
     last = conversation.messages[-1]
-    prompt = responder.preview(replace(conversation, messages=conversation.messages[:-1])).prompt
+    prompt = responder.preview(replace(conversation, messages=conversation.messages[:-1], thinks=last.thinks)).prompt
     if last.tokens is not None:
         return f"{prompt}{responder.detokenize(last.tokens)}\n"
     return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{last.content}\n"

@@ -13,13 +13,17 @@ from dataclasses import dataclass, field, replace
 from cerebrum_cli.application.chat.history import (
     Author,
     History,
+    forced_tokens,
     has_valid_tokens,
+    is_author,
     load_conversation,
     session_params,
     unused_session_name,
+    with_thinking,
 )
 from cerebrum_cli.application.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.application.chat.session_context import fit_session
+from cerebrum_cli.application.inference.inspection import GivenReply
 from cerebrum_cli.application.inference.load_options import reload_key
 from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, draft_notice
 from cerebrum_cli.application.inference.voting import MajorityVote
@@ -55,6 +59,7 @@ class Chat:
     name: str | None = None
     unprompted: Layer | None = None
     _counted: tuple[object, int] | None = field(default=None, init=False)
+    _sampled: tuple[int | None, tuple[int, ...]] | None = field(default=None, init=False)  # of the message with this id
 
     @property
     def author(self) -> Author:
@@ -68,8 +73,8 @@ class Chat:
     @property
     def conversation(self) -> Conversation:
         if self.session is None:
-            return Conversation((), self.settings.system)
-        return load_conversation(self.history.store, self.session, self.loaded.model)
+            return Conversation((), self.settings.system, self.settings.thinks)
+        return load_conversation(self.history.store, self.session, self.loaded.model, self.settings)
 
     @property
     def dropped_count(self) -> int:
@@ -88,7 +93,7 @@ class Chat:
         size = responder.context_size
         if size is None:
             return None
-        key = self.loaded, self.session, self.settings.system
+        key = self.loaded, self.session, self.settings.system, self.settings.think
         if self._counted is None or self._counted[0] != key:
             try:
                 self._counted = key, responder.count_tokens(self.conversation)
@@ -139,7 +144,33 @@ class Chat:
         if len(prefix_tokens) < len(tokens):  # it ends within a character, which is generated again
             content = content.removesuffix("\ufffd").rstrip()  # a reply's trailing space is held back
         continued = replace(last, message=replace(last.message, content=content))
-        yield from self._reply(self._rewind_to_question(), prefix_tokens, continued)
+        settings = self.settings
+        if with_thinking(last).thinks != settings.thinks:  # the prompt is that of its beginning
+            settings = replace(settings, think=(last.metadata.params or {}).get("think"))
+        yield from self._reply(self._rewind_to_question(), prefix_tokens, continued, settings)
+
+    def given_reply(self) -> GivenReply:
+        """The last reply in the tokens it was sampled as. Raises SessionError if they are not known.
+
+        Those of a stop string's are not stored, and known as long as the chat runs.
+        """
+        self.loaded.responder.require_inspection()
+        last = self.last_reply
+        if last is None:
+            raise SessionError("no reply yet", "ask something first")
+        tokens = last.message.tokens
+        if self._sampled and self._sampled[0] == last.id:
+            tokens = self._sampled[1]
+        if tokens is None or not is_author(self.loaded.model, last.metadata):
+            raise SessionError("the tokens of the last reply are not known for this model", "/retry answers again")
+        conversation = self.conversation
+        before = replace(conversation, messages=conversation.messages[:-1])
+        return GivenReply(before, tokens, forced_tokens(last.metadata))
+
+    def inspect(self, reply: GivenReply, likeliest: int) -> Events:
+        """Evaluate a reply again, and yield an AlternativesEvent for each of its tokens."""
+        yield from self.load()
+        yield from self.loaded.responder.inspect(reply, likeliest)
 
     def undo(self) -> str | None:
         """Undo the last turn and return its question; None if there is none."""
@@ -240,7 +271,7 @@ class Chat:
                 raise
         elif notice := draft_notice(self.loaded.file, changes.get("drafts")):
             yield notice
-        elif changes.get("logit_bias"):
+        elif changes.get("logit_bias") or changes.get("think"):
             yield from self.load()
             self.loaded.responder.check_settings(settings)
         self.overrides, self.settings = overrides, replace(settings, system=self.settings.system)
@@ -341,6 +372,7 @@ class Chat:
             with contextlib.closing(recorder.record(responder, self.conversation, majority_vote)) as events:
                 yield from events
             self.session = recorder.session
+            self._sampled = self.session.leaf, recorder.sampled
         except BaseException as error:
             self._end_early(recorder, error, previous_leaf)
             raise

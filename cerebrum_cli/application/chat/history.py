@@ -13,7 +13,8 @@ from cerebrum_cli.application.inference.reply import Reply
 from cerebrum_cli.application.models.model import Model, absolute_reference
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
-from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
+from cerebrum_cli.core.events import Forced
+from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings, wants_thought
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.names import validated_name
 from cerebrum_cli.sessions.rows import Origin, ReplyMetadata, Session, StoredMessage
@@ -22,7 +23,7 @@ from cerebrum_cli.sessions.store import Store
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
 LORA = "lora"  # key of the adapters among the settings of a session or a reply
-PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "conclude")
+PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "conclude")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +151,14 @@ def reply_metadata(reply: Reply, author: Author, params: dict[str, Any]) -> Repl
             **asdict(finish.timings),
             "prompt_tokens": finish.prompt_tokens,
             "cached_tokens": finish.cached_tokens,
+            **({"forced": finish.forced} if finish.forced else {}),
         },
     )
+
+
+def forced_tokens(metadata: ReplyMetadata) -> tuple[Forced, ...]:
+    """Where tokens were forced into a stored reply."""
+    return tuple(Forced(*each) for each in (metadata.timings or {}).get("forced", ()))
 
 
 def with_session_defaults(session: Session | None, given: Mapping[str, Any], is_remote: bool = False) -> dict[str, Any]:
@@ -200,27 +207,32 @@ def _is_word_char(char: str) -> bool:
     return char.isalnum() or unicodedata.category(char).startswith("M")  # in many scripts, marks combine with letters
 
 
-def load_conversation(store: Store, session: Session, model: Model) -> Conversation:
+def load_conversation(store: Store, session: Session, model: Model, settings: Settings | None = None) -> Conversation:
     """Build the conversation that a model sees, starting at the first message in its context.
+
+    The settings decide whether the next reply begins with reasoning.
 
     Its own replies keep their tokens; those of other models are tokenized again. So are replies that ended while
     reasoning: their markup is unclosed, and everything after it would be reasoning.
     """
     messages = tuple(
-        stored.message
+        with_thinking(stored)
         if has_valid_tokens(stored, model) and not _is_unfinished_reasoning(stored)
-        else _without_tokens(stored.message)
+        else replace(with_thinking(stored), tokens=None)
         for stored in visible_messages(store, session)
     )
-    return Conversation(messages, session.system_prompt)
+    return Conversation(messages, session.system_prompt, settings.thinks if settings else None)
 
 
 def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:
-    """Whether a model wrote a reply with the same adapters, and its tokens mean the same in the file it is now."""
-    metadata = stored.metadata
+    """Whether a model wrote a reply, and its tokens have the same meaning in the file that the model is now."""
+    return stored.message.tokens is not None and is_author(model, stored.metadata)
+
+
+def is_author(model: Model, metadata: ReplyMetadata) -> bool:
+    """Whether a model wrote a reply, with the same adapters, and the vocabulary of the file that it is now."""
     return (
-        stored.message.tokens is not None
-        and metadata.vocabulary is not None  # older versions did not store it, and knew files by their stem alone
+        metadata.vocabulary is not None  # older versions did not store it, and knew files by their stem alone
         and metadata.model == model.reference
         and metadata.vocabulary == model.vocabulary
         and (metadata.params or {}).get(LORA, []) == model.adapter_names
@@ -231,8 +243,9 @@ def _is_unfinished_reasoning(stored: StoredMessage) -> bool:
     return bool(stored.metadata.reasoning) and not stored.message.content
 
 
-def _without_tokens(message: Message) -> Message:
-    return replace(message, tokens=None)
+def with_thinking(stored: StoredMessage) -> Message:
+    """A message, with the setting of `think` that it was generated with."""
+    return replace(stored.message, thinks=wants_thought((stored.metadata.params or {}).get("think")))
 
 
 def visible_messages(store: Store, session: Session) -> list[StoredMessage]:

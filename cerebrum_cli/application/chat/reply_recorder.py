@@ -7,8 +7,8 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.application.chat.history import Author, reply_metadata, session_params
-from cerebrum_cli.application.inference.reply import ReplyCollector
+from cerebrum_cli.application.chat.history import Author, forced_tokens, reply_metadata, session_params
+from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
 from cerebrum_cli.application.inference.responder import GenerationRequest, Responder
 from cerebrum_cli.application.inference.voting import MajorityVote, run_vote
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -75,6 +75,11 @@ class ReplyRecorder:
     def has_tokens(self) -> bool:
         return bool(self.collector.tokens)
 
+    @property
+    def sampled(self) -> tuple[int, ...]:
+        """All tokens of the reply so far, with those it continues."""
+        return (*self.prefix_tokens, *self.collector.tokens)
+
     def finish(self) -> Session:
         """Save the finished or interrupted reply, and return the changed session.
 
@@ -83,7 +88,9 @@ class ReplyRecorder:
         if not self._is_finished:
             reply = self.collector.reply
             self._save(
-                reply_metadata(reply, self.author, session_params(self.settings, self.author.model))
+                reply_metadata(
+                    self._with_all_forced(reply), self.author, session_params(self.settings, self.author.model)
+                )
                 if reply
                 else self._partial_metadata("cancelled")
             )
@@ -92,7 +99,18 @@ class ReplyRecorder:
 
     def _partial_metadata(self, reason: str | None) -> ReplyMetadata:
         model = self.author.model
-        return ReplyMetadata(finish_reason=reason, model=model.reference, vocabulary=model.vocabulary)
+        return ReplyMetadata(
+            finish_reason=reason,
+            model=model.reference,
+            vocabulary=model.vocabulary,
+            params=session_params(self.settings, model),
+        )
+
+    def _with_all_forced(self, reply: Reply) -> Reply:
+        """The reply with the forced tokens of what it continues."""
+        earlier = forced_tokens(self.continued.metadata) if self.continued else ()
+        own = (each._replace(at=each.at + len(self.prefix_tokens)) for each in reply.finish.forced)
+        return replace(reply, finish=replace(reply.finish, forced=(*earlier, *own)))
 
     def _append(self) -> None:
         """Save what was generated since the last time, so that the bytes written stay proportional to the reply."""
@@ -121,7 +139,7 @@ class ReplyRecorder:
         """The reply so far, with what it continues."""
         reply, tokens = self.collector.reply, None
         if reply is None or reply.tokens is not None:
-            tokens = (*self.prefix_tokens, *self.collector.tokens)
+            tokens = self.sampled
         begin = self.continued.message.content if self.continued else ""
         return Message("assistant", begin + self.collector.text, tokens)
 

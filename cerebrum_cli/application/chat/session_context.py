@@ -38,11 +38,11 @@ def fit_session(
         return responder.count_tokens(conversation) + prefix_length
 
     previous_first = session.first
-    if previous_first and count(load_conversation(store, session, model)) < size * RESTORE_BELOW:
+    if previous_first and count(load_conversation(store, session, model, settings)) < size * RESTORE_BELOW:
         session = store.update_session(session, first=None)
     if settings.overflow == "stop":
         return FittedSession(session, None)
-    drop = turns_to_drop(load_conversation(store, session, model), count, size, settings.max_tokens)
+    drop = turns_to_drop(load_conversation(store, session, model, settings), count, size, settings.max_tokens)
     if drop is None:
         return FittedSession(session, None)
     first = visible_messages(store, session)[drop.messages].id

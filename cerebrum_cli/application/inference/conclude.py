@@ -102,7 +102,7 @@ def plan_closings(vocabulary: Vocabulary, prompt_format: PromptFormat) -> Closin
     return (
         (None, continuation(vocabulary, (Text(bridge),))),
         *(
-            (thought, continuation(vocabulary, (Text(thought.ending, True), Text(bridge.lstrip()))))
+            (thought, continuation(vocabulary, (Text(thought.ending(), True), Text(bridge.lstrip()))))
             for thought in prompt_format.thoughts
         ),
     )

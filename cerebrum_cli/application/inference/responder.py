@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.inference.conclude import Closings, plan_closings
 from cerebrum_cli.application.inference.controls import ReplyStart, reply_controls
+from cerebrum_cli.application.inference.inspection import GivenReply
 from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import PromptTooLong
+from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.core.sampling import SamplingParams
@@ -27,7 +28,7 @@ from cerebrum_cli.engine.control.control import ControlFactory
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import Inspection, Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter, open_thought
 
@@ -183,7 +184,8 @@ class Responder:
         UsageError as `check_settings` does.
         """
         prompt_format = self._format
-        prompt = self._render(request.conversation)
+        self._require_marked_thought(request.settings, request.conversation.system_prompt)
+        prompt = self._render(replace(request.conversation, thinks=request.settings.thinks))
         thought = open_thought(_trusted_end(prompt), prompt_format.thoughts)
         prefix_text = self._decode_prefix(request.prefix_tokens)
         tokenized = Request(
@@ -202,8 +204,9 @@ class Responder:
         return TokenizedRequest(tokenized, prompt_format, thought, prefix_text)
 
     def check_settings(self, settings: Settings) -> None:
-        """Raise UsageError for a logit bias of something that is not a token of the loaded model."""
+        """Raise UsageError for settings that the loaded model cannot follow."""
         self._sampling(settings, ())
+        self._require_marked_thought(settings, settings.system)
 
     def generate(self, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None) -> ReplyStream:
         """Start to generate the replies to several requests; the caller closes the stream.
@@ -220,6 +223,26 @@ class Responder:
     ) -> Generator[ScoringEvent, None, None]:
         """Yield the scores of given continuations as requests finish; closing the generator stops it."""
         return self._engine.score(requests, scope)
+
+    def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
+        """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.
+
+        It has one more token than `likeliest`, since one of them may be the given one. Raises PromptTooLong, and
+        UsageError where this is not supported.
+        """
+        self.require_inspection()
+        yield from self.load()
+        if reply.tokens:
+            prompt = self._tokenize_prompt(self._render(reply.conversation), reply.tokens[:-1])
+            inspection = Inspection(reply.tokens, likeliest + 1)
+            request = Request(prompt, SamplingParams(max_tokens=1), inspection=inspection)
+            with closing(self._engine.complete([request])) as events:
+                yield from raise_refusals(events)
+
+    def require_inspection(self) -> None:
+        """Raise UsageError if the engine cannot inspect replies."""
+        if not self._engine.capabilities.scores:
+            raise UsageError("servers do not rate the tokens of a given reply", "use a model on this machine")
 
     @property
     def schedules_rows(self) -> bool:
@@ -329,6 +352,17 @@ class Responder:
             return ()
         may_repeat = request.ignore_eos or self._format.verbatim
         return reply_controls(request.settings, start, may_repeat, lambda: self._closings)
+
+    def _require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
+        """Raise UsageError for a limit of reasoning that neither format, vocabulary nor system prompt marks."""
+        if settings.think in (None, "on") or self._format.marks_thought:
+            return
+        thoughts, special_token_ids = self._format.thoughts, self._engine.vocabulary.special_token_ids
+        if not any(special_token_ids((each.open,)) or each.open in (system_prompt or "") for each in thoughts):
+            problem = f"think is {settings.think}, but this model does not mark its reasoning"
+            raise UsageError(
+                problem, "omit it, or set it to on; --conclude N has a reply state its answer after N tokens"
+            )
 
     def cancel(self) -> None:
         self._engine.cancel()

@@ -52,7 +52,7 @@ class Turns:
 
     def force(self, force: Force, generated: int) -> None:
         """Record that tokens are forced into a reply of so many tokens."""
-        self.forced.append(Forced(force.kind, generated))
+        self.forced.append(Forced(force.kind, generated, len(force.tokens)))
         self.limit = limit_after(force, generated, self.limit)
 
     def feed_forced(self, token: int, text: str) -> None:

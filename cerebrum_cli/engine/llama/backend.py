@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag, TokenScore
 from cerebrum_cli.engine.llama import batch_invariance
@@ -25,6 +25,7 @@ from cerebrum_cli.engine.llama.sampler import (
     SamplerChains,
     logits,
     score_row,
+    top_tokens,
 )
 from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
@@ -202,9 +203,12 @@ class LlamaBackend(Vocabulary):
     def logprob(self, row: int, token: int) -> float:
         return score_row(self.logits(row), [token])[0].logprob
 
+    def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:
+        return top_tokens(self.logits(row), count)
+
     @property
     def max_outputs(self) -> int:
-        """Maximum number of rows with logits in one decode of texts to score."""
+        """Maximum number of rows with logits in one decode of given texts."""
         return max(1, MAX_OUTPUT_BYTES // (4 * self.size))
 
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import TokenScore
 from cerebrum_cli.engine.llama.grammar import is_allowed
@@ -168,6 +169,17 @@ def score_row(row_logits: Any, tokens: Iterable[int]) -> list[TokenScore]:
     highest = row_logits[argmax]
     log_total = float(highest) + float(log(exp(row_logits - highest).sum()))
     return [TokenScore(float(row_logits[token]) - log_total, token == argmax) for token in tokens]
+
+
+def top_tokens(row_logits: Any, count: int) -> list[TokenLogprob]:
+    """The tokens with the highest logits in a row, the lowest id first if tied."""
+    from numpy import argpartition, lexsort
+
+    count = min(count, len(row_logits))
+    highest = argpartition(-row_logits, count - 1)[:count]
+    tokens = highest[lexsort((highest, -row_logits[highest]))].tolist()
+    scores = score_row(row_logits, tokens)
+    return [TokenLogprob(token, score.logprob) for token, score in zip(tokens, scores, strict=True)]
 
 
 def _selection(params: SamplingParams, seed: int) -> Iterator[Any]:

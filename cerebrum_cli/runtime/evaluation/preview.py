@@ -36,7 +36,8 @@ def show_preview(runtime: Runtime, prepared: PreparedEvaluation, kept: Sequence[
     question = evaluation.questions[0]
     loaded = prepared.generator.open_vocabulary(runtime)
     try:
-        preview = loaded.responder.preview(Conversation(system_prompt=evaluation.settings.system).user(question.prompt))
+        conversation = Conversation((), evaluation.settings.system, evaluation.settings.thinks).user(question.prompt)
+        preview = loaded.responder.preview(conversation)
     finally:
         loaded.engine.close()
     rows = [evaluation.rows.identity(position) for position in range(len(evaluation.rows))]

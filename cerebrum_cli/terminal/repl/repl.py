@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -172,8 +172,9 @@ class Repl:
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
 
-    def wait_for(self, events: Iterable[Event]) -> None:
-        self._render(event for event in events)
+    def wait_for(self, events: Generator[Event, None, None], *sinks: Sink) -> None:
+        """Consume the events of other work than a reply; Ctrl-C stops it."""
+        self._render(events, *sinks)
 
     def _print_greeting(self) -> None:
         """Print the model, and the last exchange of a continued session."""

@@ -13,11 +13,13 @@ from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.application.chat.history import LORA
 from cerebrum_cli.application.inference.input.files import read_prompt_files
+from cerebrum_cli.application.inference.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.saved_prompt import find_prompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, parse_value
+from cerebrum_cli.terminal.inspection_report import print_uncertain
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
 from cerebrum_cli.terminal.repl.slash_table import (
     DEFAULT_SYSTEM,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.sessions.rows import StoredMessage
     from cerebrum_cli.terminal.repl.repl import Repl
 
+LIKELIEST = 3  # alternatives that /why shows by default
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
 
 
@@ -246,6 +249,14 @@ def show_stats(repl: Repl, _: SlashLine) -> None:
     repl.streams.write_line("", line)
 
 
+def explain_reply(repl: Repl, line: SlashLine) -> None:
+    count = parse_likeliest("the number of alternatives", line.argument) if line.argument else LIKELIEST
+    reply = repl.chat.given_reply()
+    least_certain = LeastCertain(reply)
+    repl.wait_for(repl.chat.inspect(reply, count), least_certain)
+    print_uncertain(repl.streams, least_certain.tokens(repl.chat.loaded.responder.detokenize))
+
+
 def copy_reply(repl: Repl, line: SlashLine) -> None:
     text = _last_reply(repl).message.content
     part = "the reply"
@@ -326,6 +337,7 @@ COMMANDS: dict[str, Callable[[Repl, SlashLine], None]] = {
     "file": attach_file,
     "tokens": show_tokens,
     "stats": show_stats,
+    "why": explain_reply,
     "copy": copy_reply,
     "final": show_final_answer,
     "prompt": show_prompt,

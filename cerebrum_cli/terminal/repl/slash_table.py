@@ -67,6 +67,7 @@ SLASH_COMMANDS = (
     SlashCommand("file", "PATH", "prepend a file, folder or glob to the next question", "path"),
     SlashCommand("tokens", "", "show context usage"),
     SlashCommand("stats", "", "show speed and token counts of the last reply"),
+    SlashCommand("why", "[N]", "show the last reply's least certain tokens, with N alternatives each (3)"),
     SlashCommand("copy", "[N]", "copy the last reply, or its N-th code block"),
     SlashCommand("final", "", "show the last reply's final answer"),
     SlashCommand("prompt", "", "show the exact prompt"),

@@ -1,0 +1,110 @@
+"""The least certain tokens of a reply, found by evaluating it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import nsmallest
+from math import log
+from typing import Any, NamedTuple
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import AlternativesEvent, Event, Forced, TokenLogprob
+
+MAX_LIKELIEST = 20  # tokens in each place, as in OpenAI's API
+MAX_ROWS = 10
+CERTAIN = 0.95  # probability of a token that is not worth a row
+MAX_BEFORE = 24  # characters
+BEFORE_TOKENS = 16
+LOGPROB_DIGITS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class GivenReply:
+    """The tokens of a reply, the conversation before it, and where tokens in it were not chosen by the model."""
+
+    conversation: Conversation
+    tokens: tuple[int, ...]
+    forced: tuple[Forced, ...] = ()
+
+
+class Candidate(NamedTuple):
+    """A token that is, or could have been, in a place of a reply."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class UncertainToken(NamedTuple):
+    """A token of a reply, the words before it, and the likeliest tokens in its place: one more than asked for."""
+
+    position: int
+    before: str
+    given: Candidate
+    likeliest: tuple[Candidate, ...]
+
+    @property
+    def alternatives(self) -> tuple[Candidate, ...]:
+        """The likeliest tokens besides the given one, as many as asked for."""
+        return tuple(each for each in self.likeliest if each.id != self.given.id)[: len(self.likeliest) - 1]
+
+    def as_object(self) -> dict[str, Any]:
+        """The object that `--json` prints; as in OpenAI's API, the given token may be one of the likeliest."""
+        likeliest = [_candidate_object(each) for each in self.likeliest[:-1]]
+        return {"position": self.position, **_candidate_object(self.given), "top_logprobs": likeliest}
+
+
+class LeastCertain:
+    """Collects the least certain tokens of a reply from the events of its inspection."""
+
+    def __init__(self, reply: GivenReply) -> None:
+        self._tokens = reply.tokens
+        self._forced = {each.at + index for each in reply.forced for index in range(each.length)}
+        self._events: list[AlternativesEvent] = []
+
+    def emit(self, event: Event) -> None:
+        if not isinstance(event, AlternativesEvent) or event.position in self._forced:
+            return
+        if event.given.logprob < log(CERTAIN):
+            self._events = nsmallest(MAX_ROWS, (*self._events, event), key=lambda each: each.given.logprob)
+
+    def close(self) -> None:
+        """Do nothing: a collector holds no resources."""
+
+    def tokens(self, detokenize: Callable[[Sequence[int]], str]) -> tuple[UncertainToken, ...]:
+        """The tokens, the least certain first; those with a probability near 1 are left out."""
+
+        def candidate(each: TokenLogprob) -> Candidate:
+            return Candidate(each.token, detokenize((each.token,)), each.logprob)
+
+        return tuple(
+            UncertainToken(
+                event.position,
+                last_words(detokenize(self._tokens[max(0, event.position - BEFORE_TOKENS) : event.position])),
+                candidate(event.given),
+                tuple(map(candidate, event.likeliest)),
+            )
+            for event in self._events
+        )
+
+
+def parse_likeliest(source: str, text: str) -> int:
+    """Read a number of alternatives. Raises UsageError, which names the source."""
+    if text.isdecimal() and 1 <= int(text) <= MAX_LIKELIEST:
+        return int(text)
+    raise UsageError(f"{source} is {text}", f"it must be a whole number from 1 to {MAX_LIKELIEST}")
+
+
+def last_words(text: str) -> str:
+    """The last words of a text, in one line."""
+    line = " ".join(text.lstrip("\ufffd").split())
+    if len(line) <= MAX_BEFORE:
+        return line
+    cut = line[-MAX_BEFORE:]
+    return cut.partition(" ")[2] or cut
+
+
+def _candidate_object(candidate: Candidate) -> dict[str, Any]:
+    return {"id": candidate.id, "token": candidate.text, "logprob": round(candidate.logprob, LOGPROB_DIGITS)}

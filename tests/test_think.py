@@ -1,0 +1,111 @@
+"""Reasoning that is turned on or off by the chat template."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted_command import run_here
+from templates import ONE_TURN, TEMPLATES, embedded
+from tiny_models import write_chatml
+from vocabularies import text_of
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.parts import Tokens
+from cerebrum_cli.engine.llama.backend import LlamaBackend
+
+SWITCHES = {
+    "qwen3": "enable_thinking",
+    "smollm3": "enable_thinking",
+    "granite": "thinking",
+    "deepseek-v3.1": "thinking",
+}
+UNRELATED = "{% set thinking = messages[-1].content %}{{ thinking }}|<think>"
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with the template of Qwen 3."""
+    return write_chatml(tmp_path_factory.mktemp("models") / "thinker.gguf", chat_template=TEMPLATES["qwen3"])
+
+
+@pytest.mark.parametrize("template", SWITCHES)
+@pytest.mark.parametrize("thinks", [True, False])
+def test_template_switch_is_set(template: str, thinks: bool, chatml: LlamaBackend) -> None:
+    expected = embedded(chatml, template, **{SWITCHES[template]: thinks}).render(ONE_TURN)
+    prompt_format = embedded(chatml, template)
+    assert prompt_format.has_switch
+    assert prompt_format.render(replace(ONE_TURN, thinks=thinks)) == expected
+    assert prompt_format.render(replace(ONE_TURN, thinks=not thinks)) != expected
+
+
+def test_template_arguments_win_over_the_switch(chatml: LlamaBackend) -> None:
+    prompt_format = embedded(chatml, "qwen3", enable_thinking=False)
+    assert prompt_format.render(replace(ONE_TURN, thinks=True)) == prompt_format.render(ONE_TURN)
+
+
+@pytest.mark.parametrize("template", ["deepseek-r1", UNRELATED])
+def test_template_without_a_switch_gets_an_empty_thought(template: str, chatml: LlamaBackend) -> None:
+    prompt_format = embedded(chatml, template)
+    assert not prompt_format.has_switch
+    assert prompt_format.render(replace(ONE_TURN, thinks=True)) == prompt_format.render(ONE_TURN)
+    assert text_of(prompt_format.render(replace(ONE_TURN, thinks=False))).endswith("<think>\n\n</think>\n\n")
+
+
+@settings(deadline=None, max_examples=25)
+@pytest.mark.parametrize("template", sorted({*TEMPLATES} - {"granite"}))  # whose switch is in the system prompt
+@given(turns=st.lists(st.sampled_from([None, True, False]), min_size=2, max_size=4))
+def test_switched_prompt_extends_prompt_and_reply(
+    template: str, turns: list[bool | None], chatml: LlamaBackend
+) -> None:
+    prompt_format, conversation, evaluated = embedded(chatml, template), Conversation(), ""
+    for number, thinks in enumerate(turns):
+        conversation = replace(conversation.user(f"Q{number}"), thinks=thinks)
+        prompt = prompt_format.render(conversation)
+        text = "".join(f"[{part.ids[0]}]" if isinstance(part, Tokens) else part.value for part in prompt)
+        assert text.startswith(evaluated)
+        evaluated = f"{text}[{number}]"
+        conversation = conversation.assistant(f"A{number}", (number,))
+
+
+@pytest.mark.parametrize(("value", "ending"), [("off", "<think>\n\n</think>\n\n"), ("on", "assistant\n")])
+def test_ask_switches_thought(thinker: Path, tmp_path: Path, value: str, ending: str) -> None:
+    script = {"reply": "Yes."}
+    shown = run_here(script, tmp_path, "ask", "Why?", "-m", thinker, "--think", value, "--dry-run")
+    assert shown.out.endswith(ending)
+    said = run_here(script, tmp_path, "ask", "Why?", "-m", thinker, "--think", value, "--json").object
+    assert said["prompt_tokens"] == len(shown.out.encode())
+
+
+def test_batch_rows_switch_thought(thinker: Path, tmp_path: Path) -> None:
+    rows, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"prompt": "one", "think": value} for value in ("on", False, "off", "maybe")]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_here({"rows": {}, "seeds": ["Yes."]}, tmp_path, "batch", rows, "-o", output, "-m", thinker)
+    on, false, off, maybe = (json.loads(line) for line in output.read_text().splitlines())
+    assert off["prompt_tokens"] == false["prompt_tokens"] == on["prompt_tokens"] + len("<think>\n\n</think>\n\n")
+    assert maybe["error"]["type"] == "invalid_setting"
+
+
+@pytest.mark.parametrize("think", ["off", "100"])
+def test_ask_refuses_to_limit_thought_that_nothing_marks(chatml_model: Path, tmp_path: Path, think: str) -> None:
+    options = ("ask", "Why?", "-m", chatml_model, "--format", "cerebrum")
+    told = run_here({"reply": "Yes."}, tmp_path, *options, "--think", think)
+    assert told.code == 2
+    assert told.err.splitlines()[0] == f"error: think is {think}, but this model does not mark its reasoning"
+    assert "--conclude N" in told.err
+    assert run_here({"reply": "Yes."}, tmp_path, *options, "--think", "on").code == 0
+
+
+def test_chat_continues_conversations_with_other_switches(thinker: Path, tmp_path: Path) -> None:
+    script = {"reply": "Yes."}
+    for number, think in enumerate(("on", "off", "on")):
+        more = ("-c",) if number else ()
+        assert run_here(script, tmp_path, "ask", f"Q{number}", "-m", thinker, "--think", think, *more).code == 0
+    shown = run_here(script, tmp_path, "ask", "Q3", "-m", thinker, "--think", "off", "-c", "--dry-run").out
+    empty = "<think>\n\n</think>\n\n"
+    assert [turn.count(empty) for turn in shown.split("<|im_start|>assistant\n")] == [0, 0, 1, 0, 1]
