@@ -120,7 +120,8 @@ class LlamaServer:
         """Yield parts of one token each. While the text ends within a character, neither text nor ids are sent."""
         async for event in events:
             if progress := event.get("prompt_progress"):
-                yield Part(progress=(int(progress["processed"]), int(progress["total"])))
+                evaluated = int(progress["processed"]), int(progress["total"])
+                yield Part(progress=evaluated, cached=int(progress.get("cache", 0)))
             elif event.get("stop"):
                 yield Part(text="", end=_end(event))
                 return
