@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from array import array
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.inference.conclude import Closings, plan_closings
-from cerebrum_cli.application.inference.controls import ReplyStart, reply_controls
+from cerebrum_cli.application.inference.control.conclude import Closings, plan_closings
+from cerebrum_cli.application.inference.control.controls import ReplyStart, reply_controls
+from cerebrum_cli.application.inference.control.thought_budget import AnswerNow, ThoughtBudget, plan_endings
 from cerebrum_cli.application.inference.inspection import GivenReply
 from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
@@ -163,6 +164,7 @@ class Responder:
         self._trained_context = trained_context
         self._prepare = prepare
         self._choose_drafts = choose_drafts
+        self._answer_now = AnswerNow()
 
     def respond(
         self,
@@ -173,6 +175,7 @@ class Responder:
     ) -> Generator[Event, None, None]:
         """Load the model if necessary, then generate one reply. Raises PromptTooLong before any evaluation."""
         yield from self.load()
+        self._answer_now = AnswerNow()
         request = GenerationRequest(conversation, settings, grammar, prefix_tokens=prefix_tokens, stream=True)
         with closing(self.generate([self.tokenize_request(request)])) as replies:
             yield from raise_refusals(replies)
@@ -346,23 +349,53 @@ class Responder:
     def _closings(self) -> Closings:
         return plan_closings(self._engine.vocabulary, self._format)
 
+    @cached_property
+    def _endings(self) -> Mapping[str, tuple[int, ...]]:
+        return plan_endings(self._engine.vocabulary, self._format.thoughts)
+
     def _controls(self, request: GenerationRequest, start: ReplyStart) -> tuple[ControlFactory, ...]:
         """The controls of a reply. Text of a given length, or without a format, may well repeat itself."""
         if request.grammar:
             return ()
         may_repeat = request.ignore_eos or self._format.verbatim
-        return reply_controls(request.settings, start, may_repeat, lambda: self._closings)
+        return reply_controls(
+            request.settings, start, may_repeat, lambda: self._closings, self._thought_budget(request, start)
+        )
+
+    def _thought_budget(self, request: GenerationRequest, start: ReplyStart) -> ThoughtBudget | None:
+        """What may end the reasoning of a reply: a limit, or the user who watches it stream; None for neither."""
+        limit = request.settings.thought_limit
+        if limit == 0 and self._format.has_switch:
+            limit = None
+        can_hurry = request.stream and self._marks_thought(request.conversation.system_prompt)
+        if limit is None and not can_hurry:
+            return None
+        answer_now = self._answer_now if can_hurry else None
+        return ThoughtBudget(limit, self._format.thoughts, self._endings, answer_now, *start)
 
     def _require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
-        """Raise UsageError for a limit of reasoning that neither format, vocabulary nor system prompt marks."""
-        if settings.think in (None, "on") or self._format.marks_thought:
-            return
-        thoughts, special_token_ids = self._format.thoughts, self._engine.vocabulary.special_token_ids
-        if not any(special_token_ids((each.open,)) or each.open in (system_prompt or "") for each in thoughts):
+        """Raise UsageError for a limit of reasoning that nothing marks."""
+        if settings.thought_limit is not None and not self._marks_thought(system_prompt):
             problem = f"think is {settings.think}, but this model does not mark its reasoning"
             raise UsageError(
                 problem, "omit it, or set it to on; --conclude N has a reply state its answer after N tokens"
             )
+
+    def _marks_thought(self, system_prompt: str | None) -> bool:
+        """Whether the format, the vocabulary or the system prompt has markup of reasoning."""
+        return (
+            self._format.marks_thought
+            or self._has_thought_tokens
+            or any(each.open in (system_prompt or "") for each in self._format.thoughts)
+        )
+
+    @cached_property
+    def _has_thought_tokens(self) -> bool:
+        return bool(self._engine.vocabulary.special_token_ids(each.open for each in self._format.thoughts))
+
+    def answer_now(self) -> None:
+        """End the reasoning of the reply that `respond` is generating, if it still reasons at its next token."""
+        self._answer_now.is_requested = True
 
     def cancel(self) -> None:
         self._engine.cancel()
