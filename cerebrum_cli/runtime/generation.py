@@ -189,6 +189,9 @@ def read_grammar(runtime: Runtime, given: Layer, options: ConstrainedOptions) ->
     if given.get("conclude") and (schema or grammar):
         other = "--schema" if schema else "--grammar"
         raise UsageError(f"--conclude and {other} cannot be used together", "omit --conclude: its text would not match")
+    if str(given.get("think")).isdecimal() and (schema or grammar):
+        other = "--schema" if schema else "--grammar"
+        raise UsageError(f"--think N and {other} cannot be used together", "use --think off, or omit it")
     if schema and grammar:
         raise UsageError("--schema and --grammar cannot be used together", "give one of them")
     if schema:
