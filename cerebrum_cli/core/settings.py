@@ -84,11 +84,7 @@ class Settings(SamplingParams):
         choices=("drop-oldest", "stop"),
     )
     think: str | None = option(
-        None,
-        "Thinking: on, off, or at most N tokens",
-        "Length",
-        metavar="on|off|N",
-        choices=("on", "off"),
+        None, "Thinking: on, off, or at most N tokens", "Length", metavar="on|off|N", choices=("on", "off")
     )
     conclude: int | None = option(None, "Have a reply state its answer after N tokens", "Length", metavar="N", least=1)
     loop_check: bool = option(True, "Let a reply repeat itself [default: end it]", "Length", choices=("on", "off"))
@@ -155,16 +151,16 @@ def parse_value(key: str, text: str, source: str | None = None) -> Any:
     return validate(key, value, source)
 
 
-def wants_thought(think: str | None) -> bool | None:
-    """Whether a value of `think` turns reasoning on; None for no value."""
-    return None if think is None else think != "off"
-
-
 def in_directory(layer: Layer, directory: Path) -> Layer:
     """The layer of a file in this directory: paths in it are relative to the directory."""
     if "lora" not in layer:
         return layer
     return {**layer, "lora": tuple(rebased(text, directory) for text in validate("lora", layer["lora"]))}
+
+
+def wants_thought(think: str | None) -> bool | None:
+    """Whether a value of `think` turns reasoning on; None for no value."""
+    return None if think is None else think != "off"
 
 
 def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
