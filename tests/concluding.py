@@ -7,7 +7,7 @@ from typing import Any
 
 from scripted_backend import END, Model, ScriptedBackend
 
-from cerebrum_cli.application.inference.conclude import Conclude, plan_closings
+from cerebrum_cli.application.inference.control.conclude import Conclude, plan_closings
 from cerebrum_cli.formats.plain import CEREBRUM
 
 BRIDGE = " The answer is"

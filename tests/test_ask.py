@@ -36,6 +36,7 @@ ANSWER_KEYS = [
     "extracted",
     "finish_reason",
     "concluded_at",
+    "thought_closed_at",
     "prompt_tokens",
     "cached_tokens",
     "completion_tokens",

@@ -15,10 +15,11 @@ from nano.measure import MODEL_FILE
 from scripted_backend import ScriptedBackend, tokens
 from scripted_command import run_here
 
-from cerebrum_cli.application.inference.conclude import ANSWER_TOKENS, SENTENCE_TOKENS
+from cerebrum_cli.application.inference.control.conclude import ANSWER_TOKENS
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.control.control import Force
 from cerebrum_cli.engine.control.loop_check import MIN_TOKENS, LoopCheck
+from cerebrum_cli.engine.control.sentences import SENTENCE_TOKENS
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.sequence import Request
 

@@ -39,7 +39,7 @@ from cerebrum_cli.engine.machine import Processors, likely_accelerator, processo
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.main import run
 from cerebrum_cli.sessions.store import Store
-from cerebrum_cli.terminal.doctor_report import TerminalInfo, assess_terminal, format_check_result
+from cerebrum_cli.terminal.reports.doctor import TerminalInfo, assess_terminal, format_check_result
 from cerebrum_cli.terminal.streams import Streams
 
 pytestmark = pytest.mark.slow

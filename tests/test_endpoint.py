@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ import pytest
 from asking import loaded
 from command_line import CommandLine, Finished, assert_error
 from llama_server import BUILD, LlamaServer
+from loopback import Loopback, LoopbackHandler
 from remote_engines import HASTY, QUICK
 from scripted_command import batch_backend, run_here
 from waiting import TIMEOUT_S
@@ -24,6 +26,7 @@ from cerebrum_cli.engine.remote import engine as remote_engine
 SEEDS = ("The answer is 4.", "Perhaps 5. The answer is 5.", "Four. The answer is 4.")
 REPLIES: dict[str, Any] = {"seeds": SEEDS, "rows": {}}
 SLOTS = 8
+CERTIFICATE = Path(__file__).parent / "data" / "localhost.pem"  # with its key, self-signed
 ROWS = 200
 
 
@@ -498,6 +501,25 @@ def test_endpoint_key_that_is_no_header_is_refused(served: Served, monkeypatch: 
     done = served.run("ask", "hi")
     assert_error(done, 2, "API key")
     assert key not in done.err
+
+
+def test_endpoint_empty_grammar_is_refused(served: Served) -> None:
+    assert_error(served.run("ask", "--grammar", "/dev/null", "hi"), 2, "/dev/null: the grammar is empty")
+    assert served.asked() == []
+
+
+def test_endpoint_untrusted_certificate_stops_at_once(served: Served) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    port = Loopback(LoopbackHandler)
+    port.socket = context.wrap_socket(port.socket, server_side=True)
+    port.start()
+    try:
+        url = f"https://127.0.0.1:{port.server_port}"
+        done = served.run_alone("batch", served.questions(2), "-o", "out", "--endpoint", url)
+    finally:
+        port.stop()
+    assert_error(done, 1, f"{url}: untrusted certificate: ", "SSL_CERT_FILE")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -204,6 +204,15 @@ def test_endpoint_chat_survives_a_lost_server(chat: Person, server: LlamaServer)
     assert "Traceback" not in chat.output
 
 
+def test_endpoint_chat_shows_at_once_that_no_server_answers(open_terminal: OpenTerminal, chatml_model: Path) -> None:
+    person = open_terminal(
+        sys.executable, SCRIPTED, json.dumps(CHAT), "chat", "-m", str(chatml_model), "--endpoint", "http://127.0.0.1:1"
+    )
+    person.wait_for("not loaded")
+    person.type("\x04")
+    assert person.end() == 0
+
+
 # The real vocabulary.
 
 

@@ -28,8 +28,8 @@ from cerebrum_cli.evals.report import Report, group_by_question, report_object, 
 from cerebrum_cli.evals.sample import SKIPPED, Sample
 from cerebrum_cli.evals.score import RunningScore
 from cerebrum_cli.runtime.composition import process_bench
-from cerebrum_cli.terminal.eval_report import shown_numbers
 from cerebrum_cli.terminal.plot import plot_report
+from cerebrum_cli.terminal.reports.eval import shown_numbers
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

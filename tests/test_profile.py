@@ -42,8 +42,8 @@ from cerebrum_cli.engine.plan import LoadOptions, Tuning
 from cerebrum_cli.gguf.sizes import uniform_sizes
 from cerebrum_cli.main import run
 from cerebrum_cli.runtime.composition import Runtime
+from cerebrum_cli.terminal.reports.tuning import print_profile
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tuning_report import print_profile
 
 DEFAULT_SPEEDS = Speeds(2.0, 30.0, 8.0, 8_000_000_000)
 TUNED_SPEEDS = Speeds(0.5, 45.0, 5.6, 4_600_000_000)

@@ -40,7 +40,7 @@ from cerebrum_cli.engine.llama.quantize import failure_reason
 from cerebrum_cli.engine.memory import HEADROOM, Device
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
 from cerebrum_cli.runtime.reencoding import conclude
-from cerebrum_cli.terminal.encoding_report import print_encodings, report_object
+from cerebrum_cli.terminal.reports.encoding import print_encodings, report_object
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_models
 

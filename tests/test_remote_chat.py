@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chats import contents, finish, make_chat, text
@@ -14,6 +15,7 @@ from scripted_backend import END, FIRST_WORD, ScriptedBackend, tokens
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.core.errors import EndpointError, UsageError
+from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.sessions.store import Store
 
@@ -97,6 +99,19 @@ def test_remote_chat_cancelled_reply_is_kept(chat: Chat, server: LlamaServer) ->
     server.wait_for(lambda: server.completions()[0].is_left)
     assert chat.last_reply and chat.last_reply.metadata.finish_reason == "cancelled"
     assert contents(chat)[1] == said and ", of course".startswith(said[3:])
+
+
+def test_remote_chat_cancelled_reply_has_its_cached_tokens(chat: Chat, server: LlamaServer) -> None:
+    def add_cached(at: int, part: dict[str, Any]) -> dict[str, Any]:
+        progress = part.get("prompt_progress")
+        return {**part, "prompt_progress": {**progress, "cache": 7}} if progress else part
+
+    stuck = server.arm(edit=add_cached, hang_after=8)
+    for event in chat.send("Long?"):
+        if getattr(event, "text", "") and stuck.is_hanging.wait(10):
+            chat.loaded.responder.cancel()
+    assert isinstance(event, FinishEvent)
+    assert (event.reason, event.cached_tokens) == ("cancelled", 7)
 
 
 def test_remote_chat_refuses_settings_of_a_local_model(chat: Chat) -> None:

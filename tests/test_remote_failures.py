@@ -102,7 +102,7 @@ def test_remote_all_servers_gone_ends_with_an_error() -> None:
     assert raised.value.message == (
         f"no server answers ({servers[0].url}: Connection refused; {servers[1].url}: Connection refused)"
     )
-    assert raised.value.hint == "start one, then run the same command again"
+    assert raised.value.hint == "start one or correct the URL, then run the same command again"
 
 
 def test_remote_request_that_three_servers_failed_at_is_refused() -> None:

@@ -31,7 +31,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench.protocol import Job
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.plan import Tuning
-from cerebrum_cli.terminal.tuning_report import tuning_text
+from cerebrum_cli.terminal.reports.tuning import tuning_text
 
 BASELINE, BATCH_BASELINE = Tuning(repack=True), Tuning(repack=False, slots=32)
 SPACE = SearchSpace(BASELINE, BASELINE, BATCH_BASELINE, threads=(1, 4), slots=64, layers=32)

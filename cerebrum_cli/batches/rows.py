@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from cerebrum_cli.batches.schema import ResultRows, Schema
+from cerebrum_cli.batches.schema import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.saved_prompt import SavedPrompt
@@ -38,6 +38,7 @@ OUTPUT_KEYS = (
     "error",
 )
 CONCLUDED_AT = "concluded_at"  # a key of replies that may have to be concluded
+THOUGHT_CLOSED_AT = "thought_closed_at"  # a key of replies whose reasoning is limited
 INPUT = "input"  # the key of a row's input in its output object
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 
@@ -121,8 +122,8 @@ def count_row(object: Mapping[str, Any]) -> RowCounts:
 
 TRUNCATED = ("length", "context", "repetition")  # reasons of replies that did not end by themselves
 
-MORE_KEYS = ((), (CONCLUDED_AT,), (INPUT,), (CONCLUDED_AT, INPUT))
-SCHEMA = Schema(tuple((*OUTPUT_KEYS, *keys) for keys in MORE_KEYS), ("id", "prompt"), count_row)
+MORE_KEYS = (CONCLUDED_AT, THOUGHT_CLOSED_AT, INPUT)
+SCHEMA = Schema(with_optional(OUTPUT_KEYS, MORE_KEYS), ("id", "prompt"), count_row)
 
 
 def result_rows(rows: Rows) -> ResultRows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from cerebrum_cli.core.events import RowCounts
@@ -24,6 +25,12 @@ class Schema:
     def identify(self, object: Mapping[str, Any]) -> tuple[Any, ...]:
         """What identifies the row of a line, as JSON values."""
         return tuple(object[key] for key in self.identity)
+
+
+def with_optional(keys: tuple[str, ...], optional: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The lists of keys with any of the optional ones behind them, in order."""
+    counts = range(len(optional) + 1)
+    return tuple((*keys, *more) for count in counts for more in combinations(optional, count))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from cerebrum_cli.core.errors import CerebrumError
 
 Channel = Literal["answer", "thinking"]
 FinishReason = Literal["stop", "length", "cancelled", "context", "repetition"]
-ForcedKind = Literal["conclusion"]
+ForcedKind = Literal["conclusion", "thought"]
 
 
 class SequenceId(NamedTuple):

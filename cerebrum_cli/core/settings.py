@@ -84,7 +84,7 @@ class Settings(SamplingParams):
         choices=("drop-oldest", "stop"),
     )
     think: str | None = option(
-        None, "Let the model think: on, off, or up to N tokens", "Length", metavar="on|off|N", choices=("on", "off")
+        None, "Thinking: on, off, or at most N tokens", "Length", metavar="on|off|N", choices=("on", "off")
     )
     conclude: int | None = option(None, "Have a reply state its answer after N tokens", "Length", metavar="N", least=1)
     loop_check: bool = option(True, "Let a reply repeat itself [default: end it]", "Length", choices=("on", "off"))
@@ -102,6 +102,11 @@ class Settings(SamplingParams):
     def thinks(self) -> bool | None:
         """Whether a model is to reason before it answers; None leaves it to the chat template."""
         return wants_thought(self.think)
+
+    @property
+    def thought_limit(self) -> int | None:
+        """Number of tokens that a model may reason for; None for any number."""
+        return None if self.think in (None, "on") else int(self.think.replace("off", "0"))
 
 
 OPTIONS = options_of(Settings)

@@ -22,7 +22,7 @@ SAMPLE_KEYS = (
     "finish_reason",
     "completion_tokens",
 )
-OPTIONAL_KEYS = ("choices", "cluster", "concluded_at")  # of questions that have them, and concluded replies
+OPTIONAL_KEYS = ("choices", "cluster", "concluded_at", "thought_closed_at")  # of questions and replies that have them
 REPETITION = "repetition"
 CUT_OFF = ("length", "context", REPETITION)  # reasons of replies that did not end by themselves
 SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
@@ -50,6 +50,7 @@ class Sample:
     choices: tuple[str, ...] = ()
     cluster: str | None = None
     concluded_at: int | None = None
+    thought_closed_at: int | None = None
 
     @property
     def is_cut_off(self) -> bool:

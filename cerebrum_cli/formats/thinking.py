@@ -49,6 +49,11 @@ class ThoughtSplitter:
         """The reasoning block that has not ended."""
         return self._open_thought
 
+    @property
+    def is_in_answer(self) -> bool:
+        """Whether the answer has begun, so that no reasoning follows."""
+        return self._in_answer
+
     def feed(self, text: str) -> list[SplitText]:
         """Add text, and return what can be assigned to a channel."""
         self._held += text

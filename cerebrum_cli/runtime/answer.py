@@ -12,8 +12,8 @@ from cerebrum_cli.application.inference.reply import ReplyCollector, prompt_obje
 from cerebrum_cli.core.errors import Interrupted, NoAnswer
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.runtime.generation import naming_grammar_file
-from cerebrum_cli.terminal.inspection_report import print_uncertain
 from cerebrum_cli.terminal.progress import AnswerLine, StatusLine, VoteLine
+from cerebrum_cli.terminal.reports.inspection import print_uncertain
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.texts import result_text, stats_line
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.inference.inspection import UncertainToken
     from cerebrum_cli.application.inference.loading import LoadedModel
     from cerebrum_cli.application.inference.reply import Reply
-    from cerebrum_cli.application.inference.responder import GenerationRequest
+    from cerebrum_cli.application.inference.reply_stream import GenerationRequest
     from cerebrum_cli.application.inference.voting import MajorityVote
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.events import Event

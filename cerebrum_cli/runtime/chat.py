@@ -133,7 +133,8 @@ def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> I
     }
     completer = SlashCompleter(names, SETTING_VALUES)
 
-    def is_ready() -> bool:
-        return repl.chat.loaded.engine.is_loaded
+    def is_settled() -> bool:
+        engine = repl.chat.loaded.engine
+        return engine.is_loaded or engine.has_failed
 
-    return Prompt(terminal, runtime.data_directory / "history", repl.toolbar, is_ready, completer, vi)
+    return Prompt(terminal, runtime.data_directory / "history", repl.toolbar, is_settled, completer, vi)

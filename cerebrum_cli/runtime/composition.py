@@ -207,7 +207,7 @@ class Runtime:
     def doctor_context(self, given: Layer, offline: bool) -> DoctorContext:
         """Everything `doctor` checks; an unreadable config.toml is one of its results."""
         from cerebrum_cli.application.doctor.checks import DoctorContext
-        from cerebrum_cli.terminal.doctor_report import check_terminal
+        from cerebrum_cli.terminal.reports.doctor import check_terminal
 
         try:
             settings = self.settings(given)

@@ -43,7 +43,7 @@ def show(runtime: Runtime, reference: Reference, given: Layer, options: ShowOpti
     """Print a model's metadata, prompt format, profile and quantizations."""
     from cerebrum_cli.application.inference.profiles import profile_object
     from cerebrum_cli.terminal.bars import FileProgress
-    from cerebrum_cli.terminal.tuning_report import print_profile
+    from cerebrum_cli.terminal.reports.tuning import print_profile
 
     profile, settings, library = None, runtime.readable_settings(given), runtime.library
     try:

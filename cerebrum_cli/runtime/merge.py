@@ -16,7 +16,7 @@ from cerebrum_cli.core.text import parse_size
 from cerebrum_cli.merge.target_types import parse_type
 from cerebrum_cli.runtime.models import file_progress, find_model
 from cerebrum_cli.terminal.interrupts import interruptible
-from cerebrum_cli.terminal.merge_report import print_merge
+from cerebrum_cli.terminal.reports.merge import print_merge
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model

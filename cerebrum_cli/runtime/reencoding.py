@@ -11,8 +11,8 @@ from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.engine.bench.protocol import MIN_AGREEMENT
 from cerebrum_cli.engine.bench.quantization import fast_encodings
 from cerebrum_cli.terminal.bars import FileProgress, StageProgress
-from cerebrum_cli.terminal.encoding_report import print_encodings, report_object
 from cerebrum_cli.terminal.interrupts import interruptible
+from cerebrum_cli.terminal.reports.encoding import print_encodings, report_object
 from cerebrum_cli.terminal.sinks import render_stages
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from cerebrum_cli.runtime.models import find_model
 from cerebrum_cli.runtime.reencoding import reencode
 from cerebrum_cli.terminal.bars import FileProgress, StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
+from cerebrum_cli.terminal.reports.tuning import print_profile, print_summary
 from cerebrum_cli.terminal.sinks import render_stages
-from cerebrum_cli.terminal.tuning_report import print_profile, print_summary
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model

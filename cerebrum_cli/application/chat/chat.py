@@ -164,7 +164,7 @@ class Chat:
         if tokens is None or not is_author(self.loaded.model, last.metadata):
             raise SessionError("the tokens of the last reply are not known for this model", "/retry answers again")
         conversation = self.conversation
-        before = replace(conversation, messages=conversation.messages[:-1])
+        before = replace(conversation, messages=conversation.messages[:-1], thinks=conversation.messages[-1].thinks)
         return GivenReply(before, tokens, forced_tokens(last.metadata))
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Events:

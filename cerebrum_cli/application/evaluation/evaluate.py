@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 from cerebrum_cli.application.evaluation.marking import Mark, Marker, Unmarked
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
-from cerebrum_cli.application.inference.responder import GenerationRequest, Responder, TokenizedRequest
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest, TokenizedRequest
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.batches.journal import Journal
-from cerebrum_cli.batches.schema import ResultRows, Schema
+from cerebrum_cli.batches.schema import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import (
@@ -32,11 +32,7 @@ from cerebrum_cli.evals.score import RunningScore
 from cerebrum_cli.evals.selection import sample_seed
 
 SCHEMA = Schema(
-    tuple(
-        (*SAMPLE_KEYS, *optional)
-        for count in range(len(OPTIONAL_KEYS) + 1)
-        for optional in combinations(OPTIONAL_KEYS, count)
-    ),
+    with_optional(SAMPLE_KEYS, OPTIONAL_KEYS),
     ("id", "sample"),
     lambda object: RowCounts(failed=object["finish_reason"] == SKIPPED),
 )
@@ -143,6 +139,7 @@ class SampleWriter:
             finish_reason=reply.finish.reason,
             completion_tokens=reply.finish.completion_tokens,
             concluded_at=reply.concluded_at,
+            thought_closed_at=reply.thought_closed_at,
         )
 
     def skip(self, position: int, samples: Iterable[int], error: CerebrumError) -> Iterator[Event]:

@@ -11,12 +11,22 @@ from typing import Any
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.application.inference.fingerprint import generation_fingerprint
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector, reply_notice
-from cerebrum_cli.application.inference.responder import GenerationRequest, ReplyStream, Responder, TokenizedRequest
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest, ReplyStream, TokenizedRequest
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.application.inference.voting import MajorityVote, require_sampling, votes_object
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.batches.result import Result
-from cerebrum_cli.batches.rows import CONCLUDED_AT, OUTPUT_KEYS, Row, RowError, Rows, failed_object, output_object
+from cerebrum_cli.batches.rows import (
+    CONCLUDED_AT,
+    OUTPUT_KEYS,
+    THOUGHT_CLOSED_AT,
+    Row,
+    RowError,
+    Rows,
+    failed_object,
+    output_object,
+)
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts, RowEvent, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS
@@ -62,7 +72,7 @@ class PendingRow:
     vote: MajorityVote | None
     collector: ReplyCollector
     larger_context: str
-    may_conclude: bool
+    more_keys: tuple[str, ...]
 
     def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> dict[str, Any] | None:
         """Process an event of this row; return the output object when the answer is complete."""
@@ -97,9 +107,7 @@ class PendingRow:
             error and asdict(error),
         )
         object = dict(zip(OUTPUT_KEYS, values, strict=True))
-        if self.may_conclude:
-            object[CONCLUDED_AT] = reply.concluded_at
-        return output_object(self.row, object)
+        return output_object(self.row, object | {key: getattr(reply, key) for key in self.more_keys})
 
 
 def answer_rows(
@@ -271,8 +279,16 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
         vote,
         ReplyCollector(),
         responder.larger_context,
-        may_conclude=settings.conclude is not None,
+        more_keys=tuple(_more_keys(settings)),
     )
+
+
+def _more_keys(settings: Settings) -> Iterator[str]:
+    """Keys of an output object that depend on the settings."""
+    if settings.conclude:
+        yield CONCLUDED_AT
+    if settings.thought_limit is not None:
+        yield THOUGHT_CLOSED_AT
 
 
 def _row_error(error: CerebrumError) -> RowError:

@@ -8,7 +8,7 @@ from math import exp, fsum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.events import Channel, Event, FinishEvent, NoticeEvent, TokenEvent
+from cerebrum_cli.core.events import Channel, Event, FinishEvent, ForcedKind, NoticeEvent, TokenEvent
 
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
 SLOW_PREFILL_S = 0.25  # shared prefixes that take longer to evaluate are cached on disk
@@ -59,7 +59,15 @@ class Reply:
     @property
     def concluded_at(self) -> int | None:
         """Number of tokens after which a conclusion was forced; None if the reply came to its end by itself."""
-        return next((forced.at for forced in self.finish.forced if forced.kind == "conclusion"), None)
+        return self._forced_at("conclusion")
+
+    @property
+    def thought_closed_at(self) -> int | None:
+        """Number of tokens after which the reasoning was ended; None if it came to its end by itself."""
+        return self._forced_at("thought")
+
+    def _forced_at(self, kind: ForcedKind) -> int | None:
+        return next((forced.at for forced in self.finish.forced if forced.kind == kind), None)
 
     @property
     def vote(self) -> str | None:
@@ -162,6 +170,7 @@ def reply_object(
         "extracted": extracted,
         "finish_reason": finish.reason,
         "concluded_at": reply.concluded_at,
+        "thought_closed_at": reply.thought_closed_at,
         "prompt_tokens": finish.prompt_tokens,
         "cached_tokens": finish.cached_tokens,
         "completion_tokens": finish.completion_tokens,

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from array import array
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from itertools import count
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.inference.conclude import Closings, plan_closings
-from cerebrum_cli.application.inference.controls import ReplyStart, reply_controls
+from cerebrum_cli.application.inference.control.conclude import Closings, plan_closings
+from cerebrum_cli.application.inference.control.controls import ReplyStart, reply_controls
+from cerebrum_cli.application.inference.control.thought_budget import AnswerNow, ThoughtBudget, plan_endings
 from cerebrum_cli.application.inference.inspection import GivenReply
 from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest, ReplyStream, TokenizedRequest
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
@@ -29,8 +29,8 @@ from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Inspection, Request
-from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
-from cerebrum_cli.formats.thinking import ThoughtSplitter, open_thought
+from cerebrum_cli.formats.format import PromptFormat
+from cerebrum_cli.formats.thinking import open_thought
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
@@ -42,105 +42,6 @@ DraftChoice = Callable[[bool | None], StepCosts | None]
 
 FormatBuilder = Callable[[Vocabulary, int], PromptFormat]
 """Builds the prompt format from a vocabulary and the context size. Raises FormatError."""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """A conversation, and how to sample `n` replies to it, or up to `max_n` in the end.
-
-    `prefix_tokens` are the tokens of a reply to continue. With `logprobs`, each token event has its log probability.
-    With `ignore_eos`, neither the model's end-of-text token nor the format's stop strings end a reply. With `stream`, a
-    server sends tokens as they are sampled, not the whole reply at the end.
-    """
-
-    conversation: Conversation
-    settings: Settings
-    grammar: str | None = None
-    n: int = 1
-    prefix_tokens: tuple[int, ...] = ()
-    logprobs: bool = False
-    ignore_eos: bool = False
-    max_n: int = 1
-    stream: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedRequest:
-    """A request as tokens, with what is needed to split its replies.
-
-    `thought` is the reasoning block the prompt leaves open, and `prefix_text` the text of the reply to continue.
-    """
-
-    request: Request
-    format: PromptFormat
-    thought: ThoughtMarkup | None
-    prefix_text: str
-
-    def compact(self) -> TokenizedRequest:
-        """The request with its prompt in 4 bytes a token, for work that holds many."""
-        tokens = array("i", self.request.prompt_tokens)
-        return replace(self, request=replace(self.request, prompt_tokens=tokens))
-
-    def splitter(self) -> ThoughtSplitter:
-        """Create a splitter that starts where the reply starts."""
-        splitter = ThoughtSplitter(self.format.thoughts, self.thought)
-        splitter.feed(self.prefix_text)
-        return splitter
-
-
-class ReplyStream:
-    """The events of several requests that run together; a FinishEvent is the last event of each sample.
-
-    `SequenceId.request` counts the requests in the order given. Close the stream to stop what still runs.
-    """
-
-    def __init__(
-        self, engine: Engine, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None
-    ) -> None:
-        self._requests: dict[int, TokenizedRequest] = {}
-        self._splitters: dict[SequenceId, ThoughtSplitter] = {}
-        self._completions = engine.complete(self._read(requests), scope)
-
-    def __iter__(self) -> Iterator[Event]:
-        for event in self._completions:
-            if isinstance(event, (TokenEvent, FinishEvent)) and self._has_channels(event.sequence):
-                yield from split_channels(event, self._splitter(event.sequence))
-            else:
-                yield event
-            if isinstance(event, (FinishEvent, RefusedEvent)):
-                self._splitters.pop(event.sequence, None)
-
-    def forget(self, index: int) -> None:
-        """Free what is held of a request whose further events do not matter: there may be more than fit into memory."""
-        self._requests.pop(index, None)
-
-    def add_samples(self, index: int, count: int) -> None:
-        """Start more samples of one request; their seeds follow those of its other samples."""
-        self._completions.add_samples(index, count)
-
-    def abort(self, index: int) -> None:
-        """Stop the running samples of one request; they finish as `cancelled`."""
-        self._completions.abort(index)
-
-    def close(self) -> None:
-        self._completions.close()
-
-    def _read(self, requests: Iterable[TokenizedRequest | None]) -> Iterator[Request | None]:
-        """Yield the requests as the engine takes them."""
-        indexes = count()
-        for each in requests:
-            if each:
-                self._requests[next(indexes)] = each
-            yield each.request if each else None
-
-    def _has_channels(self, sequence: SequenceId) -> bool:
-        request = self._requests.get(sequence.request)
-        return request is not None and not request.format.verbatim
-
-    def _splitter(self, sequence: SequenceId) -> ThoughtSplitter:
-        if sequence not in self._splitters:
-            self._splitters[sequence] = self._requests[sequence.request].splitter()
-        return self._splitters[sequence]
 
 
 class Responder:
@@ -163,6 +64,7 @@ class Responder:
         self._trained_context = trained_context
         self._prepare = prepare
         self._choose_drafts = choose_drafts
+        self._answer_now = AnswerNow()
 
     def respond(
         self,
@@ -173,6 +75,7 @@ class Responder:
     ) -> Generator[Event, None, None]:
         """Load the model if necessary, then generate one reply. Raises PromptTooLong before any evaluation."""
         yield from self.load()
+        self._answer_now = AnswerNow()
         request = GenerationRequest(conversation, settings, grammar, prefix_tokens=prefix_tokens, stream=True)
         with closing(self.generate([self.tokenize_request(request)])) as replies:
             yield from raise_refusals(replies)
@@ -346,23 +249,53 @@ class Responder:
     def _closings(self) -> Closings:
         return plan_closings(self._engine.vocabulary, self._format)
 
+    @cached_property
+    def _endings(self) -> Mapping[str, tuple[int, ...]]:
+        return plan_endings(self._engine.vocabulary, self._format.thoughts)
+
     def _controls(self, request: GenerationRequest, start: ReplyStart) -> tuple[ControlFactory, ...]:
         """The controls of a reply. Text of a given length, or without a format, may well repeat itself."""
         if request.grammar:
             return ()
         may_repeat = request.ignore_eos or self._format.verbatim
-        return reply_controls(request.settings, start, may_repeat, lambda: self._closings)
+        return reply_controls(
+            request.settings, start, may_repeat, lambda: self._closings, self._thought_budget(request, start)
+        )
+
+    def _thought_budget(self, request: GenerationRequest, start: ReplyStart) -> ThoughtBudget | None:
+        """What may end the reasoning of a reply: a limit, or the user who watches it stream; None for neither."""
+        limit = request.settings.thought_limit
+        if limit == 0 and self._format.has_switch:
+            limit = None
+        can_hurry = request.stream and self._marks_thought(request.conversation.system_prompt)
+        if limit is None and not can_hurry:
+            return None
+        answer_now = self._answer_now if can_hurry else None
+        return ThoughtBudget(limit, self._format.thoughts, self._endings, answer_now, *start)
 
     def _require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
-        """Raise UsageError for a limit of reasoning that neither format, vocabulary nor system prompt marks."""
-        if settings.think in (None, "on") or self._format.marks_thought:
-            return
-        thoughts, special_token_ids = self._format.thoughts, self._engine.vocabulary.special_token_ids
-        if not any(special_token_ids((each.open,)) or each.open in (system_prompt or "") for each in thoughts):
+        """Raise UsageError for a limit of reasoning that nothing marks."""
+        if settings.thought_limit is not None and not self._marks_thought(system_prompt):
             problem = f"think is {settings.think}, but this model does not mark its reasoning"
             raise UsageError(
                 problem, "omit it, or set it to on; --conclude N has a reply state its answer after N tokens"
             )
+
+    def _marks_thought(self, system_prompt: str | None) -> bool:
+        """Whether the format, the vocabulary or the system prompt has markup of reasoning."""
+        return (
+            self._format.marks_thought
+            or self._has_thought_tokens
+            or any(each.open in (system_prompt or "") for each in self._format.thoughts)
+        )
+
+    @cached_property
+    def _has_thought_tokens(self) -> bool:
+        return bool(self._engine.vocabulary.special_token_ids(each.open for each in self._format.thoughts))
+
+    def answer_now(self) -> None:
+        """End the reasoning of the reply that `respond` is generating, if it still reasons at its next token."""
+        self._answer_now.is_requested = True
 
     def cancel(self) -> None:
         self._engine.cancel()
@@ -405,20 +338,6 @@ class Responder:
 
     def _least_tokens(self, prompt: Iterable[Part]) -> int | None:
         return least_tokens(self._engine.vocabulary, self._engine.context_size, prompt)
-
-
-def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:
-    """Split the text of an event by channel; the last of the texts has the token's id."""
-    if isinstance(event, TokenEvent):
-        texts = splitter.feed(event.text) or [("answer", "")]
-        for channel, text in texts[:-1]:
-            yield TokenEvent(event.sequence, text, channel)
-        channel, text = texts[-1]
-        yield replace(event, text=text, channel=channel)
-        return
-    for channel, text in splitter.flush():
-        yield TokenEvent(event.sequence, text, channel)
-    yield event
 
 
 def detokenize(vocabulary: Vocabulary, ids: Sequence[int]) -> str:

@@ -114,6 +114,7 @@ class Client:
         except httpx2.ConnectTimeout as error:
             raise LostServerError(f"no connection within {CONNECT_S:g} s", was_sent=False) from error
         except httpx2.ConnectError as error:
+            self._raise_for_certificate(error)
             raise LostServerError(_reason(error) or "no connection", was_sent=False) from error
         except httpx2.TimeoutException as error:
             raise LostServerError("no reply in time") from error
@@ -125,6 +126,16 @@ class Client:
             raise LostServerError("damaged reply") from error
         except httpx2.InvalidURL as error:
             raise EndpointError(f"{self._name}: {error}", "check the URL") from error
+
+    def _raise_for_certificate(self, error: Exception) -> None:
+        import ssl
+
+        for cause in _causes(error):
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                problem = f"{self._name}: untrusted certificate: {cause.verify_message.rstrip('.')}"
+                raise EndpointError(
+                    problem, "check the URL, or name trusted certificates with SSL_CERT_FILE"
+                ) from error
 
     def _raise_for_status(self, response: httpx2.Response) -> None:
         status, name = response.status_code, self._name
@@ -182,17 +193,21 @@ def _retry_after(response: httpx2.Response) -> float | None:
     return float(text) if text.isascii() and text.isdecimal() else None
 
 
+def _causes(error: Exception) -> Iterator[BaseException]:
+    """An error, and those that it came from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
 def _reason(error: Exception) -> str:
     """The operating system's words for a network error, or else the error's own."""
     import ssl
 
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"untrusted certificate: {cause.verify_message} (SSL_CERT_FILE names trusted ones)"
+    for cause in _causes(error):
         if isinstance(cause, ssl.SSLError):  # its number is not the operating system's
             return f"no encrypted connection: {cause.reason}"
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or str(cause)
-        cause = cause.__cause__ or cause.__context__
     return str(error)

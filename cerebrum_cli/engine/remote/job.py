@@ -109,7 +109,7 @@ class Server(ABC):
     """
 
     noun: ClassVar[str] = "server"
-    remedy: ClassVar[str] = "start one"  # where none answers
+    remedy: ClassVar[str] = "start one or correct the URL"  # where none answers
 
     def __init__(self, name: str, alias: str) -> None:
         self.name = name

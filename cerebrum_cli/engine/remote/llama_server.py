@@ -120,7 +120,8 @@ class LlamaServer:
         """Yield parts of one token each. While the text ends within a character, neither text nor ids are sent."""
         async for event in events:
             if progress := event.get("prompt_progress"):
-                yield Part(progress=(int(progress["processed"]), int(progress["total"])))
+                evaluated = int(progress["processed"]), int(progress["total"])
+                yield Part(progress=evaluated, cached=int(progress.get("cache", 0)))
             elif event.get("stop"):
                 yield Part(text="", end=_end(event))
                 return
@@ -129,6 +130,10 @@ class LlamaServer:
                 yield Part(tokens, text_of(event, "content"), total=event.get("tokens_predicted"))
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
+        params = request.params
+        if params.temperature > 0 and params.top_n_sigma > 0 and params.typical_p < 1:  # it takes the log of 0
+            problem = "llama-server does not compute --typical-p correctly after --top-n-sigma"
+            return [(problem, "replies differ from those on this machine; use one of them")]
         return ()
 
 

@@ -56,7 +56,7 @@ class Pool:
         for server in self._servers:
             if server in self._opening:
                 problem = f"{server.name} is not used yet: {server.problem or server.busy_reason}"
-                self._emit(NoticeEvent(problem, "it joins once it answers"))
+                self._emit(NoticeEvent(problem, "the others are used until it answers"))
         self._is_connected = True
         self._report()
 

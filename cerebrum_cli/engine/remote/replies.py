@@ -44,6 +44,7 @@ class RemoteSample:
     has_all_tokens: bool = True
     is_finished: bool = False  # its last event was emitted
     needs_turn: bool = False  # the controls want it continued by another request
+    _cached: int = 0  # tokens of the prompt, as far as known before the end
     _decoded: list[int] = field(default_factory=list)  # with a grammar: the tokens, and the one that ends the reply
     _detokenizer: Detokenizer = field(init=False)
     _is_ended: bool = field(init=False)  # no further token is part of the reply
@@ -59,7 +60,7 @@ class RemoteSample:
     def restart(self, context_size: int) -> None:
         """Forget what has arrived: a server with such a context starts to generate it."""
         self.context_size, self.started_at = context_size, perf_counter()
-        self.first_at, self.tokens, self.has_all_tokens = None, 0, True
+        self.first_at, self.tokens, self.has_all_tokens, self._cached = None, 0, True, 0
         self._detokenizer, self._is_ended, self._by_stop_string = Detokenizer(self.request.params.stop), False, False
         self._decoded.clear()
         self._turns, self._turn, self.needs_turn = None, self.request, False
@@ -95,6 +96,7 @@ class RemoteSample:
         """
         if part.progress:
             if not self.tokens:
+                self._cached = part.cached
                 yield PromptEvent(self.id, *part.progress)
             return
         if part.text is not None and self._turns and not self.request.stream:
@@ -107,7 +109,7 @@ class RemoteSample:
 
     def cancelled(self) -> FinishEvent:
         """The last event of a sample that was stopped from here."""
-        return self._finish("cancelled", 0, self._measured)
+        return self._finish("cancelled", self._cached, self._measured)
 
     def _decode(self, part: Part) -> Iterator[Event]:
         """Decode tokens as on this machine, up to one that ends the reply."""
@@ -181,7 +183,7 @@ class RemoteSample:
 
     def interrupt(self) -> Iterator[Event]:
         """End the running turn here, since a control has intervened: yield what it forces, or the end of the reply."""
-        yield from self._end(End("limit", None, None))
+        yield from self._end(End("limit", None, None, self._cached))
 
     def _follow(self, turns: Turns) -> Iterator[Event]:
         """Add forced tokens, and plan the turn that follows; end the reply where there is no room for one."""

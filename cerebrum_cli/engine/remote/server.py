@@ -17,7 +17,7 @@ from cerebrum_cli.engine.remote.kind import Part, ServerInfo, origin, raise_stre
 from cerebrum_cli.engine.remote.replies import RemoteSample
 
 HEALTH = "/health"
-GUESSED = "repetitions and --conclude go by the text, and may be off by some tokens"
+GUESSED = "repetitions, --conclude and --think go by the text, and may be off by some tokens"
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 
 DescribeServer = Callable[[Endpoint, Client], Awaitable[ServerInfo]]

@@ -14,7 +14,7 @@ from cerebrum_cli.core.events import NoticeEvent, StageEvent
 from cerebrum_cli.evals.comparison import comparison_object, verdict
 from cerebrum_cli.evals.report import group_by_question, mean_accuracy, report_object
 from cerebrum_cli.terminal.bars import StageProgress
-from cerebrum_cli.terminal.eval_report import print_comparison, print_report, print_runs
+from cerebrum_cli.terminal.reports.eval import print_comparison, print_report, print_runs
 from cerebrum_cli.terminal.tables import print_rows, wrapped
 
 if TYPE_CHECKING:

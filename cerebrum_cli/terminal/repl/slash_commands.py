@@ -19,7 +19,6 @@ from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.saved_prompt import find_prompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, parse_value
-from cerebrum_cli.terminal.inspection_report import print_uncertain
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
 from cerebrum_cli.terminal.repl.slash_table import (
     DEFAULT_SYSTEM,
@@ -34,6 +33,7 @@ from cerebrum_cli.terminal.repl.slash_table import (
     setting_key,
 )
 from cerebrum_cli.terminal.repl.terminal_io import shorten_question
+from cerebrum_cli.terminal.reports.inspection import print_uncertain
 from cerebrum_cli.terminal.streams import columns
 from cerebrum_cli.terminal.tables import PIPE_WIDTH, print_prompts, print_rows, print_sessions
 from cerebrum_cli.terminal.texts import context_text, settings_lines, stats_line

@@ -175,7 +175,7 @@ class Prompt:
         terminal: TerminalIO,
         history: Path,
         toolbar: Callable[[int], str],
-        is_ready: Callable[[], bool],
+        is_settled: Callable[[], bool],
         completer: Completer,
         vi: bool,
     ) -> None:
@@ -184,7 +184,7 @@ class Prompt:
 
         from cerebrum_cli.terminal.repl.prompt_history import PromptHistory
 
-        self._is_ready = is_ready
+        self._is_settled = is_settled
         self._terminal = terminal
         self.edit, self.confirm = terminal.edit, terminal.confirm
         self._history = PromptHistory(history)
@@ -244,18 +244,18 @@ class Prompt:
             app.loop.call_soon_threadsafe(end)
 
     def _on_start(self) -> None:
-        """Exit if a signal came before the prompt; redraw the toolbar once the model is loaded."""
+        """Exit if a signal came before the prompt; redraw the toolbar once the model is loaded, or has failed to."""
         from asyncio import sleep
 
         if self._terminal.signals.exit_signal is not None:
             self._exit_on_signal(self._terminal.signals.exit_signal)
 
         async def watch() -> None:
-            while not self._is_ready():
+            while not self._is_settled():
                 await sleep(READY_POLL_S)
             self._session.app.invalidate()
 
-        if not self._is_ready():
+        if not self._is_settled():
             self._session.app.create_background_task(watch())
 
     def while_busy(self) -> AbstractContextManager[None]:

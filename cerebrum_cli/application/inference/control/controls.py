@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cerebrum_cli.application.inference.conclude import Closings, Conclude
+from cerebrum_cli.application.inference.control.conclude import Closings, Conclude
+from cerebrum_cli.application.inference.control.thought_budget import ThoughtBudget
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.control.control import ControlFactory
 from cerebrum_cli.engine.control.loop_check import LoopCheck
@@ -21,7 +22,11 @@ class ReplyStart(NamedTuple):
 
 
 def reply_controls(
-    settings: Settings, start: ReplyStart, may_repeat: bool, closings: Callable[[], Closings]
+    settings: Settings,
+    start: ReplyStart,
+    may_repeat: bool,
+    closings: Callable[[], Closings],
+    budget: ThoughtBudget | None,
 ) -> tuple[ControlFactory, ...]:
     """The controls of a reply without a grammar, in the order in which they may intervene.
 
@@ -30,6 +35,8 @@ def reply_controls(
     controls: list[ControlFactory] = []
     if settings.loop_check and not may_repeat:
         controls.append(LoopCheck)
+    if budget:
+        controls.append(budget)
     if settings.conclude:
         controls.append(Conclude(settings.conclude, closings(), *start))
     return tuple(controls)

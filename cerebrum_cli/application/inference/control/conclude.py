@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control.control import Force
+from cerebrum_cli.engine.control.sentences import SENTENCE_TOKENS, Sentences
 from cerebrum_cli.engine.control.turns import continuation
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter
 
-SENTENCE_TOKENS = 16  # to wait for the end of a sentence
 ANSWER_TOKENS = 32
-
-_SENTENCE_END = re.compile(
-    r"""(?: \n | [。！？] | [^\W\d_][.!?] | [^\w\s][.!?] | \d[!?] ) ["')\]”’*]*+ \s*+ \Z""", re.VERBOSE
-)
-_NUMBER_END = re.compile(r"(?<![\d.])\d++\.[*)]*+\s*+\Z")  # of a sentence, unless it is a decimal point
-_LIST_ITEM = re.compile(r"(?:\A|\n)\s*+\d++\.\s*+\Z")
-_DECIMAL = re.compile(r"\d\.\d")
-_TAIL = 32  # characters in which a sentence may end
-
 
 Closings: TypeAlias = "tuple[tuple[ThoughtMarkup | None, tuple[int, ...]], ...]"
 """Tokens that lead to a final answer, by the thought that is open; None is for the answer."""
@@ -57,8 +47,7 @@ class Conclusion:
         self._after = max(0, plan.after - plan.prefix_length)  # one that is longer ends its sentence first, too
         self._count = 0
         self._answer: list[str] = []
-        self._tail = ""
-        self._has_decimals = False
+        self._sentences = Sentences()
         self._is_over = False
         self._read(plan.prefix_text)
 
@@ -73,7 +62,7 @@ class Conclusion:
 
     def intervene(self) -> Force | None:
         late = self._count - self._after
-        if self._is_over or late < 0 or not (late >= SENTENCE_TOKENS or self._ends_sentence):
+        if self._is_over or late < 0 or not (late >= SENTENCE_TOKENS or self._sentences.is_at_end):
             return None
         from cerebrum_cli.answers.extract import states_answer  # compiling its patterns is slow
 
@@ -82,17 +71,8 @@ class Conclusion:
             return None
         return Force("conclusion", self._closings[self._splitter.open_thought], ANSWER_TOKENS)
 
-    @property
-    def _ends_sentence(self) -> bool:
-        """Whether a sentence has just ended; behind a number, only in text without decimal points."""
-        tail = self._tail
-        if _SENTENCE_END.search(tail):
-            return True
-        return not self._has_decimals and _NUMBER_END.search(tail) is not None and not _LIST_ITEM.search(tail)
-
     def _read(self, text: str) -> None:
-        self._tail = (self._tail + text)[-max(_TAIL, len(text)) :]
-        self._has_decimals = self._has_decimals or _DECIMAL.search(self._tail) is not None
+        self._sentences.read(text)
         self._answer += [part for channel, part in self._splitter.feed(text) if channel == "answer"]
 
 
