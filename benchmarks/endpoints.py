@@ -61,7 +61,7 @@ from relay import running_relay
 from server import LlamaServer, completion, running_server
 
 from cerebrum_cli.application.chat.chat import Chat
-from cerebrum_cli.application.inference.responder import GenerationRequest
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RowEvent, TokenEvent

@@ -31,7 +31,7 @@ from typing import Any
 from harness import Row, record, run, time_limit
 
 from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
-from cerebrum_cli.application.inference.responder import GenerationRequest, TokenizedRequest
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest, TokenizedRequest
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.input import open_input
 from cerebrum_cli.batches.journal import open_journal

@@ -41,7 +41,8 @@ from nano.questions import held_out
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.application.inference.load_options import SINGLE, Parallel
-from cerebrum_cli.application.inference.responder import GenerationRequest, Responder
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote, run_vote
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.batches.rows import prompt_row

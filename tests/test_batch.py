@@ -17,7 +17,8 @@ from templates import chatml_prompt
 
 from cerebrum_cli.application.inference import batch
 from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
-from cerebrum_cli.application.inference.responder import GenerationRequest, Responder, TokenizedRequest
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest, TokenizedRequest
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.batches.rows import Row, prompt_row
 from cerebrum_cli.core.errors import CerebrumError, EngineError, GrammarError, Interrupted

@@ -127,6 +127,14 @@ def test_engine_cuts_a_conclusion_at_the_limits(limit: int | None, context: int,
     assert reply.text == "I see 7. I see 7. I see 7. The"
 
 
+def test_engine_ends_the_sentence_of_a_long_prefix_before_it_concludes() -> None:
+    factory = concluding(prefix_text="and so " * 9, prefix_length=63)
+    request = Request(tokens("go"), SamplingParams(seed=7), controls=(factory,))
+    with running_engine(ScriptedBackend(thinker("I see {seed}. "), context_size=400)) as engine:
+        [reply] = collect_replies(engine.generate([request])).values()
+    assert reply.text.startswith(f"I see 7.{BRIDGE}")
+
+
 @dataclass
 class Interrupt:
     """A control that forces a text once, and sets no limit."""

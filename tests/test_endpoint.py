@@ -503,6 +503,11 @@ def test_endpoint_key_that_is_no_header_is_refused(served: Served, monkeypatch: 
     assert key not in done.err
 
 
+def test_endpoint_empty_grammar_is_refused(served: Served) -> None:
+    assert_error(served.run("ask", "--grammar", "/dev/null", "hi"), 2, "/dev/null: the grammar is empty")
+    assert served.asked() == []
+
+
 def test_endpoint_untrusted_certificate_stops_at_once(served: Served) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)

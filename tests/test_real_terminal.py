@@ -86,10 +86,11 @@ def test_ask_prints_plain_lines_on_dumb_and_accessible_terminals(
 def test_ask_redirects_plain_text_and_keeps_the_status_line_on_screen(
     open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
 ) -> None:
-    command = scripted({"reply": "# Title\n\n" + "word " * 40 + "end", "load": 0.2}, chatml_model)
+    text = "# Title\n\n" + "".join(f"word{number} " for number in range(40)) + "end"
+    command = scripted({"reply": text, "load": 0.2}, chatml_model)
     window = open_terminal("sh", "-c", f'"$0" "$@" > {tmp_path}/out', *command)
     assert window.end() == 0
-    assert (tmp_path / "out").read_text() == "# Title\n\n" + "word " * 40 + "end\n"
+    assert (tmp_path / "out").read_text() == f"{text}\n"
     assert "loading chatml 50%" in window.output
     assert window.screen.lines == []
 

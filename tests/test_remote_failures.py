@@ -262,7 +262,7 @@ def test_remote_request_the_server_refuses_leaves_the_others() -> None:
         events = events_of(engine, good, too_long, grammar)
     errors = {event.sequence.request: event.error for event in events if isinstance(event, RefusedEvent)}
     assert {at: type(error) for at, error in errors.items()} == {1: PromptTooLong, 2: GrammarError}
-    assert "60 tokens" in errors[1].message and errors[1].hint
+    assert "60 tokens" in errors[1].message and errors[1].hint and errors[2].hint
     assert outcome(events) == summaries(local_replies(random_model, good))
 
 

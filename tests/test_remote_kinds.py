@@ -281,6 +281,14 @@ def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> 
     assert sorted(found) == sorted(expected)
 
 
+def test_kinds_llama_server_notes_samplers_that_it_cannot_combine() -> None:
+    both: dict[str, Any] = {"temperature": 0.7, "top_n_sigma": 1.5, "typical_p": 0.9}
+    with serving_kind(LlamaServer, random_model) as [server], connected(server) as engine:
+        assert notices(events_of(engine, request_of("Q", **{**both, "temperature": 0.0}))) == []
+        [problem] = notices(events_of(engine, request_of("Q", **both)))
+    assert problem == "llama-server does not compute --typical-p correctly after --top-n-sigma"
+
+
 # Replies that are not what was asked for.
 
 

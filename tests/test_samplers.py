@@ -148,6 +148,9 @@ def test_logit_bias_of_several_tokens_names_them(mistral: LlamaBackend) -> None:
     ids = [int(resolve_biases(mistral, [TokenBias(text, 1.0)])[0].token) for text in (" the", " world")]
     expected = f"--logit-bias: ' the world' is not one token of this model but 2: {ids[0]} ' the', {ids[1]} ' world'"
     assert (caught.value.message, "--logit-bias 42=-1" in caught.value.hint) == (expected, True)
+    with pytest.raises(UsageError) as caught:
+        resolve_biases(mistral, [TokenBias("makes", 1.0)])
+    assert caught.value.hint == "with its leading space it is one: ' makes'"
     with pytest.raises(UsageError, match=r"no token 32000"):
         resolve_biases(mistral, [TokenBias(32000, 1.0)])
 
@@ -176,4 +179,4 @@ def test_logit_bias_works_in_ask_batch_and_chat(user: CommandLine, tmp_path: Pat
     chat = user.run("chat", stdin=typed)
     assert "dddd" in chat.out.splitlines()
     assert "'@#' is not one token of this model but 2" in chat.err
-    assert "logit_bias            d=100\n" in chat.err
+    assert "logit_bias            'd=100'\n" in chat.err

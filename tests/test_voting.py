@@ -15,7 +15,8 @@ from scripted_command import RecordingBackend, batch_backend, run_here
 
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.inference.format_choice import format_builder
-from cerebrum_cli.application.inference.responder import GenerationRequest, ReplyStream, Responder
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest, ReplyStream
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.application.inference.voting import MajorityVote, run_vote
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import GrammarError

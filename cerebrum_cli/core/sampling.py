@@ -81,7 +81,7 @@ class SamplingParams:
         most=MAX_COUNT,
     )
     dry_sequence_breaker: tuple[str, ...] = option(
-        DRY_BREAKERS, "Text at which DRY starts anew (repeatable)", "Penalties", metavar="TEXT"
+        DRY_BREAKERS, "Text that restarts DRY, or none (repeatable)", "Penalties", metavar="TEXT"
     )
     logit_bias: tuple[TokenBias, ...] = option(
         (), "Add BIAS to a token's logit (repeatable)", "Penalties", metavar="TOKEN=BIAS"

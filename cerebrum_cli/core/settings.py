@@ -7,6 +7,7 @@ prompt that `--use` names, the command line.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -135,10 +136,16 @@ def validate(key: str, value: Any, source: str | None = None) -> Any:
 
 
 def parse_value(key: str, text: str, source: str | None = None) -> Any:
-    """Read the value of a setting from text. Raises UsageError, which names the source, or else the option."""
-    kind = {"int": int, "float": float}.get(_TYPES[key], str)
+    """Read the value of a setting from text. Raises UsageError, which names the source, or else the option.
+
+    A list is one value, or several that are in quotes, as in a shell.
+    """
+    kind = _TYPES[key]
+    read: Any = {"int": int, "float": float}.get(kind, str)
+    if kind.startswith("tuple") and text.startswith(("'", '"')):
+        read = shlex.split
     try:
-        value: Any = kind(text)
+        value: Any = read(text)
     except ValueError:
         value = text
     return validate(key, value, source)

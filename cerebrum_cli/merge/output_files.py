@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections import deque
@@ -124,5 +125,6 @@ def translate_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "free some space, or write elsewhere" if is_disk_full(error) else "write elsewhere"
+        is_full = is_disk_full(error) and error.errno != errno.EFBIG  # files may be larger elsewhere
+        hint = "free some space, or write elsewhere" if is_full else "write elsewhere"
         raise MergeError(f"{path}: {error.strerror}", hint) from error

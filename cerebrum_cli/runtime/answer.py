@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.inference.inspection import UncertainToken
     from cerebrum_cli.application.inference.loading import LoadedModel
     from cerebrum_cli.application.inference.reply import Reply
-    from cerebrum_cli.application.inference.responder import GenerationRequest
+    from cerebrum_cli.application.inference.reply_stream import GenerationRequest
     from cerebrum_cli.application.inference.voting import MajorityVote
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.events import Event

@@ -10,7 +10,7 @@ from cerebrum_cli.application.chat.session_recorder import SessionRecorder
 from cerebrum_cli.application.inference.load_options import SINGLE, Parallel
 from cerebrum_cli.application.inference.loading import open_model, open_servers
 from cerebrum_cli.application.inference.question import Question, template_options
-from cerebrum_cli.application.inference.responder import GenerationRequest
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest
 from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.runtime.generation import generation_settings, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding

@@ -184,7 +184,7 @@ def generation_settings(runtime: Runtime, given: Layer, model: Model, samples_by
 
 
 def read_grammar(runtime: Runtime, given: Layer, options: ConstrainedOptions) -> str | None:
-    """GBNF grammar that `--schema` or `--grammar` names; None without either. Raises UsageError."""
+    """GBNF grammar that `--schema` or `--grammar` names; None without either. Raises UsageError, GrammarError."""
     schema, grammar = options.schema, options.grammar
     if given.get("conclude") and (schema or grammar):
         other = "--schema" if schema else "--grammar"
@@ -201,7 +201,12 @@ def read_grammar(runtime: Runtime, given: Layer, options: ConstrainedOptions) ->
             problem = f"{schema}: a grammar cannot express {', '.join(ignored)}, so answers may violate it"
             runtime.streams.notice(NoticeEvent(problem, "check the answer against the schema"))
         return text
-    return read_text(grammar, MAX_GRAMMAR_BYTES) if grammar else None
+    if not grammar:
+        return None
+    text = read_text(grammar, MAX_GRAMMAR_BYTES)
+    if not text.strip():  # to servers this means no constraint
+        raise GrammarError(f"{grammar}: the grammar is empty", "it must be GBNF with a rule named root")
+    return text
 
 
 @contextmanager

@@ -123,7 +123,7 @@ def settings_lines(values: Mapping[str, Any]) -> str:
 
 def _setting_text(value: Any) -> str:
     if isinstance(value, (tuple, list)):
-        return ", ".join(repr(each) if isinstance(each, str) else str(each) for each in value) or "none"
+        return ", ".join(repr(str(each)) for each in value) or "none"
     if isinstance(value, bool):
         return "on" if value else "off"
     return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.application.chat.history import Author, forced_tokens, reply_metadata, session_params
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
-from cerebrum_cli.application.inference.responder import GenerationRequest, Responder
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.application.inference.voting import MajorityVote, run_vote
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError

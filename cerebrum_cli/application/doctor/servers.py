@@ -14,7 +14,8 @@ from cerebrum_cli.application.doctor.checks import DoctorContext, run_table, run
 from cerebrum_cli.application.doctor.selftest import QUESTION
 from cerebrum_cli.application.inference.loading import LoadedModel, open_servers
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector, reply_notice
-from cerebrum_cli.application.inference.responder import GenerationRequest, Responder
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EndpointError, ModelNotFound
 from cerebrum_cli.core.events import Event

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from cerebrum_cli.application.evaluation.marking import Mark, Marker, Unmarked
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
-from cerebrum_cli.application.inference.responder import GenerationRequest, Responder, TokenizedRequest
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest, TokenizedRequest
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.batches.journal import Journal
 from cerebrum_cli.batches.schema import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation

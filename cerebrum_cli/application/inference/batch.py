@@ -11,7 +11,8 @@ from typing import Any
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.application.inference.fingerprint import generation_fingerprint
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector, reply_notice
-from cerebrum_cli.application.inference.responder import GenerationRequest, ReplyStream, Responder, TokenizedRequest
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest, ReplyStream, TokenizedRequest
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.application.inference.voting import MajorityVote, require_sampling, votes_object
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model

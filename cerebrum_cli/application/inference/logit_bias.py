@@ -30,6 +30,9 @@ def _token_id(vocabulary: Vocabulary, token: int | str) -> int:
     shown = [f"{each} {vocabulary.piece(each, special=True).decode('utf-8', 'replace')!r}" for each in tokens]
     listed = ", ".join((*shown[:MAX_SHOWN], *(["..."] if len(shown) > MAX_SHOWN else [])))
     problem = f"--logit-bias: {token!r} is not one token of this model but {len(tokens)}: {listed}"
+    spaced = f" {token}"
+    if len(_tokens_within_text(vocabulary, spaced)) == 1:
+        raise UsageError(problem, f"with its leading space it is one: {spaced!r}")
     raise UsageError(problem, "bias some of them by their ids, as in --logit-bias 42=-1")
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from itertools import count
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.inference.control.conclude import Closings, plan_closings
@@ -18,9 +16,10 @@ from cerebrum_cli.application.inference.inspection import GivenReply
 from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest, ReplyStream, TokenizedRequest
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
@@ -30,8 +29,8 @@ from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Inspection, Request
-from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
-from cerebrum_cli.formats.thinking import ThoughtSplitter, open_thought
+from cerebrum_cli.formats.format import PromptFormat
+from cerebrum_cli.formats.thinking import open_thought
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
@@ -43,105 +42,6 @@ DraftChoice = Callable[[bool | None], StepCosts | None]
 
 FormatBuilder = Callable[[Vocabulary, int], PromptFormat]
 """Builds the prompt format from a vocabulary and the context size. Raises FormatError."""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """A conversation, and how to sample `n` replies to it, or up to `max_n` in the end.
-
-    `prefix_tokens` are the tokens of a reply to continue. With `logprobs`, each token event has its log probability.
-    With `ignore_eos`, neither the model's end-of-text token nor the format's stop strings end a reply. With `stream`, a
-    server sends tokens as they are sampled, not the whole reply at the end.
-    """
-
-    conversation: Conversation
-    settings: Settings
-    grammar: str | None = None
-    n: int = 1
-    prefix_tokens: tuple[int, ...] = ()
-    logprobs: bool = False
-    ignore_eos: bool = False
-    max_n: int = 1
-    stream: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedRequest:
-    """A request as tokens, with what is needed to split its replies.
-
-    `thought` is the reasoning block the prompt leaves open, and `prefix_text` the text of the reply to continue.
-    """
-
-    request: Request
-    format: PromptFormat
-    thought: ThoughtMarkup | None
-    prefix_text: str
-
-    def compact(self) -> TokenizedRequest:
-        """The request with its prompt in 4 bytes a token, for work that holds many."""
-        tokens = array("i", self.request.prompt_tokens)
-        return replace(self, request=replace(self.request, prompt_tokens=tokens))
-
-    def splitter(self) -> ThoughtSplitter:
-        """Create a splitter that starts where the reply starts."""
-        splitter = ThoughtSplitter(self.format.thoughts, self.thought)
-        splitter.feed(self.prefix_text)
-        return splitter
-
-
-class ReplyStream:
-    """The events of several requests that run together; a FinishEvent is the last event of each sample.
-
-    `SequenceId.request` counts the requests in the order given. Close the stream to stop what still runs.
-    """
-
-    def __init__(
-        self, engine: Engine, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None
-    ) -> None:
-        self._requests: dict[int, TokenizedRequest] = {}
-        self._splitters: dict[SequenceId, ThoughtSplitter] = {}
-        self._completions = engine.complete(self._read(requests), scope)
-
-    def __iter__(self) -> Iterator[Event]:
-        for event in self._completions:
-            if isinstance(event, (TokenEvent, FinishEvent)) and self._has_channels(event.sequence):
-                yield from split_channels(event, self._splitter(event.sequence))
-            else:
-                yield event
-            if isinstance(event, (FinishEvent, RefusedEvent)):
-                self._splitters.pop(event.sequence, None)
-
-    def forget(self, index: int) -> None:
-        """Free what is held of a request whose further events do not matter: there may be more than fit into memory."""
-        self._requests.pop(index, None)
-
-    def add_samples(self, index: int, count: int) -> None:
-        """Start more samples of one request; their seeds follow those of its other samples."""
-        self._completions.add_samples(index, count)
-
-    def abort(self, index: int) -> None:
-        """Stop the running samples of one request; they finish as `cancelled`."""
-        self._completions.abort(index)
-
-    def close(self) -> None:
-        self._completions.close()
-
-    def _read(self, requests: Iterable[TokenizedRequest | None]) -> Iterator[Request | None]:
-        """Yield the requests as the engine takes them."""
-        indexes = count()
-        for each in requests:
-            if each:
-                self._requests[next(indexes)] = each
-            yield each.request if each else None
-
-    def _has_channels(self, sequence: SequenceId) -> bool:
-        request = self._requests.get(sequence.request)
-        return request is not None and not request.format.verbatim
-
-    def _splitter(self, sequence: SequenceId) -> ThoughtSplitter:
-        if sequence not in self._splitters:
-            self._splitters[sequence] = self._requests[sequence.request].splitter()
-        return self._splitters[sequence]
 
 
 class Responder:
@@ -444,20 +344,6 @@ class Responder:
 
     def _least_tokens(self, prompt: Iterable[Part]) -> int | None:
         return least_tokens(self._engine.vocabulary, self._engine.context_size, prompt)
-
-
-def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:
-    """Split the text of an event by channel; the last of the texts has the token's id."""
-    if isinstance(event, TokenEvent):
-        texts = splitter.feed(event.text) or [("thinking" if splitter.open_thought else "answer", "")]
-        for channel, text in texts[:-1]:
-            yield TokenEvent(event.sequence, text, channel)
-        channel, text = texts[-1]
-        yield replace(event, text=text, channel=channel)
-        return
-    for channel, text in splitter.flush():
-        yield TokenEvent(event.sequence, text, channel)
-    yield event
 
 
 def detokenize(vocabulary: Vocabulary, ids: Sequence[int]) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from cerebrum_cli.answers.vote import Count, Tally, Votes
 from cerebrum_cli.application.inference.reply import LONG_PROMPT, Reply, ReplyCollector
-from cerebrum_cli.application.inference.responder import GenerationRequest, ReplyStream, Responder
+from cerebrum_cli.application.inference.reply_stream import GenerationRequest, ReplyStream
+from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.models.model import Adapter, Model, absolute_path, as_path
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.lora import parse_adapter
 from cerebrum_cli.gguf.lora import adapter_sizes
 
@@ -17,12 +19,14 @@ if TYPE_CHECKING:
 def with_adapters(library: Library, model: Model, texts: Iterable[str]) -> Model:
     """The model with the adapters that `--lora` names; one with scale 0 is only checked.
 
-    Raises ModelFileError for a file that is no adapter, or does not fit the model.
+    Raises UsageError for a missing file, and ModelFileError for one that is no adapter, or does not fit the model.
     """
     adapters = []
     for text in texts:
         name, scale = parse_adapter(text)
         path = absolute_path(as_path(name))
+        if not exists(path):
+            raise UsageError(f"there is no adapter {path}", "check the path, or give --lora none")
         sizes = adapter_sizes(path, model.paths)
         digest = library.remembered_digest(path, lambda *_: None).sha256
         adapters.append(Adapter(path, scale, digest, sizes))

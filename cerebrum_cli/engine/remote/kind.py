@@ -188,7 +188,7 @@ def refusal(error: RequestError, request: Request, name: str) -> CerebrumError:
     if any(sign in f"{error.kind} {error.message}" for sign in TOO_LONG):
         return PromptTooLong(f"{name}: {error.message}", "shorten the prompt, or give the server a larger context")
     if request.grammar and "grammar" in error.message.lower():
-        return GrammarError(error.message)
+        return GrammarError(error.message, "it must be GBNF with a rule named root")
     return EndpointError(f"{name}: {error.message}", "check the settings of the request, and the server's log")
 
 

@@ -130,6 +130,10 @@ class LlamaServer:
                 yield Part(tokens, text_of(event, "content"), total=event.get("tokens_predicted"))
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
+        params = request.params
+        if params.temperature > 0 and params.top_n_sigma > 0 and params.typical_p < 1:  # it takes the log of 0
+            problem = "llama-server does not compute --typical-p correctly after --top-n-sigma"
+            return [(problem, "replies differ from those on this machine; use one of them")]
         return ()
 
 

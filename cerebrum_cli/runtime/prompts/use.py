@@ -28,7 +28,8 @@ def apply_prompt(
     if options.use is None:
         return None, given, options
     saved = find_prompt(runtime.config.prompts, options.use)
-    given = {**given, **{key: value for key, value in saved.settings.items() if key not in typed}}
+    replaced = typed | {"conclude"} if typed & {"schema", "grammar"} else typed
+    given = {**given, **{key: value for key, value in saved.settings.items() if key not in replaced}}
     if not isinstance(options, ConstrainedOptions):
         saved.require_chat()
         return saved, given, options
@@ -38,7 +39,7 @@ def apply_prompt(
         options = replace(options, **{key: value for key, value in WHOLE_ANSWER.items() if key not in typed})
     if saved.schema and not typed & {"schema", "grammar", *EXTRACT_OPTIONS}:
         options = replace(options, schema=saved.schema, grammar=None)
-    if saved.extract and not typed & WHOLE_ANSWER.keys():
+    if saved.extract and not typed & {*WHOLE_ANSWER, "votes"}:
         options = replace(options, **extract_options(saved.extract))
     return saved, given, options
 

@@ -44,7 +44,7 @@ class Conclusion:
         self._closings = dict(plan.closings)
         thoughts = tuple(markup for markup in self._closings if markup)
         self._splitter = ThoughtSplitter(thoughts, plan.thought)
-        self._after = plan.after - plan.prefix_length
+        self._after = max(0, plan.after - plan.prefix_length)  # one that is longer ends its sentence first, too
         self._count = 0
         self._answer: list[str] = []
         self._sentences = Sentences()
