@@ -87,6 +87,7 @@ def test_reply_object_has_all_keys() -> None:
         "extracted": None,
         "finish_reason": "stop",
         "concluded_at": None,
+        "thought_closed_at": None,
         "prompt_tokens": 20,
         "cached_tokens": 4,
         "completion_tokens": 5,

@@ -14,7 +14,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.runtime.generation import naming_grammar_file
 from cerebrum_cli.terminal.progress import AnswerLine, StatusLine, VoteLine
 from cerebrum_cli.terminal.reports.inspection import print_uncertain
-from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, render, show_answer
+from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.texts import result_text, stats_line
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.runtime.options import AskOptions
+    from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.streams import Streams
 
 MAJORITY = 0.5
@@ -55,7 +56,9 @@ class Answer:
         recorder: SessionRecorder,
         request: GenerationRequest,
         options: AskOptions,
+        keyboard: Keyboard,
     ) -> None:
+        self._keyboard = keyboard
         self._streams = streams
         self._loaded = loaded
         self._recorder = recorder
@@ -77,8 +80,10 @@ class Answer:
     def _show_reply(self) -> None:
         request, options, collector = self._request, self._options, ReplyCollector()
         events = self._loaded.responder.respond(request.conversation, request.settings, request.grammar)
-        line = StatusLine if options.streams_answer else AnswerLine
-        sinks = [*self._progress_sinks(line(self._streams, self._loaded.model.name)), collector]
+        key = AnswerKeySink(self._keyboard, self._loaded.responder)
+        line_type = StatusLine if options.streams_answer else AnswerLine
+        line = line_type(self._streams, self._loaded.model.name, lambda: key.hint)
+        sinks = [*self._progress_sinks(line), key, collector]
         if options.streams_answer:
             sinks.append(answer_sink(self._streams, self._markdown))
         try:

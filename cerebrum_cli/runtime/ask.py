@@ -70,8 +70,9 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions,
             show_prompt(runtime.streams, loaded, conversation, options)
             return
         request = GenerationRequest(conversation, settings, grammar)
-        with Keyboard().without_echo() if runtime.streams.out_is_terminal else nullcontext():
-            Answer(runtime.streams, loaded, recorder, request, options).show(vote)
+        keyboard = Keyboard()
+        with keyboard.without_echo() if runtime.streams.out_is_terminal else nullcontext():
+            Answer(runtime.streams, loaded, recorder, request, options, keyboard).show(vote)
     finally:
         loaded.engine.close()
         recorder.close()

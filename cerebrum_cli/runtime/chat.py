@@ -92,6 +92,7 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
                 runtime.streams,
                 signals,
                 COMMANDS,
+                keyboard,
                 no_markdown=options.no_markdown,
                 quiet=options.quiet,
                 prompts=runtime.config.prompts,
@@ -129,6 +130,7 @@ def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> I
         "session": repl.chat.history.store.names,
         "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
         "part": lambda: PARTS,
+        "think": lambda: SETTING_VALUES["think"],
         "prompt": lambda: repl.prompts,
     }
     completer = SlashCompleter(names, SETTING_VALUES)

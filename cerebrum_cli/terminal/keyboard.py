@@ -1,6 +1,8 @@
 """Terminal modes of standard input while a reply is written: typed text is not echoed, and no stop leaves it that way.
 
 Shells with job control set their own modes when a job stops, and few put the job's back when it continues.
+
+One key can act meanwhile, though nothing reads the input, which belongs to the next prompt: the terminal sends SIGQUIT.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -22,6 +25,8 @@ try:
 except ImportError:  # Windows does not echo input before it is read
     termios = None  # type: ignore[assignment]
 
+ANSWER_KEY, ANSWER_KEY_NAME = b"\x14", "Ctrl-T"
+KEY_GRACE_S = 0.5  # a key that comes so soon after it was unbound still means the same
 PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # bracketed paste: a terminal marks where a paste begins and ends
 
 
@@ -32,6 +37,9 @@ class Keyboard:
         self._initial_modes: list[Any] | None = None
         self._modes: list[Any] | None = None  # those to set again when the process continues
         self._marks_pastes = False
+        self._handles_quit = False
+        self._on_key: Callable[[], None] | None = None
+        self._unbound_at = -KEY_GRACE_S
         if termios is not None and sys.stdin is not None and sys.stdin.isatty():
             self._descriptor = sys.stdin.fileno()
             self._initial_modes = termios.tcgetattr(self._descriptor)
@@ -61,6 +69,32 @@ class Keyboard:
                 self._set_modes(modes, marks_pastes=True)
             yield
 
+    @property
+    def takes_key(self) -> bool:
+        """Whether a key can be bound: the terminal sends SIGQUIT to the whole process group, so only to this process.
+
+        A program that has started this one in its own group, such as a script, might end.
+        """
+        return self._handles_quit and os.getpgrp() == os.getpid()
+
+    def bind_key(self, action: Callable[[], None]) -> None:
+        """Call an action for ANSWER_KEY, if possible, instead of quitting for Ctrl-\\."""
+        modes = self._current_modes()
+        if modes and self.takes_key:
+            self._on_key = action
+            modes[3] |= termios.NOFLSH  # keep what was typed before it
+            modes[6][termios.VQUIT] = ANSWER_KEY
+            self._apply(modes)
+
+    def unbind_key(self) -> None:
+        """Undo `bind_key`."""
+        modes = self._current_modes()
+        if modes and self._initial_modes and self._on_key:
+            modes[3] = modes[3] & ~termios.NOFLSH | self._initial_modes[3] & termios.NOFLSH
+            modes[6][termios.VQUIT] = self._initial_modes[6][termios.VQUIT]
+            self._apply(modes)
+        self._on_key, self._unbound_at = None, time.monotonic() if self._on_key else self._unbound_at
+
     @contextlib.contextmanager
     def prompting(self) -> Iterator[None]:
         """Let a prompt set modes of its own, and mark pastes again after it."""
@@ -89,17 +123,26 @@ class Keyboard:
                 number: signal.signal(number, handler)
                 for number, handler in (
                     (signal.SIGTSTP, self._on_stop),
-                    (signal.SIGQUIT, self._on_stop),
+                    (signal.SIGQUIT, self._on_quit),
                     (signal.SIGCONT, self._on_continue),
                 )
             }
+        self._handles_quit = bool(handlers)
         RESTORE_ON_EXIT.append(self.restore)
         try:
             yield
         finally:
             self.restore()
             RESTORE_ON_EXIT.remove(self.restore)
+            self._handles_quit = False
             restore_handlers(handlers)
+
+    def _on_quit(self, signum: int, frame: FrameType | None) -> None:
+        """Act for the bound key, or end as by default."""
+        if self._on_key:
+            self._on_key()
+        elif time.monotonic() - self._unbound_at >= KEY_GRACE_S:
+            self._on_stop(signum, frame)
 
     def _on_stop(self, signum: int, _: FrameType | None) -> None:
         """Stop, or end, as the signal does by default, but with the terminal's initial modes."""
@@ -129,13 +172,18 @@ class Keyboard:
             return None
 
     def _set_modes(self, modes: list[Any] | None, marks_pastes: bool) -> None:
-        if modes is None:
-            return
+        if modes is not None and self._apply(modes) and (marks_pastes or self._marks_pastes):
+            self._marks_pastes = marks_pastes
+            with contextlib.suppress(OSError):  # the terminal was closed
+                os.write(self._descriptor, (PASTE_ON if marks_pastes else PASTE_OFF).encode())
+
+    def _apply(self, modes: list[Any]) -> bool:
+        """Set the terminal's modes now, or when the process continues in the foreground; whether they are set."""
         self._modes = modes
         if not self._is_in_foreground:
-            return
-        with contextlib.suppress(termios.error, OSError):  # the terminal was closed
+            return False
+        try:
             termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)
-            if marks_pastes or self._marks_pastes:
-                self._marks_pastes = marks_pastes
-                os.write(self._descriptor, (PASTE_ON if marks_pastes else PASTE_OFF).encode())
+        except (termios.error, OSError):  # the terminal was closed
+            return False
+        return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from cerebrum_cli.core.events import (
     Event,
@@ -22,19 +23,21 @@ SHOW_AFTER_S = 1.0  # shorter waits show nothing
 REASONING_TOKENS_PER_DRAW = 10  # reasoning tokens between redraws
 ANSWER_TOKENS_PER_DRAW = 10  # tokens of an answer between redraws
 VOTE_TOKENS_PER_DRAW = 20  # tokens of all samples between redraws
+HINT_GAP = "    "
 ECHO_COLUMNS = 3  # columns left free for the ^C that a terminal echoes, which must not wrap
 
 
 class StatusLine:
     """A redrawn line, shown only while a stage takes longer than a second."""
 
-    def __init__(self, streams: Streams, model: str) -> None:
+    def __init__(self, streams: Streams, model: str, reasoning_hint: Callable[[], str] = str) -> None:
         self._streams = streams
         self._model = model
+        self._reasoning_hint = reasoning_hint  # shown where there is room
         self._can_redraw = streams.can_redraw  # checked once: there is an event for every token
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
-        self._text = ""
+        self._text = self._hint = ""
         self._shown = False
         self._reasoning_tokens = 0
 
@@ -51,7 +54,7 @@ class StatusLine:
         elif isinstance(event, TokenEvent) and event.channel == "thinking":
             self._reasoning_tokens += 1
             if self._reasoning_tokens % REASONING_TOKENS_PER_DRAW == 1:
-                self._show(f"reasoning: {self._reasoning_tokens} tokens")
+                self._show(f"reasoning: {self._reasoning_tokens} tokens", self._reasoning_hint())
         else:
             self.close()
 
@@ -64,9 +67,9 @@ class StatusLine:
                 self._streams.draw("\r\x1b[K")
                 self._shown = False
 
-    def _show(self, text: str) -> None:
+    def _show(self, text: str, hint: str = "") -> None:
         with self._lock:
-            self._text = text
+            self._text, self._hint = text, hint
             if self._shown:
                 self._draw()
             elif self._timer is None:
@@ -80,10 +83,13 @@ class StatusLine:
                 self._draw()
 
     def _draw(self) -> None:
-        from rich.cells import set_cell_size  # characters may be two columns wide
+        from rich.cells import cell_len, set_cell_size  # characters may be two columns wide
 
         width = columns(self._streams.err) - ECHO_COLUMNS
-        text = set_cell_size(strip_controls(self._text), width).rstrip()
+        text = strip_controls(self._text)
+        if self._hint and cell_len(text) + len(HINT_GAP + self._hint) <= width:
+            text += HINT_GAP + self._hint
+        text = set_cell_size(text, width).rstrip()
         self._streams.draw(f"\r\x1b[K{text}")
         self._shown = True
 
@@ -91,8 +97,8 @@ class StatusLine:
 class AnswerLine(StatusLine):
     """A status line that also counts the tokens of an answer, which is printed at the end."""
 
-    def __init__(self, streams: Streams, model: str) -> None:
-        super().__init__(streams, model)
+    def __init__(self, streams: Streams, model: str, reasoning_hint: Callable[[], str] = str) -> None:
+        super().__init__(streams, model, reasoning_hint)
         self._tokens = 0
 
     def emit(self, event: Event) -> None:

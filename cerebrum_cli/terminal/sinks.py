@@ -11,9 +11,11 @@ from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId
 from cerebrum_cli.core.settings import set_environment_default
 from cerebrum_cli.terminal.control import ControlFilter, strip_controls
 from cerebrum_cli.terminal.interrupts import CancelOnInterrupt, Interrupts
+from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
 from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
 
 if TYPE_CHECKING:
+    from cerebrum_cli.application.inference.responder import Responder
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 T = TypeVar("T")
@@ -103,6 +105,35 @@ class ReasoningSink:
             seconds = time.monotonic() - self._start
             self._streams.info(f"reasoned for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
             self._start = None
+
+
+class AnswerKeySink:
+    """Lets a key end the reasoning of a reply while it streams."""
+
+    def __init__(self, keyboard: Keyboard, responder: Responder) -> None:
+        self._keyboard = keyboard
+        self._responder = responder
+        self._is_bound = False
+
+    @property
+    def hint(self) -> str:
+        """What the key does; empty where it does nothing."""
+        return f"{ANSWER_KEY_NAME}: answer now" if self._keyboard.takes_key and self._responder.can_answer_now else ""
+
+    def emit(self, event: Event) -> None:
+        """Bind the key with the first text of the reasoning, and unbind it with that of the answer."""
+        if not isinstance(event, TokenEvent) or not event.text:
+            return
+        if event.channel == "answer":
+            self.close()
+        elif not self._is_bound and self.hint:
+            self._is_bound = True
+            self._keyboard.bind_key(self._responder.answer_now)
+
+    def close(self) -> None:
+        if self._is_bound:
+            self._is_bound = False
+            self._keyboard.unbind_key()
 
 
 class NoticeSink:

@@ -122,7 +122,7 @@ class ReplyStream:
 def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:
     """Split the text of an event by channel; the last of the texts has the token's id."""
     if isinstance(event, TokenEvent):
-        texts = splitter.feed(event.text) or [("answer", "")]
+        texts = splitter.feed(event.text) or [("thinking" if splitter.open_thought else "answer", "")]
         for channel, text in texts[:-1]:
             yield TokenEvent(event.sequence, text, channel)
         channel, text = texts[-1]

@@ -271,6 +271,7 @@ class Responder:
         if limit is None and not can_hurry:
             return None
         answer_now = self._answer_now if can_hurry else None
+        self._answer_now.is_watched = can_hurry
         return ThoughtBudget(limit, self._format.thoughts, self._endings, answer_now, *start)
 
     def _require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
@@ -292,6 +293,11 @@ class Responder:
     @cached_property
     def _has_thought_tokens(self) -> bool:
         return bool(self._engine.vocabulary.special_token_ids(each.open for each in self._format.thoughts))
+
+    @property
+    def can_answer_now(self) -> bool:
+        """Whether `answer_now` has an effect on the reasoning of the reply that `respond` is generating."""
+        return self._answer_now.is_watched
 
     def answer_now(self) -> None:
         """End the reasoning of the reply that `respond` is generating, if it still reasons at its next token."""

@@ -17,11 +17,12 @@ from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.terminal.control import strip_controls
+from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_table import BARE_EXITS, SlashLine, parse_slash
 from cerebrum_cli.terminal.repl.terminal_io import InputSource, prompt_text, shorten_question
-from cerebrum_cli.terminal.sinks import NoticeSink, ReasoningSink, Sink, answer_sink, render, show_answer
+from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, ReasoningSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.texts import context_text, result_text
 
@@ -42,6 +43,7 @@ class Repl:
     streams: Streams
     signals: Signals
     commands: Mapping[str, Callable[[Repl, SlashLine], None]]
+    keyboard: Keyboard = field(default_factory=Keyboard)
     no_markdown: bool = False
     quiet: bool = False
     prompts: Mapping[str, SavedPrompt] = field(default_factory=dict)
@@ -127,9 +129,10 @@ class Repl:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
         self.last_collector = collector = ReplyCollector()
         try:
-            self._render(
-                events, ReasoningSink(self.streams), collector, answer_sink(self.streams, not self.no_markdown)
-            )
+            key = AnswerKeySink(self.keyboard, self.chat.loaded.responder)
+            sinks = key, ReasoningSink(self.streams), collector, answer_sink(self.streams, not self.no_markdown)
+            line = StatusLine(self.streams, self.chat.loaded.model.name, lambda: key.hint)
+            self._render(events, *sinks, line=line)
         except Interrupted as error:
             if not self._continues_after(error):
                 raise

@@ -284,7 +284,12 @@ def show_prompt(repl: Repl, _: SlashLine) -> None:
     repl.streams.answer(format_transcript(repl.chat.loaded.responder, repl.chat.conversation))
 
 
-def show_reasoning(repl: Repl, _: SlashLine) -> None:
+def think(repl: Repl, line: SlashLine) -> None:
+    if line.argument:
+        with unchanged_on_interrupt("think unchanged"):
+            repl.wait_for(repl.chat.change_settings({"think": parse_value("think", line.argument, "/think")}))
+        repl.streams.info(settings_lines({"think": repl.chat.settings.think}))
+        return
     reasoning = _last_reply(repl).metadata.reasoning
     if not reasoning:
         raise UsageError("the last reply has no reasoning", "not every model marks its reasoning")
@@ -341,5 +346,5 @@ COMMANDS: dict[str, Callable[[Repl, SlashLine], None]] = {
     "copy": copy_reply,
     "final": show_final_answer,
     "prompt": show_prompt,
-    "think": show_reasoning,
+    "think": think,
 }

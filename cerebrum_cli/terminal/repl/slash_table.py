@@ -23,7 +23,7 @@ SETTABLE_ON_SERVERS = tuple(key for key in SETTABLE if key not in LOCAL_KEYS)
 SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.choices for key, option in OPTIONS.items() if option.choices}
 PARTS = ("question", "answer")  # of a turn; both can be edited
 
-ArgumentKind = Literal["", "path", "model", "session", "setting", "part", "prompt"]
+ArgumentKind = Literal["", "path", "model", "session", "setting", "part", "prompt", "think"]
 
 
 class SlashCommand(NamedTuple):
@@ -71,7 +71,7 @@ SLASH_COMMANDS = (
     SlashCommand("copy", "[N]", "copy the last reply, or its N-th code block"),
     SlashCommand("final", "", "show the last reply's final answer"),
     SlashCommand("prompt", "", "show the exact prompt"),
-    SlashCommand("think", "", "show the last reply's reasoning"),
+    SlashCommand("think", "[on|off|N]", "show the last reply's reasoning, or set how long to think", "think"),
 )
 
 KEYS = (
@@ -84,6 +84,7 @@ KEYS = (
     ("Ctrl-X Ctrl-E", "edit in $VISUAL or $EDITOR"),
     ("Ctrl-L", "clear the screen"),
     ("Ctrl-C", "stop a reply and keep its text; twice at an empty prompt exits"),
+    ("Ctrl-T", "while the model thinks: answer now"),
     ("Ctrl-D", "exit"),
 )
 

@@ -18,9 +18,10 @@ OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to ans
 
 
 class AnswerNow:
-    """Whether the user has asked for the answer; a signal handler may set it."""
+    """Whether the user has asked for the answer, which a signal handler may set; and whether a budget looks at it."""
 
     is_requested = False
+    is_watched = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,128 @@
+"""Ctrl-T at a terminal, with which the user ends the reasoning that streams."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from person import OpenTerminal, Person
+from scripted_command import SCRIPTED
+from tiny_models import CHATML_TEMPLATE, write_chatml
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
+
+SHELL = "shell$ "
+HINT = "Ctrl-T: answer now"
+THOUGHT = "<think>\n" + " ".join(f"word{n}" for n in range(150))  # shown as an answer where the thought is ended
+
+
+@pytest.fixture
+def shell(open_terminal: OpenTerminal, tmp_path: Path) -> Person:
+    """A user at the prompt of an interactive shell; ./chat and ./ask answer with THOUGHT, ./script asks, too."""
+    if not (bash := shutil.which("bash")):
+        pytest.skip("needs bash")
+    model = write_chatml(tmp_path / "thinker.gguf", chat_template=CHATML_TEMPLATE + "{# <think> #}")
+    script = json.dumps({"rows": {}, "seeds": [THOUGHT + " The end."], "pause": 0.004})
+    lines = {
+        name: "exec " + shlex.join([sys.executable, SCRIPTED, script, name, "-m", str(model), "--no-markdown"])
+        for name in ("chat", "ask")
+    }
+    for name, line in {**lines, "script": "./ask hi\necho finished #"}.items():
+        (tmp_path / name).write_text(f'#!/bin/sh\n{line} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    person = open_terminal(bash, "--norc", "--noediting", "-i", size=(100, 24), PS1=SHELL, INPUTRC="/dev/null")
+    person.wait_for(SHELL.strip())
+    return person
+
+
+def require_restored_keys(shell: Person) -> None:
+    shell.wait_for(SHELL.strip())
+    shell.type("echo keys: $(stty -a | grep -c -e 'quit = ^.;' -e ' -noflsh')\n")
+    shell.wait_for("keys: 2")
+
+
+def test_chat_answers_now_and_keeps_what_is_typed_ahead(shell: Person) -> None:
+    shell.type("./chat\n")
+    shell.wait_for("/help")
+    shell.type("One?\r")
+    shell.wait_for_output(HINT)
+    shell.type("typed ")
+    shell.type("\x14")
+    shell.wait_for("word")
+    shell.type("ahead")
+    shell.wait_for("> typed ahead")
+    assert shell.output.count("; /think shows it") == 1
+    shell.type("\x15/think\r")
+    shell.wait_for("word0 word1")
+    shell.type("/exit\r")
+    require_restored_keys(shell)
+
+
+def test_chat_limits_thought_with_a_command(shell: Person) -> None:
+    shell.type("./chat\n")
+    shell.wait_for("/help")
+    shell.type("/think 20\r")
+    shell.wait_for("think 20")
+    shell.type("One?\r")
+    shell.wait_for("The end.")
+    assert any(line.startswith("reasoned for") for line in shell.screen.lines)
+    shell.type("/think some\r")
+    shell.wait_for("error: /think is 'some'")
+
+
+def test_ask_answers_now(shell: Person) -> None:
+    shell.type("./ask hi\n")
+    shell.wait_for_output(HINT)
+    shell.type("\x14")
+    shell.wait_for("word")
+    shell.wait_for("The end.")
+    require_restored_keys(shell)
+
+
+def test_ask_ignores_the_key_that_is_pressed_again(shell: Person) -> None:
+    shell.type("./ask hi\n")
+    shell.wait_for_output(HINT)
+    shell.type("\x14\x14\x14")
+    shell.wait_for("The end.")
+    shell.type("\x15echo code $?\n")
+    shell.wait_for("code 0")
+
+
+@pytest.mark.parametrize("key", ["\x1c", "\x03"])
+def test_ask_quits_by_the_default_keys(shell: Person, key: str) -> None:
+    shell.type("./ask hi\n")
+    shell.wait_for_output(HINT)
+    if key == "\x1c":  # once the thought has ended
+        shell.type("\x14")
+        shell.wait_for("word40")
+    shell.type(key)
+    shell.wait_for(SHELL.strip())
+    shell.type("echo code $?\n")
+    shell.wait_for(f"code {128 + (signal.SIGQUIT if key == chr(28) else signal.SIGINT)}")
+    assert shell.has_echo
+
+
+def test_ask_answers_now_after_it_was_stopped(shell: Person) -> None:
+    shell.type("./ask hi\n")
+    shell.wait_for_output(HINT)
+    shell.type("\x1a")
+    shell.wait_for("Stopped")
+    shell.type("stty -a | grep -o 'quit = [^;]*'; fg\n")
+    shell.wait_for("quit = ^\\")
+    shell.wait_for("reasoning")
+    shell.type("\x14")
+    shell.wait_for("word")
+    shell.wait_for("The end.")
+
+
+def test_ask_in_a_script_leaves_the_key_alone(shell: Person) -> None:
+    shell.type("./script\n")
+    shell.wait_for_output("reasoning: ")
+    shell.type("\x14")
+    shell.wait_for("finished")
+    assert HINT not in shell.output
