@@ -56,27 +56,9 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
     )
     given = with_session_defaults(session, {**given, **no_cache}, is_remote=bool(options.endpoint))
     model = find_model(runtime, given, options)
-    endpoints = find_endpoints(runtime, options)
-
-    def fold_settings(given: Layer, model: Model) -> Settings:
-        settings = runtime.settings(given, model)
-        return without_local(settings) if endpoints else settings
-
-    def adapted(model: Model, settings: Settings) -> Model:
-        return with_adapters(runtime.library, model, settings.lora)
-
-    loader = ModelLoader(
-        runtime.library.resolve_vocabulary if endpoints else runtime.library.resolve,
-        fold_settings,
-        runtime.open_backend,
-        runtime.prompt_cache,
-        template_options(options.template_arg),
-        lambda model, settings: resolve_encoding(runtime, model, settings, options),
-        endpoints,
-        adapted,
-    )
-    settings = fold_settings(given, model)
-    model = adapted(model, settings)
+    loader = model_loader(runtime, options)
+    settings = loader.fold(given, model)
+    model = loader.adapted(model, settings)
     conversation = Chat(history, loader, given, loader.open(model, settings), settings, session, name)
     if saved:
         own_system = {"system": session.system_prompt} if session else {}
@@ -104,6 +86,29 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
             with signals.exiting():
                 if (notice := conversation.close()) and not options.quiet:
                     runtime.streams.notice(notice)
+
+
+def model_loader(runtime: Runtime, options: ChatOptions) -> ModelLoader:
+    """What opens the models of a chat, on this machine or on its servers. Raises UsageError, ConfigError."""
+    endpoints = find_endpoints(runtime, options)
+
+    def fold_settings(given: Layer, model: Model) -> Settings:
+        settings = runtime.settings(given, model)
+        return without_local(settings) if endpoints else settings
+
+    def adapted(model: Model, settings: Settings) -> Model:
+        return with_adapters(runtime.library, model, settings.lora)
+
+    return ModelLoader(
+        runtime.library.resolve_vocabulary if endpoints else runtime.library.resolve,
+        fold_settings,
+        runtime.open_backend,
+        runtime.prompt_cache,
+        template_options(options.template_arg),
+        lambda model, settings: resolve_encoding(runtime, model, settings, options),
+        endpoints,
+        adapted,
+    )
 
 
 def require_model_name(text: str) -> str:
