@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
+
 import pytest
 from asking import ask, collect_replies, running_engine
 from scripted_backend import FIRST_WORD, MARK, ScriptedBackend, replies, tokens
@@ -295,3 +299,23 @@ def test_engine_measures_prefill_and_decode() -> None:
     assert 0 < first.timings.prefill_s <= first.timings.ttft_s
     assert first.timings.decode_s > 0 and first.timings.tokens_per_second > 0
     assert first.timings.load_s == second.timings.load_s >= 0
+
+
+def test_engine_wait_ends_for_a_signal_that_another_thread_received() -> None:
+    is_handled = threading.Event()
+    waited: list[bool] = []
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        if not waited:
+            time.sleep(0.2)  # until the caller waits for a token
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)  # which does not end the caller's wait
+            waited.append(is_handled.wait(10))
+        return GREETING(held, seed)
+
+    previous = signal.signal(signal.SIGUSR1, lambda *_: is_handled.set())
+    try:
+        with running_engine(ScriptedBackend(model)) as engine:
+            [reply] = ask(engine, "hello ")
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert (waited, reply.text) == ([True], "world")

@@ -11,7 +11,7 @@ from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.engine.commands import Abort, Cancel, Commands, Submit
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences, first_seed
+from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences, first_seed, next_item
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.drafts.drafter import Drafter
@@ -71,7 +71,7 @@ class LocalCompletions:
     def __next__(self) -> Event:
         if not self._live:
             raise StopIteration
-        event = self._outbox.get()
+        event = next_item(self._outbox)
         if isinstance(event, Failure):
             raise event.error
         if isinstance(event, (FinishEvent, RefusedEvent)):

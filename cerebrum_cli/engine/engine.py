@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cerebrum_cli.core.events import Event, RefusedEvent
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.sequence import Failure, Request
+from cerebrum_cli.engine.sequence import Failure, Request, next_item
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
@@ -45,7 +45,7 @@ class LoadEvents:
     def __iter__(self) -> Iterator[Event]:
         """Yield events until loading ends; raise if it failed. Later calls yield nothing, or raise again."""
         while True:
-            event = self._events.get()
+            event = next_item(self._events)
             if event is None or isinstance(event, Failure):
                 self._events.put(event)  # for later calls
                 if event is None:

@@ -31,7 +31,7 @@ from cerebrum_cli.engine.completions import LocalCompletions
 from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents, raise_refusals
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.memory import group_lengths
-from cerebrum_cli.engine.sequence import Failure, Request
+from cerebrum_cli.engine.sequence import Failure, Request, next_item
 from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class LocalEngine:
         is_running = True
         try:
             while is_running:
-                event = outbox.get()
+                event = next_item(outbox)
                 is_running = not (event is None or isinstance(event, Failure))
                 if isinstance(event, Failure):
                     raise event.error

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, Forced, SequenceId, Timings, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 Tokens: TypeAlias = "tuple[int, ...] | array[int]"
 """Token ids; an array takes a tenth of a tuple's memory."""
 
+T = TypeVar("T")
+
 TOKEN_BYTES = 4
+SIGNAL_CHECK_S = 0.5
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
 
 
@@ -32,6 +36,18 @@ class Failure(NamedTuple):
     """An exception to raise on the caller's thread."""
 
     error: BaseException
+
+
+def next_item(outbox: SimpleQueue[T]) -> T:
+    """Wait for the next item of a queue, and for signals.
+
+    Python does not end a wait for a signal that came after its last check and before the wait, so waits are short.
+    """
+    while True:
+        try:
+            return outbox.get(timeout=SIGNAL_CHECK_S)
+        except Empty:
+            continue
 
 
 class Inspection(NamedTuple):

@@ -15,7 +15,7 @@ from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.job import Job, Place
 from cerebrum_cli.engine.remote.replies import RemoteSample
-from cerebrum_cli.engine.sequence import Failure, Request, first_seed
+from cerebrum_cli.engine.sequence import Failure, Request, first_seed, next_item
 
 REPORT_S = 1.0  # between reports of what each server has generated
 
@@ -79,7 +79,7 @@ class RemoteCompletions:
             return ServersEvent(self._connection.generated)
         if not self._live:
             raise StopIteration
-        event = self._outbox.get()
+        event = next_item(self._outbox)
         if isinstance(event, Failure):
             raise event.error
         if isinstance(event, (FinishEvent, RefusedEvent)):
