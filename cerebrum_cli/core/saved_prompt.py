@@ -76,5 +76,5 @@ def find_prompt(prompts: Mapping[str, SavedPrompt], name: str) -> SavedPrompt:
     elif prompts:
         hint = f"saved prompts: {', '.join(prompts)}"
     else:
-        hint = f"create it: cerebrum prompts edit {quote(name)}"
+        hint = f"none are saved; cerebrum prompts edit {quote(name)} creates it"
     raise UsageError(f"there is no saved prompt {name!r}", hint)

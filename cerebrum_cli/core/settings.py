@@ -131,7 +131,9 @@ def validate(key: str, value: Any, source: str | None = None) -> Any:
     """Convert the value of a setting to its type. Raises UsageError, which names the source, or else the option."""
     converted, expected = convert(key, value)
     if expected:
-        raise UsageError(f"{source or flag(key)} is {value!r}", f"it must be {expected}")
+        items = value if isinstance(value, list) else ()
+        wrong = next((item for item in items if convert(key, [item])[1]), value)
+        raise UsageError(f"{source or flag(key)} is {wrong!r}", f"it must be {expected}")
     return converted
 
 
@@ -203,7 +205,8 @@ def convert(key: str, value: Any) -> tuple[Any, str]:
         return None, f"{'a whole number' if kind == 'int' else 'a number'} {bounds}"
     if key == "logit_bias":
         biases = parse_biases(value)
-        return (biases, "") if biases is not None else (None, f"TOKEN=BIAS, with a number up to {MAX_LOGIT}")
+        expected = f"TOKEN=BIAS, with a number from -{MAX_LOGIT} to {MAX_LOGIT}"
+        return (biases, "") if biases is not None else (None, expected)
     if kind.startswith("tuple"):
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item for item in items):
@@ -229,7 +232,10 @@ def convert(key: str, value: Any) -> tuple[Any, str]:
         )
     if not isinstance(value, str):
         return None, "text"
-    return (value, "") if not declared.choices or value in declared.choices else (None, " or ".join(declared.choices))
+    if not declared.choices or value in declared.choices:
+        return value, ""
+    *others, last = declared.choices
+    return None, f"{', '.join(others)} or {last}"
 
 
 def convert_adapters(items: Iterable[str]) -> tuple[Any, str]:
