@@ -97,7 +97,7 @@ def test_ask_refuses_to_limit_thought_that_nothing_marks(chatml_model: Path, tmp
     told = run_here({"reply": "Yes."}, tmp_path, *options, "--think", think)
     assert told.code == 2
     assert told.err.splitlines()[0] == f"error: think is {think}, but this model does not mark its reasoning"
-    assert "--conclude N" in told.err
+    assert "set conclude to N" in told.err
     assert run_here({"reply": "Yes."}, tmp_path, *options, "--think", "on").code == 0
 
 

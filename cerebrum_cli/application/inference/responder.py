@@ -278,9 +278,7 @@ class Responder:
         """Raise UsageError for a limit of reasoning that nothing marks."""
         if settings.thought_limit is not None and not self._marks_thought(system_prompt):
             problem = f"think is {settings.think}, but this model does not mark its reasoning"
-            raise UsageError(
-                problem, "omit it, or set it to on; --conclude N has a reply state its answer after N tokens"
-            )
+            raise UsageError(problem, "omit it, or set it to on; set conclude to N for an answer after N tokens")
 
     def _marks_thought(self, system_prompt: str | None) -> bool:
         """Whether the format, the vocabulary or the system prompt has markup of reasoning."""
