@@ -35,7 +35,7 @@ from cerebrum_cli.terminal.repl.slash_table import (
 from cerebrum_cli.terminal.repl.terminal_io import shorten_question
 from cerebrum_cli.terminal.reports.inspection import print_uncertain
 from cerebrum_cli.terminal.streams import columns
-from cerebrum_cli.terminal.tables import PIPE_WIDTH, print_prompts, print_rows, print_sessions
+from cerebrum_cli.terminal.tables import NO_PROMPTS, PIPE_WIDTH, print_prompts, print_rows, print_sessions
 from cerebrum_cli.terminal.texts import context_text, settings_lines, stats_line
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def show_settings(repl: Repl, _: SlashLine) -> None:
 def use_prompt(repl: Repl, line: SlashLine) -> None:
     if not line.argument:
         rows = [saved.as_object() for saved in repl.prompts.values()]
-        print_rows(repl.streams, rows, False, print_prompts, "no saved prompts; cerebrum prompts edit NAME creates one")
+        print_rows(repl.streams, rows, False, print_prompts, NO_PROMPTS)
         return
     saved = find_prompt(repl.prompts, line.argument)
     with unchanged_on_interrupt("settings unchanged"):
