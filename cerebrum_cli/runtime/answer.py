@@ -14,7 +14,6 @@ from cerebrum_cli.core.errors import Interrupted, NoAnswer
 from cerebrum_cli.core.events import NoticeEvent, PromptEvent
 from cerebrum_cli.runtime.generation import naming_grammar_file
 from cerebrum_cli.terminal.progress import AnswerLine, StatusLine, VoteLine
-from cerebrum_cli.terminal.reports.inspection import print_uncertain
 from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.texts import result_text, stats_line
 
@@ -219,6 +218,8 @@ class Answer:
         elif code is not None:
             streams.answer(code + "\n")
         if self._uncertain is not None and not options.json:
+            from cerebrum_cli.terminal.reports.inspection import print_uncertain
+
             print_uncertain(streams, self._uncertain, to_error=True)
         if options.stats:
             streams.write_line("", stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks))

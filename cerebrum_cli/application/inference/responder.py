@@ -9,8 +9,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.application.inference.control.answer_now import AnswerNow
 from cerebrum_cli.application.inference.control.controls import ReplyControls, ReplyStart
-from cerebrum_cli.application.inference.control.thought_budget import AnswerNow
 from cerebrum_cli.application.inference.inspection import GivenReply
 from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cerebrum_cli.application.inference.control.conclude import Closings, Conclude, plan_closings
-from cerebrum_cli.application.inference.control.thought_budget import AnswerNow, ThoughtBudget, plan_endings
+from cerebrum_cli.application.inference.control.answer_now import AnswerNow
 from cerebrum_cli.application.inference.reply_stream import GenerationRequest
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
@@ -15,6 +14,10 @@ from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control.control import ControlFactory
 from cerebrum_cli.engine.control.loop_check import LoopCheck
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.inference.control.conclude import Closings
+    from cerebrum_cli.application.inference.control.thought_budget import ThoughtBudget
 
 
 class ReplyStart(NamedTuple):
@@ -46,6 +49,8 @@ class ReplyControls:
         if budget := self._thought_budget(request, start, answer_now):
             controls.append(budget)
         if settings.conclude:
+            from cerebrum_cli.application.inference.control.conclude import Conclude
+
             controls.append(Conclude(settings.conclude, self._closings, *start))
         return tuple(controls)
 
@@ -67,6 +72,8 @@ class ReplyControls:
         can_hurry = request.stream and self._marks_thought(request.conversation.system_prompt)
         if limit is None and not can_hurry:
             return None
+        from cerebrum_cli.application.inference.control.thought_budget import ThoughtBudget
+
         answer_now.is_watched = can_hurry
         return ThoughtBudget(limit, self._format.thoughts, self._endings, answer_now if can_hurry else None, *start)
 
@@ -84,8 +91,12 @@ class ReplyControls:
 
     @cached_property
     def _closings(self) -> Closings:
+        from cerebrum_cli.application.inference.control.conclude import plan_closings
+
         return plan_closings(self._vocabulary, self._format)
 
     @cached_property
     def _endings(self) -> Mapping[str, tuple[int, ...]]:
+        from cerebrum_cli.application.inference.control.thought_budget import plan_endings
+
         return plan_endings(self._vocabulary, self._format.thoughts)
