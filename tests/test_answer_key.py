@@ -12,7 +12,7 @@ from tiny_models import CHATML_TEMPLATE, write_chatml
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 HINT = "Ctrl-T: answer now"
-THOUGHT = "<think>\n" + " ".join(f"word{n}" for n in range(150))  # shown as an answer where the thought is ended
+THOUGHT = "<think>\n" + " ".join(f"word{n}" for n in range(100))  # shown as an answer where the thought is ended
 
 
 @pytest.fixture
