@@ -8,7 +8,7 @@ from pathlib import Path
 from pickle import dumps, loads
 
 import pytest
-from asking import collect_replies, running_engine
+from asking import FREE_ROWS, collect_replies, running_engine
 from command_line import CommandLine, Finished
 from concluding import AFTER, BRIDGE, concluding, thinker
 from nano.measure import MODEL_FILE
@@ -23,7 +23,6 @@ from cerebrum_cli.engine.control.sentences import SENTENCE_TOKENS
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.sequence import Request
 
-FREE_ROWS = StepCosts((1, 2, 4, 8, 16, 32), (1.0, 1.01, 1.02, 1.04, 1.08, 1.16))
 THOUGHT = "Let me think. Let me think."
 HIDDEN = "x" * len(BRIDGE)  # what the model would have generated in place of the bridge
 

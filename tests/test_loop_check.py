@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from asking import ask, collect_replies, running_engine
+from asking import FREE_ROWS, ask, collect_replies, running_engine
 from command_line import Finished
 from llama_engines import open_engine
 from nano.measure import MODEL_FILE
@@ -24,7 +24,6 @@ from cerebrum_cli.engine.sequence import Request
 
 ROOT = Path(__file__).parents[1]
 CODE_FILES, CHARACTERS = 120, 12_000
-FREE_ROWS = StepCosts((1, 2, 4, 8, 16, 32), (1.0, 1.01, 1.02, 1.04, 1.08, 1.16))
 LINE = "The same line once more, and nothing else.\n"
 
 RAVEN = """Once upon a midnight dreary, while I pondered, weak and weary,
