@@ -5,15 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from asking import Reply
 from concluding import AFTER, BRIDGE, concluding, speaker, thinker
 from llama_server import LlamaServer
 from model_servers import ModelServer
-from remote_engines import connected, events_of, local_replies, notices, outcome, replies_of, request_of, serving_kind
+from remote_engines import (
+    connected,
+    events_of,
+    local_replies,
+    notices,
+    outcome,
+    replies_of,
+    request_of,
+    serving_kind,
+    summaries,
+)
 from scripted_backend import Model
 from scripted_cluster import Nodes, clustered
-from sglang_server import SglangServer
-from vllm_server import VllmServer
+from server_kinds import every_kind
 
 from cerebrum_cli.engine.control.loop_check import MIN_TOKENS, LoopCheck
 from cerebrum_cli.engine.sequence import Request
@@ -28,7 +36,6 @@ MODELS = {
     "answered in time": speaker(lambda seed: f"Let me see now {seed}, the answer is {seed}. So there."),
     "loop": speaker(lambda seed: "over " * 60),
 }
-every_kind = pytest.mark.parametrize("kind", [LlamaServer, VllmServer, SglangServer])
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -38,17 +45,6 @@ def requests(**more: Any) -> list[Request]:
     if values.get("stream"):
         return [request_of("go", seed=3, **values), request_of("go", seed=3, **limited)]
     return [request_of("go", n=3, max_n=3, seed=3, **values), request_of("go", seed=7, **limited)]
-
-
-def summaries(replies: dict[Any, Reply]) -> dict[Any, tuple[Any, ...]]:
-    """All that must not depend on where a reply was generated."""
-    found = {}
-    for id, reply in sorted(replies.items()):
-        finish = reply.finish
-        assert finish
-        counts = finish.prompt_tokens, finish.completion_tokens, finish.seed, finish.forced, finish.by_stop_string
-        found[id] = reply.text, tuple(reply.ids), finish.reason, counts
-    return found
 
 
 def local(model: Model, *given: Request) -> dict[Any, tuple[Any, ...]]:

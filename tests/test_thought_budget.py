@@ -13,14 +13,13 @@ from command_line import Finished
 from concluding import speaker
 from llama_server import LlamaServer
 from model_servers import ModelServer
-from remote_engines import connected, local_replies, replies_of, request_of, serving_kind
+from remote_engines import connected, local_replies, replies_of, request_of, serving_kind, summaries
 from scripted_backend import END, ScriptedBackend, tokens
 from scripted_cluster import Nodes, clustered
 from scripted_command import run_here
-from sglang_server import SglangServer
+from server_kinds import every_kind
 from templates import TEMPLATES
 from tiny_models import CHATML_TEMPLATE, write_chatml
-from vllm_server import VllmServer
 
 from cerebrum_cli.application.inference.control.thought_budget import ThoughtBudget, plan_endings
 from cerebrum_cli.application.inference.format_choice import format_builder
@@ -237,13 +236,8 @@ REPLIES = {
 every_reply = pytest.mark.parametrize("name", REPLIES)
 
 
-def summaries(replies: dict[Any, Any]) -> list[tuple[Any, ...]]:
-    found = sorted(replies.items())
-    return [(id, one.text, tuple(one.ids), one.reason, one.finish.forced) for id, one in found]
-
-
 @every_reply
-@pytest.mark.parametrize("kind", [LlamaServer, VllmServer, SglangServer])
+@every_kind
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("limit", [0, LIMIT])
 def test_remote_thought_is_ended_as_here(kind: type[ModelServer], name: str, stream: bool, limit: int) -> None:
