@@ -122,11 +122,17 @@ def test_commands_refuse_a_conclusion_beyond_the_limit(
 
 
 def test_vote_counts_concluded_samples(chatml_model: Path, tmp_path: Path) -> None:
-    script = {"rows": {}, "seeds": [THOUGHT + HIDDEN + " 42.", THOUGHT * 4]}
-    options = ("--votes", "2", "--no-early-stop", "--seed", "0", "--json", "-n", "60", "--conclude", str(AFTER))
+    concluded = THOUGHT + HIDDEN + " 42."
+    script = {"rows": {}, "seeds": [concluded, "The answer is 7.", concluded]}
+    options = ("--votes", "3", "--no-early-stop", "--seed", "0", "--json", "-n", "60", "--conclude", str(AFTER))
     said = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, *options).object
     assert said["concluded_at"] == len(THOUGHT)
-    assert said["votes"]["chains"][0]["final_answer"] == "42"
+    chains = said["votes"]["chains"]
+    assert [(each["final_answer"], each["concluded_at"]) for each in chains] == [
+        ("42", len(THOUGHT)),
+        ("7", None),
+        ("42", len(THOUGHT)),
+    ]
 
 
 def test_batch_rows_state_where_they_were_concluded(chatml_model: Path, tmp_path: Path) -> None:
