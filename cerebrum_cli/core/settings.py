@@ -86,7 +86,7 @@ class Settings(SamplingParams):
     think: str | None = option(
         None, "Thinking: on, off, or at most N tokens", "Length", metavar="on|off|N", choices=("on", "off")
     )
-    conclude: int | None = option(None, "Have a reply state its answer after N tokens", "Length", metavar="N", least=1)
+    conclude: int = option(0, "Have a reply state its answer after N tokens; 0: off", "Length", metavar="N", least=0)
     loop_check: bool = option(True, "Let a reply repeat itself [default: end it]", "Length", choices=("on", "off"))
     drafts: bool | None = option(
         None, "Draft tokens from earlier text [default: after tune]", "Speed", choices=("on", "off"), local=True
