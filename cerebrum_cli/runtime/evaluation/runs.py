@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def list_runs(runtime: Runtime, json: bool, options: QuietOptions) -> None:
-    """List stored runs, the latest last."""
+    """List stored runs, latest last."""
     empty = "" if options.quiet else "no stored runs; cerebrum eval creates them"
     rows = []
     for run in runtime.runs:
