@@ -207,7 +207,7 @@ def convert(key: str, value: Any) -> tuple[Any, str]:
     if kind.startswith("tuple"):
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item for item in items):
-            return None, "text that is not empty"
+            return None, "non-empty text"
         if key == "lora":
             return convert_adapters(items)
         if key == "dry_sequence_breaker":  # llama.cpp's programs read escapes in its option

@@ -83,7 +83,7 @@ class GenerationOptions(ConstrainedOptions):
         """Numbers of samples of a vote; None for a single answer. Raises UsageError."""
         if self.votes is None:
             if self.no_early_stop:
-                raise UsageError("--no-early-stop without --votes", "add --votes K")
+                raise UsageError("--no-early-stop requires --votes", "add --votes K")
             return None
         from cerebrum_cli.answers.vote import parse_votes
 
@@ -274,9 +274,9 @@ class TuneOptions(PullOptions):
             other = "quick" if self.quick else "thorough"
             raise UsageError(f"--reencode and --{other} cannot be used together", "give one of them")
         if self.apply and not self.reencode:
-            raise UsageError("--apply without --reencode", "add --reencode")
+            raise UsageError("--apply requires --reencode", "add --reencode")
         if self.force and not self.apply:
-            raise UsageError("--force without --apply", "add --reencode --apply TYPE")
+            raise UsageError("--force requires --apply", "add --reencode --apply TYPE")
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,9 @@ class Responder:
     def require_inspection(self) -> None:
         """Raise UsageError if the engine cannot inspect replies."""
         if not self._engine.capabilities.scores:
-            raise UsageError("servers do not rate the tokens of a given reply", "use a model on this machine")
+            raise UsageError(
+                "servers cannot compute the probabilities of an existing reply", "use a model on this machine"
+            )
 
     @property
     def schedules_rows(self) -> bool:
@@ -278,9 +280,7 @@ class Responder:
         """Raise UsageError for a limit of reasoning that nothing marks."""
         if settings.thought_limit is not None and not self._marks_thought(system_prompt):
             problem = f"think is {settings.think}, but this model does not mark its reasoning"
-            raise UsageError(
-                problem, "omit it, or set it to on; --conclude N has a reply state its answer after N tokens"
-            )
+            raise UsageError(problem, "omit it, or set it to on; --conclude N asks for the final answer after N tokens")
 
     def _marks_thought(self, system_prompt: str | None) -> bool:
         """Whether the format, the vocabulary or the system prompt has markup of reasoning."""

@@ -61,7 +61,7 @@ def run_row(run: Run) -> dict[str, Any]:
 def show(runtime: Runtime, name: str, options: RunOptions) -> None:
     """Print a run's report."""
     if options.run_code and not options.rescore:
-        raise UsageError("--run-code without --rescore", "add --rescore")
+        raise UsageError("--run-code requires --rescore", "add --rescore")
     run = runtime.runs.find(name)
     samples = run.samples()
     if options.rescore:
