@@ -336,7 +336,7 @@ def test_endpoint_result_names_a_server_of_the_configuration(served: Served) -> 
     served.config(f'[endpoints.big]\nurl = "{server.url}"\n')
     server.arm(times=3, status=500)
     done = served.run_alone("batch", served.questions(1), "-o", "-", "--endpoint", "big", "-q")
-    error = "3 servers failed at this request; the last one, big: scripted: check the log of the server"
+    error = "3 servers failed on this request; the last, big: scripted: check the log of the server"
     assert json.loads(done.out)["error"]["message"] == error
 
 
@@ -447,9 +447,9 @@ def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("table", "part"),
     [
-        ("[endpoints]\nbig = 1\n", "not a group of tables"),
-        ("endpoints = 3\n", "not a group of tables"),
-        ("[endpoints.big]\n", "there is no url"),
+        ("[endpoints]\nbig = 1\n", "must contain only tables"),
+        ("endpoints = 3\n", "must contain only tables"),
+        ("[endpoints.big]\n", "url is missing"),
         ('[endpoints.big]\nurl = ""\n', "url"),
         ('[endpoints.big]\nurl = "http://x"\nkey = "sesame"\n', "unknown key `key`"),
         ('[endpoints.big]\nurl = "http://x"\nkey_env = 3\n', "key_env is 3"),

@@ -264,8 +264,11 @@ def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> 
         f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
         f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
         f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens",
-        *(f"{name} has no {each}: it is ignored" for each in ("--dry-multiplier", "--top-n-sigma", "--typical-p")),
-        *(["this server ignores seeds: samples differ each time"] if name == "SGLang" else []),
+        *(
+            f"{name} does not support {each}: it is ignored"
+            for each in ("--dry-multiplier", "--top-n-sigma", "--typical-p")
+        ),
+        *(["this server ignores seeds, so samples are not reproducible"] if name == "SGLang" else []),
     ]
     assert sorted(found) == sorted(expected)
 
@@ -484,10 +487,10 @@ def test_kinds_key_vocabulary_and_model_are_checked(kind: type[ModelServer]) -> 
         assert (error(), error(key="wrong")) == (" requires an API key", " refuses this API key")
         server.key = None
         tokenize = server.arm(path="/tokenize", body=b'{"tokens":[1,2,3]}', times=None)
-        assert error() == " serves tiny.gguf, whose vocabulary is not that of the model"
+        assert error() == " serves tiny.gguf, whose vocabulary differs from the model's"
         tokenize.disarm()
         server.arm(status=404, message="The model `x` does not exist.")
         assert error() == ": The model `x` does not exist."
         for path in ("/version", "/server_info"):
             server.arm(path=path, body=b"{}", times=None)
-        assert error().startswith(": unexpected answer to /")
+        assert error().startswith(": unexpected response to /")

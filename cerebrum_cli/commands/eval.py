@@ -48,7 +48,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """A file holds a JSON object on each line, with `question`, `answer` and, for multiple choice, `choices`.
+    """A question file has one JSON object on each line, with `question`, `answer` and, for multiple choice, `choices`.
 
     Each sample is saved immediately; run the same command again to resume. A larger --limit extends the run, and so
     does a larger --samples at the same temperature.

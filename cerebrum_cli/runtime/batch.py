@@ -158,7 +158,7 @@ def open_result(runtime: Runtime, output: Path, record: Mapping[str, Any], rows:
     """Open the result: a journal beside OUTPUT, or standard output."""
     if output == STANDARD:
         if options.retry_failed:
-            raise UsageError("--retry-failed needs a file with the earlier answers", "give it as -o OUTPUT")
+            raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
         return StreamedResult(rows, runtime.streams.answer)
     return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed)
 

@@ -144,7 +144,9 @@ class Responder:
     def require_inspection(self) -> None:
         """Raise UsageError if the engine cannot inspect replies."""
         if not self._engine.capabilities.scores:
-            raise UsageError("servers do not rate the tokens of a given reply", "use a model on this machine")
+            raise UsageError(
+                "servers cannot compute the probabilities of an existing reply", "use a model on this machine"
+            )
 
     @property
     def schedules_rows(self) -> bool:

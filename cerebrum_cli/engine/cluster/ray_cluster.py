@@ -85,11 +85,11 @@ class RayCluster:
 
         bundles = [bundle for node in ray.nodes() if (bundle := self._bundle(node))]
         if not bundles:
-            raise EndpointError("the Ray cluster has no node with a processor", "start nodes with ray start --address")
+            raise EndpointError("the Ray cluster has no node with a CPU", "start nodes with ray start --address")
         self._group = ray.util.placement_group(bundles, strategy="STRICT_SPREAD")
         if not self._group.wait(PLACEMENT_S):
             problem = f"the Ray cluster cannot run a worker on each of its {len(bundles)} nodes"
-            raise EndpointError(problem, "stop other work there (see ray status), or use fewer processors: --threads N")
+            raise EndpointError(problem, "stop other work there (see ray status), or use fewer CPUs: --threads N")
         actor_class = ray.remote(concurrency_groups={CONTROL: 2})(Worker)
         for index, bundle in enumerate(bundles):
             options = actor_class.options(
@@ -147,7 +147,7 @@ async def answered(reference: Any) -> Any:
             last = text.strip().splitlines()[-1]
             problem = f"cerebrum cannot be imported on a node: {one_line(last)}"
             raise EndpointError(problem, "install the same version of cerebrum there, for the same Python") from error
-        raise LostServerError("its process is gone") from error
+        raise LostServerError("its process has ended") from error
     except ray.exceptions.RayError as error:
         raise LostServerError(one_line(str(error))) from error
 

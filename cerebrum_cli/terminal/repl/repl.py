@@ -227,7 +227,7 @@ class Repl:
     def _run_line(self, text: str) -> None:
         line = parse_slash(text)
         if line is None:
-            if text.strip() in BARE_EXITS and self.input.confirm("Leave the chat?"):
+            if text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
                 self.is_done = True
             else:
                 self._ask(text)

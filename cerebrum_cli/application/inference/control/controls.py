@@ -59,7 +59,7 @@ class ReplyControls:
         if settings.thought_limit is not None and not self._marks_thought(system_prompt):
             problem = f"think is {settings.think}, but this model does not mark its reasoning"
             raise UsageError(
-                problem, "omit it, or set it to on; --conclude N has a reply state its answer after N tokens"
+                problem, "omit it, or set it to on; --conclude N asks for the final answer after N tokens"
             )
 
     def _thought_budget(
