@@ -97,7 +97,7 @@ def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
         if wrong := next((key for key, value in table.items() if not isinstance(value, str) or not value), None):
             raise ConfigError(f"{where}: {wrong} is {table[wrong]!r}", "it must be text")
         if "url" not in table:
-            raise ConfigError(f"{where}: there is no url", f"write {example}")
+            raise ConfigError(f"{where}: url is missing", f"write {example}")
         endpoints[name] = EndpointTable(**table)
     return endpoints
 
@@ -114,7 +114,7 @@ def read_prompt(name: str, table: Mapping[str, Any], path: Path) -> SavedPrompt:
     own = {key: table[key] for key in ("prompt", "schema") if key in table}
     extract = table.get("extract", False)
     if wrong := next((key for key, value in own.items() if not isinstance(value, str) or not value.strip()), None):
-        raise ConfigError(f"{where}: {wrong} is {own[wrong]!r}", "it must be text that is not empty")
+        raise ConfigError(f"{where}: {wrong} is {own[wrong]!r}", "it must be non-empty text")
     if not (extract is True or extract is False or (isinstance(extract, str) and extract)):
         raise ConfigError(f"{where}: extract is {extract!r}", 'it must be true, "last", or a language like "python"')
     if extract and "schema" in own:
@@ -130,7 +130,7 @@ def read_prompt(name: str, table: Mapping[str, Any], path: Path) -> SavedPrompt:
 def require_tables(value: Any, where: str, example: str) -> None:
     """Raise ConfigError for anything but a group of tables."""
     if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
-        raise ConfigError(f"{where} is not a group of tables", f"write {example}")
+        raise ConfigError(f"{where} must contain only tables", f"write {example}")
 
 
 def line_of(text: str, position: int) -> int:

@@ -84,12 +84,12 @@ class Settings(SamplingParams):
         choices=("drop-oldest", "stop"),
     )
     think: str | None = option(
-        None, "Thinking: on, off, or at most N tokens", "Length", metavar="on|off|N", choices=("on", "off")
+        None, "Turn thinking on or off, or limit it to N tokens", "Length", metavar="on|off|N", choices=("on", "off")
     )
-    conclude: int | None = option(None, "Have a reply state its answer after N tokens", "Length", metavar="N", least=1)
-    loop_check: bool = option(True, "Let a reply repeat itself [default: end it]", "Length", choices=("on", "off"))
+    conclude: int = option(0, "Ask for the final answer after N tokens; 0: off", "Length", metavar="N", least=0)
+    loop_check: bool = option(True, "Do not end replies that repeat themselves", "Length", choices=("on", "off"))
     drafts: bool | None = option(
-        None, "Draft tokens from earlier text [default: after tune]", "Speed", choices=("on", "off"), local=True
+        None, "Draft tokens from earlier text [default: set by tune]", "Speed", choices=("on", "off"), local=True
     )
     cache_gb: float = option(4.0, "Limit of the prompt cache on disk, in GB [default: 4]", "Speed", least=0, local=True)
 
@@ -114,6 +114,8 @@ SAMPLING_KEYS = tuple(options_of(SamplingParams))
 GENERATION_KEYS = (*SAMPLING_KEYS, "think", "conclude", "loop_check")
 KEYS = tuple(OPTIONS)
 ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")
+_LOAD_KEYS = ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "drafts")
+REPLY_KEYS = (*_LOAD_KEYS, *GENERATION_KEYS)  # of commands that generate replies
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 _TYPES = {each.name: str(each.type).removesuffix(" | None") for each in fields(Settings)}
@@ -210,7 +212,7 @@ def convert(key: str, value: Any) -> tuple[Any, str]:
     if kind.startswith("tuple"):
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item for item in items):
-            return None, "text that is not empty"
+            return None, "non-empty text"
         if key == "lora":
             return convert_adapters(items)
         if key == "dry_sequence_breaker":  # llama.cpp's programs read escapes in its option
