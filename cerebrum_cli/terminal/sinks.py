@@ -103,7 +103,8 @@ class ReasoningSink:
     def close(self) -> None:
         if self._start is not None:
             seconds = time.monotonic() - self._start
-            self._streams.info(f"reasoned for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
+            text = f"reasoned for {seconds:.1f} s, {self._tokens} tokens; /think shows it"
+            self._streams.write_line("", text)
             self._start = None
 
 

@@ -184,7 +184,9 @@ class Repl:
         """Print the model, and the last exchange of a continued session."""
         chat = self.chat
         loaded = chat.loaded
-        self.streams.info(f"{loaded.model.label}, prompt format: {loaded.format_name}; /help lists commands and keys\n")
+        about = f"{loaded.model.label}, prompt format: {loaded.format_name}; /help lists commands and keys"
+        self.streams.write_line("", about)
+        self.streams.info("")
         if chat.session is None or not chat.messages:
             return
         dropped = f" (the {chat.dropped_count} oldest messages no longer fit the context)" if chat.dropped_count else ""

@@ -135,14 +135,17 @@ def closest_setting(key: str) -> str | None:
 
 
 def help_text(width: int) -> str:
-    """Commands and keys, wrapped to a width in columns."""
+    """Commands and keys, wrapped to a width in columns; in a narrow one, each explanation is below what it is about."""
     commands = [(f"/{slash.name} {slash.argument}".rstrip(), slash.help) for slash in SLASH_COMMANDS]
     indent = max(len(call) for call, _ in (*commands, *KEYS)) + 2
     return f"{_format_rows(commands, indent, width)}\n{_format_rows(KEYS, indent, width)}"
 
 
 def _format_rows(rows: Iterable[tuple[str, str]], indent: int, width: int) -> str:
-    lines = []
+    lines: list[str] = []
     for call, summary in rows:
-        lines += wrap(f"{call:<{indent}}{summary}", max(width, 2 * indent), subsequent_indent=" " * indent)
+        if width < 2 * indent:
+            lines += [call, *wrap(summary, max(width, indent), initial_indent="  ", subsequent_indent="  ")]
+        else:
+            lines += wrap(f"{call:<{indent}}{summary}", width, subsequent_indent=" " * indent)
     return "".join(f"{line}\n" for line in lines)
