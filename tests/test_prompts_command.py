@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
@@ -356,4 +355,4 @@ def test_prompts_rm_asks_at_a_terminal(new_user: CommandLine, open_terminal: Ope
     person.type("y\r")
     person.wait_for("deleted sum")
     assert person.end() == 0
-    assert json.dumps(list(tomllib.loads((new_user.config / "config.toml").read_text())["prompts"])) == '["a b"]'
+    assert list(tomllib.loads((new_user.config / "config.toml").read_text())["prompts"]) == ["a b"]
