@@ -163,6 +163,7 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
         ({"prompt": "a", "n": 3}, "invalid_request", "`n` is 3: a row has one answer"),
         ({"prompt": "a", "n": "x"}, "invalid_request", "`n` is 'x': a row has one answer"),
         ({"prompt": "a", "tools": [{}]}, "invalid_request", "`tools` is not supported"),
+        ({"prompt": "a", "lora": "a.gguf"}, "invalid_request", "`lora` is 'a.gguf': adapters are those of all rows"),
         (
             {"prompt": "a", "response_format": {"type": "json_object"}},
             "invalid_request",
@@ -188,8 +189,8 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
             "`logit_bias` is {'1': 'x'}: it must be TOKEN=BIAS",
         ),
         ({"prompt": "a", "seed": -1}, "invalid_setting", "`seed` is -1: it must be a whole number from 0"),
-        ({"prompt": "a", "stop": [""]}, "invalid_setting", "`stop` is ['']: it must be text that is not empty"),
-        ({"prompt": "a", "stop": {"a": 1}}, "invalid_setting", "`stop` is {'a': 1}: it must be text"),
+        ({"prompt": "a", "stop": [""]}, "invalid_setting", "`stop` is ['']: it must be non-empty text"),
+        ({"prompt": "a", "stop": {"a": 1}}, "invalid_setting", "`stop` is {'a': 1}: it must be non-empty text"),
         ('{"prompt": "a", "top_p": true}', "invalid_setting", "`top_p` is True: it must be a number from 0 to 1"),
         ('{"x": ' + "9" * 5000 + "}", "invalid_json", "not JSON: Exceeds the limit (4300 digits)"),
     ],

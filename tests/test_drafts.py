@@ -413,7 +413,7 @@ def test_ask_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model
     arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
     asked, plain = CommandLine(tmp_path).run(*arguments, "--drafts"), CommandLine(tmp_path).run(*arguments)
     assert asked.code == plain.code == 0
-    assert "note: this model gets no drafts: a recurrent state cannot be rolled back\n" in asked.err
+    assert "note: drafts are off for this model: a recurrent state cannot be rolled back\n" in asked.err
     assert "drafts" not in plain.err
 
 
@@ -421,7 +421,7 @@ def test_chat_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_mode
     typed = "/set drafts on\n/set drafts off\n"
     done = CommandLine(tmp_path).run("chat", "-m", recurrent_model, stdin=typed)
     assert done.code == 0
-    assert done.err.count("note: this model gets no drafts: a recurrent state cannot be rolled back\n") == 1
+    assert done.err.count("note: drafts are off for this model: a recurrent state cannot be rolled back\n") == 1
 
 
 def test_ask_counts_drafts(tmp_path: Path, chatml_model: Path) -> None:

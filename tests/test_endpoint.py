@@ -282,7 +282,7 @@ def test_endpoint_result_names_a_server_of_the_configuration(served: Served) -> 
     served.config(f'[endpoints.big]\nurl = "{server.url}"\n')
     server.arm(times=3, status=500)
     done = served.run_alone("batch", served.questions(1), "-o", "-", "--endpoint", "big", "-q")
-    error = "3 servers failed at this request; the last one, big: scripted: check the log of the server"
+    error = "3 servers failed on this request; the last, big: scripted: check the log of the server"
     assert json.loads(done.out)["error"]["message"] == error
 
 

@@ -107,9 +107,9 @@ def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("table", "code", "part"),
     [
-        ("[endpoints]\nbig = 1\n", 1, "not a group of tables"),
-        ("endpoints = 3\n", 1, "not a group of tables"),
-        ("[endpoints.big]\n", 1, "there is no url"),
+        ("[endpoints]\nbig = 1\n", 1, "must contain only tables"),
+        ("endpoints = 3\n", 1, "must contain only tables"),
+        ("[endpoints.big]\n", 1, "url is missing"),
         ('[endpoints.big]\nurl = ""\n', 1, "url"),
         ('[endpoints.big]\nurl = "http://x"\nkey = "sesame"\n', 1, "unknown key `key`"),
         ('[endpoints.big]\nurl = "http://x"\nkey_env = 3\n', 1, "key_env is 3"),

@@ -233,7 +233,7 @@ def test_chat_on_a_server_cannot_inspect_replies(store: Store, tmp_path: Path, c
     backend = ScriptedBackend(replies({}), context_size=500)
     with (
         closing(make_chat(store, tmp_path, chatml_model, lambda: backend, (endpoint,))) as chat,
-        pytest.raises(UsageError, match="servers do not rate the tokens"),
+        pytest.raises(UsageError, match="servers cannot compute the probabilities"),
     ):
         chat.given_reply()
 
@@ -289,7 +289,7 @@ def test_ask_inspects_the_winner_of_a_vote(chatml_model: Path, tmp_path: Path) -
     [
         (("--top-logprobs", "0"), "--top-logprobs is 0"),
         (("--top-logprobs", "21"), "--top-logprobs is 21"),
-        (("--top-logprobs", "2", "--endpoint", "http://127.0.0.1:8201"), "--top-logprobs concerns a model on this"),
+        (("--top-logprobs", "2", "--endpoint", "http://127.0.0.1:8201"), "--top-logprobs applies to local models"),
     ],
 )
 def test_ask_refuses_alternatives_it_cannot_give(

@@ -97,7 +97,7 @@ def test_remote_conclusion_without_all_ids_goes_by_the_text() -> None:
         events = events_of(engine, request)
     [(text, reason, *_)] = outcome(events).values()
     assert (text, reason) == (f"Ich möchte 3. Ich möchte 3.{BRIDGE} 3.", "stop")
-    assert [notice for notice in notices(events) if "ids of all tokens" in notice]
+    assert [notice for notice in notices(events) if "did not send all token ids" in notice]
 
 
 def test_remote_conclusion_survives_the_loss_of_a_server() -> None:

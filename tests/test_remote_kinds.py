@@ -259,8 +259,11 @@ def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> 
         f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
         f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
         f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens",
-        *(f"{name} has no {each}: it is ignored" for each in ("--dry-multiplier", "--top-n-sigma", "--typical-p")),
-        *(["this server ignores seeds: samples differ each time"] if name == "SGLang" else []),
+        *(
+            f"{name} does not support {each}: it is ignored"
+            for each in ("--dry-multiplier", "--top-n-sigma", "--typical-p")
+        ),
+        *(["this server ignores seeds, so samples are not reproducible"] if name == "SGLang" else []),
     ]
     assert sorted(found) == sorted(expected)
 

@@ -242,10 +242,10 @@ def test_kinds_key_vocabulary_and_model_are_checked(kind: type[ModelServer]) -> 
         assert (error(), error(key="wrong")) == (" requires an API key", " refuses this API key")
         server.key = None
         tokenize = server.arm(path="/tokenize", body=b'{"tokens":[1,2,3]}', times=None)
-        assert error() == " serves tiny.gguf, whose vocabulary is not that of the model"
+        assert error() == " serves tiny.gguf, whose vocabulary differs from the model's"
         tokenize.disarm()
         server.arm(status=404, message="The model `x` does not exist.")
         assert error() == ": The model `x` does not exist."
         for path in ("/version", "/server_info"):
             server.arm(path=path, body=b"{}", times=None)
-        assert error().startswith(": unexpected answer to /")
+        assert error().startswith(": unexpected response to /")

@@ -18,7 +18,13 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.engine.plan import expert_notice
-from cerebrum_cli.runtime.generation import MAX_PARALLEL, find_generator, naming_grammar_file, read_grammar
+from cerebrum_cli.runtime.generation import (
+    MAX_PARALLEL,
+    find_generator,
+    naming_grammar_file,
+    read_grammar,
+    require_effective,
+)
 from cerebrum_cli.runtime.prompts.use import apply_prompt
 from cerebrum_cli.runtime.servers import note_servers, noted_servers, noting_servers
 from cerebrum_cli.terminal.bars import BatchProgress
@@ -54,7 +60,7 @@ def batch(
     with closing(open_source(runtime, source)) as file:
         shape = detect_shape(source, options.shape, file.head)
         rows = read_rows(file, shape, options.column, options.template, options.carry, saved)
-        return answer(runtime, rows, output, given, options, saved)
+        return answer(runtime, rows, output, given, options, typed, saved)
 
 
 def answer(
@@ -63,12 +69,14 @@ def answer(
     output: Path,
     given: Layer,
     options: BatchOptions,
+    typed: frozenset[str],
     saved: SavedPrompt | None,
 ) -> int:
     """Answer the rows of an input."""
     votes = options.vote_bounds
     generator = find_generator(runtime, given, options, "--votes" if votes else None)
-    grammar, is_json = read_grammar(runtime, given, options), options.schema is not None
+    require_effective(generator.settings, typed, options)
+    grammar, is_json = read_grammar(runtime, options), options.schema is not None
     row_options = batches.BatchOptions(
         generator.settings, grammar, is_json, votes, not options.no_early_stop, options.ignore_eos
     )
@@ -150,7 +158,7 @@ def open_result(runtime: Runtime, output: Path, record: Mapping[str, Any], rows:
     """Open the result: a journal beside OUTPUT, or standard output."""
     if output == STANDARD:
         if options.retry_failed:
-            raise UsageError("--retry-failed needs a file with the earlier answers", "give it as -o OUTPUT")
+            raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
         return StreamedResult(rows, runtime.streams.answer)
     return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed)
 
