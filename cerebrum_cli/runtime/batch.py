@@ -11,6 +11,7 @@ from cerebrum_cli.application.inference import batch as batches
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.input import InputFile, open_input, spool_input
 from cerebrum_cli.batches.journal import Journal, open_journal
+from cerebrum_cli.batches.meta import LORA
 from cerebrum_cli.batches.readers import IndexedRows, detect_shape, read_rows
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.batches.rows import result_rows
@@ -90,7 +91,8 @@ def answer(
         **generator.fingerprint,
         **batches.batch_fingerprint(row_options, generator.model, file, runtime.library),
     }
-    result = open_result(runtime, output, record, rows, options)
+    notes = {LORA: generator.model.adapter_names} if generator.model.adapters else {}
+    result = open_result(runtime, output, record, notes, rows, options)
     try:
         if unanswered := count_unanswered(rows, result):
             notify_of_experts(runtime, file, options)
@@ -154,13 +156,20 @@ def notify_of_experts(runtime: Runtime, file: Model, options: BatchOptions) -> N
         runtime.streams.notice(notice)
 
 
-def open_result(runtime: Runtime, output: Path, record: Mapping[str, Any], rows: Rows, options: BatchOptions) -> Result:
+def open_result(
+    runtime: Runtime,
+    output: Path,
+    record: Mapping[str, Any],
+    notes: Mapping[str, Any],
+    rows: Rows,
+    options: BatchOptions,
+) -> Result:
     """Open the result: a journal beside OUTPUT, or standard output."""
     if output == STANDARD:
         if options.retry_failed:
             raise UsageError("--retry-failed needs a file with the earlier answers", "give it as -o OUTPUT")
         return StreamedResult(rows, runtime.streams.answer)
-    return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed)
+    return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed, notes=notes)
 
 
 def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOptions) -> list[Sink]:

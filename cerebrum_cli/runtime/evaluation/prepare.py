@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.application.chat.history import LORA
 from cerebrum_cli.application.evaluation.evaluate import Evaluation
 from cerebrum_cli.application.evaluation.marking import MATCHES
 from cerebrum_cli.application.evaluation.runs import QUESTIONS, SAMPLES
 from cerebrum_cli.application.evaluation.sources import LoadedTask, ReadOptions, read_source
 from cerebrum_cli.application.inference.fingerprint import generation_fingerprint
+from cerebrum_cli.batches.meta import LORA
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.evals.presets import find_preset
