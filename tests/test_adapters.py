@@ -245,6 +245,14 @@ def test_adapter_of_a_catalog_row_is_beside_models_toml(user: CommandLine, chatm
     assert answer(user, "hello", "--no-log")["text"] != plain
 
 
+def test_show_names_the_adapters_of_a_catalog_row(user: CommandLine, chatml_model: Path) -> None:
+    row = '[models.small]\nfile = "{}"\n[models.small.settings]\nlora = ["style.gguf:0.9", "tone.gguf"]\n'
+    (user.config / "models.toml").write_text(row.format(chatml_model.name))
+    first, second = f"{user.config}/style.gguf:0.9", f"{user.config}/tone.gguf"
+    assert f", lora {first} and {second}\n" in user.run("show", "small").out
+    assert user.run("show", "small", "--json").object["ask"]["lora"] == [first, second]
+
+
 def test_prompt_cache_of_another_adapter_is_never_used(user: CommandLine, adapter: Path) -> None:
     question = (LONG, "--no-profile")
     assert answer(user, *question)["cached_tokens"] == 0
