@@ -52,7 +52,7 @@ class ScriptedActor:
         if not self.is_alive and self.restarts:
             self.start()
         if not self.is_alive or self.worker is None:
-            raise LostServerError("its process is gone", was_sent=False)
+            raise LostServerError("its process has ended", was_sent=False)
         return self.worker.describe()
 
     async def answer(self, key: int, request: Request) -> tuple[Part, ...] | Trouble:
@@ -65,7 +65,7 @@ class ScriptedActor:
         while self.hangs or not work.done():
             await asyncio.sleep(POLL_S)
             if not self.is_alive or worker is not self.worker:
-                raise LostServerError("its process is gone")
+                raise LostServerError("its process has ended")
         return await work
 
     def cancel(self, key: int) -> None:

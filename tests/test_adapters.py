@@ -212,7 +212,7 @@ def test_lora_with_an_invalid_scale_or_no_file_is_a_usage_error(text: object) ->
 def test_missing_adapter_is_one_line_and_a_hint(user: CommandLine) -> None:
     done = user.run("ask", "-m", "small", "--lora", "none.gguf:0.5", "hello")
     assert (done.code, done.out) == (2, "")
-    problem = f"error: there is no adapter {user.home}/none.gguf"
+    problem = f"error: adapter {user.home}/none.gguf does not exist"
     assert done.err.splitlines() == [problem, " hint: check the path, or give --lora none"]
 
 

@@ -234,4 +234,4 @@ def test_cache_types_have_no_effect_behind_an_endpoint(user: CommandLine) -> Non
     for option in (("--cache-type-k", "q8_0"), ("--cache-type-v", "q8_0"), ("--flash-attn", "on")):
         done = user.run("ask", "-m", "small", "--endpoint", "http://127.0.0.1:9", "hello", *option)
         assert done.code == 2
-        assert f"error: {option[0]} concerns a model on this machine" in done.err
+        assert f"error: {option[0]} applies to local models" in done.err

@@ -66,7 +66,7 @@ def test_cluster_requests_of_a_lost_node_are_answered_elsewhere() -> None:
             lost.kill()
             events = list(replies)
     assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
-    assert "is not used for now: its process is gone" in notices(events)[0]
+    assert "is unavailable: its process has ended" in notices(events)[0]
 
 
 def test_cluster_node_that_starts_again_is_used_again() -> None:
@@ -93,7 +93,7 @@ def test_cluster_request_that_kills_three_workers_is_the_only_one_refused() -> N
         events = events_of(engine, *REQUESTS)
     [refused] = [event for event in events if isinstance(event, RefusedEvent)]
     assert refused.sequence.request == 3
-    assert refused.error.message.startswith("3 nodes failed at this request; the last one, node ")
+    assert refused.error.message.startswith("3 nodes failed on this request; the last, node ")
     local = summaries(local_replies(unicode_model, *REQUESTS))
     assert outcome(events) == {id: reply for id, reply in local.items() if id.request != 3}
 
@@ -108,7 +108,7 @@ def test_cluster_all_nodes_gone_ends_with_an_error() -> None:
             for actor in actors:
                 actor.kill()
             with pytest.raises(
-                EndpointError, match=r"no node answers \(node 1 .*: its process is gone; node 2 "
+                EndpointError, match=r"no node answers \(node 1 .*: its process has ended; node 2 "
             ) as raised:
                 list(replies)
             assert raised.value.hint == "check the cluster with ray status, then run the same command again"

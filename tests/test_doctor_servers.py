@@ -84,7 +84,7 @@ def test_doctor_groups_results_by_server(new_user: CommandLine, server: LlamaSer
         ({"owner": "organization_owner"}, "failure", "is LM Studio, which", "llama-server"),
         ({"owner": "me"}, "failure", "is a server of an unknown kind", "llama-server"),
         ({"key": KEY}, "failure", "requires an API key", "CEREBRUM_API_KEY"),
-        ({"is_loading": True}, "warning", "is not ready: Loading model", "check it again then"),
+        ({"is_loading": True}, "warning", "is not ready: Loading model", "check again later"),
         ({"models": ("a", "b")}, "failure", "serves several models", "--served-model-name: a, b"),
     ],
 )
@@ -121,7 +121,7 @@ def test_doctor_sends_the_key_and_never_prints_it(new_user: CommandLine, server:
 def test_doctor_finds_another_vocabulary(new_user: CommandLine, server: LlamaServer, chatml_model: Path) -> None:
     done = check(new_user, server.url, model=chatml_model)
     assert (done.code, list(by_name(done))[-1]) == (1, "vocabulary")
-    assert "whose vocabulary is not that of the model" in by_name(done)["vocabulary"]["detail"]
+    assert "whose vocabulary differs from the model's" in by_name(done)["vocabulary"]["detail"]
     assert "-m" in by_name(done)["vocabulary"]["hint"]
     server.n_vocab = 7
     assert problems(check(new_user, server.url))["vocabulary"] == "failure"
@@ -146,7 +146,7 @@ def test_doctor_finds_replies_without_ids(new_user: CommandLine, server: LlamaSe
 def test_doctor_finds_streamed_replies_without_ids(new_user: CommandLine, server: LlamaServer) -> None:
     server.arm(edit=lambda _, reply: {**reply, "tokens": []})  # the question is asked first, as a stream
     done = check(new_user, server.url)
-    assert by_name(done)["token_ids"]["detail"].startswith("streamed replies come without all of their ids")
+    assert by_name(done)["token_ids"]["detail"].startswith("streamed replies lack some token ids")
     assert problems(done)["token_ids"] == "warning"
 
 
@@ -197,5 +197,5 @@ def test_doctor_names_a_server_without_encryption(new_user: CommandLine, server:
 
 def test_doctor_with_an_endpoint_refuses_local_options(new_user: CommandLine) -> None:
     done = new_user.run("doctor", "--endpoint", NOWHERE, "--threads", "2")
-    assert (done.code, "--threads concerns a model on this machine" in done.err) == (2, True)
+    assert (done.code, "--threads applies to local models" in done.err) == (2, True)
     assert new_user.run("doctor", "--endpoint", "box").code == 2

@@ -9,7 +9,7 @@ from typing import ClassVar
 from weakref import WeakSet
 
 import pytest
-from asking import Reply, ask, collect_replies, running_engine
+from asking import FREE_ROWS, Reply, ask, collect_replies, running_engine
 from command_line import CommandLine
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +26,6 @@ from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Acceptance, Drafter, Lookup
 from cerebrum_cli.engine.sequence import Request
 
-FREE_ROWS = StepCosts((1, 2, 4, 8, 16, 32), (1.0, 1.01, 1.02, 1.04, 1.08, 1.16))
 DEAR_ROWS = StepCosts((1, 2, 4), (1.0, 1.65, 3.3))
 REPEATED = "the cat sat on the mat. "
 COPY = replies({"copy: " + REPEATED: REPEATED * 4})
@@ -414,7 +413,7 @@ def test_ask_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model
     arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
     asked, plain = CommandLine(tmp_path).run(*arguments, "--drafts"), CommandLine(tmp_path).run(*arguments)
     assert asked.code == plain.code == 0
-    assert "note: this model gets no drafts: a recurrent state cannot be rolled back\n" in asked.err
+    assert "note: drafts are off for this model: a recurrent state cannot be rolled back\n" in asked.err
     assert "drafts" not in plain.err
 
 
@@ -422,7 +421,7 @@ def test_chat_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_mode
     typed = "/set drafts on\n/set drafts off\n"
     done = CommandLine(tmp_path).run("chat", "-m", recurrent_model, stdin=typed)
     assert done.code == 0
-    assert done.err.count("note: this model gets no drafts: a recurrent state cannot be rolled back\n") == 1
+    assert done.err.count("note: drafts are off for this model: a recurrent state cannot be rolled back\n") == 1
 
 
 def test_ask_counts_drafts(tmp_path: Path, chatml_model: Path) -> None:

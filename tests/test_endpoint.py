@@ -98,8 +98,8 @@ def test_endpoint_ask_continues_with_the_tokens_it_generated(served: Served) -> 
     first = served.run("ask", "--json", "--seed", "0", "What is 2 + 2?")
     assert served.run("ask", "--json", "--seed", "1", "-c", "Sure?").code == 0
     [one, two] = [body["prompt"] for body in served.asked()]
-    said = first.object["text"].encode()
-    assert two[: len(one) + len(said)] == [*one, *said]
+    text = first.object["text"].encode()
+    assert two[: len(one) + len(text)] == [*one, *text]
 
 
 @pytest.mark.parametrize("votes", ["3", "5", "auto:2..7"])
@@ -336,7 +336,7 @@ def test_endpoint_result_names_a_server_of_the_configuration(served: Served) -> 
     served.config(f'[endpoints.big]\nurl = "{server.url}"\n')
     server.arm(times=3, status=500)
     done = served.run_alone("batch", served.questions(1), "-o", "-", "--endpoint", "big", "-q")
-    error = "3 servers failed at this request; the last one, big: scripted: check the log of the server"
+    error = "3 servers failed on this request; the last, big: scripted: check the log of the server"
     assert json.loads(done.out)["error"]["message"] == error
 
 
@@ -447,9 +447,9 @@ def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("table", "part"),
     [
-        ("[endpoints]\nbig = 1\n", "not a group of tables"),
-        ("endpoints = 3\n", "not a group of tables"),
-        ("[endpoints.big]\n", "there is no url"),
+        ("[endpoints]\nbig = 1\n", "must contain only tables"),
+        ("endpoints = 3\n", "must contain only tables"),
+        ("[endpoints.big]\n", "url is missing"),
         ('[endpoints.big]\nurl = ""\n', "url"),
         ('[endpoints.big]\nurl = "http://x"\nkey = "sesame"\n', "unknown key `key`"),
         ('[endpoints.big]\nurl = "http://x"\nkey_env = 3\n', "key_env is 3"),
@@ -508,7 +508,7 @@ def test_endpoint_empty_grammar_is_refused(served: Served) -> None:
     assert served.asked() == []
 
 
-def test_endpoint_untrusted_certificate_stops_at_once(served: Served) -> None:
+def test_endpoint_untrusted_certificate_stops_immediately(served: Served) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
     port = Loopback(LoopbackHandler)

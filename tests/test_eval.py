@@ -391,7 +391,7 @@ def test_runs_are_stored_listed_shown_compared_and_deleted(command: CommandLine,
     assert len(names) == 2
     assert sorted(row["n"] for row in rows) == [10, 12]
     assert problem(command.run("runs", "show", names[0], "--plot", "plot.gif")).startswith("error: --plot plot.gif")
-    assert problem(command.run("runs", "show", names[0], "--run-code")) == "error: --run-code without --rescore"
+    assert problem(command.run("runs", "show", names[0], "--run-code")) == "error: --run-code requires --rescore"
     shown = command.run("runs", "show", names[0])
     assert shown.code == 0
     assert "accuracy" in shown.out and "95% interval" in shown.out

@@ -132,7 +132,7 @@ def test_library_name_never_means_a_file(library: Library, other: Path, monkeypa
                 attempt(name)
         with pytest.raises(ModelNotFound) as caught:
             library.resolve(name)
-        assert caught.value.hint.endswith(f"; or, for the file of this name, ./{name}")
+        assert caught.value.hint.endswith(f"; for the file of this name, use ./{name}")
         assert library.resolve(f"./{name}").path == other.parent / name
     with pytest.raises(UsageError, match="it would be read as a path"):
         pulled(library, str(other), "mine.gguf")
@@ -187,7 +187,7 @@ def test_library_registers_a_moved_file_by_the_same_name(library: Library, other
     pulled(library, str(other))
     (tmp_path / "elsewhere").mkdir()
     moved = other.rename(tmp_path / "elsewhere" / "other.gguf")
-    with pytest.raises(ModelNotFound, match=r"other: its file .* is gone") as caught:
+    with pytest.raises(ModelNotFound, match=r"other: its file .* no longer exists") as caught:
         library.resolve("other")
     assert caught.value.hint.startswith("cerebrum pull PATH --name other")
     assert pulled(library, str(moved)).path == moved

@@ -149,7 +149,7 @@ def test_merge_plan_refuses_to_move_layers_with_own_embeddings() -> None:
         with pytest.raises(MergeError) as caught:
             plan(stacked(*ranges), source)
         assert caught.value.message == "a has embeddings for each of its 4 layers, which cannot be stacked"
-        assert caught.value.hint == "merge all layers of such models, in their order"
+        assert caught.value.hint == "keep all layers of such a model, in order"
 
 
 def test_merge_plan_refuses_to_add_layers_off_the_period() -> None:

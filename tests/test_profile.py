@@ -653,7 +653,7 @@ def test_tune_saves_default_settings_only_with_drafts_that_pay(runner: CommandRu
         runner.row_cost = row_cost
         done = runner.run("tune", runner.model)
         assert done.code == 0
-        last = "drafts: 2 tokens are checked in the time of 0.5" if saved else "no drafts"
+        last = "drafts: verifying 2 tokens takes as long as generating 0.5" if saved else "no drafts"
         assert done.out.splitlines()[-1] == last
         assert (runner.run("show", runner.model, "--json").object["profile"] is not None) == saved
         assert [*runner.benches[-1].stepped] == [Tuning(repack=True)] * (row_cost is not None), "once for both uses"
@@ -728,9 +728,9 @@ def test_tune_saves_the_profile_for_newly_found_gpus(runner: CommandRunner) -> N
         (("--quick", "--thorough"), "--quick and --thorough cannot be used together"),
         (("--reencode", "--quick"), "--reencode and --quick cannot be used together"),
         (("--reencode", "--thorough"), "--reencode and --thorough cannot be used together"),
-        (("--apply", "Q8_0"), "--apply without --reencode"),
-        (("--force",), "--force without --apply"),
-        (("--reencode", "--force"), "--force without --apply"),
+        (("--apply", "Q8_0"), "--apply requires --reencode"),
+        (("--force",), "--force requires --apply"),
+        (("--reencode", "--force"), "--force requires --apply"),
         (("--threads", "0"), "--threads is 0"),
     ],
 )

@@ -159,7 +159,7 @@ def test_prompts_are_listed_and_shown(home: Home) -> None:
     assert home.run("prompts", "show", "a b", "--json").object == second
     assert home.run("prompts", "show", "a b").out == '[prompts."a b"]\nsystem = "Be kind."\n'
     unknown = home.run("prompts", "show", "su")
-    assert (unknown.code, unknown.err.splitlines()[0]) == (2, "error: there is no saved prompt 'su'")
+    assert (unknown.code, unknown.err.splitlines()[0]) == (2, "error: no saved prompt named 'su'")
 
 
 def test_prompts_list_without_any(home: Home) -> None:

@@ -134,7 +134,7 @@ def test_ray_node_that_is_killed_loses_no_row(user: CommandLine, chatml_model: P
         process.kill()
     code, out, err = batch.finish()
     assert (code, out) == (0, "")
-    assert "is not used for now: its process is gone" in err and "raylet" not in err
+    assert "is unavailable: its process has ended" in err and "raylet" not in err
     assert answers(user.home / "out") == answers(user.home / "local")
     [record] = json.loads((user.home / "out.meta.json").read_text())["notes"]["servers"]
     assert record["kind"] == "ray"

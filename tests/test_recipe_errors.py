@@ -180,7 +180,7 @@ def test_recipe_names_an_unsupported_method_before_other_errors(method: object, 
 def test_recipe_names_a_mixture_of_experts_before_other_errors() -> None:
     experts = [{"source_model": "a", "positive_prompts": ["code"]}]
     caught = error(json.dumps({"base_model": "a", "gate_mode": "hidden", "dtype": "int8", "experts": experts}))
-    assert caught.message == "r.yml: recipes of mergekit-moe, which make a mixture of experts, are not supported"
+    assert caught.message == "r.yml: mergekit-moe recipes, which build a mixture of experts, are not supported"
     assert caught.hint == "supported: passthrough, linear, slerp, task_arithmetic"
 
 

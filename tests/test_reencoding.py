@@ -333,7 +333,7 @@ def test_encoding_applied_last_is_preferred(library: Library, model: Model) -> N
     first.path.unlink()
     second.path.unlink()
     assert library.preferred(model) == model
-    with pytest.raises(ModelNotFound, match=r"mine:Q8_0: its file .* is gone") as caught:
+    with pytest.raises(ModelNotFound, match=r"mine:Q8_0: its file .* no longer exists") as caught:
         library.resolve("mine:Q8_0")
     assert caught.value.hint == "cerebrum tune mine --reencode --apply Q8_0"
 

@@ -70,7 +70,7 @@ def test_remote_request_of_a_failing_server_is_asked_again(fault: dict[str, Any]
         assert len(asked) == len(REQUESTS) + armed.struck
     assert armed.struck and len(set(asked)) == len(REQUESTS)
     assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
-    assert f"{servers[0].url} is not used for now: {reason}" in notices(events)[0]
+    assert f"{servers[0].url} is unavailable: {reason}" in notices(events)[0]
 
 
 def test_remote_server_that_was_killed_is_used_again_once_it_is_back() -> None:
@@ -110,7 +110,7 @@ def test_remote_request_that_three_servers_failed_at_is_refused() -> None:
         server.arm(times=3, status=500, message="assertion failed")
         events = events_of(engine, request_of("bad"))
         [refused] = [event for event in events if isinstance(event, RefusedEvent)]
-        assert refused.error.message == ("3 servers failed at this request; the last one, the server: assertion failed")
+        assert refused.error.message == ("3 servers failed on this request; the last, the server: assertion failed")
         assert outcome(events_of(engine, REQUESTS[0])) == summaries(local_replies(unicode_model, REQUESTS[0]))
 
 
@@ -135,8 +135,8 @@ def test_remote_busy_server_says_how_long_to_wait() -> None:
 @pytest.mark.parametrize(
     ("headers", "hint"),
     [
-        ({}, "retrying, until it has room"),
-        ({"Retry-After": "1000"}, "retrying in 1000 s, as it asks, until it has room"),
+        ({}, "retrying, until it is available"),
+        ({"Retry-After": "1000"}, "retrying in 1000 s, as requested, until it is available"),
     ],
 )
 def test_remote_busy_server_is_noted_once_after_a_while(headers: dict[str, str], hint: str) -> None:
@@ -281,9 +281,9 @@ def load_error(*servers: LlamaServer | str, **options: Any) -> EndpointError:
 def test_remote_vocabulary_of_another_model_is_refused() -> None:
     with serving(random_model) as [server]:
         server.arm(**OTHER_MODEL)
-        assert "tiny.gguf, whose vocabulary is not that of the model" in load_error(server).message
+        assert "tiny.gguf, whose vocabulary differs from the model's" in load_error(server).message
         server.n_vocab = 999
-        assert "tiny.gguf, whose vocabulary is not that of the model" in load_error(server).message
+        assert "tiny.gguf, whose vocabulary differs from the model's" in load_error(server).message
 
 
 def test_remote_prompt_of_another_length_ends_everything() -> None:
@@ -299,7 +299,7 @@ def test_remote_server_back_with_another_model_ends_everything() -> None:
         server.arm(status=500)
         server.arm(times=None, **OTHER_MODEL)
         for requests in (REQUESTS, REQUESTS[:1]):
-            with pytest.raises(EndpointError, match="whose vocabulary is not that of the model"):
+            with pytest.raises(EndpointError, match="whose vocabulary differs from the model's"):
                 events_of(engine, *requests)
 
 
@@ -310,7 +310,7 @@ def test_remote_server_back_with_other_weights_ends_everything() -> None:
         with pytest.raises(EndpointError) as raised:
             events_of(engine, *REQUESTS)
     was, now = (f"tiny.gguf ({size} bytes) on llama-server" for size in (1000, 2000))
-    assert raised.value.message == f"{server.url} is back with {now} instead of {was}"
+    assert raised.value.message == f"{server.url} now serves {now} instead of {was}"
 
 
 def test_remote_servers_of_different_weights_are_noted_once() -> None:
@@ -330,7 +330,7 @@ def test_remote_server_back_with_its_own_model_is_used_again() -> None:
     with serving(random_model) as [server], connected(server) as engine:
         server.arm(status=500)
         other = server.arm(times=None, **OTHER_MODEL)
-        with pytest.raises(EndpointError, match="whose vocabulary is not that of the model"):
+        with pytest.raises(EndpointError, match="whose vocabulary differs from the model's"):
             events_of(engine, *REQUESTS)
         other.disarm()
         wait_until(lambda: answers(engine))
@@ -397,8 +397,8 @@ def test_remote_served_model_is_chosen_by_name() -> None:
         (b'{"object":"list","data":[{"id":"x","object":"model","owned_by":"library"}]}', "is Ollama"),
         (b'{"object":"list","data":[{"id":"x","object":"model","owned_by":"organization_owner"}]}', "is LM Studio"),
         (b'{"object":"list","data":[{"id":"x"}]}', "unknown kind"),
-        (b'{"data":[]}', "not a server of language models"),
-        (b"[]", "not a server of language models"),
+        (b'{"data":[]}', "not a language model server"),
+        (b"[]", "not a language model server"),
         (b"<html>", "no server answers"),
     ],
 )
@@ -436,7 +436,7 @@ def test_remote_server_missing_at_the_start_is_noted_and_joins() -> None:
         missing.kill()
         with closing(remote_engine(first, missing)) as engine:
             [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
-            assert notice.message == f"{missing.url} is not used yet: Connection refused"
+            assert notice.message == f"{missing.url} is not available yet: Connection refused"
             stuck = first.arm(hang_after=0, times=None)
             with closing(engine.complete(REQUESTS)) as replies:
                 assert stuck.is_hanging.wait(10)
@@ -444,7 +444,7 @@ def test_remote_server_missing_at_the_start_is_noted_and_joins() -> None:
                 missing.wait_for(missing.completions)
                 stuck.disarm()
                 events = list(replies)
-    assert notices(events) == [f"{missing.url} answers now"]
+    assert notices(events) == [f"{missing.url} is available now"]
     assert outcome(events) == summaries(local_replies(random_model, *REQUESTS))
 
 
@@ -457,7 +457,7 @@ def test_remote_server_that_never_loads_holds_up_no_other(fault: dict[str, Any])
             [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
             assert outcome(events_of(engine, *REQUESTS)) == summaries(local_replies(random_model, *REQUESTS))
         reason = "scripted" if "status" in fault else "no answer yet"
-        assert notice.message == f"{loading.url} is not used yet: {reason}"
+        assert notice.message == f"{loading.url} is not available yet: {reason}"
         assert loading.completions() == []
 
 
@@ -469,7 +469,7 @@ def test_remote_server_that_joins_with_another_model_ends_everything() -> None:
             first.arm(hang_after=0, times=None)
             with closing(engine.complete(REQUESTS)) as replies:
                 missing.start()
-                with pytest.raises(EndpointError, match="whose vocabulary is not that of the model"):
+                with pytest.raises(EndpointError, match="whose vocabulary differs from the model's"):
                     list(replies)
 
 
@@ -488,9 +488,9 @@ def test_remote_cancel_ends_connecting(fault: dict[str, Any]) -> None:
 def test_remote_cancel_before_connecting_is_not_lost() -> None:
     may_open = threading.Event()
 
-    def open_slowly(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
+    def open_slowly(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
         may_open.wait()
-        return ScriptedBackend(random_model).open(tell, stop)
+        return ScriptedBackend(random_model).open(emit, stop)
 
     with serving(random_model) as [server]:
         engine = RemoteEngine(open_slowly, [Endpoint(server.url, server.url)])

@@ -104,7 +104,7 @@ def test_run_is_found_by_name_or_path(store: RunStore, tmp_path: Path) -> None:
     for reference in ("two", "none", "", "/", "x" * 300):
         with pytest.raises(UsageError):
             store.find(reference)
-    with pytest.raises(UsageError, match="no run 'ones'") as error:
+    with pytest.raises(UsageError, match="no run named 'ones'") as error:
         store.find("ones")
     assert error.value.hint == "did you mean one?"
     (tmp_path / "other.txt").touch()
@@ -126,7 +126,7 @@ def test_damaged_record_hides_no_other_run(store: RunStore, tmp_path: Path, dama
     output_paths(other).meta.write_bytes(damage)
     assert names(store) == ["sums-tiny"]
     assert store.path_for({**CONDITION, "system": "x"}).name == "sums-tiny-3.jsonl"
-    with pytest.raises(UsageError, match="no run 'none'"):
+    with pytest.raises(UsageError, match="no run named 'none'"):
         store.find("none")
     with pytest.raises(BatchError, match=r"another version|is not a batch record"):
         store.find("sums-tiny-2")

@@ -91,8 +91,8 @@ def test_config_reads_saved_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("prompts = 1", "`prompts` is not a group of tables"),
-        ("[prompts]\nsum = 1", "`prompts` is not a group of tables"),
+        ("prompts = 1", "`prompts` must contain only tables"),
+        ("[prompts]\nsum = 1", "`prompts` must contain only tables"),
         ("[prompts.sum]\nprmpt = 'x'", "[prompts.sum]: unknown key `prmpt`"),
         ("[prompts.sum]\nprompt = ' '", "[prompts.sum]: prompt is ' '"),
         ("[prompts.sum]\nprompt = 1", "[prompts.sum]: prompt is 1"),
@@ -127,7 +127,7 @@ def test_saved_prompt_fills_in_the_input(prompt: str | None, input: str, questio
 
 
 def test_saved_prompt_with_a_place_needs_an_input() -> None:
-    with pytest.raises(UsageError, match="but there is no input"):
+    with pytest.raises(UsageError, match="but no input was given"):
         SavedPrompt("p", {}, "A {input}").fill("")
 
 
@@ -147,7 +147,7 @@ def test_ask_reports_a_saved_prompt_without_input(home: Home) -> None:
     for piped in (None, b"", b" \n"):
         done = home.run("ask", "-p", "sum", piped=piped)
         assert (done.code, done.out) == (2, "")
-        assert done.err.startswith("error: the saved prompt sum has {input}, but there is no input\n hint: ")
+        assert done.err.startswith("error: the saved prompt sum uses {input}, but no input was given\n hint: ")
     done = home.run("ask", "-p", "tone")
     assert (done.code, done.err.splitlines()[0]) == (2, "error: no prompt given")
 
@@ -174,7 +174,7 @@ def test_ask_completes_a_saved_prompt_with_raw(home: Home) -> None:
 def test_ask_reports_an_unknown_saved_prompt(home: Home, name: str, hint: str) -> None:
     done = home.run("ask", "-p", name)
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"error: there is no saved prompt {name!r}\n hint: ")
+    assert done.err.startswith(f"error: no saved prompt named {name!r}\n hint: ")
     assert hint in done.err
 
 
@@ -215,7 +215,7 @@ def test_saved_prompt_extracts_a_code_block(home: Home, value: str, code: str) -
     assert home.run("ask", "-p", "code", "x", reply=BLOCKS).out == code
 
 
-def test_typed_options_go_over_a_saved_extraction(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_typed_options_override_a_saved_extraction(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     home.config.write_text('[prompts.code]\nextract = "last"\n')
     monkeypatch.setenv("CEREBRUM_EXTRACT_LANG", "python")
     assert home.run("ask", "-p", "code", "x", reply=BLOCKS).out == "3\n"
@@ -352,7 +352,7 @@ def test_chat_refuses_what_it_cannot_apply(home: Home) -> None:
     done = home.run("chat", "-p", "parsed", piped=b"x\n")
     assert (done.code, done.err) == (2, problem)
     assert problem in script(home, "/use parsed\n")[0].err
-    assert "error: there is no saved prompt 'nothing'" in script(home, "/use nothing\n")[0].err
+    assert "error: no saved prompt named 'nothing'" in script(home, "/use nothing\n")[0].err
 
 
 @pytest.mark.slow

@@ -699,7 +699,7 @@ def test_busy_database_is_a_session_error(sessions: Store, path: Path, monkeypat
         with pytest.raises(SessionError) as caught:
             other.create("a", "chat")
         assert caught.value.message == f"{path}: database is locked"
-        assert "close other users of the file" in caught.value.hint
+        assert "close other programs that use the file" in caught.value.hint
     assert sessions.create("a", "chat").name == "a"
 
 
@@ -910,7 +910,7 @@ def test_damaged_database_is_reported_and_never_overwritten(
     large_database.write_bytes(damaged)
     for error in errors_of(large_database):
         assert error.message.startswith(f"{large_database}: ")
-        assert error.hint == "move the file away; a new one will be created"
+        assert error.hint == "move the file elsewhere; a new one will be created"
     assert large_database.read_bytes() == damaged
 
 
@@ -941,7 +941,7 @@ def test_damaged_values_are_reported(path: Path, statement: str) -> None:
         sessions.messages(session)
     assert caught.value.message.startswith(f"{path}: ")
     assert "\n" not in caught.value.message
-    assert caught.value.hint == "move the file away; a new one will be created"
+    assert caught.value.hint == "move the file elsewhere; a new one will be created"
 
 
 def test_messages_that_point_to_themselves_end(path: Path) -> None:
@@ -961,7 +961,7 @@ def test_database_of_a_newer_version_is_left_unchanged(path: Path) -> None:
         database.execute("PRAGMA user_version = 99")
     before = path.read_bytes()
     for error in errors_of(path):
-        assert (error.message, error.hint) == (f"{path}: written by a newer cerebrum", "update cerebrum")
+        assert (error.message, error.hint) == (f"{path}: written by a newer version of cerebrum", "update cerebrum")
     assert path.read_bytes() == before
 
 
@@ -971,7 +971,7 @@ def test_database_of_another_program_is_reported(path: Path) -> None:
         database.execute("CREATE TABLE messages (text TEXT)")
     for error in errors_of(path):
         assert error.message.startswith(f"{path}: ")
-        assert "move the file away" in error.hint
+        assert "move the file elsewhere" in error.hint
     assert schema_objects(path) == {"messages": 1}
 
 

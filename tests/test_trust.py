@@ -127,7 +127,7 @@ def test_template_may_rewrite_harmless_messages(chatml: LlamaBackend) -> None:
     ],
 )
 def test_rewritten_message_must_not_become_a_special_token(source: str, text: str, chatml: LlamaBackend) -> None:
-    with pytest.raises(FormatError, match="would turn text of a message into special tokens"):
+    with pytest.raises(FormatError, match="would turn message text into special tokens"):
         embedded(chatml, source).render(Conversation().user(text))
 
 

@@ -15,7 +15,7 @@ from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.lora import parse_adapter
 
 VERSION = 1
-ADAPTER, LORA = "adapter", "lora"  # keys of the adapters' content in a fingerprint, and of their files in notes
+_ADAPTER, _ADAPTER_FILES = "adapter", "lora"  # keys of the adapters' content in a fingerprint, and of files in notes
 _MAX_DIFFERENCES = 3  # in an error message
 _MAX_VALUE = 40  # characters
 _SHORT_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
@@ -56,7 +56,7 @@ class Record:
     @property
     def adapter_files(self) -> str:
         """Names of the adapters' files, each with its scale unless that is 1; empty if they are not recorded."""
-        adapters = map(parse_adapter, self.notes.get(LORA, ()))
+        adapters = map(parse_adapter, self.notes.get(_ADAPTER_FILES, ()))
         return ", ".join(Path(path).name + (f":{scale:g}" if scale != 1 else "") for path, scale in adapters)
 
 
@@ -105,7 +105,7 @@ def describe_difference(before: Record, now: Record) -> str | None:
 
 def _describe(name: str, before: Record, now: Record) -> str:
     values = [each.fingerprint.get(name) for each in (before, now)]
-    if name == ADAPTER:
+    if name == _ADAPTER:
         digests = [value and _SHORT_DIGEST.sub(r"\1", value) for value in values]
         files = [before.adapter_files, now.adapter_files]
         values = (

@@ -11,7 +11,7 @@ from cerebrum_cli.batches.meta import Identity, Record, describe_difference
 from cerebrum_cli.core.errors import BatchError
 
 Step = Literal["begin", "resume", "extend", "complete"]
-_SMALLER = "ask for as many or more, choose another -o, or use --restart to start over"
+_SMALLER = "use the same number or more, choose another -o, or use --restart to start over"
 _REPLACE = "use --restart to replace it, or choose another -o"
 
 

@@ -11,7 +11,7 @@ from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.runtime.options import DoctorOptions
 
-SETTINGS = SettingKeys(("model", "threads"), {"model": "Model to look for [default: the default]"})
+SETTINGS = SettingKeys(("model", "threads"), {"model": "Model to check [default: the default model]"})
 
 
 @composed
@@ -20,8 +20,7 @@ def doctor(context: typer.Context, given: Annotated[Layer, SETTINGS], options: D
 
     A small bundled model answers a question with a known answer.
 
-    With --endpoint, only servers are checked: what they are, whether their vocabulary is that of MODEL, and their
-    replies.
+    With --endpoint, only servers are checked: their kind, their replies, and whether their vocabulary is MODEL's.
 
     Exits with code 1 if anything fails.
     """

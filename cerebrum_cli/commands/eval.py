@@ -10,11 +10,11 @@ import typer
 from cerebrum_cli.commands.completion import completing, tasks
 from cerebrum_cli.commands.context import runtime_of, typed_options
 from cerebrum_cli.commands.signature import SettingKeys, composed, parameter
-from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Layer
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 from cerebrum_cli.runtime.options import EvalOptions, LmEvalOptions
 
 SETTINGS = SettingKeys(
-    ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "drafts", *GENERATION_KEYS),
+    REPLY_KEYS,
     {
         "temperature": "Sampling temperature [default: 0, or 0.7 with several samples]",
         "seed": "Random seed [default: 0]",
@@ -48,7 +48,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """A file holds a JSON object on each line, with `question`, `answer` and, for multiple choice, `choices`.
+    """A question file has one JSON object on each line, with `question`, `answer` and, for multiple choice, `choices`.
 
     Each sample is saved immediately; run the same command again to resume. A larger --limit extends the run, and so
     does a larger --samples at the same temperature.

@@ -24,9 +24,8 @@ def merge(
     given: Annotated[Layer, SettingKeys(("ctx",), ESTIMATE_HELP)],
     options: MergeCommandOptions,
 ) -> None:
-    """Stack layers, which are copied byte for byte, or combine the weights of several models.
-
-    No full-precision files are needed.
+    """Stacks layers, copied byte for byte, or combines the weights of several models. No full-precision files are
+    needed.
 
     Prints the SHA-256 of each file written.
     """

@@ -15,6 +15,9 @@ from cerebrum_cli.runtime.options import DeleteOptions, QuietOptions
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 NAME_HELP = "A name from `cerebrum prompts list`."
 Name = Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP, autocompletion=completing(saved_prompts))]
+NewName = Annotated[
+    str, typer.Argument(metavar="NAME", help="A new name, or a saved one.", autocompletion=completing(saved_prompts))
+]
 Names = Annotated[
     list[str], typer.Argument(metavar="NAME...", help=NAME_HELP, autocompletion=completing(saved_prompts))
 ]
@@ -42,8 +45,8 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
 
 @app.command(cls=SectionedCommand, short_help="Edit a saved prompt, or create it.")
 @composed
-def edit(context: typer.Context, name: Name, options: QuietOptions) -> None:
-    """Open config.toml in $VISUAL or $EDITOR at a saved prompt; a new one begins with a commented example."""
+def edit(context: typer.Context, name: NewName, options: QuietOptions) -> None:
+    """Open config.toml in $VISUAL or $EDITOR at a saved prompt. A new prompt starts with a commented example."""
     from cerebrum_cli.runtime.prompts import manage
 
     manage.edit(runtime_of(context), name, options)

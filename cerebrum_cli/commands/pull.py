@@ -31,7 +31,7 @@ def pull(
 
     Without :QUANT, the quantization recommended for this machine is chosen. If a download is interrupted, run the
     command again to resume. With --vocabulary, only the header of the file is downloaded, a few megabytes: enough to
-    write prompts for a server that runs the model.
+    build prompts for a server that runs the model.
     """
     from cerebrum_cli.runtime import models
 

@@ -19,7 +19,7 @@ def rm(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="An installed model, or one with its vocabulary only.",
+            help="An installed model or vocabulary.",
             autocompletion=completing(stored_models),
         ),
     ],

@@ -16,7 +16,7 @@ RUN_HELP = "A name from `cerebrum runs list`, or a path."
 Name = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=completing(run_names))]
 First = Annotated[str, typer.Argument(metavar="RUN_A", help=RUN_HELP, autocompletion=completing(run_names))]
 Second = Annotated[
-    str, typer.Argument(metavar="RUN_B", help="The run to compare with it.", autocompletion=completing(run_names))
+    str, typer.Argument(metavar="RUN_B", help="The run to compare it with.", autocompletion=completing(run_names))
 ]
 Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
 JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
@@ -25,7 +25,7 @@ JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
 @app.command(name="list", cls=SectionedCommand, short_help="List stored runs.")
 @composed
 def list_runs(context: typer.Context, options: QuietOptions, json: JsonArray = False) -> None:
-    """List stored runs, the latest last."""
+    """List stored runs, latest last."""
     from cerebrum_cli.runtime.evaluation import runs
 
     runs.list_runs(runtime_of(context), json, options)

@@ -49,7 +49,7 @@ def list_sessions(
     all: Annotated[bool, parameter("all", "List all", "Output")] = False,
     json: JsonArray = False,
 ) -> None:
-    """List sessions: most recently changed last on a terminal, first in a pipe and with --json."""
+    """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
     from cerebrum_cli.application.chat.archive import session_rows
     from cerebrum_cli.terminal.tables import print_rows, print_sessions
 
@@ -117,7 +117,7 @@ def rm(
         str | None, parameter("older_than", "Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
     ] = None,
 ) -> None:
-    """Delete sessions, messages that no other session uses, and the whole prompt cache."""
+    """Delete sessions, the messages that only they use, and the whole prompt cache."""
     from cerebrum_cli.application.chat.archive import delete_sessions, sessions_older_than
 
     runtime = runtime_of(context)

@@ -19,7 +19,7 @@ def show(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A model, named as for `cerebrum pull`.", autocompletion=completing(stored_models)
+            metavar="MODEL", help="A model reference, as for `cerebrum pull`.", autocompletion=completing(stored_models)
         ),
     ],
     given: Annotated[Layer, SettingKeys(("ctx", "threads", "gpu_layers"), ESTIMATE_HELP)],

@@ -85,7 +85,7 @@ class Expansion:
         for name, declared in self._declared.items():
             source = context.get_parameter_source(name) if context and declared.local else None
             if source is not None and source.name == "COMMANDLINE":
-                problem = f"{flag(name)} concerns a model on this machine, not one behind --endpoint"
+                problem = f"{flag(name)} applies to local models, not to --endpoint"
                 raise UsageError(problem, "omit one of them")
             if source is not None and source.name == "ENVIRONMENT":
                 arguments[name] = False if arguments[name] is True and name not in OPTIONS else None

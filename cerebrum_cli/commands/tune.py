@@ -27,8 +27,8 @@ def tune(
         ),
     ] = None,
 ) -> None:
-    """Measures settings on this machine, which takes about two minutes for a 7B; ask, chat and batch then use the
-    fastest.
+    """Measures settings on this machine, which takes about two minutes for a 7B. From then on, ask, chat and batch use
+    the fastest.
 
     Settings that noticeably change the output are rejected, and settings that do not fit in memory are not tried.
     """

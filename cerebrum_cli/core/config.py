@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from cerebrum_cli.core.conversion import InvalidValue
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import KEYS, Layer, convert, in_directory
@@ -66,8 +67,8 @@ def parse_config(text: str, path: Path) -> Config:
     for name, value in values.items():
         place = re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE)
         where = f"{path}:{line_of(text, place.start())}" if place else str(path)
-        key, _ = read_setting(name, value, where, (ENDPOINTS, PROMPTS))
-        layer[key] = value
+        key, converted = read_setting(name, value, where, (ENDPOINTS, PROMPTS))
+        layer[key] = converted
     return Config(in_directory(layer, path.parent), read_endpoints(endpoints, path), read_prompts(prompts, path))
 
 
@@ -78,10 +79,10 @@ def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...])
         known = (*KEYS, *other_keys)
         near = "".join(f"did you mean {match}? " for match in get_close_matches(key, known, 1))
         raise ConfigError(f"{where}: unknown key `{name}`", f"{near}known keys: {', '.join(known)}")
-    converted, expected = convert(key, value)
-    if expected:
-        raise ConfigError(f"{where}: {name} is {value!r}", f"it must be {expected}")
-    return key, converted
+    try:
+        return key, convert(key, value)
+    except InvalidValue as expected:
+        raise ConfigError(f"{where}: {name} is {value!r}", f"it must be {expected}") from expected
 
 
 def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
@@ -97,7 +98,7 @@ def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
         if wrong := next((key for key, value in table.items() if not isinstance(value, str) or not value), None):
             raise ConfigError(f"{where}: {wrong} is {table[wrong]!r}", "it must be text")
         if "url" not in table:
-            raise ConfigError(f"{where}: there is no url", f"write {example}")
+            raise ConfigError(f"{where}: url is missing", f"write {example}")
         endpoints[name] = EndpointTable(**table)
     return endpoints
 
@@ -114,7 +115,7 @@ def read_prompt(name: str, table: Mapping[str, Any], path: Path) -> SavedPrompt:
     own = {key: table[key] for key in ("prompt", "schema") if key in table}
     extract = table.get("extract", False)
     if wrong := next((key for key, value in own.items() if not isinstance(value, str) or not value.strip()), None):
-        raise ConfigError(f"{where}: {wrong} is {own[wrong]!r}", "it must be text that is not empty")
+        raise ConfigError(f"{where}: {wrong} is {own[wrong]!r}", "it must be non-empty text")
     if not (extract is True or extract is False or (isinstance(extract, str) and extract)):
         raise ConfigError(f"{where}: extract is {extract!r}", 'it must be true, "last", or a language like "python"')
     if extract and "schema" in own:
@@ -130,7 +131,7 @@ def read_prompt(name: str, table: Mapping[str, Any], path: Path) -> SavedPrompt:
 def require_tables(value: Any, where: str, example: str) -> None:
     """Raise ConfigError for anything but a group of tables."""
     if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
-        raise ConfigError(f"{where} is not a group of tables", f"write {example}")
+        raise ConfigError(f"{where} must contain only tables", f"write {example}")
 
 
 def line_of(text: str, position: int) -> int:

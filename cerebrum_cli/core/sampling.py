@@ -54,34 +54,39 @@ class SamplingParams:
     )
     presence_penalty: float = option(
         0.0,
-        "For tokens among the last 64 [default: 0]",
+        "Penalty for tokens in the last 64 [default: 0]",
         "Penalties",
         metavar="X",
         least=-MAX_LOGIT,
         most=MAX_LOGIT,
     )
     frequency_penalty: float = option(
-        0.0, "The same, for each occurrence [default: 0]", "Penalties", metavar="X", least=-MAX_LOGIT, most=MAX_LOGIT
+        0.0,
+        "Penalty per occurrence in the last 64 [default: 0]",
+        "Penalties",
+        metavar="X",
+        least=-MAX_LOGIT,
+        most=MAX_LOGIT,
     )
     dry_multiplier: float = option(
         0.0, "DRY penalty for repeats [default: 0, off]", "Penalties", metavar="X", least=0, most=MAX_LOGIT
     )
     dry_base: float = option(
-        1.75, "Growth of the DRY penalty by token [default: 1.75]", "Penalties", metavar="X", least=1
+        1.75, "Growth of the DRY penalty per token [default: 1.75]", "Penalties", metavar="X", least=1
     )
     dry_allowed_length: int = option(
-        2, "Length of repeats that DRY allows [default: 2]", "Penalties", metavar="N", least=0, most=MAX_COUNT
+        2, "Minimum repeat length for DRY [default: 2]", "Penalties", metavar="N", least=0, most=MAX_COUNT
     )
     dry_penalty_last_n: int = option(
         64,
-        "Tokens that DRY looks back [default: 64]",
+        "Tokens that DRY searches for repeats [default: 64]",
         "Penalties",
         metavar="N",
         least=0,
         most=MAX_COUNT,
     )
     dry_sequence_breaker: tuple[str, ...] = option(
-        DRY_BREAKERS, "Text that restarts DRY, or none (repeatable)", "Penalties", metavar="TEXT"
+        DRY_BREAKERS, "Text that interrupts repeats, or none (repeatable)", "Penalties", metavar="TEXT"
     )
     logit_bias: tuple[TokenBias, ...] = option(
         (), "Add BIAS to a token's logit (repeatable)", "Penalties", metavar="TOKEN=BIAS"

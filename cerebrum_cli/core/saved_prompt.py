@@ -34,7 +34,7 @@ class SavedPrompt:
         if INPUT not in self.prompt:
             return f"{self.prompt}\n\n{input}" if input else self.prompt
         if not input:
-            problem = f"the saved prompt {self.name} has {INPUT}, but there is no input"
+            problem = f"the saved prompt {self.name} uses {INPUT}, but no input was given"
             raise UsageError(problem, "give it as an argument, in a file with -f, or through a pipe")
         return self.prompt.replace(INPUT, input)
 
@@ -77,4 +77,4 @@ def find_prompt(prompts: Mapping[str, SavedPrompt], name: str) -> SavedPrompt:
         hint = f"saved prompts: {', '.join(prompts)}"
     else:
         hint = f"create it: cerebrum prompts edit {quote(name)}"
-    raise UsageError(f"there is no saved prompt {name!r}", hint)
+    raise UsageError(f"no saved prompt named {name!r}", hint)

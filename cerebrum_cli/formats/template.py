@@ -134,7 +134,7 @@ class EmbeddedFormat:
             return pieces
         if self.special_tokens(prompt) != self.special_tokens(skeleton):
             raise FormatError(
-                "the chat template would turn text of a message into special tokens",
+                "the chat template would turn message text into special tokens",
                 "remove text that looks like markup, or choose another --format",
             )
         first, rest = placeholders.split(prompt)

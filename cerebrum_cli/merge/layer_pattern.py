@@ -49,7 +49,7 @@ def require_layer_pattern(tables: Mapping[str, Table], layers: Sequence[tuple[in
     for name, table in tables.items():
         if _EMBEDDING_PER_LAYER in table.global_tensors and not (stays and len(layers) == table.n_layers):
             problem = f"{name} has embeddings for each of its {table.n_layers} layers, which cannot be stacked"
-            raise MergeError(problem, "merge all layers of such models, in their order")
+            raise MergeError(problem, "keep all layers of such a model, in order")
     for number, sources in layers:
         for name, layer in sources:
             if (number - layer) % (period := lcm(*patterns[name])):

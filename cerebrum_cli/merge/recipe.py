@@ -12,7 +12,7 @@ from cerebrum_cli.merge.location import (
     Location,
     choices,
     nearest,
-    one_line,
+    printable,
     quoted,
     read_items,
     read_mapping,
@@ -150,7 +150,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
         tokenizer_source=_tokenizer_source(root, row),
         name=read_text(root.key("name"), row["name"], "a name") if "name" in row else None,
         text=text,
-        ignored_keys=tuple(one_line(quoted(key)) for key in ignored),
+        ignored_keys=tuple(printable(quoted(key)) for key in ignored),
     )
 
 
@@ -165,7 +165,7 @@ def _supported_method(root: Location, document: Mapping[object, object]) -> Meth
     if value is not None:
         raise root.error(f"unknown merge_method {quoted(value)}", choices(value, tuple(_REQUIREMENTS)))
     if document.get("experts") is not None:
-        raise root.error("recipes of mergekit-moe, which make a mixture of experts, are not supported", hint)
+        raise root.error("mergekit-moe recipes, which build a mixture of experts, are not supported", hint)
     return None
 
 
@@ -217,7 +217,7 @@ def _slice(location: Location, value: object, base_model: str | None) -> _Parsed
     for (item_location, _), count in zip(read, counts, strict=True):
         if count != counts[0]:
             problem = f"{count} layers, but {counts[0]} of the first source"
-            raise item_location.key("layer_range").error(problem, "use equally many layers of each source")
+            raise item_location.key("layer_range").error(problem, "use the same number of layers from each source")
     part = Slice(
         tuple(source for _, source in read), _parameters(location, row), _base_model(location, row) or base_model
     )

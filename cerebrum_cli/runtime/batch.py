@@ -11,7 +11,6 @@ from cerebrum_cli.application.inference import batch as batches
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.input import InputFile, open_input, spool_input
 from cerebrum_cli.batches.journal import Journal, open_journal
-from cerebrum_cli.batches.meta import LORA
 from cerebrum_cli.batches.readers import IndexedRows, detect_shape, read_rows
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.batches.rows import result_rows
@@ -91,8 +90,7 @@ def answer(
         **generator.fingerprint,
         **batches.batch_fingerprint(row_options, generator.model, file, runtime.library),
     }
-    notes = {LORA: generator.model.adapter_names} if generator.model.adapters else {}
-    result = open_result(runtime, output, record, notes, rows, options)
+    result = open_result(runtime, output, record, generator.model.adapter_params, rows, options)
     try:
         if unanswered := count_unanswered(rows, result):
             notify_of_experts(runtime, file, options)
@@ -167,7 +165,7 @@ def open_result(
     """Open the result: a journal beside OUTPUT, or standard output."""
     if output == STANDARD:
         if options.retry_failed:
-            raise UsageError("--retry-failed needs a file with the earlier answers", "give it as -o OUTPUT")
+            raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
         return StreamedResult(rows, runtime.streams.answer)
     return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed, notes=notes)
 

@@ -97,7 +97,9 @@ def warn(runtime: Runtime, plan: Merge) -> None:
     """Print a notice for each key and filter of the recipe that has no effect."""
     for key in plan.recipe.ignored_keys:
         problem = f"the recipe's key {key} is unknown and ignored"
-        runtime.streams.notice(NoticeEvent(problem, "mergekit ignores it too; check its spelling if it should matter"))
+        runtime.streams.notice(
+            NoticeEvent(problem, "mergekit ignores it too; check the spelling if it should have an effect")
+        )
     for each in plan.plan.unmatched_filters:
         problem = f"the recipe's filter {each} matches no tensor and is ignored"
         runtime.streams.notice(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))

@@ -46,7 +46,7 @@ class ServerOptions(QuietOptions):
     endpoint: tuple[str, ...] = option(
         (), "Generate on this server (repeatable)", "Server", metavar="URL|NAME", splits=True
     )
-    served_model_name: str | None = option(None, "Model to ask a server for, if it has several", "Server", metavar="ID")
+    served_model_name: str | None = option(None, "Model to request if the server has several", "Server", metavar="ID")
     allow_http_key: bool = option(False, "Send the API key without encryption", "Server")
 
 
@@ -74,7 +74,7 @@ class GenerationOptions(ConstrainedOptions):
     """Options of commands that answer with votes."""
 
     votes: str | None = option(
-        None, "Take the majority of K answers; auto samples as few as it needs", "Sampling", metavar="K|auto[:A..B]"
+        None, "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
     )
     no_early_stop: bool = option(False, "Take all samples, even after the outcome is certain", "Sampling")
 
@@ -83,7 +83,7 @@ class GenerationOptions(ConstrainedOptions):
         """Numbers of samples of a vote; None for a single answer. Raises UsageError."""
         if self.votes is None:
             if self.no_early_stop:
-                raise UsageError("--no-early-stop without --votes", "add --votes K")
+                raise UsageError("--no-early-stop requires --votes", "add --votes K")
             return None
         from cerebrum_cli.answers.vote import parse_votes
 
@@ -94,18 +94,18 @@ class GenerationOptions(ConstrainedOptions):
 class SavedPromptOptions:
     """Options of commands that use saved prompts."""
 
-    use: str | None = option(None, "Use a saved prompt, around the question", "Input", short="-p", metavar="NAME")
+    use: str | None = option(None, "Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
 
 
 @dataclass(frozen=True)
 class AskOptions(SavedPromptOptions, GenerationOptions):
     file: tuple[Path, ...] = option(
-        (), "Put a file, folder or glob before the prompt (repeatable)", "Input", short="-f", metavar="PATH"
+        (), "Prepend a file, directory or glob (repeatable)", "Input", short="-f", metavar="PATH"
     )
     messages: Path | None = option(None, "OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
-    raw: bool = option(False, "Complete the prompt as it stands, without a format", "Input")
+    raw: bool = option(False, "Complete the prompt verbatim, without a format", "Input")
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
-    save_prompt: str | None = option(None, "Save PROMPT and settings for -p; ask nothing", "Input", metavar="NAME")
+    save_prompt: str | None = option(None, "Save PROMPT and settings for -p; generate nothing", "Input", metavar="NAME")
     final: bool = option(False, "Print only the final answer; exit code 5 if there is none", "Output")
     extract: bool = option(False, "Print only the first code block; exit code 5 if none", "Output", short="-x")
     extract_last: bool = option(False, "Print only the last code block", "Output")
@@ -246,7 +246,7 @@ class DoctorOptions(ServerOptions):
 class PullCommandOptions(PullOptions):
     name: str | None = option(None, "Name for the model", "Model", metavar="NAME")
     default: bool = option(False, "Make this the default model", "Model")
-    vocabulary: bool = option(False, "Only the vocabulary, for --endpoint", "Model")
+    vocabulary: bool = option(False, "Download only the vocabulary, for --endpoint", "Model")
     dry_run: bool = option(False, "Show what is available and what fits; download nothing", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
 
@@ -259,7 +259,7 @@ class PullCommandOptions(PullOptions):
 
 @dataclass(frozen=True)
 class TuneOptions(PullOptions):
-    quick: bool = option(False, "Measure only what matters most; 45 s on a 7B", "Speed")
+    quick: bool = option(False, "Measure only key settings; 45 s for a 7B", "Speed")
     thorough: bool = option(False, "Try more values, and measure longer", "Speed")
     reencode: bool = option(False, "Compare other encodings of the weights; save none", "Speed")
     apply: str | None = option(None, "With --reencode: save and use this encoding", "Speed", metavar="TYPE")
@@ -274,15 +274,15 @@ class TuneOptions(PullOptions):
             other = "quick" if self.quick else "thorough"
             raise UsageError(f"--reencode and --{other} cannot be used together", "give one of them")
         if self.apply and not self.reencode:
-            raise UsageError("--apply without --reencode", "add --reencode")
+            raise UsageError("--apply requires --reencode", "add --reencode")
         if self.force and not self.apply:
-            raise UsageError("--force without --apply", "add --reencode --apply TYPE")
+            raise UsageError("--force requires --apply", "add --reencode --apply TYPE")
 
 
 @dataclass(frozen=True)
 class MergeCommandOptions(PullOptions):
     source: tuple[str, ...] = option(
-        (), "Use MODEL where the recipe says NAME (repeatable)", "Input", metavar="NAME=MODEL"
+        (), "Use MODEL in place of NAME in the recipe (repeatable)", "Input", metavar="NAME=MODEL"
     )
     output: Path | None = option(
         None, "File to write [required without --dry-run]", "Output", short="-o", metavar="OUT.gguf"
@@ -290,7 +290,7 @@ class MergeCommandOptions(PullOptions):
     type: str | None = option(None, "Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
     split_size: str | None = option(None, "Maximum size of each file, such as 4GB", "Output", metavar="SIZE")
     name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
-    dry_run: bool = option(False, "Show what would be merged, and what it needs", "Output")
+    dry_run: bool = option(False, "Show the plan, and the memory and disk it needs", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
 
 

@@ -58,7 +58,7 @@ def find_endpoint(runtime: Runtime, text: str, options: ServerOptions) -> Endpoi
 def require_no_adapters(settings: Settings, option: str) -> None:
     """Raise UsageError if adapters are set, wherever that is: without them, answers are others."""
     if settings.lora:
-        problem = f"{option} cannot apply the adapter {settings.lora[0]}: it concerns a model on this machine"
+        problem = f"{option} cannot apply the adapter {settings.lora[0]}: adapters apply to local models"
         hint = "start the server with it, and give --lora none" if option == "--endpoint" else "give --lora none"
         raise UsageError(problem, hint)
 

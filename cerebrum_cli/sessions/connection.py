@@ -83,9 +83,9 @@ def copy_to_memory(source: sqlite3.Connection | None) -> sqlite3.Connection:
 def session_error(path: Path, error: Exception) -> SessionError:
     """SessionError for an error of SQLite: UnwritableSessions without permission or space."""
     problem = one_line(error)
-    hint = "free disk space, or close other users of the file"
+    hint = "free disk space, or close other programs that use the file"
     if any(sign in problem for sign in DAMAGE):
-        hint = "move the file away; a new one will be created"
+        hint = "move the file elsewhere; a new one will be created"
     elif "unable to open" in problem or "readonly" in problem:
         hint = "make sure that it is a writable file"
     is_unwritable = getattr(error, "sqlite_errorcode", 0) & PRIMARY_CODE in UNWRITABLE
@@ -106,7 +106,7 @@ def _translated(path: Path) -> Iterator[None]:
 
 def _require_known_version(database: sqlite3.Connection, path: Path) -> None:
     if schema_version(database) > len(MIGRATIONS):
-        raise SessionError(f"{path}: written by a newer cerebrum", "update cerebrum")
+        raise SessionError(f"{path}: written by a newer version of cerebrum", "update cerebrum")
 
 
 def _configured(database: sqlite3.Connection) -> sqlite3.Connection:

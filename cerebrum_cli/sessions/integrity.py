@@ -45,7 +45,7 @@ def check_integrity(path: Path) -> DatabaseSummary | None:
 def _summarize(database: sqlite3.Connection, path: Path) -> DatabaseSummary:
     version = schema_version(database)
     if version > len(MIGRATIONS):
-        raise SessionError(f"{path}: written by a newer cerebrum", "update cerebrum")
+        raise SessionError(f"{path}: written by a newer version of cerebrum", "update cerebrum")
     (problem,) = database.execute("PRAGMA integrity_check(1)").fetchone()
     if problem != "ok":
         raise _damaged(path, problem)
@@ -64,7 +64,7 @@ def _damaged(path: Path, problem: str) -> SessionError:
     recover = f"sqlite3 {shlex.quote(str(path))} .recover > saved.sql"
     return SessionError(
         f"{path} is damaged: {' '.join(printable_name(problem).split())}",
-        f"recover what is readable: {recover}; then move the file and its -wal away to start a new one",
+        f"recover what is readable: {recover}; then move the file and its -wal elsewhere to start a new one",
     )
 
 

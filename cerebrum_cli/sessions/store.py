@@ -234,7 +234,7 @@ class Store:
         except READ_ERRORS as error:
             raise SessionError(
                 f"deleted text may remain in {self._path}: {one_line(error)}",
-                "free disk space or close other users of the file; the next deletion tries again",
+                "free disk space or close other programs that use the file; the next deletion tries again",
             ) from error
 
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:

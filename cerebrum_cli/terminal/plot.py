@@ -25,7 +25,7 @@ def plot_report(report: Report, path: Path) -> None:
         raise UsageError(f"--plot {path}: unsupported image format", f"end its name in {' or '.join(SUFFIXES)}")
     if not report.maj:
         raise UsageError(
-            "this run has no votes to plot", "they need all samples of a question, and none are taken on code"
+            "this run has no votes to plot", "votes need all samples of a question, and do not apply to code"
         )
     try:
         figure = draw_report(report)

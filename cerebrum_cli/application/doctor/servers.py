@@ -83,7 +83,7 @@ def _check_server(server: CheckedServer) -> CheckResult:
         raise EndpointError(problem, "check the URL, and the log of the server") from error
     except BusyServerError as busy:
         problem = f"{server.endpoint.name} is not ready: {busy.reason}"
-        return check_result("server", "", (problem, "other commands wait until it is ready; check it again then"))
+        return check_result("server", "", (problem, "other commands wait for it; check again later"))
     server.info = info
     return check_result("server", f"{info.kind.name}, build {info.build}")
 
@@ -109,7 +109,9 @@ def _check_slots(server: CheckedServer) -> CheckResult | None:
     if server.info is None:
         return None
     slots = server.info.slots
-    limit = "1 reply at a time; batches and votes gain from more (-np)" if slots == 1 else f"{slots} replies at a time"
+    limit = (
+        "1 reply at a time; more slots (-np) speed up batches and votes" if slots == 1 else f"{slots} replies at a time"
+    )
     return check_result("slots", limit)
 
 
@@ -120,14 +122,14 @@ def _check_vocabulary(server: CheckedServer) -> CheckResult | None:
     try:
         model = context.library.resolve_vocabulary(context.settings.model)
     except ModelNotFound as error:
-        problem = f"skipped, and with it all replies: {error.message}"
+        problem = f"skipped, along with all replies: {error.message}"
         return check_result("vocabulary", "", (problem, error.hint))
     server.loaded = loaded = open_servers(context.open_backend, [server.endpoint], model, server.settings)
     with _time_limit(loaded.responder):
         for _ in loaded.responder.load():
             pass
     server.responder = loaded.responder
-    return check_result("vocabulary", f"that of {model.label}: {loaded.engine.vocabulary.size} tokens")
+    return check_result("vocabulary", f"matches {model.label}: {loaded.engine.vocabulary.size} tokens")
 
 
 def _check_reply(server: CheckedServer) -> CheckResult | None:
@@ -170,8 +172,8 @@ def _check_token_ids(server: CheckedServer) -> CheckResult | None:
     if streamed and not streamed.finish.has_all_tokens and f"{streamed.text}{streamed.reasoning or ''}".isascii():
         lacking.append("streamed replies")
     if not lacking:
-        return check_result("token_ids", "prompts are sent as token ids, and replies return theirs, whole or streamed")
-    problem = f"{' and '.join(lacking)} come without all of their ids, so the next turn evaluates them again"
+        return check_result("token_ids", "prompts are sent as token ids, and replies include theirs, streamed or not")
+    problem = f"{' and '.join(lacking)} lack some token ids, so the next turn evaluates them again"
     return check_result("token_ids", "", (problem, "update the server, or connect without a gateway"))
 
 
@@ -184,8 +186,8 @@ def _check_seeds(server: CheckedServer) -> CheckResult | None:
         latest = _sample(server, server.responder)
         if any((each.sampled, each.text) == (latest.sampled, latest.text) for each in server.samples[:-1]):
             return check_result("seeds", f"the same seed gives the same {latest.finish.completion_tokens} tokens")
-    problem = "the same seed gives different tokens, so sampled answers cannot be repeated"
-    return check_result("seeds", "", (problem, "try again when nobody else uses the server"))
+    problem = "the same seed gives different tokens, so sampled answers are not reproducible"
+    return check_result("seeds", "", (problem, "try again when the server is idle"))
 
 
 SERVER_CHECKS: dict[str, Callable[[CheckedServer], CheckResult | None]] = {

@@ -91,7 +91,7 @@ def _download(task: Task, progress: Progress, cache: Cache) -> CachedFile:
     if len(files) != 1:
         count = f"{len(files)} files" if files else "no file"
         problem = f"the dataset {task.repo_id} has {count} {task.file} for its split {task.split}"
-        raise PullError(problem, "evaluate a file of JSON lines instead, or look for a newer version of cerebrum")
+        raise PullError(problem, "evaluate a JSON Lines file instead, or look for a newer version of cerebrum")
     download = Download(listing, cache, progress)
     download.require_space(files)
     [path] = download.fetch(files)

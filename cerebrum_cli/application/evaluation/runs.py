@@ -104,7 +104,7 @@ class RunStore:
             raise UsageError(f"{reference} is not a run of cerebrum eval", "check the path")
         near = get_close_matches(reference, [run.name for run in self], 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "cerebrum runs list  shows the stored runs"
-        raise UsageError(f"no run {reference!r}", hint)
+        raise UsageError(f"no run named {reference!r}", hint)
 
     def path_for(self, fingerprint: Mapping[str, Any]) -> Path:
         """The path of the run with this fingerprint: an existing one, or a free name of its task and model."""

@@ -221,11 +221,13 @@ class _Run(Generic[Key]):
             reason, _, detail = report.partition("\n")
             return CodeResult(cast(Reason, reason), detail)
         if not self._is_started:
-            raise _not_working(output.strip() or f"nothing happened in {START_S:.0f} s")
+            raise _not_working(output.strip() or f"no response within {START_S:.0f} s")
         signum = self._process.returncode - 128  # bubblewrap reports signals as shells do
         if signum == signal.SIGXCPU or not (self._is_closed or len(output) > MAX_OUTPUT):
             return CodeResult("timeout")
-        return CodeResult("crashed", f"signal {signum}" if signum > 0 else "it ended the process, or broke its output")
+        return CodeResult(
+            "crashed", f"signal {signum}" if signum > 0 else "it ended the process, or corrupted its output"
+        )
 
     def kill(self) -> None:
         """Kill all in the sandbox, and wait until it is gone; nothing happens the second time."""

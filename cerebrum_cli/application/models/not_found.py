@@ -22,7 +22,7 @@ def file_missing(
     entry: ModelFile, spec: ModelSpec | None, cached: CachedModel | None, merge_directory: Path
 ) -> ModelNotFound:
     """Error for a registered model whose file no longer exists."""
-    problem = f"{entry.name}: its file {entry.path} is gone"
+    problem = f"{entry.name}: its file {entry.path} no longer exists"
     if cached:
         return ModelNotFound(problem, f"cerebrum pull {cached.repo_id}:{cached.quantization} --name {entry.name}")
     if entry.original:
@@ -59,7 +59,7 @@ def unknown_model(text: str, names: Iterable[str]) -> ModelNotFound:
     similar = get_close_matches(text.partition(":")[0], sorted(names), n=3, cutoff=0.5)
     suggestion = f"did you mean {' or '.join(similar)}? " if similar else ""
     if _OLLAMA_TAG.fullmatch(text) and not similar:
-        problem = f"unknown model {text!r}: tags of ollama are not known here"
+        problem = f"unknown model {text!r}: Ollama tags are not supported"
         return ModelNotFound(problem, "pull a GGUF repository of the Hub: cerebrum pull OWNER/REPO[:QUANT]")
     if "gguf" in text.lower() and not similar:
         hint = f"if it is on the Hub, name its owner: cerebrum pull OWNER/{text}"
@@ -70,7 +70,7 @@ def unknown_model(text: str, names: Iterable[str]) -> ModelNotFound:
 
 def _file_hint(text: str) -> str:
     """How to refer to the file of this name, if there is one: a name never means a file."""
-    return f"; or, for the file of this name, ./{text}" if is_file(Path(text)) else ""
+    return f"; for the file of this name, use ./{text}" if is_file(Path(text)) else ""
 
 
 def require_not_refused(specs: Iterable[ModelSpec], repo_id: str) -> None:

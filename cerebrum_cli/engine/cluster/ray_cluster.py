@@ -15,6 +15,7 @@ from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.engine.cluster.local_ray import LocalRay
 from cerebrum_cli.engine.cluster.node import AHEAD
 from cerebrum_cli.engine.cluster.worker import NodeInfo, OpenEngine, Trouble, Worker
+from cerebrum_cli.engine.remote.client import one_line
 from cerebrum_cli.engine.remote.failures import LostServerError
 from cerebrum_cli.engine.remote.kind import Part
 from cerebrum_cli.engine.sequence import Request
@@ -84,11 +85,11 @@ class RayCluster:
 
         bundles = [bundle for node in ray.nodes() if (bundle := self._bundle(node))]
         if not bundles:
-            raise EndpointError("the Ray cluster has no node with a processor", "start nodes with ray start --address")
+            raise EndpointError("the Ray cluster has no node with a CPU", "start nodes with ray start --address")
         self._group = ray.util.placement_group(bundles, strategy="STRICT_SPREAD")
         if not self._group.wait(PLACEMENT_S):
             problem = f"the Ray cluster cannot run a worker on each of its {len(bundles)} nodes"
-            raise EndpointError(problem, "stop other work there (see ray status), or use fewer processors: --threads N")
+            raise EndpointError(problem, "stop other work there (see ray status), or use fewer CPUs: --threads N")
         actor_class = ray.remote(concurrency_groups={CONTROL: 2})(Worker)
         for index, bundle in enumerate(bundles):
             options = actor_class.options(
@@ -146,7 +147,7 @@ async def answered(reference: Any) -> Any:
             last = text.strip().splitlines()[-1]
             problem = f"cerebrum cannot be imported on a node: {one_line(last)}"
             raise EndpointError(problem, "install the same version of cerebrum there, for the same Python") from error
-        raise LostServerError("its process is gone") from error
+        raise LostServerError("its process has ended") from error
     except ray.exceptions.RayError as error:
         raise LostServerError(one_line(str(error))) from error
 
@@ -172,8 +173,3 @@ def connection_error(address: str, error: Exception) -> CerebrumError:
         return EndpointError("no Ray cluster runs on this machine", hint)
     reason = (isinstance(error, OSError) and error.strerror) or one_line(text)
     return EndpointError(f"no Ray cluster at {address}: {reason}", hint)
-
-
-def one_line(text: str) -> str:
-    """The first lines of a message, joined, up to 200 characters."""
-    return " ".join(text.split())[:200]

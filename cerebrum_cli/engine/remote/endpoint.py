@@ -54,7 +54,10 @@ def parse_url(text: str) -> str:
         shown = "the URL of an endpoint" if "@" in text else text  # a password is never shown
         raise UsageError(f"{shown}: {error}", _EXAMPLE) from error
     if parts.username or parts.password:
-        raise UsageError("the URL of an endpoint contains a user name or password", f"put a key into {KEY_VARIABLE}")
+        raise UsageError(
+            "the URL of an endpoint contains a user name or password",
+            f"remove them, and set {KEY_VARIABLE} to an API key",
+        )
     if parts.scheme not in ("http", "https") or not has_host or parts.query or parts.fragment:
         raise UsageError(f"{text!r} is not the URL of a server", _EXAMPLE)
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")

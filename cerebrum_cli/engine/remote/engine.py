@@ -119,7 +119,7 @@ class PooledEngine:
         scope: CancelScope | None = None,  # noqa: ARG002
     ) -> Generator[ScoringEvent, None, None]:
         """Raise EngineError: servers do not score given texts."""
-        raise EngineError("given texts can be scored on this machine only", f"omit {self.option}")
+        raise EngineError("only a local model can score given texts", f"omit {self.option}")
 
     def cancel_scope(self) -> CancelScope:
         return CancelScope(lambda: self._cancel_count)
@@ -260,14 +260,14 @@ class RemoteEngine(PooledEngine):
         if self._earlier and not any(is_same_origin(record, now) for record in self._earlier):
             before = " and ".join(dict.fromkeys(map(origin, self._earlier)))
             problem = f"{endpoint.name} serves {origin(now)}, but earlier replies are from {before}"
-            raise EndpointError(problem, "resume with such a server, or use --restart to start over")
+            raise EndpointError(problem, "resume with a server like that, or use --restart to start over")
 
     async def _require_vocabulary(self, endpoint: Endpoint, client: Client, info: ServerInfo) -> None:
         """Raise EndpointError unless the server's vocabulary is that of the local file."""
         ours = _without_bos(self.vocabulary, self.vocabulary.tokenize((Text(PROBE),)))
         has_size = info.vocabulary_size in (None, self.vocabulary.size)
         if not has_size or tuple(await tokenize(client, endpoint, info, PROBE)) != ours:
-            problem = f"{endpoint.name} serves {info.model}, whose vocabulary is not that of the model"
+            problem = f"{endpoint.name} serves {info.model}, whose vocabulary differs from the model's"
             raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
 
 

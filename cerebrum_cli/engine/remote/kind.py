@@ -150,7 +150,7 @@ def sampler_differences(name: str, request: Request) -> list[tuple[str, str]]:
     found, params = [], request.params
     if params.temperature not in (0.0, 1.0):
         problem = f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them"
-        found.append((problem, "samples are drawn from another distribution; at temperature 0 or 1 it is the same"))
+        found.append((problem, "the sampling distribution differs, except at temperature 0 or 1"))
     if params.repeat_penalty != 1.0:
         problem = f"{name}'s repeat penalty counts the whole text, not the last 64 tokens"
         found.append((problem, "replies differ from those of llama.cpp; omit --repeat-penalty"))
@@ -163,7 +163,7 @@ def sampler_differences(name: str, request: Request) -> list[tuple[str, str]]:
         "--typical-p": params.temperature > 0 and params.typical_p < 1,
     }
     for option in (option for option, is_used in lacking.items() if is_used):
-        found.append((f"{name} has no {option}: it is ignored", f"omit {option}, or use llama-server"))
+        found.append((f"{name} does not support {option}: it is ignored", f"omit {option}, or use llama-server"))
     return found
 
 
@@ -178,7 +178,7 @@ async def ask(client: Client, endpoint: Endpoint, path: str, **query: str) -> An
         return await client.get(path, DESCRIBE_S, **query)
     except RequestError as error:
         problem = f"{endpoint.name}: {path}: {error.message}"
-        raise EndpointError(problem, "check the URL: it must be that of a server of language models") from error
+        raise EndpointError(problem, "check the URL: it must be that of a language model server") from error
 
 
 def refusal(error: RequestError, request: Request, name: str) -> CerebrumError:

@@ -68,7 +68,7 @@ class LlamaServer:
                 None if size is None else int(size),
             )
         except DAMAGE as error:
-            raise EndpointError(f"{endpoint.name}: unexpected answer to /props", "update llama-server") from error
+            raise EndpointError(f"{endpoint.name}: unexpected response to /props", "update llama-server") from error
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
         return {"content": text, "add_special": False, "parse_special": False, "model": info.model}

@@ -55,8 +55,8 @@ class Pool:
             await asyncio.wait_for(all_tried, self._patience.join)
         for server in self._servers:
             if server in self._opening:
-                problem = f"{server.name} is not used yet: {server.problem or server.busy_reason}"
-                self._emit(NoticeEvent(problem, "the others are used until it answers"))
+                problem = f"{server.name} is not available yet: {server.problem or server.busy_reason}"
+                self._emit(NoticeEvent(problem, "using the other servers until it answers"))
         self._is_connected = True
         self._report()
 
@@ -198,7 +198,7 @@ class Pool:
         if job.has_output or (is_alone and job.samples[0].request.stream):
             job.emit(Failure(EndpointError(f"{server.name}: {lost.reason}", f"check the {noun}, then ask again")))
         elif job.losses >= MAX_LOSSES:
-            problem = f"{job.losses} {noun}s failed at this request; the last one, {server.alias}: {lost.reason}"
+            problem = f"{job.losses} {noun}s failed on this request; the last, {server.alias}: {lost.reason}"
             refuse(job, EndpointError(problem, f"check the log of the {noun}"))
         else:
             self._waiting.appendleft(job)
@@ -206,15 +206,14 @@ class Pool:
 
     def _rest(self, server: Server, busy: BusyServerError) -> None:
         """Give a busy server nothing for a while; tell users once if it answers nothing for long."""
-
         loop = asyncio.get_running_loop()
         seconds = self._patience.busy if busy.retry_after is None else busy.retry_after
         server.busy_until = max(server.busy_until, loop.time() + seconds)
         server.busy_since = server.busy_since or loop.time()
         if not server.is_reported_busy and server.busy_until - server.busy_since >= self._patience.busy_notice:
             server.is_reported_busy = True
-            wait = "retrying" if busy.retry_after is None else f"retrying in {seconds:g} s, as it asks"
-            self._emit(NoticeEvent(f"{server.name} is busy: {busy.reason}", f"{wait}, until it has room"))
+            wait = "retrying" if busy.retry_after is None else f"retrying in {seconds:g} s, as requested"
+            self._emit(NoticeEvent(f"{server.name} is busy: {busy.reason}", f"{wait}, until it is available"))
 
         def resume() -> None:
             if loop.time() >= server.busy_until and server not in self._opening:
@@ -230,7 +229,7 @@ class Pool:
         """Use a lost server no more until it answers again."""
         server.problem = reason
         if server not in self._opening:
-            self._emit(NoticeEvent(f"{server.name} is not used for now: {reason}", "retrying until it answers"))
+            self._emit(NoticeEvent(f"{server.name} is unavailable: {reason}", "retrying until it answers"))
             self._start_opening(server, self._patience.retries[0])
 
     def _start_opening(self, server: Server, delay: float) -> None:
@@ -267,7 +266,7 @@ class Pool:
         self._has_tried.set()
         if self._is_connected:
             again = "again" if was_known else "now"
-            self._emit(NoticeEvent(f"{server.name} answers {again}", ""))
+            self._emit(NoticeEvent(f"{server.name} is available {again}", ""))
             self._report()
         self._assign()
 

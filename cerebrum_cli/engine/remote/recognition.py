@@ -71,7 +71,7 @@ def choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
     }
     names = ", ".join(map(one_line, models))
     if not models:
-        raise EndpointError(f"{endpoint.name}: not a server of language models", "check the URL")
+        raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL")
     if endpoint.served_model is not None:
         if endpoint.served_model not in models:
             raise EndpointError(f"{endpoint.name} serves no model {endpoint.served_model!r}", f"it serves {names}")

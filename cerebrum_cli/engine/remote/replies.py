@@ -167,7 +167,7 @@ class RemoteSample:
         given = len(self._turn.prompt_tokens)
         if end.prompt_tokens not in (None, given):
             problem = f"the server evaluated {end.prompt_tokens} prompt tokens instead of {given}"
-            raise EndpointError(problem, "its model has another vocabulary: name its model with -m")
+            raise EndpointError(problem, "its model has a different vocabulary; name that model with -m")
         self._require_grammar()
         generated = self.tokens - self._turn_start
         if end.tokens not in (None, generated) and not (self._is_ended or self.is_interrupted):
@@ -251,8 +251,8 @@ class RemoteSample:
         except GrammarError as error:
             raise RefusedRequestError(error) from error
         if not is_allowed:
-            problem = "the reply does not match the grammar or schema: the server ignores it"
-            raise RefusedRequestError(EndpointError(problem, "update the server, or ask another"))
+            problem = "the reply does not match the grammar or schema: the server ignored it"
+            raise RefusedRequestError(EndpointError(problem, "update the server, or use another"))
 
     def _timings(self, stated: Timings) -> Timings:
         """The server's times, or those measured here where it states none."""

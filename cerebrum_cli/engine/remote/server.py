@@ -17,7 +17,7 @@ from cerebrum_cli.engine.remote.kind import Part, ServerInfo, origin, raise_stre
 from cerebrum_cli.engine.remote.replies import RemoteSample
 
 HEALTH = "/health"
-GUESSED = "repetitions, --conclude and --think go by the text, and may be off by some tokens"
+GUESSED = "repetition checks, --conclude and --think use the text, and may be off by a few tokens"
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 
 DescribeServer = Callable[[Endpoint, Client], Awaitable[ServerInfo]]
@@ -80,8 +80,8 @@ class HttpServer(Server):
     async def open(self) -> None:
         before, info = self._info, await self._describe(self.endpoint, self.client)
         if before and origin(before.recorded) != origin(info.recorded):
-            problem = f"{self.name} is back with {origin(info.recorded)} instead of {origin(before.recorded)}"
-            raise EndpointError(problem, "start it with the model it had, then run the same command again")
+            problem = f"{self.name} now serves {origin(info.recorded)} instead of {origin(before.recorded)}"
+            raise EndpointError(problem, "restart it with the previous model, then run the same command again")
         self._info = info
         self.resize(min(self._most or info.slots, info.slots))
 
@@ -107,7 +107,7 @@ class HttpServer(Server):
     def _note_guesses(self, job: Job) -> None:
         """Report that controls act on text, before the last event of a sample."""
         if any(sample.was_guessed for sample in job.samples):
-            self._note(job, f"{self.name} did not send the ids of all tokens", GUESSED)
+            self._note(job, f"{self.name} did not send all token ids", GUESSED)
 
     def _note(self, job: Job, problem: str, hint: str) -> None:
         """Emit a notice, once for all requests."""
@@ -164,7 +164,7 @@ class HttpServer(Server):
                     self._note_guesses(job)
                     job.report(sample.interrupt())
         except StopAsyncIteration as error:
-            raise LostServerError("the reply ends in the middle") from error
+            raise LostServerError("the reply is incomplete") from error
 
     async def _while_healthy(self, work: Any) -> Any:
         """Wait for something; in silence, check now and then that the server is alive."""

@@ -27,7 +27,7 @@ SEQUENCES = 256  # where the server does not report --max-running-requests
 LEAST_TOP_P = 1e-6  # 0 is refused
 ALL_TOKENS = -1  # for top_k
 IGNORED_SEEDS = (
-    "this server ignores seeds: samples differ each time",
+    "this server ignores seeds, so samples are not reproducible",
     "start SGLang with --enable-deterministic-inference",
 )
 
@@ -65,7 +65,7 @@ class Sglang:
                 has_other_weights=settings.get("load_format") != "gguf",
             )
         except DAMAGE as error:
-            raise EndpointError(f"{endpoint.name}: unexpected answer to /server_info", "update SGLang") from error
+            raise EndpointError(f"{endpoint.name}: unexpected response to /server_info", "update SGLang") from error
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
         return {"model": info.model, "prompt": text, "add_special_tokens": False}

@@ -44,7 +44,7 @@ class Vllm:
         try:
             build, size = one_line(str(version["version"])), int(entry["max_model_len"])
         except DAMAGE as error:
-            raise EndpointError(f"{endpoint.name}: unexpected answer to /v1/models", "update vLLM") from error
+            raise EndpointError(f"{endpoint.name}: unexpected response to /v1/models", "update vLLM") from error
         model = str(entry["id"])
         weights = served_weights(entry, entry.get("root"))
         return ServerInfo(self, build, model, weights, size, SEQUENCES, MAX_SAMPLES, has_other_weights=True)

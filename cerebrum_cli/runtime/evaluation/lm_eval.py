@@ -131,7 +131,7 @@ def require_usable(tasks: str, output: Path | None, given: Layer, options: EvalO
     if lm_eval.include_path and not lm_eval.include_path.is_dir():
         raise UsageError(f"--include-path {lm_eval.include_path} is not a directory", "check the path")
     if lm_eval.log_samples and not output:
-        raise UsageError("--log-samples needs a file for the answers", "add -o RESULTS.json")
+        raise UsageError("--log-samples requires -o", "add -o RESULTS.json")
     if output == Path("-"):
         raise UsageError("-o is `-`, but the results are a file", "omit -o; --json prints the results")
     if output:

@@ -11,7 +11,6 @@ from cerebrum_cli.application.evaluation.marking import MATCHES
 from cerebrum_cli.application.evaluation.runs import QUESTIONS, SAMPLES
 from cerebrum_cli.application.evaluation.sources import LoadedTask, ReadOptions, read_source
 from cerebrum_cli.application.inference.fingerprint import generation_fingerprint
-from cerebrum_cli.batches.meta import LORA
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.evals.presets import find_preset
@@ -38,9 +37,8 @@ class PreparedEvaluation:
     def notes(self) -> dict[str, Any]:
         """What the report of the run states, and the model that `runs compare --kl` loads."""
         task, model = self.task, self.generator.model
-        adapters = {LORA: model.adapter_names} if model.adapters else {}
-        more = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
-        return {"reference": model.reference, **adapters, **more}
+        counts = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
+        return {"reference": model.reference, **model.adapter_params, **counts}
 
     @property
     def extent(self) -> dict[str, int]:

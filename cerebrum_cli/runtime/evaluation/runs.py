@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.application.evaluation.comparing import compare_runs
 from cerebrum_cli.application.evaluation.reporting import report_of, rescored
 from cerebrum_cli.application.models.adapters import with_adapters
-from cerebrum_cli.batches.meta import LORA
+from cerebrum_cli.application.models.model import LORA
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
 from cerebrum_cli.evals.comparison import comparison_object, verdict
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def list_runs(runtime: Runtime, json: bool, options: QuietOptions) -> None:
-    """List stored runs, the latest last."""
+    """List stored runs, latest last."""
     empty = "" if options.quiet else "no stored runs; cerebrum eval creates them"
     rows = []
     for run in runtime.runs:
@@ -61,7 +61,7 @@ def run_row(run: Run) -> dict[str, Any]:
 def show(runtime: Runtime, name: str, options: RunOptions) -> None:
     """Print a run's report."""
     if options.run_code and not options.rescore:
-        raise UsageError("--run-code without --rescore", "add --rescore")
+        raise UsageError("--run-code requires --rescore", "add --rescore")
     run = runtime.runs.find(name)
     samples = run.samples()
     if options.rescore:

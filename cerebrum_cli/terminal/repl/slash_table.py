@@ -42,7 +42,7 @@ class SlashLine(NamedTuple):
 
 
 SLASH_COMMANDS = (
-    SlashCommand("help", "", "show the commands and the keys"),
+    SlashCommand("help", "", "show commands and keys"),
     SlashCommand("exit", "", "exit; so do /quit, /bye, /q and Ctrl-D", aliases=("quit", "bye", "q")),
     SlashCommand("clear", "", "start a new conversation; this one stays saved"),
     SlashCommand(
@@ -53,10 +53,10 @@ SLASH_COMMANDS = (
     SlashCommand("model", "[MODEL]", "show the model, or switch to another", "model"),
     SlashCommand("set", "KEY [VALUE]", "change a setting; no value resets it", "setting"),
     SlashCommand("params", "", "show the settings"),
-    SlashCommand("use", "[NAME]", "use a saved prompt for the next question, and its settings; or list them", "prompt"),
+    SlashCommand("use", "[NAME]", "list saved prompts, or use one for the next question, with its settings", "prompt"),
     SlashCommand("undo", "", "undo the last turn"),
-    SlashCommand("retry", "[TEMP|SEED]", "answer again, with a temperature (0.7) or a seed (a whole number above 2)"),
-    SlashCommand("votes", "K [QUESTION]", "majority answer of K samples; default: the last question"),
+    SlashCommand("retry", "[TEMP|SEED]", "answer again, with a temperature such as 0.7 or a seed (above 2)"),
+    SlashCommand("votes", "K [QUESTION]", "vote with K samples on a question (default: the last one)"),
     SlashCommand("edit", "[answer]", "edit the last question, or its reply, in your editor", "part"),
     SlashCommand("continue", "", "continue an interrupted or truncated reply"),
     SlashCommand("fork", "[NAME]", "continue in a copy of this session"),
@@ -64,27 +64,27 @@ SLASH_COMMANDS = (
     SlashCommand("load", "NAME", "switch to another session", "session"),
     SlashCommand("save", "NAME", "rename this session (sessions are always saved)"),
     SlashCommand("export", "FILE", "write the session as .md, .json (OpenAI messages) or .txt (exact prompt)", "path"),
-    SlashCommand("file", "PATH", "prepend a file, folder or glob to the next question", "path"),
+    SlashCommand("file", "PATH", "prepend a file, directory or glob to the next question", "path"),
     SlashCommand("tokens", "", "show context usage"),
     SlashCommand("stats", "", "show speed and token counts of the last reply"),
-    SlashCommand("why", "[N]", "show the last reply's least certain tokens, with N alternatives each (3)"),
+    SlashCommand("why", "[N]", "show the last reply's least certain tokens, each with N alternatives (default: 3)"),
     SlashCommand("copy", "[N]", "copy the last reply, or its N-th code block"),
     SlashCommand("final", "", "show the last reply's final answer"),
     SlashCommand("prompt", "", "show the exact prompt"),
-    SlashCommand("think", "[on|off|N]", "show the last reply's reasoning, or set how long to think", "think"),
+    SlashCommand("think", "[on|off|N]", "show the last reply's reasoning, or control thinking", "think"),
 )
 
 KEYS = (
     ("Enter", "send"),
     ("Alt-Enter, Ctrl-J", "new line"),
-    ('"""', "starts and ends multi-line input"),
+    ('"""', "start or end multi-line input"),
     ("Tab", "complete a command, file, model, session, setting or saved prompt"),
     ("Up, Down", "previous questions"),
     ("Ctrl-R", "search previous questions"),
     ("Ctrl-X Ctrl-E", "edit in $VISUAL or $EDITOR"),
     ("Ctrl-L", "clear the screen"),
-    ("Ctrl-C", "stop a reply and keep its text; twice at an empty prompt exits"),
-    ("Ctrl-T", "while the model thinks: answer now"),
+    ("Ctrl-C", "stop a reply and keep its text; twice at an empty prompt: exit"),
+    ("Ctrl-T", "while the model thinks: stop and answer"),
     ("Ctrl-D", "exit"),
 )
 

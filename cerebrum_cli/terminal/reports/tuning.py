@@ -70,7 +70,7 @@ def _draft_text(label: str, tuned: TunedUse) -> str:
     if tuned.best_draft is None:
         return f"{label.removesuffix('drafts: ')}no drafts"
     rows, cost = tuned.best_draft
-    return f"{label}{rows} tokens are checked in the time of {cost:.1f}"
+    return f"{label}verifying {rows} tokens takes as long as generating {cost:.1f}"
 
 
 def _row(title: str, tuned: TunedUse) -> tuple[Any, ...]:
