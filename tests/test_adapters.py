@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,14 @@ def test_adapter_of_a_catalog_row_is_beside_models_toml(user: CommandLine, chatm
     assert answer(user, "hello", "--no-log")["text"] != plain
 
 
+def test_show_names_the_adapters_of_a_catalog_row(user: CommandLine, chatml_model: Path) -> None:
+    row = '[models.small]\nfile = "{}"\n[models.small.settings]\nlora = ["style.gguf:0.9", "tone.gguf"]\n'
+    (user.config / "models.toml").write_text(row.format(chatml_model.name))
+    first, second = f"{user.config}/style.gguf:0.9", f"{user.config}/tone.gguf"
+    assert f", lora {first} and {second}\n" in user.run("show", "small").out
+    assert user.run("show", "small", "--json").object["ask"]["lora"] == [first, second]
+
+
 def test_prompt_cache_of_another_adapter_is_never_used(user: CommandLine, adapter: Path) -> None:
     question = (TALE, "--no-profile")
     assert answer(user, *question)["cached_tokens"] == 0
@@ -258,10 +267,25 @@ def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_mod
     moved.write_bytes(adapter.read_bytes())
     assert user.run(*command, "--lora", moved).code == 0
     other = write_adapter(user.home / "other.gguf", factors_for(chatml_model, seed=7))
-    for lora in ((), ("--lora", f"{adapter}:0.5"), ("--lora", other), ("--lora", adapter, "--lora", other)):
+    digest = sha256(adapter.read_bytes()).hexdigest()[:12]
+    for lora, now in (
+        ((), "none"),
+        (("--lora", f"{adapter}:0.5"), f"{adapter.name}:0.5"),
+        (("--lora", other), "other.gguf"),
+        (("--lora", adapter, "--lora", other), f"{adapter.name}, other.gguf"),
+    ):
         done = user.run(*command, *lora)
         assert done.code == 1
-        assert "out.jsonl was made with another adapter" in done.err
+        assert f"out.jsonl was made with another adapter ({adapter.name}, now {now})\n" in done.err
+    meta = user.home / "out.jsonl.meta.json"
+    meta.write_text(re.sub(r'"lora": \[[^]]*\]', "", meta.read_text()))  # as an older version wrote it
+    done = user.run(*command, "--lora", other)
+    assert f"out.jsonl was made with another adapter ({digest}:1.0, now other.gguf)\n" in done.err
+    (user.home / "same").mkdir()
+    same = write_adapter(user.home / "same/other.gguf", factors_for(chatml_model, seed=9))
+    assert user.run(*command, "--lora", other, "--restart").code == 0
+    digests = [sha256(each.read_bytes()).hexdigest()[:12] for each in (other, same)]
+    assert f"({digests[0]}:1.0, now {digests[1]}:1.0)\n" in user.run(*command, "--lora", same).err
 
 
 def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:

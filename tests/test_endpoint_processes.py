@@ -245,4 +245,4 @@ def test_endpoint_chat_sets_and_shows_no_local_settings(user: CommandLine, real_
     [hint] = [line for line in done.err.splitlines() if " settings: " in line]
     shown = dict(line.split(maxsplit=1) for line in done.err.splitlines() if line.startswith(("temperature ", "ctx ")))
     assert shown == {"temperature": "0.5", "ctx": "512"}
-    assert not [name for name in LOCAL if name in hint or f"\n{name} " in done.err]
+    assert not [name for name in (*LOCAL, "lora") if name in hint or f"\n{name} " in done.err]
