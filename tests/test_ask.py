@@ -445,6 +445,7 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         ([], "error: no prompt given"),
         (["-"], "error: the prompt is `-`, but nothing is piped in"),
         (["-n", "0", "hi"], "error: --max-tokens is 0"),
+        (["--extract-lang", "", "hi"], "error: --extract-lang is ''"),
         (["--temperature", "-1", "hi"], "error: --temperature is -1.0"),
         (["--seed", "4294967295", "hi"], "error: --seed is 4294967295"),
         (["--gpu-layers", "many", "hi"], "error: --gpu-layers is 'many'"),
@@ -467,6 +468,16 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         done = user.run("ask", *arguments)
         assert (done.code, done.out) == (2, ""), arguments
         assert_two_lines(done.err, message)
+
+
+def test_option_without_a_fitting_value_leads_to_the_help(user: CommandLine) -> None:
+    cases = [
+        (["-n", "x"], "-n: 'x' is not a whole number"),
+        (["--top-p", "x"], "--top-p: 'x' is not a number"),
+        (["--think"], "option '--think' requires an argument"),
+    ]
+    for arguments, problem in cases:
+        assert user.run("ask", "hi", *arguments).err == f"error: {problem}\n hint: see cerebrum ask --help\n"
 
 
 def assert_two_lines(err: str, message: str) -> None:

@@ -189,7 +189,7 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
             "`logit_bias` is {'1': 'x'}: it must be TOKEN=BIAS",
         ),
         ({"prompt": "a", "seed": -1}, "invalid_setting", "`seed` is -1: it must be a whole number from 0"),
-        ({"prompt": "a", "stop": [""]}, "invalid_setting", "`stop` is ['']: it must be non-empty text"),
+        ({"prompt": "a", "stop": [""]}, "invalid_setting", "`stop` is '': it must be non-empty text"),
         ({"prompt": "a", "stop": {"a": 1}}, "invalid_setting", "`stop` is {'a': 1}: it must be non-empty text"),
         ('{"prompt": "a", "top_p": true}', "invalid_setting", "`top_p` is True: it must be a number from 0 to 1"),
         ('{"x": ' + "9" * 5000 + "}", "invalid_json", "not JSON: Exceeds the limit (4300 digits)"),

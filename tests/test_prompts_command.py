@@ -163,6 +163,8 @@ def test_prompts_are_listed_and_shown(home: Home) -> None:
 
 def test_prompts_list_without_any(home: Home) -> None:
     home.path.unlink()
+    deleted = home.run("prompts", "rm", "old")
+    assert deleted.err.endswith(" hint: none are saved; cerebrum prompts edit old creates it\n")
     assert home.run("prompts", "list").err == "no saved prompts; cerebrum prompts edit NAME creates one\n"
     assert home.run("prompts", "list", "--json").object == []
 

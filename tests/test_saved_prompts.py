@@ -351,6 +351,7 @@ def test_chat_refuses_what_it_cannot_apply(home: Home) -> None:
     assert (done.code, done.err) == (2, problem)
     assert problem in script(home, "/use parsed\n")[0].err
     assert "error: no saved prompt named 'nothing'" in script(home, "/use nothing\n")[0].err
+    assert " hint: saved prompts: sum, list" in script(home, "/use what is it\n")[0].err
 
 
 @pytest.mark.slow

@@ -154,9 +154,9 @@ def _settings(location: _Location, value: object) -> Mapping[str, object]:
     _reject_unknown_keys(location, row, KEYS)
     for key, item in row.items():
         try:
-            validate(key, item)
+            validate(key, item, key)
         except UsageError as error:
-            raise location.error(error.hint, key) from error
+            raise location.error(f"{error.message}: {error.hint}") from error
     return in_directory(row, location.path.parent)
 
 

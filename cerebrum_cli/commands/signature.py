@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 from typer.core import TyperCommand
 
-from cerebrum_cli.commands.completion import COMPLETIONS, completing
+from cerebrum_cli.commands.completion import completing, completion_of
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.options import HEADINGS, Heading, Option, flag, options_of, variable
 from cerebrum_cli.core.sampling import TokenBias
@@ -163,7 +163,7 @@ def typer_option(
         metavar=declared.metavar,
         callback=callback,
         parser=parser,
-        autocompletion=completing(COMPLETIONS[name]) if name in COMPLETIONS else None,
+        autocompletion=completing(values) if (values := completion_of(name, declared)) else None,
         envvar=variable(name),
         show_envvar=False,
         show_default=False,
