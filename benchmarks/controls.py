@@ -112,17 +112,17 @@ def time_check(tokens: Sequence[int]) -> float:
 
 
 def conclude_rows(directory: Path, environment: Environment, samples: int) -> Iterator[Row]:
-    """Compare concluded replies with cut ones, and with fewer whole ones in votes."""
+    """Compare concluded replies with truncated ones, and with fewer whole ones in votes."""
     questions = [{"question": turns[0], "answer": answer} for turns, answer in held_out()]
     (directory / "sums.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in questions), encoding="utf-8")
     whole = evaluate(directory, environment, samples)
     for limit in LIMITS:
         limited, budget = ("--max-tokens", str(limit)), limit - CONCLUSION
         concluded = evaluate(directory, environment, samples, *limited, "--conclude", str(budget))
-        cut = evaluate(directory, environment, samples, *limited)
+        truncated = evaluate(directory, environment, samples, *limited)
         label = f"accuracy on 200 held-out sums, nano at temperature 0.8, -n {limit} --conclude {budget}"
-        ratio = concluded.accuracy() / cut.accuracy()
-        yield Row(f"{label} / -n {limit}", concluded.described(), cut.described(), ratio, ">= 1.0")
+        ratio = concluded.accuracy() / truncated.accuracy()
+        yield Row(f"{label} / -n {limit}", concluded.described(), truncated.described(), ratio, ">= 1.0")
         votes = min(samples, ceil(samples * concluded.tokens / whole.tokens))
         ratio = concluded.accuracy(samples) / whole.accuracy(votes)
         label = f"{label}, vote of {samples} / of {votes} whole replies"

@@ -27,8 +27,8 @@ def thinker(thought: str, prompt: int = 2) -> Model:
         begin = text.rfind(BRIDGE.encode()) + len(BRIDGE)
         if begin < len(BRIDGE):
             return own[(len(held) - prompt) % len(own)]
-        said, answer = text[begin:], f" {seed}.".encode()
-        return answer[len(said)] if len(said) < len(answer) else END
+        generated, answer = text[begin:], f" {seed}.".encode()
+        return answer[len(generated)] if len(generated) < len(answer) else END
 
     return model
 
@@ -37,8 +37,8 @@ def speaker(reply: Callable[[int], str], prompt: int = 2) -> Model:
     """A model with a reply for each seed, whatever was forced into it."""
 
     def model(held: tuple[int, ...], seed: int) -> int:
-        said = reply(seed).encode()
+        text = reply(seed).encode()
         at = len(held) - prompt
-        return said[at] if at < len(said) else END
+        return text[at] if at < len(text) else END
 
     return model

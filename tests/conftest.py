@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from hub_user import OTHER, READER, HubUser
 from hypothesis import settings
 from llama_engines import MODELS
 from merges import FOUR_LAYERS, SIX_LAYERS, Home, part_paths
-from person import OpenTerminal, Person
+from person import SHELL, OpenTerminal, Person
 from scripted_command import SCRIPTED, install
 from tiny_models import write_chatml, write_mistral, write_quantized, write_recurrent, write_sliding_window
 from vocabularies import open_vocabulary
@@ -187,6 +189,26 @@ def open_chat(open_terminal: OpenTerminal, chatml_model: Path) -> OpenTerminal:
         command = (sys.executable, SCRIPTED, json.dumps({"reply": reply, **script}), "chat", "-m", chatml_model)
         person = open_terminal(*shell, *command, *arguments)
         person.wait_for(">")
+        return person
+
+    return start
+
+
+@pytest.fixture
+def open_shell(open_terminal: OpenTerminal, tmp_path: Path) -> OpenTerminal:
+    """A function that opens an interactive shell, with ./chat and ./ask on a scripted model, and other programs."""
+    if not (bash := shutil.which("bash")):
+        pytest.skip("needs bash")
+
+    def start(model: Path, script: Mapping[str, Any], /, **programs: str) -> Person:
+        for name in ("chat", "ask"):
+            argv = [sys.executable, SCRIPTED, json.dumps(script), name, "-m", str(model), "--no-markdown"]
+            programs[name] = f'exec {shlex.join(argv)} "$@"'
+        for name, code in programs.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
+            (tmp_path / name).chmod(0o755)
+        person = open_terminal(bash, "--norc", "--noediting", "-i", size=(100, 24), PS1=SHELL, INPUTRC="/dev/null")
+        person.wait_for(SHELL.strip())
         return person
 
     return start

@@ -12,6 +12,7 @@ import pexpect
 from screen import Screen
 
 TIMEOUT_S = 30
+SHELL = "shell% "  # the prompt of `open_shell`
 
 
 class Person:

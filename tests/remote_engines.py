@@ -98,7 +98,8 @@ def summary(reply: Reply) -> tuple[Any, ...]:
     """What must not depend on where a reply was generated."""
     finish = reply.finish
     assert finish
-    return reply.text, reply.reason, finish.seed, finish.prompt_tokens, finish.completion_tokens, finish.by_stop_string
+    counts = finish.prompt_tokens, finish.completion_tokens
+    return reply.text, reply.reason, finish.seed, *counts, finish.by_stop_string, finish.forced
 
 
 def summaries(replies: dict[SequenceId, Reply]) -> dict[SequenceId, tuple[Any, ...]]:

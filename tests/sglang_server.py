@@ -103,6 +103,12 @@ class SglangServer(ModelServer):
         return [reply.output() for reply in replies]
 
 
+class SglangDeltas(SglangServer):
+    """SGLang with --incremental-streaming-output."""
+
+    sends_deltas = True
+
+
 class SglangGenerated(Generated):
     """A completion as SGLang reports it: in a stream, each object holds all so far, unless the server sends deltas."""
 

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
-from person import OpenTerminal, Person
-from scripted_command import SCRIPTED
+from person import SHELL, OpenTerminal, Person
 from tiny_models import CHATML_TEMPLATE, write_chatml
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
-SHELL = "shell$ "
 HINT = "Ctrl-T: answer now"
-THOUGHT = "<think>\n" + " ".join(f"word{n}" for n in range(150))  # shown as an answer where the thought is ended
+THOUGHT = "<think>\n" + " ".join(f"word{n}" for n in range(100))  # shown as an answer where the thought is ended
 
 
 @pytest.fixture
-def shell(open_terminal: OpenTerminal, tmp_path: Path) -> Person:
+def shell(open_shell: OpenTerminal, tmp_path: Path) -> Person:
     """A user at the prompt of an interactive shell; ./chat and ./ask answer with THOUGHT, ./script asks, too."""
-    if not (bash := shutil.which("bash")):
-        pytest.skip("needs bash")
     model = write_chatml(tmp_path / "thinker.gguf", chat_template=CHATML_TEMPLATE + "{# <think> #}")
-    script = json.dumps({"rows": {}, "seeds": [THOUGHT + " The end."], "pause": 0.004})
-    lines = {
-        name: "exec " + shlex.join([sys.executable, SCRIPTED, script, name, "-m", str(model), "--no-markdown"])
-        for name in ("chat", "ask")
-    }
-    for name, line in {**lines, "script": "./ask hi\necho finished #"}.items():
-        (tmp_path / name).write_text(f'#!/bin/sh\n{line} "$@"\n')
-        (tmp_path / name).chmod(0o755)
-    person = open_terminal(bash, "--norc", "--noediting", "-i", size=(100, 24), PS1=SHELL, INPUTRC="/dev/null")
-    person.wait_for(SHELL.strip())
-    return person
+    script = {"rows": {}, "seeds": [THOUGHT + " The end."], "pause": 0.004}
+    return open_shell(model, script, script="./ask hi\necho finished")
 
 
 def require_restored_keys(shell: Person) -> None:

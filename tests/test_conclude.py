@@ -8,7 +8,7 @@ from pathlib import Path
 from pickle import dumps, loads
 
 import pytest
-from asking import collect_replies, running_engine
+from asking import FREE_ROWS, collect_replies, running_engine
 from command_line import CommandLine, Finished
 from concluding import AFTER, BRIDGE, concluding, thinker
 from nano.measure import MODEL_FILE
@@ -23,9 +23,8 @@ from cerebrum_cli.engine.control.sentences import SENTENCE_TOKENS
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.sequence import Request
 
-FREE_ROWS = StepCosts((1, 2, 4, 8, 16, 32), (1.0, 1.01, 1.02, 1.04, 1.08, 1.16))
 THOUGHT = "Let me think. Let me think."
-HIDDEN = "x" * len(BRIDGE)  # what the model would have said where the bridge stands
+HIDDEN = "x" * len(BRIDGE)  # what the model would have generated in place of the bridge
 
 
 def ask(reply: str, model: Path, home: Path, *options: str | Path) -> Finished:
@@ -34,61 +33,61 @@ def ask(reply: str, model: Path, home: Path, *options: str | Path) -> Finished:
 
 
 def test_ask_concludes_at_the_end_of_a_sentence(chatml_model: Path, tmp_path: Path) -> None:
-    said = ask(THOUGHT + HIDDEN + " 42. Done.", chatml_model, tmp_path, "--json").object
-    assert said["text"] == f"{THOUGHT}{BRIDGE} 42. Done."
-    assert (said["final_answer"], said["finish_reason"]) == ("42", "stop")
-    assert (said["concluded_at"], said["completion_tokens"]) == (len(THOUGHT), len(said["text"]))
+    answer = ask(THOUGHT + HIDDEN + " 42. Done.", chatml_model, tmp_path, "--json").object
+    assert answer["text"] == f"{THOUGHT}{BRIDGE} 42. Done."
+    assert (answer["final_answer"], answer["finish_reason"]) == ("42", "stop")
+    assert (answer["concluded_at"], answer["completion_tokens"]) == (len(THOUGHT), len(answer["text"]))
 
 
 def test_ask_concludes_within_a_long_sentence(chatml_model: Path, tmp_path: Path) -> None:
     at = AFTER + SENTENCE_TOKENS
-    said = ask("and so " * 5 + "a" + HIDDEN + " 42.", chatml_model, tmp_path, "--json").object
-    assert said["text"] == f"{('and so ' * 5 + 'a')[:at]}{BRIDGE} 42."
-    assert said["concluded_at"] == at
+    answer = ask("and so " * 5 + "a" + HIDDEN + " 42.", chatml_model, tmp_path, "--json").object
+    assert answer["text"] == f"{('and so ' * 5 + 'a')[:at]}{BRIDGE} 42."
+    assert answer["concluded_at"] == at
 
 
 def test_ask_truncates_what_follows_a_conclusion(chatml_model: Path, tmp_path: Path) -> None:
-    told = ask(THOUGHT + HIDDEN + " 42. And then, after that, and so forth.", chatml_model, tmp_path, "--json")
-    said, length = told.object, len(THOUGHT + BRIDGE) + ANSWER_TOKENS
-    assert (said["finish_reason"], said["completion_tokens"], said["final_answer"]) == ("length", length, "42")
-    assert told.err == ""
+    done = ask(THOUGHT + HIDDEN + " 42. And then, after that, and so forth.", chatml_model, tmp_path, "--json")
+    answer, length = done.object, len(THOUGHT + BRIDGE) + ANSWER_TOKENS
+    assert (answer["finish_reason"], answer["completion_tokens"], answer["final_answer"]) == ("length", length, "42")
+    assert done.err == ""
 
 
 def test_ask_reports_a_conclusion_without_an_answer(chatml_model: Path, tmp_path: Path) -> None:
-    told = ask(THOUGHT + HIDDEN + "...", chatml_model, tmp_path)
-    assert (told.code, told.err) == (0, "")
-    told = ask(THOUGHT + HIDDEN + " " * 60, chatml_model, tmp_path)
-    assert f"concluded after {len(THOUGHT)} tokens, but states no answer" in told.err and "raise --conclude" in told.err
+    done = ask(THOUGHT + HIDDEN + "...", chatml_model, tmp_path)
+    assert (done.code, done.err) == (0, "")
+    done = ask(THOUGHT + HIDDEN + " " * 60, chatml_model, tmp_path)
+    assert f"concluded after {len(THOUGHT)} tokens, but states no answer" in done.err and "raise --conclude" in done.err
 
 
 @pytest.mark.parametrize(
     "reply", ["The answer is 42. But why? Let me think. " * 2, "Short.", "Let me think. The answer is 5. " * 2]
 )
 def test_ask_leaves_a_reply_that_states_its_answer(chatml_model: Path, tmp_path: Path, reply: str) -> None:
-    said = ask(reply, chatml_model, tmp_path, "--json").object
-    assert (said["text"], said["concluded_at"], said["finish_reason"]) == (reply.strip(), None, "stop")
+    answer = ask(reply, chatml_model, tmp_path, "--json").object
+    assert (answer["text"], answer["concluded_at"], answer["finish_reason"]) == (reply.strip(), None, "stop")
 
 
 def test_ask_ends_an_open_thought_before_the_conclusion(chatml_model: Path, tmp_path: Path) -> None:
     thought = "<think>The answer is five."
     closing = f"\n</think>\n\n{BRIDGE.strip()}"
-    said = ask(thought + "x" * len(closing) + " 42.", chatml_model, tmp_path, "--json").object
-    assert (said["text"], said["reasoning"]) == ("The answer is 42.", "The answer is five.")
-    assert said["concluded_at"] == len(thought)
+    answer = ask(thought + "x" * len(closing) + " 42.", chatml_model, tmp_path, "--json").object
+    assert (answer["text"], answer["reasoning"]) == ("The answer is 42.", "The answer is five.")
+    assert answer["concluded_at"] == len(thought)
 
 
 def test_ask_refuses_to_conclude_within_a_grammar(chatml_model: Path, tmp_path: Path) -> None:
     (tmp_path / "rule.gbnf").write_text('root ::= "x"')
-    told = ask("x", chatml_model, tmp_path, "--grammar", tmp_path / "rule.gbnf")
-    assert (told.code, told.err.splitlines()[0]) == (2, "error: --conclude and --grammar cannot be used together")
+    done = ask("x", chatml_model, tmp_path, "--grammar", tmp_path / "rule.gbnf")
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: --conclude and --grammar cannot be used together")
 
 
 def test_vote_counts_concluded_samples(chatml_model: Path, tmp_path: Path) -> None:
     script = {"rows": {}, "seeds": [THOUGHT + HIDDEN + " 42.", THOUGHT * 4]}
     options = ("--votes", "2", "--no-early-stop", "--seed", "0", "--json", "-n", "60", "--conclude", str(AFTER))
-    said = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, *options).object
-    assert said["concluded_at"] == len(THOUGHT)
-    assert said["votes"]["chains"][0]["final_answer"] == "42"
+    answer = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, *options).object
+    assert answer["concluded_at"] == len(THOUGHT)
+    assert answer["votes"]["chains"][0]["final_answer"] == "42"
 
 
 def test_batch_rows_state_where_they_were_concluded(chatml_model: Path, tmp_path: Path) -> None:
@@ -96,9 +95,9 @@ def test_batch_rows_state_where_they_were_concluded(chatml_model: Path, tmp_path
     lines = [{"prompt": "one", "conclude": 20}, {"prompt": "two"}, {"prompt": ""}]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     script = {"rows": {"two": "Two."}, "seeds": [THOUGHT + HIDDEN + " 42."]}
-    told = run_here(script, tmp_path, "batch", rows, "-o", output, "-m", chatml_model)
+    done = run_here(script, tmp_path, "batch", rows, "-o", output, "-m", chatml_model)
     one, two, three = (json.loads(line) for line in output.read_text().splitlines())
-    assert told.code == 6, told.err
+    assert done.code == 6, done.err
     assert (one["concluded_at"], one["final_answer"], list(one)[-1]) == (len(THOUGHT), "42", "concluded_at")
     assert "concluded_at" not in two and "concluded_at" not in three
     assert "conclude" not in json.loads((tmp_path / "out.jsonl.meta.json").read_text())["fingerprint"]
@@ -163,6 +162,6 @@ def test_engine_lets_several_controls_intervene() -> None:
 def test_nano_concludes_in_its_own_tokens(new_user: CommandLine, penalty: str) -> None:
     new_user.run("pull", MODEL_FILE, "--name", "nano")
     question = ("What is 17 + 25 - 8 + 3?", "-m", "nano", "--format", "cerebrum", "--repeat-penalty", penalty)
-    said = new_user.run("ask", *question, "--conclude", "4", "--json").object
-    assert said["concluded_at"] <= 4 + SENTENCE_TOKENS
-    assert said["text"].count("The answer is") == 1 and said["final_answer"]
+    answer = new_user.run("ask", *question, "--conclude", "4", "--json").object
+    assert answer["concluded_at"] <= 4 + SENTENCE_TOKENS
+    assert answer["text"].count("The answer is") == 1 and answer["final_answer"]

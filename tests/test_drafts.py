@@ -9,7 +9,7 @@ from typing import ClassVar
 from weakref import WeakSet
 
 import pytest
-from asking import Reply, ask, collect_replies, running_engine
+from asking import FREE_ROWS, Reply, ask, collect_replies, running_engine
 from command_line import CommandLine
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +26,6 @@ from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Acceptance, Drafter, Lookup
 from cerebrum_cli.engine.sequence import Request
 
-FREE_ROWS = StepCosts((1, 2, 4, 8, 16, 32), (1.0, 1.01, 1.02, 1.04, 1.08, 1.16))
 DEAR_ROWS = StepCosts((1, 2, 4), (1.0, 1.65, 3.3))
 REPEATED = "the cat sat on the mat. "
 COPY = replies({"copy: " + REPEATED: REPEATED * 4})

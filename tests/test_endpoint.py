@@ -98,8 +98,8 @@ def test_endpoint_ask_continues_with_the_tokens_it_generated(served: Served) -> 
     first = served.run("ask", "--json", "--seed", "0", "What is 2 + 2?")
     assert served.run("ask", "--json", "--seed", "1", "-c", "Sure?").code == 0
     [one, two] = [body["prompt"] for body in served.asked()]
-    said = first.object["text"].encode()
-    assert two[: len(one) + len(said)] == [*one, *said]
+    text = first.object["text"].encode()
+    assert two[: len(one) + len(text)] == [*one, *text]
 
 
 @pytest.mark.parametrize("votes", ["3", "5", "auto:2..7"])
@@ -508,7 +508,7 @@ def test_endpoint_empty_grammar_is_refused(served: Served) -> None:
     assert served.asked() == []
 
 
-def test_endpoint_untrusted_certificate_stops_at_once(served: Served) -> None:
+def test_endpoint_untrusted_certificate_stops_immediately(served: Served) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
     port = Loopback(LoopbackHandler)

@@ -69,17 +69,17 @@ def test_endpoint_interrupted_ask_saves_what_arrived(
     stuck = server.arm(hang_after=AT)
     process = start(new_user, "ask", *arguments, "Tell me")
     assert process.stdout
-    begin = process.stdout.read(4)
+    first = process.stdout.read(4)
     assert stuck.is_hanging.wait(TIMEOUT_S)
     process.send_signal(number)
     rest, err = process.communicate(timeout=TIMEOUT_S)
-    said = (begin + rest).decode()
+    printed = (first + rest).decode()
     assert (process.returncode, err) == (code, b"")
-    assert said.endswith("\n") and SCRIPT["seeds"][0].startswith(said.strip())
+    assert printed.endswith("\n") and SCRIPT["seeds"][0].startswith(printed.strip())
     server.wait_for(lambda: server.completions()[0].is_left)
     [question, reply] = new_user.messages("tell-me")
     assert (question["content"], reply["finish_reason"]) == ("Tell me", "cancelled")
-    assert reply["content"].strip() == said.strip()
+    assert reply["content"].strip() == printed.strip()
 
 
 @pytest.mark.parametrize("fault", [{"path": "/v1/models", "hang_after": 0}, {"path": "/props", "status": 503}])
@@ -204,7 +204,9 @@ def test_endpoint_chat_survives_a_lost_server(chat: Person, server: LlamaServer)
     assert "Traceback" not in chat.output
 
 
-def test_endpoint_chat_shows_at_once_that_no_server_answers(open_terminal: OpenTerminal, chatml_model: Path) -> None:
+def test_endpoint_chat_shows_immediately_that_no_server_answers(
+    open_terminal: OpenTerminal, chatml_model: Path
+) -> None:
     person = open_terminal(
         sys.executable, SCRIPTED, json.dumps(CHAT), "chat", "-m", str(chatml_model), "--endpoint", "http://127.0.0.1:1"
     )

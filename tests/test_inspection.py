@@ -94,7 +94,7 @@ def test_inspection_gives_the_probabilities_of_decoding(precise_model: Path) -> 
         options(precise_model, context_size=512), cache_type_k="f32", cache_type_v="f32", flash_attention=False
     )
     prompt, params = tuple(range(5, 70)), SamplingParams(max_tokens=60, temperature=1.0, seed=1)
-    with loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop))) as engine:
+    with loaded(LocalEngine(lambda emit, stop: open_llama(load_options, emit, stop))) as engine:
         events = list(engine.generate([Request(prompt, params, logprobs=True, ignore_eos=True)]))
         decoded = [TokenLogprob(*each) for each in sampled(events)]
         evaluated = inspect(engine, prompt, [each.token for each in decoded], 5)
@@ -257,9 +257,9 @@ def test_ask_prints_the_least_certain_tokens_after_the_answer(chatml_model: Path
 
 
 def test_ask_adds_the_least_certain_tokens_to_json(chatml_model: Path, tmp_path: Path) -> None:
-    said = ask_scripted(chatml_model, tmp_path, "--top-logprobs", "2", "--json").object
-    assert list(said)[-1] == "least_certain"
-    first = said["least_certain"][0]
+    answer = ask_scripted(chatml_model, tmp_path, "--top-logprobs", "2", "--json").object
+    assert list(answer)[-1] == "least_certain"
+    first = answer["least_certain"][0]
     position = ANSWER.index("w")
     assert {key: first[key] for key in ("position", "id", "token", "logprob")} == {
         "position": position,
@@ -268,7 +268,7 @@ def test_ask_adds_the_least_certain_tokens_to_json(chatml_model: Path, tmp_path:
         "logprob": -0.119,
     }
     assert [set(each) for each in first["top_logprobs"]] == [{"id", "token", "logprob"}] * 2
-    logprobs = [each["logprob"] for each in said["least_certain"]]
+    logprobs = [each["logprob"] for each in answer["least_certain"]]
     assert logprobs == sorted(logprobs) and len(logprobs) == MAX_ROWS
     assert "least_certain" not in ask_scripted(chatml_model, tmp_path, "--json").object
     blank = ask_scripted(chatml_model, tmp_path, "--top-logprobs", "2", "--json", reply="")
@@ -278,10 +278,10 @@ def test_ask_adds_the_least_certain_tokens_to_json(chatml_model: Path, tmp_path:
 def test_ask_inspects_the_winner_of_a_vote(chatml_model: Path, tmp_path: Path) -> None:
     script = {"rows": {}, "seeds": ["The answer is 1.", "The answer is 22.", "The answer is 22."]}
     options = ("--votes", "3", "--no-early-stop", "--seed", "0", "--json", "--top-logprobs", "1")
-    said = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, *options).object
-    assert said["final_answer"] == "22"
-    assert {each["token"] for each in said["least_certain"]} <= set(said["text"])
-    assert all(said["text"][each["position"]] == each["token"] for each in said["least_certain"])
+    answer = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, *options).object
+    assert answer["final_answer"] == "22"
+    assert {each["token"] for each in answer["least_certain"]} <= set(answer["text"])
+    assert all(answer["text"][each["position"]] == each["token"] for each in answer["least_certain"])
 
 
 @pytest.mark.parametrize(

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
-from person import OpenTerminal, Person
-from scripted_command import SCRIPTED
+from person import SHELL, OpenTerminal, Person
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 WORDS = " ".join(f"word{number}" for number in range(120)) + "\nThe end."
-SHELL = "shell% "
 
 
 @pytest.fixture
-def shell(open_terminal: OpenTerminal, tmp_path: Path, chatml_model: Path) -> Person:
+def shell(open_shell: OpenTerminal, chatml_model: Path) -> Person:
     """A user at the prompt of an interactive shell; ./chat and ./ask answer with WORDS."""
-    if not (bash := shutil.which("bash")):
-        pytest.skip("needs bash")
-    script = json.dumps({"rows": {}, "seeds": [WORDS], "pause": 0.004})
-    for name in ("chat", "ask"):
-        line = shlex.join([sys.executable, SCRIPTED, script, name, "-m", str(chatml_model), "--no-markdown"])
-        (tmp_path / name).write_text(f'#!/bin/sh\nexec {line} "$@"\n')
-        (tmp_path / name).chmod(0o755)
-    person = open_terminal(bash, "--norc", "--noediting", "-i", size=(100, 24), PS1=SHELL, INPUTRC="/dev/null")
-    person.wait_for(SHELL.strip())
-    return person
+    return open_shell(chatml_model, {"rows": {}, "seeds": [WORDS], "pause": 0.004})
 
 
 def test_chat_continues_after_ctrl_z_without_echo(shell: Person) -> None:

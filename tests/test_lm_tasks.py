@@ -14,6 +14,7 @@ import pytest
 from command_line import CommandLine, Finished, start_python
 from nano.measure import MODEL_FILE
 from nano.questions import held_out
+from scripted_command import run_here
 from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm-eval's libraries
@@ -146,11 +147,20 @@ def test_lm_eval_resumes_after_an_interrupt(command: CommandLine, tasks: Path, t
 
 
 @needs_lm_eval
-def test_lm_eval_refuses_what_it_cannot_run(command: CommandLine, tasks: Path, tmp_path: Path) -> None:
-    def refused(names: str, *arguments: str | Path) -> list[str]:
-        return problem(run_tasks(command, tasks, names, *arguments))
+def test_lm_eval_refuses_what_it_cannot_run(
+    command: CommandLine, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval.tasks
 
-    assert refused("choises") == ["error: lm-eval has no task 'choises'", " hint: did you mean choices?"]
+    def refused(names: str, *arguments: str | Path, include_path: Path = tasks) -> list[str]:
+        """Run in this process, which imports lm-eval once."""
+        given = (f"lm-eval:{names}", *MODEL, "--include-path", include_path, "--offline", *arguments)
+        return problem(run_here({}, command.home, "eval", *given))
+
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # which --offline sets
+        monkeypatch.setenv(variable, "1")
+    # Names are looked up in the order given, so lm-eval's own humaneval was found, which takes seconds.
+    assert refused("humaneval,choises") == ["error: lm-eval has no task 'choises'", " hint: did you mean choices?"]
     assert refused("choices,")[0] == "error: lm-eval:choices, lacks the name of a task"
     assert refused("choices", "--temperature", "0.5") == [
         "error: --temperature has no effect on the tasks of lm-eval",
@@ -161,7 +171,9 @@ def test_lm_eval_refuses_what_it_cannot_run(command: CommandLine, tasks: Path, t
     assert refused("choices", "-o", "-")[0] == "error: -o is `-`, but the results are a file"
     (tmp_path / "old.json").write_text("mine")
     assert refused("choices", "-o", tmp_path / "old.json")[0].endswith("old.json already exists")
-    assert refused("humaneval", "--offline")[0] == "error: humaneval would run code that the model writes"
+    human_eval = Path(lm_eval.tasks.__file__).parent / "humaneval"  # alone
+    unsafe = refused("humaneval", include_path=human_eval)
+    assert unsafe[0] == "error: humaneval would run code that the model writes"
     assert refused("choices", "--log-samples")[1] == " hint: add -o RESULTS.json"
     assert refused("choices", "--include-path", tmp_path / "missing")[0].endswith("missing is not a directory")
     (tasks / "sums.jsonl").unlink()

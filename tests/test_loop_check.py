@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from asking import ask, collect_replies, running_engine
+from asking import FREE_ROWS, ask, collect_replies, running_engine
 from command_line import Finished
 from llama_engines import open_engine
 from nano.measure import MODEL_FILE
@@ -24,7 +24,6 @@ from cerebrum_cli.engine.sequence import Request
 
 ROOT = Path(__file__).parents[1]
 CODE_FILES, CHARACTERS = 120, 12_000
-FREE_ROWS = StepCosts((1, 2, 4, 8, 16, 32), (1.0, 1.01, 1.02, 1.04, 1.08, 1.16))
 LINE = "The same line once more, and nothing else.\n"
 
 RAVEN = """Once upon a midnight dreary, while I pondered, weak and weary,
@@ -70,9 +69,9 @@ def poems() -> Iterator[str]:
     )
     yield "\n".join(
         f"Old MacDonald had a farm, E-I-E-I-O,\nAnd on that farm he had a {animal}, E-I-E-I-O,\n"
-        f"With a {says}-{says} here and a {says}-{says} there,\nHere a {says}, there a {says},\n"
-        f"Everywhere a {says}-{says},\nOld MacDonald had a farm, E-I-E-I-O.\n"
-        for animal, says in FARM.items()
+        f"With a {sound}-{sound} here and a {sound}-{sound} there,\nHere a {sound}, there a {sound},\n"
+        f"Everywhere a {sound}-{sound},\nOld MacDonald had a farm, E-I-E-I-O.\n"
+        for animal, sound in FARM.items()
     )
 
 
@@ -154,22 +153,22 @@ def ask_scripted(model: Path, home: Path, *options: str | Path) -> Finished:
 
 
 def test_ask_reports_a_repetition(chatml_model: Path, tmp_path: Path) -> None:
-    told = ask_scripted(chatml_model, tmp_path, "--json")
-    said = told.object
-    assert (told.code, said["finish_reason"], said["completion_tokens"]) == (0, "repetition", 4 * len(LINE))
-    assert "the reply repeats itself" in told.err and "--repeat-penalty" in told.err
+    done = ask_scripted(chatml_model, tmp_path, "--json")
+    answer = done.object
+    assert (done.code, answer["finish_reason"], answer["completion_tokens"]) == (0, "repetition", 4 * len(LINE))
+    assert "the reply repeats itself" in done.err and "--repeat-penalty" in done.err
 
 
 @pytest.mark.parametrize("options", [("--no-loop-check",), ("--raw",)])
 def test_ask_lets_a_reply_repeat_itself(chatml_model: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
-    said = ask_scripted(chatml_model, tmp_path, "--json", *options).object
-    assert (said["finish_reason"], said["completion_tokens"]) == ("stop", 30 * len(LINE))
+    answer = ask_scripted(chatml_model, tmp_path, "--json", *options).object
+    assert (answer["finish_reason"], answer["completion_tokens"]) == ("stop", 30 * len(LINE))
 
 
 def test_vote_counts_a_repetition_as_no_answer(chatml_model: Path, tmp_path: Path) -> None:
     script = {"rows": {}, "seeds": ["The answer is 5.\n" * 40, "So the answer is 7."]}
-    told = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, "--votes", "4", "--seed", "0", "--json")
-    votes = told.object["votes"]
+    done = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, "--votes", "4", "--seed", "0", "--json")
+    votes = done.object["votes"]
     assert votes["tally"] == [{"answer": "7", "count": 2}]
     assert [(chain["final_answer"], chain["finish_reason"]) for chain in votes["chains"]] == [
         (None, "repetition"),
@@ -184,16 +183,16 @@ def test_batch_counts_a_repetition_as_truncated(chatml_model: Path, tmp_path: Pa
     lines = [{"prompt": "one"}, {"prompt": "two", "loop_check": False}, {"prompt": "three"}]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     script = {"rows": {"three": "Done."}, "seeds": [LINE * 30]}
-    told = run_here(script, tmp_path, "batch", rows, "-o", output, "-m", chatml_model)
-    assert told.code == 0, told.err
+    done = run_here(script, tmp_path, "batch", rows, "-o", output, "-m", chatml_model)
+    assert done.code == 0, done.err
     reasons = [json.loads(line)["finish_reason"] for line in output.read_text().splitlines()]
     assert reasons == ["repetition", "stop", "stop"]
-    assert "1 truncated" in told.err
+    assert "1 truncated" in done.err
     assert "loop check" not in json.loads((tmp_path / "out.jsonl.meta.json").read_text())["fingerprint"]
 
 
 def test_chat_reports_a_repetition_and_can_let_it_be(chatml_model: Path, tmp_path: Path) -> None:
     script = {"rows": {}, "seeds": [LINE * 30]}
-    told = run_here(script, tmp_path, "chat", "-m", chatml_model, piped=b"Why?\n/set loop_check off\n/retry\n")
-    assert told.err.count("the reply repeats itself and was ended") == 1 and "/retry 0.7" in told.err
-    assert (told.out.count(LINE.strip()), told.code) == (4 + 30, 0)
+    done = run_here(script, tmp_path, "chat", "-m", chatml_model, piped=b"Why?\n/set loop_check off\n/retry\n")
+    assert done.err.count("the reply repeats itself and was ended") == 1 and "/retry 0.7" in done.err
+    assert (done.out.count(LINE.strip()), done.code) == (4 + 30, 0)

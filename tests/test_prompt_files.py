@@ -164,7 +164,7 @@ def git(*arguments: str) -> str:
     return subprocess.run(["git", *options, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def test_prompt_files_obey_the_rules_above_their_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_files_follow_the_rules_above_their_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tree(
         folder, {".gitignore": "a\n", "p/.git/HEAD": "", "p/.gitignore": "*.log\n/s/b\n", "p/s/a": "", "p/s/b": ""}
     )

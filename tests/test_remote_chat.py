@@ -33,9 +33,9 @@ def model(held: tuple[int, ...], seed: int) -> int:
     data = bytes(each if each < 256 else 0 for each in held)
     start = data.rindex(b"\nAI:") + len(b"\nAI:")
     question = data[data.rindex(b"User: ", 0, start) + len(b"User: ") : start - len(b"\nAI:")].decode()
-    said = len(held) - start
+    generated = len(held) - start
     reply = REPLIES[question]
-    return reply[said] if said < len(reply) else END
+    return reply[generated] if generated < len(reply) else END
 
 
 @pytest.fixture
@@ -88,17 +88,17 @@ def test_remote_chat_continues_a_truncated_reply(chat: Chat, server: LlamaServer
     assert second == (*first, *REPLIES["Long?"][:2])
 
 
-def test_remote_chat_cancelled_reply_is_kept(chat: Chat, server: LlamaServer) -> None:
+def test_remote_chat_cancelled_reply_is_saved(chat: Chat, server: LlamaServer) -> None:
     stuck = server.arm(hang_after=8)
-    said = ""
+    generated = ""
     for event in chat.send("Long?"):
-        said += getattr(event, "text", "")
-        if said == "Yes,":
+        generated += getattr(event, "text", "")
+        if generated == "Yes,":
             assert stuck.is_hanging.wait(10)
             chat.loaded.responder.cancel()
     server.wait_for(lambda: server.completions()[0].is_left)
     assert chat.last_reply and chat.last_reply.metadata.finish_reason == "cancelled"
-    assert contents(chat)[1] == said and ", of course".startswith(said[3:])
+    assert contents(chat)[1] == generated and ", of course".startswith(generated[3:])
 
 
 def test_remote_chat_cancelled_reply_has_its_cached_tokens(chat: Chat, server: LlamaServer) -> None:
@@ -122,7 +122,7 @@ def test_remote_chat_refuses_settings_of_a_local_model(chat: Chat) -> None:
     assert text(chat.send("One?")) == "Yes."
 
 
-def test_remote_chat_goes_on_after_a_lost_reply(chat: Chat, server: LlamaServer) -> None:
+def test_remote_chat_continues_after_a_lost_reply(chat: Chat, server: LlamaServer) -> None:
     list(chat.load())
     server.arm(reset_after=6)
     with pytest.raises(EndpointError, match="connection lost"):

@@ -5,21 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from asking import Reply
 from concluding import AFTER, BRIDGE, concluding, speaker, thinker
 from llama_server import LlamaServer
 from model_servers import ModelServer
-from remote_engines import connected, events_of, local_replies, notices, outcome, replies_of, request_of, serving_kind
+from remote_engines import (
+    connected,
+    events_of,
+    local_replies,
+    notices,
+    outcome,
+    replies_of,
+    request_of,
+    serving_kind,
+    summaries,
+)
 from scripted_backend import Model
 from scripted_cluster import Nodes, clustered
-from sglang_server import SglangServer
-from vllm_server import VllmServer
+from server_kinds import every_kind
 
 from cerebrum_cli.engine.control.loop_check import MIN_TOKENS, LoopCheck
 from cerebrum_cli.engine.sequence import Request
 
 CONTROLS = (LoopCheck, concluding())
-ROOM: dict[str, Any] = {"max_tokens": None, "temperature": 1.0, "controls": CONTROLS}
+UNLIMITED: dict[str, Any] = {"max_tokens": None, "temperature": 1.0, "controls": CONTROLS}
 MODELS = {
     "concluded": thinker("I see {seed}. "),
     "long sentence": thinker("and so on {seed} "),
@@ -28,27 +36,15 @@ MODELS = {
     "answered in time": speaker(lambda seed: f"Let me see now {seed}, the answer is {seed}. So there."),
     "loop": speaker(lambda seed: "over " * 60),
 }
-every_kind = pytest.mark.parametrize("kind", [LlamaServer, VllmServer, SglangServer])
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def requests(**more: Any) -> list[Request]:
-    values = ROOM | more
+    values = UNLIMITED | more
     limited = {**values, "max_tokens": 45}
     if values.get("stream"):
         return [request_of("go", seed=3, **values), request_of("go", seed=3, **limited)]
     return [request_of("go", n=3, max_n=3, seed=3, **values), request_of("go", seed=7, **limited)]
-
-
-def summaries(replies: dict[Any, Reply]) -> dict[Any, tuple[Any, ...]]:
-    """All that must not depend on where a reply was generated."""
-    found = {}
-    for id, reply in sorted(replies.items()):
-        finish = reply.finish
-        assert finish
-        counts = finish.prompt_tokens, finish.completion_tokens, finish.seed, finish.forced, finish.by_stop_string
-        found[id] = reply.text, tuple(reply.ids), finish.reason, counts
-    return found
 
 
 def local(model: Model, *given: Request) -> dict[Any, tuple[Any, ...]]:
@@ -73,20 +69,20 @@ def test_cluster_controls_act_as_here(name: str) -> None:
 
 
 def test_remote_conclusion_asks_for_no_more_than_it_needs() -> None:
-    request = request_of("go", n=3, max_n=3, seed=3, **ROOM)
+    request = request_of("go", n=3, max_n=3, seed=3, **UNLIMITED)
     model = MODELS["concluded"]
     with serving_kind(LlamaServer, model, context_size=300) as [server], connected(server) as engine:
         replies = replies_of(engine, request)
         bodies = [asked.body for asked in server.completions()]
     assert [(body["n_cmpl"], body["n_predict"], len(body["prompt"])) for body in bodies[:1]] == [(3, AFTER + 16, 2)]
-    kept = len("goI see 3. I see 3. I see 3." + BRIDGE)
+    prompt_length = len("goI see 3. I see 3. I see 3." + BRIDGE)
     later = sorted((body["seed"], body["n_cmpl"], body["n_predict"], len(body["prompt"])) for body in bodies[1:])
-    assert later == [(seed, 1, 32, kept) for seed in (3, 4, 5)]
+    assert later == [(seed, 1, 32, prompt_length) for seed in (3, 4, 5)]
     assert next(iter(replies.values())).text == f"I see 3. I see 3. I see 3.{BRIDGE} 3."
 
 
 def test_remote_stream_is_left_at_a_repetition() -> None:
-    request = request_of("go", stream=True, **ROOM | {"controls": (LoopCheck,)})
+    request = request_of("go", stream=True, **UNLIMITED | {"controls": (LoopCheck,)})
     with serving_kind(LlamaServer, MODELS["loop"], context_size=300) as [server], connected(server) as engine:
         server.arm(hang_after=MIN_TOKENS + 10)
         [reply] = replies_of(engine, request).values()
@@ -95,7 +91,7 @@ def test_remote_stream_is_left_at_a_repetition() -> None:
 
 
 def test_remote_conclusion_without_all_ids_goes_by_the_text() -> None:
-    request = request_of("go", stream=True, seed=3, **ROOM)
+    request = request_of("go", stream=True, seed=3, **UNLIMITED)
     model = thinker("Ich möchte {seed}. ")
     with serving_kind(LlamaServer, model, context_size=300) as servers, connected(*servers) as engine:
         events = events_of(engine, request)
@@ -105,7 +101,7 @@ def test_remote_conclusion_without_all_ids_goes_by_the_text() -> None:
 
 
 def test_remote_conclusion_survives_the_loss_of_a_server() -> None:
-    request = request_of("go", n=3, max_n=3, seed=3, **ROOM)
+    request = request_of("go", n=3, max_n=3, seed=3, **UNLIMITED)
     model = MODELS["concluded"]
     with serving_kind(LlamaServer, model, 2, context_size=300) as servers, connected(*servers) as engine:
         for server in servers:

@@ -488,9 +488,9 @@ def test_remote_cancel_ends_connecting(fault: dict[str, Any]) -> None:
 def test_remote_cancel_before_connecting_is_not_lost() -> None:
     may_open = threading.Event()
 
-    def open_slowly(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
+    def open_slowly(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
         may_open.wait()
-        return ScriptedBackend(random_model).open(tell, stop)
+        return ScriptedBackend(random_model).open(emit, stop)
 
     with serving(random_model) as [server]:
         engine = RemoteEngine(open_slowly, [Endpoint(server.url, server.url)])

@@ -26,6 +26,7 @@ from remote_engines import (
     unicode_model,
 )
 from scripted_backend import DEAD_END, END, MARK, endless, random_model, replies
+from server_kinds import OTHER_KINDS, every_kind, other_kinds
 from sglang_server import SglangServer
 from vllm_server import VllmServer
 
@@ -33,20 +34,8 @@ from cerebrum_cli.core.errors import EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.core.sampling import TokenBias
 
-
-class SglangDeltas(SglangServer):
-    """SGLang with --incremental-streaming-output."""
-
-    sends_deltas = True
-
-
-KINDS = [LlamaServer, VllmServer, SglangServer]
-OTHERS = [VllmServer, SglangServer, SglangDeltas]
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(12))
 STORY = endless({"Q": "once upon a time "})
-
-all_kinds = pytest.mark.parametrize("kind", KINDS)
-other_kinds = pytest.mark.parametrize("kind", OTHERS)
 
 
 # The same replies.
@@ -66,7 +55,7 @@ def test_kinds_generate_the_local_tokens_and_texts(kind: type[ModelServer], stre
     assert all(reply.finish and reply.finish.has_all_tokens for reply in remote.values())
 
 
-@all_kinds
+@every_kind
 def test_kinds_generate_samples_with_the_seeds_of_local_ones(kind: type[ModelServer]) -> None:
     request = request_of("Q", n=4, max_n=7, seed=3, temperature=0.7)
     with serving_kind(kind, unicode_model, 2) as servers, connected(*servers) as engine:
@@ -78,7 +67,7 @@ def test_kinds_generate_samples_with_the_seeds_of_local_ones(kind: type[ModelSer
     assert summaries(remote) == summaries(local_replies(unicode_model, request_of("Q", n=7, seed=3)))
 
 
-@all_kinds
+@every_kind
 @pytest.mark.parametrize("has_logprobs", [True, False])
 def test_kinds_give_the_logprobs_of_samples_or_none(kind: type[ModelServer], has_logprobs: bool) -> None:
     request = request_of("Q", n=3, logprobs=True, temperature=0.7)
@@ -89,7 +78,7 @@ def test_kinds_give_the_logprobs_of_samples_or_none(kind: type[ModelServer], has
     assert all(event.logprob == (-event.token / 1000 if has_logprobs else None) for event in found if event.token)
 
 
-@all_kinds
+@every_kind
 @pytest.mark.parametrize("stream", [False, True])
 def test_kinds_show_the_special_tokens_that_local_replies_show(kind: type[ModelServer], stream: bool) -> None:
     model = replies({"Q": [MARK, 97, MARK, 98]})
@@ -100,7 +89,7 @@ def test_kinds_show_the_special_tokens_that_local_replies_show(kind: type[ModelS
     assert [reply.ids for reply in remote.values()] == [[MARK, 97, MARK, 98]] * 2
 
 
-@all_kinds
+@every_kind
 @pytest.mark.parametrize(("limit", "reason", "tokens"), [(None, "context", 99), (500, "context", 99), (7, "length", 7)])
 def test_kinds_end_replies_at_the_limit_or_the_context(
     kind: type[ModelServer], limit: int | None, reason: str, tokens: int
@@ -244,7 +233,7 @@ def test_kinds_llama_server_is_sent_every_sampler() -> None:
 # Notices.
 
 
-@all_kinds
+@every_kind
 def test_kinds_with_other_weights_are_noted_once(kind: type[ModelServer]) -> None:
     with serving_kind(kind, random_model, 2) as servers, closing(remote_engine(*servers)) as engine:
         found = notices(list(engine.load()))
@@ -349,7 +338,7 @@ def test_kinds_reply_that_ignores_the_grammar_is_refused(stream: bool) -> None:
     assert all("does not match the grammar" in error.message and error.hint for error in refused.values())
 
 
-@all_kinds
+@every_kind
 def test_kinds_refuse_a_request_and_answer_the_others(kind: type[ModelServer]) -> None:
     good, grammar = request_of("Q"), request_of("Q", grammar="bad")
     too_long = [request_of("Q" * length, stream=stream) for length in (50, 60) for stream in (False, True)]
@@ -410,7 +399,7 @@ def abort_event(code: int) -> dict[str, Any]:
     return {"text": "", "output_ids": [], "meta_info": meta}
 
 
-EVENTS = [(kind, error_event) for kind in OTHERS] + [(kind, abort_event) for kind in OTHERS[1:]]
+EVENTS = [(kind, error_event) for kind in OTHER_KINDS] + [(kind, abort_event) for kind in OTHER_KINDS[1:]]
 
 
 @pytest.mark.parametrize(("kind", "event"), EVENTS)

@@ -10,19 +10,17 @@ from typing import Any
 
 import numpy
 import pytest
-from asking import ask
+from asking import FREE_ROWS, ask
 from command_line import CommandLine
 from llama_engines import STORY, open_engine
 
 from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.sampling import SamplingParams, TokenBias
-from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.sampler import SamplerChains
 
-FREE_ROWS = StepCosts((1, 2, 4, 8, 16, 32), (1.0, 1.01, 1.02, 1.04, 1.08, 1.16))
 CHANGES: dict[str, dict[str, Any]] = {
     "repeat": {"repeat_penalty": 1.5},
     "presence": {"presence_penalty": 5.0},

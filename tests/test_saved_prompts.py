@@ -215,7 +215,7 @@ def test_saved_prompt_extracts_a_code_block(home: Home, value: str, code: str) -
     assert home.run("ask", "-p", "code", "x", reply=BLOCKS).out == code
 
 
-def test_typed_options_go_over_a_saved_extraction(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_typed_options_override_a_saved_extraction(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     home.config.write_text('[prompts.code]\nextract = "last"\n')
     monkeypatch.setenv("CEREBRUM_EXTRACT_LANG", "python")
     assert home.run("ask", "-p", "code", "x", reply=BLOCKS).out == "3\n"
@@ -228,7 +228,7 @@ def test_typed_options_go_over_a_saved_extraction(home: Home, monkeypatch: pytes
     assert (voted.code, voted.err) == (0, "")
 
 
-def test_typed_constraint_goes_over_a_saved_conclusion(home: Home) -> None:
+def test_typed_constraint_overrides_a_saved_conclusion(home: Home) -> None:
     home.config.write_text("[prompts.short]\nconclude = 9\n")
     constrained = ("ask", "-p", "short", "x", "--schema", str(home.config.parent / "answer.json"))
     assert home.run(*constrained, reply="{}").code == 0

@@ -77,8 +77,8 @@ def test_ask_switches_thought(thinker: Path, tmp_path: Path, value: str, ending:
     script = {"reply": "Yes."}
     shown = run_here(script, tmp_path, "ask", "Why?", "-m", thinker, "--think", value, "--dry-run")
     assert shown.out.endswith(ending)
-    said = run_here(script, tmp_path, "ask", "Why?", "-m", thinker, "--think", value, "--json").object
-    assert said["prompt_tokens"] == len(shown.out.encode())
+    answer = run_here(script, tmp_path, "ask", "Why?", "-m", thinker, "--think", value, "--json").object
+    assert answer["prompt_tokens"] == len(shown.out.encode())
 
 
 def test_batch_rows_switch_thought(thinker: Path, tmp_path: Path) -> None:
@@ -94,10 +94,10 @@ def test_batch_rows_switch_thought(thinker: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("think", ["off", "100"])
 def test_ask_refuses_to_limit_thought_that_nothing_marks(chatml_model: Path, tmp_path: Path, think: str) -> None:
     options = ("ask", "Why?", "-m", chatml_model, "--format", "cerebrum")
-    told = run_here({"reply": "Yes."}, tmp_path, *options, "--think", think)
-    assert told.code == 2
-    assert told.err.splitlines()[0] == f"error: think is {think}, but this model does not mark its reasoning"
-    assert "--conclude N" in told.err
+    done = run_here({"reply": "Yes."}, tmp_path, *options, "--think", think)
+    assert done.code == 2
+    assert done.err.splitlines()[0] == f"error: think is {think}, but this model does not mark its reasoning"
+    assert "--conclude N" in done.err
     assert run_here({"reply": "Yes."}, tmp_path, *options, "--think", "on").code == 0
 
 

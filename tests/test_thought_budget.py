@@ -13,14 +13,13 @@ from command_line import Finished
 from concluding import speaker
 from llama_server import LlamaServer
 from model_servers import ModelServer
-from remote_engines import connected, local_replies, replies_of, request_of, serving_kind
+from remote_engines import connected, local_replies, replies_of, request_of, serving_kind, summaries
 from scripted_backend import END, ScriptedBackend, tokens
 from scripted_cluster import Nodes, clustered
 from scripted_command import run_here
-from sglang_server import SglangServer
+from server_kinds import every_kind
 from templates import TEMPLATES
 from tiny_models import CHATML_TEMPLATE, write_chatml
-from vllm_server import VllmServer
 
 from cerebrum_cli.application.inference.control.thought_budget import ThoughtBudget, plan_endings
 from cerebrum_cli.application.inference.format_choice import format_builder
@@ -47,7 +46,7 @@ THOUGHT = "<think>\nLet me see. "
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Models by their templates: with a switch, without one, with the thought begun in the prompt, and of gpt-oss."""
+    """Models by their templates: with a switch, without one, with the thought opened in the prompt, and of gpt-oss."""
     folder = tmp_path_factory.mktemp("models")
     templates = {
         "switch": TEMPLATES["qwen3"],
@@ -61,8 +60,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def said_after(thought: str, forced: str, answer: str) -> str:
-    """What a model generates, so that it answers behind the forced text, which takes the place of as many tokens."""
+def reply_around(thought: str, forced: str, answer: str) -> str:
+    """A scripted reply in which the forced text takes the place of as many tokens, before the answer."""
     return thought + "x" * len(forced) + answer
 
 
@@ -72,22 +71,26 @@ def ask(model: Path, home: Path, reply: str, think: str | int, *options: str | P
 
 @pytest.mark.parametrize("name", ["switch", "none"])
 def test_ask_ends_a_thought_at_the_end_of_a_sentence(models: dict[str, Path], tmp_path: Path, name: str) -> None:
-    reply = said_after(THOUGHT.rstrip(), ENDING, "It is 42.")
-    said = ask(models[name], tmp_path, reply, LIMIT, "--json").object
-    assert (said["reasoning"], said["text"], said["finish_reason"]) == ("Let me see.", "It is 42.", "stop")
-    assert said["thought_closed_at"] == len(THOUGHT.rstrip())
-    assert said["completion_tokens"] == len(reply)
+    reply = reply_around(THOUGHT.rstrip(), ENDING, "It is 42.")
+    answer = ask(models[name], tmp_path, reply, LIMIT, "--json").object
+    assert (answer["reasoning"], answer["text"], answer["finish_reason"]) == ("Let me see.", "It is 42.", "stop")
+    assert answer["thought_closed_at"] == len(THOUGHT.rstrip())
+    assert answer["completion_tokens"] == len(reply)
 
 
 def test_ask_ends_a_thought_within_a_long_sentence(models: dict[str, Path], tmp_path: Path) -> None:
     thought = "<think>" + ("and so on " * 9)[: LIMIT + SENTENCE_TOKENS]
-    said = ask(models["none"], tmp_path, said_after(thought, ENDING, "Yes."), LIMIT, "--json").object
-    assert (said["thought_closed_at"], said["text"]) == (len(thought), "Yes.")
+    answer = ask(models["none"], tmp_path, reply_around(thought, ENDING, "Yes."), LIMIT, "--json").object
+    assert (answer["thought_closed_at"], answer["text"]) == (len(thought), "Yes.")
 
 
 def test_ask_counts_a_thought_that_the_prompt_begins(models: dict[str, Path], tmp_path: Path) -> None:
-    said = ask(models["in prompt"], tmp_path, said_after("Let me see.", ENDING, "Yes."), LIMIT, "--json").object
-    assert (said["reasoning"], said["thought_closed_at"], said["text"]) == ("Let me see.", len("Let me see."), "Yes.")
+    answer = ask(models["in prompt"], tmp_path, reply_around("Let me see.", ENDING, "Yes."), LIMIT, "--json").object
+    assert (answer["reasoning"], answer["thought_closed_at"], answer["text"]) == (
+        "Let me see.",
+        len("Let me see."),
+        "Yes.",
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,47 +105,47 @@ def test_ask_counts_a_thought_that_the_prompt_begins(models: dict[str, Path], tm
 def test_ask_leaves_short_thoughts_and_answers(
     models: dict[str, Path], tmp_path: Path, name: str, reply: str, reasoning: str | None
 ) -> None:
-    said = ask(models[name], tmp_path, reply, LIMIT, "--json").object
-    assert (said["reasoning"], said["thought_closed_at"]) == (reasoning, None)
-    assert said["text"] == reply.rpartition("</think>")[2].strip()
+    answer = ask(models[name], tmp_path, reply, LIMIT, "--json").object
+    assert (answer["reasoning"], answer["thought_closed_at"]) == (reasoning, None)
+    assert answer["text"] == reply.rpartition("</think>")[2].strip()
 
 
-def test_ask_waits_for_a_marker_that_the_model_has_begun(models: dict[str, Path], tmp_path: Path) -> None:
+def test_ask_waits_for_a_marker_that_the_model_has_started(models: dict[str, Path], tmp_path: Path) -> None:
     thought = "<think>" + "and so " * 4  # the limit is reached within the marker
     reply = thought[: 7 + LIMIT + SENTENCE_TOKENS - 3] + "</think>\n\nYes."
-    said = ask(models["none"], tmp_path, reply, LIMIT, "--json").object
-    assert (said["text"], said["thought_closed_at"]) == ("Yes.", None)
+    answer = ask(models["none"], tmp_path, reply, LIMIT, "--json").object
+    assert (answer["text"], answer["thought_closed_at"]) == ("Yes.", None)
 
 
 def test_ask_turns_off_a_thought_where_it_is_opened(models: dict[str, Path], tmp_path: Path) -> None:
     empty = "\n\n</think>\n\n"
-    said = ask(models["none"], tmp_path, said_after("<think>", empty, "Yes."), "off", "--json").object
-    assert (said["reasoning"], said["thought_closed_at"], said["text"]) == (None, len("<think>"), "Yes.")
+    answer = ask(models["none"], tmp_path, reply_around("<think>", empty, "Yes."), "off", "--json").object
+    assert (answer["reasoning"], answer["thought_closed_at"], answer["text"]) == (None, len("<think>"), "Yes.")
 
 
 def test_ask_turns_off_a_thought_in_the_prompt(models: dict[str, Path], tmp_path: Path) -> None:
-    said = ask(models["in prompt"], tmp_path, "Yes.", "off", "--json").object
-    assert (said["reasoning"], said["thought_closed_at"], said["text"]) == (None, None, "Yes.")
+    answer = ask(models["in prompt"], tmp_path, "Yes.", "off", "--json").object
+    assert (answer["reasoning"], answer["thought_closed_at"], answer["text"]) == (None, None, "Yes.")
     assert ask(models["in prompt"], tmp_path, "", "off", "--dry-run").out.endswith("<think>\n\n</think>\n\n")
 
 
 @pytest.mark.parametrize("opening", ["", "<|channel|>commentary<|message|>Hm.<|end|><|start|>assistant"])
 def test_ask_continues_a_channel_with_the_final_one(models: dict[str, Path], tmp_path: Path, opening: str) -> None:
     thought = opening + "<|channel|>analysis<|message|>Let me see."
-    reply = said_after(thought, "<|end|>" + HARMONY_FINAL, "Yes.")
-    said = ask(models["gpt-oss"], tmp_path, reply, LIMIT, "--json").object
-    assert (said["text"], said["thought_closed_at"]) == ("Yes.", len(thought))
-    assert said["reasoning"].endswith("Let me see.")
+    reply = reply_around(thought, "<|end|>" + HARMONY_FINAL, "Yes.")
+    answer = ask(models["gpt-oss"], tmp_path, reply, LIMIT, "--json").object
+    assert (answer["text"], answer["thought_closed_at"]) == ("Yes.", len(thought))
+    assert answer["reasoning"].endswith("Let me see.")
 
 
 def test_ask_ends_a_thought_that_begins_again(models: dict[str, Path], tmp_path: Path) -> None:
-    reply = said_after(said_after(THOUGHT.rstrip(), ENDING, "<think>"), "\n" + ENDING, "Yes.")
-    said = ask(models["none"], tmp_path, reply, LIMIT, "--json").object
-    assert (said["reasoning"], said["text"]) == ("Let me see.", "Yes.")
+    reply = reply_around(reply_around(THOUGHT.rstrip(), ENDING, "<think>"), "\n" + ENDING, "Yes.")
+    answer = ask(models["none"], tmp_path, reply, LIMIT, "--json").object
+    assert (answer["reasoning"], answer["text"]) == ("Let me see.", "Yes.")
 
 
 def test_ask_continues_a_conversation_whose_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
-    ask(models["none"], tmp_path, said_after(THOUGHT.rstrip(), ENDING, "Yes."), LIMIT)
+    ask(models["none"], tmp_path, reply_around(THOUGHT.rstrip(), ENDING, "Yes."), LIMIT)
     shown = ask(models["none"], tmp_path, "", LIMIT, "-c", "--dry-run").out
     assert f"assistant\n{THOUGHT.rstrip()}{ENDING}Yes.<|im_end|>" in shown
 
@@ -150,36 +153,36 @@ def test_ask_continues_a_conversation_whose_thought_was_ended(models: dict[str, 
 def test_ask_refuses_to_limit_thought_within_a_grammar(models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "rule.gbnf").write_text('root ::= "x"')
     options = ("--grammar", tmp_path / "rule.gbnf")
-    told = ask(models["none"], tmp_path, "x", LIMIT, *options)
-    assert (told.code, told.err.splitlines()[0]) == (2, "error: --think N and --grammar cannot be used together")
+    done = ask(models["none"], tmp_path, "x", LIMIT, *options)
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: --think N and --grammar cannot be used together")
 
 
 def test_vote_limits_the_thought_of_each_sample(models: dict[str, Path], tmp_path: Path) -> None:
-    seeds = [said_after(THOUGHT.rstrip(), ENDING, "The answer is 42."), "<think>Hm.</think>The answer is 42."]
+    seeds = [reply_around(THOUGHT.rstrip(), ENDING, "The answer is 42."), "<think>Hm.</think>The answer is 42."]
     options = ("--votes", "2", "--no-early-stop", "--seed", "0", "--json", "--think", str(LIMIT))
-    said = run_here({"rows": {}, "seeds": seeds}, tmp_path, "ask", "Why?", "-m", models["none"], *options).object
-    assert [chain["final_answer"] for chain in said["votes"]["chains"]] == ["42", "42"]
-    assert said["thought_closed_at"] == len(THOUGHT.rstrip())
+    answer = run_here({"rows": {}, "seeds": seeds}, tmp_path, "ask", "Why?", "-m", models["none"], *options).object
+    assert [chain["final_answer"] for chain in answer["votes"]["chains"]] == ["42", "42"]
+    assert answer["thought_closed_at"] == len(THOUGHT.rstrip())
 
 
 def test_batch_rows_state_where_a_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
     rows, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     lines = [{"prompt": "one", "think": LIMIT, "conclude": 500}, {"prompt": "two"}]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    script = {"rows": {"two": "Two."}, "seeds": [said_after(THOUGHT.rstrip(), ENDING, "Yes.")]}
-    told = run_here(script, tmp_path, "batch", rows, "-o", output, "-m", models["none"])
+    script = {"rows": {"two": "Two."}, "seeds": [reply_around(THOUGHT.rstrip(), ENDING, "Yes.")]}
+    done = run_here(script, tmp_path, "batch", rows, "-o", output, "-m", models["none"])
     one, two = (json.loads(line) for line in output.read_text().splitlines())
-    assert told.code == 0, told.err
+    assert done.code == 0, done.err
     assert (one["thought_closed_at"], one["text"]) == (len(THOUGHT.rstrip()), "Yes.")
     assert list(one)[-2:] == ["concluded_at", "thought_closed_at"] and "thought_closed_at" not in two
 
 
 def test_eval_samples_state_where_a_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"question": "Why?", "answer": "42"}\n')
-    script = {"rows": {}, "seeds": [said_after(THOUGHT.rstrip(), ENDING, "The answer is 42.")]}
+    script = {"rows": {}, "seeds": [reply_around(THOUGHT.rstrip(), ENDING, "The answer is 42.")]}
     options = ("-m", models["none"], "--think", str(LIMIT), "-o", tmp_path / "run.jsonl")
-    told = run_here(script, tmp_path, "eval", tmp_path / "in.jsonl", *options)
-    assert told.code == 0, told.err
+    done = run_here(script, tmp_path, "eval", tmp_path / "in.jsonl", *options)
+    assert done.code == 0, done.err
     [sample] = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
     assert (sample["correct"], sample["thought_closed_at"]) == (True, len(THOUGHT.rstrip()))
 
@@ -225,21 +228,16 @@ def budget(limit: int = LIMIT) -> ThoughtBudget:
 
 
 REPLIES = {
-    "ended": said_after("<think>\nI can see {seed}.", ENDING, "It is {seed}. So there."),
+    "ended": reply_around("<think>\nI can see {seed}.", ENDING, "It is {seed}. So there."),
     "short": "<think>Hm.</think>It is {seed}. That was easy, and it needed no long thought.",
     "no thought": "It is {seed}. That was easy, and it needed no long thought at all, as you can see.",
-    "long sentence": said_after("<think>" + "and so on " * 3, ENDING, "It is {seed}."),
+    "long sentence": reply_around("<think>" + "and so on " * 3, ENDING, "It is {seed}."),
 }
 every_reply = pytest.mark.parametrize("name", REPLIES)
 
 
-def summaries(replies: dict[Any, Any]) -> list[tuple[Any, ...]]:
-    found = sorted(replies.items())
-    return [(id, one.text, tuple(one.ids), one.reason, one.finish.forced) for id, one in found]
-
-
 @every_reply
-@pytest.mark.parametrize("kind", [LlamaServer, VllmServer, SglangServer])
+@every_kind
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("limit", [0, LIMIT])
 def test_remote_thought_is_ended_as_here(kind: type[ModelServer], name: str, stream: bool, limit: int) -> None:
@@ -261,7 +259,7 @@ def test_cluster_thought_is_ended_as_here(name: str) -> None:
 
 
 def test_remote_thought_that_is_off_asks_for_few_tokens() -> None:
-    model = speaker(lambda seed: said_after("<think>", "\n" + ENDING, "It is {seed}. So there.") + "x" * 200)
+    model = speaker(lambda seed: reply_around("<think>", "\n" + ENDING, "It is {seed}. So there.") + "x" * 200)
     request = request_of("go", seed=3, max_tokens=None, temperature=1.0, controls=(budget(0),))
     with serving_kind(LlamaServer, model, context_size=300) as [server], connected(server) as engine:
         replies_of(engine, request)
@@ -307,11 +305,11 @@ def test_responder_answers_when_asked_to(think: str | None) -> None:
 
 def test_responder_asked_too_late_leaves_the_answer() -> None:
     def model(held: tuple[int, ...], seed: int) -> int:
-        said = bytes(held).rpartition(b"assistant\n")[2]
-        if said == b"<think>Hm.</think>Ye":
+        generated = bytes(held).rpartition(b"assistant\n")[2]
+        if generated == b"<think>Hm.</think>Ye":
             responder.answer_now()
         reply = b"<think>Hm.</think>Yes. <think> is text."
-        return reply[len(said)] if len(said) < len(reply) else END
+        return reply[len(generated)] if len(generated) < len(reply) else END
 
     with running_engine(ScriptedBackend(model, context_size=1000)) as engine:
         responder, collector = Responder(engine, format_builder(EMBEDDED, SWITCHLESS, {}), 1000), ReplyCollector()

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from cerebrum_cli.batches.schema import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.events import RowCounts
+from cerebrum_cli.core.events import TRUNCATED, RowCounts
 from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.text import well_formed
 
@@ -40,6 +40,7 @@ OUTPUT_KEYS = (
 CONCLUDED_AT = "concluded_at"  # a key of replies that may have to be concluded
 THOUGHT_CLOSED_AT = "thought_closed_at"  # a key of replies whose reasoning is limited
 INPUT = "input"  # the key of a row's input in its output object
+MORE_KEYS = (CONCLUDED_AT, THOUGHT_CLOSED_AT, INPUT)
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 
 RowId = str | int
@@ -120,9 +121,6 @@ def count_row(object: Mapping[str, Any]) -> RowCounts:
     return RowCounts(truncated=object["finish_reason"] in TRUNCATED, undecided=is_undecided)
 
 
-TRUNCATED = ("length", "context", "repetition")  # reasons of replies that did not end by themselves
-
-MORE_KEYS = (CONCLUDED_AT, THOUGHT_CLOSED_AT, INPUT)
 SCHEMA = Schema(with_optional(OUTPUT_KEYS, MORE_KEYS), ("id", "prompt"), count_row)
 
 

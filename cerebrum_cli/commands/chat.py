@@ -8,24 +8,10 @@ import typer
 
 from cerebrum_cli.commands.context import runtime_of, typed_options
 from cerebrum_cli.commands.signature import SettingKeys, composed
-from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Layer
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 from cerebrum_cli.runtime.options import ChatOptions
 
-SETTINGS = SettingKeys(
-    (
-        "model",
-        "system",
-        "format",
-        "ctx",
-        "lora",
-        "threads",
-        "gpu_layers",
-        *ATTENTION_KEYS,
-        "drafts",
-        "overflow",
-        *GENERATION_KEYS,
-    )
-)
+SETTINGS = SettingKeys((*REPLY_KEYS, "overflow"))
 
 
 @composed

@@ -10,11 +10,11 @@ import typer
 from cerebrum_cli.commands.completion import completing, tasks
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed, parameter
-from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Layer
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 from cerebrum_cli.runtime.options import EvalOptions, LmEvalOptions
 
 SETTINGS = SettingKeys(
-    ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "drafts", *GENERATION_KEYS),
+    REPLY_KEYS,
     {
         "temperature": "Sampling temperature [default: 0, or 0.7 with several samples]",
         "seed": "Random seed [default: 0]",

@@ -10,6 +10,7 @@ from cerebrum_cli.core.errors import CerebrumError
 Channel = Literal["answer", "thinking"]
 FinishReason = Literal["stop", "length", "cancelled", "context", "repetition"]
 ForcedKind = Literal["conclusion", "thought"]
+TRUNCATED = ("length", "context", "repetition")  # reasons of replies that did not end by themselves
 
 
 class SequenceId(NamedTuple):

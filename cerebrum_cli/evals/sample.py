@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cerebrum_cli.core.events import TRUNCATED
 from cerebrum_cli.evals.question import QuestionId
 
 SAMPLE_KEYS = (
@@ -23,8 +24,6 @@ SAMPLE_KEYS = (
     "completion_tokens",
 )
 OPTIONAL_KEYS = ("choices", "cluster", "concluded_at", "thought_closed_at")  # of questions and replies that have them
-REPETITION = "repetition"
-CUT_OFF = ("length", "context", REPETITION)  # reasons of replies that did not end by themselves
 SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
 
 
@@ -54,11 +53,11 @@ class Sample:
 
     @property
     def is_cut_off(self) -> bool:
-        return self.finish_reason in CUT_OFF
+        return self.finish_reason in TRUNCATED
 
     @property
     def is_repetition(self) -> bool:
-        return self.finish_reason == REPETITION
+        return self.finish_reason == "repetition"
 
     @property
     def is_skipped(self) -> bool:

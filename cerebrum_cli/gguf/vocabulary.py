@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cerebrum_cli.gguf.header import VOCABULARY_KEYS, Header
+from cerebrum_cli.gguf.header import Header
+from cerebrum_cli.gguf.header_tables import VOCABULARY_KEYS
 
 DIGEST_BYTES = 16
 

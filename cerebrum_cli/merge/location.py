@@ -27,7 +27,7 @@ class Location:
     def error(self, problem: str, hint: str) -> UsageError:
         """Build an error for this location, with control characters escaped."""
         at = f"{self.path}: " if self.path else ""
-        return UsageError(one_line(f"{self.file}: {at}{problem}"), one_line(hint))
+        return UsageError(printable(f"{self.file}: {at}{problem}"), printable(hint))
 
 
 def read_mapping(
@@ -91,6 +91,6 @@ def truncate(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def one_line(text: str) -> str:
+def printable(text: str) -> str:
     """Escape characters that are not printable."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

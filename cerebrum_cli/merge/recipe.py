@@ -12,7 +12,7 @@ from cerebrum_cli.merge.location import (
     Location,
     choices,
     nearest,
-    one_line,
+    printable,
     quoted,
     read_items,
     read_mapping,
@@ -150,7 +150,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
         tokenizer_source=_tokenizer_source(root, row),
         name=read_text(root.key("name"), row["name"], "a name") if "name" in row else None,
         text=text,
-        ignored_keys=tuple(one_line(quoted(key)) for key in ignored),
+        ignored_keys=tuple(printable(quoted(key)) for key in ignored),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
+from contextlib import closing
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,9 @@ from cerebrum_cli.application.inference.inspection import GivenReply, LeastCerta
 from cerebrum_cli.application.inference.prompt_length import length_notice
 from cerebrum_cli.application.inference.reply import ReplyCollector, prompt_object, reply_notice, reply_object
 from cerebrum_cli.core.errors import Interrupted, NoAnswer
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent, PromptEvent
 from cerebrum_cli.runtime.generation import naming_grammar_file
 from cerebrum_cli.terminal.progress import AnswerLine, StatusLine, VoteLine
-from cerebrum_cli.terminal.reports.inspection import print_uncertain
 from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.texts import result_text, stats_line
 
@@ -182,16 +182,15 @@ class Answer:
         return f"read the reply: cerebrum sessions show {quote(self._recorder.saved_as)}"
 
     def _with_length_notice(self, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
-        """Load the model, and put a notice about a prompt that takes much of the context before the other events."""
-        responder, conversation = self._loaded.responder, self._request.conversation
-        yield from responder.load()
-        size = responder.context_size or 0
-        texts = (conversation.system_prompt or "", *(message.content for message in conversation.messages))
-        if sum(len(text.encode()) for text in texts) > size // 4:  # others are not tokenized twice
-            notice = length_notice(responder.count_tokens(conversation), size)
-            if notice:
-                yield notice
-        yield from events
+        """Put a notice about a prompt that takes much of the context before its evaluation."""
+        is_evaluating = False
+        with closing(events):
+            for event in events:
+                if isinstance(event, PromptEvent) and not is_evaluating:
+                    is_evaluating = True
+                    if notice := length_notice(event.total, self._loaded.responder.context_size or 0):
+                        yield notice
+                yield event
 
     def _progress_sinks(self, line: StatusLine) -> list[Sink]:
         """What standard error shows while the answer is generated; the line erases itself before others write."""
@@ -219,6 +218,8 @@ class Answer:
         elif code is not None:
             streams.answer(code + "\n")
         if self._uncertain is not None and not options.json:
+            from cerebrum_cli.terminal.reports.inspection import print_uncertain
+
             print_uncertain(streams, self._uncertain, to_error=True)
         if options.stats:
             streams.write_line("", stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks))

@@ -23,6 +23,7 @@ MIN_SHORTENED = 16  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
 FIELD_LABELS = {"system": "full name", "licence": "license"}  # of JSON keys that would be unclear on a screen
+NO_PROMPTS = "no saved prompts; cerebrum prompts edit NAME creates one"
 _ONE_LINE = str.maketrans("\t\n", "  ")
 
 

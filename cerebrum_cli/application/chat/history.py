@@ -10,7 +10,7 @@ from datetime import date
 from typing import Any
 
 from cerebrum_cli.application.inference.reply import Reply
-from cerebrum_cli.application.models.model import Model, absolute_reference
+from cerebrum_cli.application.models.model import LORA, Model, absolute_reference
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.core.events import Forced
@@ -22,7 +22,6 @@ from cerebrum_cli.sessions.store import Store
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
-LORA = "lora"  # key of the adapters among the settings of a session or a reply
 PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "conclude")
 
 
@@ -179,14 +178,13 @@ def session_params(settings: Settings, model: Model) -> dict[str, Any]:
     """What a session records of the settings, as JSON gives it back: those of sampling, and any adapters."""
     values = {key: getattr(settings, key) for key in PARAMS}
     texts = {key: list(map(str, value)) for key, value in values.items() if isinstance(value, tuple)}
-    adapters = {LORA: model.adapter_names} if model.adapters else {}
-    return {**values, **texts, **adapters}
+    return {**values, **texts, **model.adapter_params}
 
 
 def updated_params(session: Session, model: Model) -> dict[str, Any]:
     """The settings of a session, with the adapters of the model that it is now answered by."""
     others = {key: value for key, value in session.params.items() if key != LORA}
-    return {**others, **({LORA: model.adapter_names} if model.adapters else {})}
+    return {**others, **model.adapter_params}
 
 
 def suggest_name(conversation: Conversation) -> str:

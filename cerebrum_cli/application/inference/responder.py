@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.inference.control.conclude import Closings, plan_closings
-from cerebrum_cli.application.inference.control.controls import ReplyStart, reply_controls
-from cerebrum_cli.application.inference.control.thought_budget import AnswerNow, ThoughtBudget, plan_endings
+from cerebrum_cli.application.inference.control.answer_now import AnswerNow
+from cerebrum_cli.application.inference.control.controls import ReplyControls, ReplyStart
 from cerebrum_cli.application.inference.inspection import GivenReply
 from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
@@ -24,7 +23,6 @@ from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.control.control import ControlFactory
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
@@ -87,10 +85,11 @@ class Responder:
         UsageError as `check_settings` does.
         """
         prompt_format = self._format
-        self._require_marked_thought(request.settings, request.conversation.system_prompt)
+        self._controls.require_marked_thought(request.settings, request.conversation.system_prompt)
         prompt = self._render(replace(request.conversation, thinks=request.settings.thinks))
         thought = open_thought(_trusted_end(prompt), prompt_format.thoughts)
         prefix_text = self._decode_prefix(request.prefix_tokens)
+        start = ReplyStart(thought, prefix_text, len(request.prefix_tokens))
         tokenized = Request(
             self._tokenize_prompt(prompt, request.prefix_tokens),
             self._sampling(request.settings, () if request.ignore_eos else prompt_format.stop),
@@ -102,14 +101,14 @@ class Responder:
             step_costs=self._choose_drafts(request.settings.drafts),
             max_n=request.max_n,
             stream=request.stream,
-            controls=self._controls(request, ReplyStart(thought, prefix_text, len(request.prefix_tokens))),
+            controls=self._controls.create(request, start, self._answer_now),
         )
         return TokenizedRequest(tokenized, prompt_format, thought, prefix_text)
 
     def check_settings(self, settings: Settings) -> None:
         """Raise UsageError for settings that the loaded model cannot follow."""
         self._sampling(settings, ())
-        self._require_marked_thought(settings, settings.system)
+        self._controls.require_marked_thought(settings, settings.system)
 
     def generate(self, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None) -> ReplyStream:
         """Start to generate the replies to several requests; the caller closes the stream.
@@ -248,51 +247,8 @@ class Responder:
         )
 
     @cached_property
-    def _closings(self) -> Closings:
-        return plan_closings(self._engine.vocabulary, self._format)
-
-    @cached_property
-    def _endings(self) -> Mapping[str, tuple[int, ...]]:
-        return plan_endings(self._engine.vocabulary, self._format.thoughts)
-
-    def _controls(self, request: GenerationRequest, start: ReplyStart) -> tuple[ControlFactory, ...]:
-        """The controls of a reply. Text of a given length, or without a format, may well repeat itself."""
-        if request.grammar:
-            return ()
-        may_repeat = request.ignore_eos or self._format.verbatim
-        return reply_controls(
-            request.settings, start, may_repeat, lambda: self._closings, self._thought_budget(request, start)
-        )
-
-    def _thought_budget(self, request: GenerationRequest, start: ReplyStart) -> ThoughtBudget | None:
-        """What may end the reasoning of a reply: a limit, or the user who watches it stream; None for neither."""
-        limit = request.settings.thought_limit
-        if limit == 0 and self._format.has_switch:
-            limit = None
-        can_hurry = request.stream and self._marks_thought(request.conversation.system_prompt)
-        if limit is None and not can_hurry:
-            return None
-        answer_now = self._answer_now if can_hurry else None
-        self._answer_now.is_watched = can_hurry
-        return ThoughtBudget(limit, self._format.thoughts, self._endings, answer_now, *start)
-
-    def _require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
-        """Raise UsageError for a limit of reasoning that nothing marks."""
-        if settings.thought_limit is not None and not self._marks_thought(system_prompt):
-            problem = f"think is {settings.think}, but this model does not mark its reasoning"
-            raise UsageError(problem, "omit it, or set it to on; --conclude N asks for the final answer after N tokens")
-
-    def _marks_thought(self, system_prompt: str | None) -> bool:
-        """Whether the format, the vocabulary or the system prompt has markup of reasoning."""
-        return (
-            self._format.marks_thought
-            or self._has_thought_tokens
-            or any(each.open in (system_prompt or "") for each in self._format.thoughts)
-        )
-
-    @cached_property
-    def _has_thought_tokens(self) -> bool:
-        return bool(self._engine.vocabulary.special_token_ids(each.open for each in self._format.thoughts))
+    def _controls(self) -> ReplyControls:
+        return ReplyControls(self._engine.vocabulary, self._format)
 
     @property
     def can_answer_now(self) -> bool:

@@ -22,6 +22,7 @@ from cerebrum_cli.gguf.vocabulary import vocabulary_digest
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 
 # Metadata of a merge: the recipe, the names of its models, and their prompt format.
+LORA = "lora"  # key of the adapters among recorded settings
 MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"
 
 
@@ -84,8 +85,13 @@ class Model:
 
     @property
     def adapter_names(self) -> list[str]:
-        """The adapters as a session records them, by path."""
+        """The adapters as they are recorded, by path."""
         return [str(adapter) for adapter in self.adapters]
+
+    @property
+    def adapter_params(self) -> dict[str, list[str]]:
+        """The adapters among the settings of a session, a reply or a run; empty without any."""
+        return {LORA: self.adapter_names} if self.adapters else {}
 
     @property
     def adapter_identity(self) -> str | None:

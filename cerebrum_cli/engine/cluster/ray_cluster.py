@@ -15,6 +15,7 @@ from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.engine.cluster.local_ray import LocalRay
 from cerebrum_cli.engine.cluster.node import AHEAD
 from cerebrum_cli.engine.cluster.worker import NodeInfo, OpenEngine, Trouble, Worker
+from cerebrum_cli.engine.remote.client import one_line
 from cerebrum_cli.engine.remote.failures import LostServerError
 from cerebrum_cli.engine.remote.kind import Part
 from cerebrum_cli.engine.sequence import Request
@@ -172,8 +173,3 @@ def connection_error(address: str, error: Exception) -> CerebrumError:
         return EndpointError("no Ray cluster runs on this machine", hint)
     reason = (isinstance(error, OSError) and error.strerror) or one_line(text)
     return EndpointError(f"no Ray cluster at {address}: {reason}", hint)
-
-
-def one_line(text: str) -> str:
-    """The first lines of a message, joined, up to 200 characters."""
-    return " ".join(text.split())[:200]

@@ -122,9 +122,8 @@ def _load(path: str, kind: str = "", adapter: str = "") -> None:
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, False
     with suppress_log():
-        for params.vocab_only in (
-            (True,) if kind == VOCABULARY else (True, False)
-        ):  # each gets as far as the other does not
+        # With the vocabulary only and without, loading gets as far as it does not in the other way.
+        for params.vocab_only in (True,) if kind == VOCABULARY else (True, False):
             model = llama.llama_model_load_from_file(os.fsencode(path), params)
             if model:
                 _use_vocabulary(Vocabulary(model))

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.application.chat.history import LORA
 from cerebrum_cli.application.evaluation.evaluate import Evaluation
 from cerebrum_cli.application.evaluation.marking import MATCHES
 from cerebrum_cli.application.evaluation.runs import QUESTIONS, SAMPLES
@@ -38,9 +37,8 @@ class PreparedEvaluation:
     def notes(self) -> dict[str, Any]:
         """What the report of the run states, and the model that `runs compare --kl` loads."""
         task, model = self.task, self.generator.model
-        adapters = {LORA: model.adapter_names} if model.adapters else {}
-        more = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
-        return {"reference": model.reference, **adapters, **more}
+        counts = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
+        return {"reference": model.reference, **model.adapter_params, **counts}
 
     @property
     def extent(self) -> dict[str, int]:

@@ -26,7 +26,7 @@ from cerebrum_cli.runtime.prompts.config_file import (
 )
 from cerebrum_cli.runtime.prompts.use import EXTRACT_OPTIONS, LAST
 from cerebrum_cli.terminal.repl.editor import edit_file
-from cerebrum_cli.terminal.tables import print_prompts, print_rows
+from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,7 +49,7 @@ SAVED = {
 def list_prompts(runtime: Runtime, json: bool, options: QuietOptions) -> None:
     """List saved prompts in the order of config.toml."""
     rows = [saved.as_object() for saved in runtime.config.prompts.values()]
-    empty = "" if options.quiet else "no saved prompts; cerebrum prompts edit NAME creates one"
+    empty = "" if options.quiet else NO_PROMPTS
     print_rows(runtime.streams, rows, json, print_prompts, empty)
 
 

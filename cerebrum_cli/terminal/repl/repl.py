@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cerebrum_cli.application.chat.chat import Chat
@@ -28,6 +28,7 @@ from cerebrum_cli.terminal.texts import context_text, result_text
 
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
+REPETITION_HINT = "/retry 0.7 samples another one; /set repeat_penalty 1.1 avoids repetition"
 DROP_ORDER = ("speed", "format", "session", "model", "files")  # segments of the toolbar, in the order they are dropped
 
 
@@ -284,9 +285,7 @@ def chat_notice(reply: Reply, is_interactive: bool, larger_context: str) -> Noti
     reason = reply.finish.reason
     if reason == "cancelled":
         return NoticeEvent("reply interrupted", "/continue resumes it")
-    if reason == "repetition":
-        problem = f"the reply repeats itself and was ended after {reply.finish.completion_tokens} tokens"
-        return NoticeEvent(problem, "/retry 0.7 samples another one; /set repeat_penalty 1.1 avoids repetition")
     if reason == "length" and reply.text and is_interactive and reply.concluded_at is None:
         return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens", "/continue resumes it")
-    return reply_notice(reply, larger_context)
+    notice = reply_notice(reply, larger_context)
+    return replace(notice, hint=REPETITION_HINT) if notice and reason == "repetition" else notice

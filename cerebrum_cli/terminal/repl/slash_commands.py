@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
-from cerebrum_cli.application.chat.history import LORA
 from cerebrum_cli.application.inference.input.files import read_prompt_files
 from cerebrum_cli.application.inference.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
+from cerebrum_cli.application.models.model import LORA
 from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.saved_prompt import find_prompt
@@ -35,7 +35,7 @@ from cerebrum_cli.terminal.repl.slash_table import (
 from cerebrum_cli.terminal.repl.terminal_io import shorten_question
 from cerebrum_cli.terminal.reports.inspection import print_uncertain
 from cerebrum_cli.terminal.streams import columns
-from cerebrum_cli.terminal.tables import PIPE_WIDTH, print_prompts, print_rows, print_sessions
+from cerebrum_cli.terminal.tables import NO_PROMPTS, PIPE_WIDTH, print_prompts, print_rows, print_sessions
 from cerebrum_cli.terminal.texts import context_text, settings_lines, stats_line
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def show_settings(repl: Repl, _: SlashLine) -> None:
 def use_prompt(repl: Repl, line: SlashLine) -> None:
     if not line.argument:
         rows = [saved.as_object() for saved in repl.prompts.values()]
-        print_rows(repl.streams, rows, False, print_prompts, "no saved prompts; cerebrum prompts edit NAME creates one")
+        print_rows(repl.streams, rows, False, print_prompts, NO_PROMPTS)
         return
     saved = find_prompt(repl.prompts, line.argument)
     with unchanged_on_interrupt("settings unchanged"):

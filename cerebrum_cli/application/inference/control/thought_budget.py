@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cerebrum_cli.application.inference.control.answer_now import AnswerNow
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.engine.backend import Vocabulary
@@ -15,13 +16,6 @@ from cerebrum_cli.formats.format import ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter
 
 OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to answer
-
-
-class AnswerNow:
-    """Whether the user has asked for the answer, which a signal handler may set; and whether a budget looks at it."""
-
-    is_requested = False
-    is_watched = False
 
 
 @dataclass(frozen=True, slots=True)

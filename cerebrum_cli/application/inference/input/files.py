@@ -31,11 +31,11 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
             files.append((well_formed(str(path)), read_prompt(path)))
             continue
         left_out: list[Skipped] = []
-        found = find_files(path, search, left_out)
-        texts = list(read_found(path, (each for each in found if os.path.realpath(each) not in seen), left_out))
-        if not texts and seen.isdisjoint(map(os.path.realpath, found)):
+        found = {os.path.realpath(each): each for each in find_files(path, search, left_out)}
+        texts = list(read_found(path, (each for real, each in found.items() if real not in seen), left_out))
+        if not texts and seen.isdisjoint(found):
             raise no_files(path, left_out)
-        seen.update(map(os.path.realpath, found))
+        seen.update(found)
         files += texts
         skipped += left_out
     if skipped:
