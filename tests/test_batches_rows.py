@@ -163,6 +163,7 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
         ({"prompt": "a", "n": 3}, "invalid_request", "`n` is 3: a row has one answer"),
         ({"prompt": "a", "n": "x"}, "invalid_request", "`n` is 'x': a row has one answer"),
         ({"prompt": "a", "tools": [{}]}, "invalid_request", "`tools` is not supported"),
+        ({"prompt": "a", "lora": "a.gguf"}, "invalid_request", "`lora` is 'a.gguf': adapters are those of all rows"),
         (
             {"prompt": "a", "response_format": {"type": "json_object"}},
             "invalid_request",

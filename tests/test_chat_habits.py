@@ -95,3 +95,11 @@ def test_slash_file_takes_paths_as_terminals_paste_them(chat: Chat, tmp_path: Pa
     assert done.err.splitlines() == [f"{path} will be prepended to your next question"] * 2
     done = chat(f'Who?\n/export "{tmp_path}/q r.md"\n')
     assert (tmp_path / "q r.md").exists()
+
+
+def test_empty_paths_are_not_the_working_directory(chat: Chat, tmp_path: Path, chatml_model: Path) -> None:
+    done = chat('/file ""\n')
+    assert done.err.splitlines() == ["error: the path is empty", " hint: name a file; `.` is the working directory"]
+    for option in ("--file", "--schema"):
+        done = run_here({**SCRIPT}, tmp_path, "ask", "Who?", "-m", chatml_model, option, "")
+        assert (done.code, done.err.splitlines()) == (2, [f"error: {option} is ''", " hint: give a path, or omit it"])

@@ -82,12 +82,56 @@ def test_ask_refuses_to_conclude_within_a_grammar(chatml_model: Path, tmp_path: 
     assert (done.code, done.err.splitlines()[0]) == (2, "error: --conclude and --grammar cannot be used together")
 
 
+@pytest.mark.parametrize("source", ["config", "variable", "prompt", "session"])
+def test_conclude_that_cannot_apply_is_refused_only_where_typed(
+    chatml_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    rule = tmp_path / "rule.gbnf"
+    rule.write_text('root ::= "Short."')
+    config = {"config": f"conclude = {AFTER}\n", "prompt": f"[prompts.saved]\nconclude = {AFTER}\n"}.get(source, "")
+    (tmp_path / "config/cerebrum").mkdir(parents=True)
+    (tmp_path / "config/cerebrum/config.toml").write_text(config)
+    if source == "variable":
+        monkeypatch.setenv("CEREBRUM_CONCLUDE", str(AFTER))
+    if source == "session":
+        ask("Short.", chatml_model, tmp_path)
+    given = ["-m", str(chatml_model), *{"prompt": ["-p", "saved"], "session": ["-c"]}.get(source, [])]
+    for conflict, options in (
+        (f"--conclude {AFTER} has no effect on replies of at most {AFTER} tokens", ["-n", str(AFTER)]),
+        ("--conclude and --grammar cannot be used together", ["--grammar", str(rule)]),
+    ):
+        left_out = run_here({"reply": "Short."}, tmp_path, "ask", "Why?", *given, *options)
+        assert (left_out.code, left_out.out, left_out.err) == (0, "Short.\n", "")
+        typed = run_here({"reply": "Short."}, tmp_path, "ask", "Why?", *given, *options, "--conclude", str(AFTER))
+        assert (typed.code, typed.err.splitlines()[0]) == (2, f"error: {conflict}")
+    off = run_here({"reply": THOUGHT * 2}, tmp_path, "ask", "Why?", *given, "--conclude", "0", "--json").object
+    assert (off["text"], off["concluded_at"]) == (THOUGHT * 2, None)
+
+
+@pytest.mark.parametrize("command", [("batch", "-o", "-"), ("eval",), ("chat",)])
+def test_commands_refuse_a_conclusion_beyond_the_limit(
+    chatml_model: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "one", "question": "one", "answer": "1"}\n')
+    arguments = [*command, *([] if command == ("chat",) else [str(source)]), "-m", str(chatml_model)]
+    told = run_here({"reply": "x"}, tmp_path, *arguments, "--conclude", "30", "-n", "20", piped=b"")
+    assert told.code == 2
+    assert told.err.startswith("error: --conclude 30 has no effect on replies of at most 20 tokens\n")
+
+
 def test_vote_counts_concluded_samples(chatml_model: Path, tmp_path: Path) -> None:
-    script = {"rows": {}, "seeds": [THOUGHT + HIDDEN + " 42.", THOUGHT * 4]}
-    options = ("--votes", "2", "--no-early-stop", "--seed", "0", "--json", "-n", "60", "--conclude", str(AFTER))
+    concluded = THOUGHT + HIDDEN + " 42."
+    script = {"rows": {}, "seeds": [concluded, "The answer is 7.", concluded]}
+    options = ("--votes", "3", "--no-early-stop", "--seed", "0", "--json", "-n", "60", "--conclude", str(AFTER))
     answer = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, *options).object
     assert answer["concluded_at"] == len(THOUGHT)
-    assert answer["votes"]["chains"][0]["final_answer"] == "42"
+    chains = answer["votes"]["chains"]
+    assert [(each["final_answer"], each["concluded_at"]) for each in chains] == [
+        ("42", len(THOUGHT)),
+        ("7", None),
+        ("42", len(THOUGHT)),
+    ]
 
 
 def test_batch_rows_state_where_they_were_concluded(chatml_model: Path, tmp_path: Path) -> None:

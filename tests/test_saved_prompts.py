@@ -228,14 +228,6 @@ def test_typed_options_override_a_saved_extraction(home: Home, monkeypatch: pyte
     assert (voted.code, voted.err) == (0, "")
 
 
-def test_typed_constraint_overrides_a_saved_conclusion(home: Home) -> None:
-    home.config.write_text("[prompts.short]\nconclude = 9\n")
-    constrained = ("ask", "-p", "short", "x", "--schema", str(home.config.parent / "answer.json"))
-    assert home.run(*constrained, reply="{}").code == 0
-    both = home.run(*constrained, "--conclude", "9")
-    assert (both.code, both.err.splitlines()[0]) == (2, "error: --conclude and --schema cannot be used together")
-
-
 def test_batch_and_chat_refuse_a_saved_extraction(home: Home) -> None:
     home.config.write_text("[prompts.code]\nextract = true\n")
     (home.home / "in.txt").write_text("One?\n")

@@ -25,7 +25,7 @@ from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.local import LocalEngine
 
 VOTES_KEYS = ["samples", "winner", "tally", "agreement", "chains"]
-SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason"]
+SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason", "concluded_at"]
 LONG = "".join(f"{chr(97 + n // 10)}{chr(107 + n % 10)}" for n in range(100))  # without a cycle
 
 
@@ -92,11 +92,11 @@ def test_vote_json_lists_samples_in_seed_order(runner: VoteRunner) -> None:
     assert list(votes) == VOTES_KEYS
     assert [list(sample) for sample in votes["chains"]] == [SAMPLE_KEYS] * 5
     assert [tuple(sample.values()) for sample in votes["chains"]] == [
-        (0, "zz The answer is 4.", "4", "stop"),
-        (1, "yyyyyyyy The answer is 4.0.", "4.0", "stop"),
-        (2, "The answer is 5.", "5", "stop"),
-        (3, "no idea", None, "stop"),
-        (4, "The answer is 4.", "4", "stop"),
+        (0, "zz The answer is 4.", "4", "stop", None),
+        (1, "yyyyyyyy The answer is 4.0.", "4.0", "stop", None),
+        (2, "The answer is 5.", "5", "stop", None),
+        (3, "no idea", None, "stop", None),
+        (4, "The answer is 4.", "4", "stop", None),
     ]
     assert votes["tally"] == [{"answer": "4", "count": 3}, {"answer": "5", "count": 1}]
     assert (votes["samples"], votes["winner"], votes["agreement"]) == (5, "4", 0.6)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cerebrum_cli.commands.completion import completing, tasks
-from cerebrum_cli.commands.context import runtime_of
+from cerebrum_cli.commands.context import runtime_of, typed_options
 from cerebrum_cli.commands.signature import SettingKeys, composed, parameter
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 from cerebrum_cli.runtime.options import EvalOptions, LmEvalOptions
@@ -55,5 +55,6 @@ def evaluate(
     """
     from cerebrum_cli.runtime.evaluation.run import run_eval
 
-    if run_eval(runtime_of(context, options.verbose), source, output, given, options, lm_eval):
+    runtime, typed = runtime_of(context, options.verbose), typed_options(context)
+    if run_eval(runtime, source, output, given, options, lm_eval, typed):
         raise typer.Exit(SOME_FAILED)

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -134,7 +135,11 @@ def parameter_of(name: str, declared: Option, hint: Any, is_setting: bool) -> in
     else:
         hint = hint | None
     option = typer_option(
-        name, declared, callback=whole if hint == list[str] and not declared.splits else None, flags=flags
+        name,
+        declared,
+        callback=whole if hint == list[str] and not declared.splits else None,
+        flags=flags,
+        parser=path_parser(name) if Path in (hint, *get_args(hint)) else None,
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
 
@@ -145,7 +150,11 @@ def parameter(name: str, help: str, heading: Heading, **details: Any) -> Any:
 
 
 def typer_option(
-    name: str, declared: Option, callback: Callable[..., Any] | None = None, flags: str | None = None
+    name: str,
+    declared: Option,
+    callback: Callable[..., Any] | None = None,
+    flags: str | None = None,
+    parser: Callable[[str], Any] | None = None,
 ) -> Any:
     """Typer option that can also be set as CEREBRUM_ and its name."""
     return typer.Option(
@@ -153,12 +162,24 @@ def typer_option(
         help=f"{declared.help}.",
         metavar=declared.metavar,
         callback=callback,
+        parser=parser,
         autocompletion=completing(COMPLETIONS[name]) if name in COMPLETIONS else None,
         envvar=variable(name),
         show_envvar=False,
         show_default=False,
         rich_help_panel=declared.heading,
     )
+
+
+def path_parser(name: str) -> Callable[[str], Path]:
+    """Parser of an option's path that refuses an empty one, which Path takes for the working directory."""
+
+    def parse(text: str) -> Path:
+        if not text:
+            raise UsageError(f"{flag(name)} is {text!r}", "give a path, or omit it")
+        return Path(text)
+
+    return parse
 
 
 def whole(context: typer.Context, parameter: typer.CallbackParam, value: list[str] | None) -> list[str] | None:

@@ -86,7 +86,7 @@ class Settings(SamplingParams):
     think: str | None = option(
         None, "Turn thinking on or off, or limit it to N tokens", "Length", metavar="on|off|N", choices=("on", "off")
     )
-    conclude: int | None = option(None, "Ask for the final answer after N tokens", "Length", metavar="N", least=1)
+    conclude: int = option(0, "Ask for the final answer after N tokens; 0: off", "Length", metavar="N", least=0)
     loop_check: bool = option(True, "Do not end replies that repeat themselves", "Length", choices=("on", "off"))
     drafts: bool | None = option(
         None, "Draft tokens from earlier text [default: set by tune]", "Speed", choices=("on", "off"), local=True

@@ -12,7 +12,7 @@ from cerebrum_cli.application.inference.loading import open_model, open_servers
 from cerebrum_cli.application.inference.question import Question, template_options
 from cerebrum_cli.application.inference.reply_stream import GenerationRequest
 from cerebrum_cli.application.models.adapters import with_adapters
-from cerebrum_cli.runtime.generation import generation_settings, read_grammar
+from cerebrum_cli.runtime.generation import generation_settings, read_grammar, require_effective
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.runtime.prompts.use import apply_prompt
 from cerebrum_cli.runtime.servers import find_endpoints, without_local
@@ -54,7 +54,8 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions,
     vote = new_vote(options)
     settings = generation_settings(runtime, given, model, "--votes" if vote else None)
     model = model if options.endpoint else with_adapters(runtime.library, model, settings.lora)
-    grammar = read_grammar(runtime, given, options)
+    require_effective(settings, typed, options)
+    grammar = read_grammar(runtime, options)
 
     def read() -> Conversation:
         conversation = recorder.prepend(question.read(piped, settings, given.get("system")), model, given)

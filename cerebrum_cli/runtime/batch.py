@@ -18,7 +18,13 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.engine.plan import expert_notice
-from cerebrum_cli.runtime.generation import MAX_PARALLEL, find_generator, naming_grammar_file, read_grammar
+from cerebrum_cli.runtime.generation import (
+    MAX_PARALLEL,
+    find_generator,
+    naming_grammar_file,
+    read_grammar,
+    require_effective,
+)
 from cerebrum_cli.runtime.prompts.use import apply_prompt
 from cerebrum_cli.runtime.servers import note_servers, noted_servers, noting_servers
 from cerebrum_cli.terminal.bars import BatchProgress
@@ -54,7 +60,7 @@ def batch(
     with closing(open_source(runtime, source)) as file:
         shape = detect_shape(source, options.shape, file.head)
         rows = read_rows(file, shape, options.column, options.template, options.carry, saved)
-        return answer(runtime, rows, output, given, options, saved)
+        return answer(runtime, rows, output, given, options, typed, saved)
 
 
 def answer(
@@ -63,12 +69,14 @@ def answer(
     output: Path,
     given: Layer,
     options: BatchOptions,
+    typed: frozenset[str],
     saved: SavedPrompt | None,
 ) -> int:
     """Answer the rows of an input."""
     votes = options.vote_bounds
     generator = find_generator(runtime, given, options, "--votes" if votes else None)
-    grammar, is_json = read_grammar(runtime, given, options), options.schema is not None
+    require_effective(generator.settings, typed, options)
+    grammar, is_json = read_grammar(runtime, options), options.schema is not None
     row_options = batches.BatchOptions(
         generator.settings, grammar, is_json, votes, not options.no_early_stop, options.ignore_eos
     )

@@ -14,6 +14,7 @@ from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.application.models.model import as_path, is_file
 from cerebrum_cli.catalogue.reference import looks_like_path
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.runtime.generation import require_effective
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.runtime.prompts.use import apply_prompt
 from cerebrum_cli.runtime.servers import find_endpoints, without_local
@@ -58,6 +59,7 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
     model = find_model(runtime, given, options)
     loader = model_loader(runtime, options)
     settings = loader.fold(given, model)
+    require_effective(settings, typed)
     model = loader.adapted(model, settings)
     conversation = Chat(history, loader, given, loader.open(model, settings), settings, session, name)
     if saved:

@@ -15,7 +15,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.evals.presets import find_preset
 from cerebrum_cli.evals.selection import MAX_SAMPLES, select
-from cerebrum_cli.runtime.generation import Generator, find_generator, read_grammar, require_valid
+from cerebrum_cli.runtime.generation import Generator, find_generator, read_grammar, require_effective, require_valid
 from cerebrum_cli.runtime.models import file_progress
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ class PreparedEvaluation:
         }
 
 
-def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -> PreparedEvaluation:
+def prepare(
+    runtime: Runtime, source: str, given: Layer, options: EvalOptions, typed: frozenset[str]
+) -> PreparedEvaluation:
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
     require_valid(given, options)  # before questions are downloaded
     require_count("--samples", options.samples, MAX_SAMPLES)
@@ -69,9 +71,10 @@ def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -
         raise UsageError(problem, "add --temperature 0.7, or omit --samples")
     given = {**given, **{key: value for key, value in task.settings.items() if given.get(key) is None}}
     generator = find_generator(runtime, given, options, "--samples" if samples > 1 else None)
+    require_effective(generator.settings, typed, options)
     settings = replace(generator.settings, seed=generator.settings.seed or 0)  # compared models draw the same seeds
     task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))
-    grammar, label = read_grammar(runtime, given, options), generator.model.label
+    grammar, label = read_grammar(runtime, options), generator.model.label
     questions = select(task.questions, options.limit)
     evaluation = Evaluation(questions, samples, settings, label, task.marker, grammar)
     return PreparedEvaluation(task, evaluation, replace(generator, settings=settings))

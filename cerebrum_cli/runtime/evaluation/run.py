@@ -34,18 +34,24 @@ LM_EVAL = "lm-eval:"
 
 
 def run_eval(
-    runtime: Runtime, source: str, output: Path | None, given: Layer, options: EvalOptions, lm_eval: LmEvalOptions
+    runtime: Runtime,
+    source: str,
+    output: Path | None,
+    given: Layer,
+    options: EvalOptions,
+    lm_eval: LmEvalOptions,
+    typed: frozenset[str],
 ) -> int:
     """Ask the questions of a task or a file, and print the report; return how many questions do not count.
 
-    Raises Interrupted with how to resume.
+    `typed` are the parameters on the command line. Raises Interrupted with how to resume.
     """
     if source.startswith(LM_EVAL):
         from cerebrum_cli.runtime.evaluation.lm_eval import run_lm_eval
 
         return run_lm_eval(runtime, source.removeprefix(LM_EVAL), output, given, options, lm_eval)
     require_unset(lm_eval)
-    prepared = prepare(runtime, source, given, options)
+    prepared = prepare(runtime, source, given, options, typed)
     if output:
         require_file(output, source)
     fingerprint = prepared.fingerprint(runtime)

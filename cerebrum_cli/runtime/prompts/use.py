@@ -28,8 +28,7 @@ def apply_prompt(
     if options.use is None:
         return None, given, options
     saved = find_prompt(runtime.config.prompts, options.use)
-    replaced = typed | {"conclude"} if typed & {"schema", "grammar"} else typed
-    given = {**given, **{key: value for key, value in saved.settings.items() if key not in replaced}}
+    given = {**given, **{key: value for key, value in saved.settings.items() if key not in typed}}
     if not isinstance(options, ConstrainedOptions):
         saved.require_chat()
         return saved, given, options

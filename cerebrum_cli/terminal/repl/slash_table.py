@@ -93,10 +93,15 @@ BARE_EXITS = ("exit", "quit", ":q")  # what users of other programs type to leav
 
 
 def parse_path(argument: str) -> Path:
-    """Path in an argument, which may be quoted or have escaped spaces, as terminals paste dropped files."""
+    """Path in an argument, which may be quoted or have escaped spaces, as terminals paste dropped files.
+
+    Raises UsageError for an empty path, which Path takes for the working directory.
+    """
     if not Path(argument).expanduser().exists():
         with contextlib.suppress(ValueError):
             [argument] = shlex.split(argument)
+    if not argument:
+        raise UsageError("the path is empty", "name a file; `.` is the working directory")
     return Path(argument).expanduser()
 
 
