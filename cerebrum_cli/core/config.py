@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from cerebrum_cli.core.conversion import InvalidValue
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import KEYS, Layer, convert, in_directory
@@ -66,8 +67,8 @@ def parse_config(text: str, path: Path) -> Config:
     for name, value in values.items():
         place = re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE)
         where = f"{path}:{line_of(text, place.start())}" if place else str(path)
-        key, _ = read_setting(name, value, where, (ENDPOINTS, PROMPTS))
-        layer[key] = value
+        key, converted = read_setting(name, value, where, (ENDPOINTS, PROMPTS))
+        layer[key] = converted
     return Config(in_directory(layer, path.parent), read_endpoints(endpoints, path), read_prompts(prompts, path))
 
 
@@ -78,10 +79,10 @@ def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...])
         known = (*KEYS, *other_keys)
         near = "".join(f"did you mean {match}? " for match in get_close_matches(key, known, 1))
         raise ConfigError(f"{where}: unknown key `{name}`", f"{near}known keys: {', '.join(known)}")
-    converted, expected = convert(key, value)
-    if expected:
-        raise ConfigError(f"{where}: {name} is {value!r}", f"it must be {expected}")
-    return key, converted
+    try:
+        return key, convert(key, value)
+    except InvalidValue as expected:
+        raise ConfigError(f"{where}: {name} is {value!r}", f"it must be {expected}") from expected
 
 
 def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:

@@ -1,4 +1,4 @@
-"""End the process at once, where what runs cannot be interrupted."""
+"""What runs when a signal comes and must not be interrupted by an exception: native calls, and imports."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import NoReturn
 
 RESTORE_ON_EXIT: list[Callable[[], None]] = []  # called by `exit_process`
@@ -48,3 +49,10 @@ def exit_on_second_interrupt() -> Iterator[None]:
         os.close(write_end)
         watcher.join()
         os.close(read_end)
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether an import is running in this frame or below it: an exception there can be lost, or leave a lock taken."""
+    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None

@@ -11,14 +11,14 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from math import inf
 from pathlib import Path
 from typing import Any
 
+from cerebrum_cli.core.conversion import SPECIAL, TYPES, InvalidValue, to_texts
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.lora import NONE, parse_adapter, rebased
+from cerebrum_cli.core.lora import rebased
 from cerebrum_cli.core.options import flag, option, options_of, variable
-from cerebrum_cli.core.sampling import MAX_LOGIT, SamplingParams, TokenBias
+from cerebrum_cli.core.sampling import SamplingParams
 
 Layer = Mapping[str, Any]
 
@@ -117,7 +117,6 @@ ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")
 _LOAD_KEYS = ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "drafts")
 REPLY_KEYS = (*_LOAD_KEYS, *GENERATION_KEYS)  # of commands that generate replies
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
-SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 _TYPES = {each.name: str(each.type).removesuffix(" | None") for each in fields(Settings)}
 
 
@@ -131,10 +130,16 @@ def fold(*layers: Layer) -> Settings:
 
 def validate(key: str, value: Any, source: str | None = None) -> Any:
     """Convert the value of a setting to its type. Raises UsageError, which names the source, or else the option."""
-    converted, expected = convert(key, value)
-    if expected:
-        raise UsageError(f"{source or flag(key)} is {value!r}", f"it must be {expected}")
-    return converted
+    try:
+        return convert(key, value)
+    except InvalidValue as expected:
+        raise UsageError(f"{source or flag(key)} is {value!r}", f"it must be {expected}") from expected
+
+
+def convert(key: str, value: Any) -> Any:
+    """Convert the value of a setting to its type. Raises InvalidValue."""
+    converter = SPECIAL.get(key) or TYPES.get(_TYPES[key], to_texts)
+    return converter(OPTIONS[key], value)
 
 
 def parse_value(key: str, text: str, source: str | None = None) -> Any:
@@ -186,88 +191,3 @@ def forget_empty_variable(name: str) -> None:
 def set_environment_default(name: str, value: str) -> None:
     """Set a variable for libraries, unless the user has set it."""
     os.environ.setdefault(name, value)
-
-
-def convert(key: str, value: Any) -> tuple[Any, str]:
-    """Convert a value, or describe what was expected; exactly one of the two is empty or None."""
-    declared, kind = OPTIONS[key], _TYPES[key]
-    if kind == "bool":
-        switched = SWITCH_WORDS.get(str(value).lower())
-        return (None, "on or off") if switched is None else (switched, "")
-    if kind in ("int", "float"):
-        number = int if kind == "int" else (int, float)
-        is_number = isinstance(value, number) and not isinstance(value, bool) and value != inf
-        if is_number and declared.least <= value <= declared.most:
-            return (int if kind == "int" else float)(value), ""
-        bounds = f"of {declared.least:g} or more"
-        if declared.most != inf:
-            bounds = f"from {declared.least:g} to {declared.most:.10g}"
-        return None, f"{'a whole number' if kind == 'int' else 'a number'} {bounds}"
-    if key == "logit_bias":
-        biases = parse_biases(value)
-        return (biases, "") if biases is not None else (None, f"TOKEN=BIAS, with a number up to {MAX_LOGIT}")
-    if kind.startswith("tuple"):
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item for item in items):
-            return None, "non-empty text"
-        if key == "lora":
-            return convert_adapters(items)
-        if key == "dry_sequence_breaker":  # llama.cpp's programs read escapes in its option
-            items = [item.replace("\\n", "\n").replace("\\t", "\t") for item in items]
-        return tuple(items), ""
-    if key == "think":
-        if isinstance(value, bool):
-            value = "on" if value else "off"
-        text = str(value)
-        if text.isdecimal():
-            return str(int(text)) if int(text) else "off", ""
-        return (text, "") if text in declared.choices else (None, "`on`, `off`, or a whole number of tokens")
-    if key == "gpu_layers":
-        text = str(value)
-        return (
-            (text, "")
-            if text in declared.choices or text.isdecimal()
-            else (None, "a number of layers, `auto` or `all`")
-        )
-    if not isinstance(value, str):
-        return None, "text"
-    return (value, "") if not declared.choices or value in declared.choices else (None, " or ".join(declared.choices))
-
-
-def convert_adapters(items: Iterable[str]) -> tuple[Any, str]:
-    """Check adapters; `none` alone stands for no adapter."""
-    texts = tuple(items)
-    if texts == (NONE,):
-        return (), ""
-    try:
-        is_valid = NONE not in [parse_adapter(text).path for text in texts]
-    except ValueError:
-        is_valid = False
-    return (texts, "") if is_valid else (None, "FILE or FILE:SCALE, with a finite number as the scale, or only none")
-
-
-def parse_biases(value: Any) -> tuple[TokenBias, ...] | None:
-    """Read logit biases: "TOKEN=BIAS", a list of such texts, or a mapping as in OpenAI's API; None if invalid."""
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, (Mapping, list, tuple)):
-        return None
-    pairs = items.items() if isinstance(items, Mapping) else map(_split_bias, items)
-    try:
-        return tuple(_bias(token, number) for token, number in pairs)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _split_bias(item: Any) -> tuple[Any, Any]:
-    if isinstance(item, TokenBias):
-        return item
-    token, _, number = str(item).rpartition("=")
-    return token, number
-
-
-def _bias(token: Any, number: Any) -> TokenBias:
-    """Convert a bias. Raises ValueError and the like."""
-    bias = float(number)
-    if token == "" or isinstance(number, bool) or not abs(bias) <= MAX_LOGIT:
-        raise ValueError
-    return TokenBias(int(token) if str(token).isascii() and str(token).isdigit() else token, bias)

@@ -1,0 +1,138 @@
+"""Convert the value of a setting, as a file, a variable, a request or the command line states it, to its type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import Any, TypeAlias
+
+from cerebrum_cli.core.lora import NONE, parse_adapter
+from cerebrum_cli.core.options import Option
+from cerebrum_cli.core.sampling import MAX_LOGIT, TokenBias
+
+SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+
+Converter: TypeAlias = Callable[[Option, Any], Any]
+"""Converts a value of an option. Raises InvalidValue."""
+
+
+class InvalidValue(ValueError):
+    """A value that cannot be converted. Its text states what was expected: "a whole number of 1 or more"."""
+
+
+def to_bool(_: Option, value: Any) -> bool:
+    switched = SWITCH_WORDS.get(str(value).lower())
+    if switched is None:
+        raise InvalidValue("on or off")
+    return switched
+
+
+def to_int(declared: Option, value: Any) -> int:
+    if not _is_number(declared, value, int):
+        raise InvalidValue(f"a whole number {_bounds(declared)}")
+    return int(value)
+
+
+def to_float(declared: Option, value: Any) -> float:
+    if not _is_number(declared, value, int | float):
+        raise InvalidValue(f"a number {_bounds(declared)}")
+    return float(value)
+
+
+def to_text(declared: Option, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidValue("text")
+    if declared.choices and value not in declared.choices:
+        raise InvalidValue(" or ".join(declared.choices))
+    return value
+
+
+def to_texts(_: Option, value: Any) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item for item in items):
+        raise InvalidValue("non-empty text")
+    return tuple(items)
+
+
+def to_adapters(declared: Option, value: Any) -> tuple[str, ...]:
+    """Convert adapters; `none` alone stands for no adapter."""
+    texts = to_texts(declared, value)
+    if texts == (NONE,):
+        return ()
+    try:
+        is_valid = NONE not in [parse_adapter(text).path for text in texts]
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise InvalidValue("FILE or FILE:SCALE, with a finite number as the scale, or only none")
+    return texts
+
+
+def to_breakers(declared: Option, value: Any) -> tuple[str, ...]:
+    """Convert sequence breakers with the escapes that llama.cpp's programs read in their option."""
+    return tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in to_texts(declared, value))
+
+
+def to_biases(_: Option, value: Any) -> tuple[TokenBias, ...]:
+    """Convert logit biases: "TOKEN=BIAS", a list of such texts, or a mapping as in OpenAI's API."""
+    items = [value] if isinstance(value, str) else value
+    try:
+        if not isinstance(items, (Mapping, list, tuple)):
+            raise TypeError
+        pairs = items.items() if isinstance(items, Mapping) else map(_split_bias, items)
+        return tuple(_bias(token, number) for token, number in pairs)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidValue(f"TOKEN=BIAS, with a number up to {MAX_LOGIT}") from error
+
+
+def to_thinking(declared: Option, value: Any) -> str:
+    """Convert how long to think; no tokens at all is `off`."""
+    text = ("on" if value else "off") if isinstance(value, bool) else str(value)
+    if text.isdecimal():
+        return str(int(text)) if int(text) else "off"
+    if text not in declared.choices:
+        raise InvalidValue("`on`, `off`, or a whole number of tokens")
+    return text
+
+
+def to_layers(declared: Option, value: Any) -> str:
+    text = str(value)
+    if not (text in declared.choices or text.isdecimal()):
+        raise InvalidValue("a number of layers, `auto` or `all`")
+    return text
+
+
+TYPES: Mapping[str, Converter] = {"bool": to_bool, "int": to_int, "float": to_float, "str": to_text}  # others: texts
+SPECIAL: Mapping[str, Converter] = {  # by setting
+    "gpu_layers": to_layers,
+    "lora": to_adapters,
+    "dry_sequence_breaker": to_breakers,
+    "logit_bias": to_biases,
+    "think": to_thinking,
+}
+
+
+def _is_number(declared: Option, value: Any, kind: Any) -> bool:
+    is_number = isinstance(value, kind) and not isinstance(value, bool) and value != inf
+    return is_number and declared.least <= value <= declared.most
+
+
+def _bounds(declared: Option) -> str:
+    if declared.most == inf:
+        return f"of {declared.least:g} or more"
+    return f"from {declared.least:g} to {declared.most:.10g}"
+
+
+def _split_bias(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, TokenBias):
+        return item
+    token, _, number = str(item).rpartition("=")
+    return token, number
+
+
+def _bias(token: Any, number: Any) -> TokenBias:
+    """Convert a bias. Raises ValueError and the like."""
+    bias = float(number)
+    if token == "" or isinstance(number, bool) or not abs(bias) <= MAX_LOGIT:
+        raise ValueError
+    return TokenBias(int(token) if str(token).isascii() and str(token).isdigit() else token, bias)
