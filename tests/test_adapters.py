@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import pytest
 from adapters import factors_for, write_adapter, write_merged
 from command_line import CommandLine
-from llama_engines import options
+from llama_engines import TALE, options
 from scripted_command import runtime_for
 from tiny_models import write_quantized
 
@@ -31,14 +30,11 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.memory import ContextOptions, memory_needs
 from cerebrum_cli.engine.plan import AdapterFile, Tuning
 from cerebrum_cli.gguf.lora import adapter_sizes
-from cerebrum_cli.runtime.composition import Runtime
 from cerebrum_cli.runtime.generation import usable
 from cerebrum_cli.runtime.options import BatchOptions
-from cerebrum_cli.terminal.streams import Streams
 
 Values = npt.NDArray[Any]
 TOKENS = range(20, 40)
-LONG = "Once upon a time, in a land far away, there lived a fox who could count to a hundred. " * 12
 SPEEDS = Speeds(1.0, 10.0, 10.0)
 USE = TunedUse(Tuning(n_threads=1), SPEEDS, SPEEDS, 1.5, 1.0)
 
@@ -245,7 +241,7 @@ def test_adapter_of_a_catalog_row_is_beside_models_toml(user: CommandLine, chatm
 
 
 def test_prompt_cache_of_another_adapter_is_never_used(user: CommandLine, adapter: Path) -> None:
-    question = (LONG, "--no-profile")
+    question = (TALE, "--no-profile")
     assert answer(user, *question)["cached_tokens"] == 0
     assert answer(user, *question)["cached_tokens"] > 256
     for lora in (f"{adapter}", f"{adapter}:0.5"):
@@ -268,12 +264,8 @@ def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_mod
         assert "out.jsonl was made with another adapter" in done.err
 
 
-def runtime(home: Path) -> Runtime:
-    return runtime_for({}, home, Streams(StringIO(), StringIO(), None, False, False, False))
-
-
 def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
-    here, settings = runtime(tmp_path), Settings()
+    here, settings = runtime_for({}, tmp_path), Settings()
     plain = Model("tiny", (chatml_model,))
     models = [plain, *(with_adapters(here.library, plain, [f"{adapter}:{scale}"]) for scale in (1.0, 0.5))]
     store = here.profiles(settings)
@@ -291,7 +283,7 @@ def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: 
 
 
 def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
-    library, plain = runtime(tmp_path).library, Model("tiny", (chatml_model,))
+    library, plain = runtime_for({}, tmp_path).library, Model("tiny", (chatml_model,))
     assert with_adapters(library, plain, [f"{adapter}:0"]) == plain
     assert load_options(with_adapters(library, plain, [str(adapter)]), Settings()).adapters == ((str(adapter), 1.0),)
     both = [[f"{adapter}:1", f"{adapter}:2"], [f"{adapter}:2", f"{adapter}:1"]]
@@ -301,7 +293,7 @@ def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chat
 def test_adapted_model_keeps_its_adapters_in_another_encoding(
     tmp_path: Path, chatml_model: Path, adapter: Path
 ) -> None:
-    library = runtime(tmp_path).library
+    library = runtime_for({}, tmp_path).library
     adapted = with_adapters(library, Model("tiny", (chatml_model,)), [str(adapter)])
     assert library.preferred(adapted).adapters == adapted.adapters
     assert library.file_identity(adapted) == library.identity(Model("tiny", (chatml_model,)))
@@ -353,8 +345,8 @@ def test_adapter_and_endpoint_exclude_each_other(user: CommandLine, adapter: Pat
 def test_adapter_and_ray_exclude_each_other(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
     model, options = Model("tiny", (chatml_model,)), BatchOptions(ray="auto")
     with pytest.raises(UsageError, match="--ray cannot apply the adapter"):
-        usable(runtime(tmp_path), model, Settings(lora=(str(adapter),)), options)
-    assert usable(runtime(tmp_path), model, Settings(), options) == (model, Settings())
+        usable(runtime_for({}, tmp_path), model, Settings(lora=(str(adapter),)), options)
+    assert usable(runtime_for({}, tmp_path), model, Settings(), options) == (model, Settings())
 
 
 def test_saved_prompt_keeps_the_place_of_its_adapter(user: CommandLine, adapter: Path) -> None:

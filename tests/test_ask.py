@@ -237,13 +237,8 @@ def test_extract_prints_only_a_code_block_of_the_answer(user: CommandLine, optio
 
 
 def test_extract_without_a_code_block_exits_5(user: CommandLine) -> None:
-    command = (
-        "ask",
-        "-x",
-        "--grammar",
-        fixed_reply_grammar("<think>```\nno\n```</think>so `it` goes", user.home),
-        "hi",
-    )
+    grammar = fixed_reply_grammar("<think>```\nno\n```</think>so `it` goes", user.home)
+    command: tuple[str | Path, ...] = ("ask", "-x", "--grammar", grammar, "hi")
     done = user.run(*command)
     assert (done.code, done.out) == (5, "")
     assert done.err == "error: the reply has no code block\n hint: read the reply: cerebrum sessions show hi\n"
@@ -256,11 +251,11 @@ def test_extract_without_a_code_block_exits_5(user: CommandLine) -> None:
     assert rust.err.startswith("error: the reply has no rust code block\n")
 
 
-def test_extract_takes_a_truncated_block_with_a_notice(user: CommandLine) -> None:
+def test_extract_takes_the_block_of_a_truncated_answer(user: CommandLine) -> None:
     grammar = fixed_reply_grammar("```py\n" + "abcdefgh" * 20, user.home)
     done = user.run("ask", "-x", "-n", "20", "--grammar", grammar, "hi")
-    assert done.code == 5  # it does not match the grammar
-    assert done.out.startswith("abc")
+    assert (done.code, done.out[:3]) == (5, "abc")
+    assert done.err.startswith("error: answer truncated at 20 tokens, so it does not match the grammar\n")
     (user.home / "open.gbnf").write_text('root ::= "```py\\n" [a-z]*')
     raw = user.run("ask", "-x", "-n", "12", "--json", "--grammar", "open.gbnf", "hi")
     assert raw.object["finish_reason"] == "length"
@@ -582,11 +577,8 @@ def test_every_option_has_an_environment_variable() -> None:
     for command, option in every_option():
         long = next(name for name in (*option.opts, *option.secondary_opts) if name.startswith("--"))
         if long not in ("--help", "--version"):
-            variable = (
-                "CEREBRUM_"
-                + (long if option.opts else long.replace("no-", "")).removeprefix("--").replace("-", "_").upper()
-            )
-            assert option.envvar == variable, f"{command} {long}"
+            name = long.removeprefix("--" if option.opts else "--no-")
+            assert option.envvar == "CEREBRUM_" + name.replace("-", "_").upper(), f"{command} {long}"
             seen += 1
     assert seen > 30
 

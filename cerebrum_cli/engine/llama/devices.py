@@ -40,7 +40,8 @@ def accelerators() -> tuple[Device, ...]:
         if devices is not None:
             free, total, label = ctypes.c_size_t(), ctypes.c_size_t(), name(device).decode()
             memory(device, ctypes.byref(free), ctypes.byref(total))
-            is_unified = kind(device) == INTEGRATED_GPU or label.startswith(UNIFIED)
+            # With GGML_CUDA_ENABLE_UNIFIED_MEMORY, free memory is the host's, and may be more than there is in all.
+            is_unified = kind(device) == INTEGRATED_GPU or label.startswith(UNIFIED) or free.value > total.value
             devices.append(Device(label, describe(device).decode(), free.value, total.value, is_unified))
     return tuple(found[GPU] or found[INTEGRATED_GPU])
 

@@ -1,0 +1,116 @@
+"""GPUs from recorded lists of llama.cpp's devices: which are used, and whose memory is that of the host."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+from cerebrum_cli.engine.llama import devices
+from cerebrum_cli.engine.memory import ContextOptions, Device, fits, memory_needs, plan_layers
+from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
+
+MIB = 1 << 20
+GIB = 1 << 30
+CPU, GPU, INTEGRATED, ACCELERATOR = range(4)  # ggml_backend_dev_type
+HOST = 24 * GIB  # available
+
+
+class Listed(NamedTuple):
+    """A device as llama.cpp lists it, in MiB."""
+
+    name: str
+    description: str
+    type: int
+    total: int
+    free: int
+
+
+PROCESSOR = Listed("CPU", "a processor", CPU, 32_000, 24_000)
+DISCRETE = Listed("Vulkan0", "AMD Radeon AI PRO R9700", GPU, 32_624, 32_000)
+APPLE = (  # llama-bench --list-devices, before and since Metal devices have numbers
+    Listed("Metal", "Apple M4 Max", GPU, 98_304, 98_303),
+    Listed("BLAS", "Accelerate", ACCELERATOR, 0, 0),
+)
+APPLE_NUMBERED = (Listed("MTL0", "Apple M2 Ultra", GPU, 165_150, 158_091),)
+SPARK = (Listed("CUDA0", "NVIDIA GB10", INTEGRATED, 122_570, 118_000),)
+RYZEN = (Listed("Vulkan0", "AMD Radeon 8060S Graphics", INTEGRATED, 65_536, 62_259),)
+UNIFIED_CUDA = (Listed("CUDA0", "NVIDIA GeForce RTX 5090", GPU, 32_106, 55_372),)  # free: memory of the host
+TWO_KINDS = (DISCRETE, Listed("Vulkan1", "AMD Radeon 680M", INTEGRATED, 12_000, 11_000))
+
+
+class Registry:
+    """The functions of ggml's device registry, over a list."""
+
+    def __init__(self, listed: tuple[Listed, ...]) -> None:
+        def write_memory(handle: int, free: Any, total: Any) -> None:
+            free._obj.value, total._obj.value = listed[handle].free * MIB, listed[handle].total * MIB
+
+        functions = {
+            "count": lambda: len(listed),
+            "get": lambda index: index,
+            "type": lambda handle: listed[handle].type,
+            "memory": write_memory,
+            "name": lambda handle: listed[handle].name.encode(),
+            "description": lambda handle: listed[handle].description.encode(),
+        }
+        for name, function in functions.items():
+            setattr(self, f"ggml_backend_dev_{name}", function)
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that finds the GPUs of a list, on a host with HOST bytes available."""
+
+    def find(*listed: Listed) -> tuple[Device, ...]:
+        library = SimpleNamespace(_lib=Registry((*listed, PROCESSOR)), llama_supports_gpu_offload=lambda: True)
+        monkeypatch.setattr(devices, "llama", library)
+        monkeypatch.setattr(devices, "available_memory", lambda: HOST)
+        free = devices.free_memory()
+        assert free.host == HOST
+        return free.devices
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("listed", "names", "is_unified"),
+    [
+        (APPLE, ["Metal"], True),
+        (APPLE_NUMBERED, ["MTL0"], True),
+        (SPARK, ["CUDA0"], True),
+        (RYZEN, ["Vulkan0"], True),
+        (UNIFIED_CUDA, ["CUDA0"], True),
+        ((DISCRETE,), ["Vulkan0"], False),
+        (TWO_KINDS, ["Vulkan0"], False),  # integrated GPUs only without others
+        ((), [], False),
+    ],
+)
+def test_devices_with_the_memory_of_the_host(
+    found: Any, listed: tuple[Listed, ...], names: list[str], is_unified: bool
+) -> None:
+    gpus = found(*listed)
+    assert [gpu.name for gpu in gpus] == names
+    assert [gpu.is_unified for gpu in gpus] == [is_unified] * len(names)
+    for gpu, each in zip(gpus, listed, strict=False):
+        assert (gpu.description, gpu.free, gpu.total) == (each.description, each.free * MIB, each.total * MIB)
+
+
+@pytest.mark.parametrize("listed", [APPLE, APPLE_NUMBERED, SPARK, RYZEN, UNIFIED_CUDA])
+def test_memory_of_the_host_is_counted_once(found: Any, listed: tuple[Listed, ...]) -> None:
+    context = ContextOptions(4096, 1, 1, 512)
+    for weights, fits_memory in ((GIB, True), (3 * GIB // 2, False)):  # 18 GB or 26 GB in all, of 24 GB
+        sizes = ModelSizes((LayerSizes(weights, 1024, 1024),) * 16, input_bytes=GIB, output_bytes=GIB)
+        gpus = found(*listed)
+        offloaded = plan_layers(sizes, "auto", context, gpus)
+        assert offloaded == (17,), "the device alone would hold it"
+        assert fits(memory_needs(sizes, context, offloaded), devices.free_memory()) is fits_memory
+
+
+def test_memory_of_a_discrete_gpu_is_its_own(found: Any) -> None:
+    context = ContextOptions(4096, 1, 1, 512)
+    sizes = ModelSizes((LayerSizes(3 * GIB // 2, 1024, 1024),) * 16, input_bytes=GIB, output_bytes=GIB)
+    offloaded = plan_layers(sizes, "auto", context, found(DISCRETE))
+    assert offloaded == (17,)
+    assert fits(memory_needs(sizes, context, offloaded), devices.free_memory())
