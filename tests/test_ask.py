@@ -458,7 +458,7 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         (["--schema", "a", "-x", "hi"], "error: --extract and --schema cannot be used together"),
         (["--votes", "3", "-x", "hi"], "error: --extract and --votes cannot be used together"),
         (["--final", "--extract-last", "hi"], "error: --final and --extract-last cannot be used together"),
-        (["-f", "*.py", "hi"], "error: *.py leads to no text files"),
+        (["-f", "*.py", "hi"], "error: *.py: no text files found"),
         (["--schema", "bad.json", "hi"], "error: bad.json: cannot use the JSON schema"),
         (["--grammar", "bad.gbnf", "hi"], "error: bad.gbnf: cannot parse the grammar"),
         (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar cannot be used together"),
@@ -684,14 +684,14 @@ def test_deeply_nested_grammar_is_an_error_with_its_place(user: CommandLine) -> 
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (("ask", "-f", "/dev/zero", "hi"), 4, "/dev/zero has more than 64 MB"),
-        (("ask", "--raw", "-f", "/dev/zero"), 4, "/dev/zero has more than 64 MB"),
-        (("ask", "--messages", "/dev/zero"), 4, "/dev/zero has more than 64 MB"),
-        (("ask", "--grammar", "/dev/zero", "hi"), 2, "/dev/zero has more than 4 MB"),
-        (("ask", "--schema", "/dev/zero", "hi"), 2, "/dev/zero has more than 4 MB"),
-        (("sessions", "import", "endless.json"), 2, "endless.json has more than 1.00 GB"),
-        (("batch", "endless.json", "--shape", "txt", "-o", "-"), 2, "endless.json: line 1 has more than 16 MB"),
-        (("batch", "long.txt", "-o", "-"), 2, "long.txt: line 2 has more than 16 MB"),
+        (("ask", "-f", "/dev/zero", "hi"), 4, "/dev/zero is larger than 64 MB"),
+        (("ask", "--raw", "-f", "/dev/zero"), 4, "/dev/zero is larger than 64 MB"),
+        (("ask", "--messages", "/dev/zero"), 4, "/dev/zero is larger than 64 MB"),
+        (("ask", "--grammar", "/dev/zero", "hi"), 2, "/dev/zero is larger than 4 MB"),
+        (("ask", "--schema", "/dev/zero", "hi"), 2, "/dev/zero is larger than 4 MB"),
+        (("sessions", "import", "endless.json"), 2, "endless.json is larger than 1.00 GB"),
+        (("batch", "endless.json", "--shape", "txt", "-o", "-"), 2, "endless.json: line 1 is larger than 16 MB"),
+        (("batch", "long.txt", "-o", "-"), 2, "long.txt: line 2 is larger than 16 MB"),
     ],
 )
 def test_endless_input_is_an_error(user: CommandLine, arguments: tuple[str, ...], code: int, error: str) -> None:
@@ -708,9 +708,9 @@ def test_endless_input_is_an_error(user: CommandLine, arguments: tuple[str, ...]
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (("ask", "hi"), 4, "standard input has more than 64 MB"),
-        (("chat",), 4, "standard input has more than 64 MB"),
-        (("batch", "-", "-o", "-"), 2, "standard input: line 1 has more than 16 MB"),
+        (("ask", "hi"), 4, "standard input is larger than 64 MB"),
+        (("chat",), 4, "standard input is larger than 64 MB"),
+        (("batch", "-", "-o", "-"), 2, "standard input: line 1 is larger than 16 MB"),
     ],
 )
 def test_endless_standard_input_is_an_error(
