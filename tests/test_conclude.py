@@ -116,9 +116,9 @@ def test_commands_refuse_a_conclusion_beyond_the_limit(
     source = tmp_path / "in.jsonl"
     source.write_text('{"prompt": "one", "question": "one", "answer": "1"}\n')
     arguments = [*command, *([] if command == ("chat",) else [str(source)]), "-m", str(chatml_model)]
-    told = run_here({"reply": "x"}, tmp_path, *arguments, "--conclude", "30", "-n", "20", piped=b"")
-    assert told.code == 2
-    assert told.err.startswith("error: --conclude 30 has no effect on replies of at most 20 tokens\n")
+    done = run_here({"reply": "x"}, tmp_path, *arguments, "--conclude", "30", "-n", "20", piped=b"")
+    assert done.code == 2
+    assert done.err.startswith("error: --conclude 30 has no effect on replies of at most 20 tokens\n")
 
 
 def test_vote_counts_concluded_samples(chatml_model: Path, tmp_path: Path) -> None:
