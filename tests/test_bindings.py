@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cerebrum_cli.engine.build import LONG_LISTED, REQUIREMENT
+from cerebrum_cli.engine.build import CPU_FLAGS, REQUIREMENT
 from cerebrum_cli.engine.llama.library import import_bindings, llama
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ SYMBOLS = (
     *("ggml_backend_dev_name", "ggml_backend_dev_description", "ggml_backend_reg_count", "ggml_backend_reg_get"),
     *("ggml_backend_reg_name", "ggml_quantize_chunk", "ggml_quantize_requires_imatrix", "ggml_version"),
     *("ggml_type_name", "ggml_blck_size", "ggml_type_size"),
-    *(f"ggml_cpu_has_{name.lower()}" for name in LONG_LISTED),
+    *(f"ggml_cpu_has_{name.lower()}" for name in CPU_FLAGS),
 )
 
 

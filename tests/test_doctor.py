@@ -34,7 +34,8 @@ from cerebrum_cli.application.doctor.selftest import ANSWER, NANO, QUESTION
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.build import Build, read_features
+from cerebrum_cli.engine.build import CPU_FLAGS, Build, read_features
+from cerebrum_cli.engine.llama.build_info import build as installed_build
 from cerebrum_cli.engine.machine import Processors, likely_accelerator, processor_flags
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.main import run
@@ -282,7 +283,8 @@ def test_doctor_fails_if_llama_cpp_is_not_loadable(tmp_path: Path) -> None:
     failed = [name for name, status in statuses(done).items() if status == "failure"]
     assert failed == ["llama_cpp", "self_test"]
     assert "self_test_gpu" not in by_name(done)
-    assert all("pip install" in by_name(done)[name]["hint"] for name in failed)
+    assert "pip install" in by_name(done)["llama_cpp"]["hint"]
+    assert by_name(done)["self_test"]["detail"] == "skipped: llama.cpp cannot be loaded"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libraries are named differently")
@@ -325,17 +327,21 @@ def test_self_test_is_skipped_on_an_unsupported_cpu(tmp_path: Path) -> None:
     assert by_name(done)["self_test"]["detail"].startswith("skipped: this CPU lacks ")
 
 
-def test_llama_cpp_of_another_cpu_is_reported_before_it_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("newest_alone", [False, True])
+def test_llama_cpp_of_another_cpu_is_reported_before_it_runs(tmp_path: Path, newest_alone: bool) -> None:
+    features = [name for name in installed_build().cpu_features if name in CPU_FLAGS]
+    flags = {CPU_FLAGS[name] for name in features[:-1]} if newest_alone else {"none"}
     code = (
         "import sys; from cerebrum_cli.engine import machine\n"
-        "machine.processor_flags = lambda: frozenset({'none'})\n"
+        f"machine.processor_flags = lambda: frozenset({sorted(flags)})\n"
         "from cerebrum_cli.__main__ import main; main()"
     )
     for arguments in (("doctor", "--offline", "--quiet"), ("ask", "--no-log", "-m", NANO, "What is 1 plus 1?")):
-        child = start_python(code, *arguments)
+        child = start_python(code, *arguments, home=tmp_path)
         out, err = child.communicate(timeout=60)
         assert child.returncode == 1
-        assert "llama.cpp was built for another CPU: this one lacks " in out + err
+        assert (out + err).count("llama.cpp was built for another CPU: this one lacks ") == 1
+        assert features[-1] in out + err
         assert "rebuild it on this machine: " in out + err
 
 
@@ -438,6 +444,8 @@ def test_processor_flags_reads_cpuinfo(tmp_path: Path) -> None:
     assert processor_flags(x86) == frozenset({"fpu", "avx2", "fma"})
     assert processor_flags(arm) == frozenset({"fp", "asimd"})
     assert processor_flags(tmp_path / "none") is None
+    old = processor_flags(x86, "4.15.0-213-generic")
+    assert old and {"avx2", "avx512_vnni"} <= old and "avx512_vnni" not in (processor_flags(x86, "5.4.0") or ())
 
 
 def test_likely_accelerator_finds_gpu_device_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ def open_journal(
     restart: bool = False,
     retry_failed: bool = False,
     extent: Mapping[str, int] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> Journal:
     """Open the journal of a result: new, resumed, or already complete.
 
@@ -49,15 +50,16 @@ def open_journal(
     With a larger `extent` than before, a complete one is resumed for its new rows, and an incomplete one grows.
 
     `fingerprint` holds everything the answers depend on, as JSON values by readable names; only a batch with the same
-    fingerprint is resumed. `restart` discards finished rows, and replaces an existing result on completion. Raises
-    UsageError for an unusable output path, BatchError if another process writes it or data would be lost.
+    fingerprint is resumed. `notes` are those of a new one. `restart` discards finished rows, and replaces an existing
+    result on completion. Raises UsageError for an unusable output path, BatchError if another process writes it or data
+    would be lost.
     """
     paths = output_paths(output)
     with translate_os_errors(paths.partial):
         partial = PartialFile(paths.partial, rows)
     try:
         with translate_os_errors(output):
-            record = Record(normalize(fingerprint), len(rows), extent=dict(extent or {}))
+            record = Record(normalize(fingerprint), len(rows), extent=dict(extent or {}), notes=dict(notes or {}))
             return _open(paths, partial, record, rows, restart, retry_failed)
     except BaseException:
         with contextlib.closing(partial), contextlib.suppress(OSError):
@@ -76,7 +78,7 @@ def _open(
 ) -> Journal:
     record = None if restart else read_record(paths.meta)
     state = ResumeState(not partial.is_empty, record, identify(paths.output))
-    step = "begin" if restart else decide(state, new.fingerprint, paths, new.extent)
+    step = "begin" if restart else decide(state, new, paths)
     if step == "begin" or record is None:
         partial.clear()  # before the record, so that rows of another batch are never taken for this one's
         record = replace(new, replaces=state.output)

@@ -12,10 +12,13 @@ from typing import Any
 from cerebrum_cli.batches.result import to_json
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import RowCounts
+from cerebrum_cli.core.lora import parse_adapter
 
 VERSION = 1
+_ADAPTER, _ADAPTER_FILES = "adapter", "lora"  # keys of the adapters' content in a fingerprint, and of files in notes
 _MAX_DIFFERENCES = 3  # in an error message
 _MAX_VALUE = 40  # characters
+_SHORT_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
 
 
@@ -50,6 +53,12 @@ class Record:
         """Counts of a complete result; those an older version has not recorded are 0."""
         return RowCounts(self.failed or 0, self.truncated or 0, self.undecided or 0)
 
+    @property
+    def adapter_files(self) -> str:
+        """Names of the adapters' files, each with its scale unless that is 1; empty if they are not recorded."""
+        adapters = map(parse_adapter, self.notes.get(_ADAPTER_FILES, ()))
+        return ", ".join(Path(path).name + (f":{scale:g}" if scale != 1 else "") for path, scale in adapters)
+
 
 def encode_record(record: Record) -> bytes:
     fields = {key: value for key, value in asdict(record).items() if value != {}}
@@ -82,19 +91,27 @@ def normalize(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     return value
 
 
-def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+def describe_difference(before: Record, now: Record) -> str | None:
     """Describe how two fingerprints differ, like "another model (a, now b)"; None if they are equal."""
-    names = [name for name in {**now, **before} if to_json(before.get(name)) != to_json(now.get(name))]
+    old, new = before.fingerprint, now.fingerprint
+    names = [name for name in {**new, **old} if to_json(old.get(name)) != to_json(new.get(name))]
     if not names:
         return None
-    descriptions = [_describe(name, before.get(name), now.get(name)) for name in names[:_MAX_DIFFERENCES]]
+    descriptions = [_describe(name, before, now) for name in names[:_MAX_DIFFERENCES]]
     if more := len(names) - len(descriptions):
         descriptions.append(f"{more} more")
     return enumeration(descriptions)
 
 
-def _describe(name: str, before: Any, now: Any) -> str:
-    return f"another {name.replace('_', ' ')}{shown_values(before, ', now', now)}"
+def _describe(name: str, before: Record, now: Record) -> str:
+    values = [each.fingerprint.get(name) for each in (before, now)]
+    if name == _ADAPTER:
+        digests = [value and _SHORT_DIGEST.sub(r"\1", value) for value in values]
+        files = [before.adapter_files, now.adapter_files]
+        values = (
+            digests if files[0] == files[1] else [file or digest for file, digest in zip(files, digests, strict=True)]
+        )
+    return f"another {name.replace('_', ' ')}{shown_values(values[0], ', now', values[1])}"
 
 
 def shown_values(before: Any, between: str, after: Any) -> str:

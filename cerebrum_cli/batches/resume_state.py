@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from cerebrum_cli.batches.files import OutputPaths
 from cerebrum_cli.batches.meta import Identity, Record, describe_difference
@@ -24,12 +24,10 @@ class ResumeState:
     output: Identity | None
 
 
-def decide(
-    state: ResumeState, fingerprint: Mapping[str, Any], paths: OutputPaths, extent: Mapping[str, int] | None = None
-) -> Step:
+def decide(state: ResumeState, new: Record, paths: OutputPaths) -> Step:
     """Decide the next step without --restart. Raises BatchError where it would lose or mix answers.
 
-    With a larger `extent`, a complete result is extended.
+    `new` is the record of a result that would begin. With a larger extent, a complete result is extended.
 
     The files are written in this order, each synced before the next, so that they show how far a batch came: the
     record; rows in the partial file; the record with the hash of the result; the result. Then the partial file is
@@ -43,12 +41,12 @@ def decide(
         if state.output:
             raise BatchError(f"{paths.output} already exists", _REPLACE)
         return "begin"
-    if difference := describe_difference(record.fingerprint, fingerprint):
+    if difference := describe_difference(record, new):
         return _decide_changed(state, record, difference, paths)
-    if smaller := describe_smaller(record.extent, extent or {}):
+    if smaller := describe_smaller(record.extent, new.extent):
         raise BatchError(f"{paths.output} already has more {smaller}", _SMALLER)
     if record.result and record.result == state.output:
-        return "complete" if record.extent == (extent or {}) else "extend"
+        return "complete" if record.extent == new.extent else "extend"
     if state.output is None:
         return "resume" if state.partial else "begin"
     if state.partial:

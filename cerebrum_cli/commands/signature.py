@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 import typer
 from typer.core import TyperCommand
+from typer.models import TyperPath
 
 from cerebrum_cli.commands.completion import completing, completion_of
 from cerebrum_cli.core.errors import UsageError
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 ESTIMATE_HELP = {
     "ctx": "Context size for the memory estimate [default: at most 8192]"
 }  # of commands that load no model
+
+
+class GivenPath(TyperPath):
+    """An option's path. An empty one, which Path takes for the working directory, is refused."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not value:
+            raise UsageError(f"{flag(param.name)} is {value!r}", "give a path, or omit it")
+        return super().convert(value, param, ctx)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +149,7 @@ def parameter_of(name: str, declared: Option, hint: Any, is_setting: bool) -> in
         declared,
         callback=whole if hint == list[str] and not declared.splits else None,
         flags=flags,
-        parser=path_parser(name) if Path in (hint, *get_args(hint)) else None,
+        click_type=GivenPath(path_type=Path) if Path in (hint, *get_args(hint)) else None,
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
 
@@ -154,7 +164,7 @@ def typer_option(
     declared: Option,
     callback: Callable[..., Any] | None = None,
     flags: str | None = None,
-    parser: Callable[[str], Any] | None = None,
+    click_type: GivenPath | None = None,
 ) -> Any:
     """Typer option that can also be set as CEREBRUM_ and its name."""
     return typer.Option(
@@ -162,24 +172,13 @@ def typer_option(
         help=f"{declared.help}.",
         metavar=declared.metavar,
         callback=callback,
-        parser=parser,
+        click_type=click_type,
         autocompletion=completing(values) if (values := completion_of(name, declared)) else None,
         envvar=variable(name),
         show_envvar=False,
         show_default=False,
         rich_help_panel=declared.heading,
     )
-
-
-def path_parser(name: str) -> Callable[[str], Path]:
-    """Parser of an option's path that refuses an empty one, which Path takes for the working directory."""
-
-    def parse(text: str) -> Path:
-        if not text:
-            raise UsageError(f"{flag(name)} is {text!r}", "give a path, or omit it")
-        return Path(text)
-
-    return parse
 
 
 def whole(context: typer.Context, parameter: typer.CallbackParam, value: list[str] | None) -> list[str] | None:

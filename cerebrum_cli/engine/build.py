@@ -30,8 +30,6 @@ CPU_FLAGS: Mapping[str, str] = {
     "SVE": "sve",
     "SME": "sme",
 }
-# Listed by every Linux kernel in use. Of a newer feature, an older kernel may not know that the CPU has it.
-LONG_LISTED = ("SSE3", "SSSE3", "AVX", "AVX2", "F16C", "FMA", "BMI2", "AVX512", "NEON")
 KEY_FEATURES = ("AVX2", "FMA", "F16C", "DOTPROD")  # many times slower without; others change speed by a fraction
 REQUIREMENT = "llama-cpp-python>=0.3.36,<0.3.37"  # as in pyproject.toml
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -16,6 +17,18 @@ from typing import Literal
 from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.engine.memory import Device
 
+# Linux versions by which CPU features are listed, by their flags; an older kernel may not know that the CPU has one.
+LISTED_BY = {
+    "asimddp": (4, 16),
+    "sve": (4, 16),
+    "avx512vbmi": (4, 16),
+    "avx512_vnni": (4, 16),
+    "avx512_bf16": (5, 4),
+    "i8mm": (5, 7),
+    "avx_vnni": (5, 12),
+    "amx_int8": (5, 16),
+    "sme": (5, 19),
+}
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -55,13 +68,16 @@ def thread_count() -> int:
     return processors().threads
 
 
-def processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
-    """CPU features as listed by Linux; None if unavailable."""
+def processor_flags(path: Path = Path("/proc/cpuinfo"), release: str | None = None) -> frozenset[str] | None:
+    """CPU features as listed by Linux, and those that a kernel of this release may not list; None if unavailable."""
+    numbers = re.match(r"(\d+)\.(\d+)", platform.release() if release is None else release)
+    version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+    unlisted = (flag for flag, listed_by in LISTED_BY.items() if version < listed_by)
     try:
         with path.open(encoding="utf-8", errors="replace") as lines:  # of the first CPU: there may be hundreds
             pairs = (line.partition(":") for line in lines)
             flags = (words for key, _, words in pairs if key.strip() in ("flags", "Features"))
-            return frozenset(next(flags).split())
+            return frozenset((*next(flags).split(), *unlisted))
     except (OSError, StopIteration):
         return None
 

@@ -90,7 +90,7 @@ def answer(
         **generator.fingerprint,
         **batches.batch_fingerprint(row_options, generator.model, file, runtime.library),
     }
-    result = open_result(runtime, output, record, rows, options)
+    result = open_result(runtime, output, record, generator.model.adapter_params, rows, options)
     try:
         if unanswered := count_unanswered(rows, result):
             notify_of_experts(runtime, file, options)
@@ -156,13 +156,20 @@ def notify_of_experts(runtime: Runtime, file: Model, options: BatchOptions) -> N
         runtime.streams.notice(notice)
 
 
-def open_result(runtime: Runtime, output: Path, record: Mapping[str, Any], rows: Rows, options: BatchOptions) -> Result:
+def open_result(
+    runtime: Runtime,
+    output: Path,
+    record: Mapping[str, Any],
+    notes: Mapping[str, Any],
+    rows: Rows,
+    options: BatchOptions,
+) -> Result:
     """Open the result: a journal beside OUTPUT, or standard output."""
     if output == STANDARD:
         if options.retry_failed:
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
         return StreamedResult(rows, runtime.streams.answer)
-    return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed)
+    return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed, notes=notes)
 
 
 def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOptions) -> list[Sink]:

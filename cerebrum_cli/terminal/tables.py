@@ -189,8 +189,14 @@ def _describe(key: str, value: Any) -> str:
     if key == "merged_from":
         return ", ".join(map(strip_controls, value))
     if isinstance(value, dict):
-        return ", ".join(f"{name} {count}" for name, count in value.items())
+        return ", ".join(f"{name} {_joined(item)}" for name, item in value.items())
     return _cell(value)
+
+
+def _joined(value: Any) -> str:
+    """The text of a value, or the texts of several."""
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return " and ".join(strip_controls(str(item)) for item in items)
 
 
 def print_table(

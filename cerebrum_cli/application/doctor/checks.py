@@ -195,9 +195,13 @@ def _check_terminal(context: DoctorContext) -> CheckResult:
 
 
 def _check_self_test(context: DoctorContext) -> CheckResult:
-    if unsupported := context.build().unsupported_features(machine.processor_flags()):
-        problem = f"skipped: this CPU lacks {', '.join(unsupported)}"
-        return CheckResult("self_test", "failure", problem, "fix the llama_cpp check first")
+    fix = "fix the llama_cpp check first"
+    try:
+        build = context.build()
+    except EngineError:
+        return CheckResult("self_test", "failure", "skipped: llama.cpp cannot be loaded", fix)
+    if unsupported := build.unsupported_features(machine.processor_flags()):
+        return CheckResult("self_test", "failure", f"skipped: this CPU lacks {', '.join(unsupported)}", fix)
     return selftest.run_selftest(context.open_backend, context.settings.threads)
 
 

@@ -149,7 +149,7 @@ def samples_to_keep(path: Path, fingerprint: Mapping[str, Any], extent: Mapping[
     paths = output_paths(path)
     has_rows = paths.partial.exists() and paths.partial.stat().st_size > 0
     state = ResumeState(has_rows, read_record(paths.meta), identify(paths.output))
-    step = decide(state, normalize(fingerprint), paths, extent)
+    step = decide(state, Record(normalize(fingerprint), 0, extent=extent), paths)
     return [] if step == "begin" else require_run(path).samples()
 
 
@@ -167,5 +167,5 @@ def _has_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> bool:
     """Whether the run at a path has this fingerprint."""
     with contextlib.suppress(BatchError):
         run = read_run(path)
-        return run is not None and describe_difference(run.record.fingerprint, fingerprint) is None
+        return run is not None and describe_difference(run.record, Record(fingerprint, 0)) is None
     return False

@@ -19,7 +19,7 @@ from typing import Any
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.core.settings import environment, set_environment_default
-from cerebrum_cli.engine.build import LONG_LISTED, REQUIREMENT, lacking, rebuild_command
+from cerebrum_cli.engine.build import CPU_FLAGS, REQUIREMENT, lacking, rebuild_command
 from cerebrum_cli.engine.machine import processor_flags
 
 DEBUG, WARNING, CONTINUED = 1, 3, 5  # ggml's log levels; 2 is info, 4 error
@@ -75,7 +75,7 @@ def require_cpu(library: Any, flags: frozenset[str] | None) -> None:
 
     A library that chooses its code for the CPU when it is initialized has no functions to ask.
     """
-    functions = {name: getattr(library, f"ggml_cpu_has_{name.lower()}", None) for name in LONG_LISTED}
+    functions = {name: getattr(library, f"ggml_cpu_has_{name.lower()}", None) for name in CPU_FLAGS}
     if missing := lacking((name for name, has in functions.items() if has and has()), flags):
         raise EngineError(
             f"llama.cpp was built for another CPU: this one lacks {', '.join(missing)}",

@@ -86,7 +86,9 @@ def take_samples(
 ) -> Run:
     """Take the samples that are missing, and complete the run file."""
     evaluation = prepared.evaluation
-    run = open_journal(path, fingerprint, evaluation.rows, options.restart, extent=prepared.extent)
+    run = open_journal(
+        path, fingerprint, evaluation.rows, options.restart, extent=prepared.extent, notes=prepared.notes
+    )
     try:
         if missing := len(evaluation.rows) - run.done:
             run.write_notes({**run.notes, **prepared.notes})

@@ -18,7 +18,7 @@ from cerebrum_cli.application.models.model import LORA
 from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.saved_prompt import find_prompt
-from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, parse_value
+from cerebrum_cli.core.settings import Settings, parse_value
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
 from cerebrum_cli.terminal.repl.slash_table import (
     DEFAULT_SYSTEM,
@@ -95,8 +95,8 @@ def change_setting(repl: Repl, line: SlashLine) -> None:
 
 def show_settings(repl: Repl, _: SlashLine) -> None:
     chat = repl.chat
-    hidden = (*OWN_COMMANDS, *LOCAL_KEYS) if chat.loaded.is_remote else OWN_COMMANDS
-    values = {key: value for key, value in asdict(chat.settings).items() if key not in hidden}
+    keys = SETTABLE_ON_SERVERS if chat.loaded.is_remote else SETTABLE
+    values = {key: value for key, value in asdict(chat.settings).items() if key in keys}
     shown = {"model": chat.loaded.model.reference, **values, "format": chat.loaded.format_name}
     usage = chat.context_usage
     repl.streams.info(settings_lines({**shown, "ctx": usage[1] if usage else chat.settings.ctx}))
