@@ -44,7 +44,8 @@ def list_sessions(
     context: typer.Context,
     options: QuietOptions,
     number: Annotated[
-        int | None, parameter("number", f"List at most N [default: {LISTED} on a terminal]", "Output", short="-n")
+        int | None,
+        parameter("number", f"List at most N [default: {LISTED} on a terminal]", "Output", short="-n", metavar="N"),
     ] = None,
     all: Annotated[bool, parameter("all", "List all", "Output")] = False,
     json: JsonArray = False,
@@ -147,7 +148,12 @@ def export(
     name: Name,
     export_format: Annotated[
         ExportFormat,
-        parameter("as", "json: OpenAI messages, transcript: exact prompt [default: markdown]", "Output"),
+        parameter(
+            "as",
+            "json: OpenAI messages, transcript: exact prompt [default: markdown]",
+            "Output",
+            metavar="|".join(ExportFormat),
+        ),
     ] = ExportFormat.MARKDOWN,
 ) -> None:
     """Print a session in another format."""
