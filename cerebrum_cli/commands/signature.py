@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 import typer
 from typer.core import TyperCommand
+from typer.models import TyperPath
 
 from cerebrum_cli.commands.completion import COMPLETIONS, completing
 from cerebrum_cli.core.errors import UsageError
@@ -19,7 +20,8 @@ from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import OPTIONS, Settings, environment, validate
 
 if TYPE_CHECKING:
-    from typer._click import Context, HelpFormatter
+    from typer._click import Context, HelpFormatter, Parameter
+    from typer._click.types import ParamType
 
 ESTIMATE_HELP = {
     "ctx": "Context size for the memory estimate [default: at most 8192]"
@@ -139,7 +141,7 @@ def parameter_of(name: str, declared: Option, hint: Any, is_setting: bool) -> in
         declared,
         callback=whole if hint == list[str] and not declared.splits else None,
         flags=flags,
-        parser=path_parser(name) if Path in (hint, *get_args(hint)) else None,
+        kind=RequiredPath() if Path in (hint, *get_args(hint)) else None,
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
 
@@ -154,7 +156,7 @@ def typer_option(
     declared: Option,
     callback: Callable[..., Any] | None = None,
     flags: str | None = None,
-    parser: Callable[[str], Any] | None = None,
+    kind: ParamType | None = None,
 ) -> Any:
     """Typer option that can also be set as CEREBRUM_ and its name."""
     return typer.Option(
@@ -162,7 +164,7 @@ def typer_option(
         help=f"{declared.help}.",
         metavar=declared.metavar,
         callback=callback,
-        parser=parser,
+        click_type=kind,
         autocompletion=completing(COMPLETIONS[name]) if name in COMPLETIONS else None,
         envvar=variable(name),
         show_envvar=False,
@@ -171,15 +173,16 @@ def typer_option(
     )
 
 
-def path_parser(name: str) -> Callable[[str], Path]:
-    """Parser of an option's path that refuses an empty one, which Path takes for the working directory."""
+class RequiredPath(TyperPath):
+    """A path that is not empty: Path would take it for the working directory."""
 
-    def parse(text: str) -> Path:
-        if not text:
-            raise UsageError(f"{flag(name)} is {text!r}", "give a path, or omit it")
-        return Path(text)
-
-    return parse
+    def convert(  # type: ignore[override]  # as in TyperPath, whose base expects another Context
+        self, value: Any, param: Parameter | None, ctx: typer.Context | None
+    ) -> Any:
+        if value == "" and param:
+            source = environment_source(str(param.name), ctx) or flag(str(param.name))
+            raise UsageError(f"{source} is {value!r}", "give a path, or omit it")
+        return super().convert(value, param, ctx)
 
 
 def whole(context: typer.Context, parameter: typer.CallbackParam, value: list[str] | None) -> list[str] | None:
