@@ -1,6 +1,6 @@
 # Each target works as the first command on a fresh checkout: whatever it needs is made first.
 #   make setup [ACCEL=cuda|metal|vulkan|rpc]   .venv, with llama.cpp built for this machine
-#   make setup WHEELS=URL   the same without a compiler: llama.cpp from a package index of built wheels, or a folder
+#   make setup WHEELS=URL   the same without a compiler: llama.cpp from a package index or a directory of wheels
 #   make demo     pull the starter model and ask it a question
 #   make test     the test suite; ARGS are pytest's: make test ARGS="tests/test_ask.py -k stop"
 #   make fuzz     many damaged and hostile inputs, in minutes
@@ -40,7 +40,7 @@ endef
 endif
 ifneq ($(WHEELS),)
 ifneq ($(ACCEL),)
-$(error ACCEL builds llama.cpp and WHEELS installs a built one; give one of them)
+$(error ACCEL builds llama.cpp and WHEELS installs a wheel of it; use one of them)
 endif
 # Where WHEELS has none that fits, pip fails instead of building one. A wheel may have been built for another processor,
 # which doctor reports.

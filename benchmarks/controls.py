@@ -41,10 +41,9 @@ SAMPLES, SEED = 8, 1
 
 
 class Evaluated(NamedTuple):
-    """A finished run: its report, and its samples."""
+    """A finished run."""
 
     report: dict[str, Any]
-    samples: list[dict[str, Any]]
 
     @property
     def tokens(self) -> float:
@@ -83,17 +82,8 @@ def loop_row(environment: Environment) -> Row:
     with loaded_engine(Path(NANO)) as engine:
         tokens = engine.vocabulary.tokenize((Text(RESULTS.read_text(encoding="utf-8")),))
     seconds = median(time_check(tokens) for _ in range(PASSES)) / len(tokens)
-    command = [
-        SCRIPT,
-        "ask",
-        "-m",
-        str(model_path("starter")),
-        "-n",
-        str(TOKENS),
-        "--no-loop-check",
-        "--no-log",
-        "--json",
-    ]
+    command = [SCRIPT, "ask", "-m", str(model_path("starter")), "-n", str(TOKENS), "--no-log", "--json"]
+    command.append("--no-loop-check")
     rates = [json.loads(run([*command, "I am"], environment=environment).output)["timings"] for _ in range(PASSES)]
     step = 1 / median(timings["tokens_per_second"] for timings in rates)
     cells = f"{seconds * 1e6:.2f} us", f"{step * 1e3:.2f} ms"
@@ -131,11 +121,10 @@ def conclude_rows(directory: Path, environment: Environment, samples: int) -> It
 
 def evaluate(directory: Path, environment: Environment, samples: int, *more: str) -> Evaluated:
     """Run an evaluation."""
-    output = directory / "run.jsonl"
-    command = [SCRIPT, "eval", str(directory / "sums.jsonl"), "-m", NANO, "--format", "cerebrum", "-o", str(output)]
+    paths = (str(directory / "sums.jsonl"), "-o", str(directory / "run.jsonl"))
+    command = [SCRIPT, "eval", *paths, "-m", NANO, "--format", "cerebrum"]
     command += ["--temperature", "0.8", "--samples", str(samples), "--seed", str(SEED), "--restart", "--json", "-q"]
-    report = json.loads(run([*command, *more], environment=environment).output)
-    return Evaluated(report, [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()])
+    return Evaluated(json.loads(run([*command, *more], environment=environment).output))
 
 
 if __name__ == "__main__":

@@ -266,10 +266,8 @@ def vote_rows(model: Path, environment: Environment) -> Iterator[Row]:
 
 def vote(command: Sequence[str], *options: str, environment: Environment) -> list[dict[str, Any]]:
     """The samples of a vote."""
-    samples: list[dict[str, Any]] = json.loads(run([*command, *options], environment=environment).output)["votes"][
-        "chains"
-    ]
-    return samples
+    answer = json.loads(run([*command, *options], environment=environment).output)
+    return list(answer["votes"]["chains"])
 
 
 # Throughput of a batch.

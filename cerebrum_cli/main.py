@@ -98,7 +98,7 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
         if isinstance(error, NoArgsIsHelpError):
             error.show()
         else:
-            print_error(runtime, usage_error(error))
+            print_error(runtime, usage_error(error, only))
         return error.exit_code
     except SystemExit as exit:
         if isinstance(exit.__context__, BrokenPipeError):  # Typer turned it into exit 1
@@ -117,16 +117,19 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
         return error.exit_code
 
 
-def usage_error(error: ClickException) -> UsageError:
-    """Error for a command line that Typer rejects, in this program's style."""
+def usage_error(error: ClickException, command: str | None) -> UsageError:
+    """Error for a line of this command that Typer rejects, in this program's style."""
     context: typer.Context | None = getattr(error, "ctx", None)
     text = error.format_message().rstrip(".")
-    hint = f"see {context.command_path if context else 'cerebrum'} --help"
+    path = context.command_path if context else " ".join(filter(None, ("cerebrum", command)))
+    hint = f"see {path} --help"
     if near := re.search(r" (?:Did you mean|\(Possible options:) ([^)?]+)[)?]+", text):
         text, hint = text[: near.start()], f"did you mean {near[1]}?"
     if isinstance(error, typer.BadParameter) and error.message and error.param and error.param.name:
         source = environment_source(error.param.name, context) or error.param.opts[0]
         text = f"{source}: {error.message.rstrip('.')}"
+        for kind, meaning in (("valid int", "whole number"), ("valid float", "number")):
+            text = text.replace(f"is not a {kind}", f"is not a {meaning}")
     return UsageError(text if text.startswith(("-", "CEREBRUM_")) else text[:1].lower() + text[1:], hint)
 
 

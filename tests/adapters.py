@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+from gguf_files import rewritten, write_file
 
 Factors = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 """The factors A and B of the change to each tensor, as matrices of which B @ A is the change."""
@@ -53,30 +54,18 @@ def write_adapter(
     for name, (a, b) in factors.items():
         for suffix, values in ((".lora_a", a), (".lora_b", b)):
             writer.add_tensor(*change(name + suffix, values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_file(writer)
     return path
 
 
 def write_merged(path: Path, model: Path, *changes: tuple[Factors, float]) -> Path:
     """Write a model whose weights have these changes, each with the factor of its effect, in full precision."""
-    reader = gguf.GGUFReader(model)
-    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
-    for field in reader.fields.values():
-        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
-            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
-    for tensor in reader.tensors:
-        values = np.array(tensor.data, np.float32)
+
+    def merge(name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         for factors, scale in changes:
-            if tensor.name in factors:
-                a, b = factors[tensor.name]
-                values += np.float32(scale) * (a @ b.T if tensor.name == "token_embd.weight" else b @ a)
-        writer.add_tensor(tensor.name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+            if name in factors:
+                a, b = factors[name]
+                values += np.float32(scale) * (a @ b.T if name == "token_embd.weight" else b @ a)
+        return values
+
+    return rewritten(model, path, change=merge)

@@ -125,12 +125,12 @@ def endless_reply_grammar(directory: Path) -> Path:
     return path
 
 
-def start_python(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """Run Python code in a child process, which can import the helpers of the tests."""
+def start_python(code: str, *arguments: object, home: Path | None = None) -> subprocess.Popen[str]:
+    """Run Python code in a child process of a user; it can import the helpers of the tests."""
     paths = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "benchmarks"))
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**(CommandLine(home).environment() if home else os.environ), "PYTHONPATH": paths},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

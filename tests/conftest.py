@@ -22,13 +22,16 @@ from hypothesis import settings
 from llama_engines import MODELS
 from merges import FOUR_LAYERS, SIX_LAYERS, Home, part_paths
 from person import SHELL, OpenTerminal, Person
+from remote_engines import QUICK
 from scripted_command import SCRIPTED, install
+from served import Served, serving_user
 from tiny_models import write_chatml, write_mistral, write_quantized, write_recurrent, write_sliding_window
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.quantize import quantize
+from cerebrum_cli.engine.remote import engine as remote_engine
 from cerebrum_cli.sessions.store import Store
 from cerebrum_cli.terminal.markdown import renderer
 
@@ -212,6 +215,15 @@ def open_shell(open_terminal: OpenTerminal, tmp_path: Path) -> OpenTerminal:
         return person
 
     return start
+
+
+@pytest.fixture
+def served(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """Two servers of a scripted model, and a user with little patience in the working directory."""
+    monkeypatch.setattr(remote_engine, "Patience", lambda: QUICK)
+    monkeypatch.chdir(tmp_path)
+    with serving_user(tmp_path, chatml_model) as served:
+        yield served
 
 
 @pytest.fixture

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import numpy.typing as npt
+
+Change = Callable[[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
 def write_model(path: Path, fill: Callable[[gguf.GGUFWriter], None] | None = None, architecture: str = "llama") -> Path:
@@ -19,20 +22,27 @@ def write_model(path: Path, fill: Callable[[gguf.GGUFWriter], None] | None = Non
     if fill:
         fill(writer)
     writer.add_tensor("token_embd.weight", np.zeros((8, 64), dtype=np.float32))
+    write_file(writer)
+    return path
+
+
+def write_file(writer: gguf.GGUFWriter) -> None:
+    """Write what was added, and close the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
-def rewritten(source: Path, target: Path, tensors: int = 0, alignment: int = 0) -> Path:
-    """Rewrite a model with the `gguf` package, split after a number of tensors or aligned differently.
+def rewritten(source: Path, target: Path, tensors: int = 0, alignment: int = 0, change: Change | None = None) -> Path:
+    """Rewrite a model with the `gguf` package: split after a number of tensors, aligned differently, or changed.
 
-    Returns the first of its files, named like those of gguf-split.
+    `change` gets each tensor's name and values and returns the new values, in F32. Returns the first of the files,
+    named like those of gguf-split.
     """
     reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, "llama", split_max_tensors=tensors)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(target, architecture, split_max_tensors=tensors)
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
             item_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
@@ -40,11 +50,11 @@ def rewritten(source: Path, target: Path, tensors: int = 0, alignment: int = 0) 
     if alignment:
         writer.add_custom_alignment(alignment)
     for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        if change:
+            writer.add_tensor(tensor.name, change(tensor.name, np.array(tensor.data, np.float32)))
+        else:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    write_file(writer)
     return min(target.parent.glob(f"{target.stem}*.gguf"))
 
 

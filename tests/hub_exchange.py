@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from threading import Condition, Event, Lock
+from threading import Condition
 from typing import Any, Literal, Protocol
 
-from loopback import Loopback, LoopbackHandler, reset
+from loopback import ArmedFault, CountedFault, Loopback, LoopbackHandler, reset
 
 Part = Literal["api", "resolve", "cdn", "other"]
 Headers = tuple[tuple[str, str], ...]
@@ -97,16 +97,14 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """What goes wrong with the next `times` requests for a part, those let through first not counted.
+class Fault(CountedFault):
+    """What goes wrong with requests for a part.
 
     Bytes of `cut_after` and `hang_after` count from the start of the answer's body, `flip_at` from the file's start.
     A request that hangs goes on when released. Several misfortunes may strike one request.
     """
 
     part: Part
-    times: int | None = 1  # None: until disarmed
-    let_through: int = 0
     method: str | None = None
     path: str = ""  # any part of the request's path and query
     refusal: Refusal | None = None
@@ -134,38 +132,18 @@ class Fault:
             yield "cut", end, end
 
 
-class Armed:
-    """A fault in place: how many requests it struck, and the gate before which those that hang wait."""
-
-    def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-        self.struck = 0
-        self.released = Event()
-        self._passed = 0
-        self._disarmed = False
-        self._lock = Lock()
+class Armed(ArmedFault[Fault]):
+    """A fault of the Hub in place."""
 
     def strike(self, request: Request) -> bool:
         """Return whether this request is one that the fault is for, and count it."""
         fault = self.fault
         alike = request.part == fault.part and fault.path in request.path and fault.method in (None, request.method)
-        with self._lock:
-            if not alike or self._disarmed or self.struck == fault.times:
-                return False
-            if self._passed < fault.let_through:
-                self._passed += 1
-                return False
-            self.struck += 1
-            return True
+        return alike and self.strike_next()
 
     def release(self) -> None:
         """Let go on what hangs, now and later."""
         self.released.set()
-
-    def disarm(self) -> None:
-        """Strike no further request."""
-        with self._lock:
-            self._disarmed = True
 
 
 class Log:

@@ -7,9 +7,10 @@ import struct
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Lock, Thread, current_thread
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 LINGER_ZERO = struct.pack("ii", 1, 0)  # closing a socket so set sends RST
 
@@ -85,6 +86,45 @@ class LoopbackHandler(BaseHTTPRequestHandler):
         while not released.wait(0.005):
             if is_left(self.connection):
                 raise ConnectionAbortedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountedFault:
+    """What goes wrong with the next `times` requests that it is for, those let through first not counted."""
+
+    times: int | None = 1  # None: until disarmed
+    let_through: int = 0
+
+
+Fault = TypeVar("Fault", bound=CountedFault)
+
+
+class ArmedFault(Generic[Fault]):
+    """A fault in place: how many requests it struck, and the gate at which those that hang wait."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.struck = 0
+        self.released = Event()
+        self._passed = 0
+        self._is_disarmed = False
+        self._lock = Lock()
+
+    def strike_next(self) -> bool:
+        """Count a request that the fault is for, and return whether it is struck."""
+        with self._lock:
+            if self._is_disarmed or self.struck == self.fault.times:
+                return False
+            if self._passed < self.fault.let_through:
+                self._passed += 1
+                return False
+            self.struck += 1
+            return True
+
+    def disarm(self) -> None:
+        """Strike no further request."""
+        with self._lock:
+            self._is_disarmed = True
 
 
 def is_left(connection: socket.socket) -> bool:

@@ -14,7 +14,7 @@ from threading import Condition, Event
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from loopback import Loopback, LoopbackHandler, is_left, reset
+from loopback import ArmedFault, CountedFault, Loopback, LoopbackHandler, is_left, reset
 from scripted_backend import END
 from waiting import TIMEOUT_S
 
@@ -32,16 +32,14 @@ Edit = Callable[[int, dict[str, Any]], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """What goes wrong with the next `times` requests for a path, those let through first not counted.
+class Fault(CountedFault):
+    """What goes wrong with requests for a path.
 
     Counts of `reset_after` and `hang_after` are objects of the reply, of which a whole reply has one; 0 is before the
     headers. A request that hangs continues when it is released.
     """
 
     path: str
-    times: int | None = 1  # None: until disarmed
-    let_through: int = 0
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     message: str = "scripted"
@@ -52,29 +50,19 @@ class Fault:
     is_truncated: bool = False  # the connection closes within the first object
 
 
-class Armed:
-    """A fault in place: whether it strikes a request, and the gate that those which hang wait at."""
+class Armed(ArmedFault[Fault]):
+    """A fault of a server in place; `is_hanging` is set once a request hangs."""
 
     def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-        self.struck = 0
+        super().__init__(fault)
         self.is_hanging = Event()
-        self.released = Event()
-        self._passed = 0
 
     def strike(self, path: str) -> bool:
-        fault = self.fault
-        if path != fault.path or self.struck == fault.times:
-            return False
-        if self._passed < fault.let_through:
-            self._passed += 1
-            return False
-        self.struck += 1
-        return True
+        return path == self.fault.path and self.strike_next()
 
     def disarm(self) -> None:
-        """Strike no further request."""
-        self.fault = Fault(path="")
+        """Strike no further request, and continue those that hang."""
+        super().disarm()
         self.released.set()
 
 

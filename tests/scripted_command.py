@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
-from command_line import Finished
+from command_line import CommandLine, Finished
 from scripted_backend import END, ScriptedBackend, ScriptedSampler
 
 from cerebrum_cli.core.errors import EngineError
@@ -86,8 +87,11 @@ def batch_backend(script: dict[str, Any], slots: int) -> RecordingBackend:
     )
 
 
-def runtime_for(script: dict[str, Any], home: Path, streams: Streams) -> Runtime:
-    """A runtime with its directories in `home`; every backend opened is added to `backends` of the script."""
+def runtime_for(script: dict[str, Any], home: Path, streams: Streams | None = None) -> Runtime:
+    """A runtime with its directories in `home`, and pipes unless it is given streams.
+
+    Every backend opened is added to `backends` of the script.
+    """
 
     def opener(options: LoadOptions) -> OpenBackend:
         return lambda tell, stop: open_backend(tell, stop, options.slots)
@@ -108,7 +112,7 @@ def runtime_for(script: dict[str, Any], home: Path, streams: Streams) -> Runtime
         config_directory=home / "config" / "cerebrum",
         data_directory=home / "data" / "cerebrum",
         cache_directory=home / "cache" / "cerebrum",
-        streams=streams,
+        streams=streams or Streams(StringIO(), StringIO(), None, False, False, False),
         open_backend=opener,
         native_log=lambda listener: None,
         schema_to_grammar=lambda schema: (schema, ()),
@@ -121,6 +125,31 @@ def run_here(script: dict[str, Any], home: Path, *arguments: str | Path, piped: 
     streams = Streams(out, err, None if piped is None else BytesIO(piped), False, False, False)
     code = run([str(argument) for argument in arguments], runtime_for(script, home, streams))
     return Finished(code, out.getvalue(), err.getvalue())
+
+
+def batch_here(
+    script: dict[str, Any], home: Path, model: Path, *rows: Mapping[str, Any]
+) -> tuple[Finished, list[dict[str, Any]]]:
+    """Answer rows from in.jsonl in `home` into out.jsonl, in this process; also returns the objects of the result."""
+    source, output = home / "in.jsonl", home / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run_here(script, home, "batch", source, "-o", output, "-m", model)
+    return done, [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def start_scripted(
+    script: dict[str, Any], home: Path, *arguments: str, around: tuple[str, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a command line on the scripted model in a child process; `around` starts it."""
+    return subprocess.Popen(
+        [*around, sys.executable, SCRIPTED, json.dumps(script), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=CommandLine(home).environment(),
+        cwd=home,
+        bufsize=0,
+    )
 
 
 def install(home: Path, model: Path, name: str) -> None:

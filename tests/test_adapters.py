@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy.typing as npt
 import pytest
 from adapters import factors_for, write_adapter, write_merged
 from command_line import CommandLine
-from llama_engines import options
+from llama_engines import TALE, options
 from scripted_command import runtime_for
 from tiny_models import write_quantized
 
@@ -32,14 +31,11 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.memory import ContextOptions, memory_needs
 from cerebrum_cli.engine.plan import AdapterFile, Tuning
 from cerebrum_cli.gguf.lora import adapter_sizes
-from cerebrum_cli.runtime.composition import Runtime
 from cerebrum_cli.runtime.generation import usable
 from cerebrum_cli.runtime.options import BatchOptions
-from cerebrum_cli.terminal.streams import Streams
 
 Values = npt.NDArray[Any]
 TOKENS = range(20, 40)
-LONG = "Once upon a time, in a land far away, there lived a fox who could count to a hundred. " * 12
 SPEEDS = Speeds(1.0, 10.0, 10.0)
 USE = TunedUse(Tuning(n_threads=1), SPEEDS, SPEEDS, 1.5, 1.0)
 
@@ -170,8 +166,8 @@ def transposed(name: str, values: Values) -> tuple[str, Values]:
         ({"alpha": float("nan")}, "its adapter.lora.alpha is 'nan'"),
         (renamed("blk.0", "blk.7"), "changes the tensor 'blk.7.attn_q.weight', which the model does not have"),
         (renamed("attn_q.weight.lora_b", "attn_q.weight.diff"), "'blk.0.attn_q.weight.diff' is not part of a LoRA"),
-        (renamed("attn_q.weight.lora_b", "attn_k.weight.lora_b"), "there is no tensor 'blk.0.attn_k.weight.lora_a'"),
-        (renamed("attn_q.weight", "attn_norm.weight"), "'blk.0.attn_norm.weight', which is no matrix"),
+        (renamed("attn_q.weight.lora_b", "attn_k.weight.lora_b"), "missing tensor 'blk.0.attn_k.weight.lora_a'"),
+        (renamed("attn_q.weight", "attn_norm.weight"), "'blk.0.attn_norm.weight', which is not a matrix"),
         (renamed("attn_q.weight", "ffn_up.weight"), "by 64×4 and 4×64, but the model's is 64×128"),
         ({"change": transposed}, "changes 'blk.0.attn_q.weight' by 4×64 and 64×4"),
         (typed(np.int8), "is of type I8, which cannot be multiplied"),
@@ -254,7 +250,7 @@ def test_show_names_the_adapters_of_a_catalog_row(user: CommandLine, chatml_mode
 
 
 def test_prompt_cache_of_another_adapter_is_never_used(user: CommandLine, adapter: Path) -> None:
-    question = (LONG, "--no-profile")
+    question = (TALE, "--no-profile")
     assert answer(user, *question)["cached_tokens"] == 0
     assert answer(user, *question)["cached_tokens"] > 256
     for lora in (f"{adapter}", f"{adapter}:0.5"):
@@ -292,12 +288,8 @@ def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_mod
     assert f"({digests[0]}:1.0, now {digests[1]}:1.0)\n" in user.run(*command, "--lora", same).err
 
 
-def runtime(home: Path) -> Runtime:
-    return runtime_for({}, home, Streams(StringIO(), StringIO(), None, False, False, False))
-
-
 def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
-    here, settings = runtime(tmp_path), Settings()
+    here, settings = runtime_for({}, tmp_path), Settings()
     plain = Model("tiny", (chatml_model,))
     models = [plain, *(with_adapters(here.library, plain, [f"{adapter}:{scale}"]) for scale in (1.0, 0.5))]
     store = here.profiles(settings)
@@ -315,7 +307,7 @@ def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: 
 
 
 def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
-    library, plain = runtime(tmp_path).library, Model("tiny", (chatml_model,))
+    library, plain = runtime_for({}, tmp_path).library, Model("tiny", (chatml_model,))
     assert with_adapters(library, plain, [f"{adapter}:0"]) == plain
     assert load_options(with_adapters(library, plain, [str(adapter)]), Settings()).adapters == ((str(adapter), 1.0),)
     both = [[f"{adapter}:1", f"{adapter}:2"], [f"{adapter}:2", f"{adapter}:1"]]
@@ -325,7 +317,7 @@ def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chat
 def test_adapted_model_keeps_its_adapters_in_another_encoding(
     tmp_path: Path, chatml_model: Path, adapter: Path
 ) -> None:
-    library = runtime(tmp_path).library
+    library = runtime_for({}, tmp_path).library
     adapted = with_adapters(library, Model("tiny", (chatml_model,)), [str(adapter)])
     assert library.preferred(adapted).adapters == adapted.adapters
     assert library.file_identity(adapted) == library.identity(Model("tiny", (chatml_model,)))
@@ -377,8 +369,8 @@ def test_adapter_and_endpoint_exclude_each_other(user: CommandLine, adapter: Pat
 def test_adapter_and_ray_exclude_each_other(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
     model, options = Model("tiny", (chatml_model,)), BatchOptions(ray="auto")
     with pytest.raises(UsageError, match="--ray cannot apply the adapter"):
-        usable(runtime(tmp_path), model, Settings(lora=(str(adapter),)), options)
-    assert usable(runtime(tmp_path), model, Settings(), options) == (model, Settings())
+        usable(runtime_for({}, tmp_path), model, Settings(lora=(str(adapter),)), options)
+    assert usable(runtime_for({}, tmp_path), model, Settings(), options) == (model, Settings())
 
 
 def test_saved_prompt_keeps_the_place_of_its_adapter(user: CommandLine, adapter: Path) -> None:

@@ -237,13 +237,8 @@ def test_extract_prints_only_a_code_block_of_the_answer(user: CommandLine, optio
 
 
 def test_extract_without_a_code_block_exits_5(user: CommandLine) -> None:
-    command = (
-        "ask",
-        "-x",
-        "--grammar",
-        fixed_reply_grammar("<think>```\nno\n```</think>so `it` goes", user.home),
-        "hi",
-    )
+    grammar = fixed_reply_grammar("<think>```\nno\n```</think>so `it` goes", user.home)
+    command: tuple[str | Path, ...] = ("ask", "-x", "--grammar", grammar, "hi")
     done = user.run(*command)
     assert (done.code, done.out) == (5, "")
     assert done.err == "error: the reply has no code block\n hint: read the reply: cerebrum sessions show hi\n"
@@ -256,11 +251,11 @@ def test_extract_without_a_code_block_exits_5(user: CommandLine) -> None:
     assert rust.err.startswith("error: the reply has no rust code block\n")
 
 
-def test_extract_takes_a_truncated_block_with_a_notice(user: CommandLine) -> None:
+def test_extract_takes_the_block_of_a_truncated_answer(user: CommandLine) -> None:
     grammar = fixed_reply_grammar("```py\n" + "abcdefgh" * 20, user.home)
     done = user.run("ask", "-x", "-n", "20", "--grammar", grammar, "hi")
-    assert done.code == 5  # it does not match the grammar
-    assert done.out.startswith("abc")
+    assert (done.code, done.out[:3]) == (5, "abc")
+    assert done.err.startswith("error: answer truncated at 20 tokens, so it does not match the grammar\n")
     (user.home / "open.gbnf").write_text('root ::= "```py\\n" [a-z]*')
     raw = user.run("ask", "-x", "-n", "12", "--json", "--grammar", "open.gbnf", "hi")
     assert raw.object["finish_reason"] == "length"
@@ -450,6 +445,7 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         ([], "error: no prompt given"),
         (["-"], "error: the prompt is `-`, but nothing is piped in"),
         (["-n", "0", "hi"], "error: --max-tokens is 0"),
+        (["--extract-lang", "", "hi"], "error: --extract-lang is ''"),
         (["--temperature", "-1", "hi"], "error: --temperature is -1.0"),
         (["--seed", "4294967295", "hi"], "error: --seed is 4294967295"),
         (["--gpu-layers", "many", "hi"], "error: --gpu-layers is 'many'"),
@@ -462,7 +458,7 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         (["--schema", "a", "-x", "hi"], "error: --extract and --schema cannot be used together"),
         (["--votes", "3", "-x", "hi"], "error: --extract and --votes cannot be used together"),
         (["--final", "--extract-last", "hi"], "error: --final and --extract-last cannot be used together"),
-        (["-f", "*.py", "hi"], "error: *.py leads to no text files"),
+        (["-f", "*.py", "hi"], "error: *.py: no text files found"),
         (["--schema", "bad.json", "hi"], "error: bad.json: cannot use the JSON schema"),
         (["--grammar", "bad.gbnf", "hi"], "error: bad.gbnf: cannot parse the grammar"),
         (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar cannot be used together"),
@@ -472,6 +468,16 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         done = user.run("ask", *arguments)
         assert (done.code, done.out) == (2, ""), arguments
         assert_two_lines(done.err, message)
+
+
+def test_option_without_a_fitting_value_leads_to_the_help(user: CommandLine) -> None:
+    cases = [
+        (["-n", "x"], "-n: 'x' is not a whole number"),
+        (["--top-p", "x"], "--top-p: 'x' is not a number"),
+        (["--think"], "option '--think' requires an argument"),
+    ]
+    for arguments, problem in cases:
+        assert user.run("ask", "hi", *arguments).err == f"error: {problem}\n hint: see cerebrum ask --help\n"
 
 
 def assert_two_lines(err: str, message: str) -> None:
@@ -582,11 +588,8 @@ def test_every_option_has_an_environment_variable() -> None:
     for command, option in every_option():
         long = next(name for name in (*option.opts, *option.secondary_opts) if name.startswith("--"))
         if long not in ("--help", "--version"):
-            variable = (
-                "CEREBRUM_"
-                + (long if option.opts else long.replace("no-", "")).removeprefix("--").replace("-", "_").upper()
-            )
-            assert option.envvar == variable, f"{command} {long}"
+            name = long.removeprefix("--" if option.opts else "--no-")
+            assert option.envvar == "CEREBRUM_" + name.replace("-", "_").upper(), f"{command} {long}"
             seen += 1
     assert seen > 30
 
@@ -681,14 +684,14 @@ def test_deeply_nested_grammar_is_an_error_with_its_place(user: CommandLine) -> 
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (("ask", "-f", "/dev/zero", "hi"), 4, "/dev/zero has more than 64 MB"),
-        (("ask", "--raw", "-f", "/dev/zero"), 4, "/dev/zero has more than 64 MB"),
-        (("ask", "--messages", "/dev/zero"), 4, "/dev/zero has more than 64 MB"),
-        (("ask", "--grammar", "/dev/zero", "hi"), 2, "/dev/zero has more than 4 MB"),
-        (("ask", "--schema", "/dev/zero", "hi"), 2, "/dev/zero has more than 4 MB"),
-        (("sessions", "import", "endless.json"), 2, "endless.json has more than 1.00 GB"),
-        (("batch", "endless.json", "--shape", "txt", "-o", "-"), 2, "endless.json: line 1 has more than 16 MB"),
-        (("batch", "long.txt", "-o", "-"), 2, "long.txt: line 2 has more than 16 MB"),
+        (("ask", "-f", "/dev/zero", "hi"), 4, "/dev/zero is larger than 64 MB"),
+        (("ask", "--raw", "-f", "/dev/zero"), 4, "/dev/zero is larger than 64 MB"),
+        (("ask", "--messages", "/dev/zero"), 4, "/dev/zero is larger than 64 MB"),
+        (("ask", "--grammar", "/dev/zero", "hi"), 2, "/dev/zero is larger than 4 MB"),
+        (("ask", "--schema", "/dev/zero", "hi"), 2, "/dev/zero is larger than 4 MB"),
+        (("sessions", "import", "endless.json"), 2, "endless.json is larger than 1.00 GB"),
+        (("batch", "endless.json", "--shape", "txt", "-o", "-"), 2, "endless.json: line 1 is larger than 16 MB"),
+        (("batch", "long.txt", "-o", "-"), 2, "long.txt: line 2 is larger than 16 MB"),
     ],
 )
 def test_endless_input_is_an_error(user: CommandLine, arguments: tuple[str, ...], code: int, error: str) -> None:
@@ -705,9 +708,9 @@ def test_endless_input_is_an_error(user: CommandLine, arguments: tuple[str, ...]
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (("ask", "hi"), 4, "standard input has more than 64 MB"),
-        (("chat",), 4, "standard input has more than 64 MB"),
-        (("batch", "-", "-o", "-"), 2, "standard input: line 1 has more than 16 MB"),
+        (("ask", "hi"), 4, "standard input is larger than 64 MB"),
+        (("chat",), 4, "standard input is larger than 64 MB"),
+        (("batch", "-", "-o", "-"), 2, "standard input: line 1 is larger than 16 MB"),
     ],
 )
 def test_endless_standard_input_is_an_error(

@@ -276,15 +276,16 @@ def test_truncated_rows_are_counted_also_when_complete(runner: BatchRunner) -> N
     assert [row["finish_reason"] for row in parse_lines(output.read_text())] == ["stop", "length"]
 
 
-def test_batch_ends_with_the_first_errors(runner: BatchRunner) -> None:
-    source = runner.write("in.jsonl", [{"prompt": " "}, {"id": "b"}, {"prompt": "a"}, {"prompt": 3}, {"prompt": 4}])
+@pytest.mark.parametrize("third", ["a", ""])
+def test_batch_ends_with_the_first_errors(runner: BatchRunner, third: str) -> None:
+    source = runner.write("in.jsonl", [{"prompt": " "}, {"id": "b"}, {"prompt": third}, {"prompt": 3}, {"prompt": 4}])
     done = runner.run(source, "-o", runner.home / "out")
     first, *errors = done.err.splitlines()
-    assert first.startswith("5 of 5 done, 4 failed")
+    assert first.startswith(f"5 of 5 done, {4 if third else 5} failed")
     assert errors == [
         "  row 1: the prompt is empty",
         "  row b: neither `prompt` nor `messages` is given; the fields are: id",
-        "  row 4: `prompt` is 3: it must be text",
+        "  row 4: `prompt` is 3: it must be text" if third else "  row 3: the prompt is empty",
     ]
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from itertools import count
@@ -17,7 +16,7 @@ import pytest
 from batch_files import complete_lines, without_position
 from command_line import CommandLine
 from scripted_backend import ScriptedBackend
-from scripted_command import SCRIPTED, RecordingBackend, run_here
+from scripted_command import RecordingBackend, run_here, start_scripted
 from tiny_models import write_chatml
 from waiting import TIMEOUT_S, wait_until
 
@@ -46,15 +45,8 @@ class Job:
 
     def start(self, *arguments: str, pause: float = 0.004, around: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         """Start the batch in a child process."""
-        script = json.dumps({**self.script, "backends": [], "pause": pause})
-        process = subprocess.Popen(
-            [*around, sys.executable, SCRIPTED, script, *self.arguments, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=CommandLine(self.home).environment(),
-            cwd=self.home,
-        )
+        script = {**self.script, "backends": [], "pause": pause}
+        process = start_scripted(script, self.home, *self.arguments, *arguments, around=around)
         self.processes.append(process)
         return process
 

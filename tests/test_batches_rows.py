@@ -163,7 +163,7 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
         ({"prompt": "a", "n": 3}, "invalid_request", "`n` is 3: a row has one answer"),
         ({"prompt": "a", "n": "x"}, "invalid_request", "`n` is 'x': a row has one answer"),
         ({"prompt": "a", "tools": [{}]}, "invalid_request", "`tools` is not supported"),
-        ({"prompt": "a", "lora": "a.gguf"}, "invalid_request", "`lora` is 'a.gguf': adapters are those of all rows"),
+        ({"prompt": "a", "lora": "a.gguf"}, "invalid_request", "`lora` is 'a.gguf': adapters apply to all rows"),
         (
             {"prompt": "a", "response_format": {"type": "json_object"}},
             "invalid_request",
@@ -189,7 +189,7 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
             "`logit_bias` is {'1': 'x'}: it must be TOKEN=BIAS",
         ),
         ({"prompt": "a", "seed": -1}, "invalid_setting", "`seed` is -1: it must be a whole number from 0"),
-        ({"prompt": "a", "stop": [""]}, "invalid_setting", "`stop` is ['']: it must be non-empty text"),
+        ({"prompt": "a", "stop": [""]}, "invalid_setting", "`stop` is '': it must be non-empty text"),
         ({"prompt": "a", "stop": {"a": 1}}, "invalid_setting", "`stop` is {'a': 1}: it must be non-empty text"),
         ('{"prompt": "a", "top_p": true}', "invalid_setting", "`top_p` is True: it must be a number from 0 to 1"),
         ('{"x": ' + "9" * 5000 + "}", "invalid_json", "not JSON: Exceeds the limit (4300 digits)"),
@@ -525,7 +525,7 @@ def test_lines_may_have_16_megabytes() -> None:
     data = b"\n".join([b"x", line, line, b"", b"y", line])
     assert [row.number for row in rows_in(data)] == [1, 2, 3, 5, 6]
     for longer, number in ((data + b"a", 6), (data.replace(b"\n\ny", b"a\n\ny"), 3), (b"a" + line, 1)):
-        with pytest.raises(UsageError, match=f"^it: line {number} has more than 16 MB$"):
+        with pytest.raises(UsageError, match=f"^it: line {number} is larger than 16 MB$"):
             rows_in(longer)
 
 

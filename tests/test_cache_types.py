@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from command_line import CommandLine
 from gguf_files import write_model
-from llama_engines import options
+from llama_engines import TALE, options
 from scripted_command import runtime_for
 from tiny_models import Shape, write_chatml
 
@@ -29,9 +28,7 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.memory import ContextOptions, sequence_bytes
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
 from cerebrum_cli.runtime.evaluation.lm_eval import HarnessModel
-from cerebrum_cli.terminal.streams import Streams
 
-LONG = "Once upon a time, in a land far away, there lived a fox who could count to a hundred. " * 12
 SPEEDS = Speeds(1.0, 10.0, 10.0)
 TUNING = Tuning(n_threads=3, cache_type="q8_0", flash_attention=True)
 USE = TunedUse(TUNING, SPEEDS, SPEEDS, 1.5, 1.0)
@@ -165,12 +162,12 @@ def test_tune_does_not_try_what_the_user_has_set(wide: Path) -> None:
         tried = {key for stage in plan_stages(space, NORMAL, False) for key in stage.settings}
         assert ({"cache_type", "flash_attention"} <= tried) is expected
         reasons = unplanned(space, NORMAL, settings)
-        assert ("flash attention, cache q8_0" in reasons) is not expected
+        assert ("flash attention, cache q8_0" in reasons) is (not expected)
     assert reasons["flash attention, cache q8_0"] == "--flash-attn is on"
 
 
 def test_profile_of_another_cache_type_is_never_used(tmp_path: Path, wide: Path) -> None:
-    here = runtime_for({}, tmp_path, Streams(StringIO(), StringIO(), None, False, False, False))
+    here = runtime_for({}, tmp_path)
     model = Model("tiny", (wide,))
     identity, uses = here.library.identity(model), dict.fromkeys(("chat", "ask", "batch"), USE)
 
@@ -192,7 +189,7 @@ def test_profile_of_another_cache_type_is_never_used(tmp_path: Path, wide: Path)
 
 def test_prompt_cache_of_another_type_is_never_used(new_user: CommandLine, wide: Path) -> None:
     def cached(*arguments: str) -> int:
-        done = new_user.run("ask", "-m", wide, "--json", "--max-tokens", "2", LONG, *arguments)
+        done = new_user.run("ask", "-m", wide, "--json", "--max-tokens", "2", TALE, *arguments)
         assert done.code == 0, done.err
         return int(done.object["cached_tokens"])
 

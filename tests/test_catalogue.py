@@ -337,6 +337,7 @@ REFUSAL = '[[models.a.refuse]]\nrepo_id = "o/a"\nreason = "broken"\n'
         (REFUSAL.replace('"broken"', "1"), "[models.a.refuse 1] reason: must be non-empty text"),
         (f"{REFUSAL}why = 1", "[models.a.refuse 1] why: unknown key; the keys are repo_id, reason"),
         (f"{REFUSAL}{REFUSAL}more = 1", "[models.a.refuse 2] more: unknown key"),
+        ("[models.a.settings]\ntop_p = 2", "[models.a.settings]: top_p is 2: it must be a number from 0 to 1"),
         ("[models.a]\nalternatives = {}", "[models.a] alternatives: must be a list of tables"),
         ("[models.a]\nalternatives = [1]", "[models.a.alternatives 1]: must be a table"),
         ('[[models.a.alternatives]]\nfile = "a.gguf"', "[models.a.alternatives 1] repo_id: missing"),

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import dumps, loads
+from typing import Any
 
 import pytest
 from asking import FREE_ROWS, collect_replies, running_engine
@@ -13,7 +14,7 @@ from command_line import CommandLine, Finished
 from concluding import AFTER, BRIDGE, concluding, thinker
 from nano.measure import MODEL_FILE
 from scripted_backend import ScriptedBackend, tokens
-from scripted_command import run_here
+from scripted_command import batch_here, run_here
 
 from cerebrum_cli.application.inference.control.conclude import ANSWER_TOKENS
 from cerebrum_cli.core.sampling import SamplingParams
@@ -115,9 +116,9 @@ def test_commands_refuse_a_conclusion_beyond_the_limit(
     source = tmp_path / "in.jsonl"
     source.write_text('{"prompt": "one", "question": "one", "answer": "1"}\n')
     arguments = [*command, *([] if command == ("chat",) else [str(source)]), "-m", str(chatml_model)]
-    told = run_here({"reply": "x"}, tmp_path, *arguments, "--conclude", "30", "-n", "20", piped=b"")
-    assert told.code == 2
-    assert told.err.startswith("error: --conclude 30 has no effect on replies of at most 20 tokens\n")
+    done = run_here({"reply": "x"}, tmp_path, *arguments, "--conclude", "30", "-n", "20", piped=b"")
+    assert done.code == 2
+    assert done.err.startswith("error: --conclude 30 has no effect on replies of at most 20 tokens\n")
 
 
 def test_vote_counts_concluded_samples(chatml_model: Path, tmp_path: Path) -> None:
@@ -135,12 +136,9 @@ def test_vote_counts_concluded_samples(chatml_model: Path, tmp_path: Path) -> No
 
 
 def test_batch_rows_state_where_they_were_concluded(chatml_model: Path, tmp_path: Path) -> None:
-    rows, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    lines = [{"prompt": "one", "conclude": 20}, {"prompt": "two"}, {"prompt": ""}]
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     script = {"rows": {"two": "Two."}, "seeds": [THOUGHT + HIDDEN + " 42."]}
-    done = run_here(script, tmp_path, "batch", rows, "-o", output, "-m", chatml_model)
-    one, two, three = (json.loads(line) for line in output.read_text().splitlines())
+    rows: list[dict[str, Any]] = [{"prompt": "one", "conclude": 20}, {"prompt": "two"}, {"prompt": ""}]
+    done, [one, two, three] = batch_here(script, tmp_path, chatml_model, *rows)
     assert done.code == 6, done.err
     assert (one["concluded_at"], one["final_answer"], list(one)[-1]) == (len(THOUGHT), "42", "concluded_at")
     assert "concluded_at" not in two and "concluded_at" not in three

@@ -337,7 +337,7 @@ def test_llama_cpp_of_another_cpu_is_reported_before_it_runs(tmp_path: Path, new
         "from cerebrum_cli.__main__ import main; main()"
     )
     for arguments in (("doctor", "--offline", "--quiet"), ("ask", "--no-log", "-m", NANO, "What is 1 plus 1?")):
-        child = start_python(code, *arguments)
+        child = start_python(code, *arguments, home=tmp_path)
         out, err = child.communicate(timeout=60)
         assert child.returncode == 1
         assert (out + err).count("llama.cpp was built for another CPU: this one lacks ") == 1

@@ -34,6 +34,7 @@ def server(nano_server: LlamaServer) -> LlamaServer:
     nano_server.models, nano_server.owner, nano_server.key = ("nano.gguf",), "llamacpp", None
     nano_server.is_loading, nano_server.n_vocab, nano_server.context_size = False, None, None
     nano_server.asked.clear()
+    nano_server.disarm()
     return nano_server
 
 
@@ -137,9 +138,8 @@ def test_doctor_skips_replies_without_a_vocabulary(new_user: CommandLine, server
 
 
 def test_doctor_finds_replies_without_ids(new_user: CommandLine, server: LlamaServer) -> None:
-    armed = server.arm(times=None, edit=lambda _, reply: {**reply, "tokens": []})
+    server.arm(times=None, edit=lambda _, reply: {**reply, "tokens": []})
     done = check(new_user, server.url)
-    armed.disarm()
     assert problems(done)["token_ids"] == "warning"
 
 
@@ -165,9 +165,8 @@ def test_doctor_finds_seeds_without_effect(new_user: CommandLine, server: LlamaS
         at = next(turns) % max(1, len(tokens))
         return {**reply, "tokens": tokens[at:] + tokens[:at]}
 
-    armed = server.arm(times=None, edit=rotate)
+    server.arm(times=None, edit=rotate)
     done = check(new_user, server.url)
-    armed.disarm()
     assert problems(done)["seeds"] == "warning"
 
 

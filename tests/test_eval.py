@@ -254,7 +254,7 @@ def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Pa
     assert run_eval(command, "math500", *other).code == 0
     assert record_of(tmp_path / "other.jsonl")["fingerprint"]["temperature"] == 0.5
     shown = command.run("runs", "show", tmp_path / "other.jsonl").err
-    assert "not the preset's condition: temperature 0.5 instead of 0\n" in shown
+    assert "differs from the preset: temperature 0.5 instead of 0\n" in shown
 
 
 def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,9 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 from batch_files import complete_lines, without_position
-from command_line import CommandLine
 from dataset_files import cache_dataset, table
-from scripted_command import SCRIPTED
+from scripted_command import start_scripted
 from waiting import wait_for_end, wait_until
 
 from cerebrum_cli.application.evaluation.marking import Mark, Unmarked, code_marker
@@ -59,14 +57,12 @@ def start(tmp_path: Path, chatml_model: Path) -> Iterator[Start]:
     rows = [{"task_id": id, "prompt": stub, "test": TEST, "entry_point": name_of(id)} for id, stub in stubs.items()]
     cache_dataset(tmp_path, "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet", table(rows))
     replies = {f"{stub}\n```": reply_with(name_of(id), 4 if id == FIRST else 0) for id, stub in stubs.items()}
-    script = json.dumps({"rows": replies, "pause": 0.001})
+    script = {"rows": replies, "pause": 0.001}
     options = ("--run-code", "--offline", "--parallel", "1", "-m", str(chatml_model), "-o", "run.jsonl")
     processes: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
-        command = [sys.executable, SCRIPTED, script, "eval", "humaneval", *options]
-        environment = CommandLine(tmp_path).environment()
-        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, cwd=tmp_path))
+        processes.append(start_scripted(script, tmp_path, "eval", "humaneval", *options))
         return processes[-1]
 
     yield start

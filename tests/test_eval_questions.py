@@ -130,7 +130,7 @@ def test_choices_with_both_bases_are_bad_rows() -> None:
         ({"question": "?", "answer": None}, "no `answer`; the fields are: question, answer"),
         ({"question": " \n", "answer": "2"}, "`question` is blank"),
         ({"question": "?", "answer": ""}, "`answer` is blank"),
-        ({"question": "?", "answer": "so\n####"}, "`answer` has nothing behind its ####"),
+        ({"question": "?", "answer": "so\n####"}, "`answer` has nothing after its ####"),
         ({"question": "?", "answer": True}, "`answer` is True: it must be text or a number"),
         (b'{"question": "?", "answer": NaN}', "`answer` is nan: it must be text or a number"),
         ({"question": ["?"], "answer": "2"}, "`question` is ['?']: it must be text or a number"),

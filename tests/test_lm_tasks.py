@@ -182,7 +182,7 @@ def test_lm_eval_refuses_what_it_cannot_run(
 
 
 def test_lm_eval_names_the_extra_where_it_is_missing(tmp_path: Path) -> None:
-    process = start_python(WITHOUT_LM_EVAL, "eval", "lm-eval:arc_easy", "-m", MODEL_FILE)
+    process = start_python(WITHOUT_LM_EVAL, "eval", "lm-eval:arc_easy", "-m", MODEL_FILE, home=tmp_path)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert err.splitlines() == [

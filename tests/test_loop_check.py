@@ -7,6 +7,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from asking import FREE_ROWS, ask, collect_replies, running_engine
@@ -14,7 +15,7 @@ from command_line import Finished
 from llama_engines import open_engine
 from nano.measure import MODEL_FILE
 from scripted_backend import ScriptedBackend, endless, tokens
-from scripted_command import run_here
+from scripted_command import batch_here, run_here
 
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
@@ -179,14 +180,11 @@ def test_vote_counts_a_repetition_as_no_answer(chatml_model: Path, tmp_path: Pat
 
 
 def test_batch_counts_a_repetition_as_truncated(chatml_model: Path, tmp_path: Path) -> None:
-    rows, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    lines = [{"prompt": "one"}, {"prompt": "two", "loop_check": False}, {"prompt": "three"}]
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows: list[dict[str, Any]] = [{"prompt": "one"}, {"prompt": "two", "loop_check": False}, {"prompt": "three"}]
     script = {"rows": {"three": "Done."}, "seeds": [LINE * 30]}
-    done = run_here(script, tmp_path, "batch", rows, "-o", output, "-m", chatml_model)
+    done, results = batch_here(script, tmp_path, chatml_model, *rows)
     assert done.code == 0, done.err
-    reasons = [json.loads(line)["finish_reason"] for line in output.read_text().splitlines()]
-    assert reasons == ["repetition", "stop", "stop"]
+    assert [result["finish_reason"] for result in results] == ["repetition", "stop", "stop"]
     assert "1 truncated" in done.err
     assert "loop check" not in json.loads((tmp_path / "out.jsonl.meta.json").read_text())["fingerprint"]
 

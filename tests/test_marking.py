@@ -163,6 +163,6 @@ def test_regex_leaves_an_alarm_to_its_owner() -> None:
 
 @pytest.mark.parametrize("match", ["contains", "regex"])
 def test_letters_of_choices_are_not_searched_in_text(match: Match) -> None:
-    with pytest.raises(UsageError, match=f"--match {match} cannot mark question 1, which has choices") as caught:
+    with pytest.raises(UsageError, match=f"--match {match} cannot score question 1, which has choices") as caught:
         mark("Because", "B", GASES, match)
     assert "answer or exact" in caught.value.hint

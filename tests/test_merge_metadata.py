@@ -63,7 +63,7 @@ def test_merge_metadata_per_layer_moves_with_the_layers(first: Any, last: Any, s
 def test_merge_metadata_refuses_a_missing_per_layer_value() -> None:
     first, last = table("a", {KV_HEADS: (1, 2, 3, 4)}), table("b", {KV_HEADS: None})
     for recipe in (stacked(("a", 0, 3), ("b", 2, 4)), stacked(("b", 0, 3), ("a", 2, 4))):
-        with pytest.raises(MergeError, match=f"b has no {KV_HEADS}, which another model states for each layer"):
+        with pytest.raises(MergeError, match=f"b has no {KV_HEADS}, which another model has for each layer"):
             plan(recipe, first, last)
 
 

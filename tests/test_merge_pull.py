@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.reference import Reference
 from cerebrum_cli.core.errors import MergeError, ModelNotFound
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.terminal.streams import Streams
 
 pytestmark = pytest.mark.slow
 
@@ -207,7 +205,7 @@ def starts_pulling(home: Home, free: int) -> bool:
 
 def merge_of_own(home: Home, free: int) -> CatalogueMerge:
     """The merge of `own`, with this many bytes of free disk space."""
-    runtime = runtime_for({}, home.path, Streams(StringIO(), StringIO(), None, False, False, False))
+    runtime = runtime_for({}, home.path)
     library = runtime.library
     library.given_cache = Cache(home.path / "hub")
     spec = library.spec_named("own")

@@ -221,9 +221,9 @@ def test_prompt_files_skip_what_cannot_be_read(folder: Path) -> None:
     [
         ("nowhere", "nowhere: No such file or directory", "check the path"),
         ("nowhere/*.py", "nowhere/*.py: No such file or directory", "check the path"),
-        ("*.rs", "*.rs leads to no text files", "hidden files and those in .gitignore are left out"),
-        ("empty", "empty leads to no text files", "hidden files and those in .gitignore are left out"),
-        ("images", "images leads to no text files", "1 file skipped: images/a.png (binary)"),
+        ("*.rs", "*.rs: no text files found", "hidden files and those in .gitignore are left out"),
+        ("empty", "empty: no text files found", "hidden files and those in .gitignore are left out"),
+        ("images", "images: no text files found", "1 file skipped: images/a.png (binary)"),
         ("images/a.png", "images/a.png is not UTF-8 text (byte 0)", "convert it to UTF-8, or omit it"),
     ],
 )
@@ -236,7 +236,7 @@ def test_prompt_files_that_are_none_are_an_error(folder: Path, path: str, messag
 
 def test_prompt_files_have_a_limit_in_total(folder: Path) -> None:
     write_tree(folder, {f"in/{number:02}": b"a" * 1_000_000 for number in range(65)})
-    with pytest.raises(PromptTooLong, match="the files of in have more than 64 MB"):
+    with pytest.raises(PromptTooLong, match="the files of in are larger than 64 MB in all"):
         read("in")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
@@ -164,11 +163,13 @@ def test_prompts_are_listed_and_shown(home: Home) -> None:
 
 def test_prompts_list_without_any(home: Home) -> None:
     home.path.unlink()
+    deleted = home.run("prompts", "rm", "old")
+    assert deleted.err.endswith(" hint: none are saved; cerebrum prompts edit old creates it\n")
     assert home.run("prompts", "list").err == "no saved prompts; cerebrum prompts edit NAME creates one\n"
     assert home.run("prompts", "list", "--json").object == []
 
 
-def test_prompts_rm_asks_and_deletes(home: Home, open_terminal: OpenTerminal) -> None:
+def test_prompts_rm_deletes_what_is_confirmed(home: Home) -> None:
     asked = home.run("prompts", "rm", "sum")
     assert (asked.code, asked.err) == (1, "sum not deleted; confirm with -y\n")
     assert home.run("prompts", "rm", "-y", "sum", "nothing").code == 2
@@ -238,7 +239,7 @@ def test_ask_saves_a_prompt_without_a_config(home: Home) -> None:
     assert home.text == '[prompts.new]\nprompt = "From a pipe"\n'
 
 
-def test_ask_replaces_a_prompt_only_if_told(home: Home, open_terminal: OpenTerminal) -> None:
+def test_ask_replaces_a_prompt_only_if_confirmed(home: Home) -> None:
     refused = home.run("ask", "New", "--save-prompt", "sum")
     assert (refused.code, home.text) == (2, CONFIG)
     assert (
@@ -356,4 +357,4 @@ def test_prompts_rm_asks_at_a_terminal(new_user: CommandLine, open_terminal: Ope
     person.type("y\r")
     person.wait_for("deleted sum")
     assert person.end() == 0
-    assert json.dumps(list(tomllib.loads((new_user.config / "config.toml").read_text())["prompts"])) == '["a b"]'
+    assert list(tomllib.loads((new_user.config / "config.toml").read_text())["prompts"]) == ["a b"]

@@ -316,7 +316,7 @@ def test_pull_of_a_present_file_needs_no_writable_cache(hub_user: HubUser) -> No
 def test_pull_waits_for_the_rate_limit(hub_user: HubUser) -> None:
     hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header("Retry-After", "1")))
     began = time.monotonic()
-    limited = "note: the Hub limits the rate of requests (429): retrying in 1 s\n"
+    limited = "note: the Hub is rate-limiting requests (429): retrying in 1 s\n"
     assert cleaned(hub_user.pull(REPO)) == f"{limited}{here(hub_user)}"
     assert time.monotonic() - began > 1
 
@@ -326,7 +326,7 @@ def test_pull_fails_if_the_rate_limit_is_too_long(hub_user: HubUser, header: str
     value = value.replace("DATE", formatdate(time.time() + 3600, usegmt=True))
     hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header(header, value)))
     done = hub_user.run("pull", REPO)
-    said = "error: the Hub limits the rate of requests (429) and asks to wait 60 minutes\n hint: try again after that\n"
+    said = "error: the Hub is rate-limiting requests (429) and asks to wait 60 minutes\n hint: try again after that\n"
     assert (done.code, done.out, done.err) == (1, "", said)
 
 
@@ -334,15 +334,15 @@ def test_pull_fails_if_the_rate_limit_is_too_long(hub_user: HubUser, header: str
 def test_pull_retries_server_errors(hub_user: HubUser, part: Part) -> None:
     refusal = SERVER_ERROR.with_header("Retry-After", "0")
     hub_user.hub.arm(Fault(part=part, let_through=0 if part == "api" else 1, refusal=refusal))
-    trouble = "note: the Hub has a problem (500): retrying in 0 s\n"
+    trouble = "note: the Hub reported a server error (500): retrying in 0 s\n"
     assert cleaned(hub_user.pull(REPO)) == f"{trouble}{here(hub_user)}"
 
 
 def test_pull_gives_up_after_repeated_server_errors(hub_user: HubUser) -> None:
     hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "0")))
     done = hub_user.run("pull", REPO)
-    tried = "note: the Hub has a problem (503): retrying in 0 s\n" * 5
-    given_up = "error: the Hub has a problem (503)\n hint: try again later\n"
+    tried = "note: the Hub reported a server error (503): retrying in 0 s\n" * 5
+    given_up = "error: the Hub reported a server error (503)\n hint: try again later\n"
     assert (done.code, done.out, done.err) == (1, "", tried + given_up)
 
 

@@ -200,7 +200,7 @@ def test_pull_of_a_model_that_does_not_fit_needs_yes(hub_user: HubUser, chatml_m
     hub_user.hub.repository("owner/huge", {"huge-Q4_K_M.gguf": chatml_model})
     code, error, do = refused(hub_user, "huge")
     assert (code, do) == (1, "choose a smaller quantization, or force it with -y")
-    needed = r"huge:Q4_K_M needs {}\d\.\d\d GB of memory at {} tokens of context; [\d,]+\.\d\d GB are available"
+    needed = r"huge:Q4_K_M needs {}\d\.\d\d GB of memory at {} tokens of context; [\d,]+\.\d\d GB is available"
     assert re.fullmatch(needed.format("8,19", 8192), error)
     assert re.fullmatch(needed.format("4,09", 4096), refused(hub_user, "huge", CEREBRUM_CTX="4096")[1])
     assert not hub_user.hub.log.requests("cdn")

@@ -74,7 +74,7 @@ def test_pull_uses_the_installed_model_if_the_hub_fails(hub_user: HubUser) -> No
     hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "7000")))
     done = hub_user.pull("cerebrum-7b")
     assert done.err == (
-        "note: the Hub has a problem (503) and asks to wait 117 minutes: "
+        "note: the Hub reported a server error (503) and asks to wait 117 minutes: "
         "using the installed cerebrum-7b:Q4_K_M\n"
         f"installed cerebrum-7b:Q4_K_M: {hub_user.path(named('Q4_K_M'))}\n"
     )

@@ -253,7 +253,7 @@ T, WEIGHT = {"t": 0.5}, {"weight": 1}
     [
         (
             sliced("linear", source(), source("b", 5), parameters=WEIGHT),
-            "slices[0].sources[1].layer_range: 5 layers, but 4",
+            "slices[0].sources[1].layer_range: 5 layers, but the first source has 4",
         ),
         (
             sliced("passthrough", source(), source("b")),

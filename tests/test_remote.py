@@ -90,7 +90,7 @@ def test_remote_vote_larger_than_a_server_takes_several_requests() -> None:
     assert summaries(remote) == summaries(local_replies(unicode_model, request))
 
 
-def test_remote_vote_that_waits_for_a_server_is_divided_as_it_has_slots_then() -> None:
+def test_remote_waiting_vote_is_divided_by_the_slots_at_its_start() -> None:
     request = request_of("Q", n=4, seed=5)
     with serving(random_model) as [server], connected(server) as engine:
         stuck = server.arm(hang_after=0)

@@ -260,10 +260,8 @@ def test_batch_fills_in_each_row_after_the_template(home: Home) -> None:
 
 
 def test_batch_keeps_errors_and_messages_of_rows(home: Home) -> None:
-    messages = [
-        {"role": "user", "content": c} if i % 2 == 0 else {"role": "assistant", "content": c}
-        for i, c in enumerate("abc")
-    ]
+    roles = ("user", "assistant", "user")
+    messages = [{"role": role, "content": text} for role, text in zip(roles, "abc", strict=True)]
     lines = [{"messages": messages}, {"prompt": ""}, {"prompt": "x", "temperature": 0.3}]
     (home.home / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = home.run("batch", "in.jsonl", "-o", "-", "-p", "list", rows={"x": "x"}, seeds=["y"])
@@ -353,6 +351,7 @@ def test_chat_refuses_what_it_cannot_apply(home: Home) -> None:
     assert (done.code, done.err) == (2, problem)
     assert problem in script(home, "/use parsed\n")[0].err
     assert "error: no saved prompt named 'nothing'" in script(home, "/use nothing\n")[0].err
+    assert " hint: saved prompts: sum, list" in script(home, "/use what is it\n")[0].err
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import KEYS, Settings, environment, fold, unknown_variables, validate
 
-BIAS_HINT = "it must be TOKEN=BIAS, with a number up to 10000"
+BIAS_HINT = "it must be TOKEN=BIAS, with a number from -10000 to 10000"
 GOOD: dict[str, Any] = {
     "model": "starter",
     "system": "",
@@ -93,7 +93,6 @@ def test_settings_convert_each_value_to_its_type() -> None:
         ("gpu_layers", "many", "it must be a number of layers, `auto` or `all`"),
         ("gpu_layers", "-1", "it must be a number of layers, `auto` or `all`"),
         ("stop", "", "it must be non-empty text"),
-        ("stop", ["a", 1], "it must be non-empty text"),
         ("stop", 5, "it must be non-empty text"),
         ("temperature", float("inf"), "it must be a number of 0 or more"),
         ("model", 7, "it must be text"),
@@ -103,12 +102,12 @@ def test_settings_convert_each_value_to_its_type() -> None:
         ("typical_p", 1.1, "it must be a number from 0 to 1"),
         ("dry_base", 0.9, "it must be a number of 1 or more"),
         ("dry_penalty_last_n", -1, "it must be a whole number from 0 to 2147483647"),
-        ("dry_sequence_breaker", [""], "it must be non-empty text"),
+        ("dry_sequence_breaker", {"": 1}, "it must be non-empty text"),
+        ("cache_type_k", "q5_0", "it must be f16, q8_0 or q4_0"),
         ("logit_bias", "42", BIAS_HINT),
         ("logit_bias", "=1", BIAS_HINT),
         ("logit_bias", "42=-inf", BIAS_HINT),
         ("logit_bias", "42=nan", BIAS_HINT),
-        ("logit_bias", ["42=1", 5], BIAS_HINT),
         ("logit_bias", {"42": True}, BIAS_HINT),
         ("logit_bias", {"42": "x"}, BIAS_HINT),
         ("logit_bias", {"42": 10**400}, BIAS_HINT),
@@ -121,6 +120,22 @@ def test_settings_reject_invalid_values_by_option(key: str, value: Any, hint: st
         validate(key, value)
     assert caught.value.message == f"--{key.replace('_', '-')} is {value!r}"
     assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("logit_bias", ["42=1", "2"], "'2'"),
+        ("logit_bias", ["42=1", 5], "5"),
+        ("dry_sequence_breaker", [""], "''"),
+        ("stop", ["a", 1], "1"),
+        ("lora", ["none", "a.gguf"], "['none', 'a.gguf']"),
+    ],
+)
+def test_settings_name_the_invalid_item_of_a_list(key: str, value: Any, named: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        validate(key, value)
+    assert caught.value.message == f"--{key.replace('_', '-')} is {named}"
 
 
 def test_settings_read_logit_biases_in_every_shape() -> None:

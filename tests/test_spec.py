@@ -125,7 +125,7 @@ PACKAGE = (
             "[models.a.alternatives 1] file: missing",
         ),
         (PACKAGE.replace("p==1", "--editable=."), "[models.a.package] requirement: pin one version"),
-        (PACKAGE.replace("0" * 64, "0" * 63), "[models.a.package] sha256: 64 lower-case hexadecimal digits"),
+        (PACKAGE.replace("0" * 64, "0" * 63), "[models.a.package] sha256: must be 64 lowercase hexadecimal digits"),
         (PACKAGE.replace("p/m.gguf", "p/.."), "[models.a.package] member: it names no file"),
         (PACKAGE.replace("\nsize = 1", ""), "[models.a.package] size: missing"),
     ],

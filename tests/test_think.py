@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_command import run_here
+from scripted_command import batch_here, run_here
 from templates import ONE_TURN, TEMPLATES, embedded
 from tiny_models import write_chatml
 from vocabularies import text_of
@@ -82,11 +81,8 @@ def test_ask_switches_thought(thinker: Path, tmp_path: Path, value: str, ending:
 
 
 def test_batch_rows_switch_thought(thinker: Path, tmp_path: Path) -> None:
-    rows, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    lines = [{"prompt": "one", "think": value} for value in ("on", False, "off", "maybe")]
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run_here({"rows": {}, "seeds": ["Yes."]}, tmp_path, "batch", rows, "-o", output, "-m", thinker)
-    on, false, off, maybe = (json.loads(line) for line in output.read_text().splitlines())
+    rows = [{"prompt": "one", "think": value} for value in ("on", False, "off", "maybe")]
+    _, [on, false, off, maybe] = batch_here({"rows": {}, "seeds": ["Yes."]}, tmp_path, thinker, *rows)
     assert off["prompt_tokens"] == false["prompt_tokens"] == on["prompt_tokens"] + len("<think>\n\n</think>\n\n")
     assert maybe["error"]["type"] == "invalid_setting"
 
@@ -97,7 +93,7 @@ def test_ask_refuses_to_limit_thought_that_nothing_marks(chatml_model: Path, tmp
     done = run_here({"reply": "Yes."}, tmp_path, *options, "--think", think)
     assert done.code == 2
     assert done.err.splitlines()[0] == f"error: think is {think}, but this model does not mark its reasoning"
-    assert "--conclude N" in done.err
+    assert "set conclude to N" in done.err
     assert run_here({"reply": "Yes."}, tmp_path, *options, "--think", "on").code == 0
 
 

@@ -16,7 +16,7 @@ from model_servers import ModelServer
 from remote_engines import connected, local_replies, replies_of, request_of, serving_kind, summaries
 from scripted_backend import END, ScriptedBackend, tokens
 from scripted_cluster import Nodes, clustered
-from scripted_command import run_here
+from scripted_command import batch_here, run_here
 from server_kinds import every_kind
 from templates import TEMPLATES
 from tiny_models import CHATML_TEMPLATE, write_chatml
@@ -166,12 +166,9 @@ def test_vote_limits_the_thought_of_each_sample(models: dict[str, Path], tmp_pat
 
 
 def test_batch_rows_state_where_a_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
-    rows, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    lines = [{"prompt": "one", "think": LIMIT, "conclude": 500}, {"prompt": "two"}]
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows: list[dict[str, Any]] = [{"prompt": "one", "think": LIMIT, "conclude": 500}, {"prompt": "two"}]
     script = {"rows": {"two": "Two."}, "seeds": [reply_around(THOUGHT.rstrip(), ENDING, "Yes.")]}
-    done = run_here(script, tmp_path, "batch", rows, "-o", output, "-m", models["none"])
-    one, two = (json.loads(line) for line in output.read_text().splitlines())
+    done, [one, two] = batch_here(script, tmp_path, models["none"], *rows)
     assert done.code == 0, done.err
     assert (one["thought_closed_at"], one["text"]) == (len(THOUGHT.rstrip()), "Yes.")
     assert list(one)[-2:] == ["concluded_at", "thought_closed_at"] and "thought_closed_at" not in two

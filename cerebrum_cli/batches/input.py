@@ -75,7 +75,7 @@ class InputFile:
 
     def _require_length(self, line: bytes, number: int) -> None:
         if len(line) > MAX_LINE_BYTES:
-            message = f"{self._name}: line {number} has more than {format_size(MAX_LINE_BYTES)}"
+            message = f"{self._name}: line {number} is larger than {format_size(MAX_LINE_BYTES)}"
             raise UsageError(message, "shorten it")
 
 

@@ -141,7 +141,7 @@ def _reject_unsupported(request: Mapping[str, Any]) -> None:
         if request.get(key):
             raise InvalidRow("invalid_request", f"`{key}` is not supported")
     if adapters := request.get("lora"):
-        raise InvalidRow("invalid_request", f"`lora` is {adapters!r}: adapters are those of all rows; give --lora")
+        raise InvalidRow("invalid_request", f"`lora` is {adapters!r}: adapters apply to all rows; use --lora")
     form = request.get("response_format")
     if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
         raise InvalidRow("invalid_request", "`response_format` is not supported: answers are text")

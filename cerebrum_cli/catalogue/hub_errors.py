@@ -58,10 +58,12 @@ class ErrorResponse:
             return error
         if status == 429:
             return HubError(
-                "the Hub limits the rate of requests (429)", hint, retries=5, wait_s=retry_after_s(self.headers)
+                "the Hub is rate-limiting requests (429)", hint, retries=5, wait_s=retry_after_s(self.headers)
             )
         if status == 408 or status >= 500:
-            return HubError(f"the Hub has a problem ({status})", hint, retries=5, wait_s=retry_after_s(self.headers))
+            return HubError(
+                f"the Hub reported a server error ({status})", hint, retries=5, wait_s=retry_after_s(self.headers)
+            )
         return HubError(f"the Hub responded {status} for {self.subject}", hint)
 
     def _from_error_code(self) -> CerebrumError | None:

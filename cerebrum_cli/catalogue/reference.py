@@ -124,7 +124,7 @@ def _parse_url(text: str, scheme: str, rest: str, endpoint: str | None) -> HubRe
         raise UsageError(f"{text!r} is not a URL: {error}", _FORMS) from error
     if scheme.lower() not in ("http", "https") or host not in hosts or "@" in parts.netloc:
         raise UsageError(
-            f"{host!r}: can pull from the Hugging Face Hub only",
+            f"{host!r}: can only pull from the Hugging Face Hub",
             "download the file, then: cerebrum pull PATH  (for another Hub, set HF_ENDPOINT to its URL)",
         )
     prefix = f"{own.path.rstrip('/')}/" if host == _host(own) else "/"  # a mirror may be below a path
@@ -165,7 +165,7 @@ def _parse_hub_path(text: str, path: str) -> HubReference:
 def _repo_id(text: str, owner: str, repo: str) -> str:
     repo_id = f"{owner}/{repo}"
     if not REPO_ID.fullmatch(repo_id):
-        raise UsageError(f"{text!r} names no repository", f"a repository is OWNER/REPO; {_FORMS}")
+        raise UsageError(f"{text!r} does not name a repository", f"a repository is OWNER/REPO; {_FORMS}")
     return repo_id
 
 

@@ -107,7 +107,7 @@ def _package(location: _Location, value: object) -> PackageSource:
     source = PackageSource(
         requirement=_required(location, row, "requirement", _matching(_REQUIREMENT, "pin one version: NAME==VERSION")),
         member=_required(location, row, "member", _text),
-        sha256=_required(location, row, "sha256", _matching(_SHA256, "64 lower-case hexadecimal digits are needed")),
+        sha256=_required(location, row, "sha256", _matching(_SHA256, "must be 64 lowercase hexadecimal digits")),
         size=_required(location, row, "size", _positive_integer),
         download_size=_required(location, row, "download_size", _positive_integer),
     )
@@ -154,9 +154,9 @@ def _settings(location: _Location, value: object) -> Mapping[str, object]:
     _reject_unknown_keys(location, row, KEYS)
     for key, item in row.items():
         try:
-            validate(key, item)
+            validate(key, item, key)
         except UsageError as error:
-            raise location.error(error.hint, key) from error
+            raise location.error(f"{error.message}: {error.hint}") from error
     return in_directory(row, location.path.parent)
 
 

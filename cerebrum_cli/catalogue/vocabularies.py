@@ -36,5 +36,5 @@ def store(cache: Cache, listing: Listing, files: Iterable[HubFile], read_header:
 
 def _hint(error: OSError, size: int) -> str:
     if is_disk_full(error):
-        return f"free some disk space; without support for sparse files, {format_size(size)} are needed"
+        return f"free some disk space; without support for sparse files, {format_size(size)} is needed"
     return "make it writable, then try again"

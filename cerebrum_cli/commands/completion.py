@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typer import Typer
     from typer._click.shell_completion import CompletionItem
 
+    from cerebrum_cli.core.options import Option
     from cerebrum_cli.runtime.composition import Runtime
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
@@ -140,6 +141,13 @@ COMPLETIONS = {  # values of an option, by its name
     "preset": presets,
     "use": saved_prompts,
 }
+
+
+def completion_of(name: str, declared: Option) -> Callable[[Runtime], Iterable[str]] | None:
+    """Where the values of an option come from; None if any text may follow, or none."""
+    if declared.choices and declared.metavar:
+        return lambda _: declared.choices
+    return COMPLETIONS.get(name)
 
 
 def completing(values: Callable[[Runtime], Iterable[str]]) -> Callable[[str], list[str]]:

@@ -13,19 +13,28 @@ import typer
 from typer.core import TyperCommand
 from typer.models import TyperPath
 
-from cerebrum_cli.commands.completion import COMPLETIONS, completing
+from cerebrum_cli.commands.completion import completing, completion_of
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.options import HEADINGS, Heading, Option, flag, options_of, variable
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import OPTIONS, Settings, environment, validate
 
 if TYPE_CHECKING:
-    from typer._click import Context, HelpFormatter, Parameter
-    from typer._click.types import ParamType
+    from typer._click import Context, HelpFormatter
 
 ESTIMATE_HELP = {
     "ctx": "Context size for the memory estimate [default: at most 8192]"
 }  # of commands that load no model
+
+
+class GivenPath(TyperPath):
+    """An option's path. An empty one, which Path takes for the working directory, is refused."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not value:
+            source = environment_source(param.name, ctx) or flag(param.name)
+            raise UsageError(f"{source} is {value!r}", "give a path, or omit it")
+        return super().convert(value, param, ctx)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +150,7 @@ def parameter_of(name: str, declared: Option, hint: Any, is_setting: bool) -> in
         declared,
         callback=whole if hint == list[str] and not declared.splits else None,
         flags=flags,
-        kind=RequiredPath() if Path in (hint, *get_args(hint)) else None,
+        click_type=GivenPath(path_type=Path) if Path in (hint, *get_args(hint)) else None,
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
 
@@ -156,7 +165,7 @@ def typer_option(
     declared: Option,
     callback: Callable[..., Any] | None = None,
     flags: str | None = None,
-    kind: ParamType | None = None,
+    click_type: GivenPath | None = None,
 ) -> Any:
     """Typer option that can also be set as CEREBRUM_ and its name."""
     return typer.Option(
@@ -164,25 +173,13 @@ def typer_option(
         help=f"{declared.help}.",
         metavar=declared.metavar,
         callback=callback,
-        click_type=kind,
-        autocompletion=completing(COMPLETIONS[name]) if name in COMPLETIONS else None,
+        click_type=click_type,
+        autocompletion=completing(values) if (values := completion_of(name, declared)) else None,
         envvar=variable(name),
         show_envvar=False,
         show_default=False,
         rich_help_panel=declared.heading,
     )
-
-
-class RequiredPath(TyperPath):
-    """A path that is not empty: Path would take it for the working directory."""
-
-    def convert(  # type: ignore[override]  # as in TyperPath, whose base expects another Context
-        self, value: Any, param: Parameter | None, ctx: typer.Context | None
-    ) -> Any:
-        if value == "" and param:
-            source = environment_source(str(param.name), ctx) or flag(str(param.name))
-            raise UsageError(f"{source} is {value!r}", "give a path, or omit it")
-        return super().convert(value, param, ctx)
 
 
 def whole(context: typer.Context, parameter: typer.CallbackParam, value: list[str] | None) -> list[str] | None:

@@ -43,7 +43,8 @@ def to_text(declared: Option, value: Any) -> str:
     if not isinstance(value, str):
         raise InvalidValue("text")
     if declared.choices and value not in declared.choices:
-        raise InvalidValue(" or ".join(declared.choices))
+        *others, last = declared.choices
+        raise InvalidValue(f"{', '.join(others)} or {last}")
     return value
 
 
@@ -82,7 +83,7 @@ def to_biases(_: Option, value: Any) -> tuple[TokenBias, ...]:
         pairs = items.items() if isinstance(items, Mapping) else map(_split_bias, items)
         return tuple(_bias(token, number) for token, number in pairs)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidValue(f"TOKEN=BIAS, with a number up to {MAX_LOGIT}") from error
+        raise InvalidValue(f"TOKEN=BIAS, with a number from -{MAX_LOGIT} to {MAX_LOGIT}") from error
 
 
 def to_thinking(declared: Option, value: Any) -> str:

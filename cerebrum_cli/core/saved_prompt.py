@@ -65,16 +65,16 @@ class SavedPrompt:
         return {"name": self.name, **own, "settings": settings}
 
 
-def find_prompt(prompts: Mapping[str, SavedPrompt], name: str) -> SavedPrompt:
-    """A saved prompt by its name. Raises UsageError if there is none."""
+def find_prompt(prompts: Mapping[str, SavedPrompt], name: str, is_option: bool = False) -> SavedPrompt:
+    """A saved prompt by its name, which may be the value of -p. Raises UsageError if there is none."""
     if name in prompts:
         return prompts[name]
-    if len(name.split()) > 1:
+    if is_option and len(name.split()) > 1:
         hint = f"-p takes the name of a saved prompt; the question is an argument: cerebrum ask {quote(name)}"
     elif near := get_close_matches(name, prompts, 1):
         hint = f"did you mean {near[0]}? cerebrum prompts list shows all"
     elif prompts:
         hint = f"saved prompts: {', '.join(prompts)}"
     else:
-        hint = f"create it: cerebrum prompts edit {quote(name)}"
+        hint = f"none are saved; cerebrum prompts edit {quote(name)} creates it"
     raise UsageError(f"no saved prompt named {name!r}", hint)

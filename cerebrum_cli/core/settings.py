@@ -133,7 +133,18 @@ def validate(key: str, value: Any, source: str | None = None) -> Any:
     try:
         return convert(key, value)
     except InvalidValue as expected:
-        raise UsageError(f"{source or flag(key)} is {value!r}", f"it must be {expected}") from expected
+        wrong = invalid_item(key, value)
+        raise UsageError(f"{source or flag(key)} is {wrong!r}", f"it must be {expected}") from expected
+
+
+def invalid_item(key: str, value: Any) -> Any:
+    """The item of a list that is invalid by itself, or else the whole value."""
+    for item in value if isinstance(value, list) else ():
+        try:
+            convert(key, [item])
+        except InvalidValue:
+            return item
+    return value
 
 
 def convert(key: str, value: Any) -> Any:

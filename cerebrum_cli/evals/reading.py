@@ -213,7 +213,7 @@ def _final_answer(answer: str, name: str) -> str:
     """What follows `####` in the last line, if it has one, or else the whole answer."""
     final = _FINAL.match(answer.rpartition("\n")[2])
     if final and not final[1].strip():
-        raise _Invalid(f"`{name}` has nothing behind its ####")
+        raise _Invalid(f"`{name}` has nothing after its ####")
     return final[1].strip() if final else answer
 
 

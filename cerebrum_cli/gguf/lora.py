@@ -79,7 +79,7 @@ def _pairs(path: Path, tensors: Iterable[TensorEntry]) -> dict[str, Pair]:
             raise ModelFileError(path, problem, _CONVERT)
     if alone := next(iter(sorted(factors[A].keys() ^ factors[B].keys())), None):
         missing = A if alone in factors[B] else B
-        raise ModelFileError(path, f"incomplete: there is no tensor {quoted(alone + missing)}")
+        raise ModelFileError(path, f"incomplete: missing tensor {quoted(alone + missing)}")
     if not factors[A]:
         raise ModelFileError(path, "an adapter that changes no tensor", _CONVERT)
     return {base: Pair(tensor, factors[B][base]) for base, tensor in factors[A].items()}
@@ -91,7 +91,7 @@ def _misfit(name: str, pair: Pair, model: Mapping[str, TensorEntry]) -> str | No
     if tensor is None:
         return f"it changes the tensor {quoted(name)}, which the model does not have"
     if len(tensor.shape) < 2 or tensor.type_name == "NVFP4":
-        return f"it changes {quoted(name)}, which is no matrix that llama.cpp applies adapters to"
+        return f"it changes {quoted(name)}, which is not a matrix that llama.cpp can adapt"
     if name == EMBEDDING and OUTPUT not in model:
         return f"it changes {quoted(name)}, which is also this model's output matrix: llama.cpp cannot apply that"
     for factor in pair:

@@ -97,7 +97,7 @@ def layer_value(table: Table, key: str, layer: int) -> Any:
     """A model's value of a key for one layer. Raises MergeError if the model has none."""
     value = table.layer_value(key, layer)
     if value is None:
-        raise MergeError(f"{table.name} has no {key}, which another model states for each layer", SAME_SHAPE_HINT)
+        raise MergeError(f"{table.name} has no {key}, which another model has for each layer", SAME_SHAPE_HINT)
     return value
 
 

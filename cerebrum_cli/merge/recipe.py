@@ -216,7 +216,7 @@ def _slice(location: Location, value: object, base_model: str | None) -> _Parsed
     counts = [source.layer_range[1] - source.layer_range[0] for _, source in read if source.layer_range]
     for (item_location, _), count in zip(read, counts, strict=True):
         if count != counts[0]:
-            problem = f"{count} layers, but {counts[0]} of the first source"
+            problem = f"{count} layers, but the first source has {counts[0]}"
             raise item_location.key("layer_range").error(problem, "use the same number of layers from each source")
     part = Slice(
         tuple(source for _, source in read), _parameters(location, row), _base_model(location, row) or base_model

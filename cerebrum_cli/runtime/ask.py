@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -39,15 +39,27 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions,
         save(runtime, options.save_prompt, prompt, given, options, typed)
         return
     saved, given, options = apply_prompt(runtime, given, options, typed)
-    piped = runtime.streams.piped
     notice = (lambda _: None) if options.quiet else runtime.streams.notice
     question = Question(prompt, options.file, options.messages, options.raw, notice, saved)
-    question.validate(piped)
+    question.validate(runtime.streams.piped)
+    options.validate()
     saves = not (options.no_log or options.raw)
     recorder = SessionRecorder(
         lambda: runtime.history, runtime.streams.notice, continues=options.continue_, saves=saves
     )
-    options.validate()
+    with closing(recorder):
+        answer(runtime, question, recorder, given, options, typed)
+
+
+def answer(
+    runtime: Runtime,
+    question: Question,
+    recorder: SessionRecorder,
+    given: Layer,
+    options: AskOptions,
+    typed: frozenset[str],
+) -> None:
+    """Resolve the model and its settings, load it, and answer a question."""
     given = {**given, "cache_gb": 0} if options.no_cache else given
     given = recorder.with_defaults(given, is_remote=bool(options.endpoint))
     model = find_model(runtime, given, options)
@@ -55,7 +67,7 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions,
     settings = generation_settings(runtime, given, model, "--votes" if vote else None)
     model = model if options.endpoint else with_adapters(runtime.library, model, settings.lora)
     require_effective(settings, typed, options)
-    grammar = read_grammar(runtime, options)
+    grammar, piped = read_grammar(runtime, options), runtime.streams.piped
 
     def read() -> Conversation:
         conversation = recorder.prepend(question.read(piped, settings, given.get("system")), model, given)
@@ -63,7 +75,7 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions,
 
     conversation = None if piped else read()  # standard input is read while the model loads
     loaded = start_loading(runtime, model, settings, vote, options)
-    try:
+    with closing(loaded.engine):
         from cerebrum_cli.runtime.answer import Answer, show_prompt
 
         conversation = conversation or read()
@@ -74,9 +86,6 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions,
         keyboard = Keyboard()
         with keyboard.without_echo() if runtime.streams.out_is_terminal else nullcontext():
             Answer(runtime.streams, loaded, recorder, request, options, keyboard).show(vote)
-    finally:
-        loaded.engine.close()
-        recorder.close()
 
 
 def start_loading(

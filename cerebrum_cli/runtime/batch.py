@@ -101,6 +101,8 @@ def answer(
             batches.write_row_errors(rows, result)
             if not options.quiet:
                 runtime.streams.info(batch_text(RowEvent(result.done, result.done, result.counts), 0, 0.0))
+                for message in result.counts.errors:
+                    runtime.streams.write_line("  ", message)
         result.complete()
     except Interrupted as error:
         hint = "" if output == STANDARD else resume_hint(result, len(rows), options.restart)

@@ -132,6 +132,8 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
 
     def validate(self) -> None:
         """Raise UsageError for options that exclude each other."""
+        if self.extract_lang == "":
+            raise UsageError("--extract-lang is ''", "name a language, such as python")
         part = "--final" if self.final else self.extract_flag
         if self.final and self.extract_flag:
             raise UsageError(f"--final and {self.extract_flag} cannot be used together", "give one of them")

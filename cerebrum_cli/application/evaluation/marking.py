@@ -93,7 +93,7 @@ def marker(match: Match, questions: tuple[Question, ...], run_code: bool = False
     if match == "code":
         return code_marker(run_code)
     if match in ("contains", "regex") and (question := next((each for each in questions if each.choices), None)):
-        problem = f"--match {match} cannot mark question {question.id}, which has choices"
+        problem = f"--match {match} cannot score question {question.id}, which has choices"
         raise UsageError(problem, "a letter may be part of any word; use --match answer or exact")
     if match == "regex":
         for question in questions:

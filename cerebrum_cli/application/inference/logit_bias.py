@@ -21,7 +21,7 @@ def resolve_biases(vocabulary: Vocabulary, biases: Iterable[TokenBias]) -> tuple
 def _token_id(vocabulary: Vocabulary, token: int | str) -> int:
     if isinstance(token, int):
         if token >= vocabulary.size:
-            problem = f"--logit-bias: this model has no token {token}"
+            problem = f"logit_bias: this model has no token {token}"
             raise UsageError(problem, f"ids are below {vocabulary.size}")
         return token
     tokens = _tokens_within_text(vocabulary, token)
@@ -29,11 +29,11 @@ def _token_id(vocabulary: Vocabulary, token: int | str) -> int:
         return tokens[0]
     shown = [f"{each} {vocabulary.piece(each, special=True).decode('utf-8', 'replace')!r}" for each in tokens]
     listed = ", ".join((*shown[:MAX_SHOWN], *(["..."] if len(shown) > MAX_SHOWN else [])))
-    problem = f"--logit-bias: {token!r} is not one token of this model but {len(tokens)}: {listed}"
+    problem = f"logit_bias: {token!r} is not one token of this model but {len(tokens)}: {listed}"
     spaced = f" {token}"
     if len(_tokens_within_text(vocabulary, spaced)) == 1:
         raise UsageError(problem, f"with its leading space it is one: {spaced!r}")
-    raise UsageError(problem, "bias some of them by their ids, as in --logit-bias 42=-1")
+    raise UsageError(problem, "bias some of them by their ids, as in 42=-1")
 
 
 def _tokens_within_text(vocabulary: Vocabulary, text: str) -> tuple[int, ...]:

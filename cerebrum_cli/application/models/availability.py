@@ -40,7 +40,7 @@ class Availability:
         names = [name for name, _ in self.sizes]
         found = [name for name in names if quantization is None or same_quantization(quantization, name)]
         if not found:
-            hint = f"available: {', '.join(sorted(set(names)))}" if names else "none is known"
+            hint = f"available: {', '.join(sorted(set(names)))}" if names else "no quantizations are known"
             raise ModelNotFound(f"{self.name} has no quantization {quantization}", hint)
         return found
 
@@ -67,7 +67,7 @@ class DownloadPlan:
             return None
         return (
             f"{self.reference} needs {format_size(self.chosen.needed)} of memory at {self.context} tokens of context;"
-            f" {format_size(self.capacity.usable_memory)} are available"
+            f" {format_size(self.capacity.usable_memory)} is available"
         )
 
     @property

@@ -124,7 +124,7 @@ def _patched_converter() -> Any:
 def check_grammar(grammar: str) -> None:
     """Raise GrammarError for what llama.cpp's parser cannot survive: it may overflow the stack or exhaust memory."""
     if len(grammar) > MAX_BYTES:
-        raise GrammarError(f"the grammar has more than {MAX_BYTES // 1_000_000} MB", "use a smaller one")
+        raise GrammarError(f"the grammar is larger than {MAX_BYTES // 1_000_000} MB", "use a smaller one")
     depth = rules = 0
     for match in _SYNTAX.finditer(grammar):
         mark, least, most = match.group("mark", "least", "most")

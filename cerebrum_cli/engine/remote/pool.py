@@ -205,7 +205,7 @@ class Pool:
         self._pause(server, lost.reason)
 
     def _rest(self, server: Server, busy: BusyServerError) -> None:
-        """Give a busy server nothing for a while; tell users once if it answers nothing for long."""
+        """Give a busy server nothing for a while; notify users once if it answers nothing for long."""
         loop = asyncio.get_running_loop()
         seconds = self._patience.busy if busy.retry_after is None else busy.retry_after
         server.busy_until = max(server.busy_until, loop.time() + seconds)

@@ -102,9 +102,9 @@ def deviations(condition: Condition | None, settings: Settings, samples: int) ->
     if condition is None:
         return
     if condition.temperature is not None and settings.temperature != condition.temperature:
-        yield f"not the preset's condition: temperature {settings.temperature:g} instead of {condition.temperature:g}"
+        yield f"differs from the preset: temperature {settings.temperature:g} instead of {condition.temperature:g}"
     if samples != condition.samples:
-        yield f"not the preset's condition: samples {samples} instead of {condition.samples}"
+        yield f"differs from the preset: samples {samples} instead of {condition.samples}"
 
 
 def require_count(option: str, value: int | None, most: int | None = None) -> None:

@@ -27,7 +27,7 @@ def apply_prompt(
     """
     if options.use is None:
         return None, given, options
-    saved = find_prompt(runtime.config.prompts, options.use)
+    saved = find_prompt(runtime.config.prompts, options.use, is_option=True)
     given = {**given, **{key: value for key, value in saved.settings.items() if key not in typed}}
     if not isinstance(options, ConstrainedOptions):
         saved.require_chat()

@@ -58,7 +58,7 @@ class ReplyControls:
         """Raise UsageError for a limit of reasoning that nothing marks."""
         if settings.thought_limit is not None and not self._marks_thought(system_prompt):
             problem = f"think is {settings.think}, but this model does not mark its reasoning"
-            raise UsageError(problem, "omit it, or set it to on; --conclude N asks for the final answer after N tokens")
+            raise UsageError(problem, "omit it, or set it to on; set conclude to N for an answer after N tokens")
 
     def _thought_budget(
         self, request: GenerationRequest, start: ReplyStart, answer_now: AnswerNow

@@ -61,7 +61,9 @@ def read_found(source: Path, paths: Iterable[Path], skipped: list[Skipped]) -> I
             continue
         size += len(data)
         if size > MAX_PROMPT_BYTES:
-            raise PromptTooLong(f"the files of {source} have more than {format_size(MAX_PROMPT_BYTES)}", "name fewer")
+            raise PromptTooLong(
+                f"the files of {source} are larger than {format_size(MAX_PROMPT_BYTES)} in all", "name fewer"
+            )
         yield well_formed(str(path)), data.removeprefix("\ufeff")
 
 
@@ -89,7 +91,7 @@ def shorten(path: Path) -> Path:
 
 def no_files(path: Path, skipped: Sequence[Skipped]) -> UsageError:
     hint = skipped_notice(skipped).message if skipped else "hidden files and those in .gitignore are left out"
-    return UsageError(f"{path} leads to no text files", hint)
+    return UsageError(f"{path}: no text files found", hint)
 
 
 def skipped_notice(skipped: Sequence[Skipped]) -> NoticeEvent:

@@ -42,7 +42,7 @@ def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageErr
 
 
 def too_large(name: str, limit: int, error_type: type[CerebrumError] = UsageError) -> CerebrumError:
-    return error_type(f"{name} has more than {format_size(limit)}", "shorten it, or split it")
+    return error_type(f"{name} is larger than {format_size(limit)}", "shorten it, or split it")
 
 
 def decode_text(data: bytes, name: str) -> str:

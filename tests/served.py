@@ -1,0 +1,61 @@
+"""A user of two servers of a scripted model, and of the same model on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from asking import loaded
+from command_line import CommandLine, Finished
+from llama_server import LlamaServer
+from scripted_command import batch_backend, run_here
+
+from cerebrum_cli.engine.local import LocalEngine
+
+SEEDS = ("The answer is 4.", "Perhaps 5. The answer is 5.", "Four. The answer is 4.")
+REPLIES: dict[str, Any] = {"seeds": SEEDS, "rows": {}}
+SLOTS = 8
+
+
+class Served:
+    """A user of two servers, and of the same model on this machine."""
+
+    def __init__(self, home: Path, model: Path, servers: list[LlamaServer]) -> None:
+        self.home = home
+        self.model = model
+        self.servers = servers
+
+    def run(self, command: str, *arguments: str | Path, servers: int = 1, piped: bytes | None = None) -> Finished:
+        """Run a command on some of the servers."""
+        urls = [part for server in self.servers[:servers] for part in ("--endpoint", server.url)]
+        return self.run_alone(command, *arguments, *urls, piped=piped)
+
+    def run_alone(self, command: str, *arguments: str | Path, piped: bytes | None = None) -> Finished:
+        """Run a command without these servers."""
+        return run_here(dict(REPLIES), self.home, command, "-m", self.model, *arguments, piped=piped)
+
+    def asked(self) -> list[dict[str, Any]]:
+        """The bodies of all completions asked for."""
+        return [asked.body for server in self.servers for asked in server.completions()]
+
+    def config(self, text: str) -> None:
+        """Write config.toml."""
+        (CommandLine(self.home).config / "config.toml").write_text(text, encoding="utf-8")
+
+    def questions(self, count: int) -> Path:
+        path = self.home / "questions.txt"
+        path.write_text("".join(f"Question {number}: what is {number} + 1?\n" for number in range(count)))
+        return path
+
+
+@contextmanager
+def serving_user(home: Path, model: Path) -> Iterator[Served]:
+    """Run the servers of a user with this home directory; `model` gives the vocabulary."""
+    with ExitStack() as stack:
+        servers = []
+        for _ in range(2):
+            engine = stack.enter_context(loaded(LocalEngine(batch_backend(dict(REPLIES), SLOTS).open)))
+            servers.append(stack.enter_context(LlamaServer(engine, slots=SLOTS)))
+        yield Served(home, model, servers)
