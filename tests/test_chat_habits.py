@@ -103,3 +103,13 @@ def test_empty_paths_are_not_the_working_directory(chat: Chat, tmp_path: Path, c
     for option in ("--file", "--schema"):
         done = run_here({**SCRIPT}, tmp_path, "ask", "Who?", "-m", chatml_model, option, "")
         assert (done.code, done.err.splitlines()) == (2, [f"error: {option} is ''", " hint: give a path, or omit it"])
+
+
+def test_empty_path_of_a_variable_is_an_error(
+    tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ("ask", "Who?", "-m", chatml_model)
+    monkeypatch.setenv("CEREBRUM_FILE", "")
+    assert run_here({**SCRIPT}, tmp_path, *ask).out == "Me.\n"
+    monkeypatch.setenv("CEREBRUM_FILE", "notes.txt:")
+    assert run_here({**SCRIPT}, tmp_path, *ask).err.startswith("error: CEREBRUM_FILE is ''\n")

@@ -32,7 +32,8 @@ class GivenPath(TyperPath):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if not value:
-            raise UsageError(f"{flag(param.name)} is {value!r}", "give a path, or omit it")
+            source = environment_source(param.name, ctx) or flag(param.name)
+            raise UsageError(f"{source} is {value!r}", "give a path, or omit it")
         return super().convert(value, param, ctx)
 
 

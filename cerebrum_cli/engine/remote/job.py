@@ -20,9 +20,11 @@ MAX_LOSSES = 3  # servers lost with one request, after which it is refused
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Times in seconds: silence before a server's health is checked, the limit of that check, the delays before a lost
-    server is tried again, and before a busy one is, how long a server is busy before users are notified, how long no server
-    may answer, and how long a start waits for the other servers once one is ready.
+    """Times in seconds.
+
+    They are: silence before a server's health is checked, the limit of that check, the delays before a lost server is
+    tried again, and before a busy one is, how long a server is busy before users are notified, how long no server may
+    answer, and how long a start waits for the other servers once one is ready.
     """
 
     silence: float = 30.0
