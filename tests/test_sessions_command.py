@@ -159,7 +159,6 @@ def test_ask_saves_the_part_of_an_interrupted_answer(user: CommandLine) -> None:
     ("arguments", "code", "error"),
     [
         (("ask", "-c", "Why?"), 1, "no session to continue"),
-        (("ask", "-c", "--raw", "Why?"), 1, "no session to continue"),
         (("sessions", "show", "nothing"), 1, 'no session named "nothing"'),
         (("sessions", "rm", "nothing", "-y"), 1, 'no session named "nothing"'),
         (("sessions", "export", "nothing"), 1, 'no session named "nothing"'),
