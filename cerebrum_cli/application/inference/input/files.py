@@ -12,6 +12,7 @@ from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import format_names, format_size, well_formed
 
+STANDARD_INPUT = Path("-")  # to other programs
 MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
 TOO_LARGE = f"over {format_size(MAX_FOUND_BYTES)}"
 
@@ -28,6 +29,8 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
     skipped: list[Skipped] = []
     for path, search in zip(paths, searches, strict=True):
         if search is None:
+            if path == STANDARD_INPUT:
+                raise UsageError("- is not a file", "piped text is added to the prompt without -f")
             files.append((well_formed(str(path)), read_prompt(path)))
             continue
         left_out: list[Skipped] = []
