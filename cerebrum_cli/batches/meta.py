@@ -12,10 +12,10 @@ from typing import Any
 from cerebrum_cli.batches.result import to_json
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import RowCounts
-from cerebrum_cli.core.lora import parse_adapter
+from cerebrum_cli.core.lora import LORA, parse_adapter
 
 VERSION = 1
-_ADAPTER, _ADAPTER_FILES = "adapter", "lora"  # keys of the adapters' content in a fingerprint, and of files in notes
+_ADAPTER = "adapter"  # key of the adapters' content in a fingerprint
 _MAX_DIFFERENCES = 3  # in an error message
 _MAX_VALUE = 40  # characters
 _SHORT_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
@@ -56,7 +56,7 @@ class Record:
     @property
     def adapter_files(self) -> str:
         """Names of the adapters' files, each with its scale unless that is 1; empty if they are not recorded."""
-        adapters = map(parse_adapter, self.notes.get(_ADAPTER_FILES, ()))
+        adapters = map(parse_adapter, self.notes.get(LORA, ()))
         return ", ".join(Path(path).name + (f":{scale:g}" if scale != 1 else "") for path, scale in adapters)
 
 

@@ -6,6 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
+LORA = "lora"  # key of the adapters among recorded settings
 NONE = "none"  # instead of a file: no adapter, whatever a layer below sets
 
 

@@ -10,10 +10,11 @@ from datetime import date
 from typing import Any
 
 from cerebrum_cli.application.inference.reply import Reply
-from cerebrum_cli.application.models.model import LORA, Model, absolute_reference
+from cerebrum_cli.application.models.model import Model, absolute_reference
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.core.events import Forced
+from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings, wants_thought
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.names import validated_name

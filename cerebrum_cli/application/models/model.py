@@ -14,6 +14,7 @@ from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import parts_of
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
 from cerebrum_cli.gguf.header import Header, read_header
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -22,7 +23,6 @@ from cerebrum_cli.gguf.vocabulary import vocabulary_digest
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 
 # Metadata of a merge: the recipe, the names of its models, and their prompt format.
-LORA = "lora"  # key of the adapters among recorded settings
 MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"
 
 

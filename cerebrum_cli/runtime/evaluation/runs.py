@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.application.evaluation.comparing import compare_runs
 from cerebrum_cli.application.evaluation.reporting import report_of, rescored
 from cerebrum_cli.application.models.adapters import with_adapters
-from cerebrum_cli.application.models.model import LORA
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
+from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.evals.comparison import comparison_object, verdict
 from cerebrum_cli.evals.report import group_by_question, mean_accuracy, report_object
 from cerebrum_cli.terminal.bars import StageProgress

@@ -14,9 +14,9 @@ from cerebrum_cli.application.chat.archive import SUFFIX_FORMATS, export_to_file
 from cerebrum_cli.application.inference.input.files import read_prompt_files
 from cerebrum_cli.application.inference.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
-from cerebrum_cli.application.models.model import LORA
 from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.core.saved_prompt import find_prompt
 from cerebrum_cli.core.settings import Settings, parse_value
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
