@@ -451,7 +451,7 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         (["--gpu-layers", "many", "hi"], "error: --gpu-layers is 'many'"),
         (["--format", "nope", "hi"], "error: unknown format 'nope'"),
         (["-f", "nowhere", "hi"], "error: nowhere: No such file or directory"),
-        (["-f", "-", "hi"], "error: - is not a file\n hint: piped text is added to the prompt without -f"),
+        (["-f", "-", "hi"], "error: - is not a file"),
         (["-f", "binary", "hi"], "error: binary is not UTF-8 text (byte 0)"),
         (["--messages", "bad.json"], "error: bad.json is not JSON"),
         (["--messages", "-"], "error: --messages is `-`, but nothing is piped in"),

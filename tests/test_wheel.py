@@ -101,7 +101,7 @@ def test_make_setup_takes_llama_cpp_from_wheels(bare: CommandLine, wheels: Path,
     assert ' --index-url "https://example.org/whl/cpu" ' in install_command(bare, "https://example.org/whl/cpu")
     refused = make(bare, "WHEELS=https://example.org/whl/cpu", "ACCEL=cuda")
     assert refused.returncode != 0
-    assert "give one of them" in refused.stderr
+    assert "use one of them" in refused.stderr
 
 
 def make(bare: CommandLine, *arguments: str) -> subprocess.CompletedProcess[str]:
