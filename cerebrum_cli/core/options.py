@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
 from math import inf
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, dataclass_transform, get_args
 
 Heading = Literal["Model", "Sampling", "Penalties", "Length", "Input", "Output", "Speed", "Server", "lm-eval"]
 HEADINGS: tuple[Heading, ...] = get_args(Heading)
+
+T = TypeVar("T")
 
 
 class Option(NamedTuple):
@@ -32,6 +34,12 @@ class Option(NamedTuple):
 def option(default: Any, help: str, heading: Heading, **details: Any) -> Any:
     """Declare a dataclass field as an option; `details` are further fields of `Option`."""
     return field(default=default, metadata={"option": Option(help, heading, **details)})
+
+
+@dataclass_transform(frozen_default=True)
+def option_group(group: type[T]) -> type[T]:
+    """A frozen dataclass of options, without the representation and comparison that take 4 ms of every start."""
+    return dataclass(frozen=True, repr=False, eq=False)(group)
 
 
 def options_of(group: type) -> dict[str, Option]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.options import flag, option, options_of
+from cerebrum_cli.core.options import flag, option, option_group, options_of
 from cerebrum_cli.core.settings import OPTIONS
 
 if TYPE_CHECKING:
@@ -17,21 +17,21 @@ SINGLE_OPTIONS = ("output", "as", "number", "all", "older_than", "kl")  # of com
 OTHER_VARIABLES = ("api_key",)
 
 
-@dataclass(frozen=True)
+@option_group
 class QuietOptions:
     """Options of every command that prints notices."""
 
     quiet: bool = option(False, "No notices or progress on standard error", "Output", short="-q")
 
 
-@dataclass(frozen=True)
+@option_group
 class DeleteOptions(QuietOptions):
     """Options of commands that delete something."""
 
     yes: bool = option(False, "Delete without asking", "Output", short="-y")
 
 
-@dataclass(frozen=True)
+@option_group
 class PullOptions(QuietOptions):
     """Options of commands that download a model which is not installed."""
 
@@ -39,7 +39,7 @@ class PullOptions(QuietOptions):
     yes: bool = option(False, "Answer yes to every question", "Output", short="-y")
 
 
-@dataclass(frozen=True)
+@option_group
 class ServerOptions(QuietOptions):
     """Options of commands that use servers."""
 
@@ -50,7 +50,7 @@ class ServerOptions(QuietOptions):
     allow_http_key: bool = option(False, "Send the API key without encryption", "Server")
 
 
-@dataclass(frozen=True)
+@option_group
 class AnswerOptions(ServerOptions, PullOptions):
     """Options of commands that generate text."""
 
@@ -61,7 +61,7 @@ class AnswerOptions(ServerOptions, PullOptions):
     verbose: bool = option(False, "Show llama.cpp's log on standard error", "Output", short="-v")
 
 
-@dataclass(frozen=True)
+@option_group
 class ConstrainedOptions(AnswerOptions):
     """Options of commands whose answers may have to match a grammar."""
 
@@ -69,7 +69,7 @@ class ConstrainedOptions(AnswerOptions):
     grammar: Path | None = option(None, "Constrain the answer to a GBNF grammar", "Output", metavar="FILE")
 
 
-@dataclass(frozen=True)
+@option_group
 class GenerationOptions(ConstrainedOptions):
     """Options of commands that answer with votes."""
 
@@ -90,14 +90,14 @@ class GenerationOptions(ConstrainedOptions):
         return parse_votes(self.votes)
 
 
-@dataclass(frozen=True)
+@option_group
 class SavedPromptOptions:
     """Options of commands that use saved prompts."""
 
     use: str | None = option(None, "Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
 
 
-@dataclass(frozen=True)
+@option_group
 class AskOptions(SavedPromptOptions, GenerationOptions):
     file: tuple[Path, ...] = option(
         (), "Prepend a file, directory or glob (repeatable)", "Input", short="-f", metavar="PATH"
@@ -151,7 +151,7 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
             parse_likeliest("--top-logprobs", str(self.top_logprobs))
 
 
-@dataclass(frozen=True)
+@option_group
 class ChatOptions(SavedPromptOptions, AnswerOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
@@ -160,7 +160,7 @@ class ChatOptions(SavedPromptOptions, AnswerOptions):
     no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed", local=True)
 
 
-@dataclass(frozen=True)
+@option_group
 class ConcurrencyOptions:
     """Options of commands that answer many prompts concurrently."""
 
@@ -169,7 +169,7 @@ class ConcurrencyOptions:
     batch_invariant: bool = option(False, "Make answers independent of concurrency; slower", "Speed", local=True)
 
 
-@dataclass(frozen=True)
+@option_group
 class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
     """Options of `cerebrum batch`, apart from INPUT and OUTPUT."""
 
@@ -184,7 +184,7 @@ class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
     retry_failed: bool = option(False, "Re-answer rows that failed or have no winner", "Output")
 
 
-@dataclass(frozen=True)
+@option_group
 class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
     """Options of `cerebrum eval`, apart from TASK and OUTPUT."""
 
@@ -203,7 +203,7 @@ class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
     json: bool = option(False, "Print a JSON object", "Output")
 
 
-@dataclass(frozen=True)
+@option_group
 class LmEvalOptions:
     """Options of `cerebrum eval lm-eval:TASK`."""
 
@@ -214,12 +214,12 @@ class LmEvalOptions:
     log_samples: bool = option(False, "Save every sample with the results", "lm-eval")
 
 
-@dataclass(frozen=True)
+@option_group
 class ShowOptions(QuietOptions):
     json: bool = option(False, "Print a JSON object", "Output")
 
 
-@dataclass(frozen=True)
+@option_group
 class RunOptions(QuietOptions):
     """Options of `cerebrum runs show`."""
 
@@ -229,13 +229,13 @@ class RunOptions(QuietOptions):
     json: bool = option(False, "Print a JSON object", "Output")
 
 
-@dataclass(frozen=True)
+@option_group
 class ListOptions(QuietOptions):
     available: bool = option(False, "List the whole catalog and what fits this machine", "Model")
     json: bool = option(False, "Print a JSON array", "Output")
 
 
-@dataclass(frozen=True)
+@option_group
 class DoctorOptions(ServerOptions):
     endpoint: tuple[str, ...] = option(
         (), "Check this server instead (repeatable)", "Server", metavar="URL|NAME", splits=True
@@ -244,7 +244,7 @@ class DoctorOptions(ServerOptions):
     json: bool = option(False, "Print a JSON array", "Output")
 
 
-@dataclass(frozen=True)
+@option_group
 class PullCommandOptions(PullOptions):
     name: str | None = option(None, "Name for the model", "Model", metavar="NAME")
     default: bool = option(False, "Make this the default model", "Model")
@@ -259,7 +259,7 @@ class PullCommandOptions(PullOptions):
             raise UsageError(f"--vocabulary and {flag(other)} cannot be used together", "give one of them")
 
 
-@dataclass(frozen=True)
+@option_group
 class TuneOptions(PullOptions):
     quick: bool = option(False, "Measure only key settings; 45 s for a 7B", "Speed")
     thorough: bool = option(False, "Try more values, and measure longer", "Speed")
@@ -281,7 +281,7 @@ class TuneOptions(PullOptions):
             raise UsageError("--force requires --apply", "add --reencode --apply TYPE")
 
 
-@dataclass(frozen=True)
+@option_group
 class MergeCommandOptions(PullOptions):
     source: tuple[str, ...] = option(
         (), "Use MODEL in place of NAME in the recipe (repeatable)", "Input", metavar="NAME=MODEL"
