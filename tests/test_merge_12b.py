@@ -39,9 +39,10 @@ disk        7.44 GB needed, 12.35 GB free
 def test_merge_12b_dry_run_shows_its_layers_and_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cerebrum_cli.application.merging.merge.thread_count", lambda: 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=12_345_678_901))
-    write_sparse_7b(tmp_path / "seven.gguf")
+    (tmp_path / "unused.gguf").touch()
+    home = Home(tmp_path, tmp_path / "unused.gguf")
+    write_sparse_7b(tmp_path / "seven.gguf")  # a copy would not be sparse
     monkeypatch.chdir(tmp_path)
-    home = Home(tmp_path, tmp_path / "seven.gguf")
     done = home.run("merge", "Cerebrum-1.0-12.25b", "--source", "cerebrum-7b=seven.gguf", "--dry-run")
     assert (done.code, done.err, done.out) == (0, "", DRY_RUN)
 
