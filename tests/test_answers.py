@@ -105,10 +105,10 @@ def test_final_answer_keeps_the_value_of_a_latex_fraction(fraction: Fraction) ->
 @pytest.mark.parametrize("unit", [*MARKUP, "\\frac{1}{", "\\boxed{\\boxed{", "\\frac{\\frac{1}{2}}{", "\n#### ", '."'])
 @pytest.mark.parametrize("opening", ["", "The answer is ", "\\boxed{"])
 def test_final_answer_takes_linear_time(unit: str, opening: str) -> None:
-    text = opening + unit * (200_000 // len(unit))
+    text = opening + unit * (100_000 // len(unit))
     start = time.perf_counter()
     final_answer(text)
-    assert time.perf_counter() - start < 20.0  # a quadratic pattern takes minutes
+    assert time.perf_counter() - start < 5.0  # a quadratic pattern takes half a minute
 
 
 @pytest.mark.parametrize(
