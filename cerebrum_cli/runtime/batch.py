@@ -26,7 +26,7 @@ from cerebrum_cli.runtime.generation import (
     require_effective,
 )
 from cerebrum_cli.runtime.prompts.use import apply_prompt
-from cerebrum_cli.runtime.servers import note_servers, noted_servers, noting_servers
+from cerebrum_cli.runtime.servers import noted_servers, noting_servers
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
@@ -122,16 +122,11 @@ def generate(
     options: BatchOptions,
 ) -> None:
     """Answer the unfinished rows, with progress, and note which servers did."""
-    try:
+    with closing(loaded.engine), naming_grammar_file(options):
         events = batches.answer_rows(loaded.responder, rows, row_options, result, output == STANDARD)
         if isinstance(result, Journal):
             events = noting_servers(events, result, loaded)
-        with naming_grammar_file(options):
-            render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, output, options))
-    finally:
-        if isinstance(result, Journal):
-            note_servers(result, loaded)
-        loaded.engine.close()
+        render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, output, options))
 
 
 def open_source(runtime: Runtime, source: Path) -> InputFile:

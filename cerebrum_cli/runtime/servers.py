@@ -73,14 +73,17 @@ def without_local(settings: Settings) -> Settings:
 def noting_servers(
     events: Generator[Event, None, None], run: Journal, loaded: LoadedModel
 ) -> Generator[Event, None, None]:
-    """Yield events, and note the servers as soon as they are known: the process may be killed at any time."""
+    """Yield events, and note the servers at the end, and as soon as they are known: the process may be killed."""
     is_noted = not loaded.is_remote
-    with contextlib.closing(events):
-        for event in events:
-            if (not is_noted and loaded.engine.is_loaded) or isinstance(event, ServersEvent):
-                note_servers(run, loaded)
-                is_noted = True
-            yield event
+    try:
+        with contextlib.closing(events):
+            for event in events:
+                if (not is_noted and loaded.engine.is_loaded) or isinstance(event, ServersEvent):
+                    note_servers(run, loaded)
+                    is_noted = True
+                yield event
+    finally:
+        note_servers(run, loaded)
 
 
 def noted_servers(run: Journal) -> Servers:

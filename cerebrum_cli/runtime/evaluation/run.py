@@ -17,7 +17,7 @@ from cerebrum_cli.core.options import flag
 from cerebrum_cli.runtime.evaluation.prepare import PreparedEvaluation, prepare
 from cerebrum_cli.runtime.evaluation.runs import no_sample_counts, print_run
 from cerebrum_cli.runtime.generation import naming_grammar_file
-from cerebrum_cli.runtime.servers import note_servers, noted_servers, noting_servers
+from cerebrum_cli.runtime.servers import noted_servers, noting_servers
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
@@ -99,7 +99,6 @@ def take_samples(
                     events = noting_servers(evaluate(loaded.responder, evaluation, run), run, loaded)
                     render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, options))
             finally:
-                note_servers(run, loaded)
                 loaded.engine.close()
                 with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more
                     remember_time(run, run.done - before, time.monotonic() - start)
