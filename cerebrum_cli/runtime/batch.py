@@ -30,7 +30,6 @@ from cerebrum_cli.runtime.servers import noted_servers, noting_servers
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
-from cerebrum_cli.terminal.texts import batch_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,9 +99,8 @@ def answer(
         else:
             batches.write_row_errors(rows, result)
             if not options.quiet:
-                runtime.streams.info(batch_text(RowEvent(result.done, result.done, result.counts), 0, 0.0))
-                for message in result.counts.errors:
-                    runtime.streams.write_line("  ", message)
+                with closing(BatchProgress(runtime.streams, draws=False)) as summary:
+                    summary.emit(RowEvent(result.done, result.done, result.counts))
         result.complete()
     except Interrupted as error:
         hint = "" if output == STANDARD else resume_hint(result, len(rows), options.restart)
