@@ -21,17 +21,13 @@ from remote_engines import (
     summaries,
     unicode_model,
 )
-from scripted_backend import END, MARK, endless, random_model, replies
-from server_kinds import every_kind, other_kinds
+from scripted_backend import END, MARK, random_model, replies
+from server_kinds import REQUESTS, STORY, every_kind, other_kinds
 from sglang_server import SglangServer
 from vllm_server import VllmServer
 
 from cerebrum_cli.core.events import NoticeEvent, TokenEvent
 from cerebrum_cli.core.sampling import TokenBias
-
-REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(12))
-STORY = endless({"Q": "once upon a time "})
-
 
 # The same replies.
 

@@ -22,16 +22,13 @@ from remote_engines import (
     summaries,
     unicode_model,
 )
-from scripted_backend import DEAD_END, endless, random_model
-from server_kinds import OTHER_KINDS, every_kind, other_kinds
+from scripted_backend import DEAD_END, random_model
+from server_kinds import OTHER_KINDS, REQUESTS, STORY, every_kind, other_kinds
 from sglang_server import SglangServer
 from vllm_server import VllmServer
 
 from cerebrum_cli.core.errors import EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import RefusedEvent
-
-REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(12))
-STORY = endless({"Q": "once upon a time "})
 
 # Replies that are not what was asked for.
 
