@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,18 @@ def test_commands_refuse_a_conclusion_beyond_the_limit(
     done = run_here({"reply": "x"}, tmp_path, *arguments, "--conclude", "30", "-n", "20", piped=b"")
     assert done.code == 2
     assert done.err.startswith("error: --conclude 30 has no effect on replies of at most 20 tokens\n")
+
+
+@pytest.mark.parametrize("command", [("ask", "Why?"), ("chat",)])
+def test_refused_options_free_the_session(chatml_model: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    ask("Short.", chatml_model, tmp_path)
+    gc.disable()  # which would free it, too
+    try:
+        refused = run_here({}, tmp_path, *command, "-c", "--conclude", "30", "-n", "20", piped=b"")
+        again = run_here({"reply": "x"}, tmp_path, "chat", "-c", piped=b"")
+    finally:
+        gc.enable()
+    assert (refused.code, again.code, again.err) == (2, 0, "")
 
 
 def test_vote_counts_concluded_samples(chatml_model: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from cerebrum_cli.terminal.repl.terminal_io import PlainPrompt, Prompt, ScriptIn
 from cerebrum_cli.terminal.streams import is_plain_terminal
 
 if TYPE_CHECKING:
+    from cerebrum_cli.application.chat.history import History
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.runtime.composition import Runtime
@@ -48,28 +49,18 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
         raise UsageError("more than one question given", f"quote the first question: {quote(' '.join(words))}")
     if options.continue_ and options.session:
         raise UsageError("-c and --session cannot be used together", "give one of them")
-    no_cache = {"cache_gb": 0} if options.no_cache else {}
-    unprompted = {**given, **no_cache}
-    saved, given, options = apply_prompt(runtime, given, options, typed)
-    system, history, name = given.get("system"), runtime.open_history(detaches=True), options.session
-    session = (
-        history.acquire_latest() if options.continue_ else history.acquire_named(name) if name is not None else None
-    )
-    given = with_session_defaults(session, {**given, **no_cache}, is_remote=bool(options.endpoint))
-    model = find_model(runtime, given, options)
-    loader = model_loader(runtime, options)
-    settings = loader.fold(given, model)
-    require_effective(settings, typed)
-    model = loader.adapted(model, settings)
-    conversation = Chat(history, loader, given, loader.open(model, settings), settings, session, name)
-    if saved:
-        own_system = {"system": session.system_prompt} if session else {}
-        is_remote = bool(options.endpoint)
-        conversation.unprompted = with_session_defaults(session, {**own_system, **unprompted}, is_remote)
+    saved, prompted, options = apply_prompt(runtime, given, options, typed)
+    history = runtime.open_history(detaches=True)
+    try:
+        conversation = open_chat(runtime, history, given, prompted, options, typed)
+    except BaseException:
+        history.close()  # which frees its session
+        raise
+    system = prompted.get("system")
     keyboard = Keyboard()
     with Signals(runtime.streams) as signals:
         try:
-            if session and system is not None:
+            if conversation.session and system is not None:
                 conversation.set_system_prompt(system)
             repl = Repl(
                 conversation,
@@ -88,6 +79,31 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
             with signals.exiting():
                 if (notice := conversation.close()) and not options.quiet:
                     runtime.streams.notice(notice)
+
+
+def open_chat(
+    runtime: Runtime, history: History, given: Layer, prompted: Layer, options: ChatOptions, typed: frozenset[str]
+) -> Chat:
+    """Start or continue a session, and start to load its model; the settings `prompted` include a saved prompt's."""
+    name, no_cache = options.session, {"cache_gb": 0} if options.no_cache else {}
+    session = (
+        history.acquire_latest() if options.continue_ else history.acquire_named(name) if name is not None else None
+    )
+
+    def with_defaults(layer: Layer) -> Layer:
+        return with_session_defaults(session, {**layer, **no_cache}, is_remote=bool(options.endpoint))
+
+    overrides = with_defaults(prompted)
+    model = find_model(runtime, overrides, options)
+    loader = model_loader(runtime, options)
+    settings = loader.fold(overrides, model)
+    require_effective(settings, typed)
+    model = loader.adapted(model, settings)
+    conversation = Chat(history, loader, overrides, loader.open(model, settings), settings, session, name)
+    if options.use is not None:
+        own_system = {"system": session.system_prompt} if session else {}
+        conversation.unprompted = with_defaults({**own_system, **given})
+    return conversation
 
 
 def model_loader(runtime: Runtime, options: ChatOptions) -> ModelLoader:
