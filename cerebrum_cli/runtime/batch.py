@@ -81,11 +81,7 @@ def answer(
     )
     file = generator.resolved.model
     record = {
-        "input": rows.sha256,
-        "column": options.column,
-        "template": options.template,
-        **({"carry": True} if options.carry else {}),
-        **({"prompt": saved.prompt} if saved and saved.prompt else {}),
+        **input_fingerprint(rows, options, saved),
         **generator.fingerprint,
         **batches.batch_fingerprint(row_options, generator.model, file, runtime.library),
     }
@@ -108,6 +104,17 @@ def answer(
     finally:
         result.close()
     return result.counts.failed + result.counts.undecided
+
+
+def input_fingerprint(rows: IndexedRows, options: BatchOptions, saved: SavedPrompt | None) -> dict[str, Any]:
+    """What the prompts depend on, by readable names."""
+    return {
+        "input": rows.sha256,
+        "column": options.column,
+        "template": options.template,
+        **({"carry": True} if options.carry else {}),
+        **({"prompt": saved.prompt} if saved and saved.prompt else {}),
+    }
 
 
 def generate(
