@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from asking import collect_replies
-from llama_server import LlamaServer
 from remote_engines import (
     HASTY,
     QUICK,
@@ -29,6 +28,7 @@ from remote_engines import (
     unicode_model,
 )
 from scripted_backend import ScriptedBackend, endless, random_model
+from server_kinds import LlamaServer
 from waiting import wait_until
 
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, PromptTooLong
