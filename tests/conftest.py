@@ -35,8 +35,9 @@ from cerebrum_cli.engine.remote import engine as remote_engine
 from cerebrum_cli.sessions.store import Store
 from cerebrum_cli.terminal.markdown import renderer
 
-settings.register_profile("suite", derandomize=True, deadline=None)  # the same cases everywhere, on slow machines too
-settings.load_profile("suite")
+settings.register_profile("test", derandomize=True, deadline=None, max_examples=100)  # the same cases everywhere
+settings.register_profile("fuzz", deadline=None, max_examples=3000)  # by --hypothesis-profile in `make fuzz`
+settings.load_profile("test")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
 if hasattr(signal, "SIGHUP"):

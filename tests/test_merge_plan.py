@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from merge_tables import (
     KV_HEADS,
@@ -252,7 +252,6 @@ def test_merge_parts_have_all_tensors_in_order_within_the_limit(
         assert len(part) == 1 or not limit or size <= limit
 
 
-@settings(max_examples=40)
 @given(
     sizes=st.lists(st.tuples(st.sampled_from([0, 1, 2, 8, 12]), st.integers(1, 30)), min_size=1, max_size=12),
     name=st.text(max_size=40),
