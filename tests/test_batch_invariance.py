@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 # Types whose rows are multiplied alike in any number, on x86; the documentation names them.
 INVARIANT_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0")
 VARIANT_TYPES = ("F32", "F16", "BF16", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_S")
-SHAPE = Shape(layers=2, width=512, heads=8, kv_heads=2, ffn=1024)
+SHAPE = Shape(layers=1, width=512, heads=8, kv_heads=2, ffn=512)
 needs_x86 = pytest.mark.skipif(machine().lower() not in ("x86_64", "amd64"), reason="another processor's kernels")
 
 Replies = list[list[tuple[int | None, float | None]]]
