@@ -50,8 +50,6 @@ class LlamaServer(ModelServer):
         if len(prompt) >= self.context_size:
             message = f"request ({len(prompt)} tokens) exceeds the available context size ({self.context_size} tokens)"
             raise Refused(400, f"{message}, try increasing it", "exceed_context_size_error")
-        if body["grammar"] == "bad":
-            raise Refused(400, "Failed to initialize samplers: failed to parse grammar")
         cached = max((_common_length(held, prompt[:-1]) for held in self._evaluated), default=0)
         for at in range(count):
             sample = yield from self.generate(prompt, body["seed"] + at, body["n_predict"], body)
