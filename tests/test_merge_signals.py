@@ -288,16 +288,6 @@ def test_merge_command_signals_leave_no_files(
     assert job.command.run("list", "--json").object == []
 
 
-@pytest.mark.parametrize("interval_s", [0.0, 0.003, 0.02, 0.04, 0.06])
-def test_merge_command_second_interrupt_leaves_no_files(job: MergeProcess, interval_s: float) -> None:
-    process = job.start("-q")
-    job.wait_until_writing()
-    process.send_signal(signal.SIGINT)
-    time.sleep(interval_s)
-    process.send_signal(signal.SIGINT)
-    assert (job.wait(process), job.files) == ((130, INTERRUPTED), [])
-
-
 def test_merge_command_interrupt_inside_a_lock_does_not_hang(job: MergeProcess) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPT_IN_LOCK, *job.arguments, "-q"],
