@@ -19,8 +19,8 @@ from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.rows import RECIPES
 from cerebrum_cli.catalogue.variants import parts_of
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.gguf.adapter import read_table
-from cerebrum_cli.gguf.cursor import Cursor
+from cerebrum_cli.gguf.parser import Cursor
+from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.gguf.types import TENSOR_TYPES
 from cerebrum_cli.main import run
 from cerebrum_cli.merge.execute import OutputFile, execute, plan_files, require_supported_types

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 LAYER_OF = {package: number for number, layer in enumerate(LAYERS) for package in layer}
 MODULES_IN_A_PACKAGE = 15
-LARGER_PACKAGES = {"merge": 16, "commands": 20}  # a module for each command
+LARGER_PACKAGES = {"commands": 20}  # a module for each command
 
 # Libraries and the only modules, or packages with all below them, that may import each.
 ADAPTERS: Mapping[str, tuple[str, ...]] = {
@@ -35,7 +35,6 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "huggingface_hub": ("catalogue.hub",),
     "httpx2": ("catalogue.hub", "engine.remote.client"),
     "filelock": ("catalogue.hub",),
-    "gguf": ("gguf.adapter",),
     "yaml": ("merge.document",),
     "matplotlib": ("terminal.plot",),
     "rich": ("terminal",),
@@ -52,6 +51,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "tomlkit": ("runtime.prompts.config_file",),
     "ray": ("engine.cluster.ray_cluster", "engine.cluster.local_ray"),
     "click": (),
+    "gguf": (),  # the tests compare with it
 }
 ENVIRONMENT = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")
 ENVIRONMENT_ADAPTER = "core.settings"
@@ -214,8 +214,8 @@ def test_packages_hold_few_modules() -> None:
         ("engine.engine", "import llama_cpp", "llama_cpp may only"),
         ("engine.llamas", "from llama_cpp import llama_cpp", "llama_cpp may only"),
         ("catalogue.registry", "def f():\n    from huggingface_hub import HfApi", "huggingface_hub may only"),
-        ("gguf.header", "from gguf.gguf_reader import GGUFReader", "gguf may only"),
-        ("merge.plan", "import gguf", "gguf may only"),
+        ("gguf.header", "from gguf.gguf_reader import GGUFReader", "gguf may not be imported"),
+        ("merge.plan", "import gguf", "gguf may not be imported"),
         ("merge.recipe", "import yaml", "yaml may only"),
         ("merge.weights", "from cerebrum_cli.engine.llama import codec", "merge and engine are in one layer"),
         ("commands.list", "from rich.table import Table", "rich may only"),
@@ -253,7 +253,6 @@ def test_architecture_catches_a_planted_violation(module: str, source: str, rule
         ("engine.machine", "import psutil"),
         ("engine.engine", "from cerebrum_cli.core.events import Event\nfrom .scheduler import Step"),
         ("catalogue.hub", "import huggingface_hub"),
-        ("gguf.adapter", "from gguf import GGUFReader"),
         ("core.settings", "import os\nos.environ.get('TERM')"),
         ("terminal.markdown", "from rich.markdown import Markdown\nconsole.print('a')"),
         ("application.reply", "import ggufs, clickhouse"),

@@ -11,8 +11,8 @@ import pytest
 from gguf_files import LLAMA, entry, handmade, string, tensor, write_model
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.cursor import Array
 from cerebrum_cli.gguf.header import read_header
+from cerebrum_cli.gguf.parser import Array
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 
 

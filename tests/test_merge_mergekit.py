@@ -15,7 +15,7 @@ import pytest
 from merges import slerp, write_merge
 from numpy.typing import NDArray
 
-from cerebrum_cli.merge.conversion import hugging_face_names
+from cerebrum_cli.merge.tensor_names import hugging_face_names
 
 pytestmark = pytest.mark.slow
 

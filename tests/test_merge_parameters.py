@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.merge.conversion import hugging_face_names
-from cerebrum_cli.merge.parameter_lookup import evaluate, lookup_parameter, unmatched_filters
-from cerebrum_cli.merge.parameters import ConditionalValue, Parameters
-from cerebrum_cli.merge.recipe import Recipe, Slice, Source
+from cerebrum_cli.gguf.table import Tensor
+from cerebrum_cli.merge.methods import Position
+from cerebrum_cli.merge.recipe import ConditionalValue, Parameters, Recipe, Slice, Source
+from cerebrum_cli.merge.tensor_names import hugging_face_names
 
-ATTENTION, MLP = "model.layers.3.self_attn.q_proj.weight", "model.layers.3.mlp.down_proj.weight"
-NORM = "model.norm.weight"
+ATTENTION, MLP, NORM = "blk.3.attn_q.weight", "blk.3.ffn_down.weight", "output_norm.weight"
 
 
-def levels(source: Parameters, part: Parameters, recipe: Parameters) -> tuple[Recipe, Slice, Source]:
-    """A recipe, its slice and its source with these parameters."""
+def lookup(
+    source: Parameters, part: Parameters, recipe: Parameters, tensor: str = NORM, t: float = 0.0
+) -> float | None:
+    """The weight of a source for a tensor, given the parameters of the source, its slice and the recipe."""
     inner = Source("a", (0, 4), source)
     outer = Slice((inner,), part, None)
-    return Recipe("linear", (outer,), recipe, None, None, None, None, ""), outer, inner
+    whole = Recipe("linear", (outer,), recipe, None, None, None, None, "")
+    return Position(whole, outer, tensor, t, "llama").parameter("weight", inner, Tensor(tensor, (), 0, Path(), 0))
 
 
-def weight(value: float, pattern: str | None = None) -> Parameters:
+def weight(value: float | tuple[float, ...], pattern: str | None = None) -> Parameters:
     return {"weight": (ConditionalValue(value, pattern),)}
 
 
@@ -58,49 +62,28 @@ def test_tensor_names_without_a_mapping_stay(tensor: str) -> None:
 
 
 def test_merge_parameter_takes_the_first_matching_case() -> None:
-    cases = (
-        ConditionalValue(1.0, "self_attn"),
-        ConditionalValue(2.0, "mlp"),
-        ConditionalValue(3.0, None),
-        ConditionalValue(4.0, "norm"),
-    )
-    recipe, part, source = levels({"weight": cases}, {}, {})
-    values = [lookup_parameter("weight", recipe, part, source, (tensor,), 0.0) for tensor in (ATTENTION, MLP, NORM)]
-    assert values == [1.0, 2.0, 3.0]
+    values = ((1.0, "self_attn"), (2.0, "mlp"), (3.0, None), (4.0, "norm"))
+    cases = {"weight": tuple(ConditionalValue(*each) for each in values)}
+    assert [lookup(cases, {}, {}, tensor) for tensor in (ATTENTION, MLP, NORM)] == [1.0, 2.0, 3.0]
 
 
-def test_merge_parameter_lists_unmatched_filters_once() -> None:
-    mistaken = {
-        "weight": (ConditionalValue(1.0, "self_atn"), ConditionalValue(2.0, "mlp"), ConditionalValue(3.0, None))
-    }
-    recipe, _, _ = levels(mistaken, mistaken, weight(1.0, "down_prj"))
-    assert unmatched_filters(recipe, [ATTENTION, MLP, NORM]) == ("down_prj", "self_atn")
-
-
-def test_merge_parameter_source_overrides_slice_overrides_recipe() -> None:
-    every = levels(weight(1.0), weight(2.0), weight(3.0))
-    assert lookup_parameter("weight", *every, (NORM,), 0.0) == 1.0
-    recipe, part, _ = every
-    assert lookup_parameter("weight", recipe, part, None, (NORM,), 0.0) == 2.0
-    assert lookup_parameter("weight", *levels({}, {}, weight(3.0)), (NORM,), 0.0) == 3.0
-    assert lookup_parameter("scale", *every, (NORM,), 0.0) is None
-
-
-def test_merge_parameter_falls_through_when_no_filter_matches() -> None:
-    recipe, part, source = levels(weight(1.0, "self_attn"), weight(2.0, "mlp"), weight(3.0))
-    values = [lookup_parameter("weight", recipe, part, source, (tensor,), 0.0) for tensor in (ATTENTION, MLP, NORM)]
-    assert values == [1.0, 2.0, 3.0]
-
-
-def test_merge_parameter_zero_overrides_outer_levels() -> None:
-    assert lookup_parameter("weight", *levels(weight(0.0), weight(1.0), {}), (NORM,), 0.0) == 0.0
-
-
-@given(
-    gradient=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40).map(tuple),
-    t=st.floats(0.0, 1.0),
+@pytest.mark.parametrize(
+    ("levels", "value"),
+    [
+        ((weight(1.0), weight(2.0), weight(3.0)), 1.0),
+        (({}, weight(2.0), weight(3.0)), 2.0),
+        (({}, {}, weight(3.0)), 3.0),
+        ((weight(0.0), weight(1.0), {}), 0.0),
+        ((weight(1.0, "mlp"), weight(2.0, "self_attn"), weight(3.0)), 3.0),
+        ((weight(1.0, "mlp"), weight(2.0, "model.norm"), weight(3.0)), 2.0),
+        (({}, {}, {}), None),
+    ],
 )
+def test_merge_parameter_is_the_innermost_that_matches(levels: tuple[Parameters, ...], value: float | None) -> None:
+    assert lookup(levels[0], levels[1], levels[2]) == value
+
+
+@given(gradient=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40).map(tuple), t=st.floats(0.0, 1.0))
 def test_merge_parameter_interpolates_a_gradient_linearly(gradient: tuple[float, ...], t: float) -> None:
-    value = evaluate((ConditionalValue(gradient, None),), (), t)
     expected = np.interp(t, np.linspace(0.0, 1.0, len(gradient)), gradient)
-    assert value == pytest.approx(expected, rel=1e-9, abs=1e-6)
+    assert lookup(weight(gradient), {}, {}, t=t) == pytest.approx(expected, rel=1e-9, abs=1e-6)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from cerebrum_cli.merge.parameters import ConditionalValue
-from cerebrum_cli.merge.recipe import Recipe, Slice, Source, parse_recipe
+from cerebrum_cli.merge.recipe import ConditionalValue, Recipe, Slice, Source, parse_recipe
 
 
 def read(text: str) -> Recipe:
@@ -251,17 +250,11 @@ def test_recipe_resolves_yaml_anchors_and_merge_keys() -> None:
     assert [part.sources[0].layer_range for part in recipe.slices] == [(0, 8), (4, 12), (0, 8)]
 
 
-def test_recipe_of_one_module_equals_its_content() -> None:
-    wrapped = {"merge_method": "linear", "modules": {"default": {key: LINEAR[key] for key in ("models", "parameters")}}}
-    plain, inner = read_json(LINEAR), read_json(wrapped)
-    assert (inner.slices, inner.parameters) == (plain.slices, plain.parameters)
-
-
 def test_recipe_accepts_keys_that_mergekit_ignores() -> None:
     recipe = read("""\
         const_tag: &x 0.7
-        parameters_a: &a {weight: *x}
-        slices_1: [{model: &m m}]
+        weights_a: &a {weight: *x}
+        favourite: [{model: &m m}]
         random_seed: 0
         7: seven
         "bell\\a": 1
@@ -272,8 +265,8 @@ def test_recipe_accepts_keys_that_mergekit_ignores() -> None:
         """)
     assert recipe.ignored_keys == (
         "const_tag",
-        "parameters_a",
-        "slices_1",
+        "weights_a",
+        "favourite",
         "random_seed",
         "(int)",
         "bell\\x07",

@@ -87,7 +87,7 @@ def test_recipe_refuses_infinite_parameters(number: str) -> None:
 
 def test_recipe_error_escapes_control_characters() -> None:
     caught = error('merge_method: "k\\n\\e[2J"', where="a\nb.yml")
-    assert caught.message == r"a\nb.yml: unknown merge_method k\n\x1b[2J"
+    assert caught.message == r"a\nb.yml: merge_method: k\n\x1b[2J is not supported"
 
 
 # Wrong values.
@@ -97,18 +97,10 @@ def test_recipe_error_escapes_control_characters() -> None:
     ("recipe", "problem", "hint"),
     [
         ({}, "r.yml: merge_method: missing", "passthrough, linear, slerp, task_arithmetic"),
-        (whole("tie"), "r.yml: unknown merge_method tie", "passthrough, linear, slerp, task_arith"),
-        (whole("task-arithmetic"), "unknown merge_method task-arithmetic", "did you mean task_arithmetic?"),
+        (whole("tie"), "r.yml: merge_method: tie is not supported", "passthrough, linear, slerp, task_arith"),
+        (whole("task-arithmetic"), "task-arithmetic is not supported", "did you mean task_arithmetic?"),
         (whole(slice=[]), "r.yml: unknown key slice", "did you mean slices? supported: merge_method, slices"),
-        (whole(modules={}), "r.yml: modules: only one module is supported", "the language model only"),
-        (whole(modules={"a": {}, "b": {}}), "r.yml: modules: only one module is supported", "language model"),
-        (
-            whole(modules={"a": {"models": []}}),
-            "modules: models is given inside and outside of the module",
-            "remove one",
-        ),
-        (whole(modules={"a": {"tokens": 1}}), "r.yml: modules.a: unknown key tokens", "supported: slices"),
-        (whole(tokenizer={"tokens": {}}), "r.yml: tokenizer.tokens: mergekit key not supported", "remove it"),
+        (whole(tokenizer={"tokens": {}}), "r.yml: tokenizer: unknown key tokens", "supported: source"),
         (
             whole(tokenizer={}, tokenizer_source="base"),
             "both tokenizer and tokenizer_source are given",
@@ -131,8 +123,8 @@ def test_recipe_error_escapes_control_characters() -> None:
         ),
         (
             whole(base_model={"model": {"path": "a"}, "lora": "b"}),
-            "base_model.lora: mergekit key not supported",
-            "remove it",
+            "base_model: unknown key lora",
+            "supported: model",
         ),
         (whole(base_model={"model": {"revision": "a"}}), "r.yml: base_model.model.path: not a model name", "quoted"),
         (whole(tokenizer_source=["a"]), "r.yml: tokenizer_source: not a model name", "quoted"),
@@ -149,7 +141,11 @@ def test_recipe_error_escapes_control_characters() -> None:
             "with these keys: sources, parameters",
         ),
         ({"merge_method": "linear", "slices": [{}]}, "slices[0].sources: not a list with items", "`- `"),
-        ({"merge_method": "linear", "slices": [{"residual_weight": 1}]}, "slices[0].residual_weight:", "remove it"),
+        (
+            {"merge_method": "linear", "slices": [{"residual_weight": 1}]},
+            "slices[0]: unknown key residual_weight",
+            "supported",
+        ),
     ],
 )
 def test_recipe_reports_the_location_of_a_wrong_value(recipe: Mapping[str, object], problem: str, hint: str) -> None:
@@ -158,30 +154,13 @@ def test_recipe_reports_the_location_of_a_wrong_value(recipe: Mapping[str, objec
     assert hint in caught.hint
 
 
-@pytest.mark.parametrize(
-    ("method", "problem"),
-    [
-        *(
-            (name, f"merge_method {name} is not supported")
-            for name in ("ties", "della_linear", "nuslerp", "model_stock")
-        ),
-        ("core_space", "unknown merge_method core_space"),
-        (["ties"], "unknown merge_method (list)"),
-    ],
-)
-def test_recipe_names_an_unsupported_method_before_other_errors(method: object, problem: str) -> None:
+@pytest.mark.parametrize("method", ["ties", "della_linear", "nuslerp", "core_space", ["ties"]])
+def test_recipe_names_an_unsupported_method_before_other_errors(method: object) -> None:
     lora: Mapping[str, object] = {"models": [{"model": "a+b", "density": 1}], "dtype": "int8"}
     for rest in (lora, {"random_seed": 1}, {"slice": []}):
         caught = error(json.dumps({**rest, "merge_method": method}))
-        assert caught.message == f"r.yml: {problem}"
-        assert caught.hint == "supported: passthrough, linear, slerp, task_arithmetic"
-
-
-def test_recipe_names_a_mixture_of_experts_before_other_errors() -> None:
-    experts = [{"source_model": "a", "positive_prompts": ["code"]}]
-    caught = error(json.dumps({"base_model": "a", "gate_mode": "hidden", "dtype": "int8", "experts": experts}))
-    assert caught.message == "r.yml: mergekit-moe recipes, which build a mixture of experts, are not supported"
-    assert caught.hint == "supported: passthrough, linear, slerp, task_arithmetic"
+        assert caught.message == f"r.yml: merge_method: {'(list)' if method == ['ties'] else method} is not supported"
+        assert caught.hint.endswith("supported: passthrough, linear, slerp, task_arithmetic")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +181,7 @@ def test_recipe_refuses_a_key_that_is_misspelled(key: str, meant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "layers", [None, 4, [], [0], [0, 1, 2], [4, 4], [5, 4], [-1, 4], [False, True], [0.0, 4.0], ["0", "4"], [0, 2**40]]
+    "layers", [None, 4, [], [0], [0, 1, 2], [4, 4], [5, 4], [-1, 4], [False, True], [0.0, 4.0], ["0", "4"]]
 )
 def test_recipe_layer_range_is_two_ascending_integers(layers: object) -> None:
     caught = error(json.dumps(sliced("passthrough", {"model": "a", "layer_range": layers})))

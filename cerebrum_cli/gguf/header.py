@@ -11,13 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.cursor import Array
-from cerebrum_cli.gguf.header_tables import MAX_TENSORS, Metadata, Tables, checked_integer, parse_tables, read_tables
+from cerebrum_cli.gguf.parser import (
+    MAX_TENSORS,
+    VOCABULARY_KEYS,
+    Array,
+    Metadata,
+    Tables,
+    checked_integer,
+    parse_tables,
+    read_tables,
+)
 from cerebrum_cli.gguf.sizes import ModelSizes, model_sizes
 from cerebrum_cli.gguf.types import FILE_TYPES
 
 # Layout of Mixtral files before April 2024, one tensor per expert, which llama.cpp no longer loads.
 _EXPERT_TENSOR = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight")
+DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +91,28 @@ def header_length(path: Path, data: mmap.mmap | bytes, size: int) -> int:
     return parse_tables(path, data, size).length
 
 
+def vocabulary_digest(path: Path, header: Header) -> str | None:
+    """Digest in hexadecimal of the vocabulary in a file with this header; None if the file cannot be read.
+
+    It covers the bytes as they are in the file, a few megabytes: about a millisecond for 49,000 tokens.
+    """
+    import hashlib
+
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            for key in VOCABULARY_KEYS:
+                start, end = header.vocabulary.get(key, (0, 0))
+                file.seek(start)
+                digest.update(f"{key} {end - start}\n".encode())
+                digest.update(file.read(end - start))
+    except OSError:
+        return None
+    return digest.hexdigest()[: 2 * DIGEST_BYTES]
+
+
 def _header(path: Path, tables: Tables) -> Header:
-    version, metadata, vocabulary, tensors, _ = tables
+    metadata, tensors = tables.metadata, tables.tensors
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ModelFileError(path, "not a language model: no general.architecture")
@@ -97,7 +126,7 @@ def _header(path: Path, tables: Tables) -> Header:
     sizes = [(tensor.name, tensor.size or 0) for tensor in tensors]
     file_type = integers.optional("general.file_type")
     return Header(
-        version=version,
+        version=tables.version,
         architecture=architecture,
         name=_text(metadata, "general.name"),
         file_type=file_type,
@@ -117,7 +146,7 @@ def _header(path: Path, tables: Tables) -> Header:
         sizes=model_sizes(sizes, integers.hyperparameter, integers.per_layer, vocabulary_size, windows),
         split_count=integers.optional("split.count") or 1,
         per_expert_tensors=any(_EXPERT_TENSOR.fullmatch(tensor.name) for tensor in tensors),
-        vocabulary=vocabulary,
+        vocabulary=tables.vocabulary,
         metadata=metadata,
     )
 

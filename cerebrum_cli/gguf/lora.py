@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.header_tables import Tables, TensorEntry, quoted, read_tables
+from cerebrum_cli.gguf.parser import Tables, TensorEntry, quoted, read_tables
 
 ALPHA = "adapter.lora.alpha"
 ACTIVATION = "adapter.alora.invocation_tokens"  # of an adapter that applies only after these tokens

@@ -9,11 +9,11 @@ from pathlib import Path
 from threading import Thread
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.adapter import ARCHITECTURE, TensorInfo, encode_header
-from cerebrum_cli.gguf.table import Value
+from cerebrum_cli.gguf.parser import Value, aligned
+from cerebrum_cli.gguf.table import ARCHITECTURE, encode_header
 from cerebrum_cli.merge.methods import input_tensors
 from cerebrum_cli.merge.output_files import OutputFiles, WrittenFile
-from cerebrum_cli.merge.plan import OutputTensor, Plan, padded_size, split_tensors
+from cerebrum_cli.merge.plan import OutputTensor, Plan, split_tensors
 from cerebrum_cli.merge.weights import CodecFactory, TensorEvaluator, block_scale
 
 PROGRESS_INTERVAL_S = 0.02  # between two progress reports
@@ -33,12 +33,12 @@ class OutputFile:
     @property
     def size(self) -> int:
         """Size in bytes."""
-        return len(self.header) + sum(padded_size(tensor.size) for tensor in self.tensors)
+        return len(self.header) + sum(aligned(tensor.size) for tensor in self.tensors)
 
 
 def plan_files(plan: Plan, path: Path, limit: int | None = None) -> tuple[OutputFile, ...]:
     """Divide a plan into files of at most `limit` bytes."""
-    whole = OutputFile(path, encode_header(plan.metadata, map(tensor_info, plan.tensors)), plan.tensors)
+    whole = OutputFile(path, encode_header(plan.metadata, (tensor[:3] for tensor in plan.tensors)), plan.tensors)
     if limit is None or whole.size <= limit:
         return (whole,)
     headers = [len(encode_header(part_metadata(plan, number, 0), ())) for number in (0, 1)]
@@ -47,7 +47,9 @@ def plan_files(plan: Plan, path: Path, limit: int | None = None) -> tuple[Output
     for number, tensors in enumerate(split):
         name = f"{path.stem}-{number + 1:05}-of-{len(split):05}{path.suffix}"
         metadata = part_metadata(plan, number, len(split))
-        result.append(OutputFile(path.with_name(name), encode_header(metadata, map(tensor_info, tensors)), tensors))
+        result.append(
+            OutputFile(path.with_name(name), encode_header(metadata, (tensor[:3] for tensor in tensors)), tensors)
+        )
     return tuple(result)
 
 
@@ -60,10 +62,6 @@ def part_metadata(plan: Plan, number: int, count: int) -> dict[str, Value]:
         "split.count": Value("UINT16", count),
         "split.tensors.count": Value("INT32", len(plan.tensors)),
     }
-
-
-def tensor_info(tensor: OutputTensor) -> TensorInfo:
-    return TensorInfo(tensor.name, tensor.shape, tensor.type, tensor.size)
 
 
 def execute(
@@ -157,7 +155,7 @@ def chunks(file: OutputFile, evaluator: TensorEvaluator) -> Iterator[bytes]:
     yield file.header
     for tensor in file.tensors:
         yield from evaluator.chunks(tensor)
-        yield bytes(padded_size(tensor.size) - tensor.size)
+        yield bytes(aligned(tensor.size) - tensor.size)
 
 
 def require_supported_types(plan: Plan, codec: CodecFactory) -> None:

@@ -8,16 +8,15 @@ from math import prod
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.table import ALIGNMENT, EMBEDDING, HEAD, Table, Tensor, Value
+from cerebrum_cli.gguf.parser import ALIGNMENT, Value, aligned
+from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensor
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
-from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, require_compatible
-from cerebrum_cli.merge.conversion import hugging_face_names
-from cerebrum_cli.merge.layer_pattern import require_layer_pattern
-from cerebrum_cli.merge.metadata import PlannedModel, Provenance, merged_metadata
+from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, require_compatible, require_layer_pattern
+from cerebrum_cli.merge.metadata import Provenance, merged_metadata
 from cerebrum_cli.merge.methods import Copy, Inputs, Position, TensorOp, base_tensor, tensor_op
-from cerebrum_cli.merge.parameter_lookup import unmatched_filters
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 from cerebrum_cli.merge.target_types import Target
+from cerebrum_cli.merge.tensor_names import hugging_face_names
 
 TENSOR_INFO_BYTES, DIMENSION_BYTES = (
     24,
@@ -97,9 +96,9 @@ class Planner:
         )
         layers = tuple(Layer(index, self._source_layers(step)) for index, step in enumerate(steps))
         require_layer_pattern(self.tables, layers)
+        origins = [self._base_layer(step) for step in steps]
         shapes = {tensor.name: tensor.shape for tensor in tensors}
-        planned = PlannedModel([self._base_layer(step) for step in steps], shapes)
-        metadata = merged_metadata(self.recipe, self.tables, planned, self.target, provenance)
+        metadata = merged_metadata(self.recipe, self.tables, origins, shapes, self.target, provenance)
         return Plan(metadata, tensors, layers, self._unmatched_filters())
 
     @property
@@ -107,9 +106,13 @@ class Planner:
         return self.tables[self.recipe.models[0]].architecture
 
     def _unmatched_filters(self) -> tuple[str, ...]:
-        every = {name: None for table in self.tables.values() for name in table.tensors}
-        names = [each for name in every for each in hugging_face_names(name, self._architecture)]
-        return unmatched_filters(self.recipe, names)
+        """Filters of the recipe that match no tensor of any model."""
+        stored = {name for table in self.tables.values() for name in table.tensors}
+        names = {each for name in stored for each in hugging_face_names(name, self._architecture)}
+        inner = [level.parameters for part in self.recipe.slices for level in (part, *part.sources)]
+        rows = [row for level in (self.recipe.parameters, *inner) for values in level.values() for row in values]
+        filters = dict.fromkeys(row.filter for row in rows if row.filter is not None)
+        return tuple(each for each in filters if not any(each in name for name in names))
 
     def _steps(self) -> Iterator[Step]:
         """Yield the layers of the merge in order. Raises MergeError if a source lacks a layer."""
@@ -155,14 +158,11 @@ class Planner:
         """Yield the tensors before the first layer, or after the last one."""
         by_source = [self.tables[source.model].global_tensors for source in step.slice.sources]
         if is_after and self._has_head:  # without one the embeddings are used, but the merge has the first slice's
-            by_source = [{**outer, HEAD: head_tensor(outer)} for outer in by_source]
+            by_source = [{**outer, HEAD: outer.get(HEAD) or outer[EMBEDDING]} for outer in by_source]
         for suffix in by_source[0]:
             if suffix.startswith(HEAD_PREFIX) == is_after:
                 position = Position(self.recipe, step.slice, suffix, 0.0, self._architecture)
                 yield self._output(position, self._inputs(step, by_source, suffix))
-
-    def _slice_models(self, index: int) -> tuple[str, ...]:
-        return tuple(source.model for source in self.recipe.slices[index].sources)
 
     def _inputs(self, step: Step, by_source: Sequence[Mapping[str, Tensor]], suffix: str) -> Inputs:
         """A tensor of each source. Raises MergeError if one is missing or has another shape."""
@@ -195,13 +195,8 @@ class Planner:
     @property
     def _has_head(self) -> bool:
         """Whether the merge has an output head besides its embeddings."""
-        last = [self.tables[source.model].global_tensors for source in self.recipe.slices[-1].sources]
-        return any(HEAD in outer for outer in last) or self._slice_models(0) != self._slice_models(-1)
-
-
-def head_tensor(outer: Mapping[str, Tensor]) -> Tensor:
-    """Output head of a model: its own tensor, or the embeddings."""
-    return outer.get(HEAD) or outer[EMBEDDING]
+        first, last = (tuple(source.model for source in self.recipe.slices[at].sources) for at in (0, -1))
+        return first != last or any(HEAD in self.tables[model].global_tensors for model in last)
 
 
 def plan_merge(recipe: Recipe, tables: Mapping[str, Table], target: Target, provenance: Provenance) -> Plan:
@@ -220,15 +215,10 @@ def split_tensors(
     size = headers[0] + ALIGNMENT
     for tensor in tensors:
         info = TENSOR_INFO_BYTES + DIMENSION_BYTES * len(tensor.shape) + len(tensor.name.encode())
-        needed = padded_size(tensor.size) + info
+        needed = aligned(tensor.size) + info
         if limit and result[-1] and size + needed > limit:
             result.append([])
             size = headers[1] + ALIGNMENT
         result[-1].append(tensor)
         size += needed
     return [tuple(part) for part in result]
-
-
-def padded_size(size: int) -> int:
-    """Round a size up to the alignment."""
-    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -29,8 +29,8 @@ from cerebrum_cli.core.errors import ConfigError, MergeError, UsageError
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.gguf.adapter import read_table
 from cerebrum_cli.gguf.header import Header, parse_header, read_header
+from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.merge.execute import OutputFile, execute, plan_files, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import input_tensors

@@ -20,7 +20,7 @@ from cerebrum_cli.catalogue.derivatives import Derivative
 from cerebrum_cli.catalogue.reference import PathReference, Reference
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.gguf.cursor import Array, Scalar
+from cerebrum_cli.gguf.parser import Array, Scalar
 
 
 def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[str, Any]:

@@ -16,9 +16,8 @@ from cerebrum_cli.catalogue.variants import parts_of
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
-from cerebrum_cli.gguf.header import Header, read_header
+from cerebrum_cli.gguf.header import Header, read_header, vocabulary_digest
 from cerebrum_cli.gguf.sizes import ModelSizes
-from cerebrum_cli.gguf.vocabulary import vocabulary_digest
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 

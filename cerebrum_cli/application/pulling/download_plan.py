@@ -23,8 +23,8 @@ from cerebrum_cli.catalogue.retries import Progress, RetryPolicy
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, variants
 from cerebrum_cli.core.errors import ModelNotFound
-from cerebrum_cli.gguf.cursor import HeaderTruncated
 from cerebrum_cli.gguf.header import Header, header_length, parse_header
+from cerebrum_cli.gguf.parser import HeaderTruncated
 
 PART_HEADER_BYTES = 1 << 18  # of a split file's further parts, which have no vocabulary
 HEADER_BYTES = tuple(1 << shift for shift in (20, 22, 24, 26))  # tried in turn: vocabularies take up to 20 MB
