@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.parser import ALIGNMENT, Value, aligned
+from cerebrum_cli.gguf.parser import Value
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensor
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, require_compatible, require_layer_pattern
@@ -18,10 +18,6 @@ from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.merge.tensor_names import hugging_face_names
 
-TENSOR_INFO_BYTES, DIMENSION_BYTES = (
-    24,
-    8,
-)  # of each tensor in the header, besides its name
 HEAD_PREFIX = "output"  # of the tensors after the last layer: output_norm.weight, output.weight
 
 
@@ -202,23 +198,3 @@ class Planner:
 def plan_merge(recipe: Recipe, tables: Mapping[str, Table], target: Target, provenance: Provenance) -> Plan:
     """Plan a recipe for models. Raises MergeError if they do not fit it or each other."""
     return Planner(recipe, tables, target).plan(provenance)
-
-
-def split_tensors(
-    tensors: Iterable[OutputTensor], headers: tuple[int, int], limit: int | None
-) -> list[tuple[OutputTensor, ...]]:
-    """Divide tensors into files of at most `limit` bytes, or one tensor each.
-
-    `headers` are the sizes of a header without tensors: of the first file, and of the others.
-    """
-    result: list[list[OutputTensor]] = [[]]
-    size = headers[0] + ALIGNMENT
-    for tensor in tensors:
-        info = TENSOR_INFO_BYTES + DIMENSION_BYTES * len(tensor.shape) + len(tensor.name.encode())
-        needed = aligned(tensor.size) + info
-        if limit and result[-1] and size + needed > limit:
-            result.append([])
-            size = headers[1] + ALIGNMENT
-        result[-1].append(tensor)
-        size += needed
-    return [tuple(part) for part in result]
