@@ -35,7 +35,6 @@ def problem_of_bytes(tmp_path: Path, content: bytes) -> str:
 
 def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
-        writer.add_name("Tiny")
         writer.add_file_type(15)
         writer.add_head_count_kv(2)
         writer.add_context_length(32768)
@@ -48,15 +47,13 @@ def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
         writer.add_float32("llama.rope.freq_base", 10000.0)
 
     header = read_header(write_model(tmp_path / "tiny.gguf", fill))
-    assert (header.version, header.architecture, header.name) == (3, "llama", "Tiny")
-    assert (header.file_type, header.quantization) == (15, "Q4_K_M")
+    assert (header.architecture, header.quantization) == ("llama", "Q4_K_M")
     assert (header.n_layers, header.n_heads, header.n_kv_heads) == (2, 8, 2)
     assert header.embedding_length == 64
     assert [(layer.key_length, layer.value_length) for layer in header.sizes.layers] == [(16, 16), (16, 16)]
-    assert (header.context_length, header.sliding_window, header.expert_count) == (32768, 4096, 8)
+    assert (header.context_length, header.expert_count) == (32768, 8)
     assert (header.vocabulary_size, header.tensor_count, header.parameters) == (3, 1, 512)
     assert header.chat_template == "{{ messages }}"
-    assert header.split_count == 1
     assert header.kv_bytes_per_token == 2 * 2 * 2 * (8 + 8)
     assert header.metadata["tokenizer.ggml.tokens"] == Array("string", 3)
     assert header.metadata["tokenizer.ggml.scores"] == Array("f32", 3, (0.0, -1.0, -2.0))
@@ -68,8 +65,7 @@ def test_header_missing_values_are_none_or_zero(tmp_path: Path) -> None:
     path = tmp_path / "bare.gguf"
     path.write_bytes(handmade(LLAMA))
     header = read_header(path)
-    assert (header.name, header.file_type, header.quantization, header.chat_template) == (None, None, None, None)
-    assert (header.context_length, header.sliding_window) == (None, None)
+    assert (header.quantization, header.chat_template, header.context_length) == (None, None, None)
     assert (header.n_layers, header.n_heads, header.vocabulary_size, header.kv_bytes_per_token) == (0, 0, 0, 0)
 
 
@@ -97,13 +93,6 @@ def test_header_mistral_needs_131072_bytes_per_token(tmp_path: Path) -> None:
         handmade(LLAMA, *(entry(f"llama.{key}".encode(), 4, struct.pack("<I", n)) for key, n in numbers.items()))
     )
     assert read_header(path).kv_bytes_per_token == 131_072
-
-
-def test_header_has_the_split_count(tmp_path: Path) -> None:
-    def fill(writer: gguf.GGUFWriter) -> None:
-        writer.add_uint16("split.count", 5)
-
-    assert read_header(write_model(tmp_path / "part.gguf", fill)).split_count == 5
 
 
 def test_header_recognizes_the_old_mixtral_layout(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_merge_refuses_invalid_options(arguments: list[str], problem: str, hint:
     [
         ("none.yaml", "none.yaml: no such recipe"),
         ("starter", "starter: no such recipe"),
-        ("a", "a: is a directory"),
+        ("a", "a: cannot be read: Is a directory"),
         ("Tiny-Q4_K_M.gguf", "Tiny-Q4_K_M.gguf: larger than 1048576 bytes"),
         ("short.gguf", "short.gguf: not UTF-8 text"),
         ("broken.yaml", "broken.yaml: slices[0].sources[0].layer_range: not a range of layers"),

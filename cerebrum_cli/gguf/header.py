@@ -38,10 +38,7 @@ class Header:
     loads. `vocabulary` as in Tables.
     """
 
-    version: int
     architecture: str
-    name: str | None
-    file_type: int | None
     quantization: str | None
     tensor_count: int
     tensor_types: Mapping[str, int]
@@ -52,11 +49,9 @@ class Header:
     embedding_length: int
     vocabulary_size: int
     context_length: int | None
-    sliding_window: int | None
     expert_count: int
     chat_template: str | None
     sizes: ModelSizes
-    split_count: int
     per_expert_tensors: bool
     vocabulary: Mapping[str, tuple[int, int]]
     metadata: Metadata
@@ -124,12 +119,9 @@ def _header(path: Path, tables: Tables) -> Header:
     pattern = metadata.get(f"{architecture}.attention.sliding_window_pattern")
     windows = pattern.values if isinstance(pattern, Array) else ()
     sizes = [(tensor.name, tensor.size or 0) for tensor in tensors]
-    file_type = integers.optional("general.file_type")
+    file_type, template = integers.optional("general.file_type"), metadata.get("tokenizer.chat_template")
     return Header(
-        version=tables.version,
         architecture=architecture,
-        name=_text(metadata, "general.name"),
-        file_type=file_type,
         quantization=None if file_type is None else FILE_TYPES.get(file_type),
         tensor_count=len(tensors),
         tensor_types=Counter(tensor.type_name for tensor in tensors),
@@ -140,11 +132,9 @@ def _header(path: Path, tables: Tables) -> Header:
         embedding_length=integers.hyperparameter("embedding_length"),
         vocabulary_size=vocabulary_size,
         context_length=integers.hyperparameter("context_length") or None,
-        sliding_window=integers.hyperparameter("attention.sliding_window") or None,
         expert_count=integers.hyperparameter("expert_count"),
-        chat_template=_text(metadata, "tokenizer.chat_template"),
+        chat_template=template if isinstance(template, str) and template else None,
         sizes=model_sizes(sizes, integers.hyperparameter, integers.per_layer, vocabulary_size, windows),
-        split_count=integers.optional("split.count") or 1,
         per_expert_tensors=any(_EXPERT_TENSOR.fullmatch(tensor.name) for tensor in tensors),
         vocabulary=tables.vocabulary,
         metadata=metadata,
@@ -181,8 +171,3 @@ class _Integers:
         if layers > MAX_TENSORS:
             raise ModelFileError(self.path, f"damaged: {layers:,} layers")
         return layers
-
-
-def _text(metadata: Metadata, key: str) -> str | None:
-    value = metadata.get(key)
-    return value if isinstance(value, str) and value else None

@@ -232,7 +232,6 @@ class Tables(NamedTuple):
     `vocabulary` are the first byte and the end of each VOCABULARY_KEYS value that the file has.
     """
 
-    version: int
     metadata: Metadata
     vocabulary: Mapping[str, tuple[int, int]]
     tensors: list[TensorEntry]
@@ -285,13 +284,13 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int) -> Tables:
     if data[:4] != b"GGUF":
         raise ModelFileError(path, *identify(data[:SIGNATURE_BYTES]))
     cursor = Cursor(path, data, position=4)
-    version = _version(path, cursor)
+    _check_version(path, cursor)
     tensor_count, metadata_count = cursor.uint64(), cursor.uint64()
     if tensor_count > MAX_TENSORS or metadata_count > _METADATA_COUNT:
         cursor.fail(f"damaged: {tensor_count:,} tensors and {metadata_count:,} metadata values")
     metadata, vocabulary = _read_metadata(cursor, metadata_count)
     tensors = _read_tensors(cursor, tensor_count)
-    tables = Tables(version, metadata, vocabulary, tensors, cursor.position, _alignment(path, metadata))
+    tables = Tables(metadata, vocabulary, tensors, cursor.position, _alignment(path, metadata))
     _check_extent(path, tables, size)
     return tables
 
@@ -319,7 +318,7 @@ def _require_file(path: Path) -> None:
         raise ModelFileError(path, "is not a regular file", "copy it to a regular file, which can be memory-mapped")
 
 
-def _version(path: Path, cursor: Cursor) -> int:
+def _check_version(path: Path, cursor: Cursor) -> None:
     version = cursor.uint32()
     if version and not version & 0xFFFF:
         raise ModelFileError(path, "big-endian", "pull the little-endian file of this model")
@@ -327,7 +326,6 @@ def _version(path: Path, cursor: Cursor) -> int:
         raise ModelFileError(path, f"GGUF version {version} is no longer supported", "pull a newer file of this model")
     if version > max(_VERSIONS):
         raise ModelFileError(path, f"GGUF version {version} is newer than version {max(_VERSIONS)}", "update cerebrum")
-    return version
 
 
 def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Scalar | Array], dict[str, tuple[int, int]]]:

@@ -53,16 +53,19 @@ def execute(file: OutputFile, codec: CodecFactory, threads: int, on_progress: On
         Thread(target=job.run, name="merge", daemon=True).start()
         while not job.is_finished:
             time.sleep(PROGRESS_INTERVAL_S)  # not join(): an exception raised in it loses the thread (Python 3.11)
-            on_progress(job.done, job.total)
-        if job.is_complete:
-            on_progress(job.total, job.total)
+            on_progress(job.done, file.size)
+        if job.written:
+            on_progress(file.size, file.size)
     except BaseException:
         job.is_cancelled = True
         while job.is_started and not job.is_finished:
             time.sleep(PROGRESS_INTERVAL_S)
-        if not job.is_complete:  # otherwise the file has been renamed already
+        if not job.written:  # otherwise the file has been renamed already
             raise
-    return job.result()
+    if job.error:
+        raise job.error
+    assert job.written, "the job is finished"
+    return job.written
 
 
 class Cancelled(Exception):
@@ -80,34 +83,18 @@ class Job:
     is_cancelled: bool = False
     is_started: bool = False
     is_finished: bool = False
-    _written: WrittenFile | None = None
-    _error: BaseException | None = None
-
-    @property
-    def total(self) -> int:
-        """Size of the file in bytes."""
-        return self.file.size
+    written: WrittenFile | None = None
+    error: BaseException | None = None
 
     def run(self) -> None:
         """Write the file; store the result or the exception."""
         self.is_started = True
         try:
-            self._written = self._write()
-        except BaseException as error:  # raised by result(), in the waiting thread
-            self._error = error
+            self.written = self._write()
+        except BaseException as error:  # raised by the waiting thread
+            self.error = error
         finally:
             self.is_finished = True
-
-    @property
-    def is_complete(self) -> bool:
-        return self._written is not None
-
-    def result(self) -> WrittenFile:
-        """The written file; raises the exception that prevented it."""
-        if self._error is not None:
-            raise self._error
-        assert self._written, "the job is finished"
-        return self._written
 
     def _write(self) -> WrittenFile:
         self._raise_if_cancelled()

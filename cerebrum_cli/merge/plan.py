@@ -105,8 +105,10 @@ class Planner:
         """Filters of the recipe that match no tensor of any model."""
         stored = {name for table in self.tables.values() for name in table.tensors}
         names = {each for name in stored for each in hugging_face_names(name, self._architecture)}
-        inner = [level.parameters for part in self.recipe.slices for level in (part, *part.sources)]
-        rows = [row for level in (self.recipe.parameters, *inner) for values in level.values() for row in values]
+        levels = [self.recipe.parameters]
+        for part in self.recipe.slices:
+            levels += [part.parameters, *(source.parameters for source in part.sources)]
+        rows = [row for level in levels for values in level.values() for row in values]
         filters = dict.fromkeys(row.filter for row in rows if row.filter is not None)
         return tuple(each for each in filters if not any(each in name for name in names))
 

@@ -229,9 +229,9 @@ def _tokenizer_source(root: Field) -> str | None:
         source = field["source"]
         if source.is_missing:
             return "union"  # mergekit's default
-    if source.is_missing or source.value in _NO_MODEL:
-        return source.value
-    return _model(source).removeprefix("model:")
+    if source.is_missing:
+        return None
+    return next((name for name in _NO_MODEL if name == source.value), None) or _model(source).removeprefix("model:")
 
 
 def _parameters(field: Field) -> Parameters:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model, as_path, is_directory, is_missing
-from cerebrum_cli.catalogue.reference import NameReference, looks_like_path
+from cerebrum_cli.application.models.model import Model, as_path, is_missing
+from cerebrum_cli.catalogue.reference import NameReference
 from cerebrum_cli.catalogue.spec import ModelSpec
-from cerebrum_cli.core.errors import CerebrumError, ModelFileError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 
 MAX_RECIPE_BYTES = 1 << 20
@@ -45,8 +45,6 @@ def catalogue_recipe(spec: ModelSpec) -> Recipe:
 def read_text(path: Path) -> str:
     """Read the text of a recipe file or pipe. Raises UsageError if it cannot be read."""
     hint = "name a mergekit recipe in YAML"
-    if is_directory(path):
-        raise UsageError(f"{path}: is a directory", hint)
     try:
         with path.open("rb") as file:
             data = file.read(MAX_RECIPE_BYTES + 1)
@@ -54,7 +52,7 @@ def read_text(path: Path) -> str:
             raise UsageError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes", hint)
         return data.decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from error
+        raise UsageError(f"{path}: cannot be read: {error.strerror}", hint) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text", hint) from error
 
@@ -65,12 +63,10 @@ def source_references(library: Library, request: RequestedMerge, sources: Iterab
     references = {name: with_quantization(library, name, quantization) if quantization else name for name in names}
     given: set[str] = set()
     for text in sources:
-        matching = [name for name in names if text.startswith(f"{name}=")]
-        if not matching:
+        name, _, reference = text.partition("=")
+        if name not in names or "=" not in text:
             hint = f"use NAME=MODEL, where NAME is {' or '.join(names)}"
             raise UsageError(f"--source {text}: the recipe does not name this model", hint)
-        name = max(matching, key=len)
-        reference = text[len(name) + 1 :]
         if name in given or not reference:
             problem = f"a second model for {name}" if name in given else "no model after the ="
             raise UsageError(f"--source {text}: {problem}", f"give --source {name}=MODEL once")
@@ -85,9 +81,8 @@ def resolve_models(library: Library, references: Mapping[str, str], find: Callab
     for name, reference in references.items():
         try:
             models[name] = find(reference)
-        except (ModelNotFound, ModelFileError, PullError) as error:
-            is_damaged = isinstance(error, ModelFileError) and looks_like_path(name)
-            if is_damaged or name != reference or is_catalogued(library, name):
+        except (ModelNotFound, PullError) as error:
+            if name != reference or library.spec_named(name.partition(":")[0]):
                 raise
             raise unknown_source(name, error) from error
     return models
@@ -99,13 +94,6 @@ def unknown_source(name: str, error: CerebrumError) -> ModelNotFound:
     if isinstance(error, ModelNotFound) and error.pullable:
         return ModelNotFound(error.message, f"{error.hint}, if it has GGUF files; or {hint}", pullable=error.pullable)
     return ModelNotFound(f"the recipe's model {name}: {error.message}", hint)
-
-
-def is_catalogued(library: Library, text: str) -> bool:
-    try:
-        return library.spec_for(library.parse(text)) is not None
-    except CerebrumError:  # not a valid reference
-        return False
 
 
 def with_quantization(library: Library, text: str, quantization: str) -> str:
