@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from merges import OUT, TWICE, Home, stack
+from merges import OUT, TWICE, Home, stack, write_weights
 from tiny_models import write_chatml
 
 pytestmark = pytest.mark.slow
@@ -137,15 +137,7 @@ def test_merge_reports_what_differs_between_models(home: Home) -> None:
 
 
 def test_merge_refuses_a_mixtral_with_one_tensor_per_expert(home: Home) -> None:
-    from gguf import GGUFWriter
-
-    writer = GGUFWriter(home.path / "old.gguf", "llama")
-    writer.add_block_count(1)
-    writer.add_tensor("blk.0.ffn_gate.0.weight", np.ones((32, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_weights(home.path / "old.gguf", {"blk.0.ffn_gate.0.weight": np.ones((32, 32))})
     done = home.run("merge", "twice.yaml", *OUT, "--source", "tiny=old.gguf")
     assert (done.code, done.err.count("\n")) == (1, 2)
     assert "made before April 2024 with one tensor per expert" in done.err

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 import pytest
+from gguf_files import write_file
 from hypothesis import given
 from hypothesis import strategies as st
 from merges import OWN_TYPES, slerp, write_merge
@@ -102,10 +103,7 @@ def write(path: Path, model: Model, kind: TypeMix) -> Source:
         rows = data.view(np.float32) if type_name == "F32" else data
         shape = (*values.shape[:-1], rows.shape[-1])
         writer.add_tensor(name, rows.reshape(shape), raw_dtype=gguf.GGMLQuantizationType[type_name])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_file(writer)
     return Source(path, read(path))
 
 

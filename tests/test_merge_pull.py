@@ -11,8 +11,7 @@ from merges import FOUR_LAYERS, TWICE, TWO_TIMES, Home, assert_layers_copied, me
 from scripted_command import runtime_for
 from tiny_models import write_quantized
 
-from cerebrum_cli.application.merging.merge import DISK_RESERVE, Merger
-from cerebrum_cli.application.merging.recipes import catalogue_recipe
+from cerebrum_cli.application.merging.merge import DISK_RESERVE, Merger, catalogue_recipe
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.pulling.building import CatalogueMerge
 from cerebrum_cli.catalogue.cache import Cache

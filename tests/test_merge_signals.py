@@ -19,7 +19,7 @@ from person import Person
 from tiny_models import write_quantized
 
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
-from cerebrum_cli.merge.output_file import HashedFile
+from cerebrum_cli.merge.execute import HashedFile
 from cerebrum_cli.terminal.interrupts import interruptible
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
@@ -192,7 +192,7 @@ def test_merge_reports_another_merge_into_the_same_file(small: Path, tmp_path: P
 INTERRUPT_IN_LOCK = """
 import os, signal, sys, threading
 from cerebrum_cli.main import main
-from cerebrum_cli.merge.output_file import HashedFile
+from cerebrum_cli.merge.execute import HashedFile
 
 enter, write, armed, sent = threading.Condition.__enter__, HashedFile.write, [], []
 

@@ -53,7 +53,7 @@ _TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME, less its zero byte
 _TENSOR_DIMENSIONS = 4  # GGML_MAX_DIMS
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
 _VERSIONS = (2, 3)
-_METADATA_START = 24  # after the magic number, the version and two counts
+METADATA_START = 24  # after the magic number, the version and two counts
 
 # What the meaning of a token id, and the ids of a text, depend on.
 VOCABULARY_KEYS = tuple(f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens", "token_type", "scores", "merges"))
@@ -257,7 +257,7 @@ def read_values(path: Path) -> tuple[Tables, dict[str, Value]]:
     """Read the header of a GGUF file with all metadata as it is stored. Raises ModelFileError as `read_tables` does."""
     with _mapped(path) as (data, size):
         tables = parse_tables(path, data, size)
-        cursor = Cursor(path, data, _METADATA_START)
+        cursor = Cursor(path, data, METADATA_START)
         return tables, {cursor.string("metadata key"): cursor.whole_value() for _ in tables.metadata}
 
 

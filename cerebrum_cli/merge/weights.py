@@ -14,23 +14,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import prod, sqrt
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
 from cerebrum_cli.gguf.table import Tensor
-from cerebrum_cli.merge.methods import (
-    Copy,
-    Slerp,
-    Sum,
-    TensorOp,
-    Term,
-    input_tensors,
-    offset_sum,
-    slerp_coefficients,
-)
+from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
 from cerebrum_cli.merge.plan import OutputTensor
 
 T = TypeVar("T")
@@ -72,11 +63,8 @@ CodecFactory = Callable[[], Codec]
 """Load a codec; only called when weights have to be computed."""
 
 
-class RowRange(NamedTuple):
-    """Consecutive rows of a tensor: the first one, and their number."""
-
-    first: int
-    length: int
+Rows = tuple[int, int]
+"""Consecutive rows of a tensor: the first one, and their number."""
 
 
 @dataclass(slots=True)
@@ -125,8 +113,8 @@ class TensorEvaluator:
         self._loaded_codec = self._loaded_codec or self.codec()
         return self._loaded_codec
 
-    def _sum(self, codec: Codec, op: Sum, output: OutputTensor, rows: RowRange) -> bytes:
-        total = np.full((rows.length, output.shape[0]), op.constant, np.float32)
+    def _sum(self, codec: Codec, op: Sum, output: OutputTensor, rows: Rows) -> bytes:
+        total = np.full((rows[1], output.shape[0]), op.constant, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for tensor, coefficient in op.terms:
                 total += np.float32(coefficient) * self._dequantize(codec, tensor, rows)
@@ -146,7 +134,7 @@ class TensorEvaluator:
         coefficients = slerp_coefficients(op.t, sqrt(first), sqrt(second), product)
         return offset_sum((Term(op.first, coefficients[0]), Term(op.second, coefficients[1])), op.offset)
 
-    def _dot_products(self, codec: Codec, op: Slerp, rows: RowRange) -> tuple[float, float, float]:
+    def _dot_products(self, codec: Codec, op: Slerp, rows: Rows) -> tuple[float, float, float]:
         """Sums of squares of some rows of both tensors, and their dot product."""
         tensors = (op.first, op.second)
         one, other = (
@@ -157,11 +145,10 @@ class TensorEvaluator:
             first, second, product = (float(np.einsum("i,i", *pair)) for pair in pairs)
         return first, second, product
 
-    def _dequantize(self, codec: Codec, tensor: Tensor, rows: RowRange) -> Floats:
-        row_length = tensor.shape[0]
-        bytes_of = tensor.kind.bytes_of
-        out = np.empty((rows.length, row_length), np.float32)
-        data = self._read(tensor, bytes_of(rows.first * row_length), bytes_of(out.size))
+    def _dequantize(self, codec: Codec, tensor: Tensor, rows: Rows) -> Floats:
+        (first, length), row_length, bytes_of = rows, tensor.shape[0], tensor.kind.bytes_of
+        out = np.empty((length, row_length), np.float32)
+        data = self._read(tensor, bytes_of(first * row_length), bytes_of(out.size))
         codec.dequantize(data, tensor.type, out)
         return out
 
@@ -197,11 +184,11 @@ class TensorEvaluator:
                 future.cancel()
 
 
-def row_ranges(shape: tuple[int, ...]) -> Iterator[RowRange]:
+def row_ranges(shape: tuple[int, ...]) -> Iterator[Rows]:
     """Divide the rows of a tensor into chunks."""
     rows = prod(shape[1:])
     step = max(1, CHUNK_WEIGHTS // shape[0])
-    return (RowRange(first, min(step, rows - first)) for first in range(0, rows, step))
+    return ((first, min(step, rows - first)) for first in range(0, rows, step))
 
 
 def expert_outputs(output: OutputTensor, op: Slerp) -> Iterator[OutputTensor]:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.merging.merge import Merge, MergeOptions, merge_object, require_not_source
-from cerebrum_cli.application.merging.recipes import read_recipe, resolve_models, source_references
+from cerebrum_cli.application.merging.merge import (
+    Merge,
+    MergeOptions,
+    merge_object,
+    read_recipe,
+    require_not_source,
+    resolve_models,
+    source_references,
+)
 from cerebrum_cli.application.models.model import as_path, is_directory, is_file, name_from_stem
+from cerebrum_cli.application.models.names import require_free_name
 from cerebrum_cli.catalogue.variants import unsplit_name
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -19,7 +27,7 @@ from cerebrum_cli.terminal.reports.merge import print_merge
 if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.settings import Layer
-    from cerebrum_cli.merge.output_file import WrittenFile
+    from cerebrum_cli.merge.execute import WrittenFile
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import MergeCommandOptions
 
@@ -31,7 +39,7 @@ def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOpti
     target = merge_options(options, Path(recipe).stem)
     references = source_references(library, requested, options.source)
     if not options.dry_run:
-        merger.require_name(target, requested.spec)
+        require_free_name(library, target.name, lambda row: row is requested.spec, target.replaces)
 
     def find(reference: str) -> Model:
         if options.dry_run:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cerebrum_cli.application.merging.merge import Merge, MergeOptions, Merger
-from cerebrum_cli.application.merging.recipes import with_quantization
+from cerebrum_cli.application.merging.merge import Merge, MergeOptions, Merger, with_quantization
 from cerebrum_cli.application.models.availability import DownloadPlan
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model

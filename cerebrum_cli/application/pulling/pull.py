@@ -149,8 +149,7 @@ class Puller:
         self, spec: ModelSpec, reference: NameReference, name: str | None, context: int | None, confirm: Confirm
     ) -> Model:
         """Merge a catalog model from source models in the planned quantization, which are pulled first."""
-        from cerebrum_cli.application.merging.merge import Merger
-        from cerebrum_cli.application.merging.recipes import catalogue_recipe
+        from cerebrum_cli.application.merging.merge import Merger, catalogue_recipe
         from cerebrum_cli.application.pulling.building import CatalogueMerge
 
         if spec.name in self.merge_stack:
