@@ -79,11 +79,7 @@ def test_merge_reports_missing_models_with_a_hint(home: Home) -> None:
             "the recipe's model /home/him/Tiny: /home/him/Tiny: file not found",
             "name the model to use: --source /home/him/Tiny=MODEL",
         ),
-        (
-            ["published.yaml", "--source", "/home/him/Tiny=./no.gguf"],
-            "no.gguf: file not found",
-            "check the path",
-        ),
+        (["published.yaml", "--source", "/home/him/Tiny=./no.gguf"], "no.gguf: file not found", "check the path"),
         (
             ["spaced.yaml"],
             "the recipe's model my model: unknown model 'my model'",
@@ -119,10 +115,7 @@ def test_merge_reports_too_little_disk_space_before_writing(home: Home, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=60_000_000))
     done = home.merge(*OUT)
     problem = f"{home.path.resolve()}: not enough disk space: 60 MB free, 67 MB needed"
-    assert (done.code, done.err) == (
-        1,
-        f"error: {problem}\n hint: free 7 MB, or write elsewhere\n",
-    )
+    assert (done.code, done.err) == (1, f"error: {problem}\n hint: free 7 MB, or write elsewhere\n")
     (home.path / "out.gguf.part").write_bytes(bytes(7_000_000))  # will be overwritten
     home.merge_to_out()
 

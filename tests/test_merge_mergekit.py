@@ -96,10 +96,7 @@ NORMS: Mapping[str, tuple[dict[str, Any], tuple[float, ...]]] = {
         whole("linear", {"weight": 1.5}, {"weight": 0.5}, parameters={"normalize": False}),
         (1.5, 1, 0, 0),
     ),
-    "slerp": (
-        whole("slerp", {}, {}, base_model="a", parameters={"t": 0.5}),
-        (sqrt(0.5), sqrt(2), 0, 0),
-    ),
+    "slerp": (whole("slerp", {}, {}, base_model="a", parameters={"t": 0.5}), (sqrt(0.5), sqrt(2), 0, 0)),
     "task_arithmetic": (whole("task_arithmetic", {}, {"weight": 0.5}, base_model="a"), (0.5, 1, 0, 0)),
 }
 ADDED = {

@@ -202,10 +202,7 @@ Expected = Callable[[str, Sequence[Weights]], Weights]
 TASK_VECTORS = {"merge_method": "task_arithmetic", "base_model": "a"}
 SLERP = {"merge_method": "slerp", "base_model": "a", "models": [{"model": "a"}, {"model": "b"}]}
 CASES: Mapping[str, tuple[dict[str, Any], Expected]] = {
-    "linear": (
-        weighted(0.3, 0.5, merge_method="linear"),
-        lambda name, tensors: linear(tensors, (0.3, 0.5)),
-    ),
+    "linear": (weighted(0.3, 0.5, merge_method="linear"), lambda name, tensors: linear(tensors, (0.3, 0.5))),
     "linear, not normalized": (
         weighted(0.3, 0.5, merge_method="linear", parameters={"normalize": False}),
         lambda name, tensors: linear(tensors, (0.3, 0.5), normalize=False),
@@ -218,28 +215,18 @@ CASES: Mapping[str, tuple[dict[str, Any], Expected]] = {
         weighted(BY_GROUP, 0.7, merge_method="linear"),
         lambda name, tensors: linear(tensors, (by_group(name), 0.7)),
     ),
-    "slerp": (
-        {**SLERP, "parameters": {"t": 0.3}},
-        lambda name, tensors: slerp(tensors, 0.3),
-    ),
+    "slerp": ({**SLERP, "parameters": {"t": 0.3}}, lambda name, tensors: slerp(tensors, 0.3)),
     "slerp, by layer and by name": (
         {**SLERP, "parameters": {"t": BY_GROUP}},
         lambda name, tensors: slerp(tensors, by_group(name)),
     ),
-    "slerp, past the end": (
-        {**SLERP, "parameters": {"t": 1.2}},
-        lambda name, tensors: slerp(tensors, 1.2),
-    ),
+    "slerp, past the end": ({**SLERP, "parameters": {"t": 1.2}}, lambda name, tensors: slerp(tensors, 1.2)),
     "task_arithmetic": (
         {**TASK_VECTORS, "models": [{"model": "b", "parameters": {"weight": 0.4}}]},
         lambda name, tensors: task_arithmetic(tensors, (0.4,)),
     ),
     "task_arithmetic, by layer and by name": (
-        {
-            **TASK_VECTORS,
-            "models": [{"model": "b", "parameters": {"weight": BY_GROUP}}],
-            "parameters": {"lambda": 1.5},
-        },
+        {**TASK_VECTORS, "models": [{"model": "b", "parameters": {"weight": BY_GROUP}}], "parameters": {"lambda": 1.5}},
         lambda name, tensors: task_arithmetic(tensors, (by_group(name),), factor=1.5),
     ),
 }

@@ -84,9 +84,7 @@ def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
     if not is_directory(path.parent):
         raise UsageError(f"-o {path}: directory {path.parent} does not exist", "create it first, or write elsewhere")
     return MergeOptions(
-        path,
-        options.name or name_from_stem(path.stem),
-        parse_type(options.type) if options.type else None,
+        path, options.name or name_from_stem(path.stem), parse_type(options.type) if options.type else None
     )
 
 
