@@ -255,7 +255,7 @@ PATCHES = st.one_of(
 )
 
 
-@settings(max_examples=1000, deadline=2000)
+@settings(deadline=2000)
 @given(
     patches=st.lists(st.tuples(st.integers(4, HEADER), PATCHES), max_size=4),
     length=st.none() | st.integers(0, len(SEED)),

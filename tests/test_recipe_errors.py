@@ -311,3 +311,23 @@ def test_recipe_any_structure_parses_or_raises_a_one_line_error(value: object) -
 def test_recipe_any_text_parses_or_raises_a_one_line_error(text: str, where: str) -> None:
     assert_parses_or_raises(text, where)
     assert_parses_or_raises(f"merge_method: passthrough\nmodels: {text}", where)
+
+
+LINEAR = "merge_method: linear\nmodels: [{model: small, parameters: {weight: 1}}]\n"
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+HOSTILE = {
+    "bomb": BOMB + LINEAR,
+    "deep": "models: " + "[" * 20_000,
+    "deep-flow": "models: " + "{a: " * 5000,
+    "object": LINEAR + "x: !!python/object/apply:os.system ['true']\n",
+    "not-text": "\x00\x01",
+    "many": LINEAR + "".join(f"k{number}: 1\n" for number in range(2_000)),
+    "long": LINEAR.replace("small", "s" * 1_000_000),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_recipe_that_is_hostile_parses_or_raises_a_one_line_error(name: str) -> None:
+    assert_parses_or_raises(HOSTILE[name])
