@@ -23,7 +23,7 @@ from merge_tables import (
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import Table, Tensor
-from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term
+from cerebrum_cli.merge.methods import Copy, Sum, Term
 from cerebrum_cli.merge.plan import Layer
 from cerebrum_cli.merge.target_types import TYPE_NUMBERS
 
@@ -207,18 +207,6 @@ def test_merge_plan_head_filter_matches_tied_embeddings() -> None:
     made = operations(plan(recipe, table("a"), table("b", shape=Shape(tied=True))))
     assert [term.coefficient for term in made["output.weight"].terms] == [0.25, 0.75]
     assert [term.coefficient for term in made["token_embd.weight"].terms] == [0.5, 0.5]
-
-
-def test_merge_plan_states_the_operation_of_each_method() -> None:
-    first, other = table("a"), table("b")
-    parameters = {"weight": 0.5}
-    shifted = mixed("b", method="task_arithmetic", base_model="a", parameters=parameters)
-    turned = mixed("b", "a", method="slerp", base_model="a", parameters={"t": 0.25})
-    name = "blk.3.ffn_up.weight"
-    one, two = first.tensors[name], other.tensors[name]
-    assert operations(plan(mixed("a", "b"), first, other))[name] == Sum((Term(one, 0.5), Term(two, 0.5)))
-    assert operations(plan(shifted, first, other))[name] == Sum((Term(one, 0.5), Term(two, 0.5)))
-    assert operations(plan(turned, first, other))[name] == Slerp(0.25, one, two)
 
 
 @pytest.mark.parametrize(
