@@ -39,13 +39,9 @@ class Tensor(NamedTuple):
         return TENSOR_TYPES[self.type]
 
     @property
-    def n_elements(self) -> int:
-        return prod(self.shape)
-
-    @property
     def size(self) -> int:
         """Size in bytes."""
-        return self.kind.bytes_of(self.n_elements)
+        return self.kind.bytes_of(prod(self.shape))
 
 
 def split_layer(name: str) -> tuple[int | None, str]:
