@@ -1,0 +1,378 @@
+"""Pulling catalog models that are merged: the source models that are chosen and downloaded, and the 12B."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hub_user import CATALOGUED, HubUser, cleaned, named
+from merges import FOUR_LAYERS, LAYERS_12B, TWICE, TWO_TIMES, Home, assert_layers_copied, metadata_bytes, stack
+from mistral_shape import METADATA, model_tensors
+from scripted_command import runtime_for
+from tiny_models import write_quantized
+
+from cerebrum_cli.core.errors import MergeError, ModelNotFound
+from cerebrum_cli.engine.llama.codec import LlamaCodec
+from cerebrum_cli.merge.building import CatalogueMerge
+from cerebrum_cli.merge.merge import DISK_RESERVE, Merger, catalogue_recipe
+from cerebrum_cli.models.cache import Cache
+from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.reference import Reference
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = "someone/Tiny-GGUF"
+SIZES = {"Q4_K_M": 1_400_000, "Q8_0": 2_700_000}  # of the source, in the catalog
+KNOWN = "{Q4_K_M = 2700000, Q8_0 = 5300000}"  # of the merge
+TINY = f"""
+[models.tiny]
+system = "Tiny-1.0"
+repo_id = "{REPOSITORY}"
+file = "Tiny-{{quant}}.gguf"
+quantizations = {{Q4_K_M = {SIZES["Q4_K_M"]}, Q8_0 = {SIZES["Q8_0"]}}}
+"""
+
+
+def row(name: str, recipe: str, quantizations: str = KNOWN) -> str:
+    """A catalog row with a recipe."""
+    known = f"quantizations = {quantizations}\n" if quantizations else ""
+    title = name.capitalize()
+    file = f"{title}-{{quant}}.gguf"
+    return f'[models.{name}]\nsystem = "{title}-1.0"\nrecipe = "{recipe}"\nfile = "{file}"\n{known}\n'
+
+
+@pytest.fixture(scope="module")
+def tinies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model of four layers in two quantizations."""
+    folder = tmp_path_factory.mktemp("tinies")
+    return {
+        each: write_quantized(folder / f"Tiny-{each}.gguf", shape=FOUR_LAYERS, encoding=each, seed=seed)
+        for seed, each in enumerate(SIZES)
+    }
+
+
+@pytest.fixture
+def home(tmp_path: Path, tinies: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A home directory whose catalog has `tiny`, and `own`, which stacks it twice."""
+    monkeypatch.chdir(tmp_path)
+    home = Home(tmp_path, tinies["Q4_K_M"])
+    home.model.unlink()
+    write_catalogue(home, row("own", "own.yaml"))
+    (home.command.config / "own.yaml").write_text(TWICE)
+    return home
+
+
+def write_catalogue(home: Home, rows: str) -> None:
+    """Write a catalog of `tiny` and these rows."""
+    (home.command.config / "models.toml").write_text(TINY + rows)
+
+
+def install(home: Home, source: Path) -> Path:
+    """Copy a model file into the home directory and register it."""
+    path = Path(shutil.copy(source, home.path))
+    assert home.run("pull", path, "--offline").code == 0
+    return path
+
+
+def pull(home: Home, *arguments: str) -> str:
+    """Pull offline; return the last line on standard error."""
+    done = home.run("pull", "--offline", *arguments)
+    assert (done.code, done.out) == (0, ""), done.err
+    return done.err.splitlines()[-1]
+
+
+def merged_path(home: Home, file: str) -> Path:
+    """Path of a pulled merge."""
+    return home.path / "data/cerebrum/models/merged" / file
+
+
+@pytest.fixture
+def tiny_user(hub_user: HubUser, tinies: dict[str, Path]) -> HubUser:
+    """A user with a Hub that has `tiny`, and the same catalog."""
+    (hub_user.command.config / "models.toml").write_text(TINY + row("own", "own.yaml"))
+    (hub_user.command.config / "own.yaml").write_text(TWICE)
+    hub_user.hub.repository(REPOSITORY, {path.name: path for path in tinies.values()})
+    return hub_user
+
+
+def test_merge_pull_prefers_installed_source_models(tiny_user: HubUser) -> None:
+    recommended = tiny_user.run("pull", "--dry-run", "--json", "own").object["chosen"]
+    [other] = SIZES.keys() - {recommended}
+    tiny_user.pull(f"tiny:{other}")
+    tiny_user.hub.log.clear()
+    done = tiny_user.pull("own")
+    path = tiny_user.command.home / f"data/cerebrum/models/merged/Own-{other}.gguf"
+    assert done.err.splitlines()[-1] == f"installed own:{other}: {path}"
+    assert not tiny_user.hub.log.requests("cdn")
+    assert_layers_copied([path], [tiny_user.path(f"Tiny-{other}.gguf", REPOSITORY)], TWO_TIMES)
+
+    named = tiny_user.pull(f"own:{recommended.lower()}")
+    assert named.err.splitlines()[-1] == f"installed own:{recommended}: {path.with_name(f'Own-{recommended}.gguf')}"
+    assert len(tiny_user.downloads()) == 1
+    assert {each["reference"]: each["merged_from"] for each in tiny_user.listed() if each["source"] == "merge"} == {
+        f"own:{each}": [f"tiny:{each}"] for each in SIZES
+    }
+
+
+@pytest.mark.parametrize("quantization", SIZES)
+def test_merge_pull_offline_uses_the_installed_merge(quantization: str, home: Home, tinies: dict[str, Path]) -> None:
+    install(home, tinies[quantization])
+    path = merged_path(home, f"Own-{quantization}.gguf")
+    assert pull(home, f"own:{quantization}") == f"installed own:{quantization}: {path}"
+    for each in SIZES.keys() - {quantization}:
+        install(home, tinies[each])
+    before = path.stat()
+    done = home.run("pull", "--offline", "own")
+    assert (done.code, done.err) == (0, f"installed own:{quantization}: {path}\n")
+    assert (path.stat().st_mtime_ns, [each.name for each in path.parent.glob("*.gguf")]) == (
+        before.st_mtime_ns,
+        [path.name],
+    )
+
+
+@pytest.mark.parametrize("quantization", SIZES)
+def test_merge_pull_merges_the_named_quantization(quantization: str, home: Home, tinies: dict[str, Path]) -> None:
+    (home.path / "own").write_text("a file with the name of the row")
+    sources = {each: install(home, path) for each, path in tinies.items()}
+    path = merged_path(home, f"Own-{quantization}.gguf")
+    assert pull(home, f"own:{quantization.lower()}") == f"installed own:{quantization}: {path}"
+    assert_layers_copied([path], [sources[quantization]], TWO_TIMES)
+
+
+def test_merge_pull_offline_reports_missing_source_models(home: Home, tinies: dict[str, Path]) -> None:
+    install(home, tinies["Q8_0"])
+    done = home.run("pull", "--offline", "own:Q4_K_M")
+    error = "error: tiny:Q4_K_M is not downloaded, and the network is disabled"
+    assert (done.code, done.out, done.err.splitlines()[0]) == (3, "", error)
+    assert not list((home.path / "data").rglob("*.gguf*"))
+
+
+@pytest.mark.parametrize("quantization", SIZES)
+def test_merge_pull_takes_the_quantization_of_its_source(
+    quantization: str, home: Home, tinies: dict[str, Path]
+) -> None:
+    write_catalogue(home, row("own", "own.yaml", ""))
+    install(home, tinies[quantization])
+    path = merged_path(home, f"Own-{quantization}.gguf")
+    assert pull(home, "own") == f"installed own:{quantization}: {path}"
+    [made] = [each for each in home.rows if each["source"] == "merge"]
+    assert (made["quantization"], made["error"]) == (quantization, None)
+
+
+@pytest.mark.parametrize("quantizations", [KNOWN, ""])
+@pytest.mark.parametrize("rows", [["own"], ["own", "other"]], ids=["itself", "each other"])
+def test_merge_pull_reports_circular_recipes(rows: list[str], quantizations: str, home: Home) -> None:
+    write_catalogue(home, "".join(row(each, f"{each}.yaml", quantizations) for each in rows))
+    for each, used in zip(rows, [*rows[1:], rows[0]], strict=True):
+        (home.command.config / f"{each}.yaml").write_text(stack((used, 0, 4)))
+    done = home.run("pull", "--offline", "-y", "own")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "error: own: circular recipe\n hint: fix its row in models.toml\n"
+    assert not list((home.path / "data").rglob("*.gguf*"))
+
+
+def test_merge_pull_uses_a_path_without_listing_it(home: Home, tinies: dict[str, Path]) -> None:
+    source = Path(shutil.copy(tinies["Q8_0"], home.path / "elsewhere.gguf"))
+    (home.command.config / "own.yaml").write_text(stack((str(source), 0, 4)))
+    pull(home, "own:Q8_0")
+    [made] = home.rows
+    assert (made["reference"], made["merged_from"]) == ("own:Q8_0", ["elsewhere.gguf"])
+    assert_layers_copied([Path(made["path"])], [source], range(4))
+
+
+def test_merge_pull_needs_disk_space_for_the_download_too(home: Home, tinies: dict[str, Path]) -> None:
+    need = 2_700_000 + SIZES["Q4_K_M"] + DISK_RESERVE
+    assert [starts_pulling(home, free) for free in (need - 1, need)] == [False, True]
+    install(home, tinies["Q4_K_M"])
+    need -= SIZES["Q4_K_M"]
+    assert [starts_pulling(home, free) for free in (need - 1, need)] == [False, True]
+
+
+def starts_pulling(home: Home, free: int) -> bool:
+    """Whether source models are pulled with this many bytes of free disk space."""
+    requested: list[str] = []
+
+    def refuse_pull(reference: Reference) -> Model:
+        requested.append(str(reference))
+        raise ModelNotFound(f"{reference} is not there", "")
+
+    with pytest.raises((MergeError, ModelNotFound)) as caught:
+        merge_of_own(home, free).build("Q4_K_M", None, refuse_pull)
+    assert ("not enough disk space" in str(caught.value)) == (not requested)
+    return requested == ["tiny:Q4_K_M"]
+
+
+def merge_of_own(home: Home, free: int) -> CatalogueMerge:
+    """The merge of `own`, with this many bytes of free disk space."""
+    runtime = runtime_for({}, home.path)
+    library = runtime.library
+    library.given_cache = Cache(home.path / "hub")
+    spec = library.spec_named("own")
+    assert spec
+    return CatalogueMerge(library, Merger(library, LlamaCodec, lambda path: free), spec, catalogue_recipe(spec))
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_merge_pull_builds_and_deletes_a_models_toml_row(is_link: bool, home: Home, tinies: dict[str, Path]) -> None:
+    if is_link:
+        (home.path / "elsewhere").mkdir()
+        (home.path / "data").symlink_to("elsewhere")
+    source = install(home, tinies["Q4_K_M"])
+    done = home.run("pull", "own", "--offline")
+    path = merged_path(home, "Own-Q4_K_M.gguf")
+    assert (done.code, cleaned(done).splitlines()[-1]) == (0, f"installed own:Q4_K_M: {path.resolve()}")
+    assert metadata_bytes(path)["general.name"].endswith(b"Own-1.0")
+    assert (home.rows[1]["reference"], home.rows[1]["merged_from"]) == ("own:Q4_K_M", ["Tiny-Q4_K_M"])
+    removed = home.run("rm", "-y", "own")
+    assert (removed.err, path.exists(), source.exists()) == ("deleted own:Q4_K_M, freed 3 MB\n", False, True)
+
+
+def test_merge_pull_sets_a_missing_file_type(tiny_user: HubUser, tmp_path: Path) -> None:
+    silent = write_quantized(tmp_path / "silent.gguf", shape=FOUR_LAYERS)
+    silent.write_bytes(silent.read_bytes().replace(b"general.file_type", b"general.file_tipo"))
+    tiny_user.hub.repositories[REPOSITORY].commit({"Tiny-Q4_K_M.gguf": silent})
+    path = tiny_user.command.home / "data/cerebrum/models/merged/Own-Q4_K_M.gguf"
+    installed = f"installed own:Q4_K_M: {path}"
+    assert tiny_user.pull("own:Q4_K_M").err.splitlines()[-1] == installed
+    assert metadata_bytes(path)["general.file_type"].endswith((15).to_bytes(4, "little"))
+    before = path.stat().st_mtime_ns
+    for arguments in (["own:Q4_K_M"], ["own", "--offline"]):
+        assert tiny_user.pull(*arguments).err == f"{installed}\n"
+    assert path.stat().st_mtime_ns == before
+    [made] = [each for each in tiny_user.listed() if each["source"] == "merge"]
+    assert (made["reference"], made["quantization"]) == ("own:Q4_K_M", "Q4_K_M")
+
+
+@pytest.mark.parametrize("quantization", SIZES)
+def test_merge_uses_the_quantization_after_a_catalogue_name(
+    quantization: str, home: Home, tinies: dict[str, Path]
+) -> None:
+    sources = {each: install(home, path) for each, path in tinies.items()}
+    done = home.run("merge", f"own:{quantization}", "-o", "x.gguf", "--offline")
+    assert done.code == 0, done.err
+    assert_layers_copied([home.path / "x.gguf"], [sources[quantization]], TWO_TIMES)
+
+
+DRY_RUN = """\
+layers  model  source layers
+0-7     seven  0-7
+8-15    seven  4-11
+16-23   seven  8-15
+24-31   seven  12-19
+32-39   seven  16-23
+40-47   seven  20-27
+48-55   seven  24-31
+
+parameters  12,476,420,096
+tensors     507 (Q4_K 345, F32 113, Q6_K 49)
+size        7.44 GB (7442684992 bytes), 100% copied unchanged
+KV cache    229,376 bytes per token
+memory      93 MB to merge, 9.89 GB to run with a context of 8192 tokens
+disk        7.44 GB needed, 12.35 GB free
+"""
+
+
+def test_merge_12b_dry_run_shows_its_layers_and_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cerebrum_cli.merge.merge.thread_count", lambda: 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=12_345_678_901))
+    (tmp_path / "unused.gguf").touch()
+    home = Home(tmp_path, tmp_path / "unused.gguf")
+    write_sparse_7b(tmp_path / "seven.gguf")  # a copy would not be sparse
+    monkeypatch.chdir(tmp_path)
+    done = home.run("merge", "Cerebrum-1.0-12.25b", "--source", "cerebrum-7b=seven.gguf", "--dry-run")
+    assert (done.code, done.err, done.out) == (0, "", DRY_RUN)
+
+
+def write_sparse_7b(path: Path) -> None:
+    """Write a file with the exact shape of the 7B and sparse weights that use no disk space."""
+    from gguf import GGUFValueType, GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    for key, value in METADATA.items():
+        kind = GGUFValueType.UINT32 if isinstance(value, int) else GGUFValueType.get_type(value)
+        writer.add_key_value(key, value, kind)
+    tensors = list(model_tensors())
+    for each in tensors:
+        floats = np.dtype(np.float32)
+        writer.add_tensor_info(each.name, each.dimensions, floats, each.size, raw_dtype=each.encoding.type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    os.truncate(path, -(-path.stat().st_size // 32) * 32 + sum(tensor.size for tensor in tensors))
+
+
+SMALL_12B = "[models.cerebrum-12b]\nquantizations = {Q4_K_M = 19000000}\n"
+TWELVE = "Cerebrum-1.0-12.25B-Q4_K_M.gguf"
+
+
+@pytest.fixture
+def seven_user(hub_user: HubUser, tmp_path: Path) -> HubUser:
+    """A user with a Hub that has a tiny 7B in one quantization."""
+    (hub_user.command.config / "models.toml").write_text(SMALL_12B)
+    hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): write_quantized(tmp_path / "seven.gguf")})
+    return hub_user
+
+
+def test_merge_12b_pull_downloads_the_7b_and_merges_it(seven_user: HubUser) -> None:
+    done = seven_user.pull("cerebrum-12b:Q4_K_M", "-y")
+    path = seven_user.command.home / "data/cerebrum/models/merged" / TWELVE
+    stages = [*dict.fromkeys(line.split(":")[0] for line in done.err.splitlines())]
+    assert (stages, done.err.splitlines()[-1]) == (
+        ["download", "merge", "installed cerebrum-12b"],
+        f"installed cerebrum-12b:Q4_K_M: {path}",
+    )
+    assert_layers_copied([path], [seven_user.path(named("Q4_K_M"))], LAYERS_12B)
+    twelve, seven = seven_user.listed()
+    assert (twelve["reference"], twelve["path"], twelve["default"]) == ("cerebrum-12b:Q4_K_M", str(path), True)
+    assert (twelve["merged_from"], twelve["format"], twelve["error"]) == (["cerebrum-7b:Q4_K_M"], "cerebrum", None)
+    assert (seven["reference"], seven["default"]) == ("cerebrum-7b:Q4_K_M", False)
+    shown = seven_user.run("show", "cerebrum-12b", "--json").object
+    assert (shown["layers"], shown["sha256"]) == (56, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert shown["metadata"]["general.name"] == "Cerebrum-1.0-12.25B"
+    assert shown["metadata"]["general.base_model.0.repo_url"] == f"https://huggingface.co/{CATALOGUED}"
+    assert seven_user.ask("-m", "cerebrum-12b") == seven_user.ask() == seven_user.ask("-m", path)
+
+    seven_user.hub.log.clear()
+    before = path.stat()
+    assert seven_user.pull("cerebrum-12b:q4_k_m").err == f"installed cerebrum-12b:Q4_K_M: {path}\n"
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    removed = seven_user.run("rm", "-y", "cerebrum-12b:Q4_K_M")
+    assert removed.err == ("deleted cerebrum-12b:Q4_K_M, freed 19 MB; the default model is now cerebrum-7b:Q4_K_M\n")
+    assert (path.parent.exists(), path.exists()) == (True, False)
+    assert [row["reference"] for row in seven_user.listed()] == ["cerebrum-7b:Q4_K_M"]
+    assert not seven_user.hub.log.requests()
+
+
+def test_merge_12b_pull_offline_uses_an_installed_7b(seven_user: HubUser) -> None:
+    seven_user.pull("cerebrum-7b:Q4_K_M")
+    seven_user.hub.log.clear()
+    done = seven_user.run("pull", "cerebrum-12b:Q4_K_M", "--offline", "-y", "--name", "mine", "--json")
+    assert (done.code, done.object["reference"], done.object["default"]) == (0, "mine", False)
+    assert seven_user.run("pull", "--offline", "cerebrum-12b:Q4_K_M").err.startswith("installed mine: ")
+    assert seven_user.ask("-m", "mine", "--offline") == seven_user.ask("-m", "cerebrum-12b", "--offline")
+    assert not seven_user.hub.log.requests()
+    assert seven_user.run("rm", "-y", "mine").err.startswith("deleted mine, ")
+
+
+def test_merge_12b_pull_refuses_a_taken_name_before_downloading(seven_user: HubUser) -> None:
+    done = seven_user.run("pull", "cerebrum-12b:Q4_K_M", "-y", "--name", "starter")
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: the name starter belongs to another model")
+    assert not seven_user.hub.log.requests()
+
+
+def test_merge_12b_pull_dry_run_lists_its_quantizations(seven_user: HubUser) -> None:
+    (seven_user.command.config / "models.toml").unlink()
+    done = seven_user.run("pull", "--dry-run", "cerebrum-12b:q4_k_m")
+    assert (done.code, done.err) == (0, "cerebrum pull cerebrum-12b:q4_k_m would download cerebrum-12b:Q4_K_M\n")
+    assert done.out.startswith("\ncerebrum-12b at a context of 8192 tokens; this machine has ")
+    table = [line.removeprefix("*").split() for line in done.out.splitlines()[3:]]
+    assert [*table[0][:2], len(table[1:])] == ["quant", "size", 14]
+    assert ["Q4_K_M", "7.44", "GB"] in [row[:3] for row in table]
+    assert not seven_user.hub.log.requests()
+    assert not (seven_user.command.home / "data").exists()
