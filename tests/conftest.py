@@ -22,6 +22,7 @@ from hypothesis import settings
 from llama_engines import MODELS
 from merges import FOUR_LAYERS, SIX_LAYERS, Home, part_paths
 from person import SHELL, OpenTerminal, Person
+from quantized import F32, quantize
 from remote_engines import QUICK
 from scripted_command import SCRIPTED, install
 from served import Served, serving_user
@@ -29,8 +30,6 @@ from tiny_models import write_chatml, write_mistral, write_quantized, write_recu
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.engine.llama.library import llama
-from cerebrum_cli.engine.llama.quantize import quantize
 from cerebrum_cli.engine.remote import engine as remote_engine
 from cerebrum_cli.sessions.store import Store
 from cerebrum_cli.terminal.markdown import renderer
@@ -74,7 +73,7 @@ def sliding_window_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def precise_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with all weights in F32."""
     target = tmp_path_factory.mktemp("precise") / "f32.gguf"
-    quantize(str(request.getfixturevalue(request.param)), str(target), llama.LLAMA_FTYPE_ALL_F32)
+    quantize(request.getfixturevalue(request.param), target, F32)
     return target
 
 

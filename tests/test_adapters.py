@@ -309,18 +309,10 @@ def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: 
 def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
     library, plain = runtime_for({}, tmp_path).library, Model("tiny", (chatml_model,))
     assert with_adapters(library, plain, [f"{adapter}:0"]) == plain
+    assert library.file_identity(with_adapters(library, plain, [str(adapter)])) == library.identity(plain)
     assert load_options(with_adapters(library, plain, [str(adapter)]), Settings()).adapters == ((str(adapter), 1.0),)
     both = [[f"{adapter}:1", f"{adapter}:2"], [f"{adapter}:2", f"{adapter}:1"]]
     assert len({library.identity(with_adapters(library, plain, each)) for each in both}) == 1
-
-
-def test_adapted_model_keeps_its_adapters_in_another_encoding(
-    tmp_path: Path, chatml_model: Path, adapter: Path
-) -> None:
-    library = runtime_for({}, tmp_path).library
-    adapted = with_adapters(library, Model("tiny", (chatml_model,)), [str(adapter)])
-    assert library.preferred(adapted).adapters == adapted.adapters
-    assert library.file_identity(adapted) == library.identity(Model("tiny", (chatml_model,)))
 
 
 # Sessions.
@@ -380,9 +372,3 @@ def test_saved_prompt_keeps_the_place_of_its_adapter(user: CommandLine, adapter:
     assert f'lora = ["{user.home}/style.gguf:0.9"]' in (user.config / "config.toml").read_text()
     assert answer(user, "hello", "--no-log", "-p", "styled")["text"] != plain
     assert answer(user, "hello", "--no-log", "-p", "styled", "--lora", "none")["text"] == plain
-
-
-def test_reencode_and_adapter_exclude_each_other(user: CommandLine, adapter: Path) -> None:
-    done = user.run("tune", "small", "--reencode", "--lora", adapter)
-    assert done.code == 2
-    assert "--reencode and --lora cannot be used together" in done.err

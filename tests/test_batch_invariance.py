@@ -10,6 +10,7 @@ from platform import machine
 import pytest
 from asking import loaded
 from command_line import CommandLine
+from quantized import quantize
 from tiny_models import Shape, write_quantized, write_sliding_window
 
 from cerebrum_cli.core.events import TokenEvent
@@ -19,7 +20,6 @@ from cerebrum_cli.engine.backend import Row
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.llama.quantize import quantize
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.plan import LoadOptions, expert_notice, plan_repacking
 from cerebrum_cli.engine.sequence import Request
@@ -53,7 +53,7 @@ def model_of(models: Path, encoding: str) -> Path:
         source = models / "source.gguf"
         if not source.exists():
             write_quantized(source, shape=SHAPE, encoding="BF16")
-        quantize(str(source), str(path), next(number for number, name in FILE_TYPES.items() if name == encoding))
+        quantize(source, path, next(number for number, name in FILE_TYPES.items() if name == encoding))
     return path
 
 

@@ -16,7 +16,6 @@ from scripted_command import runtime_for
 from tiny_models import Shape, write_chatml
 
 from cerebrum_cli.application.inference.load_options import Parallel, load_options
-from cerebrum_cli.application.inference.loading import ResolvedModel
 from cerebrum_cli.application.inference.profiles import DEFAULT, Profile, Speeds, TunedUse
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.tuning.candidates import NORMAL, plan_stages, unplanned
@@ -213,7 +212,7 @@ def test_exact_scores_keep_their_own_cache(wide: Path) -> None:
     opened: list[LoadOptions] = []
     model = Model("tiny", (wide,))
     settings = Settings(cache_type_k="q4_0", cache_type_v="q4_0", flash_attn="on", threads=1)
-    harness = HarnessModel(model, ResolvedModel(model), settings)
+    harness = HarnessModel(model, None, settings)
 
     def factory(given: LoadOptions) -> Any:
         opened.append(given)

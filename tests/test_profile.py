@@ -21,7 +21,6 @@ from tiny_models import write_quantized
 
 from cerebrum_cli.application.doctor.selftest import NANO
 from cerebrum_cli.application.inference.load_options import CHAT_PARALLEL, Parallel, load_options
-from cerebrum_cli.application.inference.loading import ResolvedModel
 from cerebrum_cli.application.inference.profiles import (
     Profile,
     ProfileStore,
@@ -29,6 +28,7 @@ from cerebrum_cli.application.inference.profiles import (
     TunedUse,
     UseName,
     profile_object,
+    step_costs_of,
     without_user_settings,
 )
 from cerebrum_cli.application.models.model import Model
@@ -86,9 +86,9 @@ def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
     assert (profile(chat=chat).uses_with_drafts, profile().uses_with_drafts) == (["chat"], [])
     in_vain = replace(DEFAULT_USE, step_costs=StepCosts((1, 2, 16), (1.0, 1.7, 12.8)))
     assert (in_vain.best_draft, profile(ask=in_vain).uses_with_drafts) == (None, [])
-    resolved = ResolvedModel(Model("nano", (NANO,)), profile(chat=chat))
-    assert (resolved.step_costs("chat"), resolved.step_costs("ask")) == (STEP_COSTS, None)
-    assert ResolvedModel(resolved.model).step_costs("chat") is None
+    measured = profile(chat=chat)
+    assert (step_costs_of(measured, "chat"), step_costs_of(measured, "ask")) == (STEP_COSTS, None)
+    assert step_costs_of(None, "chat") is None
 
 
 # Load options.
@@ -726,11 +726,6 @@ def test_tune_saves_the_profile_for_newly_found_gpus(runner: CommandRunner) -> N
     ("arguments", "problem"),
     [
         (("--quick", "--thorough"), "--quick and --thorough cannot be used together"),
-        (("--reencode", "--quick"), "--reencode and --quick cannot be used together"),
-        (("--reencode", "--thorough"), "--reencode and --thorough cannot be used together"),
-        (("--apply", "Q8_0"), "--apply requires --reencode"),
-        (("--force",), "--force requires --apply"),
-        (("--reencode", "--force"), "--force requires --apply"),
         (("--threads", "0"), "--threads is 0"),
     ],
 )

@@ -95,7 +95,6 @@ def test_list_shows_installed_models(hub_user: HubUser, chatml_model: Path) -> N
         "path": str(hub_user.path(named("Q4_K_M"))),
         "default": True,
         "source": "hub",
-        "derived_from": None,
         "merged_from": [],
         "repo_id": CATALOGUED,
         "revision": commit,

@@ -15,7 +15,7 @@ from cerebrum_cli.application.models.model import as_path, is_file
 from cerebrum_cli.catalogue.reference import looks_like_path
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.runtime.generation import require_effective
-from cerebrum_cli.runtime.models import find_model, resolve_encoding
+from cerebrum_cli.runtime.models import find_model, find_profile
 from cerebrum_cli.runtime.prompts.use import apply_prompt
 from cerebrum_cli.runtime.servers import find_endpoints, without_local
 from cerebrum_cli.terminal.keyboard import Keyboard
@@ -123,7 +123,7 @@ def model_loader(runtime: Runtime, options: ChatOptions) -> ModelLoader:
         runtime.open_backend,
         runtime.prompt_cache,
         template_options(options.template_arg),
-        lambda model, settings: resolve_encoding(runtime, model, settings, options),
+        lambda model, settings: find_profile(runtime, model, settings, options),
         endpoints,
         adapted,
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.chat.history import History
     from cerebrum_cli.application.doctor.checks import DoctorContext
     from cerebrum_cli.application.evaluation.runs import RunStore
-    from cerebrum_cli.application.inference.loading import BackendFactory, ResolvedModel
+    from cerebrum_cli.application.inference.loading import BackendFactory
     from cerebrum_cli.application.inference.profiles import Profile, ProfileStore
     from cerebrum_cli.application.merging.merge import Merger
     from cerebrum_cli.application.models.model import Model
@@ -124,13 +124,6 @@ class Runtime:
         machine = machine_fingerprint(load_devices(devices_file(self.data_directory)))
         machine += settings_text(settings) if settings else ""
         return ProfileStore(self._profiles, machine, build_fingerprint())
-
-    def resolved_model(self, model: Model, settings: Settings) -> ResolvedModel:
-        """The file that answers for a model, its encoding applied last, with its profile."""
-        from cerebrum_cli.application.inference.loading import ResolvedModel
-
-        file = self.library.preferred(model)
-        return ResolvedModel(file, self.profile(file, settings))
 
     def profile(self, model: Model, settings: Settings) -> Profile | None:
         """Profile of a model, measured with these settings or else with defaults; None if it was never tuned."""

@@ -11,12 +11,11 @@ from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.application.models.model import is_missing
 from cerebrum_cli.application.tuning.candidates import NORMAL, QUICK, THOROUGH
 from cerebrum_cli.application.tuning.tune import candidate_object, trial_options, tune_model, tuning_lock, update_store
-from cerebrum_cli.core.errors import ModelFileError, UsageError
+from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.machine import save_devices
 from cerebrum_cli.runtime.composition import devices_file
 from cerebrum_cli.runtime.models import find_model
-from cerebrum_cli.runtime.reencoding import reencode
 from cerebrum_cli.terminal.bars import FileProgress, StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.reports.tuning import print_profile, print_summary
@@ -33,16 +32,11 @@ if TYPE_CHECKING:
 
 
 def tune(runtime: Runtime, given: Layer, options: TuneOptions) -> None:
-    """Measure a model and save what is faster than the defaults, or compare encodings of it."""
+    """Measure a model and save what is faster than the defaults."""
     options.validate()
     model = find_model(runtime, given, options)
     settings = runtime.settings(given, model)
-    if options.reencode:
-        if given.get("lora"):
-            raise UsageError("--reencode and --lora cannot be used together", "omit --lora: encodings are of the model")
-        reencode(runtime, model, settings, options)
-        return
-    file = runtime.library.preferred(with_adapters(runtime.library, model, settings.lora))
+    file = with_adapters(runtime.library, model, settings.lora)
     budget = QUICK if options.quick else THOROUGH if options.thorough else NORMAL
     result = measure(runtime, file, settings, budget, options.json or options.quiet)
     print_result(runtime, file, result, settings, options)

@@ -90,6 +90,16 @@ class Profile:
         return [name for name, used in self.uses.items() if used.best_draft]
 
 
+def tuning_of(profile: Profile | None, use: UseName) -> Tuning:
+    """Measured settings for a use; the defaults without a profile."""
+    return profile.uses[use].tuning if profile else DEFAULT
+
+
+def step_costs_of(profile: Profile | None, use: UseName) -> StepCosts | None:
+    """Measured costs of steps with drafts; None without a profile, or if the model or the use gets no drafts."""
+    return profile.uses[use].step_costs if profile else None
+
+
 class ProfileStore:
     """Directory of profiles, one file per model, machine and build; `machine` and `build` are the current ones."""
 
