@@ -18,7 +18,7 @@ from tiny_models import Shape, write_chatml
 from cerebrum_cli.application.inference.load_options import Parallel, load_options
 from cerebrum_cli.application.inference.profiles import DEFAULT, Profile, Speeds, TunedUse
 from cerebrum_cli.application.models.model import Model
-from cerebrum_cli.application.tuning.candidates import NORMAL, plan_stages, unplanned
+from cerebrum_cli.application.tuning.candidates import plan_stages, unplanned
 from cerebrum_cli.application.tuning.tune import search_space
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
@@ -94,7 +94,7 @@ def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine)
         ("chat", "small", "hello"),
         ("batch", "in.txt", "-o", "out.jsonl"),
         ("eval", "exam.jsonl", "--dry-run"),
-        ("tune", "small", "--quick"),
+        ("tune", "small"),
     )
     for command in commands:
         done = user.run(*command, "--cache-type-v", "q8_0", *(() if "small" in command else ("-m", "small")))
@@ -158,9 +158,9 @@ def test_tune_does_not_try_what_the_user_has_set(wide: Path) -> None:
     model = Model("tiny", (wide,))
     for settings, expected in ((Settings(), True), (Settings(flash_attn="on"), False)):
         space = search_space(model, settings)
-        tried = {key for stage in plan_stages(space, NORMAL, False) for key in stage.settings}
+        tried = {key for stage in plan_stages(space, False) for key in stage.settings}
         assert ({"cache_type", "flash_attention"} <= tried) is expected
-        reasons = unplanned(space, NORMAL, settings)
+        reasons = unplanned(space, settings)
         assert ("flash attention, cache q8_0" in reasons) is (not expected)
     assert reasons["flash attention, cache q8_0"] == "--flash-attn is on"
 

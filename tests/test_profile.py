@@ -538,7 +538,7 @@ def test_changed_model_file_has_no_profile(tuned: CommandRunner) -> None:
 
 def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> None:
     default, chat = runner.load_options("ask", "hello"), runner.load_options("chat", piped=b"hello\n")
-    done = runner.run("tune", runner.model, "--quick", "--json")
+    done = runner.run("tune", runner.model, "--json")
     assert (done.code, done.err) == (0, "")
     assert list(done.object) == KEYS
     assert done.object["model"] == runner.model.stem
@@ -564,7 +564,7 @@ def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> 
 
 
 def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner) -> None:
-    done = runner.run("tune", runner.model, "--quick", "--threads", "1")
+    done = runner.run("tune", runner.model, "--threads", "1")
     assert done.code == 0
     rows = [line.split("  ") for line in done.out.splitlines()]
     assert [row[0] for row in rows] == [
@@ -581,28 +581,32 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner) -> None:
         "  not repacked: prompt 1.50 x, gen 0.90 x",
         "  batch, not repacked: prompt 1.00 x, gen 1.00 x",
         "  flash attention off: gen 1.00 x",
+        "  cache q8_0: gen 1.00 x",
         "  batch, 16 sequences: gen 1.50 x",
+        "  batch, 64 sequences: gen 1.00 x",
+        "  not repacked, n_ubatch 64: prompt 1.50 x, gen 0.90 x",
+        "  not repacked, n_ubatch 256: prompt 1.50 x, gen 0.90 x",
+        "  not repacked, n_ubatch 512: prompt 1.50 x, gen 0.90 x",
         "not measured:",
         "  other thread counts: --threads is 1",
-        "  cache q8_0, n_ubatch, batch with more sequences: not tried with --quick",
         "changed:",
         "  ask: not repacked (before: defaults)",
         "  batch: 16 sequences (before: defaults)",
         "ask, chat and batch now use these settings for chatml with --threads 1; --no-profile ignores them",
     ]
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
-    quiet = runner.run("tune", runner.model, "--quick", "--threads", "1", "--quiet")
+    quiet = runner.run("tune", runner.model, "--threads", "1", "--quiet")
     assert quiet == Finished(0, done.out, "")
     assert done.out in runner.run("show", runner.model, "--threads", "1").out
 
 
 def test_tune_reports_changes_from_the_previous_profile(runner: CommandRunner) -> None:
     name = runner.model.stem
-    assert "now use these settings" in runner.run("tune", runner.model, "--quick").err
-    last = runner.run("tune", runner.model, "--quick").err.splitlines()[-2:]
+    assert "now use these settings" in runner.run("tune", runner.model).err
+    last = runner.run("tune", runner.model).err.splitlines()[-2:]
     assert last[1] == f"nothing changed for {name}: the same settings are fastest"
     runner.speed_model = SpeedModel(single={("repack", False): (1.5, 1.5)}, batch={("slots", 16): (1.0, 1.5)})
-    assert runner.run("tune", runner.model, "--quick").err.splitlines()[-3:] == [
+    assert runner.run("tune", runner.model).err.splitlines()[-3:] == [
         "changed:",
         "  chat: not repacked (before: defaults)",
         f"ask, chat and batch now use these settings for {name}; --no-profile ignores them",
@@ -614,7 +618,7 @@ def test_tune_deletes_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> 
     for other in (("there", store.build), (store.machine, "another build")):
         store.save(profile(tuned.identity(), *other))
     tuned.speed_model = SpeedModel()
-    done = tuned.run("tune", tuned.model, "--quick")
+    done = tuned.run("tune", tuned.model)
     assert done.code == 0
     assert done.err.splitlines()[-3:] == [
         "  ask: defaults (before: 12 threads to decode, 112 threads to prefill)",
@@ -624,15 +628,15 @@ def test_tune_deletes_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> 
     [path] = tuned.profiles.glob("*.json")
     assert json.loads(path.read_bytes())["machine"] == "there"
     assert tuned.load_options("ask", "hello").n_threads is None
-    done = tuned.run("tune", tuned.model, "--quick")
+    done = tuned.run("tune", tuned.model)
     assert done.err.splitlines()[-1] == f"nothing changed for {name}: no settings proved faster than the defaults"
     assert list(tuned.profiles.glob("*.json")) == [path]
-    assert tuned.run("tune", tuned.model, "--quick", "--json").object.keys() == {*KEYS}
+    assert tuned.run("tune", tuned.model, "--json").object.keys() == {*KEYS}
 
 
 def test_tune_on_a_busy_machine_saves_drafts_without_an_older_profile(runner: CommandRunner) -> None:
     runner.speed_model, runner.disturbed_jobs, runner.row_cost = SpeedModel(), 1, 0.25
-    done = runner.run("tune", runner.model, "--quick")
+    done = runner.run("tune", runner.model)
     assert done.code == 0
     assert done.err.splitlines()[-1].endswith(": no settings proved faster than the defaults; ask and chat use drafts")
     assert len(list(runner.profiles.glob("*.json"))) == 1
@@ -642,7 +646,7 @@ def test_tune_on_a_busy_machine_keeps_the_profile_if_nothing_is_faster(tuned: Co
     [path] = tuned.profiles.glob("*.json")
     before = path.read_bytes()
     tuned.speed_model, tuned.disturbed_jobs = SpeedModel(), 1
-    done = tuned.run("tune", tuned.model, "--quick")
+    done = tuned.run("tune", tuned.model)
     assert done.err.splitlines()[-1].startswith("nothing changed for ")
     assert path.read_bytes() == before
 
@@ -684,18 +688,18 @@ def test_tune_measures_drafts_without_settings_that_do_not_matter(runner: Comman
 def test_tune_measures_no_drafts_for_a_mixture_of_experts(tmp_path: Path) -> None:
     runner = CommandRunner(tmp_path, write_quantized(tmp_path / "experts.gguf", experts=4))
     runner.row_cost = 0.25
-    done = runner.run("tune", runner.model, "--quick", "--json")
+    done = runner.run("tune", runner.model, "--json")
     assert (done.code, runner.benches[-1].stepped) == (0, [])
     assert done.object["uses"]["chat"]["step_costs"] is None
 
 
 def test_tune_with_threads_saves_defaults_that_replace_a_profile(runner: CommandRunner) -> None:
     runner.speed_model = SpeedModel()
-    assert runner.run("tune", runner.model, "--quick", "--threads", "1").code == 0
+    assert runner.run("tune", runner.model, "--threads", "1").code == 0
     assert list(runner.profiles.glob("*.json")) == []
     runner.save_profile(profile(ask=TunedUse(Tuning(repack=False), TUNED_SPEEDS, DEFAULT_SPEEDS, 1.3, 1.0)))
     assert runner.load_options("ask", "--threads", "1", "hello").repack is False
-    done = runner.run("tune", runner.model, "--quick", "--threads", "1")
+    done = runner.run("tune", runner.model, "--threads", "1")
     assert "use the defaults for" in done.err.splitlines()[-1]
     assert runner.load_options("ask", "--threads", "1", "hello").repack is True
     assert runner.load_options("ask", "hello").repack is False
@@ -716,24 +720,15 @@ def test_profile_of_another_machine_is_reported_and_not_used(runner: CommandRunn
 
 def test_tune_saves_the_profile_for_newly_found_gpus(runner: CommandRunner) -> None:
     runner.devices = (Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000),)
-    done = runner.run("tune", runner.model, "--quick", "--json")
+    done = runner.run("tune", runner.model, "--json")
     assert done.object["machine"].endswith(", NVIDIA H200")
     assert {tried["settings"].get("gpu_layers") for tried in done.object["tried"]} >= {"0", "1"}
     assert runner.load_options("ask", "hello").repack is False
 
 
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        (("--quick", "--thorough"), "--quick and --thorough cannot be used together"),
-        (("--threads", "0"), "--threads is 0"),
-    ],
-)
-def test_tune_rejects_conflicting_options_before_measuring(
-    runner: CommandRunner, arguments: tuple[str, ...], problem: str
-) -> None:
-    done = runner.run("tune", runner.model, *arguments)
-    assert (done.code, done.out, done.err.splitlines()[0]) == (2, "", f"error: {problem}")
+def test_tune_rejects_an_invalid_setting_before_measuring(runner: CommandRunner) -> None:
+    done = runner.run("tune", runner.model, "--threads", "0")
+    assert (done.code, done.out, done.err.splitlines()[0]) == (2, "", "error: --threads is 0")
     assert runner.benches == []
 
 
@@ -745,7 +740,7 @@ def test_tune_reports_a_model_that_is_not_installed(runner: CommandRunner) -> No
 def test_tune_reports_a_profile_that_cannot_be_saved(runner: CommandRunner) -> None:
     runner.profiles.parent.mkdir(parents=True)
     runner.profiles.write_text("a file in its place")
-    done = runner.run("tune", runner.model, "--quick", "--json")
+    done = runner.run("tune", runner.model, "--json")
     assert (done.code, done.out) == (1, "")
     problem, hint = done.err.splitlines()
     assert problem == f"error: cannot save the profile: {runner.profiles}: File exists"

@@ -251,7 +251,7 @@ def test_trial_imports_nothing_from_the_current_directory(
 
 def test_tune_ends_with_a_summary_of_what_changed(tmp_path: Path) -> None:
     user = CommandLine(tmp_path)
-    done = user.run("tune", NANO, "--quick")
+    done = user.run("tune", NANO)
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     headings = ["use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"]
@@ -279,7 +279,7 @@ def test_tune_ends_with_a_summary_of_what_changed(tmp_path: Path) -> None:
 
 
 def test_tune_shows_progress_and_a_table_on_a_terminal(tmp_path: Path) -> None:
-    environment = {**CommandLine(tmp_path).environment({"TERM": "xterm-256color"}), "CEREBRUM_QUICK": "1"}
+    environment = {**CommandLine(tmp_path).environment({"TERM": "xterm-256color"})}
     pty: Any = pexpect.spawn(COMMAND, ["tune", str(NANO)], env=environment, dimensions=(40, 100), timeout=60)
     pty.expect("steps with drafts")
     before = pty.before + pty.after
@@ -295,7 +295,7 @@ def test_tune_shows_progress_and_a_table_on_a_terminal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_tune_interrupted_by_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
     trials = tmp_path / "cache" / "cerebrum" / "trials"
-    running = CommandLine(tmp_path).start("tune", NANO, "--thorough", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+    running = CommandLine(tmp_path).start("tune", NANO, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
     processes = wait_for(lambda: len(trial_processes(running.pid)) > 1 and trial_processes(running.pid))
     assert list(trials.glob("cerebrum-tune-*"))
     running.send_signal(number)
@@ -310,7 +310,7 @@ def test_tune_interrupted_by_a_signal_leaves_nothing(tmp_path: Path, number: sig
 
 def test_trials_exit_with_their_parent(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
-    running = CommandLine(tmp_path).start("tune", NANO, "--thorough", env={"TMPDIR": str(tmp_path / "tmp")})
+    running = CommandLine(tmp_path).start("tune", NANO, env={"TMPDIR": str(tmp_path / "tmp")})
     processes = wait_for(lambda: trial_processes(running.pid))
     running.kill()
     running.communicate(timeout=30)
@@ -361,9 +361,9 @@ def test_trial_error_names_the_file_that_cannot_be_written(bench: ProcessBench) 
 
 def test_tune_runs_only_once_at_a_time(tmp_path: Path) -> None:
     user = CommandLine(tmp_path)
-    first = user.start("tune", NANO, "--thorough")
+    first = user.start("tune", NANO)
     wait_for(lambda: trial_processes(first.pid))
-    second = user.run("tune", NANO, "--quick")
+    second = user.run("tune", NANO)
     assert (second.code, second.out) == (1, "")
     assert second.err.startswith("error: another cerebrum tune is running")
     first.send_signal(signal.SIGINT)
@@ -374,7 +374,7 @@ def test_tune_runs_only_once_at_a_time(tmp_path: Path) -> None:
 def test_tune_saves_nothing_if_the_model_is_deleted_meanwhile(tmp_path: Path) -> None:
     user, model = CommandLine(tmp_path), tmp_path / "mine.gguf"
     shutil.copy(NANO, model)
-    running = user.start("tune", model, "--quick")
+    running = user.start("tune", model)
     wait_for(lambda: trial_processes(running.pid))
     model.unlink()
     _, err = running.communicate(timeout=120)

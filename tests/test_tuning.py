@@ -14,17 +14,13 @@ from tiny_models import write_quantized
 from cerebrum_cli.application.inference.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.tuning.candidates import (
-    NORMAL,
-    QUICK,
-    THOROUGH,
     USES,
-    Budget,
     Candidate,
     SearchSpace,
     thread_counts_to_try,
 )
-from cerebrum_cli.application.tuning.search import Search
-from cerebrum_cli.application.tuning.tune import tune_model
+from cerebrum_cli.application.tuning.search import SEARCH_S, Search
+from cerebrum_cli.application.tuning.tune import STEPS_S, tune_model
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.settings import Settings
@@ -39,17 +35,16 @@ GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
 NOT_REPACKED = {("repack", False): (1.5, 0.9)}
 SINGLE_USES: tuple[UseName, ...] = ("chat", "ask")
 SLOW_PREFILL = Speeds(2.0, 20.0, 8.0)  # enough to matter in a chat
-UNLIMITED = NORMAL._replace(search_s=1e9)
 
 
 def run_search(
     bench: ScriptedBench,
-    budget: Budget = UNLIMITED,
+    search_s: float = 1e9,
     space: SearchSpace = SPACE,
     events: list[StageEvent] | None = None,
 ) -> tuple[dict[UseName, TunedUse], Search, list[StageEvent]]:
     """Run a search: the settings per use, the search itself, and its events."""
-    search = Search(bench, space, budget, clock=bench.clock)
+    search = Search(bench, space, search_s=search_s, clock=bench.clock)
     running, events = search.run(), [] if events is None else events
     while True:
         try:
@@ -312,18 +307,12 @@ def test_search_tries_gpu_layers_only_with_a_gpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "slots", "tried"),
-    [
-        (NORMAL, 64, [32, 16, 64]),
-        (NORMAL, 63, [32, 16]),
-        (NORMAL, 8, [8]),
-        (QUICK, 64, [32, 16]),
-        (THOROUGH, 50, [32, 4, 8, 16, 24, 48]),
-    ],
+    ("slots", "tried"),
+    [(64, [32, 16, 64]), (63, [32, 16]), (8, [8])],
 )
-def test_search_tries_only_sequences_that_fit_in_memory(budget: Budget, slots: int, tried: list[int]) -> None:
+def test_search_tries_only_sequences_that_fit_in_memory(slots: int, tried: list[int]) -> None:
     space = SPACE._replace(slots=slots, batch=replace(BATCH_BASELINE, slots=min(32, slots)))
-    _, search, _ = run_search(ScriptedBench(), budget, space)
+    _, search, _ = run_search(ScriptedBench(), space=space)
     assert list(dict.fromkeys(each.tuning.slots for each in search.candidates if each.is_batch)) == tried
 
 
@@ -339,7 +328,7 @@ def test_search_runs_essential_stages_after_the_deadline() -> None:
     speed_model = SpeedModel(
         single={**NOT_REPACKED, ("flash_attention", False): (9.0, 9.0)}, batch={("slots", 64): (1.0, 9.0)}
     )
-    uses, search, events = run_search(ScriptedBench(speed_model), NORMAL._replace(search_s=0.0))
+    uses, search, events = run_search(ScriptedBench(speed_model), search_s=0.0)
     measured = [(each.tuning, each.is_batch) for each in search.candidates if each.speeds]
     assert measured == [(BASELINE, False), (replace(BASELINE, repack=False), False), (BATCH_BASELINE, True)]
     skipped = {each.dropped for each in search.candidates if not each.speeds}
@@ -350,58 +339,28 @@ def test_search_runs_essential_stages_after_the_deadline() -> None:
 
 def test_search_takes_little_longer_than_its_budget() -> None:
     speed_model = SpeedModel(single=NOT_REPACKED)
-    for budget, seconds in ((QUICK, 40), (NORMAL, 140)):  # including the confirmation
-        bench = ScriptedBench(speed_model)
-        run_search(bench, budget)
-        assert bench.now < seconds, "about two minutes for a 7B"
+    bench = ScriptedBench(speed_model)
+    run_search(bench, SEARCH_S)
+    assert bench.now < 140, "about two minutes for a 7B, including the confirmation"
 
 
 def test_tune_measures_drafts_within_the_budget(tmp_path: Path) -> None:
     model = Model("quantized", (write_quantized(tmp_path / "quantized.gguf"),))
     taken = []
-    for steps_s in (0.0, NORMAL.steps_s):
-        bench, budget = ScriptedBench(row_cost=0.5), NORMAL._replace(steps_s=steps_s)
-        list(tune_model(bench, model, Settings(), budget, None, lambda _: ("model", "here", "build"), bench.clock))
+    for steps_s in (0.0, STEPS_S):
+        bench = ScriptedBench(row_cost=0.5)
+        list(tune_model(bench, model, Settings(), None, lambda _: ("sha", "here", "b1"), bench.clock, steps_s=steps_s))
         assert bench.stepped
         taken.append(bench.now)
-    assert taken[1] < taken[0] + NORMAL.steps_s / 2
-
-
-def test_quick_search_of_a_small_model_takes_under_20_seconds() -> None:
-    speed_model = SpeedModel(
-        single={**NOT_REPACKED, ("n_threads", 4): (1.0, 1.3), ("n_threads_batch", 4): (1.3, 1.0)},
-        batch={("repack", True): (1.2, 1.3), ("slots", 16): (1.0, 1.4)},
-        baseline=Speeds(0.3, 350.0, 140.0),
-        batch_baseline=Speeds(0.3, 330.0, 290.0),
-    )
-    bench = ScriptedBench(speed_model)
-    uses, _, _ = run_search(bench, QUICK)
-    assert len(overrides_by_use(uses)) == 3, "all winners are confirmed"
-    assert bench.now < 17, "contexts and comparisons take the rest"
+    assert taken[1] < taken[0] + STEPS_S / 2
 
 
 def test_search_counts_its_stages() -> None:
-    for budget in (QUICK, NORMAL, THOROUGH):
-        _, _, events = run_search(ScriptedBench(SpeedModel(single=NOT_REPACKED), devices=(GPU,)), budget)
-        assert events[0] == StageEvent("defaults", 0, 1)
-        total = events[1].total
-        assert [(event.done, event.total) for event in events[1:]] == [(done, total) for done in range(total)]
-        assert [event.stage for event in events[-3:]] == [f"{use.name} again, against defaults" for use in USES]
-
-
-def test_search_tries_more_with_a_larger_budget() -> None:
-    tried = []
-    for budget in (QUICK, NORMAL, THOROUGH):
-        bench = ScriptedBench(
-            SpeedModel(
-                single=NOT_REPACKED, baseline=Speeds(0.5, 3000.0, 800.0), batch_baseline=Speeds(0.5, 4500.0, 4e3)
-            )
-        )
-        _, search, _ = run_search(bench, budget)
-        assert all(each.speeds for each in search.candidates), "no candidate was skipped"
-        tried.append((len(search.candidates), len(bench.jobs), bench.now))
-    assert tried[0] < tried[1] < tried[2]
-    assert sorted(jobs for _, jobs, _ in tried) == [jobs for _, jobs, _ in tried]
+    _, _, events = run_search(ScriptedBench(SpeedModel(single=NOT_REPACKED), devices=(GPU,)))
+    assert events[0] == StageEvent("defaults", 0, 1)
+    total = events[1].total
+    assert [(event.done, event.total) for event in events[1:]] == [(done, total) for done in range(total)]
+    assert [event.stage for event in events[-3:]] == [f"{use.name} again, against defaults" for use in USES]
 
 
 SMALL, SMALL_BATCH = Speeds(0.07, 40_000.0, 4_500.0), Speeds(0.07, 5_000.0, 10_000.0)  # dominated by load time
@@ -417,17 +376,12 @@ VARIED = (
 
 
 @pytest.mark.parametrize(
-    ("budget", "baseline", "batch_baseline"),
-    [
-        (QUICK, SINGLE_SPEEDS, BATCH_SPEEDS),
-        (UNLIMITED, SINGLE_SPEEDS, BATCH_SPEEDS),
-        (QUICK, SMALL, SMALL_BATCH),
-        (NORMAL, SMALL, SMALL_BATCH),
-    ],
-    ids=["quick", "all", "quick, small", "small"],
+    ("search_s", "baseline", "batch_baseline"),
+    [(1e9, SINGLE_SPEEDS, BATCH_SPEEDS), (SEARCH_S, SMALL, SMALL_BATCH)],
+    ids=["all", "small"],
 )
 def test_search_never_chooses_much_slower_settings_despite_noise(
-    budget: Budget, baseline: Speeds, batch_baseline: Speeds
+    search_s: float, baseline: Speeds, batch_baseline: Speeds
 ) -> None:
     chosen = 0
     for seed in range(150):
@@ -435,7 +389,7 @@ def test_search_never_chooses_much_slower_settings_despite_noise(
         single = {key: (random.choice(SPREAD), random.choice(SPREAD)) for key in VARIED if key != ("repack", True)}
         batch = {key: (random.choice(SPREAD), random.choice(SPREAD)) for key in VARIED if key != ("repack", False)}
         speed_model = SpeedModel(single, batch, baseline=baseline, batch_baseline=batch_baseline)
-        uses, _, _ = run_search(ScriptedBench(speed_model, noise=0.04, random=random), budget)
+        uses, _, _ = run_search(ScriptedBench(speed_model, noise=0.04, random=random), search_s)
         for name, tuned in uses.items():
             chosen += bool(tuned.tuning.overrides)
             if name == "ask":  # noise may cross the limits of what the first token or the whole answer decides

@@ -261,14 +261,7 @@ class PullCommandOptions(PullOptions):
 
 @option_group
 class TuneOptions(PullOptions):
-    quick: bool = option(False, "Measure only key settings; 45 s for a 7B", "Speed")
-    thorough: bool = option(False, "Try more values, and measure longer", "Speed")
     json: bool = option(False, "Print a JSON object", "Output")
-
-    def validate(self) -> None:
-        """Raise UsageError for options that exclude or require each other."""
-        if self.quick and self.thorough:
-            raise UsageError("--quick and --thorough cannot be used together", "give one of them")
 
 
 @option_group

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.application.inference.profiles import general_settings, profile_object, settings_text
 from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.application.models.model import is_missing
-from cerebrum_cli.application.tuning.candidates import NORMAL, QUICK, THOROUGH
 from cerebrum_cli.application.tuning.tune import candidate_object, trial_options, tune_model, tuning_lock, update_store
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.events import NoticeEvent
@@ -23,7 +22,6 @@ from cerebrum_cli.terminal.sinks import render_stages
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
-    from cerebrum_cli.application.tuning.candidates import Budget
     from cerebrum_cli.application.tuning.tune import TuningResult
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.engine.memory import Device
@@ -33,16 +31,14 @@ if TYPE_CHECKING:
 
 def tune(runtime: Runtime, given: Layer, options: TuneOptions) -> None:
     """Measure a model and save what is faster than the defaults."""
-    options.validate()
     model = find_model(runtime, given, options)
     settings = runtime.settings(given, model)
     file = with_adapters(runtime.library, model, settings.lora)
-    budget = QUICK if options.quick else THOROUGH if options.thorough else NORMAL
-    result = measure(runtime, file, settings, budget, options.json or options.quiet)
+    result = measure(runtime, file, settings, options.json or options.quiet)
     print_result(runtime, file, result, settings, options)
 
 
-def measure(runtime: Runtime, model: Model, settings: Settings, budget: Budget, quiet: bool) -> TuningResult:
+def measure(runtime: Runtime, model: Model, settings: Settings, quiet: bool) -> TuningResult:
     """Search for the fastest settings with a progress bar, and save them. Raises ModelFileError, Interrupted."""
     with interruptible("nothing was saved"), tuning_lock(runtime.profiles().directory):
         with FileProgress(runtime.streams, quiet) as progress:
@@ -51,7 +47,7 @@ def measure(runtime: Runtime, model: Model, settings: Settings, budget: Budget, 
         key = partial(profile_key, runtime, identity, settings)
         bench = runtime.open_bench(trial_options(model, settings), model.paths)
         try:
-            search = tune_model(bench, model, settings, budget, previous, key)
+            search = tune_model(bench, model, settings, previous, key)
             result = render_stages(search, StageProgress(runtime.streams, quiet))
         finally:
             bench.close()

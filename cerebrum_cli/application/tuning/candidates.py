@@ -1,4 +1,4 @@
-"""Values of a search: its budget, the uses of a model that it measures, and the settings it tries."""
+"""Values of a search: the uses of a model that it measures, and the settings it tries."""
 
 from __future__ import annotations
 
@@ -10,39 +10,14 @@ from cerebrum_cli.application.inference.profiles import Speeds, UseName
 from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings
 from cerebrum_cli.engine.bench.protocol import JobKind
-from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS
 from cerebrum_cli.engine.plan import Tuning
 
 BATCH_SLOTS = 32  # concurrent sequences of a batch without a profile
+TRIED_SLOTS = (16, 64)
+TRIED_UBATCHES = (64, 256, 512)
 LONG_PROMPT_TOKENS = 2048
 MAX_LONGER = 1.25  # how much longer an answer may take for an earlier first token
 SAME_FIRST_TOKEN = 1.1  # ratio of the times to two first tokens, below which the whole answer decides: loads vary
-
-
-class Budget(NamedTuple):
-    """How long and how much to measure.
-
-    `search_s` limits the time between measuring the defaults and confirming the winners, and includes the steps for
-    drafts: about `steps_s` for each use whose defaults differ, with each number of rows in `step_rows`. Each run takes
-    about `run_s` and is repeated in `pairs`, or `confirmation_pairs` for a winner. To detect changed output,
-    `probe_tokens` are compared. The rest are values to try.
-    """
-
-    search_s: float
-    run_s: float
-    pairs: int
-    confirmation_pairs: int
-    probe_tokens: int
-    steps_s: float
-    n_ubatch: tuple[int, ...] = (64, 256, 512)
-    slots: tuple[int, ...] = (16, 64)
-    tries_cache_types: bool = True
-    step_rows: tuple[int, ...] = MEASURED_ROWS
-
-
-QUICK = Budget(10.0, 0.25, 1, 2, 128, 2.0, (), (16,), tries_cache_types=False, step_rows=(1, 2, 4, 8, 16))
-NORMAL = Budget(60.0, 0.8, 2, 3, 192, 10.0)
-THOROUGH = Budget(1200.0, 3.0, 4, 3, 512, 30.0, (32, 64, 256, 512, 1024), (4, 8, 16, 24, 48, 64))
 
 
 class Use(NamedTuple):
@@ -149,7 +124,7 @@ class Stage(NamedTuple):
     is_essential: bool = False
 
 
-def plan_stages(space: SearchSpace, budget: Budget, has_gpu: bool) -> Iterator[Stage]:
+def plan_stages(space: SearchSpace, has_gpu: bool) -> Iterator[Stage]:
     """Stages in order of importance, since time may run out."""
     if space.ask != space.chat:
         yield Stage("ask, defaults", False, {}, is_essential=True)
@@ -158,12 +133,11 @@ def plan_stages(space: SearchSpace, budget: Budget, has_gpu: bool) -> Iterator[S
     yield from _load_stages(space, has_gpu, is_batch=True)
     if space.tries_attention:
         yield Stage("flash attention off", False, {"flash_attention": False})
-    if space.tries_attention and budget.tries_cache_types:
         yield Stage("cache q8_0", False, {"cache_type": "q8_0"})
-    for slots in budget.slots:
+    for slots in TRIED_SLOTS:
         if slots <= space.slots:
             yield Stage(f"batch, {slots} sequences", True, {"slots": slots})
-    for size in budget.n_ubatch:
+    for size in TRIED_UBATCHES:
         yield Stage(f"n_ubatch {size}", False, {"n_ubatch": size})
 
 
@@ -180,9 +154,9 @@ def _load_stages(space: SearchSpace, has_gpu: bool, is_batch: bool) -> Iterator[
         yield Stage(prefix + name, is_batch, {"n_threads": count, "n_threads_batch": count})
 
 
-def unplanned(space: SearchSpace, budget: Budget, settings: Settings) -> dict[str, str]:
+def unplanned(space: SearchSpace, settings: Settings) -> dict[str, str]:
     """Settings that no stage tries, with the reason."""
-    reasons = {f"batch, {slots} sequences": "would not fit in memory" for slots in budget.slots if slots > space.slots}
+    reasons = {f"batch, {slots} sequences": "would not fit in memory" for slots in TRIED_SLOTS if slots > space.slots}
     if settings.threads:
         reasons["other thread counts"] = f"--threads is {settings.threads}"
     if settings.gpu_layers != "auto":
@@ -190,8 +164,6 @@ def unplanned(space: SearchSpace, budget: Budget, settings: Settings) -> dict[st
     if not space.tries_attention:
         given = next(key for key in ATTENTION_KEYS if getattr(settings, key) is not None)
         reasons["flash attention, cache q8_0"] = f"{flag(given)} is {getattr(settings, given)}"
-    if budget is QUICK:
-        reasons["cache q8_0, n_ubatch, batch with more sequences"] = "not tried with --quick"
     return reasons
 
 

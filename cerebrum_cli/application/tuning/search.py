@@ -19,7 +19,6 @@ from cerebrum_cli.application.tuning.candidates import (
     BATCH,
     CHAT,
     USES,
-    Budget,
     Candidate,
     SearchSpace,
     Stage,
@@ -35,6 +34,10 @@ from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.bench.protocol import JOB_KINDS, MIN_AGREEMENT, Bench, Job, JobKind, TrialError
 from cerebrum_cli.engine.plan import Tuning
 
+SEARCH_S = 60.0  # between measuring the defaults and confirming the winners
+RUN_S = 0.8  # of one measurement
+PAIRS, CONFIRMATION_PAIRS = 2, 3  # of measurements in turn, for a candidate and for a winner
+PROBE_TOKENS = 192  # compared to detect changed output
 MIN_GAIN = 1.05  # over the defaults, to be used: less may be caused by other programs
 MIN_IMPROVEMENT = 1.02  # over the best so far, to become the base of further candidates
 MIN_FIRST_RATIO, MAX_FIRST_RATIO = 1.0, 1.15  # a first pair outside this range decides: no further pairs
@@ -53,13 +56,13 @@ class Search:
 
     bench: Bench
     space: SearchSpace
-    budget: Budget
     candidates: list[Candidate] = field(default_factory=list)
     defaults: dict[UseName, Candidate] = field(default_factory=dict)
     best: dict[UseName, Candidate] = field(default_factory=dict)
     loads: dict[tuple[bool | None, str | None], list[float]] = field(default_factory=dict)
     untried: dict[str, str] = field(default_factory=dict)
     jobs: dict[tuple[bool, JobKind], Job] = field(default_factory=dict)
+    search_s: float = SEARCH_S
     clock: Callable[[], float] = perf_counter
     deadline: float = 0.0
     confirmations: dict[tuple[int, int], list[Speeds]] = field(default_factory=dict)
@@ -69,8 +72,8 @@ class Search:
         """Yield each stage before it is measured. EngineError if the defaults cannot be measured."""
         yield StageEvent("defaults", 0, 1)
         self._measure_default(self.space.chat, (CHAT, ASK) if self.space.ask == self.space.chat else (CHAT,))
-        self.deadline = self.clock() + self.budget.search_s  # excludes the first load, which reads from the disk
-        stages = [*plan_stages(self.space, self.budget, bool(self.bench.devices))]
+        self.deadline = self.clock() + self.search_s  # excludes the first load, which reads from the disk
+        stages = [*plan_stages(self.space, bool(self.bench.devices))]
         total = len(stages) + len(USES)
         for done, stage in enumerate(stages):
             yield StageEvent(stage.label, done, total)
@@ -136,7 +139,7 @@ class Search:
         """Store a job that takes about `run_s`, and measure its speed."""
         job = Job(kind, least, sequences)
         speed = self.bench.speed(candidate.tuning, job)
-        steps = speed / (sequences if kind == "decode" else 1) * self.budget.run_s
+        steps = speed / (sequences if kind == "decode" else 1) * RUN_S
         tokens = int(steps) if kind == "decode" else int(steps // least * least)
         sized = self.jobs[candidate.is_batch, kind] = job._replace(tokens=min(most, max(least, tokens)))
         return speed if sized == job else self.bench.speed(candidate.tuning, sized)
@@ -225,7 +228,7 @@ class Search:
     def _speedup(self, candidate: Candidate, base: Candidate, kind: JobKind) -> float:
         """Median speedup over the base; a clear loss or win in the first pair ends the measurement."""
         ratios: list[float] = []
-        for turn in range(self.budget.pairs):
+        for turn in range(PAIRS):
             ratios.append(self._paired_speedup(candidate, base, kind, turn))
             if not MIN_FIRST_RATIO <= ratios[0] <= MAX_FIRST_RATIO:
                 break
@@ -301,7 +304,7 @@ class Search:
             if reference == tuning:
                 candidate.agreement = 1.0
             else:
-                candidate.agreement = self.bench.closeness(reference, tuning, self.budget.probe_tokens).agreement
+                candidate.agreement = self.bench.closeness(reference, tuning, PROBE_TOKENS).agreement
             if candidate.agreement < MIN_AGREEMENT:
                 candidate.dropped = f"changes the output: same top-1 {candidate.agreement:.2%}"
         return not candidate.dropped
@@ -314,7 +317,7 @@ class Search:
         """Measure both in turn; per pair, the speeds of the baseline times the ratios measured."""
         known, measured = baseline.known_speeds, best.known_speeds
         pairs = []
-        for turn in range(self.budget.confirmation_pairs):
+        for turn in range(CONFIRMATION_PAIRS):
             prefill = self._paired_speedup(best, baseline, "prefill", turn)
             decode = self._paired_speedup(best, baseline, "decode", turn)
             pairs.append(replace(measured, prompt=known.prompt * prefill, generate=known.generate * decode))

@@ -24,27 +24,27 @@ from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.tuning.candidates import (
     BATCH_SLOTS,
-    Budget,
     Candidate,
     SearchSpace,
     speed_ratios,
     thread_counts_to_try,
     unplanned,
 )
-from cerebrum_cli.application.tuning.search import Search
+from cerebrum_cli.application.tuning.search import SEARCH_S, Search
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.files import try_lock
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.engine.bench.protocol import Bench, TrialError
-from cerebrum_cli.engine.drafts.costs import StepCosts
+from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeMemory, plan_slots
 from cerebrum_cli.engine.plan import LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 
 MAX_BATCH_SLOTS = 64
+STEPS_S = 10.0  # to measure steps with drafts, for each use whose defaults differ
 PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
 
 
@@ -73,53 +73,56 @@ def tune_model(
     bench: Bench,
     model: Model,
     settings: Settings,
-    budget: Budget,
     previous: Profile | None,
     profile_key: Callable[[tuple[Device, ...]], tuple[str, str, str]],
     clock: Callable[[], float] = perf_counter,
+    search_s: float = SEARCH_S,
+    steps_s: float = STEPS_S,
 ) -> Generator[StageEvent, None, TuningResult]:
     """Run a search on a bench, which the caller closes. `previous` is the profile in use.
 
     `profile_key` gets the GPUs found, and gives the identity of the model, of the machine and of the llama.cpp build.
     """
-    space, steps_s = search_space(model, settings), 0.0
+    space = search_space(model, settings)
     if has_drafts := draft_problem(model) is None:
-        steps_s = budget.steps_s * len({space.chat, space.ask})
-    search = Search(bench, space, budget._replace(search_s=budget.search_s - steps_s), clock=clock)
+        search_s -= steps_s * len({space.chat, space.ask})
+    search = Search(bench, space, search_s=search_s, clock=clock)
     uses = yield from search.run()
     if has_drafts:
-        uses = yield from with_step_costs(bench, uses, space, budget)
+        uses = yield from with_step_costs(bench, uses, space, steps_s)
     model_key, machine_key, build_key = profile_key(bench.devices)
     profile = Profile(model_key, machine_key, build_key, format_utc(time()), uses)
     return TuningResult(
         profile,
         tuple(search.candidates),
-        {**search.untried, **unplanned(space, budget, settings)},
+        {**search.untried, **unplanned(space, settings)},
         changed_uses(previous, profile, settings),
         bench.disturbed_jobs > 0,
     )
 
 
 def with_step_costs(
-    bench: Bench, uses: dict[UseName, TunedUse], space: SearchSpace, budget: Budget
+    bench: Bench, uses: dict[UseName, TunedUse], space: SearchSpace, seconds: float
 ) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
     """Add the costs of steps with drafts to the uses that generate one sequence; equal settings are measured once."""
     defaults: dict[UseName, Tuning] = {"chat": space.chat, "ask": space.ask}
     tunings = {name: replace(default, **uses[name].tuning.overrides) for name, default in defaults.items()}
-    jobs = {name: _step_job(tuning, budget.step_rows) for name, tuning in tunings.items()}
+    jobs = {name: _step_job(tuning) for name, tuning in tunings.items()}
     costs: dict[tuple[Tuning, tuple[int, ...]], StepCosts | None] = {}
     for done, (tuning, rows) in enumerate(dict.fromkeys(jobs.values())):
         yield StageEvent("steps with drafts", done, len(jobs))
         try:
-            costs[tuning, rows] = bench.step_costs(tuning, rows, budget.steps_s)
+            costs[tuning, rows] = bench.step_costs(tuning, rows, seconds)
         except TrialError:  # a recurrent model, or another program has taken the memory meanwhile
             costs[tuning, rows] = None
     return {**uses, **{name: replace(uses[name], step_costs=costs[job]) for name, job in jobs.items()}}
 
 
-def _step_job(tuning: Tuning, rows: tuple[int, ...]) -> tuple[Tuning, tuple[int, ...]]:
+def _step_job(tuning: Tuning) -> tuple[Tuning, tuple[int, ...]]:
     """Settings that matter for a step, and the numbers of rows that fit into one."""
-    return replace(tuning, n_ubatch=None), tuple(count for count in rows if count <= (tuning.n_ubatch or count))
+    return replace(tuning, n_ubatch=None), tuple(
+        count for count in MEASURED_ROWS if count <= (tuning.n_ubatch or count)
+    )
 
 
 def changed_uses(
