@@ -245,7 +245,7 @@ def test_profile_store_saves_atomically(store: ProfileStore, tmp_path: Path) -> 
     [path] = (tmp_path / "profiles").iterdir()
     store.save(replace(saved, created="later"))
     assert [each.name for each in (tmp_path / "profiles").iterdir()] == [path.name]
-    (tmp_path / "profiles" / "tmp123.part").write_text('{"version": 2,')  # of a process that was killed
+    (tmp_path / "profiles" / "tmp123.part").write_text('{"version": 1,')  # of a process that was killed
     assert store.find("sha 1") == replace(saved, created="later")
     path.unlink()
     path.mkdir()
@@ -255,7 +255,7 @@ def test_profile_store_saves_atomically(store: ProfileStore, tmp_path: Path) -> 
 
 
 WITH_COSTS = profile(chat=replace(DEFAULT_USE, step_costs=STEP_COSTS))
-VALID: dict[str, Any] = {"version": 2, **asdict(WITH_COSTS)}
+VALID: dict[str, Any] = {"version": 1, **asdict(WITH_COSTS)}
 
 
 def find_content(content: bytes, folder: Path) -> Profile | None:
@@ -281,7 +281,7 @@ def replaced(value: Any, path: tuple[str, ...], new: Any) -> Any:
 @pytest.mark.parametrize(
     ("at", "new"),
     [
-        (("version",), 3),
+        (("version",), 2),
         (("version",), "1"),
         (("version",), None),
         (("model",), 7),

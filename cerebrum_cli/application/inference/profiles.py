@@ -18,20 +18,11 @@ from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.plan import Tuning
 
 UseName = Literal["chat", "ask", "batch"]
-VERSION = 2
+VERSION = 1
 MAX_VALUE = 1e12  # of seconds and of tokens per second; larger values cannot have been measured
 DEFAULT = Tuning()
 UNSET = Settings()
 MEASURED_SETTINGS = ("threads", "gpu_layers", *ATTENTION_KEYS)
-VERSION_1_NAMES = {
-    "made": "created",
-    "usual": "baseline",
-    "read": "prompt",
-    "say": "generate",
-    "threads": "n_threads",
-    "prefill_threads": "n_threads_batch",
-    "micro_batch": "n_ubatch",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,13 +210,8 @@ def _digest(text: str) -> str:
 
 
 def _parse(value: Mapping[str, Any]) -> Profile:
-    """Validate a profile; any lookup or conversion error means that it is damaged.
-
-    Older profiles also have settings for `ask` with a long prompt, which are ignored.
-    """
-    if value["version"] == 1:
-        value = _upgrade_keys(value)
-    elif value["version"] != VERSION:
+    """Validate a profile; any lookup or conversion error means that it is damaged."""
+    if value["version"] != VERSION:
         raise ValueError(f"version {value['version']!r}, not {VERSION}")
     uses: dict[UseName, TunedUse] = {name: _parse_use(**value["uses"][name]) for name in get_args(UseName)}
     model, machine, build, created = (value[key] for key in ("model", "machine", "build", "created"))
@@ -234,20 +220,13 @@ def _parse(value: Mapping[str, Any]) -> Profile:
     return Profile(model, machine, build, created, uses)
 
 
-def _upgrade_keys(value: Any) -> Any:
-    """Give the keys of a version 1 profile their version 2 names, at every level."""
-    if not isinstance(value, Mapping):
-        return value
-    return {VERSION_1_NAMES.get(key, key): _upgrade_keys(item) for key, item in value.items()}
-
-
 def _parse_use(
     tuning: Mapping[str, Any],
     speeds: Mapping[str, Any],
     baseline: Mapping[str, Any],
     gain: float,
     agreement: float | None,
-    step_costs: Mapping[str, object] | None = None,
+    step_costs: Mapping[str, object] | None,
 ) -> TunedUse:
     if not (0 < gain < MAX_VALUE and (agreement is None or 0 <= agreement <= 1)):
         raise ValueError("gain or agreement out of range")
