@@ -40,7 +40,7 @@ from server import completion, running_server
 from cerebrum_cli.core.events import FinishEvent, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.bench.trials import ProcessBench
+from cerebrum_cli.engine.bench.trials import Bench
 from cerebrum_cli.engine.drafts.allocation import draft_lengths
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Drafter
@@ -108,7 +108,7 @@ def main() -> None:
 
 def measured_costs(model: Path) -> StepCosts:
     """Cost of a step by its number of rows, as `cerebrum tune` measures it."""
-    bench = ProcessBench(load_options(model), PROBE.read_text(encoding="utf-8"))
+    bench = Bench(load_options(model), PROBE.read_text(encoding="utf-8"))
     try:
         return bench.step_costs(Tuning(), MEASURED_ROWS, COST_SECONDS)
     finally:

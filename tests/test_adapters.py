@@ -26,7 +26,7 @@ from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Row, StopFlag
-from cerebrum_cli.engine.bench.trials import ProcessBench
+from cerebrum_cli.engine.bench.trials import Bench
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.memory import ContextOptions, memory_needs
 from cerebrum_cli.engine.plan import AdapterFile, Tuning
@@ -37,7 +37,7 @@ from cerebrum_cli.runtime.options import BatchOptions
 Values = npt.NDArray[Any]
 TOKENS = range(20, 40)
 SPEEDS = Speeds(1.0, 10.0, 10.0)
-USE = TunedUse(Tuning(n_threads=1), SPEEDS, SPEEDS, 1.5, 1.0)
+USE = TunedUse(Tuning(n_threads=1), SPEEDS, 1.5, 1.0)
 
 
 def logits(model: Path, *adapters: tuple[Path, float]) -> npt.NDArray[np.float32]:
@@ -132,7 +132,7 @@ def test_trials_measure_the_model_with_its_adapters(tmp_path: Path, chatml_model
     files = (AdapterFile(str(adapter), 1.0),)
     written = []
     for adapters in ((), files):
-        bench = ProcessBench(replace(options(chatml_model), adapters=adapters), "Some text. " * 9, (), tmp_path)
+        bench = Bench(replace(options(chatml_model), adapters=adapters), "Some text. " * 9, (), tmp_path)
         try:
             written.append(np.load(bench.write_logits(Tuning(), 16)))
         finally:

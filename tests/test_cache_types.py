@@ -30,7 +30,7 @@ from cerebrum_cli.runtime.evaluation.lm_eval import HarnessModel
 
 SPEEDS = Speeds(1.0, 10.0, 10.0)
 TUNING = Tuning(n_threads=3, cache_type="q8_0", flash_attention=True)
-USE = TunedUse(TUNING, SPEEDS, SPEEDS, 1.5, 1.0)
+USE = TunedUse(TUNING, SPEEDS, 1.5, 1.0)
 TYPES = ("f16", "q8_0", "q4_0")
 
 

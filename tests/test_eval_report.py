@@ -21,7 +21,7 @@ from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.errors import EngineError, OutputError, UsageError
 from cerebrum_cli.core.events import ScoreEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.bench.protocol import Closeness, FileBench, TrialError
+from cerebrum_cli.engine.bench.trials import Bench, Closeness, TrialError
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
 from cerebrum_cli.evals.estimates import interval_of, majorities, mean
 from cerebrum_cli.evals.report import Report, group_by_question, report_object, summarize, votes_of
@@ -281,13 +281,13 @@ class Memory:
     closed: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
-    def bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> FileBench:
+    def bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> Bench:
         assert paths == (options.path,)
-        return cast("FileBench", OneFileBench(self, options.path.stem))
+        return cast("Bench", OneBench(self, options.path.stem))
 
 
 @dataclass
-class OneFileBench:
+class OneBench:
     """A bench that finds the first model in the way of the second until it is released."""
 
     memory: Memory

@@ -35,7 +35,7 @@ from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.tuning.tune import search_space, trial_options
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.bench.protocol import BenchFactory
+from cerebrum_cli.engine.bench.trials import BenchFactory
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
@@ -47,8 +47,8 @@ from cerebrum_cli.terminal.streams import Streams
 
 DEFAULT_SPEEDS = Speeds(2.0, 30.0, 8.0, 8_000_000_000)
 TUNED_SPEEDS = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
-DEFAULT_USE = TunedUse(Tuning(), DEFAULT_SPEEDS, DEFAULT_SPEEDS)
-TUNED_USE = TunedUse(Tuning(repack=False), TUNED_SPEEDS, DEFAULT_SPEEDS, 1.31, 0.987)
+DEFAULT_USE = TunedUse(Tuning(), DEFAULT_SPEEDS)
+TUNED_USE = TunedUse(Tuning(repack=False), TUNED_SPEEDS, 1.31, 0.987)
 KEYS = ["model", "file", "created", "machine", "build", "uses", "tried"]
 USE_KEYS = [
     "settings",
@@ -197,7 +197,7 @@ def store(tmp_path: Path) -> ProfileStore:
 
 def test_profile_store_saves_replaces_and_deletes(store: ProfileStore) -> None:
     assert (store.find("sha 1"), store.find_other("sha 1")) == (None, None)
-    saved = profile(batch=TunedUse(ALL_SETTINGS, TUNED_SPEEDS, DEFAULT_SPEEDS, 1.2, None))
+    saved = profile(batch=TunedUse(ALL_SETTINGS, TUNED_SPEEDS, 1.2, None))
     store.save(saved)
     assert store.find("sha 1") == saved
     assert store.find_other("sha 1") is None
@@ -314,8 +314,8 @@ def replaced(value: Any, path: tuple[str, ...], new: Any) -> Any:
         (("uses", "ask", "speeds", "load_s"), math.inf),
         (("uses", "ask", "speeds", "memory"), math.inf),
         (("uses", "ask", "speeds", "memory"), None),
-        (("uses", "ask", "baseline", "memory"), 10**30),
-        (("uses", "ask", "baseline", "colour"), 1),
+        (("uses", "ask", "speeds", "memory"), 10**30),
+        (("uses", "ask", "speeds", "colour"), 1),
         (("uses", "chat", "step_costs"), {}),
         (("uses", "chat", "step_costs"), [1.0, 2.0]),
         (("uses", "chat", "step_costs", "rows"), [2, 4, 8, 16]),
@@ -449,7 +449,7 @@ def runner(tmp_path: Path, chatml_model: Path) -> CommandRunner:
 
 
 def tuned_use(count: int, speeds: Speeds = DEFAULT_SPEEDS, slots: int | None = None) -> TunedUse:
-    return TunedUse(Tuning(n_threads=count, n_threads_batch=count + 100, slots=slots), speeds, DEFAULT_SPEEDS, 1.5, 1.0)
+    return TunedUse(Tuning(n_threads=count, n_threads_batch=count + 100, slots=slots), speeds, 1.5, 1.0)
 
 
 @pytest.fixture
@@ -697,7 +697,7 @@ def test_tune_with_threads_saves_defaults_that_replace_a_profile(runner: Command
     runner.speed_model = SpeedModel()
     assert runner.run("tune", runner.model, "--threads", "1").code == 0
     assert list(runner.profiles.glob("*.json")) == []
-    runner.save_profile(profile(ask=TunedUse(Tuning(repack=False), TUNED_SPEEDS, DEFAULT_SPEEDS, 1.3, 1.0)))
+    runner.save_profile(profile(ask=TunedUse(Tuning(repack=False), TUNED_SPEEDS, 1.3, 1.0)))
     assert runner.load_options("ask", "--threads", "1", "hello").repack is False
     done = runner.run("tune", runner.model, "--threads", "1")
     assert "use the defaults for" in done.err.splitlines()[-1]

@@ -26,8 +26,7 @@ from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.tuning.tune import trial_options
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.bench.protocol import Job, TrialError
-from cerebrum_cli.engine.bench.trials import LoadSettings, ProcessBench
+from cerebrum_cli.engine.bench.trials import Bench, Job, TrialError
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import HEADROOM
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
@@ -48,10 +47,10 @@ def options() -> LoadOptions:
 
 
 @pytest.fixture
-def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessBench]:
+def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A bench for nano; at the end, no process or file may be left."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with contextlib.closing(ProcessBench(options, TEXT)) as bench:
+    with contextlib.closing(Bench(options, TEXT)) as bench:
         yield bench
         remaining = trial_processes()
         assert [path.name.startswith("cerebrum-tune-") for path in tmp_path.iterdir()] == [True]
@@ -90,16 +89,16 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     raise AssertionError("timeout")
 
 
-def test_bench_measures_speeds_load_time_and_memory(bench: ProcessBench) -> None:
+def test_bench_measures_speeds_load_time_and_memory(bench: Bench) -> None:
     assert all(bench.speed(REPACKED, job) > 0 for job in (PREFILL, DECODE, BATCH_DECODE))
-    facts = bench.load_stats(REPACKED)
-    assert 0 < facts.load_s < 30
-    assert facts.peak_memory > NANO.stat().st_size
+    load_s, peak_memory = bench.load_stats(REPACKED)
+    assert 0 < load_s < 30
+    assert peak_memory > NANO.stat().st_size
     assert isinstance(bench.devices, tuple)
     assert len(trial_processes()) == 1, "other settings change only the context"
 
 
-def test_bench_starts_a_process_for_each_load_settings(bench: ProcessBench) -> None:
+def test_bench_starts_a_process_for_each_load_settings(bench: Bench) -> None:
     for tuning in (
         REPACKED,
         NOT_REPACKED,
@@ -117,8 +116,8 @@ def test_bench_starts_a_process_for_each_load_settings(bench: ProcessBench) -> N
     assert bench.speed(REPACKED, DECODE) > 0
 
 
-def test_bench_measures_the_costs_of_steps_with_drafts(bench: ProcessBench) -> None:
-    measured = bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 0.2)
+def test_bench_measures_the_costs_of_steps_with_drafts(bench: Bench) -> None:
+    measured = bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 60.0)
     assert (measured.rows, measured.costs[0]) == ((1, 2, 8, 32), 1.0)
     assert measured.costs[-1] > 1.0
     assert bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 0.0).rows == (1, 32)
@@ -127,26 +126,26 @@ def test_bench_measures_the_costs_of_steps_with_drafts(bench: ProcessBench) -> N
 
 def test_bench_measures_no_drafts_for_a_recurrent_model(recurrent_model: Path) -> None:
     options = trial_options(Model("tiny", (recurrent_model,)), Settings(threads=1))
-    with contextlib.closing(ProcessBench(options, TEXT)) as bench:
+    with contextlib.closing(Bench(options, TEXT)) as bench:
         with pytest.raises(TrialError, match="cannot be trimmed"):
             bench.step_costs(NOT_REPACKED, (1, 2), 0.1)
         assert bench.speed(NOT_REPACKED, DECODE) > 0
 
 
-def test_closeness_of_a_tuning_to_itself_is_exact(bench: ProcessBench) -> None:
+def test_closeness_of_a_tuning_to_itself_is_exact(bench: Bench) -> None:
     assert bench.closeness(NOT_REPACKED, NOT_REPACKED, 64) == (1.0, 1.0, 0.0)
     bench.speed(NOT_REPACKED, BATCH_DECODE)  # creates another context in between
     assert bench.closeness(NOT_REPACKED, NOT_REPACKED, 64) == (1.0, 1.0, 0.0)
 
 
-def test_closeness_without_flash_attention_is_high(bench: ProcessBench) -> None:
+def test_closeness_without_flash_attention_is_high(bench: Bench) -> None:
     flash = bench.closeness(NOT_REPACKED, replace(NOT_REPACKED, flash_attention=False), 96)
     assert flash.agreement >= max(0.97, flash.top1_agreement)
     assert 0 <= flash.mean_kld < 0.01
 
 
 def test_closeness_with_a_quantized_cache_is_not_exact(wide: LoadOptions) -> None:
-    with contextlib.closing(ProcessBench(wide, TEXT)) as bench:
+    with contextlib.closing(Bench(wide, TEXT)) as bench:
         assert bench.closeness(REPACKED, REPACKED, 96) == (1.0, 1.0, 0.0)
         cache = bench.closeness(REPACKED, replace(REPACKED, cache_type="q8_0"), 96)
         assert 0 < cache.mean_kld < 0.1
@@ -155,18 +154,18 @@ def test_closeness_with_a_quantized_cache_is_not_exact(wide: LoadOptions) -> Non
 
 def test_agreement_tolerates_rounding_with_random_weights(chatml_model: Path) -> None:
     options = trial_options(Model("tiny", (chatml_model,)), Settings(threads=1))
-    with contextlib.closing(ProcessBench(options, TEXT)) as bench:
+    with contextlib.closing(Bench(options, TEXT)) as bench:
         assert bench.closeness(Tuning(), Tuning(n_ubatch=16), 128).agreement >= 0.97
 
 
 def test_bench_repeats_a_text_that_is_too_short(options: LoadOptions) -> None:
-    with contextlib.closing(ProcessBench(options, "What is 3 plus 4?")) as bench:
+    with contextlib.closing(Bench(options, "What is 3 plus 4?")) as bench:
         assert bench.speed(REPACKED, PREFILL) > 0
 
 
 def test_bench_rejects_a_model_larger_than_memory(options: LoadOptions) -> None:
     sizes = options.sizes.with_weights(10**15)
-    with contextlib.closing(ProcessBench(replace(options, sizes=sizes), TEXT)) as bench:
+    with contextlib.closing(Bench(replace(options, sizes=sizes), TEXT)) as bench:
         with pytest.raises(TrialError, match=r"^needs 100000\d\.\d GB of memory, but only \d+\.\d GB is free$"):
             bench.speed(REPACKED, DECODE)
         with pytest.raises(TrialError):
@@ -177,16 +176,16 @@ def test_bench_rejects_a_model_larger_than_memory(options: LoadOptions) -> None:
 def test_bench_requires_memory_for_weights_and_cache_together(options: LoadOptions) -> None:
     most = available_memory() - HEADROOM
     sizes = uniform_sizes(most * 6 // 10, 2, most * 6 // 10 // 256 // 2)
-    with contextlib.closing(ProcessBench(replace(options, sizes=sizes), TEXT)) as bench:
+    with contextlib.closing(Bench(replace(options, sizes=sizes), TEXT)) as bench:
         with pytest.raises(TrialError, match="GB of memory, but"):
             bench.speed(REPACKED, DECODE)  # a cache for 4 + 64 tokens, padded to 256
         assert trial_processes() == []
-        assert bench.load_stats(REPACKED).load_s > 0, "the weights alone fit"
+        assert bench.load_stats(REPACKED)[0] > 0, "the weights alone fit"
 
 
 def test_bench_requires_less_memory_for_a_quantized_cache(wide: LoadOptions) -> None:
     sizes = uniform_sizes(1, 2, (available_memory() - HEADROOM) * 12 // 10 // 256 // 2)
-    with contextlib.closing(ProcessBench(replace(wide, sizes=sizes), TEXT)) as bench:
+    with contextlib.closing(Bench(replace(wide, sizes=sizes), TEXT)) as bench:
         with pytest.raises(TrialError):
             bench.speed(REPACKED, DECODE)
         assert bench.speed(replace(REPACKED, cache_type="q8_0"), DECODE) > 0
@@ -194,7 +193,7 @@ def test_bench_requires_less_memory_for_a_quantized_cache(wide: LoadOptions) -> 
 
 def test_bench_closes_trials_to_free_memory(options: LoadOptions) -> None:
     sizes = uniform_sizes(1, 2, 1)
-    with contextlib.closing(ProcessBench(replace(options, sizes=sizes), TEXT)) as bench:
+    with contextlib.closing(Bench(replace(options, sizes=sizes), TEXT)) as bench:
         bench.speed(REPACKED, DECODE)
         [first] = trial_processes()
         bench._options = replace(options, sizes=uniform_sizes(10**15, 2, 1))
@@ -205,7 +204,7 @@ def test_bench_closes_trials_to_free_memory(options: LoadOptions) -> None:
 
 def test_bench_rejects_a_file_that_is_not_a_model(options: LoadOptions, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello")
-    with contextlib.closing(ProcessBench(replace(options, path=tmp_path / "text.gguf"), TEXT)) as bench:
+    with contextlib.closing(Bench(replace(options, path=tmp_path / "text.gguf"), TEXT)) as bench:
         with pytest.raises(TrialError, match=r"text\.gguf: llama\.cpp cannot load it: "):
             bench.speed(REPACKED, DECODE)
         with pytest.raises(EngineError):
@@ -213,18 +212,22 @@ def test_bench_rejects_a_file_that_is_not_a_model(options: LoadOptions, tmp_path
         assert trial_processes() == []
 
 
-def test_trial_continues_after_a_context_that_cannot_be_created(bench: ProcessBench) -> None:
-    trial = bench._trial(LoadSettings.of(REPACKED))
-    request = {"tuning": {}, "sequences": 1, "text": TEXT, "job": DECODE._asdict()}
-    assert trial.request({**request, "length": 128})["speed"] > 0
+def test_trial_continues_after_a_context_that_cannot_be_created(bench: Bench) -> None:
+    trial = bench._trial(REPACKED)
+
+    def speed(length: int) -> float:
+        found: float = trial.request("measure", Tuning(slots=1), length, TEXT, "time_job", DECODE)[0]
+        return found
+
+    assert speed(128) > 0
     for _ in range(2):
         with pytest.raises(TrialError, match="not enough memory for"):
-            trial.request({**request, "length": 2**32})
-    assert trial.request({**request, "length": 128})["speed"] > 0
+            speed(2**32)
+    assert speed(128) > 0
     assert bench.speed(REPACKED, DECODE) > 0
 
 
-def test_bench_reports_the_signal_that_killed_a_trial(bench: ProcessBench) -> None:
+def test_bench_reports_the_signal_that_killed_a_trial(bench: Bench) -> None:
     bench.speed(NOT_REPACKED, DECODE)
     [other] = trial_processes()
     bench.speed(REPACKED, DECODE)
@@ -245,7 +248,7 @@ def test_trial_imports_nothing_from_the_current_directory(
     for name in ("json", "numpy", "cerebrum_cli"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(7)\n")
     monkeypatch.chdir(tmp_path)
-    with contextlib.closing(ProcessBench(options, TEXT)) as bench:
+    with contextlib.closing(Bench(options, TEXT)) as bench:
         assert bench.speed(REPACKED, DECODE) > 0
 
 
@@ -328,11 +331,11 @@ def test_tune_reports_an_unknown_or_invalid_model_first(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "cerebrum" / "profiles").exists()
 
 
-def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: ProcessBench) -> None:
+def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: Bench) -> None:
     shares = iter([0.5, 0.5, 0.99, 0.5, 0.5, 0.5, 0.4, 0.99, 0.5, 0.99])
-    trial = bench._trial(LoadSettings.of(REPACKED))
+    trial = bench._trial(REPACKED)
     request = trial.request
-    trial.request = lambda message: {**request(message), "cpu_share": next(shares)}  # type: ignore[method-assign]
+    trial.request = lambda *request_: (request(*request_)[0], next(shares))  # type: ignore[method-assign]
     assert bench.speed(REPACKED, DECODE) > 0
     assert bench.disturbed_jobs == 0, "the third run was undisturbed"
     assert bench.speed(REPACKED, DECODE) > 0
@@ -345,18 +348,17 @@ def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: ProcessBe
     assert next(shares, None) is None
 
 
-def test_trial_error_has_the_last_line_of_the_log(bench: ProcessBench) -> None:
+def test_trial_error_has_the_last_line_of_the_log(bench: Bench) -> None:
     bench.speed(REPACKED, DECODE)
-    trial = bench._trial(LoadSettings.of(REPACKED))
-    with pytest.raises(TrialError, match=r"ended with exit code 1: KeyError: 'sequences'"):
-        trial.request({"job": None})
+    trial = bench._trial(REPACKED)
+    with pytest.raises(TrialError, match=r"ended with exit code 1: AttributeError: 'TrialModel' object has no"):
+        trial.request("time_nothing")
 
 
-def test_trial_error_names_the_file_that_cannot_be_written(bench: ProcessBench) -> None:
-    trial = bench._trial(LoadSettings.of(REPACKED))
-    request = {"write": "/dev/full/logits", "tokens": 8, "text": TEXT, "tuning": {}, "length": 64, "sequences": 1}
+def test_trial_error_names_the_file_that_cannot_be_written(bench: Bench) -> None:
+    trial = bench._trial(REPACKED)
     with pytest.raises(TrialError, match="/dev/full/logits: Not a directory"):
-        trial.request(request)
+        trial.request("measure", Tuning(slots=1), 64, TEXT, "write_logits", 8, Path("/dev/full/logits"))
 
 
 def test_tune_runs_only_once_at_a_time(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from cerebrum_cli.application.tuning.candidates import (
     USES,
     Candidate,
     SearchSpace,
+    describe,
     thread_counts_to_try,
 )
 from cerebrum_cli.application.tuning.search import SEARCH_S, Search
@@ -24,10 +25,9 @@ from cerebrum_cli.application.tuning.tune import STEPS_S, tune_model
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.bench.protocol import Job
+from cerebrum_cli.engine.bench.trials import Job
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.plan import Tuning
-from cerebrum_cli.terminal.reports.tuning import tuning_text
 
 BASELINE, BATCH_BASELINE = Tuning(repack=True), Tuning(repack=False, slots=32)
 SPACE = SearchSpace(BASELINE, BASELINE, BATCH_BASELINE, threads=(1, 4), slots=64, layers=32)
@@ -81,8 +81,8 @@ def test_search_chooses_the_earlier_first_token_for_ask() -> None:
     assert overrides_by_use(uses) == {"ask": {"repack": False}}
     assert uses["ask"].gain == pytest.approx((2 + 64 / 30) / (2 + 64 / 45))
     assert asdict(uses["ask"].speeds) == pytest.approx(asdict(speed_model(Tuning(repack=False))))
-    assert (uses["ask"].baseline, uses["ask"].agreement) == (SINGLE_SPEEDS, 1.0)
-    assert uses["chat"] == TunedUse(Tuning(), SINGLE_SPEEDS, SINGLE_SPEEDS)
+    assert uses["ask"].agreement == 1.0
+    assert uses["chat"] == TunedUse(Tuning(), SINGLE_SPEEDS)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_search_compares_ask_with_defaults_of_its_own() -> None:
     bench = ScriptedBench(speed_model)
     uses, search, events = run_search(bench, space=space)
     assert overrides_by_use(uses) == {}
-    assert asdict(uses["chat"].baseline) == pytest.approx(asdict(speed_model(BASELINE)))
-    assert asdict(uses["ask"].baseline) == pytest.approx(asdict(speed_model(Tuning(repack=False))))
+    assert asdict(uses["chat"].speeds) == pytest.approx(asdict(speed_model(BASELINE)))
+    assert asdict(uses["ask"].speeds) == pytest.approx(asdict(speed_model(Tuning(repack=False))))
     assert [event.stage for event in events[:2]] == ["defaults", "ask, defaults"]
     assert [each.tuning for each in search.candidates].count(Tuning(repack=False)) == 1
     slow_load = SpeedModel(single={("repack", False): (0.5, 0.5)})
@@ -149,9 +149,9 @@ def test_search_times_three_loads_and_takes_the_median() -> None:
 def test_search_chooses_the_defaults_if_nothing_is_faster() -> None:
     uses, _, _ = run_search(ScriptedBench())
     assert uses == {
-        "chat": TunedUse(Tuning(), SINGLE_SPEEDS, SINGLE_SPEEDS),
-        "ask": TunedUse(Tuning(), SINGLE_SPEEDS, SINGLE_SPEEDS),
-        "batch": TunedUse(Tuning(), BATCH_SPEEDS, BATCH_SPEEDS),
+        "chat": TunedUse(Tuning(), SINGLE_SPEEDS),
+        "ask": TunedUse(Tuning(), SINGLE_SPEEDS),
+        "batch": TunedUse(Tuning(), BATCH_SPEEDS),
     }
 
 
@@ -321,7 +321,6 @@ def test_search_chooses_settings_of_a_batch_separately() -> None:
     uses, _, _ = run_search(ScriptedBench(speed_model))
     assert overrides_by_use(uses) == {"batch": {"repack": True, "slots": 64}}
     assert uses["batch"].gain == pytest.approx(true_gain(speed_model, uses["batch"], "batch"))
-    assert uses["batch"].baseline == BATCH_SPEEDS
 
 
 def test_search_runs_essential_stages_after_the_deadline() -> None:
@@ -427,7 +426,7 @@ def test_thread_counts_to_try(default: int, usable: int, others: tuple[int, ...]
 def test_use_seconds_are_load_prefill_and_decode() -> None:
     chat, ask, batch = USES
     speeds = Speeds(3.0, 32.0, 16.0)
-    assert [use.seconds(speeds) for use in USES] == [3 + 16 + 96, 3 + 2 + 16, 3 + 256 + 512]
+    assert [speeds.seconds(use.prompt_tokens, use.reply_tokens) for use in USES] == [3 + 16 + 96, 3 + 2 + 16, 771]
     assert chat.shares(speeds) == {"prefill": 16 / 115, "decode": 96 / 115}
     assert ask.shares(speeds) == {"prefill": 2 / 5, "decode": 16 / 21}
     assert [use.is_batch for use in USES] == [False, False, True]
@@ -459,8 +458,8 @@ def test_use_seconds_are_load_prefill_and_decode() -> None:
         ),
     ],
 )
-def test_tuning_text_omits_defaults(tuning: Tuning, text: str) -> None:
-    assert tuning_text(tuning) == text
+def test_description_of_a_tuning_omits_defaults(tuning: Tuning, text: str) -> None:
+    assert describe(tuning) == text
 
 
 class BusyBench(ScriptedBench):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.catalogue.retries import Progress
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
-    from cerebrum_cli.engine.bench.protocol import BenchFactory, FileBench
+    from cerebrum_cli.engine.bench.trials import Bench, BenchFactory
     from cerebrum_cli.engine.build import Build
     from cerebrum_cli.engine.memory import Device
     from cerebrum_cli.engine.plan import LoadOptions
@@ -48,11 +48,11 @@ def llama_build() -> Build:
 
 def process_bench(
     options: LoadOptions, paths: tuple[Path, ...], directory: Path | None = None, gpus: tuple[Device, ...] = ()
-) -> FileBench:
+) -> Bench:
     """A bench that opens the model in child processes; they write into `directory`."""
-    from cerebrum_cli.engine.bench.trials import ProcessBench
+    from cerebrum_cli.engine.bench.trials import Bench
 
-    return ProcessBench(options, PROBE.read_text(encoding="utf-8"), paths, directory, gpus)
+    return Bench(options, PROBE.read_text(encoding="utf-8"), paths, directory, gpus)
 
 
 def llama_codec() -> Codec:
@@ -146,7 +146,7 @@ class Runtime:
 
         return RunStore(self.data_directory / "runs")
 
-    def open_bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> FileBench:
+    def open_bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> Bench:
         """A bench of a model file that may use this machine's GPUs."""
         return self.bench(options, paths, self.trials, self.capacity().devices or ())
 

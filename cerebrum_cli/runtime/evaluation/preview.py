@@ -12,7 +12,7 @@ from cerebrum_cli.application.inference.profiles import tuning_of
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_duration
-from cerebrum_cli.engine.bench.protocol import Job, TrialError
+from cerebrum_cli.engine.bench.trials import Job, TrialError
 from cerebrum_cli.terminal.reports.eval import number_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from cerebrum_cli.terminal.texts import one_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.evaluation.runs import Run
-    from cerebrum_cli.engine.bench.protocol import Closeness
+    from cerebrum_cli.engine.bench.trials import Closeness
     from cerebrum_cli.evals.comparison import Comparison
     from cerebrum_cli.evals.estimates import Estimate, Interval
     from cerebrum_cli.evals.report import Report
