@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from command_line import Finished
 from hypothesis import given
 from hypothesis import strategies as st
+from screen import Screen
 from scripted_backend import ScriptedBackend
 from scripted_bench import ScriptedBench, SpeedModel
 from scripted_command import run_here, runtime_for
@@ -32,10 +33,9 @@ from cerebrum_cli.application.inference.profiles import (
     without_user_settings,
 )
 from cerebrum_cli.application.models.model import Model
-from cerebrum_cli.application.tuning.tune import search_space, trial_options
+from cerebrum_cli.application.tuning.tune import search_space, trial_options, tuning_lock
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.bench.trials import BenchFactory
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
@@ -251,6 +251,8 @@ def test_profile_store_saves_atomically(store: ProfileStore, tmp_path: Path) -> 
     path.mkdir()
     with pytest.raises(OSError, match="directory"):
         store.save(saved)
+    assert store.find("sha 1") is None
+    store.delete("sha 1")
     assert {each.name for each in (tmp_path / "profiles").iterdir()} == {path.name, "tmp123.part"}
 
 
@@ -334,16 +336,6 @@ def test_profile_store_ignores_a_file_that_is_not_a_profile(tmp_path: Path, cont
     assert find_content(content, tmp_path) is None
 
 
-def test_profile_store_ignores_a_directory_with_the_name_of_a_profile(tmp_path: Path) -> None:
-    store = ProfileStore(tmp_path / "profiles", "here", "b1")
-    store.save(profile())
-    [path] = (tmp_path / "profiles").iterdir()
-    path.unlink()
-    path.mkdir()
-    assert store.find("sha 1") is None
-    store.delete("sha 1")
-
-
 def paths(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Paths of all values in an object."""
     inner = (
@@ -388,9 +380,10 @@ class CommandRunner:
         self.disturbed_jobs = 0
         self.row_cost: float | None = None
 
-    def runtime(self, piped: bytes | None = None) -> Runtime:
+    def runtime(self, piped: bytes | None = None, streams: Streams | None = None) -> Runtime:
         """Create a runtime that records the load options of models."""
-        streams = Streams(StringIO(), StringIO(), None if piped is None else BytesIO(piped), False, False, False)
+        piped_input = None if piped is None else BytesIO(piped)
+        streams = streams or Streams(StringIO(), StringIO(), piped_input, False, False, False)
         runtime = runtime_for({"rows": {}, "seeds": ["The answer is 7."]}, self.home, streams)
         open_scripted = runtime.open_backend
 
@@ -732,9 +725,47 @@ def test_tune_rejects_an_invalid_setting_before_measuring(runner: CommandRunner)
     assert runner.benches == []
 
 
-def test_tune_reports_a_model_that_is_not_installed(runner: CommandRunner) -> None:
+def test_tune_shows_progress_and_a_table_on_a_terminal(runner: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    runner.row_cost = 0.5
+    runtime = runner.runtime(streams=Streams(shown, shown, None, True, True, True))
+    assert run(["tune", str(runner.model)], runtime) == 0
+    assert "steps with drafts" in shown.getvalue()
+    screen = Screen(100, 60)
+    screen.feed(shown.getvalue().replace("\n", "\r\n").encode())
+    assert any(line.startswith("use ") for line in screen.lines)
+    assert not any("steps with drafts" in line for line in screen.lines)
+
+
+def test_tune_runs_only_once_at_a_time(runner: CommandRunner) -> None:
+    with tuning_lock(runner.profiles):
+        done = runner.run("tune", runner.model)
+    assert (done.code, done.out, runner.benches) == (1, "", [])
+    assert done.err.startswith("error: another cerebrum tune is running")
+
+
+def test_tune_saves_nothing_if_the_model_is_deleted_meanwhile(runner: CommandRunner) -> None:
+    class DeletingBench(ScriptedBench):
+        def close(self) -> None:
+            model.unlink()
+
+    model = runner.home / "mine.gguf"
+    model.write_bytes(runner.model.read_bytes())
+    runtime = runner.runtime()
+    runtime.bench = lambda *_: DeletingBench()
+    assert run(["tune", str(model)], runtime) == 1
+    assert list(runner.profiles.glob("*.json")) == []
+
+
+def test_tune_reports_a_model_that_is_unknown_or_invalid(runner: CommandRunner) -> None:
     done = runner.run("tune", "nobody/knows-this", "--offline")
-    assert (done.code, done.out, runner.benches) == (3, "", [])
+    assert (done.code, done.out) == (3, "")
+    (runner.home / "text.gguf").write_text("hello")
+    done = runner.run("tune", runner.home / "text.gguf")
+    assert (done.code, done.out, runner.benches) == (1, "", [])
+    assert not runner.profiles.exists()
 
 
 def test_tune_reports_a_profile_that_cannot_be_saved(runner: CommandRunner) -> None:
@@ -751,7 +782,7 @@ def test_tune_reports_a_profile_that_cannot_be_saved(runner: CommandRunner) -> N
 def test_tune_saves_nothing_if_the_model_cannot_be_measured(runner: CommandRunner) -> None:
     bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
     runtime = runner.runtime()
-    runtime.bench = cast("BenchFactory", lambda *_: bench)
+    runtime.bench = lambda *_: bench
     assert run(["tune", str(runner.model)], runtime) == 1
     assert isinstance(runtime.streams.err, StringIO)
     assert "error: cannot measure this model: needs 99.0 GB" in runtime.streams.err.getvalue()

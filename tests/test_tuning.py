@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
@@ -75,14 +76,42 @@ def true_gain(speed_model: SpeedModel, tuned: TunedUse, name: UseName) -> float:
     return use.gain(speed_model(Tuning(**{**baseline.overrides, **tuned.tuning.overrides})), speed_model(baseline))
 
 
-def test_search_chooses_the_earlier_first_token_for_ask() -> None:
-    speed_model = SpeedModel(single={("repack", False): (1.5, 0.9)})
+FASTEST: Mapping[str, tuple[SpeedModel, dict[str, dict[str, Any]]]] = {
+    "nothing is faster": (SpeedModel(), {}),
+    "an earlier first token counts for ask": (SpeedModel(NOT_REPACKED), {"ask": {"repack": False}}),
+    "the load counts for a short answer": (
+        SpeedModel({("repack", False): (1.0, 0.9)}, load_s={True: 12.0, False: 1.0}),
+        {"ask": {"repack": False}},
+    ),
+    "threads differ for prefill and decode": (
+        SpeedModel(
+            {
+                ("n_threads_batch", 4): (1.4, 1.0),
+                ("n_threads", 4): (1.0, 0.6),
+                ("n_threads_batch", 1): (0.5, 1.0),
+                ("n_threads", 1): (1.0, 1.3),
+            }
+        ),
+        {name: {"n_threads": 1, "n_threads_batch": 4} for name in SINGLE_USES},
+    ),
+    "a batch has settings of its own": (
+        SpeedModel(batch={("repack", True): (1.2, 1.3), ("slots", 64): (1.0, 1.4), ("slots", 16): (1.0, 0.8)}),
+        {"batch": {"repack": True, "slots": 64}},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FASTEST)
+def test_search_chooses_the_fastest_settings_of_each_use(case: str) -> None:
+    speed_model, expected = FASTEST[case]
     uses, _, _ = run_search(ScriptedBench(speed_model))
-    assert overrides_by_use(uses) == {"ask": {"repack": False}}
-    assert uses["ask"].gain == pytest.approx((2 + 64 / 30) / (2 + 64 / 45))
-    assert asdict(uses["ask"].speeds) == pytest.approx(asdict(speed_model(Tuning(repack=False))))
-    assert uses["ask"].agreement == 1.0
-    assert uses["chat"] == TunedUse(Tuning(), SINGLE_SPEEDS)
+    assert overrides_by_use(uses) == expected
+    for name, tuned in uses.items():
+        baseline = BATCH_BASELINE if name == "batch" else BASELINE
+        speeds = speed_model(replace(baseline, **tuned.tuning.overrides))
+        assert asdict(tuned.speeds) == pytest.approx(asdict(speeds))
+        assert tuned.gain == pytest.approx(true_gain(speed_model, tuned, name))
+        assert tuned.agreement == (1.0 if tuned.tuning.overrides else None)
 
 
 @pytest.mark.parametrize(
@@ -146,28 +175,11 @@ def test_search_times_three_loads_and_takes_the_median() -> None:
     assert uses["ask"].speeds.load_s == 0.4
 
 
-def test_search_chooses_the_defaults_if_nothing_is_faster() -> None:
-    uses, _, _ = run_search(ScriptedBench())
-    assert uses == {
-        "chat": TunedUse(Tuning(), SINGLE_SPEEDS),
-        "ask": TunedUse(Tuning(), SINGLE_SPEEDS),
-        "batch": TunedUse(Tuning(), BATCH_SPEEDS),
-    }
-
-
 def test_search_ignores_gains_below_the_minimum() -> None:
     uses, search, _ = run_search(ScriptedBench(SpeedModel(single={("flash_attention", False): (1.04, 1.04)})))
     assert search.best["chat"].tuning.flash_attention is False
     assert search.best["chat"].dropped == "less than 5% faster when measured again"
     assert overrides_by_use(uses) == {}
-
-
-def test_search_counts_load_time_for_a_single_short_answer() -> None:
-    speed_model = SpeedModel(single={("repack", False): (1.0, 0.9)}, load_s={True: 12.0, False: 1.0})
-    uses, _, _ = run_search(ScriptedBench(speed_model))
-    assert uses["ask"].tuning == Tuning(repack=False)
-    assert uses["ask"].speeds.load_s == 1.0
-    assert uses["chat"].tuning == Tuning()
 
 
 def test_search_combines_settings() -> None:
@@ -278,20 +290,6 @@ def test_search_skips_settings_that_affect_little() -> None:
     assert {job.kind for job in bench.jobs_with(flash_attention=False)} == {"decode"}
 
 
-def test_search_combines_thread_counts_for_prefill_and_decode() -> None:
-    speed_model = SpeedModel(
-        single={
-            ("n_threads_batch", 4): (1.4, 1.0),
-            ("n_threads", 4): (1.0, 0.6),
-            ("n_threads_batch", 1): (0.5, 1.0),
-            ("n_threads", 1): (1.0, 1.3),
-        }
-    )
-    uses, _, _ = run_search(ScriptedBench(speed_model))
-    assert uses["ask"].tuning == uses["chat"].tuning == Tuning(n_threads=1, n_threads_batch=4)
-    assert uses["ask"].gain == pytest.approx(true_gain(speed_model, uses["ask"], "ask"))
-
-
 def test_search_keeps_thread_counts_of_the_user() -> None:
     _, search, _ = run_search(ScriptedBench(), space=SPACE._replace(threads=()))
     assert [each for each in search.candidates if each.tuning.n_threads or each.tuning.n_threads_batch] == []
@@ -314,13 +312,6 @@ def test_search_tries_only_sequences_that_fit_in_memory(slots: int, tried: list[
     space = SPACE._replace(slots=slots, batch=replace(BATCH_BASELINE, slots=min(32, slots)))
     _, search, _ = run_search(ScriptedBench(), space=space)
     assert list(dict.fromkeys(each.tuning.slots for each in search.candidates if each.is_batch)) == tried
-
-
-def test_search_chooses_settings_of_a_batch_separately() -> None:
-    speed_model = SpeedModel(batch={("repack", True): (1.2, 1.3), ("slots", 64): (1.0, 1.4), ("slots", 16): (1.0, 0.8)})
-    uses, _, _ = run_search(ScriptedBench(speed_model))
-    assert overrides_by_use(uses) == {"batch": {"repack": True, "slots": 64}}
-    assert uses["batch"].gain == pytest.approx(true_gain(speed_model, uses["batch"], "batch"))
 
 
 def test_search_runs_essential_stages_after_the_deadline() -> None:
