@@ -249,7 +249,9 @@ def test_trial_imports_nothing_from_the_current_directory(
         assert bench.speed(REPACKED, DECODE) > 0
 
 
-def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path) -> None:
+def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cerebrum_cli.application.tuning.search.RUN_S", 0.1)
+    monkeypatch.setattr("cerebrum_cli.application.tuning.tune.SEARCH_S", 12.0)
     done = run_here({}, tmp_path, "tune", NANO, "--threads", "1")
     assert done.code == 0, done.err
     lines = done.out.splitlines()

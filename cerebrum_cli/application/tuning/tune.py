@@ -48,22 +48,17 @@ PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
 
 @dataclass(frozen=True, slots=True)
 class TuningResult:
-    """A measured profile, all candidates, and whether other programs used the CPU.
+    """A measured profile, the candidates tried beside the defaults, and whether other programs used the CPU.
 
     `untried` are settings without a candidate, with the reason; `changes` are the settings before and after of each use
     for which they differ.
     """
 
     profile: Profile
-    candidates: tuple[Candidate, ...]
+    tried: tuple[Candidate, ...]
     untried: Mapping[str, str]
     changes: Mapping[UseName, tuple[Tuning, Tuning]]
     is_disturbed: bool
-
-    @property
-    def tried(self) -> list[Candidate]:
-        """Candidates other than the first defaults for a chat and for a batch."""
-        return [each for each in self.candidates if each.baseline]
 
 
 def tune_model(
@@ -91,7 +86,7 @@ def tune_model(
     changes = {name: (without_user_settings(old[name], settings), used.tuning) for name, used in uses.items()}
     return TuningResult(
         profile,
-        tuple(search.candidates),
+        tuple(each for each in search.candidates if each.baseline),
         {**search.untried, **unplanned(space, settings)},
         {name: (before, after) for name, (before, after) in changes.items() if before != after},
         bench.disturbed_jobs > 0,
