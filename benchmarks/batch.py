@@ -57,8 +57,8 @@ from harness import PEER_PROGRAMS, Row, alternate, in_subprocess, medians, pair,
 from quantized import BF16, quantize
 from server import batched_bench, time_server
 
-from cerebrum_cli.batches.rows import Row as Question
-from cerebrum_cli.batches.rows import prompt_row
+from cerebrum_cli.batch.rows import Row as Question
+from cerebrum_cli.batch.rows import prompt_row
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, TokenEvent
 
@@ -274,7 +274,7 @@ class StepTimer:
     """Wraps the engine's calls of llama.cpp, and times the steps in which all `slots` sequences decode."""
 
     def __init__(self, slots: int) -> None:
-        from cerebrum_cli.engine.llama.library import llama
+        from cerebrum_cli.engine.llama.bindings import llama
         from cerebrum_cli.engine.llama.sampler import GreedySampler
 
         self._decode, self._sample = llama.llama_decode, GreedySampler.sample

@@ -19,13 +19,13 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag
-from cerebrum_cli.engine.bench.trials import Closeness, Job, TrialError
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import context_options, open_llama
+from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import peak_memory
 from cerebrum_cli.engine.memory import Device
-from cerebrum_cli.engine.plan import LoadOptions, Tuning
+from cerebrum_cli.engine.trials import Closeness, Job, TrialError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

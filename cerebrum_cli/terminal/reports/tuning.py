@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.application.tuning.candidates import describe
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
+from cerebrum_cli.tune.candidates import describe
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.inference.profiles import Profile, TunedUse
-    from cerebrum_cli.application.tuning.candidates import Candidate
-    from cerebrum_cli.application.tuning.tune import TuningResult
+    from cerebrum_cli.inference.profiles import Profile, TunedUse
+    from cerebrum_cli.tune.candidates import Candidate
+    from cerebrum_cli.tune.tune import TuningResult
 
 NO_DRAFTS = "no drafts"
 

@@ -1,0 +1,214 @@
+"""Values of a search: the uses of a model that it measures, and the settings it tries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from cerebrum_cli.core.options import flag
+from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings
+from cerebrum_cli.engine.load_options import Tuning
+from cerebrum_cli.engine.trials import JobKind
+from cerebrum_cli.inference.profiles import Speeds, UseName
+
+BATCH_SLOTS = 32  # concurrent sequences of a batch without a profile
+TRIED_SLOTS = (16, 64)
+TRIED_UBATCHES = (64, 256, 512)
+LONG_PROMPT_TOKENS = 2048
+MAX_LONGER = 1.25  # how much longer an answer may take for an earlier first token
+SAME_FIRST_TOKEN = 1.1  # ratio of the times to two first tokens, below which the whole answer decides: loads vary
+
+
+class Use(NamedTuple):
+    """A typical use of a model: tokens to prefill and to decode after loading it once; concurrently in a batch."""
+
+    name: UseName
+    prompt_tokens: int
+    reply_tokens: int
+    is_batch: bool = False
+
+    def gain(self, speeds: Speeds, other: Speeds) -> float:
+        """Speedup over other speeds.
+
+        For ask, of the first token; of the whole answer if that is much longer, or the first tokens are about equal. A
+        long prompt must not take much longer either.
+        """
+
+        def ratio(prompt: int, reply: int) -> float:
+            return other.seconds(prompt, reply) / speeds.seconds(prompt, reply)
+
+        whole = ratio(self.prompt_tokens, self.reply_tokens)
+        if self.name != "ask":
+            return whole
+        answers = whole, ratio(LONG_PROMPT_TOKENS, self.reply_tokens)
+        if min(answers) < 1 / MAX_LONGER:
+            return min(answers)
+        if max(answers) > MAX_LONGER:
+            return max(answers)
+        first = ratio(self.prompt_tokens, 0)
+        return whole if 1 / SAME_FIRST_TOKEN < first < SAME_FIRST_TOKEN else first
+
+    def shares(self, speeds: Speeds) -> dict[JobKind, float]:
+        """Shares of the duration that prefill and decode take; for ask, prefill of the time to the first token."""
+        total = speeds.seconds(self.prompt_tokens, self.reply_tokens)
+        first = speeds.seconds(self.prompt_tokens, 0) if self.name == "ask" else total
+        return {
+            "prefill": self.prompt_tokens / speeds.prompt / first,
+            "decode": self.reply_tokens / speeds.generate / total,
+        }
+
+
+CHAT = Use("chat", 8 * 64, 8 * 192)  # turns
+ASK = Use("ask", 64, 256)
+BATCH = Use("batch", 64 * 128, 64 * 128, is_batch=True)  # rows
+USES = (CHAT, ASK, BATCH)
+
+
+class SearchSpace(NamedTuple):
+    """The default settings of each use, and what can be tried instead.
+
+    `threads` are thread counts other than the default; `slots` is the number of sequences that fit in memory. Flash
+    attention and cache types are tried if `tries_attention`.
+    """
+
+    chat: Tuning
+    ask: Tuning
+    batch: Tuning
+    threads: tuple[int, ...]
+    slots: int
+    layers: int
+    tries_attention: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class Candidate:
+    """Settings that were tried, and their speeds; `dropped` is the reason for not using them.
+
+    `baseline` are the defaults that it is compared with, for a chat or for a batch; None for these. Only the speeds of
+    `measured_kinds` were measured; the others are those of the candidate it is based on.
+    """
+
+    tuning: Tuning
+    baseline: Candidate | None = None
+    speeds: Speeds | None = None
+    agreement: float | None = None
+    dropped: str | None = None
+    measured_kinds: frozenset[JobKind] = frozenset()
+
+    def __str__(self) -> str:
+        """Settings that differ from the defaults."""
+        return describe(differences(self.tuning, self.baseline.tuning) if self.baseline else Tuning(), self.is_batch)
+
+    @property
+    def is_batch(self) -> bool:
+        return self.tuning.slots is not None
+
+    @property
+    def known_speeds(self) -> Speeds:
+        """Speeds of a candidate that was measured."""
+        assert self.speeds
+        return self.speeds
+
+    @property
+    def ratios(self) -> tuple[float | None, float | None]:
+        """Speeds of prefill and of decode relative to the defaults; None where they were not measured."""
+        new, old, kinds = self.speeds, (self.baseline or self).known_speeds, self.measured_kinds
+        return (
+            new.prompt / old.prompt if new and "prefill" in kinds else None,
+            new.generate / old.generate if new and "decode" in kinds else None,
+        )
+
+
+class Stage(NamedTuple):
+    """Settings to try, none for the defaults; essential stages run even after the time limit."""
+
+    is_batch: bool
+    settings: Mapping[str, Any] = {}
+    is_essential: bool = False
+
+    def __str__(self) -> str:
+        if not self.settings and not self.is_batch:
+            return "ask, defaults"
+        return describe(Tuning(**self.settings), self.is_batch)
+
+
+def plan_stages(space: SearchSpace, has_gpu: bool) -> Iterator[Stage]:
+    """Stages in order of importance, since time may run out."""
+    if space.ask != space.chat:
+        yield Stage(False, is_essential=True)
+    yield from _load_stages(space, has_gpu, is_batch=False)
+    yield Stage(True, is_essential=True)
+    yield from _load_stages(space, has_gpu, is_batch=True)
+    if space.tries_attention:
+        yield Stage(False, {"flash_attention": False})
+        yield Stage(False, {"cache_type": "q8_0"})
+    yield from (Stage(True, {"slots": slots}) for slots in TRIED_SLOTS if slots <= space.slots)
+    yield from (Stage(False, {"n_ubatch": size}) for size in TRIED_UBATCHES)
+
+
+def _load_stages(space: SearchSpace, has_gpu: bool, is_batch: bool) -> Iterator[Stage]:
+    """Stages of settings that require loading the model again."""
+    default = space.batch if is_batch else space.chat
+    if is_batch or space.ask == space.chat:
+        yield Stage(is_batch, {"repack": not default.repack}, is_essential=not is_batch)
+    for layers in ("0", str(space.layers // 2)) if has_gpu else ():
+        yield Stage(is_batch, {"gpu_layers": layers})
+    for count in space.threads:
+        yield Stage(is_batch, {"n_threads": count, "n_threads_batch": count})
+
+
+def unplanned(space: SearchSpace, settings: Settings) -> dict[str, str]:
+    """Settings that no stage tries, with the reason."""
+    reasons = {f"batch, {slots} sequences": "would not fit in memory" for slots in TRIED_SLOTS if slots > space.slots}
+    if settings.threads:
+        reasons["other thread counts"] = f"--threads is {settings.threads}"
+    if settings.gpu_layers != "auto":
+        reasons["other GPU layers"] = f"--gpu-layers is {settings.gpu_layers}"
+    if not space.tries_attention:
+        given = next(key for key in ATTENTION_KEYS if getattr(settings, key) is not None)
+        reasons["flash attention, cache q8_0"] = f"{flag(given)} is {getattr(settings, given)}"
+    return reasons
+
+
+def thread_counts_to_try(default: int, usable: int) -> tuple[int, ...]:
+    """Thread counts besides the default: all available, half of the default, and one less."""
+    return tuple(
+        count for count in sorted({usable, default - 1, (default + 1) // 2}) if count >= 1 and count != default
+    )
+
+
+def load_key(tuning: Tuning) -> tuple[bool | None, str | None]:
+    """Settings that the load time depends on."""
+    return tuning.repack, tuning.gpu_layers
+
+
+def thread_counts(tuning: Tuning) -> tuple[int | None, int | None]:
+    """Threads for decode and for prefill."""
+    return tuning.n_threads, tuning.n_threads_batch
+
+
+def numeric_settings(tuning: Tuning) -> Tuning:
+    """Settings that can change computed values, and not only who computes them and when."""
+    return replace(tuning, slots=None, n_threads=None, n_threads_batch=None)
+
+
+def differences(tuning: Tuning, baseline: Tuning) -> Tuning:
+    """Settings that differ from the baseline."""
+    return Tuning(**{name: value for name, value in tuning.overrides.items() if value != getattr(baseline, name)})
+
+
+def describe(tuning: Tuning, is_batch: bool = False) -> str:
+    """Settings other than the defaults: "not repacked, 4 threads to decode"."""
+    decode, prefill = tuning.n_threads, tuning.n_threads_batch
+    threads = ((decode, ""),) if decode == prefill else ((decode, " to decode"), (prefill, " to prefill"))
+    texts = (
+        None if tuning.repack is None else "repacked" if tuning.repack else "not repacked",
+        tuning.gpu_layers and f"{tuning.gpu_layers} layers offloaded",
+        *(f"{count} thread{'s' * (count != 1)}{use}" for count, use in threads if count),
+        f"n_ubatch {tuning.n_ubatch}" if tuning.n_ubatch else None,
+        None if tuning.flash_attention is None else f"flash attention {'on' if tuning.flash_attention else 'off'}",
+        tuning.cache_type and f"cache {tuning.cache_type}",
+        f"{tuning.slots} sequences" if tuning.slots else None,
+    )
+    return "batch, " * is_batch + (", ".join(filter(None, texts)) or "defaults")

@@ -1,0 +1,320 @@
+"""Trials with the real llama.cpp in child processes, and `cerebrum tune` that runs them."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from command_line import CommandLine
+from scripted_command import run_here
+from tiny_models import Shape, write_chatml
+from waiting import wait_for_end
+
+from cerebrum_cli.cli.app import PROBE
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.doctor.selftest import NANO
+from cerebrum_cli.engine.load_options import LoadOptions, Tuning
+from cerebrum_cli.engine.machine import available_memory
+from cerebrum_cli.engine.memory import HEADROOM
+from cerebrum_cli.engine.trials import Bench, Job, TrialError
+from cerebrum_cli.gguf.sizes import uniform_sizes
+from cerebrum_cli.models.model import Model
+from cerebrum_cli.tune.tune import trial_options
+
+pytestmark = pytest.mark.slow
+
+TEXT = PROBE.read_text(encoding="utf-8")
+REPACKED, NOT_REPACKED = Tuning(repack=True), Tuning(repack=False)
+PREFILL, DECODE, BATCH_DECODE = Job("prefill", 64), Job("decode", 4), Job("decode", 2, 4)
+
+
+@pytest.fixture
+def options() -> LoadOptions:
+    """Load options of nano, with one thread."""
+    return trial_options(Model("nano", (NANO,)), Settings(threads=1))
+
+
+@pytest.fixture
+def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A bench for nano; at the end, no process or file may be left."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with contextlib.closing(Bench(options, TEXT)) as bench:
+        yield bench
+        remaining = trial_processes()
+        assert [path.name.startswith("cerebrum-tune-") for path in tmp_path.iterdir()] == [True]
+    assert not any(process.is_running() for process in remaining)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> LoadOptions:
+    """Load options of a model with heads large enough for a quantized cache, whose blocks are 32 values."""
+    path = write_chatml(tmp_path / "wide.gguf", shape=Shape(heads=2, kv_heads=1))
+    return trial_options(Model("wide", (path,)), Settings(threads=1))
+
+
+def trial_processes(pid: int | None = None) -> list[psutil.Process]:
+    """Running trials that a process has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found = psutil.Process(pid).children(recursive=True)
+        return [child for child in found if "cerebrum_cli.engine.llama.trial" in command_of(child)]
+    return []
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """Wait until a condition is true, and get its value."""
+    for _ in range(600):
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("timeout")
+
+
+def test_bench_measures_speeds_load_time_and_memory(bench: Bench) -> None:
+    assert all(bench.speed(REPACKED, job) > 0 for job in (PREFILL, DECODE, BATCH_DECODE))
+    load_s, peak_memory = bench.load_stats(REPACKED)
+    assert 0 < load_s < 30
+    assert peak_memory > NANO.stat().st_size
+    assert isinstance(bench.devices, tuple)
+    assert len(trial_processes()) == 1, "other settings change only the context"
+
+
+def test_bench_starts_a_process_for_each_load_settings(bench: Bench) -> None:
+    for tuning in (
+        REPACKED,
+        NOT_REPACKED,
+        replace(NOT_REPACKED, n_threads=2),
+        replace(NOT_REPACKED, n_threads_batch=2),
+        REPACKED,
+    ):
+        assert bench.speed(tuning, DECODE) > 0
+    assert len(trial_processes()) == 4
+    for tuning in (Tuning(n_ubatch=32), Tuning(slots=4), Tuning(flash_attention=False)):
+        assert bench.speed(replace(NOT_REPACKED, **tuning.overrides), BATCH_DECODE if tuning.slots else PREFILL) > 0
+    assert len(trial_processes()) == 4
+    bench.release()
+    assert trial_processes() == []
+    assert bench.speed(REPACKED, DECODE) > 0
+
+
+def test_bench_measures_the_costs_of_steps_with_drafts(bench: Bench) -> None:
+    measured = bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 60.0)
+    assert (measured.rows, measured.costs[0]) == ((1, 2, 8, 32), 1.0)
+    assert measured.costs[-1] > 1.0
+    assert bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 0.0).rows == (1, 32)
+    assert bench.speed(NOT_REPACKED, DECODE) > 0
+
+
+def test_bench_measures_no_drafts_for_a_recurrent_model(recurrent_model: Path) -> None:
+    options = trial_options(Model("tiny", (recurrent_model,)), Settings(threads=1))
+    with contextlib.closing(Bench(options, TEXT)) as bench:
+        with pytest.raises(TrialError, match="cannot be trimmed"):
+            bench.step_costs(NOT_REPACKED, (1, 2), 0.1)
+        assert bench.speed(NOT_REPACKED, DECODE) > 0
+
+
+def test_closeness_of_a_tuning_to_itself_is_exact(bench: Bench) -> None:
+    assert bench.closeness(NOT_REPACKED, NOT_REPACKED, 64) == (1.0, 1.0, 0.0)
+    bench.speed(NOT_REPACKED, BATCH_DECODE)  # creates another context in between
+    assert bench.closeness(NOT_REPACKED, NOT_REPACKED, 64) == (1.0, 1.0, 0.0)
+
+
+def test_closeness_without_flash_attention_is_high(bench: Bench) -> None:
+    flash = bench.closeness(NOT_REPACKED, replace(NOT_REPACKED, flash_attention=False), 96)
+    assert flash.agreement >= max(0.97, flash.top1_agreement)
+    assert 0 <= flash.mean_kld < 0.01
+
+
+def test_closeness_with_a_quantized_cache_is_not_exact(wide: LoadOptions) -> None:
+    with contextlib.closing(Bench(wide, TEXT)) as bench:
+        assert bench.closeness(REPACKED, REPACKED, 96) == (1.0, 1.0, 0.0)
+        cache = bench.closeness(REPACKED, replace(REPACKED, cache_type="q8_0"), 96)
+        assert 0 < cache.mean_kld < 0.1
+        assert bench.speed(replace(REPACKED, cache_type="q8_0"), PREFILL) > 0
+
+
+def test_agreement_tolerates_rounding_with_random_weights(chatml_model: Path) -> None:
+    options = trial_options(Model("tiny", (chatml_model,)), Settings(threads=1))
+    with contextlib.closing(Bench(options, TEXT)) as bench:
+        assert bench.closeness(Tuning(), Tuning(n_ubatch=16), 128).agreement >= 0.97
+
+
+def test_bench_repeats_a_text_that_is_too_short(options: LoadOptions) -> None:
+    with contextlib.closing(Bench(options, "What is 3 plus 4?")) as bench:
+        assert bench.speed(REPACKED, PREFILL) > 0
+
+
+def test_bench_rejects_a_model_larger_than_memory(options: LoadOptions) -> None:
+    sizes = options.sizes.with_weights(10**15)
+    with contextlib.closing(Bench(replace(options, sizes=sizes), TEXT)) as bench:
+        with pytest.raises(TrialError, match=r"^needs 100000\d\.\d GB of memory, but only \d+\.\d GB is free$"):
+            bench.speed(REPACKED, DECODE)
+        with pytest.raises(TrialError):
+            bench.load_stats(REPACKED)
+        assert trial_processes() == []
+
+
+def test_bench_requires_memory_for_weights_and_cache_together(options: LoadOptions) -> None:
+    most = available_memory() - HEADROOM
+    sizes = uniform_sizes(most * 6 // 10, 2, most * 6 // 10 // 256 // 2)
+    with contextlib.closing(Bench(replace(options, sizes=sizes), TEXT)) as bench:
+        with pytest.raises(TrialError, match="GB of memory, but"):
+            bench.speed(REPACKED, DECODE)  # a cache for 4 + 64 tokens, padded to 256
+        assert trial_processes() == []
+        assert bench.load_stats(REPACKED)[0] > 0, "the weights alone fit"
+
+
+def test_bench_requires_less_memory_for_a_quantized_cache(wide: LoadOptions) -> None:
+    sizes = uniform_sizes(1, 2, (available_memory() - HEADROOM) * 12 // 10 // 256 // 2)
+    with contextlib.closing(Bench(replace(wide, sizes=sizes), TEXT)) as bench:
+        with pytest.raises(TrialError):
+            bench.speed(REPACKED, DECODE)
+        assert bench.speed(replace(REPACKED, cache_type="q8_0"), DECODE) > 0
+
+
+def test_bench_closes_trials_to_free_memory(options: LoadOptions) -> None:
+    sizes = uniform_sizes(1, 2, 1)
+    with contextlib.closing(Bench(replace(options, sizes=sizes), TEXT)) as bench:
+        bench.speed(REPACKED, DECODE)
+        [first] = trial_processes()
+        bench._options = replace(options, sizes=uniform_sizes(10**15, 2, 1))
+        with pytest.raises(TrialError):
+            bench.speed(NOT_REPACKED, DECODE)
+        assert not first.is_running()
+
+
+def test_bench_rejects_a_file_that_is_not_a_model(options: LoadOptions, tmp_path: Path) -> None:
+    (tmp_path / "text.gguf").write_text("hello")
+    with contextlib.closing(Bench(replace(options, path=tmp_path / "text.gguf"), TEXT)) as bench:
+        with pytest.raises(TrialError, match=r"text\.gguf: llama\.cpp cannot load it: "):
+            bench.speed(REPACKED, DECODE)
+        with pytest.raises(EngineError):
+            bench.closeness(REPACKED, NOT_REPACKED, 64)
+        assert trial_processes() == []
+
+
+def test_trial_continues_after_a_context_that_cannot_be_created(bench: Bench) -> None:
+    trial = bench._trial(REPACKED)
+
+    def speed(length: int) -> float:
+        found: float = trial.request("measure", Tuning(slots=1), length, TEXT, "time_job", DECODE)[0]
+        return found
+
+    assert speed(128) > 0
+    for _ in range(2):
+        with pytest.raises(TrialError, match="not enough memory for"):
+            speed(2**32)
+    assert speed(128) > 0
+    assert bench.speed(REPACKED, DECODE) > 0
+
+
+def test_bench_reports_the_signal_that_killed_a_trial(bench: Bench) -> None:
+    bench.speed(NOT_REPACKED, DECODE)
+    [other] = trial_processes()
+    bench.speed(REPACKED, DECODE)
+    [killed] = [child for child in trial_processes() if child != other]
+    killed.send_signal(signal.SIGKILL)
+    with pytest.raises(TrialError, match=r"^llama\.cpp ended with signal 9$"):
+        bench.speed(REPACKED, DECODE)
+    with pytest.raises(TrialError, match="signal 9"):
+        bench.closeness(NOT_REPACKED, REPACKED, 16)
+    assert bench.speed(NOT_REPACKED, DECODE) > 0
+    bench.release()
+    assert bench.speed(REPACKED, DECODE) > 0
+
+
+def test_trial_imports_nothing_from_the_current_directory(
+    options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "numpy", "cerebrum_cli"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(7)\n")
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(Bench(options, TEXT)) as bench:
+        assert bench.speed(REPACKED, DECODE) > 0
+
+
+def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cerebrum_cli.tune.search.RUN_S", 0.1)
+    monkeypatch.setattr("cerebrum_cli.tune.tune.SEARCH_S", 12.0)
+    done = run_here({}, tmp_path, "tune", NANO, "--threads", "1")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["use", "chat", "ask", "batch"]
+    assert "measured, relative to the defaults:" in done.err.splitlines()
+    has_profile = "now use these settings for nano with --threads 1" in done.err.splitlines()[-1]
+    saves = has_profile or lines[-1].startswith("drafts")  # it depends on the machine whether either is faster
+    profiles = list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json"))
+    assert len(profiles) == saves
+    shown = run_here({}, tmp_path, "show", NANO, "--threads", "1", "--json")
+    assert (shown.object["profile"] is not None) == saves
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_tune_interrupted_by_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    trials = tmp_path / "cache" / "cerebrum" / "trials"
+    running = CommandLine(tmp_path).start("tune", NANO, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+    processes = wait_for(lambda: len(trial_processes(running.pid)) > 1 and trial_processes(running.pid))
+    assert list(trials.glob("cerebrum-tune-*"))
+    running.send_signal(number)
+    out, err = running.communicate(timeout=30)
+    assert (running.returncode, out) == (code, b"")
+    assert b"Traceback" not in err
+    assert b"nothing was saved" in err
+    assert not any(process.is_running() for process in processes)
+    assert list(trials.iterdir()) == []
+    assert list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json")) == []
+
+
+def test_trials_exit_with_their_parent(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    running = CommandLine(tmp_path).start("tune", NANO, env={"TMPDIR": str(tmp_path / "tmp")})
+    processes = wait_for(lambda: trial_processes(running.pid))
+    running.kill()
+    running.communicate(timeout=30)
+    wait_for_end(processes)
+
+
+def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: Bench) -> None:
+    shares = iter([0.5, 0.5, 0.99, 0.5, 0.5, 0.5, 0.4, 0.99, 0.5, 0.99])
+    trial = bench._trial(REPACKED)
+    request = trial.request
+    trial.request = lambda *request_: (request(*request_)[0], next(shares))  # type: ignore[method-assign]
+    assert bench.speed(REPACKED, DECODE) > 0
+    assert bench.disturbed_jobs == 0, "the third run was undisturbed"
+    assert bench.speed(REPACKED, DECODE) > 0
+    assert bench.disturbed_jobs == 1, "all three runs were disturbed"
+    assert bench.speed(REPACKED, DECODE) > 0
+    assert bench.disturbed_jobs == 2, "the machine stays busy, so this job was not repeated"
+    for _ in range(2):
+        assert bench.speed(REPACKED, DECODE) > 0
+    assert bench.disturbed_jobs == 2
+    assert next(shares, None) is None
+
+
+def test_trial_error_has_the_last_line_of_the_log(bench: Bench) -> None:
+    bench.speed(REPACKED, DECODE)
+    trial = bench._trial(REPACKED)
+    with pytest.raises(TrialError, match=r"ended with exit code 1: AttributeError: 'TrialModel' object has no"):
+        trial.request("time_nothing")
+
+
+def test_trial_error_names_the_file_that_cannot_be_written(bench: Bench) -> None:
+    trial = bench._trial(REPACKED)
+    with pytest.raises(TrialError, match="/dev/full/logits: Not a directory"):
+        trial.request("measure", Tuning(slots=1), 64, TEXT, "write_logits", 8, Path("/dev/full/logits"))
