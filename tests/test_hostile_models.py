@@ -48,7 +48,7 @@ def require_sound_exits(user: CommandLine, path: Path) -> None:
         ("ask", "-m", path, "-n", "4", "--format", "cerebrum", "--no-log", "hi"),
         ("merge", recipe, "-o", user.home / "out.gguf", "--dry-run"),
     ):
-        done = user.run(*arguments)
+        done = user.run_process(*arguments)
         assert done.code in (0, 1, 2, 4), (path.name, arguments[0], done)
         assert "Traceback" not in done.err, (path.name, arguments[0], done.err)
         assert done.code == 0 or len(done.err.splitlines()) <= 4, (path.name, arguments[0], done.err)
@@ -104,7 +104,7 @@ def test_hostile_header_gets_one_error_line(name: str, chatml_model: Path, new_u
     change, problem = HOSTILE[name]
     path = new_user.home / "hostile.gguf"
     path.write_bytes(change(take_apart(chatml_model.read_bytes())).to_bytes())
-    done = new_user.run("ask", "-m", path, "-n", "4", "--no-log", "hi")
+    done = new_user.run_process("ask", "-m", path, "-n", "4", "--no-log", "hi")
     assert problem in done.err
     assert done.code == bool(problem)
     require_sound_exits(new_user, path)
@@ -115,10 +115,10 @@ def test_model_is_loaded_in_a_child_process_only_once(chatml_model: Path, new_us
     path.write_bytes(chatml_model.read_bytes())
     remembered = new_user.home / "data" / "cerebrum" / "loaded_files.json"
     for _ in range(2):
-        assert new_user.run("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
+        assert new_user.run_process("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
         assert len(json.loads(remembered.read_text())) == 1
     path.write_bytes(chatml_model.read_bytes())  # the time changes
-    assert new_user.run("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
+    assert new_user.run_process("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
     assert len(json.loads(remembered.read_text())) == 2
 
 
@@ -127,11 +127,11 @@ def test_first_load_of_a_vocabulary_does_not_vouch_for_the_model(chatml_model: P
     path.write_bytes(chatml_model.read_bytes())
     remembered = new_user.home / "data" / "cerebrum" / "loaded_files.json"
     for option, files in (("--dry-run", 1), ("-n1", 2), ("--dry-run", 2)):
-        assert new_user.run("ask", "-m", path, option, "--no-log", "hi").code == 0
+        assert new_user.run_process("ask", "-m", path, option, "--no-log", "hi").code == 0
         assert len(json.loads(remembered.read_text())) == files
     shutil.copy(path, new_user.home / "other.gguf")
     for option in ("-n1", "--dry-run"):
-        assert new_user.run("ask", "-m", new_user.home / "other.gguf", option, "--no-log", "hi").code == 0
+        assert new_user.run_process("ask", "-m", new_user.home / "other.gguf", option, "--no-log", "hi").code == 0
         assert len(json.loads(remembered.read_text())) == 3
 
 

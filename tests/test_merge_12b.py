@@ -133,4 +133,4 @@ def test_merge_12b_pull_dry_run_lists_its_quantizations(hub_user: HubUser) -> No
     assert [*table[0][:2], len(table[1:])] == ["quant", "size", 14]
     assert ["Q4_K_M", "7.44", "GB"] in [row[:3] for row in table]
     assert not hub_user.hub.log.requests()
-    assert not (hub_user.command.home / "data").exists()
+    assert not (hub_user.command.home / "data" / "cerebrum" / "models").exists()
