@@ -23,8 +23,6 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.evals.reading import BadRow, Fields
 from cerebrum_cli.evals.tasks import find_task
 
-pytestmark = pytest.mark.slow
-
 GSM8K, GSM8K_FILE = "openai/gsm8k", "main/test-00000-of-00001.parquet"
 MATH, MATH_FILE = "HuggingFaceH4/MATH-500", "test.jsonl"
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
@@ -101,6 +99,7 @@ def test_dataset_is_downloaded_once_and_then_read_offline(hub_user: HubUser) -> 
     assert not hub_user.hub.log.requests()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "repo_id", "file"), [("gsm8k", GSM8K, GSM8K_FILE), ("math500", MATH, MATH_FILE)])
 def test_dataset_is_shared_with_huggingface_hub(hub_user: HubUser, task: str, repo_id: str, file: str) -> None:
     arguments = f"'{repo_id}', '{file}', repo_type='dataset'"
@@ -117,6 +116,7 @@ def test_dataset_is_shared_with_huggingface_hub(hub_user: HubUser, task: str, re
     assert scanned == [[repo_id, "dataset", 1]]
 
 
+@pytest.mark.slow
 def test_dataset_of_a_commit_without_a_branch_is_found(hub_user: HubUser) -> None:
     commit = hub_user.commit(DATASETS + MATH)
     hub_user.hugging_face(f"hf_hub_download('{MATH}', '{MATH_FILE}', repo_type='dataset', revision='{commit}')")
@@ -141,6 +141,7 @@ def test_dataset_in_git_is_verified_by_its_git_hash(hub_user: HubUser) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "file", "part"), [("gsm8k", GSM8K_FILE, "cdn"), ("math500", MATH_FILE, "resolve")])
 def test_dataset_download_resumes(hub_user: HubUser, task: str, file: str, part: Any) -> None:
     hub_user.hub.arm(Fault(part=part, cut_after=700))
