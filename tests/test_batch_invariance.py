@@ -260,7 +260,7 @@ def test_experts_are_invariant_without_tiled_kernels(models: Path, new_user: Com
         "--batch-invariant",
     )
     environment = {"GGML_CPU_TILED_MM": "0"}  # llama.cpp reads it once in a process
-    one, together = (new_user.run(*command, "--parallel", count, env=environment) for count in ("1", "8"))
+    one, together = (new_user.run_process(*command, "--parallel", count, env=environment) for count in ("1", "8"))
     assert (one.code, together.code) == (0, 0), one.err + together.err
     assert one.out == together.out
     assert "mixture" not in one.err

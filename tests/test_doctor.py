@@ -53,10 +53,15 @@ WITH_GPU = replace(CPU, backends=("CUDA", "CPU"), offloads=True, devices=(GPU,))
 
 
 def doctor(home: Path, *arguments: str, **variables: str) -> Finished:
-    """Run the installed command with an unreachable Hub; `variables` override the environment."""
+    """Run the command with an unreachable Hub; `variables` override the environment."""
     home.mkdir(exist_ok=True)
     environment = {"HF_ENDPOINT": UNREACHABLE, "NO_PROXY": "*", "HF_HUB_OFFLINE": "0", **variables}
     return CommandLine(home).run("doctor", *arguments, env=environment)
+
+
+def doctor_with_library(home: Path, folder: Path) -> Finished:
+    """Run the installed command, in a process that loads llama.cpp's library from another folder."""
+    return CommandLine(home).run_process("doctor", "--json", "--offline", env={"LLAMA_CPP_LIB_PATH": str(folder)})
 
 
 def by_name(done: Finished) -> dict[str, dict[str, str]]:
@@ -120,7 +125,7 @@ def test_doctor_only_warns_a_new_user(tmp_path: Path) -> None:
 
 
 def test_doctor_writes_only_the_list_of_devices(tmp_path: Path) -> None:
-    doctor(tmp_path, "--offline")
+    assert CommandLine(tmp_path).run_process("doctor", "--offline").code == 0
     paths = [path for name in ("config", "data", ".cache") for path in (tmp_path / name).rglob("*")]
     assert {path.relative_to(tmp_path).as_posix() for path in paths if path.is_file()} == {"data/cerebrum/devices.json"}
 
@@ -278,7 +283,7 @@ def test_models_check_looks_for_the_configured_model(tmp_path: Path) -> None:
 
 
 def test_doctor_fails_if_llama_cpp_is_not_loadable(tmp_path: Path) -> None:
-    done = doctor(tmp_path, "--json", "--offline", LLAMA_CPP_LIB_PATH=str(tmp_path / "none"))
+    done = doctor_with_library(tmp_path, tmp_path / "none")
     assert (done.code, done.err) == (1, "")
     failed = [name for name, status in statuses(done).items() if status == "failure"]
     assert failed == ["llama_cpp", "self_test"]
@@ -292,7 +297,7 @@ def test_doctor_fails_if_the_library_is_not_llama_cpp(tmp_path: Path) -> None:
     import _ctypes
 
     (tmp_path / "libllama.so").write_bytes(Path(_ctypes.__file__).read_bytes())
-    done = doctor(tmp_path, "--json", "--offline", LLAMA_CPP_LIB_PATH=str(tmp_path))
+    done = doctor_with_library(tmp_path, tmp_path)
     assert (done.code, done.err) == (1, "")
     assert "cannot load llama.cpp's library" in by_name(done)["llama_cpp"]["detail"]
 
