@@ -63,7 +63,7 @@ class CommandLine:
         return directory
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The environment of the child process, with one thread: more only slow a tiny model down."""
+        """The environment of a command, with one thread: more only slow a tiny model down."""
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -105,7 +105,7 @@ class CommandLine:
     def vouch_for_models(self) -> None:
         """Note in a new home that the models of the suite have been loaded before."""
         remembered = self.home / "data" / "cerebrum" / "loaded_files.json"
-        if SOUND_MODELS and not remembered.exists():
+        if not remembered.exists():
             remembered.parent.mkdir(parents=True, exist_ok=True)
             remembered.write_text(json.dumps([file_key(path) for path in SOUND_MODELS]))
 
@@ -143,18 +143,22 @@ class CommandLine:
 
 @contextlib.contextmanager
 def environment_of(variables: Mapping[str, str]) -> Iterator[None]:
-    """Have these environment variables only; libraries that read them once read them again."""
+    """Have these environment variables only."""
     before = dict(os.environ)
+    try:
+        set_environment(variables)
+        yield
+    finally:
+        set_environment(before)
+
+
+def set_environment(variables: Mapping[str, str]) -> None:
+    """Replace the environment, for huggingface_hub too, which reads it when it is imported."""
     os.environ.clear()
     os.environ.update(variables)
     if hub := sys.modules.get("huggingface_hub"):
         hub.close_session()
         importlib.reload(hub.constants)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,6 @@ from hub_exchange import Fault, Refusal
 from hub_server import FORBIDDEN
 from hub_user import CATALOGUED, OTHER, READER, HubUser, named
 
-pytestmark = pytest.mark.slow
-
 PAGE = f"https://huggingface.co/{CATALOGUED}"
 
 
@@ -219,6 +217,7 @@ def test_pull_reports_invalid_variables(hub_user: HubUser, more: dict[str, str],
     assert (code, said.partition(":")[0]) == (1, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "error"),
     [
