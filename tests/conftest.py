@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import TERMINAL_VARIABLES, CommandLine
+from command_line import SOUND_MODELS, TERMINAL_VARIABLES, CommandLine
 from gguf_files import rewritten
 from hub_server import HubServer
 from hub_user import OTHER, READER, HubUser
@@ -45,28 +45,34 @@ for variable in TERMINAL_VARIABLES:
 os.environ["TERM"] = "xterm-256color"
 
 
+def sound(model: Path) -> Path:
+    """A model of the suite that no command loads in a child process first."""
+    SOUND_MODELS.append(model)
+    return model
+
+
 @pytest.fixture(scope="session")
 def mistral_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with Mistral's vocabulary."""
-    return write_mistral(tmp_path_factory.mktemp("models") / "mistral.gguf")
+    return sound(write_mistral(tmp_path_factory.mktemp("models") / "mistral.gguf"))
 
 
 @pytest.fixture(scope="session")
 def chatml_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with a small byte-level vocabulary and ChatML's tokens."""
-    return write_chatml(tmp_path_factory.mktemp("models") / "chatml.gguf")
+    return sound(write_chatml(tmp_path_factory.mktemp("models") / "chatml.gguf"))
 
 
 @pytest.fixture(scope="session")
 def recurrent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Mamba, which cannot forget the last tokens alone."""
-    return write_recurrent(tmp_path_factory.mktemp("models") / "recurrent.gguf")
+    return sound(write_recurrent(tmp_path_factory.mktemp("models") / "recurrent.gguf"))
 
 
 @pytest.fixture(scope="session")
 def sliding_window_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Gemma 2, whose first layer sees the last 32 tokens only."""
-    return write_sliding_window(tmp_path_factory.mktemp("models") / "sliding_window.gguf")
+    return sound(write_sliding_window(tmp_path_factory.mktemp("models") / "sliding_window.gguf"))
 
 
 @pytest.fixture(scope="session", params=MODELS)

@@ -15,8 +15,6 @@ from merges import LAYERS_12B, Home, assert_layers_copied
 from mistral_shape import METADATA, model_tensors
 from tiny_models import write_quantized
 
-pytestmark = pytest.mark.slow
-
 DRY_RUN = """\
 layers  model  source layers
 0-7     seven  0-7
@@ -77,6 +75,7 @@ def catalog_7b(hub_user: HubUser, tmp_path: Path) -> None:
     hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): write_quantized(tmp_path / "seven.gguf")})
 
 
+@pytest.mark.slow
 def test_merge_12b_pull_downloads_the_7b_and_merges_it(hub_user: HubUser) -> None:
     done = hub_user.pull("cerebrum-12b:Q4_K_M", "-y")
     path = hub_user.command.home / "data/cerebrum/models/merged" / TWELVE
@@ -107,6 +106,7 @@ def test_merge_12b_pull_downloads_the_7b_and_merges_it(hub_user: HubUser) -> Non
     assert not hub_user.hub.log.requests()
 
 
+@pytest.mark.slow
 def test_merge_12b_pull_offline_uses_an_installed_7b(hub_user: HubUser) -> None:
     hub_user.pull("cerebrum-7b:Q4_K_M")
     hub_user.hub.log.clear()
@@ -133,4 +133,4 @@ def test_merge_12b_pull_dry_run_lists_its_quantizations(hub_user: HubUser) -> No
     assert [*table[0][:2], len(table[1:])] == ["quant", "size", 14]
     assert ["Q4_K_M", "7.44", "GB"] in [row[:3] for row in table]
     assert not hub_user.hub.log.requests()
-    assert not (hub_user.command.home / "data").exists()
+    assert not (hub_user.command.home / "data" / "cerebrum" / "models").exists()
