@@ -125,11 +125,6 @@ class Model:
         return self.file is None and self.cached is None
 
     @property
-    def is_derived(self) -> bool:
-        """Whether it is a re-encoded copy of another model."""
-        return self.file is not None and self.file.source == "derived"
-
-    @property
     def merged_from(self) -> tuple[str, ...]:
         """Names of the models it was merged from; empty if it is not a merge."""
         sources = self.header.metadata.get(MERGE_SOURCES)
