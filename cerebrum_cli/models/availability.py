@@ -83,7 +83,7 @@ class DownloadPlan:
 
 def catalogue_availability(spec: ModelSpec, models: Iterable[Model]) -> Availability:
     """Quantizations of a catalog model; installed files override the catalog's numbers."""
-    installed = [model for model in models if model.spec == spec and not model.is_derived and model.is_readable]
+    installed = [model for model in models if model.spec == spec and model.is_readable]
     listed = [each for source in spec.sources[:1] for each in source.quantizations] or spec.quantizations
     return Availability(
         spec.name,

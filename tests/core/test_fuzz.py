@@ -73,7 +73,7 @@ def test_two_interrupts_end_a_template(user: CommandLine, template: str, options
 )
 def test_hostile_template_is_an_error_line(user: CommandLine, template: str, problem: str) -> None:
     model = write_chatml(user.home / "hostile.gguf", chat_template=template)
-    done = user.run("ask", "-m", model, "hi")
+    done = user.run_process("ask", "-m", model, "hi")
     assert (done.code, done.out) == (1, "")
     assert [line.partition(": ")[0].strip() for line in done.err.splitlines()] == ["error", "hint"]
     assert done.err.startswith(f"error: the chat template {problem}")
