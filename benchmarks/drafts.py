@@ -41,8 +41,7 @@ from cerebrum_cli.cli.app import PROBE
 from cerebrum_cli.core.events import FinishEvent, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.drafts.allocation import draft_lengths
-from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
+from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts, draft_lengths
 from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Drafter
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning

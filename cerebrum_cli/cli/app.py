@@ -41,7 +41,7 @@ PROBE = Path(__file__).parents[1] / "probe.txt"
 
 def llama_build() -> Build:
     """How the installed llama.cpp was built. Raises EngineError if it cannot be loaded."""
-    from cerebrum_cli.engine.llama.build_info import build
+    from cerebrum_cli.engine.llama.devices import build
 
     return build()
 

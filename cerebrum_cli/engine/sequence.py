@@ -12,9 +12,19 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
-from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, Forced, SequenceId, Timings, TokenEvent
+from cerebrum_cli.core.events import (
+    AlternativesEvent,
+    Event,
+    FinishEvent,
+    FinishReason,
+    Forced,
+    SequenceId,
+    Timings,
+    TokenEvent,
+    TokenLogprob,
+)
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
-from cerebrum_cli.engine.backend import Sampler
+from cerebrum_cli.engine.backend import Backend, Sampler
 from cerebrum_cli.engine.control import ControlFactory, Controls, End, limit_after
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
@@ -192,6 +202,16 @@ class Sequence:
         self.pending.extend(intervention.tokens)
         self.max_tokens = limit_after(intervention, len(self.generated), self.max_tokens)
         return None
+
+    def report_inspected(self, backend: Backend, rows: Iterable[int]) -> None:
+        """Report the next tokens of an inspection, each by the row of the last decode that predicts it."""
+        inspection = self.request.inspection
+        assert inspection is not None
+        for row in rows:
+            token, likeliest = inspection.tokens[self.inspected], backend.top_tokens(row, inspection.likeliest)
+            given = TokenLogprob(token, backend.logprob(row, token))
+            self.emit(AlternativesEvent(self.id, self.inspected, given, tuple(likeliest)))
+            self.inspected += 1
 
     def max_length(self, context_size: int) -> int:
         return self.request.max_length(context_size)

@@ -229,7 +229,7 @@ def test_saved_state_of_version_1_is_loaded(home: Path, old_store: Store, monkey
     Its key contains the build of llama.cpp that wrote it, so the test reports that build as the installed one. The
     rest of the key (model, prompt format, cache types) is computed by the current code.
     """
-    monkeypatch.setattr("cerebrum_cli.engine.llama.state._build", lambda: LLAMA_BUILD)
+    monkeypatch.setattr("cerebrum_cli.engine.llama.context._build", lambda: LLAMA_BUILD)
     copytree(VERSION_1 / "states", home / "cache" / "cerebrum" / "states")
 
     def ask(*arguments: str) -> Any:

@@ -19,9 +19,8 @@ from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expecte
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.drafts import allocation, drafter
-from cerebrum_cli.engine.drafts.allocation import draft_lengths
-from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
+from cerebrum_cli.engine.drafts import drafter
+from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts, draft_lengths
 from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Acceptance, Drafter, Lookup
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.inference.loading import draft_costs
@@ -250,7 +249,7 @@ def test_engine_drafts_no_more_than_max_tokens() -> None:
 
 
 def test_engine_makes_no_more_drafts_after_misses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocation, "MIN_PROBABILITY", 0.1)
+    monkeypatch.setattr("cerebrum_cli.engine.drafts.costs.MIN_PROBABILITY", 0.1)
     monkeypatch.setattr(drafter, "MAX_MISSES", 1)
     prompt = "abc1 def2 ghi3? "
     backend = ScriptedBackend(replies({prompt: "abcX defY ghiZ"}), context_size=300, batch_size=64)

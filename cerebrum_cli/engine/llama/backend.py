@@ -15,7 +15,15 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag, TokenScore
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.llama.context import LlamaContext, context_params, has_recurrent_state
+from cerebrum_cli.engine.llama.context import (
+    LlamaContext,
+    context_params,
+    has_recurrent_state,
+    load_state,
+    save_state,
+    state_kind,
+    state_size,
+)
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.grammar import parse_grammar
 from cerebrum_cli.engine.llama.sampler import (
@@ -27,7 +35,6 @@ from cerebrum_cli.engine.llama.sampler import (
     score_row,
     top_tokens,
 )
-from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 from cerebrum_cli.engine.load_options import fallback_notice
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, plan_slots
