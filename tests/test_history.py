@@ -69,7 +69,6 @@ PARAMS = {
     "max_tokens": 10,
     "stop": ["\n\n"],
     "think": None,
-    "conclude": 0,
 }
 SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
 

@@ -19,7 +19,7 @@ from scripted_command import batch_here, run_here
 
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.control.loop_check import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopCheck
+from cerebrum_cli.engine.control.control import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopCheck
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.sequence import Request
 

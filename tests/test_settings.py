@@ -44,7 +44,6 @@ GOOD: dict[str, Any] = {
     "flash_attn": "on",
     "overflow": "stop",
     "think": "on",
-    "conclude": 200,
     "loop_check": False,
     "drafts": True,
     "cache_gb": 0.5,

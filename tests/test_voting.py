@@ -25,7 +25,7 @@ from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.local import LocalEngine
 
 VOTES_KEYS = ["samples", "winner", "tally", "agreement", "chains"]
-SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason", "concluded_at"]
+SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason"]
 LONG = "".join(f"{chr(97 + n // 10)}{chr(107 + n % 10)}" for n in range(100))  # without a cycle
 
 

@@ -86,7 +86,6 @@ class Settings(SamplingParams):
     think: str | None = option(
         None, "Turn thinking on or off, or limit it to N tokens", "Length", metavar="on|off|N", choices=("on", "off")
     )
-    conclude: int = option(0, "Ask for the final answer after N tokens; 0: off", "Length", metavar="N", least=0)
     loop_check: bool = option(True, "Do not end replies that repeat themselves", "Length", choices=("on", "off"))
     drafts: bool | None = option(
         None, "Draft tokens from earlier text [default: set by tune]", "Speed", choices=("on", "off"), local=True
@@ -111,7 +110,7 @@ class Settings(SamplingParams):
 
 OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
-GENERATION_KEYS = (*SAMPLING_KEYS, "think", "conclude", "loop_check")
+GENERATION_KEYS = (*SAMPLING_KEYS, "think", "loop_check")
 KEYS = tuple(OPTIONS)
 ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")
 _LOAD_KEYS = ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "drafts")

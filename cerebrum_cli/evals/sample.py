@@ -23,7 +23,7 @@ SAMPLE_KEYS = (
     "finish_reason",
     "completion_tokens",
 )
-OPTIONAL_KEYS = ("choices", "cluster", "concluded_at", "thought_closed_at")  # of questions and replies that have them
+OPTIONAL_KEYS = ("choices", "cluster", "thought_closed_at")  # of questions and replies that have them
 SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
 
 
@@ -48,7 +48,6 @@ class Sample:
     completion_tokens: int
     choices: tuple[str, ...] = ()
     cluster: str | None = None
-    concluded_at: int | None = None
     thought_closed_at: int | None = None
 
     @property

@@ -20,7 +20,7 @@ from typing import Any
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
-from cerebrum_cli.formats.format import BRIDGE, ThoughtMarkup
+from cerebrum_cli.formats.format import ThoughtMarkup
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.sandbox import run_template
 from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
@@ -84,7 +84,6 @@ class EmbeddedFormat:
     default_system: str | None = None
     thoughts: tuple[ThoughtMarkup, ...] = THOUGHTS
     verbatim: bool = False
-    bridge: str = BRIDGE
 
     @property
     def marks_thought(self) -> bool:

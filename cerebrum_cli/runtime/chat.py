@@ -14,7 +14,6 @@ from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.application.models.model import as_path, is_file
 from cerebrum_cli.catalogue.reference import looks_like_path
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
-from cerebrum_cli.runtime.generation import require_effective
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.runtime.prompts.use import apply_prompt
 from cerebrum_cli.runtime.servers import find_endpoints, without_local
@@ -52,7 +51,7 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
     saved, prompted, options = apply_prompt(runtime, given, options, typed)
     history = runtime.open_history(detaches=True)
     try:
-        conversation = open_chat(runtime, history, given, prompted, options, typed)
+        conversation = open_chat(runtime, history, given, prompted, options)
     except BaseException:
         history.close()  # which frees its session
         raise
@@ -81,9 +80,7 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
                     runtime.streams.notice(notice)
 
 
-def open_chat(
-    runtime: Runtime, history: History, given: Layer, prompted: Layer, options: ChatOptions, typed: frozenset[str]
-) -> Chat:
+def open_chat(runtime: Runtime, history: History, given: Layer, prompted: Layer, options: ChatOptions) -> Chat:
     """Start or continue a session, and start to load its model; the settings `prompted` include a saved prompt's."""
     name, no_cache = options.session, {"cache_gb": 0} if options.no_cache else {}
     session = (
@@ -97,7 +94,6 @@ def open_chat(
     model = find_model(runtime, overrides, options)
     loader = model_loader(runtime, options)
     settings = loader.fold(overrides, model)
-    require_effective(settings, typed)
     model = loader.adapted(model, settings)
     conversation = Chat(history, loader, overrides, loader.open(model, settings), settings, session, name)
     if options.use is not None:

@@ -183,21 +183,12 @@ def generation_settings(runtime: Runtime, given: Layer, model: Model, samples_by
     return settings
 
 
-def require_effective(settings: Settings, typed: frozenset[str], options: ConstrainedOptions | None = None) -> None:
-    """Raise UsageError for a control on the command line that cannot intervene; one set elsewhere is left out."""
-    constraint = options and ("--schema" if options.schema else "--grammar" if options.grammar else None)
+def require_effective(settings: Settings, typed: frozenset[str], options: ConstrainedOptions) -> None:
+    """Raise UsageError for a limit of thinking on the command line that a grammar rules out; others have no effect."""
+    constraint = "--schema" if options.schema else "--grammar" if options.grammar else None
     limits_thought = (settings.think or "").isdecimal()
     if constraint and limits_thought and "think" in typed:
         raise UsageError(f"--think N and {constraint} cannot be used together", "use --think off, or omit it")
-    after, limit = settings.conclude, settings.max_tokens
-    if not after or "conclude" not in typed:
-        return
-    if constraint:
-        problem = f"--conclude and {constraint} cannot be used together"
-        raise UsageError(problem, "omit --conclude: its text would not match")
-    if limit is not None and limit <= after:
-        problem = f"--conclude {after} has no effect on replies of at most {limit} tokens"
-        raise UsageError(problem, "raise --max-tokens, or lower --conclude")
 
 
 def read_grammar(runtime: Runtime, options: ConstrainedOptions) -> str | None:

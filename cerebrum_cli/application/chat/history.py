@@ -23,7 +23,7 @@ from cerebrum_cli.sessions.store import Store
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
-PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "conclude")
+PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think")
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,6 @@ class SampleWriter:
             probability=reply.probability,
             finish_reason=reply.finish.reason,
             completion_tokens=reply.finish.completion_tokens,
-            concluded_at=reply.concluded_at,
             thought_closed_at=reply.thought_closed_at,
         )
 

@@ -18,7 +18,6 @@ from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.batches.result import Result
 from cerebrum_cli.batches.rows import (
-    CONCLUDED_AT,
     OUTPUT_KEYS,
     THOUGHT_CLOSED_AT,
     Row,
@@ -279,16 +278,8 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
         vote,
         ReplyCollector(),
         responder.larger_context,
-        more_keys=tuple(_more_keys(settings)),
+        more_keys=() if settings.thought_limit is None else (THOUGHT_CLOSED_AT,),
     )
-
-
-def _more_keys(settings: Settings) -> Iterator[str]:
-    """Keys of an output object that depend on the settings."""
-    if settings.conclude:
-        yield CONCLUDED_AT
-    if settings.thought_limit is not None:
-        yield THOUGHT_CLOSED_AT
 
 
 def _row_error(error: CerebrumError) -> RowError:

@@ -9,12 +9,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.inference.control.answer_now import AnswerNow
-from cerebrum_cli.application.inference.control.controls import ReplyControls, ReplyStart
 from cerebrum_cli.application.inference.inspection import GivenReply
 from cerebrum_cli.application.inference.logit_bias import resolve_biases
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
+from cerebrum_cli.application.inference.reply_controls import AnswerNow, ReplyControls, ReplyStart
 from cerebrum_cli.application.inference.reply_stream import GenerationRequest, ReplyStream, TokenizedRequest
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import PromptTooLong, UsageError

@@ -180,7 +180,6 @@ def votes_object(vote: MajorityVote) -> dict[str, Any]:
                 "text": reply.text,
                 "final_answer": reply.vote,
                 "finish_reason": reply.finish.reason,
-                "concluded_at": reply.concluded_at,
             }
             for _, reply in sorted(vote.replies.items())
         ],
