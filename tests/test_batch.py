@@ -776,7 +776,7 @@ def test_batch_help_fits_80_columns_and_lists_options(mistral_user: CommandLine)
     lines = mistral_user.run("batch", "--help").out.splitlines()
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    for option in ("--column", "--template", "--shape", "--votes", "--no-early-stop", "--parallel", "--restart"):
+    for option in ("--column", "--template", "--shape", "--votes", "--parallel", "--restart"):
         assert f"  {option} " in text
     assert "  -o, --output OUTPUT " in text
     assert "--ignore-eos" in text

@@ -283,7 +283,7 @@ def test_ask_adds_the_least_certain_tokens_to_json(chatml_model: Path, tmp_path:
 
 def test_ask_inspects_the_winner_of_a_vote(chatml_model: Path, tmp_path: Path) -> None:
     script = {"rows": {}, "seeds": ["The answer is 1.", "The answer is 22.", "The answer is 22."]}
-    options = ("--votes", "3", "--no-early-stop", "--seed", "0", "--json", "--top-logprobs", "1")
+    options = ("--votes", "3", "--seed", "0", "--json", "--top-logprobs", "1")
     answer = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, *options).object
     assert answer["final_answer"] == "22"
     assert {each["token"] for each in answer["least_certain"]} <= set(answer["text"])

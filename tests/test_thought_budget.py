@@ -149,7 +149,7 @@ def test_ask_refuses_to_limit_thought_within_a_grammar(models: dict[str, Path], 
 
 def test_vote_limits_the_thought_of_each_sample(models: dict[str, Path], tmp_path: Path) -> None:
     seeds = [reply_around(THOUGHT.rstrip(), ENDING, "The answer is 42."), "<think>Hm.</think>The answer is 42."]
-    options = ("--votes", "2", "--no-early-stop", "--seed", "0", "--json", "--think", str(LIMIT))
+    options = ("--votes", "2", "--seed", "0", "--json", "--think", str(LIMIT))
     answer = run_here({"rows": {}, "seeds": seeds}, tmp_path, "ask", "Why?", "-m", models["none"], *options).object
     assert [chain["final_answer"] for chain in answer["votes"]["chains"]] == ["42", "42"]
     assert answer["thought_closed_at"] == len(THOUGHT.rstrip())

@@ -122,4 +122,4 @@ def new_vote(options: AskOptions) -> MajorityVote | None:
         return None
     from cerebrum_cli.application.inference.voting import MajorityVote
 
-    return MajorityVote(bounds, not options.no_early_stop)
+    return MajorityVote(bounds)

@@ -76,9 +76,7 @@ def answer(
     generator = find_generator(runtime, given, options, "--votes" if votes else None)
     require_effective(generator.settings, typed, options)
     grammar, is_json = read_grammar(runtime, options), options.schema is not None
-    row_options = batches.BatchOptions(
-        generator.settings, grammar, is_json, votes, not options.no_early_stop, options.ignore_eos
-    )
+    row_options = batches.BatchOptions(generator.settings, grammar, is_json, votes, options.ignore_eos)
     file = generator.resolved.model
     record = {
         **input_fingerprint(rows, options, saved),

@@ -76,14 +76,11 @@ class GenerationOptions(ConstrainedOptions):
     votes: str | None = option(
         None, "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
     )
-    no_early_stop: bool = option(False, "Take all samples, even after the outcome is certain", "Sampling")
 
     @property
     def vote_bounds(self) -> Votes | None:
         """Numbers of samples of a vote; None for a single answer. Raises UsageError."""
         if self.votes is None:
-            if self.no_early_stop:
-                raise UsageError("--no-early-stop requires --votes", "add --votes K")
             return None
         from cerebrum_cli.answers.vote import parse_votes
 

@@ -51,7 +51,6 @@ class BatchOptions:
     grammar: str | None = None
     is_json: bool = False
     votes: Votes | None = None
-    early_stop: bool = True
     ignore_eos: bool = False
 
     def seed(self, position: int) -> int | None:
@@ -234,7 +233,6 @@ def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library:
     return {
         **generation_fingerprint(options.settings, options.grammar, model, file, library),
         "votes": votes and f"{votes.minimum}..{votes.maximum}",
-        "early stop": votes and options.early_stop,
         "ignore eos": options.ignore_eos,
     }
 
@@ -260,7 +258,7 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
     conversation = row.conversation
     if conversation.system_prompt is None:
         conversation = replace(conversation, system_prompt=settings.system)
-    vote = MajorityVote(options.votes, options.early_stop) if options.votes else None
+    vote = MajorityVote(options.votes) if options.votes else None
     request = GenerationRequest(conversation, settings, options.grammar, ignore_eos=options.ignore_eos)
     try:
         if vote:
