@@ -23,9 +23,9 @@ from cerebrum_cli.gguf.adapter import read_table
 from cerebrum_cli.gguf.cursor import Cursor
 from cerebrum_cli.gguf.types import TENSOR_TYPES
 from cerebrum_cli.main import run
-from cerebrum_cli.merge.execute import OutputFile, execute, plan_files, require_supported_types
+from cerebrum_cli.merge.execute import OutputFile, execute, plan_file, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
-from cerebrum_cli.merge.output_files import WrittenFile
+from cerebrum_cli.merge.output_file import WrittenFile
 from cerebrum_cli.merge.plan import plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import Target
@@ -60,29 +60,27 @@ def stack(*slices: tuple[str, int, int]) -> str:
 TWICE = stack(("tiny", 0, 4), ("tiny", 0, 4))  # 2.7 MB
 
 
-def planned_files(
-    recipe: str, models: Models, out: Path, limit: int | None = None, target: Target = OWN_TYPES
-) -> tuple[OutputFile, ...]:
-    """Plan the files of a merge, each of at most `limit` bytes."""
+def planned_file(recipe: str, models: Models, out: Path, target: Target = OWN_TYPES) -> OutputFile:
+    """Plan the file of a merge."""
     parsed = parse_recipe(recipe, "recipe.yaml")
     tables = {name: read_table(name, paths) for name, paths in models.items()}
     plan = plan_merge(parsed, tables, target, Provenance("merged", {name: Origin(name) for name in models}))
     require_supported_types(plan, LlamaCodec)
-    return plan_files(plan, out, limit)
+    return plan_file(plan, out)
 
 
 def ignore_progress(done: int, total: int) -> None:
     """Ignore progress reports."""
 
 
-def write_files(files: Sequence[OutputFile], on_progress: OnProgress = ignore_progress) -> tuple[WrittenFile, ...]:
-    """Write planned files with two threads."""
-    return execute(tuple(files), LlamaCodec, 2, on_progress)
+def write_planned(file: OutputFile, on_progress: OnProgress = ignore_progress) -> WrittenFile:
+    """Write a planned file with two threads."""
+    return execute(file, LlamaCodec, 2, on_progress)
 
 
-def write_merge(recipe: str, models: Models, out: Path, **options: Any) -> tuple[WrittenFile, ...]:
-    """Plan and write a merge; `options` are those of `planned_files`."""
-    return write_files(planned_files(recipe, models, out, **options))
+def write_merge(recipe: str, models: Models, out: Path, **options: Any) -> WrittenFile:
+    """Plan and write a merge; `options` are those of `planned_file`."""
+    return write_planned(planned_file(recipe, models, out, **options))
 
 
 def read_tensors(paths: Sequence[Path]) -> dict[str, StoredTensor]:

@@ -22,7 +22,6 @@ from merges import (
     Home,
     assert_layers_copied,
     metadata_bytes,
-    part_paths,
     read_tensors,
     stack,
 )
@@ -48,20 +47,6 @@ def test_merge_prints_its_digest_in_the_format_of_sha256sum(home: Home) -> None:
     assert re.match(r"merge: (.+) of \1(,|$)", progress[-1])
     assert_layers_copied([home.out], [home.model], TWO_TIMES)
     assert home.merge("-o", "other.GGUF", "-q").err == ""
-
-
-def test_merge_split_prints_the_digest_of_each_file(home: Home) -> None:
-    done = home.merge_to_out("--split-size", "1.5 MB")
-    paths = part_paths(home.path / "out-00001-of-00002.gguf")
-    assert done.out == digests(paths)
-    assert home.files == ["Tiny-Q4_K_M.gguf", *(path.name for path in paths), "twice.yaml"]
-    assert_layers_copied(paths, [home.model], TWO_TIMES)
-    [row] = home.rows
-    assert (row["name"], row["path"]) == ("out", str(paths[0]))
-    assert row["size"] == sum(path.stat().st_size for path in paths)
-    assert home.prompt("out") == PROMPT
-    done = home.merge(*OUT, "--split-size", "1.5MB")
-    assert (done.code, done.err.splitlines()[0]) == (2, "error: out-00001-of-00002.gguf already exists")
 
 
 def test_merge_json_reports_the_plan_and_the_written_files(home: Home) -> None:
@@ -137,7 +122,7 @@ def test_merge_interrupt_after_renaming_registers_the_model(home: Home, monkeypa
         os.kill(os.getpid(), signal.SIGINT)
         fsync_directory(folder)
 
-    monkeypatch.setattr("cerebrum_cli.merge.output_files.fsync_directory", interrupt_and_sync)
+    monkeypatch.setattr("cerebrum_cli.merge.output_file.fsync_directory", interrupt_and_sync)
     done = home.merge(*OUT)
     exists = "out.gguf" in home.files
     assert ([row["name"] for row in home.rows], "nothing was written" in done.err) == (["out"] * exists, not exists)
@@ -202,18 +187,6 @@ def test_merge_reads_a_recipe_from_a_pipe(home: Home) -> None:
     done = home.run("merge", "pipe", "--source", f"tiny={home.model.name}", *OUT)
     writer.join(5)
     assert (done.code, home.files) == (0, ["Tiny-Q4_K_M.gguf", "out.gguf", "twice.yaml"])
-
-
-@pytest.mark.parametrize("sizes", [("1MB", "1.5MB"), (None, "1MB"), ("1MB", None), ("1MB", "1MB")])
-def test_merge_replaces_a_model_with_another_split_size(sizes: tuple[str | None, str | None], home: Home) -> None:
-    for number, size in enumerate(sizes):
-        done = home.merge_to_out("-y", *(["--split-size", size] if size else []))
-        digest_lines = [line.split("  ") for line in done.out.splitlines()]
-        [row] = home.rows
-        assert (row["name"], row["path"], row["error"]) == ("out", str(home.path / digest_lines[0][1]), None), number
-        assert row["size"] == sum((home.path / name).stat().st_size for _, name in digest_lines)
-        assert_layers_copied([home.path / name for _, name in digest_lines], [home.model], TWO_TIMES)
-    assert home.prompt("out") == PROMPT
 
 
 def test_merge_lists_a_source_with_two_names_once(home: Home) -> None:

@@ -28,8 +28,6 @@ ONCE = "give --source tiny=MODEL once"
         (["-o", "a.gguf"], "-o a.gguf: is a directory", "name a file"),
         (["-o", MODEL, *SOURCE], f"{MODEL} is a source of this merge", "choose another output file"),
         (["-o", "link.gguf", *SOURCE], "link.gguf is a source of this merge", "choose another output file"),
-        ([*OUT, "--split-size", "4 ells"], "'4 ells' is not a size of at least 1 MB", "write it as 4GB or 500MB"),
-        ([*OUT, "--split-size", "900k"], "'900k' is not a size of at least 1 MB", "write it as 4GB or 500MB"),
         ([*OUT, "--name", "starter"], "the name starter belongs to another model", "choose another with --name"),
         ([*OUT, "--name", "SMALL"], "the name SMALL belongs to another model", "choose another with --name"),
         ([*OUT, "--source", "tidy=b"], "--source tidy=b: the recipe does not name this model", USE),
@@ -156,7 +154,7 @@ def test_merge_refuses_a_mixtral_with_one_tensor_per_expert(home: Home) -> None:
 @pytest.mark.parametrize(
     "name", [f"out-0000{part}" for part in ("2-of-00002.gguf", "1-of-00002.gguf", "1-of-00002.GGUF", "9-of-00002.gguf")]
 )
-@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--split-size", "1MB"]])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_merge_refuses_the_name_of_a_part_of_a_split_model(name: str, more: list[str], home: Home) -> None:
     done = home.merge("-o", name, *more)
     error = f"error: -o {name}: is the name of one part of a split model\n hint: omit the part number\n"
@@ -165,9 +163,8 @@ def test_merge_refuses_the_name_of_a_part_of_a_split_model(name: str, more: list
 
 
 @pytest.mark.parametrize("name", [f"{'x' * 300}.gguf", f"{'x' * 248}.gguf", f"{'ü' * 140}.gguf"])
-@pytest.mark.parametrize("more", [[], ["--split-size", "1MB"]])
-def test_merge_reports_a_file_name_that_is_too_long(name: str, more: list[str], home: Home) -> None:
-    done = home.merge("-o", name, "-q", *more)
+def test_merge_reports_a_file_name_that_is_too_long(name: str, home: Home) -> None:
+    done = home.merge("-o", name, "-q")
     error, hint = done.err.splitlines()
     assert (done.code in (1, 2), done.out, error[:7], hint[:7]) == (True, "", "error: ", " hint: "), done.err
     assert (home.rows, home.files) == ([], ["Tiny-Q4_K_M.gguf", "twice.yaml"])

@@ -147,7 +147,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 def merge(recipe: Mapping[str, Any], sources: Models, out: Path, target: Target = OWN_TYPES) -> Path:
     """Write the merge of a recipe of these models."""
-    [whole] = write_merge(
+    whole = write_merge(
         json.dumps(recipe), {name: [source.path] for name, source in sources.items()}, out, target=target
     )
     return whole.path

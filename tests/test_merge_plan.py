@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from merge_tables import (
     KV_HEADS,
     MISTRAL_7B,
@@ -20,15 +17,12 @@ from merge_tables import (
     plan,
     stacked,
     table,
-    value,
 )
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.table import Table, Tensor
-from cerebrum_cli.gguf.types import TENSOR_TYPES
-from cerebrum_cli.merge.execute import plan_files
+from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term
-from cerebrum_cli.merge.plan import Layer, OutputTensor, Plan, split_tensors
+from cerebrum_cli.merge.plan import Layer
 from cerebrum_cli.merge.target_types import TYPE_NUMBERS
 
 
@@ -223,48 +217,6 @@ def test_merge_plan_states_the_operation_of_each_method() -> None:
     assert operations(plan(mixed("a", "b"), first, other))[name] == Sum((Term(one, 0.5), Term(two, 0.5)))
     assert operations(plan(shifted, first, other))[name] == Sum((Term(one, 0.5), Term(two, 0.5)))
     assert operations(plan(turned, first, other))[name] == Slerp(0.25, one, two)
-
-
-def tensors_of_sizes(sizes: list[tuple[int, int]]) -> list[OutputTensor]:
-    """Tensors of these types and numbers of blocks."""
-    found = []
-    for number, (kind, blocks) in enumerate(sizes):
-        shape = (TENSOR_TYPES[kind].block_size * blocks,)
-        found.append(OutputTensor(f"blk.{number}", shape, kind, Copy(Tensor("", shape, kind, Path(), 0))))
-    return found
-
-
-@given(
-    sizes=st.lists(st.tuples(st.sampled_from(sorted(TENSOR_TYPES)), st.integers(1, 40)), min_size=1, max_size=30),
-    headers=st.tuples(st.integers(1, 5000), st.integers(1, 500)),
-    limit=st.none() | st.integers(1, 60_000),
-)
-def test_merge_parts_have_all_tensors_in_order_within_the_limit(
-    sizes: list[tuple[int, int]], headers: tuple[int, int], limit: int | None
-) -> None:
-    tensors = tensors_of_sizes(sizes)
-    found = split_tensors(tensors, headers, limit)
-    assert [tensor for part in found for tensor in part] == tensors
-    assert all(found)
-    assert limit or len(found) == 1
-    for number, part in enumerate(found):
-        size = sum(tensor.size for tensor in part) + headers[min(number, 1)]
-        assert len(part) == 1 or not limit or size <= limit
-
-
-@settings(max_examples=40)
-@given(
-    sizes=st.lists(st.tuples(st.sampled_from([0, 1, 2, 8, 12]), st.integers(1, 30)), min_size=1, max_size=12),
-    name=st.text(max_size=40),
-    limit=st.integers(1, 9_000),
-)
-def test_merge_files_with_headers_are_within_the_limit(sizes: list[tuple[int, int]], name: str, limit: int) -> None:
-    tensors = tensors_of_sizes(sizes)
-    metadata = {"general.architecture": value("llama"), "general.name": value(name)}
-    found = plan_files(Plan(metadata, tuple(tensors), ()), Path("merged.gguf"), limit)
-    assert [tensor for file in found for tensor in file.tensors] == tensors
-    for file in found:
-        assert len(file.tensors) == 1 or file.size <= limit
 
 
 @pytest.mark.parametrize(

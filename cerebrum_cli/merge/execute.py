@@ -1,19 +1,18 @@
-"""Write the files of a plan in chunks; an error or interruption leaves no file."""
+"""Write the file of a plan in chunks; an error or interruption leaves no file."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.adapter import ARCHITECTURE, TensorInfo, encode_header
-from cerebrum_cli.gguf.table import Value
+from cerebrum_cli.gguf.adapter import TensorInfo, encode_header
 from cerebrum_cli.merge.methods import input_tensors
-from cerebrum_cli.merge.output_files import OutputFiles, WrittenFile
-from cerebrum_cli.merge.plan import OutputTensor, Plan, padded_size, split_tensors
+from cerebrum_cli.merge.output_file import HashedFile, WrittenFile, translate_os_errors
+from cerebrum_cli.merge.plan import OutputTensor, Plan, padded_size
 from cerebrum_cli.merge.weights import CodecFactory, TensorEvaluator, block_scale
 
 PROGRESS_INTERVAL_S = 0.02  # between two progress reports
@@ -24,7 +23,7 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One file of a merge: its header and tensors."""
+    """The file of a merge: its header and tensors."""
 
     path: Path
     header: bytes
@@ -36,46 +35,23 @@ class OutputFile:
         return len(self.header) + sum(padded_size(tensor.size) for tensor in self.tensors)
 
 
-def plan_files(plan: Plan, path: Path, limit: int | None = None) -> tuple[OutputFile, ...]:
-    """Divide a plan into files of at most `limit` bytes."""
-    whole = OutputFile(path, encode_header(plan.metadata, map(tensor_info, plan.tensors)), plan.tensors)
-    if limit is None or whole.size <= limit:
-        return (whole,)
-    headers = [len(encode_header(part_metadata(plan, number, 0), ())) for number in (0, 1)]
-    split = split_tensors(plan.tensors, (headers[0], headers[1]), limit)
-    result = []
-    for number, tensors in enumerate(split):
-        name = f"{path.stem}-{number + 1:05}-of-{len(split):05}{path.suffix}"
-        metadata = part_metadata(plan, number, len(split))
-        result.append(OutputFile(path.with_name(name), encode_header(metadata, map(tensor_info, tensors)), tensors))
-    return tuple(result)
-
-
-def part_metadata(plan: Plan, number: int, count: int) -> dict[str, Value]:
-    """Metadata of one part of a split model; only the first has the model's own."""
-    own = plan.metadata if number == 0 else {ARCHITECTURE: plan.metadata[ARCHITECTURE]}
-    return {
-        **own,
-        "split.no": Value("UINT16", number),
-        "split.count": Value("UINT16", count),
-        "split.tensors.count": Value("INT32", len(plan.tensors)),
-    }
+def plan_file(plan: Plan, path: Path) -> OutputFile:
+    """The file that a plan is written to."""
+    return OutputFile(path, encode_header(plan.metadata, map(tensor_info, plan.tensors)), plan.tensors)
 
 
 def tensor_info(tensor: OutputTensor) -> TensorInfo:
     return TensorInfo(tensor.name, tensor.shape, tensor.type, tensor.size)
 
 
-def execute(
-    files: Sequence[OutputFile], codec: CodecFactory, threads: int, on_progress: OnProgress
-) -> tuple[WrittenFile, ...]:
-    """Write files and report progress.
+def execute(file: OutputFile, codec: CodecFactory, threads: int, on_progress: OnProgress) -> WrittenFile:
+    """Write a file and report progress.
 
-    Raises MergeError if they cannot be written or weights cannot be computed, ModelFileError for an unreadable source.
+    Raises MergeError if it cannot be written or weights cannot be computed, ModelFileError for an unreadable source.
     A separate thread does the work, so that the exception of a signal handler is raised here, in the waiting thread,
-    and never while a lock is taken or a file is renamed.
+    and never while a lock is taken or the file is renamed.
     """
-    job = Job(files, codec, threads)
+    job = Job(file, codec, threads)
     try:
         Thread(target=job.run, name="merge", daemon=True).start()
         while not job.is_finished:
@@ -87,7 +63,7 @@ def execute(
         job.is_cancelled = True
         while job.is_started and not job.is_finished:
             time.sleep(PROGRESS_INTERVAL_S)
-        if not job.is_complete:  # otherwise the files have been renamed already
+        if not job.is_complete:  # otherwise the file has been renamed already
             raise
     return job.result()
 
@@ -100,23 +76,23 @@ class Cancelled(Exception):
 class Job:
     """A merge being written by a thread: its progress, cancellation flag and result."""
 
-    files: Sequence[OutputFile]
+    file: OutputFile
     codec: CodecFactory
     threads: int
     done: int = 0
     is_cancelled: bool = False
     is_started: bool = False
     is_finished: bool = False
-    _written: tuple[WrittenFile, ...] = ()
+    _written: WrittenFile | None = None
     _error: BaseException | None = None
 
     @property
     def total(self) -> int:
-        """Size of all files in bytes."""
-        return sum(file.size for file in self.files)
+        """Size of the file in bytes."""
+        return self.file.size
 
     def run(self) -> None:
-        """Write all files; store the result or the exception."""
+        """Write the file; store the result or the exception."""
         self.is_started = True
         try:
             self._written = self._write()
@@ -127,25 +103,28 @@ class Job:
 
     @property
     def is_complete(self) -> bool:
-        return bool(self._written)
+        return self._written is not None
 
-    def result(self) -> tuple[WrittenFile, ...]:
-        """The written files; raises the exception that prevented it."""
+    def result(self) -> WrittenFile:
+        """The written file; raises the exception that prevented it."""
         if self._error is not None:
             raise self._error
+        assert self._written, "the job is finished"
         return self._written
 
-    def _write(self) -> tuple[WrittenFile, ...]:
+    def _write(self) -> WrittenFile:
         self._raise_if_cancelled()
-        with OutputFiles() as outputs, TensorEvaluator(self.codec, self.threads) as evaluator:
-            for file in self.files:
-                with outputs.file(file.path) as target:
-                    for chunk in chunks(file, evaluator):
-                        self._raise_if_cancelled()
-                        target.write(chunk)
-                        self.done += len(chunk)
+        with (
+            translate_os_errors(self.file.path),
+            HashedFile(self.file.path) as target,
+            TensorEvaluator(self.codec, self.threads) as evaluator,
+        ):
+            for chunk in chunks(self.file, evaluator):
+                self._raise_if_cancelled()
+                target.write(chunk)
+                self.done += len(chunk)
             self._raise_if_cancelled()
-            return outputs.commit()
+            return target.commit()
 
     def _raise_if_cancelled(self) -> None:
         if self.is_cancelled:

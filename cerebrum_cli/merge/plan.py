@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -19,10 +19,6 @@ from cerebrum_cli.merge.parameter_lookup import unmatched_filters
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 from cerebrum_cli.merge.target_types import Target
 
-TENSOR_INFO_BYTES, DIMENSION_BYTES = (
-    24,
-    8,
-)  # of each tensor in the header, besides its name
 HEAD_PREFIX = "output"  # of the tensors after the last layer: output_norm.weight, output.weight
 
 
@@ -207,26 +203,6 @@ def head_tensor(outer: Mapping[str, Tensor]) -> Tensor:
 def plan_merge(recipe: Recipe, tables: Mapping[str, Table], target: Target, provenance: Provenance) -> Plan:
     """Plan a recipe for models. Raises MergeError if they do not fit it or each other."""
     return Planner(recipe, tables, target).plan(provenance)
-
-
-def split_tensors(
-    tensors: Iterable[OutputTensor], headers: tuple[int, int], limit: int | None
-) -> list[tuple[OutputTensor, ...]]:
-    """Divide tensors into files of at most `limit` bytes, or one tensor each.
-
-    `headers` are the sizes of a header without tensors: of the first file, and of the others.
-    """
-    result: list[list[OutputTensor]] = [[]]
-    size = headers[0] + ALIGNMENT
-    for tensor in tensors:
-        info = TENSOR_INFO_BYTES + DIMENSION_BYTES * len(tensor.shape) + len(tensor.name.encode())
-        needed = padded_size(tensor.size) + info
-        if limit and result[-1] and size + needed > limit:
-            result.append([])
-            size = headers[1] + ALIGNMENT
-        result[-1].append(tensor)
-        size += needed
-    return [tuple(part) for part in result]
 
 
 def padded_size(size: int) -> int:

@@ -287,7 +287,6 @@ class MergeCommandOptions(PullOptions):
         None, "File to write [required without --dry-run]", "Output", short="-o", metavar="OUT.gguf"
     )
     type: str | None = option(None, "Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
-    split_size: str | None = option(None, "Maximum size of each file, such as 4GB", "Output", metavar="SIZE")
     name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
     dry_run: bool = option(False, "Show the plan, and the memory and disk it needs", "Output")
     json: bool = option(False, "Print a JSON object", "Output")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,17 +24,16 @@ from cerebrum_cli.application.models.model import (
 from cerebrum_cli.application.models.names import require_free_name
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
-from cerebrum_cli.catalogue.variants import unsplit_name
 from cerebrum_cli.core.errors import ConfigError, MergeError, UsageError
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.adapter import read_table
 from cerebrum_cli.gguf.header import Header, parse_header, read_header
-from cerebrum_cli.merge.execute import OutputFile, execute, plan_files, require_supported_types
+from cerebrum_cli.merge.execute import OutputFile, execute, plan_file, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import input_tensors
-from cerebrum_cli.merge.output_files import PART_SUFFIX, WrittenFile
+from cerebrum_cli.merge.output_file import PART_SUFFIX, WrittenFile
 from cerebrum_cli.merge.plan import Plan, plan_merge
 from cerebrum_cli.merge.recipe import Recipe
 from cerebrum_cli.merge.target_types import Target
@@ -49,26 +48,25 @@ DISK_RESERVE = 64_000_000  # bytes of the disk left free for other programs
 class MergeOptions:
     """Output path and name of a merge.
 
-    `type` is the type of all weights, None to leave each tensor's type. `split_size` is the maximum size of a file in
-    bytes. `title` is the model name in the file unless the recipe has one. `quantization` is that of the sources, for
+    `type` is the type of all weights, None to leave each tensor's type. `title` is the model name in
+    the file unless the recipe has one. `quantization` is that of the sources, for
     files that do not state it.
     """
 
     output: Path
     name: str
     type: str | None = None
-    split_size: int | None = None
     title: str | None = None
     quantization: str | None = None
 
     def replaces(self, entry: ModelFile) -> bool:
-        """Whether a registry entry is for the file, split or whole, that the merge overwrites."""
-        return entry.path.parent == self.output.parent.resolve() and unsplit_name(entry.path.name) == self.output.name
+        """Whether a registry entry is for the file that the merge overwrites."""
+        return entry.path == self.output.resolve()
 
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge ready to be written: its plan and files.
+    """A merge ready to be written: its plan and file.
 
     `array_items` counts the items of all metadata arrays of its sources.
     """
@@ -77,18 +75,17 @@ class Merge:
     models: Mapping[str, Model]
     options: MergeOptions
     plan: Plan
-    files: tuple[OutputFile, ...]
+    file: OutputFile
     array_items: int
 
     @property
     def size(self) -> int:
-        """Size of all files in bytes."""
-        return sum(file.size for file in self.files)
+        """Size of the file in bytes."""
+        return self.file.size
 
     @cached_property
     def header(self) -> Header:
-        first = self.files[0]
-        return parse_header(first.path, first.header, first.size)
+        return parse_header(self.file.path, self.file.header, self.size)
 
     @property
     def memory(self) -> int:
@@ -125,20 +122,20 @@ class Merger:
         title = recipe.name or options.title or options.name
         plan = plan_merge(recipe, tables, target, provenance(recipe, models, title))
         require_supported_types(plan, self.codec)
-        files = plan_files(plan, options.output, options.split_size)
-        return Merge(recipe, models, options, plan, files, sum(each.array_items for each in tables.values()))
+        file = plan_file(plan, options.output)
+        return Merge(recipe, models, options, plan, file, sum(each.array_items for each in tables.values()))
 
     def require_name(self, options: MergeOptions, spec: ModelSpec | None) -> None:
         """Raise UsageError if another model has the name; `spec` is the catalog row of the recipe, if it has one."""
         require_free_name(self.library, options.name, lambda row: row is spec, options.replaces)
 
     def require_writable(self, merge: Merge) -> None:
-        """Raise UsageError if a file is one of the sources, MergeError if the disk has too little space."""
-        paths = [file.path for file in merge.files]
-        require_not_source(merge.models, paths)
-        parts = [path.with_name(path.name + PART_SUFFIX) for path in paths]  # files of a killed process are overwritten
-        reclaimed = sum(part.stat().st_size for part in parts if is_file(part))
-        self.require_disk_space(paths[0].parent, merge.size - reclaimed)
+        """Raise UsageError if the file is one of the sources, MergeError if the disk has too little space."""
+        path = merge.file.path
+        require_not_source(merge.models, path)
+        part = path.with_name(path.name + PART_SUFFIX)  # that of a killed process is overwritten
+        reclaimed = part.stat().st_size if is_file(part) else 0
+        self.require_disk_space(path.parent, merge.size - reclaimed)
 
     def require_disk_space(self, folder: Path, size: int) -> None:
         """Raise MergeError if the disk of a directory has too little space for `size` bytes."""
@@ -147,21 +144,21 @@ class Merger:
             problem = f"not enough disk space: {format_size(free)} free, {format_size(need)} needed"
             raise MergeError(f"{folder.resolve()}: {problem}", f"free {format_size(need - free)}, or write elsewhere")
 
-    def write(self, merge: Merge, on_progress: OnProgress) -> tuple[WrittenFile, ...]:
-        """Write the files of a merge, reporting bytes done and total.
+    def write(self, merge: Merge, on_progress: OnProgress) -> WrittenFile:
+        """Write the file of a merge, reporting bytes done and total.
 
         Raises MergeError if it cannot be written. No partial file remains after an error or an interruption.
         """
-        return execute(merge.files, self.codec, thread_count(), on_progress)
+        return execute(merge.file, self.codec, thread_count(), on_progress)
 
-    def register(self, merge: Merge, written: Sequence[WrittenFile]) -> Model:
-        """Register the written model, and remove entries for the files it replaced.
+    def register(self, merge: Merge, written: WrittenFile) -> Model:
+        """Register the written model, and remove the entry of the model it replaced.
 
-        Raises ConfigError if that fails: the files are kept, since writing them may have taken an hour.
+        Raises ConfigError if that fails: the file is kept, since writing it may have taken an hour.
         """
-        registry, path, name = self.library.registry, written[0].path, merge.options.name
+        registry, path, name = self.library.registry, written.path, merge.options.name
         stat = path.stat()
-        model = ModelFile(name, path.resolve(), stat.st_size, written[0].sha256, stat.st_mtime_ns, "merge")
+        model = ModelFile(name, path.resolve(), stat.st_size, written.sha256, stat.st_mtime_ns, "merge")
         try:
             for entry in registry.entries():
                 if entry.source == "merge" and entry.name != name and merge.options.replaces(entry):
@@ -174,11 +171,10 @@ class Merger:
         return self.library.model_from_entry(model)
 
 
-def require_not_source(models: Mapping[str, Model], paths: Iterable[Path]) -> None:
-    """Raise UsageError if an output path is a source file of the merge."""
-    sources = {path.resolve() for model in models.values() for path in model.paths}
-    if taken := next((path for path in paths if path.resolve() in sources), None):
-        raise UsageError(f"{taken} is a source of this merge", "choose another output file")
+def require_not_source(models: Mapping[str, Model], path: Path) -> None:
+    """Raise UsageError if the output path is a source file of the merge."""
+    if path.resolve() in {source.resolve() for model in models.values() for source in model.paths}:
+        raise UsageError(f"{path} is a source of this merge", "choose another output file")
 
 
 def public_name(model: Model) -> str:
@@ -215,7 +211,7 @@ def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]
         "tensor_types": dict(Counter(tensor.kind.name for tensor in merge.plan.tensors)),
         "parameters": merge.plan.n_parameters,
         "size": merge.size,
-        "files": [{"path": str(file.path), "size": file.size} for file in merge.files],
+        "files": [{"path": str(merge.file.path), "size": merge.size}],
         "copied": merge.copied_bytes,
         "unmatched_filters": list(merge.plan.unmatched_filters),
         "ignored_keys": list(merge.recipe.ignored_keys),
