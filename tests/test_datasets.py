@@ -18,7 +18,7 @@ from hub_user import OTHER, READER, HubUser
 
 from cerebrum_cli.application.evaluation.datasets import Source, load_file
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.evals.reading import BadRow, Fields
+from cerebrum_cli.evals.reading import BadRow
 
 pytestmark = pytest.mark.slow
 
@@ -256,12 +256,12 @@ def test_dataset_of_humaneval_has_tests_and_stubs(hub_user: HubUser) -> None:
 
 def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
-    path.write_text('{"q": "1 + 1?", "a": 2}\n{"q": "?"}\n')
-    found = load_file(path, Fields("q", "a"), template="{q} =")
+    path.write_text('{"q": "1 + 1?", "answer": 2}\n{"q": "?"}\n')
+    found = load_file(path, template="{q} =")
     assert [(each.prompt, each.gold) for each in found.questions.questions] == [("1 + 1? =", "2")]
-    assert found.questions.bad_rows == (BadRow(2, "no `a`; the fields are: q"),)
+    assert found.questions.bad_rows == (BadRow(2, "no `answer`; the fields are: q"),)
     assert found.source == Source(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
-    [bad] = load_file(path, Fields("q", "q"), template="{a}").questions.bad_rows
-    assert bad.reason == "no field `a`; the fields are: q"
+    with pytest.raises(UsageError, match="line 1: no field `a`; the fields are: q, answer"):
+        load_file(path, template="{a}")
     with pytest.raises(UsageError, match="No such file"):
-        load_file(tmp_path / "none.jsonl", Fields())
+        load_file(tmp_path / "none.jsonl")

@@ -107,7 +107,6 @@ def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums:
     for arguments, difference in (
         (("--limit", "4", "--temperature", "0.5"), "another temperature (0.0, now 0.5)"),
         (("--limit", "4", "--match", "exact"), "another match (answer, now exact)"),
-        (("--limit", "4", "--answer-field", "answer"), "another answer field (none, now answer)"),
         (("--limit", "4", "--template", "{question}"), "another template (none, now {question})"),
         (("--limit", "4", "--batch-invariant"), "another batch invariance (none, now all types)"),
         (("--limit", "3"), "already has more questions (4, now 3)"),
@@ -366,7 +365,6 @@ def test_several_samples_need_a_temperature(command: CommandLine, sums: Path, tm
         (("humaneval",), "this task runs programs that the model writes"),
         (("humaneval", "--run-code", "--match", "exact"), "--match has no effect on humaneval"),
         (("gsm8k", "--run-code"), "--run-code applies only to humaneval"),
-        (("gsm8k", "--answer-field", "a"), "--answer-field applies only to question files"),
         (("gsm8k", "--samples", "0"), "--samples is 0"),
         (("gsm8k", "--samples", f"{MAX_SAMPLES + 1}"), f"--samples is {MAX_SAMPLES + 1}"),
         (("gsm8k", "--preset", "cerebrum"), "unknown preset 'cerebrum'"),

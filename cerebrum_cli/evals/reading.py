@@ -287,8 +287,8 @@ def _no_questions(bad_rows: list[BadRow], has_template: bool) -> UsageError:
         return UsageError("there are no questions", 'put one {"question": "...", "answer": "..."} on each line')
     problem = f"no question can be scored; line {bad_rows[0].line}: {bad_rows[0].reason}"
     if has_template:
-        return UsageError(problem, "check the template; --answer-field names the field of correct answers")
-    return UsageError(problem, "--question-field and --answer-field name the fields of questions and correct answers")
+        return UsageError(problem, "check the template; the field `answer` must have the correct answer")
+    return UsageError(problem, 'each line needs `question`, or a template such as --template "{problem}", and `answer`')
 
 
 def _shown(value: Any) -> str:

@@ -58,7 +58,7 @@ def batch(
         output_paths(output, None if source == STANDARD else source)
     with closing(open_source(runtime, source)) as file:
         shape = detect_shape(source, options.shape, file.head)
-        rows = read_rows(file, shape, options.column, options.template, options.carry, saved)
+        rows = read_rows(file, shape, options.template, options.carry, saved)
         return answer(runtime, rows, output, given, options, typed, saved)
 
 
@@ -108,7 +108,6 @@ def input_fingerprint(rows: IndexedRows, options: BatchOptions, saved: SavedProm
     """What the prompts depend on, by readable names."""
     return {
         "input": rows.sha256,
-        "column": options.column,
         "template": options.template,
         **({"carry": True} if options.carry else {}),
         **({"prompt": saved.prompt} if saved and saved.prompt else {}),

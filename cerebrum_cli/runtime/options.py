@@ -170,7 +170,6 @@ class ConcurrencyOptions:
 class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
     """Options of `cerebrum batch`, apart from INPUT and OUTPUT."""
 
-    column: str | None = option(None, "Column with the prompts [default: prompt]", "Input", metavar="NAME")
     template: str | None = option(
         None, "Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT"
     )
@@ -187,8 +186,6 @@ class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
 
     preset: str | None = option(None, "Use the evaluation settings of a model card", "Input", metavar="NAME")
     limit: int | None = option(None, "Number of questions, chosen at random [default: all]", "Input", metavar="N")
-    question_field: str | None = option(None, "Field of the question [default: question]", "Input", metavar="NAME")
-    answer_field: str | None = option(None, "Field of the answer [default: answer]", "Input", metavar="NAME")
     template: str | None = option(None, "Build the prompt from a question's fields", "Input", metavar="TEXT")
     samples: int | None = option(None, "Samples per question [default: 1, or the preset's]", "Sampling", metavar="K")
     match: str | None = option(

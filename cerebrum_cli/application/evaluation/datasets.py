@@ -19,7 +19,7 @@ from cerebrum_cli.catalogue.hub import cache_directory, is_offline, list_reposit
 from cerebrum_cli.catalogue.retries import Progress, RetryPolicy
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
 from cerebrum_cli.core.packages import pip_install
-from cerebrum_cli.evals.reading import Fields, QuestionSet, Render, Row, parse_lines, read_questions
+from cerebrum_cli.evals.reading import QuestionSet, Render, Row, parse_lines, read_questions
 from cerebrum_cli.evals.tasks import Task
 
 _PARQUET = ".parquet"
@@ -43,12 +43,12 @@ class LoadedQuestions:
     source: Source
 
 
-def load_file(path: Path, fields: Fields, template: str | None = None) -> LoadedQuestions:
+def load_file(path: Path, template: str | None = None) -> LoadedQuestions:
     """Read the questions of a file of JSON lines. Raises UsageError if it has none that can be scored."""
     digest = hashlib.sha256()
     with closing(open_input(path)) as source:
         data = b"\n".join(source.lines(0, digest))
-    questions = read_questions(parse_lines(data), fields, _renderer(template))
+    questions = read_questions(parse_lines(data), render=_renderer(template))
     return LoadedQuestions(questions, Source(str(path), digest.hexdigest()))
 
 

@@ -8,14 +8,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.application.evaluation.datasets import LoadedQuestions, Source, load_file, load_task
+from cerebrum_cli.application.evaluation.datasets import Source, load_file, load_task
 from cerebrum_cli.application.evaluation.marking import Marker, Match, code_marker, marker
 from cerebrum_cli.catalogue.retries import Progress
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.evals.presets import Condition, Preset, find_condition
 from cerebrum_cli.evals.question import Question
-from cerebrum_cli.evals.reading import BadRow, Fields
+from cerebrum_cli.evals.reading import BadRow
 from cerebrum_cli.evals.tasks import TASKS, Task, find_task
 
 
@@ -50,8 +50,6 @@ class LoadedTask:
 class ReadOptions:
     """How the questions are read and marked, as the command line says; None leaves it to the task."""
 
-    question_field: str | None = None
-    answer_field: str | None = None
     template: str | None = None
     match: Match | None = None
     run_code: bool = False
@@ -78,7 +76,7 @@ def read_source(
     if match != "code" and options.run_code:
         raise UsageError("--run-code applies only to humaneval", "omit --run-code")
     run_code = code_marker(options.run_code) if match == "code" else None  # refused before anything is downloaded
-    loaded = _load(task, source, options, progress, offline)
+    loaded = load_task(task, progress, options.template, offline) if task else load_file(Path(source), options.template)
     found, origin = loaded.questions, loaded.source
     return LoadedTask(
         name=task.name if task else Path(source).stem,
@@ -88,8 +86,6 @@ def read_source(
             "task": task.name if task else Path(source).stem,
             "question file": origin.sha256,
             "dataset": origin.repo_id and f"{origin.repo_id} at {origin.commit}",
-            "question field": options.question_field,
-            "answer field": options.answer_field,
             "template": options.template,
             "match": match,
         },
@@ -97,18 +93,6 @@ def read_source(
         condition=condition,
         remarks=(*_origin_remarks(origin), *remarks, *([found.note] if found.note else [])),
     )
-
-
-def _load(task: Task | None, source: str, options: ReadOptions, progress: Progress, offline: bool) -> LoadedQuestions:
-    if task is None:
-        fields = Fields(options.question_field or "question", options.answer_field or "answer")
-        return load_file(Path(source), fields, options.template)
-    if options.question_field or options.answer_field:
-        option = "--question-field" if options.question_field else "--answer-field"
-        raise UsageError(
-            f"{option} applies only to question files: the fields of {task.name} are known", f"omit {option}"
-        )
-    return load_task(task, progress, options.template, offline)
 
 
 def _origin_remarks(origin: Source) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 SCORING = Parallel(16, kv_unified=True)  # in one cache, common prefixes are stored once
 # Options that other tasks have and lm-eval's do not; temperature and others are in --gen-kwargs.
-UNUSED = ("question_field", "answer_field", "template", "samples", "match", "run_code", "dry_run", "schema", "grammar")
+UNUSED = ("template", "samples", "match", "run_code", "dry_run", "schema", "grammar")
 UNUSED_SETTINGS = tuple(key for key in GENERATION_KEYS if key != "seed")
 
 

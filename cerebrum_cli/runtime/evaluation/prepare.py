@@ -85,7 +85,7 @@ def read_task(runtime: Runtime, source: str, options: EvalOptions) -> LoadedTask
     match = next((each for each in MATCHES if each == options.match), None)
     if options.match and match is None:
         raise UsageError(f"--match is {options.match!r}", f"it must be {', '.join(MATCHES)}")
-    read_options = ReadOptions(options.question_field, options.answer_field, options.template, match, options.run_code)
+    read_options = ReadOptions(options.template, match, options.run_code)
     preset = find_preset(options.preset) if options.preset else None
     with file_progress(runtime, options) as progress:
         task = read_source(source, read_options, preset, progress, options.offline)
