@@ -357,10 +357,13 @@ def test_doctor_reports_engine_errors_but_raises_bugs(tmp_path: Path) -> None:
         scripted(tmp_path, build=failing(ZeroDivisionError()))
 
 
-def test_doctor_warns_about_too_many_threads(tmp_path: Path) -> None:
-    done = scripted(tmp_path, "--json", "--threads", "1024")
+def test_doctor_warns_about_too_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CEREBRUM_THREADS", "1024")
+    done = scripted(tmp_path, "--json")
     assert (done.code, statuses(done)["threads"]) == (0, "warning")
-    assert scripted(tmp_path, "--threads", "0").code == 2
+    monkeypatch.setenv("CEREBRUM_THREADS", "0")
+    refused = scripted(tmp_path)
+    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: CEREBRUM_THREADS is 0")
 
 
 PROCESSORS = Processors(logical=16, cores=8, allowed=16, quota=math.inf)

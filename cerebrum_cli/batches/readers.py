@@ -118,8 +118,8 @@ def read_rows(
 ) -> IndexedRows:
     """Find the rows of an input, at least one; each is read when it is asked for. Raises UsageError.
 
-    `template` renders a prompt from the fields of each row. The field of a txt line is `text` or `prompt`. The result is
-    the input of a `saved` prompt. With `carry`, each row has its `input`: text, a JSON value, or fields by name.
+    `template` renders a prompt from the fields of each row; the field of a txt line is `text` or `prompt`. The result
+    is the input of a `saved` prompt. With `carry`, each row has its `input`: text, a JSON value, or fields by name.
     """
     parsed_template = None if template is None else parse_template(template)
     if source.head.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -11,7 +11,7 @@ from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.runtime.options import DoctorOptions
 
-SETTINGS = SettingKeys(("model", "threads"), {"model": "Model to check [default: the default model]"})
+SETTINGS = SettingKeys(("model",), {"model": "Model to check [default: the default model]"})
 
 
 @composed

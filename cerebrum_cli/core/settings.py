@@ -86,6 +86,7 @@ class Settings(SamplingParams):
     think: str | None = option(
         None, "Turn thinking on or off, or limit it to N tokens", "Length", metavar="on|off|N", choices=("on", "off")
     )
+    vi: bool = option(False, "Edit with vi keys", "Input", choices=("on", "off"))
     loop_check: bool = option(True, "Do not end replies that repeat themselves", "Length", choices=("on", "off"))
     drafts: bool | None = option(
         None, "Draft tokens from earlier text [default: set by tune]", "Speed", choices=("on", "off"), local=True
@@ -190,6 +191,12 @@ def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
 def environment(name: str) -> str | None:
     """Value of an environment variable; None if it is unset or empty."""
     return os.environ.get(name) or None
+
+
+def environment_layer(*keys: str) -> Layer:
+    """Settings that CEREBRUM_* variables give to a command without options for them. Raises UsageError."""
+    given = ((key, variable(key), environment(variable(key))) for key in keys)
+    return {key: parse_value(key, text, name) for key, name, text in given if text is not None}
 
 
 def forget_empty_variable(name: str) -> None:

@@ -14,6 +14,7 @@ from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.application.models.model import as_path, is_file
 from cerebrum_cli.catalogue.reference import looks_like_path
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.runtime.prompts.use import apply_prompt
 from cerebrum_cli.runtime.servers import find_endpoints, without_local
@@ -72,7 +73,8 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
                 prompts=runtime.config.prompts,
                 pending_prompt=saved if saved and saved.prompt else None,
             )
-            repl.run(input_lines(runtime, repl, keyboard, options.vi), *words)
+            vi = runtime.settings(environment_layer("vi")).vi
+            repl.run(input_lines(runtime, repl, keyboard, vi), *words)
             return repl.exit_code
         finally:
             with signals.exiting():

@@ -11,6 +11,7 @@ from cerebrum_cli.application.models.model import as_path, is_directory, is_file
 from cerebrum_cli.catalogue.variants import unsplit_name
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.merge.target_types import parse_type
 from cerebrum_cli.runtime.models import file_progress, find_model
 from cerebrum_cli.terminal.interrupts import interruptible
@@ -18,13 +19,12 @@ from cerebrum_cli.terminal.reports.merge import print_merge
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
-    from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.merge.output_file import WrittenFile
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import MergeCommandOptions
 
 
-def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOptions) -> None:
+def merge(runtime: Runtime, recipe: str, options: MergeCommandOptions) -> None:
     """Plan a merge, write it unless it is a dry run, and register the result."""
     library, merger, streams = runtime.library, runtime.merger, runtime.streams
     requested = read_recipe(library, recipe)
@@ -44,7 +44,8 @@ def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOpti
         require_new(runtime, target.output, options.yes)
     with interruptible("nothing was written"):
         plan = merger.prepare(requested.recipe, models, target)
-    description = merge_object(plan, runtime.settings(given).ctx, merger.free_bytes(target.output.parent))
+    context = runtime.settings(environment_layer("ctx")).ctx
+    description = merge_object(plan, context, merger.free_bytes(target.output.parent))
     if not options.quiet:
         warn(runtime, plan)
     if options.dry_run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.runtime.options import AnswerOptions, ConcurrencyOptions
 
@@ -105,10 +106,10 @@ def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:
     return FileProgress(runtime.streams, options.quiet)
 
 
-def pull(runtime: Runtime, reference: Reference, given: Mapping[str, Any], options: PullCommandOptions) -> None:
+def pull(runtime: Runtime, reference: Reference, options: PullCommandOptions) -> None:
     """Download a model, or show what could be downloaded: the run of `cerebrum pull`."""
     options.validate()
-    context = runtime.settings(given).ctx
+    context = runtime.settings(environment_layer("ctx")).ctx
     if options.vocabulary:
         pull_vocabulary(runtime, reference, context, options)
         return

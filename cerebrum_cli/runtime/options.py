@@ -152,7 +152,6 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
 class ChatOptions(SavedPromptOptions, AnswerOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
-    vi: bool = option(False, "Edit with vi keys", "Input")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
     no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed", local=True)
 
