@@ -249,7 +249,7 @@ def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: His
     for other in (replace(MODEL, paths=(chatml_model,)), renamed):
         assert load_conversation(history.store, session, other) == SUM.assistant("Four.")
     [_, reply] = history.store.messages(session)
-    history.store.update_message(session, reply.message, replace(reply.metadata, vocabulary=None))  # an older version
+    history.store.update_message(session, reply.message, replace(reply.metadata, vocabulary=None))
     assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.")
 
 

@@ -230,7 +230,7 @@ def _encode(content: _Content) -> bytes:
 
 
 def _model_to_json(model: ModelFile) -> dict[str, str | int]:
-    """JSON object of a model; older versions read only objects without `original`."""
+    """JSON object of a model."""
     return {key: value for key, value in asdict(model).items() if value is not None} | {"path": str(model.path)}
 
 
@@ -243,7 +243,7 @@ def _decode(text: bytes) -> _Content:
     default = value["default"]
     if len({model.name for model in models}) < len(models) or not isinstance(default, str | None):
         raise ValueError("duplicate names or invalid default")
-    return _Content(models, default, tuple(_digest_from_json(**item) for item in value.get("digests", ())))
+    return _Content(models, default, tuple(_digest_from_json(**item) for item in value["digests"]))
 
 
 def _digest_from_json(*, path: str, size: int, mtime_ns: int, sha256: str) -> Digest:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.sessions.names import printable_name
-from cerebrum_cli.sessions.schema import MIGRATIONS, schema_version
+from cerebrum_cli.sessions.schema import require_known_version
 
 BUSY_TIMEOUT_S = 5.0
 
@@ -43,9 +43,7 @@ def check_integrity(path: Path) -> DatabaseSummary | None:
 
 
 def _summarize(database: sqlite3.Connection, path: Path) -> DatabaseSummary:
-    version = schema_version(database)
-    if version > len(MIGRATIONS):
-        raise SessionError(f"{path}: written by a newer version of cerebrum", "update cerebrum")
+    version = require_known_version(database, path)
     (problem,) = database.execute("PRAGMA integrity_check(1)").fetchone()
     if problem != "ok":
         raise _damaged(path, problem)
