@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.application.evaluation.code import extract_program
-from cerebrum_cli.application.evaluation.sandbox import Program, require_sandbox, run_programs
+from cerebrum_cli.application.evaluation.code_sandbox import Program, require_sandbox, run_programs
 from cerebrum_cli.evals.tasks import complete_test
 
 

@@ -28,7 +28,7 @@ from cerebrum_cli.evals.comparison import (
     verdict,
 )
 from cerebrum_cli.evals.estimates import mean, standard_error, wilson
-from cerebrum_cli.evals.sample import Sample
+from cerebrum_cli.evals.questions import Sample
 
 RIGHT, WRONG, OTHER, SILENT = (
     Outcome(1.0, "right", True, 0),

@@ -16,7 +16,7 @@ from hub_exchange import Fault
 from hub_server import DATASETS
 from hub_user import OTHER, READER, HubUser
 
-from cerebrum_cli.application.evaluation.datasets import Source, load_file
+from cerebrum_cli.application.evaluation.sources import Source, load_file
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.evals.reading import BadRow
 
@@ -26,7 +26,7 @@ GSM8K, GSM8K_FILE = "openai/gsm8k", "main/test-00000-of-00001.parquet"
 MATH, MATH_FILE = "HuggingFaceH4/MATH-500", "test.jsonl"
 LOAD = """
 import dataclasses, json, sys
-from cerebrum_cli.application.evaluation.datasets import load_task
+from cerebrum_cli.application.evaluation.sources import load_task
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.evals.tasks import find_task
 

@@ -22,8 +22,7 @@ from nano.questions import held_out
 from waiting import wait_until
 
 from cerebrum_cli.core.events import SHOWN_ERRORS
-from cerebrum_cli.evals.sample import SAMPLE_KEYS
-from cerebrum_cli.evals.selection import MAX_SAMPLES
+from cerebrum_cli.evals.questions import MAX_SAMPLES, SAMPLE_KEYS
 
 pytestmark = pytest.mark.slow
 

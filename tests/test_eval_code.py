@@ -18,24 +18,22 @@ import psutil
 import pytest
 from waiting import wait_for_end, wait_until
 
-from cerebrum_cli.application.evaluation import sandbox as sandboxes
+from cerebrum_cli.application.evaluation import code_sandbox as sandboxes
 from cerebrum_cli.application.evaluation.code import extract_program
-from cerebrum_cli.application.evaluation.isolation import (
+from cerebrum_cli.application.evaluation.code_sandbox import (
     ALLOW,
     DENIED_CALLS,
     DENY,
     GUEST,
     MACHINES,
-    call_filter,
-    sandbox_command,
-)
-from cerebrum_cli.application.evaluation.sandbox import (
     CodeResult,
     Program,
     Sandbox,
+    call_filter,
     require_sandbox,
     run_program,
     run_programs,
+    sandbox_command,
 )
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.evals.tasks import complete_test
@@ -441,7 +439,7 @@ def test_sandbox_leaves_no_process_when_closed(sandbox: Sandbox, monkeypatch: py
 
 RUNNING = """
 import sys
-from cerebrum_cli.application.evaluation.sandbox import Program, require_sandbox, run_programs
+from cerebrum_cli.application.evaluation.code_sandbox import Program, require_sandbox, run_programs
 for _ in run_programs(require_sandbox(), [(None, Program("while True: pass", ""))] * 2, timeout_s=60):
     pass
 """

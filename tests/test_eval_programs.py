@@ -16,12 +16,11 @@ from dataset_files import cache_dataset, table
 from scripted_command import start_scripted
 from waiting import wait_for_end, wait_until
 
+from cerebrum_cli.application.evaluation.code_sandbox import require_sandbox
 from cerebrum_cli.application.evaluation.marking import Mark, Unmarked, code_marker
-from cerebrum_cli.application.evaluation.sandbox import require_sandbox
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.machine import thread_count
-from cerebrum_cli.evals.question import Question
-from cerebrum_cli.evals.selection import select
+from cerebrum_cli.evals.questions import Question, select
 
 pytestmark = [
     pytest.mark.slow,

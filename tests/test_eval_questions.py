@@ -10,9 +10,8 @@ import pytest
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.evals.question import Question
+from cerebrum_cli.evals.questions import MAX_SAMPLES, Question, sample_seed, select
 from cerebrum_cli.evals.reading import INDEX_NOTE, BadRow, Fields, QuestionSet, parse_lines, read_questions
-from cerebrum_cli.evals.selection import MAX_SAMPLES, sample_seed, select
 
 GOOD = {"question": "1 + 1?", "answer": "2"}
 COLORS = ["red", "green", "blue", "white"]

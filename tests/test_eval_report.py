@@ -15,7 +15,7 @@ from typing import cast
 import pytest
 from tiny_models import Shape, write_chatml
 
-from cerebrum_cli.application.evaluation.divergence import measure_divergence
+from cerebrum_cli.application.evaluation.runs import measure_divergence
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.errors import EngineError, OutputError, UsageError
 from cerebrum_cli.core.events import ScoreEvent
@@ -24,9 +24,8 @@ from cerebrum_cli.engine.bench.protocol import Closeness, FileBench, TrialError
 from cerebrum_cli.engine.bench.quantization import ENCODINGS, encode_file
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
 from cerebrum_cli.evals.estimates import interval_of, majorities, mean
-from cerebrum_cli.evals.report import Report, group_by_question, report_object, summarize, votes_of
-from cerebrum_cli.evals.sample import SKIPPED, Sample
-from cerebrum_cli.evals.score import RunningScore
+from cerebrum_cli.evals.questions import SKIPPED, Sample
+from cerebrum_cli.evals.report import Report, RunningScore, group_by_question, report_object, summarize, votes_of
 from cerebrum_cli.runtime.composition import process_bench
 from cerebrum_cli.terminal.plot import plot_report
 from cerebrum_cli.terminal.reports.eval import shown_numbers

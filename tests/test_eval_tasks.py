@@ -8,9 +8,8 @@ import pytest
 
 from cerebrum_cli.catalogue.reference import REPO_ID
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.evals.presets import PRESETS, Preset, find_condition, find_preset, published
 from cerebrum_cli.evals.reading import BadRow
-from cerebrum_cli.evals.tasks import TASKS, find_task
+from cerebrum_cli.evals.tasks import PRESETS, TASKS, Preset, find_condition, find_preset, find_task, published
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,7 +10,7 @@ import pytest
 from cerebrum_cli.application.evaluation import marking
 from cerebrum_cli.application.evaluation.marking import Mark, Match, Unmarked, marker
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.evals.question import Question
+from cerebrum_cli.evals.questions import Question
 
 GASES = ("oxygen", "carbon dioxide", "nitrogen", "argon")
 WEIGHTS = ("42 lb", "42 kg", "2 more", "44 kg")

@@ -9,16 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.application.evaluation.comparing import compare_runs
+from cerebrum_cli.application.evaluation.code_sandbox import require_sandbox
 from cerebrum_cli.application.evaluation.evaluate import SCHEMA
-from cerebrum_cli.application.evaluation.reporting import report_of, rescored
-from cerebrum_cli.application.evaluation.runs import Run, RunStore, require_run, samples_to_keep
-from cerebrum_cli.application.evaluation.sandbox import require_sandbox
+from cerebrum_cli.application.evaluation.runs import (
+    Run,
+    RunStore,
+    compare_runs,
+    report_of,
+    require_run,
+    rescored,
+    samples_to_keep,
+)
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import Journal, open_journal
 from cerebrum_cli.batches.schema import ResultRows
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.evals.sample import SKIPPED, Sample, sample_object
+from cerebrum_cli.evals.questions import SKIPPED, Sample, sample_object
 
 CONDITION = {"task": "sums", "model": "tiny", "match": "answer", "question file": "digest", "temperature": 0.0}
 OTHER_MODEL = {**CONDITION, "model": "other"}

@@ -19,7 +19,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.evals.question import Question, QuestionId
+from cerebrum_cli.evals.questions import Question, QuestionId
 
 CHOICE_INSTRUCTION = "Answer with the letter of the correct choice."
 INDEX_NOTE = "answer indices are assumed to start at 0: none is 0, and none equals its number of choices"

@@ -26,10 +26,18 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.evals.question import Question, QuestionId
-from cerebrum_cli.evals.sample import OPTIONAL_KEYS, SAMPLE_KEYS, SKIPPED, Sample, parse_sample, sample_object
-from cerebrum_cli.evals.score import RunningScore
-from cerebrum_cli.evals.selection import sample_seed
+from cerebrum_cli.evals.questions import (
+    OPTIONAL_KEYS,
+    SAMPLE_KEYS,
+    SKIPPED,
+    Question,
+    QuestionId,
+    Sample,
+    parse_sample,
+    sample_object,
+    sample_seed,
+)
+from cerebrum_cli.evals.report import RunningScore
 
 SCHEMA = Schema(
     with_optional(SAMPLE_KEYS, OPTIONAL_KEYS),

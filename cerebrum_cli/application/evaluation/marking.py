@@ -13,10 +13,10 @@ from cerebrum_cli.answers.extract import Extraction, extract_answers
 from cerebrum_cli.answers.gold import matches_gold
 from cerebrum_cli.answers.plain_text import plain, trimmed
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.evals.question import Question
+from cerebrum_cli.evals.questions import Question
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.evaluation.sandbox import Program, ProgramPool
+    from cerebrum_cli.application.evaluation.code_sandbox import Program, ProgramPool
 
 Match = Literal["answer", "exact", "contains", "regex", "code"]
 MATCHES: tuple[Match, ...] = get_args(Match)[:-1]  # to choose from; code is what the task humaneval has
@@ -108,7 +108,7 @@ def marker(match: Match, questions: tuple[Question, ...], run_code: bool = False
 def code_marker(run_code: bool) -> Marker:
     """Mark programs by running them against the question's test. Raises UsageError without a sandbox."""
     from cerebrum_cli.application.evaluation.code import extract_program
-    from cerebrum_cli.application.evaluation.sandbox import Program, ProgramPool, require_sandbox
+    from cerebrum_cli.application.evaluation.code_sandbox import Program, ProgramPool, require_sandbox
 
     if not run_code:
         raise UsageError("this task runs programs that the model writes", "add --run-code to run them in a sandbox")

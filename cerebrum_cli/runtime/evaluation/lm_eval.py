@@ -25,7 +25,7 @@ from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.core.settings import GENERATION_KEYS, set_environment_default
 from cerebrum_cli.engine.plan import plan_repacking
-from cerebrum_cli.evals.presets import Preset, find_preset
+from cerebrum_cli.evals.tasks import Preset, find_preset
 from cerebrum_cli.runtime.generation import AUTO_PARALLEL, parse_parallel
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.terminal.bars import StageProgress

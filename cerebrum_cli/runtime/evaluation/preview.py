@@ -17,9 +17,9 @@ from cerebrum_cli.terminal.reports.eval import number_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cerebrum_cli.evals.sample import Sample
+    from cerebrum_cli.evals.questions import Sample
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.evaluation.prepare import PreparedEvaluation
+    from cerebrum_cli.runtime.evaluation.run import PreparedEvaluation
     from cerebrum_cli.runtime.options import EvalOptions
 
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says

@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.application.evaluation.comparing import compare_runs
-from cerebrum_cli.application.evaluation.reporting import report_of, rescored
+from cerebrum_cli.application.evaluation.runs import compare_runs, report_of, rescored
 from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.application.evaluation.runs import Run
     from cerebrum_cli.application.models.model import Model
-    from cerebrum_cli.evals.sample import Sample
+    from cerebrum_cli.evals.questions import Sample
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import QuietOptions, RunOptions
 
@@ -127,7 +126,7 @@ def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool) -> 
     comparison = compare_runs(*runs)
     closeness = None
     if kl:
-        from cerebrum_cli.application.evaluation.divergence import measure_divergence
+        from cerebrum_cli.application.evaluation.runs import measure_divergence
 
         reference, other = (model_of(runtime, run) for run in runs)
         progress = StageProgress(runtime.streams, quiet=False)
