@@ -40,7 +40,8 @@ name, options = sys.argv[1], json.loads(sys.argv[2])
 if options.pop("without_pyarrow", False):
     sys.modules["pyarrow"] = None
 try:
-    print(json.dumps(dataclasses.asdict(load_task(find_task(name), Progress(), **options))))
+    questions, source = map(dataclasses.asdict, load_task(find_task(name), Progress(), **options))
+    print(json.dumps({"questions": questions, "source": source}))
 except CerebrumError as error:
     print(error.message, error.hint, sep="\\n", file=sys.stderr)
     sys.exit(error.exit_code)
@@ -257,10 +258,10 @@ def test_dataset_of_humaneval_has_tests_and_stubs(hub_user: HubUser) -> None:
 def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text('{"q": "1 + 1?", "answer": 2}\n{"q": "?"}\n')
-    found = load_file(path, template="{q} =")
-    assert [(each.prompt, each.gold) for each in found.questions.questions] == [("1 + 1? =", "2")]
-    assert found.questions.bad_rows == (BadRow(2, "no `answer`; the fields are: q"),)
-    assert found.source == Source(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    found, source = load_file(path, template="{q} =")
+    assert [(each.prompt, each.gold) for each in found.questions] == [("1 + 1? =", "2")]
+    assert found.bad_rows == (BadRow(2, "no `answer`; the fields are: q"),)
+    assert source == Source(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(UsageError, match="line 1: no field `a`; the fields are: q, answer"):
         load_file(path, template="{a}")
     with pytest.raises(UsageError, match="No such file"):

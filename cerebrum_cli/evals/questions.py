@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from cerebrum_cli.core.events import TRUNCATED
@@ -15,20 +15,6 @@ QuestionId = str | int
 MAX_SAMPLES = 256  # of a question
 _STRIDE = 1024  # from the first seed of a question to that of the next; another one would change the seeds of all runs
 _BLOCKS = SEEDS // _STRIDE  # more than four million
-SAMPLE_KEYS = (
-    "id",
-    "sample",
-    "model",
-    "seed",
-    "text",
-    "reasoning",
-    "answer",
-    "gold",
-    "correct",
-    "probability",
-    "finish_reason",
-    "completion_tokens",
-)
 OPTIONAL_KEYS = ("choices", "cluster", "thought_closed_at")  # of questions and replies that have them
 SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
 
@@ -111,6 +97,9 @@ class Sample:
     def is_skipped(self) -> bool:
         """Whether it was never taken, and so does not count; `text` is the reason."""
         return self.finish_reason == SKIPPED
+
+
+SAMPLE_KEYS = tuple(each.name for each in fields(Sample) if each.name not in OPTIONAL_KEYS)
 
 
 def sample_object(sample: Sample) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from cerebrum_cli.core.events import ScoreEvent
 from cerebrum_cli.evals.estimates import (
     Clusters,
     Estimate,
-    Interval,
     Totals,
     Vote,
     estimate,
@@ -40,42 +39,19 @@ class RunningScore:
         self._unanswered = self._cut_off = 0
 
     @property
-    def total(self) -> int:
-        """Number of samples of the whole run."""
-        return self.all_questions * self._samples
-
-    @property
-    def accuracy(self) -> float | None:
-        """Mean over the finished questions without a skipped sample; None without any."""
-        return self._sum / self._counted if self._counted else None
-
-    @property
-    def interval(self) -> Interval | None:
-        """95% interval of the accuracy; None without one."""
-        return None if self.accuracy is None else interval_of_totals(self.accuracy, self._totals)
-
-    @property
-    def no_answer(self) -> float:
-        """Share of samples that ended by themselves without stating an answer."""
-        return self._share(self._unanswered)
-
-    @property
-    def cut_off(self) -> float:
-        """Share of samples that were cut off before they stated an answer."""
-        return self._share(self._cut_off)
-
-    @property
     def event(self) -> ScoreEvent:
-        """The progress of the run."""
+        """The progress of the run. Accuracy and interval are those of the questions without a skipped sample."""
+        accuracy = self._sum / self._counted if self._counted else None
+        taken = max(1, self.done - self.skipped)
         return ScoreEvent(
             self.done,
-            self.total,
+            self.all_questions * self._samples,
             self.questions,
             self.all_questions,
-            self.accuracy,
-            self.interval,
-            self.no_answer,
-            self.cut_off,
+            accuracy,
+            None if accuracy is None else interval_of_totals(accuracy, self._totals),
+            self._unanswered / taken,
+            self._cut_off / taken,
             self.skipped,
         )
 
@@ -108,10 +84,6 @@ class RunningScore:
         self._totals[before] -= 1
         if self._totals[before] <= 0:
             del self._totals[before]
-
-    def _share(self, count: int) -> float:
-        counted = self.done - self.skipped
-        return count / counted if counted else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,16 +76,6 @@ def sandbox_command(bwrap: str, python: str, libraries: Iterable[str], filter_de
     return [bwrap, *options, python, "-P", "-s", "-S", "-c", GUEST.read_text(encoding="utf-8")]
 
 
-def interpreter() -> str:
-    """The interpreter of this process; of a virtual environment, the one that it was made from."""
-    return str(Path(sys.executable).resolve())
-
-
-def libraries() -> list[str]:
-    """Where shared libraries are, and the standard library of the interpreter."""
-    return list(dict.fromkeys([*LIBRARIES, *PACKAGES, f"{sys.base_prefix}/lib", f"{sys.base_exec_prefix}/lib"]))
-
-
 def call_filter(machine: str) -> bytes:
     """Program in the kernel's filter language (BPF) that denies the machine's DENIED_CALLS and foreign calls."""
     column = list(MACHINES).index(machine)
@@ -314,10 +304,15 @@ class _Run(Generic[Key]):
 
 
 def _start(sandbox: Sandbox, request: bytes) -> subprocess.Popen[bytes]:
-    """Start guest.py in bubblewrap, with the request on standard input."""
+    """Start guest.py in bubblewrap, with the request on standard input.
+
+    The interpreter is that of this process; of a virtual environment, the one that it was made from.
+    """
+    python, own = str(Path(sys.executable).resolve()), (f"{sys.base_prefix}/lib", f"{sys.base_exec_prefix}/lib")
+    libraries = dict.fromkeys((*LIBRARIES, *PACKAGES, *own))
     with _file(request) as stdin, _file(sandbox.call_filter) as call_filter:
         return subprocess.Popen(
-            sandbox_command(sandbox.bwrap, interpreter(), libraries(), call_filter.fileno()),
+            sandbox_command(sandbox.bwrap, python, libraries, call_filter.fileno()),
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -122,17 +122,10 @@ class SampleWriter:
         self._evaluation.marker.add((position, sample, reply), unmarked)
 
     def write_marked(self, wait: bool = False) -> Iterator[Event]:
-        """Write the samples that are marked by now, or, with `wait`, all that are being marked.
-
-        Yield the progress, and a notice of a reply that could not be searched.
-        """
+        """Write the samples that are marked by now, or, with `wait`, all that are being marked; yield the progress."""
         while marks := self._evaluation.marker.marks(wait):
             for (position, sample, reply), mark in marks:
                 self._write(position, self._marked(position, sample, reply, mark))
-                if mark.problem:
-                    id = self._evaluation.questions[position].id
-                    hint = "the sample counts as one without an answer; fix the pattern before the next run"
-                    yield NoticeEvent(f"question {id}: {mark.problem}", hint)
                 yield self.progress
 
     def _marked(self, position: int, sample: int, reply: Reply, mark: Mark) -> Sample:

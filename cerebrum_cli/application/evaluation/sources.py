@@ -39,24 +39,18 @@ class Source:
     commit: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedQuestions:
-    """The questions of a source."""
-
-    questions: QuestionSet
-    source: Source
-
-
-def load_file(path: Path, template: str | None = None) -> LoadedQuestions:
+def load_file(path: Path, template: str | None = None) -> tuple[QuestionSet, Source]:
     """Read the questions of a file of JSON lines. Raises UsageError if it has none that can be scored."""
     digest = hashlib.sha256()
     with closing(open_input(path)) as source:
         data = b"\n".join(source.lines(0, digest))
     questions = read_questions(parse_lines(data), render=_renderer(template))
-    return LoadedQuestions(questions, Source(str(path), digest.hexdigest()))
+    return questions, Source(str(path), digest.hexdigest())
 
 
-def load_task(task: Task, progress: Progress, template: str | None = None, offline: bool = False) -> LoadedQuestions:
+def load_task(
+    task: Task, progress: Progress, template: str | None = None, offline: bool = False
+) -> tuple[QuestionSet, Source]:
     """Read the questions of a task; a dataset that was downloaded once is read from the cache, without the network.
 
     Raises PullError if it cannot be downloaded or read, CerebrumError without the library that reads it.
@@ -67,7 +61,7 @@ def load_task(task: Task, progress: Progress, template: str | None = None, offli
     cached, data = _cached_or_downloaded(task, progress, offline)
     rows = _parquet_rows(task, cached, data) if cached.name.endswith(_PARQUET) else parse_lines(data)
     source = Source(cached.name, hashlib.sha256(data).hexdigest(), task.repo_id, cached.commit)
-    return LoadedQuestions(read_questions(task.rows(rows), task.fields, render), source)
+    return read_questions(task.rows(rows), task.fields, render), source
 
 
 def _cached_or_downloaded(task: Task, progress: Progress, offline: bool) -> tuple[CachedFile, bytes]:
@@ -207,8 +201,9 @@ def read_source(
     if match != "code" and options.run_code:
         raise UsageError("--run-code applies only to humaneval", "omit --run-code")
     run_code = code_marker(options.run_code) if match == "code" else None  # refused before anything is downloaded
-    loaded = load_task(task, progress, options.template, offline) if task else load_file(Path(source), options.template)
-    found, origin = loaded.questions, loaded.source
+    found, origin = (
+        load_task(task, progress, options.template, offline) if task else load_file(Path(source), options.template)
+    )
     return LoadedTask(
         name=task.name if task else Path(source).stem,
         questions=found.questions,
