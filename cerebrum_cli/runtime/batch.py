@@ -22,14 +22,14 @@ from cerebrum_cli.runtime.generation import (
     MAX_PARALLEL,
     find_generator,
     naming_grammar_file,
+    progress_sinks,
     read_grammar,
     require_effective,
 )
 from cerebrum_cli.runtime.prompts.use import apply_prompt
 from cerebrum_cli.runtime.servers import noted_servers, noting_servers
 from cerebrum_cli.terminal.bars import BatchProgress
-from cerebrum_cli.terminal.progress import LoadLine
-from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
+from cerebrum_cli.terminal.sinks import render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,7 +128,9 @@ def generate(
         events = batches.answer_rows(loaded.responder, rows, row_options, result, output == STANDARD)
         if isinstance(result, Journal):
             events = noting_servers(events, result, loaded)
-        render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, output, options))
+        shares_terminal = output == STANDARD and runtime.streams.out_is_terminal
+        sinks = progress_sinks(runtime, loaded.model.name, options, shares_terminal)
+        render(events, loaded.responder.cancel, sinks)
 
 
 def open_source(runtime: Runtime, source: Path) -> InputFile:
@@ -167,16 +169,6 @@ def open_result(
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
         return StreamedResult(rows, runtime.streams.answer)
     return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed, notes=notes)
-
-
-def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOptions) -> list[Sink]:
-    """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
-    if options.quiet:
-        return []
-    streams = runtime.streams
-    shares_terminal = options.verbose or (output == STANDARD and streams.out_is_terminal)
-    sinks: list[Sink] = [BatchProgress(streams, streams.can_redraw and not shares_terminal), NoticeSink(streams)]
-    return sinks if options.verbose else [LoadLine(streams, model), *sinks]
 
 
 def resume_hint(result: Result, total: int, restart: bool) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import BatchOptions, ConcurrencyOptions, ConstrainedOptions, EvalOptions
     from cerebrum_cli.runtime.servers import Servers
+    from cerebrum_cli.terminal.sinks import Sink
 
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 MAX_PARALLEL = 256  # sequences llama.cpp supports
@@ -218,3 +219,18 @@ def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
         yield
     except GrammarError as error:
         raise GrammarError(f"{options.schema or options.grammar}: {error.message}", error.hint) from error
+
+
+def progress_sinks(
+    runtime: Runtime, model: str, options: ConcurrencyOptions, shares_terminal: bool = False
+) -> list[Sink]:
+    """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
+    if options.quiet:
+        return []
+    from cerebrum_cli.terminal.bars import BatchProgress
+    from cerebrum_cli.terminal.progress import LoadLine
+    from cerebrum_cli.terminal.sinks import NoticeSink
+
+    streams, draws = runtime.streams, runtime.streams.can_redraw and not (options.verbose or shares_terminal)
+    sinks: list[Sink] = [BatchProgress(streams, draws), NoticeSink(streams)]
+    return sinks if options.verbose else [LoadLine(streams, model), *sinks]

@@ -26,15 +26,14 @@ from cerebrum_cli.runtime.generation import (
     Generator,
     find_generator,
     naming_grammar_file,
+    progress_sinks,
     read_grammar,
     require_effective,
     require_valid,
 )
 from cerebrum_cli.runtime.models import file_progress
 from cerebrum_cli.runtime.servers import noted_servers, noting_servers
-from cerebrum_cli.terminal.bars import BatchProgress
-from cerebrum_cli.terminal.progress import LoadLine
-from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
+from cerebrum_cli.terminal.sinks import render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -220,15 +219,6 @@ def remember_time(run: Journal, samples: int, seconds: float) -> None:
     if samples:
         total, timed = run.notes.get("seconds", 0.0) + seconds, run.notes.get("timed_samples", 0) + samples
         run.write_notes({**run.notes, "seconds": round(total, 3), "timed_samples": timed})
-
-
-def progress_sinks(runtime: Runtime, model: str, options: EvalOptions) -> list[Sink]:
-    """Sinks that show progress on standard error."""
-    if options.quiet:
-        return []
-    streams = runtime.streams
-    sinks: list[Sink] = [BatchProgress(streams, streams.can_redraw and not options.verbose), NoticeSink(streams)]
-    return sinks if options.verbose else [LoadLine(streams, model), *sinks]
 
 
 def require_unset(lm_eval: LmEvalOptions) -> None:
