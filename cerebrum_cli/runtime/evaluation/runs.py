@@ -111,11 +111,11 @@ def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
 def model_of(runtime: Runtime, run: Run) -> Model:
     """The model file that a run used, with its adapters. Raises ModelNotFound, UsageError if it has changed."""
     library = runtime.library
-    model = library.resolve(run.record.notes.get("reference", run.model))
+    model = library.resolve(run.record.notes["reference"])
     model = with_adapters(library, model, run.record.notes.get(LORA, ()))
     recorded = run.record.fingerprint
     for file in (library.preferred(model), model):
-        if (library.file_identity(file), file.adapter_identity) == (recorded["model file"], recorded.get("adapter")):
+        if (library.file_identity(file), file.adapter_identity) == (recorded["model file"], recorded["adapter"]):
             return file
     raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "evaluate it again")
 
