@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
 from cerebrum_cli.application.inference.load_options import SINGLE, Parallel
 from cerebrum_cli.application.inference.loading import BackendFactory, LoadedModel, open_model, open_servers
@@ -53,6 +54,7 @@ class BatchJob:
     questions: Sequence[Question]
     settings: Mapping[str, Any] = field(default_factory=dict)
     parallel: int | None = None
+    votes: int | None = None
     ignore_eos: bool = False
     batch_invariant: bool = False
     endpoint: str | None = None
@@ -131,7 +133,8 @@ def unobserved(events: Generator[Event, None, None]) -> Generator[Event, None, N
 def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
     """Run a batch as `cerebrum batch` does, writing to a file; to be called in a subprocess."""
     settings = benchmark_settings(job.settings)
-    options = BatchOptions(settings, ignore_eos=job.ignore_eos)
+    votes = Votes(job.votes, job.votes) if job.votes else None
+    options = BatchOptions(settings, votes=votes, ignore_eos=job.ignore_eos, stops_early=False)
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
         with (
@@ -154,7 +157,8 @@ def opened_model(job: BatchJob, settings: Settings) -> AbstractContextManager[Lo
     """Open the model or the server of a batch."""
     if job.endpoint:
         return connected_model(job.model, settings, job.endpoint)
-    return loaded_model(job.model, settings, plan_parallel(job.parallel, len(job.questions), job.batch_invariant))
+    samples = len(job.questions) * (job.votes or 1)
+    return loaded_model(job.model, settings, plan_parallel(job.parallel, samples, job.batch_invariant))
 
 
 def tokenized_prompts(model: str, questions: Sequence[Question]) -> list[tuple[int, ...]]:

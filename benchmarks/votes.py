@@ -130,7 +130,9 @@ def time_vote(model: str, question: Question, tokens: int) -> float:
     """Seconds of a vote, run as `cerebrum ask` does; to be called in a subprocess."""
     request = make_request(question, tokens)
     with loaded_model(model, request.settings, Parallel(VOTES)) as loaded:
-        timing = measure_events(lambda: run_vote(loaded.responder, request, MajorityVote(Votes(VOTES, VOTES))))
+        timing = measure_events(
+            lambda: run_vote(loaded.responder, request, MajorityVote(Votes(VOTES, VOTES), stops_early=False))
+        )
     return checked_seconds(timing, tokens, [0] + [timing.finishes[0].prompt_tokens] * (VOTES - 1))
 
 

@@ -34,7 +34,14 @@ REPLIES = {
     "long sentence": reply_around("<think>" + "and so on " * 3, ENDING, "It is {seed}."),
     "loop": "over " * 60,
 }
-MODELS = {name: speaker(lambda seed, text=text: text.format(seed=seed)) for name, text in REPLIES.items()}
+
+
+def speaking(text: str) -> Model:
+    """A model that gives a reply with its seed."""
+    return speaker(lambda seed: text.format(seed=seed))
+
+
+MODELS = {name: speaking(text) for name, text in REPLIES.items()}
 UNLIMITED: dict[str, Any] = {"max_tokens": None, "temperature": 1.0}
 every_model = pytest.mark.parametrize("name", MODELS)
 

@@ -222,7 +222,7 @@ def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
 
 
 def progress_sinks(
-    runtime: Runtime, model: str, options: ConcurrencyOptions, shares_terminal: bool = False
+    runtime: Runtime, model: str, options: BatchOptions | EvalOptions, shares_terminal: bool = False
 ) -> list[Sink]:
     """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
     if options.quiet:
