@@ -292,20 +292,6 @@ def test_smaller_run_is_refused_and_restart_replaces_it(command: CommandLine, su
     assert (smaller.object["n"], smaller.object["samples"], len(samples_of(run))) == (3, 2, 6)
 
 
-def test_pattern_that_takes_too_long_is_named(command: CommandLine, tmp_path: Path) -> None:
-    endless, run = r"(\w|\W|.)+#$", tmp_path / "run.jsonl"
-    answers = (endless, r"\d", r"answer is \d")
-    rows = [{"question": turns[0], "answer": answer} for (turns, _), answer in zip(held_out(), answers, strict=False)]
-    source = write_questions(tmp_path / "patterns.jsonl", rows)
-    done = run_eval(command, source, "--match", "regex", "-o", run)
-    assert (done.code, done.object["n"]) == (0, 3), done.err
-    assert (done.object["accuracy"], done.object["no_answer"]) == pytest.approx((2 / 3, 1 / 3))
-    assert f"question 1: the search for {endless} took over 2 seconds" in done.err
-    [late] = [sample for sample in samples_of(run) if sample["gold"] == endless]
-    assert late["text"] and late["answer"] is None and not late["correct"]
-    assert command.run("runs", "show", run, "--rescore", "--json").object["no_answer"] == pytest.approx(1 / 3)
-
-
 def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path: Path) -> None:
     row = {"question": "Which is a color?", "choices": ["seven", "red"], "answer": "red", "cluster": "colors"}
     source = write_questions(tmp_path / "few.jsonl", [row])
