@@ -48,7 +48,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "psutil": ("engine.machine", "formats.bounds"),
     "platformdirs": ("runtime",),
     "lm_eval": ("application.evaluation.lm_harness", "application.evaluation.lm_tasks"),
-    "pyarrow": ("application.evaluation.datasets",),
+    "pyarrow": ("application.evaluation.sources",),
     "tomlkit": ("runtime.prompts.config_file",),
     "ray": ("engine.cluster.ray_cluster", "engine.cluster.local_ray"),
     "click": (),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.evals.questions import Sample
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.evaluation.run import PreparedEvaluation
+    from cerebrum_cli.runtime.evaluation.prepare import PreparedEvaluation
     from cerebrum_cli.runtime.options import EvalOptions
 
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says

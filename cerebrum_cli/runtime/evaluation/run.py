@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.application.evaluation.evaluate import Evaluation, evaluate
-from cerebrum_cli.application.evaluation.marking import MATCHES
-from cerebrum_cli.application.evaluation.runs import QUESTIONS, SAMPLES, Run, require_run, samples_to_keep
-from cerebrum_cli.application.evaluation.sources import LoadedTask, ReadOptions, read_source
-from cerebrum_cli.application.inference.fingerprint import generation_fingerprint
+from cerebrum_cli.application.evaluation.evaluate import evaluate
+from cerebrum_cli.application.evaluation.runs import Run, require_run, samples_to_keep
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
-from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.core.options import flag
-from cerebrum_cli.evals.questions import MAX_SAMPLES, select
-from cerebrum_cli.evals.tasks import find_preset
+from cerebrum_cli.runtime.evaluation.prepare import PreparedEvaluation, prepare
 from cerebrum_cli.runtime.evaluation.runs import no_sample_counts, print_run
-from cerebrum_cli.runtime.generation import (
-    Generator,
-    find_generator,
-    naming_grammar_file,
-    progress_sinks,
-    read_grammar,
-    require_effective,
-    require_valid,
-)
-from cerebrum_cli.runtime.models import file_progress
+from cerebrum_cli.runtime.generation import naming_grammar_file, progress_sinks
 from cerebrum_cli.runtime.servers import noted_servers, noting_servers
 from cerebrum_cli.terminal.sinks import render
 
@@ -39,100 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cerebrum_cli.batches.journal import Journal
-    from cerebrum_cli.core.settings import Layer, Settings
-    from cerebrum_cli.evals.tasks import Condition
+    from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import EvalOptions, LmEvalOptions
 
 LM_EVAL = "lm-eval:"
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedEvaluation:
-    """An evaluation, and what generates its samples."""
-
-    task: LoadedTask
-    evaluation: Evaluation
-    generator: Generator
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """What the report of the run states, and the model that `runs compare --kl` loads."""
-        task, model = self.task, self.generator.model
-        counts = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
-        return {"reference": model.reference, **model.adapter_params, **counts}
-
-    @property
-    def extent(self) -> dict[str, int]:
-        """What may grow from one run to the next."""
-        return {QUESTIONS: len(self.evaluation.questions), SAMPLES: self.evaluation.samples}
-
-    def fingerprint(self, runtime: Runtime) -> dict[str, Any]:
-        """Everything the samples depend on, by readable names."""
-        evaluation, generator = self.evaluation, self.generator
-        return {
-            **self.task.fingerprint,
-            **generator.fingerprint,
-            **generation_fingerprint(
-                evaluation.settings, evaluation.grammar, generator.model, generator.resolved.model, runtime.library
-            ),
-        }
-
-
-def prepare(
-    runtime: Runtime, source: str, given: Layer, options: EvalOptions, typed: frozenset[str]
-) -> PreparedEvaluation:
-    """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
-    require_valid(given, options)  # before questions are downloaded
-    require_count("--samples", options.samples, MAX_SAMPLES)
-    require_count("--limit", options.limit)
-    task = read_task(runtime, source, options)
-    samples = options.samples or task.samples
-    if samples > 1 and given.get("temperature") is None and task.settings.get("temperature") == 0:
-        problem = f"--samples needs a temperature above 0, but preset {options.preset} sets 0"
-        raise UsageError(problem, "add --temperature 0.7, or omit --samples")
-    given = {**given, **{key: value for key, value in task.settings.items() if given.get(key) is None}}
-    generator = find_generator(runtime, given, options, "--samples" if samples > 1 else None)
-    require_effective(generator.settings, typed, options)
-    settings = replace(generator.settings, seed=generator.settings.seed or 0)  # compared models draw the same seeds
-    task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))
-    grammar, label = read_grammar(runtime, options), generator.model.label
-    questions = select(task.questions, options.limit)
-    evaluation = Evaluation(questions, samples, settings, label, task.marker, grammar)
-    return PreparedEvaluation(task, evaluation, replace(generator, settings=settings))
-
-
-def read_task(runtime: Runtime, source: str, options: EvalOptions) -> LoadedTask:
-    """Read the questions, with a progress bar if they are downloaded, and name the rows that do not count."""
-    match = next((each for each in MATCHES if each == options.match), None)
-    if options.match and match is None:
-        raise UsageError(f"--match is {options.match!r}", f"it must be {', '.join(MATCHES)}")
-    read_options = ReadOptions(options.template, match, options.run_code)
-    preset = find_preset(options.preset) if options.preset else None
-    with file_progress(runtime, options) as progress:
-        task = read_source(source, read_options, preset, progress, options.offline)
-    if not options.quiet:
-        for bad in task.bad_rows[:SHOWN_ERRORS]:
-            runtime.streams.notice(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}", ""))
-        if (more := len(task.bad_rows) - SHOWN_ERRORS) > 0:
-            runtime.streams.notice(NoticeEvent(f"{more} more {'line' if more == 1 else 'lines'} skipped", ""))
-    return task
-
-
-def deviations(condition: Condition | None, settings: Settings, samples: int) -> Iterator[str]:
-    """Remarks on what the user set otherwise than a preset."""
-    if condition is None:
-        return
-    if condition.temperature is not None and settings.temperature != condition.temperature:
-        yield f"differs from the preset: temperature {settings.temperature:g} instead of {condition.temperature:g}"
-    if samples != condition.samples:
-        yield f"differs from the preset: samples {samples} instead of {condition.samples}"
-
-
-def require_count(option: str, value: int | None, most: int | None = None) -> None:
-    """Raise UsageError for a number below 1, or above the most that is allowed."""
-    if value is not None and (value < 1 or (most and value > most)):
-        raise UsageError(f"{option} is {value}", f"it must be from 1 to {most}" if most else "it must be 1 or more")
 
 
 def run_eval(
