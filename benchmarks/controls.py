@@ -19,7 +19,7 @@ from harness import RESULTS, ROOT, SCRIPT, Environment, Row, isolated_environmen
 from nano.measure import loaded_engine
 
 from cerebrum_cli.core.parts import Text
-from cerebrum_cli.engine.control.control import LoopCheck
+from cerebrum_cli.engine.control import LoopCheck
 
 NANO = str(ROOT / "cerebrum_cli" / "nano.gguf")
 PASSES, TOKENS = 5, 128

@@ -1,0 +1,214 @@
+"""The score of a run while it is running, and its report: accuracy, majority votes and pass@k with intervals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cerebrum_cli.core.events import ScoreEvent
+from cerebrum_cli.eval.estimates import (
+    Clusters,
+    Estimate,
+    Totals,
+    Vote,
+    estimate,
+    interval_of_totals,
+    majorities,
+    mean,
+    pass_at,
+)
+from cerebrum_cli.eval.questions import QuestionId, Sample
+
+FormOf = Callable[[Sample], str | None]
+"""Normal form of a sample's answer, under which votes are counted; None without an answer."""
+
+
+class RunningScore:
+    """Counts samples as they are marked; a question is finished once all its samples are there."""
+
+    def __init__(self, questions: int, samples: int) -> None:
+        self.all_questions = questions
+        self.done = self.skipped = self.questions = 0
+        self._samples = samples
+        self._marks: dict[QuestionId, list[bool | None]] = {}
+        self._counted, self._sum = 0, 0.0  # questions without a skipped sample
+        self._clusters: dict[object, Totals] = {}
+        self._totals: Counter[Totals] = Counter()  # so that an interval takes no longer with more questions
+        self._unanswered = self._cut_off = 0
+
+    @property
+    def event(self) -> ScoreEvent:
+        """The progress of the run. Accuracy and interval are those of the questions without a skipped sample."""
+        accuracy = self._sum / self._counted if self._counted else None
+        taken = max(1, self.done - self.skipped)
+        return ScoreEvent(
+            self.done,
+            self.all_questions * self._samples,
+            self.questions,
+            self.all_questions,
+            accuracy,
+            None if accuracy is None else interval_of_totals(accuracy, self._totals),
+            self._unanswered / taken,
+            self._cut_off / taken,
+            self.skipped,
+        )
+
+    def add(self, sample: Sample) -> None:
+        """Count a sample."""
+        self.done += 1
+        if sample.is_skipped:
+            self.skipped += 1
+        elif sample.answer is None and not sample.correct:
+            self._cut_off += sample.is_cut_off
+            self._unanswered += not sample.is_cut_off
+        marks = self._marks.setdefault(sample.id, [])
+        marks.append(None if sample.is_skipped else sample.correct)
+        if len(marks) == self._samples:
+            self._finish(sample, self._marks.pop(sample.id))
+
+    def _finish(self, last: Sample, marks: Sequence[bool | None]) -> None:
+        """Count the question of its last sample, given the marks of all."""
+        self.questions += 1
+        counted = [mark for mark in marks if mark is not None]
+        if len(counted) == self._samples:
+            self._add_score(sum(counted) / len(counted), (last.id,) if last.cluster is None else last.cluster)
+
+    def _add_score(self, score: float, cluster: object) -> None:
+        self._counted += 1
+        self._sum += score
+        before = self._clusters.get(cluster, Totals(0.0, 0))
+        after = self._clusters[cluster] = Totals(before.sum + score, before.size + 1)
+        self._totals[after] += 1
+        self._totals[before] -= 1
+        if self._totals[before] <= 0:
+            del self._totals[before]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Estimates of a run of up to `samples` samples a question.
+
+    `n` is the number of questions with a sample, of which `complete` have all. A question's samples are averaged first:
+    `accuracy` is the mean over the `n` questions. `maj` and `pass_at` are over the complete ones, for every k from 1;
+    empty if there are none. Every sample is correct, or wrong, or states no answer: `cut_off` is the share of those
+    that reached a limit first, `no_answer` of the others. `chance` is the accuracy of guessing choices.
+    """
+
+    task: str
+    model: str
+    n: int
+    complete: int
+    samples: int
+    accuracy: Estimate
+    maj: tuple[Estimate, ...]
+    pass_at: tuple[Estimate, ...]
+    no_answer: float
+    cut_off: float
+    tokens_per_answer: float
+    seconds_per_question: float | None
+    chance: float | None = None
+
+
+def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seconds: float | None) -> Report:
+    """Summarize a run of one model, which may be in progress: one or more samples, in any order.
+
+    `samples` is how many of them each question gets, `seconds` the time that the whole run took, if it is known.
+    """
+    questions = list(group_by_question(run).values())
+    complete = [question for question in questions if len(question) == samples]
+    unstated = [sample for sample in run if sample.answer is None and not sample.correct]
+    cut_off = sum(sample.is_cut_off for sample in unstated)
+    return Report(
+        task=task,
+        model=run[0].model,
+        n=len(questions),
+        complete=len(complete),
+        samples=samples,
+        accuracy=mean_accuracy(questions),
+        maj=_majorities(complete, form),
+        pass_at=_passes(complete, samples),
+        no_answer=(len(unstated) - cut_off) / len(run),
+        cut_off=cut_off / len(run),
+        tokens_per_answer=mean([sample.completion_tokens for sample in run]),
+        seconds_per_question=None if seconds is None else seconds / len(questions),
+        chance=_chance(questions),
+    )
+
+
+def group_by_question(run: Iterable[Sample]) -> dict[QuestionId, list[Sample]]:
+    """Samples by question, in the order of their numbers."""
+    questions: dict[QuestionId, list[Sample]] = {}
+    for sample in sorted(run, key=lambda sample: sample.sample):
+        questions.setdefault(sample.id, []).append(sample)
+    return questions
+
+
+def mean_accuracy(questions: Sequence[Sequence[Sample]]) -> Estimate:
+    """Accuracy over questions, given the samples of each."""
+    return estimate([accuracy_of(question) for question in questions], clusters_of(questions))
+
+
+def accuracy_of(question: Sequence[Sample]) -> float:
+    """Share of a question's samples that are correct."""
+    return mean([sample.correct for sample in question])
+
+
+def votes_of(question: Sequence[Sample], form: FormOf) -> list[Vote]:
+    """A question's samples as votes; of several, one that ended in a repetition votes for nothing."""
+    is_vote = len(question) > 1
+    return [
+        Vote(None if is_vote and sample.is_repetition else form(sample), sample.correct, sample.probability)
+        for sample in question
+    ]
+
+
+def clusters_of(questions: Sequence[Sequence[Sample]]) -> Clusters:
+    """Cluster of each question; one without a cluster is its own. None if no question has one."""
+    firsts = [question[0] for question in questions]
+    if all(sample.cluster is None for sample in firsts):
+        return None
+    return [(sample.id,) if sample.cluster is None else sample.cluster for sample in firsts]
+
+
+def _majorities(questions: Sequence[Sequence[Sample]], form: FormOf) -> tuple[Estimate, ...]:
+    votes, clusters = [votes_of(question, form) for question in questions], clusters_of(questions)
+    return tuple(estimate(shares, clusters) for shares in majorities(votes))
+
+
+def _passes(questions: Sequence[Sequence[Sample]], samples: int) -> tuple[Estimate, ...]:
+    correct, clusters = [sum(sample.correct for sample in question) for question in questions], clusters_of(questions)
+    values = ([pass_at(samples, count, k) for count in correct] for k in range(1, samples + 1) if correct)
+    return tuple(estimate(each, clusters) for each in values)
+
+
+def _chance(questions: Sequence[Sequence[Sample]]) -> float | None:
+    """Mean over questions of one divided by the number of choices, where there are any."""
+    choices = [len(question[0].choices) for question in questions]
+    return mean([1 / count if count else 0.0 for count in choices]) if any(choices) else None
+
+
+def report_object(report: Report) -> dict[str, Any]:
+    """Object that `--json` prints."""
+    chance = {} if report.chance is None else {"chance": report.chance}
+    return {
+        "task": report.task,
+        "model": report.model,
+        "n": report.n,
+        "samples": report.samples,
+        "accuracy": report.accuracy.value,
+        "interval": list(report.accuracy.interval),
+        "maj": _estimates_object(report.maj),
+        "pass_at": _estimates_object(report.pass_at),
+        "no_answer": report.no_answer,
+        "cut_off": report.cut_off,
+        "tokens_per_answer": report.tokens_per_answer,
+        "seconds_per_question": report.seconds_per_question,
+        **chance,
+    }
+
+
+def _estimates_object(estimates: Sequence[Estimate]) -> dict[str, dict[str, Any]]:
+    """Estimates by k."""
+    return {str(k): {"value": each.value, "interval": list(each.interval)} for k, each in enumerate(estimates, start=1)}
