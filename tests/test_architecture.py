@@ -45,7 +45,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "sqlite3": ("sessions",),
     "jinja2": ("formats",),
     "pathspec": ("application.inference.input.search",),
-    "psutil": ("engine.machine", "formats.bounds"),
+    "psutil": ("engine.machine",),
     "platformdirs": ("runtime",),
     "lm_eval": ("application.evaluation.lm_harness", "application.evaluation.lm_tasks"),
     "pyarrow": ("application.evaluation.datasets",),
