@@ -16,7 +16,7 @@ from scripted_command import runtime_for
 from tiny_models import Shape
 
 from cerebrum_cli.catalogue.cache import Cache
-from cerebrum_cli.catalogue.rows import RECIPES
+from cerebrum_cli.catalogue.catalogue import RECIPES
 from cerebrum_cli.catalogue.variants import parts_of
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.gguf.adapter import read_table

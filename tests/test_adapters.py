@@ -21,7 +21,7 @@ from tiny_models import write_quantized
 
 from cerebrum_cli.application.inference.load_options import load_options
 from cerebrum_cli.application.inference.profiles import Profile, Speeds, TunedUse
-from cerebrum_cli.application.models.adapters import with_adapters
+from cerebrum_cli.application.models.library import with_adapters
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.settings import Settings, fold

@@ -8,9 +8,16 @@ import pytest
 
 from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
+from cerebrum_cli.catalogue.catalogue import (
+    ModelSpec,
+    PackageSource,
+    Quantization,
+    Refusal,
+    Repository,
+    load_catalogue,
+    packaged_catalogue,
+)
 from cerebrum_cli.catalogue.reference import HubReference, NameReference, parse_reference
-from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue
-from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource, Quantization, Refusal, Repository
 from cerebrum_cli.catalogue.variants import quantization_of, same_quantization
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.formats.plain import PLAIN_FORMATS

@@ -20,7 +20,7 @@ from cerebrum_cli.application.models.fit import (
     fit_memory,
     planned_context,
 )
-from cerebrum_cli.catalogue.rows import load_catalogue
+from cerebrum_cli.catalogue.catalogue import load_catalogue
 from cerebrum_cli.engine.memory import DEFAULT_CONTEXT, HEADROOM, Device
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 

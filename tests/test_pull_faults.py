@@ -27,8 +27,7 @@ from waiting import wait_until
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.download import Download
 from cerebrum_cli.catalogue.hub import HubFile, Listing
-from cerebrum_cli.catalogue.hub_errors import HubError
-from cerebrum_cli.catalogue.retries import RetryPolicy
+from cerebrum_cli.catalogue.hub_errors import HubError, RetryPolicy
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
 

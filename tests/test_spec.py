@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue
-from cerebrum_cli.catalogue.spec import ModelSpec, Quantization
+from cerebrum_cli.catalogue.catalogue import ModelSpec, Quantization, load_catalogue, packaged_catalogue
 from cerebrum_cli.core.errors import ConfigError
 
 

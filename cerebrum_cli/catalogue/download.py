@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.hub import HubFile, Listing, blob_lock, open_file
-from cerebrum_cli.catalogue.hub_errors import HubError
+from cerebrum_cli.catalogue.hub_errors import HubError, Progress, RetryPolicy
 from cerebrum_cli.catalogue.registry import Digest, hash_file
-from cerebrum_cli.catalogue.retries import Progress, RetryPolicy
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import existing_parent, exists, is_disk_full

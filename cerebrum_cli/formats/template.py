@@ -164,8 +164,8 @@ def try_template(path: Path) -> None:
 
     Raises MemoryError if memory does not suffice; a template that fails in another way is harmless.
     """
-    source = read_header(path).chat_template
-    for roles in TRIAL_ROLES if source else ():
+    source = read_header(path).chat_template or ""
+    for roles in TRIAL_ROLES:
         messages = [{"role": role, "content": "A question, or its answer.\n" * 100} for role in roles]
         try:
             run_template(source, {**_variables("<s>", "</s>", datetime.now()), "messages": messages})

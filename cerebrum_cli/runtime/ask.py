@@ -11,7 +11,7 @@ from cerebrum_cli.application.inference.load_options import SINGLE, Parallel
 from cerebrum_cli.application.inference.loading import open_model, open_servers
 from cerebrum_cli.application.inference.question import Question, template_options
 from cerebrum_cli.application.inference.reply_stream import GenerationRequest
-from cerebrum_cli.application.models.adapters import with_adapters
+from cerebrum_cli.application.models.library import with_adapters
 from cerebrum_cli.runtime.generation import generation_settings, read_grammar, require_effective
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.runtime.prompts.use import apply_prompt

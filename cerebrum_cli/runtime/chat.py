@@ -10,7 +10,7 @@ from cerebrum_cli.application.chat.history import with_session_defaults
 from cerebrum_cli.application.inference.input.text import read_piped
 from cerebrum_cli.application.inference.loading import ModelLoader
 from cerebrum_cli.application.inference.question import template_options
-from cerebrum_cli.application.models.adapters import with_adapters
+from cerebrum_cli.application.models.library import with_adapters
 from cerebrum_cli.application.models.model import as_path, is_file
 from cerebrum_cli.catalogue.reference import looks_like_path
 from cerebrum_cli.core.errors import ModelNotFound, UsageError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.catalogue.rows import packaged_catalogue
+from cerebrum_cli.catalogue.catalogue import packaged_catalogue
 from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.events import NoticeEvent
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.merging.merge import Merger
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.application.pulling.pull import Puller
-    from cerebrum_cli.catalogue.retries import Progress
+    from cerebrum_cli.catalogue.hub_errors import Progress
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
     from cerebrum_cli.engine.bench.protocol import BenchFactory, FileBench

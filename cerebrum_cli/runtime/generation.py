@@ -10,8 +10,8 @@ from cerebrum_cli.application.inference.input.text import read_text
 from cerebrum_cli.application.inference.load_options import Parallel, require_attention
 from cerebrum_cli.application.inference.loading import ResolvedModel, open_model, open_servers
 from cerebrum_cli.application.inference.question import template_options
-from cerebrum_cli.application.models.adapters import with_adapters
 from cerebrum_cli.application.models.generative import require_generative
+from cerebrum_cli.application.models.library import with_adapters
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.runtime.models import find_model, resolve_encoding

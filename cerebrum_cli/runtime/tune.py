@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.inference.profiles import general_settings, profile_object, settings_text
-from cerebrum_cli.application.models.adapters import with_adapters
+from cerebrum_cli.application.models.library import with_adapters
 from cerebrum_cli.application.models.model import is_missing
 from cerebrum_cli.application.tuning.candidates import NORMAL, QUICK, THOROUGH
 from cerebrum_cli.application.tuning.tune import candidate_object, trial_options, tune_model, tuning_lock, update_store

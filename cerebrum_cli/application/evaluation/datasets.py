@@ -16,7 +16,7 @@ from cerebrum_cli.batches.template import parse_template
 from cerebrum_cli.catalogue.cache import Cache, CachedFile
 from cerebrum_cli.catalogue.download import Download, git_hash
 from cerebrum_cli.catalogue.hub import cache_directory, is_offline, list_repository
-from cerebrum_cli.catalogue.retries import Progress, RetryPolicy
+from cerebrum_cli.catalogue.hub_errors import Progress, RetryPolicy
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
 from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.evals.reading import Fields, QuestionSet, Render, Row, parse_lines, read_questions

@@ -10,7 +10,7 @@ from typing import Any
 
 from cerebrum_cli.application.evaluation.datasets import LoadedQuestions, Source, load_file, load_task
 from cerebrum_cli.application.evaluation.marking import Marker, Match, code_marker, marker
-from cerebrum_cli.catalogue.retries import Progress
+from cerebrum_cli.catalogue.hub_errors import Progress
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.evals.presets import Condition, Preset, find_condition

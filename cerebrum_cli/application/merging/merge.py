@@ -12,18 +12,17 @@ from shlex import quote
 from typing import Any
 
 from cerebrum_cli.application.models.fit import Capacity, fit_memory, planned_context
-from cerebrum_cli.application.models.library import Library, OnProgress
+from cerebrum_cli.application.models.generative import require_loadable
+from cerebrum_cli.application.models.library import Library, OnProgress, require_free_name
 from cerebrum_cli.application.models.model import (
     MERGE_FORMAT,
     MERGE_RECIPE,
     MERGE_SOURCES,
     Model,
     is_file,
-    require_loadable,
 )
-from cerebrum_cli.application.models.names import require_free_name
+from cerebrum_cli.catalogue.catalogue import ModelSpec
 from cerebrum_cli.catalogue.registry import ModelFile
-from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import unsplit_name
 from cerebrum_cli.core.errors import ConfigError, MergeError, UsageError
 from cerebrum_cli.core.text import format_size

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, as_path, is_directory, is_missing
+from cerebrum_cli.catalogue.catalogue import ModelSpec
 from cerebrum_cli.catalogue.reference import NameReference, looks_like_path
-from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cerebrum_cli.application.models.fit import Capacity, assess_quantizations, planned_context
-from cerebrum_cli.application.models.model import Model, absolute_path, as_path, is_file, is_missing, model_paths
+from cerebrum_cli.application.models.model import (
+    Adapter,
+    Model,
+    absolute_path,
+    as_path,
+    is_file,
+    is_missing,
+    model_paths,
+)
 from cerebrum_cli.application.models.not_found import (
     file_missing,
     no_vocabulary,
@@ -18,14 +26,24 @@ from cerebrum_cli.application.models.not_found import (
     unknown_model,
 )
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
+from cerebrum_cli.catalogue.catalogue import ModelSpec, load_catalogue
 from cerebrum_cli.catalogue.derivatives import Derivative, original_file_name
-from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference, parse_reference
+from cerebrum_cli.catalogue.reference import (
+    MODEL_NAME,
+    HubReference,
+    NameReference,
+    PathReference,
+    Reference,
+    looks_like_path,
+    parse_reference,
+)
 from cerebrum_cli.catalogue.registry import Digest, ModelFile, Registry, hash_file
-from cerebrum_cli.catalogue.rows import load_catalogue
-from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import same_quantization
 from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, NoModel, UsageError
+from cerebrum_cli.core.files import exists
+from cerebrum_cli.core.lora import parse_adapter
 from cerebrum_cli.core.settings import environment
+from cerebrum_cli.gguf.lora import adapter_sizes
 
 ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
 
@@ -339,3 +357,35 @@ def _marked(models: Iterable[Model]) -> list[Model]:
         marked.append(replace(model, is_shadowed=model.reference in seen))
         seen.add(model.reference)
     return marked
+
+
+def with_adapters(library: Library, model: Model, texts: Iterable[str]) -> Model:
+    """The model with the adapters that `--lora` names; one with scale 0 is only checked.
+
+    Raises UsageError for a missing file, and ModelFileError for one that is no adapter, or does not fit the model.
+    """
+    adapters = []
+    for text in texts:
+        name, scale = parse_adapter(text)
+        path = absolute_path(as_path(name))
+        if not exists(path):
+            raise UsageError(f"adapter {path} does not exist", "check the path, or give --lora none")
+        sizes = adapter_sizes(path, model.paths)
+        digest = library.remembered_digest(path, lambda *_: None).sha256
+        adapters.append(Adapter(path, scale, digest, sizes))
+    applied = tuple(adapter for adapter in adapters if adapter.scale)
+    return replace(model, adapters=applied) if applied != model.adapters else model
+
+
+def require_free_name(
+    library: Library, name: str, owns_spec: Callable[[ModelSpec], bool], owns_entry: Callable[[ModelFile], bool]
+) -> None:
+    """Raise UsageError for an invalid name, or one of another catalog model or registry entry."""
+    if not MODEL_NAME.fullmatch(name):
+        raise UsageError(f"invalid name {name!r}", "use --name with letters, digits, `.`, `_` and `-`")
+    if looks_like_path(name):
+        raise UsageError(f"invalid name {name!r}: it would be read as a path", "use --name without .gguf")
+    entry, spec = library.registry.find(name), library.spec_named(name)
+    taken = entry and not owns_entry(entry) and not is_missing(entry.path)
+    if taken or (spec and not owns_spec(spec)):
+        raise UsageError(f"the name {name} belongs to another model", "choose another with --name")

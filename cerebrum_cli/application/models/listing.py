@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from cerebrum_cli.application.models.availability import (
+from cerebrum_cli.application.models.fit import (
     DownloadPlan,
     assess_fit,
     catalogue_availability,
     installed_availability,
+    planned_context,
 )
-from cerebrum_cli.application.models.fit import planned_context
 from cerebrum_cli.application.models.generative import unsupported_kind
 from cerebrum_cli.application.models.library import Library, OnProgress
 from cerebrum_cli.application.models.model import Model

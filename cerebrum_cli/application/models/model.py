@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from cerebrum_cli.catalogue.cache import CachedModel
+from cerebrum_cli.catalogue.catalogue import ModelSpec
 from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, looks_like_path
 from cerebrum_cli.catalogue.registry import ModelFile
-from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import parts_of
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.lora import LORA
@@ -19,8 +18,6 @@ from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
 from cerebrum_cli.gguf.header import Header, read_header
 from cerebrum_cli.gguf.sizes import ModelSizes
 from cerebrum_cli.gguf.vocabulary import vocabulary_digest
-
-MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 
 # Metadata of a merge: the recipe, the names of its models, and their prompt format.
 MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"
@@ -253,27 +250,3 @@ def is_missing(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return False
-
-
-def require_loadable(path: Path, header: Header) -> None:
-    """Raise ModelFileError for a file that llama.cpp would crash on or does not support, before a load or download."""
-    if header.per_expert_tensors:
-        raise ModelFileError(
-            path,
-            "made before April 2024 with one tensor per expert, which llama.cpp no longer loads",
-            "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b",
-        )
-    if problem := _defect(header):
-        raise ModelFileError(path, f"damaged: {problem}", "pull it again, or pull another conversion of this model")
-
-
-def _defect(header: Header) -> str | None:
-    """Value of a header that llama.cpp asserts to be otherwise; None if there is none."""
-    if not header.tensor_count:
-        return "it has no tensors"
-    if not 0 < header.n_layers <= MAX_LAYERS:
-        return f"it has {header.n_layers:,} layers"
-    for key, value in header.metadata.items():
-        if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf:
-            return f"its {key} is {value}"
-    return None

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from cerebrum_cli.application.models.model import is_file
 from cerebrum_cli.catalogue.cache import CachedModel
+from cerebrum_cli.catalogue.catalogue import ModelSpec
 from cerebrum_cli.catalogue.derivatives import Derivative
 from cerebrum_cli.catalogue.reference import HubReference, NameReference
 from cerebrum_cli.catalogue.registry import ModelFile
-from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.core.errors import ModelNotFound, PullError
 
 _OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from cerebrum_cli.application.merging.merge import Merge, MergeOptions, Merger
 from cerebrum_cli.application.merging.recipes import with_quantization
-from cerebrum_cli.application.models.availability import DownloadPlan
-from cerebrum_cli.application.models.library import Library
+from cerebrum_cli.application.models.fit import DownloadPlan
+from cerebrum_cli.application.models.library import Library, require_free_name
 from cerebrum_cli.application.models.model import Model
-from cerebrum_cli.application.models.names import require_free_name
 from cerebrum_cli.application.pulling.download_plan import DownloadPlanner
+from cerebrum_cli.catalogue.catalogue import ModelSpec
 from cerebrum_cli.catalogue.reference import NameReference, PathReference, Reference
-from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import same_quantization
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.files import existing_parent

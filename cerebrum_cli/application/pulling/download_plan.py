@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cerebrum_cli.application.models.availability import (
+from cerebrum_cli.application.models.fit import (
     Availability,
     DownloadPlan,
     assess_fit,
@@ -17,10 +17,10 @@ from cerebrum_cli.application.models.availability import (
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.models.not_found import require_not_refused
+from cerebrum_cli.catalogue.catalogue import ModelSpec
 from cerebrum_cli.catalogue.hub import HubFile, Listing, is_offline, list_repository, open_file
+from cerebrum_cli.catalogue.hub_errors import Progress, RetryPolicy
 from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference
-from cerebrum_cli.catalogue.retries import Progress, RetryPolicy
-from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, variants
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.gguf.cursor import HeaderTruncated

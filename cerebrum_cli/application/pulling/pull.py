@@ -8,22 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.models.availability import DownloadPlan
-from cerebrum_cli.application.models.generative import HINT, unsupported_kind
-from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model, is_missing, name_from_stem, require_loadable
-from cerebrum_cli.application.models.names import require_free_name
+from cerebrum_cli.application.models.fit import DownloadPlan
+from cerebrum_cli.application.models.generative import HINT, require_loadable, unsupported_kind
+from cerebrum_cli.application.models.library import Library, require_free_name
+from cerebrum_cli.application.models.model import Model, is_missing, name_from_stem
 from cerebrum_cli.application.models.removal import VocabularyRemoval
 from cerebrum_cli.application.pulling.download_plan import HEADER_BYTES, PART_HEADER_BYTES, DownloadPlanner
 from cerebrum_cli.catalogue import vocabularies
 from cerebrum_cli.catalogue.cache import Cache
+from cerebrum_cli.catalogue.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.catalogue.download import Download
 from cerebrum_cli.catalogue.hub import HubFile, Listing
-from cerebrum_cli.catalogue.hub_errors import HubError
+from cerebrum_cli.catalogue.hub_errors import HubError, Progress
 from cerebrum_cli.catalogue.reference import NameReference, PathReference, Reference
 from cerebrum_cli.catalogue.registry import Digest, ModelFile, Source
-from cerebrum_cli.catalogue.retries import Progress
-from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists

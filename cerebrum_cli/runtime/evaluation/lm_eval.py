@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.application.inference.load_options import Parallel, require_attention
 from cerebrum_cli.application.inference.loading import LoadedModel, ResolvedModel, open_model
 from cerebrum_cli.application.inference.question import template_options
-from cerebrum_cli.application.models.adapters import with_adapters
+from cerebrum_cli.application.models.library import with_adapters
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent

@@ -8,7 +8,7 @@ from typing import Any
 
 from cerebrum_cli.application.evaluation.lm_harness import CerebrumLM
 from cerebrum_cli.application.inference.format_choice import choose_format
-from cerebrum_cli.application.models.adapters import with_adapters
+from cerebrum_cli.application.models.library import with_adapters
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS

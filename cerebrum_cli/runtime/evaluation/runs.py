@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.evaluation.comparing import compare_runs
 from cerebrum_cli.application.evaluation.reporting import report_of, rescored
-from cerebrum_cli.application.models.adapters import with_adapters
+from cerebrum_cli.application.models.library import with_adapters
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
 from cerebrum_cli.core.lora import LORA
