@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from cerebrum_cli import __version__
 from cerebrum_cli.catalogue.cache import COMMIT, SHA256
-from cerebrum_cli.catalogue.hub_errors import ErrorResponse, HubError, Token, connection_error
+from cerebrum_cli.catalogue.hub_errors import HubError, Token, connection_error, response_error
 from cerebrum_cli.catalogue.reference import HUB_HOSTS, MAIN, RepositoryKind, is_safe_path
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, PullError
 from cerebrum_cli.core.files import try_lock
@@ -308,7 +308,9 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     # The Hub redirects a renamed repository to itself, and files to its storage on another host.
     own = httpx2.URL(_endpoint())  # which drops the default port, as the response's does
     is_hub = response.url.host in HUB_HOSTS or (response.url.host, response.url.port) == (own.host, own.port)
-    return ErrorResponse(subject, kind, response.status_code, response.headers, not is_hub, _endpoint(), token).error()
+    repo_id = "/".join(subject.split("/")[:2])
+    page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+    return response_error(subject, page, response.status_code, response.headers, token, not is_hub)
 
 
 def _token_location() -> str:

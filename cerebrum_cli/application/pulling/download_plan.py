@@ -11,11 +11,10 @@ from cerebrum_cli.application.models.fit import (
     DownloadPlan,
     assess_fit,
     catalogue_availability,
-    installed_availability,
     spec_sizes,
 )
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model
+from cerebrum_cli.application.models.listing import quantization_plan
 from cerebrum_cli.application.models.not_found import require_not_refused
 from cerebrum_cli.catalogue.catalogue import ModelSpec
 from cerebrum_cli.catalogue.hub import HubFile, Listing, is_offline, list_repository, open_file
@@ -51,7 +50,7 @@ class DownloadPlanner:
         elif spec:
             availability = catalogue_availability(spec, self.library.models())
         else:
-            return self._plan_installed(self.library.find(reference), context)
+            return quantization_plan(self.library, self.library.find(reference), context)
         quantization = None if isinstance(reference, PathReference) else reference.quantization
         return assess_fit(availability, quantization, context, self.library.capacity())
 
@@ -68,14 +67,6 @@ class DownloadPlanner:
         if key not in self._headers:
             self._headers[key] = RetryPolicy(self.progress).run(lambda: _read_header(listing, file, ends))
         return self._headers[key]
-
-    def _plan_installed(self, model: Model, context: int | None) -> DownloadPlan:
-        """Plan for an installed model that is not in the catalog."""
-        siblings = [each for each in self.library.models() if each.cached and each.name == model.name]
-        availability = installed_availability(
-            [each for each in siblings if each.is_readable] if model.cached else [model]
-        )
-        return assess_fit(availability, model.display_name, context, self.library.capacity())
 
     def _installed_header(self, listing: Listing) -> Header | None:
         """Header of any quantization of a repository that is here, if without weights; all have the same shape."""
