@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -26,6 +26,7 @@ from cerebrum_cli.gguf.cursor import Array, Scalar
 def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[str, Any]:
     """Object of `show --json`, without the table of quantizations."""
     header, spec, cached = model.header, model.spec, model.cached
+    licence = header.metadata.get("general.license")
     return {
         "name": model.name,
         "reference": model.reference,
@@ -53,7 +54,7 @@ def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[st
         "encodings": encodings_of(library, model),
         "repo_id": cached.repo_id if cached else spec.repo_id if spec else None,
         "revision": cached.commit if cached else None,
-        "licence": (spec and spec.licence) or licence_of(header.metadata),
+        "licence": (spec and spec.licence) or (licence if isinstance(licence, str) else None),
         "default": library.is_default(model),
         "last_used": last_used(library, model),
         "notes": spec.notes if spec else "",
@@ -116,6 +117,11 @@ def row(library: Library, model: Model) -> dict[str, Any]:
         "repo_id": model.cached.repo_id if model.cached else None,
         "revision": model.cached.commit if model.cached else None,
         "last_used": last_used(library, model),
+        "quantization": None,
+        "size": model.file.size if model.file else None,
+        "format": None,
+        "context_size": None,
+        "error": None,
     }
     try:
         return description | {
@@ -124,18 +130,10 @@ def row(library: Library, model: Model) -> dict[str, Any]:
             "format": model.default_format,
             "context_size": model.trained_context,
             "merged_from": list(model.merged_from),
-            "error": None,
         }
     except (ModelFileError, OSError) as error:
         problem = error.message if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
-        size = model.file.size if model.file else None
-        return description | {
-            "quantization": None,
-            "size": size,
-            "format": None,
-            "context_size": None,
-            "error": problem,
-        }
+        return description | {"error": problem}
 
 
 def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, Any]]:
@@ -227,11 +225,6 @@ def last_used(library: Library, model: Model) -> str | None:
     """Time of a model's last use in UTC."""
     timestamp = library.registry.last_used(model.usage_key)
     return None if timestamp is None else format_utc(timestamp)
-
-
-def licence_of(metadata: Mapping[str, Scalar | Array]) -> str | None:
-    value = metadata.get("general.license")
-    return value if isinstance(value, str) else None
 
 
 def metadata_json(value: Scalar | Array) -> Any:
