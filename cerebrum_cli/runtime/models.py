@@ -109,22 +109,24 @@ def pull(runtime: Runtime, reference: Reference, given: Mapping[str, Any], optio
     """Download a model, or show what could be downloaded: the run of `cerebrum pull`."""
     options.validate()
     context = runtime.settings(given).ctx
-    if options.vocabulary:
-        pull_vocabulary(runtime, reference, context, options)
-        return
     if options.dry_run:
         show_download_plan(runtime, reference, context, options.json, options)
         return
-    model = pull_model(runtime, reference, options.name, context, options)
-    if options.default:
-        runtime.library.registry.set_default(model.reference)
-    if runtime.streams.err_is_terminal and not options.quiet:
-        runtime.streams.info(f"next: cerebrum chat {model.reference}")
+    if options.vocabulary:
+        model = pull_vocabulary(runtime, reference, context, options)
+    else:
+        model = pull_model(runtime, reference, options.name, context, options)
+        if options.default:
+            runtime.library.registry.set_default(model.reference)
+        if runtime.streams.err_is_terminal and not options.quiet:
+            runtime.streams.info(f"next: cerebrum chat {model.reference}")
     if options.json:
-        print_row(runtime, model)
+        from cerebrum_cli.application.models.listing import row
+
+        runtime.streams.answer_object(row(runtime.library, model))
 
 
-def pull_vocabulary(runtime: Runtime, reference: Reference, context: int | None, options: PullCommandOptions) -> None:
+def pull_vocabulary(runtime: Runtime, reference: Reference, context: int | None, options: PullCommandOptions) -> Model:
     """Download a model's vocabulary with a progress bar, unless the model is installed."""
     from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -133,12 +135,4 @@ def pull_vocabulary(runtime: Runtime, reference: Reference, context: int | None,
     if not options.quiet:
         installed = "installed the vocabulary of" if model.is_vocabulary else "its vocabulary is in the installed"
         runtime.streams.info(f"{installed} {model.reference}: {model.path}")
-    if options.json:
-        print_row(runtime, model)
-
-
-def print_row(runtime: Runtime, model: Model) -> None:
-    """Print the JSON object of a model."""
-    from cerebrum_cli.application.models.listing import row
-
-    runtime.streams.answer_object(row(runtime.library, model))
+    return model

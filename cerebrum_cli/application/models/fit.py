@@ -219,36 +219,36 @@ class DownloadPlan:
         return found[0]
 
 
-def catalogue_availability(spec: ModelSpec, models: Iterable[Model]) -> Availability:
-    """Quantizations of a catalog model; installed files override the catalog's numbers."""
-    installed = [model for model in models if model.spec == spec and not model.is_derived and model.is_readable]
-    listed = [each for source in spec.sources[:1] for each in source.quantizations] or spec.quantizations
+def known_availability(spec: ModelSpec | None, installed: Iterable[Model]) -> Availability:
+    """Quantizations of a catalog model, of which a number are installed, or of an installed model without an entry.
+
+    Installed files override the catalog's numbers; without an entry there must be one.
+    """
+    models, sources = list(installed), spec.sources[:1] if spec else ()
+    listed = [each for source in sources for each in source.quantizations] or (spec.quantizations if spec else ())
+    sizes = dict(listed)
+    for model in models:
+        name = next((name for name in sizes if same_quantization(name, model.display_name)), model.display_name)
+        sizes[name] = model.size
     return Availability(
-        spec.name,
-        _sizes(((each.name, each.size) for each in listed), installed),
-        tuple(model.display_name for model in installed),
-        installed[0].sizes if installed else spec_sizes(spec),
-        installed[0].trained_context if installed else spec.context_size,
+        spec.name if spec else models[0].name,
+        tuple(sizes.items()),
+        tuple(model.display_name for model in models),
+        models[0].sizes if models or spec is None else spec_sizes(spec),
+        models[0].trained_context if models or spec is None else spec.context_size,
         spec,
     )
+
+
+def catalogue_availability(spec: ModelSpec, models: Iterable[Model]) -> Availability:
+    """Quantizations of a catalog model, with those of the installed models that are its own."""
+    own = (model for model in models if model.spec == spec and not model.is_derived and model.is_readable)
+    return known_availability(spec, own)
 
 
 def spec_sizes(spec: ModelSpec) -> ModelSizes:
     """Sizes of a catalog model without a file, spread over as many layers as most of them have."""
     return uniform_sizes(0, CATALOG_LAYERS, (spec.kv_bytes_per_token or 0) // 2)
-
-
-def installed_availability(models: Iterable[Model]) -> Availability:
-    """Installed quantizations of a model that is not in the catalog; there must be one."""
-    installed = list(models)
-    header = installed[0].header
-    return Availability(
-        installed[0].name,
-        _sizes((), installed),
-        tuple(model.display_name for model in installed),
-        installed[0].sizes,
-        header.context_length,
-    )
 
 
 def assess_fit(
@@ -264,12 +264,3 @@ def assess_fit(
     return DownloadPlan(
         availability, candidates, next((each for each in chosen if each.recommended), chosen[0]), context, capacity
     )
-
-
-def _sizes(listed: Iterable[tuple[str, int]], installed: Iterable[Model]) -> tuple[tuple[str, int], ...]:
-    """Sizes by quantization; the actual sizes of installed files come before the listed ones."""
-    sizes = dict(listed)
-    for model in installed:
-        name = next((name for name in sizes if same_quantization(name, model.display_name)), model.display_name)
-        sizes[name] = model.size
-    return tuple(sizes.items())

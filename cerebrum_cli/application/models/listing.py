@@ -10,7 +10,7 @@ from cerebrum_cli.application.models.fit import (
     DownloadPlan,
     assess_fit,
     catalogue_availability,
-    installed_availability,
+    known_availability,
     planned_context,
 )
 from cerebrum_cli.application.models.generative import unsupported_kind
@@ -190,7 +190,7 @@ def quantization_plan(library: Library, model: Model, context: int | None) -> Do
         )
     else:
         beside = [each for each in models if each.cached and each.name == model.name and each.is_readable]
-        availability = installed_availability(beside if model.cached and model in beside else [model])
+        availability = known_availability(None, beside if model.cached and model in beside else [model])
     return assess_fit(availability, model.display_name, context, library.capacity())
 
 

