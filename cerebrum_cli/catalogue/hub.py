@@ -117,17 +117,15 @@ def _constants() -> ModuleType:
     endpoint = _endpoint()
     try:
         parts = urlsplit(endpoint)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError
     except ValueError:
-        valid = False
-    if not valid:
         hint = "set HF_ENDPOINT to a URL such as https://huggingface.co, or unset it"
-        raise ConfigError(f"HF_ENDPOINT={endpoint!r} is not a URL", hint)
+        raise ConfigError(f"HF_ENDPOINT={endpoint!r} is not a URL", hint) from None
     try:
         from huggingface_hub import constants
     except ValueError as error:
-        problem = f"invalid HF_ environment variable: {error}"
-        raise ConfigError(problem, "fix it, or unset it") from error
+        raise ConfigError(f"invalid HF_ environment variable: {error}", "fix it, or unset it") from error
     return constants
 
 

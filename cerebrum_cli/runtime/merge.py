@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.merging.merge import Merge, MergeOptions, merge_object, require_not_source
 from cerebrum_cli.application.merging.recipes import read_recipe, resolve_models, source_references
-from cerebrum_cli.application.models.model import as_path, is_directory, is_file, name_from_stem
+from cerebrum_cli.application.models.model import as_path, is_file, name_from_stem
 from cerebrum_cli.catalogue.variants import unsplit_name
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import is_directory
 from cerebrum_cli.core.text import parse_size
 from cerebrum_cli.merge.target_types import parse_type
 from cerebrum_cli.runtime.models import file_progress, find_model

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model, as_path, is_directory, is_missing
+from cerebrum_cli.application.models.model import Model, as_path, is_missing
 from cerebrum_cli.catalogue.catalogue import ModelSpec
 from cerebrum_cli.catalogue.reference import NameReference, looks_like_path
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.files import is_directory
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 
 MAX_RECIPE_BYTES = 1 << 20

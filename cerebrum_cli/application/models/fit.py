@@ -123,10 +123,8 @@ def assess_quantizations(
         fit = fit_memory(sizes.with_weights(size), context, capacity)
         is_installed = any(same_quantization(name, each) for each in installed_names)
         candidates.append(QuantizationFit(name, size, fit.needed, fit.verdict(capacity), is_installed))
-        comfortable.append(fit.is_comfortable(capacity))
-    if not candidates:
-        return ()
-    best = recommend(candidates, [each for each, is_it in zip(candidates, comfortable, strict=True) if is_it])
+        comfortable += candidates[-1:] if fit.is_comfortable(capacity) else []
+    best = recommend(candidates, comfortable) if candidates else None
     return tuple(replace(candidate, recommended=candidate is best) for candidate in candidates)
 
 
@@ -256,11 +254,9 @@ def assess_fit(
 ) -> DownloadPlan:
     """Assess available quantizations for this machine. Raises ModelNotFound if the requested one is not available."""
     context = planned_context(context, availability.trained_context)
-    candidates = assess_quantizations(
-        availability.sizes, availability.installed, availability.layer_sizes, context, capacity
-    )
+    sizes, installed, layer_sizes = availability.sizes, availability.installed, availability.layer_sizes
+    candidates = assess_quantizations(sizes, installed, layer_sizes, context, capacity)
     names = availability.matching(quantization)
-    chosen = [each for each in candidates if each.quantization in names]
-    return DownloadPlan(
-        availability, candidates, next((each for each in chosen if each.recommended), chosen[0]), context, capacity
-    )
+    matching = [each for each in candidates if each.quantization in names]
+    chosen = next((each for each in matching if each.recommended), matching[0])
+    return DownloadPlan(availability, candidates, chosen, context, capacity)

@@ -224,16 +224,9 @@ class Library:
 
     def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
         """The catalog model of a file in a repository."""
-        name = file.rpartition("/")[2]
-        return next(
-            (
-                spec
-                for spec in self.specs
-                for source in spec.sources
-                if source.repo_id.lower() == repo_id.lower() and source.matches(name)
-            ),
-            None,
-        )
+        name, repo_id = file.rpartition("/")[2], repo_id.lower()
+        pairs = ((spec, source) for spec in self.specs for source in spec.sources)
+        return next((spec for spec, each in pairs if each.repo_id.lower() == repo_id and each.matches(name)), None)
 
     def identity(self, model: Model) -> str:
         """Unique text for what a model computes: its file, and its adapters."""
@@ -242,31 +235,30 @@ class Library:
 
     def file_identity(self, model: Model) -> str:
         """Unique text for a model's file: its digest if known without reading it, else path, sizes and time."""
-        stats, entry = [path.stat() for path in model.paths], model.file
-        if entry and (entry.size, entry.mtime_ns) == (stats[0].st_size, stats[0].st_mtime_ns):
-            known: str | None = entry.sha256
-        elif model.cached:
-            known = model.cached.sha256
-        else:
-            stored = self.registry.digest(model.path)
-            known = stored and stored.sha256
-        first = known or f"{model.path} {stats[0].st_mtime_ns}"
+        known, stats = self._known_digest(model), [path.stat() for path in model.paths]
+        first = known.sha256 if known else f"{model.path} {stats[0].st_mtime_ns}"
         return " ".join((first, *(str(stat.st_size) for stat in stats)))
 
     def digest(self, model: Model, on_progress: OnProgress) -> Digest:
         """Digest of a model's first file: the name of its blob, else stored, else computed."""
-        if model.cached and model.cached.sha256:
-            return Digest.known(model.path, model.cached.sha256)
-        entry = model.file
-        if entry is None:
+        if known := self._known_digest(model):
+            return known
+        if model.file is None:
             return self.remembered_digest(model.path, on_progress)
-        stored = Digest(model.path, entry.size, entry.mtime_ns, entry.sha256)
-        if stored == Digest.known(model.path, entry.sha256):
-            return stored
         digest = hash_file(model.path, on_progress)
         with contextlib.suppress(ConfigError):  # read-only directory: it is computed again next time
-            self.registry.add(replace(entry, size=digest.size, mtime_ns=digest.mtime_ns, sha256=digest.sha256))
+            changed = replace(model.file, size=digest.size, mtime_ns=digest.mtime_ns, sha256=digest.sha256)
+            self.registry.add(changed)
         return digest
+
+    def _known_digest(self, model: Model) -> Digest | None:
+        """Digest of a model's first file, if that need not be read."""
+        if model.cached and model.cached.sha256:
+            return Digest.known(model.path, model.cached.sha256)
+        if (entry := model.file) is None:
+            return self.registry.digest(model.path)
+        stored = Digest(model.path, entry.size, entry.mtime_ns, entry.sha256)
+        return stored if stored == Digest.known(model.path, entry.sha256) else None
 
     def remembered_digest(self, path: Path, on_progress: OnProgress) -> Digest:
         """Digest of a file, stored until its size or time changes."""

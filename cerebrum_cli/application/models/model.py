@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -227,26 +228,15 @@ def absolute_path(path: Path) -> Path:
 
 def is_file(path: Path) -> bool:
     """Whether a path is certainly a file."""
-    try:
+    with contextlib.suppress(OSError, ValueError):  # inaccessible directory, or name too long
         return path.is_file()
-    except (OSError, ValueError):  # inaccessible directory, or name too long
-        return False
-
-
-def is_directory(path: Path) -> bool:
-    """Whether a path is certainly a directory."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
+    return False
 
 
 def is_missing(path: Path) -> bool:
     """Whether a path certainly does not exist; an inaccessible one might."""
     try:
         path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except (OSError, ValueError):
-        return False
+    except (OSError, ValueError) as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
     return False

@@ -112,15 +112,12 @@ class DownloadPlanner:
         else:
             header = self._installed_header(listing) or self.header(listing, listing.file(found[0].files[0]))
             layer_sizes, trained = header.sizes, header.context_length
-        cache = self.library.cache
-        installed = tuple(
-            each.quantization
-            for each in found
-            if all(
-                cache.contains(listing.repo_id, listing.commit, file, listing.file(file).sha256) for file in each.files
-            )
-        )
+        installed = tuple(each.quantization for each in found if self._is_cached(listing, each))
         return Availability(name, tuple(sizes), installed, layer_sizes, trained, spec, listing, tuple(found))
+
+    def _is_cached(self, listing: Listing, variant: Variant) -> bool:
+        contains, files = self.library.cache.contains, map(listing.file, variant.files)
+        return all(contains(listing.repo_id, listing.commit, file.name, file.sha256) for file in files)
 
 
 def _variants(listing: Listing) -> tuple[Variant, ...]:
