@@ -218,9 +218,9 @@ class DownloadPlan:
 
 
 def known_availability(spec: ModelSpec | None, installed: Iterable[Model]) -> Availability:
-    """Quantizations of a catalog model, of which a number are installed, or of an installed model without an entry.
+    """Quantizations of a catalog model, or, without a `spec`, of at least one installed model.
 
-    Installed files override the catalog's numbers; without an entry there must be one.
+    The sizes of installed files override those of the catalog.
     """
     models, sources = list(installed), spec.sources[:1] if spec else ()
     listed = [each for source in sources for each in source.quantizations] or (spec.quantizations if spec else ())
