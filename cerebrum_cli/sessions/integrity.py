@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.sessions.names import printable_name
@@ -15,8 +15,7 @@ from cerebrum_cli.sessions.schema import MIGRATIONS, schema_version
 BUSY_TIMEOUT_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class DatabaseSummary:
+class DatabaseSummary(NamedTuple):
     """Contents of an intact database; its version is 0 while it is empty."""
 
     sessions: int
