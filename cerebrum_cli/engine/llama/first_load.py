@@ -159,7 +159,7 @@ def _try_and_load(module: str, function: str, path: str, kind: str = "", adapter
 
 
 def _load(path: str, kind: str, adapter: str) -> None:
-    from cerebrum_cli.engine.llama.library import llama, suppress_log
+    from cerebrum_cli.engine.llama.bindings import llama, suppress_log
     from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 
     params = llama.llama_model_default_params()

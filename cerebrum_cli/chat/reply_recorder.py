@@ -1,0 +1,149 @@
+"""Save a reply to its session: every second while it is generated, and when it finishes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+
+from cerebrum_cli.chat.history import Author, forced_tokens, reply_metadata, session_params
+from cerebrum_cli.chat.rows import ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.inference.reply import Reply, ReplyCollector
+from cerebrum_cli.inference.reply_stream import GenerationRequest
+from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.inference.voting import MajorityVote, run_vote
+
+SAVE_EVERY_S = 1.0  # at most this much of a reply is lost with a killed process
+
+
+@dataclass(slots=True)
+class ReplyRecorder:
+    """The reply to the last question of `session`; it continues `prefix_tokens`, those of the reply `continued`."""
+
+    store: Store
+    session: Session
+    author: Author
+    settings: Settings
+    prefix_tokens: tuple[int, ...] = ()
+    continued: StoredMessage | None = None
+    collector: ReplyCollector = field(default_factory=ReplyCollector)
+    _is_stored: bool = field(default=False, init=False)
+    _saved: tuple[int, int, int] = field(default=(0, 0, 0), init=False)  # length of text, reasoning and tokens
+    _is_finished: bool = field(default=False, init=False)
+    _saved_at: float = field(default_factory=time.monotonic, init=False)
+
+    def record(
+        self, responder: Responder, conversation: Conversation, majority_vote: MajorityVote | None = None
+    ) -> Generator[Event, None, None]:
+        """Yield the events of a reply, or of a vote, and save it; of a vote, the winning or leading sample.
+
+        Raises SessionError if it cannot be saved.
+        """
+        if majority_vote is None:
+            with contextlib.closing(
+                responder.respond(conversation, self.settings, prefix_tokens=self.prefix_tokens)
+            ) as events:
+                for event in events:
+                    self._process_event(event)
+                    yield event
+        else:
+            try:
+                with contextlib.closing(
+                    run_vote(responder, GenerationRequest(conversation, self.settings), majority_vote)
+                ) as events:
+                    yield from events
+            finally:
+                self.collector = majority_vote.best_sample or self.collector
+        self.finish()
+
+    def _process_event(self, event: Event) -> None:
+        """Process one event of the reply, and save the text so far when it is due."""
+        self.collector.emit(event)
+        with contextlib.suppress(SessionError):  # generation continues; `finish` tries again
+            if self.collector.reply:
+                self.finish()
+            elif time.monotonic() - self._saved_at >= SAVE_EVERY_S and self.has_tokens:
+                self._saved_at = time.monotonic()
+                self._append()
+
+    @property
+    def has_tokens(self) -> bool:
+        return bool(self.collector.tokens)
+
+    @property
+    def sampled(self) -> tuple[int, ...]:
+        """All tokens of the reply so far, with those it continues."""
+        return (*self.prefix_tokens, *self.collector.tokens)
+
+    def finish(self) -> Session:
+        """Save the finished or interrupted reply, and return the changed session.
+
+        Raises SessionError if it cannot be saved.
+        """
+        if not self._is_finished:
+            reply = self.collector.reply
+            self._save(
+                reply_metadata(
+                    self._with_all_forced(reply), self.author, session_params(self.settings, self.author.model)
+                )
+                if reply
+                else self._partial_metadata("cancelled")
+            )
+            self._is_finished = True
+        return self.session
+
+    def _partial_metadata(self, reason: str | None) -> ReplyMetadata:
+        model = self.author.model
+        return ReplyMetadata(
+            finish_reason=reason,
+            model=model.reference,
+            vocabulary=model.vocabulary,
+            params=session_params(self.settings, model),
+        )
+
+    def _with_all_forced(self, reply: Reply) -> Reply:
+        """The reply with the forced tokens of what it continues."""
+        earlier = forced_tokens(self.continued.metadata) if self.continued else ()
+        own = (each._replace(at=each.at + len(self.prefix_tokens)) for each in reply.finish.forced)
+        return replace(reply, finish=replace(reply.finish, forced=(*earlier, *own)))
+
+    def _append(self) -> None:
+        """Save what was generated since the last time, so that the bytes written stay proportional to the reply."""
+        message, reasoning = self._message(), self._reasoning() or ""
+        tokens = message.tokens or ()
+        text_end, reasoning_end, token_end = self._saved
+        with self.store.transaction():
+            session = self.session
+            if not self._is_stored:
+                # Empty, since an index entry of its text would be replaced when the reply is complete.
+                session = self.store.add_message(session, Message("assistant", "", ()), self._partial_metadata(None))
+            piece = Message("assistant", message.content[text_end:], tokens[token_end:])
+            self.store.append_to_message(session, piece, reasoning[reasoning_end:])
+        self.session, self._is_stored = session, True
+        self._saved = len(message.content), len(reasoning), len(tokens)
+
+    def _save(self, metadata: ReplyMetadata) -> None:
+        message, metadata = self._message(), replace(metadata, reasoning=self._reasoning())
+        if self._is_stored:
+            self.store.update_message(self.session, message, metadata)
+        else:
+            self.session = self.store.add_message(self.session, message, metadata)
+            self._is_stored = True
+
+    def _message(self) -> Message:
+        """The reply so far, with what it continues."""
+        reply, tokens = self.collector.reply, None
+        if reply is None or reply.tokens is not None:
+            tokens = self.sampled
+        begin = self.continued.message.content if self.continued else ""
+        return Message("assistant", begin + self.collector.text, tokens)
+
+    def _reasoning(self) -> str | None:
+        begin = self.continued.metadata.reasoning if self.continued else None
+        return (begin or "") + (self.collector.reasoning or "") or None

