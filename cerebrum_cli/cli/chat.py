@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.history import with_session_defaults
 from cerebrum_cli.cli.generation import require_effective
-from cerebrum_cli.cli.models import find_model, resolve_encoding
+from cerebrum_cli.cli.models import find_model, find_profile
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.servers import find_endpoints, without_local
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
@@ -123,7 +123,7 @@ def model_loader(runtime: Runtime, options: ChatOptions) -> ModelLoader:
         runtime.open_backend,
         runtime.prompt_cache,
         template_options(options.template_arg),
-        lambda model, settings: resolve_encoding(runtime, model, settings, options),
+        lambda model, settings: find_profile(runtime, model, settings, options),
         endpoints,
         adapted,
     )

@@ -41,7 +41,7 @@ class CerebrumModel(CerebrumLM):
         raw = True
         with suppress(FormatError):
             raw = not choose_format(merged.format, found.known_format, found.header.chat_template)
-        host = HarnessModel(found, runtime.resolved_model(found, merged), merged, raw)
+        host = HarnessModel(found, runtime.profile(found, merged), merged, raw)
         sinks = (StageProgress(runtime.streams, quiet=False), NoticeSink(runtime.streams))
 
         def emit(event: Event) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import PullCommandOptions, PullOptions, QuietOptions
     from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.inference.loading import ResolvedModel
+    from cerebrum_cli.inference.profiles import Profile
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
     from cerebrum_cli.terminal.bars import FileProgress
@@ -91,11 +91,9 @@ def show_download_plan(
         runtime.streams.info(f"cerebrum pull {reference} would download {plan.reference}")
 
 
-def resolve_encoding(runtime: Runtime, model: Model, settings: Settings, options: AnswerOptions) -> ResolvedModel:
-    """Choose the file that answers for a model and its tuning; `--no-profile` ignores both."""
-    from cerebrum_cli.inference.loading import ResolvedModel
-
-    return ResolvedModel(model) if options.no_profile else runtime.resolved_model(model, settings)
+def find_profile(runtime: Runtime, model: Model, settings: Settings, options: AnswerOptions) -> Profile | None:
+    """Tuning profile of a model; None with `--no-profile`."""
+    return None if options.no_profile else runtime.profile(model, settings)
 
 
 def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:

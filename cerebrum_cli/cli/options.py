@@ -57,7 +57,7 @@ class AnswerOptions(ServerOptions, PullOptions):
     template_arg: tuple[str, ...] = option(
         (), "Variable for the embedded template (repeatable)", "Model", metavar="KEY=VALUE"
     )
-    no_profile: bool = option(False, "Ignore the tuning profile and any re-encoded copy", "Speed", local=True)
+    no_profile: bool = option(False, "Ignore the tuning profile", "Speed", local=True)
     verbose: bool = option(False, "Show llama.cpp's log on standard error", "Output", short="-v")
 
 
@@ -261,24 +261,7 @@ class PullCommandOptions(PullOptions):
 
 @option_group
 class TuneOptions(PullOptions):
-    quick: bool = option(False, "Measure only key settings; 45 s for a 7B", "Speed")
-    thorough: bool = option(False, "Try more values, and measure longer", "Speed")
-    reencode: bool = option(False, "Compare other encodings of the weights; save none", "Speed")
-    apply: str | None = option(None, "With --reencode: save and use this encoding", "Speed", metavar="TYPE")
-    force: bool = option(False, "With --apply: accept an encoding whose output differs", "Speed")
     json: bool = option(False, "Print a JSON object", "Output")
-
-    def validate(self) -> None:
-        """Raise UsageError for options that exclude or require each other."""
-        if self.quick and self.thorough:
-            raise UsageError("--quick and --thorough cannot be used together", "give one of them")
-        if self.reencode and (self.quick or self.thorough):
-            other = "quick" if self.quick else "thorough"
-            raise UsageError(f"--reencode and --{other} cannot be used together", "give one of them")
-        if self.apply and not self.reencode:
-            raise UsageError("--apply requires --reencode", "add --reencode")
-        if self.force and not self.apply:
-            raise UsageError("--force requires --apply", "add --reencode --apply TYPE")
 
 
 @option_group
@@ -290,7 +273,6 @@ class MergeCommandOptions(PullOptions):
         None, "File to write [required without --dry-run]", "Output", short="-o", metavar="OUT.gguf"
     )
     type: str | None = option(None, "Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
-    split_size: str | None = option(None, "Maximum size of each file, such as 4GB", "Output", metavar="SIZE")
     name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
     dry_run: bool = option(False, "Show the plan, and the memory and disk it needs", "Output")
     json: bool = option(False, "Print a JSON object", "Output")

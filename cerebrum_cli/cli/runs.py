@@ -115,10 +115,9 @@ def model_of(runtime: Runtime, run: Run) -> Model:
     model = library.resolve(run.record.notes.get("reference", run.model))
     model = with_adapters(library, model, run.record.notes.get(LORA, ()))
     recorded = run.record.fingerprint
-    for file in (library.preferred(model), model):
-        if (library.file_identity(file), file.adapter_identity) == (recorded["model file"], recorded.get("adapter")):
-            return file
-    raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "evaluate it again")
+    if (library.file_identity(model), model.adapter_identity) != (recorded["model file"], recorded.get("adapter")):
+        raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "evaluate it again")
+    return model
 
 
 def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool) -> None:

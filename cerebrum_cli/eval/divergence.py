@@ -6,14 +6,16 @@ from contextlib import closing
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.closeness import file_closeness
-from cerebrum_cli.engine.protocol import Closeness, FileBenchFactory, TrialError
+from cerebrum_cli.engine.load_options import Tuning
+from cerebrum_cli.engine.trials import BenchFactory, Closeness, TrialError
 from cerebrum_cli.inference.load_options import load_options
 from cerebrum_cli.models.generative import require_generative
 from cerebrum_cli.models.model import Model
 
+PROBE_TOKENS = 256
 
-def measure_divergence(reference: Model, other: Model, settings: Settings, open_bench: FileBenchFactory) -> Closeness:
+
+def measure_divergence(reference: Model, other: Model, settings: Settings, open_bench: BenchFactory) -> Closeness:
     """Compare two quantizations of one model on a probe text, each in a child process.
 
     Raises ModelFileError, UsageError if their vocabularies or layers differ, EngineError if they cannot be loaded.
@@ -28,12 +30,14 @@ def measure_divergence(reference: Model, other: Model, settings: Settings, open_
             f"{reference.label} and {other.label} are not quantizations of the same model",
             "compare two with the same vocabulary, architecture and number of layers",
         )
-    context = min(model.trained_context for model in (reference, other))
+    count, default = min(PROBE_TOKENS, reference.trained_context, other.trained_context), Tuning()
     with (
         closing(open_bench(load_options(reference, settings), reference.paths)) as reference_bench,
         closing(open_bench(load_options(other, settings), other.paths)) as other_bench,
     ):
         try:
-            return file_closeness(reference_bench, other_bench, context)
+            logits = reference_bench.write_logits(default, count)
+            reference_bench.release()  # memory may hold only one of them
+            return other_bench.compare_logits(logits, default, count)
         except TrialError as error:
             raise EngineError(f"cannot compare these models: {error.message}", error.hint) from error

@@ -15,10 +15,8 @@ MODEL_KEYS = ("model", "model file", "adapter", "format", "cache type k", "cache
 _ALWAYS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop")
 
 
-def generation_fingerprint(
-    settings: Settings, grammar: str | None, model: Model, file: Model, library: Library
-) -> dict[str, Any]:
-    """The model, the settings and the grammar; `file` is the model file used.
+def generation_fingerprint(settings: Settings, grammar: str | None, model: Model, library: Library) -> dict[str, Any]:
+    """The model, the settings and the grammar.
 
     Older versions have recorded the settings of `_ALWAYS` only, so the others are left out where they are the default.
     """
@@ -26,8 +24,8 @@ def generation_fingerprint(
     recorded = [key for key in GENERATION_KEYS if key in _ALWAYS or values[key] != default[key]]
     return {
         "model": model.label,
-        "model file": library.file_identity(file),
-        "adapter": file.adapter_identity,
+        "model file": library.file_identity(model),
+        "adapter": model.adapter_identity,
         "format": choose_format(settings.format, model.known_format, model.header.chat_template),
         **{key.replace("_", " "): values[key] for key in ("system", *recorded, "ctx", "cache_type_k", "cache_type_v")},
         "grammar": grammar and sha256(grammar.encode()).hexdigest(),

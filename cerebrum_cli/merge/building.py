@@ -8,9 +8,8 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.files import existing_parent
-from cerebrum_cli.merge.merge import Merge, MergeOptions, Merger
+from cerebrum_cli.merge.merge import Merge, MergeOptions, Merger, catalogue_recipe, with_quantization
 from cerebrum_cli.merge.recipe import Recipe
-from cerebrum_cli.merge.recipes import catalogue_recipe, with_quantization
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.download_plan import DownloadPlanner
 from cerebrum_cli.models.fit import DownloadPlan

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelNotFound
-from cerebrum_cli.gguf.cursor import HeaderTruncated
 from cerebrum_cli.gguf.header import Header, header_length, parse_header
+from cerebrum_cli.gguf.parser import HeaderTruncated
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import (
     Availability,

@@ -240,7 +240,7 @@ def known_availability(spec: ModelSpec | None, installed: Iterable[Model]) -> Av
 
 def catalogue_availability(spec: ModelSpec, models: Iterable[Model]) -> Availability:
     """Quantizations of a catalog model, with those of the installed models that are its own."""
-    own = (model for model in models if model.spec == spec and not model.is_derived and model.is_readable)
+    own = (model for model in models if model.spec == spec and model.is_readable)
     return known_availability(spec, own)
 
 

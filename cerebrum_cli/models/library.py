@@ -15,14 +15,12 @@ from cerebrum_cli.core.settings import environment
 from cerebrum_cli.gguf.lora import adapter_sizes
 from cerebrum_cli.models.cache import Cache, CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec, load_catalogue
-from cerebrum_cli.models.derivatives import Derivative, original_file_name
 from cerebrum_cli.models.fit import Capacity, assess_quantizations, planned_context
 from cerebrum_cli.models.model import (
     Adapter,
     Model,
     absolute_path,
     as_path,
-    is_file,
     is_missing,
     model_paths,
 )
@@ -147,8 +145,7 @@ class Library:
         Raises ModelNotFound for a text that is no reference, UsageError for an invalid URL.
         """
         if self.registry.find(text):
-            name, _, encoding = text.rpartition(":")
-            return NameReference(name, encoding) if name else NameReference(text)
+            return NameReference(text)
         try:
             reference = parse_reference(text, environment("HF_ENDPOINT"))
         except UsageError as error:
@@ -193,21 +190,6 @@ class Library:
         spec = self._spec_of_entry(entry)
         cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
         return Model(entry.name, model_paths(entry.path), spec, entry, cached)
-
-    def preferred(self, model: Model) -> Model:
-        """The derivative of a model that was applied last and is complete, else the model itself."""
-        applied = [each for each in self.derivatives(model) if each.file and is_file(each.path)]
-        complete = (each for each in reversed(applied) if each.file and each.size == each.file.size)
-        found = next(complete, None)
-        return replace(found, adapters=model.adapters) if found else model
-
-    def derivatives(self, model: Model) -> list[Model]:
-        """Derivatives of a model, the one applied last at the end."""
-        entries = [entry for entry in self.registry.entries() if entry.original]
-        if not entries or model.is_derived or any(map(is_missing, model.paths)):
-            return []
-        original = self.file_identity(model)
-        return [self.model_from_entry(entry) for entry in entries if entry.original == original]
 
     def spec_named(self, name: str) -> ModelSpec | None:
         """The catalog model with this name or alias."""
@@ -290,8 +272,8 @@ class Library:
         raise NoModel
 
     def _matches(self, reference: NameReference | HubReference, model: Model) -> bool:
-        """Whether a reference can mean an installed model; a derivative is only meant by its full name."""
-        if model.is_derived or is_missing(model.path):
+        """Whether a reference can mean an installed model."""
+        if is_missing(model.path):
             return False
         if isinstance(reference, NameReference):
             name_matches = model.name == reference.name or (model.spec and model.spec.has_name(reference.name))
@@ -333,13 +315,8 @@ class Library:
         return next((spec for spec in self.specs if spec.matches(path.name)), None)
 
     def _spec_of_entry(self, entry: ModelFile) -> ModelSpec | None:
-        """The catalog model of a registry entry; a derivative has that of its original."""
-        if entry.original is None:
-            return self.spec_named(entry.name) or self.spec_of_file(entry.path)
-        derivative, file = Derivative.parse(entry.name), original_file_name(entry.path)
-        if derivative.repo_id:
-            return self.spec_in(derivative.repo_id, file)
-        return self.spec_named(derivative.original_name) or self.spec_of_file(Path(file))
+        """The catalog model of a registry entry."""
+        return self.spec_named(entry.name) or self.spec_of_file(entry.path)
 
 
 def _marked(models: Iterable[Model]) -> list[Model]:

@@ -8,8 +8,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.gguf.cursor import Array, Scalar
-from cerebrum_cli.models.derivatives import Derivative
+from cerebrum_cli.gguf.parser import Array, Scalar
 from cerebrum_cli.models.fit import (
     DownloadPlan,
     assess_fit,
@@ -49,9 +48,7 @@ def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[st
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "chat_template": header.chat_template is not None,
         "source": source_of(model),
-        "derived_from": derived_from(model),
         "merged_from": list(model.merged_from),
-        "encodings": encodings_of(library, model),
         "repo_id": cached.repo_id if cached else spec.repo_id if spec else None,
         "revision": cached.commit if cached else None,
         "licence": (spec and spec.licence) or (licence if isinstance(licence, str) else None),
@@ -112,7 +109,6 @@ def row(library: Library, model: Model) -> dict[str, Any]:
         "path": str(model.path),
         "default": library.is_default(model),
         "source": source_of(model),
-        "derived_from": derived_from(model),
         "merged_from": [],
         "repo_id": model.cached.repo_id if model.cached else None,
         "revision": model.cached.commit if model.cached else None,
@@ -139,7 +135,7 @@ def row(library: Library, model: Model) -> dict[str, Any]:
 def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, Any]]:
     """Yield the objects of `list --available --json`."""
     models, capacity = library.models(), library.capacity()
-    installed = {model.spec.name for model in models if model.spec and not model.is_derived}
+    installed = {model.spec.name for model in models if model.spec}
     for spec in library.specs:
         availability = catalogue_availability(spec, models)
         candidates = assess_fit(availability, None, context, capacity).candidates if availability.sizes else ()
@@ -184,7 +180,7 @@ def candidates_object(plan: DownloadPlan) -> dict[str, Any]:
 def quantization_plan(library: Library, model: Model, context: int | None) -> DownloadPlan:
     """Available and installed quantizations of an installed model."""
     models = library.models()
-    if model.spec and not model.is_derived:
+    if model.spec:
         availability = catalogue_availability(
             model.spec, [*(each for each in models if each.path != model.path), model]
         )
@@ -195,30 +191,10 @@ def quantization_plan(library: Library, model: Model, context: int | None) -> Do
 
 
 def source_of(model: Model) -> str:
-    """Origin of a model: the Hub, a package, a local file, a merge, or another model; or a vocabulary without one."""
+    """Origin of a model: the Hub, a package, a local file or a merge; or a vocabulary without one."""
     if model.is_vocabulary:
         return "vocabulary"
     return model.file.source if model.file else "hub" if model.cached else "local"
-
-
-def derived_from(model: Model) -> str | None:
-    """Name of a derivative's original; None for any other model."""
-    return Derivative.parse(model.name).original if model.is_derived else None
-
-
-def encodings_of(library: Library, model: Model) -> list[dict[str, Any]]:
-    """Derivatives of a model, with the one that is used for it marked as preferred."""
-    preferred = library.preferred(model)
-    return [
-        {
-            "name": derivative.name,
-            "type": Derivative.parse(derivative.name).encoding,
-            "path": str(derivative.path),
-            "size": derivative.file and derivative.file.size,
-            "preferred": derivative.path == preferred.path,
-        }
-        for derivative in library.derivatives(model)
-    ]
 
 
 def last_used(library: Library, model: Model) -> str | None:

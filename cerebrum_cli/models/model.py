@@ -11,9 +11,8 @@ from pathlib import Path
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
-from cerebrum_cli.gguf.header import Header, read_header
+from cerebrum_cli.gguf.header import Header, read_header, vocabulary_digest
 from cerebrum_cli.gguf.sizes import ModelSizes
-from cerebrum_cli.gguf.vocabulary import vocabulary_digest
 from cerebrum_cli.models.cache import CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, looks_like_path
@@ -122,11 +121,6 @@ class Model:
     def is_unnamed(self) -> bool:
         """Whether only its path refers to it: it is neither registered nor in the cache."""
         return self.file is None and self.cached is None
-
-    @property
-    def is_derived(self) -> bool:
-        """Whether it is a re-encoded copy of another model."""
-        return self.file is not None and self.file.source == "derived"
 
     @property
     def merged_from(self) -> tuple[str, ...]:

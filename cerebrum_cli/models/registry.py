@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
 from cerebrum_cli.core.files import atomic_write, exists
 
-Source = Literal["package", "local", "hub", "merge", "derived"]
+Source = Literal["package", "local", "hub", "merge"]
 
 _VERSION = 1
 _CHUNK = 1 << 20
@@ -24,10 +24,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A registered model; the digest belongs to this size and modification time.
-
-    `original` is the identity of the model that a derivative was made from.
-    """
+    """A registered model; the digest belongs to this size and modification time."""
 
     name: str
     path: Path
@@ -35,7 +32,6 @@ class ModelFile:
     sha256: str
     mtime_ns: int
     source: Source
-    original: str | None = None
 
 
 class Digest(NamedTuple):
@@ -220,8 +216,7 @@ def _encode(content: _Content) -> bytes:
 
 
 def _model_to_json(model: ModelFile) -> dict[str, str | int]:
-    """JSON object of a model; older versions read only objects without `original`."""
-    return {key: value for key, value in asdict(model).items() if value is not None} | {"path": str(model.path)}
+    return asdict(model) | {"path": str(model.path)}
 
 
 def _decode(text: bytes) -> _Content:
@@ -242,12 +237,9 @@ def _digest_from_json(*, path: str, size: int, mtime_ns: int, sha256: str) -> Di
     return Digest(Path(path), size, mtime_ns, sha256)
 
 
-def _model_from_json(
-    *, name: str, path: str, size: int, sha256: str, mtime_ns: int, source: Source, original: str | None = None
-) -> ModelFile:
+def _model_from_json(*, name: str, path: str, size: int, sha256: str, mtime_ns: int, source: Source) -> ModelFile:
     texts_valid = all(isinstance(value, str) for value in (name, path, sha256))
     numbers_valid = all(type(value) is int for value in (size, mtime_ns))
-    original_valid = isinstance(original, str) if source == "derived" else original is None
-    if not (texts_valid and numbers_valid and original_valid and source in get_args(Source)):
+    if not (texts_valid and numbers_valid and source in get_args(Source)):
         raise TypeError(f"wrong type in {name!r}")
-    return ModelFile(name, Path(path), size, sha256, mtime_ns, source, original)
+    return ModelFile(name, Path(path), size, sha256, mtime_ns, source)

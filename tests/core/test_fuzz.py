@@ -75,7 +75,7 @@ def test_two_interrupts_end_a_template(user: CommandLine, loop: str, options: tu
 )
 def test_hostile_template_is_an_error_line(user: CommandLine, template: str, problem: str) -> None:
     model = write_chatml(user.home / "hostile.gguf", chat_template=template)
-    done = user.run("ask", "-m", model, "hi")
+    done = user.run_process("ask", "-m", model, "hi")
     assert (done.code, done.out) == (1, "")
     assert [line.partition(": ")[0].strip() for line in done.err.splitlines()] == ["error", "hint"]
     assert "hostile.gguf" in done.err and "its chat template takes" in done.err and problem in done.err

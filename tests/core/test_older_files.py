@@ -17,14 +17,11 @@ from scripted_command import run_here, runtime_for
 
 from cerebrum_cli.chat.history import load_conversation
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.cli.app import Runtime, devices_file, llama_opener
+from cerebrum_cli.cli.app import devices_file, llama_opener
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.doctor.selftest import NANO
-from cerebrum_cli.engine.backend import OpenBackend
-from cerebrum_cli.engine.load_options import LoadOptions
-from cerebrum_cli.inference.profiles import ProfileStore
 from cerebrum_cli.main import run
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.registry import Registry
@@ -33,7 +30,6 @@ from cerebrum_cli.terminal.streams import Streams
 VERSION_1 = Path(__file__).parents[1] / "data" / "version_1"
 SHA256 = "938b12ac45814c11d06152ed2cf7116cc51a1a9816fea7b004d0cedc23147e1d"  # of nano.gguf
 IDENTITY = f"{SHA256} 3325056"
-MACHINE, BUILD = "Some Processor, 8 processors, 33 GB, no GPU", "0123456789abcdef"  # as the profile has them
 LLAMA_BUILD = "3c0b30-f39a4a40"  # the library that wrote the saved state: its size and CRC-32
 
 DEFAULTS = {"temperature": 0.0, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.0}
@@ -111,15 +107,9 @@ def test_registry_of_version_1_lists_models_of_every_source(home: Path) -> None:
         ("one", "local"),
         ("both", "merge"),
         ("wide", "local"),
-        ("wide:Q8_0", "derived"),
         ("tiny", "hub"),
         ("starter", "package"),
     ]
-    derived = entries[4]
-    assert derived.path == home / "cache/cerebrum/encodings/176a1d48001e2ae3/wide.as-Q8_0.gguf"
-    assert (derived.size, derived.sha256[:8], derived.mtime_ns) == (19178560, "f4b405dd", 1795237949402189023)
-    assert derived.original == f"{entries[3].sha256} {entries[3].size}"
-    assert [entry.original for entry in entries if entry is not derived] == [None] * 6
     stored = registry.digest(home / "nano.gguf")
     assert stored and (entries[0].sha256, stored.sha256) == (SHA256, SHA256)
 
@@ -259,72 +249,6 @@ def test_saved_state_of_version_1_is_loaded(home: Path, old_store: Store, monkey
     assert (restored["prompt_tokens"], restored["cached_tokens"]) == (113, 99)
     assert restored["text"] == evaluated["text"]
     assert texts(old_store, "nano-talk")[6:] == [QUESTION, restored["text"]]
-
-
-# Profiles
-
-
-def test_profile_of_version_1_is_found(home: Path) -> None:
-    profile = ProfileStore(VERSION_1 / "profiles", MACHINE, BUILD).find(IDENTITY)
-    assert profile
-    assert profile.created == "2026-11-20T20:58:34+00:00"
-    assert {name: tuned.step_costs for name, tuned in profile.uses.items()} == dict.fromkeys(("chat", "ask", "batch"))
-    chat, batch = profile.uses["chat"], profile.uses["batch"]
-    assert (chat.gain, chat.agreement, profile.uses["ask"].agreement) == (1.17, 0.984, None)
-    speeds, usual = batch.speeds, batch.baseline
-    assert (speeds.load_s, speeds.prompt, speeds.generate, speeds.memory) == (1.4, 48.0, 52.0, 6_100_000_000)
-    assert (usual.load_s, usual.prompt, usual.generate, usual.memory) == (1.5, 44.0, 40.0, 6_000_000_000)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "piped", "expected"),
-    [
-        (
-            ["chat"],
-            b"hello\n",
-            {
-                "repack": True,
-                "n_threads": 4,
-                "n_threads_batch": 6,
-                "n_ubatch": 64,
-                "flash_attention": True,
-                "cache_type_k": "q8_0",
-                "cache_type_v": "q8_0",
-                "gpu_layers": "12",
-                "slots": 16,
-            },
-        ),
-        (["ask", "hello"], b"", {"n_threads": 5, "n_ubatch": None, "slots": 1}),
-        (["ask", "hello " * 600], b"", {"repack": True, "n_threads": 5, "n_ubatch": None, "slots": 1}),
-        (
-            ["batch", "-", "--shape", "txt", "-o", "-"],
-            b"one\ntwo\nthree\n",
-            {"n_threads_batch": 7, "flash_attention": False, "slots": 2},
-        ),
-    ],
-    ids=["chat", "ask", "ask-long", "batch"],
-)
-def test_profile_of_version_1_decides_how_a_model_is_loaded(
-    home: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], piped: bytes, expected: dict[str, object]
-) -> None:
-    """Load a model with the settings of a profile.
-
-    A profile is valid only for the machine and the build it was measured with, so the test passes those of the fixture.
-    """
-    profiles = Path(copytree(VERSION_1 / "profiles", home / "data" / "cerebrum" / "profiles"))
-    monkeypatch.setattr(Runtime, "profiles", lambda *_: ProfileStore(profiles, MACHINE, BUILD))
-    opened: list[LoadOptions] = []
-    runtime = runtime_for({"rows": {}, "seeds": ["ok"]}, home, streams(StringIO(), StringIO(), piped))
-
-    def open_backend(options: LoadOptions, scripted: Any = runtime.open_backend) -> OpenBackend:
-        opened.append(options)
-        opener: OpenBackend = scripted(options)
-        return opener
-
-    assert run([*arguments, "-m", "nano"], replace(runtime, open_backend=open_backend)) == 0
-    tuned = opened[-1]
-    assert {name: getattr(tuned, name) for name in expected} == expected
-    assert tuned.path == home / "nano.gguf"
 
 
 # Batches

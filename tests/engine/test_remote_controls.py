@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from concluding import AFTER, BRIDGE, concluding, speaker, thinker
-from llama_server import LlamaServer
 from model_servers import ModelServer
 from remote_engines import (
     connected,
@@ -16,12 +15,13 @@ from remote_engines import (
     outcome,
     replies_of,
     request_of,
+    serving,
     serving_kind,
     summaries,
 )
 from scripted_backend import Model
 from scripted_cluster import Nodes, clustered
-from server_kinds import every_kind
+from server_kinds import LlamaServer, VllmServer
 
 from cerebrum_cli.engine.loop_check import MIN_TOKENS, LoopCheck
 from cerebrum_cli.engine.sequence import Request
@@ -51,9 +51,8 @@ def local(model: Model, *given: Request) -> dict[Any, tuple[Any, ...]]:
     return summaries(local_replies(model, *given, context_size=300))
 
 
-@every_kind
 @every_model
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("kind", "stream"), [(LlamaServer, False), (LlamaServer, True), (VllmServer, True)])
 def test_remote_controls_act_as_here(kind: type[ModelServer], name: str, stream: bool) -> None:
     given = requests(stream=stream)
     with serving_kind(kind, MODELS[name], context_size=300) as servers, connected(*servers) as engine:
@@ -71,7 +70,7 @@ def test_cluster_controls_act_as_here(name: str) -> None:
 def test_remote_conclusion_asks_for_no_more_than_it_needs() -> None:
     request = request_of("go", n=3, max_n=3, seed=3, **UNLIMITED)
     model = MODELS["concluded"]
-    with serving_kind(LlamaServer, model, context_size=300) as [server], connected(server) as engine:
+    with serving(model, context_size=300) as [server], connected(server) as engine:
         replies = replies_of(engine, request)
         bodies = [asked.body for asked in server.completions()]
     assert [(body["n_cmpl"], body["n_predict"], len(body["prompt"])) for body in bodies[:1]] == [(3, AFTER + 16, 2)]
@@ -83,7 +82,7 @@ def test_remote_conclusion_asks_for_no_more_than_it_needs() -> None:
 
 def test_remote_stream_is_left_at_a_repetition() -> None:
     request = request_of("go", stream=True, **UNLIMITED | {"controls": (LoopCheck,)})
-    with serving_kind(LlamaServer, MODELS["loop"], context_size=300) as [server], connected(server) as engine:
+    with serving(MODELS["loop"], context_size=300) as [server], connected(server) as engine:
         server.arm(hang_after=MIN_TOKENS + 10)
         [reply] = replies_of(engine, request).values()
         server.wait_for(lambda: server.completions()[0].is_left)
@@ -93,7 +92,7 @@ def test_remote_stream_is_left_at_a_repetition() -> None:
 def test_remote_conclusion_without_all_ids_goes_by_the_text() -> None:
     request = request_of("go", stream=True, seed=3, **UNLIMITED)
     model = thinker("Ich möchte {seed}. ")
-    with serving_kind(LlamaServer, model, context_size=300) as servers, connected(*servers) as engine:
+    with serving(model, context_size=300) as servers, connected(*servers) as engine:
         events = events_of(engine, request)
     [(text, reason, *_)] = outcome(events).values()
     assert (text, reason) == (f"Ich möchte 3. Ich möchte 3.{BRIDGE} 3.", "stop")
@@ -103,7 +102,7 @@ def test_remote_conclusion_without_all_ids_goes_by_the_text() -> None:
 def test_remote_conclusion_survives_the_loss_of_a_server() -> None:
     request = request_of("go", n=3, max_n=3, seed=3, **UNLIMITED)
     model = MODELS["concluded"]
-    with serving_kind(LlamaServer, model, 2, context_size=300) as servers, connected(*servers) as engine:
+    with serving(model, 2, context_size=300) as servers, connected(*servers) as engine:
         for server in servers:
             server.arm(let_through=1, reset_after=0)
         assert summaries(replies_of(engine, request)) == local(model, request)

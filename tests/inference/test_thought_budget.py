@@ -11,13 +11,12 @@ import pytest
 from asking import collect_replies, running_engine
 from command_line import Finished
 from concluding import speaker
-from llama_server import LlamaServer
 from model_servers import ModelServer
-from remote_engines import connected, local_replies, replies_of, request_of, serving_kind, summaries
+from remote_engines import connected, local_replies, replies_of, request_of, serving, serving_kind, summaries
 from scripted_backend import END, ScriptedBackend, tokens
 from scripted_cluster import Nodes, clustered
 from scripted_command import batch_here, run_here
-from server_kinds import every_kind
+from server_kinds import LlamaServer, VllmServer
 from templates import TEMPLATES
 from tiny_models import CHATML_TEMPLATE, write_chatml
 
@@ -234,8 +233,7 @@ every_reply = pytest.mark.parametrize("name", REPLIES)
 
 
 @every_reply
-@every_kind
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("kind", "stream"), [(LlamaServer, False), (LlamaServer, True), (VllmServer, True)])
 @pytest.mark.parametrize("limit", [0, LIMIT])
 def test_remote_thought_is_ended_as_here(kind: type[ModelServer], name: str, stream: bool, limit: int) -> None:
     model = speaker(lambda seed: REPLIES[name].format(seed=seed))
@@ -258,7 +256,7 @@ def test_cluster_thought_is_ended_as_here(name: str) -> None:
 def test_remote_thought_that_is_off_asks_for_few_tokens() -> None:
     model = speaker(lambda seed: reply_around("<think>", "\n" + ENDING, "It is {seed}. So there.") + "x" * 200)
     request = request_of("go", seed=3, max_tokens=None, temperature=1.0, controls=(budget(0),))
-    with serving_kind(LlamaServer, model, context_size=300) as [server], connected(server) as engine:
+    with serving(model, context_size=300) as [server], connected(server) as engine:
         replies_of(engine, request)
         first, second = (asked.body["n_predict"] for asked in server.completions())
     assert 0 < first <= 2 * SENTENCE_TOKENS < second

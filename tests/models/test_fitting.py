@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.engine.memory import DEFAULT_CONTEXT, HEADROOM, Device
@@ -254,7 +254,6 @@ def stocks(draw: st.DrawFn) -> list[tuple[str, int]]:
     return draw(st.permutations([*sizes, *((name, 100 * GB + draw(SIZES)) for name in full)]))
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
 @given(capacities, amounts, amounts, amounts)
 def test_fit_more_memory_never_worsens_a_verdict(here: Capacity, size: int, memory: int, device: int) -> None:
     larger = Capacity(here.memory + memory, (*(here.devices or ()), gpu(device)))
@@ -263,7 +262,6 @@ def test_fit_more_memory_never_worsens_a_verdict(here: Capacity, size: int, memo
     assert then.is_comfortable(larger) or not now.is_comfortable(here)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.builds(Capacity, amounts), amounts, amounts)
 def test_fit_smaller_need_never_worsens_a_verdict(here: Capacity, size: int, less: int) -> None:
     large, small = fit(size, here), fit(max(0, size - less), here)
@@ -271,7 +269,6 @@ def test_fit_smaller_need_never_worsens_a_verdict(here: Capacity, size: int, les
     assert not large.is_comfortable(here) or large.verdict(here) == "fits"
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
 @given(stocks(), st.lists(st.sampled_from(["q2_k", "Q8_0", "other"])), capacities)
 def test_fit_recommends_exactly_one_that_fits_if_any(
     sizes: list[tuple[str, int]], installed: list[str], here: Capacity
@@ -283,7 +280,6 @@ def test_fit_recommends_exactly_one_that_fits_if_any(
     assert assess_quantizations(list(reversed(sizes)), installed, KV, DEFAULT_CONTEXT, here) == candidates
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
 @given(stocks(), capacities, amounts)
 def test_fit_more_memory_never_recommends_a_smaller_one(
     sizes: list[tuple[str, int]], here: Capacity, memory: int

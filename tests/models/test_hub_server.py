@@ -1,4 +1,7 @@
-"""The Hub of the tests is one to the real client, `huggingface_hub`, in a process that knows no other."""
+"""The Hub of the tests: what the real client, `huggingface_hub`, sees of it, and its faults.
+
+The tests of `pull` cover tokens, commits, refusals and downloads that are resumed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,6 @@ from hub_server import SERVER_ERROR, HubServer
 
 pytestmark = pytest.mark.slow
 
-READER, OTHER, UNKNOWN = "hf_reader", "hf_other", "hf_unknown"
 MODEL = bytes(range(256)) * 4096  # 1 MiB
 FILES = {"README.md": b"# Model\n", "model.gguf": MODEL, "more/parts/model-2.gguf": MODEL[:1000]}
 
@@ -44,7 +46,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
-    with HubServer(tokens=(READER, OTHER)) as server:
+    with HubServer() as server:
         server.repository("owner/model", FILES)
         yield server
 
@@ -62,24 +64,13 @@ class Client:
             stderr=subprocess.DEVNULL,
         )
 
-    def begin(self, name: str, **arguments: Any) -> None:
-        """Have a function called."""
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps([name, arguments]).encode() + b"\n")
-        self.process.stdin.flush()
-
     def ask(self, name: str, **arguments: Any) -> Any:
         """Return what a function says, or the name of what it raises."""
-        self.begin(name, **arguments)
-        assert self.process.stdout
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps([name, arguments]).encode() + b"\n")
+        self.process.stdin.flush()
         assert select.select([self.process.stdout], [], [], 30)[0], f"{name} is silent"
         return json.loads(self.process.stdout.readline())
-
-    def download(self, filename: str = "model.gguf", **arguments: Any) -> str:
-        """Return the path of a downloaded file of owner/model."""
-        path = self.ask("hf_hub_download", repo_id="owner/model", filename=filename, **arguments)
-        assert isinstance(path, str)
-        return path
 
 
 @pytest.fixture
@@ -128,7 +119,7 @@ def test_hub_model_info_has_sizes_and_digests(hub: HubServer, client: Client) ->
 
 
 def test_hf_download_stores_the_file_in_the_cache(hub: HubServer, client: Client) -> None:
-    path = Path(client.download("more/parts/model-2.gguf"))
+    path = Path(client.ask("hf_hub_download", repo_id="owner/model", filename="more/parts/model-2.gguf"))
     commit = hub.repositories["owner/model"].branches["main"].hash
     assert path.read_bytes() == MODEL[:1000]
     assert path.resolve().name == hashlib.sha256(MODEL[:1000]).hexdigest()
@@ -137,86 +128,34 @@ def test_hf_download_stores_the_file_in_the_cache(hub: HubServer, client: Client
         ("cdn", "GET", 200),
     ]
     assert hub.log.requests("cdn")[0].sent == 1000
+    assert not hub.log.requests("other")
     [repository] = client.ask("scan_cache_dir")["repos"]
     assert (repository["repo_id"], repository["size_on_disk"]) == ("owner/model", 1000)
     assert [revision["commit_hash"] for revision in repository["revisions"]] == [commit]
 
 
-def test_hub_serves_small_files_itself(hub: HubServer, client: Client) -> None:
-    path = Path(client.download("README.md"))
-    assert path.read_bytes() == b"# Model\n"
-    assert path.resolve().name == hashlib.sha1(b"blob 8\0# Model\n").hexdigest()
-    assert not hub.log.requests("cdn")
+def test_hub_serves_files_from_disk(hub: HubServer, tmp_path: Path) -> None:
+    on_disk = tmp_path / "model.gguf"
+    on_disk.write_bytes(MODEL)
+    in_memory = hub.repositories["owner/model"].branches["main"].files["model.gguf"]
+    hub.repository("owner/model", {"model.gguf": on_disk})
+    read = hub.repositories["owner/model"].branches["main"].files["model.gguf"]
+    assert (read.size, read.sha256, read.blob_id) == (in_memory.size, in_memory.sha256, in_memory.blob_id)
+    assert fetch(on_the_cdn(hub))[1] == MODEL
+    hub.arm(Fault(part="cdn", flip_at=0))
+    assert fetch(on_the_cdn(hub), Range="bytes=0-1")[1] == b"\xff\x01"
 
 
-def test_hub_keeps_old_commits_when_main_moves(hub: HubServer, client: Client) -> None:
-    repository = hub.repositories["owner/model"]
-    old = repository.branches["main"].hash
-    new = repository.commit({"README.md": b"# Better\n", "more/parts/model-2.gguf": None})
-    assert client.ask("model_info", repo_id="owner/model")["sha"] == new
-    assert [each["rfilename"] for each in client.ask("model_info", repo_id="owner/model")["siblings"]] == [
-        "README.md",
-        "model.gguf",
-    ]
-    assert Path(client.download("README.md")).read_bytes() == b"# Better\n"
-    assert Path(client.download("README.md", revision=old)).read_bytes() == b"# Model\n"
+def test_hub_commit_ids_depend_on_content_only() -> None:
+    with HubServer() as one, HubServer() as other:
+        commits = {hub.repository("owner/model", FILES).branches["main"].hash for hub in (one, other)}
+    [commit] = commits
+    assert len(commit) == 40
 
 
-@pytest.mark.parametrize(
-    ("token", "said"),
-    [
-        (False, "RepositoryNotFoundError"),
-        (OTHER, "RepositoryNotFoundError"),
-        (UNKNOWN, "HfHubHTTPError"),
-        (READER, "owner/private"),
-    ],
-)
-def test_hub_private_repository_is_visible_to_readers(
-    hub: HubServer, client: Client, token: str | bool, said: str
-) -> None:
-    hub.repository("owner/private", FILES, private=True, readers=(READER,))
-    info = client.ask("model_info", repo_id="owner/private", token=token)
-    assert (info if isinstance(info, str) else info["id"]) == said
-
-
-@pytest.mark.parametrize(
-    ("token", "said", "status"), [(False, "GatedRepoError", 401), (OTHER, "GatedRepoError", 403), (READER, "", 302)]
-)
-def test_hub_gated_repository_lists_files_but_restricts_downloads(
-    hub: HubServer, client: Client, token: str | bool, said: str, status: int
-) -> None:
-    hub.repository("owner/gated", FILES, gated="manual", readers=(READER,))
-    assert client.ask("model_info", repo_id="owner/gated", token=token)["gated"] == "manual"
-    answer = client.ask("hf_hub_download", repo_id="owner/gated", filename="model.gguf", token=token)
-    assert said in answer
-    assert hub.log.requests("resolve")[0].status == status
-
-
-def test_hub_missing_objects_have_error_codes(client: Client) -> None:
-    def download(repo_id: str, filename: str, **arguments: Any) -> Any:
-        return client.ask("hf_hub_download", repo_id=repo_id, filename=filename, **arguments)
-
-    assert download("owner/missing", "model.gguf") == "RepositoryNotFoundError"
-    assert download("owner/missing", "model.gguf", token=READER) == "RepositoryNotFoundError"
-    assert download("owner/model", "modèle.gguf") == "RemoteEntryNotFoundError"
-    assert download("owner/model", "model.gguf", revision="v7") == "RevisionNotFoundError"
-
-
-def test_hub_rejects_an_unknown_token(hub: HubServer, client: Client) -> None:
-    assert client.ask("model_info", repo_id="owner/model", token=UNKNOWN) == "HfHubHTTPError"
-    assert [each.status for each in hub.log.requests()] == [401]
-
-
-def test_hf_download_resumes_after_the_last_complete_chunk(hub: HubServer, client: Client) -> None:
-    """The client reads chunks of 10 MiB and loses the one that it has a part of."""
-    chunk = 10 * 1024 * 1024
-    large = MODEL * 11
-    hub.repositories["owner/model"].commit({"large.gguf": large})
-    hub.arm(Fault(part="cdn", cut_after=chunk + 300_000))
-    assert Path(client.download("large.gguf")).read_bytes() == large
-    first, second = hub.log.requests("cdn")
-    assert (first.status, first.sent, first.range) == (200, chunk + 300_000, None)
-    assert (second.status, second.sent, second.range) == (206, len(large) - chunk, f"bytes={chunk}-")
+def test_hub_cdn_rejects_unsigned_urls(hub: HubServer) -> None:
+    response, _ = fetch(on_the_cdn(hub).partition("?")[0])
+    assert response.status == 403
 
 
 @pytest.mark.parametrize(

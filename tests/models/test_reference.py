@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cerebrum_cli.core.errors import UsageError
@@ -179,7 +179,6 @@ references: st.SearchStrategy[Reference] = st.one_of(
 )
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
 @example(HubReference("o/model.gguf"))
 @example(HubReference("o/model.gguf", "Q4_0"))
 @example(HubReference("hf.co/a"))
@@ -208,7 +207,6 @@ def read(text: str) -> Reference | None:
         return None
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
 @given(texts)
 def test_reference_any_text_parses_or_raises_a_usage_error(text: str) -> None:
     try:
@@ -217,7 +215,6 @@ def test_reference_any_text_parses_or_raises_a_usage_error(text: str) -> None:
         assert len(error.message.splitlines()) == len(error.hint.splitlines()) == 1
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.builds("{}{}".format, st.sampled_from(["", "hf.co/", "https://huggingface.co/a/b/"]), texts))
 def test_reference_round_trips(text: str) -> None:
     reference = read(text)
@@ -228,7 +225,6 @@ views = st.sampled_from([f"{HUB}/a/b/{view}/" for view in ("resolve", "blob", "r
 addresses = st.builds("{}{}{}".format, views, texts, st.sampled_from(["", "/x.gguf", "%2Fx.gguf", ".gguf"]))
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
 @given(addresses)
 def test_reference_paths_stay_inside_their_directory(text: str) -> None:
     reference = read(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.core.errors import ModelFileError
@@ -182,7 +182,6 @@ whole = st.builds(parts, split_stems, st.integers(2, 4)) | stems.map(lambda stem
 others = st.sampled_from(["README.md", "mmproj-x-f16.gguf", "x.imatrix.gguf", "x.gguf.json"])
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.lists(whole, unique=True), st.lists(others), st.data())
 def test_variants_partition_complete_sets_in_any_order(
     sets: list[tuple[str, ...]], beside: list[str], data: st.DataObject
@@ -193,7 +192,6 @@ def test_variants_partition_complete_sets_in_any_order(
     assert found == variants(files)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.lists(whole, unique=True, max_size=4), st.data())
 def test_variants_are_always_complete(sets: list[tuple[str, ...]], data: st.DataObject) -> None:
     names = sorted({"README.md"} | {name for names in sets for name in names})
