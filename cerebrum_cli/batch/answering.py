@@ -228,11 +228,11 @@ class Answering:
                     yield self.progress
 
 
-def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library: Library) -> dict[str, Any]:
-    """Everything the answers depend on besides the prompts, by readable names; `file` is the model file used."""
+def batch_fingerprint(options: BatchOptions, model: Model, library: Library) -> dict[str, Any]:
+    """Everything the answers depend on besides the prompts, by readable names."""
     votes = options.votes
     return {
-        **generation_fingerprint(options.settings, options.grammar, model, file, library),
+        **generation_fingerprint(options.settings, options.grammar, model, library),
         "votes": votes and f"{votes.minimum}..{votes.maximum}",
         "ignore eos": options.ignore_eos,
     }

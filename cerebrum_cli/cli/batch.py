@@ -77,16 +77,15 @@ def answer(
     require_effective(generator.settings, typed, options)
     grammar, is_json = read_grammar(runtime, options), options.schema is not None
     row_options = batches.BatchOptions(generator.settings, grammar, is_json, votes, options.ignore_eos)
-    file = generator.resolved.model
     record = {
         **input_fingerprint(rows, options, saved),
         **generator.fingerprint,
-        **batches.batch_fingerprint(row_options, generator.model, file, runtime.library),
+        **batches.batch_fingerprint(row_options, generator.model, runtime.library),
     }
     result = open_result(runtime, output, record, generator.model.adapter_params, rows, options)
     try:
         if unanswered := count_unanswered(rows, result):
-            notify_of_experts(runtime, file, options)
+            notify_of_experts(runtime, generator.model, options)
             earlier = noted_servers(result) if isinstance(result, Journal) else ()
             loaded = generator.open(runtime, unanswered * (votes.maximum if votes else 1), earlier)
             generate(runtime, loaded, rows, row_options, result, output, options)

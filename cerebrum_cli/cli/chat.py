@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.history import with_session_defaults
-from cerebrum_cli.cli.models import find_model, resolve_encoding
+from cerebrum_cli.cli.models import find_model, find_profile
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.servers import find_endpoints, without_local
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
@@ -15,7 +15,7 @@ from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.inference.loading import ModelLoader
 from cerebrum_cli.inference.question import template_options
 from cerebrum_cli.inference.text import read_piped
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.models.model import as_path, is_file
 from cerebrum_cli.models.reference import looks_like_path
 from cerebrum_cli.terminal.keyboard import Keyboard
@@ -121,7 +121,7 @@ def model_loader(runtime: Runtime, options: ChatOptions) -> ModelLoader:
         runtime.open_backend,
         runtime.prompt_cache,
         template_options(options.template_arg),
-        lambda model, settings: resolve_encoding(runtime, model, settings, options),
+        lambda model, settings: find_profile(runtime, model, settings, options),
         endpoints,
         adapted,
     )

@@ -51,9 +51,7 @@ class PreparedEvaluation:
         return {
             **self.task.fingerprint,
             **generator.fingerprint,
-            **generation_fingerprint(
-                evaluation.settings, evaluation.grammar, generator.model, generator.resolved.model, runtime.library
-            ),
+            **generation_fingerprint(evaluation.settings, evaluation.grammar, generator.model, runtime.library),
         }
 
 

@@ -6,16 +6,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.models import find_model, resolve_encoding
+from cerebrum_cli.cli.models import find_model, find_profile
 from cerebrum_cli.cli.servers import find_endpoints, require_no_adapters, without_local
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.inference.load_options import Parallel, require_attention
-from cerebrum_cli.inference.loading import ResolvedModel, open_model, open_servers
+from cerebrum_cli.inference.loading import open_model, open_servers
+from cerebrum_cli.inference.profiles import Profile, step_costs_of, tuning_of
 from cerebrum_cli.inference.question import template_options
 from cerebrum_cli.inference.text import read_text
-from cerebrum_cli.models.adapters import with_adapters
 from cerebrum_cli.models.generative import require_generative
+from cerebrum_cli.models.library import with_adapters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,7 +45,7 @@ class Generator:
     """
 
     model: Model
-    resolved: ResolvedModel
+    profile: Profile | None
     settings: Settings
     arguments: Mapping[str, Any]
     parallel: int | None
@@ -71,16 +72,15 @@ class Generator:
         if self.nodes:
             parallel = plan_parallel(self.parallel, samples, self.pad_steps)
             return self.nodes.open(runtime, self.model, self.settings, self.arguments, parallel)
-        tuning = self.resolved.tuning("batch")
+        tuning = tuning_of(self.profile, "batch")
         return open_model(
             runtime.open_backend,
             self.model,
             self.settings,
             template_options=self.arguments,
             parallel=plan_parallel(self.parallel or tuning.slots, samples, self.pad_steps),
-            file=self.resolved.model,
             tuning=tuning,
-            step_costs=self.resolved.step_costs("ask") if self.settings.drafts else None,
+            step_costs=step_costs_of(self.profile, "ask") if self.settings.drafts else None,
         )
 
     def open_vocabulary(self, runtime: Runtime) -> LoadedModel:
@@ -91,7 +91,6 @@ class Generator:
             self.settings,
             template_options=self.arguments,
             vocabulary_only=True,
-            file=self.resolved.model,
         )
 
     @property
@@ -119,7 +118,7 @@ def find_generator(
     model, settings = usable(runtime, model, settings, options)
     return Generator(
         model,
-        ResolvedModel(model) if nodes else resolve_encoding(runtime, model, settings, options),
+        None if nodes else find_profile(runtime, model, settings, options),
         settings,
         template_options(options.template_arg),
         parallel,

@@ -81,10 +81,9 @@ def show(runtime: Runtime, reference: Reference, options: ShowOptions) -> None:
 
 
 def profile_of(runtime: Runtime, model: Model, settings: Settings) -> tuple[Profile | None, str]:
-    """Profile of the file that answers for a model, and a note if it was measured elsewhere."""
-    preferred = runtime.library.preferred(model)
-    profile = runtime.profile(preferred, settings)
-    if profile is None and runtime.profiles().find_other(runtime.library.identity(preferred)):
+    """Profile of a model, and a note if it was measured elsewhere."""
+    profile = runtime.profile(model, settings)
+    if profile is None and runtime.profiles().find_other(runtime.library.identity(model)):
         command = f"cerebrum tune {model.reference}"
         return None, f"its profile is from another machine or build of llama.cpp; run {command}"
     return profile, ""

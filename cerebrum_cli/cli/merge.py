@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.cli.models import file_progress, find_model
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import is_directory
 from cerebrum_cli.core.settings import environment_layer
-from cerebrum_cli.merge.merge import Merge, MergeOptions, merge_object, require_not_source
-from cerebrum_cli.merge.recipes import read_recipe, resolve_models, source_references
+from cerebrum_cli.merge.merge import (
+    Merge,
+    MergeOptions,
+    merge_object,
+    read_recipe,
+    require_not_source,
+    resolve_models,
+    source_references,
+)
 from cerebrum_cli.merge.target_types import parse_type
-from cerebrum_cli.models.model import as_path, is_directory, is_file, name_from_stem
+from cerebrum_cli.models.library import require_free_name
+from cerebrum_cli.models.model import as_path, is_file, name_from_stem
 from cerebrum_cli.models.variants import unsplit_name
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.reports.merge import print_merge
@@ -20,7 +29,7 @@ from cerebrum_cli.terminal.reports.merge import print_merge
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import MergeCommandOptions
-    from cerebrum_cli.merge.output_file import WrittenFile
+    from cerebrum_cli.merge.execute import WrittenFile
     from cerebrum_cli.models.model import Model
 
 
@@ -31,7 +40,7 @@ def merge(runtime: Runtime, recipe: str, options: MergeCommandOptions) -> None:
     target = merge_options(options, Path(recipe).stem)
     references = source_references(library, requested, options.source)
     if not options.dry_run:
-        merger.require_name(target, requested.spec)
+        require_free_name(library, target.name, lambda row: row is requested.spec, target.replaces)
 
     def find(reference: str) -> Model:
         if options.dry_run:
@@ -77,9 +86,7 @@ def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
     if not is_directory(path.parent):
         raise UsageError(f"-o {path}: directory {path.parent} does not exist", "create it first, or write elsewhere")
     return MergeOptions(
-        path,
-        options.name or name_from_stem(path.stem),
-        parse_type(options.type) if options.type else None,
+        path, options.name or name_from_stem(path.stem), parse_type(options.type) if options.type else None
     )
 
 

@@ -57,7 +57,7 @@ class AnswerOptions(ServerOptions, PullOptions):
     template_arg: tuple[str, ...] = option(
         (), "Variable for the embedded template (repeatable)", "Model", metavar="KEY=VALUE"
     )
-    no_profile: bool = option(False, "Ignore the tuning profile and any re-encoded copy", "Speed", local=True)
+    no_profile: bool = option(False, "Ignore the tuning profile", "Speed", local=True)
     verbose: bool = option(False, "Show llama.cpp's log on standard error", "Output", short="-v")
 
 
@@ -254,24 +254,7 @@ class PullCommandOptions(PullOptions):
 
 @option_group
 class TuneOptions(PullOptions):
-    quick: bool = option(False, "Measure only key settings; 45 s for a 7B", "Speed")
-    thorough: bool = option(False, "Try more values, and measure longer", "Speed")
-    reencode: bool = option(False, "Compare other encodings of the weights; save none", "Speed")
-    apply: str | None = option(None, "With --reencode: save and use this encoding", "Speed", metavar="TYPE")
-    force: bool = option(False, "With --apply: accept an encoding whose output differs", "Speed")
     json: bool = option(False, "Print a JSON object", "Output")
-
-    def validate(self) -> None:
-        """Raise UsageError for options that exclude or require each other."""
-        if self.quick and self.thorough:
-            raise UsageError("--quick and --thorough cannot be used together", "give one of them")
-        if self.reencode and (self.quick or self.thorough):
-            other = "quick" if self.quick else "thorough"
-            raise UsageError(f"--reencode and --{other} cannot be used together", "give one of them")
-        if self.apply and not self.reencode:
-            raise UsageError("--apply requires --reencode", "add --reencode")
-        if self.force and not self.apply:
-            raise UsageError("--force requires --apply", "add --reencode --apply TYPE")
 
 
 @option_group

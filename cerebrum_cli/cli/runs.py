@@ -11,7 +11,7 @@ from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.eval.comparison import comparison_object, verdict
 from cerebrum_cli.eval.report import group_by_question, mean_accuracy, report_object
 from cerebrum_cli.eval.runs import compare_runs, report_of, rescored
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.terminal.bars import StageProgress
 from cerebrum_cli.terminal.reports.eval import print_comparison, print_report, print_runs
 from cerebrum_cli.terminal.tables import print_rows, wrapped
@@ -114,10 +114,9 @@ def model_of(runtime: Runtime, run: Run) -> Model:
     model = library.resolve(run.record.notes["reference"])
     model = with_adapters(library, model, run.record.notes.get(LORA, ()))
     recorded = run.record.fingerprint
-    for file in (library.preferred(model), model):
-        if (library.file_identity(file), file.adapter_identity) == (recorded["model file"], recorded["adapter"]):
-            return file
-    raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "evaluate it again")
+    if (library.file_identity(model), model.adapter_identity) != (recorded["model file"], recorded.get("adapter")):
+        raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "evaluate it again")
+    return model
 
 
 def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool) -> None:

@@ -29,13 +29,14 @@ from cerebrum_cli.inference.fingerprint import MODEL_KEYS
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.engine.protocol import Closeness, FileBenchFactory
+    from cerebrum_cli.engine.trials import BenchFactory, Closeness
     from cerebrum_cli.models.model import Model
 
 SUFFIX = ".jsonl"
 QUESTIONS, SAMPLES = "questions", "samples"  # keys of a run's extent
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
+PROBE_TOKENS = 256  # of the text on which two quantizations are compared
 _REQUIRED = {"task", "model", "match"}  # keys of a run's fingerprint
 _canonical = lru_cache(maxsize=10_000)(canonical)  # samples that vote state few different answers
 
@@ -253,13 +254,13 @@ def _finished_samples(run: Run) -> Iterator[Sample]:
     return chain.from_iterable(each for each in questions.values() if len(each) == run.samples_per_question)
 
 
-def measure_divergence(reference: Model, other: Model, settings: Settings, open_bench: FileBenchFactory) -> Closeness:
+def measure_divergence(reference: Model, other: Model, settings: Settings, open_bench: BenchFactory) -> Closeness:
     """Compare two quantizations of one model on a probe text, each in a child process.
 
     Raises ModelFileError, UsageError if their vocabularies or layers differ, EngineError if they cannot be loaded.
     """
-    from cerebrum_cli.engine.closeness import file_closeness
-    from cerebrum_cli.engine.protocol import TrialError
+    from cerebrum_cli.engine.load_options import Tuning
+    from cerebrum_cli.engine.trials import TrialError
     from cerebrum_cli.inference.load_options import load_options
     from cerebrum_cli.models.generative import require_generative
 
@@ -273,12 +274,14 @@ def measure_divergence(reference: Model, other: Model, settings: Settings, open_
             f"{reference.label} and {other.label} are not quantizations of the same model",
             "compare two with the same vocabulary, architecture and number of layers",
         )
-    context = min(model.trained_context for model in (reference, other))
+    count, default = min(PROBE_TOKENS, reference.trained_context, other.trained_context), Tuning()
     with (
         closing(open_bench(load_options(reference, settings), reference.paths)) as reference_bench,
         closing(open_bench(load_options(other, settings), other.paths)) as other_bench,
     ):
         try:
-            return file_closeness(reference_bench, other_bench, context)
+            logits = reference_bench.write_logits(default, count)
+            reference_bench.release()  # memory may hold only one of them
+            return other_bench.compare_logits(logits, default, count)
         except TrialError as error:
             raise EngineError(f"cannot compare these models: {error.message}", error.hint) from error

@@ -24,7 +24,7 @@ from cerebrum_cli.eval.tasks import TASKS, Condition, Preset, Task, find_conditi
 from cerebrum_cli.models.cache import Cache, CachedFile
 from cerebrum_cli.models.download import Download, git_hash
 from cerebrum_cli.models.hub import cache_directory, is_offline, list_repository
-from cerebrum_cli.models.retries import Progress, RetryPolicy
+from cerebrum_cli.models.hub_errors import Progress, RetryPolicy
 
 _PARQUET = ".parquet"
 

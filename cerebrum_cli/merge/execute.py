@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from threading import Thread
+from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.adapter import TensorInfo, encode_header
+from cerebrum_cli.core.files import fsync_directory, is_disk_full, try_lock
+from cerebrum_cli.gguf.parser import aligned
+from cerebrum_cli.gguf.table import encode_header
 from cerebrum_cli.merge.methods import input_tensors
-from cerebrum_cli.merge.output_file import HashedFile, WrittenFile, translate_os_errors
-from cerebrum_cli.merge.plan import OutputTensor, Plan, padded_size
+from cerebrum_cli.merge.plan import OutputTensor, Plan
 from cerebrum_cli.merge.weights import CodecFactory, TensorEvaluator, block_scale
 
+PART_SUFFIX = ".part"
+OPEN_ATTEMPTS = 10  # another merge may rename the file in between
+MAX_UNHASHED = 4  # chunks written but not hashed yet
 PROGRESS_INTERVAL_S = 0.02  # between two progress reports
 
 OnProgress = Callable[[int, int], None]
@@ -32,16 +44,20 @@ class OutputFile:
     @property
     def size(self) -> int:
         """Size in bytes."""
-        return len(self.header) + sum(padded_size(tensor.size) for tensor in self.tensors)
+        return len(self.header) + sum(aligned(tensor.size) for tensor in self.tensors)
+
+
+class WrittenFile(NamedTuple):
+    """A complete file: its path, size in bytes, and SHA-256."""
+
+    path: Path
+    size: int
+    sha256: str
 
 
 def plan_file(plan: Plan, path: Path) -> OutputFile:
     """The file that a plan is written to."""
-    return OutputFile(path, encode_header(plan.metadata, map(tensor_info, plan.tensors)), plan.tensors)
-
-
-def tensor_info(tensor: OutputTensor) -> TensorInfo:
-    return TensorInfo(tensor.name, tensor.shape, tensor.type, tensor.size)
+    return OutputFile(path, encode_header(plan.metadata, (tensor[:3] for tensor in plan.tensors)), plan.tensors)
 
 
 def execute(file: OutputFile, codec: CodecFactory, threads: int, on_progress: OnProgress) -> WrittenFile:
@@ -56,16 +72,19 @@ def execute(file: OutputFile, codec: CodecFactory, threads: int, on_progress: On
         Thread(target=job.run, name="merge", daemon=True).start()
         while not job.is_finished:
             time.sleep(PROGRESS_INTERVAL_S)  # not join(): an exception raised in it loses the thread (Python 3.11)
-            on_progress(job.done, job.total)
-        if job.is_complete:
-            on_progress(job.total, job.total)
+            on_progress(job.done, file.size)
+        if job.written:
+            on_progress(file.size, file.size)
     except BaseException:
         job.is_cancelled = True
         while job.is_started and not job.is_finished:
             time.sleep(PROGRESS_INTERVAL_S)
-        if not job.is_complete:  # otherwise the file has been renamed already
+        if not job.written:  # otherwise the file has been renamed already
             raise
-    return job.result()
+    if job.error:
+        raise job.error
+    assert job.written, "the job is finished"
+    return job.written
 
 
 class Cancelled(Exception):
@@ -83,34 +102,18 @@ class Job:
     is_cancelled: bool = False
     is_started: bool = False
     is_finished: bool = False
-    _written: WrittenFile | None = None
-    _error: BaseException | None = None
-
-    @property
-    def total(self) -> int:
-        """Size of the file in bytes."""
-        return self.file.size
+    written: WrittenFile | None = None
+    error: BaseException | None = None
 
     def run(self) -> None:
         """Write the file; store the result or the exception."""
         self.is_started = True
         try:
-            self._written = self._write()
-        except BaseException as error:  # raised by result(), in the waiting thread
-            self._error = error
+            self.written = self._write()
+        except BaseException as error:  # raised by the waiting thread
+            self.error = error
         finally:
             self.is_finished = True
-
-    @property
-    def is_complete(self) -> bool:
-        return self._written is not None
-
-    def result(self) -> WrittenFile:
-        """The written file; raises the exception that prevented it."""
-        if self._error is not None:
-            raise self._error
-        assert self._written, "the job is finished"
-        return self._written
 
     def _write(self) -> WrittenFile:
         self._raise_if_cancelled()
@@ -136,7 +139,7 @@ def chunks(file: OutputFile, evaluator: TensorEvaluator) -> Iterator[bytes]:
     yield file.header
     for tensor in file.tensors:
         yield from evaluator.chunks(tensor)
-        yield bytes(padded_size(tensor.size) - tensor.size)
+        yield bytes(aligned(tensor.size) - tensor.size)
 
 
 def require_supported_types(plan: Plan, codec: CodecFactory) -> None:
@@ -154,3 +157,80 @@ def require_supported_types(plan: Plan, codec: CodecFactory) -> None:
         if not instance.writable(tensor.type):
             problem = f"{tensor.name} is {tensor.kind.name}, which cannot be written without an importance matrix"
             raise MergeError(problem, "choose another type with --type, such as Q4_K")
+
+
+class HashedFile:
+    """A file that appears complete or not at all: until `commit`, its name ends in `.part`.
+
+    A thread hashes each chunk while the next one is produced. Opening raises MergeError, also if another merge is
+    writing the file; the methods raise OSError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._part = path.with_name(path.name + PART_SUFFIX)
+        self._digest = hashlib.sha256()
+        self._hashing: deque[Future[None]] = deque()
+        self._resources = contextlib.ExitStack()
+        self._is_committed = False
+
+    def __enter__(self) -> HashedFile:
+        with contextlib.ExitStack() as opened, translate_os_errors(self.path):
+            self._pool = opened.enter_context(ThreadPoolExecutor(1))
+            self._file = opened.enter_context(open_locked(self._part, self.path))  # locked until it is complete
+            opened.callback(self._remove)  # while it is still locked
+            self._file.truncate(0)
+            self._resources = opened.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
+
+    def write(self, data: bytes) -> None:
+        if len(self._hashing) >= MAX_UNHASHED:
+            self._hashing.popleft().result()
+        self._hashing.append(self._pool.submit(self._digest.update, data))
+        remaining = memoryview(data)
+        while remaining:
+            remaining = remaining[self._file.write(remaining) :]
+        self.size += len(data)
+
+    def commit(self) -> WrittenFile:
+        """Flush the file to disk and give it its name."""
+        while self._hashing:
+            self._hashing.popleft().result()
+        os.fsync(self._file.fileno())
+        self._part.replace(self.path)
+        self._is_committed = True
+        fsync_directory(self.path.parent)
+        return WrittenFile(self.path, self.size, self._digest.hexdigest())
+
+    def _remove(self) -> None:
+        if not self._is_committed:
+            self._part.unlink(missing_ok=True)
+
+
+def open_locked(part: Path, path: Path) -> FileIO:
+    """Open and lock the partial file of a path. Raises MergeError if another merge is writing it."""
+    for _ in range(OPEN_ATTEMPTS):
+        file = FileIO(part, "ab")
+        if not try_lock(file.fileno()):
+            file.close()
+            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                return file
+        file.close()  # another merge renamed or removed it after it was opened
+    raise MergeError(f"another cerebrum merge is writing {path}", "wait until it has finished")
+
+
+@contextlib.contextmanager
+def translate_os_errors(path: Path) -> Iterator[None]:
+    """Translate operating system errors about a file."""
+    try:
+        yield
+    except OSError as error:
+        is_full = is_disk_full(error) and error.errno != errno.EFBIG  # files may be larger elsewhere
+        hint = "free some space, or write elsewhere" if is_full else "write elsewhere"
+        raise MergeError(f"{path}: {error.strerror}", hint) from error

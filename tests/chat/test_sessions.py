@@ -586,7 +586,7 @@ def test_search_reads_only_the_messages_it_returns(sessions: Store) -> None:
     with sessions.transaction():
         session = sessions.create("a", "chat")
         for number in range(400):
-            session = add_texts(sessions, session, f"{number} elephant " + "word " * 2000)
+            session = add_texts(sessions, session, f"{number} elephant " + "word " * 400)
 
     def seconds(limit: int) -> float:
         start = time.perf_counter()
@@ -859,14 +859,15 @@ def errors_of(path: Path) -> Iterator[SessionError]:
         yield error
 
 
-@pytest.fixture
-def large_database(path: Path) -> Path:
-    """A database of one megabyte."""
+@pytest.fixture(scope="module")
+def large_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a database of one megabyte."""
+    path = tmp_path_factory.mktemp("large") / "sessions.db"
     with contextlib.closing(Store(path)) as sessions, sessions.transaction():
         session = sessions.create("a", "chat")
         for number in range(200):
             session = add_texts(sessions, session, f"{number} " + "word " * 1000)
-    return path
+    return path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -885,14 +886,15 @@ def large_database(path: Path) -> Path:
     ids=("text", "short", "header", "first page", "half", "first page filled", "rest zero", "rest filled", "schema"),
 )
 def test_damaged_database_is_reported_and_never_overwritten(
-    large_database: Path, damage: Callable[[bytes], bytes]
+    path: Path, large_database: bytes, damage: Callable[[bytes], bytes]
 ) -> None:
-    damaged = damage(large_database.read_bytes())
-    large_database.write_bytes(damaged)
-    for error in errors_of(large_database):
-        assert error.message.startswith(f"{large_database}: ")
+    damaged = damage(large_database)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(damaged)
+    for error in errors_of(path):
+        assert error.message.startswith(f"{path}: ")
         assert error.hint == "move the file elsewhere; a new one will be created"
-    assert large_database.read_bytes() == damaged
+    assert path.read_bytes() == damaged
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND, CommandLine
+from command_line import COMMAND
 from merges import (
     FOUR_LAYERS,
     OUT,
@@ -122,7 +122,7 @@ def test_merge_interrupt_after_renaming_registers_the_model(home: Home, monkeypa
         os.kill(os.getpid(), signal.SIGINT)
         fsync_directory(folder)
 
-    monkeypatch.setattr("cerebrum_cli.merge.output_file.fsync_directory", interrupt_and_sync)
+    monkeypatch.setattr("cerebrum_cli.merge.execute.fsync_directory", interrupt_and_sync)
     done = home.merge(*OUT)
     exists = "out.gguf" in home.files
     assert ([row["name"] for row in home.rows], "nothing was written" in done.err) == (["out"] * exists, not exists)
@@ -227,25 +227,6 @@ def test_merge_reports_ignored_keys_of_a_recipe(home: Home) -> None:
     assert (done.code, done.object["ignored_keys"]) == (0, ["random_seed"])
     assert done.err.splitlines()[0] == "note: the recipe's key random_seed is unknown and ignored"
     assert home.run(*arguments, "-q").err == ""
-
-
-def test_merge_of_the_whole_starter_generates_the_same_text(pytestconfig: pytest.Config, tmp_path: Path) -> None:
-    assert pytestconfig.cache
-    owner, command = CommandLine(Path(pytestconfig.cache.mkdir("starter"))), CommandLine(tmp_path)
-    pulled = owner.run("pull", "starter", "--quiet")  # downloaded once per machine
-    assert pulled.code == 0, pulled.err
-    starter = Path(owner.run("show", "starter", "--json").object["path"])
-    (tmp_path / "once.yaml").write_text(stack((str(starter), 0, 10), (str(starter), 10, 30)))
-    done = command.run("merge", "once.yaml", "-o", "out.gguf", "-q")
-    assert done.code == 0, done.err
-    out = tmp_path / "out.gguf"
-    assert read_tensors([out]) == read_tensors([starter])
-    arguments = ("-n", "40", "--temperature", "0", "--json", "Name three colours of the rainbow.")
-    replies = [command.run("ask", "-m", each, *arguments).object for each in (starter, out)]
-    assert replies[0]["text"] == replies[1]["text"]
-    assert [each["completion_tokens"] for each in replies] == [replies[0]["completion_tokens"]] * 2
-    assert replies[0]["prompt_tokens"] == replies[1]["prompt_tokens"]
-    out.unlink()
 
 
 def test_merge_with_a_broken_pipe_is_registered(home: Home) -> None:

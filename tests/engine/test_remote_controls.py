@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from llama_server import LlamaServer
 from model_servers import ModelServer
 from remote_engines import (
     connected,
@@ -20,7 +19,7 @@ from remote_engines import (
 )
 from scripted_backend import Model
 from scripted_cluster import Nodes, clustered
-from server_kinds import every_kind
+from server_kinds import LlamaServer, VllmServer
 from thinkers import ENDING, LIMIT, budget, reply_around, speaker
 
 from cerebrum_cli.engine.control import MIN_TOKENS, LoopCheck
@@ -58,9 +57,8 @@ def local(model: Model, *given: Request) -> dict[Any, tuple[Any, ...]]:
     return summaries(local_replies(model, *given, context_size=300))
 
 
-@every_kind
 @every_model
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("kind", "stream"), [(LlamaServer, False), (LlamaServer, True), (VllmServer, True)])
 @pytest.mark.parametrize("limit", [0, LIMIT])
 def test_remote_controls_act_as_here(kind: type[ModelServer], name: str, stream: bool, limit: int) -> None:
     given = requests(limit, stream=stream)

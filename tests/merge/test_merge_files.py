@@ -28,7 +28,7 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.merge.output_file import WrittenFile
+from cerebrum_cli.merge.execute import WrittenFile
 
 BLOCK_TENSORS = {
     *("attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"),

@@ -17,9 +17,8 @@ from tiny_models import write_quantized
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.core.files import fsync_directory, try_lock
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.merge import output_file
-from cerebrum_cli.merge.execute import Cancelled, Job, OutputFile, execute
-from cerebrum_cli.merge.output_file import HashedFile
+from cerebrum_cli.merge import execute as writing
+from cerebrum_cli.merge.execute import Cancelled, HashedFile, Job, OutputFile, execute
 
 pytestmark = pytest.mark.slow
 
@@ -50,11 +49,11 @@ def before_lock(monkeypatch: pytest.MonkeyPatch) -> BeforeLock:
 
     def set_up(act: Callable[[], object]) -> None:
         def act_and_lock(descriptor: int) -> bool:
-            monkeypatch.setattr(output_file, "try_lock", try_lock)
+            monkeypatch.setattr(writing, "try_lock", try_lock)
             act()
             return try_lock(descriptor)
 
-        monkeypatch.setattr(output_file, "try_lock", act_and_lock)
+        monkeypatch.setattr(writing, "try_lock", act_and_lock)
 
     return set_up
 
@@ -102,7 +101,7 @@ def test_merge_gives_up_when_its_partial_file_keeps_vanishing(out: Path, monkeyp
         out.with_name("out.gguf.part").unlink()
         return try_lock(descriptor)
 
-    monkeypatch.setattr(output_file, "try_lock", remove_and_lock)
+    monkeypatch.setattr(writing, "try_lock", remove_and_lock)
     with pytest.raises(MergeError, match="another cerebrum merge"), HashedFile(out):
         pytest.fail("the file does not exist")
     assert file_names(out) == []
@@ -162,7 +161,7 @@ def test_merge_interrupt_after_the_rename_completes_it(
             interrupted.set()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(output_file, "fsync_directory", sync_and_wait)
+    monkeypatch.setattr(writing, "fsync_directory", sync_and_wait)
     try:
         file = execute(plan(six_layers, out), LlamaCodec, 2, interrupt)
     except KeyboardInterrupt:
@@ -174,9 +173,8 @@ def test_merge_cancelled_before_it_starts_opens_no_file(six_layers: Path, out: P
     out.with_name("out.gguf.part").write_bytes(b"of another merge")
     job = Job(plan(six_layers, out), LlamaCodec, 2, is_cancelled=True)
     job.run()
-    assert (job.is_finished, job.is_complete, job.done) == (True, False, 0)
-    with pytest.raises(Cancelled):
-        job.result()
+    assert (job.is_finished, job.written, job.done) == (True, None, 0)
+    assert isinstance(job.error, Cancelled)
     assert out.with_name("out.gguf.part").read_bytes() == b"of another merge"
 
 

@@ -19,7 +19,7 @@ from person import Person
 from tiny_models import write_quantized
 
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
-from cerebrum_cli.merge.output_file import HashedFile
+from cerebrum_cli.merge.execute import HashedFile
 from cerebrum_cli.terminal.interrupts import interruptible
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
@@ -192,7 +192,7 @@ def test_merge_reports_another_merge_into_the_same_file(small: Path, tmp_path: P
 INTERRUPT_IN_LOCK = """
 import os, signal, sys, threading
 from cerebrum_cli.main import main
-from cerebrum_cli.merge.output_file import HashedFile
+from cerebrum_cli.merge.execute import HashedFile
 
 enter, write, armed, sent = threading.Condition.__enter__, HashedFile.write, [], []
 
@@ -282,16 +282,6 @@ def test_merge_command_signals_leave_no_files(
     assert job.files == ["out.gguf"] * exists
     assert not exists or job.out.read_bytes() == EXISTING
     assert job.command.run("list", "--json").object == []
-
-
-@pytest.mark.parametrize("interval_s", [0.0, 0.003, 0.02, 0.04, 0.06])
-def test_merge_command_second_interrupt_leaves_no_files(job: MergeProcess, interval_s: float) -> None:
-    process = job.start("-q")
-    job.wait_until_writing()
-    process.send_signal(signal.SIGINT)
-    time.sleep(interval_s)
-    process.send_signal(signal.SIGINT)
-    assert (job.wait(process), job.files) == ((130, INTERRUPTED), [])
 
 
 def test_merge_command_interrupt_inside_a_lock_does_not_hang(job: MergeProcess) -> None:

@@ -29,10 +29,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.download import Download
 from cerebrum_cli.models.hub import HubFile, Listing
-from cerebrum_cli.models.hub_errors import HubError
-from cerebrum_cli.models.retries import RetryPolicy
-
-pytestmark = pytest.mark.slow
+from cerebrum_cli.models.hub_errors import HubError, RetryPolicy
 
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 SLOW = Fault(part="cdn", let_through=1, bytes_per_second=3_000_000)  # the header comes at once, the file in 3 seconds
@@ -75,6 +72,7 @@ def went_on(hub_user: HubUser, left: int) -> None:
     assert (download.range, download.sent) == (f"bytes={left}-", hub_user.path(FILE, REPO).stat().st_size - left)
 
 
+@pytest.mark.slow
 def test_pull_resumes_after_a_kill(hub_user: HubUser) -> None:
     with begun(hub_user) as process:
         process.kill()
@@ -84,6 +82,7 @@ def test_pull_resumes_after_a_kill(hub_user: HubUser) -> None:
     went_on(hub_user, left)
 
 
+@pytest.mark.slow
 def test_pull_interrupt_prints_how_to_resume(hub_user: HubUser) -> None:
     with begun(hub_user) as process:
         process.send_signal(signal.SIGINT)
@@ -100,12 +99,14 @@ def lost(hub_user: HubUser, how: str = "connection lost") -> str:
     return f"note: {urlsplit(hub_user.hub.cdn_url).netloc}: {how}: retrying in 1 s\n"
 
 
+@pytest.mark.slow
 def test_pull_resumes_lost_connections(hub_user: HubUser) -> None:
     hub_user.hub.arm(Fault(part="cdn", let_through=1, times=2, cut_after=3_000_000))
     assert cleaned(hub_user.pull(REPO)) == lost(hub_user) * 2 + here(hub_user)
     assert [each.range for each in hub_user.downloads()] == [None, "bytes=3000000-", "bytes=6000000-"]
 
 
+@pytest.mark.slow
 def test_pull_resumes_a_reset_connection(hub_user: HubUser) -> None:
     hub_user.hub.arm(Fault(part="cdn", let_through=1, cut_after=3_000_000, reset=True))
     assert cleaned(hub_user.pull(REPO)) == lost(hub_user) + here(hub_user)
@@ -157,6 +158,7 @@ def test_pull_accepts_a_complete_or_oversized_partial_file(hub_user: HubUser, mi
     assert len(hub_user.downloads()) == (1 if more else 0)
 
 
+@pytest.mark.slow
 def test_pull_replaces_a_damaged_blob(hub_user: HubUser) -> None:
     hub_user.pull(REPO)
     blob = hub_user.folder(REPO) / "blobs" / hub_user.digest(FILE, REPO)
@@ -179,6 +181,7 @@ def start_changed(hub_user: HubUser, change: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_pull_asks_for_bounded_ranges_of_large_files(hub_user: HubUser, mistral_model: Path) -> None:
     hub_user.hub.arm(Fault(part="cdn", let_through=3, cut_after=600_000))
     with start_changed(hub_user, "from cerebrum_cli.models import download; download.RANGE_BYTES = 2_000_000") as pull:
@@ -195,6 +198,7 @@ def test_pull_asks_for_bounded_ranges_of_large_files(hub_user: HubUser, mistral_
 NO_LOCKS = "import fcntl; fcntl.flock = lambda *_: None"
 
 
+@pytest.mark.slow
 def test_pull_without_locks_has_a_partial_file_of_its_own(hub_user: HubUser) -> None:
     hub_user.hub.arm(replace(SLOW, times=None, let_through=0))
     with start_changed(hub_user, NO_LOCKS) as one, start_changed(hub_user, NO_LOCKS) as other:
@@ -205,6 +209,7 @@ def test_pull_without_locks_has_a_partial_file_of_its_own(hub_user: HubUser) -> 
     here(hub_user)
 
 
+@pytest.mark.slow
 def test_pull_without_locks_takes_over_a_file_once(hub_user: HubUser, mistral_model: Path) -> None:
     partial(hub_user).write_bytes(mistral_model.read_bytes()[:3_000_000])
     os.utime(partial(hub_user), (0, 0))
@@ -221,6 +226,7 @@ def test_pull_without_locks_takes_over_a_file_once(hub_user: HubUser, mistral_mo
     assert sorted(str(each.range) for each in hub_user.downloads()) == ["None", "bytes=3000000-"]
 
 
+@pytest.mark.slow
 def test_pull_without_locks_leaves_a_growing_file_alone(hub_user: HubUser) -> None:
     with partial(hub_user).open("ab") as growing:
         growing.write(b"x")
@@ -237,6 +243,7 @@ def test_pull_without_locks_leaves_a_growing_file_alone(hub_user: HubUser) -> No
     here(hub_user)
 
 
+@pytest.mark.slow
 def test_pull_without_locks_verifies_the_file_on_disk(hub_user: HubUser) -> None:
     hub_user.hub.arm(SLOW)
     with start_changed(hub_user, NO_LOCKS) as pull:
@@ -249,6 +256,7 @@ def test_pull_without_locks_verifies_the_file_on_disk(hub_user: HubUser) -> None
     assert (pull.returncode, hub_user.blobs(REPO)) == (1, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGKILL])
 def test_pull_without_locks_resumes_an_earlier_one(hub_user: HubUser, ended_by: signal.Signals) -> None:
     hub_user.hub.arm(SLOW)
@@ -268,6 +276,7 @@ def test_pull_without_locks_resumes_an_earlier_one(hub_user: HubUser, ended_by: 
     assert (download.range, left > 1_000_000) == (f"bytes={left}-", True)
 
 
+@pytest.mark.slow
 def test_pull_stops_where_another_process_writes_too(hub_user: HubUser) -> None:
     with begun(hub_user) as process:
         with partial(hub_user).open("ab") as other:
@@ -298,6 +307,7 @@ def test_pull_into_another_users_directory_is_refused(tmp_path: Path) -> None:
     assert caught.value.hint == "set HF_HUB_CACHE to a writable directory, then try again to resume"
 
 
+@pytest.mark.slow
 def test_pull_of_a_present_file_needs_no_writable_cache(hub_user: HubUser) -> None:
     with small_disk(hub_user, 120) as disk:
         for command in (
@@ -311,6 +321,7 @@ def test_pull_of_a_present_file_needs_no_writable_cache(hub_user: HubUser) -> No
         assert disk.finish()[0] == 0
 
 
+@pytest.mark.slow
 def test_pull_waits_for_the_rate_limit(hub_user: HubUser) -> None:
     hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header("Retry-After", "1")))
     began = time.monotonic()
@@ -344,6 +355,7 @@ def test_pull_gives_up_after_repeated_server_errors(hub_user: HubUser) -> None:
     assert (done.code, done.out, done.err) == (1, "", tried + given_up)
 
 
+@pytest.mark.slow
 def test_pull_retries_a_timeout(hub_user: HubUser) -> None:
     hub_user.hub.arm(Fault(part="cdn", let_through=1, hang_after=1_000_000))
     said = cleaned(hub_user.pull(REPO, HF_HUB_DOWNLOAD_TIMEOUT="1"))
@@ -459,6 +471,7 @@ def small_disk(hub_user: HubUser, megabytes: int) -> Iterator[SmallDisk]:
         disk.shell.communicate()
 
 
+@pytest.mark.slow
 def test_pull_writes_nothing_to_a_full_disk(hub_user: HubUser) -> None:
     with small_disk(hub_user, 20) as disk:
         disk.begin(f"{COMMAND} pull {REPO}")
@@ -471,6 +484,7 @@ def test_pull_writes_nothing_to_a_full_disk(hub_user: HubUser) -> None:
     assert not hub_user.downloads()
 
 
+@pytest.mark.slow
 def test_pull_keeps_the_partial_file_when_the_disk_fills_up(hub_user: HubUser) -> None:
     hub_user.hub.arm(SLOW)
     with small_disk(hub_user, 80) as disk:

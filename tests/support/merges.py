@@ -9,25 +9,24 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gguf
 import numpy as np
 from command_line import CommandLine, Finished
+from gguf_files import write_file
 from numpy.typing import NDArray
 from scripted_command import runtime_for
 from tiny_models import Shape
 
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.gguf.adapter import read_table
-from cerebrum_cli.gguf.cursor import Cursor
-from cerebrum_cli.gguf.types import TENSOR_TYPES
+from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.main import run
-from cerebrum_cli.merge.execute import OutputFile, execute, plan_file, require_supported_types
+from cerebrum_cli.merge.execute import OutputFile, WrittenFile, execute, plan_file, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
-from cerebrum_cli.merge.output_file import WrittenFile
 from cerebrum_cli.merge.plan import plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.rows import RECIPES
+from cerebrum_cli.models.catalogue import RECIPES
 from cerebrum_cli.models.variants import parts_of
 from cerebrum_cli.terminal.streams import Streams
 
@@ -84,31 +83,27 @@ def write_merge(recipe: str, models: Models, out: Path, **options: Any) -> Writt
 
 
 def read_tensors(paths: Sequence[Path]) -> dict[str, StoredTensor]:
-    """Read all tensors of a model; the `gguf` package takes seconds for a large vocabulary."""
-    found = {}
-    for path in paths:
-        data = path.read_bytes()
-        cursor = Cursor(path, data, position=8)
-        tensors, values = cursor.uint64(), cursor.uint64()
-        metadata = {cursor.string("key"): cursor.value() for _ in range(values)}
-        rows = [
-            (cursor.string("name"), cursor.dimensions(cursor.uint32()), TENSOR_TYPES[cursor.uint32()], cursor.uint64())
-            for _ in range(tensors)
-        ]
-        alignment = metadata.get("general.alignment", 32)
-        assert isinstance(alignment, int)
-        begin = -(-cursor.position // alignment) * alignment
-        for name, shape, kind, offset in rows:
-            start = begin + offset
-            found[name] = StoredTensor(kind.name, shape, data[start : start + kind.bytes_of(math.prod(shape))])
-    return found
+    """Read all tensors of a model."""
+    data = {path: path.read_bytes() for path in paths}
+    return {
+        name: StoredTensor(each.kind.name, each.shape, data[each.path][each.offset : each.offset + each.size])
+        for name, each in read_table("model", paths).tensors.items()
+    }
+
+
+def write_weights(path: Path, tensors: Mapping[str, Weights], architecture: str = "llama", layers: int = 1) -> Path:
+    """Write a model of these weights in F32, without a vocabulary."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_uint32(f"{architecture}.block_count", layers)
+    for name, values in tensors.items():
+        writer.add_tensor(name, np.asarray(values, np.float32))
+    write_file(writer)
+    return path
 
 
 def metadata_bytes(path: Path) -> dict[str, bytes]:
     """Read the bytes of each metadata value of a file, including its type."""
-    from gguf import GGUFReader
-
-    fields = GGUFReader(path).fields.items()
+    fields = gguf.GGUFReader(path).fields.items()
     return {name: b"".join(part.tobytes() for part in field.parts) for name, field in fields}
 
 

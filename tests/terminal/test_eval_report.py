@@ -13,6 +13,7 @@ from random import Random
 from typing import cast
 
 import pytest
+from quantized import Q4_0, Q8_0, quantize
 from tiny_models import Shape, write_chatml
 
 from cerebrum_cli.cli.app import process_bench
@@ -20,8 +21,7 @@ from cerebrum_cli.core.errors import EngineError, OutputError, UsageError
 from cerebrum_cli.core.events import ScoreEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
-from cerebrum_cli.engine.protocol import Closeness, FileBench, TrialError
-from cerebrum_cli.engine.quantization import ENCODINGS, encode_file
+from cerebrum_cli.engine.trials import Bench, Closeness, TrialError
 from cerebrum_cli.eval.estimates import interval_of, majorities, mean
 from cerebrum_cli.eval.questions import SKIPPED, Sample
 from cerebrum_cli.eval.report import Report, RunningScore, group_by_question, report_object, summarize, votes_of
@@ -280,13 +280,13 @@ class Memory:
     closed: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
-    def bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> FileBench:
+    def bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> Bench:
         assert paths == (options.path,)
-        return cast("FileBench", OneFileBench(self, options.path.stem))
+        return cast("Bench", OneBench(self, options.path.stem))
 
 
 @dataclass
-class OneFileBench:
+class OneBench:
     """A bench that finds the first model in the way of the second until it is released."""
 
     memory: Memory
@@ -356,10 +356,9 @@ def test_divergence_is_larger_for_a_coarser_quantization(tmp_path: Path) -> None
     original, settings = Model("F32", (write_chatml(tmp_path / "F32.gguf"),)), Settings(threads=1)
     assert measure_divergence(original, original, settings, process_bench) == (1.0, 1.0, 0.0)
     found = {}
-    for encoding in ENCODINGS:
-        if encoding.name in ("Q8_0", "Q4_0"):
-            path = tmp_path / f"{encoding.name}.gguf"
-            list(encode_file(original.path, path, encoding))
-            found[encoding.name] = measure_divergence(original, Model(encoding.name, (path,)), settings, process_bench)
-    assert 0 < found["Q8_0"].mean_kld < found["Q4_0"].mean_kld / 10
-    assert found["Q8_0"].top1_agreement > found["Q4_0"].top1_agreement
+    for file_type in (Q8_0, Q4_0):
+        path = tmp_path / f"{file_type}.gguf"
+        quantize(original.path, path, file_type)
+        found[file_type] = measure_divergence(original, Model("copy", (path,)), settings, process_bench)
+    assert 0 < found[Q8_0].mean_kld < found[Q4_0].mean_kld / 10
+    assert found[Q8_0].top1_agreement > found[Q4_0].top1_agreement
