@@ -25,7 +25,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.backend import Backend, Sampler
-from cerebrum_cli.engine.control import ControlFactory, Controls, End, limit_after
+from cerebrum_cli.engine.control import ControlFactory, Controls, End
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
@@ -198,9 +198,8 @@ class Sequence:
             return None
         if isinstance(intervention, End):
             return intervention.reason
-        self.forced.append(Forced(intervention.kind, len(self.generated), len(intervention.tokens)))
+        self.forced.append(Forced(len(self.generated), len(intervention.tokens)))
         self.pending.extend(intervention.tokens)
-        self.max_tokens = limit_after(intervention, len(self.generated), self.max_tokens)
         return None
 
     def report_inspected(self, backend: Backend, rows: Iterable[int]) -> None:
