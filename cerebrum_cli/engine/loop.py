@@ -195,9 +195,9 @@ class Loop:
         """Guess a sequence's next tokens, at most as many as leave room to sample one after them."""
         if sequence.drafter is None:
             return []
-        sequence.lookup = sequence.lookup or sequence.drafter.start(sequence.generated)
+        sequence.draft_state = sequence.draft_state or sequence.drafter.start(sequence.generated)
         limit = sequence.max_length(self._backend.capacity) - sequence.length - 1
-        return sequence.drafter.draft(sequence.lookup, limit)
+        return sequence.drafter.draft(sequence.draft_state, limit)
 
     def _compact(self) -> None:
         """Move the sequences in the highest slots to holes below, unless waiting sequences will fill those."""
@@ -276,8 +276,8 @@ class Loop:
             sequence.draft_n_accepted += 1
         if not draft:
             return
-        if sequence.lookup:
-            sequence.lookup.record(accepted)
+        if sequence.draft_state:
+            sequence.draft_state.record(accepted)
         if not self._trim(slot, len(slot.tokens)):
             slot.clear()
             sequence.evaluated = 0

@@ -25,12 +25,12 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.backend import Backend, Sampler
-from cerebrum_cli.engine.control import ControlFactory, Controls, End
+from cerebrum_cli.engine.control import ControlFactory, Controls, EndReply
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.drafts.costs import StepCosts
-    from cerebrum_cli.engine.drafts.drafter import Drafter, Lookup
+    from cerebrum_cli.engine.drafts.drafter import Drafter, DraftState
 
 Tokens: TypeAlias = "tuple[int, ...] | array[int]"
 """Token ids; an array takes a tenth of a tuple's memory."""
@@ -125,7 +125,7 @@ class Sequence:
     cached_tokens: int = 0
     generated: list[int] = field(default_factory=list)
     drafter: Drafter | None = None
-    lookup: Lookup | None = None
+    draft_state: DraftState | None = None
     draft_n: int = 0
     draft_n_accepted: int = 0
     admitted_at: float | None = None
@@ -196,7 +196,7 @@ class Sequence:
         intervention = None if self.pending else controls.intervene()
         if intervention is None:
             return None
-        if isinstance(intervention, End):
+        if isinstance(intervention, EndReply):
             return intervention.reason
         self.forced.append(Forced(len(self.generated), len(intervention.tokens)))
         self.pending.extend(intervention.tokens)

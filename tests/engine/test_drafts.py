@@ -21,7 +21,7 @@ from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafts import drafter
 from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts, draft_lengths
-from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Acceptance, Drafter, Lookup
+from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Acceptance, Drafter, DraftState
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.inference.loading import draft_costs
 
@@ -30,12 +30,12 @@ REPEATED = "the cat sat on the mat. "
 COPY = replies({"copy: " + REPEATED: REPEATED * 4})
 
 
-def grow(drafter: Drafter, lookup: Lookup, reply: list[int], text: str) -> str:
+def grow(drafter: Drafter, state: DraftState, reply: list[int], text: str) -> str:
     """Add a text to a reply token by token; return the draft that follows it."""
     for token in tokens(text):
-        drafter.draft(lookup, MAX_DRAFT)
+        drafter.draft(state, MAX_DRAFT)
         reply.append(token)
-    return "".join(chr(each.token) for each in drafter.draft(lookup, MAX_DRAFT))
+    return "".join(chr(each.token) for each in drafter.draft(state, MAX_DRAFT))
 
 
 # Drafts.
@@ -43,17 +43,17 @@ def grow(drafter: Drafter, lookup: Lookup, reply: list[int], text: str) -> str:
 
 def test_drafter_continues_the_prompt_where_the_reply_repeats_it() -> None:
     drafter, reply = Drafter(tokens("one two three four.")), list[int]()
-    lookup = drafter.start(reply)
-    assert grow(drafter, lookup, reply, "tw") == ""
-    assert grow(drafter, lookup, reply, "o").startswith(" three four.")
-    assert grow(drafter, lookup, reply, " th").startswith("ree four.")
-    assert grow(drafter, lookup, reply, "e") == ""
+    state = drafter.start(reply)
+    assert grow(drafter, state, reply, "tw") == ""
+    assert grow(drafter, state, reply, "o").startswith(" three four.")
+    assert grow(drafter, state, reply, " th").startswith("ree four.")
+    assert grow(drafter, state, reply, "e") == ""
 
 
 def test_drafter_extends_a_repetition_beyond_its_end() -> None:
     drafter, reply = Drafter(tokens("?")), list[int]()
-    lookup = drafter.start(reply)
-    assert grow(drafter, lookup, reply, "abcabc") == ("abc" * 21)[:MAX_DRAFT]
+    state = drafter.start(reply)
+    assert grow(drafter, state, reply, "abcabc") == ("abc" * 21)[:MAX_DRAFT]
 
 
 def test_drafter_follows_a_sibling_from_its_first_token() -> None:
@@ -61,10 +61,10 @@ def test_drafter_follows_a_sibling_from_its_first_token() -> None:
     first: list[int] = []
     grow(drafter, drafter.start(first), first, "the answer is 4")
     second: list[int] = []
-    lookup = drafter.start(second)
-    assert grow(drafter, lookup, second, "") == "the answer is 4"
-    assert grow(drafter, lookup, second, "t") == "he answer is 4"
-    assert grow(drafter, lookup, second, "hus the a") == "nswer is 4"
+    state = drafter.start(second)
+    assert grow(drafter, state, second, "") == "the answer is 4"
+    assert grow(drafter, state, second, "t") == "he answer is 4"
+    assert grow(drafter, state, second, "hus the a") == "nswer is 4"
 
 
 def test_drafter_looks_up_again_after_the_end_of_a_sibling() -> None:
@@ -72,18 +72,18 @@ def test_drafter_looks_up_again_after_the_end_of_a_sibling() -> None:
     first: list[int] = []
     grow(drafter, drafter.start(first), first, "the")
     second: list[int] = []
-    lookup = drafter.start(second)
-    assert grow(drafter, lookup, second, "the two").startswith(" three four.")
+    state = drafter.start(second)
+    assert grow(drafter, state, second, "the two").startswith(" three four.")
 
 
 def test_drafter_learns_from_lookups_without_drafts() -> None:
     drafter, reply = Drafter(tokens("abcdefghij. uvwxyzuvw.")), list[int]()
-    lookup = drafter.start(reply)
+    state = drafter.start(reply)
     probabilities = []
     for start, rest in (("abcdef", "ghij."), ("uvwxyz", "!")):
-        grow(drafter, lookup, reply, start)
-        probabilities.append(drafter.draft(lookup, 1)[0].probability)
-        grow(drafter, lookup, reply, rest)
+        grow(drafter, state, reply, start)
+        probabilities.append(drafter.draft(state, 1)[0].probability)
+        grow(drafter, state, reply, rest)
     assert probabilities[0] < probabilities[1]
 
 
@@ -101,18 +101,18 @@ def test_acceptance_follows_what_was_right_before() -> None:
 def test_drafter_pauses_after_misses_until_a_long_match() -> None:
     text = "a long text that is repeated"
     drafter, reply = Drafter(tokens(text)), list[int]()
-    lookup = drafter.start(reply)
+    state = drafter.start(reply)
     for _ in range(3):
-        lookup.record(accepted=0)
-    assert grow(drafter, lookup, reply, text[:15]) == ""
-    assert grow(drafter, lookup, reply, text[15:17]).startswith(text[17:])
+        state.record(accepted=0)
+    assert grow(drafter, state, reply, text[:15]) == ""
+    assert grow(drafter, state, reply, text[15:17]).startswith(text[17:])
 
 
 def test_drafter_is_deterministic() -> None:
     def drafts() -> list[str]:
         drafter, reply = Drafter(tokens(REPEATED)), list[int]()
-        lookup = drafter.start(reply)
-        return [grow(drafter, lookup, reply, text) for text in ("the cat", " sat on the cat", ". the mat")]
+        state = drafter.start(reply)
+        return [grow(drafter, state, reply, text) for text in ("the cat", " sat on the cat", ". the mat")]
 
     assert drafts() == drafts()
 

@@ -17,7 +17,7 @@ from scripted_backend import ALPHABET, ScriptedBackend, random_model, replies, t
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, StageEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.loop import Loop
@@ -301,7 +301,7 @@ def test_scores_and_sequences_run_one_after_another() -> None:
     def submit(sample: int) -> None:
         commands.send(Submit(create_sequences(0, Request(tokens("hello ")), events.append, [sample], 0), scope))
 
-    def step(count: int) -> list[list[Row]]:
+    def step(count: int) -> list[list[TokenRow]]:
         first = len(backend.steps)
         for _ in range(count):
             assert loop.process_commands(commands)

@@ -13,7 +13,7 @@ from asking import loaded
 from llama_engines import greedy, options
 
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions
@@ -81,7 +81,7 @@ def single_token_score(backend: LlamaBackend, context: Tokens, continuation: Tok
     text = (*context, *continuation)
     total, is_greedy = 0.0, True
     for position, token in enumerate(text[:-1]):
-        backend.decode([Row(0, position, token, True)])
+        backend.decode([TokenRow(0, position, token, True)])
         if position + 1 >= len(text) - len(continuation):
             total += backend.logprob(0, text[position + 1])
             is_greedy &= int(backend.logits(0).argmax()) == text[position + 1]

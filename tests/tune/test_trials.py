@@ -25,7 +25,7 @@ from cerebrum_cli.doctor.selftest import NANO
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import HEADROOM
-from cerebrum_cli.engine.trials import Bench, Job, TrialError
+from cerebrum_cli.engine.trials import Bench, BenchJob, TrialError
 from cerebrum_cli.gguf.sizes import uniform_sizes
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.tune import trial_options
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 TEXT = PROBE.read_text(encoding="utf-8")
 REPACKED, NOT_REPACKED = Tuning(repack=True), Tuning(repack=False)
-PREFILL, DECODE, BATCH_DECODE = Job("prefill", 64), Job("decode", 4), Job("decode", 2, 4)
+PREFILL, DECODE, BATCH_DECODE = BenchJob("prefill", 64), BenchJob("decode", 4), BenchJob("decode", 2, 4)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 from zlib import crc32
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.bindings import llama, log
 from cerebrum_cli.engine.memory import ContextOptions, pad_length
 from cerebrum_cli.engine.state_store import write_error
@@ -86,7 +86,7 @@ class LlamaContext:
         self._defers_copies = options.n_streams > 1
         self.pending_copies: set[int] = set()
 
-    def decode(self, rows: Sequence[Row]) -> bool:
+    def decode(self, rows: Sequence[TokenRow]) -> bool:
         """Evaluate the rows; False if the stop flag interrupted it."""
         batch = self._batch
         batch.n_tokens = len(rows)

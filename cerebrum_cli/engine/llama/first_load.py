@@ -26,7 +26,7 @@ from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import StopFlag
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.llama.vocabulary import Vocabulary
+    from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 
 SIGNALS = ("SIGABRT", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGXCPU")
 MAX_DATA_BYTES, MAX_CPU_S = 2 * 2**30, 20  # of the child: an honest file is mapped, and takes less than a second
@@ -160,7 +160,7 @@ def _try_and_load(module: str, function: str, path: str, kind: str = "", adapter
 
 def _load(path: str, kind: str, adapter: str) -> None:
     from cerebrum_cli.engine.llama.bindings import llama, suppress_log
-    from cerebrum_cli.engine.llama.vocabulary import Vocabulary
+    from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, False
@@ -169,7 +169,7 @@ def _load(path: str, kind: str, adapter: str) -> None:
         for params.vocab_only in (True,) if kind == VOCABULARY else (True, False):
             model = llama.llama_model_load_from_file(os.fsencode(path), params)
             if model:
-                _use_vocabulary(Vocabulary(model))
+                _use_vocabulary(LlamaVocabulary(model))
         if model and adapter:
             llama.llama_adapter_lora_init(model, os.fsencode(adapter))
         elif model and not kind:
@@ -189,7 +189,7 @@ def _limit_resources() -> None:
             resource.setrlimit(kind, (limit, limit))
 
 
-def _use_vocabulary(vocabulary: Vocabulary) -> None:
+def _use_vocabulary(vocabulary: LlamaVocabulary) -> None:
     """Convert every byte to tokens, and every token to bytes."""
     text = "".join(map(chr, range(256)))
     with contextlib.suppress(CerebrumError):

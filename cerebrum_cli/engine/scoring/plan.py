@@ -19,7 +19,7 @@ from heapq import heappop, heappush
 from itertools import chain
 from typing import NamedTuple
 
-from cerebrum_cli.engine.backend import Row
+from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.scoring.request import ScoreRequest
 
@@ -115,7 +115,7 @@ class Limits:
     is_trimmable: Callable[[int, int], bool]
 
 
-class Place(NamedTuple):
+class SlotChange(NamedTuple):
     """Change of a slot before a step: it then holds the first `length` tokens of `source`, which may be itself."""
 
     slot: int
@@ -123,7 +123,7 @@ class Place(NamedTuple):
     length: int
 
 
-class Run(NamedTuple):
+class RowRange(NamedTuple):
     """Consecutive rows of a step: tokens `start` to `stop` of a text, evaluated in a slot that holds those before."""
 
     slot: int
@@ -132,7 +132,7 @@ class Run(NamedTuple):
     stop: int
 
 
-class Lookup(NamedTuple):
+class TokenLookup(NamedTuple):
     """The probability of a token after a row of a step, and the continuations that it is a factor of."""
 
     row: int
@@ -140,16 +140,16 @@ class Lookup(NamedTuple):
     readers: tuple[int, ...]
 
 
-class Step(NamedTuple):
+class ScoreStep(NamedTuple):
     """Changes of slots, then one decode of `rows`, then lookups in its logits, ascending by row.
 
     It evaluates so many `nodes` of the trie for the first time: all its rows, unless slots could not be trimmed.
     """
 
-    places: tuple[Place, ...]
-    runs: tuple[Run, ...]
-    rows: tuple[Row, ...]
-    lookups: tuple[Lookup, ...]
+    slot_changes: tuple[SlotChange, ...]
+    runs: tuple[RowRange, ...]
+    rows: tuple[TokenRow, ...]
+    lookups: tuple[TokenLookup, ...]
     nodes: int
 
 
@@ -181,14 +181,14 @@ class Running:
         return self.evaluated == self.length
 
 
-def plan_steps(paths: Sequence[Path], limits: Limits) -> Iterator[Step]:
+def plan_steps(paths: Sequence[Path], limits: Limits) -> Iterator[ScoreStep]:
     """Yield the steps that evaluate all paths; no path may be longer than the memory."""
-    planner = Planner(paths, limits)
+    planner = ScorePlanner(paths, limits)
     while step := planner.next_step():
         yield step
 
 
-class Planner:
+class ScorePlanner:
     """The state of memory after the steps planned so far."""
 
     def __init__(self, paths: Sequence[Path], limits: Limits) -> None:
@@ -199,27 +199,27 @@ class Planner:
         self._overtaking: set[int] = set()  # paths after the first that have started
         self._running: dict[int, Running] = {}
         self._free_slots = list(range(limits.slots))
-        self._places: list[Place] = []
+        self._slot_changes: list[SlotChange] = []
 
-    def next_step(self) -> Step | None:
+    def next_step(self) -> ScoreStep | None:
         """Plan the next step; None if all is evaluated."""
         self._start_paths()
         runs = self._choose_runs()
         if not runs:
             assert self._first == len(self._paths), "no path can continue"
             return None
-        rows: list[Row] = []
-        lookups: list[Lookup] = []
+        rows: list[TokenRow] = []
+        lookups: list[TokenLookup] = []
         nodes = 0
         for one, run in sorted(runs, key=lambda pair: pair[1].slot):
             for position in range(run.start, run.stop):
                 readers = one.lookups.get(position + 1, {})
-                lookups += [Lookup(len(rows), token, tuple(readers[token])) for token in sorted(readers)]
-                rows.append(Row(run.slot, position, run.text[position], bool(readers)))
+                lookups += [TokenLookup(len(rows), token, tuple(readers[token])) for token in sorted(readers)]
+                rows.append(TokenRow(run.slot, position, run.text[position], bool(readers)))
             nodes += max(0, run.stop - max(run.start, one.path.shared))
             one.evaluated = run.stop
-        step = Step(tuple(self._places), tuple(run for _, run in runs), tuple(rows), tuple(lookups), nodes)
-        self._places = self._release_slots()
+        step = ScoreStep(tuple(self._slot_changes), tuple(run for _, run in runs), tuple(rows), tuple(lookups), nodes)
+        self._slot_changes = self._release_slots()
         return step
 
     def _start_paths(self) -> None:
@@ -262,7 +262,7 @@ class Planner:
         else:
             slot = heappop(self._free_slots)
         if replaced or (source and reused):
-            self._places.append(Place(slot, source.slot if source else slot, reused))
+            self._slot_changes.append(SlotChange(slot, source.slot if source else slot, reused))
         self._running[index] = started = Running(index, path, slot, reused, pieces, path.lookups_by_node())
         self._overtaking.add(index)
         while self._first in self._overtaking:
@@ -270,7 +270,7 @@ class Planner:
             self._first += 1
         return started
 
-    def _choose_runs(self) -> list[tuple[Running, Run]]:
+    def _choose_runs(self) -> list[tuple[Running, RowRange]]:
         """Choose the rows of a step, from the first paths on."""
         runs = []
         rows, outputs = self._limits.batch_size, self._limits.max_outputs
@@ -280,7 +280,7 @@ class Planner:
             if len(with_logits) > outputs:
                 stop = with_logits[outputs] - 1
             if stop > one.evaluated:
-                runs.append((one, Run(one.slot, one.path.tokens, one.evaluated, stop)))
+                runs.append((one, RowRange(one.slot, one.path.tokens, one.evaluated, stop)))
                 rows -= stop - one.evaluated
                 outputs -= min(outputs, len(with_logits))
         return runs
@@ -293,7 +293,7 @@ class Planner:
         is_needed = one.evaluated < branch and not self._is_trimmable(one.length, branch)
         return branch if is_needed else one.length
 
-    def _release_slots(self) -> list[Place]:
+    def _release_slots(self) -> list[SlotChange]:
         """Empty the slots of finished paths that no later path starts from."""
         released = [
             one
@@ -303,7 +303,7 @@ class Planner:
         for one in released:
             del self._running[one.index]
             heappush(self._free_slots, one.slot)
-        return [Place(one.slot, one.slot, 0) for one in released]
+        return [SlotChange(one.slot, one.slot, 0) for one in released]
 
     def _has_started(self, index: int) -> bool:
         return index < self._first or index in self._overtaking

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
-from cerebrum_cli.engine.backend import Backend, Row, TokenScore
+from cerebrum_cli.engine.backend import Backend, TokenRow, TokenScore
 from cerebrum_cli.engine.sequence import Failure
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.scoring.plan import Path, Run, Step
+    from cerebrum_cli.engine.scoring.plan import Path, RowRange, ScoreStep
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 
 STAGE = "scoring"
@@ -83,7 +83,7 @@ class ScoreRun:
         self._results = Results(job)
         self._nodes = node_count(job.paths)
         self._evaluated = 0
-        self._step: Step | None = None  # that was interrupted
+        self._step: ScoreStep | None = None  # that was interrupted
         if job.paths:
             self._reserve(max(len(path.tokens) for path in job.paths))
             backend.clear_all()
@@ -117,9 +117,9 @@ class ScoreRun:
         if length > backend.capacity and (notice := backend.reserve(length)):
             self._job.emit(notice)
 
-    def _arrange_slots(self, step: Step) -> None:
+    def _arrange_slots(self, step: ScoreStep) -> None:
         backend = self._backend
-        for slot, source, length in step.places:
+        for slot, source, length in step.slot_changes:
             if length and slot != source:
                 backend.copy(source, slot)
             if not length:
@@ -127,7 +127,7 @@ class ScoreRun:
             elif backend.length(slot) > length and not backend.trim(slot, length):
                 raise EngineError(f"the model cannot go back to token {length} of a text")
 
-    def _restore(self, run: Run) -> bool:
+    def _restore(self, run: RowRange) -> bool:
         """Bring a slot back to the state before an interrupted step; False if this was interrupted too."""
         backend = self._backend
         held = min(backend.length(run.slot), run.start)
@@ -136,11 +136,11 @@ class ScoreRun:
             held = 0
         for start in range(held, run.start, backend.batch_size):
             stop = min(start + backend.batch_size, run.start)
-            if not backend.decode([Row(run.slot, at, run.text[at], False) for at in range(start, stop)]):
+            if not backend.decode([TokenRow(run.slot, at, run.text[at], False) for at in range(start, stop)]):
                 return False
         return True
 
-    def _process_output(self, step: Step) -> None:
+    def _process_output(self, step: ScoreStep) -> None:
         scores = self._backend.score_tokens([(lookup.row, lookup.token) for lookup in step.lookups])
         for lookup, score in zip(step.lookups, scores, strict=True):
             for reader in lookup.readers:
