@@ -117,8 +117,8 @@ class Runtime:
 
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
         """Profiles measured on this machine, with this build of llama.cpp and these settings."""
-        from cerebrum_cli.engine.fingerprint import build_fingerprint, machine_fingerprint
-        from cerebrum_cli.engine.machine import load_devices
+        from cerebrum_cli.engine.build import build_fingerprint
+        from cerebrum_cli.engine.machine import load_devices, machine_fingerprint
         from cerebrum_cli.inference.profiles import ProfileStore, settings_text
 
         machine = machine_fingerprint(load_devices(devices_file(self.data_directory)))

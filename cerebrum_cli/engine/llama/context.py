@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -28,8 +27,7 @@ FLASH_ATTENTION = {True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama.LLAMA
 
 # The abort callback runs at every node of the graph. libc's atoi, on a byte that is "0" or "1", runs without Python and
 # the GIL.
-_libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
-_abort_callback = ctypes.cast(_libc.atoi, llama.ggml_abort_callback)
+_abort_callback = ctypes.cast(ctypes.CDLL(None).atoi, llama.ggml_abort_callback)
 
 
 def has_recurrent_state(model: Any) -> bool:

@@ -23,16 +23,16 @@ def accelerators() -> tuple[Device, ...]:
     """Find the GPUs that llama.cpp uses, with their memory: integrated ones only if there are no others."""
     if not can_offload():
         return ()
-    library = llama._lib
+    pointer = ctypes.c_void_p
     count, get, kind, memory, name, describe = (
-        bind(library, symbol, result, arguments)
+        bind(llama._lib, f"ggml_backend_dev_{symbol}", result, arguments)
         for symbol, result, arguments in (
-            ("ggml_backend_dev_count", ctypes.c_size_t, ()),
-            ("ggml_backend_dev_get", ctypes.c_void_p, (ctypes.c_size_t,)),
-            ("ggml_backend_dev_type", ctypes.c_int, (ctypes.c_void_p,)),
-            ("ggml_backend_dev_memory", None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)),
-            ("ggml_backend_dev_name", ctypes.c_char_p, (ctypes.c_void_p,)),
-            ("ggml_backend_dev_description", ctypes.c_char_p, (ctypes.c_void_p,)),
+            ("count", ctypes.c_size_t, ()),
+            ("get", pointer, (ctypes.c_size_t,)),
+            ("type", ctypes.c_int, (pointer,)),
+            ("memory", None, (pointer, pointer, pointer)),
+            ("name", ctypes.c_char_p, (pointer,)),
+            ("description", ctypes.c_char_p, (pointer,)),
         )
     )
     found: dict[int, list[Device]] = {GPU: [], INTEGRATED_GPU: []}
@@ -60,33 +60,21 @@ def bind(library: Any, symbol: str, result: Any, arguments: tuple[Any, ...]) -> 
 
 def build() -> Build:
     """Describe the installed build; finding its GPUs initializes their drivers."""
-    return Build(
-        version=_package_version(),
-        ggml=_call_text("ggml_version"),
-        backends=_backends(),
-        features=read_features(llama.llama_print_system_info().decode("utf-8", "replace")),
-        offloads=can_offload(),
-        devices=accelerators(),
-    )
-
-
-def _package_version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return version("llama-cpp-python")
+        package = version("llama-cpp-python")
     except PackageNotFoundError:  # not installed as a package
-        return "unknown version"
-
-
-def _backends() -> tuple[str, ...]:
-    """Names of the backends that are compiled in or were loaded beside the library."""
+        package = "unknown version"
     library = llama._lib
     count = bind(library, "ggml_backend_reg_count", ctypes.c_size_t, ())
     get = bind(library, "ggml_backend_reg_get", ctypes.c_void_p, (ctypes.c_size_t,))
     name = bind(library, "ggml_backend_reg_name", ctypes.c_char_p, (ctypes.c_void_p,))
-    return tuple(name(get(index)).decode("utf-8", "replace") for index in range(count()))
-
-
-def _call_text(symbol: str) -> str:
-    return str(bind(llama._lib, symbol, ctypes.c_char_p, ())().decode("utf-8", "replace"))
+    return Build(
+        version=package,
+        ggml=bind(library, "ggml_version", ctypes.c_char_p, ())().decode("utf-8", "replace"),
+        backends=tuple(name(get(index)).decode("utf-8", "replace") for index in range(count())),
+        features=read_features(llama.llama_print_system_info().decode("utf-8", "replace")),
+        offloads=can_offload(),
+        devices=accelerators(),
+    )
