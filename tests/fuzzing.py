@@ -192,7 +192,7 @@ def grammar_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
 
 def database_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
     from cerebrum_cli.application.chat.archive import export_session, search_rows, session_object, session_rows
-    from cerebrum_cli.sessions.integrity import check_integrity
+    from cerebrum_cli.sessions.connection import check_integrity
     from cerebrum_cli.sessions.store import Store
 
     folder = Path(tempfile.mkdtemp())

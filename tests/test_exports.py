@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from cerebrum_cli.core.conversation import Conversation, Message, Role
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.sessions.exports import parse_conversation, to_markdown, to_openai_messages, to_sharegpt
-from cerebrum_cli.sessions.names import printable_name
-from cerebrum_cli.sessions.rows import ReplyMetadata, StoredMessage
+from cerebrum_cli.sessions.session import ReplyMetadata, StoredMessage, printable_name
 
 SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")
 READ_BACK = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.").user("And 3 + 3?")

@@ -29,7 +29,7 @@ from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings, TokenEven
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.sessions.lock import SessionLock
-from cerebrum_cli.sessions.rows import ReplyMetadata
+from cerebrum_cli.sessions.session import ReplyMetadata
 from cerebrum_cli.sessions.store import Store
 
 ONLY = SequenceId(0)

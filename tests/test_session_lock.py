@@ -13,7 +13,7 @@ import pytest
 
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.sessions.lock import SessionLock
-from cerebrum_cli.sessions.rows import Session
+from cerebrum_cli.sessions.session import Session
 from cerebrum_cli.sessions.store import Store
 
 HOLDER = """
@@ -118,4 +118,4 @@ def test_lock_reports_a_directory_that_cannot_be_created(tmp_path: Path, one: Se
     (tmp_path / "file").write_text("")
     with pytest.raises(SessionError) as caught:
         SessionLock(tmp_path / "file" / "locks").acquire(one)
-    assert caught.value.hint == "make sure that it is writable"
+    assert caught.value.hint == "make it writable, or use --no-log"

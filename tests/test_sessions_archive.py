@@ -16,7 +16,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.runtime.composition import llama_opener
-from cerebrum_cli.sessions.rows import ReplyMetadata, Session
+from cerebrum_cli.sessions.session import ReplyMetadata, Session
 from cerebrum_cli.sessions.store import Store
 
 FIRST_PROMPT = "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n"

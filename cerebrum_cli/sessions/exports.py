@@ -10,8 +10,7 @@ from typing import Any
 from cerebrum_cli.core.conversation import Conversation, Message, Role, text_of
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.sessions.names import printable_name
-from cerebrum_cli.sessions.rows import StoredMessage
+from cerebrum_cli.sessions.session import StoredMessage, printable_name
 
 HEADINGS = {"user": "User", "assistant": "Assistant"}
 END_LABELS = {

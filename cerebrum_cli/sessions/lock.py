@@ -7,8 +7,8 @@ import sqlite3
 from pathlib import Path
 
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
-from cerebrum_cli.sessions.private import make_private_database, make_private_directory
-from cerebrum_cli.sessions.rows import Session
+from cerebrum_cli.sessions.connection import create_private
+from cerebrum_cli.sessions.session import Session
 
 
 class SessionLock:
@@ -49,8 +49,7 @@ class SessionLock:
         path = self._lock_file(session.id)
         connection = None
         try:
-            make_private_directory(self._directory)
-            make_private_database(path)
+            create_private(path)
             connection = sqlite3.connect(path, timeout=0, isolation_level=None)
             connection.execute("BEGIN EXCLUSIVE")
         except (OSError, sqlite3.Error) as error:

@@ -57,17 +57,6 @@ MIGRATIONS = (
     "ALTER TABLE sessions ADD COLUMN first INTEGER;",
     # `vocabulary` is a digest of the vocabulary that `tokens` are ids of.
     "ALTER TABLE messages ADD COLUMN vocabulary TEXT;",
-    # Pieces of a reply without a finish_reason, in order; they follow what its message holds.
-    """
-    CREATE TABLE pending (
-        id INTEGER PRIMARY KEY,
-        message INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
-        content TEXT NOT NULL,
-        reasoning TEXT NOT NULL,
-        tokens BLOB NOT NULL
-    );
-    CREATE INDEX pieces ON pending (message);
-    """,
 )
 
 

@@ -26,8 +26,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
 from cerebrum_cli.sessions.exports import parse_conversation, to_markdown, to_openai_messages, to_sharegpt
-from cerebrum_cli.sessions.names import printable_name
-from cerebrum_cli.sessions.rows import Session, StoredMessage
+from cerebrum_cli.sessions.session import Session, StoredMessage, printable_name
 from cerebrum_cli.sessions.store import Store
 
 DAY_S = 86_400

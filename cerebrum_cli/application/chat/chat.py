@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
+from cerebrum_cli.application.chat.context_window import fit_session
 from cerebrum_cli.application.chat.history import (
     Author,
     History,
@@ -22,7 +23,6 @@ from cerebrum_cli.application.chat.history import (
     with_thinking,
 )
 from cerebrum_cli.application.chat.reply_recorder import ReplyRecorder
-from cerebrum_cli.application.chat.session_context import fit_session
 from cerebrum_cli.application.inference.inspection import GivenReply
 from cerebrum_cli.application.inference.load_options import reload_key
 from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, draft_notice
@@ -33,8 +33,7 @@ from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, Se
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import Layer, Settings
-from cerebrum_cli.sessions.names import validated_name
-from cerebrum_cli.sessions.rows import Session, StoredMessage
+from cerebrum_cli.sessions.session import Session, StoredMessage, validated_name
 
 Events = Generator[Event, None, None]
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)

@@ -17,8 +17,7 @@ from cerebrum_cli.core.events import Forced
 from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings, wants_thought
 from cerebrum_cli.sessions.lock import SessionLock
-from cerebrum_cli.sessions.names import validated_name
-from cerebrum_cli.sessions.rows import Origin, ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.sessions.session import Origin, ReplyMetadata, Session, StoredMessage, validated_name
 from cerebrum_cli.sessions.store import Store
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
@@ -45,7 +44,7 @@ class History:
         """Lock the latest session. Raises SessionError if there is none, or another process holds it."""
         session = self.store.latest()
         if session is None:
-            raise SessionError("no session to continue", "ask without -c first")
+            raise self.store.detached_by or SessionError("no session to continue", "ask without -c first")
         return self.acquire(session)
 
     def acquire_named(self, name: str) -> Session | None:

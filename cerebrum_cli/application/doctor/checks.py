@@ -178,7 +178,7 @@ def _check_prompt_cache(context: DoctorContext) -> CheckResult:
 
 
 def _check_sessions(context: DoctorContext) -> CheckResult:
-    from cerebrum_cli.sessions.integrity import check_integrity
+    from cerebrum_cli.sessions.connection import check_integrity
 
     path = context.data_directory / "sessions" / "sessions.db"
     summary = check_integrity(path)

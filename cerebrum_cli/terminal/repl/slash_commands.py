@@ -39,7 +39,7 @@ from cerebrum_cli.terminal.tables import NO_PROMPTS, PIPE_WIDTH, print_prompts, 
 from cerebrum_cli.terminal.texts import context_text, settings_lines, stats_line
 
 if TYPE_CHECKING:
-    from cerebrum_cli.sessions.rows import StoredMessage
+    from cerebrum_cli.sessions.session import StoredMessage
     from cerebrum_cli.terminal.repl.repl import Repl
 
 LIKELIEST = 3  # alternatives that /why shows by default
