@@ -251,8 +251,20 @@ def append_record(path: Path, identity: bytes, tokens: bytes) -> None:
         end.write(record + struct.pack("<I", crc32(record)) + MAGIC)
 
 
-def read_record(file: FileIO, identity: bytes) -> Record:
-    """Read the record at the end of a file; InvalidState if it is damaged or has another identity."""
+def read_states(directory: Path) -> dict[Path, bytes]:
+    """Packed tokens of every state in a directory, whatever its model; of a damaged one, none."""
+    states = {}
+    for name in list_names(directory):
+        if name.endswith(STATE):
+            path = directory / name
+            states[path] = b""
+            with suppress(OSError, InvalidState), FileIO(path) as file:
+                states[path] = read_record(file).tokens
+    return states
+
+
+def read_record(file: FileIO, identity: bytes | None = None) -> Record:
+    """Read the record at the end of a file; InvalidState if it is damaged, or has another identity than a given one."""
     size = os.fstat(file.fileno()).st_size
     if size < FOOTER.size:
         raise InvalidState
@@ -264,7 +276,8 @@ def read_record(file: FileIO, identity: bytes) -> Record:
         raise InvalidState
     file.seek(body)
     record = file.read(length)
-    if crc32(footer[:-TAIL_BYTES], crc32(record)) != record_sum or record[count * TOKEN_BYTES :] != identity:
+    is_other = identity is not None and record[count * TOKEN_BYTES :] != identity
+    if is_other or crc32(footer[:-TAIL_BYTES], crc32(record)) != record_sum:
         raise InvalidState
     return Record(record[: count * TOKEN_BYTES], body, body_sum)
 
