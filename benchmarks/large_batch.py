@@ -33,9 +33,8 @@ from harness import Row, record, run, time_limit
 from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
 from cerebrum_cli.application.inference.reply_stream import GenerationRequest, TokenizedRequest
 from cerebrum_cli.batches.files import output_paths
-from cerebrum_cli.batches.input import open_input
 from cerebrum_cli.batches.journal import open_journal
-from cerebrum_cli.batches.readers import read_rows
+from cerebrum_cli.batches.readers import open_input, read_rows
 from cerebrum_cli.batches.rows import result_rows
 from cerebrum_cli.core.events import Event, FinishEvent, RowEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.core.settings import Settings

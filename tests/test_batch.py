@@ -20,7 +20,7 @@ from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
 from cerebrum_cli.application.inference.reply_stream import GenerationRequest, TokenizedRequest
 from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.batches.result import StreamedResult
-from cerebrum_cli.batches.rows import Row, prompt_row
+from cerebrum_cli.batches.rows import Row, prompt_row, result_rows
 from cerebrum_cli.core.errors import CerebrumError, EngineError, GrammarError, Interrupted
 from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import Settings
@@ -619,7 +619,7 @@ def test_rows_are_read_a_window_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
             return prompt_row(position, position, f"question {position}")
 
     rows, responder = Rows(), SimulatedResponder("ok")
-    result = StreamedResult(rows, lambda line: None)
+    result = StreamedResult(result_rows(rows), lambda line: None)
     for event in answer_rows(cast("Responder", responder), rows, BatchOptions(Settings()), result, False):
         if isinstance(event, RowEvent) and event.done:
             assert max(asked) < event.done // 4 * 4 + 4
@@ -698,7 +698,7 @@ def test_interrupt_while_tokenizing_is_not_a_row_error() -> None:
 
     responder: Any = Interrupting()
     rows = [prompt_row(1, 1, "a")]
-    result = StreamedResult(rows, lambda line: None)
+    result = StreamedResult(result_rows(rows), lambda line: None)
     with pytest.raises(CerebrumError) as raised:
         list(answer_rows(responder, rows, BatchOptions(Settings()), result, True))
     assert isinstance(raised.value, Interrupted)

@@ -36,12 +36,11 @@ from command_line import start_python
 from waiting import wait_until
 
 from cerebrum_cli.batches import files
-from cerebrum_cli.batches.files import SYNC_INTERVAL_S, output_paths
+from cerebrum_cli.batches.files import SYNC_INTERVAL_S, Identity, output_paths
 from cerebrum_cli.batches.journal import open_journal
-from cerebrum_cli.batches.meta import Identity, Record, encode_record, normalize
-from cerebrum_cli.batches.result import Result, StreamedResult
+from cerebrum_cli.batches.meta import Record, encode_record, normalize
+from cerebrum_cli.batches.result import Result, ResultRows, StreamedResult
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, SCHEMA, Row, RowError, result_rows
-from cerebrum_cli.batches.schema import ResultRows
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.events import RowCounts
 
@@ -141,7 +140,7 @@ def test_output_symlink_stays_and_its_target_is_replaced(output: Path, tmp_path:
 
 def test_object_of_another_row_is_a_value_error(output: Path) -> None:
     written: list[str] = []
-    results: list[Result] = [open_batch(output), StreamedResult(ROWS, written.append)]
+    results: list[Result] = [open_batch(output), StreamedResult(result_rows(ROWS), written.append)]
     for each in results:
         good = answer(ROWS[0])
         reordered = dict(reversed(good.items()))
@@ -953,7 +952,7 @@ def test_changed_partial_file_is_not_completed(output: Path) -> None:
 
 def test_streamed_result_writes_in_input_order() -> None:
     written: list[str] = []
-    streamed = StreamedResult(ROWS, written.append)
+    streamed = StreamedResult(result_rows(ROWS), written.append)
     for position, count in zip(ORDER, (0, 1, 1, 4), strict=True):
         streamed.write(position, answer(ROWS[position]))
         assert len(written) == count
@@ -965,7 +964,7 @@ def test_streamed_result_writes_in_input_order() -> None:
 
 def test_closed_streamed_result_writes_finished_rows() -> None:
     written: list[str] = []
-    streamed = StreamedResult(ROWS, written.append)
+    streamed = StreamedResult(result_rows(ROWS), written.append)
     for position in (3, 1):
         streamed.write(position, answer(ROWS[position]))
     assert written == []
@@ -981,7 +980,7 @@ def test_streamed_result_stops_after_a_broken_pipe() -> None:
         tries.append(text)
         raise BrokenPipeError
 
-    streamed = StreamedResult(ROWS, write)
+    streamed = StreamedResult(result_rows(ROWS), write)
     streamed.write(1, answer(ROWS[1]))
     with pytest.raises(BrokenPipeError):
         streamed.write(0, answer(ROWS[0]))

@@ -19,10 +19,9 @@ from batch_files import rows_in
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.batches.input import MAX_LINE_BYTES, open_input, spool_input
-from cerebrum_cli.batches.readers import SHAPES, Shape, detect_shape, read_rows
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
-from cerebrum_cli.batches.template import parse_template
+from cerebrum_cli.batches.csv_rows import MAX_LINE_BYTES
+from cerebrum_cli.batches.readers import SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object, parse_template
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.sampling import TokenBias

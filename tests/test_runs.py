@@ -16,7 +16,7 @@ from cerebrum_cli.application.evaluation.runs import Run, RunStore, require_run,
 from cerebrum_cli.application.evaluation.sandbox import require_sandbox
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import Journal, open_journal
-from cerebrum_cli.batches.schema import ResultRows
+from cerebrum_cli.batches.result import ResultRows
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.evals.sample import SKIPPED, Sample, sample_object
 

@@ -12,11 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from cerebrum_cli.batches.meta import Identity
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import fsync_directory, is_disk_full, try_lock
 
 SYNC_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Size in bytes and hexadecimal SHA-256 of a file."""
+
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)

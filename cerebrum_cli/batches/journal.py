@@ -24,11 +24,9 @@ from cerebrum_cli.batches.files import (
     translate_os_errors,
     write_temporary,
 )
-from cerebrum_cli.batches.meta import Record, encode_record, normalize, read_record
+from cerebrum_cli.batches.meta import Record, ResumeState, decide, encode_record, normalize, read_record
 from cerebrum_cli.batches.partial import PartialFile
-from cerebrum_cli.batches.result import to_json_line
-from cerebrum_cli.batches.resume_state import ResumeState, decide
-from cerebrum_cli.batches.schema import ResultRows
+from cerebrum_cli.batches.result import ResultRows, to_json_line
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.files import fsync_directory

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cerebrum_cli.batches.files import PeriodicSync, open_locked, write_all
-from cerebrum_cli.batches.result import to_json
-from cerebrum_cli.batches.schema import FinishedRows, ResultRows
+from cerebrum_cli.batches.result import FinishedRows, ResultRows, to_json
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import SHOWN_ERRORS, RowCounts
 

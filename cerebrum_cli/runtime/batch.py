@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.inference import batch as batches
 from cerebrum_cli.batches.files import output_paths
-from cerebrum_cli.batches.input import InputFile, open_input, spool_input
 from cerebrum_cli.batches.journal import Journal, open_journal
-from cerebrum_cli.batches.readers import IndexedRows, detect_shape, read_rows
+from cerebrum_cli.batches.readers import IndexedRows, InputFile, detect_shape, open_input, read_rows, spool_input
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.batches.rows import result_rows
 from cerebrum_cli.core.errors import Interrupted, UsageError
@@ -168,7 +167,7 @@ def open_result(
     if output == STANDARD:
         if options.retry_failed:
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
-        return StreamedResult(rows, runtime.streams.answer)
+        return StreamedResult(result_rows(rows), runtime.streams.answer)
     return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed, notes=notes)
 
 

@@ -10,9 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.batches.input import open_input
-from cerebrum_cli.batches.rows import InvalidRow
-from cerebrum_cli.batches.template import parse_template
+from cerebrum_cli.batches.readers import open_input
+from cerebrum_cli.batches.rows import InvalidRow, parse_template
 from cerebrum_cli.catalogue.cache import Cache, CachedFile
 from cerebrum_cli.catalogue.download import Download, git_hash
 from cerebrum_cli.catalogue.hub import cache_directory, is_offline, list_repository

@@ -11,7 +11,7 @@ from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
 from cerebrum_cli.application.inference.reply_stream import GenerationRequest, TokenizedRequest
 from cerebrum_cli.application.inference.responder import Responder
 from cerebrum_cli.batches.journal import Journal
-from cerebrum_cli.batches.schema import ResultRows, Schema, with_optional
+from cerebrum_cli.batches.result import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import (

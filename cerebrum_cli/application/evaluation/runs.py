@@ -15,8 +15,7 @@ from typing import Any
 
 from cerebrum_cli.application.evaluation.marking import Match
 from cerebrum_cli.batches.files import OutputPaths, identify, open_locked, output_paths, translate_os_errors
-from cerebrum_cli.batches.meta import Record, describe_difference, normalize, read_record
-from cerebrum_cli.batches.resume_state import ResumeState, decide
+from cerebrum_cli.batches.meta import Record, ResumeState, decide, describe_difference, normalize, read_record
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.evals.sample import Sample, parse_sample
