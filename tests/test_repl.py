@@ -11,10 +11,10 @@ from command_line import COMMAND, CommandLine, Finished
 from person import OpenTerminal
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.terminal.repl.questions import ScriptInput, is_complete, split_questions, strip_fences
 from cerebrum_cli.terminal.repl.repl import fit_segments
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 from cerebrum_cli.terminal.repl.slash_table import SLASH_COMMANDS, SlashLine, closest_setting, help_text, parse_slash
-from cerebrum_cli.terminal.repl.terminal_io import ScriptInput, is_complete, split_questions, strip_fences
 
 pytestmark = pytest.mark.slow
 

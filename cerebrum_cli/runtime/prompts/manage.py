@@ -25,7 +25,7 @@ from cerebrum_cli.runtime.prompts.config_file import (
     without_prompt,
 )
 from cerebrum_cli.runtime.prompts.use import EXTRACT_OPTIONS, LAST
-from cerebrum_cli.terminal.repl.editor import edit_file
+from cerebrum_cli.terminal.repl.programs import edit_file
 from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
 
 if TYPE_CHECKING:

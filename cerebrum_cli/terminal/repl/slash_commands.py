@@ -19,7 +19,8 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.core.saved_prompt import find_prompt
 from cerebrum_cli.core.settings import Settings, parse_value
-from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
+from cerebrum_cli.terminal.repl.programs import copy_to_clipboard
+from cerebrum_cli.terminal.repl.questions import shorten_question
 from cerebrum_cli.terminal.repl.slash_table import (
     DEFAULT_SYSTEM,
     OWN_COMMANDS,
@@ -32,7 +33,6 @@ from cerebrum_cli.terminal.repl.slash_table import (
     parse_path,
     setting_key,
 )
-from cerebrum_cli.terminal.repl.terminal_io import shorten_question
 from cerebrum_cli.terminal.reports.inspection import print_uncertain
 from cerebrum_cli.terminal.streams import columns
 from cerebrum_cli.terminal.tables import NO_PROMPTS, PIPE_WIDTH, print_prompts, print_rows, print_sessions
