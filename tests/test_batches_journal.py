@@ -224,9 +224,10 @@ def test_resumed_retry_counts_each_line_once(output: Path, monkeypatch: pytest.M
     assert additions[0] <= 2 * len(rows)
 
 
-def test_resume_asks_for_each_row_once(output: Path) -> None:
+@pytest.mark.parametrize("rows", [numbered_rows(1000), numbered_rows(1) * 1000], ids=("different", "alike"))
+def test_resume_asks_for_each_row_once(output: Path, rows: tuple[Row, ...]) -> None:
     """Lines carry their positions, so no map of the rows is needed."""
-    rows, asked = numbered_rows(1000), []
+    asked: list[int] = []
 
     def identity(position: int) -> tuple[Any, ...]:
         asked.append(position)
@@ -276,26 +277,16 @@ def test_lines_lost_in_a_power_cut_are_answered_again(output: Path) -> None:
     assert output.read_bytes() == complete_result()
 
 
-@pytest.mark.parametrize("keep", [1, 20, -2, -1])
-def test_incomplete_last_line_is_answered_again(output: Path, keep: int) -> None:
+@pytest.mark.parametrize("last", [slice(1), slice(20), slice(-2), slice(-1), b"\0" * 100, b"\0\0\n", b'{"id": \n'])
+def test_invalid_last_line_is_answered_again(output: Path, last: slice | bytes) -> None:
     run_some(output, 3, 1)
     partial = output_paths(output).partial
     first, second = partial.read_bytes().splitlines(keepends=True)
-    partial.write_bytes(first + second[:keep])
+    partial.write_bytes(first + (last if isinstance(last, bytes) else second[last]))
     run_some(output)
     assert partial.read_bytes() == first
     assert run(output) == [2, 0, 1]
     assert output.read_bytes() == complete_result()
-
-
-def test_garbage_last_line_is_answered_again(output: Path) -> None:
-    for junk in (b"\0" * 100, b"\0\0\n", b'{"id": \n'):
-        run_some(output, 3, restart=True)
-        with output_paths(output).partial.open("ab") as partial:
-            partial.write(junk)
-        assert run(output) == [2, 0, 1]
-        assert output.read_bytes() == complete_result()
-        output.unlink()
 
 
 def test_identical_rows_are_distinguished_by_position(output: Path) -> None:
@@ -421,14 +412,6 @@ def test_old_result_stays_until_the_new_one_is_complete(output: Path) -> None:
     assert "started with another model (b, now a)" in batch_error(lambda: open_batch(output))[0]
     assert run(output, model="b") == [0, 3]
     assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
-
-
-def test_interrupted_restart_can_be_resumed(output: Path) -> None:
-    run(output, text="Old.")
-    run_some(output, restart=True, model="b")
-    assert output.read_bytes() == complete_result("Old.")
-    assert run(output, model="b") == list(ORDER)
-    assert output.read_bytes() == complete_result()
 
 
 def test_restart_discards_finished_rows(output: Path) -> None:
@@ -578,36 +561,47 @@ def limited_calls(patch: pytest.MonkeyPatch, calls: int, torn: bool = False) -> 
         yield limited
 
 
-def count_calls(patch: pytest.MonkeyPatch, work: Callable[[], object]) -> int:
-    """Number of writing system calls that an action makes."""
-    with limited_calls(patch, 10**9) as limited:
-        work()
-    return 10**9 - limited.calls
+def kill_at_each_call(
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    work: Callable[[Path], object],
+    prepare: Callable[[Path], object] = lambda output: None,
+    torn: bool = False,
+) -> Iterator[Path]:
+    """Yield an output for each writing call of some work, which was killed there; no power is lost."""
+    patch.setattr(os, "fsync", lambda _: None)
+    for calls in range(-1, 10**9):
+        output = folder / str(calls) / "out.jsonl"
+        output.parent.mkdir()
+        prepare(output)
+        if calls < 0:
+            with limited_calls(patch, 10**9) as limited:
+                work(output)
+            total = 10**9 - limited.calls
+            assert total > 10
+        elif calls == total:
+            return
+        else:
+            with limited_calls(patch, calls, torn), pytest.raises(Killed):
+                work(output)
+            yield output
 
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_batch_killed_at_any_call_resumes_without_repeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bool
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # no power loss in this test
-    folder = tmp_path / "counted"
-    folder.mkdir()
-    count = count_calls(monkeypatch, lambda: run(folder / "out.jsonl"))
-    assert count > 25
-    for calls in range(count):
-        folder = tmp_path / str(calls)
-        folder.mkdir()
-        output = folder / "out.jsonl"
-        finished: list[int] = []
-        with (
-            limited_calls(monkeypatch, calls, torn),
-            pytest.raises(Killed),
-            contextlib.closing(open_batch(output)) as journal,
-        ):
+    finished: list[int] = []
+
+    def complete(output: Path) -> None:
+        finished.clear()
+        with contextlib.closing(open_batch(output)) as journal:
             for position in ORDER:
                 journal.write(position, answer(ROWS[position], "First."))
                 finished.append(position)
             journal.complete()
+
+    for output in kill_at_each_call(tmp_path, monkeypatch, complete, torn=torn):
         assert not output.exists() or output.read_bytes() == complete_result("First.")
         again = run(output, text="Second.")
         assert not set(again) & set(finished)
@@ -616,24 +610,16 @@ def test_batch_killed_at_any_call_resumes_without_repeats(
         for position, text in enumerate(texts):
             word = "Second." if position in again else "First."
             assert text is None or text == f"{word} {ROWS[position].prompt}"
-        assert (len(texts), names(folder)) == (len(ROWS), COMPLETE)
+        assert (len(texts), names(output.parent)) == (len(ROWS), COMPLETE)
         assert run(output) == []
 
 
 def test_restart_killed_at_any_call_leaves_old_or_new_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # no power loss in this test
-    folder = tmp_path / "counted"
-    folder.mkdir()
-    run(folder / "out.jsonl")
-    count = count_calls(monkeypatch, lambda: run(folder / "out.jsonl", restart=True, model="b"))
+    def restart(output: Path) -> list[int]:
+        return run(output, restart=True, text="New.", model="b")
+
     outcomes = set()
-    for calls in range(count):
-        folder = tmp_path / str(calls)
-        folder.mkdir()
-        output = folder / "out.jsonl"
-        run(output, text="Old.")
-        with limited_calls(monkeypatch, calls), pytest.raises(Killed):
-            run(output, restart=True, text="New.", model="b")
+    for output in kill_at_each_call(tmp_path, monkeypatch, restart, lambda output: run(output, text="Old.")):
         assert output.read_bytes() in (complete_result("Old."), complete_result("New."))
         try:
             run(output, text="New.", model="b")
@@ -642,25 +628,19 @@ def test_restart_killed_at_any_call_leaves_old_or_new_result(tmp_path: Path, mon
             assert "use --restart to replace it" in error.hint
             assert output.read_bytes() == complete_result("Old.")
             assert run(output) == []  # not restarted yet: the old result is still complete
-            run(output, restart=True, text="New.", model="b")
+            restart(output)
             outcomes.add("not restarted")
-        assert (output.read_bytes(), names(folder)) == (complete_result("New."), COMPLETE)
+        assert (output.read_bytes(), names(output.parent)) == (complete_result("New."), COMPLETE)
     assert outcomes == {"resumed", "not restarted"}
 
 
 def test_restart_killed_at_any_call_never_mixes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    folder = tmp_path / "counted"
-    folder.mkdir()
-    run_some(folder / "out.jsonl", 0, 1, 2, text="Old.")
-    count = count_calls(monkeypatch, lambda: run_some(folder / "out.jsonl", restart=True, model="b"))
-    for calls in range(count):
-        folder = tmp_path / str(calls)
-        folder.mkdir()
-        output = folder / "out.jsonl"
-        run_some(output, 0, 1, 2, text="Old.")
-        with limited_calls(monkeypatch, calls), pytest.raises(Killed):
-            run_some(output, restart=True, model="b")
+    for output in kill_at_each_call(
+        tmp_path,
+        monkeypatch,
+        lambda output: run_some(output, restart=True, model="b"),
+        lambda output: run_some(output, 0, 1, 2, text="Old."),
+    ):
         try:
             run(output, text="New.", model="b")
         except BatchError:
@@ -696,19 +676,9 @@ def test_smaller_extent_is_refused(output: Path) -> None:
 
 
 def test_growth_killed_at_any_call_loses_and_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    folder = tmp_path / "counted"
-    folder.mkdir()
-    grow(folder / "out.jsonl", 2)
-    count = count_calls(monkeypatch, lambda: grow(folder / "out.jsonl", 3))
-    assert count > 10
-    for calls in range(count):
-        folder = tmp_path / str(calls)
-        folder.mkdir()
-        output = folder / "out.jsonl"
-        grow(output, 2, "First.")
-        with limited_calls(monkeypatch, calls), pytest.raises(Killed):
-            grow(output, 3, "Second.")
+    for output in kill_at_each_call(
+        tmp_path, monkeypatch, lambda output: grow(output, 3, "Second."), lambda output: grow(output, 2, "First.")
+    ):
         assert set(grow(output, 3, "Third.")) <= {2}
         texts = [json.loads(line)["text"] for line in output.read_text("utf-8").splitlines()]
         assert texts[:2] == ["First. Why?", "First. How?"]

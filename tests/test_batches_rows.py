@@ -541,24 +541,7 @@ def test_failed_object_has_every_key() -> None:
 
 # Generated inputs.
 
-SCRAPS = [
-    b"{",
-    b"}",
-    b'"',
-    b"prompt",
-    b"messages",
-    b":",
-    b",",
-    b"[",
-    b"]",
-    b"\n",
-    b"\r",
-    b"\t",
-    b"#",
-    b" ",
-    b"\0",
-    b"1",
-]
+SCRAPS = [*(bytes([each]) for each in b'{}":,[]\n\r\t# \x001'), b"prompt", b"messages"]
 BYTES = st.binary(max_size=60) | st.lists(
     st.sampled_from([*SCRAPS, b"\xff", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b'"prompt":"a"', b"\\ud800", b"id,prompt\n"])
 ).map(b"".join)
