@@ -82,6 +82,11 @@ class Person:
         self._pty.ptyproc.fileobj.close()
         self._pty.ptyproc.closed = self._pty.closed = True
 
+    def leave(self) -> None:
+        """Press Ctrl-D, and expect the program to exit without an error."""
+        self.type("\x04")
+        assert self.end() == 0
+
     def end(self) -> int:
         """Read to the end and return the exit code as a shell does; `has_echo_at_end` is the final echo mode."""
         try:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import stat
 import threading
 import time
@@ -696,66 +695,6 @@ def test_notes_survive_a_resume_and_the_completion(output: Path) -> None:
     with contextlib.closing(open_growing(output, 3)) as journal:
         assert journal.notes == {"seconds": 1.5}
         assert [object["id"] for object in journal.objects()] == [row.id for row in ROWS[:3]]
-
-
-BATCH = """
-import sys, time
-from pathlib import Path
-from cerebrum_cli.batches.journal import open_journal
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, RowError, failed_object, result_rows
-from batch_files import rows_in
-rows = rows_in("\\n".join(f"row {n}" for n in range(60)))
-log = open(sys.argv[2], "a", buffering=1)
-journal = open_journal(Path(sys.argv[1]), {"model": "a"}, result_rows(rows))
-log.write("started\\n")
-for position in reversed(range(60)):
-    if position not in journal.finished:
-        log.write(f"{position}\\n")
-        time.sleep(0.002)
-        journal.write(position, failed_object(rows[position], RowError("a", "b")))
-journal.complete()
-"""
-
-
-def test_repeatedly_killed_batch_repeats_at_most_one_row_each(output: Path, tmp_path: Path) -> None:
-    log, draw, kills = tmp_path / "log", random.Random(5), 0
-    log.touch()
-    for _ in range(50):
-        process, starts = start_python(BATCH, output, log), log.read_text().count("started")
-        while process.poll() is None and log.read_text().count("started") == starts:
-            time.sleep(0.002)
-        if kills < 6:
-            time.sleep(draw.random() * 0.05)
-            process.kill()
-            kills += 1
-        process.communicate(timeout=30)
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-    answered = [int(line) for line in log.read_text().split() if line != "started"]
-    assert set(answered) == set(range(60))
-    assert len(answered) <= 60 + kills
-    assert [json.loads(line)["id"] for line in output.read_bytes().splitlines()] == list(range(1, 61))
-    assert names(output.parent) == COMPLETE
-
-
-HOLD = """
-import sys
-from pathlib import Path
-from batch_files import open_batch
-journal = open_batch(Path(sys.argv[1]))
-sys.stdout.write("held\\n")
-sys.stdout.flush()
-sys.stdin.read()
-"""
-
-
-def test_result_locked_by_another_process_is_refused(output: Path) -> None:
-    with start_python(HOLD, output) as process:
-        assert process.stdout and process.stdout.readline() == "held\n"
-        assert batch_error(lambda: open_batch(output))[0] == "another process is writing out.jsonl"
-        process.kill()
-    assert run(output) == list(ORDER)
 
 
 # Full disks.

@@ -175,15 +175,13 @@ def test_chat_ctrl_c_cancels_loading_for_a_slash_command(
     before = open_chat()
     before.type("One?\r")
     before.wait_for("Yes.")
-    before.type("\x04")
-    assert before.end() == 0
+    before.leave()
     person = open_chat("Yes.", "-c", load=60)
     person.type(f"{loads}\r")
     person.wait_for("loading ")
     person.type("\x03")
     person.wait_for(f"interrupted: {loads.split()[0]} did not finish")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
 
 
 def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, new_user: CommandLine) -> None:
@@ -194,8 +192,7 @@ def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, n
     person.wait_for("interrupted: before the reply began; /retry asks again")
     person.type("/retry\r")
     person.wait_for("Yes.")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     assert new_user.contents("one") == ["One?", "Yes."]
 
 
@@ -208,8 +205,7 @@ def test_chat_ctrl_c_ends_a_slash_command(open_chat: OpenTerminal, tmp_path: Pat
         time.sleep(0.3)
         person.type("\x03")
         person.wait_for("interrupted: /file did not finish")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     assert_restored(person, tmp_path)
 
 
@@ -234,8 +230,7 @@ def test_slash_set_interrupted_reports_what_is_unchanged(
     person.wait_for(message)
     person.type("Two?\r")
     person.wait_for("Yes.")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
 
 
 @pytest.mark.parametrize("keys", ["/edit\r", "more\x18\x05"])
@@ -251,8 +246,7 @@ def test_editor_gets_the_initial_terminal_modes_and_ctrl_c(open_chat: OpenTermin
     person.wait_for("interrupted: no changes")
     person.type("\x15/tokens\r")
     person.wait_for("context ")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     assert_restored(person, tmp_path)
 
 

@@ -50,8 +50,7 @@ def test_starter_chat_reuses_tokens_after_undo_and_retry(
     person.type("/undo\r")
     person.wait_for("Undone: And of Italy?")
     turn(person, "And of Spain?")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     first, _, second, last = new_user.messages("what-is-the-capital-of")
     assert (first["content"], second["content"]) == ("What is the capital of France?", "And of Spain?")
     timings = last["timings"]
@@ -68,8 +67,7 @@ def test_starter_chat_takes_forty_pasted_lines_as_one_question(
     person.type("\x1b[200~" + "\r".join(lines) + "\x1b[201~")
     person.wait_for("line 39 of forty")
     turn(person, "")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     assert new_user.messages("paste")[0]["content"].splitlines() == lines
 
 
@@ -96,8 +94,7 @@ def test_starter_chat_ctrl_c_stops_decode_and_prefill(
     person.wait_for("Undone: ")
     person.type("/set max_tokens 8\r")
     turn(person, "What is two and two?")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     story, cut, question, answer = new_user.messages("stops")
     assert (story["content"], question["content"]) == (
         "Tell me a very long story.",
@@ -115,8 +112,7 @@ def test_starter_chat_window_is_resized_during_a_reply(open_starter_chat: OpenTe
     person.resize(120, 40)
     person.type("/stats\r")
     person.wait_for("| load ")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     assert not person.screen.cursor_hidden
     words = re.findall(r"\w+", new_user.messages("sizes")[1]["content"])
     assert set(words) <= set(re.findall(r"\w+", " ".join(person.screen.lines)))
@@ -133,6 +129,5 @@ def test_starter_chat_script_runs_beside_another_chat(open_starter_chat: OpenTer
     ]
     assert len(new_user.messages("script")) == 40
     turn(person, "And what is one plus one?")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     assert len(new_user.messages("other")) == 2

@@ -324,8 +324,7 @@ def test_prompt_takes_multi_line_questions(open_chat: OpenTerminal, user: Comman
     person.type("\x1b[200~six\nseven\n" + "line\n" * 40 + "\x1b[201~")
     person.type("\r/help\r")
     person.wait_for("Ctrl-X Ctrl-E")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     [first, second, third] = user.contents("one-two-three")[::2]
     assert (first, second) == ("one\ntwo\nthree", "four\n\nfive")
     assert third.splitlines()[:3] == ["six", "seven", "line"]
@@ -363,8 +362,7 @@ def test_chat_summarizes_reasoning_in_one_line(open_chat: OpenTerminal) -> None:
     person.wait_for("Let me see.")
     person.type("/prompt\r")
     person.wait_for("<think>Let me see.</think>Yes.")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
 
 
 def test_prompt_receives_text_typed_during_a_reply(open_chat: OpenTerminal, user: CommandLine) -> None:
@@ -374,6 +372,5 @@ def test_prompt_receives_text_typed_during_a_reply(open_chat: OpenTerminal, user
     person.type("/stats\r")
     person.wait_for("> /stats")
     person.wait_for("| load ")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     assert not any("word" in line and "/stats" in line for line in person.screen.lines)
