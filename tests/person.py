@@ -65,9 +65,12 @@ class Person:
     def _count(self, text: str, lines: list[str]) -> int:
         return sum(text in line for line in lines)
 
-    def type(self, text: str | bytes) -> None:
+    def type(self, text: str | bytes, shows: str | None = None) -> None:
+        """Type a text, and wait until more lines than before show another, if one is given."""
         self._lines_before = self.screen.lines
         self._pty.send(text)
+        if shows is not None:
+            self.wait_for(shows)
 
     def kill(self, number: signal.Signals) -> None:
         self._pty.kill(number)

@@ -12,6 +12,7 @@ from scripted_backend import ScriptedBackend, endless, replies
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.chat.history import with_session_defaults
+from cerebrum_cli.application.chat.reply_recorder import save_interval
 from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent, TokenEvent
 from cerebrum_cli.sessions.store import Store
@@ -143,6 +144,10 @@ def test_chat_saves_a_reply_while_it_is_generated(
             break
     events.close()
     assert contents(endless_chat) == ["One?", "and so"]
+
+
+def test_reply_is_saved_every_second_and_a_long_one_less_often() -> None:
+    assert [save_interval(elapsed_s) for elapsed_s in (0, 50, 500)] == [1, 1, 10]
 
 
 def test_chat_removes_a_question_that_does_not_fit(chat: Chat) -> None:

@@ -38,16 +38,14 @@ def open_small_chat(open_terminal: OpenTerminal) -> OpenTerminal:
 
 def turn(person: Person, question: str) -> None:
     """Ask, and wait for the end of the reply, when /tokens typed ahead runs."""
-    person.type(f"{question}\r/tokens\r")
-    person.wait_for("> /tokens")
+    person.type(f"{question}\r/tokens\r", shows="> /tokens")
     person.wait_for("/2048 (")
 
 
 def test_toolbar_shows_session_model_format_context_and_speed(open_small_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_small_chat()
     person.wait_for("small | embedded | context ")
-    person.type("How are you?\r")
-    person.wait_for("how-are-you | small | embedded | context ")
+    person.type("How are you?\r", shows="how-are-you | small | embedded | context ")
     person.wait_for(" t/s")
     person.leave()
 
@@ -61,8 +59,7 @@ def test_chat_on_a_full_disk_says_once_that_it_is_not_saved(
     turn(person, "How are you?")
     person.wait_for("how-are-you | not saved | small | ")
     turn(person, "And you?")
-    person.type("/save mine\r")
-    person.wait_for("Session named 'mine'; it is not saved")
+    person.type("/save mine\r", shows="Session named 'mine'; it is not saved")
     person.leave()
     assert " ".join(person.output.split()).count("this chat is not saved: ") == 1
     assert "error" not in person.output
@@ -72,11 +69,9 @@ def test_chat_continue_resumes_the_latest_session(open_small_chat: OpenTerminal,
     person = open_small_chat()
     turn(person, "One?")
     turn(person, "Two?")
-    person.type("/undo\r")
-    person.wait_for("Undone: Two?")
+    person.type("/undo\r", shows="Undone: Two?")
     person.type("/retry 0.9\r")
-    person.type("/params\r")
-    person.wait_for("temperature           0")
+    person.type("/params\r", shows="temperature           0")
     person.type("/exit\r")
     assert person.end() == 0
     again = open_small_chat("-c")
@@ -96,21 +91,17 @@ def test_chat_session_is_locked_against_a_second_process(open_small_chat: OpenTe
     assert user.run("ask", "-c", "Two?").code == 1
     other = open_small_chat("--session", "coffee")
     turn(other, "Black?")
-    other.type("/load tea\r")
-    other.wait_for('session "tea" is open in another process')
+    other.type("/load tea\r", shows='session "tea" is open in another process')
     first.leave()
-    other.type("/load tea\r")
-    other.wait_for("Now in session 'tea'")
+    other.type("/load tea\r", shows="Now in session 'tea'")
     other.leave()
 
 
 def test_chat_killed_leaves_its_session_unlocked_and_intact(open_small_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_small_chat("--session", "tea")
     turn(person, "One?")
-    person.type("/set max_tokens\r")
-    person.wait_for("max_tokens  default")
-    person.type("Two?\r")
-    person.wait_for("> Two?")
+    person.type("/set max_tokens\r", shows="max_tokens  default")
+    person.type("Two?\r", shows="> Two?")
     time.sleep(0.3)
     person.kill(signal.SIGKILL)
     assert person.end() == 128 + signal.SIGKILL
@@ -128,8 +119,7 @@ def test_chat_signal_at_the_prompt_saves_the_prompt_cache(
     open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     person = open_small_chat("--session", "tea")
-    person.type(f"{'word ' * 60}\r")
-    person.wait_for("tea | small")
+    person.type(f"{'word ' * 60}\r", shows="tea | small")
     person.kill(number)
     assert person.end() == code
     assert not person.screen.cursor_hidden
@@ -143,14 +133,12 @@ def test_chat_saves_the_prompt_cache_unless_no_cache(
     states = tmp_path / ".cache" / "cerebrum" / "states"
     for cached in (False, True):
         person = open_small_chat("--session", f"cached-{cached}", *([] if cached else ["--no-cache"]))
-        person.type(f"{question}\r")
-        person.wait_for("truncated at 4 tokens")
+        person.type(f"{question}\r", shows="truncated at 4 tokens")
         person.leave()
         assert len(list(states.glob("*.state"))) == cached
     again = open_small_chat("--session", "cached-True")
     turn(again, "And?")
-    again.type("/stats\r")
-    again.wait_for(" cached)")
+    again.type("/stats\r", shows=" cached)")
     again.leave()
     assert user.run("sessions", "rm", "cached-True", "-y").code == 0
     assert not list(states.glob("*.state"))
@@ -159,14 +147,10 @@ def test_chat_saves_the_prompt_cache_unless_no_cache(
 def test_slash_model_switches_the_model_within_a_chat(open_small_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_small_chat()
     turn(person, "One?")
-    person.type("/model nothing\r")
-    person.wait_for("hint: ")
-    person.type("/model other\r")
-    person.wait_for("unknown prompt format")
-    person.type("/set format cerebrum\r")
-    person.wait_for("format  cerebrum")
-    person.type("/model small\r")
-    person.wait_for("small, prompt format: embedded")
+    person.type("/model nothing\r", shows="hint: ")
+    person.type("/model other\r", shows="unknown prompt format")
+    person.type("/set format cerebrum\r", shows="format  cerebrum")
+    person.type("/model small\r", shows="small, prompt format: embedded")
     turn(person, "Two?")
     person.leave()
 
@@ -180,14 +164,10 @@ def test_slash_edit_changes_the_last_question_or_reply(
     person = open_small_chat(EDITOR=f"'{editor}'")
     turn(person, "One?")
     turn(person, "/edit")
-    person.type("/edit answer\r")
-    person.wait_for("reply replaced")
-    person.type("/copy 1\r")
-    person.wait_for("code block")
-    person.type("/export talk.md\r")
-    person.wait_for("wrote talk.md")
-    person.type("/export talk.md\r")
-    person.wait_for("already exists")
+    person.type("/edit answer\r", shows="reply replaced")
+    person.type("/copy 1\r", shows="code block")
+    person.type("/export talk.md\r", shows="wrote talk.md")
+    person.type("/export talk.md\r", shows="already exists")
     person.leave()
     question, reply = user.contents("one")
     assert question == "So: Two?"
@@ -200,21 +180,16 @@ def test_chat_works_in_narrow_and_resized_windows(open_small_chat: OpenTerminal,
     person = open_small_chat(size=(60, 24))
     person.type("Who are you, and what can you tell me of yourself in many words?")
     person.resize(columns, 12)
-    person.type("\r")
-    person.wait_for("resumes it")
-    person.type("/help\r")
-    person.wait_for("Ctrl-D")
+    person.type("\r", shows="resumes it")
+    person.type("/help\r", shows="Ctrl-D")
     person.leave()
 
 
 def test_chat_on_a_dumb_terminal_prints_no_control_sequences(open_small_chat: OpenTerminal) -> None:
     person = open_small_chat(TERM="dumb", shows=">")
-    person.type("One")
-    person.wait_for("> One")
-    person.type(b"\xff?\r")
-    person.wait_for("truncated at 4 tokens")
-    person.type("/copy\r")
-    person.wait_for("no clipboard available")
+    person.type("One", shows="> One")
+    person.type(b"\xff?\r", shows="truncated at 4 tokens")
+    person.type("/copy\r", shows="no clipboard available")
     person.type("/exit\r")
     assert person.end() == 0
     assert "\x1b" not in person.output
@@ -222,10 +197,8 @@ def test_chat_on_a_dumb_terminal_prints_no_control_sequences(open_small_chat: Op
 
 def test_chat_for_a_screen_reader_uses_the_plain_prompt(open_small_chat: OpenTerminal) -> None:
     person = open_small_chat(ACCESSIBLE="1", shows=">")
-    person.type("One?")
-    person.wait_for("> One?")
-    person.type("\x03")
-    person.wait_for("Press Ctrl-C again")
+    person.type("One?", shows="> One?")
+    person.type("\x03", shows="Press Ctrl-C again")
     person.type("\x03")
     assert person.end() == 0
 
@@ -236,10 +209,8 @@ def test_chat_output_can_be_piped_from_a_terminal(
     env = user.environment({"TERM": "xterm-256color"})
     person = Person(["sh", "-c", f"{COMMAND} chat -m small -n 4 | tee log"], env, tmp_path)
     person.wait_for(">")
-    person.type("One?")
-    person.wait_for("> One?")
-    person.type("\r")
-    person.wait_for("truncated at 4 tokens")
+    person.type("One?", shows="> One?")
+    person.type("\r", shows="truncated at 4 tokens")
     person.leave()
     assert user.contents("one")[1] in (tmp_path / "log").read_text()
 
@@ -251,8 +222,7 @@ def test_prompt_sends_a_line_that_is_not_utf_8_or_starts_with_a_fence(
     open_small_chat: OpenTerminal, user: CommandLine, line: bytes, question: str
 ) -> None:
     person = open_small_chat("--session", "tea")
-    person.type(line + b"\r")
-    person.wait_for("truncated at 4 tokens")
+    person.type(line + b"\r", shows="truncated at 4 tokens")
     person.leave()
     assert user.contents("tea")[0] == question
 
@@ -273,8 +243,7 @@ def test_prompt_history_is_readable_only_by_its_user(open_small_chat: OpenTermin
     history.write_text("\n# now\n+before\n")
     history.chmod(0o644)
     person = open_small_chat()
-    person.type("\x1b[A")
-    person.wait_for("> before")
+    person.type("\x1b[A", shows="> before")
     person.type("\x03\x04")
     assert person.end() == 0
     assert history.stat().st_mode & 0o777 == 0o600
@@ -283,15 +252,13 @@ def test_prompt_history_is_readable_only_by_its_user(open_small_chat: OpenTermin
 def test_toolbar_keeps_the_context_usage_in_a_narrow_window(open_small_chat: OpenTerminal) -> None:
     person = open_small_chat("--session", "a-name-of-some-length", size=(30, 24))
     person.wait_for("small | context ")
-    person.type("One?\r")
-    person.wait_for("small | context 37/2048 (2%)")
+    person.type("One?\r", shows="small | context 37/2048 (2%)")
     person.leave()
 
 
 def test_prompt_keeps_the_text_if_the_editor_fails(open_small_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_small_chat("--session", "tea", VISUAL="false")
-    person.type("One?\x18\x05")
-    person.wait_for("the editor false failed")
+    person.type("One?\x18\x05", shows="the editor false failed")
     turn(person, " Or two?")
     person.leave()
     assert user.contents("tea")[0] == "One? Or two?"
@@ -304,8 +271,7 @@ def test_prompt_history_is_searched_with_ctrl_r(open_small_chat: OpenTerminal) -
     second = open_small_chat()
     second.type("\x12mon")  # Ctrl-R
     second.wait_for("What is a monad?")
-    second.type("\r\r")
-    second.wait_for("what-is-a-monad-20")
+    second.type("\r\r", shows="what-is-a-monad-20")
     second.leave()
 
 
@@ -314,15 +280,11 @@ def test_prompt_ctrl_c_discards_the_line_and_exits_when_pressed_twice(
 ) -> None:
     person = open_small_chat()
     for _ in range(3):
-        person.type("not sent")
-        person.wait_for("> not sent")
+        person.type("not sent", shows="> not sent")
         person.type("\x03")
-    person.type("\x03")
-    person.wait_for("Press Ctrl-C again")
-    person.type("One?\r")
-    person.wait_for("one | small")
-    person.type("\x03")
-    person.wait_for("Press Ctrl-C again")
+    person.type("\x03", shows="Press Ctrl-C again")
+    person.type("One?\r", shows="one | small")
+    person.type("\x03", shows="Press Ctrl-C again")
     person.type("\x03")
     assert person.end() == 0
     assert user.contents("one")[0] == "One?"
@@ -342,8 +304,7 @@ def test_prompt_opens_the_editor(open_small_chat: OpenTerminal, user: CommandLin
 
 def test_prompt_vi_keys(open_small_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_small_chat("--vi")
-    person.type("not sent\x1bccOne?")
-    person.wait_for("> One?")
+    person.type("not sent\x1bccOne?", shows="> One?")
     turn(person, "")
     person.leave()
     assert user.contents("one")[0] == "One?"

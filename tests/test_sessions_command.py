@@ -304,10 +304,11 @@ def test_sessions_rm_deletes_only_the_states_of_the_session(user: CommandLine) -
         (["qrrrrrrrrr"], [], ["rrrrrrrrr"], ["qrrrrrrrrr"]),
         (["qrrrrrrrrr", "q", "qx", ""], [], ["rrrrrrrrr"], ["qrrrrrrrrr", "q"]),
         (["qrrrrrrrrrqno", "qrrrrrrrrr"], ["no!"], ["rrrrrrrrr"], ["qrrrrrrrrr"]),
+        (["qrrrrrrrrr question", "qrrrrrrrrr.\n"], [], ["rrrrrrrrr"], ["qrrrrrrrrr.\n"]),
         (["qrrrrrrr"], [], ["rrrrrrr"], []),
         (["q", "qx"], [""], [], []),
     ],
-    ids=("one of two", "none", "beginnings", "fork", "short reply", "no replies"),
+    ids=("one of two", "none", "beginnings", "fork", "unanswered fork", "short reply", "no replies"),
 )
 def test_states_to_delete_are_found_by_their_replies(
     states: list[str], deleted: list[str], kept: list[str], left: list[str]

@@ -34,6 +34,7 @@ from cerebrum_cli.sessions.store import Store
 DAY_S = 86_400
 MAX_IMPORT_BYTES = 1_000_000_000
 MIN_REPLY_TOKENS = 8  # shorter ones may occur in any conversation
+MAX_END_TOKENS = 4  # of a reply's last token and the end of its turn
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
 
 
@@ -180,12 +181,17 @@ def states_to_delete(states: Mapping[Path, bytes], deleted: Iterable[bytes], kep
     """Choose the states of the prompt cache that may hold text of deleted sessions.
 
     All values are packed tokens: `states` by file, and the replies of deleted and of kept messages. A state stays if it
-    holds a kept reply and no deleted one. So does one that such a state begins with. All others are deleted, since
-    nothing shows whose prompt they hold.
+    ends with a kept reply and holds no deleted one. So does one that such a state begins with. All others are deleted,
+    since nothing shows whose prompt they end with.
     """
     long_enough = (reply for reply in kept if len(reply) >= MIN_REPLY_TOKENS * TOKEN_BYTES)
     gone, remaining = _by_first_token(deleted), _by_first_token(long_enough)
-    staying = {path for path, held in states.items() if _holds(held, remaining) and not _holds(held, gone)}
+    staying = {
+        path
+        for path, held in states.items()
+        if any(end >= len(held) - MAX_END_TOKENS * TOKEN_BYTES for end in _ends(held, remaining))
+        and not any(_ends(held, gone))
+    }
 
     def is_beginning(held: bytes) -> bool:
         return bool(held) and any(states[path].startswith(held) for path in staying)
@@ -202,12 +208,12 @@ def _by_first_token(replies: Iterable[bytes]) -> dict[bytes, list[bytes]]:
     return found
 
 
-def _holds(tokens: bytes, replies: Mapping[bytes, list[bytes]]) -> bool:
-    return any(
-        tokens.startswith(reply, at)
-        for at in range(0, len(tokens), TOKEN_BYTES)
-        for reply in replies.get(tokens[at : at + TOKEN_BYTES], ())
-    )
+def _ends(tokens: bytes, replies: Mapping[bytes, list[bytes]]) -> Iterator[int]:
+    """Yield where each reply ends that these tokens hold."""
+    for at in range(0, len(tokens), TOKEN_BYTES):
+        for reply in replies.get(tokens[at : at + TOKEN_BYTES], ()):
+            if tokens.startswith(reply, at):
+                yield at + len(reply)
 
 
 def _session_fields(session: Session) -> dict[str, Any]:

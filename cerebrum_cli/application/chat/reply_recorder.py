@@ -23,6 +23,11 @@ SAVE_EVERY_S = 1.0  # a killed process loses at most this much of a reply
 SAVE_SHARE = 0.02  # or, of a long one, this part: the whole text is written each time
 
 
+def save_interval(elapsed_s: float) -> float:
+    """Seconds until a reply is saved again, so that the bytes written grow little faster than its length."""
+    return max(SAVE_EVERY_S, elapsed_s * SAVE_SHARE)
+
+
 @dataclass(slots=True)
 class ReplyRecorder:
     """The reply to the last question of `session`; it continues `prefix_tokens`, those of the reply `continued`."""
@@ -71,7 +76,7 @@ class ReplyRecorder:
             if self.collector.reply:
                 self.finish()
             elif self.has_tokens and now >= self._next_save:
-                self._next_save = now + max(SAVE_EVERY_S, (now - self._start) * SAVE_SHARE)
+                self._next_save = now + save_interval(now - self._start)
                 self._save(self._metadata(None))
 
     @property
