@@ -17,7 +17,6 @@ from cerebrum_cli.application.pulling.pull import Puller
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.engine.llama.codec import LlamaCodec
 
 CATALOGUE = """
 [models.thinker]
@@ -83,11 +82,15 @@ class Watched:
         self.notices.append(event)
 
 
+def no_merge(*_: object) -> Model:
+    raise AssertionError("nothing is merged here")
+
+
 def pulled(
     library: Library, text: str, name: str | None = None, offline: bool = False, watched: Watched | None = None
 ) -> Model:
     """Pull a model, as the command does."""
-    return Puller(library, watched or Watched(), LlamaCodec, offline).pull(library.parse(text), name)
+    return Puller(library, watched or Watched(), no_merge, offline).pull(library.parse(text), name)
 
 
 def test_library_default_is_the_first_model(library: Library, other: Path) -> None:

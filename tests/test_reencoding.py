@@ -35,7 +35,6 @@ from cerebrum_cli.core.events import NoticeEvent, StageEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench.protocol import Closeness, FileBench, Job, LoadStats, TrialError
 from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encode_file, fast_encodings
-from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.engine.llama.quantize import failure_reason
 from cerebrum_cli.engine.memory import HEADROOM, Device
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
@@ -163,8 +162,12 @@ def model(library: Library, tmp_path: Path) -> Model:
     return pull(library, write_chatml(tmp_path / "Thinker-F16.gguf"), "mine")
 
 
+def no_merge(*_: object) -> Model:
+    raise AssertionError("nothing is merged here")
+
+
 def pull(library: Library, path: Path, name: str | None = None) -> Model:
-    return Puller(library, SilentProgress(), LlamaCodec, offline=True).pull(library.parse(str(path)), name)
+    return Puller(library, SilentProgress(), no_merge, offline=True).pull(library.parse(str(path)), name)
 
 
 def reencoding_of(library: Library, model: Model, memory: Memory | None = None, **more: Any) -> Reencoding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
@@ -169,7 +169,12 @@ class Runtime:
     def puller(self, progress: Progress, offline: bool) -> Puller:
         from cerebrum_cli.application.pulling.pull import Puller
 
-        return Puller(self.library, progress, self.codec, offline)
+        def merge(*arguments: Any) -> Model:
+            from cerebrum_cli.application.pulling.building import pull_merge
+
+            return pull_merge(self.merger, *arguments)
+
+        return Puller(self.library, progress, merge, offline)
 
     @property
     def merger(self) -> Merger:
@@ -203,6 +208,7 @@ class Runtime:
     def doctor_context(self, given: Layer, offline: bool) -> DoctorContext:
         """Everything `doctor` checks; an unreadable config.toml is one of its results."""
         from cerebrum_cli.application.doctor.checks import DoctorContext
+        from cerebrum_cli.sessions.connection import check_integrity
         from cerebrum_cli.terminal.reports.doctor import check_terminal
 
         try:
@@ -219,6 +225,7 @@ class Runtime:
             build=self.build,
             open_backend=self.open_backend,
             terminal=lambda: check_terminal(self.streams),
+            session_counts=check_integrity,
         )
 
 

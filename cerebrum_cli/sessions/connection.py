@@ -6,8 +6,8 @@ import contextlib
 import shlex
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.sessions.schema import MIGRATIONS, enable_wal, migrate, schema_version
@@ -21,8 +21,7 @@ READ_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 PRIMARY_CODE = 0xFF  # of an extended result code
 
 
-@dataclass(frozen=True, slots=True)
-class DatabaseSummary:
+class DatabaseSummary(NamedTuple):
     """Contents of an intact database; its version is 0 while it is empty."""
 
     sessions: int

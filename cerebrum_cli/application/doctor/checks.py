@@ -43,6 +43,7 @@ class DoctorContext:
     build: Callable[[], Build]
     open_backend: BackendFactory
     terminal: Callable[[], CheckResult]
+    session_counts: Callable[[Path], tuple[int, int, int] | None]  # sessions, messages and version of a database
 
 
 def run_checks(context: DoctorContext) -> Iterator[CheckResult]:
@@ -178,16 +179,15 @@ def _check_prompt_cache(context: DoctorContext) -> CheckResult:
 
 
 def _check_sessions(context: DoctorContext) -> CheckResult:
-    from cerebrum_cli.sessions.connection import check_integrity
-
     path = context.data_directory / "sessions" / "sessions.db"
-    summary = check_integrity(path)
-    if summary is None:
+    found = context.session_counts(path)
+    if found is None:
         return check_result("sessions", "none yet")
     if not os.access(path, os.W_OK):
         return CheckResult("sessions", "failure", f"{path} is not writable", "fix its permissions, or use --no-log")
-    counts = f"{format_count(summary.sessions, 'session')}, {format_count(summary.messages, 'message')}, undamaged"
-    return check_result("sessions", f"{counts}; {format_size(path.stat().st_size)}, version {summary.version}")
+    sessions, messages, version = found
+    counts = f"{format_count(sessions, 'session')}, {format_count(messages, 'message')}, undamaged"
+    return check_result("sessions", f"{counts}; {format_size(path.stat().st_size)}, version {version}")
 
 
 def _check_terminal(context: DoctorContext) -> CheckResult:

@@ -3,25 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cerebrum_cli.application.merging.merge import Merge, MergeOptions, Merger
-from cerebrum_cli.application.merging.recipes import with_quantization
+from cerebrum_cli.application.merging.recipes import catalogue_recipe, with_quantization
 from cerebrum_cli.application.models.availability import DownloadPlan
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.models.names import require_free_name
 from cerebrum_cli.application.pulling.download_plan import DownloadPlanner
+from cerebrum_cli.application.pulling.pull import Confirm, Puller, require_confirmation
 from cerebrum_cli.catalogue.reference import NameReference, PathReference, Reference
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import same_quantization
-from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.files import existing_parent
 from cerebrum_cli.merge.recipe import Recipe
 
 PullReference = Callable[[Reference], Model]
 """Returns the model of a reference, pulled if it is not installed."""
+
+
+def pull_merge(
+    merger: Merger,
+    puller: Puller,
+    spec: ModelSpec,
+    reference: NameReference,
+    name: str | None,
+    context: int | None,
+    confirm: Confirm,
+) -> Model:
+    """Merge a catalog model from source models in the planned quantization, which are pulled first."""
+    if spec.name in puller.merge_stack:
+        raise ConfigError(f"{spec.name}: circular recipe", "fix its row in models.toml")
+    inner = replace(puller, merge_stack=(*puller.merge_stack, spec.name))
+    catalogue_merge = CatalogueMerge(puller.library, merger, spec, catalogue_recipe(spec))
+    quantization = reference.quantization
+    if spec.quantizations:
+        plan = catalogue_merge.plan(puller.planner, reference, context)
+        if plan.chosen.installed:
+            return puller.with_name(puller.library.find(plan.reference), name)
+        require_confirmation(plan, confirm)
+        quantization = plan.chosen.quantization
+    merge = catalogue_merge.build(quantization, name, lambda each: inner.find_or_pull(each, None, context, confirm))
+    written = merger.write(merge, lambda done, total: puller.progress.update("merge", done, total))
+    return merger.register(merge, written)
 
 
 @dataclass(frozen=True, slots=True)

