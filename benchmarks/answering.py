@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.answers.vote import Votes
-from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
-from cerebrum_cli.application.inference.load_options import SINGLE, Parallel
-from cerebrum_cli.application.inference.loading import BackendFactory, LoadedModel, open_model, open_servers
-from cerebrum_cli.batches.journal import open_journal
-from cerebrum_cli.batches.rows import Row as Question
-from cerebrum_cli.batches.rows import prompt_row, result_rows
+from cerebrum_cli.batch.answering import BatchOptions, answer_rows
+from cerebrum_cli.batch.journal import open_journal
+from cerebrum_cli.batch.rows import Row as Question
+from cerebrum_cli.batch.rows import prompt_row, result_rows
+from cerebrum_cli.cli.app import real_runtime
+from cerebrum_cli.cli.generation import plan_parallel
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
-from cerebrum_cli.engine.plan import LoadOptions
+from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.runtime.composition import real_runtime
-from cerebrum_cli.runtime.generation import plan_parallel
+from cerebrum_cli.inference.load_options import SINGLE, Parallel
+from cerebrum_cli.inference.loading import BackendFactory, LoadedModel, open_model, open_servers
 from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2

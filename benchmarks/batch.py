@@ -57,8 +57,8 @@ from answering import (
 from harness import PEER_PROGRAMS, Row, alternate, in_subprocess, medians, pair, record, require_peers
 from server import batched_bench, time_server
 
-from cerebrum_cli.batches.rows import Row as Question
-from cerebrum_cli.batches.rows import prompt_row
+from cerebrum_cli.batch.rows import Row as Question
+from cerebrum_cli.batch.rows import prompt_row
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, TokenEvent
 
@@ -176,7 +176,7 @@ def best_slots(rounds: Sequence[Mapping[int, float]]) -> int:
 
 def write_bf16(source: Path) -> Path:
     """Write a model with BF16 weights unless it exists; return its path. To be called in a subprocess."""
-    from cerebrum_cli.engine.llama.library import llama
+    from cerebrum_cli.engine.llama.bindings import llama
 
     target = PEER_PROGRAMS.parent.parent / f"{source.stem}.as-BF16.gguf"
     if not target.exists() or target.stat().st_mtime_ns < source.stat().st_mtime_ns:
@@ -280,7 +280,7 @@ class StepTimer:
     """Wraps the engine's calls of llama.cpp, and times the steps in which all `slots` sequences decode."""
 
     def __init__(self, slots: int) -> None:
-        from cerebrum_cli.engine.llama.library import llama
+        from cerebrum_cli.engine.llama.bindings import llama
         from cerebrum_cli.engine.llama.sampler import GreedySampler
 
         self._decode, self._sample = llama.llama_decode, GreedySampler.sample

@@ -29,12 +29,12 @@ from typing import Any, NamedTuple
 
 from harness import Row, alternate, in_subprocess, record
 
-from cerebrum_cli.application.chat.chat import Chat
-from cerebrum_cli.application.inference.loading import ModelLoader
+from cerebrum_cli.chat.chat import Chat
+from cerebrum_cli.cli.app import real_runtime
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.runtime.composition import real_runtime
+from cerebrum_cli.inference.loading import ModelLoader
 
 FORMATS = ("cerebrum", "embedded")
 CHATS, TURNS = 4, 10

@@ -30,7 +30,7 @@ from nano.measure import loaded_engine
 from nano.questions import held_out
 
 from cerebrum_cli.core.parts import Text
-from cerebrum_cli.engine.control.loop_check import LoopCheck
+from cerebrum_cli.engine.loop_check import LoopCheck
 
 NANO = str(ROOT / "cerebrum_cli" / "nano.gguf")
 PARTS = ("loop", "conclude")

@@ -36,20 +36,20 @@ from answering import GSM8K, THREADS, model_path
 from harness import ROOT, Row, alternate, in_subprocess, medians, pair, record
 from server import completion, running_server
 
+from cerebrum_cli.cli.app import PROBE
 from cerebrum_cli.core.events import FinishEvent, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.bench.trials import ProcessBench
 from cerebrum_cli.engine.drafts.allocation import draft_lengths
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Drafter
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.llama.quantize import quantize
+from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.plan import LoadOptions, Tuning
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.trials import ProcessBench
 from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.runtime.composition import PROBE
 
 PARTS = ("repeat", "server", "prose", "replay", "plot")
 BF16 = 32  # llama.cpp's number of the file type

@@ -60,9 +60,8 @@ from harness import (
 from relay import running_relay
 from server import LlamaServer, completion, running_server
 
-from cerebrum_cli.application.chat.chat import Chat
-from cerebrum_cli.application.inference.reply_stream import GenerationRequest
-from cerebrum_cli.batches.rows import Row as Question
+from cerebrum_cli.batch.rows import Row as Question
+from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RowEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
@@ -70,6 +69,7 @@ from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.scoring.request import ScoreEvent, ScoreRequest
+from cerebrum_cli.inference.reply_stream import GenerationRequest
 
 PARTS = ("texts", "cache", "votes", "batch", "failover", "ask")
 PROMPTS, TEXT_TOKENS = 20, 64

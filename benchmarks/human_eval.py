@@ -20,9 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from cerebrum_cli.application.evaluation.code import extract_program
-from cerebrum_cli.application.evaluation.sandbox import Program, require_sandbox, run_programs
-from cerebrum_cli.evals.tasks import complete_test
+from cerebrum_cli.eval.code import extract_program
+from cerebrum_cli.eval.code_sandbox import Program, require_sandbox, run_programs
+from cerebrum_cli.eval.tasks import complete_test
 
 
 class Problem(NamedTuple):

@@ -30,16 +30,16 @@ from typing import Any
 
 from harness import Row, record, run, time_limit
 
-from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
-from cerebrum_cli.application.inference.reply_stream import GenerationRequest, TokenizedRequest
-from cerebrum_cli.batches.files import output_paths
-from cerebrum_cli.batches.journal import open_journal
-from cerebrum_cli.batches.readers import open_input, read_rows
-from cerebrum_cli.batches.rows import result_rows
+from cerebrum_cli.batch.answering import BatchOptions, answer_rows
+from cerebrum_cli.batch.files import output_paths
+from cerebrum_cli.batch.journal import open_journal
+from cerebrum_cli.batch.readers import open_input, read_rows
+from cerebrum_cli.batch.rows import result_rows
 from cerebrum_cli.core.events import Event, FinishEvent, RowEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import CEREBRUM
+from cerebrum_cli.inference.reply_stream import GenerationRequest, TokenizedRequest
 
 ROWS = 1_000_000
 PARTS = 10

@@ -33,13 +33,13 @@ from harness import ROOT, Row, in_subprocess, medians, pair, record, run
 from lm_eval_hf import CHOICES, TEXTS, encode_choices, evaluate
 from scores import write_f32
 
-from cerebrum_cli.application.inference.loading import ResolvedModel
+from cerebrum_cli.cli.app import real_runtime
+from cerebrum_cli.cli.lm_eval import HarnessModel
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.scoring.request import ScoreRequest
 from cerebrum_cli.engine.scoring.trie import build_paths, node_count
-from cerebrum_cli.runtime.composition import real_runtime
-from cerebrum_cli.runtime.evaluation.lm_eval import HarnessModel
+from cerebrum_cli.inference.loading import ResolvedModel
 
 TOLERANCE = 1e-2
 TEXT_ITEMS, TEXT_TOKENS = 20, 32
@@ -148,7 +148,7 @@ def write_tasks(items: Sequence[Item], directory: Path) -> None:
 
 def run_ours(model: str, directory: Path) -> Outcome:
     """Run both tasks on the adapter; to be called in a subprocess."""
-    from cerebrum_cli.application.evaluation.lm_harness import CerebrumLM
+    from cerebrum_cli.eval.lm_harness import CerebrumLM
 
     runtime = real_runtime()
     found = runtime.library.resolve(model)

@@ -30,13 +30,13 @@ from answering import THREADS, benchmark_settings, loaded_model, model_path
 from harness import RESULTS, Row, in_subprocess, machine, medians, record
 from server import batched_bench
 
-from cerebrum_cli.application.inference.load_options import SINGLE, Parallel
-from cerebrum_cli.application.inference.loading import LoadedModel
 from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.inference.load_options import SINGLE, Parallel
+from cerebrum_cli.inference.loading import LoadedModel
 
 PARTS = ("throughput", "prompt")
 PROMPT_LENGTH, TOKENS, MAX_SEQUENCES = 128, 64, 64  # 192 tokens: single rows are not padded before position 256

@@ -24,9 +24,9 @@ from random import Random
 from answering import THREADS, benchmark_settings, loaded_model, model_path
 from harness import PEER_PROGRAMS, Row, in_subprocess, medians, pair, record, require_peers, run
 
-from cerebrum_cli.application.inference.load_options import Parallel
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.scoring.request import ScoreEvent, ScoreRequest, ScoringEvent
+from cerebrum_cli.inference.load_options import Parallel
 
 PARTS = ("choices", "rate")
 CONTEXT_TOKENS, CHOICES, CHOICE_TOKENS = 200, 4, 8

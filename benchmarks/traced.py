@@ -80,14 +80,14 @@ def wrap(
 
 def trace_command() -> None:
     """Trace where a command gets its runtime."""
-    from cerebrum_cli.commands import ask
+    from cerebrum_cli.cli.commands import ask
 
     wrap(ask, "runtime_of", end_on_call=USE_CASE, on_return=trace_runtime)
 
 
 def trace_runtime() -> None:
     """Trace where a model is opened and where the answer is printed."""
-    import cerebrum_cli.runtime.composition as runtime
+    import cerebrum_cli.cli.app as runtime
     from cerebrum_cli.terminal.streams import Streams
 
     original = runtime.llama_opener

@@ -40,13 +40,13 @@ from nano.questions import held_out
 
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.vote import Votes
-from cerebrum_cli.application.inference.load_options import SINGLE, Parallel
-from cerebrum_cli.application.inference.reply_stream import GenerationRequest
-from cerebrum_cli.application.inference.responder import Responder
-from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote, run_vote
-from cerebrum_cli.batches.rows import Row as Question
-from cerebrum_cli.batches.rows import prompt_row
+from cerebrum_cli.batch.rows import Row as Question
+from cerebrum_cli.batch.rows import prompt_row
 from cerebrum_cli.core.events import Event, FinishEvent
+from cerebrum_cli.inference.load_options import SINGLE, Parallel
+from cerebrum_cli.inference.reply_stream import GenerationRequest
+from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, MajorityVote, run_vote
 
 PARTS = ("cost", "accuracy", "repeat")
 NANO = str(ROOT / "cerebrum_cli" / "nano.gguf")

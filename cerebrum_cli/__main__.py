@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from cerebrum_cli.core.exiting import is_importing
+from cerebrum_cli.core.signals import is_importing
 
 INTERRUPTED = 130
 

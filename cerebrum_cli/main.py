@@ -14,15 +14,15 @@ import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
 from cerebrum_cli import __version__
-from cerebrum_cli.commands import COMMANDS, Command
-from cerebrum_cli.commands.completion import COMPLETION, complete, completed_command
-from cerebrum_cli.commands.signature import SectionedCommand, environment_source
+from cerebrum_cli.cli import COMMANDS, Command
+from cerebrum_cli.cli.completion import COMPLETION, complete, completed_command
+from cerebrum_cli.cli.signature import SectionedCommand, environment_source
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, UsageError
 from cerebrum_cli.core.files import is_disk_full
 from cerebrum_cli.core.settings import environment
 
 if TYPE_CHECKING:
-    from cerebrum_cli.runtime.composition import Runtime
+    from cerebrum_cli.cli.app import Runtime
 
 
 def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
@@ -50,7 +50,7 @@ def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
 
 def add_command(app: typer.Typer, command: Command) -> None:
     """Import a command and add it with its help: summary, details and examples."""
-    function = getattr(import_module(f"cerebrum_cli.commands.{command.name}"), command.attribute)
+    function = getattr(import_module(f"cerebrum_cli.cli.commands.{command.name}"), command.attribute)
     examples = "\n".join(("\b", "Examples:", *(f"  {example}" for example in command.examples)))
     if isinstance(function, typer.Typer):
         app.add_typer(

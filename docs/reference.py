@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from cerebrum_cli.commands import COMMANDS
+from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.main import assembled
 from cerebrum_cli.terminal.repl.slash_table import KEYS, SLASH_COMMANDS
 

@@ -28,11 +28,11 @@ from served import Served, serving_user
 from tiny_models import write_chatml, write_mistral, write_quantized, write_recurrent, write_sliding_window
 from vocabularies import open_vocabulary
 
+from cerebrum_cli.chat.store import Store
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.engine.llama.library import llama
+from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.quantize import quantize
 from cerebrum_cli.engine.remote import engine as remote_engine
-from cerebrum_cli.sessions.store import Store
 from cerebrum_cli.terminal.markdown import renderer
 
 settings.register_profile("suite", derandomize=True, deadline=None)  # the same cases everywhere, on slow machines too

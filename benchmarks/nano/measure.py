@@ -15,8 +15,8 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.events import FinishEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.gguf.header import read_header

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
-from cerebrum_cli.engine.commands import Abort, Cancel, Commands, Submit
 from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.engine.messages import Abort, Cancel, Commands, Submit
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences, first_seed, next_item
 
 if TYPE_CHECKING:

@@ -19,7 +19,11 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, RefusedEvent, SequenceId
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
-from cerebrum_cli.engine.commands import (
+from cerebrum_cli.engine.completions import LocalCompletions
+from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents, raise_refusals
+from cerebrum_cli.engine.loop import Loop
+from cerebrum_cli.engine.memory import group_lengths
+from cerebrum_cli.engine.messages import (
     Cancel,
     Close,
     Commands,
@@ -27,10 +31,6 @@ from cerebrum_cli.engine.commands import (
     Submit,
     SubmitScores,
 )
-from cerebrum_cli.engine.completions import LocalCompletions
-from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents, raise_refusals
-from cerebrum_cli.engine.loop import Loop
-from cerebrum_cli.engine.memory import group_lengths
 from cerebrum_cli.engine.sequence import Failure, Request, next_item
 from cerebrum_cli.engine.state_store import StateStore
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.commands import Abort, Cancel, Commands, SavePromptCache, Submit, SubmitScores
 from cerebrum_cli.engine.memory import EXPECTED_LENGTH
+from cerebrum_cli.engine.messages import Abort, Cancel, Commands, SavePromptCache, Submit, SubmitScores
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Slot, Step
 from cerebrum_cli.engine.scoring.inspection import report_tokens

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, Forced, SequenceId, Timings, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.backend import Sampler
-from cerebrum_cli.engine.control.control import ControlFactory, Controls, End, limit_after
+from cerebrum_cli.engine.control import ControlFactory, Controls, End, limit_after
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
 from cerebrum_cli.formats.format import BRIDGE, ThoughtMarkup
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.formats.sandbox import run_template
+from cerebrum_cli.formats.template_sandbox import run_template
 from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
 
 SWITCHES = ("enable_thinking", "thinking")  # variables by which templates turn reasoning on and off

@@ -21,7 +21,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.text import format_duration, format_size
-from cerebrum_cli.terminal.control import strip_controls
+from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.progress import ECHO_COLUMNS
 from cerebrum_cli.terminal.streams import Streams, columns
 from cerebrum_cli.terminal.texts import batch_text, counter, exceptions_text, server_rates

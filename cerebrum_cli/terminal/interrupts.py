@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from cerebrum_cli.core.errors import Interrupted
-from cerebrum_cli.core.exiting import exit_process, is_importing
+from cerebrum_cli.core.signals import exit_process, is_importing
 
 # A terminal that closes sends SIGHUP, which Windows lacks.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from cerebrum_cli.core.exiting import RESTORE_ON_EXIT
+from cerebrum_cli.core.signals import RESTORE_ON_EXIT
 from cerebrum_cli.terminal.interrupts import restore_handlers
 
 try:

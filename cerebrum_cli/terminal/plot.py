@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import OutputError, UsageError
 from cerebrum_cli.core.packages import pip_install
-from cerebrum_cli.evals.report import Report
+from cerebrum_cli.eval.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

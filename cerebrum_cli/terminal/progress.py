@@ -15,7 +15,7 @@ from cerebrum_cli.core.events import (
     TallyEvent,
     TokenEvent,
 )
-from cerebrum_cli.terminal.control import strip_controls
+from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
 from cerebrum_cli.terminal.texts import tally_text
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.settings import set_environment_default
-from cerebrum_cli.terminal.control import ControlFilter, strip_controls
+from cerebrum_cli.terminal.escapes import ControlFilter, strip_controls
 from cerebrum_cli.terminal.interrupts import CancelOnInterrupt, Interrupts
 from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
 from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.inference.responder import Responder
+    from cerebrum_cli.inference.responder import Responder
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 T = TypeVar("T")

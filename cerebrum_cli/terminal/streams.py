@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TextIO
 from cerebrum_cli.core.errors import CerebrumError, EngineError, OutputError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import environment
-from cerebrum_cli.terminal.control import strip_controls
+from cerebrum_cli.terminal.escapes import strip_controls
 
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
 DUMB_TERMINALS = ("dumb", "unknown")  # values of TERM for terminals without control sequences

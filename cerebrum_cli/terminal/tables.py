@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_size
-from cerebrum_cli.terminal.control import strip_controls
+from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.models.availability import DownloadPlan
-    from cerebrum_cli.application.models.fit import Capacity
+    from cerebrum_cli.models.availability import DownloadPlan
+    from cerebrum_cli.models.fit import Capacity
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is truncated or wrapped
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself

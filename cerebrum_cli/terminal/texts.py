@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cerebrum_cli.core.events import FinishEvent, RowCounts, RowEvent, ScoreEvent, ServerTokens, TallyEvent
-from cerebrum_cli.terminal.control import strip_controls
+from cerebrum_cli.terminal.escapes import strip_controls
 
 SHOWN_SERVERS = 8
 WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}

@@ -14,10 +14,10 @@ from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag, TokenScore
 from cerebrum_cli.engine.llama import batch_invariance
+from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.context import LlamaContext, context_params, has_recurrent_state
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.grammar import parse_grammar
-from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.sampler import (
     GrammarSampler,
     GreedySampler,
@@ -29,8 +29,8 @@ from cerebrum_cli.engine.llama.sampler import (
 )
 from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
+from cerebrum_cli.engine.load_options import fallback_notice
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, plan_slots
-from cerebrum_cli.engine.plan import fallback_notice
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import ctypes
 from importlib.metadata import PackageNotFoundError, version
 
 from cerebrum_cli.engine.build import Build, read_features
+from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.devices import accelerators, bind, can_offload
-from cerebrum_cli.engine.llama.library import llama
 
 
 def build() -> Build:

@@ -16,8 +16,8 @@ from numpy.ctypeslib import ndpointer
 from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.devices import bind
-from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 
 # Without an importance matrix ggml aborts the process for some of these, and llama.cpp rejects all

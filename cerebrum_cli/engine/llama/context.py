@@ -9,7 +9,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.backend import Row, StopFlag
-from cerebrum_cli.engine.llama.library import llama, log
+from cerebrum_cli.engine.llama.bindings import llama, log
 from cerebrum_cli.engine.memory import ContextOptions, pad_length
 
 INVALID, DONE, NO_ROOM, ABORTED = -1, 0, 1, 2  # results of llama_decode

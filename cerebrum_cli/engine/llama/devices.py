@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from cerebrum_cli.engine.llama.library import llama
+from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import Device, FreeMemory
 

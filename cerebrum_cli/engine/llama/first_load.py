@@ -115,7 +115,7 @@ def _load_in_child(arguments: tuple[Path | str, ...], stop: StopFlag) -> tuple[i
 
 
 def _load(path: str, kind: str = "", adapter: str = "") -> None:
-    from cerebrum_cli.engine.llama.library import llama, suppress_log
+    from cerebrum_cli.engine.llama.bindings import llama, suppress_log
     from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 
     _limit_resources()

@@ -13,7 +13,7 @@ from textwrap import shorten
 from typing import Any
 
 from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.engine.llama.library import import_bindings, llama, log
+from cerebrum_cli.engine.llama.bindings import import_bindings, llama, log
 
 # Keywords that the converter supports, and annotations; all others are ignored.
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")

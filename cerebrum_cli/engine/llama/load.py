@@ -13,10 +13,18 @@ from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.engine.llama.bindings import llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state
 from cerebrum_cli.engine.llama.devices import can_offload, free_memory
 from cerebrum_cli.engine.llama.first_load import require_adapter_loads, require_loads
-from cerebrum_cli.engine.llama.library import llama, log, suppress_log
+from cerebrum_cli.engine.load_options import (
+    MAX_VALUES,
+    AdapterFile,
+    LoadOptions,
+    option_notices,
+    short_context_notice,
+    variance_notice,
+)
 from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.memory import (
     CPU_UBATCH,
@@ -29,14 +37,6 @@ from cerebrum_cli.engine.memory import (
     plan_layers,
     require_context,
     require_devices,
-)
-from cerebrum_cli.engine.plan import (
-    MAX_VALUES,
-    AdapterFile,
-    LoadOptions,
-    option_notices,
-    short_context_notice,
-    variance_notice,
 )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.llama.library import llama, log
+from cerebrum_cli.engine.llama.bindings import llama, log
 from cerebrum_cli.engine.machine import thread_count
 
 TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\]")  # start of llama.cpp's log line for each tensor

@@ -17,8 +17,8 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import TokenScore
+from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import is_allowed
-from cerebrum_cli.engine.llama.library import llama
 
 PENALTY_WINDOW = 64  # tokens, llama.cpp's own default
 LEAST_P = 1e-30  # of a token for typical-p, whose entropy is not a number with a probability of 0

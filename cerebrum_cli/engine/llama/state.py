@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from cerebrum_cli.engine.llama.library import llama, log
+from cerebrum_cli.engine.llama.bindings import llama, log
 from cerebrum_cli.engine.state_store import write_error
 
 

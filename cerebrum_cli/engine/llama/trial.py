@@ -19,12 +19,12 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag
-from cerebrum_cli.engine.bench.protocol import Closeness
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import context_options, open_llama
+from cerebrum_cli.engine.load_options import AdapterFile, LoadOptions, Tuning
 from cerebrum_cli.engine.machine import peak_memory
-from cerebrum_cli.engine.plan import AdapterFile, LoadOptions, Tuning
+from cerebrum_cli.engine.protocol import Closeness
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.exiting import exit_on_second_interrupt
 from cerebrum_cli.core.parts import Part, Text, Tokens
+from cerebrum_cli.core.signals import exit_on_second_interrupt
+from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import accept_token, parse_grammar
-from cerebrum_cli.engine.llama.library import llama
 
 CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama.LLAMA_TOKEN_ATTR_USER_DEFINED

@@ -20,13 +20,13 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.control.control import End as ControlEnd
-from cerebrum_cli.engine.control.control import Force
-from cerebrum_cli.engine.control.turns import Turns, continuation
+from cerebrum_cli.engine.control import End as ControlEnd
+from cerebrum_cli.engine.control import Force
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.engine.remote.failures import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import End, Part
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.turns import Turns, continuation
 
 
 @dataclass(slots=True)

@@ -7,16 +7,16 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from cerebrum_cli.application.chat.chat import Chat
-from cerebrum_cli.application.inference.question import compose_prompt
-from cerebrum_cli.application.inference.reply import Reply, ReplyCollector, reply_notice
-from cerebrum_cli.application.inference.voting import MajorityVote
+from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
-from cerebrum_cli.terminal.control import strip_controls
+from cerebrum_cli.inference.question import compose_prompt
+from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
+from cerebrum_cli.inference.voting import MajorityVote
+from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.repl.questions import InputSource, prompt_text, shorten_question

@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from cerebrum_cli.core.errors import Interrupted
-from cerebrum_cli.core.exiting import exit_process
+from cerebrum_cli.core.signals import exit_process
 from cerebrum_cli.terminal.interrupts import CancelOnInterrupt, install_handlers, restore_handlers
 from cerebrum_cli.terminal.streams import Streams, discard_closed
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.vote import parse_votes
-from cerebrum_cli.application.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
-from cerebrum_cli.application.inference.input.files import read_prompt_files
-from cerebrum_cli.application.inference.inspection import LeastCertain, parse_likeliest
-from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
+from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.core.saved_prompt import find_prompt
 from cerebrum_cli.core.settings import Settings, parse_value
+from cerebrum_cli.inference.files import read_prompt_files
+from cerebrum_cli.inference.inspection import LeastCertain, parse_likeliest
+from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.terminal.repl.programs import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
 from cerebrum_cli.terminal.repl.slash_table import (
@@ -39,7 +39,7 @@ from cerebrum_cli.terminal.tables import NO_PROMPTS, PIPE_WIDTH, print_prompts, 
 from cerebrum_cli.terminal.texts import context_text, settings_lines, stats_line
 
 if TYPE_CHECKING:
-    from cerebrum_cli.sessions.session import StoredMessage
+    from cerebrum_cli.chat.session import StoredMessage
     from cerebrum_cli.terminal.repl.repl import Repl
 
 LIKELIEST = 3  # alternatives that /why shows by default

@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from cerebrum_cli.application.doctor.check_result import CheckResult, Status, check_result
 from cerebrum_cli.core.settings import environment
-from cerebrum_cli.terminal.control import strip_controls
+from cerebrum_cli.doctor.check_result import CheckResult, Status, check_result
+from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, is_plain_terminal
 
 STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from cerebrum_cli.application.tuning.reencoding import EncodingResult, Report, Throughput
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
+from cerebrum_cli.tune.reencoding import EncodingResult, Report, Throughput
 
 HEADINGS = ("type", "size", "prompt t/s", "gen t/s", "16 gen t/s", "same top-1", "KL", "verdict")
 

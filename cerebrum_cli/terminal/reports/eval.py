@@ -9,11 +9,11 @@ from cerebrum_cli.terminal.tables import print_table, wrapped
 from cerebrum_cli.terminal.texts import one_line
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.evaluation.runs import Run
-    from cerebrum_cli.engine.bench.protocol import Closeness
-    from cerebrum_cli.evals.comparison import Comparison
-    from cerebrum_cli.evals.estimates import Estimate, Interval
-    from cerebrum_cli.evals.report import Report
+    from cerebrum_cli.engine.protocol import Closeness
+    from cerebrum_cli.eval.comparison import Comparison
+    from cerebrum_cli.eval.estimates import Estimate, Interval
+    from cerebrum_cli.eval.report import Report
+    from cerebrum_cli.eval.runs import Run
     from cerebrum_cli.terminal.streams import Streams
 
 ALL_SHOWN = 8  # numbers of votes; of more, powers of two

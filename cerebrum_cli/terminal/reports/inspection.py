@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from math import exp
 
-from cerebrum_cli.application.inference.inspection import CERTAIN, Candidate, UncertainToken
+from cerebrum_cli.inference.inspection import CERTAIN, Candidate, UncertainToken
 from cerebrum_cli.terminal.streams import Streams, columns
 from cerebrum_cli.terminal.tables import PIPE_WIDTH, print_table, table_lines
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.catalogue.reference import looks_like_path
 from cerebrum_cli.core.text import format_size
+from cerebrum_cli.models.reference import looks_like_path
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.application.tuning.candidates import differences, speed_ratios
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
+from cerebrum_cli.tune.candidates import differences, speed_ratios
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.inference.profiles import Profile, TunedUse
-    from cerebrum_cli.application.tuning.candidates import Candidate
-    from cerebrum_cli.application.tuning.tune import TuningResult
-    from cerebrum_cli.engine.plan import Tuning
+    from cerebrum_cli.engine.load_options import Tuning
+    from cerebrum_cli.inference.profiles import Profile, TunedUse
+    from cerebrum_cli.tune.candidates import Candidate
+    from cerebrum_cli.tune.tune import TuningResult
 
 
 def tuning_text(tuning: Tuning) -> str:

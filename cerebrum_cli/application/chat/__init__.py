@@ -1,1 +1,0 @@
-"""Conversations over time: turns, the context window, recording, history and archive."""

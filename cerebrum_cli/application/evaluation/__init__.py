@@ -1,1 +1,0 @@
-"""Measuring how well a model answers: tasks, runs, reports and comparisons."""

@@ -1,1 +1,0 @@
-"""Text for prompts, from files, directories, patterns and standard input."""

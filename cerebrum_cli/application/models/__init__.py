@@ -1,1 +1,0 @@
-"""Find, list, assess and remove models."""

@@ -1,1 +1,0 @@
-"""Download models, or merge them by the catalog's recipes."""

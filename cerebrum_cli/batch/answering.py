@@ -1,0 +1,296 @@
+"""Answer the rows of a batch concurrently, and write each answer to the result as soon as it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from itertools import count, islice
+from typing import Any
+
+from cerebrum_cli.answers.vote import Votes
+from cerebrum_cli.batch.result import Result
+from cerebrum_cli.batch.rows import (
+    CONCLUDED_AT,
+    OUTPUT_KEYS,
+    THOUGHT_CLOSED_AT,
+    Row,
+    RowError,
+    Rows,
+    failed_object,
+    output_object,
+)
+from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
+from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts, RowEvent, TokenEvent
+from cerebrum_cli.core.sampling import SEEDS
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.inference.fingerprint import generation_fingerprint
+from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
+from cerebrum_cli.inference.reply_stream import GenerationRequest, ReplyStream, TokenizedRequest
+from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.inference.voting import MajorityVote, require_sampling, votes_object
+from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.model import Model
+
+SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
+READ_AHEAD = 16_384  # rows read past the first unfinished one where answers are in order, and so wait in memory for it
+TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
+REFUSED = "invalid_request"
+INCOMPLETE = "incomplete_output"  # truncated or blank, so that it does not match the grammar
+NO_PROMPT = RowError(REFUSED, "there is no prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """Options of all rows of a batch; the settings of a row take precedence.
+
+    With `is_json`, the grammar is that of a JSON Schema: answers state no final answer.
+    """
+
+    settings: Settings
+    grammar: str | None = None
+    is_json: bool = False
+    votes: Votes | None = None
+    early_stop: bool = True
+    ignore_eos: bool = False
+
+    def seed(self, position: int) -> int | None:
+        """The seed of a row's first sample; no two samples of the batch share a seed."""
+        first, samples = self.settings.seed, self.votes.maximum if self.votes else 1
+        return None if first is None else (first + position * samples) % SEEDS
+
+
+@dataclass(slots=True)
+class PendingRow:
+    """A row whose reply or vote is running."""
+
+    position: int
+    row: Row
+    request: TokenizedRequest
+    options: BatchOptions
+    vote: MajorityVote | None
+    collector: ReplyCollector
+    larger_context: str
+    more_keys: tuple[str, ...]
+
+    def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> dict[str, Any] | None:
+        """Process an event of this row; return the output object when the answer is complete."""
+        if self.vote:
+            if not (self.vote.add_event(event, replies) and self.vote.is_over):
+                return None
+            reply = self.vote.reply
+            return self.answer_object(reply) if reply else failed_object(self.row, _row_error(self.vote.refusals[0]))
+        if isinstance(event, RefusedEvent):
+            return failed_object(self.row, _row_error(event.error))
+        self.collector.emit(event)
+        reply = self.collector.reply
+        return None if reply is None or reply.finish.reason == "cancelled" else self.answer_object(reply)
+
+    def answer_object(self, reply: Reply) -> dict[str, Any]:
+        """The output object of an answered row, with the keys of OUTPUT_KEYS in order."""
+        replies = [reply] if self.vote is None else self.vote.replies.values()
+        states_answer = self.vote or not self.options.is_json
+        notice = reply_notice(reply, self.larger_context) if self.options.grammar else None
+        error = notice and RowError(INCOMPLETE, f"{notice.message}: {notice.hint}")
+        values = (
+            self.row.id,
+            self.row.prompt,
+            reply.text,
+            (self.vote or reply).final_answer if states_answer else None,
+            reply.finish.reason,
+            reply.finish.prompt_tokens,
+            sum(each.finish.completion_tokens for each in replies),
+            reply.finish.seed,
+            reply.reasoning,
+            self.vote and votes_object(self.vote),
+            error and asdict(error),
+        )
+        object = dict(zip(OUTPUT_KEYS, values, strict=True))
+        return output_object(self.row, object | {key: getattr(reply, key) for key in self.more_keys})
+
+
+def answer_rows(
+    responder: Responder, rows: Rows, options: BatchOptions, result: Result, in_order: bool
+) -> Generator[Event, None, None]:
+    """Answer the unfinished rows; yield all events, and a RowEvent whenever a row is finished.
+
+    Rows that cannot be answered get an error. On this machine, memory holds a window of SORT_WINDOW rows. Unless a
+    reader needs the answers `in_order`, short rows of a window are answered before much longer ones, rows with a common
+    prefix one after the other, and errors are written last: an error that concerns all rows is raised before. Servers
+    get rows in the order of the input, as they can take them; `in_order`, no more than READ_AHEAD past the first
+    unfinished one. The caller completes the result; after a cancel, rows are missing.
+    """
+    answering = Answering(responder, rows, options, result, responder.cancel_scope())
+    yield from responder.load()
+    responder.check_settings(options.settings)
+    yield answering.progress
+    yield from answering.run_steadily(in_order) if responder.schedules_rows else answering.run_windows(in_order)
+
+
+@dataclass(slots=True)
+class Answering:
+    """A batch that is running; `failed` are the objects of rows whose errors are not yet written, by position."""
+
+    responder: Responder
+    rows: Rows
+    options: BatchOptions
+    result: Result
+    scope: CancelScope
+    writes_errors_last: bool = True
+    failed: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def progress(self) -> RowEvent:
+        return RowEvent(self.result.done, len(self.rows), self.result.counts + RowCounts(len(self.failed)))
+
+    def run_windows(self, in_order: bool) -> Iterator[Event]:
+        """Answer the rows in windows, and those of a window in groups."""
+        unfinished = self._unfinished()
+        while window := list(islice(unfinished, SORT_WINDOW)):
+            pending = [row for row in self._tokenize(window) if row]
+            if self.scope.is_cancelled:
+                return
+            if in_order:
+                yield from self._write_failed()
+            yield self.progress
+            for group in [pending] if in_order else _group_rows(self.responder, pending):
+                yield from self._generate(group)
+                if self.scope.is_cancelled:
+                    return
+            yield from self._write_failed()
+
+    def run_steadily(self, in_order: bool) -> Iterator[Event]:
+        """Answer the rows in one stream, read as the engine can take them; errors are written as they are found."""
+        self.writes_errors_last = False
+        unfinished = self._unfinished()
+        yield from self._generate(self._tokenize(self._near_the_first(unfinished) if in_order else unfinished))
+        yield self.progress
+
+    def _unfinished(self) -> Iterator[int]:
+        return (position for position in range(len(self.rows)) if position not in self.result.finished)
+
+    def _near_the_first(self, positions: Iterable[int]) -> Iterator[int | None]:
+        """Yield positions, each once it is near the first unfinished one, and None until then."""
+        first, finished = 0, self.result.finished
+        for position in positions:
+            while position - first >= READ_AHEAD:
+                if first in finished:
+                    first += 1
+                else:
+                    yield None
+            yield position
+
+    def _tokenize(self, positions: Iterable[int | None]) -> Iterator[PendingRow | None]:
+        """Yield rows ready to be answered, until a cancel, and None for None; the others have failed."""
+        for position in positions:
+            if self.scope.is_cancelled:
+                return
+            if position is None:
+                yield None
+                continue
+            row = self.rows[position]
+            tokenized = _tokenize_row(self.responder, position, row, self.options)
+            if isinstance(tokenized, PendingRow):
+                yield tokenized
+            elif self.writes_errors_last:
+                self.failed.append((position, failed_object(row, tokenized)))
+            else:
+                self.result.write(position, failed_object(row, tokenized))
+
+    def _write_failed(self) -> Iterator[Event]:
+        failed, self.failed = self.failed, []
+        for position, object in failed:
+            self.result.write(position, object)
+            yield self.progress
+
+    def _generate(self, rows: Iterable[PendingRow | None]) -> Iterator[Event]:
+        """Answer rows, and write each one when it is complete; None is for none now."""
+        pending: dict[int, PendingRow] = {}
+
+        def requests() -> Iterator[TokenizedRequest | None]:
+            indexes = count()
+            for row in rows:
+                if row:
+                    pending[next(indexes)] = row
+                yield row.request if row else None
+
+        with closing(self.responder.generate(requests(), self.scope)) as replies:
+            for event in replies:
+                yield event
+                if not isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)):
+                    continue
+                index = event.sequence.request
+                row = pending.get(index)
+                if row and (answer := row.add_event(event, replies)):
+                    del pending[index]
+                    replies.forget(index)
+                    self.result.write(row.position, answer)
+                    yield self.progress
+
+
+def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library: Library) -> dict[str, Any]:
+    """Everything the answers depend on besides the prompts, by readable names; `file` is the model file used."""
+    votes = options.votes
+    return {
+        **generation_fingerprint(options.settings, options.grammar, model, file, library),
+        "votes": votes and f"{votes.minimum}..{votes.maximum}",
+        "early stop": votes and options.early_stop,
+        "ignore eos": options.ignore_eos,
+    }
+
+
+def write_row_errors(rows: Rows, result: Result) -> None:
+    """Write the errors of the unfinished rows, where none of them needs the model."""
+    for position in range(len(rows)):
+        if position not in result.finished:
+            row = rows[position]
+            result.write(position, failed_object(row, row.error or NO_PROMPT))
+
+
+def _group_rows(responder: Responder, pending: Sequence[PendingRow]) -> Iterator[list[PendingRow]]:
+    """Yield groups of rows of similar lengths, the shortest first, in each of which rows are sorted by their tokens."""
+    for group in responder.group_by_length(row.request for row in pending):
+        yield sorted((pending[index] for index in group), key=lambda row: row.request.request.prompt_tokens)
+
+
+def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchOptions) -> PendingRow | RowError:
+    if row.conversation is None:
+        return row.error or NO_PROMPT
+    settings = replace(options.settings, **{"seed": options.seed(position), **row.settings})
+    conversation = row.conversation
+    if conversation.system_prompt is None:
+        conversation = replace(conversation, system_prompt=settings.system)
+    vote = MajorityVote(options.votes, options.early_stop) if options.votes else None
+    request = GenerationRequest(conversation, settings, options.grammar, ignore_eos=options.ignore_eos)
+    try:
+        if vote:
+            require_sampling(settings)
+        tokenized = responder.tokenize_request(vote.with_samples(request) if vote else request)
+    except (EngineError, Interrupted):  # these concern the whole batch
+        raise
+    except CerebrumError as error:
+        return _row_error(error)
+    return PendingRow(
+        position,
+        row,
+        tokenized.compact(),
+        options,
+        vote,
+        ReplyCollector(),
+        responder.larger_context,
+        more_keys=tuple(_more_keys(settings)),
+    )
+
+
+def _more_keys(settings: Settings) -> Iterator[str]:
+    """Keys of an output object that depend on the settings."""
+    if settings.conclude:
+        yield CONCLUDED_AT
+    if settings.thought_limit is not None:
+        yield THOUGHT_CLOSED_AT
+
+
+def _row_error(error: CerebrumError) -> RowError:
+    kind = TOO_LONG if isinstance(error, PromptTooLong) else REFUSED
+    return RowError(kind, f"{error.message}: {error.hint}" if error.hint else error.message)

@@ -1,0 +1,146 @@
+"""Read a row from a JSON object: a prompt or OpenAI messages with settings, or an OpenAI batch request.
+
+Unknown keys are ignored: they may be fields for a template, or notes. Keys that ask for something unsupported are
+errors. A key that the template uses as a field has no other meaning.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from cerebrum_cli.batch.rows import InvalidRow, Row, RowId, Template, invalid_row, require_prompt
+from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.sampling import TokenBias
+from cerebrum_cli.core.settings import GENERATION_KEYS, validate
+from cerebrum_cli.core.text import well_formed
+
+ID_KEYS = ("custom_id", "id")  # the first with a value is the row's id
+URLS = ("/v1/chat/completions", "/v1/completions")
+_ALIASES = {"max_completion_tokens": "max_tokens", "dry_sequence_breakers": "dry_sequence_breaker"}  # of other programs
+_SETTINGS = {**{key: key for key in GENERATION_KEYS}, **_ALIASES}  # later ones win
+
+
+def read_json_row(number: int, line: str, template: Template | None) -> Row:
+    """Read a row from a line of JSON; an invalid line gives a row with an error."""
+    id: RowId = number
+    prompt = None
+    try:
+        item = _object(line)
+        id = _own_id(item, number)
+        request = _request(item)
+        fields = template.fields if template else ()
+        rest = {key: value for key, value in request.items() if key not in fields}
+        conversation = _conversation(rest, template.render(request) if template else None)
+        prompt = conversation.messages[-1].content
+        return Row(number, id, prompt, conversation, _settings(rest), None)
+    except InvalidRow as invalid:
+        return invalid_row(number, id, prompt, invalid)
+    except RecursionError:
+        return invalid_row(number, id, prompt, InvalidRow("invalid_json", "nested too deeply"))
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        item = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InvalidRow("invalid_json", f"not JSON: {error.msg} (character {error.pos + 1})") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise InvalidRow("invalid_json", f"not JSON: {error}") from error
+    if not isinstance(item, dict):
+        raise InvalidRow("invalid_request", 'a line must be an object like {"prompt": "..."}')
+    return item
+
+
+def _own_id(item: Mapping[str, Any], number: int) -> RowId:
+    for key in ID_KEYS:
+        value = item.get(key)
+        if value is None or value == "":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise InvalidRow("invalid_request", f"`{key}` is {value!r}: it must be text or an integer")
+        return well_formed(value) if isinstance(value, str) else value
+    return number
+
+
+def _request(item: dict[str, Any]) -> dict[str, Any]:
+    """The request: the object itself, or an OpenAI batch request merged with its body."""
+    body = item.get("body")
+    if not isinstance(body, dict) or "prompt" in item or "messages" in item:
+        return item
+    if (method := item.get("method")) not in (None, "POST"):
+        raise InvalidRow("invalid_request", f"`method` is {method!r}: it must be POST")
+    if (url := item.get("url")) not in (None, *URLS):
+        raise InvalidRow("invalid_request", f"`url` is {url!r}: it must be {' or '.join(URLS)}")
+    return item | body
+
+
+def _conversation(request: Mapping[str, Any], rendered: str | None) -> Conversation:
+    prompt, messages, system = (request.get(key) for key in ("prompt", "messages", "system"))
+    if system is not None and not isinstance(system, str):
+        raise InvalidRow("invalid_request", f"`system` is {system!r}: it must be text")
+    system_prompt = None if system is None else well_formed(system)
+    if rendered is not None:
+        return Conversation(system_prompt=system_prompt).user(require_prompt(rendered))
+    if messages is not None:
+        if prompt is not None:
+            raise InvalidRow("invalid_request", "`prompt` and `messages` cannot be used together: omit one")
+        return _conversation_from_messages(messages, system_prompt)
+    if prompt is None:
+        keys = ", ".join(request) or "none"
+        raise InvalidRow("no_prompt", f"neither `prompt` nor `messages` is given; the fields are: {keys}")
+    if not isinstance(prompt, str):
+        raise InvalidRow("invalid_request", f"`prompt` is {prompt!r}: it must be text")
+    return Conversation(system_prompt=system_prompt).user(require_prompt(prompt))
+
+
+def _conversation_from_messages(messages: Any, system: str | None) -> Conversation:
+    try:
+        conversation = conversation_from_messages(messages, "the row")
+    except UsageError as error:
+        raise InvalidRow("invalid_messages", f"{error.message}; {error.hint}") from error
+    if system is None:
+        return conversation
+    if conversation.system_prompt is not None:
+        raise InvalidRow("invalid_request", "`system` and a system message cannot be used together: omit one")
+    return replace(conversation, system_prompt=system)
+
+
+def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
+    _reject_unsupported(request)
+    settings = {}
+    for key, name in _SETTINGS.items():
+        if (value := request.get(key)) is None:
+            continue
+        try:
+            settings[name] = validate(name, value)
+        except UsageError as error:
+            problem = error.message.partition(" is ")[2]
+            raise InvalidRow("invalid_setting", f"`{key}` is {problem}: {error.hint}") from error
+        except OverflowError as error:  # an integer of hundreds of digits for a float
+            raise InvalidRow("invalid_setting", f"`{key}` is {value}: it is too large") from error
+    return {key: _well_formed(value) for key, value in settings.items()}
+
+
+def _well_formed(value: Any) -> Any:
+    if isinstance(value, TokenBias):
+        return value._replace(token=_well_formed(value.token))
+    if isinstance(value, tuple):
+        return tuple(map(_well_formed, value))
+    return well_formed(value) if isinstance(value, str) else value
+
+
+def _reject_unsupported(request: Mapping[str, Any]) -> None:
+    if (count := request.get("n")) not in (None, 1):
+        raise InvalidRow("invalid_request", f"`n` is {count!r}: a row has one answer; use --votes to sample several")
+    for key in ("tools", "functions"):
+        if request.get(key):
+            raise InvalidRow("invalid_request", f"`{key}` is not supported")
+    if adapters := request.get("lora"):
+        raise InvalidRow("invalid_request", f"`lora` is {adapters!r}: adapters apply to all rows; use --lora")
+    form = request.get("response_format")
+    if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
+        raise InvalidRow("invalid_request", "`response_format` is not supported: answers are text")

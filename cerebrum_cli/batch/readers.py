@@ -1,0 +1,262 @@
+"""Read the rows of a batch from txt, jsonl, csv or tsv, each when it is asked for.
+
+The input is a file that is read by offset and must not change while the batch runs. A problem with one row becomes that
+row's error; UsageError is for problems with the whole input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from cerebrum_cli.batch.csv_rows import MAX_LINE_BYTES, TableRows, open_table
+from cerebrum_cli.batch.files import write_all
+from cerebrum_cli.batch.json_rows import read_json_row
+from cerebrum_cli.batch.rows import (
+    InvalidRow,
+    Row,
+    Template,
+    filled_row,
+    invalid_row,
+    parse_template,
+    prompt_row,
+    require_prompt,
+)
+from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.saved_prompt import SavedPrompt
+from cerebrum_cli.core.text import format_size
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+Shape = Literal["txt", "jsonl", "csv", "tsv"]
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+_SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl"}
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
+BOM = b"\xef\xbb\xbf"
+_HEAD = 1 << 16  # bytes that decide what the input is
+_FIRST_READ = 1 << 12  # one row is read at a time, except when all rows are indexed
+_LARGEST_READ = 1 << 20
+
+
+class InputFile:
+    """An open input.
+
+    `head` is its beginning, and `start` where its text begins, after a byte order mark.
+    """
+
+    def __init__(self, file: FileIO, name: str) -> None:
+        self._file = file
+        self._name = name
+        self._stamp = self._current_stamp()
+        self.head = self._read(_HEAD, 0)
+        self.start = len(BOM) if self.head.startswith(BOM) else 0
+
+    def close(self) -> None:
+        self._file.close()
+
+    def lines(self, offset: int, digest: _Hash | None = None) -> Iterator[bytes]:
+        """Yield the lines from an offset on without their line feeds, and hash what is read.
+
+        Raises UsageError for a line that is too long, and BatchError if the file has changed since it was opened.
+        """
+        rest, size, number = b"", _FIRST_READ, 0
+        while data := self._read(size, offset):
+            offset += len(data)
+            if digest:
+                digest.update(data)
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                number += 1
+                self._require_length(line, number)
+                yield line
+            self._require_length(rest, number + 1)
+            size = max(min(2 * size, _LARGEST_READ), len(rest))  # a long line is copied a few times only
+        if rest:
+            yield rest
+
+    def _read(self, size: int, offset: int) -> bytes:
+        try:
+            data = os.pread(self._file.fileno(), size, offset)
+        except OSError as error:
+            raise UsageError(f"{self._name}: {error.strerror or error}", "check the file") from error
+        if self._current_stamp() != self._stamp:  # looked up afterwards: what was read before a change is good
+            hint = "undo the change and run it again without --restart to resume, or use --restart to start over"
+            raise BatchError(f"{self._name} was changed while the batch ran", hint)
+        return data
+
+    def _current_stamp(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def _require_length(self, line: bytes, number: int) -> None:
+        if len(line) > MAX_LINE_BYTES:
+            message = f"{self._name}: line {number} is larger than {format_size(MAX_LINE_BYTES)}"
+            raise UsageError(message, "shorten it")
+
+
+def open_input(source: Path) -> InputFile:
+    """Open a file; one that cannot be read by offset, such as a pipe, is copied. Raises UsageError, BatchError."""
+    try:
+        file = source.open("rb", buffering=0)
+    except OSError as error:
+        raise UsageError(f"{source}: {error.strerror or error}", "check the path") from error
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return InputFile(file, str(source))
+    with file:
+        return spool_input(file.read, str(source))
+
+
+def spool_input(read: Callable[[int], bytes], name: str) -> InputFile:
+    """Copy a stream, of which `read` returns the next bytes, to a temporary file without a name. Raises BatchError."""
+    import tempfile
+
+    try:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        try:
+            while data := read(_LARGEST_READ):
+                write_all(file.fileno(), data)
+        except BaseException:
+            file.close()
+            raise
+    except OSError as error:
+        problem = f"{name} cannot be copied to {tempfile.tempdir or 'TMPDIR'}: {error.strerror or error}"
+        hint = "set TMPDIR to a directory with more space, or save the input as a file and name it"
+        raise BatchError(problem, hint) from error
+    return InputFile(file, name)
+
+
+@dataclass(frozen=True, slots=True)
+class LineRows:
+    """The rows of an input that has one on each line; blank lines are skipped, and in txt those that begin with #."""
+
+    shape: Shape
+    template: Template | None
+    carry: bool
+
+    def find(self, lines: Iterable[bytes], start: int) -> Iterator[int | None]:
+        """Yield the offset of each row in a whole input that begins at `start`, and None for each line skipped."""
+        for line in lines:
+            text = line.decode("utf-8", "replace").strip()
+            yield start if text and not (self.shape == "txt" and text.startswith("#")) else None
+            start += len(line) + 1
+
+    def read(self, number: int, lines: Iterable[bytes]) -> Row:
+        """Read the row in the first of some lines."""
+        line = next(iter(lines)).removesuffix(b"\r")
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return invalid_row(number, number, None, InvalidRow("invalid_utf8", f"byte {error.start + 1} is not UTF-8"))
+        if self.shape == "jsonl":
+            row = read_json_row(number, text, self.template)
+        else:
+            prompt = self.template.render(dict.fromkeys(_TEXT_FIELDS, text)) if self.template else text
+            row = prompt_row(number, number, require_prompt(prompt))
+        return replace(row, input=_carried(text, self.shape)) if self.carry else row
+
+
+class IndexedRows:
+    """The rows of an input by position: memory holds 8 bytes for each, the offset at which it begins.
+
+    `sha256` is the hexadecimal digest of the input.
+    """
+
+    def __init__(self, source: InputFile, form: LineRows | TableRows, saved: SavedPrompt | None = None) -> None:
+        self._source = source
+        self._form = form
+        self._saved = saved
+        self._offsets = array("Q")
+        self._skipped = array("Q")  # for each line that is no row, the number of rows before it
+        digest = sha256(source.head[: source.start])
+        for offset in form.find(source.lines(source.start, digest), source.start):
+            if offset is None:
+                self._skipped.append(len(self._offsets))
+            else:
+                self._offsets.append(offset)
+        self.sha256 = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, position: int) -> Row:
+        """Read a row. Raises BatchError if the input has changed."""
+        number = position + 1 + bisect_right(self._skipped, position)
+        row = self._form.read(number, self._source.lines(self._offsets[position]))
+        return filled_row(row, self._saved) if self._saved else row
+
+
+def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
+    """The given shape, or the one of the file name's suffix. Raises UsageError for an unknown one.
+
+    Without a suffix (`-`, /dev/fd/63), an input whose `head` begins with a brace is jsonl, and any other is txt.
+    """
+    for shape in SHAPES:
+        if given == shape:
+            return shape
+    known = ", ".join(SHAPES)
+    if given is not None:
+        raise UsageError(f"unknown --shape {given!r}", f"use one of {known}")
+    suffix = source.suffix.lower()
+    if suffix in _SUFFIXES:
+        return _SUFFIXES[suffix]
+    if suffix:
+        raise UsageError(f"{source}: unsupported file type {suffix}", f"rename it, or set --shape to one of {known}")
+    return "jsonl" if head.removeprefix(BOM).lstrip().startswith(b"{") else "txt"
+
+
+def read_rows(
+    source: InputFile,
+    shape: Shape,
+    column: str | None = None,
+    template: str | None = None,
+    carry: bool = False,
+    saved: SavedPrompt | None = None,
+) -> IndexedRows:
+    """Find the rows of an input, at least one; each is read when it is asked for. Raises UsageError.
+
+    `column` names the prompt column of a table; `template` renders a prompt from the fields of each row. The field of a
+    txt line is `text` or `prompt`. The result is the input of a `saved` prompt. With `carry`, each row has its `input`:
+    text, a JSON value, or fields by name.
+    """
+    parsed_template = None if template is None else parse_template(template)
+    if source.head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UsageError("the input is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
+    rows = IndexedRows(source, _form(source, shape, column, parsed_template, carry), saved)
+    if not rows:
+        raise UsageError("the input has no prompts", "put one prompt on each line" if shape == "txt" else "")
+    return rows
+
+
+def _form(
+    source: InputFile, shape: Shape, column: str | None, template: Template | None, carry: bool
+) -> LineRows | TableRows:
+    if shape in _DELIMITERS:
+        if column is not None and template:
+            raise UsageError("--column and --template cannot be used together", "omit one")
+        return open_table(source.lines(source.start), _DELIMITERS[shape], column, template, carry)
+    if column is not None:
+        raise UsageError(f"--column is for csv and tsv, but the input is {shape}", 'use --template "{NAME}"')
+    if shape == "txt" and template:
+        for name in template.fields:
+            if name not in _TEXT_FIELDS:
+                raise UsageError(f"a line of text has no field `{name}`", f"use {{{_TEXT_FIELDS[0]}}}")
+    return LineRows(shape, template, carry)
+
+
+def _carried(line: str, shape: Shape) -> Any:
+    """A line as the output carries it; one that is not JSON as text."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(line) if shape == "jsonl" else line
+    return line

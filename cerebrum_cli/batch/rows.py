@@ -1,0 +1,200 @@
+"""One row of a batch: its prompt and settings, or its error; the template of prompts; and the object written for it.
+
+Errors of a row by `type`; errors while generating have other types:
+
+    invalid_utf8        the line is not UTF-8
+    invalid_json        the line is not JSON
+    invalid_request     not an object, or a value that has the wrong type, is contradictory or unsupported
+    invalid_messages    a list of messages that does not end with a question
+    invalid_setting     a sampling setting of the wrong type, or out of range
+    invalid_record      a record of a table with more or fewer fields than the header
+    unknown_field       the template names a field the row does not have
+    no_prompt           the prompt is missing or blank
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import TRUNCATED, RowCounts
+from cerebrum_cli.core.saved_prompt import SavedPrompt
+from cerebrum_cli.core.text import well_formed
+
+OUTPUT_KEYS = (
+    "id",
+    "prompt",
+    "text",
+    "final_answer",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "seed",
+    "reasoning",
+    "votes",
+    "error",
+)
+CONCLUDED_AT = "concluded_at"  # a key of replies that may have to be concluded
+THOUGHT_CLOSED_AT = "thought_closed_at"  # a key of replies whose reasoning is limited
+INPUT = "input"  # the key of a row's input in its output object
+MORE_KEYS = (CONCLUDED_AT, THOUGHT_CLOSED_AT, INPUT)
+_MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
+
+_PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<field>[^{}]*)\}|(?P<stray>[{}])|(?P<text>[^{}]+)")
+
+RowId = str | int
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row has no answer: a `type` for programs and a message for people."""
+
+    type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question of a batch.
+
+    `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the row's own id, or its number. `prompt`
+    is the last question of the conversation; None if unknown. `conversation` is None for a row with an error; its
+    `system_prompt` is None if the row has none. `settings` holds the row's validated sampling settings. `input` is the
+    row as it was read, if the output carries it.
+    """
+
+    number: int
+    id: RowId
+    prompt: str | None
+    conversation: Conversation | None
+    settings: Mapping[str, Any]
+    error: RowError | None
+    input: Any = None
+
+
+class Rows(Protocol):
+    """The rows of a batch by position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Row: ...
+
+
+class InvalidRow(Exception):
+    """A row that cannot be answered; caught where its row is created."""
+
+    def __init__(self, type: str, message: str) -> None:
+        super().__init__(message)
+        message = well_formed(message)
+        self.error = RowError(type, message if len(message) <= _MAX_MESSAGE else f"{message[: _MAX_MESSAGE - 1]}…")
+
+
+def require_prompt(text: str) -> str:
+    """Return a prompt as well-formed text. Raises InvalidRow if it is blank."""
+    if not text.strip():
+        raise InvalidRow("no_prompt", "the prompt is empty")
+    return well_formed(text)
+
+
+def prompt_row(number: int, id: RowId, prompt: str) -> Row:
+    return Row(number, id, prompt, Conversation().user(prompt), {}, None)
+
+
+def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow) -> Row:
+    return Row(number, id, prompt, None, {}, invalid.error)
+
+
+def filled_row(row: Row, saved: SavedPrompt) -> Row:
+    """A row whose question is the input of a saved prompt; one with an error stays as it is."""
+    if row.conversation is None:
+        return row
+    conversation = row.conversation.with_question(saved.fill(row.conversation.question))
+    return replace(row, prompt=conversation.question, conversation=conversation)
+
+
+class _Piece(NamedTuple):
+    text: str
+    is_field: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A parsed template: literal text and field names, in order; `{{` and `}}` are literal braces."""
+
+    pieces: tuple[_Piece, ...]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of its fields, each once."""
+        return tuple(dict.fromkeys(piece.text for piece in self.pieces if piece.is_field))
+
+    def render(self, fields: Mapping[str, Any]) -> str:
+        """Render the prompt of a row; values that are not text are written as JSON.
+
+        Field values are never parsed as templates. Raises InvalidRow if a field is missing.
+        """
+        for name in self.fields:
+            if name not in fields:
+                raise InvalidRow("unknown_field", f"no field `{name}`; the fields are: {', '.join(fields) or 'none'}")
+        return "".join(_to_text(fields[piece.text]) if piece.is_field else piece.text for piece in self.pieces)
+
+
+def parse_template(text: str) -> Template:
+    """Parse a template. Raises UsageError for an unmatched brace, and without any field."""
+    pieces = []
+    for match in _PIECE.finditer(text):
+        if match["stray"]:
+            message = f"unmatched {match['stray']} in the template, at character {match.start() + 1}"
+            raise UsageError(message, "{name} is a field; write {{ and }} for literal braces")
+        if match["field"] is None:
+            pieces.append(_Piece(match["text"] or match["brace"][0], False))
+        elif name := match["field"].strip():
+            pieces.append(_Piece(name, True))
+        else:
+            raise UsageError(f"field without a name in the template, at character {match.start() + 1}", "name it")
+    template = Template(tuple(pieces))
+    if not template.fields:
+        raise UsageError("the template has no field, so all prompts would be the same", "add one, like {text}")
+    return template
+
+
+def _to_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def count_row(object: Mapping[str, Any]) -> RowCounts:
+    """Counts of one output object."""
+    if object["error"] is not None:
+        return RowCounts(failed=1, errors=(f"row {object['id']}: {object['error']['message']}",))
+    is_undecided = object["votes"] is not None and object["votes"]["winner"] is None
+    return RowCounts(truncated=object["finish_reason"] in TRUNCATED, undecided=is_undecided)
+
+
+SCHEMA = Schema(with_optional(OUTPUT_KEYS, MORE_KEYS), ("id", "prompt"), count_row)
+
+
+def result_rows(rows: Rows) -> ResultRows:
+    """The rows of a batch's result."""
+
+    def identity(position: int) -> tuple[Any, ...]:
+        row = rows[position]
+        return row.id, row.prompt
+
+    return ResultRows(SCHEMA, len(rows), identity)
+
+
+def failed_object(row: Row, error: RowError) -> dict[str, Any]:
+    """The output object of a row without an answer."""
+    return output_object(row, {**dict.fromkeys(OUTPUT_KEYS), "error": asdict(error)})
+
+
+def output_object(row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The output object of a row with the values of OUTPUT_KEYS, in order, and its input if that is carried over."""
+    object = {**values, "id": row.id, "prompt": row.prompt}
+    return object if row.input is None else {**object, INPUT: row.input}

@@ -1,0 +1,247 @@
+"""Saved sessions as rows and objects for `cerebrum sessions`; their export, import and deletion."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cerebrum_cli.chat.exports import parse_conversation, to_markdown, to_openai_messages, to_sharegpt
+from cerebrum_cli.chat.history import (
+    History,
+    has_valid_tokens,
+    load_conversation,
+    suggest_name,
+    with_thinking,
+)
+from cerebrum_cli.chat.session import Session, StoredMessage, printable_name
+from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
+from cerebrum_cli.engine.sequence import TOKEN_BYTES
+from cerebrum_cli.engine.state_store import read_states, remove_file
+from cerebrum_cli.inference.loading import BackendFactory, LoadedModel, open_model
+from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.inference.text import read_text
+from cerebrum_cli.models.model import Model
+
+DAY_S = 86_400
+MAX_IMPORT_BYTES = 1_000_000_000
+MIN_REPLY_TOKENS = 8  # shorter ones may occur in any conversation
+MAX_END_TOKENS = 4  # of a reply's last token and the end of its turn
+SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
+
+
+def session_rows(store: Store) -> list[dict[str, Any]]:
+    """Build the rows of `sessions list --json`, most recently changed first."""
+    return [
+        {
+            **_session_fields(summary.session),
+            "messages": summary.messages,
+            "first": summary.first,
+        }
+        for summary in store.summaries()
+    ]
+
+
+def session_object(store: Store, session: Session) -> dict[str, Any]:
+    """Build the object that `sessions show --json` prints: the session's settings and messages."""
+    return {
+        **_session_fields(session),
+        "system_prompt": session.system_prompt,
+        "params": session.params,
+        "messages": [_message_object(stored) for stored in store.messages(session)],
+    }
+
+
+def search_rows(store: Store, text: str) -> list[dict[str, Any]]:
+    """Build the rows of `sessions search`, best match first; the words found are between MATCH_BEGIN and MATCH_END."""
+    return [
+        {"session": hit.session.name, "role": hit.message.message.role, "excerpt": " ".join(hit.excerpt.split())}
+        for hit in store.search(text)
+    ]
+
+
+def without_marks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a search as `--json` prints them."""
+    marks = str.maketrans("", "", MATCH_BEGIN + MATCH_END)
+    return [{**row, "excerpt": row["excerpt"].translate(marks)} for row in rows]
+
+
+def export_session(store: Store, session: Session, export_format: str) -> str:
+    """Export a session as `markdown`, `json` (OpenAI messages) or `sharegpt`."""
+    if export_format == "markdown":
+        return to_markdown(session.name, session.system_prompt, store.messages(session))
+    conversation = store.conversation(session)
+    if export_format == "sharegpt":
+        return _format_json(to_sharegpt(session.name, conversation))
+    messages = to_openai_messages(conversation)
+    return _format_json({"name": session.name, "model": session.model, "messages": messages})
+
+
+def export_transcript(factory: BackendFactory, model: Model, settings: Settings, store: Store, session: Session) -> str:
+    """Export the exact prompt and last reply of a session; loads only the model's vocabulary."""
+    loaded = open_model(factory, model, replace(settings, format=session.format), vocabulary_only=True)
+    try:
+        return _transcript(loaded, store, session)
+    finally:
+        loaded.engine.close()
+
+
+def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:
+    model = loaded.model
+    conversation, last = load_conversation(store, session, model), store.messages(session)[-1:]
+    # Nothing follows the last reply, so its own tokens are exact even if it ended while reasoning.
+    if last and has_valid_tokens(last[0], model):
+        conversation = replace(conversation, messages=(*conversation.messages[:-1], with_thinking(last[0])))
+    return format_transcript(loaded.responder, conversation)
+
+
+def format_transcript(responder: Responder, conversation: Conversation) -> str:
+    """Format a conversation exactly as a model sees it: the prompt of the last reply, and that reply."""
+    has_reply = bool(conversation.messages) and conversation.messages[-1].role == "assistant"
+    if not has_reply:
+        return f"{responder.preview(conversation).prompt}\n"
+    last = conversation.messages[-1]
+    prompt = responder.preview(replace(conversation, messages=conversation.messages[:-1], thinks=last.thinks)).prompt
+    if last.tokens is not None:
+        return f"{prompt}{responder.detokenize(last.tokens)}\n"
+    return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{last.content}\n"
+
+
+def export_to_file(path: Path, store: Store, session: Session, loaded: LoadedModel) -> None:
+    """Export a session to a new file, in the format of its suffix. Raises UsageError if that is not possible."""
+    export_format = SUFFIX_FORMATS.get(path.suffix)
+    if export_format is None:
+        raise UsageError(f"{path}: unsupported file type", f"use one of {', '.join(SUFFIX_FORMATS)}")
+    is_transcript = export_format == "transcript"
+    text = _transcript(loaded, store, session) if is_transcript else export_session(store, session, export_format)
+    try:
+        file = path.open("x", encoding="utf-8")
+        try:
+            with file:
+                file.write(text)
+        except BaseException:
+            path.unlink(missing_ok=True)  # a partial file would make the next attempt fail
+            raise
+    except FileExistsError as error:
+        raise UsageError(f"{path} already exists", "choose another file") from error
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", "choose another file") from error
+
+
+def import_session(store: Store, file: Path, name: str | None) -> Session:
+    """Save the conversation in a file as a session, named as given, as in the file, or after the file."""
+    own_name, conversation = parse_conversation(read_text(file, MAX_IMPORT_BYTES), str(file))
+    if name is None:
+        name = store.unused_name(own_name or printable_name(file.stem) or suggest_name(conversation))
+    with store.transaction():
+        session = store.create(name, "import", system_prompt=conversation.system_prompt)
+        for message in conversation.messages:
+            session = store.add_message(session, message)
+    return session
+
+
+def sessions_older_than(store: Store, age: str) -> list[Session]:
+    """Sessions that have not changed for an age such as 30d or 8w. Raises UsageError."""
+    if not (match := re.fullmatch(r"(\d+)([dw])", age)):
+        raise UsageError(f"--older-than is {age!r}", "give days or weeks, such as 30d or 8w")
+    limit = time.time() - int(match[1]) * DAY_S * (7 if match[2] == "w" else 1)
+    return [summary.session for summary in store.summaries() if summary.session.updated < limit]
+
+
+def delete_sessions(history: History, sessions: Sequence[Session], states: Path) -> Iterator[tuple[Session, int]]:
+    """Erase sessions and every trace of their text; yield each with the number of messages deleted.
+
+    `states` is the directory of the prompt cache. Raises SessionError for a session that is open in another process;
+    those before it are erased.
+    """
+    before = history.store.sampled_tokens()
+    try:
+        for session in sessions:
+            history.lock.acquire(session)
+            count = history.store.remove(session)
+            history.lock.discard()
+            yield session, count
+    finally:
+        kept = history.store.sampled_tokens()
+        deleted = [tokens for message, tokens in before.items() if message not in kept]
+        for path in states_to_delete(read_states(states), deleted, kept.values()):
+            remove_file(path)
+        history.store.vacuum()
+
+
+def states_to_delete(states: Mapping[Path, bytes], deleted: Iterable[bytes], kept: Iterable[bytes]) -> set[Path]:
+    """Choose the states of the prompt cache that may hold text of deleted sessions.
+
+    All values are packed tokens: `states` by file, and the replies of deleted and of kept messages. A state stays if it
+    ends with a kept reply and holds no deleted one. So does one that such a state begins with. All others are deleted,
+    since nothing shows whose prompt they end with.
+    """
+    long_enough = (reply for reply in kept if len(reply) >= MIN_REPLY_TOKENS * TOKEN_BYTES)
+    gone, remaining = _by_first_token(deleted), _by_first_token(long_enough)
+    staying = {
+        path
+        for path, held in states.items()
+        if any(end >= len(held) - MAX_END_TOKENS * TOKEN_BYTES for end in _ends(held, remaining))
+        and not any(_ends(held, gone))
+    }
+
+    def is_beginning(held: bytes) -> bool:
+        return bool(held) and any(states[path].startswith(held) for path in staying)
+
+    return {path for path, held in states.items() if not is_beginning(held)}
+
+
+def _by_first_token(replies: Iterable[bytes]) -> dict[bytes, list[bytes]]:
+    """Replies that were evaluated, without their last token, which was not."""
+    found: dict[bytes, list[bytes]] = {}
+    for reply in replies:
+        if evaluated := reply[:-TOKEN_BYTES]:
+            found.setdefault(evaluated[:TOKEN_BYTES], []).append(evaluated)
+    return found
+
+
+def _ends(tokens: bytes, replies: Mapping[bytes, list[bytes]]) -> Iterator[int]:
+    """Yield where each reply ends that these tokens hold."""
+    for at in range(0, len(tokens), TOKEN_BYTES):
+        for reply in replies.get(tokens[at : at + TOKEN_BYTES], ()):
+            if tokens.startswith(reply, at):
+                yield at + len(reply)
+
+
+def _session_fields(session: Session) -> dict[str, Any]:
+    return {
+        "name": session.name,
+        "origin": session.origin,
+        "model": session.model,
+        "format": session.format,
+        "created": format_utc(session.created),
+        "updated": format_utc(session.updated),
+    }
+
+
+def _message_object(stored: StoredMessage) -> dict[str, Any]:
+    metadata = stored.metadata
+    return {
+        "role": stored.message.role,
+        "content": stored.message.content,
+        "reasoning": metadata.reasoning,
+        "finish_reason": metadata.finish_reason,
+        "model": metadata.model,
+        "format": metadata.format,
+        "params": metadata.params,
+        "seed": metadata.seed,
+        "timings": metadata.timings,
+        "created": format_utc(stored.created),
+    }
+
+
+def _format_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"

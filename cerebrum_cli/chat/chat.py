@@ -1,0 +1,394 @@
+"""A chat: a session, the loaded model that replies in it, and every change a user can make to either.
+
+Questions are saved immediately, replies while they are generated. Undo, retry and fork move through the session's tree
+of messages; the engine still holds the tokens of the shared prefix, so these are not evaluated again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+
+from cerebrum_cli.chat.context_window import fit_session
+from cerebrum_cli.chat.history import (
+    Author,
+    History,
+    forced_tokens,
+    has_valid_tokens,
+    is_author,
+    load_conversation,
+    session_params,
+    unused_session_name,
+    with_thinking,
+)
+from cerebrum_cli.chat.reply_recorder import ReplyRecorder
+from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError
+from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.saved_prompt import SavedPrompt
+from cerebrum_cli.core.settings import Layer, Settings
+from cerebrum_cli.inference.inspection import GivenReply
+from cerebrum_cli.inference.load_options import reload_key
+from cerebrum_cli.inference.loading import LoadedModel, ModelLoader, draft_notice
+from cerebrum_cli.inference.voting import MajorityVote
+from cerebrum_cli.models.model import Model
+
+Events = Generator[Event, None, None]
+INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
+MIN_CACHED_TOKENS = 64  # fewer are evaluated as fast as they are read from disk
+MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation begins
+
+
+@dataclass(slots=True)
+class Chat:
+    """A session and the model that replies in it; `session` is None until the first question.
+
+    `overrides` are the settings from the command line, the environment, /set and a saved prompt: they apply to other
+    models too. `unprompted` are the same without the saved prompt.
+    """
+
+    history: History
+    loader: ModelLoader
+    overrides: Layer
+    loaded: LoadedModel
+    settings: Settings
+    session: Session | None = None
+    name: str | None = None
+    unprompted: Layer | None = None
+    _counted: tuple[object, int] | None = field(default=None, init=False)
+    _sampled: tuple[int | None, tuple[int, ...]] | None = field(default=None, init=False)  # of the message with this id
+
+    @property
+    def author(self) -> Author:
+        """The model and format that replies are attributed to."""
+        return Author(self.loaded.model, self.loaded.format_name)
+
+    @property
+    def messages(self) -> list[StoredMessage]:
+        return self.history.store.messages(self.session) if self.session else []
+
+    @property
+    def conversation(self) -> Conversation:
+        if self.session is None:
+            return Conversation((), self.settings.system, self.settings.thinks)
+        return load_conversation(self.history.store, self.session, self.loaded.model, self.settings)
+
+    @property
+    def dropped_count(self) -> int:
+        return len(self.messages) - len(self.conversation.messages)
+
+    @property
+    def last_reply(self) -> StoredMessage | None:
+        """The last reply; None if the last message is a question."""
+        messages = self.messages
+        return messages[-1] if messages and messages[-1].message.role == "assistant" else None
+
+    @property
+    def context_usage(self) -> tuple[int, int] | None:
+        """Tokens of the conversation and of the context; None until the model is loaded."""
+        responder = self.loaded.responder
+        size = responder.context_size
+        if size is None:
+            return None
+        key = self.loaded, self.session, self.settings.system, self.settings.think
+        if self._counted is None or self._counted[0] != key:
+            try:
+                self._counted = key, responder.count_tokens(self.conversation)
+            except FormatError:  # reported with the next question
+                return None
+        return self._counted[1], size
+
+    def send(self, text: str, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
+        """Save a question, and yield the events of the reply or vote. Without a reply, the question is removed."""
+        previous_leaf, is_first = self.session.leaf if self.session else None, self.session is None
+        if self.session is None:
+            self._start_session(text)
+        else:
+            self.session = self.history.store.add_message(self.session, Message("user", text))
+        try:
+            yield from self._reply(previous_leaf, settings=settings, majority_vote=majority_vote)
+        except CerebrumError:
+            if is_first and self.session and self.session.leaf is None:  # do not leave an empty session
+                with contextlib.suppress(SessionError):
+                    self.history.store.remove(self.session)
+                self.switch_session(None, self.name)
+            raise
+
+    def edit_question(self, text: str) -> Events:
+        """Replace the last question, and yield the events of the reply; the previous turn stays in the tree."""
+        (session, question), store = self._require_question(), self.history.store
+        self.session = store.add_message(store.move(session, question.parent), Message("user", text))
+        yield from self._reply(session.leaf)
+
+    def retry(self, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
+        """Answer the last question again, with other settings or a vote; the previous reply stays in the tree."""
+        yield from self._reply(self._rewind_to_question(), settings=settings, majority_vote=majority_vote)
+
+    def continue_reply(self) -> Events:
+        """Continue the last reply. Raises SessionError if there is none, or it cannot be continued."""
+        last = self.last_reply
+        if last is None:
+            raise SessionError("no reply to continue", "ask something first")
+        tokens = last.message.tokens if has_valid_tokens(last, self.loaded.model) else None
+        if tokens is None or last.metadata.finish_reason == "stop":
+            raise SessionError(
+                "nothing to continue: the reply is complete, or another model wrote it",
+                "ask a question, or use /retry",
+            )
+        yield from self.load()
+        content = last.message.content
+        prefix_tokens = self.loaded.responder.drop_partial_character(tokens)
+        if len(prefix_tokens) < len(tokens):  # it ends within a character, which is generated again
+            content = content.removesuffix("\ufffd").rstrip()  # a reply's trailing space is held back
+        continued = replace(last, message=replace(last.message, content=content))
+        settings = self.settings
+        if with_thinking(last).thinks != settings.thinks:  # the prompt is that of its beginning
+            settings = replace(settings, think=(last.metadata.params or {}).get("think"))
+        yield from self._reply(self._rewind_to_question(), prefix_tokens, continued, settings)
+
+    def given_reply(self) -> GivenReply:
+        """The last reply in the tokens it was sampled as. Raises SessionError if they are not known.
+
+        Those of a stop string's are not stored, and known as long as the chat runs.
+        """
+        self.loaded.responder.require_inspection()
+        last = self.last_reply
+        if last is None:
+            raise SessionError("no reply yet", "ask something first")
+        tokens = last.message.tokens
+        if self._sampled and self._sampled[0] == last.id:
+            tokens = self._sampled[1]
+        if tokens is None or not is_author(self.loaded.model, last.metadata):
+            raise SessionError("the tokens of the last reply are not known for this model", "/retry answers again")
+        conversation = self.conversation
+        before = replace(conversation, messages=conversation.messages[:-1], thinks=conversation.messages[-1].thinks)
+        return GivenReply(before, tokens, forced_tokens(last.metadata))
+
+    def inspect(self, reply: GivenReply, likeliest: int) -> Events:
+        """Evaluate a reply again, and yield an AlternativesEvent for each of its tokens."""
+        yield from self.load()
+        yield from self.loaded.responder.inspect(reply, likeliest)
+
+    def undo(self) -> str | None:
+        """Undo the last turn and return its question; None if there is none."""
+        question = self.last_question
+        if question is None or self.session is None:
+            return None
+        self.session = self.history.store.move(self.session, question.parent)
+        return question.message.content
+
+    def replace_reply(self, reply: str) -> None:
+        """Replace the last reply with the user's own text; the previous one stays in the tree."""
+        last = self.last_reply
+        if last is None or self.session is None:
+            raise SessionError("no reply to change", "ask something first")
+        store = self.history.store
+        self.session = store.add_message(store.move(self.session, last.parent), Message("assistant", reply))
+
+    def set_system_prompt(self, system_prompt: str | None) -> None:
+        """Change the system prompt from now on; None means the format's own."""
+        self.settings = replace(self.settings, system=system_prompt)
+        if self.session:
+            self.session = self.history.store.update_session(self.session, system_prompt=system_prompt)
+
+    def fork(self, name: str | None = None) -> Session:
+        """Copy the conversation to a new session and switch to it; the previous session is unchanged."""
+        if self.session is None:
+            raise SessionError("no messages yet", "ask something first")
+        store, source = self.history.store, self.session
+        self.switch_session(
+            store.create(
+                store.unused_name(name or source.name),
+                "chat",
+                system_prompt=source.system_prompt,
+                model=source.model,
+                format=source.format,
+                params=source.params,
+                leaf=source.leaf,
+                first=source.first,
+            )
+        )
+        return self.session
+
+    def switch_session(self, session: Session | None, name: str | None = None) -> None:
+        """Switch to another session; with None, the next question creates one.
+
+        Raises SessionError, without switching, if another process has it open.
+        """
+        if session:
+            session = self.history.acquire(session)
+        else:
+            self.history.lock.release()
+        self.session, self.name = session, name
+
+    def rename(self, name: str) -> None:
+        """Rename the session, or name the one to be created. Raises SessionError if the name is in use."""
+        if self.session:
+            self.session = self.history.store.update_session(self.session, name=name)
+        elif self.history.store.find(validated_name(name)):
+            raise SessionError(f'session "{name}" already exists', "choose another name")
+        self.name = name
+
+    def change_settings(self, changes: Layer) -> Events:
+        """Change settings, None meaning the default; yield the loading events if the model must be (re)loaded.
+
+        If that fails, the previous model and settings are restored.
+        """
+        unprompted = None if self.unprompted is None else with_changes(self.unprompted, changes)
+        yield from self._apply(with_changes(self.overrides, changes), changes)
+        self.unprompted = unprompted
+
+    def use(self, saved: SavedPrompt) -> Events:
+        """Apply the settings of a saved prompt instead of those of an earlier one; yield the events of loading.
+
+        Raises UsageError for a prompt that a chat cannot use.
+        """
+        saved.require_chat()
+        before = self.overrides.get("system")
+        unprompted = self.overrides if self.unprompted is None else self.unprompted
+        settings = yield from self._apply({**unprompted, **saved.settings}, saved.settings)
+        self.unprompted = unprompted
+        is_earlier = self.overrides.get("system") != before == self.conversation.system_prompt
+        if "system" in saved.settings or is_earlier:  # not after /system, which stays
+            self.set_system_prompt(settings.system)
+
+    def _apply(self, overrides: Layer, changes: Layer) -> Generator[Event, None, Settings]:
+        """Replace all overrides, and return their settings; see `change_settings`."""
+        previous = self.loaded.model, self.settings
+        model, settings = self.loader.resolve_settings(overrides)
+        if (model.paths, reload_key(settings)) != (previous[0].paths, reload_key(previous[1])):
+            if notice := self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation):
+                yield notice
+            try:
+                self._reopen(model, settings)
+                yield from self.loaded.responder.load()
+                self.loaded.responder.check_settings(settings)
+            except BaseException:
+                self._reopen(*previous)
+                raise
+        elif notice := draft_notice(self.loaded.file, changes.get("drafts")):
+            yield notice
+        elif changes.get("logit_bias") or changes.get("think"):
+            yield from self.load()
+            self.loaded.responder.check_settings(settings)
+        self.overrides, self.settings = overrides, replace(settings, system=self.settings.system)
+        if self.session:
+            self._update_session()
+        return settings
+
+    def load(self) -> Events:
+        """Yield the loading events of the model; after a failure, restart it for the next question."""
+        model = self.loaded.model
+        try:
+            yield from self.loaded.responder.load()
+        except BaseException:
+            self._reopen(model, self.settings)
+            raise
+
+    def close(self) -> NoticeEvent | None:
+        """Save the prompt cache, and release model and session; return a notice if saving failed."""
+        try:
+            conversation = self.conversation
+            notice = self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, conversation)
+            return notice or self.loaded.save_prefix(conversation, lambda tokens: tokens >= MIN_PREFIX_TOKENS)
+        finally:
+            self.loaded.engine.close()
+            self.history.close()
+
+    @property
+    def unsaved_notice(self) -> NoticeEvent | None:
+        """Why nothing is saved since the session database could not be written; None if it can."""
+        error = self.history.store.detached_by
+        return NoticeEvent(f"this chat is not saved: {error.message}", "/export FILE saves a copy") if error else None
+
+    @property
+    def last_question(self) -> StoredMessage | None:
+        """The last question, whether or not it has a reply."""
+        return next((each for each in reversed(self.messages) if each.message.role == "user"), None)
+
+    def _reopen(self, model: Model, settings: Settings) -> None:
+        """Free the loaded model and start to load another; safe to call again after an interruption."""
+        self.loaded.engine.close()
+        self.loaded = self.loader.open(model, settings)
+
+    def _start_session(self, text: str) -> None:
+        """Create the session with its first question, in one step: a killed process leaves no empty one."""
+        name = self.name or unused_session_name(self.history.store, Conversation().user(text))
+        session = self.history.create_session(
+            name, "chat", self.author, self.settings, self.settings.system, Message("user", text)
+        )
+        self.history.hold(session)
+        self.session = session
+
+    def _update_session(self) -> Session:
+        """Store the current model, format and sampling settings with the session."""
+        assert self.session is not None
+        author, params = self.author, session_params(self.settings, self.author.model)
+        values = {"model": author.model.reference, "format": author.format, "params": params}
+        if any(getattr(self.session, key) != value for key, value in values.items()):
+            self.session = self.history.store.update_session(self.session, **values)
+        return self.session
+
+    def _require_question(self) -> tuple[Session, StoredMessage]:
+        """The session and its last question. Raises SessionError if there is none."""
+        question = self.last_question
+        if question is None or self.session is None:
+            raise SessionError("no question to answer", "ask something first")
+        return self.session, question
+
+    def _rewind_to_question(self) -> int | None:
+        """Move the session back to its last question, and return its previous leaf."""
+        session, question = self._require_question()
+        self.session = self.history.store.move(session, question.id)
+        return session.leaf
+
+    def _reply(
+        self,
+        previous_leaf: int | None,
+        prefix_tokens: tuple[int, ...] = (),
+        continued: StoredMessage | None = None,
+        settings: Settings | None = None,
+        majority_vote: MajorityVote | None = None,
+    ) -> Events:
+        """Yield the events of a reply to the last question, saving it while it is generated.
+
+        Of a vote, the winning sample is saved, or the leading one if it is interrupted. If there is no reply to save,
+        the session is moved back to `previous_leaf`.
+        """
+        settings, responder = settings or self.settings, self.loaded.responder
+        session = self._update_session()
+        recorder = ReplyRecorder(self.history.store, session, self.author, settings, prefix_tokens, continued)
+        try:
+            yield from self.load()
+            recorder.session, notice = fit_session(
+                recorder.store, session, self.author.model, responder, len(prefix_tokens), settings
+            )
+            self.session = recorder.session
+            if notice:
+                yield notice
+            with contextlib.closing(recorder.record(responder, self.conversation, majority_vote)) as events:
+                yield from events
+            self.session = recorder.session
+            self._sampled = self.session.leaf, recorder.sampled
+        except BaseException as error:
+            self._end_early(recorder, error, previous_leaf)
+            raise
+
+    def _end_early(self, recorder: ReplyRecorder, error: BaseException, previous_leaf: int | None) -> None:
+        """Save an interrupted reply, even if empty; after an error without a reply, remove the question."""
+        if isinstance(error, INTERRUPTIONS) or (recorder.has_tokens and not isinstance(error, SessionError)):
+            with contextlib.suppress(SessionError):
+                self.session = recorder.finish()
+                return
+        assert self.session is not None
+        try:
+            self.session = self.history.store.move(self.session, previous_leaf)
+        except SessionError:  # not writable: restore the conversation in memory at least
+            self.session = replace(self.session, leaf=previous_leaf)
+
+
+def with_changes(layer: Layer, changes: Layer) -> Layer:
+    """A layer with changes, of which None removes a setting."""
+    return {key: value for key, value in {**layer, **changes}.items() if value is not None}

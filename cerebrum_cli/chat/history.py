@@ -1,0 +1,262 @@
+"""Saved conversations: naming a session, continuing it and recording an exchange."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from typing import Any
+
+from cerebrum_cli.chat.lock import SessionLock
+from cerebrum_cli.chat.session import Origin, ReplyMetadata, Session, StoredMessage, validated_name
+from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.core.events import Forced
+from cerebrum_cli.core.lora import LORA
+from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings, wants_thought
+from cerebrum_cli.inference.reply import Reply
+from cerebrum_cli.models.model import Model, absolute_reference
+
+_MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
+_QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
+PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "conclude")
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Author of a reply: a model and its prompt format."""
+
+    model: Model
+    format: str
+
+
+@dataclass(slots=True)
+class History:
+    """A user's sessions, and the lock on the one in use by this process."""
+
+    store: Store
+    lock: SessionLock
+
+    def acquire_latest(self) -> Session:
+        """Lock the latest session. Raises SessionError if there is none, or another process holds it."""
+        session = self.store.latest()
+        if session is None:
+            raise self.store.detached_by or SessionError("no session to continue", "ask without -c first")
+        return self.acquire(session)
+
+    def acquire_named(self, name: str) -> Session | None:
+        """Lock a session by its name; None if there is none. Raises SessionError if the name is invalid."""
+        session = self.store.find(name)
+        if session is None:
+            validated_name(name)
+            return None
+        return self.acquire(session)
+
+    def acquire(self, session: Session) -> Session:
+        """Lock a session and make sure that a question can follow. Raises SessionError if another process holds it."""
+        self.hold(session)
+        return self.close_unanswered(session)
+
+    def hold(self, session: Session) -> None:
+        """Lock a session as it is; one that exists only in memory needs no lock."""
+        if self.store.detached_by is None:
+            try:
+                self.lock.acquire(session)
+            except UnwritableSessions as error:
+                self.store.detach(error)
+
+    def get(self, name: str) -> Session:
+        """Look up a session by its name. Raises SessionError if there is none."""
+        session = self.store.find(name)
+        if session is None:
+            raise SessionError(f'no session named "{name}"', "list sessions with cerebrum sessions list")
+        return session
+
+    def close(self) -> None:
+        """Release the lock and close the database."""
+        self.lock.release()
+        self.store.close()
+
+    def close_unanswered(self, session: Session) -> Session:
+        """Append an empty interrupted reply to a session that ends in a question, because its process was killed."""
+        messages = self.store.messages(session)
+        if messages and messages[-1].message.role == "user":
+            return self.store.add_message(session, Message("assistant", ""), ReplyMetadata(finish_reason="cancelled"))
+        return session
+
+    def create_session(
+        self,
+        name: str,
+        origin: Origin,
+        author: Author,
+        settings: Settings,
+        system_prompt: str | None,
+        question: Message | None = None,
+    ) -> Session:
+        """Create a session, with its first question if given. Raises SessionError if the name is in use."""
+        return self.store.create(
+            name,
+            origin,
+            system_prompt=system_prompt,
+            model=author.model.reference,
+            format=author.format,
+            params=session_params(settings, author.model),
+            question=question,
+        )
+
+    def record(
+        self,
+        session: Session | None,
+        conversation: Conversation,
+        reply: Reply,
+        author: Author,
+        settings: Settings,
+    ) -> Session:
+        """Save the new messages of a conversation and its reply; without a session, create one."""
+        params = session_params(settings, author.model)
+        with self.store.transaction():
+            if session is None:
+                name = unused_session_name(self.store, conversation)
+                session = self.create_session(name, "ask", author, settings, conversation.system_prompt)
+            session = self.store.update_session(
+                session,
+                system_prompt=conversation.system_prompt,
+                model=author.model.reference,
+                format=author.format,
+                params=updated_params(session, author.model),
+            )
+            for message in conversation.messages[len(visible_messages(self.store, session)) :]:
+                session = self.store.add_message(session, message)
+            return self.store.add_message(
+                session, Message("assistant", reply.text, reply.tokens), reply_metadata(reply, author, params)
+            )
+
+
+def reply_metadata(reply: Reply, author: Author, params: dict[str, Any]) -> ReplyMetadata:
+    """Collect the metadata that is stored with a reply."""
+    finish = reply.finish
+    return ReplyMetadata(
+        reasoning=reply.reasoning,
+        finish_reason=finish.reason,
+        model=author.model.reference,
+        format=author.format,
+        vocabulary=author.model.vocabulary,
+        params=params,
+        seed=finish.seed,
+        timings={
+            **asdict(finish.timings),
+            "prompt_tokens": finish.prompt_tokens,
+            "cached_tokens": finish.cached_tokens,
+            **({"forced": finish.forced} if finish.forced else {}),
+        },
+    )
+
+
+def forced_tokens(metadata: ReplyMetadata) -> tuple[Forced, ...]:
+    """Where tokens were forced into a stored reply."""
+    return tuple(Forced(*each) for each in (metadata.timings or {}).get("forced", ()))
+
+
+def with_session_defaults(session: Session | None, given: Mapping[str, Any], is_remote: bool = False) -> dict[str, Any]:
+    """Add a session's model, format and adapters to the settings given, unless these name another model.
+
+    A chat's sampling settings are added too; those of `ask` applied to one question. A server has adapters of its own.
+    """
+    named = given.get("model")
+    if session is None or (named is not None and absolute_reference(named) != session.model):
+        return dict(given)
+    is_kept = session.origin == "chat"
+    params = {key: value for key, value in session.params.items() if (not is_remote if key == LORA else is_kept)}
+    defaults = {"model": session.model, "format": session.format, **params}
+    return {**{key: value for key, value in defaults.items() if value is not None}, **given}
+
+
+def session_params(settings: Settings, model: Model) -> dict[str, Any]:
+    """What a session records of the settings, as JSON gives it back: those of sampling, and any adapters."""
+    values = {key: getattr(settings, key) for key in PARAMS}
+    texts = {key: list(map(str, value)) for key, value in values.items() if isinstance(value, tuple)}
+    return {**values, **texts, **model.adapter_params}
+
+
+def updated_params(session: Session, model: Model) -> dict[str, Any]:
+    """The settings of a session, with the adapters of the model that it is now answered by."""
+    others = {key: value for key, value in session.params.items() if key != LORA}
+    return {**others, **model.adapter_params}
+
+
+def suggest_name(conversation: Conversation) -> str:
+    """Derive a session's name from the first words of its first question, ignoring files quoted before it."""
+    first = conversation.messages[0].content if conversation.messages else ""
+    first = _QUOTED_FILE.sub("", first).strip() or first
+    words = "".join(char if _is_word_char(char) else " " for char in first.lower()).split()[:_MAX_WORDS]
+    return "-".join(words)[:_MAX_CHARS].strip("-") or "session"
+
+
+def unused_session_name(store: Store, conversation: Conversation) -> str:
+    """A name from the first words of a conversation, with the date if another session has the same."""
+    name = suggest_name(conversation)
+    return name if store.find(name) is None else store.unused_name(f"{name}-{date.today().isoformat()}")
+
+
+def _is_word_char(char: str) -> bool:
+    return char.isalnum() or unicodedata.category(char).startswith("M")  # in many scripts, marks combine with letters
+
+
+def load_conversation(store: Store, session: Session, model: Model, settings: Settings | None = None) -> Conversation:
+    """Build the conversation that a model sees, starting at the first message in its context.
+
+    The settings decide whether the next reply begins with reasoning.
+
+    Its own replies keep their tokens; those of other models are tokenized again. So are replies that ended while
+    reasoning: their markup is unclosed, and everything after it would be reasoning.
+    """
+    messages = tuple(
+        with_thinking(stored)
+        if has_valid_tokens(stored, model) and not _is_unfinished_reasoning(stored)
+        else replace(with_thinking(stored), tokens=None)
+        for stored in visible_messages(store, session)
+    )
+    return Conversation(messages, session.system_prompt, settings.thinks if settings else None)
+
+
+def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:
+    """Whether a model wrote a reply, and its tokens have the same meaning in the file that the model is now."""
+    return stored.message.tokens is not None and is_author(model, stored.metadata)
+
+
+def is_author(model: Model, metadata: ReplyMetadata) -> bool:
+    """Whether a model wrote a reply, with the same adapters, and the vocabulary of the file that it is now."""
+    return (
+        metadata.vocabulary is not None  # older versions did not store it, and knew files by their stem alone
+        and metadata.model == model.reference
+        and metadata.vocabulary == model.vocabulary
+        and (metadata.params or {}).get(LORA, []) == model.adapter_names
+    )
+
+
+def _is_unfinished_reasoning(stored: StoredMessage) -> bool:
+    return bool(stored.metadata.reasoning) and not stored.message.content
+
+
+def with_thinking(stored: StoredMessage) -> Message:
+    """A message, with the setting of `think` that it was generated with."""
+    return replace(stored.message, thinks=wants_thought((stored.metadata.params or {}).get("think")))
+
+
+def visible_messages(store: Store, session: Session) -> list[StoredMessage]:
+    """The messages of a session that have not been dropped from the context."""
+    messages = store.messages(session)
+    first = next((index for index, stored in enumerate(messages) if stored.id == session.first), 0)
+    return messages[first:]
+
+
+def continue_session(
+    store: Store, session: Session, model: Model, conversation: Conversation, system: str | None
+) -> Conversation:
+    """Append a conversation to a session's; `system`, if given, replaces the session's system prompt."""
+    earlier = load_conversation(store, session, model)
+    prompt = earlier.system_prompt if system is None else system
+    return replace(earlier, messages=(*earlier.messages, *conversation.messages), system_prompt=prompt)

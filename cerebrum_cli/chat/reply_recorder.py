@@ -1,0 +1,133 @@
+"""Save a reply to its session: now and then while it is generated, and when it finishes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+
+from cerebrum_cli.chat.history import Author, forced_tokens, reply_metadata, session_params
+from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.inference.reply import Reply, ReplyCollector
+from cerebrum_cli.inference.reply_stream import GenerationRequest
+from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.inference.voting import MajorityVote, run_vote
+
+SAVE_EVERY_S = 1.0  # a killed process loses at most this much of a reply
+SAVE_SHARE = 0.02  # or, of a long one, this part: the whole text is written each time
+
+
+def save_interval(elapsed_s: float) -> float:
+    """Seconds until a reply is saved again, so that the bytes written grow little faster than its length."""
+    return max(SAVE_EVERY_S, elapsed_s * SAVE_SHARE)
+
+
+@dataclass(slots=True)
+class ReplyRecorder:
+    """The reply to the last question of `session`; it continues `prefix_tokens`, those of the reply `continued`."""
+
+    store: Store
+    session: Session
+    author: Author
+    settings: Settings
+    prefix_tokens: tuple[int, ...] = ()
+    continued: StoredMessage | None = None
+    collector: ReplyCollector = field(default_factory=ReplyCollector)
+    _is_stored: bool = field(default=False, init=False)
+    _is_finished: bool = field(default=False, init=False)
+    _start: float = field(default_factory=time.monotonic, init=False)
+    _next_save: float = field(default_factory=lambda: time.monotonic() + SAVE_EVERY_S, init=False)
+
+    def record(
+        self, responder: Responder, conversation: Conversation, majority_vote: MajorityVote | None = None
+    ) -> Generator[Event, None, None]:
+        """Yield the events of a reply, or of a vote, and save it; of a vote, the winning or leading sample.
+
+        Raises SessionError if it cannot be saved.
+        """
+        if majority_vote is None:
+            with contextlib.closing(
+                responder.respond(conversation, self.settings, prefix_tokens=self.prefix_tokens)
+            ) as events:
+                for event in events:
+                    self._process_event(event)
+                    yield event
+        else:
+            try:
+                with contextlib.closing(
+                    run_vote(responder, GenerationRequest(conversation, self.settings), majority_vote)
+                ) as events:
+                    yield from events
+            finally:
+                self.collector = majority_vote.best_sample or self.collector
+        self.finish()
+
+    def _process_event(self, event: Event) -> None:
+        """Process one event of the reply, and save the text so far when it is due."""
+        self.collector.emit(event)
+        now = time.monotonic()
+        with contextlib.suppress(SessionError):  # generation continues; `finish` tries again
+            if self.collector.reply:
+                self.finish()
+            elif self.has_tokens and now >= self._next_save:
+                self._next_save = now + save_interval(now - self._start)
+                self._save(self._metadata(None))
+
+    @property
+    def has_tokens(self) -> bool:
+        return bool(self.collector.tokens)
+
+    @property
+    def sampled(self) -> tuple[int, ...]:
+        """All tokens of the reply so far, with those it continues."""
+        return (*self.prefix_tokens, *self.collector.tokens)
+
+    def finish(self) -> Session:
+        """Save the finished or interrupted reply, and return the changed session.
+
+        Raises SessionError if it cannot be saved.
+        """
+        if not self._is_finished:
+            self._save(self._metadata("cancelled"))
+            self._is_finished = True
+        return self.session
+
+    def _metadata(self, reason: str | None) -> ReplyMetadata:
+        """Metadata of the reply; `reason` is why it has not finished."""
+        model, reply = self.author.model, self.collector.reply
+        params = session_params(self.settings, model)
+        if reply:
+            return reply_metadata(self._with_all_forced(reply), self.author, params)
+        return ReplyMetadata(finish_reason=reason, model=model.reference, vocabulary=model.vocabulary, params=params)
+
+    def _with_all_forced(self, reply: Reply) -> Reply:
+        """The reply with the forced tokens of what it continues."""
+        earlier = forced_tokens(self.continued.metadata) if self.continued else ()
+        own = (each._replace(at=each.at + len(self.prefix_tokens)) for each in reply.finish.forced)
+        return replace(reply, finish=replace(reply.finish, forced=(*earlier, *own)))
+
+    def _save(self, metadata: ReplyMetadata) -> None:
+        message, metadata = self._message(), replace(metadata, reasoning=self._reasoning())
+        if self._is_stored:
+            self.store.update_message(self.session, message, metadata)
+        else:
+            self.session = self.store.add_message(self.session, message, metadata)
+            self._is_stored = True
+
+    def _message(self) -> Message:
+        """The reply so far, with what it continues."""
+        reply, tokens = self.collector.reply, None
+        if reply is None or reply.tokens is not None:
+            tokens = self.sampled
+        begin = self.continued.message.content if self.continued else ""
+        return Message("assistant", begin + self.collector.text, tokens)
+
+    def _reasoning(self) -> str | None:
+        begin = self.continued.metadata.reasoning if self.continued else None
+        return (begin or "") + (self.collector.reasoning or "") or None

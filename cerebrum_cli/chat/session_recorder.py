@@ -1,0 +1,87 @@
+"""The session that one question continues, and the one its exchange is saved in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.events import NoticeEvent
+
+if TYPE_CHECKING:
+    from cerebrum_cli.chat.history import History
+    from cerebrum_cli.core.conversation import Conversation
+    from cerebrum_cli.core.settings import Settings
+    from cerebrum_cli.inference.loading import LoadedModel
+    from cerebrum_cli.inference.reply import Reply
+    from cerebrum_cli.inference.voting import MajorityVote
+    from cerebrum_cli.models.model import Model
+
+
+class SessionRecorder:
+    """Continue the latest session if asked to, and save the exchange unless `saves` is off.
+
+    The history is imported and opened when it is first needed, mostly after the answer.
+    """
+
+    def __init__(
+        self,
+        open_history: Callable[[], History],
+        notify: Callable[[NoticeEvent], None],
+        *,
+        continues: bool,
+        saves: bool,
+    ) -> None:
+        self._open_history = open_history
+        self._notify = notify
+        self._saves = saves
+        self._opened: History | None = None
+        self.session = self._history.acquire_latest() if continues else None
+        self.saved_as: str | None = None  # the name of the session that has the exchange
+
+    def with_defaults(self, given: Mapping[str, Any], is_remote: bool) -> dict[str, Any]:
+        """Add the session's own model, format and adapters to the settings given."""
+        if self.session is None:
+            return dict(given)
+        from cerebrum_cli.chat.history import with_session_defaults
+
+        return with_session_defaults(self.session, given, is_remote)
+
+    def prepend(self, conversation: Conversation, model: Model, given: Mapping[str, Any]) -> Conversation:
+        if self.session is None:
+            return conversation
+        from cerebrum_cli.chat.history import continue_session
+
+        return continue_session(self._history.store, self.session, model, conversation, given.get("system"))
+
+    def save(self, conversation: Conversation, loaded: LoadedModel, settings: Settings, reply: Reply) -> None:
+        """Save the exchange; a failure is a notice, since the answer stands."""
+        if not self._saves:
+            return
+        from cerebrum_cli.chat.history import Author
+
+        author = Author(loaded.model, loaded.format_name)
+        try:
+            self.saved_as = self._history.record(self.session, conversation, reply, author, settings).name
+        except SessionError as error:
+            self._notify(NoticeEvent(f"this exchange was not saved: {error.message}", error.hint))
+
+    def save_prompt_cache(self, loaded: LoadedModel, conversation: Conversation, reply: Reply | MajorityVote) -> None:
+        """Save what took long to evaluate: the prompt, and the prefix that all prompts of this kind share."""
+        if not self._saves:
+            return
+        from cerebrum_cli.inference.reply import LONG_PROMPT
+
+        notice = loaded.save_prompt_cache(LONG_PROMPT, conversation) if reply.has_long_prompt else None
+        if notice := notice or loaded.save_prefix(conversation, reply.has_slow_prefill):
+            self._notify(notice)
+
+    def close(self) -> None:
+        if self._opened:
+            self._opened.close()
+
+    @property
+    def _history(self) -> History:
+        if self._opened is None:
+            self._opened = self._open_history()
+        return self._opened

@@ -1,0 +1,363 @@
+"""The session database. Every change is one transaction, so a process may be killed at any moment.
+
+Several processes may use one database; each opens its own connection, on the thread that uses it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import wraps
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from cerebrum_cli.chat.connection import (
+    READ_ERRORS,
+    copy_to_memory,
+    one_line,
+    open_database,
+    session_error,
+    translated,
+)
+from cerebrum_cli.chat.session import (
+    COLUMNS,
+    Origin,
+    ReplyMetadata,
+    SearchHit,
+    Session,
+    SessionSummary,
+    StoredMessage,
+    message_from_row,
+    message_values,
+    session_from_row,
+    validated_name,
+)
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, well_formed
+
+_FIRST_MESSAGES = (  # of each session, with its number of messages
+    "WITH RECURSIVE path (session, at, depth) AS (SELECT id, leaf, 1 FROM sessions WHERE leaf IS NOT NULL UNION ALL"
+    " SELECT path.session, parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < messages.id),"
+    " firsts AS (SELECT session, at, max(depth) AS count FROM path GROUP BY session)"
+    " SELECT firsts.session, count, content FROM firsts JOIN messages ON messages.id = at"
+)
+_SESSION_OF_MESSAGE = (
+    "WITH RECURSIVE branch (message, session) AS (SELECT leaf, id FROM sessions WHERE leaf IS NOT NULL UNION ALL"
+    " SELECT parent, branch.session FROM branch JOIN messages ON messages.id = message WHERE parent < messages.id)"
+    " SELECT message, session FROM branch JOIN sessions ON sessions.id = session ORDER BY sessions.updated, sessions.id"
+)
+_EXCERPT = (
+    f"SELECT messages.*, snippet(texts, 0, '{MATCH_BEGIN}', '{MATCH_END}', ' ... ', 16) AS excerpt FROM texts"
+    " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? AND texts.rowid = ?"
+)
+
+Change = TypeVar("Change", bound=Callable[..., Any])
+
+
+def _detachable(change: Change) -> Change:
+    """Make a method's change in memory if the file cannot be written."""
+
+    @wraps(change)
+    def call(store: Store, *args: Any, **options: Any) -> Any:
+        try:
+            return change(store, *args, **options)
+        except UnwritableSessions as error:
+            store.detach(error)
+            return change(store, *args, **options)
+
+    return cast("Change", call)
+
+
+class Store:
+    """The sessions in one database file, which is created on first use.
+
+    A store that `detaches` continues in memory when the file cannot be written: `detached_by` is the reason.
+    """
+
+    def __init__(self, path: Path, detaches: bool = False) -> None:
+        self._path = path
+        self._detaches = detaches
+        self._database: sqlite3.Connection | None = None
+        self.detached_by: UnwritableSessions | None = None
+
+    def close(self) -> None:
+        """Close the database; the next call opens it again."""
+        if self._database:
+            self._database.close()
+        self._database = None
+
+    def detach(self, error: UnwritableSessions) -> None:
+        """Continue in memory, on a copy of an open file, because of this error; raises it if it does not detach."""
+        if self.detached_by or not self._detaches:
+            raise error
+        memory = copy_to_memory(self._database)
+        self.close()
+        self._database, self.detached_by = memory, error
+
+    @_detachable
+    def create(
+        self,
+        name: str,
+        origin: Origin,
+        *,
+        system_prompt: str | None = None,
+        model: str | None = None,
+        format: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        leaf: int | None = None,
+        first: int | None = None,
+        question: Message | None = None,
+    ) -> Session:
+        """Create a session, on the branch that ends at message `leaf` if given, with its first `question` if given.
+
+        Raises SessionError if the name is invalid or in use.
+        """
+        now, name = time.time(), validated_name(name)
+        with self._write() as database:
+            try:
+                database.execute(
+                    "INSERT INTO sessions (name, origin, system_prompt, model, format, params, leaf, first,"
+                    " created, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (name, origin, system_prompt, model, format, json.dumps(params or {}), leaf, first, now, now),
+                )
+            except sqlite3.IntegrityError as error:
+                raise self._constraint_error(error, name) from error
+            session = session_from_row(database.execute("SELECT * FROM sessions WHERE name = ?", (name,)).fetchone())
+            return self._add(database, session, question, ReplyMetadata()) if question else session
+
+    def find(self, name: str) -> Session | None:
+        with self._read() as database:
+            row = database.execute("SELECT * FROM sessions WHERE name = ?", (well_formed(name),)).fetchone()
+            return session_from_row(row) if row else None
+
+    def unused_name(self, base: str) -> str:
+        """Derive a name that is not in use: `base`, or `base` with a number appended."""
+        base = well_formed(base)
+        with self._read() as database:
+            rows = database.execute("SELECT name FROM sessions WHERE substr(name, 1, ?) = ?", (len(base), base))
+            used = {row["name"] for row in rows.fetchall()}
+        number, name = 1, base
+        while name in used:
+            number += 1
+            name = f"{base}-{number}"
+        return name
+
+    def latest(self) -> Session | None:
+        """The most recently changed session."""
+        with self._read() as database:
+            row = database.execute("SELECT * FROM sessions ORDER BY updated DESC, id DESC LIMIT 1").fetchone()
+            return session_from_row(row) if row else None
+
+    def names(self) -> list[str]:
+        """The names of all sessions, most recently changed first."""
+        with self._read() as database:
+            return [row["name"] for row in database.execute("SELECT name FROM sessions ORDER BY updated DESC, id DESC")]
+
+    def summaries(self) -> list[SessionSummary]:
+        """All sessions, most recently changed first."""
+        with self._read() as database:
+            firsts = {row["session"]: (row["count"], row["content"]) for row in database.execute(_FIRST_MESSAGES)}
+            rows = database.execute("SELECT * FROM sessions ORDER BY updated DESC, id DESC").fetchall()
+            return [
+                SessionSummary(session, *firsts.get(session.id, (0, ""))) for session in map(session_from_row, rows)
+            ]
+
+    def messages(self, session: Session) -> list[StoredMessage]:
+        """The messages on a session's branch, oldest first."""
+        with self._read() as database:
+            return self._branch(database, session.leaf)
+
+    def conversation(self, session: Session) -> Conversation:
+        return Conversation(tuple(stored.message for stored in self.messages(session)), session.system_prompt)
+
+    def sampled_tokens(self) -> dict[int, bytes]:
+        """The tokens of all replies by message id, as they are stored."""
+        with self._read() as database:
+            rows = database.execute("SELECT id, tokens FROM messages WHERE tokens IS NOT NULL")
+            return {row["id"]: row["tokens"] for row in rows}
+
+    @_detachable
+    def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:
+        """Append a message to a session's branch and return the changed session."""
+        with self._write() as database:
+            self._require(database, session)
+            return self._add(database, session, message, metadata or ReplyMetadata())
+
+    @_detachable
+    def update_message(self, session: Session, message: Message, metadata: ReplyMetadata) -> None:
+        """Replace a session's last message."""
+        columns = ", ".join(f"{column} = ?" for column in COLUMNS)
+        with self._write() as database:
+            self._require(database, session)
+            database.execute(
+                f"UPDATE messages SET {columns} WHERE id = ?", (*message_values(message, metadata), session.leaf)
+            )
+            database.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session.id))
+
+    @_detachable
+    def move(self, session: Session, leaf: int | None) -> Session:
+        """Move a session to another branch; the messages of the previous one stay in the tree."""
+        with self._write() as database:
+            self._require(database, session)
+            return self._set_leaf(database, session, leaf)
+
+    @_detachable
+    def update_session(self, session: Session, **values: Any) -> Session:
+        """Change columns of a session: name, system_prompt, model, format, params or first."""
+        if "name" in values:
+            values["name"] = validated_name(values["name"])
+        columns = {key: json.dumps(value) if key == "params" else value for key, value in values.items()}
+        with self._write() as database:
+            self._require(database, session)
+            sets = ", ".join(f"{column} = ?" for column in columns)
+            try:
+                database.execute(f"UPDATE sessions SET {sets} WHERE id = ?", (*columns.values(), session.id))
+            except sqlite3.IntegrityError as error:
+                raise self._constraint_error(error, values.get("name", "")) from error
+            return session_from_row(self._require(database, session))
+
+    @_detachable
+    def remove(self, session: Session) -> int:
+        """Delete a session and its unshared messages; return the number of messages deleted.
+
+        Messages of sessions deleted earlier go with the last session that shares them.
+        """
+        with self._write() as database:
+            database.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
+            unneeded = _unneeded_messages(database)
+            database.executemany("DELETE FROM messages WHERE id = ?", [(each,) for each in unneeded])
+            return len(unneeded)
+
+    def vacuum(self) -> None:
+        """Rewrite the file, so that it holds no trace of deleted messages.
+
+        The full-text index marks words as deleted until its segments are merged. (FTS5's own secure-delete requires
+        SQLite 3.42, makes the index unreadable for older versions, and ignores earlier deletions.) Even with
+        `secure_delete`, pages keep fragments of rows that moved to other pages, so the file is rewritten. The log holds
+        old pages until it is truncated, which waits for current readers.
+        """
+        database = self._opened()
+        try:
+            database.execute("INSERT INTO texts (texts) VALUES ('optimize')")
+            database.execute("VACUUM")
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except READ_ERRORS as error:
+            raise SessionError(
+                f"deleted text may remain in {self._path}: {one_line(str(error))}",
+                "free disk space or close other programs that use the file; the next deletion tries again",
+            ) from error
+
+    def search(self, text: str, limit: int = 50) -> list[SearchHit]:
+        """Find the messages that contain words beginning with all words of a text, best match first.
+
+        Each has the latest of the sessions whose branch contains it.
+        """
+        quoted = (word.replace('"', '""') for word in well_formed(text).replace("\0", " ").split())
+        words = " ".join(f'"{word}"*' for word in quoted)  # FTS5 reads none of it as query syntax
+        if not words:
+            return []
+        with self._read() as database:
+            session_of = {row["message"]: row["session"] for row in database.execute(_SESSION_OF_MESSAGE)}
+            ranked = database.execute("SELECT rowid FROM texts WHERE texts MATCH ? ORDER BY rank", (words,))
+            with contextlib.closing(ranked):
+                best = list(islice((row["rowid"] for row in ranked if row["rowid"] in session_of), limit))
+            hits = []
+            for message in best:
+                session = database.execute("SELECT * FROM sessions WHERE id = ?", (session_of[message],)).fetchone()
+                row = database.execute(_EXCERPT, (words, message)).fetchone()
+                if session and row:  # another process may have deleted it meanwhile
+                    hits.append(SearchHit(session_from_row(session), message_from_row(row), row["excerpt"]))
+            return hits
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Group the changes made within into one transaction."""
+        with self._write():
+            yield
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        with translated(self._path):
+            yield self._opened()
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        with translated(self._path):
+            database = self._opened()
+            if database.in_transaction:
+                yield database
+                return
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+                database.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    database.execute("ROLLBACK")
+                raise
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._database is None:
+            try:
+                self._database = open_database(self._path)
+            except UnwritableSessions as error:
+                self.detach(error)
+        assert self._database
+        return self._database
+
+    def _constraint_error(self, error: sqlite3.IntegrityError, name: str) -> SessionError:
+        if "sessions.name" in str(error):
+            return SessionError(f'session "{name}" already exists', "choose another name")
+        return session_error(self._path, error)
+
+    def _require(self, database: sqlite3.Connection, session: Session) -> sqlite3.Row:
+        row: sqlite3.Row | None = database.execute("SELECT * FROM sessions WHERE id = ?", (session.id,)).fetchone()
+        if row is None:
+            raise SessionError(f'session "{session.name}" was deleted by another process', "start a new one")
+        return row
+
+    def _add(
+        self, database: sqlite3.Connection, session: Session, message: Message, metadata: ReplyMetadata
+    ) -> Session:
+        cursor = database.execute(
+            f"INSERT INTO messages (parent, session, created, {', '.join(COLUMNS)})"
+            f" VALUES (?, ?, ?{', ?' * len(COLUMNS)})",
+            (session.leaf, session.id, time.time(), *message_values(message, metadata)),
+        )
+        return self._set_leaf(database, session, cursor.lastrowid)
+
+    def _set_leaf(self, database: sqlite3.Connection, session: Session, leaf: int | None) -> Session:
+        now, first = time.time(), session.first
+        if first is not None and all(stored.id != first for stored in self._branch(database, leaf)):
+            first = None  # the branch ends before it: all of it may fit again
+        values = (leaf, first, now, session.id)
+        database.execute("UPDATE sessions SET leaf = ?, first = ?, updated = ? WHERE id = ?", values)
+        return replace(session, leaf=leaf, first=first, updated=now)
+
+    def _branch(self, database: sqlite3.Connection, leaf: int | None) -> list[StoredMessage]:
+        rows = database.execute(
+            "WITH RECURSIVE path (at, depth) AS (SELECT ?, 0 UNION ALL"
+            " SELECT messages.parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < at)"
+            " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC",
+            (leaf,),
+        ).fetchall()
+        return list(map(message_from_row, rows))
+
+
+def _unneeded_messages(database: sqlite3.Connection) -> list[int]:
+    """Messages of no session and on no session's branch, the last first: a child's id is higher than its parent's."""
+    rows = database.execute("SELECT id, parent, session FROM messages").fetchall()
+    sessions = database.execute("SELECT id, leaf FROM sessions").fetchall()
+    alive, parents = {row["id"] for row in sessions}, {row["id"]: row["parent"] for row in rows}
+    needed: set[int | None] = {None}
+    for message in (*(row["leaf"] for row in sessions), *(row["id"] for row in rows if row["session"] in alive)):
+        while message not in needed:
+            needed.add(message)
+            message = parents.get(message)
+    return sorted(parents.keys() - needed, reverse=True)

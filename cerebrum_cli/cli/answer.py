@@ -1,0 +1,225 @@
+"""Render, print and record the answer to one question; imported while its model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.cli.generation import naming_grammar_file
+from cerebrum_cli.core.errors import Interrupted, NoAnswer
+from cerebrum_cli.core.events import NoticeEvent, PromptEvent
+from cerebrum_cli.inference.inspection import GivenReply, LeastCertain
+from cerebrum_cli.inference.prompt_length import length_notice
+from cerebrum_cli.inference.reply import ReplyCollector, prompt_object, reply_notice, reply_object
+from cerebrum_cli.terminal.progress import AnswerLine, StatusLine, VoteLine
+from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, Sink, answer_sink, render, show_answer
+from cerebrum_cli.terminal.texts import result_text, stats_line
+
+if TYPE_CHECKING:
+    from cerebrum_cli.chat.session_recorder import SessionRecorder
+    from cerebrum_cli.cli.options import AskOptions
+    from cerebrum_cli.core.conversation import Conversation
+    from cerebrum_cli.core.events import Event
+    from cerebrum_cli.inference.inspection import UncertainToken
+    from cerebrum_cli.inference.loading import LoadedModel
+    from cerebrum_cli.inference.reply import Reply
+    from cerebrum_cli.inference.reply_stream import GenerationRequest
+    from cerebrum_cli.inference.voting import MajorityVote
+    from cerebrum_cli.terminal.keyboard import Keyboard
+    from cerebrum_cli.terminal.streams import Streams
+
+MAJORITY = 0.5
+
+
+def show_prompt(streams: Streams, loaded: LoadedModel, conversation: Conversation, options: AskOptions) -> None:
+    """Print the exact prompt on standard output, byte for byte in a pipe, and its token count on standard error."""
+    preview = loaded.responder.preview(conversation)
+    if options.json:
+        streams.answer_object(prompt_object(preview, loaded.model.name, loaded.format_name))
+        return
+    streams.answer(preview.prompt)
+    if streams.out_is_terminal and not preview.prompt.endswith("\n"):
+        streams.answer("\n")
+    if not options.quiet:
+        streams.info(f"{len(preview.token_ids)} tokens")
+
+
+class Answer:
+    """The answer to one request: rendered, recorded, and printed in the form the options ask for."""
+
+    def __init__(
+        self,
+        streams: Streams,
+        loaded: LoadedModel,
+        recorder: SessionRecorder,
+        request: GenerationRequest,
+        options: AskOptions,
+        keyboard: Keyboard,
+    ) -> None:
+        self._keyboard = keyboard
+        self._streams = streams
+        self._loaded = loaded
+        self._recorder = recorder
+        self._request = request
+        self._options = options
+        self._uncertain: tuple[UncertainToken, ...] | None = None
+        self._markdown = not (options.no_markdown or options.raw or request.grammar)
+
+    def show(self, vote: MajorityVote | None) -> None:
+        """Generate and print the answer. Raises NoAnswer if it is not what the options ask for."""
+        try:
+            with naming_grammar_file(self._options):
+                self._show_vote(vote) if vote else self._show_reply()
+        except Interrupted:
+            if self._recorder.saved_as and self._streams.err_is_terminal and not self._options.quiet:
+                self._streams.info("interrupted; the answer so far is saved, and cerebrum ask -c continues from it")
+            raise
+
+    def _show_reply(self) -> None:
+        request, options, collector = self._request, self._options, ReplyCollector()
+        events = self._loaded.responder.respond(request.conversation, request.settings, request.grammar)
+        key = AnswerKeySink(self._keyboard, self._loaded.responder)
+        line_type = StatusLine if options.streams_answer else AnswerLine
+        line = line_type(self._streams, self._loaded.model.name, lambda: key.hint)
+        sinks = [*self._progress_sinks(line), key, collector]
+        if options.streams_answer:
+            sinks.append(answer_sink(self._streams, self._markdown))
+        try:
+            render(self._with_length_notice(events), self._loaded.responder.cancel, sinks)
+            self._inspect(collector.reply)
+        finally:
+            reply = collector.reply
+            if reply:
+                final_answer = None if options.schema else reply.final_answer
+                self._save(reply)
+                self._print_rest(reply, final_answer)
+                self._recorder.save_prompt_cache(self._loaded, request.conversation, reply)
+        if reply:
+            self._require_complete(reply)
+            self._require_code(reply)
+            if options.final and final_answer is None:
+                raise NoAnswer("the reply states no final answer", self._hint_to_read(reply, "a final answer"))
+
+    def _show_vote(self, vote: MajorityVote) -> None:
+        """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
+        from cerebrum_cli.inference import voting
+
+        options = self._options
+        events = voting.run_vote(self._loaded.responder, self._request, vote)
+        try:
+            render(
+                self._with_length_notice(events),
+                self._loaded.responder.cancel,
+                self._progress_sinks(VoteLine(self._streams, self._loaded.model.name, vote.bounds)),
+            )
+            self._inspect(vote.reply)
+        finally:
+            reply = vote.reply
+            if reply:
+                self._save(reply)
+                if options.streams_answer:
+                    show_answer(self._streams, reply.text, self._markdown)
+                self._print_rest(reply, vote.final_answer, voting.votes_object(vote))
+                if options.stats or (self._streams.err_is_terminal and not options.quiet):
+                    self._streams.info(result_text(vote.tally_event))
+                self._recorder.save_prompt_cache(self._loaded, self._request.conversation, vote)
+        if reply:
+            self._require_complete(reply)
+            if vote.winner is None:
+                raise NoAnswer(
+                    f"no final answer in {vote.tally.samples} samples", self._hint_to_read(reply, "a final answer")
+                )
+            if vote.tally.agreement < MAJORITY and not options.quiet:
+                problem = f"the winner has only {vote.winner.count} of {vote.tally.samples} votes"
+                self._streams.notice(NoticeEvent(problem, "take more samples, or ask more precisely"))
+
+    def _inspect(self, reply: Reply | None) -> None:
+        """Find the least certain tokens of a reply, if the options ask for them."""
+        count = self._options.top_logprobs
+        if count is None or reply is None:
+            return
+        responder = self._loaded.responder
+        given = GivenReply(self._request.conversation, reply.sampled, reply.finish.forced)
+        least_certain = LeastCertain(given)
+        line = StatusLine(self._streams, self._loaded.model.name)
+        render(responder.inspect(given, count), responder.cancel, [*self._progress_sinks(line), least_certain])
+        self._uncertain = least_certain.tokens(responder.detokenize)
+
+    def _require_complete(self, reply: Reply) -> None:
+        """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
+        notice = reply_notice(reply, self._loaded.responder.larger_context)
+        if notice and self._request.grammar:
+            constraint = "schema" if self._options.schema else "grammar"
+            raise NoAnswer(f"{notice.message}, so it does not match the {constraint}", notice.hint)
+        if notice and not self._options.quiet:
+            self._streams.notice(notice)
+
+    def _require_code(self, reply: Reply) -> None:
+        """Raise NoAnswer if a code block is asked for, and the reply has none."""
+        if self._options.extract_flag and self._find_code(reply) is None:
+            language = f"{self._options.extract_lang} " if self._options.extract_lang else ""
+            raise NoAnswer(f"the reply has no {language}code block", self._hint_to_read(reply, "a code block"))
+
+    def _find_code(self, reply: Reply) -> str | None:
+        """The code block that the options ask for; None without one, or if they ask for none."""
+        options = self._options
+        if not options.extract_flag:
+            return None
+        from cerebrum_cli.terminal.markdown.code_blocks import find_code
+
+        return find_code(reply.text, options.extract_lang, options.extract_last)
+
+    def _hint_to_read(self, reply: Reply, missing: str) -> str:
+        """Hint for reading a reply that lacks what was asked for; print it if it was neither printed nor saved."""
+        options = self._options
+        if options.streams_answer or options.json:
+            return f"ask for {missing} in the prompt"
+        if self._recorder.saved_as is None:
+            self._streams.info(reply.text)
+            return f"drop {options.extract_flag or '--final'}, or ask for {missing} in the prompt"
+        return f"read the reply: cerebrum sessions show {quote(self._recorder.saved_as)}"
+
+    def _with_length_notice(self, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+        """Put a notice about a prompt that takes much of the context before its evaluation."""
+        is_evaluating = False
+        with closing(events):
+            for event in events:
+                if isinstance(event, PromptEvent) and not is_evaluating:
+                    is_evaluating = True
+                    if notice := length_notice(event.total, self._loaded.responder.context_size or 0):
+                        yield notice
+                yield event
+
+    def _progress_sinks(self, line: StatusLine) -> list[Sink]:
+        """What standard error shows while the answer is generated; the line erases itself before others write."""
+        if self._options.quiet:
+            return []
+        notices = NoticeSink(self._streams)
+        return [notices] if self._options.verbose else [line, notices]
+
+    def _save(self, reply: Reply) -> None:
+        self._recorder.save(self._request.conversation, self._loaded, self._request.settings, reply)
+
+    def _print_rest(self, reply: Reply, final_answer: str | None, votes: Mapping[str, Any] | None = None) -> None:
+        """Print what is not streamed: the JSON object, final answer or code block, uncertain tokens, and statistics."""
+        streams, loaded, options = self._streams, self._loaded, self._options
+        code = self._find_code(reply)
+        if options.json:
+            path = None if loaded.is_remote else loaded.file.path
+            value = reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes, code)
+            if options.top_logprobs:
+                uncertain = self._uncertain
+                value["least_certain"] = None if uncertain is None else [each.as_object() for each in uncertain]
+            streams.answer_object(value)
+        elif options.final and final_answer is not None:
+            streams.answer(final_answer + "\n")
+        elif code is not None:
+            streams.answer(code + "\n")
+        if self._uncertain is not None and not options.json:
+            from cerebrum_cli.terminal.reports.inspection import print_uncertain
+
+            print_uncertain(streams, self._uncertain, to_error=True)
+        if options.stats:
+            streams.write_line("", stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks))

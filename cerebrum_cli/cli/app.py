@@ -1,0 +1,275 @@
+"""The composition root: picks real implementations and directories; tests pass others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.config import Config, read_config
+from cerebrum_cli.core.errors import ConfigError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.settings import Layer, Settings, fold
+from cerebrum_cli.models.fit import Capacity
+from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.rows import packaged_catalogue
+from cerebrum_cli.terminal.streams import Streams, standard_streams
+
+if TYPE_CHECKING:
+    from cerebrum_cli.chat.history import History
+    from cerebrum_cli.core.events import Event
+    from cerebrum_cli.doctor.checks import DoctorContext
+    from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
+    from cerebrum_cli.engine.build import Build
+    from cerebrum_cli.engine.load_options import LoadOptions
+    from cerebrum_cli.engine.memory import Device
+    from cerebrum_cli.engine.protocol import BenchFactory, FileBench
+    from cerebrum_cli.engine.state_store import StateStore
+    from cerebrum_cli.eval.runs import RunStore
+    from cerebrum_cli.inference.loading import BackendFactory, ResolvedModel
+    from cerebrum_cli.inference.profiles import Profile, ProfileStore
+    from cerebrum_cli.merge.merge import Merger
+    from cerebrum_cli.merge.weights import Codec
+    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.pull import Puller
+    from cerebrum_cli.models.retries import Progress
+
+PROBE = Path(__file__).parents[1] / "probe.txt"
+
+
+def llama_build() -> Build:
+    """How the installed llama.cpp was built. Raises EngineError if it cannot be loaded."""
+    from cerebrum_cli.engine.llama.build_info import build
+
+    return build()
+
+
+def process_bench(
+    options: LoadOptions, paths: tuple[Path, ...], directory: Path | None = None, gpus: tuple[Device, ...] = ()
+) -> FileBench:
+    """A bench that opens the model in child processes; they write into `directory`."""
+    from cerebrum_cli.engine.trials import ProcessBench
+
+    return ProcessBench(options, PROBE.read_text(encoding="utf-8"), paths, directory, gpus)
+
+
+def llama_codec() -> Codec:
+    """Codec for quantized weights. Raises EngineError if llama.cpp cannot be loaded."""
+    from cerebrum_cli.engine.llama.codec import LlamaCodec
+
+    return LlamaCodec()
+
+
+@dataclass(slots=True)
+class Runtime:
+    """What commands run on: directories, streams, the model library, and how a model is opened."""
+
+    config_directory: Path
+    data_directory: Path
+    cache_directory: Path
+    streams: Streams
+    open_backend: BackendFactory
+    native_log: Callable[[Callable[[str], None]], None]
+    schema_to_grammar: Callable[[str], tuple[str, tuple[str, ...]]]
+    build: Callable[[], Build] = llama_build
+    bench: BenchFactory = process_bench
+    codec: Callable[[], Codec] = llama_codec
+    library: Library = field(init=False)
+    _config: Config | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.library = Library(
+            catalogue_paths=(packaged_catalogue(), self.config_directory / "models.toml"),
+            directory=self.data_directory / "models",
+            capacity=self.capacity,
+        )
+
+    def capacity(self) -> Capacity:
+        """Memory of this machine, and the accelerators that the last loaded model found."""
+        from cerebrum_cli.engine.machine import load_devices, total_memory
+
+        return Capacity(total_memory(), load_devices(devices_file(self.data_directory)))
+
+    @property
+    def history(self) -> History:
+        """Sessions of this user."""
+        return self.open_history()
+
+    def open_history(self, detaches: bool = False) -> History:
+        """Sessions of this user; the database is opened on first use. See `Store` for `detaches`."""
+        from cerebrum_cli.chat.history import History
+        from cerebrum_cli.chat.lock import SessionLock
+        from cerebrum_cli.chat.store import Store
+
+        directory = self.data_directory / "sessions"
+        return History(Store(directory / "sessions.db", detaches), SessionLock(directory / "locks"))
+
+    def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
+        """Prompt cache of a model in a format; None if it is turned off."""
+        from cerebrum_cli.engine.state_store import StateStore
+
+        if not settings.cache_gb:
+            return None
+        identity = self.library.identity(model)
+        return StateStore(self.states, int(settings.cache_gb * 1e9), identity, format_name)
+
+    def profiles(self, settings: Settings | None = None) -> ProfileStore:
+        """Profiles measured on this machine, with this build of llama.cpp and these settings."""
+        from cerebrum_cli.engine.fingerprint import build_fingerprint, machine_fingerprint
+        from cerebrum_cli.engine.machine import load_devices
+        from cerebrum_cli.inference.profiles import ProfileStore, settings_text
+
+        machine = machine_fingerprint(load_devices(devices_file(self.data_directory)))
+        machine += settings_text(settings) if settings else ""
+        return ProfileStore(self._profiles, machine, build_fingerprint())
+
+    def resolved_model(self, model: Model, settings: Settings) -> ResolvedModel:
+        """The file that answers for a model, its encoding applied last, with its profile."""
+        from cerebrum_cli.inference.loading import ResolvedModel
+
+        file = self.library.preferred(model)
+        return ResolvedModel(file, self.profile(file, settings))
+
+    def profile(self, model: Model, settings: Settings) -> Profile | None:
+        """Profile of a model, measured with these settings or else with defaults; None if it was never tuned."""
+        if not self._profiles.is_dir():
+            return None
+        from cerebrum_cli.inference.profiles import general_settings
+
+        identity, general = self.library.identity(model), general_settings(settings)
+        found = self.profiles(settings).find(identity)
+        return found if found or general == settings else self.profiles(general).find(identity)
+
+    @property
+    def runs(self) -> RunStore:
+        """Runs of `cerebrum eval` that are stored by name."""
+        from cerebrum_cli.eval.runs import RunStore
+
+        return RunStore(self.data_directory / "runs")
+
+    def open_bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> FileBench:
+        """A bench of a model file that may use this machine's GPUs."""
+        return self.bench(options, paths, self.trials, self.capacity().devices or ())
+
+    @property
+    def trials(self) -> Path:
+        """Directory for the files that trials compare while they run."""
+        return self.cache_directory / "trials"
+
+    @property
+    def _profiles(self) -> Path:
+        return self.data_directory / "profiles"
+
+    @property
+    def states(self) -> Path:
+        """Directory of the prompt cache, which holds tokens of conversations."""
+        return self.cache_directory / "states"
+
+    def puller(self, progress: Progress, offline: bool) -> Puller:
+        from cerebrum_cli.models.pull import Puller
+
+        def merge(*arguments: Any) -> Model:
+            from cerebrum_cli.merge.building import pull_merge
+
+            return pull_merge(self.merger, *arguments)
+
+        return Puller(self.library, progress, merge, offline)
+
+    @property
+    def merger(self) -> Merger:
+        from cerebrum_cli.merge.merge import Merger
+
+        return Merger(self.library, self.codec)
+
+    def settings(self, given: Layer, model: Model | None = None, preferred: Layer | None = None) -> Settings:
+        """Merge all layers: defaults, the model's row, config.toml, then the environment and the command line.
+
+        `preferred` is what a use of the model, such as a vote, sets over the first two. Raises ConfigError, UsageError.
+        """
+        row = model.spec.settings if model and model.spec else {}
+        return fold(row, preferred or {}, self.config.settings, given)
+
+    def readable_settings(self, given: Layer) -> Settings:
+        """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""
+        try:
+            return self.settings(given)
+        except ConfigError as error:
+            self.streams.notice(NoticeEvent(error.message, error.hint))
+            return fold(given)
+
+    @property
+    def config(self) -> Config:
+        """Contents of config.toml, read once. Raises ConfigError."""
+        if self._config is None:
+            self._config = read_config(self.config_directory / "config.toml")
+        return self._config
+
+    def doctor_context(self, given: Layer, offline: bool) -> DoctorContext:
+        """Everything `doctor` checks; an unreadable config.toml is one of its results."""
+        from cerebrum_cli.chat.connection import check_integrity
+        from cerebrum_cli.doctor.checks import DoctorContext
+        from cerebrum_cli.terminal.reports.doctor import check_terminal
+
+        try:
+            settings = self.settings(given)
+        except ConfigError:
+            settings = fold(given)
+        return DoctorContext(
+            config_directory=self.config_directory,
+            data_directory=self.data_directory,
+            cache_directory=self.cache_directory,
+            library=self.library,
+            settings=settings,
+            offline=offline,
+            build=self.build,
+            open_backend=self.open_backend,
+            terminal=lambda: check_terminal(self.streams),
+            session_counts=check_integrity,
+        )
+
+
+def real_runtime() -> Runtime:
+    from platformdirs import PlatformDirs
+
+    directories = PlatformDirs("cerebrum", appauthor=False)
+    return Runtime(
+        config_directory=directories.user_config_path,
+        data_directory=directories.user_data_path,
+        cache_directory=directories.user_cache_path,
+        streams=standard_streams(),
+        open_backend=lambda options: llama_opener(options, directories.user_data_path),
+        native_log=forward_llama_log,
+        schema_to_grammar=llama_schema_to_grammar,
+    )
+
+
+def devices_file(data_directory: Path) -> Path:
+    """File that records the accelerators found."""
+    return data_directory / "devices.json"
+
+
+def llama_opener(options: LoadOptions, data_directory: Path) -> OpenBackend:
+    """How llama.cpp opens a model; the engine's thread imports it."""
+    is_known = options.is_verified and not options.adapters
+    loaded_files = None if is_known else data_directory / "loaded_files.json"
+
+    def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
+        from cerebrum_cli.engine.llama.load import open_llama
+
+        return open_llama(options, emit, stop, devices_file(data_directory), loaded_files)
+
+    return open_backend
+
+
+def forward_llama_log(listener: Callable[[str], None]) -> None:
+    from cerebrum_cli.engine.llama.bindings import log
+
+    log.forward = listener
+
+
+def llama_schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
+    """GBNF grammar of a JSON Schema, and the keywords a grammar cannot express."""
+    from cerebrum_cli.engine.llama.grammar import schema_to_grammar
+
+    return schema_to_grammar(schema)

@@ -1,0 +1,185 @@
+"""Answer many questions: the run of `cerebrum batch`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.batch import answering as batches
+from cerebrum_cli.batch.files import output_paths
+from cerebrum_cli.batch.journal import Journal, open_journal
+from cerebrum_cli.batch.readers import IndexedRows, InputFile, detect_shape, open_input, read_rows, spool_input
+from cerebrum_cli.batch.result import StreamedResult
+from cerebrum_cli.batch.rows import result_rows
+from cerebrum_cli.cli.generation import (
+    MAX_PARALLEL,
+    find_generator,
+    naming_grammar_file,
+    read_grammar,
+    require_effective,
+)
+from cerebrum_cli.cli.saved_prompts import apply_prompt
+from cerebrum_cli.cli.servers import noted_servers, noting_servers
+from cerebrum_cli.core.errors import Interrupted, UsageError
+from cerebrum_cli.core.events import RowEvent
+from cerebrum_cli.core.settings import environment
+from cerebrum_cli.engine.load_options import expert_notice
+from cerebrum_cli.terminal.bars import BatchProgress
+from cerebrum_cli.terminal.progress import LoadLine
+from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cerebrum_cli.batch.result import Result
+    from cerebrum_cli.batch.rows import Rows
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.options import BatchOptions
+    from cerebrum_cli.core.saved_prompt import SavedPrompt
+    from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.inference.loading import LoadedModel
+    from cerebrum_cli.models.model import Model
+
+STANDARD = Path("-")  # standard input or output
+
+
+def batch(
+    runtime: Runtime, source: Path, output: Path, given: Layer, options: BatchOptions, typed: frozenset[str]
+) -> int:
+    """Answer the rows that have no answer yet; return how many failed or have no winner.
+
+    `typed` are the parameters on the command line. Raises Interrupted with how to resume.
+    """
+    saved, given, options = apply_prompt(runtime, given, options, typed)
+    if output != STANDARD:
+        output_paths(output, None if source == STANDARD else source)
+    with closing(open_source(runtime, source)) as file:
+        shape = detect_shape(source, options.shape, file.head)
+        rows = read_rows(file, shape, options.column, options.template, options.carry, saved)
+        return answer(runtime, rows, output, given, options, typed, saved)
+
+
+def answer(
+    runtime: Runtime,
+    rows: IndexedRows,
+    output: Path,
+    given: Layer,
+    options: BatchOptions,
+    typed: frozenset[str],
+    saved: SavedPrompt | None,
+) -> int:
+    """Answer the rows of an input."""
+    votes = options.vote_bounds
+    generator = find_generator(runtime, given, options, "--votes" if votes else None)
+    require_effective(generator.settings, typed, options)
+    grammar, is_json = read_grammar(runtime, options), options.schema is not None
+    row_options = batches.BatchOptions(
+        generator.settings, grammar, is_json, votes, not options.no_early_stop, options.ignore_eos
+    )
+    file = generator.resolved.model
+    record = {
+        **input_fingerprint(rows, options, saved),
+        **generator.fingerprint,
+        **batches.batch_fingerprint(row_options, generator.model, file, runtime.library),
+    }
+    result = open_result(runtime, output, record, generator.model.adapter_params, rows, options)
+    try:
+        if unanswered := count_unanswered(rows, result):
+            notify_of_experts(runtime, file, options)
+            earlier = noted_servers(result) if isinstance(result, Journal) else ()
+            loaded = generator.open(runtime, unanswered * (votes.maximum if votes else 1), earlier)
+            generate(runtime, loaded, rows, row_options, result, output, options)
+        else:
+            batches.write_row_errors(rows, result)
+            if not options.quiet:
+                with closing(BatchProgress(runtime.streams, draws=False)) as summary:
+                    summary.emit(RowEvent(result.done, result.done, result.counts))
+        result.complete()
+    except Interrupted as error:
+        hint = "" if output == STANDARD else resume_hint(result, len(rows), options.restart)
+        raise Interrupted(error.exit_code - 128, hint) from error
+    finally:
+        result.close()
+    return result.counts.failed + result.counts.undecided
+
+
+def input_fingerprint(rows: IndexedRows, options: BatchOptions, saved: SavedPrompt | None) -> dict[str, Any]:
+    """What the prompts depend on, by readable names."""
+    return {
+        "input": rows.sha256,
+        "column": options.column,
+        "template": options.template,
+        **({"carry": True} if options.carry else {}),
+        **({"prompt": saved.prompt} if saved and saved.prompt else {}),
+    }
+
+
+def generate(
+    runtime: Runtime,
+    loaded: LoadedModel,
+    rows: IndexedRows,
+    row_options: batches.BatchOptions,
+    result: Result,
+    output: Path,
+    options: BatchOptions,
+) -> None:
+    """Answer the unfinished rows, with progress, and note which servers did."""
+    with closing(loaded.engine), naming_grammar_file(options):
+        events = batches.answer_rows(loaded.responder, rows, row_options, result, output == STANDARD)
+        if isinstance(result, Journal):
+            events = noting_servers(events, result, loaded)
+        render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, output, options))
+
+
+def open_source(runtime: Runtime, source: Path) -> InputFile:
+    """Open the input; standard input is copied. Raises UsageError and BatchError."""
+    if source != STANDARD:
+        return open_input(source)
+    if runtime.streams.piped is None:
+        raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
+    return spool_input(runtime.streams.piped.read, "standard input")
+
+
+def count_unanswered(rows: Rows, result: Result) -> int:
+    """Number of unfinished rows with a question, up to as many as can run concurrently."""
+    unfinished = (position for position in range(len(rows)) if position not in result.finished)
+    return sum(1 for _ in islice((at for at in unfinished if rows[at].conversation is not None), MAX_PARALLEL))
+
+
+def notify_of_experts(runtime: Runtime, file: Model, options: BatchOptions) -> None:
+    """Print a notice if the answers of a model with experts may vary in spite of `--batch-invariant`."""
+    notice = expert_notice(file.header.expert_count, file.header.tensor_types)
+    if notice and options.batch_invariant and not options.quiet and environment("GGML_CPU_TILED_MM") != "0":
+        runtime.streams.notice(notice)
+
+
+def open_result(
+    runtime: Runtime,
+    output: Path,
+    record: Mapping[str, Any],
+    notes: Mapping[str, Any],
+    rows: Rows,
+    options: BatchOptions,
+) -> Result:
+    """Open the result: a journal beside OUTPUT, or standard output."""
+    if output == STANDARD:
+        if options.retry_failed:
+            raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
+        return StreamedResult(result_rows(rows), runtime.streams.answer)
+    return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed, notes=notes)
+
+
+def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOptions) -> list[Sink]:
+    """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
+    if options.quiet:
+        return []
+    streams = runtime.streams
+    shares_terminal = options.verbose or (output == STANDARD and streams.out_is_terminal)
+    sinks: list[Sink] = [BatchProgress(streams, streams.can_redraw and not shares_terminal), NoticeSink(streams)]
+    return sinks if options.verbose else [LoadLine(streams, model), *sinks]
+
+
+def resume_hint(result: Result, total: int, restart: bool) -> str:
+    return f"{result.done} of {total} rows done; run it again{' without --restart' if restart else ''} to resume"

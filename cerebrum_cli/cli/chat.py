@@ -1,0 +1,172 @@
+"""Run an interactive chat: the run of `cerebrum chat`."""
+
+from __future__ import annotations
+
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.chat.chat import Chat
+from cerebrum_cli.chat.history import with_session_defaults
+from cerebrum_cli.cli.generation import require_effective
+from cerebrum_cli.cli.models import find_model, resolve_encoding
+from cerebrum_cli.cli.saved_prompts import apply_prompt
+from cerebrum_cli.cli.servers import find_endpoints, without_local
+from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.inference.loading import ModelLoader
+from cerebrum_cli.inference.question import template_options
+from cerebrum_cli.inference.text import read_piped
+from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.model import as_path, is_file
+from cerebrum_cli.models.reference import looks_like_path
+from cerebrum_cli.terminal.keyboard import Keyboard
+from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
+from cerebrum_cli.terminal.repl.repl import Repl
+from cerebrum_cli.terminal.repl.signals import Signals
+from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
+from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SETTING_VALUES
+from cerebrum_cli.terminal.streams import is_plain_terminal
+
+if TYPE_CHECKING:
+    from cerebrum_cli.chat.history import History
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.options import ChatOptions
+    from cerebrum_cli.core.settings import Layer, Settings
+    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.terminal.repl.questions import InputSource
+
+
+def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions, typed: frozenset[str]) -> int:
+    """Chat at a terminal, or answer questions from a pipe, and save the session as it goes; return the exit code.
+
+    `words` are a model, unless `-m` names it, and the first question. Raises UsageError for more. `typed` are the
+    parameters on the command line.
+    """
+    if "model" not in typed and words:
+        reference, *words = words
+        given, typed = {**given, "model": require_model_name(reference)}, typed | {"model"}
+    if len(words) > 1:
+        raise UsageError("more than one question given", f"quote the first question: {quote(' '.join(words))}")
+    if options.continue_ and options.session:
+        raise UsageError("-c and --session cannot be used together", "give one of them")
+    saved, prompted, options = apply_prompt(runtime, given, options, typed)
+    history = runtime.open_history(detaches=True)
+    try:
+        conversation = open_chat(runtime, history, given, prompted, options, typed)
+    except BaseException:
+        history.close()  # which frees its session
+        raise
+    system = prompted.get("system")
+    keyboard = Keyboard()
+    with Signals(runtime.streams) as signals:
+        try:
+            if conversation.session and system is not None:
+                conversation.set_system_prompt(system)
+            repl = Repl(
+                conversation,
+                runtime.streams,
+                signals,
+                COMMANDS,
+                keyboard,
+                no_markdown=options.no_markdown,
+                quiet=options.quiet,
+                prompts=runtime.config.prompts,
+                pending_prompt=saved if saved and saved.prompt else None,
+            )
+            repl.run(input_lines(runtime, repl, keyboard, options.vi), *words)
+            return repl.exit_code
+        finally:
+            with signals.exiting():
+                if (notice := conversation.close()) and not options.quiet:
+                    runtime.streams.notice(notice)
+
+
+def open_chat(
+    runtime: Runtime, history: History, given: Layer, prompted: Layer, options: ChatOptions, typed: frozenset[str]
+) -> Chat:
+    """Start or continue a session, and start to load its model; the settings `prompted` include a saved prompt's."""
+    name, no_cache = options.session, {"cache_gb": 0} if options.no_cache else {}
+    session = (
+        history.acquire_latest() if options.continue_ else history.acquire_named(name) if name is not None else None
+    )
+
+    def with_defaults(layer: Layer) -> Layer:
+        return with_session_defaults(session, {**layer, **no_cache}, is_remote=bool(options.endpoint))
+
+    overrides = with_defaults(prompted)
+    model = find_model(runtime, overrides, options)
+    loader = model_loader(runtime, options)
+    settings = loader.fold(overrides, model)
+    require_effective(settings, typed)
+    model = loader.adapted(model, settings)
+    conversation = Chat(history, loader, overrides, loader.open(model, settings), settings, session, name)
+    if options.use is not None:
+        own_system = {"system": session.system_prompt} if session else {}
+        conversation.unprompted = with_defaults({**own_system, **given})
+    return conversation
+
+
+def model_loader(runtime: Runtime, options: ChatOptions) -> ModelLoader:
+    """What opens the models of a chat, on this machine or on its servers. Raises UsageError, ConfigError."""
+    endpoints = find_endpoints(runtime, options)
+
+    def fold_settings(given: Layer, model: Model) -> Settings:
+        settings = runtime.settings(given, model)
+        return without_local(settings) if endpoints else settings
+
+    def adapted(model: Model, settings: Settings) -> Model:
+        return with_adapters(runtime.library, model, settings.lora)
+
+    return ModelLoader(
+        runtime.library.resolve_vocabulary if endpoints else runtime.library.resolve,
+        fold_settings,
+        runtime.open_backend,
+        runtime.prompt_cache,
+        template_options(options.template_arg),
+        lambda model, settings: resolve_encoding(runtime, model, settings, options),
+        endpoints,
+        adapted,
+    )
+
+
+def require_model_name(text: str) -> str:
+    """The text, if it can name a model. Raises ModelNotFound for what looks like a question."""
+    if " " in text.strip() and not (looks_like_path(text) and is_file(as_path(text))):
+        problem = f"unknown model {text!r}"
+        raise ModelNotFound(problem, f"to ask this as the first question: cerebrum chat -m MODEL {quote(text)}")
+    return text
+
+
+def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> InputSource:
+    """Where the questions come from: a pipe, a plain prompt, or a prompt with history and completion."""
+    streams, signals, piped = runtime.streams, repl.signals, runtime.streams.piped
+    if piped is not None:
+        with signals.running_command():
+            return ScriptInput(read_piped(piped), streams.answer)
+    if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
+        return PlainPrompt(streams, keyboard, signals, repl.quiet)
+    from cerebrum_cli.terminal.repl.prompt import Candidates, Prompt, SlashCompleter
+
+    names: Candidates = {
+        "model": lambda: [model.reference for model in runtime.library.models()],
+        "session": repl.chat.history.store.names,
+        "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
+        "part": lambda: PARTS,
+        "think": lambda: SETTING_VALUES["think"],
+        "prompt": lambda: repl.prompts,
+    }
+
+    def is_settled() -> bool:
+        engine = repl.chat.loaded.engine
+        return engine.is_loaded or engine.has_failed
+
+    return Prompt(
+        streams,
+        keyboard,
+        signals,
+        repl.quiet,
+        history=runtime.data_directory / "history",
+        toolbar=repl.toolbar,
+        is_settled=is_settled,
+        completer=SlashCompleter(names, SETTING_VALUES),
+        vi=vi,
+    )

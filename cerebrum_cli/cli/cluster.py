@@ -1,0 +1,146 @@
+"""The nodes of `--ray`: which cluster, and how a node opens the model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, UsageError
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.inference.load_options import Parallel
+from cerebrum_cli.inference.loading import (
+    LoadedModel,
+    ResolvedModel,
+    draft_costs,
+    draft_problem,
+    open_cluster,
+    open_model,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.options import BatchOptions, EvalOptions
+    from cerebrum_cli.engine.cluster.worker import Fingerprint, NodeEngine
+    from cerebrum_cli.models.library import Library
+    from cerebrum_cli.models.model import Model
+
+ADDRESS = re.compile(r"(ray://)?[^\s/:]+:\d{1,5}")
+LOCAL = re.compile(r"local(:[1-9]\d?)?")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """The file that nodes open, at the same path as here or in their own caches; `reference` is for messages."""
+
+    sha256: str
+    size: int
+    path: Path
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class RayNodes:
+    """The cluster of `--ray`: its address, or the number of nodes to start on this machine; and what its nodes open."""
+
+    address: str | None
+    local_nodes: int
+    file: ModelFile
+    is_tuned: bool
+
+    def open(
+        self,
+        runtime: Runtime,
+        model: Model,
+        settings: Settings,
+        template_options: Mapping[str, Any],
+        parallel: Parallel,
+    ) -> LoadedModel:
+        """Start to load the model on the nodes."""
+        from cerebrum_cli.engine.cluster.ray_cluster import RayCluster
+
+        cluster = RayCluster(self.address, self.local_nodes, parallel.slots, settings.threads)
+        open_engine = partial(open_on_node, self.file, settings, parallel, self.is_tuned)
+        return open_cluster(runtime.open_backend, cluster, open_engine, model, settings, template_options)
+
+
+def find_nodes(runtime: Runtime, model: Model, options: BatchOptions | EvalOptions) -> RayNodes | None:
+    """The cluster to use; None without `--ray`. Raises UsageError, EndpointError."""
+    text = options.ray
+    if text is None:
+        return None
+    if options.endpoint:
+        raise UsageError("--ray and --endpoint cannot be used together", "give one of them")
+    local = LOCAL.fullmatch(text)
+    if not (local or text == "auto" or ADDRESS.fullmatch(text)):
+        raise UsageError(f"--ray is {text!r}", "it must be auto, local, local:N, HOST:PORT or ray://HOST:PORT")
+    from cerebrum_cli.engine.cluster.ray_cluster import require_ray
+
+    require_ray()
+    digest = runtime.library.digest(model, no_progress)
+    file = ModelFile(digest.sha256, digest.size, model.path, model.reference)
+    nodes = int((local[1] or ":1")[1:]) if local else 0
+    return RayNodes(None if local else text, nodes, file, not options.no_profile)
+
+
+# On a node.
+
+
+def open_on_node(
+    file: ModelFile, settings: Settings, parallel: Parallel, is_tuned: bool, processors: int
+) -> NodeEngine:
+    """Start to load the model on the node where this runs, for so many processors of it. Raises ModelNotFound."""
+    from cerebrum_cli.cli.app import real_runtime
+    from cerebrum_cli.engine.cluster.worker import NodeEngine
+    from cerebrum_cli.engine.machine import thread_count
+
+    runtime = real_runtime()
+    model = find_file(runtime.library, file)
+    resolved = ResolvedModel(model, runtime.profile(model, settings) if is_tuned else None)
+    if settings.threads is None and processors < thread_count():
+        settings = replace(settings, threads=processors)
+    loaded = open_model(
+        runtime.open_backend, model, settings, raw=True, parallel=parallel, tuning=resolved.tuning("batch")
+    )
+    assert isinstance(loaded.engine, LocalEngine)
+    costs = draft_costs(resolved.step_costs("ask"), draft_problem(model), True) if settings.drafts else None
+    return NodeEngine(loaded.engine, partial(fingerprint, runtime), costs)
+
+
+def find_file(library: Library, file: ModelFile) -> Model:
+    """The model with this file on this machine. Raises ModelNotFound."""
+    for model in model_at(library, file.path):
+        if model.path.stat().st_size == file.size and library.digest(model, no_progress).sha256 == file.sha256:
+            return model
+    for model in library.models():
+        if model.is_readable and library.identity(model).partition(" ")[0] == file.sha256:
+            return model
+    problem = f"{file.reference} is not installed on this node: no file has its SHA-256, {file.sha256[:12]}..."
+    raise ModelNotFound(problem, f"cerebrum pull {file.reference} there, or use a path that all nodes share")
+
+
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def model_at(library: Library, path: Path) -> list[Model]:
+    """The model at a path, if there is one."""
+    try:
+        return [library.model_at(path)]
+    except (ModelNotFound, ModelFileError):
+        return []
+
+
+def fingerprint(runtime: Runtime) -> Fingerprint:
+    """What this node's last bits depend on, once llama.cpp is loaded."""
+    from cerebrum_cli.engine.cluster.worker import Fingerprint
+    from cerebrum_cli.engine.fingerprint import processor_name
+
+    build = runtime.build()
+    processors = (processor_name(), *(device.description for device in build.devices))
+    return Fingerprint(", ".join(processors), f"{build.version} ({' '.join(build.cpu_features)})")

@@ -1,0 +1,36 @@
+"""`cerebrum chat`: chat interactively."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cerebrum_cli.cli.context import runtime_of, typed_options
+from cerebrum_cli.cli.options import ChatOptions
+from cerebrum_cli.cli.signature import SettingKeys, composed
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer
+
+SETTINGS = SettingKeys((*REPLY_KEYS, "overflow"))
+
+
+@composed
+def chat(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL] [QUESTION]", help="Model, then the first question; with -m, only a question."),
+    ] = None,
+    *,
+    given: Annotated[Layer, SETTINGS],
+    options: ChatOptions,
+) -> None:
+    """Type /help for commands and keys.
+
+    Each reply is saved while it is being generated: -c continues the latest session, however it ended.
+    """
+    from cerebrum_cli.cli import chat
+
+    runtime = runtime_of(context, options.verbose)
+    if code := chat.chat(runtime, words or [], given, options, typed_options(context)):
+        raise typer.Exit(code)

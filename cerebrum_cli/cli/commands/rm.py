@@ -1,0 +1,41 @@
+"""`cerebrum rm`: delete a model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cerebrum_cli.cli.completion import completing, stored_models
+from cerebrum_cli.cli.context import require_agreement, runtime_of
+from cerebrum_cli.cli.options import DeleteOptions
+from cerebrum_cli.cli.signature import composed
+
+
+@composed
+def rm(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="An installed model or vocabulary.",
+            autocompletion=completing(stored_models),
+        ),
+    ],
+    options: DeleteOptions,
+) -> None:
+    """A local file that was registered is unregistered, not deleted.
+
+    Files shared with another revision in the Hugging Face cache are kept.
+    """
+    from cerebrum_cli.models.removal import plan_removal
+
+    runtime = runtime_of(context)
+    removal = plan_removal(runtime.library, runtime.library.parse(model))
+    require_agreement(runtime, removal.question, removal.model.reference, options.yes)
+    identity, report = removal.identity, removal.execute()
+    if identity:
+        runtime.profiles().delete(identity)
+    if not options.quiet:
+        runtime.streams.info(report)

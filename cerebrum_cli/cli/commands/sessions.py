@@ -1,0 +1,189 @@
+"""`cerebrum sessions`: manage saved conversations."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cerebrum_cli.cli.completion import completing, sessions
+from cerebrum_cli.cli.context import require_agreement, runtime_of
+from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
+from cerebrum_cli.cli.signature import SectionedCommand, composed, parameter
+from cerebrum_cli.core.errors import UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A session's name, as in `cerebrum sessions list`.", autocompletion=completing(sessions)
+    ),
+]
+LISTED = 20  # sessions that a terminal shows unless asked for more
+Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
+JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
+
+
+class ExportFormat(StrEnum):
+    """Formats of `sessions export`."""
+
+    MARKDOWN = "markdown"
+    JSON = "json"
+    SHAREGPT = "sharegpt"
+    TRANSCRIPT = "transcript"
+
+
+@app.command(name="list", cls=SectionedCommand, short_help="List sessions.")
+@composed
+def list_sessions(
+    context: typer.Context,
+    options: QuietOptions,
+    number: Annotated[
+        int | None,
+        parameter("number", f"List at most N [default: {LISTED} on a terminal]", "Output", short="-n", metavar="N"),
+    ] = None,
+    all: Annotated[bool, parameter("all", "List all", "Output")] = False,
+    json: JsonArray = False,
+) -> None:
+    """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
+    from cerebrum_cli.chat.archive import session_rows
+    from cerebrum_cli.terminal.tables import print_rows, print_sessions
+
+    runtime = runtime_of(context)
+    at_terminal = runtime.streams.out_is_terminal and not json
+    limit = None if all else number or (LISTED if at_terminal else None)
+    rows = session_rows(runtime.history.store)
+    listed = rows[:limit][:: -1 if at_terminal else 1]
+    empty = "" if options.quiet else "no saved sessions; cerebrum ask and cerebrum chat create them"
+    print_rows(runtime.streams, listed, json, print_sessions, empty)
+    if at_terminal and number is None and len(listed) < len(rows) and not options.quiet:
+        runtime.streams.info(f"the latest {len(listed)} of {len(rows)}; --all lists the others")
+
+
+@app.command(cls=SectionedCommand)
+@composed
+def show(context: typer.Context, name: Name, json: Json = False) -> None:
+    """Show a session's messages."""
+    from cerebrum_cli.chat.archive import export_session, session_object
+
+    runtime = runtime_of(context)
+    history = runtime.history
+    session = history.get(name)
+    if json:
+        runtime.streams.answer_object(session_object(history.store, session))
+    else:
+        from cerebrum_cli.terminal.sinks import page_markdown
+
+        page_markdown(runtime.streams, export_session(history.store, session, ExportFormat.MARKDOWN.value))
+
+
+@app.command(cls=SectionedCommand, short_help="Search all messages.")
+@composed
+def search(
+    context: typer.Context,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Words that must all occur in one message.")],
+    options: QuietOptions,
+    json: JsonArray = False,
+) -> None:
+    """Search all messages for words, or the beginnings of words, best match first."""
+    from cerebrum_cli.chat.archive import search_rows, without_marks
+    from cerebrum_cli.terminal.tables import print_matches, print_rows
+
+    runtime = runtime_of(context)
+    rows = search_rows(runtime.history.store, text)
+    print_rows(
+        runtime.streams,
+        without_marks(rows) if json else rows,
+        json,
+        print_matches,
+        "" if options.quiet else "No matches",
+    )
+
+
+@app.command(cls=SectionedCommand, short_help="Delete sessions, and their prompt cache.")
+@composed
+def rm(
+    context: typer.Context,
+    options: DeleteOptions,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Names of sessions.", autocompletion=completing(sessions)),
+    ] = None,
+    older_than: Annotated[
+        str | None, parameter("older_than", "Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
+    ] = None,
+) -> None:
+    """Delete sessions, the messages that only they use, and what the prompt cache has of them."""
+    from cerebrum_cli.chat.archive import delete_sessions, sessions_older_than
+
+    runtime = runtime_of(context)
+    history = runtime.history
+    chosen = {name: history.get(name) for name in names or ()}
+    if older_than:
+        chosen |= {session.name: session for session in sessions_older_than(history.store, older_than)}
+    elif not names:
+        raise UsageError("no session named", "name one or more, or use --older-than")
+    if not chosen:
+        runtime.streams.info(f"no session is older than {older_than}")
+        return
+    for session in chosen.values():  # before the question: one that is open cannot be deleted
+        history.lock.acquire(session)
+    listed = ", ".join(chosen)
+    what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
+    require_agreement(runtime, f"Delete {what}?", listed, options.yes)
+    for session, count in delete_sessions(history, list(chosen.values()), runtime.states):
+        if not options.quiet:
+            runtime.streams.info(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
+
+
+@app.command(cls=SectionedCommand)
+@composed
+def export(
+    context: typer.Context,
+    name: Name,
+    export_format: Annotated[
+        ExportFormat,
+        parameter(
+            "as",
+            "json: OpenAI messages, transcript: exact prompt [default: markdown]",
+            "Output",
+            metavar="|".join(ExportFormat),
+        ),
+    ] = ExportFormat.MARKDOWN,
+) -> None:
+    """Print a session in another format."""
+    from cerebrum_cli.chat.archive import export_session, export_transcript
+
+    runtime = runtime_of(context)
+    history = runtime.history
+    session = history.get(name)
+    if export_format is ExportFormat.TRANSCRIPT:
+        model = runtime.library.resolve(session.model)
+        text = export_transcript(runtime.open_backend, model, runtime.settings({}, model), history.store, session)
+    else:
+        text = export_session(history.store, session, export_format.value)
+    runtime.streams.answer(text)
+
+
+@app.command(name="import", cls=SectionedCommand)
+@composed
+def import_session(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A JSON file in OpenAI messages or ShareGPT format.")],
+    options: QuietOptions,
+    name: Annotated[
+        str | None, parameter("name", "Name of the session [default: from FILE]", "Input", metavar="NAME")
+    ] = None,
+) -> None:
+    """Import a conversation from another program as a session."""
+    from cerebrum_cli.chat import archive
+
+    runtime = runtime_of(context)
+    session = archive.import_session(runtime.history.store, file, name)
+    if not options.quiet:
+        runtime.streams.info(f"Imported as {session.name}; continue with cerebrum ask -c")

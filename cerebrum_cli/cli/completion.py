@@ -1,0 +1,164 @@
+"""What Tab completes in a shell: installed and known models, prompt formats, sessions, saved prompts, files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from typer._click.shell_completion import ShellComplete
+from typer._completion_classes import BashComplete, FishComplete, ZshComplete
+
+from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.settings import environment
+
+if TYPE_CHECKING:
+    from typer import Typer
+    from typer._click.shell_completion import CompletionItem
+
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.core.options import Option
+
+COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
+WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")  # the command line so far: bash's, other shells'
+WORD_BREAKS = ":="  # at which bash splits words, by default
+
+
+def complete(app: Typer) -> None:
+    """Print the completions that a shell asks for, and exit."""
+    from typer._click.shell_completion import add_completion_class
+    from typer.main import get_command
+
+    command = get_command(app)  # registers Typer's own classes
+    for shell, words in (("bash", BashWords), ("zsh", ZshWords), ("fish", FishWords)):
+        add_completion_class(words, shell)
+    command(standalone_mode=False)
+
+
+class OptionValues(ShellComplete):
+    """Completion of `--model=sm`, which shells replace as one word; without defaults in the help of options."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
+        option = incomplete[: incomplete.find("=") + 1] if incomplete.startswith("-") else ""
+        found = super().get_completions(args, incomplete)
+        for item in found:
+            item.value = option + item.value
+            item.help = item.help and item.help.partition(" [")[0]
+        return found
+
+
+class ZshWords(OptionValues, ZshComplete):
+    """Completion in zsh."""
+
+
+class FishWords(OptionValues, FishComplete):
+    """Completion in fish."""
+
+
+class BashWords(OptionValues, BashComplete):
+    """Completion in bash, which splits words like `small:Q8_0` and replaces only the part after the colon."""
+
+    unreplaced = ""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        args, last = super().get_completion_args()
+        *words, incomplete = joined_words([*args, last])
+        self.unreplaced = incomplete.removesuffix(last.lstrip(WORD_BREAKS))
+        return words, incomplete
+
+    def format_completion(self, item: CompletionItem) -> str:
+        return super().format_completion(item).removeprefix(self.unreplaced)
+
+
+def joined_words(words: Iterable[str]) -> list[str]:
+    """Join words that were split at WORD_BREAKS; the breaks themselves are among them."""
+    joined: list[str] = []
+    follows_break = False
+    for word in words:
+        is_break = bool(word) and not word.strip(WORD_BREAKS)
+        if joined and (is_break or (follows_break and word)):
+            joined[-1] += word
+        else:
+            joined.append(word)
+        follows_break = is_break
+    return joined
+
+
+def completed_command() -> str | None:
+    """Command of the line to complete; None if it is not named yet."""
+    line = next((line.split() for line in map(environment, WORDS) if line), [])
+    return line[1] if len(line) > 2 else None
+
+
+def installed_models(runtime: Runtime) -> Iterable[str]:
+    return (model.reference for model in runtime.library.models())
+
+
+def stored_models(runtime: Runtime) -> Iterable[str]:
+    """Installed models, and those of which only the vocabulary is here."""
+    library = runtime.library
+    return (model.reference for model in (*library.models(), *library.vocabularies()))
+
+
+def known_models(runtime: Runtime) -> Iterable[str]:
+    """Models of the catalog."""
+    return (spec.name for spec in runtime.library.specs)
+
+
+def sessions(runtime: Runtime) -> Iterable[str]:
+    return runtime.history.store.names()
+
+
+def formats(_: Runtime) -> Iterable[str]:
+    from cerebrum_cli.inference.format_choice import FORMAT_NAMES
+
+    return FORMAT_NAMES
+
+
+def tasks(_: Runtime) -> Iterable[str]:
+    from cerebrum_cli.eval.tasks import TASKS
+
+    return (task.name for task in TASKS)
+
+
+def presets(_: Runtime) -> Iterable[str]:
+    from cerebrum_cli.eval.presets import PRESETS
+
+    return (preset.name for preset in PRESETS)
+
+
+def run_names(runtime: Runtime) -> Iterable[str]:
+    return (run.name for run in runtime.runs)
+
+
+def saved_prompts(runtime: Runtime) -> Iterable[str]:
+    return runtime.config.prompts
+
+
+COMPLETIONS = {  # values of an option, by its name
+    "model": installed_models,
+    "format": formats,
+    "session": sessions,
+    "preset": presets,
+    "use": saved_prompts,
+}
+
+
+def completion_of(name: str, declared: Option) -> Callable[[Runtime], Iterable[str]] | None:
+    """Where the values of an option come from; None if any text may follow, or none."""
+    if declared.choices and declared.metavar:
+        return lambda _: declared.choices
+    return COMPLETIONS.get(name)
+
+
+def completing(values: Callable[[Runtime], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Completion of a Typer parameter from a list of values; nothing if they cannot be read."""
+
+    def complete(incomplete: str) -> list[str]:
+        from cerebrum_cli.cli.app import real_runtime
+
+        try:
+            return [value for value in values(real_runtime()) if value.startswith(incomplete)]
+        except (CerebrumError, OSError):
+            return []
+
+    return complete

@@ -1,0 +1,137 @@
+"""Measure how well a model answers: the run of `cerebrum eval`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.batch.files import output_paths
+from cerebrum_cli.batch.journal import open_journal
+from cerebrum_cli.cli.eval_setup import PreparedEvaluation, prepare
+from cerebrum_cli.cli.generation import naming_grammar_file
+from cerebrum_cli.cli.runs import no_sample_counts, print_run
+from cerebrum_cli.cli.servers import noted_servers, noting_servers
+from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
+from cerebrum_cli.core.options import flag
+from cerebrum_cli.eval.evaluate import evaluate
+from cerebrum_cli.eval.runs import Run, require_run, samples_to_keep
+from cerebrum_cli.terminal.bars import BatchProgress
+from cerebrum_cli.terminal.progress import LoadLine
+from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cerebrum_cli.batch.journal import Journal
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.options import EvalOptions, LmEvalOptions
+    from cerebrum_cli.core.settings import Layer
+
+LM_EVAL = "lm-eval:"
+
+
+def run_eval(
+    runtime: Runtime,
+    source: str,
+    output: Path | None,
+    given: Layer,
+    options: EvalOptions,
+    lm_eval: LmEvalOptions,
+    typed: frozenset[str],
+) -> int:
+    """Ask the questions of a task or a file, and print the report; return how many questions do not count.
+
+    `typed` are the parameters on the command line. Raises Interrupted with how to resume.
+    """
+    if source.startswith(LM_EVAL):
+        from cerebrum_cli.cli.lm_eval import run_lm_eval
+
+        return run_lm_eval(runtime, source.removeprefix(LM_EVAL), output, given, options, lm_eval)
+    require_unset(lm_eval)
+    prepared = prepare(runtime, source, given, options, typed)
+    if output:
+        require_file(output, source)
+    fingerprint = prepared.fingerprint(runtime)
+    path = output or runtime.runs.path_for(fingerprint)
+    if options.dry_run:
+        from cerebrum_cli.cli.eval_preview import show_preview
+
+        kept = [] if options.restart else samples_to_keep(path, fingerprint, prepared.extent)
+        show_preview(runtime, prepared, kept, options)
+        return 0
+    if output is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    run = take_samples(runtime, prepared, path, fingerprint, options)
+    samples = run.samples()
+    skipped = sum(sample.is_skipped for sample in samples)
+    if skipped == len(samples):
+        runtime.streams.error(no_sample_counts(run, samples))
+    else:
+        print_run(runtime, run, samples, options.json, options.quiet)
+    return len(prepared.task.bad_rows) + skipped
+
+
+def require_file(output: Path, source: str) -> None:
+    """Raise UsageError for an output that is no file of its own."""
+    if output == Path("-"):
+        raise UsageError("-o is `-`, but a run is a file", "omit -o to store it by name; --json prints the report")
+    output_paths(output, Path(source))
+
+
+def take_samples(
+    runtime: Runtime, prepared: PreparedEvaluation, path: Path, fingerprint: Mapping[str, Any], options: EvalOptions
+) -> Run:
+    """Take the samples that are missing, and complete the run file."""
+    evaluation = prepared.evaluation
+    run = open_journal(
+        path, fingerprint, evaluation.rows, options.restart, extent=prepared.extent, notes=prepared.notes
+    )
+    try:
+        if missing := len(evaluation.rows) - run.done:
+            run.write_notes({**run.notes, **prepared.notes})
+            loaded = prepared.generator.open(runtime, missing, noted_servers(run))
+            before, start = run.done, time.monotonic()
+            try:
+                with naming_grammar_file(options):
+                    events = noting_servers(evaluate(loaded.responder, evaluation, run), run, loaded)
+                    render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, options))
+            finally:
+                loaded.engine.close()
+                with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more
+                    remember_time(run, run.done - before, time.monotonic() - start)
+        run.complete()
+    except Interrupted as error:
+        again = " without --restart" if options.restart else ""
+        hint = f"{run.done} of {len(evaluation.rows)} samples done; run it again{again} to resume"
+        raise Interrupted(error.exit_code - 128, hint) from error
+    finally:
+        run.close()
+    return require_run(path)
+
+
+def remember_time(run: Journal, samples: int, seconds: float) -> None:
+    """Add the time that samples took to the run's notes."""
+    if samples:
+        total, timed = run.notes.get("seconds", 0.0) + seconds, run.notes.get("timed_samples", 0) + samples
+        run.write_notes({**run.notes, "seconds": round(total, 3), "timed_samples": timed})
+
+
+def progress_sinks(runtime: Runtime, model: str, options: EvalOptions) -> list[Sink]:
+    """Sinks that show progress on standard error."""
+    if options.quiet:
+        return []
+    streams = runtime.streams
+    sinks: list[Sink] = [BatchProgress(streams, streams.can_redraw and not options.verbose), NoticeSink(streams)]
+    return sinks if options.verbose else [LoadLine(streams, model), *sinks]
+
+
+def require_unset(lm_eval: LmEvalOptions) -> None:
+    """Raise UsageError for an option that only lm-eval has."""
+    for name, value in asdict(lm_eval).items():
+        if value:
+            raise UsageError(
+                f"{flag(name)} applies only to lm-eval tasks", "omit it, or name one like lm-eval:arc_easy"
+            )

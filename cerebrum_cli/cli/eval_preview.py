@@ -1,0 +1,104 @@
+"""What `cerebrum eval --dry-run` shows: one exact prompt, how many questions and samples there are, and their time."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import closing
+from statistics import StatisticsError, mean
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.text import format_duration
+from cerebrum_cli.engine.protocol import Job, TrialError
+from cerebrum_cli.inference.load_options import load_options
+from cerebrum_cli.terminal.reports.eval import number_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.eval_setup import PreparedEvaluation
+    from cerebrum_cli.cli.options import EvalOptions
+    from cerebrum_cli.eval.sample import Sample
+
+ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
+BENCH_SLOTS = 16
+PREFILL, DECODE = Job("prefill", 128), Job("decode", 8, BENCH_SLOTS)
+
+
+def show_preview(runtime: Runtime, prepared: PreparedEvaluation, kept: Sequence[Sample], options: EvalOptions) -> None:
+    """Print the exact prompt of the first question on standard output, and what the run would be on standard error.
+
+    `kept` are the samples that are not taken again.
+    """
+    evaluation = prepared.evaluation
+    question = evaluation.questions[0]
+    loaded = prepared.generator.open_vocabulary(runtime)
+    try:
+        conversation = Conversation((), evaluation.settings.system, evaluation.settings.thinks).user(question.prompt)
+        preview = loaded.responder.preview(conversation)
+    finally:
+        loaded.engine.close()
+    rows = [evaluation.rows.identity(position) for position in range(len(evaluation.rows))]
+    finished = {(sample.id, sample.sample) for sample in kept}
+    missing = [row for row in rows if row not in finished]
+    seconds, basis = estimate(runtime, prepared, missing, len(preview.token_ids))
+    if options.json:
+        runtime.streams.answer_object(
+            {
+                "prompt": preview.prompt,
+                "prompt_tokens": len(preview.token_ids),
+                "gold": question.gold,
+                "questions": len(evaluation.questions),
+                "bad_rows": len(prepared.task.bad_rows),
+                "total_samples": len(rows),
+                "missing_samples": len(missing),
+                "seconds": None if seconds is None else round(seconds),
+            }
+        )
+        return
+    runtime.streams.answer(preview.prompt)
+    if runtime.streams.out_is_terminal and not preview.prompt.endswith("\n"):
+        runtime.streams.answer("\n")
+    if options.quiet:
+        return
+    info = runtime.streams.info
+    info(f"expected answer: {question.gold}")
+    questions = number_of(len(prepared.task.questions), "question")
+    info(f"{len(evaluation.questions)} of {questions}, {number_of(evaluation.samples, 'sample')} each")
+    for line in prepared.task.remarks:
+        runtime.streams.write_line("- ", line)
+    if kept:
+        info(f"{len(rows) - len(missing)} of {number_of(len(rows), 'sample')} already in the run")
+    info(f"about {format_duration(seconds)}, {basis}" if seconds else basis)
+
+
+def estimate(
+    runtime: Runtime, prepared: PreparedEvaluation, missing: Sequence[tuple[Any, ...]], prompt_tokens: int
+) -> tuple[float | None, str]:
+    """Estimate the time of the missing samples in seconds, and what the estimate rests on; None if it is unknown."""
+    if not missing:
+        return 0.0, "nothing to generate"
+    evaluation, generator, samples = prepared.evaluation, prepared.generator, len(missing)
+    runs = [run for run in runtime.runs if run.model == evaluation.model and run.record.notes.get("timed_samples")]
+    same = next((run for run in reversed(runs) if run.task == prepared.task.name), None)
+    if same:
+        notes = same.record.notes
+        return notes["seconds"] / notes["timed_samples"] * samples, f"based on run {same.name}"
+    if not generator.is_local:
+        return None, "the time depends on the servers"
+    tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
+    with contextlib.suppress(UsageError, IndexError, StatisticsError):  # no run, a damaged one, or one without samples
+        tokens = round(mean(sample.completion_tokens for sample in runs[-1].samples() if not sample.is_skipped))
+    options = load_options(generator.resolved.model, evaluation.settings)
+    tuning = generator.resolved.tuning("batch")
+    try:
+        with closing(runtime.open_bench(options, generator.resolved.model.paths)) as bench:
+            prefill, decode = bench.speed(tuning, PREFILL), bench.speed(tuning, DECODE)
+    except TrialError as error:
+        return None, f"cannot estimate the run time: {error}"
+    slots = min(BENCH_SLOTS, samples)
+    questions = len({id for id, _ in missing})
+    seconds = questions * prompt_tokens / prefill + samples * tokens / (decode * slots / BENCH_SLOTS)
+    return seconds, f"assuming {tokens} tokens per sample"

@@ -1,0 +1,113 @@
+"""Prepare an evaluation: read its questions, resolve the model, and fold the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.cli.generation import Generator, find_generator, read_grammar, require_effective, require_valid
+from cerebrum_cli.cli.models import file_progress
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
+from cerebrum_cli.eval.evaluate import Evaluation
+from cerebrum_cli.eval.marking import MATCHES
+from cerebrum_cli.eval.presets import find_preset
+from cerebrum_cli.eval.runs import QUESTIONS, SAMPLES
+from cerebrum_cli.eval.selection import MAX_SAMPLES, select
+from cerebrum_cli.eval.sources import LoadedTask, ReadOptions, read_source
+from cerebrum_cli.inference.fingerprint import generation_fingerprint
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.options import EvalOptions
+    from cerebrum_cli.core.settings import Layer, Settings
+    from cerebrum_cli.eval.presets import Condition
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedEvaluation:
+    """An evaluation, and what generates its samples."""
+
+    task: LoadedTask
+    evaluation: Evaluation
+    generator: Generator
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the report of the run states, and the model that `runs compare --kl` loads."""
+        task, model = self.task, self.generator.model
+        counts = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
+        return {"reference": model.reference, **model.adapter_params, **counts}
+
+    @property
+    def extent(self) -> dict[str, int]:
+        """What may grow from one run to the next."""
+        return {QUESTIONS: len(self.evaluation.questions), SAMPLES: self.evaluation.samples}
+
+    def fingerprint(self, runtime: Runtime) -> dict[str, Any]:
+        """Everything the samples depend on, by readable names."""
+        evaluation, generator = self.evaluation, self.generator
+        return {
+            **self.task.fingerprint,
+            **generator.fingerprint,
+            **generation_fingerprint(
+                evaluation.settings, evaluation.grammar, generator.model, generator.resolved.model, runtime.library
+            ),
+        }
+
+
+def prepare(
+    runtime: Runtime, source: str, given: Layer, options: EvalOptions, typed: frozenset[str]
+) -> PreparedEvaluation:
+    """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
+    require_valid(given, options)  # before questions are downloaded
+    require_count("--samples", options.samples, MAX_SAMPLES)
+    require_count("--limit", options.limit)
+    task = read_task(runtime, source, options)
+    samples = options.samples or task.samples
+    if samples > 1 and given.get("temperature") is None and task.settings.get("temperature") == 0:
+        problem = f"--samples needs a temperature above 0, but preset {options.preset} sets 0"
+        raise UsageError(problem, "add --temperature 0.7, or omit --samples")
+    given = {**given, **{key: value for key, value in task.settings.items() if given.get(key) is None}}
+    generator = find_generator(runtime, given, options, "--samples" if samples > 1 else None)
+    require_effective(generator.settings, typed, options)
+    settings = replace(generator.settings, seed=generator.settings.seed or 0)  # compared models draw the same seeds
+    task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))
+    grammar, label = read_grammar(runtime, options), generator.model.label
+    questions = select(task.questions, options.limit)
+    evaluation = Evaluation(questions, samples, settings, label, task.marker, grammar)
+    return PreparedEvaluation(task, evaluation, replace(generator, settings=settings))
+
+
+def read_task(runtime: Runtime, source: str, options: EvalOptions) -> LoadedTask:
+    """Read the questions, with a progress bar if they are downloaded, and name the rows that do not count."""
+    match = next((each for each in MATCHES if each == options.match), None)
+    if options.match and match is None:
+        raise UsageError(f"--match is {options.match!r}", f"it must be {', '.join(MATCHES)}")
+    read_options = ReadOptions(options.question_field, options.answer_field, options.template, match, options.run_code)
+    preset = find_preset(options.preset) if options.preset else None
+    with file_progress(runtime, options) as progress:
+        task = read_source(source, read_options, preset, progress, options.offline)
+    if not options.quiet:
+        for bad in task.bad_rows[:SHOWN_ERRORS]:
+            runtime.streams.notice(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}", ""))
+        if (more := len(task.bad_rows) - SHOWN_ERRORS) > 0:
+            runtime.streams.notice(NoticeEvent(f"{more} more {'line' if more == 1 else 'lines'} skipped", ""))
+    return task
+
+
+def deviations(condition: Condition | None, settings: Settings, samples: int) -> Iterator[str]:
+    """Remarks on what the user set otherwise than a preset."""
+    if condition is None:
+        return
+    if condition.temperature is not None and settings.temperature != condition.temperature:
+        yield f"differs from the preset: temperature {settings.temperature:g} instead of {condition.temperature:g}"
+    if samples != condition.samples:
+        yield f"differs from the preset: samples {samples} instead of {condition.samples}"
+
+
+def require_count(option: str, value: int | None, most: int | None = None) -> None:
+    """Raise UsageError for a number below 1, or above the most that is allowed."""
+    if value is not None and (value < 1 or (most and value > most)):
+        raise UsageError(f"{option} is {value}", f"it must be from 1 to {most}" if most else "it must be 1 or more")

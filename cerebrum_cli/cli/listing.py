@@ -1,0 +1,87 @@
+"""List and show models: the runs of `cerebrum list` and `cerebrum show`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.models import listing
+from cerebrum_cli.terminal.tables import print_candidates, print_catalogue, print_description, print_models
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.options import ListOptions, ShowOptions
+    from cerebrum_cli.core.settings import Layer, Settings
+    from cerebrum_cli.inference.profiles import Profile
+    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.reference import Reference
+
+
+def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:
+    """Print the installed models, or the whole catalog."""
+    library, streams, context = runtime.library, runtime.streams, runtime.readable_settings(given).ctx
+    listed = list(listing.catalogue_rows(library, context) if options.available else listing.rows(library))
+    if options.json:
+        streams.answer_object(listed)
+    elif options.available:
+        print_catalogue(streams, listed)
+    elif listed:
+        print_models(streams, listed)
+        for row in listed:
+            if row["error"]:
+                streams.info(f"error: {row['error']}")
+        if not options.quiet and any(row["default"] for row in listed):
+            streams.info("* default model")
+    elif not options.quiet:
+        streams.info("no model is installed; cerebrum list --available shows models to pull")
+    if not (options.json or options.available or options.quiet):
+        for model in library.vocabularies():
+            streams.info(f"vocabulary only, for --endpoint: {model.reference}")
+
+
+def show(runtime: Runtime, reference: Reference, given: Layer, options: ShowOptions) -> None:
+    """Print a model's metadata, prompt format, profile and quantizations."""
+    from cerebrum_cli.inference.profiles import profile_object
+    from cerebrum_cli.terminal.bars import FileProgress
+    from cerebrum_cli.terminal.reports.tuning import print_profile
+
+    profile, settings, library = None, runtime.readable_settings(given), runtime.library
+    try:
+        model = library.find(reference)
+    except ModelNotFound as error:
+        available = listing.describe_available(library, reference, settings.ctx)
+        vocabulary = library.stored_vocabulary(reference)
+        if available is None and vocabulary is None:
+            raise
+        description, plan = available or ({}, None)
+        note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
+        if vocabulary:
+            description = listing.describe(library, vocabulary, lambda *_: None)
+            note = f"only its vocabulary is installed, for --endpoint; {note}"
+    else:
+        with FileProgress(runtime.streams, options.quiet or options.json) as progress:
+            description = listing.describe(library, model, lambda done, total: progress.update("verify", done, total))
+        plan = listing.quantization_plan(library, model, settings.ctx)
+        profile, note = profile_of(runtime, model, settings)
+    if options.json:
+        profile_row = {"profile": profile and profile_object(profile)}
+        runtime.streams.answer_object(description | profile_row | (listing.candidates_object(plan) if plan else {}))
+        return
+    print_description(runtime.streams, description)
+    if profile:
+        runtime.streams.answer(f"\nmeasured {profile.created}\n\n")
+        print_profile(runtime.streams, profile)
+    if plan:
+        print_candidates(runtime.streams, plan)
+    if note and not options.quiet:
+        runtime.streams.info(note)
+
+
+def profile_of(runtime: Runtime, model: Model, settings: Settings) -> tuple[Profile | None, str]:
+    """Profile of the file that answers for a model, and a note if it was measured elsewhere."""
+    preferred = runtime.library.preferred(model)
+    profile = runtime.profile(preferred, settings)
+    if profile is None and runtime.profiles().find_other(runtime.library.identity(preferred)):
+        command = f"cerebrum tune {model.reference}"
+        return None, f"its profile is from another machine or build of llama.cpp; run {command}"
+    return profile, ""

@@ -1,0 +1,51 @@
+"""The model that lm-eval's own command line finds: `lm_eval --model cerebrum --model_args model=REF,ctx=4096`."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from cerebrum_cli.cli.app import real_runtime
+from cerebrum_cli.cli.lm_eval import HarnessModel
+from cerebrum_cli.core.errors import FormatError, UsageError
+from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS
+from cerebrum_cli.eval.lm_harness import CerebrumLM
+from cerebrum_cli.inference.format_choice import choose_format
+from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.terminal.bars import StageProgress
+from cerebrum_cli.terminal.sinks import NoticeSink
+
+SETTINGS = (*(key for key in KEYS if key not in GENERATION_KEYS), "seed")
+
+
+class CerebrumModel(CerebrumLM):
+    """A model by its reference; other arguments are settings, such as `ctx` and `format`."""
+
+    def __init__(
+        self,
+        model: str | None = None,
+        batch_size: object = None,  # noqa: ARG002 - lm-eval passes these to every model
+        max_batch_size: object = None,  # noqa: ARG002
+        device: object = None,  # noqa: ARG002
+        **settings: Any,
+    ) -> None:
+        for name in settings.keys() - set(SETTINGS):
+            raise UsageError(f"--model_args has no {name!r}", f"it has {', '.join(SETTINGS)}")
+        runtime = real_runtime()
+        given = {"model": None if model is None else str(model), **settings}
+        found = runtime.library.resolve(runtime.settings(given).model)
+        merged = runtime.settings(given, found)
+        found = with_adapters(runtime.library, found, merged.lora)
+        raw = True
+        with suppress(FormatError):
+            raw = not choose_format(merged.format, found.known_format, found.header.chat_template)
+        host = HarnessModel(found, runtime.resolved_model(found, merged), merged, raw)
+        sinks = (StageProgress(runtime.streams, quiet=False), NoticeSink(runtime.streams))
+
+        def emit(event: Event) -> None:
+            for sink in sinks:
+                sink.emit(event)
+
+        super().__init__(partial(host.open, runtime.open_backend), emit, merged.seed or 0)

@@ -1,0 +1,110 @@
+"""Merge models from a recipe: the run of `cerebrum merge`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.cli.models import file_progress, find_model
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.text import parse_size
+from cerebrum_cli.merge.merge import Merge, MergeOptions, merge_object, require_not_source
+from cerebrum_cli.merge.recipes import read_recipe, resolve_models, source_references
+from cerebrum_cli.merge.target_types import parse_type
+from cerebrum_cli.models.model import as_path, is_directory, is_file, name_from_stem
+from cerebrum_cli.models.variants import unsplit_name
+from cerebrum_cli.terminal.interrupts import interruptible
+from cerebrum_cli.terminal.reports.merge import print_merge
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.options import MergeCommandOptions
+    from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.merge.output_files import WrittenFile
+    from cerebrum_cli.models.model import Model
+
+
+def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOptions) -> None:
+    """Plan a merge, write it unless it is a dry run, and register the result."""
+    library, merger, streams = runtime.library, runtime.merger, runtime.streams
+    requested = read_recipe(library, recipe)
+    target = merge_options(options, Path(recipe).stem)
+    references = source_references(library, requested, options.source)
+    if not options.dry_run:
+        merger.require_name(target, requested.spec)
+
+    def find(reference: str) -> Model:
+        if options.dry_run:
+            return library.resolve(reference)
+        return find_model(runtime, {"model": reference}, options)
+
+    models = resolve_models(library, references, find)
+    if not options.dry_run:
+        require_not_source(models, [target.output])
+        require_new(runtime, [target.output], options.yes)
+    with interruptible("nothing was written"):
+        plan = merger.prepare(requested.recipe, models, target)
+    description = merge_object(plan, runtime.settings(given).ctx, merger.free_bytes(target.output.parent))
+    if not options.quiet:
+        warn(runtime, plan)
+    if options.dry_run:
+        streams.answer_object(description) if options.json else print_merge(streams, description)
+        return
+    merger.require_writable(plan)
+    require_new(runtime, [file.path for file in plan.files if file.path != target.output], options.yes)
+    written = write(runtime, plan, options)
+    model = merger.register(plan, written)
+    if options.json:
+        files = [{"path": str(each.path), "size": each.size, "sha256": each.sha256} for each in written]
+        streams.answer_object(description | {"reference": target.name, "files": files})
+    else:
+        streams.answer("".join(f"{each.sha256}  {each.path}\n" for each in written))
+    if not options.quiet:
+        streams.info(f"{model.reference} is installed: cerebrum ask -m {model.reference}")
+
+
+def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
+    """Options of a merge, with its output file checked; a dry run needs none. Raises UsageError."""
+    if options.output is None and not options.dry_run:
+        raise UsageError("no output file given (-o)", "name a file: -o OUT.gguf")
+    path = as_path(str(options.output)) if options.output else Path(f"{stem}.gguf")
+    if is_directory(path):
+        raise UsageError(f"-o {path}: is a directory", "name a file")
+    if path.suffix.lower() != ".gguf":
+        raise UsageError(f"-o {path}: not a .gguf file name", f"use -o {path}.gguf")
+    if unsplit_name(path.name) != path.name:
+        raise UsageError(f"-o {path}: is the name of one part of a split model", "omit the part number")
+    if not is_directory(path.parent):
+        raise UsageError(f"-o {path}: directory {path.parent} does not exist", "create it first, or write elsewhere")
+    return MergeOptions(
+        path,
+        options.name or name_from_stem(path.stem),
+        parse_type(options.type) if options.type else None,
+        parse_size(options.split_size) if options.split_size else None,
+    )
+
+
+def require_new(runtime: Runtime, paths: Iterable[Path], yes: bool) -> None:
+    """Ask before replacing a file. Raises UsageError if the answer is no."""
+    existing = next(filter(is_file, paths), None)
+    if existing and not (yes or runtime.streams.confirm(f"{existing} already exists. Replace it?", False)):
+        raise UsageError(f"{existing} already exists", "choose another file, or replace it with -y")
+
+
+def warn(runtime: Runtime, plan: Merge) -> None:
+    """Print a notice for each key and filter of the recipe that has no effect."""
+    for key in plan.recipe.ignored_keys:
+        problem = f"the recipe's key {key} is unknown and ignored"
+        runtime.streams.notice(
+            NoticeEvent(problem, "mergekit ignores it too; check the spelling if it should have an effect")
+        )
+    for each in plan.plan.unmatched_filters:
+        problem = f"the recipe's filter {each} matches no tensor and is ignored"
+        runtime.streams.notice(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))
+
+
+def write(runtime: Runtime, plan: Merge, options: MergeCommandOptions) -> tuple[WrittenFile, ...]:
+    with interruptible("nothing was written"), file_progress(runtime, options) as progress:
+        return runtime.merger.write(plan, lambda done, total: progress.update("merge", done, total))

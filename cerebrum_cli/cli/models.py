@@ -1,0 +1,144 @@
+"""Find the model a command uses, and download one that is not installed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.cli.options import AnswerOptions, ConcurrencyOptions
+from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.text import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.options import PullCommandOptions, PullOptions, QuietOptions
+    from cerebrum_cli.core.settings import Settings
+    from cerebrum_cli.inference.loading import ResolvedModel
+    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.reference import Reference
+    from cerebrum_cli.terminal.bars import FileProgress
+
+
+def find_model(runtime: Runtime, given: Mapping[str, Any], options: PullOptions) -> Model:
+    """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound.
+
+    A model that servers or nodes open is needed here only with its vocabulary.
+    """
+    settings = runtime.settings(given)
+    has_nodes = isinstance(options, ConcurrencyOptions) and options.ray
+    if has_nodes or (isinstance(options, AnswerOptions) and options.endpoint):
+        return runtime.library.resolve_vocabulary(settings.model)
+    try:
+        model = runtime.library.resolve(settings.model)
+    except ModelNotFound as error:
+        if error.pullable is None or not (options.yes or runtime.streams.can_ask):
+            raise
+        reference = runtime.library.parse(error.pullable)
+        with file_progress(runtime, options) as progress:
+            if runtime.puller(progress, options.offline).is_unavailable_offline(reference):
+                raise
+        if not (options.yes or confirm_pull(runtime, error, reference, settings.ctx, options)):
+            raise
+        model = pull_model(runtime, reference, None, settings.ctx, options)
+    runtime.library.registry.touch(model.usage_key)
+    return model
+
+
+def confirm_pull(
+    runtime: Runtime, error: ModelNotFound, reference: Reference, context: int | None, options: PullOptions
+) -> bool:
+    """Ask whether a model should be downloaded now, naming its quantization and size."""
+    with file_progress(runtime, options) as progress:
+        plan = runtime.puller(progress, options.offline).planner.plan(reference, context)
+    size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"
+    return runtime.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
+
+
+def pull_model(
+    runtime: Runtime, reference: Reference, name: str | None, context: int | None, options: PullOptions
+) -> Model:
+    """Download a model with a progress bar; ask before one that does not fit this machine."""
+    from cerebrum_cli.terminal.interrupts import interruptible
+
+    with file_progress(runtime, options) as progress:
+
+        def agree(warning: str) -> bool:
+            with progress.paused():
+                return options.yes or runtime.streams.confirm(f"{warning}. Pull it anyway?", default=False)
+
+        with interruptible("run it again to resume"):
+            model = runtime.puller(progress, options.offline).pull(reference, name, context, agree)
+    if not options.quiet:
+        runtime.streams.info(f"installed {model.reference}: {model.path}")
+    return model
+
+
+def show_download_plan(
+    runtime: Runtime, reference: Reference, context: int | None, json: bool, options: PullOptions
+) -> None:
+    """Print the quantizations a reference offers and which fit; download nothing."""
+    from cerebrum_cli.models.listing import download_plan_object
+    from cerebrum_cli.terminal.tables import print_candidates
+
+    with file_progress(runtime, options) as progress:
+        plan = runtime.puller(progress, options.offline).planner.plan(reference, context)
+    if json:
+        runtime.streams.answer_object(download_plan_object(plan))
+        return
+    print_candidates(runtime.streams, plan)
+    if not options.quiet:
+        runtime.streams.info(f"cerebrum pull {reference} would download {plan.reference}")
+
+
+def resolve_encoding(runtime: Runtime, model: Model, settings: Settings, options: AnswerOptions) -> ResolvedModel:
+    """Choose the file that answers for a model and its tuning; `--no-profile` ignores both."""
+    from cerebrum_cli.inference.loading import ResolvedModel
+
+    return ResolvedModel(model) if options.no_profile else runtime.resolved_model(model, settings)
+
+
+def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:
+    """Progress bar for files, unless `--quiet`."""
+    from cerebrum_cli.terminal.bars import FileProgress
+
+    return FileProgress(runtime.streams, options.quiet)
+
+
+def pull(runtime: Runtime, reference: Reference, given: Mapping[str, Any], options: PullCommandOptions) -> None:
+    """Download a model, or show what could be downloaded: the run of `cerebrum pull`."""
+    options.validate()
+    context = runtime.settings(given).ctx
+    if options.vocabulary:
+        pull_vocabulary(runtime, reference, context, options)
+        return
+    if options.dry_run:
+        show_download_plan(runtime, reference, context, options.json, options)
+        return
+    model = pull_model(runtime, reference, options.name, context, options)
+    if options.default:
+        runtime.library.registry.set_default(model.reference)
+    if runtime.streams.err_is_terminal and not options.quiet:
+        runtime.streams.info(f"next: cerebrum chat {model.reference}")
+    if options.json:
+        print_row(runtime, model)
+
+
+def pull_vocabulary(runtime: Runtime, reference: Reference, context: int | None, options: PullCommandOptions) -> None:
+    """Download a model's vocabulary with a progress bar, unless the model is installed."""
+    from cerebrum_cli.terminal.interrupts import interruptible
+
+    with file_progress(runtime, options) as progress, interruptible("run it again"):
+        model = runtime.puller(progress, options.offline).pull_vocabulary(reference, context)
+    if not options.quiet:
+        installed = "installed the vocabulary of" if model.is_vocabulary else "its vocabulary is in the installed"
+        runtime.streams.info(f"{installed} {model.reference}: {model.path}")
+    if options.json:
+        print_row(runtime, model)
+
+
+def print_row(runtime: Runtime, model: Model) -> None:
+    """Print the JSON object of a model."""
+    from cerebrum_cli.models.listing import row
+
+    runtime.streams.answer_object(row(runtime.library, model))

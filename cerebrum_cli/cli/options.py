@@ -1,0 +1,302 @@
+"""Options of the commands: dataclasses whose fields are command-line options."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.options import flag, option, option_group, options_of
+from cerebrum_cli.core.settings import OPTIONS
+
+if TYPE_CHECKING:
+    from cerebrum_cli.answers.vote import Votes
+
+SINGLE_OPTIONS = ("output", "as", "number", "all", "older_than", "kl")  # of commands that declare them as parameters
+OTHER_VARIABLES = ("api_key",)
+
+
+@option_group
+class QuietOptions:
+    """Options of every command that prints notices."""
+
+    quiet: bool = option(False, "No notices or progress on standard error", "Output", short="-q")
+
+
+@option_group
+class DeleteOptions(QuietOptions):
+    """Options of commands that delete something."""
+
+    yes: bool = option(False, "Delete without asking", "Output", short="-y")
+
+
+@option_group
+class PullOptions(QuietOptions):
+    """Options of commands that download a model which is not installed."""
+
+    offline: bool = option(False, "Do not use the network", "Model")
+    yes: bool = option(False, "Answer yes to every question", "Output", short="-y")
+
+
+@option_group
+class ServerOptions(QuietOptions):
+    """Options of commands that use servers."""
+
+    endpoint: tuple[str, ...] = option(
+        (), "Generate on this server (repeatable)", "Server", metavar="URL|NAME", splits=True
+    )
+    served_model_name: str | None = option(None, "Model to request if the server has several", "Server", metavar="ID")
+    allow_http_key: bool = option(False, "Send the API key without encryption", "Server")
+
+
+@option_group
+class AnswerOptions(ServerOptions, PullOptions):
+    """Options of commands that generate text."""
+
+    template_arg: tuple[str, ...] = option(
+        (), "Variable for the embedded template (repeatable)", "Model", metavar="KEY=VALUE"
+    )
+    no_profile: bool = option(False, "Ignore the tuning profile and any re-encoded copy", "Speed", local=True)
+    verbose: bool = option(False, "Show llama.cpp's log on standard error", "Output", short="-v")
+
+
+@option_group
+class ConstrainedOptions(AnswerOptions):
+    """Options of commands whose answers may have to match a grammar."""
+
+    schema: Path | None = option(None, "Constrain the answer to a JSON Schema", "Output", metavar="FILE")
+    grammar: Path | None = option(None, "Constrain the answer to a GBNF grammar", "Output", metavar="FILE")
+
+
+@option_group
+class GenerationOptions(ConstrainedOptions):
+    """Options of commands that answer with votes."""
+
+    votes: str | None = option(
+        None, "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
+    )
+    no_early_stop: bool = option(False, "Take all samples, even after the outcome is certain", "Sampling")
+
+    @property
+    def vote_bounds(self) -> Votes | None:
+        """Numbers of samples of a vote; None for a single answer. Raises UsageError."""
+        if self.votes is None:
+            if self.no_early_stop:
+                raise UsageError("--no-early-stop requires --votes", "add --votes K")
+            return None
+        from cerebrum_cli.answers.vote import parse_votes
+
+        return parse_votes(self.votes)
+
+
+@option_group
+class SavedPromptOptions:
+    """Options of commands that use saved prompts."""
+
+    use: str | None = option(None, "Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
+
+
+@option_group
+class AskOptions(SavedPromptOptions, GenerationOptions):
+    file: tuple[Path, ...] = option(
+        (), "Prepend a file, directory or glob (repeatable)", "Input", short="-f", metavar="PATH"
+    )
+    messages: Path | None = option(None, "OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
+    raw: bool = option(False, "Complete the prompt verbatim, without a format", "Input")
+    continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
+    save_prompt: str | None = option(None, "Save PROMPT and settings for -p; generate nothing", "Input", metavar="NAME")
+    final: bool = option(False, "Print only the final answer; exit code 5 if there is none", "Output")
+    extract: bool = option(False, "Print only the first code block; exit code 5 if none", "Output", short="-x")
+    extract_last: bool = option(False, "Print only the last code block", "Output")
+    extract_lang: str | None = option(None, "Print only a code block in this language", "Output", metavar="LANG")
+    json: bool = option(False, "Print a JSON object", "Output")
+    stats: bool = option(False, "Print speed, context and seed on standard error", "Output")
+    top_logprobs: int | None = option(
+        None, "Show the least certain tokens with N alternatives", "Output", metavar="N", local=True
+    )
+    dry_run: bool = option(False, "Print the exact prompt without evaluating it", "Output")
+    no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
+    no_log: bool = option(False, "Do not save this exchange as a session", "Output")
+    no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed", local=True)
+
+    @property
+    def extract_flag(self) -> str | None:
+        """The option that asks for a code block; None without one."""
+        return next((flag(name) for name in ("extract_lang", "extract_last", "extract") if getattr(self, name)), None)
+
+    @property
+    def streams_answer(self) -> bool:
+        """Whether the answer is printed while it is generated, not a part of it at the end."""
+        return not (self.final or self.json or self.extract_flag)
+
+    def validate(self) -> None:
+        """Raise UsageError for options that exclude each other."""
+        if self.extract_lang == "":
+            raise UsageError("--extract-lang is ''", "name a language, such as python")
+        part = "--final" if self.final else self.extract_flag
+        if self.final and self.extract_flag:
+            raise UsageError(f"--final and {self.extract_flag} cannot be used together", "give one of them")
+        if self.votes and self.extract_flag:
+            problem = f"{self.extract_flag} and --votes cannot be used together"
+            raise UsageError(problem, "omit one of them: a vote counts final answers, not code")
+        if part and self.schema:
+            raise UsageError(f"{part} and --schema cannot be used together", f"omit {part}: the whole answer is JSON")
+        if self.continue_ and (self.raw or self.messages):
+            other = "--raw" if self.raw else "--messages"
+            raise UsageError(f"-c and {other} cannot be used together", "omit one of them")
+        if self.top_logprobs is not None:
+            from cerebrum_cli.inference.inspection import parse_likeliest
+
+            parse_likeliest("--top-logprobs", str(self.top_logprobs))
+
+
+@option_group
+class ChatOptions(SavedPromptOptions, AnswerOptions):
+    continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
+    session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
+    vi: bool = option(False, "Edit with vi keys", "Input")
+    no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
+    no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed", local=True)
+
+
+@option_group
+class ConcurrencyOptions:
+    """Options of commands that answer many prompts concurrently."""
+
+    parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
+    ray: str | None = option(None, "Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
+    batch_invariant: bool = option(False, "Make answers independent of concurrency; slower", "Speed", local=True)
+
+
+@option_group
+class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
+    """Options of `cerebrum batch`, apart from INPUT and OUTPUT."""
+
+    column: str | None = option(None, "Column with the prompts [default: prompt]", "Input", metavar="NAME")
+    template: str | None = option(
+        None, "Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT"
+    )
+    shape: str | None = option(None, "Type of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
+    ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Length")
+    carry: bool = option(False, "Copy each row of INPUT to the key `input` of its answer", "Output")
+    restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
+    retry_failed: bool = option(False, "Re-answer rows that failed or have no winner", "Output")
+
+
+@option_group
+class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
+    """Options of `cerebrum eval`, apart from TASK and OUTPUT."""
+
+    preset: str | None = option(None, "Use the evaluation settings of a model card", "Input", metavar="NAME")
+    limit: int | None = option(None, "Number of questions, chosen at random [default: all]", "Input", metavar="N")
+    question_field: str | None = option(None, "Field of the question [default: question]", "Input", metavar="NAME")
+    answer_field: str | None = option(None, "Field of the answer [default: answer]", "Input", metavar="NAME")
+    template: str | None = option(None, "Build the prompt from a question's fields", "Input", metavar="TEXT")
+    samples: int | None = option(None, "Samples per question [default: 1, or the preset's]", "Sampling", metavar="K")
+    match: str | None = option(
+        None, "How answers are compared [default: answer]", "Output", metavar="answer|exact|contains|regex"
+    )
+    run_code: bool = option(False, "Run the programs that the model writes, in a sandbox", "Output")
+    restart: bool = option(False, "Start over; replace the run when done", "Output")
+    dry_run: bool = option(False, "Show one prompt and estimate the run time", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
+
+
+@option_group
+class LmEvalOptions:
+    """Options of `cerebrum eval lm-eval:TASK`."""
+
+    num_fewshot: int | None = option(None, "Few-shot examples per prompt [default: the task's]", "lm-eval", metavar="N")
+    include_path: Path | None = option(None, "Directory with your own tasks", "lm-eval", metavar="DIR")
+    gen_kwargs: str | None = option(None, "Generation settings for lm-eval tasks", "lm-eval", metavar="KEY=VALUE,...")
+    apply_chat_template: bool = option(False, "Apply the model's chat template", "lm-eval")
+    log_samples: bool = option(False, "Save every sample with the results", "lm-eval")
+
+
+@option_group
+class ShowOptions(QuietOptions):
+    json: bool = option(False, "Print a JSON object", "Output")
+
+
+@option_group
+class RunOptions(QuietOptions):
+    """Options of `cerebrum runs show`."""
+
+    plot: Path | None = option(None, "Plot accuracy against votes and tokens", "Output", metavar="FILE")
+    rescore: bool = option(False, "Extract and score the answers again", "Output")
+    run_code: bool = option(False, "With --rescore: run the programs again", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
+
+
+@option_group
+class ListOptions(QuietOptions):
+    available: bool = option(False, "List the whole catalog and what fits this machine", "Model")
+    json: bool = option(False, "Print a JSON array", "Output")
+
+
+@option_group
+class DoctorOptions(ServerOptions):
+    endpoint: tuple[str, ...] = option(
+        (), "Check this server instead (repeatable)", "Server", metavar="URL|NAME", splits=True
+    )
+    offline: bool = option(False, "Do not use the network", "Model")
+    json: bool = option(False, "Print a JSON array", "Output")
+
+
+@option_group
+class PullCommandOptions(PullOptions):
+    name: str | None = option(None, "Name for the model", "Model", metavar="NAME")
+    default: bool = option(False, "Make this the default model", "Model")
+    vocabulary: bool = option(False, "Download only the vocabulary, for --endpoint", "Model")
+    dry_run: bool = option(False, "Show what is available and what fits; download nothing", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
+
+    def validate(self) -> None:
+        """Raise UsageError for options that exclude each other."""
+        given = (name for name in ("name", "default", "dry_run") if getattr(self, name))
+        if self.vocabulary and (other := next(given, None)):
+            raise UsageError(f"--vocabulary and {flag(other)} cannot be used together", "give one of them")
+
+
+@option_group
+class TuneOptions(PullOptions):
+    quick: bool = option(False, "Measure only key settings; 45 s for a 7B", "Speed")
+    thorough: bool = option(False, "Try more values, and measure longer", "Speed")
+    reencode: bool = option(False, "Compare other encodings of the weights; save none", "Speed")
+    apply: str | None = option(None, "With --reencode: save and use this encoding", "Speed", metavar="TYPE")
+    force: bool = option(False, "With --apply: accept an encoding whose output differs", "Speed")
+    json: bool = option(False, "Print a JSON object", "Output")
+
+    def validate(self) -> None:
+        """Raise UsageError for options that exclude or require each other."""
+        if self.quick and self.thorough:
+            raise UsageError("--quick and --thorough cannot be used together", "give one of them")
+        if self.reencode and (self.quick or self.thorough):
+            other = "quick" if self.quick else "thorough"
+            raise UsageError(f"--reencode and --{other} cannot be used together", "give one of them")
+        if self.apply and not self.reencode:
+            raise UsageError("--apply requires --reencode", "add --reencode")
+        if self.force and not self.apply:
+            raise UsageError("--force requires --apply", "add --reencode --apply TYPE")
+
+
+@option_group
+class MergeCommandOptions(PullOptions):
+    source: tuple[str, ...] = option(
+        (), "Use MODEL in place of NAME in the recipe (repeatable)", "Input", metavar="NAME=MODEL"
+    )
+    output: Path | None = option(
+        None, "File to write [required without --dry-run]", "Output", short="-o", metavar="OUT.gguf"
+    )
+    type: str | None = option(None, "Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
+    split_size: str | None = option(None, "Maximum size of each file, such as 4GB", "Output", metavar="SIZE")
+    name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
+    dry_run: bool = option(False, "Show the plan, and the memory and disk it needs", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
+
+
+def option_names() -> set[str]:
+    """Names of all options of all commands, of all settings, and of what only a variable can set."""
+    groups = (each for each in globals().values() if isinstance(each, type) and is_dataclass(each))
+    return {*OPTIONS, *SINGLE_OPTIONS, *OTHER_VARIABLES, *(name for group in groups for name in options_of(group))}

@@ -1,0 +1,171 @@
+"""List, show, edit, save and delete saved prompts."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.cli.config_file import (
+    prompt_table,
+    table_line,
+    with_prompt,
+    with_skeleton,
+    without_prompt,
+)
+from cerebrum_cli.cli.generation import MAX_GRAMMAR_BYTES
+from cerebrum_cli.cli.saved_prompts import EXTRACT_OPTIONS, LAST
+from cerebrum_cli.core.config import PROMPTS, parse_config
+from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.files import replace_user_file
+from cerebrum_cli.core.options import flag
+from cerebrum_cli.core.saved_prompt import SavedPrompt, find_prompt
+from cerebrum_cli.core.settings import KEYS, in_directory
+from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.inference.text import read_piped, read_text
+from cerebrum_cli.models.model import absolute_reference
+from cerebrum_cli.terminal.repl.programs import edit_file
+from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.options import AskOptions, QuietOptions
+    from cerebrum_cli.core.settings import Layer
+
+SAVED = {
+    *KEYS,
+    "prompt",
+    "schema",
+    *EXTRACT_OPTIONS,
+    "save_prompt",
+    "yes",
+    "quiet",
+}  # what may be typed with --save-prompt
+
+
+def list_prompts(runtime: Runtime, json: bool, options: QuietOptions) -> None:
+    """List saved prompts in the order of config.toml."""
+    rows = [saved.as_object() for saved in runtime.config.prompts.values()]
+    empty = "" if options.quiet else NO_PROMPTS
+    print_rows(runtime.streams, rows, json, print_prompts, empty)
+
+
+def show(runtime: Runtime, name: str, json: bool) -> None:
+    """Print a saved prompt as its table in config.toml, or as a JSON object."""
+    saved = find_prompt(runtime.config.prompts, name)
+    if json:
+        runtime.streams.answer_object(saved.as_object())
+    else:
+        runtime.streams.answer(prompt_table(name, saved.table()))
+
+
+def edit(runtime: Runtime, name: str, options: QuietOptions) -> None:
+    """Open config.toml in an editor at a prompt's table, and check what was saved. Raises ConfigError."""
+    path = config_path(runtime)
+    before = read_config_text(path)
+    text = before if has_prompt(before, name) else with_skeleton(before, require_name(name))
+    if text != before:
+        replace_user_file(path, text.encode())
+    try:
+        edit_file(path, table_line(text, name))
+    finally:
+        edited = read_config_text(path)
+        if edited == text != before:  # only the skeleton was added
+            restore(path, before)
+    if edited == text:
+        if not options.quiet:
+            runtime.streams.info("no changes")
+        return
+    try:
+        prompts = parse_config(edited, path).prompts
+    except ConfigError as error:
+        again = f"cerebrum prompts edit {quote(name)}  opens the file again, with your text"
+        raise ConfigError(error.message, f"{error.hint}; {again}") from error
+    if not options.quiet:
+        runtime.streams.info(f"{name} saved in {path}" if name in prompts else f"{path} saved, without {name}")
+
+
+def save(
+    runtime: Runtime, name: str, prompt: str | None, given: Layer, options: AskOptions, typed: frozenset[str]
+) -> None:
+    """Save what is on the command line as a prompt; variables are not saved. Raises UsageError."""
+    require_name(name)
+    if other := min(typed - SAVED, default=None):
+        raise UsageError(f"{flag(other)} cannot be saved with a prompt", "omit it, and give it with each question")
+    settings = dict(in_directory({key: value for key, value in given.items() if key in typed}, Path.cwd()))
+    if "model" in settings:
+        settings["model"] = absolute_reference(settings["model"])
+    piped = runtime.streams.piped
+    text = read_piped(piped) if prompt == "-" and piped else well_formed(prompt or "")
+    schema = options.schema if "schema" in typed else None
+    if schema:
+        read_text(schema, MAX_GRAMMAR_BYTES)
+    extract = typed_extract(options, typed)
+    if schema and extract:
+        raise UsageError(f"{options.extract_flag} and --schema cannot be used together", "give one of them")
+    values = SavedPrompt(name, settings, text.rstrip("\r\n") or None, schema and schema.resolve(), extract).table()
+    if not values:
+        raise UsageError(f"there is nothing to save as {name}", "give a PROMPT, a system prompt with -s, or a setting")
+    is_new = name not in runtime.config.prompts
+    if not (is_new or options.yes or runtime.streams.confirm(f"Replace the saved prompt {name}?", default=False)):
+        raise UsageError(f"there is a saved prompt {name} already", "choose another name, or replace it with -y")
+    path = config_path(runtime)
+    replace_user_file(path, with_prompt(read_config_text(path), name, values).encode())
+    if not options.quiet:
+        runtime.streams.info(f"{name} saved in {path}; use it with cerebrum ask -p {quote(name)}")
+
+
+def typed_extract(options: AskOptions, typed: frozenset[str]) -> bool | str:
+    """The code block that the command line asks for. Raises UsageError for one that needs two options."""
+    asked = [key for key in EXTRACT_OPTIONS[1:] if key in typed and getattr(options, key)]
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(map(flag, asked))} cannot be saved together", "give one of them")
+    if asked:
+        return options.extract_lang or LAST
+    return "extract" in typed and options.extract
+
+
+def delete(runtime: Runtime, names: Iterable[str]) -> None:
+    """Delete saved prompts from config.toml."""
+    path = config_path(runtime)
+    text = read_config_text(path)
+    for name in names:
+        text = without_prompt(text, name)
+    replace_user_file(path, text.encode())
+
+
+def restore(path: Path, text: str) -> None:
+    """Restore the text of config.toml; without any, there was no file."""
+    replace_user_file(path, text.encode()) if text else path.unlink()
+
+
+def config_path(runtime: Runtime) -> Path:
+    return runtime.config_directory / "config.toml"
+
+
+def read_config_text(path: Path) -> str:
+    """Text of config.toml with its line ends; empty if there is none. Raises ConfigError."""
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", "fix the file, or move it elsewhere") from error
+
+
+def require_name(name: str) -> str:
+    """Return the name of a new prompt. Raises UsageError for one that is hard to type."""
+    if not name or name.startswith("-") or not name.isprintable() or any(char.isspace() for char in name):
+        raise UsageError(f"a saved prompt cannot be named {name!r}", "use letters, digits, - and _")
+    return name
+
+
+def has_prompt(text: str, name: str) -> bool:
+    """Whether config.toml has a table of this name, even if it is damaged."""
+    try:
+        return name in tomllib.loads(text).get(PROMPTS, {})
+    except tomllib.TOMLDecodeError:
+        return table_line(text, name) is not None

@@ -1,0 +1,144 @@
+"""Show and compare the results of `cerebrum eval`: the runs of `cerebrum runs`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent, StageEvent
+from cerebrum_cli.core.lora import LORA
+from cerebrum_cli.eval.comparing import compare_runs
+from cerebrum_cli.eval.comparison import comparison_object, verdict
+from cerebrum_cli.eval.report import group_by_question, mean_accuracy, report_object
+from cerebrum_cli.eval.reporting import report_of, rescored
+from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.terminal.bars import StageProgress
+from cerebrum_cli.terminal.reports.eval import print_comparison, print_report, print_runs
+from cerebrum_cli.terminal.tables import print_rows, wrapped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.options import QuietOptions, RunOptions
+    from cerebrum_cli.eval.runs import Run
+    from cerebrum_cli.eval.sample import Sample
+    from cerebrum_cli.models.model import Model
+
+
+def list_runs(runtime: Runtime, json: bool, options: QuietOptions) -> None:
+    """List stored runs, latest last."""
+    empty = "" if options.quiet else "no stored runs; cerebrum eval creates them"
+    rows = []
+    for run in runtime.runs:
+        try:
+            rows.append(run_row(run))
+        except UsageError as error:  # the others can be listed
+            if not options.quiet:
+                runtime.streams.notice(NoticeEvent(error.message, f"cerebrum runs rm {run.name}  deletes it"))
+    print_rows(runtime.streams, rows, json, print_runs, empty)
+
+
+def run_row(run: Run) -> dict[str, Any]:
+    """One row of `cerebrum runs list`."""
+    questions = list(group_by_question(sample for sample in run.samples() if not sample.is_skipped).values())
+    accuracy = mean_accuracy(questions) if questions else None
+    changed = datetime.fromtimestamp(run.changed_at, UTC)
+    return {
+        "name": run.name,
+        "task": run.task,
+        "model": run.model,
+        "n": len(questions),
+        "samples": run.samples_per_question,
+        "accuracy": accuracy and accuracy.value,
+        "interval": accuracy and list(accuracy.interval),
+        "complete": run.is_complete,
+        "updated": changed.isoformat(timespec="seconds"),
+    }
+
+
+def show(runtime: Runtime, name: str, options: RunOptions) -> None:
+    """Print a run's report."""
+    if options.run_code and not options.rescore:
+        raise UsageError("--run-code requires --rescore", "add --rescore")
+    run = runtime.runs.find(name)
+    samples = run.samples()
+    if options.rescore:
+        before = samples
+        samples = rescored(run, samples, options.run_code)
+        if not options.quiet:
+            changed = sum(old.correct != new.correct for old, new in zip(before, samples, strict=True))
+            runtime.streams.info(f"{changed} of {len(samples)} samples changed their score")
+    if options.plot:  # first: a report is not followed by an error
+        from cerebrum_cli.terminal.plot import plot_report
+
+        count_skipped(run, samples)
+        plot_report(report_of(run, samples), options.plot)
+    print_run(runtime, run, samples, options.json, options.quiet)
+    if options.plot and not options.quiet:
+        runtime.streams.info(f"wrote {options.plot}")
+
+
+def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool, quiet: bool) -> None:
+    """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
+    skipped = count_skipped(run, samples)
+    report = report_of(run, samples)
+    if json:
+        bad_rows = run.record.notes.get("bad_rows", 0)
+        runtime.streams.answer_object({**report_object(report), "skipped": skipped, "bad_rows": bad_rows})
+        return
+    print_report(runtime.streams, report, run, skipped)
+    if not quiet:
+        for remark in run.record.notes.get("remarks", ()):
+            runtime.streams.write_line("- ", remark)
+        runtime.streams.info(f"run {run.name}: {run.path}")
+
+
+def count_skipped(run: Run, samples: Sequence[Sample]) -> int:
+    """Number of samples that could not be taken. Raises UsageError if no sample counts."""
+    skipped = sum(sample.is_skipped for sample in samples)
+    if skipped == len(samples):
+        raise no_sample_counts(run, samples)
+    return skipped
+
+
+def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
+    """Error for a run without a report: none of its samples is finished, or all were skipped."""
+    reason = samples[0].text if samples else "none is finished"
+    return UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again, with other settings")
+
+
+def model_of(runtime: Runtime, run: Run) -> Model:
+    """The model file that a run used, with its adapters. Raises ModelNotFound, UsageError if it has changed."""
+    library = runtime.library
+    model = library.resolve(run.record.notes.get("reference", run.model))
+    model = with_adapters(library, model, run.record.notes.get(LORA, ()))
+    recorded = run.record.fingerprint
+    for file in (library.preferred(model), model):
+        if (library.file_identity(file), file.adapter_identity) == (recorded["model file"], recorded.get("adapter")):
+            return file
+    raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "evaluate it again")
+
+
+def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool) -> None:
+    """Print what changed from one run to another, and whether that could be chance."""
+    runs = runtime.runs.find(before), runtime.runs.find(after)
+    comparison = compare_runs(*runs)
+    closeness = None
+    if kl:
+        from cerebrum_cli.eval.divergence import measure_divergence
+
+        reference, other = (model_of(runtime, run) for run in runs)
+        progress = StageProgress(runtime.streams, quiet=False)
+        try:
+            progress.emit(StageEvent("measuring the KL divergence", 0, 1))
+            closeness = measure_divergence(reference, other, runtime.settings({}), runtime.open_bench)
+        finally:
+            progress.close()
+    if json:
+        more = {} if closeness is None else {"mean_kld": closeness.mean_kld, "top1_agreement": closeness.top1_agreement}
+        runtime.streams.answer_object({**comparison_object(comparison), **more})
+        return
+    print_comparison(runtime.streams, comparison, *runs, closeness)
+    runtime.streams.answer(f"\n{wrapped(runtime.streams, verdict(comparison, *(run.name for run in runs)))}\n")

@@ -1,0 +1,103 @@
+"""The servers that `--endpoint` names, by URL or by their table in config.toml."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.errors import BatchError, ConfigError, UsageError
+from cerebrum_cli.core.events import ServersEvent
+from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, environment
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+
+    from cerebrum_cli.batch.journal import Journal
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.options import ServerOptions
+    from cerebrum_cli.core.events import Event
+    from cerebrum_cli.engine.remote.endpoint import Endpoint
+    from cerebrum_cli.inference.loading import LoadedModel
+
+    Servers = Sequence[Mapping[str, str]]  # as they are recorded
+
+
+def find_endpoints(runtime: Runtime, options: ServerOptions) -> tuple[Endpoint, ...]:
+    """The servers to use; none without `--endpoint`. Raises UsageError, ConfigError."""
+    if not options.endpoint:
+        return ()
+    endpoints = tuple(find_endpoint(runtime, text, options) for text in options.endpoint)
+    urls = [endpoint.url for endpoint in endpoints]
+    if repeated := next((url for url in urls if urls.count(url) > 1), None):
+        raise UsageError(f"endpoint {repeated} is given twice", "omit one of them")
+    for endpoint in endpoints:
+        endpoint.validate()
+    return endpoints
+
+
+def find_endpoint(runtime: Runtime, text: str, options: ServerOptions) -> Endpoint:
+    """The server that a URL or a name stands for."""
+    from cerebrum_cli.engine.remote.endpoint import KEY_VARIABLE, Endpoint, is_url, parse_url
+
+    tables = runtime.config.endpoints
+    if text in tables:
+        table = tables[text]
+        key = environment(table.key_env or KEY_VARIABLE)
+        if table.key_env and key is None:
+            raise ConfigError(f"endpoint {text}: the variable {table.key_env} is not set", "export it with the API key")
+        url, served_model = parse_url(table.url), options.served_model_name or table.served_model
+    elif is_url(text):
+        url, served_model, key = parse_url(text), options.served_model_name, environment(KEY_VARIABLE)
+    else:
+        known = f"config.toml has {', '.join(tables)}" if tables else "config.toml has no table [endpoints.NAME]"
+        raise UsageError(f"unknown endpoint {text!r}", f"{known}; a URL begins with http:// or https://")
+    return Endpoint(text if text in tables else url, url, key, served_model, options.allow_http_key)
+
+
+def require_no_adapters(settings: Settings, option: str) -> None:
+    """Raise UsageError if adapters are set, wherever that is: without them, answers are others."""
+    if settings.lora:
+        problem = f"{option} cannot apply the adapter {settings.lora[0]}: adapters apply to local models"
+        hint = "start the server with it, and give --lora none" if option == "--endpoint" else "give --lora none"
+        raise UsageError(problem, hint)
+
+
+def without_local(settings: Settings) -> Settings:
+    """Settings without those of a model on this machine, which config.toml may set. Raises UsageError for adapters."""
+    require_no_adapters(settings, "--endpoint")
+    defaults = Settings()
+    return replace(settings, **{key: getattr(defaults, key) for key in LOCAL_KEYS})
+
+
+def noting_servers(
+    events: Generator[Event, None, None], run: Journal, loaded: LoadedModel
+) -> Generator[Event, None, None]:
+    """Yield events, and note the servers at the end, and as soon as they are known: the process may be killed."""
+    is_noted = not loaded.is_remote
+    try:
+        with contextlib.closing(events):
+            for event in events:
+                if (not is_noted and loaded.engine.is_loaded) or isinstance(event, ServersEvent):
+                    note_servers(run, loaded)
+                    is_noted = True
+                yield event
+    finally:
+        note_servers(run, loaded)
+
+
+def noted_servers(run: Journal) -> Servers:
+    """The servers that the rows so far are from."""
+    noted: Servers = run.notes.get("servers", ())
+    return noted
+
+
+def note_servers(run: Journal, loaded: LoadedModel) -> None:
+    """Note the kind, build and model of the servers with the rows they answered; their addresses are not recorded."""
+    if not loaded.is_remote or not loaded.engine.is_loaded:
+        return
+    known = noted_servers(run)
+    new = [record for record in loaded.engine.builds if record not in known]
+    if new:
+        with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more
+            run.write_notes({**run.notes, "servers": [*known, *new]})

@@ -1,0 +1,239 @@
+"""The checks of `cerebrum doctor --endpoint`, in the order in which they run on each server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from threading import Timer
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import EndpointError, ModelNotFound
+from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.doctor.check_result import CheckResult, check_result
+from cerebrum_cli.doctor.checks import DoctorContext, run_table, run_with_timeout
+from cerebrum_cli.doctor.selftest import QUESTION
+from cerebrum_cli.engine.engine import raise_refusals
+from cerebrum_cli.engine.remote.client import one_line
+from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.remote.failures import BusyServerError
+from cerebrum_cli.engine.remote.kind import ServerInfo
+from cerebrum_cli.engine.remote.llama_server import LlamaServer
+from cerebrum_cli.engine.remote.recognition import probe
+from cerebrum_cli.engine.remote.sglang import IGNORED_SEEDS
+from cerebrum_cli.inference.loading import LoadedModel, open_servers
+from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
+from cerebrum_cli.inference.reply_stream import GenerationRequest
+from cerebrum_cli.inference.responder import Responder
+
+PROBE_TIMEOUT_S = 30.0
+REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with other requests
+REPLY_TOKENS = 64
+ANSWER = "42"
+WRONG = "a small model may be wrong; otherwise check that -m names the model of the server"
+SHOWN_CHARACTERS = 80  # of the reply
+SAMPLED_TOKENS = 16
+SEED = 1
+SAMPLES = 3  # with the same seed: the first may differ in its last bits, as its prompt is not cached
+MIN_CONTEXT = 4096  # tokens; a chain of thought takes thousands
+
+
+@dataclass(slots=True)
+class CheckedServer:
+    """A server, and what the checks have found so far that later ones need.
+
+    `responder` is None before its vocabulary is found to be that of the model.
+    """
+
+    context: DoctorContext
+    endpoint: Endpoint
+    info: ServerInfo | None = None
+    loaded: LoadedModel | None = None
+    responder: Responder | None = None
+    reply: Reply | None = None
+    samples: list[Reply] = field(default_factory=list)
+
+    @property
+    def settings(self) -> Settings:
+        """Settings of a short greedy reply in the user's choice of prompt format."""
+        return Settings(format=self.context.settings.format, max_tokens=REPLY_TOKENS)
+
+    def close(self) -> None:
+        if self.loaded:
+            self.loaded.engine.close()
+
+
+def run_server_checks(context: DoctorContext, endpoints: Sequence[Endpoint]) -> Iterator[CheckResult]:
+    """Run the checks on one server after the other."""
+    for endpoint in endpoints:
+        server = CheckedServer(context, endpoint)
+        with closing(server):
+            for result in run_table(SERVER_CHECKS, server):
+                yield replace(result, endpoint=endpoint.name)
+
+
+def _check_server(server: CheckedServer) -> CheckResult:
+    try:
+        info = run_with_timeout(partial(probe, server.endpoint), PROBE_TIMEOUT_S)
+    except TimeoutError as error:
+        problem = f"{server.endpoint.name}: no reply within {PROBE_TIMEOUT_S:g} s"
+        raise EndpointError(problem, "check the URL, and the log of the server") from error
+    except BusyServerError as busy:
+        problem = f"{server.endpoint.name} is not ready: {busy.reason}"
+        return check_result("server", "", (problem, "other commands wait for it; check again later"))
+    server.info = info
+    return check_result("server", f"{info.kind.name}, build {info.build}")
+
+
+def _check_served_model(server: CheckedServer) -> CheckResult | None:
+    return check_result("served_model", one_line(server.info.model)) if server.info else None
+
+
+def _check_context(server: CheckedServer) -> CheckResult | None:
+    if server.info is None:
+        return None
+    size = server.info.context_size
+    detail = f"{size} tokens for a prompt and its reply"
+    if size < MIN_CONTEXT:
+        kind = server.info.kind
+        shared = ", which its slots share" if isinstance(kind, LlamaServer) else ""
+        hint = f"restart {kind.name} with a larger {kind.context_option}{shared}"
+        return check_result("context", detail, (f"a chain of thought may need more than {MIN_CONTEXT}", hint))
+    return check_result("context", detail)
+
+
+def _check_slots(server: CheckedServer) -> CheckResult | None:
+    if server.info is None:
+        return None
+    slots = server.info.slots
+    limit = (
+        "1 reply at a time; more slots (-np) speed up batches and votes" if slots == 1 else f"{slots} replies at a time"
+    )
+    return check_result("slots", limit)
+
+
+def _check_vocabulary(server: CheckedServer) -> CheckResult | None:
+    if server.info is None:
+        return None
+    context = server.context
+    try:
+        model = context.library.resolve_vocabulary(context.settings.model)
+    except ModelNotFound as error:
+        problem = f"skipped, along with all replies: {error.message}"
+        return check_result("vocabulary", "", (problem, error.hint))
+    server.loaded = loaded = open_servers(context.open_backend, [server.endpoint], model, server.settings)
+    with _time_limit(loaded.responder):
+        for _ in loaded.responder.load():
+            pass
+    server.responder = loaded.responder
+    return check_result("vocabulary", f"matches {model.label}: {loaded.engine.vocabulary.size} tokens")
+
+
+def _check_reply(server: CheckedServer) -> CheckResult | None:
+    if server.responder is None:
+        return None
+    events = server.responder.respond(Conversation().user(QUESTION), server.settings)
+    server.reply = reply = _collect(server.responder, events)
+    finish = reply.finish
+    text = one_line(reply.text or reply.reasoning or "")
+    shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+    detail = f"{QUESTION} {shown} (prompt {finish.prompt_tokens} tokens, reply {finish.completion_tokens})"
+    if finish.reason == "cancelled":
+        problem = f"stopped after {REPLY_TIMEOUT_S:g} s"
+        return check_result("reply", detail, (problem, "the server is slow or busy: check its log"))
+    if finish.reason == "length":  # by the limit of this check
+        return check_result("reply", detail)
+    if notice := reply_notice(reply, server.responder.larger_context):
+        return check_result("reply", detail, (notice.message, notice.hint))
+    if ANSWER not in re.findall(r"\d+", reply.text):
+        return check_result("reply", detail, (f"the answer is not {ANSWER}", WRONG))
+    return check_result("reply", detail)
+
+
+def _check_speed(server: CheckedServer) -> CheckResult | None:
+    if server.reply is None or server.reply.finish.completion_tokens == 0:
+        return None
+    finish = server.reply.finish
+    timings = finish.timings
+    cached = f" ({finish.cached_tokens} of {finish.prompt_tokens} cached)" if finish.cached_tokens else ""
+    rate = f", then {timings.tokens_per_second:.1f} t/s" if timings.tokens_per_second else ""
+    return check_result("speed", f"first token after {timings.ttft_s:.2f} s{cached}{rate}")
+
+
+def _check_token_ids(server: CheckedServer) -> CheckResult | None:
+    if server.responder is None:
+        return None
+    whole, streamed = _sample(server, server.responder), server.reply
+    lacking = [] if whole.finish.has_all_tokens else ["whole replies"]
+    # A stream of llama-server leaves out ids within characters of several tokens.
+    if streamed and not streamed.finish.has_all_tokens and f"{streamed.text}{streamed.reasoning or ''}".isascii():
+        lacking.append("streamed replies")
+    if not lacking:
+        return check_result("token_ids", "prompts are sent as token ids, and replies include theirs, streamed or not")
+    problem = f"{' and '.join(lacking)} lack some token ids, so the next turn evaluates them again"
+    return check_result("token_ids", "", (problem, "update the server, or connect without a gateway"))
+
+
+def _check_seeds(server: CheckedServer) -> CheckResult | None:
+    if server.info is None or server.responder is None or not server.samples:
+        return None
+    if not server.info.has_seeds:
+        return check_result("seeds", "", IGNORED_SEEDS)
+    while len(server.samples) < SAMPLES:
+        latest = _sample(server, server.responder)
+        if any((each.sampled, each.text) == (latest.sampled, latest.text) for each in server.samples[:-1]):
+            return check_result("seeds", f"the same seed gives the same {latest.finish.completion_tokens} tokens")
+    problem = "the same seed gives different tokens, so sampled answers are not reproducible"
+    return check_result("seeds", "", (problem, "try again when the server is idle"))
+
+
+SERVER_CHECKS: dict[str, Callable[[CheckedServer], CheckResult | None]] = {
+    "server": _check_server,
+    "served_model": _check_served_model,
+    "context": _check_context,
+    "slots": _check_slots,
+    "vocabulary": _check_vocabulary,
+    "reply": _check_reply,
+    "speed": _check_speed,
+    "token_ids": _check_token_ids,
+    "seeds": _check_seeds,
+}
+
+
+def _sample(server: CheckedServer, responder: Responder) -> Reply:
+    """Sample a few tokens from the whole vocabulary, always with the same seed."""
+    settings = replace(
+        server.settings, max_tokens=SAMPLED_TOKENS, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=SEED
+    )
+    request = GenerationRequest(Conversation().user(QUESTION), settings, ignore_eos=True)
+    with closing(responder.generate([responder.tokenize_request(request)])) as events:
+        sample = _collect(responder, raise_refusals(events))
+    server.samples.append(sample)
+    return sample
+
+
+def _collect(responder: Responder, events: Iterable[Event]) -> Reply:
+    """The reply of events that end with its FinishEvent, stopped if it takes too long."""
+    collector = ReplyCollector()
+    with _time_limit(responder):
+        for event in events:
+            collector.emit(event)
+    reply = collector.reply
+    if reply is None:
+        raise EndpointError("there was no reply", "check the log of the server")
+    return reply
+
+
+@contextmanager
+def _time_limit(responder: Responder) -> Generator[None, None, None]:
+    """Cancel what a responder does in this block once it has taken too long."""
+    timer = Timer(REPLY_TIMEOUT_S, responder.cancel)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

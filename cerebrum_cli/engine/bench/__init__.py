@@ -1,1 +1,0 @@
-"""Measure ways of opening a model, each in a child process."""

@@ -1,0 +1,272 @@
+"""Programs that a model wrote, run in bubblewrap: without network and the user's files, within limits.
+
+A program passes only if guest.py, which runs it, reaches the end of its test. That holds for programs that end early or
+fail, not for those that cheat on purpose: they share a process with their test, and can return objects that are equal
+to everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import secrets
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import IO, Generic, Literal, NamedTuple, TypeVar, cast
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.engine.machine import thread_count
+from cerebrum_cli.eval.isolation import (
+    MACHINES,
+    call_filter,
+    interpreter,
+    libraries,
+    resource_limits,
+    sandbox_command,
+)
+
+Key = TypeVar("Key")
+Reason = Literal["passed", "failed", "timeout", "memory", "crashed"]
+
+TIMEOUT_S = 10.0  # for a program and its test
+START_S = 60.0  # for bubblewrap and Python to start, on a busy machine
+MAX_OUTPUT = 2**16  # bytes that are read; a report is shorter
+READY = b"ready\n"  # printed by guest.py when it has read its request
+
+
+class Program(NamedTuple):
+    """Code, and a test that raises an exception if the code is wrong."""
+
+    code: str
+    test: str
+
+
+@dataclass(frozen=True, slots=True)
+class CodeResult:
+    """How a program ended, and the end of its error; "crashed" if it ended before its test did."""
+
+    reason: Reason
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the whole test ran without an error."""
+        return self.reason == "passed"
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """bubblewrap where it works, from `require_sandbox`; nothing runs without one."""
+
+    bwrap: str
+    call_filter: bytes
+
+
+PROBE = Program(
+    "import os, socket\n",
+    """
+def is_denied(call, *arguments):
+    try:
+        call(*arguments)
+    except OSError:
+        return True
+    return False
+
+assert is_denied(socket.socket), "it has sockets"
+assert is_denied(os.fork), "it can start processes"
+assert is_denied(open, "/etc/passwd"), "it can read /etc/passwd"
+assert is_denied(open, "/probe", "w"), "it can write outside of /tmp"
+open("/tmp/probe", "w").close()
+""",
+)
+
+
+def require_sandbox() -> Sandbox:
+    """Find bubblewrap and prove that it isolates programs here; UsageError if not."""
+    if sys.platform != "linux":
+        raise UsageError(
+            "code that a model wrote runs only in bubblewrap, which exists only for Linux",
+            "run this task on Linux, for example in a virtual machine",
+        )
+    machine = platform.machine()
+    if machine not in MACHINES:
+        raise UsageError(
+            f"code that a model wrote runs only on {' and '.join(MACHINES)}, and this is {machine}",
+            "run this task on another machine",
+        )
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise UsageError(
+            "code that a model wrote runs only in bubblewrap, and bwrap is not installed",
+            "install it: sudo apt install bubblewrap  (or dnf, pacman, zypper)",
+        )
+    sandbox = Sandbox(bwrap, call_filter(machine))
+    result = run_program(sandbox, PROBE)
+    if not result.passed:
+        raise _not_working(f"{result.reason}: {result.detail}")
+    return sandbox
+
+
+def run_program(sandbox: Sandbox, program: Program, timeout_s: float = TIMEOUT_S) -> CodeResult:
+    """Run one program and its test."""
+    with contextlib.closing(run_programs(sandbox, [(None, program)], timeout_s)) as results:
+        return next(results)[1]
+
+
+def run_programs(
+    sandbox: Sandbox, programs: Iterable[tuple[Key, Program]], timeout_s: float = TIMEOUT_S
+) -> Generator[tuple[Key, CodeResult], None, None]:
+    """Run programs in a pool; yield the results by key, as programs end. `programs` is read as cores become free."""
+    with contextlib.closing(ProgramPool[Key](sandbox, timeout_s)) as pool:
+        for key, program in programs:
+            pool.add(key, program)
+            yield from pool.results()
+        while results := pool.results(wait=True):
+            yield from results
+
+
+class ProgramPool(Generic[Key]):
+    """Runs programs beside other work, as many at a time as there are cores. Close it to kill those that still run."""
+
+    def __init__(self, sandbox: Sandbox, timeout_s: float = TIMEOUT_S) -> None:
+        self._sandbox = sandbox
+        self._timeout_s = timeout_s
+        self._cores = thread_count()
+        self._runs: list[_Run[Key]] = []
+        self._results: list[tuple[Key, CodeResult]] = []
+        self._selector = selectors.DefaultSelector()
+
+    def add(self, key: Key, program: Program) -> None:
+        """Start a program; if no core is free, wait for one."""
+        while len(self._runs) >= self._cores:
+            self._collect(wait=True)
+        run = _Run(key, self._sandbox, program, self._timeout_s)
+        self._runs.append(run)
+        self._selector.register(run.stdout, selectors.EVENT_READ, run)
+
+    def results(self, wait: bool = False) -> list[tuple[Key, CodeResult]]:
+        """Take the results of programs that have ended; with `wait`, at least one while any runs."""
+        self._collect(wait=False)
+        while wait and self._runs and not self._results:
+            self._collect(wait=True)
+        results, self._results = self._results, []
+        return results
+
+    def close(self) -> None:
+        for run in self._runs:
+            run.kill()
+        self._runs.clear()
+        self._selector.close()
+
+    def _collect(self, wait: bool) -> None:
+        """Read output, waiting for some until a program is late, and finish the programs that have ended."""
+        if not self._runs:
+            return
+        late = min(run.deadline for run in self._runs) if wait else 0.0
+        for key, _ in self._selector.select(max(0.0, late - time.monotonic())):
+            key.data.read()
+        for run in [run for run in self._runs if run.has_ended]:
+            self._selector.unregister(run.stdout)
+            self._results.append((run.key, run.finish()))
+            self._runs.remove(run)
+
+
+class _Run(Generic[Key]):
+    """A program that runs, in a process group of its own; UsageError if bubblewrap cannot be started."""
+
+    def __init__(self, key: Key, sandbox: Sandbox, program: Program, timeout_s: float) -> None:
+        self.key = key
+        self.deadline = time.monotonic() + START_S
+        self._timeout_s = timeout_s
+        self._token = secrets.token_hex()
+        self._output = b""
+        self._is_started = self._is_closed = False
+        request = program._asdict() | {"token": self._token, "limits": resource_limits(timeout_s)}
+        try:
+            self._process = _start(sandbox, json.dumps(request).encode())
+        except OSError as error:
+            raise _not_working(str(error)) from error
+        assert self._process.stdout
+        self.stdout = self._process.stdout
+
+    def read(self) -> None:
+        """Read some output, or its end; the program's time begins when the interpreter has started."""
+        data = os.read(self.stdout.fileno(), MAX_OUTPUT)
+        self._output += data
+        self._is_closed = not data
+        if not self._is_started and READY in self._output:
+            self._is_started = True
+            self.deadline = time.monotonic() + self._timeout_s
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has closed its output, has printed too much, or is late."""
+        return self._is_closed or len(self._output) > MAX_OUTPUT or time.monotonic() >= self.deadline
+
+    def finish(self) -> CodeResult:
+        """Kill what is left of it, and interpret its output; UsageError if bubblewrap failed."""
+        self.kill()
+        output = self._output.decode(errors="replace")
+        _, has_report, report = output.partition(f"{self._token} ")
+        if has_report:
+            reason, _, detail = report.partition("\n")
+            return CodeResult(cast(Reason, reason), detail)
+        if not self._is_started:
+            raise _not_working(output.strip() or f"no response within {START_S:.0f} s")
+        signum = self._process.returncode - 128  # bubblewrap reports signals as shells do
+        if signum == signal.SIGXCPU or not (self._is_closed or len(output) > MAX_OUTPUT):
+            return CodeResult("timeout")
+        return CodeResult(
+            "crashed", f"signal {signum}" if signum > 0 else "it ended the process, or corrupted its output"
+        )
+
+    def kill(self) -> None:
+        """Kill all in the sandbox, and wait until it is gone; nothing happens the second time."""
+        if self.stdout.closed:
+            return
+        if not self._is_closed:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        while os.read(self.stdout.fileno(), MAX_OUTPUT):
+            pass
+        self.stdout.close()
+
+
+def _start(sandbox: Sandbox, request: bytes) -> subprocess.Popen[bytes]:
+    """Start guest.py in bubblewrap, with the request on standard input."""
+    with _file(request) as stdin, _file(sandbox.call_filter) as call_filter:
+        return subprocess.Popen(
+            sandbox_command(sandbox.bwrap, interpreter(), libraries(), call_filter.fileno()),
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            pass_fds=[call_filter.fileno()],
+            start_new_session=True,  # no terminal, and Ctrl-C interrupts only this process
+        )
+
+
+@contextlib.contextmanager
+def _file(data: bytes) -> Iterator[IO[bytes]]:
+    """A nameless file to read from its start."""
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        yield file
+
+
+def _not_working(problem: str) -> UsageError:
+    """Error for a sandbox that does not start, or does not isolate."""
+    return UsageError(
+        f"bubblewrap does not work here: {problem.splitlines()[-1]}",
+        "it needs user namespaces, which many containers forbid; try: bwrap --unshare-all --ro-bind / / true",
+    )

@@ -1,0 +1,193 @@
+"""Comparison of two runs over the same questions: which is better, and whether that could be chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from math import asin, atan, pi, sin, sqrt
+from statistics import NormalDist
+from typing import Any
+
+from cerebrum_cli.eval.estimates import ROUNDING, SEED, Clusters, Interval, Z, mean, standard_error, wilson, winner
+from cerebrum_cli.eval.question import QuestionId
+from cerebrum_cli.eval.report import FormOf, accuracy_of, clusters_of, group_by_question, votes_of
+from cerebrum_cli.eval.sample import Sample
+
+SIGNIFICANCE = 0.05
+Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80%
+MIN_DISCORDANT = 6  # changes of one direction that an exact McNemar test needs: 2 / 2**6 < 0.05 < 2 / 2**5
+RESAMPLES = 10_000
+BLOCK = 2**21  # numbers drawn together
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A question in one run: the share of its samples that are correct, and the majority vote of all.
+
+    `form` is the normal form of the winning answer, None if no sample has one.
+    """
+
+    accuracy: float
+    form: str | None
+    correct: bool
+    cluster: object
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Run B compared with run A; `interval` is of the difference between their accuracies, B minus A.
+
+    The other figures are about majority answers: questions right in A and wrong in B and the reverse, the p value of
+    McNemar's exact test on these, and the `flips`: all questions answered differently. `smallest_difference` is what
+    these runs would have shown in 80% of cases; None if they are too small to show any.
+    """
+
+    n: int
+    accuracy_a: float
+    accuracy_b: float
+    difference: float
+    interval: Interval
+    right_to_wrong: int
+    wrong_to_right: int
+    p_value: float
+    flips: int
+    smallest_difference: float | None
+    is_significant: bool
+
+
+def outcomes(run: Iterable[Sample], form: FormOf) -> dict[QuestionId, Outcome]:
+    """Outcome of each question of a run."""
+    questions = group_by_question(run)
+    clusters = clusters_of(list(questions.values())) or list(questions)
+    return {
+        id: _outcome(question, form, cluster)
+        for (id, question), cluster in zip(questions.items(), clusters, strict=True)
+    }
+
+
+def _outcome(question: Sequence[Sample], form: FormOf, cluster: object) -> Outcome:
+    won = winner(votes_of(question, form))
+    return Outcome(accuracy_of(question), won and won.form, won is not None and won.correct, cluster)
+
+
+def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
+    """Compare two runs, given the outcomes of the same questions in the same order.
+
+    The difference is significant if its interval excludes 0. The bootstrap of a few questions is too confident: there
+    must be enough to show a difference at all, and between single samples McNemar's test, which is exact, must agree.
+    """
+    pairs = list(zip(a, b, strict=True))
+    differences, clusters = [after.accuracy - before.accuracy for before, after in pairs], [each.cluster for each in a]
+    right_to_wrong = sum(before.correct and not after.correct for before, after in pairs)
+    wrong_to_right = sum(after.correct and not before.correct for before, after in pairs)
+    p_value = mcnemar(right_to_wrong, wrong_to_right)
+    interval = bootstrap(differences, clusters)
+    is_binary = all(each.accuracy in (0.0, 1.0) for each in (*a, *b))
+    smallest = _smallest_difference_of(differences, clusters, is_binary)
+    is_unlikely = smallest is not None and (p_value < SIGNIFICANCE or not is_binary)
+    return Comparison(
+        n=len(pairs),
+        accuracy_a=mean([each.accuracy for each in a]),
+        accuracy_b=mean([each.accuracy for each in b]),
+        difference=mean(differences),
+        interval=interval,
+        right_to_wrong=right_to_wrong,
+        wrong_to_right=wrong_to_right,
+        p_value=p_value,
+        flips=sum(is_flip(before, after) for before, after in pairs),
+        smallest_difference=smallest,
+        is_significant=is_unlikely and not interval.low <= 0 <= interval.high,
+    )
+
+
+def is_flip(before: Outcome, after: Outcome) -> bool:
+    """Whether the majority answer changed; two spellings of a right answer are the same answer."""
+    return before.correct != after.correct or (not after.correct and before.form != after.form)
+
+
+def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
+    """Two-sided p value of McNemar's exact test: how likely fair coins split as unevenly."""
+    changes, fewer = right_to_wrong + wrong_to_right, min(right_to_wrong, wrong_to_right)
+    ways = tail = 1
+    for count in range(fewer):
+        ways = ways * (changes - count) // (count + 1)  # comb(changes, count + 1)
+        tail += ways
+    return min(1.0, 2 * tail / (1 << changes))
+
+
+def bootstrap(differences: Sequence[float], clusters: Clusters = None) -> Interval:
+    """Percentile bootstrap interval of the mean of paired differences; clusters are resampled as wholes.
+
+    Where resamples cannot vary, as with all zeros, questions that were not asked may still differ: their share is below
+    Wilson's upper bound of none among these questions (or clusters), which is then the reach to both sides.
+    """
+    keys: dict[object, int] = {}
+    members = [keys.setdefault(key, len(keys)) for key in (range(len(differences)) if clusters is None else clusters)]
+    if standard_error(differences, members) < ROUNDING:
+        center, reach = mean(differences), wilson(0.0, len(keys)).high
+        return Interval(max(-1.0, center - reach), min(1.0, center + reach))
+    import numpy
+
+    sums, sizes = numpy.bincount(members, differences), numpy.bincount(members)
+    random, means, rows = numpy.random.default_rng(SEED), [], max(1, BLOCK // len(keys))
+    for start in range(0, RESAMPLES, rows):
+        drawn = random.integers(len(keys), size=(min(rows, RESAMPLES - start), len(keys)))
+        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = numpy.quantile(numpy.concatenate(means), (SIGNIFICANCE / 2, 1 - SIGNIFICANCE / 2)).tolist()
+    return Interval(low, high)
+
+
+def smallest_difference(n: float, disagreement: float) -> float | None:
+    """The difference that `n` questions show in 80% of cases at a level of 5%; None if there are too few.
+
+    `disagreement` is the mean square of the paired differences; between single samples, the share of questions on which
+    the runs disagree. The difference d solves n d² = (z(0.975) sqrt(disagreement) + z(0.8) sqrt(disagreement - d²))²
+    (Connor 1987, Biometrics 43, 207-211).
+    """
+    if n < MIN_DISCORDANT:
+        return None
+    angle = atan(Z_POWER / sqrt(n)) + asin(Z / sqrt(n + Z_POWER**2))  # with d = sqrt(disagreement) sin(angle)
+    return sqrt(disagreement) * sin(min(angle, pi / 2))
+
+
+def _smallest_difference_of(differences: Sequence[float], clusters: Clusters, is_binary: bool) -> float | None:
+    """Smallest difference given how much the questions differed, and how much less clusters tell than questions."""
+    plain, clustered = standard_error(differences), standard_error(differences, clusters)
+    units = len(differences if clusters is None else set(clusters))
+    n = len(differences) * (plain / clustered) ** 2 if clustered >= ROUNDING else units
+    disagreement = mean([each**2 for each in differences])
+    if is_binary or disagreement < ROUNDING:
+        disagreement = max(disagreement, min(1.0, MIN_DISCORDANT / n))
+    return smallest_difference(n, disagreement)
+
+
+def comparison_object(comparison: Comparison) -> dict[str, Any]:
+    """Object that `--json` prints."""
+    return {**asdict(comparison), "interval": list(comparison.interval)}
+
+
+def verdict(comparison: Comparison, a: str, b: str) -> str:
+    """The result in a sentence; `a` and `b` name the runs."""
+    difference, (low, high) = comparison.difference, comparison.interval
+    better, worse = (b, a) if difference >= 0 else (a, b)
+    bounds = (low, high) if difference >= 0 else (-high, -low)
+    interval = f"95% interval: {_points(bounds[0])} to {_points(bounds[1])}"
+    figures = f"{_points(abs(difference))} percentage points {{}} ({interval})"
+    if comparison.is_significant:
+        return (
+            f"{better} is {figures.format(f'more accurate than {worse}')}; the difference is statistically significant"
+        )
+    least = comparison.smallest_difference
+    if least is None:
+        count = "1 question is" if comparison.n == 1 else f"{comparison.n} questions are"
+        return f"no significant difference: {count} too few to detect any"
+    ahead = "the accuracies are equal" if abs(difference) < ROUNDING else f"{better} is {figures.format('ahead')}"
+    return (
+        f"no significant difference: {ahead}; with {comparison.n} questions,"
+        f" only differences of at least about {_points(least)} percentage points are likely to be detected"
+    )
+
+
+def _points(share: float) -> str:
+    """A share in percentage points."""
+    return f"{100 * share:z.1f}"

@@ -1,0 +1,238 @@
+"""Answer the questions of an evaluation concurrently, and write each sample to the run as soon as it is marked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from cerebrum_cli.batch.journal import Journal
+from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
+from cerebrum_cli.core.events import (
+    SHOWN_ERRORS,
+    Event,
+    FinishEvent,
+    NoticeEvent,
+    RefusedEvent,
+    RowCounts,
+    ScoreEvent,
+    TokenEvent,
+)
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.eval.marking import Mark, Marker, Unmarked
+from cerebrum_cli.eval.question import Question, QuestionId
+from cerebrum_cli.eval.sample import OPTIONAL_KEYS, SAMPLE_KEYS, SKIPPED, Sample, parse_sample, sample_object
+from cerebrum_cli.eval.score import RunningScore
+from cerebrum_cli.eval.selection import sample_seed
+from cerebrum_cli.inference.reply import Reply, ReplyCollector
+from cerebrum_cli.inference.reply_stream import GenerationRequest, TokenizedRequest
+from cerebrum_cli.inference.responder import Responder
+
+SCHEMA = Schema(
+    with_optional(SAMPLE_KEYS, OPTIONAL_KEYS),
+    ("id", "sample"),
+    lambda object: RowCounts(failed=object["finish_reason"] == SKIPPED),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Questions in the order in which they are asked, and how each is answered `samples` times and marked.
+
+    `model` is the name that samples carry. The settings' seed is the base of all seeds.
+    """
+
+    questions: tuple[Question, ...]
+    samples: int
+    settings: Settings
+    model: str
+    marker: Marker
+    grammar: str | None = None
+
+    @property
+    def rows(self) -> ResultRows:
+        """The rows of the run file: all samples of the first question, then those of the next."""
+
+        def identity(position: int) -> tuple[QuestionId, int]:
+            question, sample = divmod(position, self.samples)
+            return self.questions[question].id, sample
+
+        return ResultRows(SCHEMA, len(self.questions) * self.samples, identity)
+
+    def seed(self, question: Question, sample: int) -> int:
+        """The seed of a sample, the same for every model; that of the next sample follows it."""
+        return sample_seed(self.settings.seed or 0, question.index, sample)
+
+    def request(self, position: int, sample: int, count: int) -> GenerationRequest:
+        """The request for some samples of the question at a position, the first of which is `sample`."""
+        question = self.questions[position]
+        settings = replace(self.settings, seed=self.seed(question, sample))
+        conversation = Conversation(system_prompt=settings.system).user(question.prompt)
+        return GenerationRequest(conversation, settings, self.grammar, n=count, max_n=count, logprobs=True)
+
+
+@dataclass(slots=True)
+class PendingQuestion:
+    """Samples that are missing, from `first` on, of the question at a position."""
+
+    position: int
+    first: int
+    request: TokenizedRequest
+    collectors: dict[int, ReplyCollector]
+
+    def add_event(self, event: TokenEvent | FinishEvent) -> Reply | None:
+        """Process an event of a sample; return its reply when it is complete."""
+        collector = self.collectors.setdefault(event.sequence.sample, ReplyCollector())
+        collector.emit(event)
+        reply = collector.reply
+        if reply:
+            del self.collectors[event.sequence.sample]
+        return reply if reply and reply.finish.reason != "cancelled" else None
+
+
+class SampleWriter:
+    """Writes replies to the run as soon as they are marked, and keeps its score."""
+
+    def __init__(self, evaluation: Evaluation, run: Journal) -> None:
+        self._evaluation = evaluation
+        self._run = run
+        self._notices = 0
+        self._score = RunningScore(len(evaluation.questions), evaluation.samples)
+        for object in run.objects():
+            self._score.add(parse_sample(object))
+
+    @property
+    def progress(self) -> ScoreEvent:
+        return self._score.event
+
+    def mark(self, position: int, sample: int, reply: Reply) -> None:
+        """Begin to mark a sample of the question at a position."""
+        unmarked = Unmarked(reply.text, self._evaluation.questions[position], reply.finish.reason == "stop")
+        self._evaluation.marker.add((position, sample, reply), unmarked)
+
+    def write_marked(self, wait: bool = False) -> Iterator[Event]:
+        """Write the samples that are marked by now, or, with `wait`, all that are being marked.
+
+        Yield the progress, and a notice of a reply that could not be searched.
+        """
+        while marks := self._evaluation.marker.marks(wait):
+            for (position, sample, reply), mark in marks:
+                self._write(position, self._marked(position, sample, reply, mark))
+                if mark.problem:
+                    id = self._evaluation.questions[position].id
+                    hint = "the sample counts as one without an answer; fix the pattern before the next run"
+                    yield NoticeEvent(f"question {id}: {mark.problem}", hint)
+                yield self.progress
+
+    def _marked(self, position: int, sample: int, reply: Reply, mark: Mark) -> Sample:
+        return replace(
+            self._unmarked(position, sample),
+            seed=reply.finish.seed,
+            text=reply.text,
+            reasoning=reply.reasoning,
+            answer=mark.answer,
+            correct=mark.correct,
+            probability=reply.probability,
+            finish_reason=reply.finish.reason,
+            completion_tokens=reply.finish.completion_tokens,
+            concluded_at=reply.concluded_at,
+            thought_closed_at=reply.thought_closed_at,
+        )
+
+    def skip(self, position: int, samples: Iterable[int], error: CerebrumError) -> Iterator[Event]:
+        """Write samples that do not count, with the reason as their text; yield the first notices, and the progress."""
+        for sample in samples:
+            self._write(position, replace(self._unmarked(position, sample), text=error.message))
+        self._notices += 1
+        if self._notices <= SHOWN_ERRORS:
+            id = self._evaluation.questions[position].id
+            yield NoticeEvent(f"question {id} skipped: {error.message}", error.hint)
+        yield self.progress
+
+    def _unmarked(self, position: int, sample: int) -> Sample:
+        """A sample that could not be taken."""
+        evaluation, question = self._evaluation, self._evaluation.questions[position]
+        return Sample(
+            id=question.id,
+            sample=sample,
+            model=evaluation.model,
+            seed=evaluation.seed(question, sample),
+            text="",
+            reasoning=None,
+            answer=None,
+            gold=question.gold,
+            correct=False,
+            probability=0.0,
+            finish_reason=SKIPPED,
+            completion_tokens=0,
+            choices=question.choices,
+            cluster=question.cluster,
+        )
+
+    def _write(self, position: int, sample: Sample) -> None:
+        self._run.write(position * self._evaluation.samples + sample.sample, sample_object(sample))
+        self._score.add(sample)
+
+
+def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Generator[Event, None, None]:
+    """Take the missing samples; yield all events, and a ScoreEvent whenever a sample is finished.
+
+    A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do
+    not count. The caller completes the run; after a cancel, samples are missing.
+    """
+    scope = responder.cancel_scope()
+    yield from responder.load()
+    responder.check_settings(evaluation.settings)
+    writer = SampleWriter(evaluation, run)
+    yield writer.progress
+    pending: list[PendingQuestion] = []
+    for position, first, count in missing_samples(evaluation, run.finished):
+        if scope.is_cancelled:
+            return
+        try:
+            request = responder.tokenize_request(evaluation.request(position, first, count))
+        except (EngineError, Interrupted):  # these concern the whole run
+            raise
+        except CerebrumError as error:
+            yield from writer.skip(position, range(first, first + count), error)
+        else:
+            pending.append(PendingQuestion(position, first, request.compact(), {}))
+    with closing(evaluation.marker):
+        for group in responder.group_by_length(each.request for each in pending):
+            yield from _take_samples(responder, scope, [pending[index] for index in group], writer)
+            if scope.is_cancelled:
+                break
+        yield from writer.write_marked(wait=True)
+
+
+def missing_samples(evaluation: Evaluation, finished: Collection[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield the missing samples: a question's position, the first sample, and how many follow it without a gap."""
+    for position in range(len(evaluation.questions)):
+        first = None
+        for sample in range(evaluation.samples + 1):
+            is_missing = sample < evaluation.samples and position * evaluation.samples + sample not in finished
+            if is_missing and first is None:
+                first = sample
+            elif not is_missing and first is not None:
+                yield position, first, sample - first
+                first = None
+
+
+def _take_samples(
+    responder: Responder, scope: CancelScope, pending: Sequence[PendingQuestion], writer: SampleWriter
+) -> Iterator[Event]:
+    with closing(responder.generate((each.request for each in pending), scope)) as replies:
+        for event in replies:
+            yield event
+            if not isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)):
+                continue
+            question = pending[event.sequence.request]
+            sample = question.first + event.sequence.sample
+            if isinstance(event, RefusedEvent):
+                yield from writer.skip(question.position, [sample], event.error)
+            elif reply := question.add_event(event):
+                writer.mark(question.position, sample, reply)
+            yield from writer.write_marked()

@@ -1,0 +1,287 @@
+"""A model for lm-evaluation-harness on this engine: exact tokens, shared prefixes evaluated once, requests packed.
+
+Only this module and `lm_tasks` import lm_eval, which takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent
+from cerebrum_cli.core.parts import Text, Tokens
+from cerebrum_cli.engine.scoring.request import ScoreEvent
+from cerebrum_cli.eval.lm_requests import (
+    Prompt,
+    continue_prompts,
+    ignored_keys,
+    plan_prompt,
+    plan_scores,
+    sampling_params,
+)
+from cerebrum_cli.formats.plain import RAW
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+    from cerebrum_cli.inference.loading import LoadedModel
+
+Use = Literal["scoring", "generation"]
+EncodedPair = tuple[Any, list[int], list[int]]
+"""The key of a result in lm-eval's cache, or None; the tokens of a context; the tokens to score after it."""
+
+MAX_GEN_TOKENS = 256  # lm-eval's default
+REPLY_SPACE = " "
+EXAMPLE = "0"  # a message, to see what a format puts before a reply
+
+
+class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependency
+    """A model that `open_model` loads for scoring or for generation when it is first used so; `close` frees it.
+
+    Sampled replies have seeds from `seed` on. `on_event` gets progress and notices.
+    """
+
+    def __init__(
+        self, open_model: Callable[[Use], LoadedModel], on_event: Callable[[Event], None], seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.on_event = on_event
+        self._open_model = open_model
+        self._seed = seed
+        self._loaded: LoadedModel | None = None
+        self._use: Use = "scoring"
+        self._is_chat = False
+
+    def close(self) -> None:
+        """Free the model, and finish writing lm-eval's cache."""
+        self._free_model()
+        if self.cache_hook.dbdict is not None:
+            self.cache_hook.dbdict.close()
+
+    # What lm-eval asks about a model.
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a text that can be evaluated."""
+        return self._model.engine.context_size
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token before a text without a context: BOS, or EOS in a vocabulary without it."""
+        token = self._model.responder.prefix_token
+        if token is None:
+            raise UsageError("the model's vocabulary has neither BOS nor EOS", "lm-eval needs one; use another model")
+        return token
+
+    @property
+    def eot_token_id(self) -> int:
+        vocabulary = self._model.engine.vocabulary
+        return next(iter(vocabulary.special_token_ids([vocabulary.special_token_text("eos")])), self.prefix_token_id)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Vocabulary and prompt format, by which lm-eval names the requests it caches."""
+        return f"{self._model.file.path.stem}-{self._model.format_name}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """Name of the prompt format, for lm-eval's record."""
+        return self._model.format_name if chat_template else ""
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval records about the model."""
+        loaded = self._model
+        return {
+            "model_name": loaded.model.name,
+            "model_file": loaded.file.path.name,
+            "prompt_format": loaded.format_name,
+            "max_length": self.max_length,
+        }
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Tokenize flat text, in which special tokens are recognized.
+
+        A vocabulary that requires BOS adds it unless the text starts with it, or with `add_special_tokens=False`.
+        """
+        if add_special_tokens is False:
+            return self._encode_after([self.prefix_token_id], string)
+        return list(self._model.engine.vocabulary.tokenize([Text(string, trusted=True)]))
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt of a conversation, with the space that its format puts before a reply.
+
+        Without `add_generation_prompt` the last message is the beginning of the reply.
+        """
+        if self._model.format_name == RAW.name:
+            raise UsageError("the model has no prompt format", "choose one with --format, or omit the chat template")
+        self._is_chat = True
+        system = next((each["content"] for each in chat_history if each["role"] == "system"), None)
+        turns = [each for each in chat_history if each["role"] != "system"]
+        beginning = "" if add_generation_prompt else turns.pop()["content"]
+        messages = tuple(Message("user" if each["role"] == "user" else "assistant", each["content"]) for each in turns)
+        return self._model.responder.render(Conversation(messages, system)) + self._reply_space + beginning
+
+    # Requests.
+
+    def loglikelihood(self, requests: Sequence[Instance], **_: Any) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations after their contexts, and whether greedy decoding would yield them."""
+        self._prepare("scoring")
+        return self._loglikelihood_tokens([(each.args, *self._encode_pair(*each.args)) for each in requests])
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], **_: Any) -> list[float]:
+        """Log-likelihoods of whole texts, in windows as long as the context."""
+        self._prepare("scoring")
+        windows: list[EncodedPair] = []
+        owners: list[int] = []
+        pending = [0] * len(requests)
+        for index, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1):
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(index)
+                pending[index] += 1
+        totals = [0.0] * len(requests)
+
+        def add(window: int, result: tuple[float, bool]) -> None:
+            index = owners[window]
+            totals[index] += result[0]
+            pending[index] -= 1
+            if not pending[index]:
+                self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, totals[index])
+
+        self._score(windows, add)
+        return totals
+
+    def generate_until(self, requests: Sequence[Instance], **_: Any) -> list[str]:
+        """Continue texts up to a stop string, the end of the reply or `max_gen_toks`.
+
+        Adjacent equal requests are samples of one prompt, which is evaluated once.
+        """
+        self._prepare("generation")
+        prompts = self._plan_prompts(requests)
+        texts = [""] * len(requests)
+        done = 0
+        for prompt, sample, text in continue_prompts(self._model.engine, prompts, self.on_event):
+            if self._ends_in_reply_space(prompt.key[0]):
+                text = text.removeprefix(REPLY_SPACE)
+            for position in prompt.positions(sample):
+                texts[position] = text
+                done += 1
+            if not prompt.is_sampled:  # equal requests would get the same text from the cache
+                self.cache_hook.add_partial("generate_until", prompt.key, text)
+            self.on_event(StageEvent("generating", done, len(requests)))
+        return texts
+
+    def _plan_prompts(self, requests: Sequence[Instance]) -> list[Prompt]:
+        prompts = []
+        ignored: set[str] = set()
+        stop = self._model.responder.stop if self._is_chat else ()
+        size = self.max_length
+        truncated = 0
+        for key, group in groupby(enumerate(requests), key=lambda pair: pair[1].args):
+            positions = [position for position, _ in group]
+            settings = normalize_gen_kwargs(key[1], MAX_GEN_TOKENS)
+            ignored |= ignored_keys(settings)
+            params = sampling_params(settings, stop, self._seed + positions[0])
+            tokens = self._encode_prompt(key[0])
+            prompts.append(plan_prompt(key, positions[0], len(positions), tokens, params, size))
+            truncated += len(prompts[-1].request.prompt_tokens) < len(tokens)
+        if ignored:
+            self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
+        self._notify_of_truncation(truncated, len(prompts))
+        return prompts
+
+    def _encode_prompt(self, context: str) -> tuple[int, ...]:
+        """Tokens of a text to continue, without the space that a reply starts with: it is part of its first token."""
+        text = context.removesuffix(REPLY_SPACE) if self._ends_in_reply_space(context) else context
+        return tuple(self.tok_encode(text)) or (self.prefix_token_id,)
+
+    def _ends_in_reply_space(self, context: str) -> bool:
+        return self._is_chat and bool(self._reply_space) and context.endswith(self._reply_space)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokenize a continuation with its context, as lm-eval does: spaces between them belong to the continuation.
+
+        A context without tokens is the prefix token. A continuation whose tokens all merge into those of the context is
+        tokenized by itself.
+        """
+        if context:
+            context_enc, continuation_enc = super()._encode_pair(context, continuation)
+        else:
+            context_enc, continuation_enc = [], self.tok_encode(continuation, add_special_tokens=False)
+        if not context_enc:
+            prefix = self.prefix_token_id
+            return [prefix], continuation_enc[1:] if continuation_enc[:1] == [prefix] else continuation_enc
+        return context_enc, continuation_enc or self._encode_after(context_enc, continuation)
+
+    def _encode_after(self, context: list[int], text: str) -> list[int]:
+        parts = (Tokens(tuple(context)), Text(text, trusted=True))
+        return list(self._model.engine.vocabulary.tokenize(parts)[len(context) :])
+
+    def _loglikelihood_tokens(self, requests: list[EncodedPair], **_: Any) -> list[tuple[float, bool]]:
+        results = [(0.0, True)] * len(requests)
+
+        def add(index: int, result: tuple[float, bool]) -> None:
+            results[index] = result
+            if (key := requests[index][0]) is not None:
+                self.cache_hook.add_partial("loglikelihood", key, result)
+
+        self._score(requests, add)
+        return results
+
+    def _score(self, pairs: Sequence[EncodedPair], add: Callable[[int, tuple[float, bool]], None]) -> None:
+        """Score all pairs at once; pass each result, with the pair's index, to `add` as it is finished."""
+        plan = plan_scores([(context, continuation) for _, context, continuation in pairs], self.max_length)
+        self._notify_of_truncation(plan.truncated, len(pairs))
+        with closing(self._model.responder.score(plan.requests)) as events:
+            for event in events:
+                if isinstance(event, ScoreEvent):
+                    for index, score in zip(plan.indices[event.request], event.scores, strict=True):
+                        add(index, (score.logprob_sum, score.is_greedy))
+                elif isinstance(event, RefusedEvent):
+                    raise event.error
+                else:
+                    self.on_event(event)
+
+    def _notify_of_truncation(self, truncated: int, total: int) -> None:
+        if truncated:
+            problem = f"{truncated} of {total} texts exceed {self.max_length} tokens and were truncated on the left"
+            self.on_event(NoticeEvent(problem, "raise --ctx, or use fewer examples"))
+
+    @cached_property
+    def _reply_space(self) -> str:
+        """The space between a prompt and a reply in the model's format; empty if there is none, or something else."""
+        responder = self._model.responder
+        question = Conversation().user(EXAMPLE)
+        prompt = responder.render(question)
+        following = responder.render(question.assistant(EXAMPLE).user(EXAMPLE)).removeprefix(prompt)
+        return REPLY_SPACE if following.startswith(REPLY_SPACE + EXAMPLE) else ""
+
+    # The model.
+
+    @property
+    def _model(self) -> LoadedModel:
+        if self._loaded is None:
+            self._loaded = self._open_model(self._use)
+            for event in self._loaded.responder.load():
+                self.on_event(event)
+        return self._loaded
+
+    def _prepare(self, use: Use) -> None:
+        """Free a model that was loaded for another use."""
+        if use != self._use:
+            self._free_model()
+        self._use = use
+
+    def _free_model(self) -> None:
+        if self._loaded:
+            self._loaded.engine.close()
+            self._loaded = None

@@ -1,0 +1,203 @@
+"""Mark a reply: extract its answer, and compare that with the correct one."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from string import ascii_uppercase as LETTERS
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from cerebrum_cli.answers.canonical import canonical
+from cerebrum_cli.answers.extract import Extraction, extract_answers
+from cerebrum_cli.answers.gold import matches_gold
+from cerebrum_cli.answers.plain_text import plain, trimmed
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.eval.question import Question
+
+if TYPE_CHECKING:
+    from cerebrum_cli.eval.code_sandbox import Program, ProgramPool
+
+Match = Literal["answer", "exact", "contains", "regex", "code"]
+MATCHES: tuple[Match, ...] = get_args(Match)[:-1]  # to choose from; code is what the task humaneval has
+
+_LETTER = re.compile(r"\W*+(?:(?:option|choice)\W++)?([A-Z])\W*+", re.ASCII | re.IGNORECASE)  # "B", "Option (b)"
+_OPENING = re.compile(r"\W*+([A-Z])[).:]", re.ASCII | re.IGNORECASE)  # "b) red", "(B) red"
+_NAMED = re.compile(
+    r"""
+      \b(?i:option|choice|letter|choose|select|pick)\b(?:\ is)?[ :(]++([A-Z])\b
+    | (?<!\w)\(([A-Z])\)
+    | \b([A-Z])\)?\ is\ (?:the\ )?(?:best|correct|right)\b
+    """,
+    re.VERBOSE | re.ASCII,
+)
+
+
+MAX_SEARCH_S = 2.0  # for a pattern in a reply: most take microseconds, and those that backtrack may take years
+
+
+class Mark(NamedTuple):
+    """The answer found in a reply, None if it states none, and whether it is correct.
+
+    `problem` is why a reply could not be searched, None if it was.
+    """
+
+    answer: str | None
+    correct: bool
+    problem: str | None = None
+
+
+class Unmarked(NamedTuple):
+    """The text of a reply to a question; not `is_complete` if it was cut off."""
+
+    text: str
+    question: Question
+    is_complete: bool
+
+
+class Marker:
+    """Marks replies, each under a key; programs run in the pool, beside other work. Close it to stop them."""
+
+    def __init__(self, mark: Callable[[Unmarked], Mark | Program], pool: ProgramPool[Any] | None = None) -> None:
+        self._mark = mark
+        self._pool = pool
+        self._marks: list[tuple[Any, Mark]] = []
+
+    def add(self, key: Any, reply: Unmarked) -> None:
+        """Mark a reply, or start its program; if no core is free, wait for one."""
+        mark = self._mark(reply)
+        if isinstance(mark, Mark):
+            self._marks.append((key, mark))
+        else:
+            assert self._pool
+            self._pool.add((key, mark.code), mark)
+
+    def marks(self, wait: bool = False) -> list[tuple[Any, Mark]]:
+        """Take the marks known by now; with `wait`, at least one while any program runs."""
+        marks, self._marks = self._marks, []
+        if self._pool:
+            results = self._pool.results(wait and not marks)
+            marks += [(key, Mark(code, result.passed)) for (key, code), result in results]
+        return marks
+
+    def close(self) -> None:
+        if self._pool:
+            self._pool.close()
+
+
+def marker(match: Match, questions: tuple[Question, ...], run_code: bool = False) -> Marker:
+    """How replies are marked.
+
+    Raises UsageError if a gold answer cannot be searched for, and for code that must not be run.
+    """
+    if match == "code":
+        return code_marker(run_code)
+    if match in ("contains", "regex") and (question := next((each for each in questions if each.choices), None)):
+        problem = f"--match {match} cannot score question {question.id}, which has choices"
+        raise UsageError(problem, "a letter may be part of any word; use --match answer or exact")
+    if match == "regex":
+        for question in questions:
+            try:
+                re.compile(question.gold)
+            except re.error as error:
+                problem = f"the answer of question {question.id} is not a regular expression: {error}"
+                raise UsageError(problem, "fix it, or use another --match") from error
+    return Marker({"answer": mark_answer, "exact": mark_exact, "contains": mark_contains, "regex": mark_regex}[match])
+
+
+def code_marker(run_code: bool) -> Marker:
+    """Mark programs by running them against the question's test. Raises UsageError without a sandbox."""
+    from cerebrum_cli.eval.code import extract_program
+    from cerebrum_cli.eval.code_sandbox import Program, ProgramPool, require_sandbox
+
+    if not run_code:
+        raise UsageError("this task runs programs that the model writes", "add --run-code to run them in a sandbox")
+
+    def mark(reply: Unmarked) -> Mark | Program:
+        question = reply.question
+        code = extract_program(reply.text, question.stub, question.entry_point)
+        return Mark(None, False) if code is None else Program(code, question.gold)
+
+    return Marker(mark, ProgramPool(require_sandbox()))
+
+
+def mark_answer(reply: Unmarked) -> Mark:
+    """Extract the final answer, or the letter of the chosen one, and compare what it means."""
+    text, question, is_complete = reply
+    answer = extract_answers(text, is_complete)
+    if question.choices:
+        letter = chosen_letter(reply, answer) or answer.final
+        return Mark(letter, letter == question.gold)
+    return Mark(answer.final, matches_gold(answer.final, question.gold))
+
+
+def mark_exact(reply: Unmarked) -> Mark:
+    """Compare the whole reply, without the white space around it."""
+    answer = reply.text.strip()
+    return Mark(answer or None, reply.is_complete and answer == reply.question.gold.strip())
+
+
+def mark_contains(reply: Unmarked) -> Mark:
+    """Search the reply for the correct answer, in upper or lower case."""
+    text, gold = reply.text.strip(), reply.question.gold.strip()
+    is_found = gold.casefold() in text.casefold()
+    return Mark(gold if is_found else text or None, is_found)
+
+
+def mark_regex(reply: Unmarked) -> Mark:
+    """Search the reply for the correct answer, a regular expression."""
+    try:
+        found = search_in_time(re.compile(reply.question.gold), reply.text)
+    except TimeoutError:
+        return Mark(None, False, f"the search for {reply.question.gold} took over {MAX_SEARCH_S:.0f} seconds")
+    return Mark(found[0] if found else reply.text.strip() or None, found is not None)
+
+
+def search_in_time(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """Search for a pattern in the main thread, which looks for signals while it searches.
+
+    Raises TimeoutError after MAX_SEARCH_S.
+    """
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    delay, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # of a signal that came during an import
+    previous = signal.signal(signal.SIGALRM, stop)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, MAX_SEARCH_S)
+            return pattern.search(text)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_REAL, delay)
+
+
+def chosen_letter(reply: Unmarked, answer: Extraction) -> str | None:
+    """The letter of the choice that a reply names by its letter or its text.
+
+    What it states as its answer counts first, then its last line, then what its last line comes to.
+    """
+    text, question, is_complete = reply
+    phrases = [answer.stated]
+    if is_complete:
+        lines = (line for line in reversed(text.split("\n")) if line.strip())
+        phrases += [plain(next(lines, "")), answer.final]
+    letters = (letter_named(phrase, question.choices) for phrase in phrases if phrase)
+    return next(filter(None, letters), None)
+
+
+def letter_named(phrase: str, choices: tuple[str, ...]) -> str | None:
+    """The letter of the only choice that a phrase names."""
+    letters = LETTERS[: len(choices)]
+    if (alone := _LETTER.fullmatch(phrase)) and alone[1].upper() in letters:
+        return alone[1].upper()
+    form = canonical(trimmed(phrase))
+    named = {letter for letter, choice in zip(letters, choices, strict=True) if canonical(choice) == form}
+    if not named and (opening := _OPENING.match(phrase)):
+        named = {opening[1].upper()}
+    if not named:
+        named = {letter for groups in _NAMED.findall(phrase) for letter in groups if letter}
+    return named.pop() if len(named) == 1 and named <= set(letters) else None

@@ -1,0 +1,296 @@
+"""Read questions from JSON objects; a row that cannot be scored becomes a BadRow with the reason.
+
+    {"question": "...", "answer": "... #### 72"}                                          text, as in GSM8K
+    {"question": "...", "choices": ["...", "..."], "answer": "B"}                         letter, text or index
+    {"question": "...", "choices": {"text": [...], "label": ["1", "2"]}, "answer": "2"}   label, as in ARC
+
+A row may have an `id` and a `cluster`. Whether an index counts from 0 or from 1 is decided over all rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from string import ascii_uppercase as LETTERS
+from typing import Any
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.eval.question import Question, QuestionId
+
+CHOICE_INSTRUCTION = "Answer with the letter of the correct choice."
+INDEX_NOTE = "answer indices are assumed to start at 0: none is 0, and none equals its number of choices"
+_BOM = b"\xef\xbb\xbf"
+_MAX_SHOWN = 60  # characters of a value in a reason
+_FINAL = re.compile(r".*(?<!#)####(?!#)(.*)")  # in the last line of a solution in GSM8K
+_LETTER_MARKS = re.compile(r"\(?([^().:]+)[).:]?")  # B, (B), B), B.
+
+Render = Callable[[Mapping[str, Any]], str]
+"""Renders a prompt from the fields of a row. Raises ValueError, with the reason, for a row it cannot render."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be scored: its line, from 1, and why."""
+
+    line: int
+    reason: str
+
+
+Row = tuple[int, Mapping[str, Any] | BadRow]
+"""Number of a row, from 1, and its fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Names of a row's fields."""
+
+    question: str = "question"
+    answer: str = "answer"
+    choices: str = "choices"
+    id: str = "id"
+    cluster: str = "cluster"
+    stub: str | None = None
+    entry_point: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionSet:
+    """The questions of a source, at least one, its bad rows by line, and an assumption about all of them."""
+
+    questions: tuple[Question, ...]
+    bad_rows: tuple[BadRow, ...] = ()
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """Choices of a question: their texts, their labels if the data have any, and those that are JSON integers."""
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    integers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A question without its gold answer if that is an index, since the base of indices is not known yet."""
+
+    line: int
+    question: Question
+    index: int | None = None
+
+
+class _Invalid(Exception):
+    """A row cannot be scored; caught where its draft is made."""
+
+
+def parse_lines(data: bytes) -> Iterator[Row]:
+    """Parse JSON lines; blank ones are skipped. Raises UsageError for another encoding than UTF-8."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UsageError("the questions are UTF-16, not UTF-8", "convert them: iconv -f UTF-16 -t UTF-8")
+    for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), 1):
+        if line.strip():
+            yield number, _parse_line(number, line)
+
+
+def read_questions(rows: Iterable[Row], fields: Fields | None = None, render: Render | None = None) -> QuestionSet:
+    """Read the questions of a source. Raises UsageError if none can be scored.
+
+    `render` gets the row's fields, with `choices` as lines. Without it, the prompt is the question, followed by its
+    choices and CHOICE_INSTRUCTION.
+    """
+    drafts: list[_Draft] = []
+    bad_rows: list[BadRow] = []
+    lines: dict[QuestionId, int] = {}
+    for line, row in rows:
+        try:
+            if isinstance(row, BadRow):
+                raise _Invalid(row.reason)
+            draft = _draft(line, row, fields or Fields(), render)
+            _require_new_id(draft, lines)
+            drafts.append(draft)
+        except _Invalid as invalid:
+            bad_rows.append(BadRow(line, str(invalid)))
+    questions, undecided, note = _resolve_indices(drafts)
+    bad_rows = sorted([*bad_rows, *undecided], key=lambda bad: bad.line)
+    if not questions:
+        raise _no_questions(bad_rows, render is not None)
+    return QuestionSet(questions, tuple(bad_rows), note)
+
+
+def choice_lines(choices: Iterable[str]) -> str:
+    """List choices by letter, one a line."""
+    return "\n".join(f"{letter}) {text}" for letter, text in zip(LETTERS, choices, strict=False))
+
+
+def _parse_line(number: int, line: bytes) -> Mapping[str, Any] | BadRow:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return BadRow(number, f"byte {error.start + 1} is not UTF-8")
+    except json.JSONDecodeError as error:
+        return BadRow(number, f"not JSON: {error.msg} (character {error.pos + 1})")
+    except ValueError as error:  # a number of thousands of digits
+        return BadRow(number, f"not JSON: {error}")
+    except RecursionError:
+        return BadRow(number, "not JSON: nested too deeply")
+    return row if isinstance(row, dict) else BadRow(number, "not a JSON object")
+
+
+def _draft(line: int, row: Mapping[str, Any], fields: Fields, render: Render | None) -> _Draft:
+    choices = _choices(row.get(fields.choices), fields.choices)
+    question = Question(
+        index=line - 1,
+        id=_own_id(row.get(fields.id), fields.id, line),
+        prompt=_prompt(row, fields, choices, render),
+        gold="",
+        choices=choices.texts if choices else (),
+        cluster=_cluster(row.get(fields.cluster), fields.cluster),
+        stub=str(row[fields.stub]) if fields.stub else "",
+        entry_point=str(row[fields.entry_point]) if fields.entry_point else "",
+    )
+    if choices is None:
+        return _Draft(line, replace(question, gold=_final_answer(_required(row, fields.answer), fields.answer)))
+    correct = _correct_choice(row, fields.answer, choices)
+    if isinstance(correct, int):
+        return _Draft(line, question, correct)
+    return _Draft(line, replace(question, gold=correct))
+
+
+def _choices(value: Any, name: str) -> _Choices | None:
+    if value is None or value == []:
+        return None
+    labels = None
+    if isinstance(value, Mapping):
+        value, labels = value.get("text"), value.get("label")
+    if not isinstance(value, list) or not (labels is None or (isinstance(labels, list) and len(labels) == len(value))):
+        raise _Invalid(f'`{name}` must be a list of texts, or {{"text": [...], "label": [...]}}')
+    if not 2 <= len(value) <= len(LETTERS):
+        raise _Invalid(f"the number of choices is {len(value)}, not 2 to {len(LETTERS)}")
+    return _Choices(
+        tuple(_text(choice, name) for choice in value),
+        tuple(_text(label, name) for label in labels or ()),
+        tuple(choice for choice in value if type(choice) is int),
+    )
+
+
+def _prompt(row: Mapping[str, Any], fields: Fields, choices: _Choices | None, render: Render | None) -> str:
+    lines = choice_lines(choices.texts) if choices else None
+    if render is None:
+        question = _required(row, fields.question)
+        return question if lines is None else f"{question}\n\n{lines}\n\n{CHOICE_INSTRUCTION}"
+    try:
+        prompt = well_formed(render(row if lines is None else {**row, "choices": lines}))
+    except ValueError as error:
+        raise _Invalid(str(error)) from error
+    if not prompt.strip():
+        raise _Invalid("the prompt is blank")
+    return prompt
+
+
+def _required(row: Mapping[str, Any], name: str) -> str:
+    if row.get(name) is None:
+        raise _Invalid(f"no `{name}`; the fields are: {', '.join(row) or 'none'}")
+    return _text(row[name], name)
+
+
+def _text(value: Any, name: str) -> str:
+    """A text, or a number as text, without the spaces around it."""
+    is_number = type(value) is int or (isinstance(value, float) and math.isfinite(value))
+    if not (is_number or isinstance(value, str)):
+        raise _Invalid(f"`{name}` is {_shown(value)}: it must be text or a number")
+    text = well_formed(str(value)).strip()
+    if not text:
+        raise _Invalid(f"`{name}` is blank")
+    return text
+
+
+def _final_answer(answer: str, name: str) -> str:
+    """What follows `####` in the last line, if it has one, or else the whole answer."""
+    final = _FINAL.match(answer.rpartition("\n")[2])
+    if final and not final[1].strip():
+        raise _Invalid(f"`{name}` has nothing after its ####")
+    return final[1].strip() if final else answer
+
+
+def _correct_choice(row: Mapping[str, Any], name: str, choices: _Choices) -> str | int:
+    """Letter of the correct choice, or its index, from 0 or 1."""
+    text, answer, count = _required(row, name), row[name], len(choices.texts)
+    marked = _LETTER_MARKS.fullmatch(text)
+    label = (marked[1].strip() if marked else text).casefold()
+    places = {place for place, each in enumerate(choices.labels or LETTERS[:count]) if label == each.casefold()}
+    could_be_index = text.isdecimal() and len(text) < 3 and int(text) <= count
+    # The number 2 is an index beside the text "2", and a choice beside the numbers 1 and 2, as the text "2" always is.
+    is_index = could_be_index and isinstance(answer, int) and answer not in choices.integers
+    if not is_index and not (choices.labels and places):
+        places |= {place for place, each in enumerate(choices.texts) if text == each}
+    if len(places) > 1:
+        named = " or ".join(LETTERS[place] for place in sorted(places))
+        raise _Invalid(f"`{name}` is {_shown(answer)}, which may mean choice {named}")
+    if places:
+        return LETTERS[places.pop()]
+    if could_be_index:
+        return int(text)
+    raise _Invalid(f"`{name}` is {_shown(answer)}, which is none of the {count} choices")
+
+
+def _own_id(value: Any, name: str, line: int) -> QuestionId:
+    if value is None or value == "":
+        return line
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise _Invalid(f"`{name}` is {_shown(value)}: it must be text or an integer")
+    return well_formed(value) if isinstance(value, str) else value
+
+
+def _cluster(value: Any, name: str) -> str | None:
+    return None if value is None or value == "" else _text(value, name)
+
+
+def _require_new_id(draft: _Draft, lines: dict[QuestionId, int]) -> None:
+    id = draft.question.id
+    if lines.setdefault(id, draft.line) != draft.line:
+        raise _Invalid(f"duplicate id {_shown(id)}, first on line {lines[id]}")
+
+
+def _resolve_indices(drafts: list[_Draft]) -> tuple[tuple[Question, ...], list[BadRow], str | None]:
+    """The questions with their gold answers, the rows whose index is undecided, and what was assumed.
+
+    An index of 0 shows that indices count from 0, one equal to the number of choices that they count from 1.
+    """
+    indexed = [draft for draft in drafts if draft.index is not None]
+    zero = _first_line(draft for draft in indexed if draft.index == 0)
+    last = _first_line(draft for draft in indexed if draft.index == len(draft.question.choices))
+    if zero and last:
+        reason = f"the answer is an index, but line {zero} counts from 0 and line {last} from 1"
+        drafts = [draft for draft in drafts if draft.index is None]
+        return _with_letters(drafts, 0), [BadRow(draft.line, reason) for draft in indexed], None
+    return _with_letters(drafts, 1 if last else 0), [], INDEX_NOTE if indexed and not (zero or last) else None
+
+
+def _with_letters(drafts: list[_Draft], base: int) -> tuple[Question, ...]:
+    return tuple(
+        draft.question if draft.index is None else replace(draft.question, gold=LETTERS[draft.index - base])
+        for draft in drafts
+    )
+
+
+def _first_line(drafts: Iterator[_Draft]) -> int | None:
+    return next((draft.line for draft in drafts), None)
+
+
+def _no_questions(bad_rows: list[BadRow], has_template: bool) -> UsageError:
+    if not bad_rows:
+        return UsageError("there are no questions", 'put one {"question": "...", "answer": "..."} on each line')
+    problem = f"no question can be scored; line {bad_rows[0].line}: {bad_rows[0].reason}"
+    if has_template:
+        return UsageError(problem, "check the template; --answer-field names the field of correct answers")
+    return UsageError(problem, "--question-field and --answer-field name the fields of questions and correct answers")
+
+
+def _shown(value: Any) -> str:
+    text = well_formed(repr(value))
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"

@@ -1,0 +1,142 @@
+"""Report of a run: accuracy, majority votes and pass@k with intervals, and what its answers cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cerebrum_cli.eval.estimates import Clusters, Estimate, Vote, estimate, majorities, mean, pass_at
+from cerebrum_cli.eval.question import QuestionId
+from cerebrum_cli.eval.sample import Sample
+
+FormOf = Callable[[Sample], str | None]
+"""Normal form of a sample's answer, under which votes are counted; None without an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Estimates of a run of up to `samples` samples a question.
+
+    `n` is the number of questions with a sample, of which `complete` have all. A question's samples are averaged first:
+    `accuracy` is the mean over the `n` questions. `maj` and `pass_at` are over the complete ones, for every k from 1;
+    empty if there are none. Every sample is correct, or wrong, or states no answer: `cut_off` is the share of those
+    that reached a limit first, `no_answer` of the others. `chance` is the accuracy of guessing choices.
+    """
+
+    task: str
+    model: str
+    n: int
+    complete: int
+    samples: int
+    accuracy: Estimate
+    maj: tuple[Estimate, ...]
+    pass_at: tuple[Estimate, ...]
+    no_answer: float
+    cut_off: float
+    tokens_per_answer: float
+    seconds_per_question: float | None
+    chance: float | None = None
+
+
+def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seconds: float | None) -> Report:
+    """Summarize a run of one model, which may be in progress: one or more samples, in any order.
+
+    `samples` is how many of them each question gets, `seconds` the time that the whole run took, if it is known.
+    """
+    questions = list(group_by_question(run).values())
+    complete = [question for question in questions if len(question) == samples]
+    unstated = [sample for sample in run if sample.answer is None and not sample.correct]
+    cut_off = sum(sample.is_cut_off for sample in unstated)
+    return Report(
+        task=task,
+        model=run[0].model,
+        n=len(questions),
+        complete=len(complete),
+        samples=samples,
+        accuracy=mean_accuracy(questions),
+        maj=_majorities(complete, form),
+        pass_at=_passes(complete, samples),
+        no_answer=(len(unstated) - cut_off) / len(run),
+        cut_off=cut_off / len(run),
+        tokens_per_answer=mean([sample.completion_tokens for sample in run]),
+        seconds_per_question=None if seconds is None else seconds / len(questions),
+        chance=_chance(questions),
+    )
+
+
+def group_by_question(run: Iterable[Sample]) -> dict[QuestionId, list[Sample]]:
+    """Samples by question, in the order of their numbers."""
+    questions: dict[QuestionId, list[Sample]] = {}
+    for sample in sorted(run, key=lambda sample: sample.sample):
+        questions.setdefault(sample.id, []).append(sample)
+    return questions
+
+
+def mean_accuracy(questions: Sequence[Sequence[Sample]]) -> Estimate:
+    """Accuracy over questions, given the samples of each."""
+    return estimate([accuracy_of(question) for question in questions], clusters_of(questions))
+
+
+def accuracy_of(question: Sequence[Sample]) -> float:
+    """Share of a question's samples that are correct."""
+    return mean([sample.correct for sample in question])
+
+
+def votes_of(question: Sequence[Sample], form: FormOf) -> list[Vote]:
+    """A question's samples as votes; of several, one that ended in a repetition votes for nothing."""
+    is_vote = len(question) > 1
+    return [
+        Vote(None if is_vote and sample.is_repetition else form(sample), sample.correct, sample.probability)
+        for sample in question
+    ]
+
+
+def clusters_of(questions: Sequence[Sequence[Sample]]) -> Clusters:
+    """Cluster of each question; one without a cluster is its own. None if no question has one."""
+    firsts = [question[0] for question in questions]
+    if all(sample.cluster is None for sample in firsts):
+        return None
+    return [(sample.id,) if sample.cluster is None else sample.cluster for sample in firsts]
+
+
+def _majorities(questions: Sequence[Sequence[Sample]], form: FormOf) -> tuple[Estimate, ...]:
+    votes, clusters = [votes_of(question, form) for question in questions], clusters_of(questions)
+    return tuple(estimate(shares, clusters) for shares in majorities(votes))
+
+
+def _passes(questions: Sequence[Sequence[Sample]], samples: int) -> tuple[Estimate, ...]:
+    correct, clusters = [sum(sample.correct for sample in question) for question in questions], clusters_of(questions)
+    values = ([pass_at(samples, count, k) for count in correct] for k in range(1, samples + 1) if correct)
+    return tuple(estimate(each, clusters) for each in values)
+
+
+def _chance(questions: Sequence[Sequence[Sample]]) -> float | None:
+    """Mean over questions of one divided by the number of choices, where there are any."""
+    choices = [len(question[0].choices) for question in questions]
+    return mean([1 / count if count else 0.0 for count in choices]) if any(choices) else None
+
+
+def report_object(report: Report) -> dict[str, Any]:
+    """Object that `--json` prints."""
+    chance = {} if report.chance is None else {"chance": report.chance}
+    return {
+        "task": report.task,
+        "model": report.model,
+        "n": report.n,
+        "samples": report.samples,
+        "accuracy": report.accuracy.value,
+        "interval": list(report.accuracy.interval),
+        "maj": _estimates_object(report.maj),
+        "pass_at": _estimates_object(report.pass_at),
+        "no_answer": report.no_answer,
+        "cut_off": report.cut_off,
+        "tokens_per_answer": report.tokens_per_answer,
+        "seconds_per_question": report.seconds_per_question,
+        **chance,
+    }
+
+
+def _estimates_object(estimates: Sequence[Estimate]) -> dict[str, dict[str, Any]]:
+    """Estimates by k."""
+    return {str(k): {"value": each.value, "interval": list(each.interval)} for k, each in enumerate(estimates, start=1)}

@@ -1,0 +1,76 @@
+"""Choose the prompt format of a model: the requested, the catalog's or the embedded one. It is never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.formats.format import PromptFormat
+from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW
+from cerebrum_cli.inference.prompt_length import least_tokens
+from cerebrum_cli.inference.responder import FormatBuilder
+
+FORMAT_NAMES = (*PLAIN_FORMATS, EMBEDDED)
+
+
+def choose_format(requested: str | None, known: str | None, template: str | None) -> str:
+    """The name of the format: the requested one, else the catalog's, else the embedded template."""
+    if requested is not None and requested not in FORMAT_NAMES:
+        raise UsageError(f"unknown format {requested!r}", f"--format is one of {', '.join(FORMAT_NAMES)}")
+    if requested is None and known is not None and known not in FORMAT_NAMES:
+        raise FormatError(
+            f"unknown format {known!r} in this model's catalog entry",
+            f"set it to one of {', '.join(FORMAT_NAMES)} in models.toml, or use --format",
+        )
+    name = requested or known or (EMBEDDED if template else None)
+    if name is None:
+        raise FormatError(
+            "unknown prompt format: the model is not in the catalog, and its file has no chat template",
+            f"choose one with --format ({', '.join(PLAIN_FORMATS)}), or use --raw",
+        )
+    if name == EMBEDDED and not template:
+        raise FormatError("the model file has no chat template", f"use --format {' or '.join(PLAIN_FORMATS)}")
+    return name
+
+
+def format_builder(name: str, template: str | None, options: Mapping[str, Any]) -> FormatBuilder:
+    """A function that builds the format once the vocabulary is loaded. Raises UsageError for unused options."""
+    if name != EMBEDDED or template is None:
+        if options:
+            raise UsageError(
+                f"--template-arg needs the format embedded, and this model uses {name}",
+                "omit it, or add --format embedded",
+            )
+        plain = RAW if name == RAW.name else PLAIN_FORMATS[name]
+        return lambda *_: plain
+
+    def build(vocabulary: Vocabulary, context_size: int) -> PromptFormat:
+        from cerebrum_cli.formats.template import EmbeddedFormat
+
+        return EmbeddedFormat(
+            source=template,
+            bos=vocabulary.special_token_text("bos"),
+            eos=vocabulary.special_token_text("eos"),
+            special_tokens=lambda text: special_tokens(vocabulary, context_size, text),
+            context_size=context_size,
+            options=options,
+        )
+
+    return build
+
+
+def prepare_format(name: str) -> None:
+    """Import what a format needs: importing Jinja takes longer than loading a small model."""
+    if name == EMBEDDED:
+        import cerebrum_cli.formats.template  # noqa: F401
+
+
+def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> tuple[int, ...]:
+    """The special tokens a text would be tokenized to if it were trusted, in order. Raises PromptTooLong."""
+    if least := least_tokens(vocabulary, context_size, (Text(text),)):
+        raise PromptTooLong.for_context(f"at least {least}", context_size)
+    special = vocabulary.special_token_ids((text,))
+    return tuple(token for token in vocabulary.tokenize((Text(text, trusted=True),)) if token in special)

@@ -1,0 +1,110 @@
+"""How a model is loaded with the user's settings: options, and checks before loading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from platform import machine
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.options import flag
+from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings
+from cerebrum_cli.engine.load_options import AdapterFile, LoadOptions, Tuning, plan_repacking
+from cerebrum_cli.engine.memory import BLOCK_SIZE, is_quantized
+from cerebrum_cli.inference.profiles import DEFAULT, without_user_settings
+from cerebrum_cli.models.model import Model
+
+RELOADING = ("format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "cache_gb")
+FLASH_ATTENTION = {"on": True, "off": False}
+NO_FLASH_ATTENTION = ("grok",)  # architectures for which llama.cpp turns it off
+ONE_CACHE_TYPE = ("deepseek4",)  # architectures that need equal types of keys and values, besides those with MLA
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """How many sequences run concurrently.
+
+    With `kv_unified`, as in a chat, all share one context, and common prefixes are stored once. With `batch_invariant`,
+    the output of a sequence does not depend on what else is in the batch for some types of weights; with `pad_steps`
+    too, for all.
+    """
+
+    slots: int = 1
+    kv_unified: bool = False
+    batch_invariant: bool = False
+    pad_steps: bool = False
+
+
+SINGLE = Parallel()
+CHAT_PARALLEL = Parallel(16, kv_unified=True)  # one sequence, except for votes
+
+
+def load_options(
+    model: Model,
+    settings: Settings,
+    parallel: Parallel = SINGLE,
+    vocabulary_only: bool = False,
+    whole_context: bool = False,
+    tuning: Tuning = DEFAULT,
+) -> LoadOptions:
+    """The load options of a model: defaults, then the tuning, then the user's settings.
+
+    Raises UsageError for attention settings that llama.cpp would reject.
+    """
+    require_attention(model, settings, parallel.pad_steps)
+    options = LoadOptions(
+        path=model.path,
+        trained_context=model.trained_context,
+        sizes=model.sizes,
+        context_size=settings.ctx,
+        gpu_layers=settings.gpu_layers,
+        n_threads=settings.threads,
+        slots=parallel.slots,
+        vocabulary_only=vocabulary_only,
+        whole_context=whole_context,
+        repack=plan_repacking(model.quantization, parallel.kv_unified, machine()),
+        kv_unified=parallel.kv_unified,
+        batch_invariant=parallel.batch_invariant,
+        pad_steps=parallel.pad_steps,
+        flash_attention=FLASH_ATTENTION.get(settings.flash_attn or ""),
+        cache_type_k=settings.cache_type_k or "f16",
+        cache_type_v=settings.cache_type_v or "f16",
+        adapters=tuple(AdapterFile(str(each.path), each.scale) for each in model.adapters),
+        is_verified=model.is_verified,
+    )
+    return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings))
+
+
+def require_attention(model: Model, settings: Settings, pad_steps: bool = False) -> None:
+    """Raise UsageError for cache types, or a choice of flash attention, that cannot be used with this model."""
+    if pad_steps and settings.flash_attn == "off":
+        raise UsageError("--batch-invariant and --flash-attn off cannot be used together", "omit one of them")
+    types = {"cache_type_k": settings.cache_type_k, "cache_type_v": settings.cache_type_v}
+    header, name = model.header, model.header.architecture
+    for index, (key, given) in enumerate(types.items()):
+        if is_quantized(given):
+            _require_whole_blocks(f"{flag(key)} {given}", [lengths[index] for lengths in header.sizes.head_lengths])
+    wants_flash = "--flash-attn on" if settings.flash_attn == "on" else None
+    if is_quantized(settings.cache_type_v):
+        wants_flash = f"--cache-type-v {settings.cache_type_v}"
+        if settings.flash_attn == "off":
+            raise UsageError(f"{wants_flash} needs flash attention", "omit --flash-attn off, or the cache type")
+    if wants_flash and name in NO_FLASH_ATTENTION:
+        raise UsageError(
+            f"{wants_flash}: llama.cpp has no flash attention for the architecture {name}", f"omit {wants_flash}"
+        )
+    has_one_type = name in ONE_CACHE_TYPE or f"{name}.attention.key_length_mla" in header.metadata
+    if has_one_type and len({given or "f16" for given in types.values()}) > 1:
+        problem = f"the architecture {name} needs the same type for keys and values"
+        raise UsageError(problem, "give --cache-type-k and --cache-type-v the same value")
+
+
+def _require_whole_blocks(option: str, head_lengths: list[int]) -> None:
+    wrong = next((length for length in head_lengths if length % BLOCK_SIZE), None)
+    if wrong is not None:
+        problem = f"{option} needs heads of a multiple of {BLOCK_SIZE} elements, but this model's have {wrong}"
+        raise UsageError(problem, f"omit {option.partition(' ')[0]}")
+
+
+def reload_key(settings: Settings) -> tuple[object, ...]:
+    """The settings that require the model to be reloaded when they change."""
+    return tuple(getattr(settings, key) for key in RELOADING)

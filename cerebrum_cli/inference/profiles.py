@@ -1,0 +1,262 @@
+"""Tuning profiles: the fastest settings for each use of a model, as measured on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cerebrum_cli.core.files import atomic_write
+from cerebrum_cli.core.options import flag
+from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings
+from cerebrum_cli.engine.drafts.costs import StepCosts
+from cerebrum_cli.engine.load_options import Tuning
+from cerebrum_cli.models.library import ADAPTED
+
+UseName = Literal["chat", "ask", "batch"]
+VERSION = 2
+MAX_VALUE = 1e12  # of seconds and of tokens per second; larger values cannot have been measured
+DEFAULT = Tuning()
+UNSET = Settings()
+MEASURED_SETTINGS = ("threads", "gpu_layers", *ATTENTION_KEYS)
+VERSION_1_NAMES = {
+    "made": "created",
+    "usual": "baseline",
+    "read": "prompt",
+    "say": "generate",
+    "threads": "n_threads",
+    "prefill_threads": "n_threads_batch",
+    "micro_batch": "n_ubatch",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Load time in seconds, tokens per second of prefill and of decode, and peak memory in bytes."""
+
+    load_s: float
+    prompt: float
+    generate: float
+    memory: int = 0
+
+    def seconds(self, prompt: int, reply: int) -> float:
+        """Duration of loading, and of evaluating and generating these numbers of tokens."""
+        return self.load_s + prompt / self.prompt + reply / self.generate
+
+
+@dataclass(frozen=True, slots=True)
+class TunedUse:
+    """Settings for one use, and their speeds and those of the defaults, measured together.
+
+    `gain` is the speedup of the use (`Use.gain`); `agreement` is the share of equal next tokens, if it was measured.
+    `step_costs` are those of steps with drafts, with these settings; None if the model or the use gets no drafts.
+    """
+
+    tuning: Tuning
+    speeds: Speeds
+    baseline: Speeds
+    gain: float = 1.0
+    agreement: float | None = None
+    step_costs: StepCosts | None = None
+
+    @property
+    def best_draft(self) -> tuple[int, float] | None:
+        """Number of rows and cost of the step that gains most from a draft; None if no draft can pay."""
+        return self.step_costs.best_draft if self.step_costs else None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Settings for one model file, on one machine, with one build of llama.cpp; `created` is in UTC."""
+
+    model: str
+    machine: str
+    build: str
+    created: str
+    uses: Mapping[UseName, TunedUse]
+
+    @property
+    def is_default(self) -> bool:
+        """Whether every use has the default settings."""
+        return not any(used.tuning.overrides for used in self.uses.values())
+
+    @property
+    def uses_with_drafts(self) -> list[UseName]:
+        """The uses in which drafts can pay."""
+        return [name for name, used in self.uses.items() if used.best_draft]
+
+
+class ProfileStore:
+    """Directory of profiles, one file per model, machine and build; `machine` and `build` are the current ones."""
+
+    def __init__(self, directory: Path, machine: str, build: str) -> None:
+        self.machine = machine
+        self.build = build
+        self.directory = directory
+
+    def find(self, model: str) -> Profile | None:
+        """Load the profile of a model; None if there is none, or it is damaged."""
+        profile = self._read(self._path(model))
+        return profile if profile and (profile.model, profile.machine, profile.build) == self._key(model) else None
+
+    def find_other(self, model: str) -> Profile | None:
+        """Load a profile of the model from another machine or another build of llama.cpp."""
+        profiles = (self._read(path) for path in self._paths(model))
+        others = (each for each in profiles if each and each.model == model)
+        return next((each for each in others if self._path(model) != self._path_of(each)), None)
+
+    def save(self, profile: Profile) -> None:
+        """Save a profile, replacing the previous one. Raises OSError."""
+        path = self._path_of(profile)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps({"version": VERSION, **asdict(profile)}, indent=2).encode())
+
+    def discard(self, model: str) -> None:
+        """Delete the profiles of a model on this machine, with any build of llama.cpp. Raises OSError."""
+        for path in self._paths(model):
+            profile = self._read(path)
+            is_same = profile and (profile.model, profile.machine) == (model, self.machine)
+            if path == self._path(model) or is_same:
+                path.unlink()
+
+    def delete(self, model: str) -> None:
+        """Delete all profiles of a model, also those with adapters."""
+        for path in self._paths(model):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _key(self, model: str) -> tuple[str, str, str]:
+        return model, self.machine, self.build
+
+    def _paths(self, model: str) -> list[Path]:
+        """Paths of the profiles of a model's file, with any adapters."""
+        return sorted(self.directory.glob(f"{_digest(model.partition(ADAPTED)[0])}-*.json"))
+
+    def _path(self, model: str) -> Path:
+        return self._path_for(model, self.machine, self.build)
+
+    def _path_of(self, profile: Profile) -> Path:
+        return self._path_for(profile.model, profile.machine, profile.build)
+
+    def _path_for(self, model: str, machine: str, build: str) -> Path:
+        file, *adapters = model.partition(ADAPTED)
+        return self.directory / f"{_digest(file)}-{_digest(f'{machine}|{build}' + ''.join(adapters))}.json"
+
+    @staticmethod
+    def _read(path: Path) -> Profile | None:
+        try:
+            return _parse(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return None
+
+
+def settings_text(settings: Settings) -> str:
+    """The user's settings that a profile was measured with, as text."""
+    values = ((key, getattr(settings, key)) for key in MEASURED_SETTINGS)
+    given = ((key, value) for key, value in values if value != getattr(UNSET, key))
+    return "".join(f", {flag(key)} {value}" for key, value in given)
+
+
+def general_settings(settings: Settings) -> Settings:
+    """The settings of the profile to use if there is none with the user's: those that no profile may differ in."""
+    return replace(settings, threads=UNSET.threads, gpu_layers=UNSET.gpu_layers, flash_attn=UNSET.flash_attn)
+
+
+def sets_attention(settings: Settings) -> bool:
+    """Whether the user has chosen how attention is computed, in which case no profile does."""
+    return any(getattr(settings, key) is not None for key in ATTENTION_KEYS)
+
+
+def without_user_settings(tuning: Tuning, settings: Settings) -> Tuning:
+    """Remove what the user has set from a tuning."""
+    if settings.threads is not None:
+        tuning = replace(tuning, n_threads=None, n_threads_batch=None)
+    if sets_attention(settings):
+        tuning = replace(tuning, cache_type=None, flash_attention=None)
+    return replace(tuning, gpu_layers=None) if settings.gpu_layers != "auto" else tuning
+
+
+def profile_object(profile: Profile) -> dict[str, Any]:
+    """Object that `--json` prints for a profile."""
+    return {
+        "created": profile.created,
+        "machine": profile.machine,
+        "build": profile.build,
+        "uses": {name: use_object(tuned) for name, tuned in profile.uses.items()},
+    }
+
+
+def use_object(tuned: TunedUse) -> dict[str, Any]:
+    """Object that `--json` prints for one use, with only the settings that differ from the defaults."""
+    return {
+        "settings": tuned.tuning.overrides,
+        "gain": round(tuned.gain, 3),
+        "agreement": tuned.agreement,
+        "load_s": round(tuned.speeds.load_s, 3),
+        "prompt_tokens_per_second": round(tuned.speeds.prompt, 2),
+        "tokens_per_second": round(tuned.speeds.generate, 2),
+        "memory": tuned.speeds.memory,
+        "step_costs": tuned.step_costs and asdict(tuned.step_costs),
+    }
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _parse(value: Mapping[str, Any]) -> Profile:
+    """Validate a profile; any lookup or conversion error means that it is damaged.
+
+    Older profiles also have settings for `ask` with a long prompt, which are ignored.
+    """
+    if value["version"] == 1:
+        value = _upgrade_keys(value)
+    elif value["version"] != VERSION:
+        raise ValueError(f"version {value['version']!r}, not {VERSION}")
+    uses: dict[UseName, TunedUse] = {name: _parse_use(**value["uses"][name]) for name in get_args(UseName)}
+    model, machine, build, created = (value[key] for key in ("model", "machine", "build", "created"))
+    if not all(isinstance(text, str) for text in (model, machine, build, created)):
+        raise TypeError("not a string")
+    return Profile(model, machine, build, created, uses)
+
+
+def _upgrade_keys(value: Any) -> Any:
+    """Give the keys of a version 1 profile their version 2 names, at every level."""
+    if not isinstance(value, Mapping):
+        return value
+    return {VERSION_1_NAMES.get(key, key): _upgrade_keys(item) for key, item in value.items()}
+
+
+def _parse_use(
+    tuning: Mapping[str, Any],
+    speeds: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    gain: float,
+    agreement: float | None,
+    step_costs: Mapping[str, object] | None = None,
+) -> TunedUse:
+    if not (0 < gain < MAX_VALUE and (agreement is None or 0 <= agreement <= 1)):
+        raise ValueError("gain or agreement out of range")
+    return TunedUse(
+        Tuning(**tuning).validated(),
+        _parse_speeds(**speeds),
+        _parse_speeds(**baseline),
+        float(gain),
+        agreement,
+        None if step_costs is None else StepCosts.from_dict(step_costs),
+    )
+
+
+def _parse_speeds(load_s: float, prompt: float, generate: float, memory: int) -> Speeds:
+    if not (
+        1 / MAX_VALUE < prompt < MAX_VALUE
+        and 1 / MAX_VALUE < generate < MAX_VALUE
+        and 0 <= load_s < MAX_VALUE
+        and 0 <= memory < 2**63
+    ):
+        raise ValueError("speed out of range")
+    return Speeds(float(load_s), float(prompt), float(generate), int(memory))

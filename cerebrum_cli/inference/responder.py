@@ -1,0 +1,319 @@
+"""Generate replies: a conversation in, a stream of events out."""
+
+from __future__ import annotations
+
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import PromptTooLong, UsageError
+from cerebrum_cli.core.events import Event, LoadEvent
+from cerebrum_cli.core.parts import Part, Text
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.drafts.costs import StepCosts
+from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
+from cerebrum_cli.engine.scheduler import common_prefix
+from cerebrum_cli.engine.sequence import Inspection, Request
+from cerebrum_cli.formats.format import PromptFormat
+from cerebrum_cli.formats.thinking import open_thought
+from cerebrum_cli.inference.answer_now import AnswerNow
+from cerebrum_cli.inference.controls import ReplyControls, ReplyStart
+from cerebrum_cli.inference.inspection import GivenReply
+from cerebrum_cli.inference.logit_bias import resolve_biases
+from cerebrum_cli.inference.prompt_length import last_text, least_tokens
+from cerebrum_cli.inference.reply import Preview
+from cerebrum_cli.inference.reply_stream import GenerationRequest, ReplyStream, TokenizedRequest
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
+
+MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
+
+DraftChoice = Callable[[bool | None], StepCosts | None]
+"""What steps cost, for a request with this setting of `drafts`; None for no drafts."""
+
+FormatBuilder = Callable[[Vocabulary, int], PromptFormat]
+"""Builds the prompt format from a vocabulary and the context size. Raises FormatError."""
+
+
+class Responder:
+    """Generates replies to conversations with an engine.
+
+    Other calls than `respond`, `preview` and `cancel` need the model, or its vocabulary, to be loaded. `prepare` is
+    called while the model loads, to import what the format needs.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        build: FormatBuilder,
+        trained_context: int,
+        prepare: Callable[[], None] | None = None,
+        choose_drafts: DraftChoice = lambda _: None,
+    ) -> None:
+        self._engine = engine
+        self._build_format = build
+        self._trained_context = trained_context
+        self._prepare = prepare
+        self._choose_drafts = choose_drafts
+        self._answer_now = AnswerNow()
+
+    def respond(
+        self,
+        conversation: Conversation,
+        settings: Settings,
+        grammar: str | None = None,
+        prefix_tokens: tuple[int, ...] = (),
+    ) -> Generator[Event, None, None]:
+        """Load the model if necessary, then generate one reply. Raises PromptTooLong before any evaluation."""
+        yield from self.load()
+        self._answer_now = AnswerNow()
+        request = GenerationRequest(conversation, settings, grammar, prefix_tokens=prefix_tokens, stream=True)
+        with closing(self.generate([self.tokenize_request(request)])) as replies:
+            yield from raise_refusals(replies)
+
+    def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
+        """Tokenize a request.
+
+        Raises PromptTooLong if no room is left for a reply, FormatError if the format cannot render the conversation,
+        UsageError as `check_settings` does.
+        """
+        prompt_format = self._format
+        self._controls.require_marked_thought(request.settings, request.conversation.system_prompt)
+        prompt = self._render(replace(request.conversation, thinks=request.settings.thinks))
+        thought = open_thought(_trusted_end(prompt), prompt_format.thoughts)
+        prefix_text = self._decode_prefix(request.prefix_tokens)
+        start = ReplyStart(thought, prefix_text, len(request.prefix_tokens))
+        tokenized = Request(
+            self._tokenize_prompt(prompt, request.prefix_tokens),
+            self._sampling(request.settings, () if request.ignore_eos else prompt_format.stop),
+            request.grammar,
+            request.n,
+            self._visible_tokens,
+            request.logprobs,
+            request.ignore_eos,
+            step_costs=self._choose_drafts(request.settings.drafts),
+            max_n=request.max_n,
+            stream=request.stream,
+            controls=self._controls.create(request, start, self._answer_now),
+        )
+        return TokenizedRequest(tokenized, prompt_format, thought, prefix_text)
+
+    def check_settings(self, settings: Settings) -> None:
+        """Raise UsageError for settings that the loaded model cannot follow."""
+        self._sampling(settings, ())
+        self._controls.require_marked_thought(settings, settings.system)
+
+    def generate(self, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None) -> ReplyStream:
+        """Start to generate the replies to several requests; the caller closes the stream.
+
+        An engine that schedules rows takes None for none now, and reads on after the next event.
+        """
+        return ReplyStream(self._engine, requests, scope)
+
+    def group_by_length(self, requests: Iterable[TokenizedRequest]) -> list[list[int]]:
+        return self._engine.group_by_length(one.request for one in requests)
+
+    def score(
+        self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None
+    ) -> Generator[ScoringEvent, None, None]:
+        """Yield the scores of given continuations as requests finish; closing the generator stops it."""
+        return self._engine.score(requests, scope)
+
+    def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
+        """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.
+
+        It has one more token than `likeliest`, since one of them may be the given one. Raises PromptTooLong, and
+        UsageError where this is not supported.
+        """
+        self.require_inspection()
+        yield from self.load()
+        if reply.tokens:
+            prompt = self._tokenize_prompt(self._render(reply.conversation), reply.tokens[:-1])
+            inspection = Inspection(reply.tokens, likeliest + 1)
+            request = Request(prompt, SamplingParams(max_tokens=1), inspection=inspection)
+            with closing(self._engine.complete([request])) as events:
+                yield from raise_refusals(events)
+
+    def require_inspection(self) -> None:
+        """Raise UsageError if the engine cannot inspect replies."""
+        if not self._engine.capabilities.scores:
+            raise UsageError(
+                "servers cannot compute the probabilities of an existing reply", "use a model on this machine"
+            )
+
+    @property
+    def schedules_rows(self) -> bool:
+        """Whether the engine takes thousands of requests, and starts them as slots become free."""
+        return self._engine.capabilities.schedules_rows
+
+    @property
+    def larger_context(self) -> str:
+        """The advice to a user whose context is full."""
+        return self._engine.capabilities.larger_context
+
+    @property
+    def prefix_token(self) -> int | None:
+        """The token that a text without a context is scored after: BOS, or EOS in a vocabulary without it."""
+        vocabulary = self._engine.vocabulary
+        texts = filter(None, map(vocabulary.special_token_text, ("bos", "eos")))
+        return next((token for text in texts for token in vocabulary.special_token_ids([text])), None)
+
+    def cancel_scope(self) -> CancelScope:
+        return self._engine.cancel_scope()
+
+    def load(self) -> Iterator[Event]:
+        """Load the model and yield the events of loading. Raises what made it fail."""
+        for event in self._engine.load():
+            yield event
+            if self._prepare and isinstance(event, LoadEvent):
+                self._prepare()  # while native code loads the model
+
+    def count_tokens(self, conversation: Conversation) -> int:
+        """Number of tokens in the prompt of a conversation; the least possible number of one that cannot fit."""
+        if least := self._least_tokens(last_text(conversation)):
+            return least
+        parts = self._format.render(conversation)
+        return self._least_tokens(parts) or len(self._engine.vocabulary.tokenize(parts))
+
+    def tokenize(self, conversation: Conversation) -> tuple[int, ...]:
+        """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""
+        return self._tokenize(self._render(conversation))
+
+    def shared_prefix(self, conversation: Conversation) -> tuple[int, ...]:
+        """The prompt tokens that do not depend on the first question; empty without a question."""
+        first = next((message.content for message in conversation.messages if message.role == "user"), None)
+        if first is None:
+            return ()
+        other = Message("user", "a" if first.startswith("0") else "0")
+        tokens = self.tokenize(conversation)
+        return tokens[: common_prefix(tokens, self.tokenize(replace(conversation, messages=(other,))))]
+
+    @property
+    def context_size(self) -> int | None:
+        """Tokens in the context of the loaded model; None before it is loaded."""
+        return self._engine.context_size if self._engine.is_loaded else None
+
+    def preview(self, conversation: Conversation) -> Preview:
+        """Load the model, and return the exact prompt of a conversation without evaluating it."""
+        for _ in self.load():
+            pass
+        vocabulary = self._engine.vocabulary
+        parts = self._render(conversation)
+        ids, text = self._tokenize(parts), self._spell(parts)
+        bos = vocabulary.special_token_text("bos")
+        adds_bos = bool(ids) and detokenize(vocabulary, ids[:1]) == bos and not text.startswith(bos)
+        return Preview(bos + text if adds_bos else text, ids)
+
+    def render(self, conversation: Conversation) -> str:
+        """The text of a conversation's prompt, without BOS unless the format writes it."""
+        return self._spell(self._render(conversation))
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return detokenize(self._engine.vocabulary, ids)
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Stop strings of the prompt format; the model must be loaded."""
+        return self._format.stop
+
+    @property
+    def default_system(self) -> str | None:
+        """System prompt of a conversation that has none of its own; the model must be loaded."""
+        return self._format.default_system
+
+    def drop_partial_character(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Drop tokens at the end that hold only part of a character."""
+        piece, length = self._engine.vocabulary.piece, len(ids)
+        while length and not _is_whole(b"".join(map(piece, ids[:length][-MAX_CHARACTER_BYTES:]))):
+            length -= 1
+        return ids[:length]
+
+    @cached_property
+    def _format(self) -> PromptFormat:
+        return self._build_format(self._engine.vocabulary, self._engine.context_size)
+
+    @cached_property
+    def _visible_tokens(self) -> frozenset[int]:
+        thoughts = self._format.thoughts
+        return self._engine.vocabulary.special_token_ids(
+            marker for thought in thoughts for marker in (thought.open, thought.close, thought.header)
+        )
+
+    @cached_property
+    def _controls(self) -> ReplyControls:
+        return ReplyControls(self._engine.vocabulary, self._format)
+
+    @property
+    def can_answer_now(self) -> bool:
+        """Whether `answer_now` has an effect on the reasoning of the reply that `respond` is generating."""
+        return self._answer_now.is_watched
+
+    def answer_now(self) -> None:
+        """End the reasoning of the reply that `respond` is generating, if it still reasons at its next token."""
+        self._answer_now.is_requested = True
+
+    def cancel(self) -> None:
+        self._engine.cancel()
+
+    def _sampling(self, settings: Settings, stop: tuple[str, ...]) -> SamplingParams:
+        params = settings.sampling(stop)
+        return replace(params, logit_bias=resolve_biases(self._engine.vocabulary, params.logit_bias))
+
+    def _decode_prefix(self, tokens: Sequence[int]) -> str:
+        vocabulary = self._engine.vocabulary
+        pieces = (vocabulary.piece(token, special=token in self._visible_tokens) for token in tokens)
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def _tokenize_prompt(self, prompt: Sequence[Part], prefix_tokens: tuple[int, ...]) -> tuple[int, ...]:
+        tokens = (*self._tokenize(prompt), *prefix_tokens)
+        size = self._engine.context_size
+        if len(tokens) >= size:
+            raise self._too_long(str(len(tokens)))
+        return tokens
+
+    def _render(self, conversation: Conversation) -> tuple[Part, ...]:
+        self._require_possible(last_text(conversation))
+        return self._format.render(conversation)
+
+    def _spell(self, prompt: Sequence[Part]) -> str:
+        return "".join(part.value if isinstance(part, Text) else self.detokenize(part.ids) for part in prompt)
+
+    def _tokenize(self, prompt: Sequence[Part]) -> tuple[int, ...]:
+        self._require_possible(prompt)
+        return self._engine.vocabulary.tokenize(prompt)
+
+    def _require_possible(self, prompt: Iterable[Part]) -> None:
+        if least := self._least_tokens(prompt):
+            raise self._too_long(f"at least {least}")
+
+    def _too_long(self, tokens: str) -> PromptTooLong:
+        size, trained = self._engine.context_size, self._trained_context
+        advice = f" or {self.larger_context} (trained context: {trained})" if size < trained else ""
+        return PromptTooLong.for_context(tokens, size, advice)
+
+    def _least_tokens(self, prompt: Iterable[Part]) -> int | None:
+        return least_tokens(self._engine.vocabulary, self._engine.context_size, prompt)
+
+
+def detokenize(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
+    """Decode tokens to text, special tokens spelled out."""
+    return b"".join(vocabulary.piece(token, special=True) for token in ids).decode("utf-8", "replace")
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether bytes end at the end of a character; they may start inside one."""
+    decoder = getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    return not decoder.getstate()[0]
+
+
+def _trusted_end(prompt: Sequence[Part]) -> str:
+    last = prompt[-1] if prompt else None
+    return last.value if isinstance(last, Text) and last.trusted else ""

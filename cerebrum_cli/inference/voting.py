@@ -1,0 +1,187 @@
+"""Sample several replies to one question, and take the majority of their final answers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from cerebrum_cli.answers.vote import Count, Tally, Votes
+from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TallyEvent, TokenEvent
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.inference.reply import LONG_PROMPT, Reply, ReplyCollector
+from cerebrum_cli.inference.reply_stream import GenerationRequest, ReplyStream
+from cerebrum_cli.inference.responder import Responder
+
+VOTE_TEMPERATURE = 0.7  # default of a vote: at 0 all samples would be the same
+
+
+class MajorityVote:
+    """A vote on the samples of one request: their replies, the tally, and how many samples to request.
+
+    Samples are counted in the order of their seeds, whichever finishes first: the outcome and the number of samples
+    depend on the seeds alone. With `stops_early`, samples that can no longer change the outcome are stopped.
+    """
+
+    def __init__(self, votes: Votes, stops_early: bool = True) -> None:
+        self._stops_early = stops_early
+        self.tally = Tally(votes if stops_early else Votes(votes.maximum, votes.maximum))
+        self.replies: dict[int, Reply] = {}  # of the samples in the tally
+        self.requested = self.tally.votes.minimum
+        self._collectors: dict[int, ReplyCollector] = {}
+        self.refusals: list[CerebrumError] = []  # of the samples in the tally
+        self._waiting: dict[int, Reply | CerebrumError] = {}  # finished, but an earlier sample has not
+        self._finished = 0
+
+    def with_samples(self, request: GenerationRequest) -> GenerationRequest:
+        """Set how many samples a request starts and may end with, and ask for log probabilities."""
+        return replace(request, n=self.requested, max_n=self.max_samples, logprobs=True)
+
+    def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> bool:
+        """Process an event of one sample, and start or stop samples; return whether the tally has changed.
+
+        A refused sample counts as one without an answer.
+        """
+        index, sample = event.sequence
+        if isinstance(event, RefusedEvent):
+            outcome: Reply | CerebrumError | None = event.error
+        else:
+            collector = self._collectors.setdefault(sample, ReplyCollector())
+            collector.emit(event)
+            outcome = collector.reply
+        if outcome is None:
+            return False
+        self._finished += 1
+        is_cancelled = isinstance(outcome, Reply) and outcome.finish.reason == "cancelled"
+        if is_cancelled or self.is_over:  # it may finish before the abort reaches it
+            return False
+        self._waiting[sample] = outcome
+        before = self.tally.samples
+        while not self.is_over and (ready := self._waiting.pop(self.tally.samples, None)):
+            self._count(ready)
+        self._start_or_stop(index, replies)
+        return self.tally.samples > before
+
+    def _count(self, outcome: Reply | CerebrumError) -> None:
+        """Count the next sample in the order of seeds."""
+        sample = self.tally.samples
+        if isinstance(outcome, CerebrumError):
+            self.refusals.append(outcome)
+            self.tally = self.tally.add(sample, None, 0.0)
+        else:
+            self.replies[sample] = outcome
+            self.tally = self.tally.add(sample, outcome.vote, outcome.probability)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Minimum and maximum number of samples."""
+        return self.tally.votes.minimum, self.tally.votes.maximum
+
+    @property
+    def max_samples(self) -> int:
+        return self.tally.votes.maximum
+
+    @property
+    def has_long_prompt(self) -> bool:
+        """Whether a sample evaluated so much of the prompt that the prompt is worth caching on disk."""
+        replies = (collector.reply for collector in self._collectors.values())
+        return self.is_over and any(reply.evaluated > LONG_PROMPT for reply in replies if reply)
+
+    def has_slow_prefill(self, tokens: int) -> bool:
+        """Whether a sample evaluated the first tokens of the prompt, and this many take long to evaluate."""
+        replies = (collector.reply for collector in self._collectors.values())
+        return any(reply.has_slow_prefill(tokens) for reply in replies if reply)
+
+    @property
+    def running(self) -> int:
+        """Number of samples that have not finished."""
+        return self.requested - self._finished
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the vote is complete; False after an interrupt."""
+        return self.tally.samples == self.max_samples or (self._stops_early and self.tally.is_decided)
+
+    @property
+    def tally_event(self) -> TallyEvent:
+        counts = tuple((count.answer, count.count) for count in self.tally.counts)
+        return TallyEvent(counts, self.tally.samples, *self.bounds)
+
+    @property
+    def winner(self) -> Count | None:
+        """The answer with the most votes; None while no sample has a final answer."""
+        return self.tally.winner
+
+    @property
+    def final_answer(self) -> str | None:
+        """The winning answer as most of its samples wrote it; None while no sample has a final answer."""
+        return self.winner.answer if self.winner else None
+
+    @property
+    def best_sample(self) -> ReplyCollector | None:
+        """The sample to show: the most probable one with the winning answer; without an answer, of all."""
+        likeliest = max(self.replies, key=lambda sample: self.replies[sample].probability, default=None)
+        sample = likeliest if self.tally.winning_sample is None else self.tally.winning_sample
+        return None if sample is None else self._collectors[sample]
+
+    @property
+    def reply(self) -> Reply | None:
+        """The reply of the sample to show."""
+        return self.best_sample.reply if self.best_sample else None
+
+    def _start_or_stop(self, index: int, replies: ReplyStream) -> None:
+        if self._stops_early and self.tally.is_decided:
+            replies.abort(index)
+        elif not self.running and (count := self.tally.missing_samples(0)):
+            # in rounds: the outcome must not depend on when samples finish
+            self.requested += count
+            replies.add_samples(index, count)
+
+
+def run_vote(responder: Responder, request: GenerationRequest, vote: MajorityVote) -> Generator[Event, None, None]:
+    """Yield the events of all samples, and a TallyEvent whenever the tally changes.
+
+    Raises the error of a refused sample if all were refused.
+    """
+    yield from responder.load()
+    with closing(responder.generate([responder.tokenize_request(vote.with_samples(request))])) as replies:
+        for event in replies:
+            yield event
+            if isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)) and vote.add_event(event, replies):
+                yield vote.tally_event
+    if vote.refusals:
+        error = vote.refusals[0]
+        if not vote.replies:
+            raise error
+        yield NoticeEvent(f"{len(vote.refusals)} of {vote.tally.samples} samples failed: {error.message}", error.hint)
+
+
+def require_sampling(settings: Settings, option: str = "--votes") -> None:
+    """Raise UsageError where all samples that an option asks for would be the same."""
+    if settings.temperature == 0:
+        raise UsageError(
+            f"{option} needs a temperature above 0: at 0 all samples are the same",
+            f"omit --temperature (default {VOTE_TEMPERATURE}), or set it above 0",
+        )
+
+
+def votes_object(vote: MajorityVote) -> dict[str, Any]:
+    """The `votes` object of `--json`, with every counted sample in the order of the seeds."""
+    return {
+        "samples": vote.tally.samples,
+        "winner": vote.final_answer,
+        "tally": [{"answer": count.answer, "count": count.count} for count in vote.tally.counts],
+        "agreement": round(vote.tally.agreement, 4),
+        "chains": [
+            {
+                "seed": reply.finish.seed,
+                "text": reply.text,
+                "final_answer": reply.vote,
+                "finish_reason": reply.finish.reason,
+                "concluded_at": reply.concluded_at,
+            }
+            for _, reply in sorted(vote.replies.items())
+        ],
+    }

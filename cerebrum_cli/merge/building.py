@@ -1,0 +1,135 @@
+"""Catalog models that are merged instead of downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cerebrum_cli.core.errors import CerebrumError, ConfigError
+from cerebrum_cli.core.files import existing_parent
+from cerebrum_cli.merge.merge import Merge, MergeOptions, Merger
+from cerebrum_cli.merge.recipe import Recipe
+from cerebrum_cli.merge.recipes import catalogue_recipe, with_quantization
+from cerebrum_cli.models.availability import DownloadPlan
+from cerebrum_cli.models.download_plan import DownloadPlanner
+from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.names import require_free_name
+from cerebrum_cli.models.pull import Confirm, Puller, require_confirmation
+from cerebrum_cli.models.reference import NameReference, PathReference, Reference
+from cerebrum_cli.models.spec import ModelSpec
+from cerebrum_cli.models.variants import same_quantization
+
+PullReference = Callable[[Reference], Model]
+"""Returns the model of a reference, pulled if it is not installed."""
+
+
+def pull_merge(
+    merger: Merger,
+    puller: Puller,
+    spec: ModelSpec,
+    reference: NameReference,
+    name: str | None,
+    context: int | None,
+    confirm: Confirm,
+) -> Model:
+    """Merge a catalog model from source models in the planned quantization, which are pulled first."""
+    if spec.name in puller.merge_stack:
+        raise ConfigError(f"{spec.name}: circular recipe", "fix its row in models.toml")
+    inner = replace(puller, merge_stack=(*puller.merge_stack, spec.name))
+    catalogue_merge = CatalogueMerge(puller.library, merger, spec, catalogue_recipe(spec))
+    quantization = reference.quantization
+    if spec.quantizations:
+        plan = catalogue_merge.plan(puller.planner, reference, context)
+        if plan.chosen.installed:
+            return puller.with_name(puller.library.find(plan.reference), name)
+        require_confirmation(plan, confirm)
+        quantization = plan.chosen.quantization
+    merge = catalogue_merge.build(quantization, name, lambda each: inner.find_or_pull(each, None, context, confirm))
+    written = merger.write(merge, lambda done, total: puller.progress.update("merge", done, total))
+    return merger.register(merge, written)
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueMerge:
+    """A catalog model with a recipe, and its merge."""
+
+    library: Library
+    merger: Merger
+    spec: ModelSpec
+    recipe: Recipe
+
+    def plan(self, planner: DownloadPlanner, reference: NameReference, context: int | None) -> DownloadPlan:
+        """Plan the download; without a quantization in the reference, prefer one whose models are installed."""
+        plan = planner.plan(reference, context)
+        if plan.chosen.installed or reference.quantization:
+            return plan
+        installed = [each for each in plan.candidates if each.installed] if planner.is_offline else []
+        ready = installed or [each for each in plan.candidates if self.is_ready(each.quantization)]
+        if not ready:
+            return plan
+        best = min(ready, key=lambda each: (not each.recommended, each.verdict != "fits", -each.size))
+        return planner.plan(NameReference(self.spec.name, best.quantization), context)
+
+    def is_ready(self, quantization: str) -> bool:
+        """Whether all source models are installed in a quantization."""
+        return not any(map(self._is_missing, self._references(quantization)))
+
+    def build(self, quantization: str | None, name: str | None, pull: PullReference) -> Merge:
+        """Pull the source models and prepare the merge. Raises UsageError for a name in use.
+
+        Without a quantization it takes that of the first source model.
+        """
+        if name:
+            require_free_name(
+                self.library, name, lambda row: row is self.spec, lambda entry: entry.path.parent == self.directory
+            )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if quantization:
+            self.merger.require_disk_space(self.directory, self._needed_space(quantization))
+        references = zip(self.recipe.models, self._references(quantization), strict=True)
+        models = {each: self._source_model(reference, pull) for each, reference in references}
+        label = quantization or models[self.recipe.models[0]].display_name
+        output, model_name = (
+            self.directory / self.spec.merged_name(label),
+            name or str(NameReference(self.spec.name, label)),
+        )
+        options = MergeOptions(output, model_name, title=self.spec.system, quantization=quantization)
+        merge = self.merger.prepare(self.recipe, models, options)
+        self.merger.require_writable(merge)
+        return merge
+
+    @property
+    def directory(self) -> Path:
+        return self.library.merge_directory
+
+    def _references(self, quantization: str | None) -> list[Reference]:
+        library, names = self.library, self.recipe.models
+        return [
+            library.parse(with_quantization(library, each, quantization) if quantization else each) for each in names
+        ]
+
+    def _source_model(self, reference: Reference, pull: PullReference) -> Model:
+        is_path = isinstance(reference, PathReference)  # a file is used as it is, and not registered
+        return self.library.find(reference) if is_path else pull(reference)
+
+    def _is_missing(self, reference: Reference) -> bool:
+        try:
+            self.library.find(reference)
+        except CerebrumError:
+            return True
+        return False
+
+    def _needed_space(self, quantization: str) -> int:
+        """Bytes that the merge needs, including downloads to the same disk."""
+        existing = existing_parent(self.library.cache.directory)
+        missing = [each for each in self._references(quantization) if self._is_missing(each)]
+        downloads = missing if existing.stat().st_dev == self.directory.stat().st_dev else []
+        return sum(_size(spec, quantization) for spec in (self.spec, *map(self.library.spec_for, downloads)))
+
+
+def _size(spec: ModelSpec | None, quantization: str) -> int:
+    """Size of a model in bytes; 0 if the catalog does not list it."""
+    known = spec.known_quantizations if spec else ()
+    return next((each.size for each in known if same_quantization(each.name, quantization)), 0)

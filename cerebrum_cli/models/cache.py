@@ -1,0 +1,226 @@
+"""The Hugging Face cache, shared by all tools that use the Hub: the GGUF models in it, and the paths of a download.
+
+    models--OWNER--REPO/blobs/DIGEST                       the bytes, once; `datasets--` likewise
+    models--OWNER--REPO/snapshots/COMMIT/FILE              a link to them by file name
+    models--OWNER--REPO/refs/REVISION                      the commit of a branch or tag at the last request
+
+The cache is scanned here and not by huggingface_hub, which takes 0.1 s to import and looks at every file of every
+model and data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from cerebrum_cli.core.files import exists
+from cerebrum_cli.models.reference import MAIN, RepositoryKind
+from cerebrum_cli.models.variants import Variant, parts_of, quantization_of, variants
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+_MODELS = "models--"
+_TAG_FILE = "CACHEDIR.TAG"
+_TAG_CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n"  # https://bford.info/cachedir/: backups skip it
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """A model in the cache: its repository and commit, and its files in order with their blobs."""
+
+    repo_id: str
+    commit: str
+    quantization: str
+    names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    blobs: tuple[Path, ...]
+
+    @property
+    def sha256(self) -> str | None:
+        """Digest of the first file, from the name of its blob; None on a file system without links."""
+        name = self.blobs[0].name
+        return name if SHA256.fullmatch(name) else None
+
+
+class CachedFile(NamedTuple):
+    """A file in the cache: its commit, its name in the repository, and its path in the snapshot."""
+
+    commit: str
+    name: str
+    path: Path
+
+    @property
+    def digest(self) -> str | None:
+        """The SHA-256 or git hash that its blob is named after; None on a file system without links."""
+        name = _link_target(self.path).name
+        return name if SHA256.fullmatch(name) or COMMIT.fullmatch(name) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The cache in one directory: the repositories of one kind."""
+
+    directory: Path
+    kind: RepositoryKind = "model"
+
+    def models(self) -> Iterator[CachedModel]:
+        """Yield every complete GGUF model, newest commit of a repository first; models that commits share only once."""
+        for folder in _sorted_entries(self.directory):
+            if repo_id := _repo_id_of(folder.name):
+                yield from self._repository_models(repo_id)
+
+    def model_from_files(self, repo_id: str, commit: str, variant: Variant) -> CachedModel:
+        """The model made of these files of a commit; all of them must exist."""
+        paths = tuple(self.pointer(repo_id, commit, name) for name in variant.files)
+        return CachedModel(repo_id, commit, variant.quantization, variant.files, paths, tuple(map(_link_target, paths)))
+
+    def model_at(self, path: Path) -> CachedModel | None:
+        """The model whose first file has this path; None for any other path."""
+        try:
+            folder, snapshots, commit, *names = path.relative_to(self.directory).parts
+        except ValueError:
+            return None
+        repo_id, name = _repo_id_of(folder), "/".join(names)
+        if not (repo_id and snapshots == "snapshots" and name):
+            return None
+        return self.model_from_files(repo_id, commit, Variant(quantization_of(name), parts_of(name)))
+
+    def find_file(self, repo_id: str, pattern: str) -> CachedFile | None:
+        """A file by the pattern of its name: in the commit of `main`, or else in the newest that has it."""
+        for snapshot in self._snapshots(repo_id):
+            for name in sorted(_files(snapshot, lambda name: fnmatchcase(name, pattern))):
+                return CachedFile(snapshot.name, name, snapshot / name)
+        return None
+
+    def repository_directory(self, repo_id: str) -> Path:
+        return self.directory / f"{self.kind}s--{repo_id.replace('/', '--')}"
+
+    def commit(self, repo_id: str, revision: str) -> str | None:
+        """Commit of a revision at the last request; None if it was never requested."""
+        if COMMIT.fullmatch(revision):
+            return revision
+        try:
+            return (self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)).read_text()
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def blob(self, repo_id: str, digest: str) -> Path:
+        """Path of the bytes with this digest."""
+        return self.repository_directory(repo_id) / "blobs" / digest
+
+    def partial(self, repo_id: str, digest: str) -> Path:
+        """Path of a partial download, by a name that `hf cache` knows as incomplete."""
+        return self.repository_directory(repo_id) / "blobs" / f"{digest}.incomplete"
+
+    def lock(self, repo_id: str, digest: str) -> Path:
+        """The file that huggingface_hub locks while it downloads this blob."""
+        return self.directory / ".locks" / self.repository_directory(repo_id).name / f"{digest}.lock"
+
+    def pointer(self, repo_id: str, commit: str, name: str) -> Path:
+        """Path of a file in the snapshot of a commit."""
+        return self.repository_directory(repo_id) / "snapshots" / commit / PurePosixPath(name)
+
+    def contains(self, repo_id: str, commit: str, name: str, digest: str | None) -> bool:
+        """Whether the cache has a file, judged by the name of its blob."""
+        return digest is not None and exists(self.stored_path(repo_id, commit, name, digest))
+
+    def make_directories(self, repo_id: str, commit: str, name: str, digest: str) -> None:
+        """Create the directories that a download needs."""
+        blob, pointer, lock = (
+            self.blob(repo_id, digest),
+            self.pointer(repo_id, commit, name),
+            self.lock(repo_id, digest),
+        )
+        for path in (blob, pointer, lock):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        tag = self.directory / _TAG_FILE
+        if not tag.exists():
+            with contextlib.suppress(OSError):
+                tag.write_text(_TAG_CONTENT)
+
+    def write_ref(self, repo_id: str, revision: str, commit: str) -> None:
+        if not COMMIT.fullmatch(revision) and self.commit(repo_id, revision) != commit:
+            reference = self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            temporary = reference.with_name(f".{reference.name}.{os.getpid()}")
+            temporary.write_text(commit)
+            temporary.replace(reference)
+
+    def link(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
+        """Link a blob into the snapshot of a commit and return the link's path."""
+        blob, pointer = self.stored_path(repo_id, commit, name, digest), self.pointer(repo_id, commit, name)
+        if not (pointer.exists() and pointer.samefile(blob)):
+            _link(blob, pointer)
+        return pointer
+
+    def stored_path(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
+        """Path of a file's bytes: its blob, or the snapshot file on a file system without links."""
+        blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
+        return pointer if exists(pointer) and not pointer.is_symlink() and not exists(blob) else blob
+
+    def _repository_models(self, repo_id: str) -> Iterator[CachedModel]:
+        seen: set[tuple[tuple[str, ...], tuple[Path, ...]]] = set()
+        for snapshot in self._snapshots(repo_id):
+            for variant in variants(_files(snapshot, _is_gguf)):
+                model = self.model_from_files(repo_id, snapshot.name, variant)
+                if (model.names, model.blobs) not in seen:
+                    seen.add((model.names, model.blobs))
+                    yield model
+
+    def _snapshots(self, repo_id: str) -> list[Path]:
+        """Snapshots of a repository: the commit of `main` first, then newest first."""
+        main = self.commit(repo_id, MAIN)
+        found = []
+        for path in _sorted_entries(self.repository_directory(repo_id) / "snapshots"):
+            with contextlib.suppress(OSError):  # a broken link, or a snapshot being deleted
+                found.append((path.name == main, path.stat().st_mtime_ns, path))
+        return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def _files(snapshot: Path, is_wanted: Callable[[str], bool]) -> Iterator[str]:
+    """Yield the names of the wanted files of a snapshot, relative to the repository."""
+    for directory, _, names in os.walk(snapshot):
+        for name in names:
+            path = Path(directory, name)
+            relative = path.relative_to(snapshot).as_posix()
+            if is_wanted(relative) and exists(path):
+                yield relative
+
+
+def _is_gguf(name: str) -> bool:
+    return name.lower().endswith(".gguf")
+
+
+def _repo_id_of(folder: str) -> str | None:
+    """Model repository that a directory belongs to; None for any other directory."""
+    owner, dashes, name = folder.removeprefix(_MODELS).partition("--")
+    return f"{owner}/{name}" if folder.startswith(_MODELS) and dashes else None
+
+
+def _sorted_entries(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _link_target(path: Path) -> Path:
+    """The blob that a link points to, one step only: a blob may itself link to one that repositories share."""
+    return Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path
+
+
+def _link(blob: Path, pointer: Path) -> None:
+    """Create a link; without support for links move the blob there instead, as huggingface_hub does."""
+    temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+    try:
+        temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+    except OSError:
+        blob.replace(pointer)
+        return
+    temporary.replace(pointer)

@@ -1,0 +1,159 @@
+"""Plan downloads from the Hub's listings, or from the catalog when offline. Nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.gguf.cursor import HeaderTruncated
+from cerebrum_cli.gguf.header import Header, header_length, parse_header
+from cerebrum_cli.models.availability import (
+    Availability,
+    DownloadPlan,
+    assess_fit,
+    catalogue_availability,
+    installed_availability,
+    spec_sizes,
+)
+from cerebrum_cli.models.hub import HubFile, Listing, is_offline, list_repository, open_file
+from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.not_found import require_not_refused
+from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, Reference
+from cerebrum_cli.models.retries import Progress, RetryPolicy
+from cerebrum_cli.models.spec import ModelSpec
+from cerebrum_cli.models.variants import Variant, variants
+
+PART_HEADER_BYTES = 1 << 18  # of a split file's further parts, which have no vocabulary
+HEADER_BYTES = tuple(1 << shift for shift in (20, 22, 24, 26))  # tried in turn: vocabularies take up to 20 MB
+
+
+@dataclass(slots=True)
+class DownloadPlanner:
+    library: Library
+    progress: Progress
+    offline: bool = False
+    _headers: dict[tuple[str, str], bytes] = field(default_factory=dict, init=False)
+
+    @property
+    def is_offline(self) -> bool:
+        return self.offline or is_offline()
+
+    def plan(self, reference: Reference, context: int | None = None) -> DownloadPlan:
+        """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
+        spec = self.library.spec_named(reference.name) if isinstance(reference, NameReference) else None
+        if isinstance(reference, HubReference) and not self.is_offline:
+            availability = self._repository_availability(reference)
+        elif isinstance(reference, NameReference) and spec and not (spec.package or spec.recipe or self.is_offline):
+            availability = self._spec_availability(spec, reference)
+        elif spec:
+            availability = catalogue_availability(spec, self.library.models())
+        else:
+            return self._plan_installed(self.library.find(reference), context)
+        quantization = None if isinstance(reference, PathReference) else reference.quantization
+        return assess_fit(availability, quantization, context, self.library.capacity())
+
+    def header(self, listing: Listing, file: HubFile) -> Header:
+        """Header of a file on the Hub, read from its first megabytes. Raises ModelFileError."""
+        return parse_header(Path(listing.repo_id, file.name), self.header_bytes(listing, file), file.size)
+
+    def header_bytes(self, listing: Listing, file: HubFile, ends: Sequence[int] = HEADER_BYTES) -> bytes:
+        """Bytes of a file on the Hub up to its tensor data, of which the `ends` are tried in turn.
+
+        Raises ModelFileError.
+        """
+        key = (listing.commit, file.name)
+        if key not in self._headers:
+            self._headers[key] = RetryPolicy(self.progress).run(lambda: _read_header(listing, file, ends))
+        return self._headers[key]
+
+    def _plan_installed(self, model: Model, context: int | None) -> DownloadPlan:
+        """Plan for an installed model that is not in the catalog."""
+        siblings = [each for each in self.library.models() if each.cached and each.name == model.name]
+        availability = installed_availability(
+            [each for each in siblings if each.is_readable] if model.cached else [model]
+        )
+        return assess_fit(availability, model.display_name, context, self.library.capacity())
+
+    def _installed_header(self, listing: Listing) -> Header | None:
+        """Header of any quantization of a repository that is here, if without weights; all have the same shape."""
+        models = (*self.library.cached_models(), *self.library.vocabularies())
+        found = (model for model in models if model.cached and model.cached.repo_id == listing.repo_id)
+        return next((model.header for model in found if model.is_readable), None)
+
+    def _spec_availability(self, spec: ModelSpec, reference: NameReference) -> Availability:
+        """Availability in the first repository of a catalog model that has the requested quantization."""
+        if not spec.sources:
+            raise ModelNotFound(f"{spec.name} cannot be downloaded", spec.notes)
+        errors: list[ModelNotFound] = []
+        for source in spec.sources:
+            try:
+                listing = RetryPolicy(self.progress).run(lambda: list_repository(source.repo_id, source.revision))  # noqa: B023
+                found = [each for each in _variants(listing) if source.matches(each.files[0].rpartition("/")[2])]
+                availability = self._listing_availability(spec.name, spec, listing, found)
+                availability.matching(reference.quantization)
+                return availability
+            except ModelNotFound as error:
+                errors.append(error)
+        raise errors[0]
+
+    def _repository_availability(self, reference: HubReference) -> Availability:
+        repo_id = reference.repo_id
+        require_not_refused(self.library.specs, repo_id)
+        listing = RetryPolicy(self.progress).run(lambda: list_repository(repo_id, reference.revision))
+        found = [each for each in _variants(listing) if reference.file is None or reference.file in each.files]
+        if reference.file and not found:
+            hint = f"list its models: cerebrum pull --dry-run {repo_id}"
+            raise ModelNotFound(f"{repo_id} has no complete model {reference.file}", hint)
+        spec = next((spec for each in found if (spec := self.library.spec_in(repo_id, each.files[0]))), None)
+        return self._listing_availability(spec.name if spec else repo_id, spec, listing, found)
+
+    def _listing_availability(
+        self, name: str, spec: ModelSpec | None, listing: Listing, found: list[Variant]
+    ) -> Availability:
+        if not found:
+            raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
+        sizes = [(each.quantization, sum(listing.file(file).size for file in each.files)) for each in found]
+        if spec and spec.kv_bytes_per_token:
+            layer_sizes, trained = spec_sizes(spec), spec.context_size
+        else:
+            header = self._installed_header(listing) or self.header(listing, listing.file(found[0].files[0]))
+            layer_sizes, trained = header.sizes, header.context_length
+        cache = self.library.cache
+        installed = tuple(
+            each.quantization
+            for each in found
+            if all(
+                cache.contains(listing.repo_id, listing.commit, file, listing.file(file).sha256) for file in each.files
+            )
+        )
+        return Availability(name, tuple(sizes), installed, layer_sizes, trained, spec, listing, tuple(found))
+
+
+def _variants(listing: Listing) -> tuple[Variant, ...]:
+    return variants(file.name for file in listing.files)
+
+
+def _read_header(listing: Listing, file: HubFile, ends: Sequence[int]) -> bytes:
+    path = Path(listing.repo_id, file.name)
+    data = b""
+    for end in ends:
+        with open_file(listing, file.name, len(data), min(end, file.size)) as body:
+            data = data[: body.start] + b"".join(_up_to(body.chunks, end - body.start))
+        try:
+            return data[: header_length(path, data, file.size)]
+        except HeaderTruncated:
+            if len(data) >= file.size or end == ends[-1]:
+                raise
+    raise AssertionError("the last length raises or returns")
+
+
+def _up_to(chunks: Iterable[bytes], size: int) -> Iterable[bytes]:
+    """Yield chunks up to this many bytes: a server without range support would send the whole file."""
+    for chunk in chunks:
+        yield chunk
+        size -= len(chunk)
+        if size <= 0:
+            return

@@ -1,0 +1,149 @@
+"""Which quantizations of a model fit this machine, and which one is recommended."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from cerebrum_cli.engine.memory import (
+    CPU_UBATCH,
+    DEFAULT_CONTEXT,
+    GPU_UBATCH,
+    HEADROOM,
+    ContextOptions,
+    Device,
+    default_context,
+    host_bytes,
+    memory_needs,
+    plan_layers,
+)
+from cerebrum_cli.gguf.sizes import ModelSizes
+from cerebrum_cli.models.variants import same_quantization
+
+Verdict = Literal["fits", "tight", "too big"]
+
+PREFERRED_QUANTIZATION = "Q4_K_M"  # the common compromise of size and quality
+SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
+TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swapped out
+COMFORTABLE_FRACTION = 0.25  # of the host's memory; below it a file larger than the preferred one does no harm
+PREFERRED_BITS, FEWEST_BITS = 4, 2
+_BITS = re.compile(r"(?:Q|FP)([1-8])", re.IGNORECASE)
+_UNQUANTIZED = re.compile(r"B?F(P?16|P?32)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Bytes of memory of this machine, and its GPUs as of the last loaded model; None before that."""
+
+    memory: int
+    devices: tuple[Device, ...] | None = None
+
+    @property
+    def host_memory(self) -> int:
+        """Bytes of the host's memory available to a model."""
+        return max(0, self.memory - SYSTEM_RESERVE)
+
+    @property
+    def usable_memory(self) -> int:
+        """Bytes available to a model on the host and on GPUs with memory of their own."""
+        own = (device.free - HEADROOM for device in self.devices or () if not device.is_unified)
+        return self.host_memory + sum(max(0, free) for free in own)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationFit:
+    """A quantization with the size of its files and the memory it needs, in bytes, and whether that fits."""
+
+    quantization: str
+    size: int
+    needed: int
+    verdict: Verdict
+    installed: bool = False
+    recommended: bool = False
+
+
+def planned_context(requested: int | None, trained: int | None) -> int:
+    """Context size to assess a model at: the requested one, or the default if memory is no limit."""
+    return requested or default_context(trained or DEFAULT_CONTEXT)
+
+
+class MemoryFit(NamedTuple):
+    """How a model fits this machine: bytes it needs in all, bytes of the host's memory, and whether GPUs hold it."""
+
+    needed: int
+    host_needed: int
+    is_offloaded: bool
+
+    def verdict(self, capacity: Capacity) -> Verdict:
+        if self.host_needed > capacity.host_memory:
+            return "too big"
+        return "fits" if self.host_needed <= TIGHT_FRACTION * capacity.host_memory else "tight"
+
+    def is_comfortable(self, capacity: Capacity) -> bool:
+        """Whether a larger model than the preferred one does no harm."""
+        if self.is_offloaded:
+            return self.verdict(capacity) == "fits"
+        return self.needed <= COMFORTABLE_FRACTION * capacity.host_memory
+
+
+def fit_memory(sizes: ModelSizes, context: int, capacity: Capacity) -> MemoryFit:
+    """Plan the memory of a model with one sequence; llama.cpp offloads as many layers as GPUs can hold."""
+    devices = capacity.devices or ()
+    options = ContextOptions(context, 1, 1, GPU_UBATCH if devices else CPU_UBATCH)
+    offloaded = plan_layers(sizes, "auto", options, devices)
+    needs = memory_needs(sizes, options, offloaded)
+    is_offloaded = sum(offloaded) > len(sizes.layers) and not any(device.is_unified for device in devices)
+    return MemoryFit(needs.total + HEADROOM, host_bytes(needs, devices) + HEADROOM, is_offloaded)
+
+
+def assess_quantizations(
+    quantizations: Iterable[tuple[str, int]],
+    installed: Iterable[str],
+    sizes: ModelSizes,
+    context: int,
+    capacity: Capacity,
+) -> tuple[QuantizationFit, ...]:
+    """Assess quantizations by the bytes of their files, smallest first; one of them is recommended.
+
+    `sizes` are those of any of them.
+    """
+    installed_names = tuple(installed)
+    candidates, comfortable = [], []
+    for name, size in sorted(quantizations, key=lambda item: (item[1], item[0])):
+        fit = fit_memory(sizes.with_weights(size), context, capacity)
+        is_installed = any(same_quantization(name, each) for each in installed_names)
+        candidates.append(QuantizationFit(name, size, fit.needed, fit.verdict(capacity), is_installed))
+        comfortable.append(fit.is_comfortable(capacity))
+    if not candidates:
+        return ()
+    best = recommend(candidates, [each for each, is_it in zip(candidates, comfortable, strict=True) if is_it])
+    return tuple(replace(candidate, recommended=candidate is best) for candidate in candidates)
+
+
+def recommend(candidates: Sequence[QuantizationFit], comfortable: Sequence[QuantizationFit]) -> QuantizationFit:
+    """Choose the preferred one, or a larger one that is comfortable; the largest that fits if it is too large.
+
+    Without the preferred one, the nearest below it that fits takes its place, or else the nearest above it. If none
+    fits, the smallest is chosen.
+    """
+    quantized = [each for each in candidates if not _UNQUANTIZED.fullmatch(each.quantization)] or list(candidates)
+    by_size = sorted(quantized, key=lambda each: each.size)
+    fitting = [each for each in by_size if each.verdict == "fits"]
+    if not fitting:
+        return by_size[0]
+    preferred = [each for each in by_size if same_quantization(each.quantization, PREFERRED_QUANTIZATION)]
+    if preferred and preferred[0] not in fitting:
+        return fitting[-1]
+    base = preferred[0] if preferred else min(fitting, key=lambda each: (_distance(each.quantization), -each.size))
+    return max([base, *(each for each in fitting if each in comfortable)], key=lambda each: each.size)
+
+
+def _distance(quantization: str) -> tuple[bool, float]:
+    """Distance from the preferred quantization by the bits in the name; those of more or of unusably few come last."""
+    match = _BITS.search(quantization)
+    bits = int(match[1]) if match else 0
+    is_usable = FEWEST_BITS <= bits <= PREFERRED_BITS
+    return not is_usable, abs(math.log(bits / PREFERRED_BITS)) if bits else math.inf

@@ -1,0 +1,58 @@
+"""Models that do not generate text token by token, recognized by their header before they are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.gguf.header import Header
+from cerebrum_cli.models.model import require_loadable
+
+HINT = "use a decoder-only model; cerebrum list --available shows some"
+
+_EMBEDS = "which computes embeddings and generates no text"
+_ENCODER_ONLY = f"an encoder-only model, {_EMBEDS}"
+_ENCODER_DECODER = "an encoder-decoder model, which is not supported"
+_DIFFUSION = "a diffusion model, which is not supported"
+_VOCODER = "a vocoder, which turns audio tokens into sound and generates no text"
+_POOLING = {4: "a reranker, which scores texts and generates none"}  # LLAMA_POOLING_TYPE_RANK; 0 is none
+# By general.architecture (llama.cpp 0c1e57098). Other files say it in their metadata, and what neither shows,
+# `require_decoder` in engine/llama/load.py finds after loading.
+_ARCHITECTURES = {
+    "bert": _ENCODER_ONLY,
+    "modern-bert": _ENCODER_ONLY,
+    "nomic-bert": _ENCODER_ONLY,
+    "nomic-bert-moe": _ENCODER_ONLY,
+    "neo-bert": _ENCODER_ONLY,
+    "jina-bert-v2": _ENCODER_ONLY,
+    "jina-bert-v3": _ENCODER_ONLY,
+    "eurobert": _ENCODER_ONLY,
+    "gemma-embedding": _ENCODER_ONLY,
+    "llama-embed": _ENCODER_ONLY,
+    "t5encoder": _ENCODER_ONLY,
+    "t5": _ENCODER_DECODER,
+    "dream": _DIFFUSION,
+    "llada": _DIFFUSION,
+    "wavtokenizer-dec": _VOCODER,
+    "llada-moe": _DIFFUSION,
+    "rnd1": _DIFFUSION,
+}
+
+
+def unsupported_kind(header: Header) -> str | None:
+    """The kind of a model that cannot answer a prompt; None for one that can."""
+    name, metadata = header.architecture, header.metadata
+    if kind := _ARCHITECTURES.get(name):
+        return kind
+    if metadata.get(f"{name}.attention.causal") is False:
+        return _ENCODER_ONLY
+    if pooling := metadata.get(f"{name}.pooling_type"):
+        return _POOLING.get(pooling, f"an embedding model, {_EMBEDS}") if isinstance(pooling, int) else None
+    return None
+
+
+def require_generative(path: Path, header: Header) -> None:
+    """Raise ModelFileError for a model that llama.cpp cannot load, or that cannot answer a prompt."""
+    require_loadable(path, header)
+    if kind := unsupported_kind(header):
+        raise ModelFileError(path, f"{kind} (architecture {header.architecture})", HINT)

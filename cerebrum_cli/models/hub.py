@@ -1,0 +1,319 @@
+"""The Hugging Face Hub through huggingface_hub: its URLs, tokens, locks and errors.
+
+Only this module imports huggingface_hub. It raises errors of this program, which state whether a retry may help.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+from cerebrum_cli import __version__
+from cerebrum_cli.core.errors import CerebrumError, ConfigError, PullError
+from cerebrum_cli.core.files import try_lock
+from cerebrum_cli.core.settings import environment, forget_empty_variable
+from cerebrum_cli.models.cache import COMMIT, SHA256
+from cerebrum_cli.models.hub_errors import ErrorResponse, HubError, Token, connection_error
+from cerebrum_cli.models.reference import HUB_HOSTS, MAIN, RepositoryKind, is_safe_path
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import httpx2
+    from huggingface_hub import CachedFileInfo, HFCacheInfo
+
+_VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")  # empty counts as unset
+_LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+
+
+class HubFile(NamedTuple):
+    """A file of a repository: its path, its size in bytes, and the SHA-256 in the Hub's large-file storage.
+
+    A small file of a dataset has a git hash instead.
+    """
+
+    name: str
+    size: int
+    sha256: str | None
+    git_hash: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 or git hash. Raises PullError if the Hub lists none, since the file could not be verified."""
+        digest = self.sha256 or self.git_hash
+        if digest is None:
+            raise PullError(f"{self.name}: the Hub lists no SHA-256 for it", "choose another file")
+        return digest
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """GGUF files of a model, or all files of a dataset, in one commit; `revision` is what was requested."""
+
+    repo_id: str
+    revision: str
+    commit: str
+    files: tuple[HubFile, ...]
+    kind: RepositoryKind = "model"
+
+    def file(self, name: str) -> HubFile:
+        return next(file for file in self.files if file.name == name)
+
+
+class Body(NamedTuple):
+    """The bytes of a file as they arrive, and their offset in it."""
+
+    start: int
+    chunks: Iterator[bytes]
+
+
+def cache_directory() -> Path:
+    """Directory of huggingface_hub's cache, set by HF_HUB_CACHE, HF_HOME and similar variables."""
+    return Path(_constants().HF_HUB_CACHE).absolute()
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids network use."""
+    return bool(_constants().is_offline_mode())
+
+
+def token() -> Token:
+    """Where the user's token is stored and whether one is set. Uses no network, not even to renew the token."""
+    location, text = _token_location(), environment("HF_TOKEN") or ""
+    if not text:
+        with contextlib.suppress(FileNotFoundError):
+            text = Path(location).read_text(encoding="utf-8", errors="surrogateescape")
+    if not text.isascii() or len(text.split()) > 1:
+        raise PullError(f"invalid characters in the token from {location}", "fix it")
+    return Token(location, bool(text.strip()))
+
+
+def check_reachable(timeout: float) -> str:
+    """Request the Hub without a token and return its address. Raises HubError.
+
+    `timeout` is in seconds for each stage; name resolution may take longer.
+    """
+    endpoint = _endpoint()
+    _constants()
+    from huggingface_hub import get_session
+
+    with _translated(endpoint):
+        response = get_session().head(endpoint, timeout=timeout, headers={"Accept-Encoding": "identity"})
+    if response.status_code >= 500:
+        raise HubError(f"{endpoint}: server error {response.status_code}", "try again later")
+    return endpoint
+
+
+def _constants() -> ModuleType:
+    """Values that huggingface_hub reads from the environment. Raises ConfigError for invalid ones."""
+    for name in _VARIABLES:
+        forget_empty_variable(name)
+    endpoint = _endpoint()
+    try:
+        parts = urlsplit(endpoint)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        hint = "set HF_ENDPOINT to a URL such as https://huggingface.co, or unset it"
+        raise ConfigError(f"HF_ENDPOINT={endpoint!r} is not a URL", hint)
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:
+        problem = f"invalid HF_ environment variable: {error}"
+        raise ConfigError(problem, "fix it, or unset it") from error
+    return constants
+
+
+def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryKind = "model") -> Listing:
+    """Request the GGUF files of a model, or all files of a dataset; the default revision is `main`.
+
+    Raises ModelNotFound for an unknown repository or revision, HubError for other failures.
+    """
+    timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
+    from huggingface_hub import HfApi
+
+    with _translated(repo_id, kind):
+        api = HfApi(library_name=_LIBRARY_NAME, library_version=__version__)
+        request = api.model_info if kind == "model" else api.dataset_info
+        info = request(repo_id, revision=revision or MAIN, files_metadata=True, timeout=timeout)
+        files = tuple(
+            HubFile(
+                file.rfilename,
+                int(file.size or 0),
+                _matching(SHA256, file.lfs.sha256 if file.lfs else None),
+                _matching(COMMIT, file.blob_id) if kind == "dataset" and not file.lfs else None,
+            )
+            for file in info.siblings or ()
+            if (kind == "dataset" or file.rfilename.lower().endswith(".gguf")) and is_safe_path(file.rfilename)
+        )
+        commit = str(info.sha)
+    if not COMMIT.fullmatch(commit):
+        raise _not_a_hub()
+    return Listing(repo_id, revision or MAIN, commit, files, kind)
+
+
+def _matching(pattern: re.Pattern[str], digest: str | None) -> str | None:
+    return digest if digest and pattern.fullmatch(digest) else None
+
+
+@contextlib.contextmanager
+def open_file(listing: Listing, name: str, start: int = 0, end: int | None = None) -> Iterator[Body]:
+    """Open a file of a listing from byte `start` up to `end` or its end. Raises the errors of `list_repository`.
+
+    A server without range support sends the whole file, which Body.start shows.
+    """
+    timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import hf_raise_for_status
+
+    subject = f"{listing.repo_id}/{name}"
+    with contextlib.ExitStack() as stack:
+        with _translated(subject, listing.kind):
+            headers = build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
+            headers["Accept-Encoding"] = "identity"
+            if start or end is not None:
+                headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+            url = hf_hub_url(listing.repo_id, name, repo_type=listing.kind, revision=listing.commit)
+            response = stack.enter_context(get_session().stream("GET", url, headers=headers, timeout=timeout))
+            hf_raise_for_status(response)
+        yield Body(_body_start(response, start), _chunks(subject, listing.kind, response))
+
+
+def _chunks(subject: str, kind: RepositoryKind, response: httpx2.Response) -> Iterator[bytes]:
+    with _translated(subject, kind):
+        yield from response.iter_raw()
+
+
+@contextlib.contextmanager
+def blob_lock(path: Path, on_wait: Iterator[None]) -> Iterator[bool]:
+    """Hold huggingface_hub's lock of a blob; `on_wait` is advanced twice a second while another process has it.
+
+    Yields whether the lock excludes anyone: on some network file systems locks succeed and do nothing.
+    """
+    from filelock import SoftFileLock, Timeout
+    from huggingface_hub.utils._fixes import WeakFileLock
+
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                lock = stack.enter_context(WeakFileLock(path, timeout=0.5))
+                break
+            except Timeout:
+                next(on_wait, None)
+        yield isinstance(lock, SoftFileLock) or _excludes(path)
+
+
+def _excludes(path: Path) -> bool:
+    """Whether a locked file cannot be locked a second time."""
+    try:
+        with path.open("rb") as again:
+            return not try_lock(again.fileno())
+    except OSError:
+        return False
+
+
+def delete(paths: tuple[Path, ...], directory: Path) -> int:
+    """Delete files of the cache in a directory by their snapshot paths and return the number of freed bytes.
+
+    Blobs that another revision uses are kept; empty revisions and repositories are deleted too.
+    """
+    from huggingface_hub import scan_cache_dir
+
+    cache = scan_cache_dir(directory)
+    requested = {path.parent.resolve() / path.name for path in paths}
+    revisions = (revision for repo in cache.repos for revision in repo.revisions)
+    files = {file for revision in revisions for file in revision.files if file.file_path in requested}
+    if len(files) < len(requested):
+        warning = next((str(warning) for warning in cache.warnings), "its files are gone")
+        raise PullError(f"the cache in {directory} is damaged: {warning}", "inspect it with hf cache ls -vvv")
+    try:
+        return _delete_files(cache, files, directory)
+    except OSError as error:
+        raise PullError(f"{error.filename}: {error.strerror}", "make the cache writable") from error
+
+
+def _delete_files(cache: HFCacheInfo, files: set[CachedFileInfo], directory: Path) -> int:
+    from huggingface_hub import scan_cache_dir
+
+    strategy = cache.delete_files(*files)
+    strategy.execute()
+    incomplete = {partial.file_path.parent.parent for partial in cache.incomplete_files}
+    empty_revisions = [
+        revision.commit_hash
+        for repo in cache.repos
+        for revision in repo.revisions
+        if revision.files <= files and revision.snapshot_path.parent.parent not in incomplete
+    ]
+    scan_cache_dir(directory).delete_revisions(*empty_revisions).execute()
+    return strategy.expected_freed_size
+
+
+def _body_start(response: httpx2.Response, requested: int) -> int:
+    """Offset in the file at which a body begins: the requested one, or 0."""
+    if response.status_code != 206:
+        return 0
+    range_header = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if range_header is None or int(range_header[1]) != requested:
+        raise HubError("the server sent the wrong part of the file", "try again later", retries=2)
+    return requested
+
+
+def _not_a_hub() -> HubError:
+    hint = "check the network, and HF_ENDPOINT if it is set"
+    return HubError(f"unexpected response from {_endpoint()}: not a Hugging Face Hub", hint)
+
+
+@contextlib.contextmanager
+def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[None]:
+    """Translate errors of huggingface_hub and the network into errors of this program."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise _response_error(subject, kind, error.response) from error
+    except OfflineModeIsEnabled as error:
+        raise HubError(
+            f"{subject}: HF_HUB_OFFLINE is set", "unset it, or use an installed model (cerebrum list)"
+        ) from error
+    except (HFValidationError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise HubError(f"{subject}: {error}", "check the reference, and HF_ENDPOINT if it is set") from error
+    except httpx2.TransportError as error:
+        raise connection_error(error.request.url.netloc.decode("ascii", "replace"), error) from error
+    except UnicodeEncodeError as error:
+        raise HubError(f"invalid characters in the token from {_token_location()}", "fix it") from error
+    except ImportError as error:
+        raise HubError(f"cannot use the network: {error}", "install what is missing, or change the proxy") from error
+    except OSError as error:  # an unreadable token or certificate
+        problem = f"{error.filename or subject}: {error.strerror or error}"
+        raise HubError(problem, "make it readable") from error
+    except (httpx2.RequestError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _not_a_hub() from error
+
+
+def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Response) -> CerebrumError:
+    import httpx2
+    from huggingface_hub import get_token
+
+    token = Token(_token_location(), get_token() is not None)
+    # The Hub redirects a renamed repository to itself, and files to its storage on another host.
+    own = httpx2.URL(_endpoint())  # which drops the default port, as the response's does
+    is_hub = response.url.host in HUB_HOSTS or (response.url.host, response.url.port) == (own.host, own.port)
+    return ErrorResponse(subject, kind, response.status_code, response.headers, not is_hub, _endpoint(), token).error()
+
+
+def _token_location() -> str:
+    return "HF_TOKEN" if environment("HF_TOKEN") else str(_constants().HF_TOKEN_PATH)
+
+
+def _endpoint() -> str:
+    return environment("HF_ENDPOINT") or "https://huggingface.co"

@@ -1,0 +1,341 @@
+"""Find the model that a reference means: in the registry, in the Hugging Face cache, or at a path."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, NoModel, UsageError
+from cerebrum_cli.core.settings import environment
+from cerebrum_cli.models.cache import Cache, CachedModel
+from cerebrum_cli.models.derivatives import Derivative, original_file_name
+from cerebrum_cli.models.fit import Capacity, assess_quantizations, planned_context
+from cerebrum_cli.models.model import Model, absolute_path, as_path, is_file, is_missing, model_paths
+from cerebrum_cli.models.not_found import (
+    file_missing,
+    no_vocabulary,
+    not_installed,
+    require_not_refused,
+    unknown_model,
+)
+from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, Reference, parse_reference
+from cerebrum_cli.models.registry import Digest, ModelFile, Registry, hash_file
+from cerebrum_cli.models.rows import load_catalogue
+from cerebrum_cli.models.spec import ModelSpec
+from cerebrum_cli.models.variants import same_quantization
+
+ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
+
+OnProgress = Callable[[int, int], None]
+"""Receives the bytes done and the total."""
+
+
+@dataclass(slots=True)
+class Library:
+    """The catalog, the registry in `directory`, the Hugging Face cache, and the capacity of this machine."""
+
+    catalogue_paths: tuple[Path, ...]
+    directory: Path
+    capacity: Callable[[], Capacity]
+    given_cache: Cache | None = None
+    _specs: tuple[ModelSpec, ...] | None = field(default=None, init=False)
+
+    @property
+    def registry(self) -> Registry:
+        """Registered models, digests and times of use."""
+        return Registry(self.directory)
+
+    @property
+    def cache(self) -> Cache:
+        if self.given_cache is None:
+            from cerebrum_cli.models.hub import cache_directory
+
+            self.given_cache = Cache(cache_directory())
+        return self.given_cache
+
+    @property
+    def vocabulary_cache(self) -> Cache:
+        """Headers of models that are not installed, as sparse files, in the layout of the Hugging Face cache."""
+        return Cache((self.directory / "vocabularies").resolve())
+
+    @property
+    def specs(self) -> tuple[ModelSpec, ...]:
+        if self._specs is None:
+            self._specs = load_catalogue(self.catalogue_paths)
+        return self._specs
+
+    @property
+    def merge_directory(self) -> Path:
+        return (self.directory / "merged").resolve()  # as the registry has it
+
+    def models(self) -> list[Model]:
+        """Installed models: registered ones in order of registration, then those in the cache."""
+        registered = [self.model_from_entry(entry) for entry in self.registry.entries()]
+        paths = {model.path for model in registered}
+        return registered + [model for model in _marked(self.cached_models()) if model.path not in paths]
+
+    def vocabularies(self) -> list[Model]:
+        """Models of which only the header was pulled, with their vocabulary."""
+        models = map(self.model_from_cache, self.vocabulary_cache.models())
+        return _marked(replace(model, is_vocabulary=True) for model in models)
+
+    def cached_models(self) -> Iterator[Model]:
+        """Models in the Hugging Face cache, including other tools'."""
+        return map(self.model_from_cache, self.cache.models())
+
+    def model_from_cache(self, cached: CachedModel) -> Model:
+        """A model of the cache, by its catalog name if it has one."""
+        spec = self.spec_in(cached.repo_id, cached.names[0])
+        return Model(spec.name if spec else cached.repo_id, cached.paths, spec, cached=cached)
+
+    def resolve(self, text: str | None) -> Model:
+        """The model of a reference, or the default model if None. Raises ModelNotFound."""
+        return self._default_model() if text is None else self.find(self.parse(text))
+
+    def resolve_vocabulary(self, text: str | None) -> Model:
+        """The installed model of a reference, or else its vocabulary file; the default model if None.
+
+        Raises ModelNotFound.
+        """
+        if text is None and (text := self.registry.default) is None:
+            raise ModelNotFound(
+                "no model given, and no default model is set", "name the model that the server runs: -m MODEL"
+            )
+        return self.find_vocabulary(self.parse(text))
+
+    def find_vocabulary(self, reference: Reference) -> Model:
+        """The installed model of a reference, or else its vocabulary file. Raises ModelNotFound."""
+        try:
+            return self.find(reference)
+        except ModelNotFound as error:
+            if vocabulary := self.stored_vocabulary(reference):
+                return vocabulary
+            spec = self.spec_named(reference.name) if isinstance(reference, NameReference) else None
+            raise no_vocabulary(error, spec) from error
+
+    def stored_vocabulary(self, reference: Reference) -> Model | None:
+        """The vocabulary file of a reference, whether or not its model is installed."""
+        if isinstance(reference, PathReference):
+            return None
+        found = [model for model in self.vocabularies() if self._matches(reference, model)]
+        return self._best(found) if found else None
+
+    def parse(self, text: str) -> Reference:
+        """Parse a model reference; registered names come first.
+
+        Raises ModelNotFound for a text that is no reference, UsageError for an invalid URL.
+        """
+        if self.registry.find(text):
+            name, _, encoding = text.rpartition(":")
+            return NameReference(name, encoding) if name else NameReference(text)
+        try:
+            reference = parse_reference(text, environment("HF_ENDPOINT"))
+        except UsageError as error:
+            if "://" in text:
+                raise
+            raise self._unknown(text) from error
+        return PathReference(as_path(text)) if isinstance(reference, PathReference) else reference
+
+    def find(self, reference: Reference) -> Model:
+        """The installed model of a reference. Raises ModelNotFound."""
+        if isinstance(reference, PathReference):
+            return self.model_at(reference.path)
+        if entry := self.registry.find(str(reference)):
+            if is_missing(entry.path):
+                cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
+                raise file_missing(entry, self._spec_of_entry(entry), cached, self.merge_directory)
+            return self.model_from_entry(entry)
+        if found := [model for model in self.models() if self._matches(reference, model)]:
+            return self._best(found)
+        if isinstance(reference, HubReference):
+            require_not_refused(self.specs, reference.repo_id)
+            raise not_installed(reference)
+        if spec := self.spec_named(reference.name):
+            raise not_installed(reference, spec)
+        raise self._unknown(str(reference))
+
+    def model_at(self, path: Path) -> Model:
+        """The model in a file. Raises ModelNotFound if there is no file, ModelFileError if it is not a model."""
+        if is_missing(path):
+            raise ModelNotFound(f"{path}: file not found", "check the path; cerebrum list lists installed models")
+        if vocabulary := self._vocabulary_at(path):
+            raise ModelFileError(path, "only a vocabulary, without weights", f"cerebrum pull {vocabulary.reference}")
+        resolved = absolute_path(path)
+        for entry in self.registry.entries():
+            if entry.path == resolved:
+                return self.model_from_entry(entry)
+        model = Model(path.stem, model_paths(resolved), self.spec_of_file(path))
+        _ = model.header
+        return model
+
+    def model_from_entry(self, entry: ModelFile) -> Model:
+        spec = self._spec_of_entry(entry)
+        cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
+        return Model(entry.name, model_paths(entry.path), spec, entry, cached)
+
+    def preferred(self, model: Model) -> Model:
+        """The derivative of a model that was applied last and is complete, else the model itself."""
+        applied = [each for each in self.derivatives(model) if each.file and is_file(each.path)]
+        complete = (each for each in reversed(applied) if each.file and each.size == each.file.size)
+        found = next(complete, None)
+        return replace(found, adapters=model.adapters) if found else model
+
+    def derivatives(self, model: Model) -> list[Model]:
+        """Derivatives of a model, the one applied last at the end."""
+        entries = [entry for entry in self.registry.entries() if entry.original]
+        if not entries or model.is_derived or any(map(is_missing, model.paths)):
+            return []
+        original = self.file_identity(model)
+        return [self.model_from_entry(entry) for entry in entries if entry.original == original]
+
+    def spec_named(self, name: str) -> ModelSpec | None:
+        """The catalog model with this name or alias."""
+        matches = [spec for spec in self.specs if spec.has_name(name)]
+        return next((spec for spec in matches if spec.name.lower() == name.lower()), matches[0] if matches else None)
+
+    def spec_for(self, reference: Reference) -> ModelSpec | None:
+        """The catalog model of a reference, by name or by repository."""
+        if isinstance(reference, NameReference):
+            return self.spec_named(reference.name)
+        repo_id = reference.repo_id.lower() if isinstance(reference, HubReference) else ""
+        rows = (spec for spec in self.specs if repo_id in (source.repo_id.lower() for source in spec.sources))
+        return next(rows, None)
+
+    def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
+        """The catalog model of a file in a repository."""
+        name = file.rpartition("/")[2]
+        return next(
+            (
+                spec
+                for spec in self.specs
+                for source in spec.sources
+                if source.repo_id.lower() == repo_id.lower() and source.matches(name)
+            ),
+            None,
+        )
+
+    def identity(self, model: Model) -> str:
+        """Unique text for what a model computes: its file, and its adapters."""
+        file = self.file_identity(model)
+        return f"{file}{ADAPTED}{model.adapter_identity}" if model.adapters else file
+
+    def file_identity(self, model: Model) -> str:
+        """Unique text for a model's file: its digest if known without reading it, else path, sizes and time."""
+        stats, entry = [path.stat() for path in model.paths], model.file
+        if entry and (entry.size, entry.mtime_ns) == (stats[0].st_size, stats[0].st_mtime_ns):
+            known: str | None = entry.sha256
+        elif model.cached:
+            known = model.cached.sha256
+        else:
+            stored = self.registry.digest(model.path)
+            known = stored and stored.sha256
+        first = known or f"{model.path} {stats[0].st_mtime_ns}"
+        return " ".join((first, *(str(stat.st_size) for stat in stats)))
+
+    def digest(self, model: Model, on_progress: OnProgress) -> Digest:
+        """Digest of a model's first file: the name of its blob, else stored, else computed."""
+        if model.cached and model.cached.sha256:
+            return Digest.known(model.path, model.cached.sha256)
+        entry = model.file
+        if entry is None:
+            return self.remembered_digest(model.path, on_progress)
+        stored = Digest(model.path, entry.size, entry.mtime_ns, entry.sha256)
+        if stored == Digest.known(model.path, entry.sha256):
+            return stored
+        digest = hash_file(model.path, on_progress)
+        with contextlib.suppress(ConfigError):  # read-only directory: it is computed again next time
+            self.registry.add(replace(entry, size=digest.size, mtime_ns=digest.mtime_ns, sha256=digest.sha256))
+        return digest
+
+    def remembered_digest(self, path: Path, on_progress: OnProgress) -> Digest:
+        """Digest of a file, stored until its size or time changes."""
+        if known := self.registry.digest(path):
+            return known
+        digest = hash_file(path, on_progress)
+        self.registry.remember_digest(digest)
+        return digest
+
+    def is_managed(self, model: Model) -> bool:
+        """Whether this program installed a model, rather than another tool: it has a name or a stored digest."""
+        return model.file is not None or (
+            model.cached is not None and self.registry.digest(model.cached.blobs[0]) is not None
+        )
+
+    def is_default(self, model: Model) -> bool:
+        return self.registry.default in model.references
+
+    def _unknown(self, text: str) -> ModelNotFound:
+        return unknown_model(text, {model.name for model in self.models()} | {spec.name for spec in self.specs})
+
+    def _default_model(self) -> Model:
+        default = self.registry.default
+        if default is not None:
+            return self.resolve(default)
+        if found := next(iter(self.models()), None):  # installed by another tool, so not chosen by the user
+            do = f"add -m {found.reference}, or set the default: cerebrum pull --default {found.reference}"
+            raise ModelNotFound("no model given, and no default model is set", do)
+        raise NoModel
+
+    def _matches(self, reference: NameReference | HubReference, model: Model) -> bool:
+        """Whether a reference can mean an installed model; a derivative is only meant by its full name."""
+        if model.is_derived or is_missing(model.path):
+            return False
+        if isinstance(reference, NameReference):
+            name_matches = model.name == reference.name or (model.spec and model.spec.has_name(reference.name))
+        else:
+            cached, revision = model.cached, reference.revision
+            cache = self.vocabulary_cache if model.is_vocabulary else self.cache
+            name_matches = (
+                cached is not None
+                and cached.repo_id.lower() == reference.repo_id.lower()
+                and reference.file in (None, *cached.names)
+                and (revision is None or cache.commit(cached.repo_id, revision) in (None, cached.commit))
+            )
+        quantization = reference.quantization
+        return bool(name_matches) and (
+            quantization is None or same_quantization(quantization, model.quantization or "")
+        )
+
+    def _vocabulary_at(self, path: Path) -> Model | None:
+        """The vocabulary file that a path leads to."""
+        target = Path(os.path.realpath(path))
+        if not target.is_relative_to(self.vocabulary_cache.directory):
+            return None
+        return next((each for each in self.vocabularies() if target in map(Path.resolve, each.paths)), None)
+
+    def _best(self, models: list[Model]) -> Model:
+        """The default among several quantizations, else the recommended one."""
+        readable = [model for model in models if model.is_readable] or models[:1]
+        chosen = next((model for model in readable if self.is_default(model)), None)
+        if chosen or len(readable) == 1:
+            return chosen or readable[0]
+        by_name = {model.display_name: model for model in reversed(readable)}
+        context = planned_context(None, readable[0].header.context_length)
+        quantizations = [(name, model.size) for name, model in by_name.items()]
+        candidates = assess_quantizations(quantizations, (), readable[0].sizes, context, self.capacity())
+        return by_name[next(each.quantization for each in candidates if each.recommended)]
+
+    def spec_of_file(self, path: Path) -> ModelSpec | None:
+        """The catalog model with files of this name."""
+        return next((spec for spec in self.specs if spec.matches(path.name)), None)
+
+    def _spec_of_entry(self, entry: ModelFile) -> ModelSpec | None:
+        """The catalog model of a registry entry; a derivative has that of its original."""
+        if entry.original is None:
+            return self.spec_named(entry.name) or self.spec_of_file(entry.path)
+        derivative, file = Derivative.parse(entry.name), original_file_name(entry.path)
+        if derivative.repo_id:
+            return self.spec_in(derivative.repo_id, file)
+        return self.spec_named(derivative.original_name) or self.spec_of_file(Path(file))
+
+
+def _marked(models: Iterable[Model]) -> list[Model]:
+    """Models of a cache, marked where an earlier one has the same reference."""
+    seen, marked = set[str](), []
+    for model in models:
+        marked.append(replace(model, is_shadowed=model.reference in seen))
+        seen.add(model.reference)
+    return marked

@@ -1,0 +1,241 @@
+"""Models as JSON objects for `show`, `list` and `pull --dry-run`: sizes in bytes, contexts in tokens, times in UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.text import format_utc
+from cerebrum_cli.gguf.cursor import Array, Scalar
+from cerebrum_cli.models.availability import (
+    DownloadPlan,
+    assess_fit,
+    catalogue_availability,
+    installed_availability,
+)
+from cerebrum_cli.models.derivatives import Derivative
+from cerebrum_cli.models.fit import planned_context
+from cerebrum_cli.models.generative import unsupported_kind
+from cerebrum_cli.models.library import Library, OnProgress
+from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.reference import PathReference, Reference
+
+
+def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[str, Any]:
+    """Object of `show --json`, without the table of quantizations."""
+    header, spec, cached = model.header, model.spec, model.cached
+    return {
+        "name": model.name,
+        "reference": model.reference,
+        "path": str(model.path),
+        "size": model.size,
+        "format": model.default_format,
+        "context_size": model.trained_context,
+        "ask": _default_request(model),
+        "sha256": library.digest(model, on_progress).sha256,
+        "quantization": model.quantization,
+        "tensor_types": dict(header.tensor_types),
+        "architecture": header.architecture,
+        "unsupported": unsupported_kind(header),
+        "parameters": header.parameters,
+        "layers": header.n_layers,
+        "heads": header.n_heads,
+        "kv_heads": header.n_kv_heads,
+        "embedding_length": header.embedding_length,
+        "vocabulary_size": header.vocabulary_size,
+        "kv_bytes_per_token": header.kv_bytes_per_token,
+        "chat_template": header.chat_template is not None,
+        "source": source_of(model),
+        "derived_from": derived_from(model),
+        "merged_from": list(model.merged_from),
+        "encodings": encodings_of(library, model),
+        "repo_id": cached.repo_id if cached else spec.repo_id if spec else None,
+        "revision": cached.commit if cached else None,
+        "licence": (spec and spec.licence) or licence_of(header.metadata),
+        "default": library.is_default(model),
+        "last_used": last_used(library, model),
+        "notes": spec.notes if spec else "",
+        "files": [str(path) for path in model.paths],
+        "metadata": {key: metadata_json(value) for key, value in header.metadata.items()},
+    }
+
+
+def _default_request(model: Model) -> dict[str, Any]:
+    """Settings that `ask` uses by default: format, context in tokens, and the model's own settings."""
+    settings = model.spec.settings if model.spec else {}
+    return {"format": model.default_format, "context": planned_context(None, model.trained_context), **settings}
+
+
+def describe_available(
+    library: Library, reference: Reference, context: int | None
+) -> tuple[dict[str, Any], DownloadPlan | None] | None:
+    """Description and quantizations of a catalog model that is not installed; None for any other model."""
+    spec = library.spec_for(reference)
+    if spec is None or isinstance(reference, PathReference):
+        return None
+    description = {
+        "name": spec.name,
+        "reference": str(reference),
+        "system": spec.system,
+        "path": None,
+        "size": None,
+        "format": spec.format,
+        "context_size": spec.context_size,
+        "sha256": None,
+        "quantization": None,
+        "kv_bytes_per_token": spec.kv_bytes_per_token,
+        "repo_id": spec.repo_id,
+        "revision": spec.revision,
+        "licence": spec.licence,
+        "default": False,
+        "notes": spec.notes,
+        "metadata": None,
+    }
+    availability = catalogue_availability(spec, library.models())
+    if not availability.sizes:
+        return description, None
+    return description, assess_fit(availability, reference.quantization, context, library.capacity())
+
+
+def rows(library: Library) -> Iterator[dict[str, Any]]:
+    return (row(library, model) for model in library.models())
+
+
+def row(library: Library, model: Model) -> dict[str, Any]:
+    """Object of a model in `list --json`; `error` is set if its file is missing or damaged."""
+    description: dict[str, Any] = {
+        "name": model.name,
+        "reference": model.reference,
+        "path": str(model.path),
+        "default": library.is_default(model),
+        "source": source_of(model),
+        "derived_from": derived_from(model),
+        "merged_from": [],
+        "repo_id": model.cached.repo_id if model.cached else None,
+        "revision": model.cached.commit if model.cached else None,
+        "last_used": last_used(library, model),
+    }
+    try:
+        return description | {
+            "quantization": model.quantization,
+            "size": model.size,
+            "format": model.default_format,
+            "context_size": model.trained_context,
+            "merged_from": list(model.merged_from),
+            "error": None,
+        }
+    except (ModelFileError, OSError) as error:
+        problem = error.message if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
+        size = model.file.size if model.file else None
+        return description | {
+            "quantization": None,
+            "size": size,
+            "format": None,
+            "context_size": None,
+            "error": problem,
+        }
+
+
+def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, Any]]:
+    """Yield the objects of `list --available --json`."""
+    models, capacity = library.models(), library.capacity()
+    installed = {model.spec.name for model in models if model.spec and not model.is_derived}
+    for spec in library.specs:
+        availability = catalogue_availability(spec, models)
+        candidates = assess_fit(availability, None, context, capacity).candidates if availability.sizes else ()
+        yield {
+            "name": spec.name,
+            "aliases": list(spec.aliases),
+            "system": spec.system,
+            "here": spec.name in installed,
+            "format": spec.format,
+            "context_size": spec.context_size,
+            "licence": spec.licence,
+            "repo_id": spec.repo_id,
+            "recommended": next((each.quantization for each in candidates if each.recommended), None),
+            "quantizations": [asdict(candidate) for candidate in candidates],
+            "notes": spec.notes,
+        }
+
+
+def download_plan_object(plan: DownloadPlan) -> dict[str, Any]:
+    """Object of `pull --dry-run --json`."""
+    listing = plan.availability.listing
+    return {
+        "name": plan.availability.name,
+        "repo_id": listing.repo_id if listing else plan.availability.spec and plan.availability.spec.repo_id,
+        "revision": listing.commit if listing else None,
+        "chosen": plan.chosen.quantization,
+        **candidates_object(plan),
+    }
+
+
+def candidates_object(plan: DownloadPlan) -> dict[str, Any]:
+    """Table of quantizations, and the context and memory they were assessed with."""
+    devices = plan.capacity.devices
+    return {
+        "context": plan.context,
+        "memory": plan.capacity.memory,
+        "devices": None if devices is None else [asdict(device) for device in devices],
+        "quantizations": [asdict(candidate) for candidate in plan.candidates],
+    }
+
+
+def quantization_plan(library: Library, model: Model, context: int | None) -> DownloadPlan:
+    """Available and installed quantizations of an installed model."""
+    models = library.models()
+    if model.spec and not model.is_derived:
+        availability = catalogue_availability(
+            model.spec, [*(each for each in models if each.path != model.path), model]
+        )
+    else:
+        beside = [each for each in models if each.cached and each.name == model.name and each.is_readable]
+        availability = installed_availability(beside if model.cached and model in beside else [model])
+    return assess_fit(availability, model.display_name, context, library.capacity())
+
+
+def source_of(model: Model) -> str:
+    """Origin of a model: the Hub, a package, a local file, a merge, or another model; or a vocabulary without one."""
+    if model.is_vocabulary:
+        return "vocabulary"
+    return model.file.source if model.file else "hub" if model.cached else "local"
+
+
+def derived_from(model: Model) -> str | None:
+    """Name of a derivative's original; None for any other model."""
+    return Derivative.parse(model.name).original if model.is_derived else None
+
+
+def encodings_of(library: Library, model: Model) -> list[dict[str, Any]]:
+    """Derivatives of a model, with the one that is used for it marked as preferred."""
+    preferred = library.preferred(model)
+    return [
+        {
+            "name": derivative.name,
+            "type": Derivative.parse(derivative.name).encoding,
+            "path": str(derivative.path),
+            "size": derivative.file and derivative.file.size,
+            "preferred": derivative.path == preferred.path,
+        }
+        for derivative in library.derivatives(model)
+    ]
+
+
+def last_used(library: Library, model: Model) -> str | None:
+    """Time of a model's last use in UTC."""
+    timestamp = library.registry.last_used(model.usage_key)
+    return None if timestamp is None else format_utc(timestamp)
+
+
+def licence_of(metadata: Mapping[str, Scalar | Array]) -> str | None:
+    value = metadata.get("general.license")
+    return value if isinstance(value, str) else None
+
+
+def metadata_json(value: Scalar | Array) -> Any:
+    """A metadata value for JSON; a long array is reduced to type and length."""
+    if not isinstance(value, Array):
+        return value
+    return list(value.values) if value.values else {"type": value.item_type, "length": value.length}

@@ -1,0 +1,279 @@
+"""An installed model, and checks of paths."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.lora import LORA
+from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
+from cerebrum_cli.gguf.header import Header, read_header
+from cerebrum_cli.gguf.sizes import ModelSizes
+from cerebrum_cli.gguf.vocabulary import vocabulary_digest
+from cerebrum_cli.models.cache import CachedModel
+from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, looks_like_path
+from cerebrum_cli.models.registry import ModelFile
+from cerebrum_cli.models.spec import ModelSpec
+from cerebrum_cli.models.variants import parts_of
+
+MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+
+# Metadata of a merge: the recipe, the names of its models, and their prompt format.
+MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter applied to a model: its file, and bytes of weights by the name of the tensor they change."""
+
+    path: Path
+    scale: float
+    sha256: str
+    sizes: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.scale}"
+
+    @property
+    def identity(self) -> str:
+        """Unique text for its content and scale."""
+        return f"{self.sha256}:{self.scale}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """An installed model: its files in order, its catalog entry, and its registry or cache entry.
+
+    If `is_shadowed`, another model has the same short name, which refers to that one. If `is_vocabulary`, its files
+    have their headers only and no weights: it is not installed, but its vocabulary is. `adapters` are applied when it
+    is loaded.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    spec: ModelSpec | None = None
+    file: ModelFile | None = None
+    cached: CachedModel | None = None
+    is_shadowed: bool = False
+    is_vocabulary: bool = False
+    adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The file to load: the only one, or the first part."""
+        return self.paths[0]
+
+    @property
+    def size(self) -> int:
+        """Size of all files in bytes."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    @cached_property
+    def header(self) -> Header:
+        """Header of the file. Raises ModelFileError if it is not a complete GGUF file."""
+        return read_header(self.path)
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """Sizes of its layers in memory. Raises ModelFileError."""
+        sizes = self.header.sizes if len(self.paths) == 1 else self.header.sizes.with_weights(self.size)
+        return sizes.with_adapters(pair for adapter in self.adapters for pair in adapter.sizes)
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The adapters as they are recorded, by path."""
+        return [str(adapter) for adapter in self.adapters]
+
+    @property
+    def adapter_params(self) -> dict[str, list[str]]:
+        """The adapters among the settings of a session, a reply or a run; empty without any."""
+        return {LORA: self.adapter_names} if self.adapters else {}
+
+    @property
+    def adapter_identity(self) -> str | None:
+        """Unique text for the adapters' content, whatever their order; None without any."""
+        return ", ".join(sorted(adapter.identity for adapter in self.adapters)) or None
+
+    @cached_property
+    def vocabulary(self) -> str | None:
+        """Digest of its vocabulary; None if the file cannot be read any more."""
+        return vocabulary_digest(self.path, self.header)
+
+    @cached_property
+    def is_readable(self) -> bool:
+        """Whether the file exists and is a complete model."""
+        try:
+            _ = self.header
+        except ModelFileError:
+            return False
+        return True
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether its digest was compared with a published one, or we wrote it ourselves."""
+        if self.file is None or self.file.source == "local":
+            return False
+        stat = self.path.stat()
+        return (stat.st_size, stat.st_mtime_ns) == (self.file.size, self.file.mtime_ns)
+
+    @property
+    def is_unnamed(self) -> bool:
+        """Whether only its path refers to it: it is neither registered nor in the cache."""
+        return self.file is None and self.cached is None
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether it is a re-encoded copy of another model."""
+        return self.file is not None and self.file.source == "derived"
+
+    @property
+    def merged_from(self) -> tuple[str, ...]:
+        """Names of the models it was merged from; empty if it is not a merge."""
+        sources = self.header.metadata.get(MERGE_SOURCES)
+        return tuple(sources.splitlines()) if isinstance(sources, str) else ()
+
+    @property
+    def display_name(self) -> str:
+        """The quantization, or the file's stem if unknown."""
+        return self.quantization or self.path.stem
+
+    @property
+    def usage_key(self) -> str:
+        """Key of its usage records, which stays the same in new commits of its repository."""
+        return f"{self.cached.repo_id}/{self.cached.names[0]}" if self.cached else str(self.path)
+
+    @property
+    def quantization(self) -> str | None:
+        """Quantization from its file name in the cache, else from the header."""
+        return self.cached.quantization if self.cached else self.header.quantization
+
+    @property
+    def reference(self) -> str:
+        """A reference that means this model only."""
+        if self.file:
+            return self.name
+        if self.cached is None:
+            return str(PathReference(self.path))
+        if self.is_shadowed:
+            return str(HubReference(self.cached.repo_id, file=self.cached.names[0], revision=self.cached.commit))
+        return str(NameReference(self.name, self.cached.quantization))
+
+    @property
+    def label(self) -> str:
+        """Short text for its reference, without the directories of a path."""
+        return self.name if self.is_unnamed else self.reference
+
+    @property
+    def references(self) -> set[str]:
+        """All references that mean this model only."""
+        if self.cached is None:
+            return {self.reference}
+        unnamed = replace(self, file=None, name=self.spec.name if self.spec else self.cached.repo_id)
+        return {self.reference, unnamed.reference}
+
+    @property
+    def known_format(self) -> str | None:
+        """Prompt format from the catalog, or from the metadata of a merge."""
+        if self.spec and self.spec.format:
+            return self.spec.format
+        merged = self.header.metadata.get(MERGE_FORMAT)
+        return merged if isinstance(merged, str) and merged in PLAIN_FORMATS else None
+
+    @property
+    def default_format(self) -> str | None:
+        """Prompt format without --format: the catalog's, else the embedded template."""
+        return self.known_format or (EMBEDDED if self.header.chat_template else None)
+
+    @property
+    def trained_context(self) -> int:
+        """Trained context in tokens, from the file or else from the catalog."""
+        return self.header.context_length or (self.spec and self.spec.context_size) or 2048
+
+
+def model_paths(path: Path) -> tuple[Path, ...]:
+    """All files of the model whose first file is `path`. Raises ModelFileError for another part of it."""
+    names = parts_of(path.name)
+    if names[0] != path.name:
+        raise ModelFileError(path, "is not the first part of its model", f"use {path.parent / names[0]}")
+    return tuple(path.parent / name for name in names)
+
+
+def name_from_stem(stem: str) -> str:
+    """Name of a model from a file name's stem, without spaces and colons."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")
+
+
+def as_path(reference: str) -> Path:
+    """A reference as a path, with `~` expanded."""
+    try:
+        return Path(reference).expanduser()
+    except RuntimeError:  # unknown user
+        return Path(reference)
+
+
+def absolute_reference(reference: str) -> str:
+    """A reference that means the same in any directory: of a path, the absolute one."""
+    return str(PathReference(absolute_path(as_path(reference)))) if looks_like_path(reference) else reference
+
+
+def absolute_path(path: Path) -> Path:
+    """Absolute path of a file, with links resolved in its directory only.
+
+    In the Hugging Face cache the file itself is a link to a blob named by its digest.
+    """
+    return path.parent.resolve() / path.name
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is certainly a file."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # inaccessible directory, or name too long
+        return False
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a path is certainly a directory."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_missing(path: Path) -> bool:
+    """Whether a path certainly does not exist; an inaccessible one might."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def require_loadable(path: Path, header: Header) -> None:
+    """Raise ModelFileError for a file that llama.cpp would crash on or does not support, before a load or download."""
+    if header.per_expert_tensors:
+        raise ModelFileError(
+            path,
+            "made before April 2024 with one tensor per expert, which llama.cpp no longer loads",
+            "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b",
+        )
+    if problem := _defect(header):
+        raise ModelFileError(path, f"damaged: {problem}", "pull it again, or pull another conversion of this model")
+
+
+def _defect(header: Header) -> str | None:
+    """Value of a header that llama.cpp asserts to be otherwise; None if there is none."""
+    if not header.tensor_count:
+        return "it has no tensors"
+    if not 0 < header.n_layers <= MAX_LAYERS:
+        return f"it has {header.n_layers:,} layers"
+    for key, value in header.metadata.items():
+        if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf:
+            return f"its {key} is {value}"
+    return None

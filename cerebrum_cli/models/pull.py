@@ -1,0 +1,257 @@
+"""Pull models: download and verify them, or register a local file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import exists
+from cerebrum_cli.models import vocabularies
+from cerebrum_cli.models.availability import DownloadPlan
+from cerebrum_cli.models.cache import Cache
+from cerebrum_cli.models.download import Download
+from cerebrum_cli.models.download_plan import HEADER_BYTES, PART_HEADER_BYTES, DownloadPlanner
+from cerebrum_cli.models.generative import HINT, unsupported_kind
+from cerebrum_cli.models.hub import HubFile, Listing
+from cerebrum_cli.models.hub_errors import HubError
+from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.model import Model, is_missing, name_from_stem, require_loadable
+from cerebrum_cli.models.names import require_free_name
+from cerebrum_cli.models.reference import NameReference, PathReference, Reference
+from cerebrum_cli.models.registry import Digest, ModelFile, Source
+from cerebrum_cli.models.removal import VocabularyRemoval
+from cerebrum_cli.models.retries import Progress
+from cerebrum_cli.models.spec import ModelSpec, PackageSource
+
+if TYPE_CHECKING:
+    from cerebrum_cli.gguf.header import Header
+
+Confirm = Callable[[str], bool]
+"""Asks whether to continue in spite of a warning."""
+
+MergeModel = Callable[["Puller", ModelSpec, NameReference, "str | None", "int | None", Confirm], Model]
+"""Merges a model of the catalog from source models, which are pulled first: name, context and confirmation as given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Puller:
+    """Pulls models into a library; a failure leaves installed models unchanged."""
+
+    library: Library
+    progress: Progress
+    merge: MergeModel
+    offline: bool = False
+    merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
+
+    @property
+    def planner(self) -> DownloadPlanner:
+        return DownloadPlanner(self.library, self.progress, self.offline)
+
+    def is_unavailable_offline(self, reference: Reference) -> bool:
+        """Whether a model could not be downloaded because the network is not allowed."""
+        spec = self.library.spec_named(reference.name) if isinstance(reference, NameReference) else None
+        return self.offline or (self.planner.is_offline and not (spec and spec.recipe))  # whose sources may be here
+
+    def pull(
+        self,
+        reference: Reference,
+        name: str | None = None,
+        context: int | None = None,
+        confirm: Confirm = lambda _: False,
+    ) -> Model:
+        """Pull a model unless it is installed; `confirm` is asked before one that does not fit.
+
+        It becomes the default model if there is none and it can answer prompts.
+        """
+        model = self.find_or_pull(reference, name, context, confirm)
+        if unsupported_kind(model.header):
+            return model
+        registry = self.library.registry
+        default = registry.default
+        try:
+            self.library.resolve(default)
+        except CerebrumError:
+            with contextlib.suppress(ConfigError):  # a read-only directory has no default model
+                registry.set_default(model.reference, replacing=(default,))
+        return model
+
+    def pull_vocabulary(self, reference: Reference, context: int | None = None) -> Model:
+        """Download the header of a model, with its vocabulary, unless the model is installed."""
+        library = self.library
+        with contextlib.suppress(ModelNotFound):
+            return library.find(reference)
+        spec = library.spec_named(reference.name) if isinstance(reference, NameReference) else None
+        if spec and (spec.package or spec.recipe):
+            origin = "comes in a Python package" if spec.package else "is merged from other models"
+            raise PullError(
+                f"{spec.name} {origin}: its vocabulary cannot be pulled alone", f"cerebrum pull {reference}"
+            )
+        if self.is_unavailable_offline(reference):
+            return self._find_offline(reference, library.find_vocabulary)
+        planner = self.planner
+        try:
+            plan = planner.plan(reference, context)
+        except HubError as error:
+            return self._fall_back(reference, error, library.find_vocabulary)
+        return self._download_vocabulary(planner, plan)
+
+    def _download_vocabulary(self, planner: DownloadPlanner, plan: DownloadPlan) -> Model:
+        """Store the headers of all parts of a model: llama.cpp opens the other parts for their tensor tables."""
+        library, listing, variant = self.library, plan.availability.listing, plan.variant
+        assert listing is not None, "online, every plan except a package's has a listing"
+        cache, files = library.vocabulary_cache, tuple(map(listing.file, variant.files))
+
+        def stored() -> Model:
+            cached = cache.model_from_files(listing.repo_id, listing.commit, variant)
+            return replace(library.model_from_cache(cached), is_vocabulary=True)
+
+        def read_header(file: HubFile) -> bytes:
+            ends = HEADER_BYTES if file == files[0] else (PART_HEADER_BYTES, *HEADER_BYTES)
+            if file == files[0]:
+                self._check(Path(listing.repo_id, file.name), planner.header(listing, file))
+            return planner.header_bytes(listing, file, ends)
+
+        earlier = stored()
+        if exists(earlier.path) and not earlier.is_readable:
+            VocabularyRemoval(library, earlier).execute()
+        vocabularies.store(cache, listing, files, read_header)
+        self._remember_digests(cache, listing, files)
+        return stored()
+
+    def find_or_pull(self, reference: Reference, name: str | None, context: int | None, confirm: Confirm) -> Model:
+        """Pull a model unless it is installed, and leave the default model as it is."""
+        library = self.library
+        if isinstance(reference, PathReference):
+            return self._register_local(reference.path, name)
+        text = str(reference)
+        if (entry := library.registry.find(text)) and library.spec_named(text) is None and not is_missing(entry.path):
+            return library.model_from_entry(entry) if name is None else self._register_local(entry.path, name)
+        spec = library.spec_named(reference.name) if isinstance(reference, NameReference) else None
+        if isinstance(reference, NameReference) and spec is None:
+            return self.with_name(library.find(reference), name)
+        if isinstance(reference, NameReference) and spec and spec.recipe:
+            return self.merge(self, spec, reference, name, context, confirm)
+        if self.is_unavailable_offline(reference):
+            return self.with_name(self._find_offline(reference, library.find), name)
+        if spec and spec.package:
+            return self._pull_package(spec, spec.package, name)
+        planner = self.planner
+        try:
+            plan = planner.plan(reference, context)
+        except HubError as error:
+            return self.with_name(self._fall_back(reference, error, library.find), name)
+        require_confirmation(plan, confirm)
+        return self.with_name(self._download(planner, plan, name), name)
+
+    def _download(self, planner: DownloadPlanner, plan: DownloadPlan, name: str | None) -> Model:
+        library, listing, variant = self.library, plan.availability.listing, plan.variant
+        assert listing is not None, "online, every plan except a package's has a listing"
+        files = tuple(map(listing.file, variant.files))
+        digests = [file.digest for file in files]  # of all, before a download
+        if name is not None:
+            self._require_free_name(name, lambda spec: spec is plan.availability.spec, digests[0])
+        download = Download(listing, library.cache, self.progress, library.remembered_digest)
+        download.require_space(files)
+        if not plan.chosen.installed:
+            self._check(Path(listing.repo_id, files[0].name), planner.header(listing, files[0]))
+        paths = download.fetch(files)
+        self._remember_digests(library.cache, listing, files)
+        self._remove_vocabularies(listing.repo_id, variant.files)
+        installed = (model for model in library.models() if model.cached and model.path == paths[0])
+        return next(installed, None) or library.model_from_cache(
+            library.cache.model_from_files(listing.repo_id, listing.commit, variant)
+        )
+
+    def _remember_digests(self, cache: Cache, listing: Listing, files: tuple[HubFile, ...]) -> None:
+        """Store the digests of files in a cache, as the Hub states them."""
+        registry = self.library.registry
+        for file in files:
+            stored = cache.stored_path(listing.repo_id, listing.commit, file.name, file.digest)
+            if registry.digest(stored) is None:
+                registry.remember_digest(Digest.known(stored, file.digest))
+
+    def _remove_vocabularies(self, repo_id: str, names: tuple[str, ...]) -> None:
+        """Remove the vocabulary files of an installed model."""
+        for model in self.library.vocabularies():
+            if model.cached and (model.cached.repo_id, model.cached.names) == (repo_id, names):
+                with contextlib.suppress(PullError):  # a read-only directory; the installed model comes first anyway
+                    VocabularyRemoval(self.library, model).execute()
+
+    def with_name(self, model: Model, name: str | None) -> Model:
+        """Register a model by the user's name for it, if any."""
+        if name is None or (model.file and model.file.name == name):
+            return model
+        digest = self.library.digest(model, lambda done, total: self.progress.update("verify", done, total))
+        self._require_free_name(name, lambda spec: spec is model.spec, digest.sha256)
+        return self._register(name, digest, "hub" if model.cached else "local")
+
+    def _pull_package(self, spec: ModelSpec, package: PackageSource, name: str | None) -> Model:
+        self._require_free_name(name or spec.name, lambda claimed: claimed is spec, package.sha256)
+        from cerebrum_cli.models.package import fetch
+
+        path = fetch(package, self.library.directory, self.progress.update)
+        return self._register(name or spec.name, Digest.known(path, package.sha256), "package")
+
+    def _register_local(self, path: Path, name: str | None) -> Model:
+        """Register a local file without copying it."""
+        library = self.library
+        local = library.model_at(path)
+        self._check(local.path, local.header)
+        hashed = library.digest(local, lambda done, total: self.progress.update("verify", done, total))
+        digest = hashed.sha256
+        for entry in library.registry.entries():
+            pulled = entry.source == "package" and not is_missing(entry.path)
+            if pulled and entry.sha256 == digest and name in (None, entry.name):
+                return library.model_from_entry(entry)  # prefer the pulled copy to the user's file
+        packaged = next((spec for spec in library.specs if spec.package and spec.package.sha256 == digest), None)
+        if name is None:
+            name = packaged.name if packaged else name_from_stem(local.path.stem)
+
+        def owns_spec(spec: ModelSpec) -> bool:
+            return spec.package.sha256 == digest if spec.package else spec.matches(path.name)
+
+        self._require_free_name(name, owns_spec, digest)
+        return self._register(name, hashed, "local")
+
+    def _check(self, path: Path, header: Header) -> None:
+        """Print a notice for a model that only other programs can use. Raises ModelFileError for one that none can."""
+        require_loadable(path, header)
+        if kind := unsupported_kind(header):
+            self.progress.notice(NoticeEvent(f"{path.name} is {kind} (architecture {header.architecture})", HINT))
+
+    def _find_offline(self, reference: Reference, find: Callable[[Reference], Model]) -> Model:
+        try:
+            return find(reference)
+        except ModelNotFound as error:
+            hint = "pull it without --offline or HF_HUB_OFFLINE"
+            raise ModelNotFound(f"{error.message}, and the network is disabled", hint) from error
+
+    def _fall_back(self, reference: Reference, error: HubError, find: Callable[[Reference], Model]) -> Model:
+        try:
+            model = find(reference)
+        except ModelNotFound:
+            raise error from None
+        self.progress.notice(NoticeEvent(error.message, f"using the installed {model.reference}"))
+        return model
+
+    def _require_free_name(self, name: str, owns_spec: Callable[[ModelSpec], bool], digest: str) -> None:
+        """Raise UsageError if a model with this digest cannot have this name."""
+        require_free_name(self.library, name, owns_spec, lambda entry: entry.sha256 == digest)
+
+    def _register(self, name: str, digest: Digest, source: Source) -> Model:
+        entry = ModelFile(name, digest.path, digest.size, digest.sha256, digest.mtime_ns, source)
+        model = self.library.model_from_entry(entry)
+        _ = model.header  # raises ModelFileError before it is registered
+        self.library.registry.add(entry)
+        return model
+
+
+def require_confirmation(plan: DownloadPlan, confirm: Confirm) -> None:
+    """Raise PullError if the model does not fit this machine and the user does not confirm."""
+    if plan.warning and not plan.chosen.installed and not confirm(plan.warning):
+        raise PullError(plan.warning, "choose a smaller quantization, or force it with -y")

@@ -1,1 +1,0 @@
-"""Composition root: real implementations and directories, and the run of each command."""

@@ -1,1 +1,0 @@
-"""`cerebrum eval` and `cerebrum runs`: joining evaluations with the terminal."""

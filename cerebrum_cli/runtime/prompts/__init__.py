@@ -1,1 +1,0 @@
-"""Saved prompts: `--use` and `--save-prompt`, and the runs of `cerebrum prompts`."""

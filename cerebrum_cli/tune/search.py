@@ -1,0 +1,333 @@
+"""Search for the fastest settings for each use of a model: one setting after another, with early stopping.
+
+How settings interact is unknown, so each is tried on top of the best so far. Other programs may slow the machine down
+at any time, so speeds are compared only with a measurement made right before or after. The winner is finally measured
+against the defaults again, and used only if it wins again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.events import StageEvent
+from cerebrum_cli.engine.load_options import Tuning
+from cerebrum_cli.engine.protocol import JOB_KINDS, MIN_AGREEMENT, Bench, Job, JobKind, TrialError
+from cerebrum_cli.inference.profiles import Speeds, TunedUse, UseName
+from cerebrum_cli.tune.candidates import (
+    ASK,
+    BATCH,
+    CHAT,
+    USES,
+    Budget,
+    Candidate,
+    SearchSpace,
+    Stage,
+    Use,
+    differences,
+    load_key,
+    numeric_settings,
+    plan_stages,
+    thread_counts,
+)
+
+MIN_GAIN = 1.05  # over the defaults, to be used: less may be caused by other programs
+MIN_IMPROVEMENT = 1.02  # over the best so far, to become the base of further candidates
+MIN_FIRST_RATIO, MAX_FIRST_RATIO = 1.0, 1.15  # a first pair outside this range decides: no further pairs
+CPU_BUSY = "inconclusive: the CPU was busy"
+LOADS = 3  # each in a fresh process, of settings that differ in their load time; two if the time is up
+MIN_DEPTH = 512  # prompt tokens that a run needs to judge, for any prompt, a setting whose effect depends on depth
+MIN_SHARE = 0.1  # of a use's duration: what affects less is not tried
+NEGLIGIBLE = f"affects less than {MIN_SHARE:.0%} of the time"
+TOO_LONG = "would take too long"
+UNCONFIRMED = f"less than {MIN_GAIN - 1:.0%} faster when measured again"
+
+
+@dataclass(slots=True)
+class Search:
+    """Candidates measured so far, the best for each use, and why other settings are `untried`."""
+
+    bench: Bench
+    space: SearchSpace
+    budget: Budget
+    candidates: list[Candidate] = field(default_factory=list)
+    defaults: dict[UseName, Candidate] = field(default_factory=dict)
+    best: dict[UseName, Candidate] = field(default_factory=dict)
+    loads: dict[tuple[bool | None, str | None], list[float]] = field(default_factory=dict)
+    untried: dict[str, str] = field(default_factory=dict)
+    jobs: dict[tuple[bool, JobKind], Job] = field(default_factory=dict)
+    clock: Callable[[], float] = perf_counter
+    deadline: float = 0.0
+    confirmations: dict[tuple[int, int], list[Speeds]] = field(default_factory=dict)
+    winners: set[int] = field(default_factory=set)
+
+    def run(self) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
+        """Yield each stage before it is measured. EngineError if the defaults cannot be measured."""
+        yield StageEvent("defaults", 0, 1)
+        self._measure_default(self.space.chat, (CHAT, ASK) if self.space.ask == self.space.chat else (CHAT,))
+        self.deadline = self.clock() + self.budget.search_s  # excludes the first load, which reads from the disk
+        stages = [*plan_stages(self.space, self.budget, bool(self.bench.devices))]
+        total = len(stages) + len(USES)
+        for done, stage in enumerate(stages):
+            yield StageEvent(stage.label, done, total)
+            self._try_stage(stage)
+        confirmed: dict[UseName, TunedUse] = {}
+        for done, use in enumerate(USES, len(stages)):
+            yield StageEvent(f"{use.name} again, against defaults", done, total)
+            confirmed[use.name] = self._confirm(use)
+        remeasured = {best for best, _ in self.confirmations}
+        for candidate in self.candidates:
+            if id(candidate) in remeasured - self.winners and not candidate.dropped:
+                candidate.dropped = UNCONFIRMED
+        return confirmed
+
+    # Trying a stage.
+
+    def _try_stage(self, stage: Stage) -> None:
+        """Try settings on top of the best candidates, until they bring no gain on one of them."""
+        if not stage.settings:
+            if stage.is_batch:
+                self._measure_default(self.space.batch, (BATCH,))
+            else:
+                self._compare_ask_default()
+            return
+        leaders = self._leaders(stage.is_batch)
+        if not any(can_matter(base, uses, kind, stage.settings) for base, uses in leaders for kind in JOB_KINDS):
+            self.untried[stage.label] = NEGLIGIBLE
+            return
+        for base, uses in leaders:
+            if not self._try_on(base, uses, stage):
+                break
+
+    def _measure_default(self, tuning: Tuning, uses: Iterable[Use]) -> None:
+        """Measure the default settings of some uses, and choose the size of all later jobs."""
+        default = Candidate(tuning, is_batch=tuning.slots is not None)
+        sequences = tuning.slots or 1
+        try:
+            prefill = self._calibrate(default, "prefill", 64, 1024, 2 if default.is_batch else 1)
+            decode = self._calibrate(default, "decode", 3 if default.is_batch else 6, 64, sequences)
+            stats = self.bench.load_stats(tuning)
+        except TrialError as error:
+            raise unmeasurable(error) from error
+        default.speeds = Speeds(stats.load_s, prefill, decode, stats.peak_memory)
+        self._add_default(default, uses)
+
+    def _compare_ask_default(self) -> None:
+        """Measure the default settings for `ask`, which differ from those for a chat."""
+        default = Candidate(self.space.ask, is_batch=False)
+        try:
+            self._measure(default, self.defaults["chat"], JOB_KINDS)
+        except TrialError as error:
+            raise unmeasurable(error) from error
+        self._add_default(default, (ASK,))
+        self._update_best()
+
+    def _add_default(self, default: Candidate, uses: Iterable[Use]) -> None:
+        self.candidates.append(default)
+        names = [use.name for use in uses]
+        self.defaults.update(dict.fromkeys(names, default))
+        self.best.update(dict.fromkeys(names, default))
+
+    def _calibrate(self, candidate: Candidate, kind: JobKind, least: int, most: int, sequences: int) -> float:
+        """Store a job that takes about `run_s`, and measure its speed."""
+        job = Job(kind, least, sequences)
+        speed = self.bench.speed(candidate.tuning, job)
+        steps = speed / (sequences if kind == "decode" else 1) * self.budget.run_s
+        tokens = int(steps) if kind == "decode" else int(steps // least * least)
+        sized = self.jobs[candidate.is_batch, kind] = job._replace(tokens=min(most, max(least, tokens)))
+        return speed if sized == job else self.bench.speed(candidate.tuning, sized)
+
+    def _leaders(self, is_batch: bool) -> list[tuple[Candidate, list[Use]]]:
+        """Candidates that are currently the best for some uses, with these uses."""
+        leaders: dict[int, tuple[Candidate, list[Use]]] = {}
+        for use in USES:
+            if use.is_batch == is_batch:
+                best = self.best[use.name]
+                leaders.setdefault(id(best), (best, []))[1].append(use)
+        return list(leaders.values())
+
+    def _try_on(self, base: Candidate, uses: Sequence[Use], stage: Stage) -> bool:
+        """Measure settings on top of a leader, unless they cannot matter, are known, or would take too long.
+
+        False if they were measured and brought no gain.
+        """
+        tuning = replace(base.tuning, **stage.settings)
+        kinds = [kind for kind in JOB_KINDS if can_matter(base, uses, kind, stage.settings)]
+        is_known = any(each.tuning == tuning and each.is_batch == base.is_batch for each in self.candidates)
+        if not kinds or is_known or (tuning.cache_type == "q8_0" and tuning.flash_attention is False):
+            return True  # llama.cpp requires flash attention for a quantized cache
+        candidate = Candidate(tuning, base.is_batch)
+        self.candidates.append(candidate)
+        if not stage.is_essential and self.clock() + self._estimated_seconds(candidate, base, kinds) > self.deadline:
+            candidate.dropped = TOO_LONG
+            return True
+        try:
+            prefill, decode = self._measure(candidate, base, kinds)
+        except TrialError as error:
+            candidate.dropped = error.message
+            self._update_best()
+            return True
+        if "n_threads" in stage.settings and (prefill > 1) != (decode > 1) and not (base.is_batch or candidate.dropped):
+            self._split_threads(base, uses, candidate, faster_prefill=prefill > 1)
+        return max(prefill, decode) >= MIN_IMPROVEMENT
+
+    def _measure(self, candidate: Candidate, base: Candidate, kinds: Iterable[JobKind]) -> tuple[float, float]:
+        """Measure a candidate and check its output if it is the best for a use; its speedups over the base."""
+        speedups = {kind: self._speedup(candidate, base, kind) for kind in kinds}
+        is_first = base is self._baseline(base)
+        candidate.measured_kinds = frozenset(speedups) | (frozenset() if is_first else base.measured_kinds)
+        prefill, decode = speedups.get("prefill", 1.0), speedups.get("decode", 1.0)
+        stats, known = self.bench.load_stats(candidate.tuning), base.known_speeds
+        candidate.speeds = Speeds(known.load_s, known.prompt * prefill, known.generate * decode, stats.peak_memory)
+        if load_key(candidate.tuning) != load_key(base.tuning):
+            self._time_loads(base, candidate)
+        self._update_best()
+        if self._is_best(candidate) and not self._preserves_output(candidate):
+            self._update_best()
+        return prefill, decode
+
+    def _time_loads(self, *compared: Candidate) -> None:
+        """Load again, in turn, and use the medians for all candidates that load the same way."""
+        for each in compared:
+            self.loads.setdefault(load_key(each.tuning), [self.bench.load_stats(each.tuning).load_s])
+        for turn in range(1, LOADS):
+            for each in compared:
+                times = self.loads[load_key(each.tuning)]
+                if len(times) == turn and (turn == 1 or self.clock() + times[0] < self.deadline):
+                    times.append(self.bench.reload(each.tuning))
+        for each in {id(each): each for each in (*self.candidates, *compared)}.values():
+            if each.speeds and (key := load_key(each.tuning)) in self.loads:
+                each.speeds = replace(each.speeds, load_s=median(self.loads[key]))
+
+    def _split_threads(self, base: Candidate, uses: Sequence[Use], candidate: Candidate, faster_prefill: bool) -> None:
+        """Try the new thread count only for the phase that it made faster."""
+        counts = (base.tuning.n_threads, candidate.tuning.n_threads)
+        decode, prefill = counts if faster_prefill else counts[::-1]
+        split = {"n_threads": decode, "n_threads_batch": prefill}
+        self._try_on(candidate if self._is_best(candidate) else base, uses, Stage("", base.is_batch, split))
+
+    def _is_best(self, candidate: Candidate) -> bool:
+        return any(best is candidate for best in self.best.values())
+
+    def _estimated_seconds(self, candidate: Candidate, base: Candidate, kinds: Iterable[JobKind]) -> float:
+        """Approximate duration of one pair of measurements of each kind."""
+        speeds, seconds = base.known_speeds, 0.0
+        for kind in kinds:
+            job = self._job(candidate, kind)
+            sequences = job.sequences if kind == "decode" else 1
+            seconds += 2 * job.tokens * sequences / (speeds.prompt if kind == "prefill" else speeds.generate)
+        return seconds
+
+    def _speedup(self, candidate: Candidate, base: Candidate, kind: JobKind) -> float:
+        """Median speedup over the base; a clear loss or win in the first pair ends the measurement."""
+        ratios: list[float] = []
+        for turn in range(self.budget.pairs):
+            ratios.append(self._paired_speedup(candidate, base, kind, turn))
+            if not MIN_FIRST_RATIO <= ratios[0] <= MAX_FIRST_RATIO:
+                break
+        return median(ratios)
+
+    def _paired_speedup(self, candidate: Candidate, base: Candidate, kind: JobKind, turn: int) -> float:
+        """Speedup over the base, measured one right after the other; the order alternates."""
+        pair = (candidate, base) if turn % 2 else (base, candidate)
+        speeds = {id(each): self.bench.speed(each.tuning, self._job(each, kind, candidate)) for each in pair}
+        return speeds[id(candidate)] / speeds[id(base)]
+
+    def _job(self, candidate: Candidate, kind: JobKind, compared: Candidate | None = None) -> Job:
+        """Job to measure a candidate with, as long as that of the candidate it is compared with."""
+        job, n_ubatch = self.jobs[candidate.is_batch, kind], (compared or candidate).tuning.n_ubatch
+        if kind == "prefill":
+            return job._replace(tokens=max(job.tokens, n_ubatch or 0))
+        return job._replace(sequences=candidate.tuning.slots or job.sequences)
+
+    def _update_best(self) -> None:
+        """Choose the best candidate for each use again."""
+        for use in (use for use in USES if use.name in self.best):
+            fastest = default = self.defaults[use.name]
+            for each in self.candidates:
+                if self._is_valid_for(each, use) and use.gain(each.known_speeds, fastest.known_speeds) > 1.0:
+                    fastest = each
+            best = self.best[use.name]
+            is_dropped = best.dropped and best is not default
+            if is_dropped or use.gain(fastest.known_speeds, best.known_speeds) > MIN_IMPROVEMENT:
+                self.best[use.name] = fastest
+
+    def _is_valid_for(self, candidate: Candidate, use: Use) -> bool:
+        """Whether a candidate can be used, and its measurements apply to a use."""
+        if candidate.dropped or not candidate.speeds or candidate.is_batch != use.is_batch:
+            return False
+        depends_on_depth = candidate.tuning.flash_attention is not None or candidate.tuning.cache_type is not None
+        return not (depends_on_depth and use is ASK and self.jobs[False, "prefill"].tokens < MIN_DEPTH)
+
+    # Confirmation.
+
+    def _confirm(self, use: Use) -> TunedUse:
+        """Choose the best candidate that does not change the output and beats the defaults a second time."""
+        baseline = self.defaults[use.name]
+        while (best := self.best[use.name]) is not baseline and not self._passes_confirmation(best, baseline):
+            self._update_best()
+        known = baseline.known_speeds
+        if best is not baseline:
+            confirmed = sorted(self.confirmations[id(best), id(baseline)], key=lambda speeds: -use.gain(speeds, known))
+            middle = confirmed[len(confirmed) // 2]
+            gain, first = (use.gain(speeds, known) for speeds in (middle, best.known_speeds))
+            if min(gain, (gain + first) / 2) >= MIN_GAIN:
+                self.winners.add(id(best))
+                return TunedUse(differences(best.tuning, baseline.tuning), middle, known, gain, best.agreement)
+        return TunedUse(Tuning(), known, known)
+
+    def _passes_confirmation(self, candidate: Candidate, baseline: Candidate) -> bool:
+        """Check the output and measure again; a candidate that fails is dropped."""
+        try:
+            key = id(candidate), id(baseline)
+            if self._preserves_output(candidate) and key not in self.confirmations:
+                before = self.bench.disturbed_jobs
+                self.confirmations[key] = self._remeasure(candidate, baseline)
+                changes_threads = thread_counts(candidate.tuning) != thread_counts(baseline.tuning)
+                if self.bench.disturbed_jobs > before and changes_threads:
+                    candidate.dropped = CPU_BUSY
+        except TrialError as error:  # another program may have taken the memory since the first measurement
+            candidate.dropped = error.message
+        return not candidate.dropped
+
+    def _preserves_output(self, candidate: Candidate) -> bool:
+        """Compare the predicted tokens of a text with the defaults; a candidate that changes them is dropped."""
+        if candidate.agreement is None:
+            reference, tuning = (numeric_settings(each.tuning) for each in (self._baseline(candidate), candidate))
+            if reference == tuning:
+                candidate.agreement = 1.0
+            else:
+                candidate.agreement = self.bench.closeness(reference, tuning, self.budget.probe_tokens).agreement
+            if candidate.agreement < MIN_AGREEMENT:
+                candidate.dropped = f"changes the output: same top-1 {candidate.agreement:.2%}"
+        return not candidate.dropped
+
+    def _baseline(self, candidate: Candidate) -> Candidate:
+        """The defaults for a chat or for a batch, that a candidate is compared with."""
+        return next(each for each in self.candidates if each.is_batch == candidate.is_batch)
+
+    def _remeasure(self, best: Candidate, baseline: Candidate) -> list[Speeds]:
+        """Measure both in turn; per pair, the speeds of the baseline times the ratios measured."""
+        known, measured = baseline.known_speeds, best.known_speeds
+        pairs = []
+        for turn in range(self.budget.confirmation_pairs):
+            prefill = self._paired_speedup(best, baseline, "prefill", turn)
+            decode = self._paired_speedup(best, baseline, "decode", turn)
+            pairs.append(replace(measured, prompt=known.prompt * prefill, generate=known.generate * decode))
+        return pairs
+
+
+def can_matter(base: Candidate, uses: Sequence[Use], kind: JobKind, settings: dict[str, Any]) -> bool:
+    """Whether settings affect a kind of work that takes a relevant share of one of the uses of a candidate."""
+    if base.speeds is None or ("n_ubatch" if kind == "decode" else "slots") in settings:
+        return False
+    return any(use.shares(base.speeds)[kind] >= MIN_SHARE for use in uses)
+
+
+def unmeasurable(error: TrialError) -> EngineError:
+    """Error of a model whose defaults cannot be measured."""
+    return EngineError(f"cannot measure this model: {error.message}", error.hint)

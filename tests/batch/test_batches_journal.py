@@ -1,0 +1,897 @@
+"""The journal of a batch: answers are on disk when written, and the result is complete, whatever ends the process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import random
+import stat
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_files import (
+    FINGERPRINT,
+    ORDER,
+    ROWS,
+    answer,
+    complete_result,
+    grow,
+    open_batch,
+    open_growing,
+    rows_in,
+    run,
+    run_some,
+)
+from command_line import start_python
+from waiting import wait_until
+
+from cerebrum_cli.batch import files
+from cerebrum_cli.batch.files import SYNC_INTERVAL_S, Identity, output_paths
+from cerebrum_cli.batch.journal import open_journal
+from cerebrum_cli.batch.meta import Record, encode_record, normalize
+from cerebrum_cli.batch.result import Result, ResultRows, StreamedResult
+from cerebrum_cli.batch.rows import OUTPUT_KEYS, SCHEMA, Row, RowError, result_rows
+from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.events import RowCounts
+
+
+def batch_error(action: Callable[[], object]) -> tuple[str, str]:
+    with pytest.raises(BatchError) as caught:
+        action()
+    assert caught.value.exit_code == 1
+    return caught.value.message, caught.value.hint
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    return folder / "out.jsonl"
+
+
+COMPLETE = {"out.jsonl", "out.jsonl.meta.json"}
+IN_PROGRESS = {"out.jsonl.partial", "out.jsonl.meta.json"}
+
+
+# Complete runs.
+
+
+def test_result_is_in_input_order_with_a_record_beside_it(output: Path) -> None:
+    assert run(output) == list(ORDER)
+    assert output.read_bytes() == complete_result()
+    assert names(output.parent) == COMPLETE
+    assert json.loads((output.parent / "out.jsonl.meta.json").read_bytes()) == {
+        "version": 1,
+        "fingerprint": {**FINGERPRINT, "stop": ["x"]},
+        "rows": 4,
+        "replaces": None,
+        "failed": 1,
+        "truncated": 0,
+        "undecided": 0,
+        "result": {"size": len(complete_result()), "sha256": hashlib.sha256(complete_result()).hexdigest()},
+    }
+
+
+def test_finished_rows_are_on_disk_immediately(output: Path) -> None:
+    journal = open_batch(output)
+    assert names(output.parent) == IN_PROGRESS
+    assert json.loads(output_paths(output).meta.read_bytes())["result"] is None
+    for count, position in enumerate(ORDER, 1):
+        journal.write(position, answer(ROWS[position]))
+        lines = output_paths(output).partial.read_bytes().splitlines(keepends=True)
+        assert [json.loads(line) for line in lines] == [{**answer(ROWS[done]), "row": done} for done in ORDER[:count]]
+        assert (journal.done, set(journal.finished)) == (count, set(ORDER[:count]))
+        assert not output.exists()
+    assert journal.counts.failed == 1
+    assert not journal.is_complete
+    journal.complete()
+    assert (journal.is_complete, journal.done, journal.counts.failed) == (True, 4, 1)
+    assert set(journal.finished) == {0, 1, 2, 3}
+    journal.complete()
+    journal.close()
+
+
+def test_output_lines_contain_no_unicode_line_breaks(output: Path) -> None:
+    (row,) = rows_in(json.dumps({"prompt": "a\u2028b\u2029c\x85d\x0be\x1cf\rg\nh"}), "jsonl")
+    with contextlib.closing(open_batch(output, rows=(row,))) as journal:
+        journal.write(0, {**answer(row), "text": "\ud83d"})
+        journal.complete()
+    (line,) = output.read_text("utf-8").splitlines()
+    assert (json.loads(line)["prompt"], json.loads(line)["text"]) == (row.prompt, "\ufffd")
+
+
+def test_result_files_respect_the_umask(output: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        run(output)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in output.parent.iterdir()} == {0o640}
+
+
+def test_output_symlink_stays_and_its_target_is_replaced(output: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(output)
+    run(link)
+    assert link.is_symlink()
+    assert (output.read_bytes(), names(output.parent), names(tmp_path)) == (
+        complete_result(),
+        COMPLETE,
+        {"link", "results"},
+    )
+    assert run(link) == []
+    run(link, restart=True, text="Again.")
+    assert output.read_bytes() == complete_result("Again.")
+
+
+def test_object_of_another_row_is_a_value_error(output: Path) -> None:
+    written: list[str] = []
+    results: list[Result] = [open_batch(output), StreamedResult(result_rows(ROWS), written.append)]
+    for each in results:
+        good = answer(ROWS[0])
+        reordered = dict(reversed(good.items()))
+        for position, value in ((0, answer(ROWS[1])), (0, {"id": 1}), (0, reordered), (4, good), (-1, good)):
+            with pytest.raises(ValueError, match=r"no unfinished row|not an object of row"):
+                each.write(position, value)
+        each.write(0, good)
+        with pytest.raises(ValueError, match="no unfinished row at position 0"):
+            each.write(0, good)
+        with pytest.raises(ValueError, match="3 rows are not finished"):
+            each.complete()
+        assert (each.done, each.counts.failed, set(each.finished)) == (1, 0, {0})
+        each.close()
+        each.close()
+    assert len(written) == 1
+
+
+# Resuming.
+
+
+def test_journal_resumes_with_the_missing_rows(output: Path) -> None:
+    run_some(output, 3, 1)
+    with contextlib.closing(open_batch(output)) as journal:
+        assert (journal.done, journal.counts.failed, set(journal.finished)) == (2, 1, {1, 3})
+    assert run(output) == [2, 0]
+    assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
+
+
+def test_complete_batch_is_not_run_again(output: Path) -> None:
+    run(output)
+    before = files.file_stamp(output)
+    with contextlib.closing(open_batch(output)) as journal:
+        assert (journal.is_complete, journal.done, journal.counts.failed) == (True, 4, 1)
+        journal.complete()
+    assert (files.file_stamp(output), names(output.parent)) == (before, COMPLETE)
+
+
+def numbered_rows(count: int) -> tuple[Row, ...]:
+    return rows_in("".join(f"Question {number}?\n" for number in range(count)))
+
+
+def complete_rows(output: Path, rows: tuple[Row, ...], error: RowError | None = None) -> None:
+    """Complete the result of these rows without a sync for each."""
+    lines = [{**answer(row), "error": error and asdict(error)} for row in rows]
+    data = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines).encode()
+    output.write_bytes(data)
+    identity = Identity(len(data), hashlib.sha256(data).hexdigest())
+    record = Record(normalize(FINGERPRINT), len(rows), failed=len(rows) if error else 0, result=identity)
+    output_paths(output).meta.write_bytes(encode_record(record))
+
+
+def test_complete_batch_looks_rows_up_without_copying_them(output: Path) -> None:
+    rows = numbered_rows(20_000)
+    complete_rows(output, rows)
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+        tracemalloc.start()
+        try:
+            assert all(position in journal.finished for position in range(100))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(rows) not in journal.finished
+    assert peak < 10_000
+
+
+def test_resumed_retry_counts_each_line_once(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = numbered_rows(200)
+    complete_rows(output, rows, RowError("context_length_exceeded", "too long"))
+    with contextlib.closing(open_journal(output, FINGERPRINT, result_rows(rows), retry_failed=True)) as journal:
+        for position, row in enumerate(rows[:-1]):
+            journal.write(position, answer(row))
+    additions, add = [0], RowCounts.__add__
+
+    def counted(self: RowCounts, other: RowCounts) -> RowCounts:
+        additions[0] += 1
+        return add(self, other)
+
+    monkeypatch.setattr(RowCounts, "__add__", counted)
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+        assert (journal.done, journal.counts.failed) == (200, 1)
+    assert additions[0] <= 2 * len(rows)
+
+
+@pytest.mark.parametrize("rows", [numbered_rows(1000), numbered_rows(1) * 1000], ids=("different", "alike"))
+def test_resume_asks_for_each_row_once(output: Path, rows: tuple[Row, ...]) -> None:
+    """Lines carry their positions, so no map of the rows is needed."""
+    asked: list[int] = []
+
+    def identity(position: int) -> tuple[Any, ...]:
+        asked.append(position)
+        return rows[position].id, rows[position].prompt
+
+    counted = ResultRows(SCHEMA, len(rows), identity)
+    order = list(range(0, 1000, 3))
+    random.Random(1).shuffle(order)
+    with contextlib.closing(open_journal(output, FINGERPRINT, counted)) as journal:
+        for position in order:
+            journal.write(position, answer(rows[position]))
+        assert asked == order
+    asked.clear()
+    with contextlib.closing(open_journal(output, FINGERPRINT, counted)) as journal:
+        assert list(journal.finished) == sorted(order)
+    assert asked == order
+
+
+def test_journal_takes_few_bytes_a_row(output: Path) -> None:
+    rows = ResultRows(SCHEMA, 200_000, lambda position: (position, "Why?"))
+    tracemalloc.start()
+    try:
+        with contextlib.closing(open_journal(output, FINGERPRINT, rows)) as journal:
+            for position in range(0, 200_000, 50):
+                journal.write(position, {**answer(ROWS[0]), "id": position})
+            _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak / len(rows) < 12
+
+
+def test_lines_lost_in_a_power_cut_are_answered_again(output: Path) -> None:
+    """Blocks that were not synced are zeros afterwards, and later ones may have been written."""
+    run_some(output, 3, 1, 0)
+    partial = output_paths(output).partial
+    first, second, third = partial.read_bytes().splitlines(keepends=True)
+    zeros = bytes(len(second) - 9)
+    for lost, finished in (
+        (first + second + zeros, [1, 3]),
+        (first + zeros + third, [3]),
+        (first + second[:8] + zeros + b"\n" + third, [0, 3]),
+    ):
+        partial.write_bytes(lost)
+        with contextlib.closing(open_batch(output)) as journal:
+            assert (list(journal.finished), journal.counts.failed) == (finished, 1)
+    assert run(output) == [2, 1]
+    assert output.read_bytes() == complete_result()
+
+
+@pytest.mark.parametrize("last", [slice(1), slice(20), slice(-2), slice(-1), b"\0" * 100, b"\0\0\n", b'{"id": \n'])
+def test_invalid_last_line_is_answered_again(output: Path, last: slice | bytes) -> None:
+    run_some(output, 3, 1)
+    partial = output_paths(output).partial
+    first, second = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(first + (last if isinstance(last, bytes) else second[last]))
+    run_some(output)
+    assert partial.read_bytes() == first
+    assert run(output) == [2, 0, 1]
+    assert output.read_bytes() == complete_result()
+
+
+def test_identical_rows_are_distinguished_by_position(output: Path) -> None:
+    lines = [{"prompt": prompt, "id": id} for prompt, id in (("a", 1), ("a", 1), ("b", 1), ("a", "1"), ("a", 1))]
+    rows = rows_in("\n".join(map(json.dumps, lines)), "jsonl")
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+        for position in (0, 3, 1):
+            journal.write(position, answer(rows[position]))
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+        assert set(journal.finished) == {0, 1, 3}
+        for position in (4, 2):
+            journal.write(position, answer(rows[position]))
+        journal.complete()
+    assert [json.loads(line)["id"] for line in output.read_bytes().splitlines()] == [1, 1, 1, "1", 1]
+    assert [json.loads(line)["prompt"] for line in output.read_bytes().splitlines()] == ["a", "a", "b", "a", "a"]
+
+
+def test_second_of_two_identical_rows_may_finish_first(output: Path) -> None:
+    lines = [{"prompt": "a", "id": 1, "max_tokens": 9}, {"prompt": "a", "id": 1, "max_tokens": 2}]
+    rows = rows_in("\n".join(map(json.dumps, lines)), "jsonl")
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+        journal.write(1, {**answer(rows[1]), "text": 'short, "row": 0}'})
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+        assert set(journal.finished) == {1}
+        journal.write(0, {**answer(rows[0]), "text": "long"})
+        journal.complete()
+    written = [json.loads(line) for line in output.read_bytes().splitlines()]
+    assert [row["text"] for row in written] == ["long", 'short, "row": 0}']
+    assert all(tuple(row) == OUTPUT_KEYS for row in written)
+
+
+@pytest.mark.parametrize(
+    ("line", "number"),
+    [
+        (b"{}", 2),
+        (b"[]", 2),
+        (b"1", 2),
+        (b'{"id": 1}', 2),
+        (json.dumps(answer(ROWS[0])).encode(), 2),
+        (json.dumps({**answer(ROWS[0]), "row": 1}).encode(), 2),
+        (json.dumps({**answer(ROWS[1]), "id": 9, "row": 1}).encode(), 2),
+        (b'{"id": \n{}', 2),
+        (b"\0\n{}", 3),
+    ],
+)
+def test_partial_file_with_foreign_lines_is_refused(output: Path, line: bytes, number: int) -> None:
+    run_some(output, 0)
+    partial = output_paths(output).partial
+    before = partial.read_bytes() + line + b"\n"
+    partial.write_bytes(before)
+    message, hint = batch_error(lambda: open_batch(output))
+    assert message == f"{partial} is damaged: line {number} matches no row of the input"
+    assert "use --restart to start over" in hint
+    assert partial.read_bytes() == before
+    assert run(output, restart=True) == list(ORDER)
+
+
+def test_batch_without_finished_rows_leaves_no_files(output: Path) -> None:
+    run_some(output)
+    assert names(output.parent) == set()
+    run_some(output, 1)
+    run_some(output, model="b", restart=True)
+    assert names(output.parent) == set()
+
+
+# Errors.
+
+
+def test_partial_file_of_another_batch_is_refused(output: Path) -> None:
+    run_some(output, 0)
+    message, hint = batch_error(lambda: open_batch(output, model="b"))
+    assert message == f"{output}.partial was started with another model (a, now b)"
+    assert hint == "run the previous command to resume, or use --restart to start over"
+    assert names(output.parent) == IN_PROGRESS
+    assert run(output) == [2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"temperature": 0.8}, "another temperature (0.7, now 0.8)"),
+        ({"system": "Be brief."}, "another system (none, now Be brief.)"),
+        ({"input_sha256": "0" * 64}, f"another input sha256 (none, now {'0' * 39}…)"),
+        ({"model": "b", "stop": ("x", "y")}, 'another model (a, now b) and another stop (["x"], now ["x", "y"])'),
+        (
+            {"model": "b", "temperature": 1, "stop": None, "system": "", "votes": 3},
+            'another model (a, now b), another temperature (0.7, now 1), another stop (["x"], now none) and 2 more',
+        ),
+    ],
+)
+def test_error_names_the_differing_settings(output: Path, changed: dict[str, Any], difference: str) -> None:
+    run_some(output, 0)
+    assert batch_error(lambda: open_batch(output, **changed))[0] == f"{output}.partial was started with {difference}"
+
+
+def test_values_equal_when_truncated_are_not_shown(output: Path) -> None:
+    run_some(output, 0, template="x" * 99 + "a")
+    message = batch_error(lambda: open_batch(output, template="x" * 99 + "b"))[0]
+    assert message == f"{output}.partial was started with another template"
+
+
+def test_result_is_replaced_only_with_restart(output: Path) -> None:
+    output.write_bytes(b"mine")
+    assert batch_error(lambda: open_batch(output)) == (
+        f"{output} already exists",
+        "use --restart to replace it, or choose another -o",
+    )
+    assert names(output.parent) == {"out.jsonl"}
+    run(output, restart=True)
+    assert batch_error(lambda: open_batch(output, model="b"))[0] == f"{output} was made with another model (a, now b)"
+    output.write_bytes(b"mine")
+    assert batch_error(lambda: open_batch(output, model="b"))[0] == f"{output} already exists"
+    assert batch_error(lambda: open_batch(output))[0] == f"{output} was changed after it was completed"
+    assert (output.read_bytes(), names(output.parent)) == (b"mine", COMPLETE)
+    output.unlink()
+    assert run(output, model="b") == list(ORDER)
+
+
+def test_old_result_stays_until_the_new_one_is_complete(output: Path) -> None:
+    run(output, text="Old.")
+    run_some(output, 1, 2, restart=True, model="b")
+    assert output.read_bytes() == complete_result("Old.")
+    assert "started with another model (b, now a)" in batch_error(lambda: open_batch(output))[0]
+    assert run(output, model="b") == [0, 3]
+    assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
+
+
+def test_restart_discards_finished_rows(output: Path) -> None:
+    run_some(output, 0, 1, text="Old.")
+    assert run(output, restart=True) == list(ORDER)
+    assert output.read_bytes() == complete_result()
+
+
+def test_output_created_while_running_is_not_replaced(output: Path, tmp_path: Path) -> None:
+    journal = open_batch(output)
+    for position in ORDER:
+        journal.write(position, answer(ROWS[position]))
+    output.write_bytes(b"mine")
+    message, hint = batch_error(journal.complete)
+    assert message == f"{output} was changed while the batch ran"
+    assert hint == "move it elsewhere, then run it again without --restart to write the result"
+    journal.close()
+    assert (output.read_bytes(), names(output.parent)) == (b"mine", COMPLETE | IN_PROGRESS)
+    assert batch_error(lambda: open_batch(output))[0] == f"{output} was changed after {output}.partial was started"
+    output.rename(tmp_path / "mine")
+    assert run(output) == []
+    assert output.read_bytes() == complete_result()
+
+
+def test_partial_file_without_a_record_is_refused(output: Path) -> None:
+    output_paths(output).partial.write_bytes(b"mine")
+    assert (
+        batch_error(lambda: open_batch(output))[0]
+        == f"{output}.partial exists, but its record out.jsonl.meta.json is missing"
+    )
+    assert names(output.parent) == {"out.jsonl.partial"}
+    assert run(output, restart=True) == list(ORDER)
+
+
+@pytest.mark.parametrize("record", [b"", b"mine", b"[]", b"{}", b'{"version": 1}', b"\xff", b"[" * 100_000])
+def test_invalid_record_is_refused(output: Path, record: bytes) -> None:
+    meta = output_paths(output).meta
+    meta.write_bytes(record)
+    assert batch_error(lambda: open_batch(output))[0] == f"{meta} is not a batch record"
+    assert (meta.read_bytes(), names(output.parent)) == (record, {"out.jsonl.meta.json"})
+    assert run(output, restart=True) == list(ORDER)
+
+
+def test_record_of_another_version_is_refused(output: Path) -> None:
+    output_paths(output).meta.write_bytes(b'{"version": 2}')
+    assert (
+        batch_error(lambda: open_batch(output))[0] == f"{output}.meta.json was written by another version of cerebrum"
+    )
+
+
+def test_result_has_a_single_writer(output: Path) -> None:
+    with contextlib.closing(open_batch(output)) as journal:
+        for restart in (False, True):
+            message, hint = batch_error(lambda restart=restart: open_batch(output, restart))  # type: ignore[misc]
+            assert (message, hint) == ("another process is writing out.jsonl", "wait for it, or choose another -o")
+        journal.write(0, answer(ROWS[0]))
+    assert run(output) == [2, 3, 1]
+
+
+def test_unusable_output_path_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    cases = {
+        tmp_path: f"{tmp_path} is a directory",
+        Path(): ". is a directory",
+        tmp_path / "nowhere" / "out": f"directory {tmp_path / 'nowhere'} does not exist",
+        tmp_path / "file" / "out": f"{tmp_path / 'file' / 'out'}: Not a directory",
+        tmp_path / "pipe": f"{tmp_path / 'pipe'} is not a regular file",
+        Path("/dev/null"): "/dev/null is not a regular file",
+        tmp_path / "loop": f"{tmp_path / 'loop'}: Too many levels of symbolic links",
+    }
+    for path, message in cases.items():
+        with pytest.raises(UsageError) as caught:
+            open_batch(path)
+        assert (caught.value.message, bool(caught.value.hint)) == (message, True)
+    assert names(tmp_path) == {"file", "pipe", "loop"}
+
+
+def test_unwritable_journal_files_are_refused_on_open(output: Path) -> None:
+    for place in (output_paths(output).partial, output_paths(output).meta):
+        place.mkdir()
+        assert batch_error(lambda: open_batch(output))[0] == f"{place}: Is a directory"
+        place.rmdir()
+    os.mkfifo(output_paths(output).partial)
+    assert batch_error(lambda: open_batch(output))[0] == f"{output}.partial is not a regular file"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_directory_is_a_usage_error(output: Path) -> None:
+    output.parent.chmod(0o500)
+    with pytest.raises(UsageError, match="is not writable"):
+        open_batch(output)
+
+
+def test_output_must_not_overwrite_the_input(output: Path, tmp_path: Path) -> None:
+    link = tmp_path / "in.txt"
+    for name in ("out.jsonl", "out.jsonl.partial", "out.jsonl.meta.json", "out.jsonl.unfinished"):
+        source = output.with_name(name)
+        source.write_bytes(b"a")
+        link.symlink_to(source)
+        for path in (source, link):
+            with pytest.raises(UsageError, match=r"the output would overwrite the input"):
+                output_paths(output, path)
+        link.unlink()
+        source.unlink()
+    link.write_bytes(b"a")
+    assert output_paths(output, link).output == output
+    assert output_paths(output, Path("-")).output == output
+
+
+# Killed processes.
+
+
+class Killed(BaseException):
+    """Simulates a killed process."""
+
+
+class LimitedCalls:
+    """Allows a number of system calls that write; then all of them raise Killed without effect."""
+
+    CALLS = ("open", "write", "fsync", "ftruncate", "replace", "unlink")
+
+    def __init__(self, calls: int, torn: bool) -> None:
+        self.calls = calls
+        self._torn = torn
+
+    def wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def limited(*arguments: Any, **options: Any) -> Any:
+            self.calls -= 1
+            if self.calls < 0:
+                if self._torn and self.calls == -1 and name == "write":
+                    call(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                raise Killed
+            return call(*arguments, **options)
+
+        return limited
+
+
+@contextlib.contextmanager
+def limited_calls(patch: pytest.MonkeyPatch, calls: int, torn: bool = False) -> Iterator[LimitedCalls]:
+    """Limit the number of system calls; with `torn`, the call after the last one, if it is a write, writes half."""
+    with patch.context() as patched:
+        limited = LimitedCalls(calls, torn)
+        for name in LimitedCalls.CALLS:
+            patched.setattr(os, name, limited.wrapped(name, getattr(os, name)))
+        yield limited
+
+
+def kill_at_each_call(
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    work: Callable[[Path], object],
+    prepare: Callable[[Path], object] = lambda output: None,
+    torn: bool = False,
+) -> Iterator[Path]:
+    """Yield an output for each writing call of some work, which was killed there; no power is lost."""
+    patch.setattr(os, "fsync", lambda _: None)
+    for calls in range(-1, 10**9):
+        output = folder / str(calls) / "out.jsonl"
+        output.parent.mkdir()
+        prepare(output)
+        if calls < 0:
+            with limited_calls(patch, 10**9) as limited:
+                work(output)
+            total = 10**9 - limited.calls
+            assert total > 10
+        elif calls == total:
+            return
+        else:
+            with limited_calls(patch, calls, torn), pytest.raises(Killed):
+                work(output)
+            yield output
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_batch_killed_at_any_call_resumes_without_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bool
+) -> None:
+    finished: list[int] = []
+
+    def complete(output: Path) -> None:
+        finished.clear()
+        with contextlib.closing(open_batch(output)) as journal:
+            for position in ORDER:
+                journal.write(position, answer(ROWS[position], "First."))
+                finished.append(position)
+            journal.complete()
+
+    for output in kill_at_each_call(tmp_path, monkeypatch, complete, torn=torn):
+        assert not output.exists() or output.read_bytes() == complete_result("First.")
+        again = run(output, text="Second.")
+        assert not set(again) & set(finished)
+        assert len(again) + len(finished) in (len(ROWS), len(ROWS) - 1)  # the last write may not have returned
+        texts = [json.loads(line)["text"] for line in output.read_bytes().splitlines()]
+        for position, text in enumerate(texts):
+            word = "Second." if position in again else "First."
+            assert text is None or text == f"{word} {ROWS[position].prompt}"
+        assert (len(texts), names(output.parent)) == (len(ROWS), COMPLETE)
+        assert run(output) == []
+
+
+def test_restart_killed_at_any_call_leaves_old_or_new_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def restart(output: Path) -> list[int]:
+        return run(output, restart=True, text="New.", model="b")
+
+    outcomes = set()
+    for output in kill_at_each_call(tmp_path, monkeypatch, restart, lambda output: run(output, text="Old.")):
+        assert output.read_bytes() in (complete_result("Old."), complete_result("New."))
+        try:
+            run(output, text="New.", model="b")
+            outcomes.add("resumed")
+        except BatchError as error:
+            assert "use --restart to replace it" in error.hint
+            assert output.read_bytes() == complete_result("Old.")
+            assert run(output) == []  # not restarted yet: the old result is still complete
+            restart(output)
+            outcomes.add("not restarted")
+        assert (output.read_bytes(), names(output.parent)) == (complete_result("New."), COMPLETE)
+    assert outcomes == {"resumed", "not restarted"}
+
+
+def test_restart_killed_at_any_call_never_mixes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for output in kill_at_each_call(
+        tmp_path,
+        monkeypatch,
+        lambda output: run_some(output, restart=True, model="b"),
+        lambda output: run_some(output, 0, 1, 2, text="Old."),
+    ):
+        try:
+            run(output, text="New.", model="b")
+        except BatchError:
+            assert run(output, text="Old.") == [3]
+        else:
+            assert output.read_bytes() == complete_result("New.")
+
+
+def test_larger_extent_adds_rows_to_a_complete_result(output: Path) -> None:
+    assert grow(output, 2, "First.") == [0, 1]
+    assert grow(output, 4, "Second.") == [2, 3]
+    texts = [json.loads(line)["text"] for line in output.read_text("utf-8").splitlines()]
+    assert texts[:3] == ["First. Why?", "First. How?", f"Second. {ROWS[2].prompt}"]
+    assert grow(output, 4) == []
+    assert names(output.parent) == COMPLETE
+
+
+def test_larger_extent_adds_rows_to_an_interrupted_result(output: Path) -> None:
+    with contextlib.closing(open_growing(output, 2)) as journal:
+        journal.write(1, answer(ROWS[1], "First."))
+    assert grow(output, 3, "Second.") == [0, 2]
+    texts = [json.loads(line)["text"] for line in output.read_text("utf-8").splitlines()]
+    assert texts == ["Second. Why?", "First. How?", f"Second. {ROWS[2].prompt}"]
+
+
+def test_smaller_extent_is_refused(output: Path) -> None:
+    grow(output, 3)
+    before = output.read_bytes()
+    problem, hint = batch_error(lambda: open_growing(output, 2))
+    assert problem == f"{output} already has more questions (3, now 2)"
+    assert "-o" in hint
+    assert output.read_bytes() == before
+
+
+def test_growth_killed_at_any_call_loses_and_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for output in kill_at_each_call(
+        tmp_path, monkeypatch, lambda output: grow(output, 3, "Second."), lambda output: grow(output, 2, "First.")
+    ):
+        assert set(grow(output, 3, "Third.")) <= {2}
+        texts = [json.loads(line)["text"] for line in output.read_text("utf-8").splitlines()]
+        assert texts[:2] == ["First. Why?", "First. How?"]
+        assert len(texts) == 3
+
+
+def test_notes_survive_a_resume_and_the_completion(output: Path) -> None:
+    with contextlib.closing(open_growing(output, 2)) as journal:
+        journal.write(0, answer(ROWS[0]))
+        journal.write_notes({"seconds": 1.5})
+    with contextlib.closing(open_growing(output, 3)) as journal:
+        assert journal.notes == {"seconds": 1.5}
+        assert [object["id"] for object in journal.objects()] == [ROWS[0].id]
+    grow(output, 3)
+    with contextlib.closing(open_growing(output, 3)) as journal:
+        assert journal.notes == {"seconds": 1.5}
+        assert [object["id"] for object in journal.objects()] == [row.id for row in ROWS[:3]]
+
+
+# Full disks.
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from batch_files import run
+from cerebrum_cli.core.errors import BatchError
+output, room = Path(sys.argv[1]), int(sys.argv[2])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+try:
+    run(output)
+except BatchError as error:
+    sys.stdout.write(f"{error.message}\\n{error.hint}\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    ("room", "place", "lines"),
+    [(100, "out.jsonl.meta.json", 0), (400, "out.jsonl.partial", 1), (900, "out.jsonl", 4)],
+)
+def test_full_disk_keeps_finished_rows_and_resumes(output: Path, room: int, place: str, lines: int) -> None:
+    if place == "out.jsonl":  # the limit allows each line, but not the whole result
+        run_some(output, *ORDER)
+        room = len(complete_result()) - 1
+    process = start_python(FULL, output, room)
+    output_text, _ = process.communicate(timeout=60)
+    message, hint = output_text.splitlines()
+    assert message == f"{output.with_name(place)}: File too large"
+    assert hint == "free some space, then run it again without --restart to resume"
+    assert names(output.parent) == (IN_PROGRESS if lines else set())
+    if lines:
+        lines_on_disk = output_paths(output).partial.read_bytes()
+        assert lines_on_disk.count(b"\n") == lines
+        assert lines_on_disk.endswith(b"\n")
+    assert len(run(output)) == len(ROWS) - lines
+    assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_failed_write_does_not_affect_the_next(output: Path, monkeypatch: pytest.MonkeyPatch, stuck: bool) -> None:
+    journal = open_batch(output)
+    journal.write(0, answer(ROWS[0]))
+    before = output_paths(output).partial.read_bytes()
+    with monkeypatch.context() as patched:
+        real = os.write
+
+        def failing(descriptor: int, data: bytes | int = b"") -> int:
+            if isinstance(data, (bytes, memoryview)) and data:
+                real(descriptor, data[:-1])
+            if stuck:
+                patched.setattr(os, "ftruncate", failing)
+            raise OSError(28, "No space left on device")
+
+        patched.setattr(os, "write", failing)
+        message, _ = batch_error(lambda: journal.write(1, answer(ROWS[1], "x" * 1000)))
+        assert message == f"{output}.partial: No space left on device"
+    assert (output_paths(output).partial.read_bytes() == before) != stuck
+    assert (journal.done, journal.counts.failed) == (1, 0)
+    for position in (1, 3, 2):
+        journal.write(position, answer(ROWS[position]))
+    assert len(output_paths(output).partial.read_bytes()) == len(complete_result()) + 4 * len(', "row": 0')
+    journal.complete()
+    assert output.read_bytes() == complete_result()
+
+
+def test_rows_are_synced_together_within_a_second(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    rows = numbered_rows(300)
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+        monkeypatch.setattr(os, "fsync", record)
+        for position in range(200):
+            journal.write(position, answer(rows[position]))
+        size = output_paths(output).partial.stat().st_size
+        wait_until(lambda: synced[-1:] == [size])
+        assert len(synced) <= 3
+        time.sleep(1.5 * SYNC_INTERVAL_S)
+        assert len(synced) <= 3  # nothing has changed
+        journal.write(200, answer(rows[200]))
+    assert synced[-1] == output_paths(output).partial.stat().st_size  # closing does not wait for the next second
+    assert not [thread for thread in threading.enumerate() if thread.name == "sync"]
+
+
+def test_failed_sync_is_an_error_of_the_next_write(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def failing(descriptor: int) -> None:
+        tried.append(descriptor)
+        raise OSError(28, "No space left on device")
+
+    journal = open_batch(output)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing)
+        journal.write(0, answer(ROWS[0]))
+        wait_until(lambda: len(tried) > 0)
+        time.sleep(0.05)
+        before = output_paths(output).partial.read_bytes()
+        message, hint = batch_error(lambda: journal.write(1, answer(ROWS[1])))
+        assert message == f"{output}.partial: No space left on device"
+        assert hint == "free some space, then run it again without --restart to resume"
+        assert output_paths(output).partial.read_bytes() == before
+        assert batch_error(journal.close)[0] == message
+    assert run(output) == [2, 3, 1]
+
+
+def test_failed_completion_can_be_retried(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = open_batch(output)
+    for position in ORDER:
+        journal.write(position, answer(ROWS[position]))
+    for call in ("fsync", "write", "replace", "open"):
+        with monkeypatch.context() as patched:
+
+            def failing(*_: Any, **options: Any) -> int:
+                raise OSError(5, "Input/output error")
+
+            patched.setattr(os, call, failing)
+            message, hint = batch_error(journal.complete)
+            assert message in (f"{output}: Input/output error", f"{output}.meta.json.unfinished: Input/output error")
+            assert hint.startswith("make it writable, then run it again")
+        assert not output.exists()
+        assert output_paths(output).partial.read_bytes().count(b"\n") == len(ROWS)
+    journal.complete()
+    assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
+
+
+def test_partial_file_removed_before_the_lock_is_recreated(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_batch(output)
+    for position in ORDER:
+        first.write(position, answer(ROWS[position]))
+    real = fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        if not first.is_complete:
+            first.complete()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with contextlib.closing(open_batch(output, restart=True)) as journal:
+        journal.write(0, answer(ROWS[0]))
+        assert names(output.parent) == COMPLETE | IN_PROGRESS
+
+
+def test_changed_partial_file_is_not_completed(output: Path) -> None:
+    journal = open_batch(output)
+    for position in ORDER:
+        journal.write(position, answer(ROWS[position]))
+    with output_paths(output).partial.open("r+b") as partial:
+        partial.truncate(50)
+    assert batch_error(journal.complete)[0] == f"{output}.partial was changed while the batch ran"
+    journal.close()
+    assert names(output.parent) == IN_PROGRESS
+
+
+# Streamed results.
+
+
+def test_streamed_result_writes_in_input_order() -> None:
+    written: list[str] = []
+    streamed = StreamedResult(result_rows(ROWS), written.append)
+    for position, count in zip(ORDER, (0, 1, 1, 4), strict=True):
+        streamed.write(position, answer(ROWS[position]))
+        assert len(written) == count
+    streamed.complete()
+    streamed.close()
+    assert "".join(written).encode() == complete_result()
+    assert (streamed.done, streamed.counts.failed, set(streamed.finished)) == (4, 1, {0, 1, 2, 3})
+
+
+def test_closed_streamed_result_writes_finished_rows() -> None:
+    written: list[str] = []
+    streamed = StreamedResult(result_rows(ROWS), written.append)
+    for position in (3, 1):
+        streamed.write(position, answer(ROWS[position]))
+    assert written == []
+    streamed.close()
+    streamed.close()
+    assert [json.loads(line)["id"] for line in written] == [ROWS[1].id, ROWS[3].id]
+
+
+def test_streamed_result_stops_after_a_broken_pipe() -> None:
+    tries: list[str] = []
+
+    def write(text: str) -> None:
+        tries.append(text)
+        raise BrokenPipeError
+
+    streamed = StreamedResult(result_rows(ROWS), write)
+    streamed.write(1, answer(ROWS[1]))
+    with pytest.raises(BrokenPipeError):
+        streamed.write(0, answer(ROWS[0]))
+    streamed.close()
+    assert len(tries) == 1

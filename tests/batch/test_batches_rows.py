@@ -1,0 +1,608 @@
+"""Reading the rows of a batch from txt, jsonl, csv and tsv; an invalid row is an error row."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import tempfile
+import threading
+import tracemalloc
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_files import rows_in
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.batch.csv_rows import MAX_LINE_BYTES
+from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
+from cerebrum_cli.batch.rows import OUTPUT_KEYS, Row, RowError, failed_object, parse_template
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.sampling import TokenBias
+
+USER = {"role": "user", "content": "Why?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+ASSISTANT = {"role": "assistant", "content": "So."}
+
+
+def json_row(value: Any, **options: Any) -> Row:
+    """The row of one line of JSON."""
+    (row,) = rows_in(value if isinstance(value, str) else json.dumps(value), "jsonl", **options)
+    return row
+
+
+def problem(row: Row) -> tuple[str, str]:
+    """The error of an invalid row."""
+    assert row.error and row.conversation is None and row.settings == {}
+    return row.error.type, row.error.message
+
+
+def prompts(rows: tuple[Row, ...]) -> list[tuple[int, str | None]]:
+    return [(row.number, row.prompt) for row in rows]
+
+
+# Txt.
+
+
+def test_txt_has_a_prompt_per_line_without_blanks_and_comments() -> None:
+    rows = rows_in("Why?\n\n  \t\n# not this\n  # nor this\n How? \nC#\n")
+    assert prompts(rows) == [(1, "Why?"), (6, " How? "), (7, "C#")]
+    assert rows[0] == Row(1, 1, "Why?", Conversation().user("Why?"), {}, None)
+
+
+def test_txt_ignores_byte_order_mark_and_carriage_returns() -> None:
+    assert prompts(rows_in(b"\xef\xbb\xbfa\r\n\r\nb\r\nc")) == [(1, "a"), (3, "b"), (4, "c")]
+
+
+def test_only_a_line_feed_ends_a_line() -> None:
+    line = "a\u2028b\x85c\x0bd\x0ce\x1cf\rg\0h"
+    assert prompts(rows_in(line + "\n")) == [(1, line)]
+    assert json_row('{"prompt": "a\u2028b"}').prompt == "a\u2028b"
+
+
+def test_line_that_is_not_utf_8_is_an_error_row() -> None:
+    for shape, good in (("txt", b"ok"), ("jsonl", b'{"prompt": "ok"}')):
+        first, second = rows_in(b"caf\xe9\n" + good, shape)  # type: ignore[arg-type]
+        assert (first.id, first.prompt, problem(first)) == (1, None, ("invalid_utf8", "byte 4 is not UTF-8"))
+        assert second.prompt == "ok"
+    assert prompts(rows_in(b"# caf\xe9\nok")) == [(2, "ok")]
+
+
+# JSON.
+
+
+@pytest.mark.parametrize(
+    ("value", "id", "conversation"),
+    [
+        ({"prompt": "Why?"}, 1, Conversation().user("Why?")),
+        ({"prompt": "Why?", "id": "a", "model": "m", "note": [1]}, "a", Conversation().user("Why?")),
+        ({"prompt": "Why?", "id": 7}, 7, Conversation().user("Why?")),
+        ({"prompt": "Why?", "id": 0}, 0, Conversation().user("Why?")),
+        ({"prompt": "Why?", "id": None, "custom_id": ""}, 1, Conversation().user("Why?")),
+        ({"prompt": "Why?", "id": "b", "custom_id": "a"}, "a", Conversation().user("Why?")),
+        ({"prompt": "Why?", "system": "Be brief."}, 1, Conversation((), "Be brief.").user("Why?")),
+        ({"prompt": "Why?", "system": "", "messages": None}, 1, Conversation((), "").user("Why?")),
+        ({"messages": [USER]}, 1, Conversation().user("Why?")),
+        ({"messages": [SYSTEM, USER]}, 1, Conversation((), "Be brief.").user("Why?")),
+        ({"messages": [USER], "system": "Be brief."}, 1, Conversation((), "Be brief.").user("Why?")),
+        ({"messages": [USER, ASSISTANT, USER]}, 1, Conversation().user("Why?").assistant("So.").user("Why?")),
+        ({"prompt": "Why?", "body": "b"}, 1, Conversation().user("Why?")),
+        ({"prompt": "Why?", "stream": True, "n": 1, "tools": []}, 1, Conversation().user("Why?")),
+        ({"prompt": "Why?", "response_format": {"type": "text"}}, 1, Conversation().user("Why?")),
+        ({"prompt": "\ud83d cut", "id": "\udc00"}, "\ufffd", Conversation().user("\ufffd cut")),
+    ],
+)
+def test_json_object_is_a_row(value: Any, id: str | int, conversation: Conversation) -> None:
+    assert json_row(value) == Row(1, id, conversation.messages[-1].content, conversation, {}, None)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"},
+        {"custom_id": "a", "method": "POST", "url": "/v1/completions"},
+        {"custom_id": "a"},
+        {"id": "a", "url": None},
+    ],
+)
+def test_openai_batch_request_is_a_row(around: dict[str, Any]) -> None:
+    body = {"model": "gpt-4", "messages": [SYSTEM, USER], "max_completion_tokens": 5, "temperature": 1, "stop": "x"}
+    row = json_row({**around, "body": body})
+    settings = {"max_tokens": 5, "temperature": 1.0, "stop": ("x",)}
+    assert row == Row(1, "a", "Why?", Conversation((), "Be brief.").user("Why?"), settings, None)
+    assert json_row({**around, "body": {"prompt": "Why?"}}).conversation == Conversation().user("Why?")
+
+
+def test_json_row_has_the_samplers_of_openai_and_llama_server() -> None:
+    penalties = {"presence_penalty": -0.5, "frequency_penalty": 0.5, "dry_multiplier": 0.8}
+    body = {**penalties, "logit_bias": {"42": -100, "\ud800": 1}, "dry_sequence_breakers": ["\ud800"]}
+    biases = (TokenBias(42, -100.0), TokenBias("\ufffd", 1.0))
+    expected = {**penalties, "logit_bias": biases, "dry_sequence_breaker": ("\ufffd",)}
+    assert json_row({"custom_id": "a", "body": {"prompt": "Why?", **body}}).settings == expected
+
+
+def test_json_row_has_settings_beside_the_prompt() -> None:
+    given = {"temperature": 1, "top_k": 5, "top_p": 0.5, "min_p": 0, "repeat_penalty": 1.1, "seed": 3}
+    row = json_row({"prompt": "Why?", **given, "max_tokens": 9, "stop": ["a", "\ud800"]})
+    assert row.settings == {**given, "max_tokens": 9, "stop": ("a", "\ufffd")}
+    assert json_row({"prompt": "a", **dict.fromkeys([*given, "max_tokens", "stop"])}).settings == {}
+    assert json_row({"prompt": "a", "max_completion_tokens": 8, "max_tokens": 9}).settings == {"max_tokens": 8}
+
+
+@pytest.mark.parametrize(
+    ("value", "type", "message"),
+    [
+        ("[1]", "invalid_request", 'a line must be an object like {"prompt": "..."}'),
+        ('"Why?"', "invalid_request", 'a line must be an object like {"prompt": "..."}'),
+        ("Why?", "invalid_json", "not JSON: Expecting value (character 1)"),
+        ('{"prompt": "a"} x', "invalid_json", "not JSON: Extra data (character 17)"),
+        ('{"prompt": "a', "invalid_json", "not JSON: Unterminated string starting at (character 12)"),
+        ("{}", "no_prompt", "neither `prompt` nor `messages` is given; the fields are: none"),
+        ({"text": "a", "n": 1}, "no_prompt", "neither `prompt` nor `messages` is given; the fields are: text, n"),
+        ({"prompt": ""}, "no_prompt", "the prompt is empty"),
+        ({"prompt": " \n"}, "no_prompt", "the prompt is empty"),
+        ({"prompt": "a", "messages": [USER]}, "invalid_request", "`prompt` and `messages` cannot be used together"),
+        ({"prompt": ["a"]}, "invalid_request", "`prompt` is ['a']: it must be text"),
+        ({"prompt": 5}, "invalid_request", "`prompt` is 5: it must be text"),
+        ({"prompt": "a", "system": 5}, "invalid_request", "`system` is 5: it must be text"),
+        ({"messages": [SYSTEM, USER], "system": "b"}, "invalid_request", "`system` and a system"),
+        ({"prompt": "a", "id": 1.5}, "invalid_request", "`id` is 1.5: it must be text or an integer"),
+        ({"prompt": "a", "id": True}, "invalid_request", "`id` is True: it must be text or an integer"),
+        ({"prompt": "a", "custom_id": ["x"]}, "invalid_request", "`custom_id` is ['x']: it must be"),
+        ({"messages": []}, "invalid_messages", "the row has no messages; it must be a list"),
+        ({"messages": "Why?"}, "invalid_messages", "the row has no messages; it must be a list"),
+        ({"messages": [{"role": "tool"}]}, "invalid_messages", "the row: message 1 has the role 'tool'; roles are"),
+        ({"messages": [USER, ASSISTANT]}, "invalid_messages", "the row: no question to answer; the last"),
+        ({"prompt": "a", "n": 3}, "invalid_request", "`n` is 3: a row has one answer"),
+        ({"prompt": "a", "n": "x"}, "invalid_request", "`n` is 'x': a row has one answer"),
+        ({"prompt": "a", "tools": [{}]}, "invalid_request", "`tools` is not supported"),
+        ({"prompt": "a", "lora": "a.gguf"}, "invalid_request", "`lora` is 'a.gguf': adapters apply to all rows"),
+        (
+            {"prompt": "a", "response_format": {"type": "json_object"}},
+            "invalid_request",
+            "`response_format` is not supported",
+        ),
+        ({"body": {"prompt": "a"}, "url": "/v1/embeddings"}, "invalid_request", "`url` is '/v1/embeddings': it must"),
+        ({"body": {"prompt": "a"}, "method": "GET"}, "invalid_request", "`method` is 'GET': it must be POST"),
+        ({"body": {"prompt": "a", "tools": [{}]}}, "invalid_request", "`tools` is not supported"),
+        (
+            {"prompt": "a", "temperature": -1},
+            "invalid_setting",
+            "`temperature` is -1: it must be a number of 0 or more",
+        ),
+        ({"prompt": "a", "temperature": "1"}, "invalid_setting", "`temperature` is '1': it must be a number"),
+        ('{"prompt": "a", "temperature": NaN}', "invalid_setting", "`temperature` is nan: it must be a number"),
+        ('{"prompt": "a", "temperature": 1e999}', "invalid_setting", "`temperature` is inf: it must be a number"),
+        ({"prompt": "a", "temperature": 10**400}, "invalid_setting", "`temperature` is 1000"),
+        ({"prompt": "a", "max_completion_tokens": 0}, "invalid_setting", "`max_completion_tokens` is 0: it must be a"),
+        ({"prompt": "a", "top_k": 1.0}, "invalid_setting", "`top_k` is 1.0: it must be a whole number"),
+        (
+            {"prompt": "a", "logit_bias": {"1": "x"}},
+            "invalid_setting",
+            "`logit_bias` is {'1': 'x'}: it must be TOKEN=BIAS",
+        ),
+        ({"prompt": "a", "seed": -1}, "invalid_setting", "`seed` is -1: it must be a whole number from 0"),
+        ({"prompt": "a", "stop": [""]}, "invalid_setting", "`stop` is '': it must be non-empty text"),
+        ({"prompt": "a", "stop": {"a": 1}}, "invalid_setting", "`stop` is {'a': 1}: it must be non-empty text"),
+        ('{"prompt": "a", "top_p": true}', "invalid_setting", "`top_p` is True: it must be a number from 0 to 1"),
+        ('{"x": ' + "9" * 5000 + "}", "invalid_json", "not JSON: Exceeds the limit (4300 digits)"),
+    ],
+)
+def test_invalid_json_row_names_the_problem(value: Any, type: str, message: str) -> None:
+    row = json_row(value)
+    assert problem(row)[0] == type
+    assert problem(row)[1].startswith(message)
+    assert "\n" not in problem(row)[1]
+
+
+@pytest.mark.parametrize("depth", [*range(880, 1010, 3), 100_000])
+def test_deeply_nested_json_is_an_error_row(depth: int) -> None:
+    nested = "[" * depth + "]" * depth
+    for line in (
+        f'{{"prompt": {nested}}}',
+        f'{{"prompt": "a", "id": {nested}}}',
+        f'{{"prompt": "a", "stop": {nested}}}',
+    ):
+        first, second = rows_in(f'{line}\n{{"prompt": "b"}}', "jsonl")
+        assert problem(first)[0] in ("invalid_json", "invalid_request", "invalid_setting")
+        assert second.prompt == "b"
+    rows_in(f'{{"a": {nested}}}', "jsonl", template="{a}")
+
+
+def test_error_row_has_the_known_id_and_prompt() -> None:
+    row = json_row({"custom_id": "a", "prompt": "Why?", "seed": "x"})
+    assert (row.number, row.id, row.prompt) == (1, "a", "Why?")
+
+
+def test_error_message_is_truncated() -> None:
+    message = problem(json_row({"prompt": ["x" * 1_000_000]}))[1]
+    assert len(message) == 400
+    assert message.endswith("x…")
+
+
+# Tables.
+
+
+def test_csv_prompts_are_in_a_column() -> None:
+    table = 'id,question,n\r\na,"Why, then?",1\r\n\r\n,"a ""b""\nc",2\r\n7, x ,\r\n'
+    rows = rows_in("\ufeff" + table, "csv", column="question")
+    assert rows == (
+        Row(1, "a", "Why, then?", Conversation().user("Why, then?"), {}, None),
+        Row(2, 2, 'a "b"\nc', Conversation().user('a "b"\nc'), {}, None),
+        Row(3, "7", " x ", Conversation().user(" x "), {}, None),
+    )
+
+
+def test_tsv_column_defaults_to_prompt() -> None:
+    assert prompts(rows_in("custom_id\t prompt \nx\ta,b\ny\t'c\n", "tsv")) == [(1, "a,b"), (2, "'c")]
+    assert [row.id for row in rows_in("custom_id\tprompt\tid\nx\ta\ty\n\ta\tz\n", "tsv")] == ["x", "z"]
+
+
+def test_record_of_another_length_is_an_error_row() -> None:
+    short, long, empty, good = rows_in('id,prompt\na\nb,c,d\ne," "\nf,g', "csv")
+    assert (short.id, problem(short)) == ("a", ("invalid_record", "the record has 1 fields, but the header has 2"))
+    assert (long.id, problem(long)) == ("b", ("invalid_record", "the record has 3 fields, but the header has 2"))
+    assert (empty.id, problem(empty)) == ("e", ("no_prompt", "the prompt is empty"))
+    assert good.prompt == "g"
+
+
+def test_csv_field_limit_is_raised_and_restored() -> None:
+    before = csv.field_size_limit()
+    (row,) = rows_in("prompt\n" + "x" * 300_000, "csv")
+    assert row.prompt == "x" * 300_000
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "what", "do"),
+    [
+        (b"a,b\n1,2", {"column": "c"}, "the input has no column `c`", "the columns are: a, b"),
+        (b"a,b\n1,2", {}, "the input has no column `prompt`", "name one with --column; the columns are: a, b"),
+        (b"a,a\n1,2", {"column": "a"}, "the input has more than one column `a`", "the columns are: a, a"),
+        (b"a,b\n1,2", {"template": "{a} {c}"}, "the input has no column `c`", "the columns are: a, b"),
+        (b"a\nb\ncaf\xe9", {"column": "a"}, "the input is not UTF-8 text (line 3)", "convert it to UTF-8"),
+        (
+            b'a\nx\n"y\nz\n',
+            {"column": "a"},
+            "invalid quoting in the input: unexpected end of data (record at line 3)",
+            'double the quotes in a quoted field: "like ""this"""',
+        ),
+        (
+            b'a\n"y" z\n',
+            {"column": "a"},
+            "invalid quoting in the input: ',' expected after '\"' (record at line 2)",
+            'double the quotes in a quoted field: "like ""this"""',
+        ),
+        (b"a\n", {"column": "a"}, "the input has no prompts", ""),
+        (b"", {"column": "a"}, "the input has no prompts", ""),
+        (
+            b"a\nb",
+            {"column": "a", "template": "{a}"},
+            "--column and --template cannot be used together",
+            "omit one",
+        ),
+    ],
+)
+def test_invalid_table_is_a_usage_error(data: bytes, options: dict[str, Any], what: str, do: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        rows_in(data, "csv", **options)
+    assert (caught.value.message, caught.value.hint) == (what, do)
+
+
+# Templates.
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("Sum up: {text}", "Sum up: a {b}"),
+        ("{text}{text}{ m }", "a {b}a {b}3"),
+        ("{{text}} {{{text}}} }}", "{text} {a {b}} }"),
+        ("{list} {none} {yes}", '["é", {"a": null}] null true'),
+        ("{a.b!r:>9}", "odd"),
+        ("\n{text}\n", "\na {b}\n"),
+    ],
+)
+def test_template_renders_fields(template: str, prompt: str) -> None:
+    fields = {"text": "a {b}", "m": 3, "list": ["é", {"a": None}], "none": None, "yes": True, "a.b!r:>9": "odd"}
+    row = json_row({**fields, "id": "x", "seed": 1, "prompt": 5, "messages": 6}, template=template + "{id}")
+    assert (row.id, row.prompt, row.settings) == ("x", f"{prompt}x", {"seed": 1})
+    assert row.conversation == Conversation().user(f"{prompt}x")
+
+
+def test_template_works_for_every_input_type() -> None:
+    assert prompts(rows_in("a\n#\nb{c}", template="<{text}|{prompt}>")) == [(1, "<a|a>"), (3, "<b{c}|b{c}>")]
+    assert prompts(rows_in("q,l\nWhy?,5\n", "csv", template="{q} In {l} words.")) == [(1, "Why? In 5 words.")]
+    request = {"custom_id": "a", "body": {"text": "b", "system": "Be brief."}}
+    assert json_row(request, template="{custom_id}: {text}").conversation == Conversation((), "Be brief.").user("a: b")
+    assert json_row({"title": "t", "body": {"x": 1}}, template="{title} {body} {x}").prompt == 't {"x": 1} 1'
+
+
+def test_template_field_is_not_a_setting() -> None:
+    fields = {"n": 300, "stop": 5, "system": ["x"], "seed": 1}
+    row = json_row(fields, template="{n} words, {stop} stops, {system}")
+    assert row == Row(1, 1, '300 words, 5 stops, ["x"]', Conversation().user(row.prompt or ""), {"seed": 1}, None)
+    assert problem(json_row(fields, template="{stop}{system}"))[1].startswith("`n` is 300")
+
+
+def test_template_reads_only_fields() -> None:
+    row = json_row({"text": "a", "id": 4}, template="{text.__class__}")
+    assert problem(row) == ("unknown_field", "no field `text.__class__`; the fields are: text, id")
+    assert row.id == 4
+    assert problem(json_row({}, template="{text}"))[1] == "no field `text`; the fields are: none"
+    assert problem(json_row({"text": " "}, template="{text}")) == ("no_prompt", "the prompt is empty")
+
+
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        ("Sum up: {text", "unmatched { in the template, at character 9"),
+        ("a}", "unmatched } in the template, at character 2"),
+        ("{a{b}", "unmatched { in the template, at character 1"),
+        ("{text} {}", "field without a name in the template, at character 8"),
+        ("{ }", "field without a name in the template, at character 1"),
+        ("Why? {{text}}", "the template has no field, so all prompts would be the same"),
+        ("", "the template has no field, so all prompts would be the same"),
+    ],
+)
+def test_invalid_template_is_a_usage_error(template: str, what: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        rows_in("a", template=template)
+    assert caught.value.message == what
+    assert caught.value.hint
+
+
+@given(st.text(alphabet="{}a ", max_size=12), st.text(max_size=5))
+def test_template_renders_like_str_format(template: str, value: str) -> None:
+    try:
+        made = parse_template(template)
+    except UsageError:
+        return
+    fields = dict.fromkeys(made.fields, value)
+    spaced = {" " * left + name + " " * right: value for name in fields for left in range(12) for right in range(12)}
+    assert made.render(fields) == template.format_map(spaced)
+
+
+# Whole inputs.
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "data", "shape"),
+    [
+        ("a.txt", None, b"{", "txt"),
+        ("a.jsonl", None, b"Why?", "jsonl"),
+        ("a.NDJSON", None, b"", "jsonl"),
+        ("a.csv", None, b"{", "csv"),
+        ("a.tsv", None, b"{", "tsv"),
+        ("a.csv", "txt", b"", "txt"),
+        ("-", None, b"Why?", "txt"),
+        ("-", None, b"\xef\xbb\xbf\r\n \t{}", "jsonl"),
+        ("-", None, b"", "txt"),
+        ("-", "csv", b"{", "csv"),
+        ("/dev/fd/63", None, b'{"prompt": 1}', "jsonl"),
+    ],
+)
+def test_input_type_is_given_or_from_the_name_or_the_bytes(
+    name: str, given: str | None, data: bytes, shape: str
+) -> None:
+    assert detect_shape(Path(name), given, data) == shape
+
+
+def test_unknown_input_type_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown --shape 'xml'") as caught:
+        detect_shape(Path("a.txt"), "xml", b"")
+    assert caught.value.hint == "use one of txt, jsonl, csv, tsv"
+    with pytest.raises(UsageError, match=r"a\.xlsx: unsupported file type \.xlsx"):
+        detect_shape(Path("a.xlsx"), None, b"{")
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"\xef\xbb\xbf", b"\r\n"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_input_without_prompts_is_refused(data: bytes, shape: Shape) -> None:
+    with pytest.raises(UsageError, match="the input has no prompts"):
+        rows_in(data, shape)
+    with pytest.raises(UsageError, match="the input has no prompts"):
+        rows_in(b"# a", "txt")
+
+
+def test_utf_16_input_is_refused() -> None:
+    for shape in SHAPES:
+        for encoding in ("utf-16", "utf-16-be"):
+            with pytest.raises(UsageError, match="the input is UTF-16, not UTF-8"):
+                rows_in("\ufeffprompt\na".encode(encoding), shape)
+
+
+def test_column_needs_a_table() -> None:
+    for shape in ("txt", "jsonl"):
+        with pytest.raises(UsageError, match=f"--column is for csv and tsv, but the input is {shape}"):
+            rows_in(b"a", shape, column="a")
+    with pytest.raises(UsageError, match="a line of text has no field `question`"):
+        rows_in(b"a", "txt", template="{question}")
+
+
+INPUTS: list[tuple[Shape, str]] = [
+    ("txt", "\ufeff\n# one\na\r\n\n  b é\n#\nc"),
+    ("jsonl", '\ufeff\n{"prompt": "a"}\n \n\n{\n{"prompt": "b é", "id": 7}\r\n{"prompt": "c"}'),
+    ("csv", '\ufeff\nid,prompt\r\nx,"a\n\n""é"", b"\n\n\ny\nz,c\rw,d\r\n"\r",e'),
+    ("tsv", 'prompt\n"a\r\n\tb"\n\n\nc'),
+]
+
+
+@pytest.mark.parametrize(("shape", "text"), INPUTS)
+def test_rows_are_read_in_any_order(tmp_path: Path, shape: Shape, text: str) -> None:
+    (tmp_path / "in").write_bytes(text.encode())
+    expected = rows_in(text, shape)
+    with closing(open_input(tmp_path / "in")) as source:
+        rows = read_rows(source, shape)
+        assert rows.sha256 == hashlib.sha256(text.encode()).hexdigest()
+        for position in (*reversed(range(len(rows))), *range(len(rows))):
+            assert rows[position] == expected[position]
+    assert len({row.number for row in expected}) == len(expected) > 1
+
+
+def test_rows_take_8_bytes_each() -> None:
+    with closing(spool_input(io.BytesIO(b"Why?\n" * 100_000).read, "it")) as source:
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            rows = read_rows(source, "txt")
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert (after - before) / len(rows) < 12  # an array grows by an eighth at a time
+
+
+def test_unclosed_quote_does_not_fill_memory() -> None:
+    record = b"a" * 1000 + b"\n"
+    with pytest.raises(UsageError, match=r"field larger than field limit \(16000000\) \(record at line 2\)"):
+        rows_in(b'prompt\n"' + record * 20_000, "csv")
+
+
+@pytest.mark.parametrize("name", ["in.txt", "pipe"])
+def test_input_is_read_from_a_file_or_a_pipe(tmp_path: Path, name: str) -> None:
+    path, text = tmp_path / name, b"".join(b"question %d\n" % number for number in range(20_000))
+    if name == "pipe":
+        os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=[text])
+    writer.start()
+    if name == "in.txt":
+        writer.join()
+    with closing(open_input(path)) as source:
+        rows = read_rows(source, "txt")
+        assert [rows[at].prompt for at in (19_999, 0)] == ["question 19999", "question 0"]
+    writer.join()
+
+
+def test_pipe_that_does_not_fit_names_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(BatchError) as caught:
+        spool_input(io.BytesIO(b"a").read, "standard input")
+    assert caught.value.message.startswith(f"standard input cannot be copied to {tmp_path / 'nowhere'}: No such file")
+    assert "TMPDIR" in caught.value.hint
+
+
+@pytest.mark.parametrize("change", ["append", "touch"])
+def test_input_that_changes_is_an_error(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "in.txt"
+    path.write_text("a\nb\n")
+    with closing(open_input(path)) as source:
+        rows = read_rows(source, "txt")
+        if change == "append":
+            path.write_text("a\nb\nc\n")
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(BatchError) as caught:
+            rows[1]
+    assert caught.value.message == f"{path} was changed while the batch ran"
+    assert "to resume" in caught.value.hint
+
+
+def test_input_that_is_replaced_is_read_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "in.txt"
+    path.write_text("a\nb\n")
+    with closing(open_input(path)) as source:
+        rows = read_rows(source, "txt")
+        (tmp_path / "new").write_text("c\nd\n")
+        (tmp_path / "new").replace(path)
+        assert rows[1].prompt == "b"
+
+
+def test_unreadable_input_is_named(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "nowhere", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(UsageError) as caught:
+            open_input(path)
+        assert caught.value.message == f"{path}: {reason}"
+
+
+def test_lines_may_have_16_megabytes() -> None:
+    line = b"a" * MAX_LINE_BYTES
+    data = b"\n".join([b"x", line, line, b"", b"y", line])
+    assert [row.number for row in rows_in(data)] == [1, 2, 3, 5, 6]
+    for longer, number in ((data + b"a", 6), (data.replace(b"\n\ny", b"a\n\ny"), 3), (b"a" + line, 1)):
+        with pytest.raises(UsageError, match=f"^it: line {number} is larger than 16 MB$"):
+            rows_in(longer)
+
+
+def test_failed_object_has_every_key() -> None:
+    row = json_row({"prompt": "Why?", "id": "a"})
+    made = failed_object(row, RowError("prompt_too_long", "it is long"))
+    assert tuple(made) == OUTPUT_KEYS
+    assert {key: value for key, value in made.items() if value is not None} == {
+        "id": "a",
+        "prompt": "Why?",
+        "error": {"type": "prompt_too_long", "message": "it is long"},
+    }
+
+
+# Generated inputs.
+
+SCRAPS = [*(bytes([each]) for each in b'{}":,[]\n\r\t# \x001'), b"prompt", b"messages"]
+BYTES = st.binary(max_size=60) | st.lists(
+    st.sampled_from([*SCRAPS, b"\xff", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b'"prompt":"a"', b"\\ud800", b"id,prompt\n"])
+).map(b"".join)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = ["prompt", "messages", "id", "custom_id", "system", "body", "url", "n", "tools", "seed", "stop", "temperature"]
+OBJECTS = st.dictionaries(st.sampled_from([*KEYS, "max_tokens", "role", "content", "x"]), VALUES, max_size=5)
+
+
+def validate_rows(rows: tuple[Row, ...]) -> None:
+    """Rows are in order, have a conversation or an error, and can be written."""
+    assert rows
+    assert [row.number for row in rows] == sorted({row.number for row in rows})
+    for row in rows:
+        assert (row.error is None) == (row.conversation is not None)
+        json.dumps(failed_object(row, row.error or RowError("a", "b")), ensure_ascii=False).encode()
+        if row.conversation:
+            assert row.conversation.messages[-1] == Message("user", row.prompt or "")
+            assert row.prompt and row.prompt.strip()
+
+
+@given(BYTES, st.sampled_from(SHAPES), st.sampled_from([None, "prompt", "a"]), st.sampled_from([None, "{a}", "{text}"]))
+def test_any_bytes_give_rows_or_a_usage_error(
+    data: bytes, shape: Shape, column: str | None, template: str | None
+) -> None:
+    try:
+        rows = rows_in(data, shape, column=column, template=template)
+    except UsageError as error:
+        assert error.message
+        return
+    validate_rows(rows)
+
+
+@given(BYTES)
+def test_every_nonblank_json_line_is_a_row(data: bytes) -> None:
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    numbers = [number for number, line in enumerate(lines, 1) if line.decode("utf-8", "replace").strip()]
+    if not numbers or data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return
+    rows = rows_in(data, "jsonl")
+    assert [row.number for row in rows] == numbers
+    validate_rows(rows)
+
+
+@given(st.lists(OBJECTS | st.builds(lambda body, id: {"custom_id": id, "body": body}, OBJECTS, VALUES), min_size=1))
+def test_any_json_objects_are_rows(values: list[dict[str, Any]]) -> None:
+    rows = rows_in("\n".join(map(json.dumps, values)).encode(), "jsonl")
+    assert len(rows) == len(values)
+    validate_rows(rows)
+    validate_rows(rows_in("\n".join(map(json.dumps, values)).encode(), "jsonl", template="{prompt}{x}"))
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5), st.booleans())
+def test_csv_round_trip(prompts: list[str], tabs: bool) -> None:
+    written = io.StringIO(newline="")
+    writer = csv.writer(written, delimiter="\t" if tabs else ",")
+    writer.writerows([["id", "prompt"], *([f"r{number}", prompt] for number, prompt in enumerate(prompts))])
+    rows = rows_in(written.getvalue().encode(), "tsv" if tabs else "csv")
+    assert [row.id for row in rows] == [f"r{number}" for number in range(len(prompts))]
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert row.prompt == (prompt if prompt.strip() else None)

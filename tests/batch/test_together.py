@@ -1,0 +1,242 @@
+"""Concurrent sequences in the real llama.cpp with the trained nano model: each reply matches its single run."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from asking import Reply, collect_replies, loaded
+
+import cerebrum_cli
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.events import SequenceId
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine import sequence
+from cerebrum_cli.engine.backend import Row
+from cerebrum_cli.engine.llama import batch_invariance
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.load_options import LoadOptions
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.memory import (
+    CPU_UBATCH,
+    HEADROOM,
+    ContextOptions,
+    FreeMemory,
+    compute_bytes,
+    sequence_bytes,
+)
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.state_store import StateStore
+from cerebrum_cli.formats.plain import PLAIN_FORMATS
+from cerebrum_cli.gguf.header import read_header
+
+pytestmark = pytest.mark.slow
+
+NANO = Path(cerebrum_cli.__file__).parent / "nano.gguf"
+SUMS = [f"What is {a} plus {b}?" for a, b in ((17, 25), (3, 4), (60, 31), (8, 8), (45, 9), (12, 70), (33, 33), (5, 90))]
+LONG = " and then ".join(f"Tom buys {number} apples" for number in range(60)) + ". "
+
+
+def open_engine(
+    slots: int,
+    *,
+    context_size: int = 512,
+    batch_invariant: bool = True,
+    kv_unified: bool = False,
+    states: StateStore | None = None,
+) -> AbstractContextManager[LocalEngine]:
+    """Start an engine with so many slots."""
+    options = LoadOptions(
+        NANO,
+        512,
+        read_header(NANO).sizes,
+        context_size=context_size,
+        n_threads=1,
+        slots=slots,
+        kv_unified=kv_unified,
+        whole_context=kv_unified,
+        batch_invariant=batch_invariant and not kv_unified,
+    )
+    return loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop), states))
+
+
+def prompt_of(engine: LocalEngine, question: str) -> tuple[int, ...]:
+    return engine.vocabulary.tokenize(PLAIN_FORMATS["cerebrum"].render(Conversation().user(question)))
+
+
+def answers(engine: LocalEngine, questions: list[str], limit: int | None = 60) -> list[list[int]]:
+    """Greedy replies to all questions, generated concurrently."""
+    params = SamplingParams(max_tokens=limit)
+    said = collect_replies(engine.generate([Request(prompt_of(engine, question), params) for question in questions]))
+    return [said[SequenceId(index)].ids for index in range(len(questions))]
+
+
+def samples_of(engine: LocalEngine, count: int, limit: int | None = 60) -> list[Reply]:
+    """Samples for one question."""
+    params = SamplingParams(temperature=0.8, seed=3, max_tokens=limit)
+    said = collect_replies(engine.generate([Request(prompt_of(engine, SUMS[0]), params, n=count)]))
+    return [said[SequenceId(0, sample)] for sample in range(count)]
+
+
+@pytest.fixture(scope="module")
+def single_runs() -> list[list[int]]:
+    """Replies to each sum by a new engine."""
+    said = []
+    for question in SUMS:
+        with open_engine(1) as engine:
+            said += answers(engine, [question])
+    return said
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 8, 20])
+def test_batch_invariance_across_numbers_of_slots(single_runs: list[list[int]], slots: int) -> None:
+    with open_engine(slots) as engine:
+        assert answers(engine, SUMS) == single_runs
+        assert answers(engine, SUMS[::-1]) == single_runs[::-1]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+def test_batch_invariance_whatever_prefix_was_copied(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_invariance, "CHUNKED_POSITIONS", 256)  # beyond, whole batches are used
+    questions = [LONG[: 900 + 7 * length] + SUMS[length] for length in range(4)]
+    with open_engine(slots, context_size=1024) as engine:
+        shared = answers(engine, questions, 12)
+    for question, said in zip(questions, shared, strict=True):
+        with open_engine(slots, context_size=1024) as engine:
+            assert answers(engine, [question], 12) == [said]
+
+
+LENGTHS = {0: 300, 1: 400, 2: 7, 3: 512, 4: 300, 5: 290, 6: 3}
+
+
+def pad(rows: list[Row], slots: int = 7) -> tuple[list[Row], list[int]]:
+    """Pad rows in slots of 512 tokens."""
+    return batch_invariance.pad_single_rows(
+        rows, LENGTHS.__getitem__, lambda slot: 0 <= slot < slots and LENGTHS[slot] < 512
+    )
+
+
+def test_single_rows_are_padded_from_a_position_on() -> None:
+    near = [Row(0, 255, 9, True), Row(4, 300, 8, True), Row(5, 290, 7, True)]
+    assert pad(near) == (near, [0, 1, 2])
+    far = [Row(1, 400, 9, True), Row(5, 290, 7, True)]
+    assert pad(far) == ([far[0], Row(2, 7, 9, False), far[1], Row(6, 3, 7, False)], [0, 2])
+    prefill = [Row(0, 300, 1, False), Row(0, 301, 2, True)]
+    assert pad(prefill) == (prefill, [0, 1])
+
+
+def test_single_row_is_padded_below_the_last_or_a_full_slot() -> None:
+    last = Row(6, 300, 9, True)
+    assert pad([last]) == ([Row(5, 290, 9, False), last], [1])
+    under_a_full_one = Row(2, 300, 9, True)
+    assert pad([under_a_full_one]) == ([Row(1, 400, 9, False), under_a_full_one], [1])
+    assert pad([Row(0, 300, 9, True)], slots=1) == ([Row(0, 300, 9, True)], [0])
+
+
+def test_single_row_beside_the_padding_of_another_needs_none() -> None:
+    rows = [Row(4, 300, 9, True), Row(6, 300, 8, True)]
+    assert pad(rows) == ([rows[0], Row(5, 290, 9, False), rows[1]], [0, 2])
+
+
+@pytest.mark.parametrize("slots", [2, 4])
+def test_sequences_that_outgrow_memory_continue_in_more(
+    single_runs: list[list[int]], slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
+    wordy = [LONG[:540] + question for question in SUMS]  # to nearly fill the first 256 cells
+    with open_engine(slots) as engine:
+        said = answers(engine, [*wordy, *SUMS], None)
+    assert said[len(wordy) :] == single_runs
+    monkeypatch.undo()
+    with open_engine(slots) as engine:
+        assert answers(engine, wordy, None) == said[: len(wordy)]
+
+
+def test_samples_in_a_unified_cache_match_separate_ones() -> None:
+    with open_engine(8) as engine:
+        apart = [reply.ids for reply in samples_of(engine, 12)]
+    with open_engine(8, kv_unified=True) as engine:
+        shared = samples_of(engine, 12)
+        assert engine.backend.capacity == 512
+    assert [reply.ids for reply in shared] == apart
+    assert len({tuple(ids) for ids in apart}) > 2
+
+
+def test_samples_wait_for_room_in_a_small_unified_cache() -> None:
+    with open_engine(1) as engine:
+        apart = [reply.ids for reply in samples_of(engine, 8, 40)]
+    with open_engine(8, context_size=256, kv_unified=True) as engine:
+        assert [reply.ids for reply in samples_of(engine, 8, 40)] == apart
+        assert [reply.ids for reply in samples_of(engine, 8, 40)] == apart  # idle slots are evicted
+
+
+def test_failed_decode_leaves_a_unified_cache_usable() -> None:
+    with open_engine(1) as engine:
+        [alone] = answers(engine, [LONG[:1000] + SUMS[0]], 20)
+    with open_engine(4, context_size=512, kv_unified=True) as engine:
+        for _ in range(2):
+            answers(engine, [f"{number}. {LONG[:300]}" for number in range(3)], 20)
+            with pytest.raises(EngineError, match="failed to decode"):
+                list(engine.generate([Request((10**6,))]))
+            assert answers(engine, [LONG[:1000] + SUMS[0]], 20) == [alone]
+
+
+def test_saved_state_is_restored_into_a_unified_cache(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
+    question = LONG[:1000] + SUMS[0]
+    with open_engine(1, batch_invariant=False, states=store) as engine:
+        [first] = answers(engine, [question])
+        engine.save_prompt_cache(1)
+    with open_engine(8, kv_unified=True, states=store) as engine:
+        prompt = prompt_of(engine, question)
+        [again] = collect_replies(engine.generate([Request(prompt, SamplingParams(max_tokens=60))])).values()
+    assert again.cached == len(prompt) - 1
+    assert again.ids == first
+
+
+def test_saving_with_a_prompt_saves_only_the_best_match(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
+    with open_engine(4, kv_unified=True, states=store) as engine:
+        answers(engine, SUMS)
+        engine.save_prompt_cache(1, prompt_of(engine, SUMS[2]))
+    assert len(list(tmp_path.glob("*.state"))) == 1
+
+
+@pytest.fixture
+def memory_for_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free memory for three sequences of 512 tokens."""
+    sizes = read_header(NANO).sizes
+    context = ContextOptions(512, 1, 1, CPU_UBATCH)
+    fixed = HEADROOM + compute_bytes(sizes, context)
+    each = sequence_bytes(sizes.layers, context) + 4 * sizes.vocabulary_size
+    free = FreeMemory(fixed + 3 * each)
+    monkeypatch.setattr("cerebrum_cli.engine.llama.backend.free_memory", lambda: free)
+
+
+@pytest.mark.usefixtures("memory_for_three")
+def test_short_memory_reduces_slots_and_all_are_answered(single_runs: list[list[int]]) -> None:
+    with open_engine(8) as engine:
+        assert answers(engine, SUMS, None) == single_runs
+        assert engine.backend.slots == 3
+        assert answers(engine, SUMS, 20) == [ids[:20] for ids in single_runs]  # these are shorter
+        assert engine.backend.slots == 5
+
+
+@pytest.mark.usefixtures("memory_for_three")
+def test_short_memory_files_states_under_the_slots_made(tmp_path: Path) -> None:
+    states = StateStore(tmp_path, 10**8, "nano", "cerebrum")
+    question = " ".join(["Tom buys apples."] * 10)
+    for cached in (False, True):
+        with open_engine(8, batch_invariant=False, states=states) as engine:
+            [reply] = collect_replies(engine.generate([Request(prompt_of(engine, question))])).values()
+            assert reply.finish and (reply.finish.cached_tokens > 0) == cached
+            assert "sequences 3" in (engine.backend.state_kind or "")
+            engine.save_prompt_cache(1)
+
+
+def test_batch_invariance_allows_llamas_maximum_of_slots() -> None:
+    with open_engine(256, context_size=64) as engine:
+        answers(engine, SUMS[:1], 4)
+        assert engine.backend.slots == 256

@@ -1,0 +1,355 @@
+"""Chat: moving through the session's tree, saving every turn, and evaluating each prefix only once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from chats import children, contents, finish, make_chat, text
+from scripted_backend import ScriptedBackend, endless, replies
+
+from cerebrum_cli.chat.chat import Chat
+from cerebrum_cli.chat.history import with_session_defaults
+from cerebrum_cli.chat.reply_recorder import save_interval
+from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, SessionError, UsageError
+from cerebrum_cli.core.events import NoticeEvent, TokenEvent
+
+FIRST_PROMPT = "S\nUser: One?\nAI:"
+SECOND_PROMPT = f"{FIRST_PROMPT} First.\nUser: Two?\nAI:"
+SCRIPT = {FIRST_PROMPT: " First.", SECOND_PROMPT: " Second.", f"{SECOND_PROMPT} Second.\nUser: Three?\nAI:": " Third."}
+LONG = {FIRST_PROMPT: " and so on"}
+
+
+@pytest.fixture
+def chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
+    """A chat with a model that gives scripted replies."""
+    yield from closing_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(SCRIPT), context_size=500))
+
+
+@pytest.fixture
+def endless_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
+    """A chat with a model that never ends a reply, and may repeat itself."""
+    for chat in closing_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(endless(LONG), context_size=500)):
+        chat.settings = replace(chat.settings, loop_check=False)
+        yield chat
+
+
+def closing_chat(store: Store, home: Path, file: Path, backend: Callable[[], ScriptedBackend]) -> Iterator[Chat]:
+    chat = make_chat(store, home, file, backend)
+    yield chat
+    chat.close()
+
+
+def test_chat_evaluates_only_new_tokens_of_each_turn(chat: Chat) -> None:
+    assert text(chat.send("One?")) == "First."
+    second = finish(chat.send("Two?"))
+    assert second.cached_tokens == len(f"{FIRST_PROMPT} First.")
+    assert finish(chat.send("Three?")).prompt_tokens == len(f"{SECOND_PROMPT} Second.\nUser: Three?\nAI:")
+    assert contents(chat) == ["One?", "First.", "Two?", "Second.", "Three?", "Third."]
+
+
+def test_chat_stores_how_each_reply_was_generated(chat: Chat, store: Store) -> None:
+    list(chat.send("One?"))
+    session = store.find("one")
+    assert session
+    assert (session.origin, session.model, session.format, session.system_prompt) == ("chat", "small", "cerebrum", "S")
+    question, reply = store.messages(session)
+    assert (question.message.role, reply.parent) == ("user", question.id)
+    assert reply.message.tokens == tuple(b" First.")
+    assert (reply.metadata.finish_reason, reply.metadata.model, reply.metadata.format) == ("stop", "small", "cerebrum")
+
+
+def test_undo_keeps_the_turn_in_the_tree_and_its_prefix_evaluated(chat: Chat, store: Store) -> None:
+    list(chat.send("One?"))
+    list(chat.send("Two?"))
+    assert chat.undo() == "Two?"
+    assert contents(chat) == ["One?", "First."]
+    assert finish(chat.send("Two?")).cached_tokens >= len(f"{FIRST_PROMPT} First.")
+    assert len(children(store, chat.messages[1].id)) == 2
+    assert chat.undo() == "Two?"
+    assert chat.undo() == "One?"
+    assert chat.undo() is None
+    assert chat.conversation.messages == ()
+
+
+def test_retry_keeps_the_previous_reply_in_the_tree(chat: Chat, store: Store) -> None:
+    list(chat.send("One?"))
+    before, again = chat.last_reply, list(chat.retry(replace(chat.settings, temperature=0.5)))
+    assert text(again) == "First."
+    assert finish(again).cached_tokens == len(FIRST_PROMPT) - 1  # the last token of a prompt is always evaluated
+    versions = [reply for reply in (before, chat.last_reply) if reply]
+    assert [reply.metadata.params and reply.metadata.params["temperature"] for reply in versions] == [0, 0.5]
+    assert children(store, versions[0].parent) == ["First.", "First."]
+    with pytest.raises(SessionError, match="no question to answer"):
+        chat.undo()
+        list(chat.retry())
+
+
+def test_continue_extends_a_truncated_reply(endless_chat: Chat) -> None:
+    chat = endless_chat
+    chat.settings = replace(chat.settings, max_tokens=4)
+    assert text(chat.send("One?")) == "and"
+    assert chat.last_reply
+    assert chat.last_reply.message.tokens == tuple(b" and")
+    chat.settings = replace(chat.settings, max_tokens=6)
+    assert text(chat.continue_reply()) == " so on"
+    assert chat.last_reply.message.content == "and so on"
+    assert chat.last_reply.message.tokens == tuple(b" and so on")
+    assert contents(chat) == ["One?", "and so on"]
+
+
+def test_continue_refuses_a_complete_reply(chat: Chat) -> None:
+    with pytest.raises(SessionError, match="no reply to continue"):
+        list(chat.continue_reply())
+    list(chat.send("One?"))
+    with pytest.raises(SessionError, match="the reply is complete"):
+        list(chat.continue_reply())
+    assert contents(chat) == ["One?", "First."]
+
+
+def test_chat_saves_the_part_of_an_interrupted_reply(endless_chat: Chat, store: Store) -> None:
+    events = endless_chat.send("One?")
+    for event in events:
+        if isinstance(event, TokenEvent) and event.token == ord("d"):
+            break
+    events.close()
+    assert contents(endless_chat) == ["One?", "and"]
+    assert endless_chat.last_reply
+    assert endless_chat.last_reply.metadata.finish_reason == "cancelled"
+
+
+def test_chat_saves_an_empty_reply_interrupted_before_its_first_token(endless_chat: Chat) -> None:
+    events = endless_chat.send("One?")
+    next(events)
+    events.close()
+    assert contents(endless_chat) == ["One?", ""]
+
+
+def test_chat_saves_a_reply_while_it_is_generated(
+    endless_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cerebrum_cli.chat.reply_recorder.SAVE_EVERY_S", 0.0)
+    events = endless_chat.send("One?")
+    for event in events:
+        if isinstance(event, TokenEvent) and event.token == ord("o"):
+            other = Store(tmp_path / "sessions.db")
+            session = other.find("one")
+            assert session
+            assert other.messages(session)[-1].message.content == "and so"
+            assert other.messages(session)[-1].metadata.finish_reason is None
+            other.close()
+            break
+    events.close()
+    assert contents(endless_chat) == ["One?", "and so"]
+
+
+def test_reply_is_saved_every_second_and_a_long_one_less_often() -> None:
+    assert [save_interval(elapsed_s) for elapsed_s in (0, 50, 500)] == [1, 1, 10]
+
+
+def test_chat_removes_a_question_that_does_not_fit(chat: Chat) -> None:
+    list(chat.send("One?"))
+    with pytest.raises(PromptTooLong):
+        list(chat.send("x" * 500))
+    assert contents(chat) == ["One?", "First."]
+    assert text(chat.send("Two?")) == "Second."
+
+
+def test_fork_leaves_the_original_session_unchanged(chat: Chat, store: Store) -> None:
+    with pytest.raises(SessionError, match="no messages yet"):
+        chat.fork()
+    list(chat.send("One?"))
+    assert chat.fork("other").name == "other"
+    list(chat.send("Two?"))
+    first = store.find("one")
+    assert first
+    assert [stored.message.content for stored in store.messages(first)] == ["One?", "First."]
+    assert contents(chat) == ["One?", "First.", "Two?", "Second."]
+
+
+def test_system_prompt_changes_from_now_on(chat: Chat, store: Store) -> None:
+    chat.set_system_prompt("T")
+    assert chat.conversation.system_prompt == "T"
+    chat.set_system_prompt("S")
+    list(chat.send("One?"))
+    chat.set_system_prompt("T")
+    session = store.find("one")
+    assert session
+    assert session.system_prompt == chat.conversation.system_prompt == "T"
+
+
+# A conversation longer than the context.
+
+
+X, Y, Z = (letter * 80 for letter in "xyz")
+WINDOW_SCRIPT = {
+    (PROMPT_X := f"S\nUser: {X}\nAI:"): " First.",
+    f"{PROMPT_X} First.\nUser: {Y}\nAI:": " Second.",
+    (PROMPT_Z := f"S\nUser: {Y}\nAI: Second.\nUser: {Z}\nAI:"): " Third.",
+    f"{PROMPT_Z} Third.\nUser: And?\nAI:": " Fourth.",
+    f"{PROMPT_X} First.\nUser: Well?\nAI:": " Fifth.",
+}
+
+
+@pytest.fixture
+def small_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
+    """A chat whose context fits two of three turns."""
+    yield from closing_chat(
+        store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(WINDOW_SCRIPT), context_size=250)
+    )
+
+
+def test_chat_drops_the_oldest_turns_from_the_context_with_a_notice(small_chat: Chat) -> None:
+    chat = small_chat
+    list(chat.send(X))
+    list(chat.send(Y))
+    events = list(chat.send(Z))
+    [notice] = [event for event in events if isinstance(event, NoticeEvent)]
+    assert "dropped the 2 oldest messages (" in notice.message
+    assert "--overflow stop" in notice.hint
+    assert text(events) == "Third."
+    assert contents(chat) == [X, "First.", Y, "Second.", Z, "Third."]
+    assert [message.content for message in chat.conversation.messages] == [Y, "Second.", Z, "Third."]
+    after = list(chat.send("And?"))
+    assert finish(after).cached_tokens == len(f"{PROMPT_Z} Third.")
+    assert not [event for event in after if isinstance(event, NoticeEvent)]
+
+
+def test_undo_restores_dropped_turns(small_chat: Chat) -> None:
+    chat = small_chat
+    for question in (X, Y, Z):
+        list(chat.send(question))
+    chat.undo()
+    assert [message.content for message in chat.conversation.messages] == [Y, "Second."]
+    chat.undo()
+    assert [message.content for message in chat.conversation.messages] == [X, "First."]
+    assert text(chat.send("Well?")) == "Fifth."
+
+
+def test_chat_stops_at_a_full_context_with_overflow_stop(small_chat: Chat) -> None:
+    chat = small_chat
+    list(chat.change_settings({"overflow": "stop"}))
+    list(chat.send(X))
+    list(chat.send(Y))
+    with pytest.raises(PromptTooLong):
+        list(chat.send(Z))
+    assert contents(chat) == [X, "First.", Y, "Second."]
+
+
+def test_context_usage_counts_the_conversation_in_the_context(small_chat: Chat) -> None:
+    chat = small_chat
+    assert chat.context_usage in (None, (len("S\nAI:"), 250))
+    list(chat.loaded.responder.load())
+    assert chat.context_usage == (len("S\nAI:"), 250)
+    list(chat.send(X))
+    assert chat.context_usage == (len(f"{PROMPT_X} First.\nAI:"), 250)
+    chat.undo()
+    assert chat.context_usage == (len("S\nAI:"), 250)
+
+
+# Other settings, another model, another session.
+
+
+def test_change_settings_applies_and_resets_a_setting(chat: Chat) -> None:
+    assert list(chat.change_settings({"temperature": 0.5})) == []
+    assert chat.settings.temperature == 0.5
+    list(chat.change_settings({"max_tokens": 3}))
+    assert (chat.settings.temperature, chat.settings.max_tokens) == (0.5, 3)
+    list(chat.change_settings({"temperature": None}))
+    assert (chat.settings.temperature, chat.settings.max_tokens) == (0.0, 3)
+    with pytest.raises(UsageError, match="--top-p is 2"):
+        list(chat.change_settings({"top_p": 2}))
+    assert text(chat.send("One?")) == "Fi"
+
+
+def test_session_defaults_include_sampling_settings_of_chats_only(chat: Chat, store: Store) -> None:
+    list(chat.send("One?"))
+    list(chat.change_settings({"temperature": 0.5}))
+    session = store.latest()
+    assert session
+    again = with_session_defaults(session, {"top_k": 5})
+    assert (again["temperature"], again["top_k"], again["model"], again["format"]) == (0.5, 5, "small", "cerebrum")
+    assert with_session_defaults(session, {"temperature": 0.9})["temperature"] == 0.9
+    assert with_session_defaults(session, {"model": "large"}) == {"model": "large"}
+    assert with_session_defaults(replace(session, origin="ask"), {}) == {"model": "small", "format": "cerebrum"}
+
+
+def test_change_settings_switches_the_model_within_a_session(chat: Chat, store: Store) -> None:
+    list(chat.send("One?"))
+    before = chat.loaded
+    list(chat.change_settings({"model": "large", "ctx": 400}))
+    assert chat.loaded is not before
+    assert text(chat.send("Two?")) == "Second."
+    session = store.find("one")
+    assert session
+    assert (session.model, chat.author.model.reference) == ("large", "large")
+    assert [stored.metadata.model for stored in chat.messages[1::2]] == ["small", "large"]
+
+
+def test_change_settings_keeps_the_model_if_the_new_one_is_missing(chat: Chat) -> None:
+    before = chat.loaded
+    with pytest.raises(ModelNotFound):
+        list(chat.change_settings({"model": "missing"}))
+    assert chat.loaded is before
+    assert text(chat.send("One?")) == "First."
+
+
+def test_next_chat_restores_the_prompt_cache(store: Store, tmp_path: Path, chatml_model: Path) -> None:
+    question = "x" * 80
+    script = {f"S\nUser: {question}\nAI:": " First.", f"S\nUser: {question}\nAI: First.\nUser: Two?\nAI:": " Second."}
+    first = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=500))
+    list(first.send(question))
+    assert first.close() is None
+    second = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=500))
+    second.switch_session(store.latest())
+    again = list(second.send("Two?"))
+    assert text(again) == "Second."
+    assert finish(again).cached_tokens == len(f"S\nUser: {question}\nAI: First.")
+    assert second.close() is None
+
+
+def test_switch_session_refuses_one_open_in_another_chat(
+    chat: Chat, store: Store, tmp_path: Path, chatml_model: Path
+) -> None:
+    list(chat.send("One?"))
+    other = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(SCRIPT), context_size=500))
+    with pytest.raises(SessionError, match="is open in another process"):
+        other.switch_session(store.latest())
+    assert other.session is None
+    chat.fork("free")
+    other.switch_session(store.find("one"))
+    assert text(other.send("Two?")) == "Second."
+    other.close()
+
+
+def test_replace_reply_keeps_the_previous_one_in_the_tree(chat: Chat, store: Store) -> None:
+    list(chat.send("One?"))
+    chat.replace_reply("First.")
+    assert contents(chat) == ["One?", "First."]
+    assert chat.last_reply
+    assert chat.last_reply.message.tokens is None
+    assert len(children(store, chat.messages[0].id)) == 2
+    assert text(chat.send("Two?")) == "Second."
+
+
+def test_rename_works_before_and_after_the_session_exists(chat: Chat, store: Store) -> None:
+    chat.rename("mine")
+    list(chat.send("One?"))
+    assert store.find("mine")
+    chat.rename("ours")
+    assert [summary.session.name for summary in store.summaries()] == ["ours"]
+    chat.switch_session(None)
+    with pytest.raises(SessionError, match='session "ours" already exists'):
+        chat.rename("ours")
+
+
+def test_continue_leaves_the_reply_unchanged_if_it_does_not_fit(endless_chat: Chat) -> None:
+    chat = endless_chat
+    assert text(chat.send("One?")).startswith("and so on")
+    before = contents(chat)
+    with pytest.raises(PromptTooLong):
+        list(chat.continue_reply())
+    assert contents(chat) == before

@@ -1,0 +1,284 @@
+"""Exports: formats parse back unchanged, malformed input is reported in one line, and files are complete or absent."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.chat.archive import export_to_file
+from cerebrum_cli.chat.exports import parse_conversation, to_markdown, to_openai_messages, to_sharegpt
+from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, printable_name
+from cerebrum_cli.chat.store import Store
+from cerebrum_cli.cli.app import llama_opener
+from cerebrum_cli.core.conversation import Conversation, Message, Role
+from cerebrum_cli.core.errors import SessionError, UsageError
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.settings import fold
+from cerebrum_cli.inference.loading import LoadedModel, open_model
+from cerebrum_cli.models.model import Model
+
+SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")
+READ_BACK = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.").user("And 3 + 3?")
+BARE = Conversation().user("Hi").assistant("Hello 😀")
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Conversation:
+    """Any conversation with at least one turn; without tokens, which are not exported."""
+    conversation = Conversation(system_prompt=draw(st.none() | st.text()))
+    for number, content in enumerate(draw(st.lists(st.text(), min_size=1, max_size=6))):
+        conversation = conversation.assistant(content) if number % 2 else conversation.user(content)
+    return conversation
+
+
+def stored(role: Role, content: str, metadata: ReplyMetadata | None = None) -> StoredMessage:
+    return StoredMessage(1, None, Message(role, content), metadata or ReplyMetadata(), 0.0)
+
+
+def complete_markdown(name: str, conversation: Conversation) -> str:
+    """Format a conversation whose replies are complete."""
+    stop = ReplyMetadata(finish_reason="stop", model="small")
+    messages = [stored(each.role, each.content, stop) for each in conversation.messages]
+    return to_markdown(name, conversation.system_prompt, messages)
+
+
+def test_markdown_has_one_heading_per_turn() -> None:
+    assert complete_markdown("sums", SUMS) == (
+        "# sums\n\n## System\n\nBe brief.\n\n## User\n\nWhat is 2 + 2?\n\n## Assistant\n\nFour.\n\n"
+        "## User\n\nAnd 3 + 3?\n"
+    )
+    assert complete_markdown("hi", BARE) == "# hi\n\n## User\n\nHi\n\n## Assistant\n\nHello 😀\n"
+    assert complete_markdown("nothing", Conversation()) == "# nothing\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "metadata", "expected"),
+    [
+        ("One, tw", ReplyMetadata(finish_reason="cancelled", model="small"), "One, tw\n\n*(interrupted)*"),
+        (
+            "One, tw",
+            ReplyMetadata(finish_reason=None, model="small"),
+            "One, tw\n\n*(interrupted)*",
+        ),  # the process was killed
+        ("One, tw", ReplyMetadata(finish_reason="length", model="small"), "One, tw\n\n*(truncated)*"),
+        ("One, tw", ReplyMetadata(finish_reason="context", model="small"), "One, tw\n\n*(truncated)*"),
+        ("One, two.", ReplyMetadata(finish_reason="stop", model="small"), "One, two."),
+        ("My own.", ReplyMetadata(), "My own."),  # imported, or written by the user
+        ("", ReplyMetadata(finish_reason="cancelled"), "*(interrupted)*"),
+        ("```py\nx =", ReplyMetadata(finish_reason="length", model="small"), "```py\nx =\n```\n\n*(truncated)*"),
+        (
+            "~~~~\n~~~\n```",
+            ReplyMetadata(finish_reason="length", model="small"),
+            "~~~~\n~~~\n```\n~~~~\n\n*(truncated)*",
+        ),
+        (
+            "```\nx\n```\ny `a`",
+            ReplyMetadata(finish_reason="length", model="small"),
+            "```\nx\n```\ny `a`\n\n*(truncated)*",
+        ),
+        ("```a``` b", ReplyMetadata(finish_reason="length", model="small"), "```a``` b\n\n*(truncated)*"),
+    ],
+)
+def test_markdown_notes_why_a_reply_is_incomplete(content: str, metadata: ReplyMetadata, expected: str) -> None:
+    markdown = to_markdown("count", None, [stored("user", "Count!"), stored("assistant", content, metadata)])
+    assert markdown == f"# count\n\n## User\n\nCount!\n\n## Assistant\n\n{expected}\n"
+
+
+def test_openai_messages_list() -> None:
+    assert to_openai_messages(SUMS) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is 2 + 2?\n"},
+        {"role": "assistant", "content": "Four."},
+        {"role": "user", "content": "And 3 + 3?"},
+    ]
+    assert to_openai_messages(BARE) == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello 😀"}]
+    assert to_openai_messages(Conversation(system_prompt="")) == [{"role": "system", "content": ""}]
+
+
+def test_sharegpt_uses_its_own_role_names() -> None:
+    assert to_sharegpt("sums", SUMS) == {
+        "id": "sums",
+        "conversations": [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "What is 2 + 2?\n"},
+            {"from": "gpt", "value": "Four."},
+            {"from": "human", "value": "And 3 + 3?"},
+        ],
+    }
+
+
+@given(conversations())
+def test_openai_messages_round_trip(conversation: Conversation) -> None:
+    for ascii_only in (True, False):
+        text = json.dumps(to_openai_messages(conversation), ensure_ascii=ascii_only)
+        assert parse_conversation(text, "here") == (None, conversation)
+
+
+@given(st.text(min_size=1), conversations())
+def test_sharegpt_round_trip(name: str, conversation: Conversation) -> None:
+    for ascii_only in (True, False):
+        text = json.dumps(to_sharegpt(name, conversation), ensure_ascii=ascii_only)
+        assert parse_conversation(text, "here") == (printable_name(name) or None, conversation)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (to_openai_messages(SUMS), None),
+        ({"messages": to_openai_messages(SUMS)}, None),
+        ({"name": "sums", "model": "a", "messages": to_openai_messages(SUMS)}, "sums"),
+        ({"id": "sums", "messages": to_openai_messages(SUMS)}, "sums"),
+        ({"name": 7, "messages": to_openai_messages(SUMS)}, None),
+        ({"messages": [{"role": "developer", "content": "Be brief."}, *to_openai_messages(SUMS)[1:]]}, None),
+        ([{**each, "content": [{"type": "text", "text": each["content"]}]} for each in to_openai_messages(SUMS)], None),
+        (to_sharegpt("sums", SUMS), "sums"),
+        ([to_sharegpt("sums", SUMS)], "sums"),
+        (
+            {"conversations": [{"from": each["role"], "value": each["content"]} for each in to_openai_messages(SUMS)]},
+            None,
+        ),
+    ],
+)
+def test_parse_conversation_accepts_both_formats_and_their_names(value: object, name: str | None) -> None:
+    assert parse_conversation(json.dumps(value), "here") == (name, READ_BACK)
+
+
+def test_parse_conversation_replaces_lone_surrogates() -> None:
+    file = '{"name": "a\\ud800", "messages": [{"role": "user", "content": "cut \\ud83d"}]}'
+    assert parse_conversation(file, "here") == ("a\ufffd", Conversation().user("cut \ufffd"))
+
+
+USER, REPLY = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+SYSTEM = {"role": "system", "content": "c"}
+
+
+INVALID_MESSAGES: list[object] = [
+    {},
+    {"role": "assistant"},
+    {"content": "b"},
+    *({"role": "assistant", "content": value} for value in (None, 7, ["b"], {"text": "b"}, [{"type": "image_url"}])),
+    *({"role": value, "content": "b"} for value in ("tool", "Assistant", "", None, 7, ["assistant"], {"a": 1})),
+]
+INVALID_LISTS: list[object] = [[], {}, 7, "hello", None]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", " is not JSON: "),
+        ("{", " is not JSON: "),
+        ("hello\nthere", " is not JSON: "),
+        ("[" * 100_000, " is not JSON: "),
+        ('{"messages": ' + "[" * 100_000, " is not JSON: "),
+        ("1" * 5000, " is not JSON: "),
+        *((text, " holds no conversation") for text in ("7", "null", '"hello"', "true", "NaN", "[]", "{}")),
+        *((json.dumps({"messages": value}), " holds no conversation") for value in INVALID_LISTS),
+        (json.dumps({"conversations": 7}), " holds no conversation"),
+        (json.dumps([{"conversations": 7}]), " holds no conversation"),
+        (json.dumps([{"conversations": []}]), " holds no turns"),
+        (json.dumps([SYSTEM]), " holds no turns"),
+        (json.dumps([7]), ": message 1 is not an object"),
+        (json.dumps([USER, [REPLY]]), ": message 2 is not an object"),
+        *((json.dumps([USER, wrong]), ": message 2 has no text or no known role") for wrong in INVALID_MESSAGES),
+        *(
+            (json.dumps(turns), ": the turns do not alternate, starting with the user")
+            for turns in (
+                [USER, USER],
+                [REPLY],
+                [SYSTEM, REPLY],
+                [SYSTEM, SYSTEM, USER],
+                [USER, REPLY, REPLY],
+                [USER, SYSTEM],
+            )
+        ),
+    ],
+)
+def test_parse_conversation_reports_malformed_input_in_one_line(text: str, what: str) -> None:
+    with pytest.raises(SessionError) as caught:
+        parse_conversation(text, "chat.json")
+    assert caught.value.message.startswith(f"chat.json{what}")
+    assert caught.value.hint
+    assert "\n" not in caught.value.message + caught.value.hint
+
+
+# Files, and transcripts exactly as the model sees them.
+
+FIRST_PROMPT = "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n"
+SECOND_PROMPT = "<|im_end|>\n<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n"
+OWN, OTHER = ReplyMetadata(model="small", finish_reason="stop"), ReplyMetadata(model="other", finish_reason="stop")
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, chatml_model: Path) -> Iterator[LoadedModel]:
+    """The small model, with only its vocabulary loaded."""
+    small = open_model(
+        lambda options: llama_opener(options, tmp_path / "devices.json"),
+        Model("small", (chatml_model,)),
+        fold({}),
+        vocabulary_only=True,
+    )
+    list(small.responder.load())
+    yield small
+    small.engine.close()
+
+
+def create_session(store: Store, *turns: tuple[Message, ReplyMetadata]) -> Session:
+    session = store.create("talk", "chat", model="small")
+    for number, (reply, metadata) in enumerate(turns):
+        session = store.add_message(session, Message("user", ("One?", "Two?", "Three?")[number]))
+        session = store.add_message(session, reply, metadata)
+    return session
+
+
+def transcript(store: Store, session: Session, loaded: LoadedModel) -> str:
+    path = store._path.parent / "talk.txt"
+    export_to_file(path, store, session, loaded)
+    return path.read_text()
+
+
+def test_transcript_tokenizes_another_models_reply_again(store: Store, loaded: LoadedModel) -> None:
+    second = Message("assistant", "Second.", loaded.engine.vocabulary.tokenize((Text("Second."),)))
+    session = create_session(store, (Message("assistant", "First.", (31999, 7)), OTHER), (second, OWN))
+    assert transcript(store, session, loaded) == f"{FIRST_PROMPT}First.{SECOND_PROMPT}Second.\n"
+
+
+def test_transcript_tokenizes_another_models_last_reply_again(store: Store, loaded: LoadedModel) -> None:
+    session = create_session(store, (Message("assistant", "First.", (31999, 7)), OTHER))
+    assert transcript(store, session, loaded) == f"{FIRST_PROMPT}First.\n"
+
+
+def test_transcript_starts_at_the_first_message_in_the_context(store: Store, loaded: LoadedModel) -> None:
+    session = create_session(store, (Message("assistant", "First."), OWN), (Message("assistant", "Second."), OWN))
+    session = store.update_session(session, first=store.messages(session)[2].id)
+    assert transcript(store, session, loaded) == f"{FIRST_PROMPT.replace('One', 'Two')}Second.\n"
+
+
+def test_transcript_includes_reasoning_without_an_answer(store: Store, loaded: LoadedModel) -> None:
+    tokens = loaded.engine.vocabulary.tokenize((Text("<think>", True), Text("hm")))
+    metadata = ReplyMetadata(reasoning="hm", model=loaded.model.reference, vocabulary=loaded.model.vocabulary)
+    session = create_session(store, (Message("assistant", "", tokens), metadata))
+    assert transcript(store, session, loaded) == f"{FIRST_PROMPT}<think>hm\n"
+
+
+def test_export_leaves_no_partial_file(store: Store, loaded: LoadedModel, tmp_path: Path) -> None:
+    session = create_session(store, (Message("assistant", "word " * 10_000), OWN))
+    path = tmp_path / "talk.md"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # as if the disk were full
+    try:
+        with pytest.raises(UsageError, match=r"talk\.md: File too large"):
+            export_to_file(path, store, session, loaded)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not path.exists()
+    export_to_file(path, store, session, loaded)
+    assert path.read_text().endswith("word word\n")
+    with pytest.raises(UsageError, match="already exists"):
+        export_to_file(path, store, session, loaded)
+    assert path.exists()

@@ -1,0 +1,368 @@
+"""History: exchanges are saved as new sessions or appended to the one they continue."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import date
+from pathlib import Path
+
+import pytest
+from chats import children
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.chat.context_window import (
+    DROP_FRACTION,
+    REPLY_FRACTION,
+    DroppedTurns,
+    drop_oldest,
+    turns_to_drop,
+)
+from cerebrum_cli.chat.history import (
+    Author,
+    History,
+    continue_session,
+    load_conversation,
+    suggest_name,
+    with_session_defaults,
+)
+from cerebrum_cli.chat.lock import SessionLock
+from cerebrum_cli.chat.session import ReplyMetadata
+from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings, TokenEvent
+from cerebrum_cli.core.sampling import TokenBias
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.doctor.selftest import NANO
+from cerebrum_cli.inference.reply import Reply, ReplyCollector
+from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.registry import ModelFile
+
+ONLY = SequenceId(0)
+TIMINGS = Timings(load_s=1.0, prefill_s=0.5, ttft_s=0.75, decode_s=0.3, prefill_tokens=16, decode_steps=1)
+FINISH = FinishEvent(
+    sequence=ONLY,
+    reason="stop",
+    prompt_tokens=20,
+    cached_tokens=4,
+    completion_tokens=2,
+    seed=2**32 - 2,
+    context_size=256,
+    timings=TIMINGS,
+)
+FOUR = Reply("Four.", "2 and 2", FINISH, (7, 8))
+SIX = Reply("Six.", None, FINISH, (9,))
+MODEL = Model("mine", (NANO,), file=ModelFile("mine", NANO, 1, "00", 1, "local"))
+AUTHOR = Author(MODEL, "chatml")
+BIASES = (TokenBias(42, -1.5), TokenBias("hello", 2.0))
+SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",), logit_bias=BIASES)
+PARAMS = {
+    "temperature": 0.5,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "top_n_sigma": -1.0,
+    "typical_p": 1.0,
+    "repeat_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "dry_multiplier": 0.0,
+    "dry_base": 1.75,
+    "dry_allowed_length": 2,
+    "dry_penalty_last_n": 64,
+    "dry_sequence_breaker": ["\n", ":", '"', "*"],
+    "logit_bias": ["42=-1.5", "hello=2"],
+    "max_tokens": 10,
+    "stop": ["\n\n"],
+    "think": None,
+    "conclude": 0,
+}
+SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    with contextlib.closing(Store(tmp_path / "sessions.db")) as store:
+        yield History(store, SessionLock(tmp_path / "locks"))
+
+
+def test_record_names_the_session_after_its_first_words(history: History) -> None:
+    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
+    assert (session.name, session.origin) == ("what-is-2-2-think", "ask")
+    found = history.get(session.name)
+    assert found == session
+    assert (found.system_prompt, found.model, found.format, found.params) == (
+        "Be brief.",
+        "mine",
+        "chatml",
+        PARAMS,
+    )
+    assert history.store.conversation(found) == SUM.assistant("Four.", (7, 8))
+
+
+def test_record_stores_how_the_reply_was_generated(history: History) -> None:
+    question, reply = history.store.messages(history.record(None, SUM, FOUR, AUTHOR, SETTINGS))
+    assert question.metadata == ReplyMetadata()
+    assert reply.metadata == ReplyMetadata(
+        reasoning="2 and 2",
+        finish_reason="stop",
+        model="mine",
+        format="chatml",
+        vocabulary=MODEL.vocabulary,
+        params=PARAMS,
+        seed=2**32 - 2,
+        timings={**asdict(TIMINGS), "prompt_tokens": 20, "cached_tokens": 4},
+    )
+
+
+def test_record_creates_another_session_for_the_same_question(history: History) -> None:
+    names = [history.record(None, SUM, FOUR, AUTHOR, SETTINGS).name for _ in range(3)]
+    dated = f"what-is-2-2-think-{date.today().isoformat()}"
+    assert names == ["what-is-2-2-think", dated, f"{dated}-2"]
+
+
+def test_record_appends_only_new_messages_to_a_session(history: History) -> None:
+    first = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
+    whole = continue_session(history.store, history.acquire_latest(), MODEL, Conversation().user("And 3 + 3?"), None)
+    session = history.record(history.acquire_latest(), whole, SIX, AUTHOR, SETTINGS)
+    assert (session.id, session.name) == (first.id, first.name)
+    assert history.store.conversation(session) == whole.assistant("Six.", (9,))
+    assert [summary.messages for summary in history.store.summaries()] == [4]
+    assert history.store.messages(session)[:2] == history.store.messages(first)
+
+
+def test_record_saves_every_message_of_a_given_conversation(history: History) -> None:
+    whole = SUM.assistant("Four.").user("And 3 + 3?")
+    session = history.record(None, whole, SIX, AUTHOR, SETTINGS)
+    assert history.store.conversation(session) == whole.assistant("Six.", (9,))
+    assert (session.name, session.origin) == ("what-is-2-2-think", "ask")
+
+
+def test_record_is_atomic(history: History) -> None:
+    unstorable = replace(FOUR, finish=replace(FINISH, seed=2**70))
+    with pytest.raises(OverflowError):
+        history.record(None, SUM, unstorable, AUTHOR, SETTINGS)
+    assert (history.store.summaries(), children(history.store, None)) == ([], [])
+
+
+def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: History) -> None:
+    answered = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
+    history.store.add_message(answered, Message("user", "And 3 + 3?"))
+    session = history.acquire_latest()
+    whole = SUM.assistant("Four.", (7, 8)).user("And 3 + 3?").assistant("")
+    assert history.store.conversation(session) == whole
+    assert history.store.messages(session)[-1].metadata == ReplyMetadata(finish_reason="cancelled")
+
+
+def test_history_leaves_an_answered_session_unchanged(history: History) -> None:
+    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
+    assert history.close_unanswered(session) == session
+    empty = history.store.create("empty", "chat")
+    assert history.close_unanswered(empty) == empty
+
+
+def test_history_acquires_sessions_by_valid_names_only(history: History) -> None:
+    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
+    assert history.acquire_named(session.name) == session
+    assert history.acquire_named("tea") is None
+    for name in ("", " tea", "a\nb"):
+        with pytest.raises(SessionError):
+            history.acquire_named(name)
+
+
+def test_history_acquires_the_most_recently_changed_session(history: History) -> None:
+    older, newer = history.store.create("older", "chat"), history.store.create("newer", "chat")
+    assert history.acquire_latest() == newer
+    changed = history.store.add_message(
+        history.store.add_message(older, Message("user", "a")), Message("assistant", "b")
+    )
+    assert history.acquire_latest() == changed
+
+
+def test_history_reports_missing_sessions(history: History) -> None:
+    with pytest.raises(SessionError) as no_session:
+        history.acquire_latest()
+    assert (no_session.value.message, no_session.value.hint) == ("no session to continue", "ask without -c first")
+    with pytest.raises(SessionError) as unknown:
+        history.get("sums")
+    assert (unknown.value.message, unknown.value.hint) == (
+        'no session named "sums"',
+        "list sessions with cerebrum sessions list",
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "name"),
+    [
+        ("What is 2+2?", "what-is-2-2"),
+        ("Tell me, in one word or more: why?", "tell-me-in-one-word"),
+        ("  ÄRGER im Café \n\n", "ärger-im-café"),
+        ("日本の首都はどこですか？", "日本の首都はどこですか"),
+        ("你好。 世界", "你好-世界"),
+        ("日" * 100, "日" * 40),
+        ("A" * 100, "a" * 40),
+        ("a" * 39 + " b", "a" * 39),
+        (("ab" * 9 + " ") * 5, "-".join(["ab" * 9] * 2) + "-ab"),
+        ("__init__", "init"),
+        ("?!... -- ___", "session"),
+        ("😀", "session"),
+        (" \n\t", "session"),
+        ("", "session"),
+        ("/tmp/long.txt:\n```txt\nover and over\n```\n\nWho runs here?", "who-runs-here"),
+        ("a.md:\n````md\n```\nx\n```\n````\n\nb.py:\n```py\ny\n```\n\nWhy y?", "why-y"),
+        ("notes.txt:\n```txt\nCats sleep.\n```", "notes-txt-txt-cats-sleep"),
+    ],
+)
+def test_suggest_name_uses_the_first_words(question: str, name: str) -> None:
+    assert suggest_name(Conversation(system_prompt="You are brief.").user(question).assistant("Yes.")) == name
+
+
+def test_suggest_name_of_an_empty_conversation() -> None:
+    assert suggest_name(Conversation()) == "session"
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "prompt"),
+    [("own", None, "own"), (None, None, None), ("own", "now", "now"), (None, "now", "now"), ("own", "", "")],
+)
+def test_continue_session_replaces_the_system_prompt_if_given(
+    history: History, own: str | None, given: str | None, prompt: str | None
+) -> None:
+    session = history.record(None, replace(SUM, system_prompt=own), FOUR, AUTHOR, SETTINGS)
+    question = Conversation(system_prompt="of the settings").user("And 3 + 3?")
+    whole = continue_session(history.store, session, MODEL, question, given)
+    assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8)).user("And 3 + 3?")
+
+
+def test_record_stores_the_system_prompt_of_the_last_reply(history: History) -> None:
+    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
+    whole = continue_session(history.store, session, MODEL, Conversation().user("And 3 + 3?"), "Rhyme.")
+    history.record(session, whole, SIX, AUTHOR, SETTINGS)
+    assert history.store.conversation(history.acquire_latest()) == whole.assistant("Six.", (9,))
+
+
+def test_load_conversation_drops_tokens_of_unfinished_reasoning(history: History) -> None:
+    """Its markup is unclosed, so everything after it would be reasoning."""
+    truncated = Reply("", "2 and", replace(FINISH, reason="cancelled"), (7,))
+    session = history.record(None, SUM, truncated, AUTHOR, SETTINGS)
+    assert load_conversation(history.store, session, MODEL) == SUM.assistant("")
+    assert history.store.messages(session)[-1].message.tokens == (7,)
+
+
+def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: History, chatml_model: Path) -> None:
+    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
+    assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.", (7, 8))
+    renamed = Model("other", (NANO,), file=ModelFile("other", NANO, 1, "00", 1, "local"))
+    for other in (replace(MODEL, paths=(chatml_model,)), renamed):
+        assert load_conversation(history.store, session, other) == SUM.assistant("Four.")
+    [_, reply] = history.store.messages(session)
+    history.store.update_message(session, reply.message, replace(reply.metadata, vocabulary=None))  # an older version
+    assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.")
+
+
+@pytest.mark.parametrize(
+    ("given", "is_same"),
+    [(None, True), ("./model.gguf", True), ("model.gguf", True), ("model", False), ("../model.gguf", False)],
+)
+def test_session_defaults_apply_to_the_same_file_by_any_path(
+    history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, is_same: bool
+) -> None:
+    model = Model("model", (tmp_path / "model.gguf",))
+    session = history.create_session("talk", "chat", Author(model, "chatml"), SETTINGS, None)
+    monkeypatch.chdir(tmp_path)
+    defaults = with_session_defaults(session, {} if given is None else {"model": given})
+    assert (defaults.get("format"), defaults.get("temperature")) == (("chatml", 0.5) if is_same else (None, None))
+
+
+def collected(by_stop_string: bool) -> Reply:
+    collector = ReplyCollector()
+    for event in (
+        TokenEvent(ONLY, "hm", "thinking", 5),
+        TokenEvent(ONLY, "Fo", "answer", 6),
+        TokenEvent(ONLY, "", "answer", 7),
+        TokenEvent(ONLY, "ur", "answer"),
+        replace(FINISH, by_stop_string=by_stop_string),
+    ):
+        collector.emit(event)
+    assert collector.reply is not None
+    return collector.reply
+
+
+def test_reply_tokens_are_all_sampled_tokens() -> None:
+    assert (collected(False).text, collected(False).tokens) == ("Four", (5, 6, 7))
+
+
+def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: History) -> None:
+    reply = collected(True)
+    assert (reply.tokens, reply.sampled) == (None, (5, 6, 7))
+    session = history.record(None, SUM, reply, AUTHOR, SETTINGS)
+    assert history.store.conversation(session) == SUM.assistant("Four")
+
+
+# The context window: many turns are dropped together, so that it is rare.
+
+
+SYSTEM = 20  # tokens of the system prompt
+
+
+def conversation_of(*sizes: int) -> Conversation:
+    """Build a conversation of messages with these numbers of tokens."""
+    conversation = Conversation(system_prompt="S")
+    for number, size in enumerate(sizes):
+        conversation = conversation.assistant("x" * size) if number % 2 else conversation.user("x" * size)
+    return conversation
+
+
+def count(conversation: Conversation) -> int:
+    return SYSTEM + sum(len(message.content) for message in conversation.messages)
+
+
+def test_window_keeps_all_that_leaves_room_for_a_reply() -> None:
+    assert turns_to_drop(conversation_of(100, 200, 30), count, 400, None) is None
+    assert turns_to_drop(conversation_of(100, 200, 31), count, 400, None) is not None
+
+
+def test_window_leaves_less_room_for_a_short_reply() -> None:
+    assert turns_to_drop(conversation_of(100, 200, 70), count, 400, 10) is None
+    assert turns_to_drop(conversation_of(100, 200, 71), count, 400, 10) is not None
+
+
+def test_window_drops_whole_turns_and_a_quarter_of_the_context() -> None:
+    assert turns_to_drop(conversation_of(20, 40, 20, 40, 20, 40, 20, 40, 60, 60, 10), count, 400, None) == DroppedTurns(
+        4, 120
+    )
+
+
+def test_window_drops_one_large_turn_alone() -> None:
+    assert turns_to_drop(conversation_of(20, 200, 20, 40, 60), count, 400, None) == DroppedTurns(2, 220)
+
+
+def test_window_keeps_the_last_question_even_without_room_for_a_reply() -> None:
+    assert turns_to_drop(conversation_of(20, 40, 350), count, 400, None) == DroppedTurns(2, 60)
+
+
+@pytest.mark.parametrize("sizes", [(390,), (20, 40, 380)])
+def test_window_drops_nothing_when_that_does_not_help(sizes: tuple[int, ...]) -> None:
+    assert turns_to_drop(conversation_of(*sizes), count, 400, None) is None
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=41).map(lambda sizes: sizes[: len(sizes) // 2 * 2 - 1 or 1]))
+def test_window_leaves_a_conversation_that_fits_if_possible(sizes: list[int]) -> None:
+    conversation, context_size = conversation_of(*sizes), 512
+    tokens, drop = count(conversation), turns_to_drop(conversation_of(*sizes), count, context_size, None)
+    if drop is None:
+        shortest = count(drop_oldest(conversation, len(sizes) - 1))
+        assert tokens + context_size // REPLY_FRACTION <= context_size or len(sizes) == 1 or shortest >= context_size
+        return
+    left = drop_oldest(conversation, drop.messages)
+    assert drop.messages % 2 == 0
+    assert left.messages[0].role == "user"
+    assert left.messages[-1] == conversation.messages[-1]
+    assert (left.system_prompt, count(left)) == ("S", tokens - drop.tokens)
+    if len(left.messages) > 1:
+        assert count(left) + context_size // REPLY_FRACTION <= context_size
+        assert drop.tokens >= context_size // DROP_FRACTION
+    assert count(left) < context_size

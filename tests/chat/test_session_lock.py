@@ -1,0 +1,121 @@
+"""Session locks: one process holds a session until it exits, however it does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.chat.lock import SessionLock
+from cerebrum_cli.chat.session import Session
+from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.errors import SessionError
+
+HOLDER = """
+import sys
+from pathlib import Path
+from cerebrum_cli.chat.lock import SessionLock
+from cerebrum_cli.chat.store import Store
+session = Store(Path(sys.argv[1])).find(sys.argv[2])
+lock = SessionLock(Path(sys.argv[3]))
+lock.acquire(session)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def one(store: Store) -> Session:
+    return store.create("one", "chat")
+
+
+@pytest.fixture
+def two(store: Store) -> Session:
+    return store.create("two", "chat")
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Iterator[SessionLock]:
+    session_lock = SessionLock(tmp_path / "locks")
+    yield session_lock
+    session_lock.release()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[SessionLock]:
+    session_lock = SessionLock(tmp_path / "locks")
+    yield session_lock
+    session_lock.release()
+
+
+def test_lock_is_refused_to_a_second_holder(lock: SessionLock, other: SessionLock, one: Session) -> None:
+    lock.acquire(one)
+    lock.acquire(one)
+    with pytest.raises(SessionError, match='session "one" is open in another process'):
+        other.acquire(one)
+    lock.release()
+    other.acquire(one)
+
+
+def test_lock_releases_the_previous_session_when_another_is_acquired(
+    lock: SessionLock, other: SessionLock, one: Session, two: Session
+) -> None:
+    lock.acquire(one)
+    other.acquire(two)
+    with pytest.raises(SessionError):
+        lock.acquire(two)
+    with pytest.raises(SessionError):  # a failed switch keeps the first lock
+        other.acquire(one)
+    other.release()
+    lock.acquire(two)
+    other.acquire(one)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_lock_ends_with_its_process(
+    tmp_path: Path, lock: SessionLock, one: Session, signal_number: signal.Signals
+) -> None:
+    arguments = [str(tmp_path / "sessions.db"), "one", str(tmp_path / "locks")]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(SessionError):
+            lock.acquire(one)
+        holder.send_signal(signal_number)
+    lock.acquire(one)
+
+
+def test_lock_file_is_readable_only_by_its_owner(tmp_path: Path, lock: SessionLock, one: Session) -> None:
+    before = os.umask(0)
+    try:
+        lock.acquire(one)
+    finally:
+        os.umask(before)
+    directory = tmp_path / "locks"
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in directory.iterdir()} == {0o600}
+
+
+def test_lock_file_is_deleted_with_its_session(
+    tmp_path: Path, lock: SessionLock, other: SessionLock, one: Session
+) -> None:
+    lock.discard()
+    lock.acquire(one)
+    assert (tmp_path / "locks" / f"{one.id}.lock").exists()
+    lock.discard()
+    assert list((tmp_path / "locks").iterdir()) == []
+    other.acquire(one)
+
+
+def test_lock_reports_a_directory_that_cannot_be_created(tmp_path: Path, one: Session) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SessionError) as caught:
+        SessionLock(tmp_path / "file" / "locks").acquire(one)
+    assert caught.value.hint == "make it writable, or use --no-log"

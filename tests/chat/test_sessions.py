@@ -1,0 +1,871 @@
+"""The session database: a tree of messages in one file, safe under concurrent use and killed processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chats import children
+from disks import full_disk
+
+from cerebrum_cli.chat import connection, schema
+from cerebrum_cli.chat.schema import MIGRATIONS, migrate
+from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "sessions.db"
+
+
+@pytest.fixture
+def sessions(path: Path) -> Iterator[Store]:
+    with contextlib.closing(Store(path)) as store:
+        yield store
+
+
+def add_texts(sessions: Store, session: Session, *texts: str) -> Session:
+    """Append texts to a session, user and assistant alternating."""
+    first = len(sessions.messages(session)) % 2
+    for number, text in enumerate(texts, first):
+        session = sessions.add_message(session, Message("assistant" if number % 2 else "user", text))
+    return session
+
+
+def texts(messages: list[StoredMessage]) -> list[str]:
+    return [stored.message.content for stored in messages]
+
+
+def search_results(sessions: Store, text: str) -> list[tuple[str, str]]:
+    return [(hit.session.name, hit.message.message.content) for hit in sessions.search(text)]
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return database.execute(query).fetchall()
+
+
+# Sessions and messages.
+
+
+def test_empty_database_has_no_sessions(sessions: Store) -> None:
+    assert (sessions.summaries(), sessions.latest(), sessions.find("a"), sessions.names()) == ([], None, None, [])
+    assert (sessions.search("a"), sessions.unused_name("a")) == ([], "a")
+
+
+def test_store_creates_no_file_before_its_first_use(path: Path) -> None:
+    Store(path).close()
+    assert not path.parent.exists()
+
+
+def test_messages_persist_after_reopening(sessions: Store, path: Path) -> None:
+    settings: dict[str, Any] = {"model": "a", "format": "chatml", "params": {"stop": ["\n"], "top_p": 0.95}}
+    created = sessions.create("sums", "chat", system_prompt="Be brief.", **settings)
+    assert (created.name, created.origin, created.leaf) == ("sums", "chat", None)
+    session = add_texts(sessions, created, "2 + 2?", "Four.")
+    sessions.close()
+    with contextlib.closing(Store(path)) as reopened:
+        assert reopened.find("sums") == session
+        assert (session.system_prompt, session.model, session.format, session.params) == (
+            "Be brief.",
+            *settings.values(),
+        )
+        conversation = Conversation(system_prompt="Be brief.").user("2 + 2?").assistant("Four.")
+        assert reopened.conversation(session) == conversation
+        assert created.created == session.created < session.updated
+
+
+def test_find_matches_names_exactly(sessions: Store) -> None:
+    created = {name: sessions.create(name, "ask") for name in ("a", "A", "a b", "ä", "a%", "日本", "😀", "x" * 1000)}
+    assert {name: sessions.find(name) for name in created} == created
+    assert [sessions.find(name) for name in ("b", "aa", "_", "\udcff")] == [None] * 4
+
+
+@pytest.mark.parametrize("name", ["", " ", " a", "a ", "a\nb", "a\t", "\x1b[2J", "a\u2028b", "\u200b", "a\0b"])
+def test_store_refuses_unprintable_names(sessions: Store, name: str) -> None:
+    session = sessions.create("a", "chat")
+    attempts: tuple[Callable[[], object], ...] = (
+        lambda: sessions.create(name, "chat"),
+        lambda: sessions.update_session(session, name=name),
+    )
+    for attempt in attempts:
+        with pytest.raises(SessionError) as caught:
+            attempt()
+        assert caught.value.message == f"invalid session name {name!r}"
+        assert caught.value.message.isprintable()
+        assert "one line" in caught.value.hint
+    assert sessions.names() == ["a"]
+
+
+def test_store_replaces_lone_surrogates_in_names(sessions: Store) -> None:
+    assert sessions.unused_name("a\udcff") == "a\ufffd"
+    session = sessions.create("a\udcff", "chat")
+    assert (session.name, sessions.unused_name("a\udcff")) == ("a\ufffd", "a\ufffd-2")
+    assert sessions.find("a\udcff") == session
+    assert sessions.update_session(session, name="b\udcff").name == "b\ufffd"
+
+
+def test_store_accepts_existing_sessions_with_invalid_names(sessions: Store, path: Path) -> None:
+    sessions.create("a", "chat")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE sessions SET name = ' a\n'")
+    session = sessions.find(" a\n")
+    assert session
+    assert texts(sessions.messages(sessions.update_session(add_texts(sessions, session, "one"), model="m"))) == ["one"]
+
+
+def test_store_refuses_names_in_use(sessions: Store) -> None:
+    session, other = sessions.create("a", "chat"), sessions.create("b", "chat")
+    attempts: tuple[Callable[[], object], ...] = (
+        lambda: sessions.create("a", "import"),
+        lambda: sessions.update_session(other, name="a"),
+    )
+    for attempt in attempts:
+        with pytest.raises(SessionError, match=r'^session "a" already exists$') as caught:
+            attempt()
+        assert caught.value.hint.startswith("choose another")
+    assert (sessions.find("a"), sessions.find("b")) == (session, other)
+
+
+def test_unused_name_appends_a_number_if_needed(sessions: Store) -> None:
+    for name in ("a", "a-2", "a-4", "b-2", "100%", "_", "日本😀"):
+        sessions.create(name, "ask")
+    bases = ("a", "a-2", "b", "c", "100%", "100", "_", "%", "日本😀", "日本")
+    unused = ["a-3", "a-2-2", "b", "c", "100%-2", "100", "_-2", "%", "日本😀-2", "日本"]
+    assert [sessions.unused_name(base) for base in bases] == unused
+
+
+def test_update_session_changes_name_and_settings(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat", system_prompt="x", model="m"), "hello")
+    updated = sessions.update_session(
+        session, name="b", system_prompt=None, model="n", format="raw", params={"top_k": 1}
+    )
+    assert updated == sessions.find("b")
+    assert (updated.id, updated.system_prompt, updated.model, updated.format, updated.params) == (
+        session.id,
+        None,
+        "n",
+        "raw",
+        {"top_k": 1},
+    )
+    assert (updated.leaf, sessions.find("a")) == (session.leaf, None)
+
+
+def test_summaries_list_the_most_recently_changed_first(sessions: Store) -> None:
+    a, b, c = (sessions.create(name, "chat") for name in "abc")
+    assert sessions.latest() == c
+    b = add_texts(sessions, b, "first", "second")
+    a = add_texts(sessions, a, "hello")
+    sessions.update_message(b, Message("assistant", "third"), ReplyMetadata())
+    listed = [(summary.session.name, summary.messages, summary.first) for summary in sessions.summaries()]
+    assert listed == [("b", 2, "first"), ("a", 1, "hello"), ("c", 0, "")]
+    assert sessions.names() == ["b", "a", "c"]
+    assert sessions.summaries()[1].session == a
+    latest = sessions.latest()
+    assert latest is not None
+    assert latest.id == b.id
+
+
+METADATA = ReplyMetadata(
+    reasoning="2 und 2 — 四 😀",
+    finish_reason="stop",
+    model="owner/repo:Q4_0",
+    format="chatml",
+    vocabulary="0123456789abcdef",
+    params={"temperature": 0.1, "top_k": 40, "stop": ["\n\n", "ä"], "max_tokens": None},
+    seed=2**32 - 2,
+    timings={"load_s": 1.0000000000000002, "prefill_tokens": 16},
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "metadata"),
+    [
+        (Message("user", "Hello"), ReplyMetadata()),
+        (Message("assistant", "Four.", (1, 2, 128_255, 2**31 - 1, 0)), METADATA),
+        (
+            Message("assistant", "", ()),
+            ReplyMetadata(reasoning="", finish_reason="cancelled", params={}, timings={}, seed=0),
+        ),
+        (Message("assistant", "Four.", None), ReplyMetadata(finish_reason="length")),
+        (Message("user", " \r\n\t ä é 日本語 😀👩‍👩‍👧 \u2028\ufeff\U0010ffff\x01 "), ReplyMetadata()),
+        (Message("user", "ä😀 " * 2**18), ReplyMetadata(reasoning="z" * 2**20)),
+        (Message("assistant", "a" * 2**20, tuple(range(2**18))), METADATA),
+    ],
+    ids=("plain", "all", "empty", "no tokens", "unicode", "long", "long with tokens"),
+)
+def test_message_round_trip(sessions: Store, path: Path, message: Message, metadata: ReplyMetadata) -> None:
+    session = sessions.add_message(sessions.create("a", "chat"), message, metadata)
+    sessions.close()
+    with contextlib.closing(Store(path)) as reopened:
+        [stored] = reopened.messages(session)
+        assert (stored.message, stored.metadata) == (message, metadata)
+        assert (stored.id, stored.parent) == (session.leaf, None)
+        assert session.created <= stored.created <= session.updated
+
+
+def test_update_message_replaces_the_last_message(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "Count.", "")
+    before = sessions.messages(session)[-1]
+    sessions.update_message(session, Message("assistant", "One, two", (1, 2)), ReplyMetadata())
+    sessions.update_message(session, Message("assistant", "One, two, three.", (1, 2, 3)), METADATA)
+    after = sessions.messages(session)
+    assert [stored.message for stored in after] == [
+        Message("user", "Count."),
+        Message("assistant", "One, two, three.", (1, 2, 3)),
+    ]
+    assert (after[1].id, after[1].parent, after[1].created) == (before.id, before.parent, before.created)
+    assert after[1].metadata == METADATA
+    assert children(sessions, after[0].id) == ["One, two, three."]
+
+
+# The tree.
+
+
+def test_moving_back_keeps_both_branches(sessions: Store) -> None:
+    first = add_texts(sessions, sessions.create("a", "chat"), "2 + 2?", "Five.")
+    [question, _] = sessions.messages(first)
+    back = sessions.move(first, question.id)
+    assert (back.leaf, back == sessions.find("a")) == (question.id, True)
+    assert texts(sessions.messages(back)) == ["2 + 2?"]
+    again = add_texts(sessions, back, "Four.", "Sure?")
+    assert texts(sessions.messages(again)) == ["2 + 2?", "Four.", "Sure?"]
+    assert children(sessions, question.id) == ["Five.", "Four."]
+    assert texts(sessions.messages(sessions.move(again, first.leaf))) == ["2 + 2?", "Five."]
+
+
+def test_session_can_move_back_before_its_first_message(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two")
+    session = add_texts(sessions, sessions.move(session, None), "three")
+    assert texts(sessions.messages(session)) == ["three"]
+    assert children(sessions, None) == ["one", "three"]
+
+
+def test_fork_shares_the_messages_before_it(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "four")
+    shared = sessions.messages(session)[1]
+    fork = add_texts(sessions, sessions.create("b", "chat", leaf=shared.id), "other three")
+    session = add_texts(sessions, session, "five")
+    assert texts(sessions.messages(fork)) == ["one", "two", "other three"]
+    assert texts(sessions.messages(session)) == ["one", "two", "three", "four", "five"]
+    assert sessions.messages(fork)[:2] == sessions.messages(session)[:2]
+    assert children(sessions, shared.id) == ["three", "other three"]
+    assert len(children(sessions, None)) == 1
+
+
+def test_remove_deletes_unshared_messages(sessions: Store, path: Path) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "four")
+    [_, shared, question, _] = sessions.messages(session)
+    session = add_texts(sessions, sessions.move(session, question.id), "another four")
+    fork = add_texts(sessions, sessions.create("b", "chat", leaf=shared.id), "other three")
+    alone = add_texts(sessions, sessions.create("c", "chat"), "one")
+    assert sessions.remove(session) == 3
+    assert sessions.find("a") is None
+    assert texts(sessions.messages(fork)) == ["one", "two", "other three"]
+    assert children(sessions, shared.id) == ["other three"]
+    assert (sessions.remove(fork), texts(sessions.messages(alone))) == (3, ["one"])
+    assert (sessions.remove(alone), sessions.summaries()) == (1, [])
+    assert rows(path, "SELECT count(*) FROM messages") == [(0,)]
+
+
+def test_remove_keeps_messages_shared_with_another_session(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two")
+    fork = sessions.create("b", "chat", leaf=session.leaf)
+    assert sessions.remove(session) == 0
+    assert texts(sessions.messages(fork)) == ["one", "two"]
+    assert search_results(sessions, "two") == [("b", "two")]
+
+
+@pytest.mark.parametrize("new_question", [(), ("three",)], ids=("at its start", "on another branch"))
+def test_remove_deletes_branches_the_session_was_moved_from(
+    sessions: Store, path: Path, new_question: tuple[str, ...]
+) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "a secret", "two")
+    sessions.remove(add_texts(sessions, sessions.move(session, None), *new_question))
+    assert rows(path, "SELECT content FROM messages") == []
+
+
+def stored_bytes(path: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in path.parent.iterdir())
+
+
+def test_vacuum_erases_removed_text_from_the_file(sessions: Store, path: Path) -> None:
+    session = add_texts(sessions, sessions.create("about-giraffes", "chat"), "a secret zebra", "elephants secretly")
+    kept = add_texts(sessions, sessions.create("kept", "chat"), "an okapi")
+    sessions.update_message(
+        session, Message("assistant", "elephants secretly, and a walrus"), ReplyMetadata(reasoning="hippos")
+    )
+    words = (b"giraffes", b"secret", b"zebra", b"elephant", b"walrus", b"hippos")
+    assert all(word in stored_bytes(path) for word in words)
+    with contextlib.closing(Store(path)) as other:  # an open chat
+        assert len(other.summaries()) == 2
+        sessions.remove(session)
+        sessions.vacuum()
+        assert [word for word in words if word in stored_bytes(path)] == []
+        assert search_results(other, "okapi") == [("kept", "an okapi")]
+        assert texts(other.messages(kept)) == ["an okapi"]
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest.mark.parametrize("seed", [17, 18])
+def test_vacuum_leaves_no_fragments_on_any_page(sessions: Store, path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    for step in range(12):
+        with sessions.transaction():
+            session, word = sessions.create(f"n{step:02}", "chat"), f"n{step:02}x"
+            for _ in range(rng.choice((1, 2, 5, 40))):
+                text = " ".join(f"{word}{number}" for number in range(rng.choice((1, 20, 300))))
+                session = add_texts(sessions, session, text)
+        if step % 3 == 2:
+            name = rng.choice(sessions.names())
+            removed = sessions.find(name)
+            assert removed
+            sessions.remove(removed)
+            sessions.vacuum()
+            assert name.encode() not in stored_bytes(path)
+
+
+def test_vacuum_reports_a_failure_and_the_next_one_succeeds(
+    sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "BUSY_TIMEOUT_S", 0.05)
+    session, other = add_texts(sessions, sessions.create("a", "chat"), "zebra"), sessions.create("b", "chat")
+    sessions.remove(session)
+    with contextlib.closing(Store(path)) as writer, writer.transaction():
+        with pytest.raises(SessionError, match=r"^deleted text may remain in .*sessions\.db: ") as caught:
+            sessions.vacuum()
+        assert "the next deletion tries again" in caught.value.hint
+    sessions.remove(other)
+    sessions.vacuum()
+    assert b"zebra" not in stored_bytes(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda sessions, session: sessions.add_message(session, Message("user", "more")),
+        lambda sessions, session: sessions.update_message(session, Message("user", "more"), ReplyMetadata()),
+        lambda sessions, session: sessions.move(session, None),
+        lambda sessions, session: sessions.update_session(session, name="b"),
+    ],
+    ids=("add_message", "update_message", "move", "update_session"),
+)
+@pytest.mark.parametrize("messages", [(), ("one", "two")], ids=("empty", "with messages"))
+def test_removed_session_cannot_be_changed(
+    sessions: Store, path: Path, messages: tuple[str, ...], change: Callable[[Store, Session], object]
+) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), *messages)
+    sessions.remove(session)
+    with pytest.raises(SessionError) as caught:
+        change(sessions, session)
+    assert "FOREIGN KEY" not in caught.value.message
+    assert rows(path, "SELECT content FROM messages") == []
+
+
+# Search.
+
+QUERY_SYNTAX = (
+    'cats AND dogs OR "mice" NOT near(birds) col:umn ^caret -minus +plus star* {brace} semi; it\'s 50% C++ ÉTÉ'
+)
+
+
+FOUND = (
+    "cats|dogs cats|CATS Dogs|été|cats birds mice|cat|cat*|AND|cats NOT dogs|NOT near|near(birds|col:umn|^caret|^dogs"
+    '|-minus|-cats|+plus|star*|"mice"|"cats|{brace}|semi;|it\'s|50%|C++'
+)
+NOT_FOUND = (
+    "cats lions|cats AND lions|lions OR cats|NEAR(cats dogs)|content:cats|日本|| \n\t|\ufffd|\udcff"
+    """|"|""|'|*|(|)|^|:|-|{|\\|;|😀"""
+)
+
+
+@pytest.mark.parametrize(
+    ("query", "is_found"),
+    [*((query, True) for query in FOUND.split("|")), *((query, False) for query in NOT_FOUND.split("|"))],
+)
+def test_search_treats_queries_as_plain_words(sessions: Store, query: str, is_found: bool) -> None:
+    add_texts(sessions, sessions.create("b", "chat"), "nothing of it")
+    add_texts(sessions, sessions.create("a", "chat"), QUERY_SYNTAX)
+    assert search_results(sessions, query) == ([("a", QUERY_SYNTAX)] if is_found else [])
+
+
+def test_search_finds_the_updated_text_only(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "Which animal?", "elephant")
+    sessions.update_message(session, Message("assistant", "giraffe"), ReplyMetadata())
+    assert (search_results(sessions, "elephant"), search_results(sessions, "giraffe")) == ([], [("a", "giraffe")])
+    sessions.update_message(session, Message("assistant", "giraffe"), METADATA)
+    assert search_results(sessions, "giraffe") == [("a", "giraffe")]
+
+
+def test_search_does_not_find_removed_messages(sessions: Store, path: Path) -> None:
+    sessions.remove(add_texts(sessions, sessions.create("a", "chat"), "elephant", "giraffe"))
+    add_texts(sessions, sessions.create("b", "chat"), "giraffe")
+    assert (search_results(sessions, "elephant"), search_results(sessions, "giraffe")) == ([], [("b", "giraffe")])
+    assert rows(path, "SELECT rowid FROM texts WHERE texts MATCH 'elephant'") == []
+
+
+def test_search_finds_a_message_once_in_its_latest_session(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "an elephant", "two")
+    fork = sessions.create("b", "chat", leaf=session.leaf)
+    assert search_results(sessions, "elephant") == [("b", "an elephant")]
+    session = add_texts(sessions, session, "three")
+    [hit] = sessions.search("elephant")
+    assert (hit.session, hit.message.id) == (session, sessions.messages(fork)[0].id)
+
+
+def test_search_ranks_matches_and_excerpts_them(sessions: Store) -> None:
+    long = "word " * 500 + "an elephant stands here " + "word " * 500
+    session = add_texts(sessions, sessions.create("a", "chat"), long, "elephant elephant")
+    hits = sessions.search("elephant")
+    assert [hit.message.message.content for hit in hits] == ["elephant elephant", long]
+    assert "an \x02elephant\x03 stands here" in hits[1].excerpt
+    assert len(hits[1].excerpt) < 200
+    assert sessions.search("elephant", limit=1) == hits[:1]
+    assert hits[0].session == session
+
+
+def test_search_limit_ignores_messages_on_abandoned_branches(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "Which animal?")
+    for answer in ("an elephant", "an elephant", "an elephant"):
+        last = add_texts(sessions, session, answer)
+    assert len(children(sessions, session.leaf)) == 3
+    assert [hit.message.id for hit in sessions.search("elephant", limit=1)] == [last.leaf]
+
+
+def test_search_names_the_session_whose_branch_has_the_message(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "an elephant")
+    fork = sessions.create("b", "chat", leaf=session.leaf)
+    add_texts(sessions, sessions.move(session, sessions.messages(session)[1].id), "four")
+    assert search_results(sessions, "elephant") == [("b", "an elephant")]
+    assert search_results(sessions, "one") == [("a", "one")]
+    sessions.move(fork, None)
+    assert search_results(sessions, "elephant") == []
+
+
+def test_search_reads_only_the_messages_it_returns(sessions: Store) -> None:
+    with sessions.transaction():
+        session = sessions.create("a", "chat")
+        for number in range(400):
+            session = add_texts(sessions, session, f"{number} elephant " + "word " * 2000)
+
+    def seconds(limit: int) -> float:
+        start = time.perf_counter()
+        assert len(sessions.search("elephant", limit)) == limit
+        return time.perf_counter() - start
+
+    assert min(seconds(1) for _ in range(3)) < min(seconds(400) for _ in range(3)) / 5
+
+
+# Permissions.
+
+
+def permissions(path: Path) -> dict[str, int]:
+    return {each.name: each.stat().st_mode & 0o777 for each in (path.parent, *path.parent.iterdir())}
+
+
+PRIVATE = {"new": 0o700, "sessions.db": 0o600, "sessions.db-wal": 0o600, "sessions.db-shm": 0o600}
+
+
+@pytest.fixture
+def permissive_umask() -> Iterator[None]:
+    """A umask that lets everybody read and write new files."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("permissive_umask")
+def test_database_is_readable_only_by_its_owner(sessions: Store, path: Path) -> None:
+    sessions.create("a", "chat")
+    assert permissions(path) == PRIVATE
+    sessions.vacuum()
+    assert permissions(path) == PRIVATE
+
+
+# Transactions and other processes.
+
+
+class Stopped(Exception):
+    """Raised within a transaction."""
+
+
+def test_transaction_is_atomic(sessions: Store) -> None:
+    kept = add_texts(sessions, sessions.create("kept", "chat"), "one")
+
+    def change(stop: bool) -> None:
+        with sessions.transaction():
+            temporary = add_texts(sessions, sessions.create("made", "chat"), "elephant")
+            with sessions.transaction():
+                add_texts(sessions, sessions.move(kept, None), "another")
+            sessions.remove(temporary)
+            sessions.create("last", "chat")
+            if stop:
+                raise Stopped
+
+    with pytest.raises(Stopped):
+        change(stop=True)
+    assert [summary.session for summary in sessions.summaries()] == [kept]
+    assert (children(sessions, None), sessions.search("elephant")) == (["one"], [])
+    change(stop=False)
+    assert [summary.session.name for summary in sessions.summaries()] == ["last", "kept"]
+    assert children(sessions, None) == ["one", "another"]
+
+
+def test_transaction_continues_after_a_name_in_use(sessions: Store) -> None:
+    with sessions.transaction():
+        sessions.create("a", "chat")
+        with pytest.raises(SessionError, match='session "a" already exists'):
+            sessions.create("a", "chat")
+        sessions.create("b", "chat")
+    assert [summary.session.name for summary in sessions.summaries()] == ["b", "a"]
+
+
+def test_reader_sees_only_committed_changes(sessions: Store, path: Path) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one")
+    with contextlib.closing(Store(path)) as reader:
+        assert reader.find("a") == session
+        with sessions.transaction():
+            changed = add_texts(sessions, session, "elephant")
+            assert (reader.find("a"), reader.search("elephant")) == (session, [])
+        assert reader.find("a") == changed
+        assert search_results(reader, "elephant") == [("a", "elephant")]
+
+
+def test_busy_database_is_a_session_error(sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "BUSY_TIMEOUT_S", 0.05)
+    with contextlib.closing(Store(path)) as other, sessions.transaction():
+        assert other.summaries() == []
+        with pytest.raises(SessionError) as caught:
+            other.create("a", "chat")
+        assert caught.value.message == f"{path}: database is locked"
+        assert "close other programs that use the file" in caught.value.hint
+    assert sessions.create("a", "chat").name == "a"
+
+
+def start_process(script: str, *argv: str | Path) -> subprocess.Popen[str]:
+    """Start a process that runs a script, with its standard input and output as pipes."""
+    imports = (
+        "import sys; from pathlib import Path\n"
+        "from cerebrum_cli.core.conversation import Message\n"
+        "from cerebrum_cli.chat.store import Store\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", imports + script, *map(str, argv)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_concurrent_writers_lose_nothing(path: Path) -> None:
+    script = (
+        "store = Store(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.readline()\n"
+        "for number in range(15):\n"
+        "    session = store.create(f'{sys.argv[2]}-{number}', 'ask')\n"
+        "    session = store.add_message(session, Message('user', f'question {sys.argv[2]} {number}'))\n"
+        "    store.add_message(session, Message('assistant', f'answer {sys.argv[2]} {number}', (number,)))\n"
+    )
+    writers = [start_process(script, path, str(number)) for number in range(4)]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:  # released together, so that several create the file concurrently
+        assert writer.stdin is not None
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate()
+    assert [writer.returncode for writer in writers] == [0] * 4
+    with contextlib.closing(Store(path)) as sessions:
+        stored = {each.session.name: texts(sessions.messages(each.session)) for each in sessions.summaries()}
+    assert stored == {
+        f"{writer}-{number}": [f"question {writer} {number}", f"answer {writer} {number}"]
+        for writer in range(4)
+        for number in range(15)
+    }
+
+
+def test_killed_process_leaves_every_committed_message(path: Path) -> None:
+    script = (
+        "store = Store(Path(sys.argv[1])); session = store.create(sys.argv[2], 'chat')\n"
+        "for number in range(1_000_000):\n"
+        "    text = f'{number} ' + 'word ' * 10_000\n"
+        "    session = store.add_message(session, Message(('user', 'assistant')[number % 2], text))\n"
+        "    print(number, flush=True)\n"
+    )
+    for kill_after in (1, 8, 21):
+        writer = start_process(script, path, str(kill_after))
+        assert writer.stdout is not None
+        for _ in range(kill_after):
+            writer.stdout.readline()
+        writer.kill()
+        committed = kill_after + len((writer.stdout.read() + writer.communicate()[0]).split())
+        with contextlib.closing(Store(path)) as sessions:
+            session = sessions.find(str(kill_after))
+            assert session is not None
+            numbers = [int(text.split()[0]) for text in texts(sessions.messages(session))]
+            assert numbers == list(range(len(numbers)))
+            assert committed <= len(numbers) <= committed + 1  # killed before it could print
+            assert search_results(sessions, "0")[:1]
+            add_texts(sessions, session, "continued")
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("INSERT INTO texts (texts) VALUES ('integrity-check')")
+
+
+# Versions.
+
+
+def schema_objects(path: Path) -> dict[str, int]:
+    """Count each table, index and trigger in a database."""
+    names = [name for (name,) in rows(path, "SELECT name FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'")]
+    return {name: names.count(name) for name in names}
+
+
+def test_concurrent_openers_migrate_once(path: Path, tmp_path: Path) -> None:
+    path.parent.mkdir()
+    script = (
+        "import sqlite3; from cerebrum_cli.chat.schema import migrate\n"
+        "database = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)\n"
+        "database.set_trace_callback(lambda statement: print(statement.split(maxsplit=1)[0], flush=True))\n"
+        "migrate(database)\n"
+    )
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        openers = [start_process(script, path) for _ in range(2)]
+        for opener in openers:  # both have read version 0 and wait for the lock
+            assert opener.stdout is not None
+            assert [opener.stdout.readline() for _ in range(2)] == ["PRAGMA\n", "BEGIN\n"]
+        holder.execute("ROLLBACK")
+    statements = [opener.communicate()[0].split() for opener in openers]
+    assert [opener.returncode for opener in openers] == [0, 0]
+    created = sum(words.count("CREATE") for words in statements)  # each migration is run by the one or the other
+    assert created == sum(migration.count("CREATE ") for migration in MIGRATIONS)
+    assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
+    with contextlib.closing(Store(tmp_path / "alone.db")) as alone:
+        alone.summaries()
+    assert schema_objects(path) == schema_objects(tmp_path / "alone.db")
+    assert {"messages", "sessions", "texts", "children", "recent", "said", "unsaid", "said_on"} <= schema_objects(
+        path
+    ).keys()
+    assert set(schema_objects(path).values()) == {1}
+
+
+def test_migration_is_atomic(path: Path, sessions: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one")
+    good = "ALTER TABLE sessions ADD COLUMN note TEXT;\nCREATE TABLE notes (text TEXT);"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, good + "\nCREATE TABLE messages (id INTEGER);"))
+        with pytest.raises(sqlite3.OperationalError, match="already exists"):
+            migrate(database)
+        assert (rows(path, "PRAGMA user_version"), "notes" in schema_objects(path)) == ([(len(MIGRATIONS),)], False)
+        assert sessions.find("a") == session
+        monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, good))
+        assert [migrate(database), migrate(database)] == [len(MIGRATIONS) + 1] * 2
+    assert rows(path, "SELECT name, note FROM sessions") == [("a", None)]
+
+
+def test_migration_keeps_all_data_of_the_first_version(path: Path) -> None:
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.executescript(MIGRATIONS[0] + "PRAGMA user_version = 1;")
+        database.execute("INSERT INTO messages (session, role, content, created) VALUES (1, 'user', 'Hello?', 1.0)")
+        database.execute(
+            "INSERT INTO sessions (name, origin, leaf, created, updated) VALUES ('old', 'chat', 1, 1.0, 2.0)"
+        )
+    with contextlib.closing(Store(path)) as sessions:
+        session = sessions.find("old")
+        assert session
+        assert (session.first, session.updated) == (None, 2.0)
+        assert texts(sessions.messages(session)) == ["Hello?"]
+        assert search_results(sessions, "hello") == [("old", "Hello?")]
+        assert sessions.update_session(session, first=1).first == 1
+    assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
+
+
+def test_context_start_is_reset_when_the_branch_ends_before_it(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "four", "five")
+    path = sessions.messages(session)
+    session = sessions.update_session(session, first=path[2].id)
+    assert sessions.find("a") == session
+    assert add_texts(sessions, session, "six").first == path[2].id
+    assert sessions.move(session, path[3].id).first == path[2].id
+    assert sessions.move(session, path[1].id).first is None
+    fork = sessions.create("b", "chat", leaf=session.leaf, first=session.first)
+    assert fork.first == path[2].id
+
+
+# Unusable databases.
+
+RECOVER = ".recover > saved.sql; then move the file and its -wal elsewhere to start a new one"
+
+
+def errors_of(path: Path) -> Iterator[SessionError]:
+    """Yield the error of each operation on a database: one line for the problem, one for the fix."""
+    attempts: tuple[Callable[[Store], object], ...] = (
+        Store.summaries,
+        Store.latest,
+        lambda sessions: sessions.create("new", "chat"),
+        lambda sessions: sessions.search("word"),
+    )
+    for attempt in attempts:
+        with contextlib.closing(Store(path)) as sessions, pytest.raises(SessionError) as caught:
+            attempt(sessions)
+        error = caught.value
+        assert error.message
+        assert error.hint
+        assert "\n" not in error.message + error.hint
+        yield error
+
+
+@pytest.fixture
+def large_database(path: Path) -> Path:
+    """A database of one megabyte."""
+    with contextlib.closing(Store(path)) as sessions, sessions.transaction():
+        session = sessions.create("a", "chat")
+        for number in range(200):
+            session = add_texts(sessions, session, f"{number} " + "word " * 1000)
+    return path
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"this is not a database\n" * 500,
+        lambda data: b"hello",
+        lambda data: b"X" * 100 + data[100:],
+        lambda data: data[:1000],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:100] + b"\x55" * 3996 + data[4096:],
+        lambda data: data[:4096] + bytes(len(data) - 4096),
+        lambda data: data[:4096] + b"\xff" * (len(data) - 4096),
+        lambda data: data.replace(b"CREATE TABLE", b"CR\xff\xfeTE\nTABLE", 1),
+    ],
+    ids=("text", "short", "header", "first page", "half", "first page filled", "rest zero", "rest filled", "schema"),
+)
+def test_damaged_database_is_reported_and_never_overwritten(
+    large_database: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    damaged = damage(large_database.read_bytes())
+    large_database.write_bytes(damaged)
+    for error in errors_of(large_database):
+        assert error.message.startswith(f"{large_database} is damaged: ")
+        assert RECOVER in error.hint
+    assert large_database.read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE sessions SET params = '{'",
+        "UPDATE sessions SET params = '[]'",
+        "UPDATE sessions SET updated = 1e300",
+        "UPDATE sessions SET model = x'ff'",
+        "UPDATE messages SET tokens = x'00'",
+        "UPDATE messages SET tokens = 'text'",
+        "UPDATE messages SET content = x'00'",
+        "UPDATE messages SET content = CAST(x'ff' AS TEXT)",
+        "UPDATE messages SET timings = 5",
+        "UPDATE messages SET created = 'today'",
+        "PRAGMA user_version = -1",
+    ],
+)
+def test_damaged_values_are_reported(path: Path, statement: str) -> None:
+    with contextlib.closing(Store(path)) as sessions:
+        add_texts(sessions, sessions.create("a", "chat"), "word")
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(statement)
+    with contextlib.closing(Store(path)) as sessions, pytest.raises(SessionError) as caught:
+        session = sessions.find("a")
+        assert session
+        sessions.messages(session)
+    assert caught.value.message.startswith(f"{path} is damaged: ")
+    assert "\n" not in caught.value.message
+    assert RECOVER in caught.value.hint
+
+
+def test_messages_that_point_to_themselves_end(path: Path) -> None:
+    with contextlib.closing(Store(path)) as sessions:
+        session = add_texts(sessions, sessions.create("a", "chat"), "one", "two")
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE messages SET parent = (SELECT max(id) FROM messages)")
+        assert [stored.message.content for stored in sessions.messages(session)] == ["two"]
+        assert [summary.messages for summary in sessions.summaries()] == [1]
+        assert len(sessions.search("two")) == 1
+
+
+def test_database_of_a_newer_version_is_left_unchanged(path: Path) -> None:
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE sessions (something TEXT)")
+        database.execute("PRAGMA user_version = 99")
+    before = path.read_bytes()
+    for error in errors_of(path):
+        assert (error.message, error.hint) == (f"{path}: written by a newer version of cerebrum", "update cerebrum")
+    assert path.read_bytes() == before
+
+
+def test_database_of_another_program_is_reported(path: Path) -> None:
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE messages (text TEXT)")
+    for error in errors_of(path):
+        assert error.message.startswith(f"{path} is damaged: ")
+    assert schema_objects(path) == {"messages": 1}
+
+
+def test_directory_in_place_of_the_database_is_reported(path: Path) -> None:
+    path.mkdir(parents=True)
+    for error in errors_of(path):
+        assert error.message.startswith(f"{path}: ")
+        assert "free disk space" not in error.hint
+
+
+def test_file_in_place_of_the_directory_is_reported(path: Path) -> None:
+    path.parent.write_bytes(b"")
+    for error in errors_of(path):
+        assert error.message == f"{path.parent}: File exists"
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=("without a database", "with one"))
+def test_full_disk_is_reported(path: Path, exists: bool) -> None:
+    if exists:
+        with contextlib.closing(Store(path)) as sessions:
+            sessions.create("a", "chat")
+    with full_disk():
+        for error in errors_of(path):
+            assert isinstance(error, UnwritableSessions)
+            assert error.message in (f"{path}: disk I/O error", f"{path}: database or disk is full")
+            assert error.hint.startswith("free disk space")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize("has_database", [False, True], ids=("without one", "with one"))
+def test_read_only_directory_is_reported(path: Path, has_database: bool) -> None:
+    path.parent.mkdir()
+    if has_database:
+        with contextlib.closing(Store(path)) as sessions:
+            sessions.create("a", "chat")
+    path.parent.chmod(0o500)
+    try:
+        with contextlib.closing(Store(path)) as sessions, pytest.raises(SessionError) as caught:
+            sessions.create("b", "chat")
+        assert caught.value.message.startswith(f"{path}: ")
+        assert "\n" not in caught.value.message + caught.value.hint
+    finally:
+        path.parent.chmod(0o700)

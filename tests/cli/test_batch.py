@@ -1,0 +1,741 @@
+"""`cerebrum batch`: input types, output rows, errors, resuming, and the exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from command_line import CommandLine, Finished, fixed_reply_grammar
+from large_batch import SimulatedResponder
+from scripted_backend import ScriptedSampler
+from scripted_command import RecordingBackend, run_here
+from templates import chatml_prompt
+
+from cerebrum_cli.batch import answering as batch
+from cerebrum_cli.batch.answering import BatchOptions, answer_rows
+from cerebrum_cli.batch.result import StreamedResult
+from cerebrum_cli.batch.rows import Row, prompt_row, result_rows
+from cerebrum_cli.core.errors import CerebrumError, EngineError, GrammarError, Interrupted
+from cerebrum_cli.core.events import RowEvent
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.formats.plain import CEREBRUM
+from cerebrum_cli.inference.reply_stream import GenerationRequest, TokenizedRequest
+from cerebrum_cli.inference.responder import Responder
+
+KEYS = "id prompt text final_answer finish_reason prompt_tokens completion_tokens seed reasoning votes error"
+OUTPUT_KEYS = KEYS.split()
+OPENAI = {"custom_id": "o", "method": "POST", "url": "/v1/chat/completions"}
+
+
+class BatchRunner:
+    """Runs batches on a scripted model, one after another, in one home directory."""
+
+    def __init__(self, home: Path, model: Path) -> None:
+        self.home = home
+        self.model = model
+        self.script: dict[str, Any] = {"rows": {}, "seeds": ["ok"], "backends": []}
+
+    def run(self, *arguments: str | Path, piped: bytes | None = None) -> Finished:
+        """Run one batch."""
+        return run_here(self.script, self.home, "batch", *arguments, "-m", self.model, piped=piped)
+
+    def write(self, name: str, content: str | bytes | list[Any]) -> Path:
+        """Write an input file: text, bytes, or one JSON object per line."""
+        if isinstance(content, list):
+            content = "".join(json.dumps(each) + "\n" for each in content)
+        path = self.home / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def answer(self, content: str | bytes | list[Any], *arguments: str | Path, name: str = "in.jsonl") -> list[Any]:
+        """Run a batch, and return the parse_lines it streams."""
+        return parse_lines(self.run(self.write(name, content), "-o", "-", *arguments).out)
+
+    @property
+    def backends(self) -> list[RecordingBackend]:
+        """The models loaded so far."""
+        backends: list[RecordingBackend] = self.script["backends"]
+        return backends
+
+
+def parse_lines(lines: str) -> list[Any]:
+    """Parse one JSON object per line."""
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+@pytest.fixture
+def runner(tmp_path: Path, chatml_model: Path) -> BatchRunner:
+    """A batch runner with a tiny model."""
+    return BatchRunner(tmp_path, chatml_model)
+
+
+@contextlib.contextmanager
+def decoding(monkeypatch: pytest.MonkeyPatch, before: Callable[[RecordingBackend], None]) -> Iterator[None]:
+    """Do something before each step of a model."""
+    original = RecordingBackend.decode
+
+    def decode(backend: RecordingBackend, rows: Any) -> bool:
+        before(backend)
+        return original(backend, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordingBackend, "decode", decode)
+        yield
+
+
+def sequences(backend: RecordingBackend) -> list[str]:
+    """The prompts with their replies, in the order of evaluation, of a model with one slot."""
+    read: list[bytearray] = []
+    for [*rows] in backend.steps:
+        for row in rows:
+            if not read or row.position < len(read[-1]):
+                read.append(read[-1][: row.position] if read else bytearray())
+            read[-1].append(row.token)
+    return [each.decode() for each in read]
+
+
+# Inputs.
+
+LINES = "first\n\n# a remark\n  second \n"
+SHAPES: list[tuple[str, str | bytes | list[Any], list[str], list[tuple[str | int, str]]]] = [
+    ("in.txt", LINES, [], [(1, "first"), (4, "  second ")]),
+    ("in.txt", b"\xef\xbb\xbfone\r\ntwo", [], [(1, "one"), (2, "two")]),
+    ("in.txt", "a {b}\n", ["--template", "Sum up: {text}"], [(1, "Sum up: a {b}")]),
+    ("in.jsonl", [{"prompt": "été 日本"}, {"id": 7, "prompt": "b"}], [], [(1, "été 日本"), (7, "b")]),
+    ("in.ndjson", [{"custom_id": "c", "messages": [{"role": "user", "content": "hi"}]}], [], [("c", "hi")]),
+    ("in.jsonl", [{**OPENAI, "body": {"messages": [{"role": "user", "content": "hi"}]}}], [], [("o", "hi")]),
+    ("in.jsonl", [{"q": 3, "prompt": "p"}], ["--template", "{{{q}}}"], [(1, "{3}")]),
+    ("in.csv", 'n,q\r\n1,"a, ""b""\nc"\r\n2,d\r\n', ["--column", "q"], [(1, 'a, "b"\nc'), (2, "d")]),
+    ("in.csv", "id,prompt\nx,hi\n", [], [("x", "hi")]),
+    ("in.tsv", "q\ta\nx\ty\n", ["--template", "{q} is {a}"], [(1, "x is y")]),
+    ("in.data", "q\nx\n", ["--shape", "csv", "--column", "q"], [(1, "x")]),
+    ("-", LINES, [], [(1, "first"), (4, "  second ")]),
+    ("-", [{"prompt": "hi"}], [], [(1, "hi")]),
+    ("-", "prompt,more\nhi,x\n", ["--shape", "csv"], [(1, "hi")]),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "arguments", "rows"), SHAPES)
+def test_batch_answers_every_input_type_in_order(
+    runner: BatchRunner,
+    name: str,
+    content: str | bytes | list[Any],
+    arguments: list[str],
+    rows: list[tuple[str | int, str]],
+) -> None:
+    written = runner.write("in" if name == "-" else name, content)
+    piped = written.read_bytes() if name == "-" else None
+    streamed = runner.run("-" if name == "-" else written, "-o", "-", "--seed", "1", *arguments, piped=piped)
+    assert [(each["id"], each["prompt"], each["text"]) for each in parse_lines(streamed.out)] == [
+        (id, prompt, "ok") for id, prompt in rows
+    ]
+    assert streamed.code == 0
+    saved = runner.run(
+        "-" if name == "-" else written, "-o", runner.home / "out", "--seed", "1", *arguments, piped=piped
+    )
+    assert (saved.code, saved.out) == (0, "")
+    assert (runner.home / "out").read_text() == streamed.out
+
+
+def test_row_system_prompt_overrides_option_overrides_format(runner: BatchRunner) -> None:
+    messages = [{"role": "system", "content": "LLL"}, {"role": "user", "content": "q"}]
+    rows: list[Any] = [{"prompt": "q"}, {"prompt": "q", "system": "RR"}, {"messages": messages}]
+    plain, given = runner.answer(rows), runner.answer(rows, "-s", "S")
+    assert [each["prompt_tokens"] for each in plain] == [
+        len(chatml_prompt("q", system)) for system in (None, "RR", "LLL")
+    ]
+    assert [each["prompt_tokens"] for each in given] == [
+        len(chatml_prompt("q", system)) for system in ("S", "RR", "LLL")
+    ]
+    assert CEREBRUM.default_system
+    own, rows_own, _ = runner.answer(rows, "--format", "cerebrum")
+    assert own["prompt_tokens"] - rows_own["prompt_tokens"] == len(CEREBRUM.default_system) - len("RR")
+
+
+def test_row_of_messages_reports_its_last_question_as_prompt(runner: BatchRunner) -> None:
+    messages = [
+        {"role": role, "content": content} for role, content in [("user", "a"), ("assistant", "b"), ("user", "c")]
+    ]
+    [row] = runner.answer([{"messages": messages}])
+    before = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+    assert (row["prompt"], row["prompt_tokens"]) == ("c", len(before + chatml_prompt("c")))
+
+
+def test_row_settings_override_the_options(runner: BatchRunner) -> None:
+    runner.script["seeds"] = ["zero", "one two three"]
+    rows = [
+        {"prompt": "a", "seed": 3},
+        {"prompt": "b", "max_tokens": 3},
+        {"prompt": "c", "stop": [" three", "x"]},
+        {"prompt": "d", "seed": 0, "temperature": 1.5, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.1},
+    ]
+    given = ("--seed", "0", "-n", "8", "--temperature", "0.5", "--parallel", "1")
+    answers = runner.answer(rows, *given)
+    assert [(each["text"], each["seed"], each["finish_reason"]) for each in answers] == [
+        ("one two", 3, "length"),
+        ("one", 1, "length"),
+        ("zero", 2, "stop"),
+        ("zero", 0, "stop"),
+    ]
+    stopped = runner.answer(rows[2:3], "--seed", "1", "--stop", "two")
+    assert (stopped[0]["text"], stopped[0]["finish_reason"]) == (
+        "one two",
+        "stop",
+    )  # the row's stop strings, not the option's
+    first, *_, last = runner.backends[0].params
+    assert (first.temperature, first.top_k, first.max_tokens) == (0.5, 40, 8)
+    assert (last.temperature, last.top_k, last.top_p, last.min_p, last.repeat_penalty) == (1.5, 5, 0.5, 0.1, 1.1)
+
+
+# Output.
+
+
+def test_output_row_has_every_key_in_order(runner: BatchRunner) -> None:
+    runner.script["rows"] = {"p": "<think>hm</think>The answer is 4."}
+    done = runner.run(runner.write("in.jsonl", b'{"id": "a", "prompt": "p"}\n{"prompt"\n'), "-o", "-", "--seed", "3")
+    answered, failed = parse_lines(done.out)
+    assert [list(each) for each in (answered, failed)] == [OUTPUT_KEYS] * 2
+    assert list(answered.values()) == [
+        "a",
+        "p",
+        "The answer is 4.",
+        "4",
+        "stop",
+        len(chatml_prompt("p")),
+        len("<think>hm</think>The answer is 4."),
+        3,
+        "hm",
+        None,
+        None,
+    ]
+    message = "not JSON: Expecting ':' delimiter (character 10)"
+    assert list(failed.values()) == [2, *[None] * 9, {"type": "invalid_json", "message": message}]
+    assert done.code == 6
+
+
+def test_batch_sorts_by_prefix_but_writes_in_input_order(runner: BatchRunner) -> None:
+    source = runner.write("in.txt", "b2\na1\nb1\na2\n")
+    runner.run(source, "-o", runner.home / "out", "--parallel", "1")
+    assert [each["prompt"] for each in parse_lines((runner.home / "out").read_text())] == ["b2", "a1", "b1", "a2"]
+    assert sequences(runner.backends[0]) == [chatml_prompt(each) + "ok" for each in ("a1", "a2", "b1", "b2")]
+    runner.run(source, "-o", "-", "--parallel", "1")
+    assert sequences(runner.backends[1]) == [
+        chatml_prompt(each) + "ok" for each in ("b2", "a1", "b1", "a2")
+    ]  # streamed, so in input order
+
+
+def test_shared_prefix_of_rows_is_evaluated_once(runner: BatchRunner) -> None:
+    system = "S" * 500
+    runner.answer(
+        "".join(f"question {number}\n" for number in range(10)), "-s", system, "--parallel", "4", name="in.txt"
+    )
+    alone = len(chatml_prompt("question 0", system))
+    assert runner.backends[0].evaluated < alone + 10 * (len(chatml_prompt("question 0")) + len("ok"))
+
+
+@pytest.mark.parametrize("parallel", ["1", "4", "auto", "256"])
+def test_parallel_does_not_change_answers(runner: BatchRunner, parallel: str) -> None:
+    runner.script["rows"] = {str(number): f"reply {number} x" + "x" * (number * 7 % 23) for number in range(20, 60)}
+    source = "".join(f"{number}\n" for number in range(20, 60))
+    answers = runner.answer(source, "--parallel", parallel, name="in.txt")
+    assert [each["text"] for each in answers] == list(runner.script["rows"].values())
+    assert runner.backends[0].slots == {"1": 1, "4": 4}.get(parallel, 40)
+
+
+def test_long_row_takes_no_slots_from_short_ones(runner: BatchRunner) -> None:
+    rows = runner.write("in.jsonl", [{"prompt": "x" * (20_000 if n == 3 else n)} for n in range(1, 41)])
+    runner.script["cells"] = 60_000
+    runner.run(rows, "-o", runner.home / "out")
+    runner.run(rows, "-o", "-")
+    grouped, in_order = runner.backends
+    (short, many), (long, few) = grouped.reserved
+    assert (short < 1200 and many, long > 20_000 and few) == (39, 1)
+    assert in_order.reserved == [(long, 2)]
+    assert [each["text"] for each in parse_lines((runner.home / "out").read_text())] == ["ok"] * 40
+
+
+def test_added_samples_run_with_rows_of_their_length(runner: BatchRunner) -> None:
+    runner.script |= {"cells": 60_000, "seeds": ["1", "2", "3", "4", "5", "6", "7", "8"]}
+    rows = runner.write("in.jsonl", [{"prompt": "x" * (20_000 if n == 3 else n)} for n in range(1, 11)])
+    assert runner.run(rows, "-o", runner.home / "out", "--seed", "0", "--votes", "auto:2..6").code == 0
+    [backend] = runner.backends
+    assert [length > 20_000 for length, _ in backend.reserved] == [False, True]
+    assert all(slots >= 6 or length > 20_000 for length, slots in backend.reserved)
+    votes = [each["votes"]["samples"] for each in parse_lines((runner.home / "out").read_text())]
+    assert votes == [6] * 10
+
+
+def test_truncated_rows_are_counted_also_when_complete(runner: BatchRunner) -> None:
+    source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out"
+    runner.script["rows"] = {"a": "yes", "b": "a long reply"}
+    for _ in range(2):
+        done = runner.run(source, "-o", output, "-n", "5")
+        assert (done.code, done.err.splitlines()[-1].startswith("2 of 2 done, 1 truncated")) == (0, True)
+    assert [row["finish_reason"] for row in parse_lines(output.read_text())] == ["stop", "length"]
+
+
+@pytest.mark.parametrize("third", ["a", ""])
+def test_batch_ends_with_the_first_errors(runner: BatchRunner, third: str) -> None:
+    source = runner.write("in.jsonl", [{"prompt": " "}, {"id": "b"}, {"prompt": third}, {"prompt": 3}, {"prompt": 4}])
+    done = runner.run(source, "-o", runner.home / "out")
+    first, *errors = done.err.splitlines()
+    assert first.startswith(f"5 of 5 done, {4 if third else 5} failed")
+    assert errors == [
+        "  row 1: the prompt is empty",
+        "  row b: neither `prompt` nor `messages` is given; the fields are: id",
+        "  row 4: `prompt` is 3: it must be text" if third else "  row 3: the prompt is empty",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "inputs"),
+    [
+        ("in.jsonl", '{"prompt": "a", "level": 3}\n{x\n', [{"prompt": "a", "level": 3}, "{x"]),
+        ("in.csv", "prompt,level\na,3\nb\n", [{"prompt": "a", "level": "3"}, {"prompt": "b"}]),
+        ("in.txt", "a\nb\n", ["a", "b"]),
+    ],
+)
+def test_carry_copies_the_input(runner: BatchRunner, name: str, content: str, inputs: list[Any]) -> None:
+    rows = runner.answer(content, "--carry", name=name)
+    assert [row["input"] for row in rows] == inputs
+    assert list(rows[0]) == [*OUTPUT_KEYS, "input"]
+    output, source = runner.home / "out", runner.home / name
+    assert runner.run(source, "-o", output, "--carry").code == (0 if name == "in.txt" else 6)
+    assert [row["input"] for row in parse_lines(output.read_text())] == inputs
+    assert "another carry" in runner.run(source, "-o", output).err
+
+
+def test_retry_failed_answers_only_failed_rows(runner: BatchRunner) -> None:
+    source, output = runner.write("in.txt", "a\nb\na\n"), runner.home / "out"
+    command = (source, "-o", output, "--grammar", fixed_reply_grammar("yes or no", runner.home), "-n", "6")
+    runner.script["rows"] = {"a": "yes", "b": "yes or no"}
+    assert runner.run(*command).code == 6
+    first, _, third = output.read_text().splitlines()
+    runner.script["rows"] = {"a": "changed", "b": "no"}
+    done = runner.run(*command, "--retry-failed")
+    assert (done.code, done.err.splitlines()[0][:11]) == (0, "3 of 3 done")
+    assert output.read_text().splitlines()[::2] == [first, third]
+    assert parse_lines(output.read_text())[1]["text"] == "no"
+    loaded = len(runner.backends)
+    assert runner.run(*command, "--retry-failed").code == 0
+    assert len(runner.backends) == loaded
+    assert runner.run(source, "-o", "-", "--retry-failed").code == 2
+
+
+def test_row_truncated_within_its_grammar_is_an_error(runner: BatchRunner) -> None:
+    grammar = fixed_reply_grammar("a long reply", runner.home)
+    runner.script["rows"] = {"a": "a long reply"}
+    done = runner.run(runner.write("in.txt", "a\n"), "-o", "-", "-n", "6", "--grammar", grammar)
+    [row] = parse_lines(done.out)
+    assert (done.code, row["text"], row["finish_reason"]) == (6, "a long", "length")
+    message = "answer truncated at 6 tokens: raise --max-tokens"
+    assert row["error"] == {"type": "incomplete_output", "message": message}
+
+
+@pytest.mark.parametrize("parallel", ["0", "257", "x", "-1", "", "1.5"])
+def test_parallel_must_be_1_to_256_or_auto(runner: BatchRunner, parallel: str) -> None:
+    done = runner.run(runner.write("in.txt", "a"), "-o", "-", "--parallel", parallel)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"error: --parallel is {parallel!r}\n hint: it must be a number from 1 to 256, or auto\n"
+
+
+def test_invalid_rows_get_errors_and_others_are_answered(runner: BatchRunner) -> None:
+    runner.script["context"] = 300
+    source = runner.write(
+        "in.jsonl",
+        b"nonsense\n"
+        b'{"prompt": " "}\n'
+        b'{"id": "long", "prompt": "' + b"x" * 300 + b'"}\n'
+        b'{"prompt": "hi", "temperature": "hot"}\n'
+        b'{"prompt": "hi", "grammar": "?"}\n'
+        b"\xff\n",
+    )
+    done = runner.run(source, "-o", runner.home / "out")
+    answers = parse_lines((runner.home / "out").read_text())
+    types = [each["error"] and each["error"]["type"] for each in answers]
+    expected = ["invalid_json", "no_prompt", "context_length_exceeded", "invalid_setting", None, "invalid_utf8"]
+    assert (done.code, types) == (6, expected)
+    size = len(chatml_prompt("x" * 300))
+    assert answers[2]["error"]["message"].startswith(f"the prompt has {size} tokens, but the context has 300: shorten")
+    assert (answers[2]["id"], answers[2]["prompt"], answers[2]["text"]) == ("long", "x" * 300, None)
+    assert done.err.startswith("6 of 6 done, 5 failed, 2 tokens in ")
+
+
+def test_each_row_has_its_own_seed(runner: BatchRunner) -> None:
+    runner.script["seeds"] = ["zero", "one", "two", "three", "four"]
+    rows = [{"prompt": "same"}] * 5
+    first, second = (runner.answer(rows, "--seed", "5", "--parallel", parallel) for parallel in ("2", "5"))
+    assert first == second
+    assert [(each["seed"], each["text"]) for each in first] == list(
+        zip(range(5, 10), runner.script["seeds"], strict=True)
+    )
+    fresh = [each["seed"] for each in runner.answer(rows)]
+    assert len(set(fresh)) == 5
+    wrapped = runner.answer(rows[:2], "--seed", "4294967294")
+    assert [each["seed"] for each in wrapped] == [4294967294, 0]
+
+
+def test_identical_rows_are_answered_separately(runner: BatchRunner) -> None:
+    runner.script["seeds"] = ["zero", "one"]
+    rows = [{"id": 1, "prompt": "p", "seed": seed} for seed in (0, 1, 0)]
+    runner.run(runner.write("in.jsonl", rows), "-o", runner.home / "out")
+    assert [each["text"] for each in parse_lines((runner.home / "out").read_text())] == ["zero", "one", "zero"]
+
+
+def test_quiet_batch_prints_nothing(runner: BatchRunner) -> None:
+    source = runner.write("in.txt", "a\nb\n")
+    for _ in range(2):
+        done = runner.run(source, "-o", runner.home / "out", "-q")
+        assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def reject_samples(monkeypatch: pytest.MonkeyPatch, is_rejected: Callable[[ScriptedSampler], bool]) -> None:
+    """Let some samples fail, as where a grammar allows no token."""
+    sample = ScriptedSampler.sample
+
+    def rejecting(sampler: ScriptedSampler, row: int) -> int:
+        if is_rejected(sampler):
+            raise GrammarError("no token is allowed", "check the grammar")
+        return sample(sampler, row)
+
+    monkeypatch.setattr(ScriptedSampler, "sample", rejecting)
+
+
+def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    reject_samples(monkeypatch, lambda sampler: b"stuck" in bytes(each for each in sampler.expected if each < 256))
+    for votes in ((), ("--votes", "3")):
+        output = runner.home / f"out{len(votes)}"
+        done = runner.run(runner.write("in.txt", "a\nstuck\nb\n"), "-o", output, *votes)
+        assert done.code == 6
+        first, second, third = parse_lines(output.read_text())
+        assert (first["text"], third["text"]) == ("ok", "ok")
+        assert second["error"] == {"type": "invalid_request", "message": "no token is allowed: check the grammar"}
+
+
+def test_row_with_a_failed_sample_is_answered_by_the_others(
+    runner: BatchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reject_samples(monkeypatch, lambda sampler: sampler.seed == 1)
+    runner.script["seeds"] = ["The answer is 4."]
+    done = runner.run(runner.write("in.txt", "a\n"), "-o", runner.home / "out", "--votes", "3", "--seed", "0")
+    assert done.code == 0, done.err
+    [row] = parse_lines((runner.home / "out").read_text())
+    assert (row["final_answer"], row["votes"]["samples"], row["error"]) == ("4", 3, None)
+    assert [chain["seed"] for chain in row["votes"]["chains"]] == [0, 2]
+
+
+# Running the same command again.
+
+
+def test_complete_output_is_not_evaluated_again(runner: BatchRunner) -> None:
+    for name, content, code in (("good.txt", "a\nb\n", 0), ("bad.jsonl", '{"prompt": "a"}\n{\n', 6)):
+        output = runner.home / f"{name}.out"
+        first = runner.run(runner.write(name, content), "-o", output)
+        written, loaded = output.read_bytes(), len(runner.backends)
+        again = runner.run(runner.home / name, "-o", output)
+        assert (first.code, again.code) == (code, code)
+        assert (output.read_bytes(), len(runner.backends)) == (written, loaded)
+        assert again.err == ("2 of 2 done, 1 failed\n" if code else "2 of 2 done\n")
+
+
+def test_output_of_other_settings_is_refused(runner: BatchRunner) -> None:
+    source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out"
+    runner.run(source, "-o", output, "-n", "9")
+    written = output.read_bytes()
+    grammar = fixed_reply_grammar("ok", runner.home)
+    for other, difference in (
+        (["-n", "8"], "another max tokens (9, now 8)"),
+        (["-n", "9", "--temperature", "0.5"], "another temperature (0.0, now 0.5)"),
+        (["-n", "9", "-s", "S"], "another system (none, now S)"),
+        (["-n", "9", "--format", "cerebrum"], "another format (embedded, now cerebrum)"),
+        (["-n", "9", "--template", "{text}?"], "another template (none, now {text}?)"),
+        (["-n", "9", "--grammar", str(grammar)], "another grammar (none, now "),
+        (["-n", "9", "--ignore-eos"], "another ignore eos (false, now true)"),
+        (["-n", "9", "--votes", "3", "--temperature", "0.5"], "another votes (none, now 3..3)"),
+    ):
+        done = runner.run(source, "-o", output, *other)
+        assert (done.code, output.read_bytes()) == (1, written)
+        assert done.err.startswith(f"error: {output} was made with ") and difference in done.err
+        assert done.err.endswith("hint: use --restart to replace it, or choose another -o\n")
+    runner.write("in.txt", "a\nc\n")
+    assert "another input\n" in runner.run(source, "-o", output, "-n", "9").err
+    assert len(runner.backends) == 1
+    assert runner.run(source, "-o", output, "-n", "9", "--restart").code == 0
+    assert [each["prompt"] for each in parse_lines(output.read_text())] == ["a", "c"]
+
+
+def test_output_of_another_model_is_refused(runner: BatchRunner) -> None:
+    source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out"
+    runner.run(source, "-o", output)
+    other = runner.home / "other.gguf"
+    other.write_bytes(runner.model.read_bytes())
+    done = run_here(runner.script, runner.home, "batch", source, "-o", output, "-m", other)
+    assert (done.code, len(runner.backends)) == (1, 1)
+    assert "was made with another model (chatml, now other)" in done.err
+
+
+def test_failed_batch_resumes_with_the_missing_rows(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, output = runner.write("in.txt", "".join(f"{number}\n" for number in range(10, 30))), runner.home / "out"
+    runner.script["seeds"] = ["a longer reply"]
+    arguments = (source, "-o", output, "--parallel", "4", "--seed", "1")
+    runner.run(source, "-o", runner.home / "whole", "--parallel", "4", "--seed", "1")
+
+    def burn(backend: RecordingBackend) -> None:
+        if len(backend.steps) == 60:
+            raise EngineError("the machine is on fire")
+
+    with decoding(monkeypatch, burn):
+        failed = runner.run(*arguments)
+    assert (failed.code, failed.err.splitlines()[-1]) == (1, "error: the machine is on fire")
+    partial = parse_lines((runner.home / "out.partial").read_text())
+    assert 0 < len(partial) < 20
+    assert not output.exists()
+    refused = runner.run(*arguments, "-n", "3")
+    assert (refused.code, parse_lines((runner.home / "out.partial").read_text())) == (1, partial)
+    assert "hint: run the previous command to resume, or use --restart to start over" in refused.err
+    assert runner.run(*arguments).code == 0
+    assert output.read_bytes() == (runner.home / "whole").read_bytes()
+    assert runner.backends[-1].slots == 4
+    assert len(runner.backends[-1].params) == 20 - len(partial)  # no row is answered twice
+    assert sorted(path.name for path in runner.home.glob("out*")) == ["out", "out.meta.json"]
+
+
+def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(f"question {number}\n" for number in range(12))
+    source, output = runner.write("in.txt", text), runner.home / "out"
+    before = source.stat()
+    runner.run(source, "-o", runner.home / "whole", "--seed", "1")
+    arguments = (source, "-o", output, "--seed", "1", "--parallel", "2")
+
+    def change(_: RecordingBackend) -> None:
+        if (runner.home / "out.partial").stat().st_size:
+            source.write_text(text.replace("question 11", "question 99"))
+
+    with decoding(monkeypatch, change):
+        failed = runner.run(*arguments)
+    done = len(parse_lines((runner.home / "out.partial").read_text()))
+    assert (failed.code, 0 < done < 12) == (1, True)
+    assert failed.err.splitlines()[-2:] == [
+        f"error: {source} was changed while the batch ran",
+        " hint: undo the change and run it again without --restart to resume, or use --restart to start over",
+    ]
+    assert "was started with another input" in runner.run(*arguments).err
+    source.write_text(text)
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert runner.run(*arguments).code == 0
+    assert len(runner.backends[-1].params) == 12 - done
+    assert output.read_bytes() == (runner.home / "whole").read_bytes()
+
+
+def test_errors_of_a_window_follow_its_answers(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "SORT_WINDOW", 2)
+    rows = [{"prompt": "a"}, {"prompt": 1}, {"prompt": "b"}, {"prompt": 2}]
+    source, output = runner.write("in.jsonl", rows), runner.home / "out"
+    partial = runner.home / "out.partial"
+    for is_late, expected in ((False, []), (True, [1, 2])):
+
+        def burn(_: RecordingBackend, is_late: bool = is_late) -> None:
+            if not is_late or partial.stat().st_size:
+                raise EngineError("the machine is on fire")
+
+        with decoding(monkeypatch, burn):
+            assert runner.run(source, "-o", output, "--restart").code == 1
+        assert [row["id"] for row in parse_lines(partial.read_text() if partial.exists() else "")] == expected
+    assert runner.run(source, "-o", output).code == 6
+
+
+def test_rows_are_read_a_window_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "SORT_WINDOW", 4)
+    asked: set[int] = set()
+
+    class Rows:
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, position: int) -> Row:
+            asked.add(position)
+            return prompt_row(position, position, f"question {position}")
+
+    rows, responder = Rows(), SimulatedResponder("ok")
+    result = StreamedResult(result_rows(rows), lambda line: None)
+    for event in answer_rows(cast("Responder", responder), rows, BatchOptions(Settings()), result, False):
+        if isinstance(event, RowEvent) and event.done:
+            assert max(asked) < event.done // 4 * 4 + 4
+    assert result.done == 20
+
+
+def test_output_may_be_a_relative_path(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    (runner.home / "elsewhere").mkdir()
+    monkeypatch.chdir(runner.home / "elsewhere")
+    source = runner.write("in.txt", "a\n")
+    assert runner.run(Path("../in.txt"), "-o", "out").code == 0
+    assert runner.run(source, "-o", runner.home / "elsewhere" / "out").code == 0  # the same output
+    assert len(runner.backends) == 1
+
+
+def test_unusable_output_path_is_refused_before_loading(runner: BatchRunner) -> None:
+    source = runner.write("in.txt", "a\n")
+    (runner.home / "old").write_text("mine\n")
+    for output, code, message in (
+        (runner.home / "no" / "out", 2, "does not exist"),
+        (runner.home, 2, "is a directory"),
+        (source, 2, "the input"),
+        (Path("/dev/null"), 2, "is not a regular file"),
+        (runner.home / "old", 1, "already exists"),
+    ):
+        done = runner.run(source, "-o", output)
+        assert (done.code, done.out) == (code, "")
+        assert message in done.err.splitlines()[0]
+        assert done.err.splitlines()[1].startswith(" hint: ")
+    assert (runner.home / "old").read_text() == "mine\n"
+    assert not runner.backends
+
+
+def test_usage_errors_exit_2(runner: BatchRunner) -> None:
+    source, table = runner.write("in.txt", "a\n"), runner.write("in.csv", "q\na\n")
+    for arguments, message in (
+        (["nowhere.txt"], "error: nowhere.txt: No such file or directory"),
+        (["-"], "error: INPUT is `-`, but nothing is piped in"),
+        ([table], "error: the input has no column `prompt`"),
+        ([source, "--column", "q"], "error: --column is for csv and tsv, but the input is txt"),
+        ([source, "--template", "{nope}"], "error: a line of text has no field `nope`"),
+        ([source, "--shape", "xml"], "error: unknown --shape 'xml'"),
+        ([source, "--votes", "none"], "error: --votes is 'none'"),
+        ([runner.write("empty.txt", "# nothing\n")], "error: the input has no prompts"),
+    ):
+        done = runner.run(*arguments, "-o", runner.home / "out")
+        assert (done.code, done.out) == (2, ""), arguments
+        assert done.err.startswith(message), done.err
+    assert not list(runner.home.glob("out*"))
+
+
+# Interrupts.
+
+
+def test_interrupt_while_tokenizing_is_not_a_row_error() -> None:
+    class Interrupting:
+        schedules_rows = False
+
+        def load(self) -> list[Any]:
+            return []
+
+        def cancel_scope(self) -> CancelScope:
+            return CancelScope(lambda: 0)
+
+        def check_settings(self, settings: Settings) -> None:
+            pass
+
+        def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
+            raise Interrupted(2)
+
+    responder: Any = Interrupting()
+    rows = [prompt_row(1, 1, "a")]
+    result = StreamedResult(result_rows(rows), lambda line: None)
+    with pytest.raises(CerebrumError) as raised:
+        list(answer_rows(responder, rows, BatchOptions(Settings()), result, True))
+    assert isinstance(raised.value, Interrupted)
+    assert not result.finished
+
+
+# A real model.
+
+
+@pytest.fixture
+def mistral_user(new_user: CommandLine, mistral_model: Path) -> CommandLine:
+    """The command line of a user with a tiny model with Mistral's vocabulary."""
+    (new_user.config / "config.toml").write_text(f'model = {json.dumps(str(mistral_model))}\nformat = "cerebrum"\n')
+    return new_user
+
+
+ROWS = [
+    {"prompt": "What is 1 + 1?"},
+    {"prompt": "What is 1 + 2?", "max_tokens": 5},
+    {"prompt": "hi", "temperature": 0.8, "seed": 1},
+    {"prompt": "hi", "temperature": 0.8, "seed": 1},
+    {"prompt": "hi", "temperature": 0.8, "seed": 2},
+    {"prompt": "été 日本 " * 20},
+    {"prompt": "too long " * 90},
+]
+
+
+def test_real_model_answers_do_not_depend_on_parallel(mistral_user: CommandLine) -> None:
+    (mistral_user.home / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    command = ("batch", "in.jsonl", "--seed", "7", "-n", "20", "--ctx", "180")
+    for parallel in ("1", "4", "auto"):
+        done = mistral_user.run(*command, "--parallel", parallel, "-o", f"{parallel}.out")
+        assert done.code == 6, done.err
+    texts = [(mistral_user.home / f"{parallel}.out").read_bytes() for parallel in ("1", "4", "auto")]
+    assert texts[0] == texts[1] == texts[2]
+    answers = parse_lines(texts[0].decode())
+    assert answers[1]["completion_tokens"] == 5
+    assert answers[2] == {**answers[3], "id": 3}
+    assert answers[2]["text"] != answers[4]["text"]
+    assert answers[6]["error"]["type"] == "context_length_exceeded"
+    assert "raise --ctx (trained context: 2048)" in answers[6]["error"]["message"]
+
+
+def test_real_model_repeats_sampled_answers_by_seed(mistral_user: CommandLine) -> None:
+    (mistral_user.home / "in.txt").write_text("".join(f"question {number}\n" for number in range(12)))
+    command = ("batch", "in.txt", "--seed", "7", "-n", "24", "--temperature", "0.8", "--parallel", "4")
+    for name in ("a.out", "b.out"):
+        assert mistral_user.run(*command, "-o", name).code == 0
+    first = (mistral_user.home / "a.out").read_bytes()
+    assert first == (mistral_user.home / "b.out").read_bytes()
+    assert len({each["text"] for each in parse_lines(first.decode())}) == 12
+
+
+def test_ignore_eos_generates_up_to_max_tokens(mistral_user: CommandLine) -> None:
+    command = ("batch", "-", "-o", "-", "-n", "16", "--grammar", fixed_reply_grammar("ok", mistral_user.home))
+    [row] = parse_lines(mistral_user.run(*command, "--ignore-eos", stdin="hi\n").out)
+    assert row["text"].startswith("ok")
+    assert (row["completion_tokens"], row["finish_reason"]) == (16, "length")
+
+
+def test_batch_names_file_and_place_of_a_grammar_error(mistral_user: CommandLine) -> None:
+    (mistral_user.home / "bad.gbnf").write_text('root ::= "a"\nother ::= (\n')
+    (mistral_user.home / "bad.json").write_text('{"type": "object",\n "properties": }')
+    for option, problem in (
+        (("--grammar", "bad.gbnf"), "bad.gbnf: cannot parse the grammar: line 2: "),
+        (("--grammar", "bad.gbnf", "--votes", "3"), "bad.gbnf: cannot parse the grammar: line 2: "),
+        (("--schema", "bad.json"), "bad.json: cannot use the JSON schema: Expecting value: line 2 column 16"),
+    ):
+        done = mistral_user.run("batch", "-", "-o", "-", *option, stdin="hi\nho\n")
+        assert (done.code, done.out) == (2, "")
+        assert done.err.splitlines()[-2].startswith(f"error: {problem}")
+
+
+def test_batch_help_fits_80_columns_and_lists_options(mistral_user: CommandLine) -> None:
+    lines = mistral_user.run("batch", "--help").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for option in ("--column", "--template", "--shape", "--votes", "--no-early-stop", "--parallel", "--restart"):
+        assert f"  {option} " in text
+    assert "  -o, --output OUTPUT " in text
+    assert "--ignore-eos" in text
+
+
+def test_closed_pipe_ends_without_an_error(mistral_user: CommandLine) -> None:
+    (mistral_user.home / "in.txt").write_text("".join(f"question {number}\n" for number in range(300)))
+    process = mistral_user.start("batch", "in.txt", "-o", "-", "-n", "50", "--parallel", "2")
+    assert process.stdout and process.stderr
+    assert json.loads(process.stdout.readline())["id"] == 1
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 0
+
+
+def test_answers_are_streamed_while_later_rows_run(mistral_user: CommandLine) -> None:
+    (mistral_user.home / "in.jsonl").write_text('{"prompt": "a", "max_tokens": 1}\n{"prompt": "b"}\n')
+    process = mistral_user.start("batch", "in.jsonl", "-o", "-", "--ignore-eos")
+    assert process.stdout
+    assert json.loads(process.stdout.readline())["id"] == 1
+    assert process.poll() is None
+    process.kill()
+    process.communicate()

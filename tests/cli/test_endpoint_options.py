@@ -1,0 +1,209 @@
+"""`--endpoint`: which options it allows, its URLs and names, keys, certificates and proxies."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import pytest
+from command_line import assert_error
+from loopback import Loopback, LoopbackHandler
+from served import Served
+
+CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its key, self-signed
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("ask", ("--ctx", "100")),
+        ("ask", ("--threads", "2")),
+        ("ask", ("--gpu-layers", "0")),
+        ("ask", ("--drafts", "off")),
+        ("ask", ("--drafts", "on")),
+        ("ask", ("--no-cache",)),
+        ("ask", ("--no-profile",)),
+        ("batch", ("--batch-invariant",)),
+        ("batch", ("--threads", "2")),
+        ("chat", ("--ctx", "100")),
+        ("chat", ("--no-cache",)),
+    ],
+)
+def test_endpoint_refuses_local_options_on_the_command_line(
+    served: Served, command: str, options: tuple[str, ...]
+) -> None:
+    subject = (served.questions(1), "-o", "out") if command == "batch" else ()
+    assert_error(served.run(command, *subject, *options), 2, options[0], "--endpoint")
+    assert all(server.asked == [] for server in served.servers)
+
+
+def test_endpoint_ignores_local_options_set_elsewhere(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.config("ctx = 10\ngpu-layers = 3\n")
+    for name in ("CTX", "THREADS", "CACHE_GB", "NO_CACHE", "NO_PROFILE", "DRAFTS", "GPU_LAYERS"):
+        monkeypatch.setenv(f"CEREBRUM_{name}", "on" if name == "DRAFTS" else "1")
+    done = served.run("ask", "--seed", "0", "What is 2 + 2?")
+    assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
+
+
+def test_endpoint_variable_names_several_servers(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = served.servers
+    served.config(f'[endpoints.big]\nurl = "{first.url}"\n')
+    monkeypatch.setenv("CEREBRUM_ENDPOINT", f"big  {second.url}")
+    done = served.run_alone("batch", served.questions(12), "-q", "-o", "out.jsonl")
+    assert (done.code, len(served.asked())) == (0, 12), done.err
+    assert all(server.completions() for server in served.servers)
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/", "{}/v1", "{}/v1/"])
+def test_endpoint_url_may_have_a_version_and_a_slash(served: Served, form: str) -> None:
+    done = served.run_alone("ask", "--endpoint", form.format(served.servers[0].url), "--seed", "0", "2 + 2?")
+    assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
+
+
+@pytest.mark.parametrize(
+    ("url", "part"),
+    [
+        ("ftp://127.0.0.1:1", "not the URL of a server"),
+        ("http://", "not the URL of a server"),
+        ("http://127.0.0.1:99999", "http://127.0.0.1:99999"),
+        ("http://127.0.0.1:1?key=1", "not the URL of a server"),
+        ("http://[::1", "http://[::1"),
+        ("localhost:8080", "unknown endpoint 'localhost:8080'"),
+        ("big", "unknown endpoint 'big'"),
+        ("", "unknown endpoint ''"),
+    ],
+)
+def test_endpoint_url_is_checked(served: Served, url: str, part: str) -> None:
+    assert_error(served.run_alone("ask", "--endpoint", url, "hi"), 2, part)
+
+
+def test_endpoint_url_with_a_password_is_refused_unshown(served: Served) -> None:
+    done = served.run_alone("ask", "--endpoint", "http://me:secret@127.0.0.1:1", "hi")
+    assert_error(done, 2, "CEREBRUM_API_KEY")
+    assert "secret" not in done.err
+
+
+def test_endpoint_given_twice_is_refused(served: Served) -> None:
+    url = served.servers[0].url
+    assert_error(served.run("ask", "--endpoint", f"{url}/v1", "hi"), 2, f"{url} is given twice")
+
+
+def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    [server, _] = served.servers
+    server.key, server.models = "sesame", ("a.gguf", "b.gguf")
+    served.config(f'[endpoints.big]\nurl = "{server.url}/v1"\nkey_env = "BIG_KEY"\nserved_model = "b.gguf"\n')
+    assert_error(served.run_alone("ask", "--endpoint", "big", "hi"), 1, "BIG_KEY is not set")
+    monkeypatch.setenv("BIG_KEY", "sesame")
+    done = served.run_alone("ask", "--endpoint", "big", "--seed", "0", "2 + 2?")
+    assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
+    assert served.asked()[0]["model"] == "b.gguf"
+    other = served.run_alone("ask", "--endpoint", "big", "--served-model-name", "a.gguf", "hi")
+    assert (other.code, served.asked()[1]["model"]) == (0, "a.gguf")
+    assert_error(served.run_alone("ask", "--endpoint", "small", "hi"), 2, "unknown endpoint 'small'", "big")
+
+
+@pytest.mark.parametrize(
+    ("table", "code", "part"),
+    [
+        ("[endpoints]\nbig = 1\n", 1, "must contain only tables"),
+        ("endpoints = 3\n", 1, "must contain only tables"),
+        ("[endpoints.big]\n", 1, "url is missing"),
+        ('[endpoints.big]\nurl = ""\n', 1, "url"),
+        ('[endpoints.big]\nurl = "http://x"\nkey = "sesame"\n', 1, "unknown key `key`"),
+        ('[endpoints.big]\nurl = "http://x"\nkey_env = 3\n', 1, "key_env is 3"),
+        ('[endpoints.big]\nurl = "x"\n', 2, "not the URL of a server"),
+    ],
+)
+def test_endpoint_table_is_checked(served: Served, table: str, code: int, part: str) -> None:
+    served.config(table)
+    done = served.run_alone("ask", "--endpoint", "big", "hi")
+    assert_error(done, code, part)
+    assert "sesame" not in done.err
+
+
+# Keys and proxies.
+
+
+def test_endpoint_key_is_sent_to_the_server_alone(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    [server, other] = served.servers
+    server.key = "sesame"
+    assert_error(served.run("ask", "hi"), 1, "requires an API key", "CEREBRUM_API_KEY")
+    monkeypatch.setenv("CEREBRUM_API_KEY", "wrong-key")
+    done = served.run("ask", "-v", "hi")
+    assert_error(done, 1, "refuses this API key")
+    assert "wrong-key" not in done.err + done.out
+    monkeypatch.setenv("CEREBRUM_API_KEY", "sesame")
+    assert served.run("ask", "--seed", "0", "2 + 2?").code == 0
+    server.arm(path="/props", status=302, headers={"Location": f"{other.url}/props"})
+    done = served.run("ask", "hi")
+    assert_error(done, 1, "redirects to")
+    assert other.asked == [] and "sesame" not in done.err
+    assert served.run("batch", served.questions(3), "-o", "out.jsonl").code == 0
+    files = [path for path in served.home.rglob("*") if path.is_file()]
+    assert not any(b"sesame" in path.read_bytes() for path in files)
+
+
+def test_endpoint_key_over_plain_http_needs_consent(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CEREBRUM_API_KEY", "sesame")
+    url = served.servers[0].url.replace("127.0.0.1", "0.0.0.0")  # reaches the same server, and is not loopback by name
+    assert_error(served.run_alone("ask", "--endpoint", url, "hi"), 2, "unencrypted", "--allow-http-key")
+    assert served.servers[0].asked == []
+    done = served.run_alone("ask", "--endpoint", url, "--allow-http-key", "--seed", "0", "2 + 2?")
+    assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
+    assert {asked.key for asked in served.servers[0].asked} == {"Bearer sesame"}
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel", "tab\t"])
+def test_endpoint_key_that_is_no_header_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("CEREBRUM_API_KEY", key)
+    done = served.run("ask", "hi")
+    assert_error(done, 2, "API key")
+    assert key not in done.err
+
+
+def test_endpoint_empty_grammar_is_refused(served: Served) -> None:
+    assert_error(served.run("ask", "--grammar", "/dev/null", "hi"), 2, "/dev/null: the grammar is empty")
+    assert served.asked() == []
+
+
+def test_endpoint_untrusted_certificate_stops_immediately(served: Served) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    port = Loopback(LoopbackHandler)
+    port.socket = context.wrap_socket(port.socket, server_side=True)
+    port.start()
+    try:
+        url = f"https://127.0.0.1:{port.server_port}"
+        done = served.run_alone("batch", served.questions(2), "-o", "out", "--endpoint", url)
+    finally:
+        port.stop()
+    assert_error(done, 1, f"{url}: untrusted certificate: ", "SSL_CERT_FILE")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_endpoint_on_loopback_uses_no_proxy(served: Served, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    url = served.servers[0].url.replace("127.0.0.1", host)
+    done = served.run_alone("ask", "--endpoint", url, "--seed", "0", "2 + 2?")
+    assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "url", "part"),
+    [
+        ("HTTP_PROXY", "::bad", "http://0.0.0.0:1", "HTTP_PROXY"),
+        ("HTTP_PROXY", "foo://x", "http://0.0.0.0:1", "HTTP_PROXY"),
+        ("ALL_PROXY", "socks5://127.0.0.1:1", "http://0.0.0.0:1", "ALL_PROXY"),
+        ("SSL_CERT_FILE", "/nonexistent", "https://127.0.0.1:1", "SSL_CERT_FILE"),
+        ("SSL_CERT_FILE", __file__, "https://127.0.0.1:1", "SSL_CERT_FILE"),
+        ("HTTP_PROXY", "", "http://xn--zzzzz\u00e9.example", "check the URL"),
+    ],
+)
+def test_endpoint_reports_a_wrong_environment(
+    served: Served, monkeypatch: pytest.MonkeyPatch, name: str, value: str, url: str, part: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert_error(served.run_alone("ask", "--endpoint", url, "hi"), 1, url, part)

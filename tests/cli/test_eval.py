@@ -1,0 +1,432 @@
+"""`cerebrum eval` and `cerebrum runs` on the model in the package: reports, growth, kills, refusals and comparisons."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_files import complete_lines
+from command_line import CommandLine, Finished
+from dataset_files import COMMIT, cache_dataset, table
+from nano.measure import MODEL_FILE
+from nano.questions import held_out
+from waiting import wait_until
+
+from cerebrum_cli.core.events import SHOWN_ERRORS
+from cerebrum_cli.eval.sample import SAMPLE_KEYS
+from cerebrum_cli.eval.selection import MAX_SAMPLES
+
+pytestmark = pytest.mark.slow
+
+MODEL = ("-m", str(MODEL_FILE), "--format", "cerebrum")
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    """Forty of nano's held-out sums."""
+    return write_questions(
+        tmp_path / "sums.jsonl", [{"question": turns[0], "answer": answer} for turns, answer in held_out()[:40]]
+    )
+
+
+def write_questions(path: Path, rows: Sequence[object]) -> Path:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def run_eval(command: CommandLine, source: Path | str, *arguments: str | Path) -> Finished:
+    return command.run("eval", source, *MODEL, "--json", *arguments)
+
+
+def samples_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.read_text(encoding="utf-8").splitlines()]
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(Path(f"{run}.meta.json").read_text(encoding="utf-8"))
+    return record
+
+
+def problem(done: Finished) -> str:
+    """The first line of an error; the command printed nothing else."""
+    assert done.code == 2, done.err
+    assert done.out == ""
+    return done.err.splitlines()[0]
+
+
+def test_eval_reports_accuracy_and_saves_each_sample(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    done = run_eval(command, sums, "--limit", "10", "-o", run)
+    assert done.code == 0, done.err
+    report, samples = done.object, samples_of(run)
+    assert (report["task"], report["n"], report["samples"]) == ("sums", 10, 1)
+    assert report["accuracy"] == sum(sample["correct"] for sample in samples) / 10
+    assert 0 <= report["interval"][0] <= report["accuracy"] <= report["interval"][1] <= 1
+    assert set(report["maj"]) == set(report["pass_at"]) == {"1"}
+    assert (report["no_answer"], report["cut_off"]) == (0, 0)
+    assert report["tokens_per_answer"] > 5
+    assert all(tuple(sample) == SAMPLE_KEYS for sample in samples)
+    ids = [sample["id"] for sample in samples]
+    assert ids != sorted(ids)  # a random subset, not the first lines
+    assert [sample["correct"] for sample in samples] == [sample["answer"] == sample["gold"] for sample in samples]
+    assert all(0 < sample["probability"] <= 1 and sample["finish_reason"] == "stop" for sample in samples)
+
+
+def test_larger_limit_and_samples_extend_a_run(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run, whole = tmp_path / "run.jsonl", tmp_path / "whole.jsonl"
+    sampled = ("--temperature", "0.8", "-o")
+    assert run_eval(command, sums, "--limit", "20", *sampled, run).code == 0
+    first = samples_of(run)
+    assert record_of(run)["notes"]["timed_samples"] == 20
+    seconds = record_of(run)["notes"]["seconds"]
+    assert "40 of 40 questions done, accuracy" in run_eval(command, sums, *sampled, run).err
+    assert samples_of(run)[:20] == first
+    assert record_of(run)["notes"]["timed_samples"] == 40
+    assert record_of(run)["notes"]["seconds"] > seconds
+    assert run_eval(command, sums, "--samples", "3", *sampled, run).object["samples"] == 3
+    assert record_of(run)["notes"]["timed_samples"] == 120
+    done = run_eval(command, sums, "--samples", "3", *sampled, whole)
+    assert f"40 of 40 questions done, accuracy {done.object['accuracy']:.3f} (" in done.err
+    assert [sample["text"] for sample in samples_of(run)] == [sample["text"] for sample in samples_of(whole)]
+    assert len({sample["seed"] for sample in samples_of(run)}) == 120
+
+
+def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    run_eval(command, sums, "--limit", "4", "-o", run)
+    before = run.read_bytes()
+    for arguments, difference in (
+        (("--limit", "4", "--temperature", "0.5"), "another temperature (0.0, now 0.5)"),
+        (("--limit", "4", "--match", "exact"), "another match (answer, now exact)"),
+        (("--limit", "4", "--answer-field", "answer"), "another answer field (none, now answer)"),
+        (("--limit", "4", "--template", "{question}"), "another template (none, now {question})"),
+        (("--limit", "4", "--batch-invariant"), "another batch invariance (none, now all types)"),
+        (("--limit", "3"), "already has more questions (4, now 3)"),
+    ):
+        done = run_eval(command, sums, *arguments, "-o", run)
+        assert done.code == 1
+        assert difference in done.err.splitlines()[0]
+    assert run.read_bytes() == before
+
+
+def test_killed_run_loses_and_repeats_no_sample(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run, whole, chance = tmp_path / "run.jsonl", tmp_path / "whole.jsonl", random.Random(18)
+    arguments = ("eval", sums, *MODEL, "--samples", "4", "--parallel", "4", "-q", "-o")
+    partial = Path(f"{run}.partial")
+    finished: list[str] = []
+    for _ in range(10):
+        process = command.start(*arguments, run)
+        before = len(finished)
+        while process.poll() is None and len(complete_lines(partial)) <= before:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if run.exists():
+            break
+        lines = complete_lines(partial)
+        assert lines[: len(finished)] == finished
+        finished = lines
+    assert command.run(*arguments, run).code == 0
+    assert command.run(*arguments, whole).code == 0
+    assert len(samples_of(run)) == 160
+    for sample, other in zip(samples_of(run), samples_of(whole), strict=True):
+        assert sample.pop("probability") == pytest.approx(other.pop("probability"), abs=0.001)  # rounding
+        assert sample == other
+
+
+def start_eval(command: CommandLine, sums: Path, run: Path) -> subprocess.Popen[bytes]:
+    """Start a long evaluation, and wait for its first sample."""
+    process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
+    wait_until(lambda: process.poll() is not None or bool(complete_lines(Path(f"{run}.partial"))))
+    return process
+
+
+def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    process = start_eval(command, sums, run)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == b""
+    assert b"of 2560 samples done; run it again to resume" in err
+    saved = [json.loads(line) for line in complete_lines(Path(f"{run}.partial"))]
+    assert {sample["finish_reason"] for sample in saved} == {"stop"}  # none that the signal has cut off
+    assert record_of(run)["notes"]["timed_samples"] == len(saved)
+
+
+def test_cut_off_replies_state_no_answer(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    report = run_eval(command, sums, "--limit", "4", "--max-tokens", "6", "-o", run).object
+    assert (report["accuracy"], report["no_answer"], report["cut_off"]) == (0.0, 0.0, 1.0)
+    assert {(sample["answer"], sample["finish_reason"]) for sample in samples_of(run)} == {(None, "length")}
+
+
+def test_bad_rows_are_named_and_not_counted(command: CommandLine, tmp_path: Path) -> None:
+    rows = [{"question": "What is 3 plus 4?", "answer": 7}, "{", {"question": "What is 2 plus 2?"}]
+    done = run_eval(command, write_questions(tmp_path / "few.jsonl", rows), "-o", tmp_path / "run.jsonl")
+    assert done.code == 6
+    assert (done.object["n"], done.object["accuracy"], done.object["bad_rows"]) == (1, 1.0, 2)
+    assert "line 2" in done.err and "line 3" in done.err
+    many = write_questions(tmp_path / "many.jsonl", [rows[0], *["{"] * 12])
+    done = command.run("eval", many, *MODEL, "-o", tmp_path / "many.out")
+    assert (done.code, "more lines skipped" in done.err) == (6, True)
+    assert ["invalid", "rows", "12"] in [line.split() for line in done.out.splitlines()]
+    assert f"line 13 of {many}" not in done.err
+    assert all(line.strip() for line in done.err.splitlines())
+
+
+def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) -> None:
+    too_long = [{"question": "What is 3 plus 4? " * count, "answer": 7} for count in range(500, 505)]
+    source = write_questions(tmp_path / "few.jsonl", [{"question": "What is 3 plus 4?", "answer": 7}, *too_long])
+    done = run_eval(command, source, "--ctx", "256", "-o", tmp_path / "run.jsonl")
+    assert done.code == 6
+    assert (done.object["n"], done.object["skipped"]) == (1, 5)
+    assert done.err.count(" skipped: the prompt has") == SHOWN_ERRORS
+    assert re.search(r"\n6 of 6 questions done, accuracy \d.\d{3} \(.*\), 5 skipped", done.err)
+    assert "samples skipped" in command.run("runs", "show", tmp_path / "run.jsonl").out
+
+
+def test_eval_of_refused_questions_only_states_why(command: CommandLine, tmp_path: Path) -> None:
+    source = write_questions(tmp_path / "few.jsonl", [{"question": "What is 3 plus 4? " * 500, "answer": 7}])
+    for _ in range(2):  # taken, and complete already
+        done = run_eval(command, source, "--ctx", "256", "-q", "-o", tmp_path / "run.jsonl")
+        assert (done.code, done.out) == (6, "")
+        assert done.err.startswith("error: no sample of run counts: the prompt has at least")
+    assert problem(command.run("runs", "show", tmp_path / "run.jsonl")).startswith("error: no sample of run counts")
+
+
+def test_eval_writes_no_run_over_its_questions(command: CommandLine, sums: Path) -> None:
+    before = sums.read_bytes()
+    done = run_eval(command, sums, "--restart", "-o", sums)
+    assert problem(done) == f"error: the output would overwrite the input {sums}"
+    assert sums.read_bytes() == before
+    assert problem(run_eval(command, sums, "-o", "-")) == "error: -o is `-`, but a run is a file"
+
+
+def test_run_at_a_path_is_not_taken_for_a_stored_one(command: CommandLine, sums: Path) -> None:
+    assert run_eval(command, sums, "--limit", "3").object["n"] == 3
+    assert run_eval(command, sums, "--limit", "2", "-o", "sums-nano").object["n"] == 2
+
+
+def test_damaged_runs_are_listed_apart(command: CommandLine, sums: Path) -> None:
+    for limit, system in ((2, "a"), (3, "b"), (4, "c")):
+        assert run_eval(command, sums, "--limit", str(limit), "--system", system).code == 0
+    runs = command.home / "data" / "cerebrum" / "runs"
+    (runs / "sums-nano.jsonl").write_text("damaged\n", encoding="utf-8")
+    (runs / "sums-nano-2.jsonl.meta.json").write_text("{", encoding="utf-8")
+    listed = command.run("runs", "list", "--json")
+    assert [row["n"] for row in listed.object] == [4]
+    assert "sums-nano.jsonl is not a run of cerebrum eval" in listed.err
+    assert command.run("runs", "rm", "-y", "sums-nano").code == 0
+    assert command.run("runs", "list").err == ""
+    assert run_eval(command, sums, "--limit", "5").object["n"] == 5
+    dry_run = run_eval(command, sums, "--dry-run")
+    assert dry_run.code == 0, dry_run.err
+
+
+def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Path) -> None:
+    row = {"problem": "What is 3 plus 4?", "answer": "7", "unique_id": "sum/1"}
+    cache_dataset(command.home, "HuggingFaceH4/MATH-500", "test.jsonl", json.dumps(row).encode())
+    (command.config / "config.toml").write_text("temperature = 0.9\n", encoding="utf-8")
+    run = tmp_path / "run.jsonl"
+    done = run_eval(command, "math500", "--preset", "cerebrum-7b", "--offline", "-o", run)
+    assert (done.code, done.object["task"], done.object["n"]) == (0, "math500", 1)
+    assert (record_of(run)["fingerprint"]["temperature"], samples_of(run)[0]["id"]) == (0.0, "sum/1")
+    shown = command.run("runs", "show", run).err
+    for remark in (
+        f"dataset HuggingFaceH4/MATH-500, test.jsonl at commit {COMMIT}",
+        "scores are not comparable",
+        "preset cerebrum-7b: MATH, zero-shot, temperature 0",
+        "the card of Cerebrum-1.0-7b does not state how answers are extracted from replies",
+    ):
+        assert remark in shown
+    other = ("--preset", "cerebrum-7b", "--offline", "--temperature", "0.5", "-o", tmp_path / "other.jsonl")
+    assert run_eval(command, "math500", *other).code == 0
+    assert record_of(tmp_path / "other.jsonl")["fingerprint"]["temperature"] == 0.5
+    shown = command.run("runs", "show", tmp_path / "other.jsonl").err
+    assert "differs from the preset: temperature 0.5 instead of 0\n" in shown
+
+
+def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
+    rows = [{"question": "What is 3 plus 4?", "answer": "#### 7"}]
+    cache_dataset(command.home, "openai/gsm8k", "main/test-00000-of-00001.parquet", table(rows))
+    arguments = ("gsm8k", "--preset", "cerebrum-8x7b", "--offline", "--dry-run")
+    assert run_eval(command, *arguments).object["total_samples"] == 8
+    assert run_eval(command, *arguments, "--samples", "2").object["total_samples"] == 2
+    greedy = run_eval(command, "gsm8k", "--preset", "cerebrum-7b", "--offline", "--samples", "2")
+    assert problem(greedy) == "error: --samples needs a temperature above 0, but preset cerebrum-7b sets 0"
+
+
+def test_one_process_writes_a_run(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    process = start_eval(command, sums, run)
+    second = run_eval(command, sums, "--samples", "64", "-o", run)
+    assert (second.code, second.err.splitlines()[0]) == (1, "error: another process is writing run.jsonl")
+    deleted = command.run("runs", "rm", "-y", run)
+    assert (deleted.code, deleted.err.splitlines()[0]) == (1, "error: another process is writing run.jsonl")
+    assert command.run("runs", "show", run).code == 0
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    shown = command.run("runs", "show", run)
+    assert "seconds per question" not in shown.out  # the killed process has not measured it
+    assert command.run("runs", "rm", "-y", run).code == 0
+    assert list(tmp_path.glob("run*")) == []
+
+
+def test_smaller_run_is_refused_and_restart_replaces_it(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    process = start_eval(command, sums, run)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    refused = run_eval(command, sums, "--samples", "2", "-o", run)
+    assert (refused.code, refused.err.splitlines()[0]) == (1, f"error: {run} already has more samples (64, now 2)")
+    smaller = run_eval(command, sums, "--samples", "2", "--limit", "3", "--restart", "-o", run)
+    assert (smaller.object["n"], smaller.object["samples"], len(samples_of(run))) == (3, 2, 6)
+
+
+def test_pattern_that_takes_too_long_is_named(command: CommandLine, tmp_path: Path) -> None:
+    endless, run = r"(\w|\W|.)+#$", tmp_path / "run.jsonl"
+    answers = (endless, r"\d", r"answer is \d")
+    rows = [{"question": turns[0], "answer": answer} for (turns, _), answer in zip(held_out(), answers, strict=False)]
+    source = write_questions(tmp_path / "patterns.jsonl", rows)
+    done = run_eval(command, source, "--match", "regex", "-o", run)
+    assert (done.code, done.object["n"]) == (0, 3), done.err
+    assert (done.object["accuracy"], done.object["no_answer"]) == pytest.approx((2 / 3, 1 / 3))
+    assert f"question 1: the search for {endless} took over 2 seconds" in done.err
+    [late] = [sample for sample in samples_of(run) if sample["gold"] == endless]
+    assert late["text"] and late["answer"] is None and not late["correct"]
+    assert command.run("runs", "show", run, "--rescore", "--json").object["no_answer"] == pytest.approx(1 / 3)
+
+
+def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path: Path) -> None:
+    row = {"question": "Which is a color?", "choices": ["seven", "red"], "answer": "red", "cluster": "colors"}
+    source = write_questions(tmp_path / "few.jsonl", [row])
+    preview = run_eval(command, source, "--dry-run").object
+    assert "Which is a color?\n\nA) seven\nB) red\n\n" in preview["prompt"]
+    assert preview["gold"] == "B"
+    done = run_eval(command, source, "-o", tmp_path / "run.jsonl")
+    [sample] = samples_of(tmp_path / "run.jsonl")
+    assert (sample["gold"], sample["choices"], sample["cluster"]) == ("B", ["seven", "red"], "colors")
+    assert done.object["chance"] == 0.5
+    assert "guessing" in command.run("runs", "show", tmp_path / "run.jsonl").out
+    index = write_questions(tmp_path / "index.jsonl", [{**row, "answer": 1, "choices": ["seven", "red", "blue"]}])
+    assert "answer indices are assumed to start at 0" in command.run("eval", index, *MODEL, "--dry-run").err
+
+
+def test_dry_run_shows_a_prompt_and_the_time(command: CommandLine, sums: Path) -> None:
+    done = command.run("eval", sums, *MODEL, "--limit", "20", "--samples", "2", "--dry-run")
+    assert done.code == 0, done.err
+    assert done.out.endswith("\nAI:")
+    assert "20 of 40 questions, 2 samples each" in done.err
+    assert "about 0:" in done.err
+    assert not (command.home / "data" / "cerebrum" / "runs").exists()
+
+
+def test_dry_run_estimates_only_the_missing_samples(command: CommandLine, sums: Path) -> None:
+    assert run_eval(command, sums, "--limit", "10").code == 0
+    run = command.home / "data" / "cerebrum" / "runs" / "sums-nano.jsonl"
+    record = record_of(run)
+    record["notes"] = {"seconds": 600.0, "timed_samples": 10}  # a minute each
+    Path(f"{run}.meta.json").write_text(json.dumps(record), encoding="utf-8")
+    for arguments, missing in ((("--limit", "12"), 2), (("--limit", "10"), 0), (("--limit", "9", "--restart"), 9)):
+        preview = run_eval(command, sums, *arguments, "--dry-run").object
+        assert (preview["missing_samples"], preview["seconds"]) == (missing, missing * 60)
+    shown = command.run("eval", sums, *MODEL, "--limit", "12", "--dry-run").err
+    assert "10 of 12 samples already in the run\nabout 2:00, based on run sums-nano\n" in shown
+    assert command.run("eval", sums, *MODEL, "--limit", "10", "--dry-run").err.endswith("\nnothing to generate\n")
+    refused = run_eval(command, sums, "--limit", "9", "--dry-run")
+    assert (refused.code, refused.err.splitlines()[0]) == (1, f"error: {run} already has more questions (10, now 9)")
+    assert not Path(f"{run}.partial").exists()
+
+
+def test_several_samples_need_a_temperature(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    run_eval(command, sums, "--limit", "2", "--samples", "2", "-o", run)
+    assert record_of(run)["fingerprint"]["temperature"] == 0.7
+    done = run_eval(command, sums, "--samples", "2", "--temperature", "0", "-o", tmp_path / "other.jsonl")
+    assert problem(done) == "error: --samples needs a temperature above 0: at 0 all samples are the same"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gsm8",), "unknown task 'gsm8'"),
+        (("none.jsonl",), "none.jsonl: No such file or directory"),
+        (("x" * 300,), "unknown task 'xxx"),
+        (("humaneval",), "this task runs programs that the model writes"),
+        (("humaneval", "--run-code", "--match", "exact"), "--match has no effect on humaneval"),
+        (("gsm8k", "--run-code"), "--run-code applies only to humaneval"),
+        (("gsm8k", "--answer-field", "a"), "--answer-field applies only to question files"),
+        (("gsm8k", "--samples", "0"), "--samples is 0"),
+        (("gsm8k", "--samples", f"{MAX_SAMPLES + 1}"), f"--samples is {MAX_SAMPLES + 1}"),
+        (("gsm8k", "--preset", "cerebrum"), "unknown preset 'cerebrum'"),
+        (("gsm8k", "--match", "same"), "--match is 'same'"),
+        (("gsm8k", "--num-fewshot", "5"), "--num-fewshot applies only to lm-eval tasks"),
+    ],
+)
+def test_invalid_eval_is_one_line_and_a_hint(command: CommandLine, arguments: tuple[str, ...], message: str) -> None:
+    done = command.run("eval", *arguments, *MODEL, "--offline")
+    assert problem(done).startswith(f"error: {message}")
+    assert len(done.err.splitlines()) == 2
+
+
+def test_runs_are_stored_listed_shown_compared_and_deleted(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(MODEL_FILE.read_bytes())
+    for model in (MODEL_FILE, other):
+        assert command.run("eval", sums, "-m", model, "--format", "cerebrum", "--limit", "10").code == 0
+    assert command.run("eval", sums, *MODEL, "--limit", "12").code == 0  # extends the first
+    rows = command.run("runs", "list", "--json").object
+    names = sorted(row["name"] for row in rows)
+    assert len(names) == 2
+    assert sorted(row["n"] for row in rows) == [10, 12]
+    assert problem(command.run("runs", "show", names[0], "--plot", "plot.gif")).startswith("error: --plot plot.gif")
+    assert problem(command.run("runs", "show", names[0], "--run-code")) == "error: --run-code requires --rescore"
+    shown = command.run("runs", "show", names[0])
+    assert shown.code == 0
+    assert "accuracy" in shown.out and "95% interval" in shown.out
+    refused = command.run("runs", "compare", *names)
+    assert "they differ in number of questions (1" in problem(refused)
+    assert command.run("eval", sums, "-m", other, "--format", "cerebrum", "--limit", "12").code == 0
+    compared = command.run("runs", "compare", *names, "--json").object
+    assert (compared["n"], compared["flips"], compared["p_value"]) == (12, 0, 1.0)
+    assert "no significant difference" in command.run("runs", "compare", *names).out
+    equal = command.run("runs", "compare", *names, "--kl", "--json").object
+    assert (equal["mean_kld"], equal["top1_agreement"]) == (0.0, 1.0)
+    os.utime(other)
+    changed = command.run("runs", "compare", *names, "--kl")
+    assert problem(changed).startswith("error: the file of other has changed since the run sums-other")
+    assert command.run("runs", "rm", "-y", names[0]).code == 0
+    assert [row["name"] for row in command.run("runs", "list", "--json").object] == names[1:]
+    assert command.run("runs", "show", names[0]).code == 2
+
+
+def test_runs_of_other_conditions_are_not_compared(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    run_eval(command, sums, "--limit", "4", "-o", runs[0])
+    run_eval(command, sums, "--limit", "4", "--max-tokens", "64", "-o", runs[1])
+    refused = command.run("runs", "compare", *runs)
+    assert problem(refused) == "error: a and b cannot be compared: they differ in max tokens (none and 64)"
+
+
+def test_rescoring_marks_the_saved_texts_again(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    report = run_eval(command, sums, "--limit", "5", "-o", run).object
+    samples = samples_of(run)
+    for sample in samples:
+        sample["correct"] = not sample["correct"]
+    run.write_text("".join(f"{json.dumps(sample)}\n" for sample in samples), encoding="utf-8")
+    assert command.run("runs", "show", run, "--json").object["accuracy"] == 1 - report["accuracy"]
+    again = command.run("runs", "show", run, "--rescore", "--json")
+    assert again.object["accuracy"] == report["accuracy"]
+    assert "5 of 5 samples changed their score" in again.err

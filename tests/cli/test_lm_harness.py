@@ -1,0 +1,366 @@
+"""The model for lm-evaluation-harness: exact tokens, scores against a plain loop, generation, and its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import MERGES, SPECIAL_TOKENS
+
+pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm-eval's libraries
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.model import CachingLM  # noqa: E402
+
+from cerebrum_cli.cli.lm_eval import HarnessModel  # noqa: E402
+from cerebrum_cli.core.conversation import Conversation  # noqa: E402
+from cerebrum_cli.core.errors import PromptTooLong, UsageError  # noqa: E402
+from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent  # noqa: E402
+from cerebrum_cli.core.settings import fold  # noqa: E402
+from cerebrum_cli.engine.backend import Row, StopFlag  # noqa: E402
+from cerebrum_cli.engine.llama.bindings import llama  # noqa: E402
+from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
+from cerebrum_cli.engine.llama.quantize import quantize  # noqa: E402
+from cerebrum_cli.engine.load_options import LoadOptions, Tuning  # noqa: E402
+from cerebrum_cli.eval.lm_harness import CerebrumLM, Use  # noqa: E402
+from cerebrum_cli.inference.loading import LoadedModel, ResolvedModel  # noqa: E402
+from cerebrum_cli.models.model import Model  # noqa: E402
+
+CONTEXT = 512
+STORY = "Once upon a time there lived a fox who could count to a hundred and no further."
+TOLERANCE = 1e-3
+CHATML_PROMPT = "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n"
+OneResult = tuple[float, bool]
+
+
+class Harness(CerebrumLM):
+    """A model for lm-eval that records its events and how often it was opened."""
+
+    def __init__(self, path: Path, format: str | None, ctx: int) -> None:
+        settings = fold({"ctx": ctx, "threads": 1, "format": format})
+        model = Model("tiny", (path,))
+        harness_model = HarnessModel(model, ResolvedModel(model), settings, raw=format is None, slots=8)
+        self.opened: list[Use] = []
+        self.events: list[Event] = []
+
+        def open_model(use: Use) -> LoadedModel:
+            self.opened.append(use)
+            return harness_model.open(lambda options: lambda emit, stop: open_llama(options, emit, stop), use)
+
+        super().__init__(open_model, self.events.append)
+
+    def notices(self) -> list[str]:
+        return [event.message for event in self.events if isinstance(event, NoticeEvent)]
+
+    def evaluated_rows(self) -> int:
+        """Rows evaluated by the last scoring."""
+        return [event for event in self.events if isinstance(event, StageEvent)][-1].done
+
+
+@contextmanager
+def harness(path: Path, format: str | None = None, ctx: int = CONTEXT) -> Iterator[Harness]:
+    with closing(Harness(path, format, ctx)) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def precise_chatml(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The byte-level model with all weights in F32."""
+    return as_f32(chatml_model, tmp_path_factory.mktemp("precise") / "chatml.gguf")
+
+
+@pytest.fixture(scope="module")
+def precise_mistral(mistral_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with Mistral's vocabulary, which adds BOS, with all weights in F32."""
+    return as_f32(mistral_model, tmp_path_factory.mktemp("precise") / "mistral.gguf")
+
+
+def as_f32(source: Path, target: Path) -> Path:
+    quantize(str(source), str(target), llama.LLAMA_FTYPE_ALL_F32)
+    return target
+
+
+def requests_for(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Instance]:
+    return [Instance(kind, {}, each, 0) for each in arguments]
+
+
+def score(model: Any, pairs: Sequence[tuple[str, str]]) -> list[OneResult]:
+    results: list[OneResult] = model.loglikelihood(requests_for("loglikelihood", pairs))
+    return results
+
+
+def generate(model: Any, prompts: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    texts: list[str] = model.generate_until(requests_for("generate_until", prompts))
+    return texts
+
+
+EXACT = Tuning(cache_type="f32", flash_attention=False)
+
+
+def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[OneResult]:
+    """Log-likelihoods of tokens after a context: one token at a time, each text from its start."""
+    sizes = Model("tiny", (path,)).sizes
+    options = LoadOptions(path, 2048, sizes, CONTEXT, n_threads=1).with_tuning(EXACT)
+    backend = open_llama(options, lambda event: None, StopFlag())
+    try:
+        backend.reserve(CONTEXT)
+        results = []
+        for context, continuation in pairs:
+            backend.clear(0)
+            total, is_greedy = 0.0, True
+            text = [*context, *continuation]
+            for position, token in enumerate(text[:-1]):
+                backend.decode([Row(0, position, token, True)])
+                if position + 1 >= len(context):
+                    logits = backend.logits(0).astype(np.float64)
+                    following = text[position + 1]
+                    total += float(logits[following] - np.logaddexp.reduce(logits))
+                    is_greedy &= int(logits.argmax()) == following
+            results.append((total, is_greedy))
+        return results
+    finally:
+        backend.close()
+
+
+def assert_close(results: Sequence[OneResult], expected: Sequence[OneResult]) -> None:
+    assert [greedy for _, greedy in results] == [greedy for _, greedy in expected]
+    assert [value for value, _ in results] == pytest.approx([value for value, _ in expected], abs=TOLERANCE)
+
+
+def test_lm_scores_match_a_plain_loop(precise_chatml: Path, precise_mistral: Path) -> None:
+    questions = [f"{STORY[: 20 + 7 * number]}\nQuestion {number}:" for number in range(4)]
+    pairs = [(question, f" {answer}") for question in questions for answer in ("fox", "a hundred", "time", "no")]
+    for path in (precise_chatml, precise_mistral):
+        with harness(path) as model:
+            encoded = [model._encode_pair(*pair) for pair in pairs]
+            results = score(model, pairs)
+        assert_close(results, plain_scores(path, encoded))
+        assert len({round(value, 3) for value, _ in results}) == len(pairs)
+
+
+def test_lm_scores_shared_prefixes_once(precise_chatml: Path) -> None:
+    pairs = [(STORY, f" {answer}") for answer in ("fox", "hundred", "time", "fog")]
+    with harness(precise_chatml) as model:
+        score(model, [*pairs, *pairs])
+        texts = [
+            (*context, *continuation[:-1]) for context, continuation in (model._encode_pair(*each) for each in pairs)
+        ]
+        nodes = {text[:length] for text in texts for length in range(1, len(text) + 1)}
+        assert model.evaluated_rows() <= len(nodes) + 1
+
+
+def test_lm_scores_of_all_tokens_are_a_distribution(precise_chatml: Path) -> None:
+    with harness(precise_chatml) as model:
+        context = model.tok_encode(STORY)
+        vocabulary = range(len(SPECIAL_TOKENS) + 256 + len(MERGES))
+        results = model._loglikelihood_tokens([(None, context, [token]) for token in vocabulary])
+    assert sum(np.exp([value for value, _ in results])) == pytest.approx(1, abs=TOLERANCE)
+    assert [result for result in results if result[1]] == [max(results)]
+
+
+def test_lm_moves_trailing_spaces_into_the_continuation(precise_mistral: Path) -> None:
+    with harness(precise_mistral) as model:
+        assert model._encode_pair("The sky is ", "blue") == model._encode_pair("The sky is", " blue")
+        spaced, plain = score(model, [("The sky is ", "blue"), ("The sky is", " blue")])
+    assert spaced == plain
+
+
+def test_lm_never_doubles_bos(precise_mistral: Path, precise_chatml: Path) -> None:
+    with harness(precise_mistral, "cerebrum") as model:
+        bos = model.prefix_token_id
+        hello = model.tok_encode("Hello")
+        assert hello[0] == bos and hello.count(bos) == 1
+        assert model.tok_encode("<s>Hello").count(bos) == 1
+        assert model.tok_encode("Hello", add_special_tokens=False) == hello[1:]
+        assert model.tok_encode("<s>", add_special_tokens=False) == [bos]
+        prompt = model.apply_chat_template([{"role": "user", "content": "One?"}])
+        assert model.tok_encode(prompt).count(bos) == model.tok_encode(f"<s>{prompt}").count(bos) == 1
+        assert model._encode_pair("", "<s> Hello")[0] == [bos]
+        assert model._encode_pair("", "<s> Hello")[1].count(bos) == 0
+    with harness(precise_chatml) as model:  # this vocabulary does not require BOS
+        assert model.prefix_token_id not in model.tok_encode("Hello")
+
+
+def test_lm_recognizes_special_tokens_in_flat_text(precise_chatml: Path) -> None:
+    with harness(precise_chatml) as model:
+        tokens = model.tok_encode(CHATML_PROMPT)
+        control = model._model.engine.vocabulary.special_token_ids(["<|im_start|><|im_end|>"])
+        assert len(control) == 2
+        assert [token in control for token in tokens].count(True) == 3
+
+
+def test_lm_scores_empty_contexts_after_the_prefix_token(precise_chatml: Path, precise_mistral: Path) -> None:
+    for path in (precise_chatml, precise_mistral):
+        with harness(path) as model:
+            prefix = [model.prefix_token_id]
+            fox = model.tok_encode(" fox", add_special_tokens=False)
+            results = score(model, [("", " fox"), (" ", "fox"), ("", ""), ("", "<s>"[: 3 * (len(prefix) - 1)])])
+        [expected] = plain_scores(path, [(prefix, fox)])
+        assert_close(results[:2], [expected, expected])
+        assert results[2:] == [(0.0, True)] * 2
+
+
+def test_lm_scores_a_continuation_that_merges_into_its_context(precise_chatml: Path) -> None:
+    with harness(precise_chatml) as model:
+        assert (len(model.tok_encode(" th")), len(model.tok_encode(" the"))) == (2, 1)
+        context, continuation = model._encode_pair("a th", "e")
+        assert (context, continuation) == (model.tok_encode("a th"), model.tok_encode("e"))
+        [result] = score(model, [("a th", "e")])
+    assert_close([result], plain_scores(precise_chatml, [(context, continuation)]))
+
+
+def test_lm_truncates_long_contexts_on_the_left(precise_chatml: Path) -> None:
+    long = "x" * CONTEXT + STORY
+    with harness(precise_chatml) as model:
+        size = model.max_length
+        context, continuation = model._encode_pair(long, " fox")
+        kept = context[len(context) + len(continuation) - size - 1 :]
+        results = score(model, [(long, " fox"), (STORY, " fox")])
+        assert model.notices() == [f"1 of 2 texts exceed {size} tokens and were truncated on the left"]
+        with pytest.raises(PromptTooLong, match="a text to score has"):
+            score(model, [("a", "x" * (size + 1))])
+    assert_close(results[:1], plain_scores(precise_chatml, [(kept, continuation)]))
+
+
+def test_lm_rolling_covers_each_token_once(precise_chatml: Path, precise_mistral: Path) -> None:
+    texts = [STORY, "", "x" * 100 + STORY * 3]
+    for path in (precise_chatml, precise_mistral):
+        with harness(path, ctx=256) as model:
+            size = model.max_length
+            totals = model.loglikelihood_rolling(requests_for("loglikelihood_rolling", [(text,) for text in texts]))
+            pairs = []
+            for text in texts:
+                tokens = [model.prefix_token_id, *model.tok_encode(text, add_special_tokens=False)]
+                for start in range(1, len(tokens), size):
+                    end = min(start + size, len(tokens))
+                    first = 0 if start == 1 else end - size - 1  # later windows have a full context
+                    pairs.append((text, tokens[first:start], tokens[start:end]))
+        scores = plain_scores(path, [pair[1:] for pair in pairs])
+        expected = [
+            sum(value for pair, (value, _) in zip(pairs, scores, strict=True) if pair[0] == text) for text in texts
+        ]
+        assert totals == pytest.approx(expected, abs=TOLERANCE * 10)
+
+
+def test_lm_prompts_in_the_models_format(precise_mistral: Path, precise_chatml: Path) -> None:
+    history = [
+        {"role": "system", "content": "Add."},
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "One?"},
+    ]
+    with harness(precise_mistral, "cerebrum") as model:
+        prompt = "Add.\nUser: 1+1?\nAI: 2\nUser: One?\nAI:"
+        assert model.apply_chat_template(history) == f"{prompt} "
+        begun = [*history, {"role": "assistant", "content": "The answer"}]
+        assert model.apply_chat_template(begun, add_generation_prompt=False) == f"{prompt} The answer"
+        assert "thinking artificial intelligence" in model.apply_chat_template(history[1:])
+        assert model._encode_pair(f"{prompt} ", "blue") == model._encode_pair(prompt, " blue")
+    with harness(precise_chatml, "embedded") as model:
+        assert model.apply_chat_template(history[3:]) == CHATML_PROMPT
+        assert "-embedded" in model.tokenizer_name
+    with harness(precise_chatml) as model, pytest.raises(UsageError, match="no prompt format"):
+        model.apply_chat_template(history)
+
+
+def test_lm_generates_without_the_space_after_the_prompt(precise_mistral: Path) -> None:
+    settings = {"max_gen_toks": 5}
+    with harness(precise_mistral, "cerebrum") as model:
+        prompt = model.apply_chat_template([{"role": "user", "content": "One?"}])
+        [text, raw] = generate(model, [(prompt, settings), (prompt[:-1], settings)])
+        assert prompt.endswith("AI: ") and text == raw.removeprefix(" ")
+        assert model._encode_prompt(prompt) == model._encode_prompt(prompt[:-1])
+        loaded = model._model.responder.tokenize(Conversation().user("One?"))
+        assert model._encode_prompt(prompt) == loaded
+
+
+def test_lm_obeys_max_gen_toks_and_until(precise_mistral: Path) -> None:
+    with harness(precise_mistral) as model:
+
+        def text(**settings: Any) -> str:
+            [text] = generate(model, [(STORY, settings)])
+            return text
+
+        long = text()  # 256 tokens, lm-eval's default
+        lengths = [len(text(**{name: 7})) for name in ("max_gen_toks", "max_tokens", "max_new_tokens")]
+        assert lengths == [len(text(max_gen_toks=7))] * 3
+        assert long.startswith(text(max_gen_toks=7)) and long == text(max_gen_toks=256) != text(max_gen_toks=255)
+        stop = long[30:34]
+        assert text(until=[stop, ""]) == text(until=stop) == long.split(stop)[0]
+        assert text(until=None, max_gen_toks=256) == long
+        with pytest.raises(UsageError, match=f"max_gen_toks is {CONTEXT}"):
+            text(max_gen_toks=CONTEXT)
+        with pytest.raises(UsageError, match="generation settings"):
+            text(do_sample=True, temperature=0.5, top_k="many")
+        text(max_gen_toks=1, num_beams=4)
+        assert model.notices() == ["ignored generation settings: num_beams"]
+
+
+def test_lm_truncates_long_prompts_on_the_left(precise_chatml: Path) -> None:
+    kwargs = {"max_gen_toks": 8}
+    with harness(precise_chatml) as model:
+        [planned] = model._plan_prompts(requests_for("generate_until", [(STORY * 20, kwargs)]))
+        assert planned.request.prompt_tokens == model._encode_prompt(STORY * 20)[8 - CONTEXT :]
+        assert model.notices() == [f"1 of 1 texts exceed {CONTEXT} tokens and were truncated on the left"]
+        generate(model, [(STORY * 20, kwargs)])
+
+
+def test_lm_samples_repeats_of_one_prompt_differently(precise_chatml: Path) -> None:
+    sampled = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 8}
+    greedy = {"do_sample": False, "temperature": 1.0, "max_gen_toks": 8}
+    with harness(precise_chatml) as model:
+        prompts = [*[(STORY, sampled)] * 4, *[(STORY, greedy)] * 3, ("A fox", sampled)]
+        texts = generate(model, prompts)
+        assert len(set(texts[:4])) == 4 and len(set(texts[4:7])) == 1
+        planned = model._plan_prompts(requests_for("generate_until", prompts))
+        assert [prompt.request.n for prompt in planned] == [4, 1, 1]
+        assert [prompt.request.params.seed for prompt in planned] == [0, 4, 7]
+        assert generate(model, prompts) == texts  # the same seeds
+
+
+def test_lm_opens_a_model_for_each_use_once(precise_chatml: Path) -> None:
+    with harness(precise_chatml) as model:
+        score(model, [(STORY, " fox")])
+        score(model, [(STORY, " time")])
+        generate(model, [(STORY, {"max_gen_toks": 2})])
+        generate(model, [(STORY, {"max_gen_toks": 3})])
+        assert model.opened == ["scoring", "generation"]
+
+
+def test_lm_caches_results_as_they_finish(precise_chatml: Path, tmp_path: Path) -> None:
+    pairs = [(STORY[:length], " fox") for length in range(20, 80, 3)]
+    kwargs: dict[str, Any] = {"max_gen_toks": 4}
+    prompts = [(context, kwargs) for context, _ in pairs]
+    sampled = [(context, {**kwargs, "do_sample": True, "temperature": 1.0}) for context, _ in pairs]
+    texts = requests_for("loglikelihood_rolling", [(STORY * 2,), (STORY,)])
+    with harness(precise_chatml) as model:
+        expected = score(model, pairs), model.loglikelihood_rolling(texts), generate(model, prompts)
+
+    with harness(precise_chatml) as model:
+        cached = CachingLM(model, str(tmp_path / "cache.db"))
+        add, count = model.cache_hook.add_partial, 0
+
+        def fail_later(*arguments: Any) -> None:
+            nonlocal count
+            add(*arguments)
+            count += 1
+            if count % 5 == 0:
+                raise KeyboardInterrupt
+
+        model.cache_hook.add_partial = fail_later
+        for work in (lambda: score(cached, pairs), lambda: generate(cached, prompts)):
+            with pytest.raises(KeyboardInterrupt):
+                work()
+        generate(cached, sampled)  # none of these is saved while it is computed
+        assert count == 10
+
+    with harness(precise_chatml) as model:
+        cached = CachingLM(model, str(tmp_path / "cache.db"))
+        assert (score(cached, pairs), cached.loglikelihood_rolling(texts), generate(cached, prompts)) == expected
+        done = [event.total for event in model.events if isinstance(event, StageEvent) and event.stage == "generating"]
+        assert set(done) == {len(prompts) - 5}

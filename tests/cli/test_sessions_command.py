@@ -1,0 +1,424 @@
+"""`cerebrum sessions` and `ask -c`: exchanges are saved, continued, found, exported and deleted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sqlite3
+import subprocess
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_reply_grammar
+from person import Person
+from tiny_models import CHATML_TEMPLATE, write_mistral
+
+from cerebrum_cli.chat.archive import states_to_delete
+from cerebrum_cli.chat.lock import SessionLock
+from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.conversation import Conversation
+
+pytestmark = pytest.mark.slow
+
+
+def ask(user: CommandLine, question: str, reply: str, *more: str | Path, code: int = 0) -> str:
+    """Ask with a grammar that allows only `reply`, and return standard error."""
+    done = user.run("ask", "--grammar", fixed_reply_grammar(reply, user.home), *more, question)
+    assert (done.code, done.out) == (code, f"{reply.strip()}\n"), done.err
+    return done.err
+
+
+def listed(user: CommandLine) -> list[dict[str, Any]]:
+    sessions: list[dict[str, Any]] = user.run("sessions", "list", "--json").object
+    return sessions
+
+
+def shown(user: CommandLine, name: str) -> dict[str, Any]:
+    session: dict[str, Any] = user.run("sessions", "show", name, "--json").object
+    return session
+
+
+def turns(session: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in session["messages"]]
+
+
+def test_ask_saves_the_exchange_and_how_it_was_generated(user: CommandLine) -> None:
+    ask(user, "What is four by five?", "Twenty.", "--temperature", "0.5", "--seed", "7", "-s", "Be brief.")
+    [row] = listed(user)
+    expected = ("what-is-four-by-five", "ask", "small", "embedded", 2, "What is four by five?")
+    assert tuple(row[key] for key in ("name", "origin", "model", "format", "messages", "first")) == expected
+    session = shown(user, "what-is-four-by-five")
+    assert session["system_prompt"] == "Be brief."
+    assert turns(session) == [("user", "What is four by five?"), ("assistant", "Twenty.")]
+    reply = session["messages"][1]
+    assert (reply["finish_reason"], reply["seed"], reply["params"]["temperature"]) == ("stop", 7, 0.5)
+    assert reply["timings"]["prompt_tokens"] > 0
+
+
+def test_ask_continue_extends_the_sampled_tokens(user: CommandLine) -> None:
+    first = user.run("ask", "--dry-run", "--json", "Who are you?").object["token_ids"]
+    ask(user, "Who are you?", "Nobody: much.")
+    second = user.run("ask", "-c", "--dry-run", "--json", "And now?").object
+    [session] = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db").summaries()
+    tokens = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db").messages(session.session)[1]
+    assert tokens.message.tokens
+    assert second["token_ids"][: len(first) + len(tokens.message.tokens)] == [*first, *tokens.message.tokens]
+    assert second["prompt"].endswith("And now?<|im_end|>\n<|im_start|>assistant\n")
+    assert len(listed(user)) == 1  # a dry run saves nothing
+
+
+def test_ask_continue_uses_the_sessions_model_and_system_prompt(user: CommandLine, mistral_model: Path) -> None:
+    assert user.run("pull", mistral_model, "--name", "other").code == 0
+    ask(user, "One?", " First.", "-m", "other", "--format", "cerebrum", "-s", "Count.")
+    ask(user, "Two?", " Second.", "--continue")
+    session = shown(user, "one")
+    assert turns(session) == [("user", "One?"), ("assistant", "First."), ("user", "Two?"), ("assistant", "Second.")]
+    assert {message["model"] for message in session["messages"][1::2]} == {"other"}
+    prompt = user.run("ask", "-c", "--dry-run", "Three?").out
+    assert prompt == "<s>Count.\nUser: One?\nAI: First.\nUser: Two?\nAI: Second.\nUser: Three?\nAI:"
+    other = user.run("ask", "-c", "-m", "small", "--dry-run", "Three?").out
+    assert other.startswith("<|im_start|>system\nCount.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n")
+
+
+def test_ask_saves_nothing_with_no_log_raw_or_dry_run(user: CommandLine) -> None:
+    ask(user, "Is this private?", "Yes.", "--no-log")
+    assert user.run("ask", "--raw", "-n", "2", "once upon").code == 0
+    assert user.run("ask", "--dry-run", "Why?").code == 0
+    assert listed(user) == []
+    done = user.run("sessions", "list")
+    assert (done.code, done.out, done.err) == (0, "", "no saved sessions; cerebrum ask and cerebrum chat create them\n")
+
+
+@pytest.fixture
+def twins(new_user: CommandLine, chatml_model: Path) -> tuple[Path, Path]:
+    """Two files of one name and prompt format whose vocabularies differ, in the folders a and b."""
+    first, second = new_user.home / "a" / "model.gguf", new_user.home / "b" / "model.gguf"
+    for path in (first, second):
+        path.parent.mkdir()
+    shutil.copy(chatml_model, first)
+    return first, write_mistral(second, chat_template=CHATML_TEMPLATE)
+
+
+def test_session_of_a_path_continues_in_any_directory(new_user: CommandLine, twins: tuple[Path, Path]) -> None:
+    ask(new_user, "One?", "First.", "-m", "./a/model.gguf")
+    elsewhere = new_user.home / "elsewhere"
+    elsewhere.mkdir()
+    done = new_user.run("ask", "-c", "-n", "2", "--json", "Two?", directory=elsewhere)
+    assert (done.code, done.object["file"]) == (0, str(twins[0])), done.err
+    done = new_user.run("chat", "-c", "-n", "2", stdin="Three?\n", directory=elsewhere)
+    assert done.code == 0, done.err
+    session = shown(new_user, "one")
+    assert session["model"] == str(twins[0])
+    assert [message["model"] for message in session["messages"][1::2]] == [str(twins[0])] * 3
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["another-path", "replaced"])
+def test_tokens_of_another_vocabulary_are_not_replayed(
+    new_user: CommandLine, twins: tuple[Path, Path], replaced: bool
+) -> None:
+    first, second = twins
+    ask(new_user, "One?", "First.", "-m", first)
+    if replaced:
+        second.replace(first)
+    model = first if replaced else second
+    continued = new_user.run("ask", "-c", "-m", model, "--dry-run", "--json", "Two?").object
+    conversation = Conversation().user("One?").assistant("First.").user("Two?")
+    messages = new_user.home / "messages.json"
+    messages.write_text(json.dumps([{"role": each.role, "content": each.content} for each in conversation.messages]))
+    expected = new_user.run("ask", "-m", model, "--messages", messages, "--dry-run", "--json").object
+    assert continued == expected
+
+
+def test_ask_dates_sessions_with_the_same_first_words(user: CommandLine) -> None:
+    dated = f"count-{date.today().isoformat()}"
+    for reply in ("One.", "Two."):
+        ask(user, "Count!", reply)
+    assert [row["name"] for row in listed(user)] == [dated, "count"]
+    ask(user, "More!", "Three.", "-c")
+    assert [(row["name"], row["messages"]) for row in listed(user)] == [(dated, 4), ("count", 2)]
+
+
+def test_ask_saves_the_part_of_an_interrupted_answer(user: CommandLine) -> None:
+    process = user.start("ask", "--grammar", str(endless_reply_grammar(user.home)), "Talk!")
+    assert process.stdout
+    assert process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    out = process.communicate(timeout=20)[0]
+    assert process.returncode == 130
+    reply = shown(user, "talk")["messages"][1]
+    assert reply["finish_reason"] == "cancelled"
+    assert user.run("sessions", "show", "talk").out.endswith(f"{reply['content']}\n\n*(interrupted)*\n")
+    assert reply["content"].endswith(out.decode().strip()[-10:])
+    ask(user, "Go on.", "Well.", "-c")
+    assert len(shown(user, "talk")["messages"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (("ask", "-c", "Why?"), 1, "no session to continue"),
+        (("sessions", "show", "nothing"), 1, 'no session named "nothing"'),
+        (("sessions", "rm", "nothing", "-y"), 1, 'no session named "nothing"'),
+        (("sessions", "export", "nothing"), 1, 'no session named "nothing"'),
+        (("sessions", "import", "nothing.json"), 2, "nothing.json: No such file or directory"),
+    ],
+)
+def test_missing_sessions_and_files_are_reported(
+    user: CommandLine, arguments: tuple[str, ...], code: int, error: str
+) -> None:
+    done = user.run(*arguments)
+    first, second = done.err.splitlines()
+    assert (done.code, done.out, first) == (code, "", f"error: {error}")
+    assert second.startswith(" hint: ")
+
+
+def test_ask_continue_refuses_messages_and_raw(user: CommandLine) -> None:
+    ask(user, "Why?", "So.")
+    (user.home / "talk.json").write_text('[{"role": "user", "content": "Hi"}]')
+    for more, named in ((["--messages", "talk.json"], "--messages"), (["--raw", "x"], "--raw")):
+        done = user.run("ask", "-c", *more)
+        assert (done.code, named in done.err) == (2, True)
+
+
+def test_ask_saves_every_message_of_a_messages_file(user: CommandLine) -> None:
+    talk = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Well?"},
+    ]
+    (user.home / "talk.json").write_text(json.dumps(talk))
+    done = user.run("ask", "--messages", "talk.json", "--grammar", fixed_reply_grammar("Fine.", user.home))
+    assert done.code == 0
+    session = shown(user, "hi")
+    assert session["system_prompt"] == "Be kind."
+    assert turns(session) == [("user", "Hi"), ("assistant", "Hello"), ("user", "Well?"), ("assistant", "Fine.")]
+
+
+def test_sessions_search_finds_messages_by_words(user: CommandLine) -> None:
+    ask(user, "Where do cats sleep?", "On the warm stove.")
+    ask(user, "Where do dogs sleep?", "On the bed.")
+    done = user.run("sessions", "search", "warm stove")
+    assert (done.code, done.out) == (0, "where-do-cats-sleep  assistant: On the warm stove.\n")
+    assert len(user.run("sessions", "search", "sleep", "--json").object) == 2
+    done = user.run("sessions", "search", "fish")
+    assert (done.code, done.out, done.err) == (0, "", "No matches\n")
+
+
+def test_sessions_export_and_import_round_trip(user: CommandLine) -> None:
+    ask(user, "Is it *so*?", "It is.", "-s", "Be brief.")
+    conversation = Conversation(system_prompt="Be brief.").user("Is it *so*?").assistant("It is.")
+    for export_format in ("json", "sharegpt"):
+        file = user.home / f"{export_format}.json"
+        file.write_text(user.run("sessions", "export", "is-it-so", "--as", export_format).out)
+        done = user.run("sessions", "import", file, "--name", export_format)
+        assert (done.code, done.err) == (0, f"Imported as {export_format}; continue with cerebrum ask -c\n")
+        store = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db")
+        session = store.find(export_format)
+        assert session
+        assert store.conversation(session) == conversation
+        store.close()
+    again = user.run("sessions", "import", user.home / "json.json", "--name", "json")
+    assert (again.code, again.err.splitlines()[0]) == (1, 'error: session "json" already exists')
+    markdown = "# is-it-so\n\n## System\n\nBe brief.\n\n## User\n\nIs it *so*?\n\n## Assistant\n\nIt is.\n"
+    assert user.run("sessions", "export", "is-it-so").out == user.run("sessions", "show", "is-it-so").out == markdown
+
+
+def test_sessions_export_transcript_is_the_exact_prompt_and_reply(user: CommandLine, mistral_model: Path) -> None:
+    assert user.run("pull", mistral_model, "--name", "other").code == 0
+    ask(user, "One?", " First.", "-m", "other", "--format", "cerebrum", "-s", "Count.")
+    ask(user, "Two?", " Second.", "-c", "--format", "cerebrum")
+    done = user.run("sessions", "export", "one", "--as", "transcript")
+    assert (done.code, done.out) == (0, "<s>Count.\nUser: One?\nAI: First.\nUser: Two?\nAI: Second.\n")
+    ask(user, "Three?", " Third.", "-m", "small", "--no-log")
+    ask(user, "Four?", "Fourth.", "-m", "small")
+    assert user.run("sessions", "export", "four", "--as", "transcript").out.endswith(
+        "<|im_start|>user\nFour?<|im_end|>\n<|im_start|>assistant\nFourth.\n"
+    )
+
+
+def test_sessions_export_transcript_includes_other_models_replies(user: CommandLine, mistral_model: Path) -> None:
+    assert user.run("pull", mistral_model, "--name", "other").code == 0
+    ask(user, "One?", " First.", "-m", "other", "--format", "cerebrum")
+    ask(user, "Two?", "Second.", "-c", "-m", "small", "--format", "embedded")
+    done = user.run("sessions", "export", "one", "--as", "transcript")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.endswith(
+        "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\nFirst.<|im_end|>\n"
+        "<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\nSecond.\n"
+    )
+
+
+def test_sessions_rm_requires_confirmation(user: CommandLine) -> None:
+    ask(user, "Why?", "So.")
+    done = user.run("sessions", "rm", "why")
+    assert (done.code, done.err) == (1, "why not deleted; confirm with -y\n")
+    done = user.run("sessions", "rm", "why", "-y")
+    assert (done.code, done.err) == (0, "why deleted (2 messages)\n")
+    assert listed(user) == []
+
+
+def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
+    ask(user, "Who hides the zebra?", "A walrus.")
+    ask(user, "What stays?", "This.")
+    directory = user.home / "data" / "cerebrum" / "sessions"
+    assert user.run("sessions", "rm", "who-hides-the-zebra", "-y").code == 0
+    files = [file for file in directory.rglob("*") if file.is_file()]
+    for word in (b"zebra", b"walrus", b"hides"):
+        assert [file.name for file in files if word in file.read_bytes()] == []
+    assert [file.name for file in files if file.suffix == ".lock"] == []
+    assert {file.stat().st_mode & 0o077 for file in (directory, *directory.rglob("*"))} == {0}
+    assert turns(shown(user, "what-stays")) == [("user", "What stays?"), ("assistant", "This.")]
+
+
+def test_sessions_rm_deletes_only_the_states_of_the_session(user: CommandLine) -> None:
+    states = user.home / ".cache" / "cerebrum" / "states"
+
+    def ask_at_length(letter: str, *more: str) -> dict[str, Any]:
+        question, reply = f"{letter * 300}?", f"{letter} are long answers."
+        done = user.run("ask", "--json", "--grammar", fixed_reply_grammar(reply, user.home), *more, question)
+        assert done.code == 0, done.err
+        answer: dict[str, Any] = done.object
+        return answer
+
+    ask_at_length("a")
+    ask_at_length("b")
+    kept = set(states.iterdir())
+    ask_at_length("c")
+    assert len(set(states.iterdir()) - kept) == 1
+    ask_at_length("d", "--no-log")
+    assert user.run("sessions", "rm", "c" * 40, "-y").code == 0
+    assert set(states.iterdir()) == kept
+    assert ask_at_length("b")["cached_tokens"] > 200
+    assert user.run("sessions", "rm", "a" * 40, "b" * 40, "-y").code == 0
+    assert len(listed(user)) == 1
+
+
+@pytest.mark.parametrize(
+    ("states", "deleted", "kept", "left"),
+    [
+        (["qrrrrrrrrr", "qssssssss"], ["rrrrrrrrr"], ["ssssssss"], ["qssssssss"]),
+        (["qrrrrrrrrr"], [], ["rrrrrrrrr"], ["qrrrrrrrrr"]),
+        (["qrrrrrrrrr", "q", "qx", ""], [], ["rrrrrrrrr"], ["qrrrrrrrrr", "q"]),
+        (["qrrrrrrrrrqno", "qrrrrrrrrr"], ["no!"], ["rrrrrrrrr"], ["qrrrrrrrrr"]),
+        (["qrrrrrrrrr question", "qrrrrrrrrr.\n"], [], ["rrrrrrrrr"], ["qrrrrrrrrr.\n"]),
+        (["qrrrrrrr"], [], ["rrrrrrr"], []),
+        (["q", "qx"], [""], [], []),
+    ],
+    ids=("one of two", "none", "beginnings", "fork", "unanswered fork", "short reply", "no replies"),
+)
+def test_states_to_delete_are_found_by_their_replies(
+    states: list[str], deleted: list[str], kept: list[str], left: list[str]
+) -> None:
+    """Each character is a token; of a reply, the last one was not evaluated."""
+
+    def packed(texts: list[str]) -> list[bytes]:
+        return [text.encode("utf-32-le") for text in texts]
+
+    files = {Path(text): packed([text])[0] for text in states}
+    found = states_to_delete(files, packed(deleted), packed(kept))
+    assert files.keys() - found == set(map(Path, left))
+
+
+def test_sessions_rm_refuses_an_open_session(user: CommandLine) -> None:
+    ask(user, "Why?", "So.")
+    directory = user.home / "data" / "cerebrum" / "sessions"
+    session, lock = Store(directory / "sessions.db").find("why"), SessionLock(directory / "locks")
+    assert session
+    lock.acquire(session)
+    done = user.run("sessions", "rm", "why", "-y")
+    assert (done.code, done.err.splitlines()[0]) == (1, 'error: session "why" is open in another process')
+    assert len(listed(user)) == 1
+    lock.release()
+    assert user.run("sessions", "rm", "why", "-y").code == 0
+    assert listed(user) == []
+
+
+@pytest.mark.parametrize("name", ["", " pad ", "a\nb"])
+def test_sessions_import_refuses_unprintable_names(user: CommandLine, name: str) -> None:
+    (user.home / " talk \n.json").write_text('[{"role": "user", "content": "Hi"}]')
+    done = user.run("sessions", "import", " talk \n.json", "--name", name)
+    assert (done.code, done.err.splitlines()[0]) == (1, f"error: invalid session name {name!r}")
+    assert user.run("sessions", "import", " talk \n.json").code == 0
+    assert [row["name"] for row in listed(user)] == ["talk"]
+
+
+def test_ask_prints_an_answer_that_cannot_be_saved(user: CommandLine) -> None:
+    directory = user.home / "data" / "cerebrum" / "sessions"
+    directory.mkdir(parents=True)
+    (directory / "sessions.db").write_text("not a database, but long enough to be taken for one" * 50)
+    err = ask(user, "Why?", "So.")
+    assert err.startswith("note: this exchange was not saved: ")
+    assert "Traceback" not in err
+
+
+def test_ask_waits_for_another_process_to_release_the_database(user: CommandLine) -> None:
+    ask(user, "Why?", "So.")
+    database = sqlite3.connect(user.home / "data" / "cerebrum" / "sessions" / "sessions.db", isolation_level=None)
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        process = user.start("ask", "--grammar", str(fixed_reply_grammar("Yes.", user.home)), "Now?")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+    finally:
+        database.execute("ROLLBACK")
+        database.close()
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out.decode(), err.decode()) == (0, "Yes.\n", "")
+    assert [row["name"] for row in listed(user)] == ["now", "why"]
+
+
+def test_sessions_list_prints_a_table_in_a_pipe(user: CommandLine) -> None:
+    ask(user, "Why is the sky blue, and why is it red in the evening, and why at all?", "So.")
+    done = user.run("sessions", "list")
+    head, row = done.out.splitlines()
+    assert head.split() == ["name", "messages", "updated", "model", "first", "message"]
+    assert row.split()[0] == "why-is-the-sky-blue"
+    assert row.endswith("Why is the sky blue, and why is it red in the evening, and why at all?")
+
+
+def test_sessions_rm_deletes_several_and_old_ones(user: CommandLine) -> None:
+    for question in ("One", "Two", "Three", "Four"):
+        ask(user, question, "So.")
+    done = user.run("sessions", "rm", "one", "two", "-y")
+    assert (done.code, done.err) == (0, "one deleted (2 messages)\ntwo deleted (2 messages)\n")
+    database = sqlite3.connect(user.home / "data" / "cerebrum" / "sessions" / "sessions.db")
+    with database:
+        database.execute("UPDATE sessions SET updated = updated - 40 * 86400 WHERE name = 'three'")
+    database.close()
+    assert user.run("sessions", "rm", "--older-than", "8w", "-y").err == "no session is older than 8w\n"
+    refused = user.run("sessions", "rm", "--older-than", "30d")
+    assert (refused.code, refused.err) == (1, "three not deleted; confirm with -y\n")
+    assert user.run("sessions", "rm", "--older-than", "30d", "-y").code == 0
+    assert [row["name"] for row in listed(user)] == ["four"]
+    for arguments, problem in ((["--older-than", "soon"], "--older-than is 'soon'"), ([], "no session named")):
+        done = user.run("sessions", "rm", *arguments)
+        assert (done.code, done.err.splitlines()[0]) == (2, f"error: {problem}")
+
+
+def test_sessions_search_finds_the_beginnings_of_words(user: CommandLine) -> None:
+    ask(user, "Where does the elephant sleep?", "In the barn.")
+    done = user.run("sessions", "search", "eleph")
+    assert done.out == "where-does-the-elephant-sleep  user: Where does the elephant sleep?\n"
+    assert user.run("sessions", "search", "eleph", "--json").object[0]["excerpt"] == "Where does the elephant sleep?"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_sessions_at_a_terminal(user: CommandLine) -> None:
+    for number in range(3):
+        ask(user, f"Number {number} **bold**?", f"# Title {number}")
+    env = user.environment({"TERM": "xterm-256color", "PAGER": "cat"})
+
+    def at_terminal(*arguments: str) -> Person:
+        person = Person([COMMAND, "sessions", *arguments], env, user.home)
+        assert person.end() == 0
+        return person
+
+    lines = at_terminal("list", "-n", "2").screen.lines
+    assert [line.split()[0] for line in lines] == ["name", "number-1-bold", "number-2-bold"]
+    assert "\x1b[1mNumber\x1b[0m" in at_terminal("search", "numb 2").output
+    shown = at_terminal("show", "number-1-bold")
+    assert "Number 1 bold?" in shown.screen.lines

@@ -1,0 +1,571 @@
+"""`cerebrum doctor`: independent checks with hints, and the self-test."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+from command_line import COMMAND, CommandLine, Finished, start_python
+from hub_server import HubServer
+from screen import Screen
+from scripted_command import runtime_for
+
+from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.conversation import Message
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.doctor.assessment import (
+    Directory,
+    assess_build,
+    assess_devices,
+    assess_disk,
+    assess_memory,
+    assess_prompt_cache,
+    assess_threads,
+)
+from cerebrum_cli.doctor.check_result import CheckResult, check_result
+from cerebrum_cli.doctor.checks import CHECKS, inspect_directory, run_with_timeout
+from cerebrum_cli.doctor.selftest import ANSWER, NANO, QUESTION
+from cerebrum_cli.engine.build import CPU_FLAGS, Build, read_features
+from cerebrum_cli.engine.llama.build_info import build as installed_build
+from cerebrum_cli.engine.machine import Processors, likely_accelerator, processor_flags
+from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.main import run
+from cerebrum_cli.models.cache import Cache
+from cerebrum_cli.terminal.reports.doctor import TerminalInfo, assess_terminal, format_check_result
+from cerebrum_cli.terminal.streams import Streams
+
+pytestmark = pytest.mark.slow
+
+UNREACHABLE = "http://127.0.0.1:1"  # nothing listens there
+TOKEN = "hf_ThisIsASecret"
+CPU = Build("0.3.36", "0.25.3", ("CPU",), {"CPU": {"AVX2": "1", "OPENMP": "1"}}, False, ())
+GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
+WITH_GPU = replace(CPU, backends=("CUDA", "CPU"), offloads=True, devices=(GPU,))
+
+
+def doctor(home: Path, *arguments: str, **variables: str) -> Finished:
+    """Run the installed command with an unreachable Hub; `variables` override the environment."""
+    home.mkdir(exist_ok=True)
+    environment = {"HF_ENDPOINT": UNREACHABLE, "NO_PROXY": "*", "HF_HUB_OFFLINE": "0", **variables}
+    return CommandLine(home).run("doctor", *arguments, env=environment)
+
+
+def by_name(done: Finished) -> dict[str, dict[str, str]]:
+    """The objects of `--json` by name."""
+    return {result["name"]: result for result in done.object}
+
+
+def statuses(done: Finished) -> dict[str, str]:
+    """Status of each check that is not ok."""
+    return {name: result["status"] for name, result in by_name(done).items() if result["status"] != "ok"}
+
+
+def scripted(
+    home: Path, *arguments: str, build: Callable[[], Build] = lambda: CPU, cpu: str = ANSWER, gpu: str = ANSWER
+) -> Finished:
+    """Run `doctor` on a scripted model with these replies on the CPU and with all layers offloaded."""
+    out, err = StringIO(), StringIO()
+    runtime = runtime_for({"reply": cpu}, home, Streams(out, err, None, False, False, False))
+    on_cpu, on_gpu = runtime.open_backend, runtime_for({"reply": gpu}, home, runtime.streams).open_backend
+    runtime.open_backend = lambda options: (on_cpu if options.gpu_layers == "0" else on_gpu)(options)
+    runtime.build = build
+    runtime.library.given_cache = Cache(home / "hub")
+    code = run(["doctor", "--offline", *arguments], runtime)
+    return Finished(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def sessions(tmp_path: Path) -> Path:
+    """The session database of a user in `tmp_path`, with one message."""
+    path = tmp_path / "data" / "cerebrum" / "sessions" / "sessions.db"
+    store = Store(path)
+    session = store.create("talk", "chat")
+    store.add_message(session, Message("user", "Why is the sky blue? " * 1000))
+    store.close()
+    return path
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """Files of a directory, by name."""
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_doctor_only_warns_a_new_user(tmp_path: Path) -> None:
+    done = doctor(tmp_path, "--json")
+    assert (done.code, done.err) == (0, "")
+    results = by_name(done)
+    assert list(results) == [name for name in CHECKS if name in results]
+    assert set(CHECKS) - {"self_test_gpu"} <= set(results)
+    assert {tuple(result) for result in results.values()} == {("name", "status", "detail", "hint")}
+    assert statuses(done) == {"models": "warning", "network": "warning"}
+    assert [results[name]["detail"][:4] for name in ("devices", "token", "hugging_face_cache", "sessions")] == [
+        "none"
+    ] * 4
+    assert all(bool(result["hint"]) == (result["status"] != "ok") for result in results.values())
+    assert "llama-cpp-python 0." in results["llama_cpp"]["detail"]
+    assert results["self_test"]["status"] == "ok"
+    assert f"{QUESTION} {ANSWER}" in results["self_test"]["detail"]
+    assert "cerebrum pull starter" in results["models"]["hint"]
+    assert "127.0.0.1:1: connection refused" in results["network"]["detail"]
+    assert results["sessions"]["detail"] == "none yet"
+
+
+def test_doctor_writes_only_the_list_of_devices(tmp_path: Path) -> None:
+    doctor(tmp_path, "--offline")
+    paths = [path for name in ("config", "data", ".cache") for path in (tmp_path / name).rglob("*")]
+    assert {path.relative_to(tmp_path).as_posix() for path in paths if path.is_file()} == {"data/cerebrum/devices.json"}
+
+
+def test_doctor_prints_plain_lines_and_quiet_hides_ok(tmp_path: Path) -> None:
+    done = doctor(tmp_path)
+    lines = done.out.splitlines()
+    assert lines[0].startswith("ok       cerebrum            cerebrum ")
+    assert "warning  models              no model is installed" in lines
+    assert lines[lines.index("warning  models              no model is installed") + 1].startswith(" " * 29 + "hint: ")
+    assert "\x1b" not in done.out
+    quiet = doctor(tmp_path, "-q")
+    assert (quiet.code, quiet.err) == (0, "")
+    assert {line[:7] for line in quiet.out.splitlines()} == {"warning", " " * 7}
+
+
+def test_doctor_reports_models_sessions_and_the_token(tmp_path: Path, chatml_model: Path, sessions: Path) -> None:
+    CommandLine(tmp_path).run("pull", chatml_model)
+    before = content(sessions.parent)
+    done = doctor(tmp_path, "--json", HF_TOKEN=TOKEN)
+    results = by_name(done)
+    assert results["models"]["detail"] == "1 installed; default: chatml"
+    assert results["sessions"]["detail"].startswith("1 session, 1 message, undamaged; ")
+    assert results["token"] == check_result("token", "found in HF_TOKEN").recorded
+    assert TOKEN not in done.out
+    assert content(sessions.parent) == before
+
+
+def test_doctor_never_prints_a_token_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\n")
+    done = doctor(tmp_path, "--json", "--offline", HF_TOKEN_PATH=str(path))
+    assert by_name(done)["token"]["detail"] == f"found in {path}"
+    path.write_text(f"{TOKEN} {TOKEN}\n")
+    invalid = doctor(tmp_path, "--json", "--offline", HF_TOKEN_PATH=str(path))
+    assert (invalid.code, statuses(invalid)["token"]) == (1, "failure")
+    assert TOKEN not in done.out + invalid.out + doctor(tmp_path, "--offline", HF_TOKEN_PATH=str(path)).out
+
+
+def test_network_check_sends_no_token(tmp_path: Path) -> None:
+    with HubServer() as hub:
+        done = doctor(tmp_path, "--json", HF_TOKEN=TOKEN, **hub.environment(tmp_path / "hf"))
+        [request] = hub.log.requests()
+        assert (request.method, request.token) == ("HEAD", None)
+    assert by_name(done)["network"] == check_result("network", f"{hub.url} is reachable").recorded
+
+
+def test_network_check_respects_offline(tmp_path: Path) -> None:
+    with HubServer() as hub:
+        environment = hub.environment(tmp_path / "hf")
+        skipped = doctor(tmp_path, "--json", "--offline", **environment)
+        offline = doctor(tmp_path, "--json", **environment | {"HF_HUB_OFFLINE": "1"})
+        assert not hub.log.requests()
+    assert by_name(skipped)["network"]["status"] == "ok"
+    assert by_name(offline)["network"]["detail"] == "skipped: HF_HUB_OFFLINE is set"
+
+
+@pytest.mark.parametrize("start", [0, 4096 + 8])
+def test_sessions_check_reports_damage_and_changes_nothing(tmp_path: Path, sessions: Path, start: int) -> None:
+    intact = sessions.read_bytes()
+    sessions.write_bytes(intact[:start] + b"\xff" * 3000 + intact[start + 3000 :])
+    before = content(sessions.parent)
+    done = doctor(tmp_path, "--offline", "--json")
+    assert (done.code, done.err) == (1, "")
+    assert [name for name, status in statuses(done).items() if status == "failure"] == ["sessions"]
+    assert "is damaged: " in by_name(done)["sessions"]["detail"]
+    assert ".recover" in by_name(done)["sessions"]["hint"]
+    assert content(sessions.parent) == before
+
+
+def test_sessions_check_includes_the_write_ahead_log(tmp_path: Path, sessions: Path) -> None:
+    store = Store(sessions)
+    store.create("another", "chat")
+    before = content(sessions.parent)
+    assert "sessions.db-wal" in before
+    done = doctor(tmp_path, "--offline", "--json")
+    assert by_name(done)["sessions"]["detail"].startswith("2 sessions, 1 message")
+    assert content(sessions.parent).keys() == before.keys()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "detail"),
+    [
+        ("PRAGMA user_version = 99", "written by a newer version of cerebrum"),
+        ("PRAGMA user_version = 0", "is damaged: it belongs to another program"),
+        ("DROP TABLE sessions", "is damaged: no such table: sessions"),
+        ("UPDATE messages SET parent = 77", "is damaged: a row of messages refers to a missing row of messages"),
+    ],
+)
+def test_sessions_check_fails_for_an_unusable_database(
+    tmp_path: Path, sessions: Path, statement: str, detail: str
+) -> None:
+    database = sqlite3.connect(sessions)
+    database.execute(statement)
+    database.commit()
+    database.close()
+    done = scripted(tmp_path, "--json")
+    assert (done.code, statuses(done)["sessions"]) == (1, "failure")
+    assert detail in by_name(done)["sessions"]["detail"]
+
+
+def test_sessions_check_accepts_an_empty_file_but_no_directory(tmp_path: Path, sessions: Path) -> None:
+    sessions.write_bytes(b"")
+    assert by_name(scripted(tmp_path, "--json"))["sessions"]["status"] == "ok"
+    sessions.unlink()
+    sessions.mkdir()
+    assert "readable and writable" in by_name(scripted(tmp_path, "--json"))["sessions"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "names"),
+    [
+        ("data/cerebrum/models/registry.json", "{", {"models"}),
+        ("config/cerebrum/config.toml", "threads = [", {"config"}),
+        ("config/cerebrum/config.toml", "treads = 2", {"config"}),
+        ("config/cerebrum/models.toml", "[models.mine]\nsize = 1", {"catalogue"}),
+        ("data/cerebrum", "not a directory", {"disk", "models"}),
+    ],
+)
+def test_doctor_runs_all_checks_despite_an_invalid_file(tmp_path: Path, file: str, text: str, names: set[str]) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    done = scripted(tmp_path, "--json")
+    assert done.code == 1
+    assert {name for name, status in statuses(done).items() if status == "failure"} == names
+    assert all(by_name(done)[name]["hint"] for name in names)
+    assert path.read_text() == text
+
+
+def test_doctor_runs_all_checks_despite_an_invalid_endpoint(tmp_path: Path) -> None:
+    done = doctor(tmp_path, "--json", HF_ENDPOINT="nonsense")
+    assert done.code == 1
+    assert "HF_ENDPOINT='nonsense'" in by_name(done)["network"]["detail"]
+    assert by_name(done)["self_test"]["status"] == "ok"
+
+
+def test_models_check_warns_about_a_missing_file(tmp_path: Path, chatml_model: Path) -> None:
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(chatml_model.read_bytes())
+    CommandLine(tmp_path).run("pull", file)
+    file.unlink()
+    done = doctor(tmp_path, "--json", "--offline")
+    assert (done.code, statuses(done)["models"]) == (0, "warning")
+    assert str(file) in by_name(done)["models"]["detail"]
+    assert "cerebrum rm mine" in by_name(done)["models"]["hint"]
+
+
+def test_models_check_looks_for_the_configured_model(tmp_path: Path) -> None:
+    done = doctor(tmp_path, "--json", "--offline", CEREBRUM_MODEL=str(NANO))
+    assert by_name(done)["models"] == check_result("models", "default: nano").recorded
+    unpulled = doctor(tmp_path, "--json", "--offline", CEREBRUM_MODEL="cerebrum-7b")
+    assert (unpulled.code, by_name(unpulled)["models"]["hint"]) == (0, "cerebrum pull cerebrum-7b")
+
+
+def test_doctor_fails_if_llama_cpp_is_not_loadable(tmp_path: Path) -> None:
+    done = doctor(tmp_path, "--json", "--offline", LLAMA_CPP_LIB_PATH=str(tmp_path / "none"))
+    assert (done.code, done.err) == (1, "")
+    failed = [name for name, status in statuses(done).items() if status == "failure"]
+    assert failed == ["llama_cpp", "self_test"]
+    assert "self_test_gpu" not in by_name(done)
+    assert "pip install" in by_name(done)["llama_cpp"]["hint"]
+    assert by_name(done)["self_test"]["detail"] == "skipped: llama.cpp cannot be loaded"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libraries are named differently")
+def test_doctor_fails_if_the_library_is_not_llama_cpp(tmp_path: Path) -> None:
+    import _ctypes
+
+    (tmp_path / "libllama.so").write_bytes(Path(_ctypes.__file__).read_bytes())
+    done = doctor(tmp_path, "--json", "--offline", LLAMA_CPP_LIB_PATH=str(tmp_path))
+    assert (done.code, done.err) == (1, "")
+    assert "cannot load llama.cpp's library" in by_name(done)["llama_cpp"]["detail"]
+
+
+def test_self_test_fails_on_another_answer(tmp_path: Path) -> None:
+    done = scripted(tmp_path, "--json", cpu="It is 41. The answer is 41.")
+    assert done.code == 1
+    result = by_name(done)["self_test"]
+    assert result["status"] == "failure"
+    assert "It is 41. The answer is 41." in result["detail"]
+    assert scripted(tmp_path, cpu=ANSWER).code == 0
+
+
+def test_gpu_self_test_compares_the_final_answer(tmp_path: Path) -> None:
+    build = lambda: WITH_GPU  # noqa: E731
+    same_answer = scripted(tmp_path, "--json", build=build, gpu="That makes 42. The answer is 42.")
+    assert (same_answer.code, by_name(same_answer)["self_test_gpu"]["status"]) == (0, "ok")
+    wrong_answer = scripted(tmp_path, "--json", build=build, gpu="The answer is 7.")
+    assert (wrong_answer.code, by_name(wrong_answer)["self_test_gpu"]["status"]) == (1, "failure")
+    assert "--gpu-layers 0" in by_name(wrong_answer)["self_test_gpu"]["hint"]
+    assert by_name(wrong_answer)["self_test"]["status"] == "ok"
+    assert "self_test_gpu" not in by_name(scripted(tmp_path, "--json"))
+
+
+def test_self_test_is_skipped_on_an_unsupported_cpu(tmp_path: Path) -> None:
+    unsupported = replace(CPU, features={"CPU": {"SME": "1", "AMX_INT8": "1"}})  # no CPU has both
+    done = scripted(tmp_path, "--json", build=lambda: unsupported)
+    if processor_flags() is None:
+        pytest.skip("this system does not list CPU features")
+    assert done.code == 1
+    assert statuses(done)["llama_cpp"] == statuses(done)["self_test"] == "failure"
+    assert by_name(done)["self_test"]["detail"].startswith("skipped: this CPU lacks ")
+
+
+@pytest.mark.parametrize("newest_alone", [False, True])
+def test_llama_cpp_of_another_cpu_is_reported_before_it_runs(tmp_path: Path, newest_alone: bool) -> None:
+    features = [name for name in installed_build().cpu_features if name in CPU_FLAGS]
+    flags = {CPU_FLAGS[name] for name in features[:-1]} if newest_alone else {"none"}
+    code = (
+        "import sys; from cerebrum_cli.engine import machine\n"
+        f"machine.processor_flags = lambda: frozenset({sorted(flags)})\n"
+        "from cerebrum_cli.__main__ import main; main()"
+    )
+    for arguments in (("doctor", "--offline", "--quiet"), ("ask", "--no-log", "-m", NANO, "What is 1 plus 1?")):
+        child = start_python(code, *arguments, home=tmp_path)
+        out, err = child.communicate(timeout=60)
+        assert child.returncode == 1
+        assert (out + err).count("llama.cpp was built for another CPU: this one lacks ") == 1
+        assert features[-1] in out + err
+        assert "rebuild it on this machine: " in out + err
+
+
+def test_doctor_reports_engine_errors_but_raises_bugs(tmp_path: Path) -> None:
+    def failing(error: Exception) -> Callable[[], Build]:
+        def build() -> Build:
+            raise error
+
+        return build
+
+    assert scripted(tmp_path, build=failing(EngineError("no", "hint"))).code == 1
+    with pytest.raises(ZeroDivisionError):
+        scripted(tmp_path, build=failing(ZeroDivisionError()))
+
+
+def test_doctor_warns_about_too_many_threads(tmp_path: Path) -> None:
+    done = scripted(tmp_path, "--json", "--threads", "1024")
+    assert (done.code, statuses(done)["threads"]) == (0, "warning")
+    assert scripted(tmp_path, "--threads", "0").code == 2
+
+
+PROCESSORS = Processors(logical=16, cores=8, allowed=16, quota=math.inf)
+
+
+@pytest.mark.parametrize(
+    ("processors", "requested", "status", "detail"),
+    [
+        (PROCESSORS, None, "ok", "8 used; 16 logical CPUs, 8 cores, affinity 16, no cgroup quota"),
+        (PROCESSORS, 16, "ok", "16 used; 16 logical CPUs, 8 cores, affinity 16, no cgroup quota"),
+        (PROCESSORS, 17, "warning", "17 requested, but only 16 can run concurrently"),
+        (replace(PROCESSORS, allowed=4), None, "ok", "4 used; 16 logical CPUs, 8 cores, affinity 4"),
+        (replace(PROCESSORS, quota=1.5), None, "ok", "2 used; 16 logical CPUs, 8 cores, affinity 16, cgroup quota 1.5"),
+        (replace(PROCESSORS, quota=1.5), 3, "warning", "3 requested, but only 2 can run concurrently"),
+    ],
+)
+def test_assess_threads_by_affinity_and_cgroup(
+    processors: Processors, requested: int | None, status: str, detail: str
+) -> None:
+    result = assess_threads(processors, requested)
+    assert result.status == status
+    assert detail in result.detail
+
+
+@pytest.mark.parametrize(
+    ("build", "likely", "status", "detail", "hint"),
+    [
+        (WITH_GPU, "cuda", "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),
+        (replace(WITH_GPU, devices=()), "cuda", "warning", "llama.cpp (backends CUDA, CPU) finds no GPU", "nvidia-smi"),
+        (
+            CPU,
+            "cuda",
+            "warning",
+            "this machine seems to have a GPU",
+            f'CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install',
+        ),
+        (CPU, "metal", "warning", "this machine seems to have a GPU", "make setup ACCEL=metal"),
+        (CPU, "vulkan", "warning", "this machine seems to have a GPU", "-DGGML_VULKAN=on"),
+        (CPU, None, "ok", "none: everything runs on the CPU", ""),
+    ],
+)
+def test_assess_devices_by_build_and_machine(
+    build: Build, likely: str | None, status: str, detail: str, hint: str
+) -> None:
+    result = assess_devices(build, likely)
+    assert result.status == status
+    assert detail in result.detail
+    assert hint in result.hint
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "detail"),
+    [
+        (None, "ok", "backends CPU; no offload; CPU: AVX2, OPENMP"),
+        (frozenset({"avx2"}), "ok", "CPU: AVX2, OPENMP"),
+        (frozenset({"sse2"}), "failure", "built for another CPU: this one lacks AVX2"),
+        (frozenset({"avx2", "fma"}), "warning", "slow: it does not use this CPU's FMA"),
+    ],
+)
+def test_assess_build_by_cpu_flags(flags: frozenset[str] | None, status: str, detail: str) -> None:
+    result = assess_build(CPU, flags)
+    assert result.status == status
+    assert detail in result.detail
+
+
+def test_read_features_parses_each_backend() -> None:
+    text = "CUDA : ARCHS = 890,900 | USE_GRAPHS = 1 | CPU : SSE3 = 1 | AVX512 = 0 | REPACK = 1 | "
+    features = read_features(text)
+    assert features == {
+        "CUDA": {"ARCHS": "890,900", "USE_GRAPHS": "1"},
+        "CPU": {"SSE3": "1", "AVX512": "0", "REPACK": "1"},
+    }
+    assert replace(CPU, features=features).cpu_features == ("SSE3", "REPACK")
+    assert read_features("") == {}
+
+
+def test_processor_flags_reads_cpuinfo(tmp_path: Path) -> None:
+    x86, arm = tmp_path / "x86", tmp_path / "arm"
+    x86.write_text("processor\t: 0\nflags\t\t: fpu avx2 fma\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    arm.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
+    assert processor_flags(x86) == frozenset({"fpu", "avx2", "fma"})
+    assert processor_flags(arm) == frozenset({"fp", "asimd"})
+    assert processor_flags(tmp_path / "none") is None
+    old = processor_flags(x86, "4.15.0-213-generic")
+    assert old and {"avx2", "avx512_vnni"} <= old and "avx512_vnni" not in (processor_flags(x86, "5.4.0") or ())
+
+
+def test_likely_accelerator_finds_gpu_device_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    (tmp_path / "dev" / "dri").mkdir(parents=True)
+    (tmp_path / "dev" / "dri" / "card0").touch()
+    assert likely_accelerator(tmp_path) is None
+    (tmp_path / "dev" / "dri" / "renderD128").touch()
+    assert likely_accelerator(tmp_path) == "vulkan"
+    (tmp_path / "dev" / "nvidia0").touch()
+    assert likely_accelerator(tmp_path) == "cuda"
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert likely_accelerator(tmp_path / "elsewhere") == "metal"
+
+
+def test_assess_memory_disk_and_prompt_cache() -> None:
+    assert assess_memory(8 * 10**9, 16 * 10**9, 16 * 10**9) == CheckResult("memory", "ok", "8.00 GB of 16.00 GB free")
+    scarce = assess_memory(10**9, 2 * 10**9, 16 * 10**9)
+    assert scarce.status == "warning"
+    assert "a cgroup allows 2.00 GB of the machine's 16.00 GB" in scarce.detail
+    models = Directory("models", Path("/m"), True, disk=1, free=9 * 10**9)
+    cache, data = replace(models, use="prompt cache"), replace(models, use="data", disk=2, free=6 * 10**9)
+    assert (
+        assess_disk([models, cache, data]).detail == "9.00 GB free for models and prompt cache; 6.00 GB free for data"
+    )
+    assert assess_disk([models, cache, data]).status == "ok"
+    assert assess_disk([replace(models, free=4 * 10**9), data]).status == "warning"
+    assert assess_disk([replace(models, writable=False), data]).status == "ok"
+    assert assess_disk([models, replace(data, writable=False)]).status == "failure"
+    assert assess_prompt_cache(cache, 0, 0, 4e9).detail == "0 files, 0 kB of at most 4.00 GB"
+    assert assess_prompt_cache(cache, 2, 10**9, 4e9).status == "ok"
+    assert assess_prompt_cache(cache, 2, 10**9, 0).detail == "off (cache_gb is 0); 1.00 GB still on disk"
+    assert assess_prompt_cache(replace(cache, writable=False), 0, 0, 4e9).status == "warning"
+
+
+def test_inspect_directory_uses_the_nearest_ancestor(tmp_path: Path) -> None:
+    assert inspect_directory("data", tmp_path / "a" / "b").writable
+    (tmp_path / "a").touch()
+    assert not inspect_directory("data", tmp_path / "a" / "b").writable
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+TERMINAL = TerminalInfo(True, 80, "UTF-8", "xterm-256color", None, False, False)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "status", "detail"),
+    [
+        (TERMINAL, "ok", "xterm-256color, 80 columns, 256 colors, UTF-8"),
+        (replace(TERMINAL, colorterm="truecolor"), "ok", "xterm-256color, 80 columns, 24-bit color, UTF-8"),
+        (replace(TERMINAL, no_color=True), "ok", "xterm-256color, 80 columns, no colors (NO_COLOR), UTF-8"),
+        (replace(TERMINAL, accessible=True), "ok", "UTF-8, screen reader mode (ACCESSIBLE)"),
+        (replace(TERMINAL, term="dumb"), "warning", "dumb, 80 columns, no colors"),
+        (replace(TERMINAL, term=None), "warning", "TERM is not set, 80 columns"),
+        (
+            replace(TERMINAL, encoding="ANSI_X3.4-1968"),
+            "warning",
+            "ANSI_X3.4-1968; some characters may be displayed incorrectly",
+        ),
+        (
+            replace(TERMINAL, is_terminal=False, encoding="ISO-8859-1", term=None),
+            "ok",
+            "none: standard output is a pipe",
+        ),
+    ],
+)
+def test_assess_terminal_by_capabilities(terminal: TerminalInfo, status: str, detail: str) -> None:
+    result = assess_terminal(terminal)
+    assert result.status == status
+    assert detail in result.detail
+
+
+def test_format_check_result_wraps_between_words() -> None:
+    result = CheckResult(
+        "token", "warning", "none, so private and gated models are unavailable", "log in: hf auth login"
+    )
+    assert format_check_result(result, None) == (
+        "warning  token               none, so private and gated models are unavailable\n"
+        "                             hint: log in: hf auth login\n"
+    )
+    assert format_check_result(result, 60) == (
+        "warning  token               none, so private and gated\n"
+        "                             models are unavailable\n"
+        "                             hint: log in: hf auth login\n"
+    )
+    assert format_check_result(result, 25) == (
+        "warning  token\n  none, so private and\n  gated models are\n"
+        "  unavailable\n  hint: log in: hf auth\n        login\n"
+    )
+    long = CheckResult("disk", "ok", "/a/path/that/is/longer/than/the/terminal/is/wide")
+    assert format_check_result(long, 25) == f"ok       disk\n  {long.detail}\n"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("columns", "variables", "colored"), [(80, {}, True), (40, {}, True), (80, {"NO_COLOR": "1"}, False)]
+)
+def test_doctor_wraps_and_colors_at_a_terminal(
+    tmp_path: Path, columns: int, variables: Mapping[str, str], colored: bool
+) -> None:
+    environment = CommandLine(tmp_path).environment({"TERM": "xterm-256color", "HF_HOME": "/h", **variables})
+    pty: Any = pexpect.spawn(COMMAND, ["doctor", "--offline"], env=environment, dimensions=(24, columns), timeout=60)
+    pty.expect(pexpect.EOF)
+    pty.close()
+    assert pty.exitstatus == 0
+    screen = Screen(columns, 24)
+    screen.feed(pty.before)
+    assert any(line.startswith("warning  models") for line in screen.lines)
+    assert any(f"{columns} columns" in line for line in screen.lines)
+    assert (b"\x1b[33mwarning" in pty.before) == colored
+    assert colored or b"\x1b[" not in pty.before
+
+
+def test_run_with_timeout_abandons_a_slow_function() -> None:
+    event = threading.Event()
+    with pytest.raises(TimeoutError):
+        run_with_timeout(event.wait, 0.05)
+    event.set()
+    assert run_with_timeout(lambda: 7, 5) == 7
+    with pytest.raises(ZeroDivisionError):
+        run_with_timeout(lambda: 1 // 0, 5)

@@ -1,0 +1,266 @@
+"""Batch invariance in the real llama.cpp: the log probabilities of a row, bit for bit, whatever runs beside it."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from platform import machine
+
+import pytest
+from asking import loaded
+from command_line import CommandLine
+from tiny_models import Shape, write_quantized, write_sliding_window
+
+from cerebrum_cli.core.events import TokenEvent
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine import sequence
+from cerebrum_cli.engine.backend import Row
+from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
+from cerebrum_cli.engine.llama.bindings import llama
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.llama.quantize import quantize
+from cerebrum_cli.engine.load_options import LoadOptions, expert_notice, plan_repacking
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.gguf.header import read_header
+from cerebrum_cli.gguf.types import FILE_TYPES
+
+pytestmark = pytest.mark.slow
+
+# Types whose rows are multiplied alike in any number, on x86; the documentation names them.
+INVARIANT_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0")
+VARIANT_TYPES = ("F32", "F16", "BF16", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_S")
+SHAPE = Shape(layers=2, width=512, heads=8, kv_heads=2, ffn=1024)
+needs_x86 = pytest.mark.skipif(machine().lower() not in ("x86_64", "amd64"), reason="another processor's kernels")
+
+Replies = list[list[tuple[int | None, float | None]]]
+"""Token and log probability of each generated token, by prompt."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for the models of this module."""
+    return tmp_path_factory.mktemp("models")
+
+
+def model_of(models: Path, encoding: str) -> Path:
+    """A tiny model in an encoding: all matrices of one type, or a mixture that llama.cpp writes."""
+    path = models / f"{encoding}.gguf"
+    if not path.exists() and encoding in INVARIANT_TYPES:
+        write_quantized(path, shape=SHAPE, encoding=encoding)
+    elif not path.exists():
+        source = models / "source.gguf"
+        if not source.exists():
+            write_quantized(source, shape=SHAPE, encoding="BF16")
+        quantize(str(source), str(path), next(number for number, name in FILE_TYPES.items() if name == encoding))
+    return path
+
+
+def prompts(count: int = 9, longest: int = 290) -> list[tuple[int, ...]]:
+    """Prompts of many lengths, some with a common prefix, up to beyond the first 256 positions."""
+    lengths = [1 + number * (longest - 1) // (count - 1) for number in range(count)]
+    return [
+        tuple(20 + (position * 7 + position // 40 * at % 3) % 200 for position in range(n))
+        for at, n in enumerate(lengths)
+    ]
+
+
+def replies(
+    path: Path,
+    slots: int,
+    requests: list[tuple[int, ...]],
+    *,
+    pad_steps: bool = True,
+    repack: bool | None = None,
+    limit: int | None = 12,
+    context_size: int = 1024,
+    flash_attention: bool | None = None,
+) -> Replies:
+    """Greedy replies to prompts, with at most so many at the same time."""
+    header = read_header(path)
+    options = LoadOptions(
+        path,
+        2048,
+        header.sizes,
+        context_size=context_size,
+        n_threads=2,
+        slots=slots,
+        batch_invariant=True,
+        pad_steps=pad_steps,
+        flash_attention=flash_attention,
+        repack=plan_repacking(header.quantization, True, machine()) if repack is None else repack,
+    )
+    said: Replies = [[] for _ in requests]
+    with loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop))) as engine:
+        given = [Request(each, SamplingParams(max_tokens=limit), logprobs=True, ignore_eos=True) for each in requests]
+        for event in engine.generate(given):
+            if isinstance(event, TokenEvent) and event.token is not None:
+                said[event.sequence.request].append((event.token, event.logprob))
+    return said
+
+
+@needs_x86
+@pytest.mark.parametrize("encoding", INVARIANT_TYPES)
+def test_types_that_are_batch_invariant_by_default(models: Path, encoding: str) -> None:
+    path = model_of(models, encoding)
+    alone = replies(path, 1, prompts(), pad_steps=False)
+    assert replies(path, 3, prompts(), pad_steps=False) == alone
+    assert replies(path, 9, prompts(), pad_steps=False) == alone
+
+
+@pytest.mark.parametrize(
+    ("encoding", "repack"), [*product(VARIANT_TYPES, [None]), ("Q4_K_M", True), ("Q2_K", True), ("IQ4_NL", False)]
+)
+def test_padded_steps_are_batch_invariant(models: Path, encoding: str, repack: bool | None) -> None:
+    path = model_of(models, encoding)
+    alone = replies(path, 1, prompts(), repack=repack)
+    for slots in (3, 9):
+        assert replies(path, slots, prompts()[::-1], repack=repack)[::-1] == alone
+
+
+@pytest.mark.parametrize("encoding", ["F16", "Q4_K_M"])
+def test_types_that_vary_without_padded_steps(models: Path, encoding: str) -> None:
+    features = llama.llama_print_system_info().decode()
+    if "AVX2 = 1" not in features:
+        pytest.skip(f"the kernels of this build may not differ: {features}")
+    path = model_of(models, encoding)
+    alone, together = (replies(path, slots, prompts(), pad_steps=False) for slots in (1, 9))
+    assert alone != together
+
+
+def test_padded_steps_are_invariant_after_preemption(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, requests = model_of(models, "Q4_K_M"), prompts(6, 230)  # replies outgrow the first 256 cells
+    alone = replies(path, 1, requests, limit=60)
+    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
+    assert replies(path, 5, requests, limit=60) == alone
+
+
+def test_padded_steps_are_invariant_with_a_profile_without_flash_attention(models: Path) -> None:
+    path = model_of(models, "F16")
+    alone, together = (replies(path, slots, prompts(), flash_attention=False) for slots in (1, 9))
+    assert together == alone
+
+
+def test_padded_steps_fill_the_context(models: Path) -> None:
+    path, requests = model_of(models, "Q4_K_M"), prompts(6, 240)
+    alone = replies(path, 1, requests, limit=None, context_size=256)
+    assert [len(prompt) + len(said) for prompt, said in zip(requests, alone, strict=True)] == [248] * 6
+    assert replies(path, 4, requests, limit=None, context_size=256) == alone
+
+
+def test_padded_steps_leave_sliding_windows_intact(models: Path) -> None:
+    path = write_sliding_window(models / "window.gguf", window=64)  # its cache has 576 cells
+    requests = prompts(6, 1100)
+    alone = replies(path, 1, requests, limit=40, context_size=2048)
+    assert replies(path, 5, requests[::-1], limit=40, context_size=2048)[::-1] == alone
+
+
+def rows_of(*slots: int, output: bool = True) -> list[Row]:
+    """One row in each slot, at position 300 + slot."""
+    return [Row(slot, 300 + slot, 9, output) for slot in slots]
+
+
+def pad(rows: list[Row], slots: int) -> tuple[list[Row], list[int]]:
+    """Pad rows where each slot holds 100 tokens and its index."""
+    return pad_step(rows, slots, lambda slot: 100 + slot)
+
+
+def test_step_is_padded_in_its_own_slot() -> None:
+    [row] = rows_of(2)
+    assert pad([row], 3) == ([row, *(Row(2, 303 + index, 9, True) for index in range(7))], [0])
+    assert pad(rows_of(0, 1), 2)[1] == [0, 4]
+
+
+def test_step_is_padded_in_free_slots() -> None:
+    rows = rows_of(*range(9))
+    padded, indices = pad(rows, 64)
+    assert padded == [*rows, *(Row(slot, 100 + slot, 9, True) for slot in (9, 10, 11))]
+    assert indices == [*range(9)]
+
+
+def test_step_is_padded_in_slots_between_its_own() -> None:
+    rows = rows_of(*range(4, 8), *range(9, 12))
+    padded, indices = pad(rows, 12)
+    assert padded == [*rows[:4], Row(8, 108, 9, True), *rows[4:]]
+    assert indices == [0, 1, 2, 3, 5, 6, 7]
+
+
+def test_padded_prefill_outputs_no_logits_or_several() -> None:
+    prefill = [Row(1, position, 9, False) for position in range(5)]
+    padded, indices = pad(prefill, 4)
+    assert ([row.position for row in padded], indices) == ([*range(8)], [*range(5)])
+    assert not any(row.output for row in padded)
+    prefill = [Row(1, position, 9, position == 56) for position in range(57)]
+    assert [row.position for row in pad(prefill, 4)[0] if row.output] == [*range(52, 60)]
+    assert all(row.output for row in pad([Row(1, 5, 9, True)], 4)[0])
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 8, 64])
+def test_padded_steps_are_small(slots: int) -> None:
+    for running in range(1, slots + 1):
+        size = len(pad(rows_of(*range(running)), slots)[0])
+        assert size % 4 == 0 and 8 <= size < max(9, running + 4)
+
+
+def test_numbers_of_slots_need_little_padding() -> None:
+    assert [stable_slots(slots) for slots in (1, 2, 3, 4, 5, 63, 64, 256)] == [1, 2, 2, 4, 4, 60, 64, 256]
+
+
+def test_batch_records_that_it_is_invariant(models: Path, new_user: CommandLine) -> None:
+    path = model_of(models, "Q4_K_M")
+    source = new_user.home / "in.txt"
+    source.write_text("".join(f"{'Why? ' * number}\n" for number in range(1, 9)))
+    texts = []
+    for parallel in ("1", "8"):
+        out = new_user.home / f"out-{parallel}.jsonl"
+        options = ("--max-tokens", "20", "--ignore-eos", "--parallel", parallel, "--batch-invariant")
+        done = new_user.run("batch", source, "-o", out, "-m", path, *options)
+        assert done.code == 0, done.err
+        texts.append([json.loads(line)["text"] for line in out.read_text().splitlines()])
+        settings = json.loads(Path(f"{out}.meta.json").read_text())
+        assert "all types" in json.dumps(settings)
+        changed = new_user.run("batch", source, "-o", out, "-m", path, *options[:-1])
+        assert (changed.code, "another batch invariance" in changed.err) == (1, True), changed.err
+        drafted = new_user.run("batch", source, "-o", out, "-m", path, *options, "--drafts")
+        assert (drafted.code, "--batch-invariant and --drafts cannot be used together" in drafted.err) == (2, True)
+    assert texts[0] == texts[1]
+
+
+def test_invariance_notices_for_experts_and_recurrent_models(
+    models: Path, new_user: CommandLine, recurrent_model: Path
+) -> None:
+    source = new_user.home / "in.txt"
+    source.write_text("Why?\n")
+    mixtral = write_quantized(models / "mixtral.gguf", experts=4)
+    command = ("batch", source, "-o", "-", "-n", "2", "--batch-invariant", "-m")
+    assert "a mixture of experts in K-quants" in new_user.run(*command, mixtral).err
+    assert "mixture" not in new_user.run(*command, mixtral, "-q").err
+    assert "no effect on a recurrent model" in new_user.run(*command, recurrent_model).err
+    assert expert_notice(8, ["F32", "Q8_0", "IQ4_NL"]) is None
+    assert expert_notice(0, ["Q4_K"]) is None
+
+
+def test_experts_are_invariant_without_tiled_kernels(models: Path, new_user: CommandLine) -> None:
+    mixtral = write_quantized(models / "experts.gguf", experts=4)
+    source = new_user.home / "in.txt"
+    source.write_text("".join(f"{'Why? ' * number}\n" for number in range(1, 9)))
+    command = (
+        "batch",
+        source,
+        "-o",
+        "-",
+        "-m",
+        mixtral,
+        "-n",
+        "20",
+        "--ignore-eos",
+        "--seed",
+        "1",
+        "--batch-invariant",
+    )
+    environment = {"GGML_CPU_TILED_MM": "0"}  # llama.cpp reads it once in a process
+    one, together = (new_user.run(*command, "--parallel", count, env=environment) for count in ("1", "8"))
+    assert (one.code, together.code) == (0, 0), one.err + together.err
+    assert one.out == together.out
+    assert "mixture" not in one.err

@@ -1,0 +1,78 @@
+"""What is relied on of llama-cpp-python beyond its documentation; CONTRIBUTING.md says when to look at it again."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cerebrum_cli.engine.build import CPU_FLAGS, REQUIREMENT
+from cerebrum_cli.engine.llama.bindings import import_bindings, llama
+
+ROOT = Path(__file__).parents[2]
+CHECKED = ("0.3.36", "0.3.37")  # the version all of this was read in, and the first that may differ
+
+SAMPLERS: dict[str, tuple[Any, ...]] = {
+    "init_penalties": (ctypes.c_int32, ctypes.c_int32, ctypes.c_float, ctypes.c_float, ctypes.c_float),
+    "init_logit_bias": (ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(llama.llama_logit_bias)),
+    "init_dry": (
+        *(ctypes.c_void_p, ctypes.c_float, ctypes.c_float, ctypes.c_int32, ctypes.c_int32),
+        *(ctypes.POINTER(ctypes.c_char_p), ctypes.c_size_t),
+    ),
+    "clone": (ctypes.POINTER(llama.llama_sampler),),
+    "init_top_n_sigma": (ctypes.c_float,),
+    "init_typical": (ctypes.c_float, ctypes.c_size_t),
+    "init_top_k": (ctypes.c_int32,),
+    "init_top_p": (ctypes.c_float, ctypes.c_size_t),
+    "init_min_p": (ctypes.c_float, ctypes.c_size_t),
+    "init_temp": (ctypes.c_float,),
+    "init_dist": (ctypes.c_uint32,),
+    "init_greedy": (),
+    "init_grammar": (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p),
+}
+SYMBOLS = (
+    *("ggml_backend_dev_count", "ggml_backend_dev_get", "ggml_backend_dev_type", "ggml_backend_dev_memory"),
+    *("ggml_backend_dev_name", "ggml_backend_dev_description", "ggml_backend_reg_count", "ggml_backend_reg_get"),
+    *("ggml_backend_reg_name", "ggml_quantize_chunk", "ggml_quantize_requires_imatrix", "ggml_version"),
+    *("ggml_type_name", "ggml_blck_size", "ggml_type_size"),
+    *(f"ggml_cpu_has_{name.lower()}" for name in CPU_FLAGS),
+)
+
+
+def test_dependency_is_bounded_to_the_checked_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirement = next(each for each in project["dependencies"] if each.startswith("llama-cpp-python"))
+    assert requirement == "llama-cpp-python>={},<{}".format(*CHECKED)
+    assert requirement in (ROOT / "Makefile").read_text()
+    assert requirement in (ROOT / "docs" / "how-to" / "use-a-gpu.md").read_text()
+    assert requirement == REQUIREMENT
+    assert version("llama-cpp-python") == CHECKED[0]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_sampler_takes_the_arguments_it_is_given(name: str) -> None:
+    assert tuple(getattr(llama, f"llama_sampler_{name}").argtypes or ()) == SAMPLERS[name]
+
+
+def test_token_data_has_the_fields_that_samplers_fill() -> None:
+    fields = [(name, ctypes.sizeof(type)) for name, type in llama.llama_token_data._fields_]
+    assert fields == [("id", 4), ("logit", 4), ("p", 4)]
+    assert [name for name, _ in llama.llama_token_data_array._fields_] == ["data", "size", "selected", "sorted"]
+
+
+def test_library_has_the_functions_that_are_called_by_name() -> None:
+    assert [name for name in SYMBOLS if not hasattr(llama._lib, name)] == []
+    assert Path(llama._lib._name).is_file()  # hashed, for the kind of a saved state
+
+
+def test_schema_converter_has_the_tables_that_are_patched() -> None:
+    converter = import_bindings("llama_grammar")
+    assert isinstance(converter.PRIMITIVE_RULES["char"].content, str)
+    assert isinstance(converter.GRAMMAR_LITERAL_ESCAPE_RE, re.Pattern)
+    assert {"\r", "\n", '"'} <= converter.GRAMMAR_LITERAL_ESCAPES.keys()
+    assert callable(converter.json_schema_to_gbnf)

@@ -1,0 +1,234 @@
+"""Types of the KV cache and flash attention: what is refused, what they are part of, and what they override."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from command_line import CommandLine
+from gguf_files import write_model
+from llama_engines import TALE, options
+from scripted_command import runtime_for
+from tiny_models import Shape, write_chatml
+
+from cerebrum_cli.cli.lm_eval import HarnessModel
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.load_options import LoadOptions, Tuning
+from cerebrum_cli.engine.memory import ContextOptions, sequence_bytes
+from cerebrum_cli.inference.load_options import Parallel, load_options
+from cerebrum_cli.inference.loading import ResolvedModel
+from cerebrum_cli.inference.profiles import DEFAULT, Profile, Speeds, TunedUse
+from cerebrum_cli.models.model import Model
+from cerebrum_cli.tune.candidates import NORMAL, plan_stages, unplanned
+from cerebrum_cli.tune.tune import search_space
+
+SPEEDS = Speeds(1.0, 10.0, 10.0)
+TUNING = Tuning(n_threads=3, cache_type="q8_0", flash_attention=True)
+USE = TunedUse(TUNING, SPEEDS, SPEEDS, 1.5, 1.0)
+TYPES = ("f16", "q8_0", "q4_0")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with heads of 32 elements, which a quantized cache can hold."""
+    return write_chatml(tmp_path_factory.mktemp("models") / "wide.gguf", shape=Shape(width=128))
+
+
+def options_with(path: Path, tuning: Tuning = DEFAULT, /, **settings: Any) -> LoadOptions:
+    return load_options(Model("tiny", (path,)), Settings(**settings), tuning=tuning)
+
+
+# What is refused before loading.
+
+
+def test_cache_type_that_does_not_divide_the_heads_is_refused(chatml_model: Path) -> None:
+    for key, name in (("cache_type_k", "--cache-type-k"), ("cache_type_v", "--cache-type-v")):
+        with pytest.raises(UsageError) as caught:
+            options_with(chatml_model, **{key: "q4_0"})
+        problem = f"{name} q4_0 needs heads of a multiple of 32 elements, but this model's have 16"
+        assert (caught.value.message, caught.value.hint) == (problem, f"omit {name}")
+        assert options_with(chatml_model, **{key: "f16"})
+
+
+def test_quantized_values_need_flash_attention(wide: Path) -> None:
+    with pytest.raises(UsageError, match="--cache-type-v q8_0 needs flash attention"):
+        options_with(wide, cache_type_v="q8_0", flash_attn="off")
+    assert options_with(wide, cache_type_k="q8_0", flash_attn="off").flash_attention is False
+
+
+@pytest.mark.parametrize("settings", [{"flash_attn": "on"}, {"cache_type_v": "q8_0"}])
+def test_flash_attention_is_refused_where_llama_cpp_has_none(tmp_path: Path, settings: dict[str, str]) -> None:
+    def fill(writer: gguf.GGUFWriter) -> None:
+        writer.add_key_length(128)
+        writer.add_value_length(128)
+
+    grok = write_model(tmp_path / "grok.gguf", fill, "grok")
+    with pytest.raises(UsageError, match="has no flash attention for the architecture grok"):
+        options_with(grok, **settings)
+    assert options_with(grok, flash_attn="auto").flash_attention is None
+
+
+def test_keys_and_values_in_one_cache_need_one_type(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "mla.gguf", lambda writer: writer.add_key_length_mla(192), "deepseek2")
+    with pytest.raises(UsageError, match="deepseek2 needs the same type for keys and values"):
+        options_with(path, cache_type_k="f16", cache_type_v="q8_0", ctx=256)
+
+
+def test_batch_invariance_needs_flash_attention(wide: Path) -> None:
+    parallel = Parallel(4, batch_invariant=True, pad_steps=True)
+    with pytest.raises(UsageError, match="--batch-invariant and --flash-attn off cannot be used together"):
+        load_options(Model("tiny", (wide,)), Settings(flash_attn="off"), parallel)
+
+
+def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine) -> None:
+    (user.home / "in.txt").write_text("one\n")
+    (user.home / "exam.jsonl").write_text('{"question": "1?", "answer": "1"}\n')
+    commands = (
+        ("ask", "hello"),
+        ("chat", "small", "hello"),
+        ("batch", "in.txt", "-o", "out.jsonl"),
+        ("eval", "exam.jsonl", "--dry-run"),
+        ("tune", "small", "--quick"),
+    )
+    for command in commands:
+        done = user.run(*command, "--cache-type-v", "q8_0", *(() if "small" in command else ("-m", "small")))
+        assert (done.code, done.out) == (2, ""), command
+        assert done.err.startswith("error: --cache-type-v q8_0 needs heads of a multiple of 32 elements"), command
+    assert not (user.home / "out.jsonl.meta.json").exists()
+
+
+# What is computed.
+
+
+@pytest.mark.parametrize("keys", TYPES)
+@pytest.mark.parametrize("values", TYPES)
+def test_cache_types_change_the_memory_and_little_else(wide: Path, keys: str, values: str) -> None:
+    def logits(**types: str) -> Any:
+        backend = open_llama(replace(options(wide), **types), lambda _: None, StopFlag())  # type: ignore[arg-type]
+        try:
+            backend.reserve(64)
+            backend.decode([Row(0, index, 20 + index, index == 9) for index in range(10)])
+            backend.decode([Row(0, 10, 40, True)])
+            return np.array(backend.logits(0)), backend.state_size(0), backend.state_kind
+        finally:
+            backend.close()
+
+    plain, plain_size, plain_kind = logits()
+    other, size, kind = logits(cache_type_k=keys, cache_type_v=values)
+    is_default = (keys, values) == ("f16", "f16")
+    assert (np.abs(plain - other).max() == 0, size == plain_size, kind == plain_kind) == (is_default,) * 3
+    assert np.corrcoef(plain, other)[0, 1] > 0.8
+
+
+def test_memory_is_planned_by_both_cache_types(wide: Path) -> None:
+    layers = Model("tiny", (wide,)).sizes.layers
+    each = [
+        sequence_bytes(layers, ContextOptions(1024, 1, 1, 32, cache_type_k=keys, cache_type_v=values))
+        for keys, values in (("f16", "f16"), ("q8_0", "f16"), ("f16", "q4_0"), ("q4_0", "q4_0"))
+    ]
+    length = sum(layer.key_length for layer in layers) * 1024
+    assert each == [4 * length, 98 * length // 32, 82 * length // 32, 36 * length // 32]
+
+
+# What they override, and what they are part of.
+
+
+def test_attention_settings_replace_those_of_the_profile(wide: Path) -> None:
+    tuned = options_with(wide, TUNING)
+    assert (tuned.cache_type_k, tuned.cache_type_v, tuned.flash_attention) == ("q8_0", "q8_0", True)
+    for settings, expected in (
+        ({"cache_type_k": "f16"}, ("f16", "f16", None)),
+        ({"cache_type_k": "q4_0"}, ("q4_0", "f16", None)),
+        ({"flash_attn": "auto"}, ("f16", "f16", None)),
+        ({"flash_attn": "off"}, ("f16", "f16", False)),
+        ({"flash_attn": "on", "cache_type_v": "q4_0"}, ("f16", "q4_0", True)),
+    ):
+        given = options_with(wide, TUNING, **settings)
+        assert (given.cache_type_k, given.cache_type_v, given.flash_attention) == expected
+        assert given.n_threads == 3
+
+
+def test_tune_does_not_try_what_the_user_has_set(wide: Path) -> None:
+    model = Model("tiny", (wide,))
+    for settings, expected in ((Settings(), True), (Settings(flash_attn="on"), False)):
+        space = search_space(model, settings)
+        tried = {key for stage in plan_stages(space, NORMAL, False) for key in stage.settings}
+        assert ({"cache_type", "flash_attention"} <= tried) is expected
+        reasons = unplanned(space, NORMAL, settings)
+        assert ("flash attention, cache q8_0" in reasons) is (not expected)
+    assert reasons["flash attention, cache q8_0"] == "--flash-attn is on"
+
+
+def test_profile_of_another_cache_type_is_never_used(tmp_path: Path, wide: Path) -> None:
+    here = runtime_for({}, tmp_path)
+    model = Model("tiny", (wide,))
+    identity, uses = here.library.identity(model), dict.fromkeys(("chat", "ask", "batch"), USE)
+
+    def save(settings: Settings, created: str) -> Profile:
+        store = here.profiles(settings)
+        profile = Profile(identity, store.machine, store.build, created, uses)  # type: ignore[arg-type]
+        store.save(profile)
+        return profile
+
+    quantized, other = Settings(cache_type_k="q8_0"), Settings(cache_type_k="q8_0", cache_type_v="q8_0")
+    default = save(Settings(), "1")
+    assert here.profile(model, quantized) is None
+    own = save(quantized, "2")
+    assert here.profile(model, quantized) == here.profile(model, replace(quantized, threads=2)) == own
+    assert here.profile(model, other) is None
+    for settings in (Settings(), Settings(threads=2), Settings(flash_attn="off")):
+        assert here.profile(model, settings) == default
+
+
+def test_prompt_cache_of_another_type_is_never_used(new_user: CommandLine, wide: Path) -> None:
+    def cached(*arguments: str) -> int:
+        done = new_user.run("ask", "-m", wide, "--json", "--max-tokens", "2", TALE, *arguments)
+        assert done.code == 0, done.err
+        return int(done.object["cached_tokens"])
+
+    choices = ((), ("--cache-type-k", "q8_0"), ("--cache-type-v", "q8_0"), ("--flash-attn", "off"))
+    assert [cached(*choice) for choice in choices] == [0] * 4
+    assert min(cached(*choice) for choice in choices) > 256
+
+
+def test_batch_is_not_resumed_with_another_cache_type(new_user: CommandLine, wide: Path) -> None:
+    (new_user.home / "in.txt").write_text("one\ntwo\n")
+    command = ("batch", "in.txt", "-o", "out.jsonl", "-m", wide, "--max-tokens", "2", "-q")
+    assert new_user.run(*command, "--cache-type-k", "q8_0").code == 0
+    for other in ((), ("--cache-type-k", "q4_0"), ("--cache-type-k", "q8_0", "--cache-type-v", "q8_0")):
+        done = new_user.run(*command, *other)
+        assert done.code == 1
+        assert "out.jsonl was made with another cache type" in done.err
+    assert new_user.run(*command, "--cache-type-k", "q8_0", "--flash-attn", "on").code == 0
+
+
+def test_exact_scores_keep_their_own_cache(wide: Path) -> None:
+    opened: list[LoadOptions] = []
+    model = Model("tiny", (wide,))
+    settings = Settings(cache_type_k="q4_0", cache_type_v="q4_0", flash_attn="on", threads=1)
+    harness = HarnessModel(model, ResolvedModel(model), settings)
+
+    def factory(given: LoadOptions) -> Any:
+        opened.append(given)
+        return lambda emit, stop: open_llama(given, emit, stop)
+
+    for use in ("scoring", "generation"):
+        loaded = harness.open(factory, use)
+        list(loaded.engine.load())
+        loaded.engine.close()
+    types = [(each.cache_type_k, each.cache_type_v, each.flash_attention) for each in opened]
+    assert types == [("f32", "f32", False), ("q4_0", "q4_0", True)]
+
+
+def test_cache_types_have_no_effect_behind_an_endpoint(user: CommandLine) -> None:
+    for option in (("--cache-type-k", "q8_0"), ("--cache-type-v", "q8_0"), ("--flash-attn", "on")):
+        done = user.run("ask", "-m", "small", "--endpoint", "http://127.0.0.1:9", "hello", *option)
+        assert done.code == 2
+        assert f"error: {option[0]} applies to local models" in done.err

@@ -1,0 +1,199 @@
+"""The codec on the real ggml: it agrees with the `gguf` package, and no call aborts the process."""
+
+from __future__ import annotations
+
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.engine.llama.bindings import llama
+from cerebrum_cli.engine.llama.codec import MAX_WEIGHTS, LlamaCodec
+from cerebrum_cli.engine.llama.devices import bind
+from cerebrum_cli.gguf.types import TENSOR_TYPES
+
+Floats = NDArray[np.float32]
+
+CODEC = LlamaCodec()
+NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
+ORACLES = {"F32", "F16", *(each.name for each in gguf.quants._type_traits)}  # types that the package reads
+UNREAD = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
+UNWRITTEN = UNREAD | {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}
+# Root mean square error for normally distributed weights, in standard deviations: the worst measured, plus a tenth.
+BOUNDS = {
+    0.0019: ["F32", "F16", "BF16"],
+    0.006: ["Q8_0"],
+    0.02: ["Q6_K"],
+    0.048: ["Q5_0", "Q5_1", "Q5_K"],
+    0.095: ["Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS"],
+    0.13: ["MXFP4", "NVFP4"],
+    0.19: ["Q3_K", "IQ3_S"],
+    0.33: ["Q2_K"],
+    0.8: ["Q1_0", "Q2_0"],
+    0.9: ["TQ1_0", "TQ2_0"],
+}
+ERRORS = {name: bound for bound, names in BOUNDS.items() for name in names}
+
+
+def normal(rows: int, length: int, seed: int = 0) -> Floats:
+    """Weights of a standard normal distribution."""
+    return np.random.default_rng(seed).standard_normal((rows, length), np.float32)
+
+
+def quantized(values: Floats, name: str) -> bytes:
+    """Quantize weights to a type."""
+    return CODEC.quantize(values, NUMBERS[name])
+
+
+def dequantized(data: bytes, name: str, shape: tuple[int, ...]) -> Floats:
+    """Dequantize weights of a type."""
+    out = np.full(shape, np.nan, np.float32)
+    CODEC.dequantize(data, NUMBERS[name], out)
+    return out
+
+
+@pytest.mark.parametrize("name", [name for name in NUMBERS if name in ORACLES])
+def test_codec_dequantizes_random_bytes_as_the_gguf_package_does(name: str) -> None:
+    kind = TENSOR_TYPES[NUMBERS[name]]
+    data = np.random.default_rng(1).integers(0, 256, (512, kind.block_bytes), np.uint8)
+    with np.errstate(all="ignore"):  # random scales may be infinite
+        expected = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name])
+    found = dequantized(data.tobytes(), name, expected.shape)
+    # Bit-identical if multiply and add are separate instructions, as on x86; other CPUs may fuse them.
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
+    finite = np.isfinite(expected).all(axis=1)
+    assert finite.mean() > 0.9
+    largest = np.abs(expected[finite]).max(axis=1, keepdims=True)
+    assert (np.abs(found[finite] - expected[finite]) <= 1e-6 * largest).all()
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16", "F32"])
+def test_codec_round_trips_floats_exactly(name: str) -> None:
+    data = np.random.default_rng(2).integers(0, 256, (4096, TENSOR_TYPES[NUMBERS[name]].block_bytes), np.uint8)
+    finite = data[np.isfinite(dequantized(data.tobytes(), name, (4096,)))]
+    weights = dequantized(finite.tobytes(), name, (1, len(finite)))
+    assert quantized(weights, name) == finite.tobytes()
+
+
+def test_codec_keeps_non_finite_floats() -> None:
+    values = np.array([[np.nan, np.inf, -np.inf, 1e30]], np.float32)
+    np.testing.assert_array_equal(dequantized(quantized(values, "F32"), "F32", (1, 4)), values)
+    np.testing.assert_allclose(dequantized(quantized(values, "BF16"), "BF16", (1, 4)), values, rtol=2**-8)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("scale", [1, 0.02])
+def test_codec_quantization_error_is_bounded(name: str, scale: float) -> None:
+    weights = normal(16, 1024) * np.float32(scale)
+    error = np.sqrt(np.square(dequantized(quantized(weights, name), name, weights.shape) - weights).mean()) / scale
+    assert error <= ERRORS[name]
+
+
+def test_codec_reports_supported_types_for_any_number() -> None:
+    numbers = [*range(-2, 61), 2**31 - 1, 2**64]
+    assert set(filter(CODEC.readable, numbers)) == {NUMBERS[name] for name in NUMBERS.keys() - UNREAD}
+    assert set(filter(CODEC.writable, numbers)) == {NUMBERS[name] for name in NUMBERS.keys() - UNWRITTEN}
+    assert ERRORS.keys() == NUMBERS.keys() - UNWRITTEN
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("value", [None, 0, 65504, 1e-45])
+def test_codec_writes_the_size_that_ggml_computes(name: str, value: float | None) -> None:
+    values = normal(2, 256) if value is None else np.full((2, 256), value, np.float32)
+    row_size = bind(llama._lib, "ggml_row_size", ctypes.c_size_t, (ctypes.c_int, ctypes.c_int64))
+    data = quantized(values, name)
+    assert len(data) == 2 * row_size(NUMBERS[name], 256)
+    assert np.isfinite(dequantized(data, name, (2, 256))).all()
+
+
+@pytest.mark.parametrize("type", [-1, 4, 31, 43, 60, *(NUMBERS[name] for name in sorted(UNWRITTEN))])
+def test_codec_rejects_unsupported_types(type: int) -> None:
+    with pytest.raises(EngineError, match="cannot write weights") as caught:
+        CODEC.quantize(normal(2, 256), type)
+    assert caught.value.hint
+    if not CODEC.readable(type):
+        with pytest.raises(EngineError, match="cannot read weights") as caught:
+            CODEC.dequantize(bytes(1024), type, np.empty(256, np.float32))
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "weights"),
+    [("Q4_K", 143, 256), ("Q4_K", 145, 256), ("Q4_K", 288, 256), ("Q4_K", 144, 255), ("F32", 4, 2), ("Q8_0", 34, 0)],
+)
+def test_codec_rejects_a_wrong_number_of_bytes(name: str, size: int, weights: int) -> None:
+    with pytest.raises(EngineError, match=f"{size} bytes are not {weights} weights of type {name}") as caught:
+        dequantized(bytes(size), name, (weights,))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("shape", [(2, 255), (1, 0), (0, 256), (4, 64), (MAX_WEIGHTS // 256 + 1, 256)])
+def test_codec_rejects_partial_blocks_and_too_many_weights(shape: tuple[int, int]) -> None:
+    with pytest.raises(EngineError, match=f"{shape[0]} rows of {shape[1]} weights") as caught:
+        quantized(np.broadcast_to(np.float32(1), shape), "Q6_K")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", sorted(ERRORS.keys() - {"F32", "BF16"}))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 70_000])
+def test_codec_rejects_weights_out_of_range(name: str, value: float) -> None:
+    values = normal(2, 256)
+    values[1, 7] = value
+    with pytest.raises(EngineError, match="not finite or exceed") as caught:
+        quantized(values, name)
+    assert caught.value.hint
+
+
+def test_codec_rejects_arrays_of_the_wrong_layout() -> None:
+    fixed = np.empty(256, np.float32)
+    fixed.flags.writeable = False
+    array: Any
+    for array in (np.empty(512, np.float32)[::2], np.empty(256, np.float64), fixed):
+        with pytest.raises(ctypes.ArgumentError):
+            CODEC.dequantize(bytes(144), NUMBERS["Q4_K"], array)
+    for array in (normal(4, 512)[:, ::2], normal(2, 256).astype(np.float64)):
+        with pytest.raises(ctypes.ArgumentError):
+            CODEC.quantize(array, NUMBERS["Q4_K"])
+
+
+@pytest.mark.parametrize(
+    ("missing", "unread", "unwritten"),
+    [
+        ("dequantize_row_q4_K", {"Q4_K"}, {"Q4_K"}),
+        ("quantize_iq4_nl", set(), {"IQ4_NL"}),
+        ("ggml_bf16_to_fp32_row", {"BF16"}, {"BF16"}),
+        ("ggml_quantize_chunk", set(), ERRORS.keys()),
+        ("", NUMBERS.keys() - {"F32"}, ERRORS.keys()),  # all
+    ],
+)
+def test_codec_lacks_types_that_the_library_lacks(missing: str, unread: set[str], unwritten: set[str]) -> None:
+    class Other:
+        def __getattr__(self, symbol: str) -> Any:
+            if not missing or symbol == missing:
+                raise AttributeError(symbol)
+            return getattr(llama._lib, symbol)
+
+    codec = LlamaCodec(Other())
+    assert {name for name in NUMBERS if not codec.readable(NUMBERS[name])} == UNREAD | unread
+    assert {name for name in NUMBERS if not codec.writable(NUMBERS[name])} == UNWRITTEN | unwritten
+
+
+def test_codec_lacks_types_with_another_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TENSOR_TYPES, 12, TENSOR_TYPES[12]._replace(block_bytes=145))
+    assert not LlamaCodec().readable(12) and not LlamaCodec().writable(12)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "IQ3_S", "F16"])
+def test_codec_is_thread_safe(name: str) -> None:
+    parts = [normal(4, 2048, seed) for seed in range(8)]
+    alone = [quantized(part, name) for part in parts]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(lambda part: quantized(part, name), parts))
+        again = list(threads.map(lambda data: dequantized(data, name, (4, 2048)), together))
+    assert together == alone
+    np.testing.assert_array_equal(again, [dequantized(data, name, (4, 2048)) for data in alone])

@@ -1,0 +1,481 @@
+"""Speculative decoding: drafts from earlier text, how long they are, and that they change no reply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+from weakref import WeakSet
+
+import pytest
+from asking import FREE_ROWS, Reply, ask, collect_replies, running_engine
+from command_line import CommandLine
+from hypothesis import given
+from hypothesis import strategies as st
+from llama_engines import STORY, assert_matches_single_run, open_engine
+from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expected_reply, random_model, replies, tokens
+
+from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.drafts import allocation, drafter
+from cerebrum_cli.engine.drafts.allocation import draft_lengths
+from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
+from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Acceptance, Drafter, Lookup
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.inference.loading import draft_costs
+
+DEAR_ROWS = StepCosts((1, 2, 4), (1.0, 1.65, 3.3))
+REPEATED = "the cat sat on the mat. "
+COPY = replies({"copy: " + REPEATED: REPEATED * 4})
+
+
+def grow(drafter: Drafter, lookup: Lookup, reply: list[int], text: str) -> str:
+    """Add a text to a reply token by token; return the draft that follows it."""
+    for token in tokens(text):
+        drafter.draft(lookup, MAX_DRAFT)
+        reply.append(token)
+    return "".join(chr(each.token) for each in drafter.draft(lookup, MAX_DRAFT))
+
+
+# Drafts.
+
+
+def test_drafter_continues_the_prompt_where_the_reply_repeats_it() -> None:
+    drafter, reply = Drafter(tokens("one two three four.")), list[int]()
+    lookup = drafter.start(reply)
+    assert grow(drafter, lookup, reply, "tw") == ""
+    assert grow(drafter, lookup, reply, "o").startswith(" three four.")
+    assert grow(drafter, lookup, reply, " th").startswith("ree four.")
+    assert grow(drafter, lookup, reply, "e") == ""
+
+
+def test_drafter_extends_a_repetition_beyond_its_end() -> None:
+    drafter, reply = Drafter(tokens("?")), list[int]()
+    lookup = drafter.start(reply)
+    assert grow(drafter, lookup, reply, "abcabc") == ("abc" * 21)[:MAX_DRAFT]
+
+
+def test_drafter_follows_a_sibling_from_its_first_token() -> None:
+    drafter = Drafter(tokens("question"))
+    first: list[int] = []
+    grow(drafter, drafter.start(first), first, "the answer is 4")
+    second: list[int] = []
+    lookup = drafter.start(second)
+    assert grow(drafter, lookup, second, "") == "the answer is 4"
+    assert grow(drafter, lookup, second, "t") == "he answer is 4"
+    assert grow(drafter, lookup, second, "hus the a") == "nswer is 4"
+
+
+def test_drafter_looks_up_again_after_the_end_of_a_sibling() -> None:
+    drafter = Drafter(tokens("one two three four."))
+    first: list[int] = []
+    grow(drafter, drafter.start(first), first, "the")
+    second: list[int] = []
+    lookup = drafter.start(second)
+    assert grow(drafter, lookup, second, "the two").startswith(" three four.")
+
+
+def test_drafter_learns_from_lookups_without_drafts() -> None:
+    drafter, reply = Drafter(tokens("abcdefghij. uvwxyzuvw.")), list[int]()
+    lookup = drafter.start(reply)
+    probabilities = []
+    for start, rest in (("abcdef", "ghij."), ("uvwxyz", "!")):
+        grow(drafter, lookup, reply, start)
+        probabilities.append(drafter.draft(lookup, 1)[0].probability)
+        grow(drafter, lookup, reply, rest)
+    assert probabilities[0] < probabilities[1]
+
+
+def test_acceptance_follows_what_was_right_before() -> None:
+    acceptance = Acceptance()
+    before = acceptance.probability("own", 3), acceptance.probability("own", 8)
+    for _ in range(6):
+        acceptance.record("own", 4, is_right=False)
+        acceptance.record("own", 15, is_right=True)
+    assert acceptance.probability("own", 3) < before[0]
+    assert acceptance.probability("own", 8) > before[1]
+    assert acceptance.probability("sibling", 3) == Acceptance().probability("sibling", 3)
+
+
+def test_drafter_pauses_after_misses_until_a_long_match() -> None:
+    text = "a long text that is repeated"
+    drafter, reply = Drafter(tokens(text)), list[int]()
+    lookup = drafter.start(reply)
+    for _ in range(3):
+        lookup.record(accepted=0)
+    assert grow(drafter, lookup, reply, text[:15]) == ""
+    assert grow(drafter, lookup, reply, text[15:17]).startswith(text[17:])
+
+
+def test_drafter_is_deterministic() -> None:
+    def drafts() -> list[str]:
+        drafter, reply = Drafter(tokens(REPEATED)), list[int]()
+        lookup = drafter.start(reply)
+        return [grow(drafter, lookup, reply, text) for text in ("the cat", " sat on the cat", ". the mat")]
+
+    assert drafts() == drafts()
+
+
+# Lengths.
+
+
+def test_draft_lengths_are_row_counts_that_pay() -> None:
+    certain, unlikely = [0.99] * 63, [0.1] * 63
+    assert draft_lengths([certain], DEFAULT_COSTS, 64, is_equal=False) == [63]
+    assert draft_lengths([unlikely], DEFAULT_COSTS, 64, is_equal=False) == [0]
+    assert draft_lengths([[0.9, 0.8, 0.6, 0.05, 0.05]], DEFAULT_COSTS, 64, is_equal=False) == [2]
+    assert draft_lengths([[]], DEFAULT_COSTS, 64, is_equal=False) == [0]
+
+
+def test_draft_lengths_are_0_where_rows_cost_as_much_as_steps() -> None:
+    costs = StepCosts((1, 2, 4, 8), (1.0, 2.0, 4.0, 8.0))
+    assert draft_lengths([[0.99] * 31], costs, 64, is_equal=False) == [0]
+
+
+def test_draft_lengths_prefer_the_likeliest_sequence() -> None:
+    costs = StepCosts((1, 2, 4), (1.0, 1.1, 1.2))
+    assert draft_lengths([[0.9, 0.8], [0.3, 0.2]], costs, 64, is_equal=False) == [2, 0]
+
+
+def test_draft_lengths_fit_into_a_step() -> None:
+    assert draft_lengths([[0.99] * 63], FREE_ROWS, 31, is_equal=False) == [15]
+    assert draft_lengths([[0.99] * 63, []], FREE_ROWS, 15, is_equal=False) == [6, 0]
+    assert draft_lengths([[0.99] * 63], FREE_ROWS, 1, is_equal=False) == [0]
+
+
+def test_draft_lengths_are_equal_for_separate_caches() -> None:
+    assert draft_lengths([[0.99] * 9, [0.99] * 3], FREE_ROWS, 64, is_equal=True) == [3, 3]
+    assert draft_lengths([[0.99] * 9, []], FREE_ROWS, 64, is_equal=True) == [0, 0]
+
+
+def test_draft_lengths_are_0_where_sequences_fill_a_tile() -> None:
+    assert draft_lengths([[0.99] * 9] * 16, FREE_ROWS, 64, is_equal=False) == [0] * 16
+
+
+def test_step_costs_are_interpolated() -> None:
+    costs = StepCosts((1, 4, 16), (1.0, 2.5, 4.0))
+    assert [costs.cost(rows) for rows in (1, 2, 4, 10, 16, 32)] == [1.0, 1.5, 2.5, 3.25, 4.0, 8.0]
+
+
+def test_draft_lengths_compare_with_several_rows_that_were_not_measured() -> None:
+    costs = StepCosts((1, 4), (1.0, 3.3))
+    assert draft_lengths([[0.8], [0.8]], costs, 64, is_equal=True) == [0, 0]
+
+
+def test_step_costs_reject_what_was_not_measured() -> None:
+    assert StepCosts.from_dict({"rows": [1, 2], "costs": [1.0, 1.5]}) == StepCosts((1, 2), (1.0, 1.5))
+    for rows, costs in (([2, 1], [1.0, 1.5]), ([1], [1.0]), ([1, 2], [1.0]), ([1, 2], [1.0, 0.0]), ([1, 128], [1, 2])):
+        with pytest.raises(ValueError, match="are"):
+            StepCosts.from_dict({"rows": rows, "costs": costs})
+    with pytest.raises(TypeError):
+        StepCosts.from_dict({"rows": "12", "costs": [1.0, 1.5]})
+
+
+# The engine.
+
+
+def drafted(reply: Reply) -> tuple[int, int]:
+    """Numbers of tokens drafted and accepted."""
+    assert reply.finish
+    return reply.finish.timings.draft_n, reply.finish.timings.draft_n_accepted
+
+
+def test_engine_verifies_a_draft_in_one_step() -> None:
+    backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS)
+    assert (reply.text, reply.reason) == (REPEATED * 4, "stop")
+    assert len(backend.steps) < 30 < len(REPEATED * 4)
+    count, accepted = drafted(reply)
+    assert count >= accepted > 60
+
+
+def test_engine_without_step_costs_makes_no_drafts() -> None:
+    backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, "copy: " + REPEATED)
+    assert drafted(reply) == (0, 0)
+    assert all(len(step) == 1 for step in backend.steps[1:])
+
+
+def test_engine_trims_a_rejected_draft() -> None:
+    """Only the tokens of the reply can be reused by the next prompt."""
+    prompt, reply_text = (
+        "copy: the quick brown fox jumps over the lazy dog. ",
+        "the quick brown fox jumps over me. done",
+    )
+    script = {prompt: reply_text, prompt + reply_text + " next": "ok"}
+    backend = ScriptedBackend(replies(script), context_size=300, batch_size=64)
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, prompt, step_costs=FREE_ROWS)
+        held = bytes(backend.memory[0]).decode()
+        [after] = ask(engine, prompt + reply_text + " next")
+    count, accepted = drafted(reply)
+    assert count > accepted > 0
+    assert (reply.text, held, after.cached) == (reply_text, prompt + reply_text, len(prompt + reply_text))
+
+
+def test_engine_ends_at_a_stop_string_inside_a_draft() -> None:
+    backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS, stop=("on the m",))
+        held = bytes(backend.memory[0]).decode()
+    assert (reply.text, reply.reason) == ("the cat sat ", "stop")
+    assert bytes(reply.ids).decode() == "the cat sat on the m"
+    assert held == "copy: " + REPEATED + "the cat sat on the "
+    assert drafted(reply)[1] > 0
+
+
+def test_engine_ends_at_an_end_token_inside_a_draft() -> None:
+    prompt = "copy: abcdefgh. abcdefgh. "
+    backend = ScriptedBackend(replies({prompt: "abcdefg"}), context_size=300, batch_size=64)
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, prompt, step_costs=FREE_ROWS)
+        held = bytes(backend.memory[0]).decode()
+    assert (reply.text, reply.reason, held) == ("abcdefg", "stop", prompt + "abcdefg")
+    assert drafted(reply)[0] > drafted(reply)[1] > 0
+
+
+def test_engine_drafts_no_more_than_max_tokens() -> None:
+    for limit in range(1, 40):
+        backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
+        prompt = "copy: " + REPEATED
+        with running_engine(backend) as engine:
+            [reply] = ask(engine, prompt, step_costs=FREE_ROWS, max_tokens=limit)
+        assert (reply.text, reply.reason) == ((REPEATED * 2)[:limit], "length")
+        evaluated = 1 + max(row.position for step in backend.steps for row in step)
+        assert evaluated == len(prompt) + limit - 1, "the last token is not evaluated"
+
+
+def test_engine_makes_no_more_drafts_after_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "MIN_PROBABILITY", 0.1)
+    monkeypatch.setattr(drafter, "MAX_MISSES", 1)
+    prompt = "abc1 def2 ghi3? "
+    backend = ScriptedBackend(replies({prompt: "abcX defY ghiZ"}), context_size=300, batch_size=64)
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, prompt, step_costs=FREE_ROWS)
+    assert reply.text == "abcX defY ghiZ"
+    assert sum(len(step) > 1 for step in backend.steps[1:]) == 1
+
+
+@pytest.mark.parametrize("context", range(35, 75))
+def test_engine_drafts_fill_a_context_exactly(context: int) -> None:
+    prompt = "copy: " + REPEATED
+    backend = ScriptedBackend(COPY, context_size=context, batch_size=64)
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, prompt, step_costs=FREE_ROWS)
+    assert (len(prompt) + len(reply.ids), reply.reason) == (context, "context")
+    assert reply.text == (REPEATED * 4)[: context - len(prompt)]
+
+
+def test_engine_makes_no_drafts_where_memory_cannot_be_trimmed() -> None:
+    backend = ScriptedBackend(COPY, context_size=300, batch_size=64, can_trim=False)
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS)
+    assert (reply.text, drafted(reply)) == (REPEATED * 4, (0, 0))
+
+
+def test_engine_drafts_never_evict_or_preempt() -> None:
+    """In a unified cache that is nearly full, rows are drafted only as far as cells are free."""
+    prompt = "copy: " + REPEATED
+    backend = ScriptedBackend(COPY, context_size=128, batch_size=64, slots=3, kv_unified=True)
+    with running_engine(backend) as engine:
+        said = ask(engine, prompt, n=3, step_costs=FREE_ROWS, max_tokens=20)
+    assert [reply.text for reply in said] == [REPEATED[:20]] * 3
+
+
+class UntrimmableBackend(ScriptedBackend):
+    """Memory that cannot go back by more than a token, as a sliding window may lose what it needs."""
+
+    def trim(self, slot: int, length: int) -> bool:
+        return len(self.memory[slot]) - length < 2 and super().trim(slot, length)
+
+
+def test_engine_evaluates_again_what_cannot_be_trimmed() -> None:
+    prompt = "copy: the quick brown fox jumps over the lazy dog. "
+    backend = UntrimmableBackend(replies({prompt: "the quick brown fox jumps over me. done"}), 1, 300, 64)
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, prompt, step_costs=FREE_ROWS)
+    assert reply.text == "the quick brown fox jumps over me. done"
+    assert sum(len(step) > len(prompt) for step in backend.steps) == 1
+
+
+def test_engine_resumes_an_interrupted_verification() -> None:
+    """Another request's cancellation interrupts the step; the sequence resumes with what was evaluated."""
+    for kept in range(8):
+        backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
+        backend.interrupts = dict.fromkeys(range(10, 14), kept)
+        with running_engine(backend) as engine:
+            [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS)
+        assert (reply.text, reply.reason) == (REPEATED * 4, "stop")
+
+
+def test_engine_aborts_siblings_that_are_drafting() -> None:
+    backend = ScriptedBackend(COPY, context_size=300, batch_size=64, slots=4, kv_unified=True)
+    with running_engine(backend) as engine:
+        completions = engine.complete([Request(tokens("copy: " + REPEATED), n=4, step_costs=FREE_ROWS)])
+        finished = {}
+        for event in completions:
+            if isinstance(event, TokenEvent) and event.sequence == SequenceId(0, 2):
+                completions.abort(0)
+            elif isinstance(event, FinishEvent):
+                finished[event.sequence] = event.reason
+        completions.close()
+        [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS)
+    assert set(finished) == {SequenceId(0, sample) for sample in range(4)}
+    assert reply.text == REPEATED * 4
+
+
+class CountedDrafter(Drafter):
+    """A drafter that is in a set while it exists."""
+
+    alive: ClassVar[WeakSet[Drafter]] = WeakSet()
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        super().__init__(prompt)
+        self.alive.add(self)
+
+
+def test_engine_frees_the_drafters_of_finished_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafter, "Drafter", CountedDrafter)
+    backend = ScriptedBackend(COPY, context_size=300, batch_size=64, slots=2)
+    request = Request(tokens("copy: " + REPEATED), step_costs=FREE_ROWS)
+    requests = [*[request] * 20, replace(request, max_n=3)]  # the last one is aborted before its second sample
+    left = []
+    with running_engine(backend) as engine:
+        completions = engine.complete(requests)
+        for event in completions:
+            if isinstance(event, FinishEvent):
+                left.append(len(CountedDrafter.alive))
+        completions.abort(20)
+    assert left[0] >= 20
+    assert 1 <= left[-1] <= 3
+    assert not CountedDrafter.alive
+
+
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=12), min_size=1, max_size=5),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.booleans(),
+    st.integers(1, 60),
+)
+def test_engine_drafts_change_no_reply(prompts: list[str], n: int, slots: int, kv_unified: bool, limit: int) -> None:
+    context = 300 if kv_unified else 80
+    backend = ScriptedBackend(random_model, slots, context, batch_size=64, kv_unified=kv_unified)
+    params = SamplingParams(seed=7, max_tokens=limit)
+    with running_engine(backend) as engine:
+        requests = [Request(tokens(text), params, n=n, step_costs=FREE_ROWS) for text in prompts]
+        said = collect_replies(engine.generate(requests))
+    for index, text in enumerate(prompts):
+        for sample in range(n):
+            reply = said[SequenceId(index, sample)]
+            assert (reply.ids, reply.reason) == expected_reply(tokens(text), 7 + sample, limit, context)
+
+
+def test_engine_refuses_a_sample_whose_grammar_ends_inside_a_draft() -> None:
+    backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
+    with running_engine(backend) as engine:
+        prompt = tokens("copy: " + REPEATED)
+        events = list(engine.complete([Request(prompt, grammar=DEAD_END, step_costs=FREE_ROWS)]))
+        held = bytes(backend.memory[0]).decode()
+    generated = "".join(event.text for event in events if isinstance(event, TokenEvent))
+    assert isinstance(events[-1], RefusedEvent)
+    assert max(map(len, backend.steps[1:])) > 1
+    assert (generated, held) == (REPEATED[:DEAD_END_TOKENS], "copy: " + REPEATED + REPEATED[:DEAD_END_TOKENS])
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(
+    ("measured", "setting", "costs"),
+    [
+        (None, None, None),
+        (None, True, DEFAULT_COSTS),
+        (FREE_ROWS, None, FREE_ROWS),
+        (FREE_ROWS, True, FREE_ROWS),
+        (FREE_ROWS, False, None),
+        (DEAR_ROWS, None, None),
+        (DEAR_ROWS, True, DEAR_ROWS),
+    ],
+)
+def test_drafts_need_a_profile_or_the_option(
+    measured: StepCosts | None, setting: bool | None, costs: StepCosts | None
+) -> None:
+    assert draft_costs(measured, None, setting) == costs
+    assert draft_costs(measured, "a recurrent state cannot be rolled back", setting) is None
+
+
+def test_ask_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
+    arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
+    asked, plain = CommandLine(tmp_path).run(*arguments, "--drafts"), CommandLine(tmp_path).run(*arguments)
+    assert asked.code == plain.code == 0
+    assert "note: drafts are off for this model: a recurrent state cannot be rolled back\n" in asked.err
+    assert "drafts" not in plain.err
+
+
+def test_chat_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
+    typed = "/set drafts on\n/set drafts off\n"
+    done = CommandLine(tmp_path).run("chat", "-m", recurrent_model, stdin=typed)
+    assert done.code == 0
+    assert done.err.count("note: drafts are off for this model: a recurrent state cannot be rolled back\n") == 1
+
+
+def test_ask_counts_drafts(tmp_path: Path, chatml_model: Path) -> None:
+    run = CommandLine(tmp_path).run
+    arguments = ("-m", chatml_model, "--raw", "-n", "150", "--no-log", "--no-cache", STORY)
+    drafted_reply, plain = (run("ask", option, "--json", *arguments).object for option in ("--drafts", "--no-drafts"))
+    timings = drafted_reply["timings"]
+    assert timings["draft_n"] >= timings["draft_n_accepted"] > 0 == plain["timings"]["draft_n"]
+    stats = run("ask", "--drafts", "--stats", *arguments).err
+    assert f", {timings['draft_n_accepted']} of {timings['draft_n']} drafted tokens accepted | " in stats
+
+
+# llama.cpp.
+
+
+@pytest.mark.parametrize("model", ["chatml_model", "sliding_window_model"])
+def test_llama_drafts_change_no_reply(model: str, request: pytest.FixtureRequest) -> None:
+    """Up to near ties: steps of one and of several rows differ in the last bits. One model's window is exceeded."""
+    path: Path = request.getfixturevalue(model)
+    with open_engine(path) as engine:
+        [reply] = ask(engine, STORY, step_costs=FREE_ROWS, max_tokens=150)
+        prompt = engine.vocabulary.tokenize([Text(STORY)])
+    assert drafted(reply)[1] > 10
+    assert_matches_single_run(path, prompt, reply.ids)
+
+
+def test_llama_drafts_after_a_restored_sliding_window(sliding_window_model: Path, tmp_path: Path) -> None:
+    """A saved state holds only the window, and a rejected draft must leave enough of it."""
+    with open_engine(sliding_window_model, tmp_path) as engine:
+        start = engine.vocabulary.tokenize([Text((STORY + "The hen, the fox and the hare were there. ") * 2)])[:204]
+        [before] = collect_replies(engine.generate([Request(start, SamplingParams(max_tokens=20))])).values()
+        engine.save_prompt_cache(1)
+    prompt = (*start, *before.ids)
+    with open_engine(sliding_window_model, tmp_path) as engine:
+        [reply] = collect_replies(
+            engine.generate([Request(prompt, SamplingParams(max_tokens=100), step_costs=FREE_ROWS)])
+        ).values()
+    assert reply.cached > 200
+    count, accepted = drafted(reply)
+    assert count > accepted > 10
+    assert_matches_single_run(sliding_window_model, prompt, reply.ids)
+
+
+def test_llama_recurrent_models_get_no_drafts(recurrent_model: Path) -> None:
+    with open_engine(recurrent_model) as engine:
+        [reply] = ask(engine, STORY, step_costs=FREE_ROWS, max_tokens=60)
+    assert drafted(reply) == (0, 0)
+
+
+def test_llama_drafts_obey_grammar_penalty_and_seed(chatml_model: Path) -> None:
+    grammar = 'root ::= ("the fox, " | "the hen, "){12}'
+    params = {"temperature": 1.0, "seed": 5, "repeat_penalty": 1.1, "grammar": grammar}
+    with open_engine(chatml_model) as engine:
+        [drafted_reply] = ask(engine, STORY, step_costs=FREE_ROWS, **params)  # type: ignore[arg-type]
+        [plain] = ask(engine, STORY, **params)  # type: ignore[arg-type]
+    assert drafted(drafted_reply)[1] > 0
+    assert drafted_reply.text == plain.text

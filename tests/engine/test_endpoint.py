@@ -1,0 +1,298 @@
+"""`--endpoint`: the commands on servers, compared with those on this machine; servers that come and go; errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Finished, assert_error
+from llama_server import BUILD
+from remote_engines import HASTY
+from served import SEEDS, Served
+from waiting import TIMEOUT_S
+
+from cerebrum_cli.batch import answering as batch
+from cerebrum_cli.engine.remote import engine as remote_engine
+
+ROWS = 200
+
+
+def without_times(reply: dict[str, Any]) -> dict[str, Any]:
+    """An object of `ask --json` without what depends on where it was generated."""
+    return {key: value for key, value in reply.items() if key not in ("timings", "file", "cached_tokens")}
+
+
+# The same answers.
+
+
+def test_endpoint_ask_prints_the_local_answer(served: Served) -> None:
+    arguments = ("ask", "--seed", "1", "--no-log", "What is 2 + 2?")
+    remote, local = served.run(*arguments, "--json"), served.run_alone(*arguments, "--json")
+    assert (remote.code, remote.err) == (0, "")
+    assert without_times(remote.object) == without_times(local.object)
+    assert remote.object["file"] is None
+    assert served.run(*arguments).out == served.run_alone(*arguments).out == "Perhaps 5. The answer is 5.\n"
+    preview = served.run(*arguments, "--json", "--dry-run").object
+    assert [body["prompt"] for body in served.asked()] == [preview["token_ids"]] * 2
+
+
+def test_endpoint_ask_continues_with_the_tokens_it_generated(served: Served) -> None:
+    first = served.run("ask", "--json", "--seed", "0", "What is 2 + 2?")
+    assert served.run("ask", "--json", "--seed", "1", "-c", "Sure?").code == 0
+    [one, two] = [body["prompt"] for body in served.asked()]
+    text = first.object["text"].encode()
+    assert two[: len(one) + len(text)] == [*one, *text]
+
+
+@pytest.mark.parametrize("votes", ["3", "5", "auto:2..7"])
+def test_endpoint_vote_has_the_local_tally_in_one_request(served: Served, votes: str) -> None:
+    arguments = ("ask", "--json", "--votes", votes, "--seed", "1", "--no-log", "What is 2 + 2?")
+    remote, local = served.run(*arguments, servers=2), served.run_alone(*arguments)
+    assert (remote.code, remote.err) == (0, "")
+    assert without_times(remote.object) == without_times(local.object)
+    first, *more = served.asked()
+    assert first["n_cmpl"] == int(votes.removeprefix("auto:")[0]) and bool(more) == votes.startswith("auto")
+    assert 0 in [len(server.completions()) for server in served.servers]
+
+
+def test_endpoint_vote_without_probabilities_breaks_ties_by_order(served: Served) -> None:
+    served.servers[0].has_logprobs = False
+    for seed, winner in ((0, "4"), (1, "5")):
+        done = served.run("ask", "--json", "--votes", "2", "--seed", str(seed), "What is 2 + 2?")
+        assert done.object["final_answer"] == winner
+
+
+@pytest.mark.parametrize("options", [(), ("--votes", "3"), ("--votes", "auto:2..5"), ("--parallel", "2")])
+def test_endpoint_batch_writes_the_local_result(served: Served, options: tuple[str, ...]) -> None:
+    questions = served.questions(12)
+    arguments: tuple[str | Path, ...] = (questions, "--seed", "7", "-q", *options)
+    remote = served.run("batch", *arguments, "-o", "remote.jsonl", servers=2)
+    local = served.run_alone("batch", *arguments, "-o", "local.jsonl")
+    assert (remote.code, remote.err, local.code) == (0, "", 0)
+    assert Path("remote.jsonl").read_bytes() == Path("local.jsonl").read_bytes()
+    assert all(server.completions() for server in served.servers)
+    record = Path("remote.jsonl.meta.json").read_text()
+    assert json.loads(record)["notes"]["servers"] == [
+        {"kind": "llama-server", "build": BUILD, "model": "tiny.gguf (1000 bytes)"}
+    ]
+    assert "127.0.0.1" not in record and "/srv" not in record
+
+
+def test_endpoint_batch_streams_rows_in_any_order(served: Served) -> None:
+    done = served.run("batch", served.questions(12), "--seed", "7", "-q", "-o", "-", servers=2)
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert len({row["id"] for row in rows}) == len(rows) == 12
+
+
+def test_endpoint_batch_reads_a_bounded_number_of_rows_ahead(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "READ_AHEAD", 30)
+    [server, _] = served.servers
+    slow = server.arm(hang_after=0)
+
+    def release_when_all_others_wait() -> None:
+        server.wait_for(lambda: sum(asked.is_answered for asked in server.completions()) == 29)
+        assert not slow.released.wait(0.1) and len(server.completions()) == 30
+        slow.released.set()
+
+    command = (served.questions(ROWS), "--seed", "7", "-q", "-o", "-")
+    done = run_batch(served, command, release_when_all_others_wait, servers=1)
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows) and len(rows) == ROWS
+
+
+def test_endpoint_eval_scores_as_locally(served: Served) -> None:
+    source = served.home / "sums.jsonl"
+    source.write_text("".join(json.dumps({"question": f"{n} + 1?", "answer": "4"}) + "\n" for n in range(12)))
+    arguments = (source, "--json", "--seed", "3")
+    remote, local = served.run("eval", *arguments, servers=2), served.run_alone("eval", *arguments)
+    assert (remote.code, local.code) == (0, 0), remote.err
+    assert remote.object["accuracy"] == local.object["accuracy"]
+    assert len(served.asked()) == 12
+
+
+# Several servers that come and go.
+
+
+def run_batch(served: Served, command: tuple[str | Path, ...], act: Callable[[], None], servers: int = 2) -> Finished:
+    """Run a batch on servers, and do something meanwhile."""
+    with ThreadPoolExecutor() as meanwhile:
+        acting = meanwhile.submit(act)
+        done = served.run("batch", *command, servers=servers)
+        acting.result(TIMEOUT_S)
+    return done
+
+
+def assert_all_answered(output: Path) -> None:
+    """Check that a result has every row once, with its seed and the reply to it."""
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["id"], row["seed"], row["error"]) for row in rows] == [(n + 1, n + 7, None) for n in range(ROWS)]
+    assert [row["text"] for row in rows] == [SEEDS[(n + 7) % 3] for n in range(ROWS)]
+
+
+def test_endpoint_batch_survives_a_killed_server(served: Served) -> None:
+    first, second = served.servers
+    questions = served.questions(ROWS)
+
+    def kill_and_restart() -> None:
+        stuck = first.arm(hang_after=0, times=None, let_through=40)
+        assert stuck.is_hanging.wait(TIMEOUT_S)
+        first.kill()
+        held = second.arm(hang_after=0, times=None, let_through=10)
+        assert held.is_hanging.wait(TIMEOUT_S)
+        stuck.disarm()
+        asked = len(first.completions())
+        first.start()
+        first.wait_for(lambda: len(first.completions()) > asked)
+        held.disarm()
+
+    done = run_batch(served, (questions, "--seed", "7", "-o", "out.jsonl"), kill_and_restart)
+    assert done.code == 0, done.err
+    assert_all_answered(Path("out.jsonl"))
+
+
+def test_endpoint_batch_without_servers_stops_and_resumes(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = served.questions(ROWS)
+
+    def kill_both() -> None:
+        stuck = [server.arm(hang_after=0, times=None, let_through=40) for server in served.servers]
+        assert all(each.is_hanging.wait(TIMEOUT_S) for each in stuck)
+        for server, each in zip(served.servers, stuck, strict=True):
+            server.kill()
+            each.disarm()
+
+    command = (questions, "--seed", "7", "-o", "out.jsonl")
+    with monkeypatch.context() as patched:
+        patched.setattr(remote_engine, "Patience", lambda: HASTY)
+        done = run_batch(served, command, kill_both)
+    assert_error(done, 1, "no server answers", *(server.url for server in served.servers), "run the same command again")
+    finished = [json.loads(line) for line in Path("out.jsonl.partial").read_text().splitlines()]
+    assert len(finished) >= 60 and not any(row["error"] for row in finished)
+    before = len(served.asked())
+    for server in served.servers:
+        server.start()
+    assert served.run("batch", *command, "-q", servers=2).code == 0
+    assert len(served.asked()) - before == ROWS - len(finished)
+    assert_all_answered(Path("out.jsonl"))
+
+
+def interrupted_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> tuple[str | Path, ...]:
+    """The command of a batch whose server was lost in the middle, and has started again."""
+    [server, _] = served.servers
+    with monkeypatch.context() as hasty:
+        hasty.setattr(remote_engine, "Patience", lambda: HASTY)
+        server.arm(times=None, let_through=40, status=500)
+        server.arm(path="/v1/models", times=None, let_through=1, reset_after=0)
+        command = (served.questions(ROWS), "--seed", "7", "-o", "out.jsonl")
+        assert_error(served.run("batch", *command), 1, "no server answers")
+    server.kill()
+    server.disarm()
+    server.start()
+    return command
+
+
+def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = interrupted_batch(served, monkeypatch)
+    finished = Path("out.jsonl.partial").read_bytes()
+    first, second = served.servers
+    second.models = ("other.gguf",)
+    done = served.run("batch", *command, servers=2)
+    problem = f"{second.url} serves other.gguf (1000 bytes) on llama-server, but earlier replies are from tiny.gguf"
+    assert_error(done, 1, problem, "--restart")
+    assert Path("out.jsonl.partial").read_bytes() == finished
+    second.models = first.models
+    assert served.run("batch", *command, "-q", servers=2).code == 0
+    assert_all_answered(Path("out.jsonl"))
+
+
+def test_endpoint_batch_of_an_older_record_resumes_on_its_kind(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = interrupted_batch(served, monkeypatch)
+    path = Path("out.jsonl.meta.json")
+    record = json.loads(path.read_text())
+    record["notes"]["servers"] = [{"kind": "vLLM", "build": "1"}]
+    path.write_text(json.dumps(record))
+    assert_error(served.run("batch", *command), 1, "on llama-server, but earlier replies are from vLLM")
+    record["notes"]["servers"] = [{"kind": "llama-server", "build": "older"}]
+    path.write_text(json.dumps(record))
+    assert served.run("batch", *command, "-q").code == 0
+
+
+# Errors: an exit code, one line for the problem, one for the fix.
+
+
+@pytest.mark.parametrize(
+    ("fault", "parts"),
+    [
+        ({"status": 500}, ("scripted",)),
+        ({"status": 400}, ("scripted",)),
+        ({"status": 401}, ("requires an API key", "CEREBRUM_API_KEY")),
+        ({"status": 404}, ("scripted",)),
+        ({"status": 307, "headers": {"Location": "http://192.0.2.1/"}}, ("redirects to http://192.0.2.1/",)),
+        ({"reset_after": 0}, ("connection lost",)),
+        ({"reset_after": 9}, ()),
+        ({"is_truncated": True}, ()),
+        ({"body": b"{}"}, ()),
+        ({"path": "/v1/models", "status": 404}, ("check the URL",)),
+        ({"path": "/v1/models", "body": b"<html>"}, ("damaged reply",)),
+        ({"path": "/props", "body": b"{}"}, ("/props",)),
+        ({"path": "/tokenize", "body": b'{"tokens":[1]}'}, ("vocabulary", "-m")),
+        ({"edit": lambda _, chunk: {**chunk, "tokens_evaluated": 2}}, ("instead of", "-m")),
+    ],
+)
+def test_endpoint_fault_is_one_problem_and_one_fix(
+    served: Served, fault: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    served.servers[0].arm(times=None, **fault)
+    assert_error(served.run("ask", "--no-log", "What is 2 + 2?"), 1, *parts)
+
+
+def test_endpoint_prompt_too_long_exits_4(served: Served) -> None:
+    served.servers[0].context_size = 60
+    assert_error(served.run("ask", "x" * 100), 4)
+
+
+def test_endpoint_prompt_too_long_is_an_error_row(served: Served) -> None:
+    served.servers[0].context_size = 90
+    questions = served.home / "in.txt"
+    questions.write_text(f"{'x' * 200}\nShort?\n")
+    done = served.run("batch", questions, "-q", "-o", "-")
+    rows = {row["prompt"][0]: row for row in map(json.loads, done.out.splitlines())}
+    assert done.code == 6
+    assert (rows["x"]["error"]["type"], rows["S"]["error"]) == ("context_length_exceeded", None)
+
+
+def test_endpoint_results_hold_no_address(served: Served) -> None:
+    for server in served.servers:
+        server.arm(times=1, status=400)
+        server.arm(times=3, status=500, let_through=8)
+    done = served.run("batch", served.questions(12), "-o", "out.jsonl", servers=2)
+    assert done.code == 6
+    errors = [
+        row["error"]["message"] for row in map(json.loads, Path("out.jsonl").read_text().splitlines()) if row["error"]
+    ]
+    assert {error.partition(":")[0] for error in errors} >= {"server 1", "server 2"}
+    assert "127.0.0.1" not in Path("out.jsonl").read_text() + Path("out.jsonl.meta.json").read_text()
+
+
+def test_endpoint_result_names_a_server_of_the_configuration(served: Served) -> None:
+    [server, _] = served.servers
+    served.config(f'[endpoints.big]\nurl = "{server.url}"\n')
+    server.arm(times=3, status=500)
+    done = served.run_alone("batch", served.questions(1), "-o", "-", "--endpoint", "big", "-q")
+    error = "3 servers failed on this request; the last, big: scripted: check the log of the server"
+    assert json.loads(done.out)["error"]["message"] == error
+
+
+def test_endpoint_without_a_server_is_an_error(served: Served) -> None:
+    served.servers[0].kill()
+    assert_error(served.run("ask", "hi"), 1, "no server answers", "Connection refused", "start one")
+
+
+def test_endpoint_reply_of_a_lost_server_is_printed_so_far(served: Served) -> None:
+    served.servers[0].arm(edit=lambda at, chunk: b"data: {\n\n" if "4" in str(chunk.get("content")) else chunk)
+    done = served.run("ask", "--seed", "0", "What is 2 + 2?")
+    assert done.out == "The answer is\n"
+    assert_error(done, 1, "damaged reply", "ask again")

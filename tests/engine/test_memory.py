@@ -1,0 +1,310 @@
+"""Planned memory: against the buffers that llama.cpp logs, and against totals for known machines worked out by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import Shape, write_quantized
+
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.engine.llama.bindings import llama, log
+from cerebrum_cli.engine.llama.context import context_params
+from cerebrum_cli.engine.memory import (
+    HEADROOM,
+    ContextOptions,
+    Device,
+    FreeMemory,
+    MemoryNeeds,
+    fits,
+    group_lengths,
+    host_bytes,
+    memory_needs,
+    plan_context,
+    plan_layers,
+    plan_slots,
+    require_context,
+    require_devices,
+)
+from cerebrum_cli.gguf.header import read_header
+from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes, model_sizes, uniform_sizes
+
+MIB, GIB = 2**20, 2**30
+
+# A Mistral-7B in a 4-bit quantization, rounded: a layer is 128 MiB of weights and, in 8192 tokens, 32 MiB of KV cache.
+MISTRAL = ModelSizes(
+    (LayerSizes(128 * MIB, 1024, 1024),) * 32,
+    input_bytes=256 * MIB,
+    output_bytes=256 * MIB,
+    embedding_length=4096,
+    activation_length=3 * 14336,
+    vocabulary_size=32000,
+    n_heads=32,
+)
+WEIGHTS = (32 * 128 + 512) * MIB
+CHAT = ContextOptions(8192, 1, 1, 512)
+COMPUTE = 124 * MIB  # 4 bytes x 512 rows x (4 x 4096 + 3 x 14336), and 8 MiB of attention mask
+INPUTS = 16 * MIB  # of the host without a layer: embeddings of 512 rows, and the mask
+LOGITS = 4 * 32000
+MAMBA = ModelSizes((LayerSizes(16 * MIB, state_bytes=16 * MIB),) * 4, vocabulary_size=32000)
+
+
+def cuda(free: int) -> Device:
+    return Device("CUDA0", "NVIDIA GeForce RTX 4090", free, free)
+
+
+def metal(free: int) -> Device:
+    return Device("MTL0", "Apple M2", free, free, is_unified=True)
+
+
+class Contexts:
+    """Models loaded without offloading and repacking, and the buffers that llama.cpp logs."""
+
+    def logged(self, path: Path, options: ContextOptions) -> float:
+        log.lines.clear()
+        params = llama.llama_model_default_params()
+        params.n_gpu_layers, params.use_extra_bufts = 0, False
+        model = llama.llama_model_load_from_file(str(path).encode(), params)
+        context = llama.llama_init_from_model(model, context_params(options))
+        assert context
+        llama.llama_free(context)
+        llama.llama_model_free(model)
+        lines = [line for line in log.lines if "buffer size =" in line]
+        assert any("compute" in line for line in lines)
+        return sum(float(size) for line in lines for size in re.findall(r"buffer size =\s+([\d.]+) MiB", line))
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "mixtral.gguf"
+    return write_quantized(path, experts=8, shape=Shape(layers=2, width=512, heads=8, kv_heads=2, ffn=512))
+
+
+@pytest.fixture
+def contexts(monkeypatch: pytest.MonkeyPatch) -> Contexts:
+    monkeypatch.setattr(log, "forward", lambda _: None)
+    return Contexts()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ContextOptions(8192, 1, 1, 128),
+        ContextOptions(1024, 32, 1, 128),
+        ContextOptions(4096, 16, 1, 512, kv_unified=True),
+        ContextOptions(2048, 1, 1, 512, flash_attention=False),
+    ],
+    ids=["one", "batch", "votes", "no-flash-attention"],
+)
+@pytest.mark.parametrize("model", ["starter", "seven", "recurrent_model", "sliding_window_model", "mixtral"])
+def test_plan_is_within_a_tenth_of_logged_buffers(
+    model: str, options: ContextOptions, contexts: Contexts, request: pytest.FixtureRequest
+) -> None:
+    path: Path = request.getfixturevalue(model)
+    planned = memory_needs(read_header(path).sizes, options).total / MIB
+    assert planned == pytest.approx(contexts.logged(path, options), rel=0.1, abs=0.1)
+
+
+def test_plan_of_a_quantized_cache_is_within_a_tenth(contexts: Contexts, starter: Path) -> None:
+    options = ContextOptions(8192, 1, 1, 128, cache_type_k="q8_0", cache_type_v="q8_0")
+    planned = memory_needs(read_header(starter).sizes, options).total / MIB
+    assert planned == pytest.approx(contexts.logged(starter, options), rel=0.1)
+
+
+def plan(
+    sizes: ModelSizes, *devices: Device, layers: str = "auto", **options: Any
+) -> tuple[tuple[int, ...], MemoryNeeds]:
+    """Layers on each GPU, and memory needs, of a chat."""
+    context = replace(CHAT, **options)
+    offloaded = plan_layers(sizes, layers, context, devices)
+    return offloaded, memory_needs(sizes, context, offloaded)
+
+
+def test_plan_without_gpus_is_the_sum_of_all_parts() -> None:
+    assert plan(MISTRAL) == ((), MemoryNeeds(WEIGHTS + 32 * 32 * MIB + COMPUTE + LOGITS))
+
+
+def test_plan_for_much_vram_offloads_all_but_the_embeddings() -> None:
+    on_gpu = (32 * (128 + 32) + 256) * MIB + COMPUTE
+    assert plan(MISTRAL, cuda(24 * GIB)) == ((33,), MemoryNeeds(256 * MIB + INPUTS + LOGITS, (on_gpu,)))
+
+
+def test_plan_for_little_vram_offloads_the_last_layers() -> None:
+    # 4096 - 512 - 124 = 3460 MiB hold the output layer, 256 MiB, and twenty layers of 160 MiB.
+    on_host = (256 + 12 * 160) * MIB + COMPUTE + LOGITS
+    assert plan(MISTRAL, cuda(4 * GIB)) == ((21,), MemoryNeeds(on_host, ((256 + 20 * 160) * MIB + COMPUTE,)))
+    assert plan(MISTRAL, cuda(HEADROOM))[0] == (0,)
+
+
+def test_plan_fills_gpus_in_order() -> None:
+    # 2048 - 512 - 124 = 1412 MiB hold eight layers; the other 24 and the output layer go to the larger one.
+    offloaded, needs = plan(MISTRAL, cuda(2 * GIB), cuda(8 * GIB))
+    assert offloaded == (8, 25)
+    assert needs.devices == (8 * 160 * MIB + COMPUTE, (24 * 160 + 256) * MIB + COMPUTE)
+
+
+def test_plan_for_metal_counts_its_memory_once() -> None:
+    host, gpu = 16 * GIB, metal(12 * GIB)
+    offloaded, needs = plan(MISTRAL, gpu)
+    assert offloaded == (33,)
+    assert host_bytes(needs, [gpu]) == WEIGHTS + 32 * 32 * MIB + INPUTS + LOGITS + COMPUTE
+    large = MISTRAL.with_weights(20_400_000_000)
+    offloaded, needs = plan(large, gpu)
+    assert host_bytes(needs, [gpu]) > 20_400_000_000 > host
+    assert not fits(needs, FreeMemory(host, (gpu,)))
+
+
+def test_plan_with_all_layers_on_the_host_ignores_the_gpu() -> None:
+    offloaded, needs = plan(MISTRAL, cuda(24 * GIB), layers="0")
+    assert (offloaded, needs.devices) == ((0,), (0,))
+    assert not fits(needs, FreeMemory(4 * GIB, (cuda(24 * GIB),)))
+    assert fits(needs, FreeMemory(8 * GIB, (cuda(24 * GIB),)))
+
+
+def test_plan_layers_is_the_requested_number() -> None:
+    for requested, offloaded in (("20", (20,)), ("all", (33,)), ("1000", (33,))):
+        assert plan(MISTRAL, cuda(24 * GIB), layers=requested)[0] == offloaded
+    assert plan(MISTRAL, cuda(GIB), cuda(2 * GIB), layers="all")[0] == (2, 31), "what does not fit is on the last"
+
+
+def test_plan_copies_tied_embeddings_to_the_gpu() -> None:
+    tied = replace(MISTRAL, is_tied=True, output_bytes=0)
+    assert plan(tied, cuda(24 * GIB))[1].devices == plan(MISTRAL, cuda(24 * GIB))[1].devices
+    assert plan(tied)[1].host == plan(MISTRAL)[1].host - 256 * MIB
+
+
+@pytest.mark.parametrize(
+    ("host", "context"),
+    [
+        (64 * GIB, 8192),
+        (WEIGHTS + HEADROOM + GIB + COMPUTE + LOGITS, 8192),
+        (WEIGHTS + HEADROOM + GIB + COMPUTE + LOGITS - 1, 8192 - 256),
+        (WEIGHTS + HEADROOM + GIB // 2 + COMPUTE + LOGITS, 4096),
+        (GIB, 256),
+    ],
+)
+def test_plan_context_is_the_default_or_what_fits(host: int, context: int) -> None:
+    flat = replace(MISTRAL, n_masks=0, activation_length=3 * 14336 + 4096)  # without the mask, the buffer is constant
+    assert plan_context(flat, CHAT, "auto", FreeMemory(host)) == context
+
+
+def test_plan_context_uses_the_memory_of_a_gpu_only_if_allowed() -> None:
+    free = FreeMemory(4 * GIB, (cuda(8 * GIB),))
+    assert plan_context(MISTRAL, CHAT, "auto", free) == 8192
+    assert plan_context(MISTRAL, CHAT, "0", free) == 256
+    assert plan_context(MISTRAL, CHAT, "auto", FreeMemory(4 * GIB, (metal(8 * GIB),))) == 256
+
+
+def test_plan_context_beyond_free_memory_is_refused() -> None:
+    require_context(MISTRAL, CHAT, 32768, "auto", FreeMemory(2 * GIB))
+    long = replace(CHAT, length=32768, batch_size=128)
+    with pytest.raises(EngineError) as caught:
+        require_context(MISTRAL, long, 32768, "auto", FreeMemory(2 * GIB))
+    assert caught.value.message == "a context of 32768 tokens needs 4.3 GB, but only 2.1 GB of memory is free"
+    assert caught.value.hint == "use --ctx 8192 or less"
+    require_context(MISTRAL, long, 32768, "auto", FreeMemory(2 * GIB, (cuda(16 * GIB),)))
+    with pytest.raises(EngineError):
+        require_context(MISTRAL, long, 32768, "0", FreeMemory(2 * GIB, (cuda(16 * GIB),)))
+
+
+def test_plan_slots_is_what_fits_in_memory_and_at_least_one() -> None:
+    batch = ContextOptions(1024, 64, 1, 128)
+    sequence = 1024 * 2000
+    sizes = uniform_sizes(0, 4, 1000)
+    free = HEADROOM + memory_needs(uniform_sizes(0, 4, 1000), replace(batch, slots=1)).total - sequence
+    assert plan_slots(sizes, 64, batch, (), FreeMemory(free + 10 * sequence)) == 10
+    assert plan_slots(sizes, 8, batch, (), FreeMemory(free + 10 * sequence)) == 8
+    assert plan_slots(sizes, 8, batch, (), FreeMemory(0)) == 1
+
+
+def test_plan_slots_counts_recurrent_states() -> None:
+    batch = ContextOptions(1024, 64, 1, 128)
+    each = 5 * 16 * MIB + LOGITS  # four layers, and one in the compute buffer
+    fixed = HEADROOM + 4 * 128 * 32000 + 16 * MIB
+    assert plan_slots(MAMBA, 64, batch, (), FreeMemory(fixed + 7 * each)) == 7
+    assert memory_needs(MAMBA, batch).total > 64 * 5 * 16 * MIB
+
+
+def test_plan_slots_is_limited_by_each_device() -> None:
+    batch = ContextOptions(8192, 64, 1, 512)
+    layer = 32 * MIB
+    for offloaded, free_on_gpus in (((16, 17), (20, 9)), ((16, 17), (9, 20))):
+        gpus = [
+            cuda(HEADROOM + COMPUTE + count * (layers * layer + LOGITS))
+            for count, layers in zip(free_on_gpus, (16, 16), strict=True)
+        ]
+        assert plan_slots(MISTRAL, 64, batch, offloaded, FreeMemory(64 * GIB, tuple(gpus))) == 9
+    free = FreeMemory(HEADROOM + COMPUTE + 5 * (32 * layer + LOGITS), (metal(64 * GIB),))
+    assert plan_slots(MISTRAL, 64, batch, (33,), free) == 5, "shared with the host"
+
+
+def limited_slots(most: int, cells: int) -> Callable[[int], int]:
+    """Number of slots of a length, in memory for so many cells."""
+    return lambda length: max(1, min(most, cells // length))
+
+
+SHORT, LONG = 1280, 32_768
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "cells", "groups"),
+    [
+        ([], 64, 10**6, []),
+        ([300], 64, 10**6, [512]),
+        ([SHORT] * 64 + [LONG], 64, 10**5, [SHORT, LONG]),  # 3 slots for all, otherwise
+        ([LONG] + [SHORT] * 64, 64, 10**5, [SHORT, LONG]),
+        ([1324] * 64 + [8192], 64, 10**7, [1536, 8192]),  # memory suffices, but attention over 8,192 cells is slower
+        ([1100, 1200, 1300, 1600] * 40, 64, 10**5, [1792]),  # similar lengths
+        ([1324] * 3 + [8192], 4, 10**6, [8192]),  # fewer rows than slots
+        ([1324] * 3 + [8192], 1, 10**6, [8192]),  # one slot gains nothing
+        ([SHORT] * 300 + [4096] * 200 + [LONG] * 9, 64, 2 * 10**5, [SHORT, 4096, LONG]),
+    ],
+)
+def test_plan_groups_lengths_that_are_faster_apart(
+    lengths: list[int], most: int, cells: int, groups: list[int]
+) -> None:
+    assert group_lengths(lengths, limited_slots(most, cells)) == groups
+
+
+def test_plan_of_tuned_layers_beyond_free_memory_is_refused() -> None:
+    _, needs = plan(MISTRAL, cuda(4 * GIB), layers="33")
+    with pytest.raises(EngineError, match=r"has 4\.3 GB of free memory, of which 5\.\d GB would be needed"):
+        require_devices(needs, [cuda(4 * GIB)])
+    require_devices(needs, [cuda(8 * GIB)])
+
+
+def sizes_of(kv_heads: tuple[int, ...], windows: tuple[bool, ...] = (), **values: int) -> ModelSizes:
+    """Sizes by metadata alone; in the names, `__` stands for a dot."""
+    given = {name.replace("__", "."): value for name, value in values.items()} | {"block_count": len(kv_heads)}
+    return model_sizes(
+        (),
+        lambda key: given.get(key, 0),
+        lambda key: {"attention.head_count_kv": kv_heads, "attention.head_count": (8,) * len(kv_heads)}.get(key, ()),
+        0,
+        windows,
+    )
+
+
+def test_sizes_of_windowed_and_shared_layers() -> None:
+    sizes = sizes_of(
+        (2, 4, 4, 4),
+        (False, True, True, True),
+        attention__key_length=512,
+        attention__value_length=512,
+        attention__key_length_swa=256,
+        attention__value_length_swa=128,
+        attention__shared_kv_layers=1,
+        attention__sliding_window=64,
+    )
+    lengths = [(layer.key_length, layer.value_length) for layer in sizes.layers]
+    assert lengths == [(1024, 1024), (1024, 512), (1024, 512), (0, 0)]
+    assert sizes.n_masks == 2
+
+
+def test_sizes_of_latent_attention_have_no_values() -> None:
+    sizes = sizes_of((1, 1), attention__key_length=576, attention__value_length=512, attention__key_length_mla=192)
+    assert [(layer.key_length, layer.value_length) for layer in sizes.layers] == [(576, 0)] * 2

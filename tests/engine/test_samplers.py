@@ -1,0 +1,180 @@
+"""Penalties, DRY, logit biases, top-n-sigma and typical-p on the real llama.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from asking import FREE_ROWS, ask
+from command_line import CommandLine
+from llama_engines import STORY, open_engine
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.sampling import SamplingParams, TokenBias
+from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.engine.llama.bindings import llama
+from cerebrum_cli.engine.llama.sampler import SamplerChains
+from cerebrum_cli.inference.logit_bias import resolve_biases
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "repeat": {"repeat_penalty": 1.5},
+    "presence": {"presence_penalty": 5.0},
+    "frequency": {"frequency_penalty": 2.0},
+    "dry": {"dry_multiplier": 2.0, "dry_sequence_breaker": ("none",)},
+    "bias": {"logit_bias": (TokenBias(97, 100.0),)},
+}
+
+
+def draws(mistral: LlamaBackend, logits: dict[int, float], prompt: tuple[int, ...] = (), **params: Any) -> set[int]:
+    """Tokens that a chain draws with 100 seeds; tokens without a logit are very unlikely."""
+    chains, drawn = SamplerChains(mistral._vocab), set()
+    given = numpy.zeros(mistral.size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
+    given["id"], given["logit"] = range(mistral.size), -1000.0
+    for token, logit in logits.items():
+        given["logit"][token] = logit
+    for seed in range(100 if params.get("temperature") else 1):
+        chain, data = chains.create(SamplingParams(**params), seed, prompt), given.copy()
+        pointer = data.ctypes.data_as(llama.llama_token_data_p)
+        candidates = llama.llama_token_data_array(data=pointer, size=mistral.size, selected=-1, sorted=False)
+        llama.llama_sampler_apply(chain, ctypes.byref(candidates))
+        drawn.add(int(candidates.data[candidates.selected].id))
+        llama.llama_sampler_free(chain)
+    chains.close()
+    return drawn
+
+
+@pytest.mark.parametrize("slots", [1, 3])  # with several, plain greedy sampling takes a shortcut
+@pytest.mark.parametrize("name", CHANGES)
+def test_sampler_that_changes_logits_changes_greedy_replies(chatml_model: Path, name: str, slots: int) -> None:
+    with open_engine(chatml_model, slots=slots) as engine:
+        [plain], [changed] = (ask(engine, "aaaa", max_tokens=60, **each) for each in ({}, CHANGES[name]))
+        [again] = ask(engine, "aaaa", max_tokens=60, temperature=1.0, top_k=1, seed=9, **CHANGES[name])
+    assert plain.ids != changed.ids == again.ids
+
+
+@pytest.mark.parametrize("name", ["repeat", "presence", "frequency", "bias", "sampled"])
+def test_sampler_state_is_the_same_with_drafts(chatml_model: Path, name: str) -> None:
+    sampled = {"temperature": 0.7, "seed": 5, "top_n_sigma": 2.0, "typical_p": 0.9, "dry_multiplier": 0.5}
+    params = {"grammar": 'root ::= ("the fox, " | "the hen, "){12}', **CHANGES.get(name, sampled)}
+    with open_engine(chatml_model) as engine:
+        [drafted] = ask(engine, STORY, step_costs=FREE_ROWS, **params)
+        [plain] = ask(engine, STORY, **params)
+    assert drafted.ids == plain.ids
+    assert drafted.finish
+    assert drafted.finish.timings.draft_n_accepted > 0
+
+
+def test_sampler_penalties_are_those_of_openai(mistral: LlamaBackend) -> None:
+    logits, prompt = {10: 5.0, 11: 4.0, 12: 2.9}, (10, 10, 11)
+    assert draws(mistral, logits, prompt) == {10}
+    assert draws(mistral, logits, prompt, presence_penalty=1.5) == {10}
+    assert draws(mistral, logits, prompt, presence_penalty=2.5) == {12}
+    assert draws(mistral, logits, prompt, frequency_penalty=0.9) == {10}
+    assert draws(mistral, logits, prompt, frequency_penalty=1.01) == {11}
+    assert draws(mistral, logits, (10, 10, 11, *[9] * 64), frequency_penalty=5.0) == {10}  # they look back 64 tokens
+
+
+def test_sampler_dry_stops_a_repeat_as_far_back_as_it_looks(mistral: LlamaBackend) -> None:
+    logits, repeat, between = {10: 5.0, 11: 4.0}, (20, 21, 22, 10), tuple(range(100, 200))
+    dry: dict[str, Any] = {"dry_multiplier": 0.8}
+    assert draws(mistral, logits, (*repeat, *repeat[:3]), **dry) == {11}
+    assert draws(mistral, logits, (*repeat, *repeat[:3]), dry_allowed_length=4, **dry) == {10}
+    assert draws(mistral, logits, (*repeat, *repeat[:3]), dry_penalty_last_n=0, **dry) == {10}
+    assert draws(mistral, logits, (*repeat, *between, *repeat[:3]), **dry) == {10}
+    assert draws(mistral, logits, (*repeat, *between, *repeat[:3]), dry_penalty_last_n=200, **dry) == {11}
+    text = mistral.piece(22).decode()
+    assert draws(mistral, logits, (*repeat, *repeat[:3]), dry_sequence_breaker=(text,), **dry) == {10}
+
+
+def test_sampler_biases_come_before_the_greedy_choice(mistral: LlamaBackend) -> None:
+    logits = {10: 5.0, 11: 4.0}
+    assert draws(mistral, logits, logit_bias=(TokenBias(10, -1.5),)) == {11}
+    assert draws(mistral, logits, logit_bias=(TokenBias(10, -0.5), TokenBias(11, 0.1))) == {10}
+
+
+def test_sampler_typical_p_keeps_tokens_of_typical_surprise(mistral: LlamaBackend) -> None:
+    """The distance from the entropy, 1.28, is least for 0.3 and 0.2; other tokens have a probability of 0."""
+    logits = {10: log(0.4), 11: log(0.3), 12: log(0.25), 13: log(0.05)}
+    rest: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0}
+    assert draws(mistral, logits, **rest) >= {10, 11, 12}
+    assert draws(mistral, logits, typical_p=0.5, **rest) == {11, 12}
+
+
+def test_sampler_top_n_sigma_keeps_the_highest_logits(mistral: LlamaBackend) -> None:
+    logits = dict.fromkeys(range(mistral.size), 0.0) | {10: 10.0, 11: 9.9}
+    rest: dict[str, Any] = {"temperature": 5.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    assert len(draws(mistral, logits, **rest)) > 20
+    assert draws(mistral, logits, top_n_sigma=2.0, **rest) == {10, 11}
+    assert draws(mistral, logits, top_n_sigma=2.0, typical_p=0.99, **rest) == {10, 11}
+
+
+def test_sampler_dry_may_look_back_further_than_memory_reaches(chatml_model: Path) -> None:
+    with open_engine(chatml_model) as engine:
+        [far, whole] = (
+            ask(engine, STORY, max_tokens=20, dry_multiplier=2.0, dry_penalty_last_n=last_n)[0]
+            for last_n in (2**31 - 1, 2048)
+        )
+    assert far.ids == whole.ids
+
+
+# Logit biases by text.
+
+BIAS = ("--logit-bias", "c=100")
+
+
+def test_logit_bias_names_a_token_by_its_exact_text(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
+    for vocabulary, texts in ((mistral, ("the", " the", "\n", "</s>")), (chatml, ("a", "<|im_end|>"))):
+        biases = resolve_biases(vocabulary, [TokenBias(text, -1.0) for text in texts])
+        pieces = [vocabulary.piece(int(each.token), special=True).decode() for each in biases]
+        assert pieces == list(texts)
+
+
+def test_logit_bias_of_the_same_token_is_the_last(mistral: LlamaBackend) -> None:
+    [(token, _)] = resolve_biases(mistral, [TokenBias(" the", 1.0)])
+    both = [TokenBias(" the", 1.0), TokenBias(token, 2.0)]
+    assert resolve_biases(mistral, both) == (TokenBias(token, 2.0),)
+
+
+def test_logit_bias_of_several_tokens_names_them(mistral: LlamaBackend) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_biases(mistral, [TokenBias(" the world", 1.0)])
+    ids = [int(resolve_biases(mistral, [TokenBias(text, 1.0)])[0].token) for text in (" the", " world")]
+    expected = f"logit_bias: ' the world' is not one token of this model but 2: {ids[0]} ' the', {ids[1]} ' world'"
+    assert (caught.value.message, caught.value.hint.endswith("as in 42=-1")) == (expected, True)
+    with pytest.raises(UsageError) as caught:
+        resolve_biases(mistral, [TokenBias("makes", 1.0)])
+    assert caught.value.hint == "with its leading space it is one: ' makes'"
+    with pytest.raises(UsageError, match=r"no token 32000"):
+        resolve_biases(mistral, [TokenBias(32000, 1.0)])
+
+
+@pytest.mark.slow
+def test_logit_bias_works_in_ask_batch_and_chat(user: CommandLine, tmp_path: Path) -> None:
+    asked = user.run("ask", "-n", "5", "--raw", "--no-log", "--logit-bias", "a=100", "hi")
+    assert (asked.code, asked.out) == (0, "aaaaa\n")
+    wrong = user.run("ask", "--logit-bias", "@#=1", "hi")
+    assert wrong.code == 2
+    assert "error: logit_bias: '@#' is not one token of this model but 2: " in wrong.err
+    rows = tmp_path / "in.jsonl"
+    given = [{"b": 100}, {str(ord("a") + 10**6): 1}, None]
+    rows.write_text("".join(json.dumps({"prompt": "hi", "logit_bias": each}) + "\n" for each in given))
+    done = user.run("batch", rows, "-o", "-", "-n", "5", "--logit-bias", "c=100")
+    first, second, third = map(json.loads, done.out.splitlines())
+    assert (done.code, first["text"], third["text"]) == (6, "bbbbb", "ccccc")
+    assert second["error"]["message"].startswith("logit_bias: this model has no token 1000097")
+    refused = user.run("batch", rows, "-o", tmp_path / "out.jsonl", "--logit-bias", "@#=1")
+    assert (refused.code, (tmp_path / "out.jsonl").exists()) == (2, False)
+    plain = tmp_path / "in.txt"
+    plain.write_text("hi\n")
+    codes = [user.run("batch", plain, "-o", tmp_path / "out", "-n", "2", *bias).code for bias in ((), BIAS, ())]
+    assert codes == [0, 1, 0]  # the record without a bias is that of older versions
+    typed = "/set logit_bias @#=1\n/set logit_bias d=100\n/set max_tokens 4\nhi\n/params\n"
+    chat = user.run("chat", stdin=typed)
+    assert "dddd" in chat.out.splitlines()
+    assert "'@#' is not one token of this model but 2" in chat.err
+    assert "logit_bias            'd=100'\n" in chat.err

@@ -1,0 +1,332 @@
+"""Scores of given texts: sums, shared prefixes, memory, cancelling, and other work at the same time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from random import Random
+
+import pytest
+from asking import collect_replies, running_engine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted_backend import ALPHABET, ScriptedBackend, random_model, replies, token_score, tokens
+
+from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
+from cerebrum_cli.core.events import FinishEvent, RefusedEvent, StageEvent, TokenEvent
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.loop import Loop
+from cerebrum_cli.engine.messages import Commands, Submit, SubmitScores
+from cerebrum_cli.engine.scoring.job import ScoreJob
+from cerebrum_cli.engine.scoring.request import Score, ScoreEvent, ScoreRequest, ScoringEvent
+from cerebrum_cli.engine.sequence import Request, create_sequences
+
+
+def request(context: str, *continuations: str) -> ScoreRequest:
+    return ScoreRequest(tokens(context), tuple(map(tokens, continuations)))
+
+
+def shared_backend(slots: int = 4, context_size: int = 100, **given: object) -> ScriptedBackend:
+    """A backend whose slots share one cache."""
+    return ScriptedBackend(
+        random_model,
+        slots=slots,
+        context_size=context_size,
+        kv_unified=True,
+        **given,  # type: ignore[arg-type]
+    )
+
+
+def collect_scores(events: Iterable[ScoringEvent]) -> dict[int, tuple[Score, ...]]:
+    """Scores by request; each may be there only once."""
+    scores: dict[int, tuple[Score, ...]] = {}
+    for event in events:
+        if isinstance(event, ScoreEvent):
+            assert event.request not in scores
+            scores[event.request] = event.scores
+        else:
+            assert isinstance(event, StageEvent)
+    return scores
+
+
+def score(backend: ScriptedBackend, *requests: ScoreRequest) -> dict[int, tuple[Score, ...]]:
+    """Score requests on a new engine."""
+    with running_engine(backend) as engine:
+        return collect_scores(engine.score(requests))
+
+
+def expected_scores(asked: ScoreRequest) -> tuple[Score, ...]:
+    """Scores from one token after another."""
+    scores = []
+    for continuation in asked.continuations:
+        held, total, is_greedy = tuple(asked.context), 0.0, True
+        for token in continuation:
+            logprob, is_argmax = token_score(held, token)
+            total, is_greedy = total + logprob, is_greedy and is_argmax
+            held = (*held, token)
+        scores.append(Score(total, is_greedy, len(continuation)))
+    return tuple(scores)
+
+
+def trie_nodes(requests: Iterable[ScoreRequest]) -> set[tuple[int, ...]]:
+    """Prefixes to evaluate: of contexts and continuations without the last token."""
+    texts = [
+        (*asked.context, *continuation[:-1])
+        for asked in requests
+        for continuation in asked.continuations
+        if continuation
+    ]
+    return {text[:length] for text in texts for length in range(1, len(text) + 1)}
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        pytest.param([request("a context", " one", " two", "")], id="an empty continuation"),
+        pytest.param([request("a context", "")], id="only an empty continuation"),
+        pytest.param([request("a context"), request("c" * 500, ""), request("", "")], id="nothing to evaluate"),
+        pytest.param([request("a context", " one", " one")], id="identical continuations"),
+        pytest.param([request("a context", " one", " on", " one more")], id="a continuation that extends another"),
+        pytest.param([request("a context", " one", " two")] * 3, id="identical requests"),
+        pytest.param([request("a", " context"), request("a con", "text", "trast")], id="a context inside another text"),
+        pytest.param([request("ab", "c"), request("abc", "d"), request("abcd", "e")], id="a chain of contexts"),
+        pytest.param([request("x", "a"), request("y", "b")], id="nothing in common"),
+        pytest.param([], id="no requests"),
+    ],
+)
+def test_scores_are_sums_over_tokens(requests: list[ScoreRequest]) -> None:
+    for backend in (shared_backend(), ScriptedBackend(random_model), ScriptedBackend(random_model, can_trim=False)):
+        assert score(backend, *requests) == dict(enumerate(map(expected_scores, requests)))
+
+
+def test_scores_evaluate_a_shared_context_once() -> None:
+    backend = shared_backend()
+    score(backend, request("a long context, ", "one", "two", "seven"))
+    assert [len(step) for step in backend.steps] == [len("a long context, "), len("on" + "tw" + "seve")]
+
+
+def test_scores_share_steps_between_requests() -> None:
+    backend = shared_backend(slots=8)
+    score(backend, *(request(f"{number} is a number", " a", " b") for number in range(8)))
+    assert [len(step) for step in backend.steps] == [16] * 7
+
+
+@dataclass(frozen=True)
+class Work:
+    """Requests, and a backend that is just large enough, or larger."""
+
+    requests: list[ScoreRequest]
+    slots: int
+    spare: int
+    batch_size: int
+    max_outputs: int
+
+    def backend(self, **given: object) -> ScriptedBackend:
+        longest = max(map(len, trie_nodes(self.requests)), default=1)
+        return shared_backend(
+            self.slots,
+            longest + self.spare,
+            batch_size=max(self.slots, self.batch_size),
+            max_outputs=self.max_outputs,
+            **given,
+        )
+
+
+LETTERS = st.lists(st.sampled_from(ALPHABET), max_size=6).map(tuple)
+REQUESTS = st.builds(
+    lambda start, end, continuations: ScoreRequest((*b"abcabcaa"[:start], *end), tuple(continuations)),
+    st.integers(1, 8),
+    LETTERS,
+    st.lists(LETTERS, max_size=5),
+)
+WORK = st.builds(
+    Work,
+    st.lists(REQUESTS, max_size=12),
+    slots=st.integers(1, 6),
+    spare=st.integers(0, 30),
+    batch_size=st.integers(1, 12),
+    max_outputs=st.integers(1, 6),
+)
+
+
+@given(WORK)
+@settings(max_examples=300, deadline=None)
+def test_scores_evaluate_each_node_of_the_trie_once(work: Work) -> None:
+    backend = work.backend()
+    assert score(backend, *work.requests) == dict(enumerate(map(expected_scores, work.requests)))
+    assert backend.evaluated == len(trie_nodes(work.requests))
+
+
+@given(WORK)
+@settings(max_examples=300, deadline=None)
+def test_scores_of_models_that_cannot_trim_are_right(work: Work) -> None:
+    backend = work.backend(can_trim=False)
+    assert score(backend, *work.requests) == dict(enumerate(map(expected_scores, work.requests)))
+
+
+@given(WORK, st.booleans(), st.dictionaries(st.integers(0, 12), st.integers(0, 6)))
+@settings(max_examples=300, deadline=None)
+def test_scores_are_right_after_interrupted_steps(work: Work, can_trim: bool, interrupts: dict[int, int]) -> None:
+    backend = (work if can_trim else replace(work, slots=1)).backend(can_trim=can_trim, interrupts=interrupts)
+    assert score(backend, *work.requests) == dict(enumerate(map(expected_scores, work.requests)))
+
+
+@given(WORK, st.randoms())
+@settings(max_examples=100, deadline=None)
+def test_scores_take_the_same_steps_in_any_order(work: Work, random: Random) -> None:
+    shuffled = [
+        ScoreRequest(one.context, tuple(random.sample(one.continuations, len(one.continuations))))
+        for one in random.sample(work.requests, len(work.requests))
+    ]
+    backend, again = work.backend(), work.backend()
+    score(backend, *work.requests)
+    score(again, *shuffled)
+    assert again.steps == backend.steps
+
+
+@given(WORK)
+@settings(max_examples=100, deadline=None)
+def test_scores_bound_the_rows_with_logits(work: Work) -> None:
+    backend = work.backend()
+    score(backend, *work.requests)
+    assert all(sum(row.output for row in step) <= work.max_outputs for step in backend.steps)
+
+
+def test_scores_copy_a_context_that_cannot_be_trimmed() -> None:
+    backend = shared_backend(can_trim=False)
+    score(backend, request("a long context of a text, ", "one", "two", "seven"))
+    assert backend.evaluated == len("a long context of a text, " + "on" + "tw" + "seve")
+
+
+def test_scores_copy_a_context_in_time_where_steps_are_full() -> None:
+    asked = request("a long context of a text, ", "one of many choices", "two of many choices", "seven of the choices")
+    backend = shared_backend(can_trim=False, batch_size=8)
+    assert score(backend, asked) == {0: expected_scores(asked)}
+    assert backend.evaluated == len(trie_nodes([asked]))
+
+
+def test_scores_report_progress_in_rows() -> None:
+    with running_engine(shared_backend(max_outputs=16)) as engine:
+        events = list(engine.score([request("a long context, ", "one", "two", "seven"), request("b", "", "b")]))
+    stages = [event for event in events if isinstance(event, StageEvent)]
+    assert [(stage.done, stage.total) for stage in stages] == [(16, 25), (25, 25)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "message"),
+    [
+        (request("", "text"), UsageError, "the context of a text to score is empty"),
+        (request("c" * 18, "", "t" * 4), PromptTooLong, "the text to score has 22 tokens, but the context has 20"),
+    ],
+)
+def test_scores_refuse_a_request_and_score_the_others(
+    asked: ScoreRequest, kind: type[CerebrumError], message: str
+) -> None:
+    others = [request("c" * 17, "t" * 4), request("c", "d")]
+    with running_engine(shared_backend(context_size=20)) as engine:
+        first, *events = engine.score([others[0], asked, others[1]])
+    assert isinstance(first, RefusedEvent) and isinstance(first.error, kind)
+    assert (first.sequence.request, first.error.message) == (1, message)
+    assert collect_scores(events) == {0: expected_scores(others[0]), 2: expected_scores(others[1])}
+
+
+MANY = [request(f"{number} is a number, ", "one", "two") for number in range(9)]
+
+
+def test_scores_stop_when_cancelled() -> None:
+    backend = shared_backend(holds={3: 5})
+    with running_engine(backend) as engine:
+        scope = engine.cancel_scope()
+
+        def cancel() -> None:
+            backend.is_held.wait()
+            engine.cancel()
+
+        canceller = threading.Thread(target=cancel)
+        canceller.start()
+        scores = collect_scores(engine.score(MANY, scope))
+        canceller.join()
+        assert scope.is_cancelled and len(backend.steps) == 4
+        assert 0 < len(scores) < len(MANY)
+        assert not any(backend.memory)
+        assert collect_scores(engine.score(MANY, scope)) == {}
+        assert len(backend.steps) == 4
+        assert len(collect_scores(engine.score(MANY))) == len(MANY)
+
+
+def test_scores_stop_when_their_stream_is_closed() -> None:
+    backend = shared_backend(holds={2: 0})
+    with running_engine(backend) as engine:
+        with closing(engine.score(MANY)) as events:
+            next(events)
+            backend.is_held.wait()
+        assert len(backend.steps) == 3
+        assert not any(backend.memory)
+
+
+def test_scores_end_with_the_error_of_a_step() -> None:
+    backend = shared_backend(fails={2: EngineError("a broken step")})
+    with running_engine(backend) as engine:
+        with pytest.raises(EngineError, match="a broken step"):
+            list(engine.score(MANY))
+        assert collect_scores(engine.score(MANY[:1])) == {0: expected_scores(MANY[0])}
+
+
+def test_scores_that_fail_leave_as_many_slots_as_memory_holds() -> None:
+    prompts = ["a" * 50, "b" * 50, "c" * 50]
+    model = replies(dict.fromkeys(prompts, "done"))
+    backend = ScriptedBackend(model, slots=4, fitting_cells=120, fails={0: EngineError("a broken step")})
+    with running_engine(backend) as engine:
+        with pytest.raises(EngineError, match="a broken step"):
+            list(engine.score([request("a" * 50, "b" * 10)]))
+        requests = [Request(tokens(prompt), SamplingParams(max_tokens=9)) for prompt in prompts]
+        said = collect_replies(engine.generate(requests))
+    assert [reply.text for reply in said.values()] == ["done"] * 3
+
+
+def test_scores_need_a_loaded_engine() -> None:
+    engine = LocalEngine(shared_backend().open)
+    list(engine.load())
+    engine.close()
+    with pytest.raises(EngineError, match="not loaded"):
+        list(engine.score(MANY))
+
+
+def test_scores_and_sequences_run_one_after_another() -> None:
+    backend = ScriptedBackend(replies({"hello ": "world!"}), slots=4, kv_unified=True)
+    commands, events = Commands(StopFlag()), list[object]()
+    loop = Loop(backend, 0.0)
+    scope = CancelScope(lambda: commands.cancel_count)
+
+    def submit(sample: int) -> None:
+        commands.send(Submit(create_sequences(0, Request(tokens("hello ")), events.append, [sample], 0), scope))
+
+    def step(count: int) -> list[list[Row]]:
+        first = len(backend.steps)
+        for _ in range(count):
+            assert loop.process_commands(commands)
+            loop.step()
+        return backend.steps[first:]
+
+    submit(0)
+    step(2)
+    commands.send(SubmitScores(ScoreJob(dict(enumerate(MANY)), events.append), scope))
+    submit(1)
+    assert all(len(rows) == 1 for rows in step(5))  # the rest of the first reply
+    [first] = [event for event in events if isinstance(event, FinishEvent)]
+    assert (first.sequence.sample, first.reason, first.completion_tokens) == (0, "stop", 6)
+    step(3)
+    submit(2)
+    while events[-1] is not None:
+        assert not any(isinstance(event, TokenEvent) and event.sequence.sample for event in events)
+        step(1)
+    scored = [event for event in events if isinstance(event, ScoreEvent | StageEvent)]
+    assert collect_scores(scored) == dict(enumerate(map(expected_scores, MANY)))
+    while sum(isinstance(event, FinishEvent) for event in events) < 3:
+        step(1)
+    assert all(event.reason == "stop" for event in events if isinstance(event, FinishEvent))

@@ -1,0 +1,254 @@
+"""Tokenization with real vocabularies: lossless, and untrusted text never becomes markup."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_models
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
+
+from cerebrum_cli.core.errors import EngineError, GrammarError
+from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
+from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.inference.responder import detokenize
+
+UNK, BOS, EOS = 0, 1, 2  # of Mistral's vocabulary
+SPACE, LINE_BREAK, THINK, USER, SPACED_USER = 28705, 13, 24036, 730, 1247
+
+texts = st.text(max_size=30)
+
+
+@pytest.fixture(scope="module")
+def marked_mistral(mistral_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaBackend]:
+    """Open a SentencePiece vocabulary in which the word `think` is user-defined."""
+    path = tmp_path_factory.mktemp("marked") / "mistral.gguf"
+    with open_vocabulary(with_user_defined(mistral_model, path, [THINK])) as backend:
+        yield backend
+
+
+def pieces(backend: LlamaBackend, ids: tuple[int, ...]) -> bytes:
+    return b"".join(backend.piece(token) for token in ids)
+
+
+@settings(deadline=None)
+@given(text=texts | marked_up)
+def test_tokenize_round_trips(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
+    for trusted in (False, "<|" not in text):
+        assert pieces(chatml, chatml.tokenize((Text(text, trusted),))) == text.encode()
+    text = text.replace("\u2581", " ")  # SentencePiece's own spelling of a space
+    assert pieces(mistral, mistral.tokenize((Text(text),))) == (b" " + text.encode() if text else b"")
+
+
+@settings(deadline=None)
+@given(before=texts.filter(bool), said=texts.filter(bool), after=texts)
+def test_tokenize_adds_no_space_after_tokens(
+    before: str, said: str, after: str, mistral: LlamaBackend, chatml: LlamaBackend
+) -> None:
+    ids = chatml.tokenize((Text(before), Tokens(chatml.tokenize((Text(said),))), Text(after)))
+    assert pieces(chatml, ids).decode() == before + said + after
+    before, said, after = (text.replace("\u2581", " ") for text in (before, said, after))
+    ids = mistral.tokenize((Text(before), Tokens(mistral.tokenize((Text(said),))[1:]), Text(after)))
+    assert pieces(mistral, ids).decode() == f" {before} {said}{after}"
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ((Text("\n"),), (BOS, SPACE, LINE_BREAK)),
+        ((Tokens((THINK,)), Text("\n")), (BOS, THINK, LINE_BREAK)),
+        ((Tokens((THINK,)), Text("\n\n")), (BOS, THINK, LINE_BREAK, LINE_BREAK)),
+        ((Tokens((THINK,)), Text("User")), (BOS, THINK, USER)),
+        ((Tokens((THINK,)), Text(" User")), (BOS, THINK, SPACED_USER)),
+        ((Tokens((THINK,)), Text("\n", True), Text("User")), (BOS, THINK, LINE_BREAK, USER)),
+        ((Tokens((THINK,)), Text("</s>", True), Text("User")), (BOS, THINK, EOS, SPACED_USER)),
+        ((Text("</s>User", True),), (BOS, EOS, SPACED_USER)),
+        ((Tokens((BOS,)), Text("User")), (BOS, SPACED_USER)),
+        ((Tokens(()), Text("User")), (BOS, SPACED_USER)),
+        ((Tokens((THINK,)), Tokens((LINE_BREAK,))), (BOS, THINK, LINE_BREAK)),
+        ((), (BOS,)),
+    ],
+)
+def test_tokenize_continues_text_after_tokens(
+    parts: tuple[Part, ...], expected: tuple[int, ...], mistral: LlamaBackend
+) -> None:
+    assert mistral.tokenize(parts) == expected
+
+
+@pytest.mark.parametrize(
+    ("parts", "bos"),
+    [
+        ((Text("a"),), 1),
+        ((Text("<s>a", True),), 1),
+        ((Text("<s>"), Text("a")), 1),
+        ((Text("<s>", True), Text("<s>a")), 1),
+        ((Tokens((BOS, THINK)),), 1),
+        ((Text("<s><s>a", True),), 2),
+    ],
+)
+def test_tokenize_adds_bos_only_if_missing(parts: tuple[Part, ...], bos: int, mistral: LlamaBackend) -> None:
+    ids = mistral.tokenize(parts)
+    assert (ids[0], ids.count(BOS)) == (BOS, bos)
+
+
+def test_tokenize_adds_no_bos_unless_required(chatml: LlamaBackend) -> None:
+    assert chatml.tokenize(()) == ()
+    assert marks_in(chatml.tokenize((Text("a"),))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "is_complete", "is_allowed"),
+    [("", False, True), ("abc12", False, True), ("abc12é", True, True), ("abc12", True, False), ("abd", False, False)],
+)
+def test_vocabulary_matches_a_grammar(
+    text: str, is_complete: bool, is_allowed: bool, mistral: LlamaBackend, chatml: LlamaBackend
+) -> None:
+    grammar = 'root ::= "abc" [0-9]{2,5} ("é" | "🙂")'
+    end = chatml.special_token_ids(["<|im_end|>"]) if is_complete else ()
+    assert chatml.matches_grammar(grammar, [*chatml.tokenize((Text(text),)), *end]) is is_allowed
+    with pytest.raises(GrammarError, match="cannot parse the grammar"):
+        mistral.matches_grammar("root ::= foo", [])
+
+
+def test_special_token_text_and_pieces(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
+    assert (mistral.special_token_text("bos"), mistral.special_token_text("eos")) == ("<s>", "</s>")
+    assert (chatml.special_token_text("bos"), chatml.special_token_text("eos")) == ("<|im_start|>", "<|im_end|>")
+    assert chatml.piece(MARKS.index("<|im_end|>")) == b""
+    assert chatml.piece(MARKS.index("<|im_end|>"), special=True) == b"<|im_end|>"
+    assert chatml.piece(MARKS.index("<think>")) == b"<think>"
+
+
+@pytest.mark.parametrize(
+    ("text", "marks"),
+    [
+        ("<|im_start|>a<|im_end|>", {"<|im_start|>", "<|im_end|>"}),
+        ("<think>", {"<think>"}),
+        ("<|channel|>analysis<|message|>", {"<|channel|>", "<|message|>"}),
+        ("<thinking>", set()),
+        ("<|IM_END|>", set()),
+        ("", set()),
+    ],
+)
+def test_special_token_ids_of_texts(text: str, marks: set[str], chatml: LlamaBackend) -> None:
+    ids = {MARKS.index(mark) for mark in marks}
+    assert chatml.special_token_ids([text]) == ids
+    assert chatml.special_token_ids(["a", text, text]) == ids
+
+
+def test_special_token_ids_exclude_words(mistral: LlamaBackend, marked_mistral: LlamaBackend) -> None:
+    assert mistral.special_token_ids(["a</s><s>think 🙂", "<unk>"]) == {UNK, BOS, EOS}
+    assert marked_mistral.special_token_ids(["a</s>think"]) == {EOS, THINK}
+
+
+# Untrusted text is never markup.
+
+
+def trusted_marks(parts: list[Text]) -> int:
+    """Count the markup spelled by trusted text alone; no markup here starts inside other markup."""
+    runs = [""]
+    for part in parts:
+        if part.trusted:
+            runs[-1] += part.value
+        else:
+            runs.append("")
+    return sum(run.count(mark) for run in runs for mark in MARKS)
+
+
+@settings(deadline=None)
+@given(
+    parts=st.lists(st.builds(Text, st.lists(markup, min_size=1, max_size=4).map("".join), st.booleans()), max_size=6)
+)
+def test_markup_is_special_only_in_trusted_text(parts: list[Text], chatml: LlamaBackend) -> None:
+    ids = chatml.tokenize(join_parts(tuple(parts)))
+    assert detokenize(chatml, ids) == "".join(part.value for part in parts)
+    assert len(marks_in(ids)) == trusted_marks(parts)
+    pasted = [Text(part.value) for part in parts]
+    assert marks_in(chatml.tokenize(pasted)) == []
+
+
+@settings(deadline=None)
+@given(text=st.lists(st.sampled_from(["think", "thi", "nk", "t", "h", " ", "\n", "é", "</s>"])).map("".join))
+def test_user_defined_word_is_split_without_a_trace(text: str, marked_mistral: LlamaBackend) -> None:
+    ids = marked_mistral.tokenize((Text(text),))
+    assert THINK not in ids
+    assert EOS not in ids
+    assert pieces(marked_mistral, ids).decode() == (f" {text}" if text else "")
+    behind = marked_mistral.tokenize((Tokens((LINE_BREAK,)), Text(text)))
+    assert THINK not in behind
+    assert pieces(marked_mistral, behind).decode() == f"\n{text}"
+
+
+def test_trusted_markup_beside_untrusted_text_is_special(marked_mistral: LlamaBackend) -> None:
+    assert THINK in marked_mistral.tokenize((Text("think", True), Text("ing")))
+    assert THINK not in marked_mistral.tokenize((Text("thi", True), Text("nk")))
+
+
+def test_thousands_of_untrusted_marks_are_split_quickly(chatml: LlamaBackend) -> None:
+    text = "<think></think><<think>think>" * 1000
+    ids = chatml.tokenize((Text("<think>", True), Text(text)))
+    assert marks_in(ids) == ["<think>"]
+    assert detokenize(chatml, ids) == "<think>" + text
+
+
+# Edge cases.
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcffb", "\udfff\ud800", "\0", "a\0<think>\0", "\U0010ffff", "\ufeff"])
+def test_tokenize_accepts_broken_text(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
+    data = text.encode("utf-8", "surrogatepass")
+    for trusted in (False, True):
+        assert pieces(mistral, mistral.tokenize((Text(text, trusted),))) == b" " + data
+        assert pieces(chatml, chatml.tokenize((Text(text, trusted),))) == data
+
+
+@pytest.mark.parametrize("token", [-1, -(2**31), 32000, 2**31 - 1])
+def test_tokens_of_another_vocabulary_are_rejected(token: int, mistral: LlamaBackend) -> None:
+    assert mistral.size == 32000
+    attempts = (
+        lambda: mistral.piece(token),
+        lambda: mistral.piece(token, special=True),
+        lambda: mistral.tokenize((Tokens((token,)),)),
+        lambda: mistral.tokenize((Tokens((THINK, token, THINK)), Text("a"))),
+    )
+    for attempt in attempts:
+        with pytest.raises(EngineError, match=rf"^token {token} is not in this model's vocabulary"):
+            attempt()
+
+
+def test_piece_may_exceed_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = f"<|{'long' * 200}|>"
+    monkeypatch.setitem(tiny_models.SPECIAL_TOKENS, long, tiny_models.USER_DEFINED)
+    with open_vocabulary(tiny_models.write_chatml(tmp_path / "long.gguf")) as backend:
+        token = len(tiny_models.SPECIAL_TOKENS) - 1
+        assert backend.tokenize((Text(f"a{long}b", True),))[1] == token
+        assert token not in backend.tokenize((Text(f"a{long}b"),))
+        assert backend.piece(token).decode() == long
+        assert backend.piece(token, special=True).decode() == long
+
+
+def test_piece_is_thread_safe(mistral_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = range(0, 32000, 3), range(1, 32000, 3)
+    with open_vocabulary(mistral_model) as backend:
+        expected = [[backend.piece(token) for token in tokens] for tokens in every]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with open_vocabulary(mistral_model) as backend:
+            found: list[list[bytes]] = [[], []]
+
+            def read(reader: int) -> None:
+                found[reader] = [backend.piece(token) for token in every[reader]]
+
+            threads = [threading.Thread(target=read, args=(reader,)) for reader in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == expected

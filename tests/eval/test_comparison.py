@@ -1,0 +1,316 @@
+"""Comparison of two runs against brute force, scipy and statsmodels, and its verdict in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from math import sqrt
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+
+from cerebrum_cli.eval.comparison import (
+    Comparison,
+    Outcome,
+    bootstrap,
+    compare,
+    comparison_object,
+    is_flip,
+    mcnemar,
+    outcomes,
+    smallest_difference,
+    verdict,
+)
+from cerebrum_cli.eval.estimates import mean, standard_error, wilson
+from cerebrum_cli.eval.sample import Sample
+
+RIGHT, WRONG, OTHER, SILENT = (
+    Outcome(1.0, "right", True, 0),
+    Outcome(0.0, "wrong", False, 0),
+    Outcome(0.0, "other", False, 0),
+    Outcome(0.0, None, False, 0),
+)
+
+
+def run(*groups: tuple[int, Outcome]) -> list[Outcome]:
+    """Outcomes of numbered questions, from counts."""
+    kinds = [kind for count, kind in groups for _ in range(count)]
+    return [replace(kind, cluster=index) for index, kind in enumerate(kinds)]
+
+
+def pair(both: int, lost: int, won: int, neither: int = 0) -> tuple[list[Outcome], list[Outcome]]:
+    """Two runs of single samples: questions both have right, only the first, only the second, neither."""
+    a = run((both + lost, RIGHT), (won + neither, WRONG))
+    b = run((both, RIGHT), (lost, WRONG), (won, RIGHT), (neither, WRONG))
+    return a, b
+
+
+def sample(id: int, number: int, answer: str | None, correct: bool, cluster: str | None = None) -> Sample:
+    """A marked reply."""
+    return Sample(id, number, "model", 0, "", None, answer, "7", correct, 0.5, "stop", 10, cluster=cluster)
+
+
+# McNemar's test.
+
+
+@pytest.mark.parametrize("changes", range(9))
+def test_mcnemar_equals_counting_all_outcomes_of_coins(changes: int) -> None:
+    for lost in range(changes + 1):
+        uneven = abs(2 * lost - changes)
+        tosses = [abs(2 * sum(heads) - changes) >= uneven for heads in product((0, 1), repeat=changes)]
+        assert mcnemar(lost, changes - lost) == pytest.approx(mean(tosses))
+
+
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_mcnemar_equals_that_of_scipy_and_statsmodels(lost: int, won: int) -> None:
+    if lost + won:
+        assert mcnemar(lost, won) == pytest.approx(stats.binomtest(lost, lost + won).pvalue, rel=1e-9)
+    expected = reference_mcnemar([[0, lost], [won, 0]], exact=True).pvalue if lost + won else 1.0
+    assert mcnemar(lost, won) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+def test_mcnemar_needs_six_changes_of_one_direction() -> None:
+    assert mcnemar(0, 5) > 0.05 > mcnemar(0, 6)
+    assert mcnemar(0, 0) == 1.0
+
+
+# Bootstrap.
+
+
+def test_bootstrap_is_near_the_normal_interval_of_many_questions() -> None:
+    values = numpy.random.default_rng(1).normal(0.05, 0.4, 2000).tolist()
+    reach = 1.96 * standard_error(values)
+    assert bootstrap(values) == pytest.approx((mean(values) - reach, mean(values) + reach), abs=0.001)
+    assert bootstrap(values) == bootstrap(values)
+
+
+def test_bootstrap_equals_that_of_scipy() -> None:
+    values = numpy.random.default_rng(2).choice([-1.0, 0.0, 0.0, 0.0, 1.0, 1.0], 60).tolist()
+    expected = stats.bootstrap([values], numpy.mean, n_resamples=10_000, method="percentile", rng=3).confidence_interval
+    assert bootstrap(values) == pytest.approx(tuple(expected), abs=0.02)
+
+
+def test_bootstrap_resamples_clusters_as_wholes() -> None:
+    values = numpy.random.default_rng(4).normal(0, 0.3, 60).tolist()
+    repeated, clusters = [each for each in values for _ in range(5)], [index for index in range(60) for _ in range(5)]
+    assert bootstrap(repeated, clusters) == pytest.approx(bootstrap(values), abs=1e-12)
+    plain = bootstrap(repeated)
+    assert plain.high - plain.low < 0.6 * (bootstrap(values).high - bootstrap(values).low)
+
+
+def test_bootstrap_weighs_clusters_by_their_questions() -> None:
+    values, clusters = [1.0] * 30 + [0.0] * 10, [index // 3 for index in range(30)] + list(range(10, 20))
+    generator, means = numpy.random.default_rng(5), []
+    members = [[value for value, name in zip(values, clusters, strict=True) if name == each] for each in range(20)]
+    for _ in range(4000):
+        means.append(mean([value for each in generator.integers(20, size=20) for value in members[each]]))
+    assert bootstrap(values, clusters) == pytest.approx(tuple(numpy.quantile(means, (0.025, 0.975))), abs=0.03)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=30))
+def test_bootstrap_contains_the_difference_between_runs(values: list[float]) -> None:
+    low, high = bootstrap(values)
+    assert -1 <= low <= mean(values) + 1e-9 and mean(values) - 1e-9 <= high <= 1
+
+
+def test_bootstrap_of_equal_runs_has_a_width() -> None:
+    reach = wilson(0.0, 30).high
+    assert bootstrap([0.0] * 30) == (-reach, reach)
+    assert bootstrap([0.5] * 30) == (0.5 - reach, 0.5 + reach)
+    assert bootstrap([0.0] * 30, ["one text"] * 30) == (-wilson(0.0, 1).high, wilson(0.0, 1).high)
+    assert bootstrap([1.0]) == (1 - wilson(0.0, 1).high, 1.0)
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+def test_bootstrap_covers_the_truth_in_95_percent(samples: int) -> None:
+    generator, covered, runs = numpy.random.default_rng(1), 0, 300
+    for _ in range(runs):
+        first = generator.beta(1, 1, 60)
+        second = numpy.where(generator.random(60) < 0.7, first, generator.beta(3, 1, 60))  # 0.3 * 0.25 better
+        differences = generator.binomial(samples, second) / samples - generator.binomial(samples, first) / samples
+        low, high = bootstrap(differences.tolist())
+        covered += low <= 0.075 <= high
+    assert 0.91 <= covered / runs <= 0.98
+
+
+# The smallest difference that would have been shown.
+
+
+def test_smallest_difference_of_known_sizes() -> None:
+    """Sample sizes for 80% power at 5%: 3 points at 10% disagreement need 870, 2 points at 8% need 1,567."""
+    assert smallest_difference(870, 0.10) == pytest.approx(0.03, abs=1e-5)
+    assert smallest_difference(1567, 0.08) == pytest.approx(0.02, abs=1e-5)
+
+
+@given(st.integers(6, 100_000), st.floats(0.001, 1))
+def test_smallest_difference_solves_its_equation(n: int, disagreement: float) -> None:
+    found = smallest_difference(n, disagreement)
+    assert found is not None
+    needed = 1.959963984540054 * sqrt(disagreement) + 0.8416212335729143 * sqrt(max(0.0, disagreement - found**2))
+    assert sqrt(n) * found == pytest.approx(needed, rel=1e-6)
+
+
+def test_smallest_difference_has_80_percent_power() -> None:
+    n, disagreement, runs = 400, 0.2, 2000
+    least = smallest_difference(n, disagreement)
+    assert least is not None
+    drawn = numpy.random.default_rng(1).multinomial(
+        n, [(disagreement - least) / 2, (disagreement + least) / 2, 1 - disagreement], runs
+    )
+    shown = [abs(won - lost) > 1.96 * sqrt(won + lost) for lost, won, _ in drawn.tolist()]
+    assert mean(shown) == pytest.approx(0.8, abs=0.03)
+
+
+def test_smallest_difference_of_runs_that_agree_is_not_zero() -> None:
+    """Without a single disagreement, six changes of 200 were still needed for McNemar's test."""
+    agreeing = compare(*pair(150, 0, 0, 50)).smallest_difference
+    assert agreeing is not None and 6 / 200 <= agreeing < 0.04
+    assert compare(*pair(1, 2, 2)).smallest_difference is None
+
+
+def test_smallest_difference_grows_with_clusters() -> None:
+    a, b = pair(100, 20, 20, 60)
+    independent = compare(a, b).smallest_difference
+    texts = [replace(each, cluster=index // 10) for index, each in enumerate(a)]
+    clustered = compare(texts, b).smallest_difference
+    assert independent == pytest.approx(smallest_difference(200, 0.2))
+    assert independent and clustered and clustered > 1.5 * independent
+
+
+# Runs.
+
+
+def test_compare_counts_changes_and_flips() -> None:
+    a = run((5, RIGHT), (1, RIGHT), (2, WRONG), (1, WRONG), (1, WRONG), (1, SILENT))
+    b = run((5, RIGHT), (1, WRONG), (2, RIGHT), (1, WRONG), (1, OTHER), (1, SILENT))
+    found = compare(a, b)
+    assert (found.n, found.right_to_wrong, found.wrong_to_right, found.flips) == (11, 1, 2, 4)
+    assert (found.accuracy_a, found.accuracy_b) == pytest.approx((6 / 11, 7 / 11))
+    assert found.difference == pytest.approx(1 / 11)
+    assert found.p_value == mcnemar(1, 2) == 1.0
+    assert not found.is_significant
+
+
+def test_flip_ignores_the_spelling_of_a_right_answer() -> None:
+    percent = Outcome(1.0, "3/5", True, 0)
+    assert not is_flip(RIGHT, percent)
+    assert is_flip(WRONG, OTHER) and is_flip(WRONG, SILENT) and is_flip(percent, WRONG)
+    assert not is_flip(SILENT, SILENT)
+
+
+def test_compare_reverses_with_its_runs() -> None:
+    a, b = pair(100, 10, 30, 60)
+    there, back = compare(a, b), compare(b, a)
+    assert back.difference == -there.difference == pytest.approx(-0.1)
+    assert back.interval == pytest.approx((-there.interval.high, -there.interval.low), abs=0.01)
+    assert (back.p_value, back.smallest_difference) == (there.p_value, there.smallest_difference)
+    assert there.is_significant and back.is_significant
+
+
+def test_compare_of_few_single_samples_needs_both_tests() -> None:
+    """Four changes of ten, all to the better: no resample is below 0, but coins do that in one of eight cases."""
+    found = compare(*pair(3, 0, 4, 3))
+    assert found.interval.low > 0 and found.p_value == 0.125
+    assert not found.is_significant
+
+
+def test_compare_rarely_finds_a_difference_where_there_is_none() -> None:
+    generator, found = numpy.random.default_rng(1), 0
+    for _ in range(200):
+        lost, won, both, neither = generator.multinomial(30, [0.15, 0.15, 0.4, 0.3]).tolist()
+        found += compare(*pair(both, lost, won, neither)).is_significant
+    assert found / 200 <= 0.05
+
+
+def test_compare_of_several_samples_uses_their_averages() -> None:
+    a = [Outcome(0.25 + 0.01 * (index % 5), "wrong", False, index) for index in range(40)]
+    b = [replace(each, accuracy=each.accuracy + 0.1 + 0.02 * (index % 3)) for index, each in enumerate(a)]
+    found = compare(a, b)
+    assert (found.right_to_wrong, found.wrong_to_right, found.flips, found.p_value) == (0, 0, 0, 1.0)
+    assert found.is_significant and found.interval.low > 0.1
+
+
+def test_compare_of_fewer_than_six_questions_shows_nothing() -> None:
+    a = [Outcome(0.2 + 0.01 * index, "wrong", False, index) for index in range(5)]
+    found = compare(a, [replace(each, accuracy=0.9) for each in a])
+    assert found.interval.low > 0.6
+    assert not found.is_significant and found.smallest_difference is None
+
+
+def test_compare_requires_as_many_questions() -> None:
+    with pytest.raises(ValueError):
+        compare(run((2, RIGHT)), run((3, RIGHT)))
+
+
+def test_outcomes_vote_and_average_the_samples_of_a_question() -> None:
+    samples = [
+        sample(1, 2, "8", False),
+        sample(1, 0, "7", True),
+        sample(1, 1, "7", True),
+        sample(2, 0, None, False),
+        sample(3, 0, "8", False, "text"),
+    ]
+    assert outcomes(samples, lambda each: each.answer) == {
+        1: Outcome(2 / 3, "7", True, (1,)),
+        2: Outcome(0.0, None, False, (2,)),
+        3: Outcome(0.0, "8", False, "text"),
+    }
+
+
+def test_outcomes_without_clusters_are_independent() -> None:
+    found = outcomes([sample(id, 0, "7", True) for id in (4, 9)], lambda each: each.answer)
+    assert [each.cluster for each in found.values()] == [4, 9]
+
+
+# In words and as JSON.
+
+
+def verdict_of(a: Sequence[Outcome], b: Sequence[Outcome]) -> str:
+    return verdict(compare(a, b), "Q4", "Q8")
+
+
+def test_verdict_names_the_better_run_first() -> None:
+    a, b = pair(100, 10, 30, 60)
+    low, high = compare(a, b).interval
+    figures = f"10.0 percentage points more accurate than %s (95%% interval: {100 * low:.1f} to {100 * high:.1f})"
+    assert verdict_of(a, b) == f"Q8 is {figures % 'Q4'}; the difference is statistically significant"
+    assert verdict_of(b, a).startswith("Q4 is 10.0 percentage points more accurate than Q8 (95% interval: ")
+
+
+def test_verdict_states_what_would_show() -> None:
+    a, b = pair(100, 12, 14, 74)
+    found = compare(a, b)
+    assert verdict_of(a, b) == (
+        "no significant difference: Q8 is 1.0 percentage points ahead"
+        f" (95% interval: {100 * found.interval.low:.1f} to {100 * found.interval.high:.1f});"
+        " with 200 questions, only differences of at least about 7.1 percentage points are likely to be detected"
+    )
+    equal = verdict_of(*pair(100, 12, 12, 76))
+    assert equal.startswith("no significant difference: the accuracies are equal; with 200 questions, only differences")
+    assert verdict_of(*pair(1, 1, 2)) == "no significant difference: 4 questions are too few to detect any"
+
+
+def test_comparison_object_is_json() -> None:
+    found = compare(*pair(100, 10, 30, 60))
+    shown = json.loads(json.dumps(comparison_object(found)))
+    assert list(shown) == [
+        "n",
+        "accuracy_a",
+        "accuracy_b",
+        "difference",
+        "interval",
+        "right_to_wrong",
+        "wrong_to_right",
+        "p_value",
+        "flips",
+        "smallest_difference",
+        "is_significant",
+    ]
+    assert shown["interval"] == list(found.interval)
+    assert isinstance(found, Comparison) and shown["is_significant"] is True

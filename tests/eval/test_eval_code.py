@@ -1,0 +1,469 @@
+"""Programs in replies to HumanEval's prompts: finding them, and running them in bubblewrap."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+from waiting import wait_for_end, wait_until
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.eval import code_sandbox as sandboxes
+from cerebrum_cli.eval.code import extract_program
+from cerebrum_cli.eval.code_sandbox import (
+    CodeResult,
+    Program,
+    Sandbox,
+    require_sandbox,
+    run_program,
+    run_programs,
+)
+from cerebrum_cli.eval.isolation import (
+    ALLOW,
+    DENIED_CALLS,
+    DENY,
+    GUEST,
+    MACHINES,
+    call_filter,
+    sandbox_command,
+)
+from cerebrum_cli.eval.tasks import complete_test
+
+PROMPT = '''from typing import List
+
+
+def double(numbers: List[int]) -> List[int]:
+    """ Double each number.
+    >>> double([1, 2])
+    [2, 4]
+    """
+'''
+TEST = "def check(candidate):\n    assert candidate([1, 2]) == [2, 4]\n    assert candidate([]) == []\n"
+
+# Finding the program.
+
+FUNCTION = "def double(numbers: List[int]) -> List[int]:\n    return [2 * number for number in numbers]\n"
+BODY = "    result = []\n    for number in numbers:\n        result.append(2 * number)\n    return result\n"
+REPLIES = {
+    "a block": f"Here it is:\n\n```python\n{FUNCTION}```\n\nIt doubles each number.",
+    "a block without a language": f"```\n{FUNCTION}```",
+    "a block of the prompt and the body": f"```python\n{PROMPT}{BODY}```",
+    "a block in a list": "1. The function:\n\n   ```python\n"
+    + "".join(f"   {line}\n" for line in FUNCTION.splitlines())
+    + "   ```\n2. Done.",
+    "a block of tildes": f"~~~py\n{FUNCTION}~~~",
+    "a block that has not ended": f"```python\n{FUNCTION}",
+    "a block that was cut off after the function": f"```python\n{FUNCTION}\nprint(double([1, 2",
+    "examples in a later block": f"```python\n{FUNCTION}```\nUse it:\n```python\nprint(double([3]))\n```",
+    "doctests in a later block": f"```python\n{FUNCTION}```\n```\n>>> double([3])\n[6]\n```",
+    "a wrong attempt before": f"```\n{FUNCTION.replace('2 *', '3 *')}```\nNo, this one:\n```python\n{FUNCTION}```",
+    "a helper and a main part": "```python\nimport sys\n\ndef twice(x):\n    return 2 * x\n\n"
+    "def double(numbers):\n    return [twice(x) for x in numbers]\n\n"
+    'if __name__ == "__main__":\n    print(double(sys.argv[1:]))\n    sys.exit(1)\n```',
+    "imports from the future": f"```python\nfrom __future__ import annotations\n\n{FUNCTION}```",
+    "a lambda": "```python\ndouble = lambda numbers: [2 * x for x in numbers]\n```",
+    "a body in a block": f"```python\n{BODY}```",
+    "a body in a block without indentation": "```python\nresult = [2 * x for x in numbers]\nreturn result\n```",
+    "a body before a closing fence": f"{BODY}```\n\nThis function doubles each number.",
+    "a body": BODY,
+    "a body whose first line is stripped": BODY.strip(),
+    "a body without indentation": "result = []\nfor x in numbers:\n    result.append(2 * x)\nreturn result",
+    "a body with tabs": BODY.replace("    ", "\t"),
+    "a body and other functions": f"{BODY}\n\ndef triple(numbers):\n    return 3 * numbers\n\n\nprint(double(",
+    "a body with words around it": f"The rest of the function is:\n\n{BODY}\nThat's all.",
+    "a function": FUNCTION,
+    "a function with words around it": f"Import what's needed.\n\nimport math\n\n{FUNCTION}\nThis doesn't use math.",
+    "a function and a single word": f"{FUNCTION}\nExplanation: obvious\n\nDone",
+    "a function with constants and helpers": "FACTOR = 2\n\n\ndef twice(x):\n    return FACTOR * x\n\n\n"
+    "def double(numbers):\n    return list(map(twice, numbers))\n\n\nprint(double(['a']))",
+    "an indented function": "The code:\n\n" + "".join(f"    {line}\n" for line in FUNCTION.splitlines()) + "\nThe end.",
+    "line ends of Windows": f"```python\n{FUNCTION}```".replace("\n", "\r\n"),
+}
+
+
+def result_of(program: str) -> str:
+    """How a program that can be trusted does in the test."""
+    module: dict[str, object] = {"__name__": "program"}
+    try:
+        exec(program, module)
+        exec(complete_test(TEST, "double"), module)
+    except Exception as error:
+        return repr(error)
+    return "passed"
+
+
+@pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
+def test_extraction_finds_a_program_in(reply: str) -> None:
+    program = extract_program(reply, PROMPT, "double")
+    assert program is not None
+    assert result_of(program) == "passed", program
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "I cannot do that.",
+        "Sorry",
+        "No: impossible",
+        "It is easy: loop, double, return.",
+        "- one\n  - two\n",
+        "2 * 3 = 6",
+    ],
+)
+def test_extraction_finds_no_code_in_words(reply: str) -> None:
+    assert extract_program(reply, PROMPT, "double") is None
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def double(numbers):\n    return [2 * x for x in numbers]\noops this is no Python\n",
+        "    return [2 * x for x in numbers]\n    oops this is no Python\n",
+        "print('hello')\n",
+        "def other(numbers):\n    return [2 * x for x in numbers]\n",
+    ],
+    ids=["function", "body", "example", "name"],
+)
+def test_extraction_repairs_no_closed_block(code: str) -> None:
+    program = extract_program(f"```python\n{code}```", PROMPT, "double")
+    assert program is not None and result_of(program) != "passed"
+
+
+def test_extraction_keeps_the_helpers_of_the_prompt() -> None:
+    prompt = f"import math\n\n\ndef twice(x):\n    return 2 * x\n\n\n{PROMPT}"
+    program = extract_program("```python\ndef double(n):\n    return [twice(x) for x in n]\n```", prompt, "double")
+    assert program is not None and result_of(program) == "passed"
+    whole = f"{prompt}    return [twice(x) for x in numbers]\n"
+    assert extract_program(f"```python\n{whole}```", prompt, "double") == whole.rstrip("\n")
+
+
+@pytest.mark.parametrize("opening", ["(", "-", "not ", "f(", "[x for x in ", "lambda: ", "a.", "if x:\n  "])
+def test_extraction_survives_deep_nesting(opening: str) -> None:
+    extract_program(f"def double(numbers):\n    return {opening * 20_000}1", PROMPT, "double")
+    extract_program(f"return {opening * 20_000}1\0", PROMPT, "double")
+
+
+# The sandbox: its command, its filter of system calls, and where there is none.
+
+
+def test_sandbox_command_shows_nothing_but_libraries() -> None:
+    command = sandbox_command("/usr/bin/bwrap", "/opt/py/bin/python3", ("/usr/lib", "/opt/py/lib"), 5)
+    assert command[:-1] == [
+        "/usr/bin/bwrap",
+        *("--unshare-user", "--unshare-all", "--cap-drop", "ALL", "--die-with-parent", "--clearenv"),
+        *("--setenv", "HOME", "/tmp", "--setenv", "PYTHONHASHSEED", "0"),
+        *("--size", "16777216", "--tmpfs", "/tmp", "--dev-bind", "/dev/null", "/dev/null"),
+        *("--ro-bind-try", "/usr/lib", "/usr/lib", "--ro-bind-try", "/opt/py/lib", "/opt/py/lib"),
+        *("--ro-bind-try", "/opt/py/bin/python3", "/opt/py/bin/python3"),
+        *("--remount-ro", "/", "--chdir", "/tmp", "--seccomp", "5"),
+        *("/opt/py/bin/python3", "-P", "-s", "-S", "-c"),
+    ]
+    assert command[-1] == GUEST.read_text()
+
+
+def verdict(filter_program: bytes, architecture: int, call: int) -> int:
+    """What a filter says of a system call: the kernel's interpreter, as far as it is used."""
+    instructions = list(struct.iter_unpack("HBBI", filter_program))
+    position = value = 0
+    while True:
+        operation, jump_true, jump_false, operand = instructions[position]
+        position += 1
+        if operation == 0x06:
+            return int(operand)
+        if operation == 0x20:
+            value = {0: call, 4: architecture}[operand]
+        else:
+            is_true = {0x15: value == operand, 0x35: value >= operand}[operation]
+            position += jump_true if is_true else jump_false
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_sandbox_filter_denies_exactly_its_calls(machine: str) -> None:
+    filter_program, own = call_filter(machine), MACHINES[machine]
+    column = list(MACHINES).index(machine)
+    denied = {numbers[column] for numbers in DENIED_CALLS.values()}
+    for call in range(600):
+        assert verdict(filter_program, own, call) == (DENY if call in denied else ALLOW)
+        assert all(verdict(filter_program, other, call) == DENY for other in (0, 0x40000003, own ^ 1))
+    assert verdict(filter_program, own, 0x40000000 + 39) == DENY
+
+
+def write_program(path: Path, text: str) -> Path:
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def refusal() -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        require_sandbox()
+    assert "\n" not in caught.value.message + caught.value.hint
+    return caught.value
+
+
+@pytest.fixture
+def bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a `bwrap` can be put that is the only one on PATH."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    return tmp_path / "bin" / "bwrap"
+
+
+def test_sandbox_is_refused_without_bubblewrap(bwrap: Path) -> None:
+    error = refusal()
+    assert "bwrap is not installed" in error.message and "apt install bubblewrap" in error.hint
+
+
+def test_sandbox_is_refused_on_other_systems(bwrap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_program(bwrap, "exit 0")
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert "this is riscv64" in refusal().message
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert "only for Linux" in refusal().message
+
+
+@pytest.mark.slow
+def test_sandbox_is_refused_where_namespaces_are_forbidden(bwrap: Path) -> None:
+    write_program(bwrap, "echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1")
+    error = refusal()
+    assert error.message == "bubblewrap does not work here: bwrap: setting up uid map: Permission denied"
+    assert "user namespaces" in error.hint
+
+
+@pytest.mark.slow
+def test_sandbox_is_refused_if_it_does_not_isolate(bwrap: Path) -> None:
+    write_program(bwrap, f'while [ "$1" != -P ]; do shift; done; exec "{sys.executable}" "$@"')
+    assert refusal().message.endswith("AssertionError: it has sockets")
+
+
+# Running in it.
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Sandbox:
+    """The sandbox of this machine."""
+    try:
+        return require_sandbox()
+    except UsageError as error:
+        pytest.skip(f"{error.message}; {error.hint}")
+
+
+def run(sandbox: Sandbox, code: str, test: str = "", timeout_s: float = 20.0) -> CodeResult:
+    return run_program(sandbox, Program(code, test), timeout_s)
+
+
+@pytest.mark.slow
+def test_sandbox_runs_a_program_and_its_test(sandbox: Sandbox) -> None:
+    test = complete_test(TEST, "double")
+    assert run(sandbox, f"{PROMPT}{BODY}", test) == CodeResult("passed")
+    wrong = run(sandbox, f"{PROMPT}    return numbers\n", test)
+    assert wrong.reason == "failed" and not wrong.passed
+    assert wrong.detail.endswith("AssertionError\n") and 'File "test.py", line 2, in check' in wrong.detail
+    assert "SyntaxError" in run(sandbox, "def double(:\n", test).detail
+    assert "NameError: name 'double' is not defined" in run(sandbox, "", test).detail
+    assert "NameError: name 'List' is not defined" in run(sandbox, FUNCTION, test).detail
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\n",
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n",
+        "import collections, datetime, decimal, hashlib, heapq, itertools, math, random, re, statistics, typing\n",
+        "if __name__ == '__main__':\n    raise SystemExit\n",
+        "print('x' * 100_000_000)\n",
+        "import sys\nfor _ in range(300):\n    sys.stderr.write('x' * 1_000_000)\n",
+        "open('scratch', 'w').write('x')\nassert open('/tmp/scratch').read() == 'x'\n",
+        "import os, sys\nassert dict(os.environ).keys() <= {'HOME', 'PWD', 'PYTHONHASHSEED', 'LC_CTYPE'}, os.environ\n",
+        "assert hash('a') == hash('a') and 'ä'.encode() == open('f', 'w').write('ä') or True\n",
+        "import asyncio\nasync def main():\n    await asyncio.sleep(0)\nasyncio.run(main())\n",
+        "import atexit, os\natexit.register(os._exit, 1)\n",
+    ],
+)
+def test_sandbox_runs_ordinary_programs(sandbox: Sandbox, code: str) -> None:
+    assert run(sandbox, code) == CodeResult("passed")
+
+
+WRITE_EVERYWHERE = "import os\nfor fd in range(3, 64):\n    try:\n        {}\n    except OSError: pass\nos._exit(0)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import sys\nsys.exit(0)", "failed"),
+        ("exit = raise_ = SystemExit\nraise SystemExit(0)", "failed"),
+        ("import os\nos._exit(0)", "crashed"),
+        ("import os\ndef f():\n    os._exit(0)", "crashed"),
+        ("def f():\n    try:\n        raise SystemExit\n    except BaseException:\n        pass\n", "failed"),
+        ("import sys, os\nsys.excepthook = lambda *_: os._exit(0)\ndef f():\n    return 0", "failed"),
+        (WRITE_EVERYWHERE.format("os.write(fd, b'passed\\n')"), "crashed"),
+        (WRITE_EVERYWHERE.format("while True: os.write(fd, bytes(10**6))"), "crashed"),
+        ("import os\nos.closerange(0, 64)\ndef f(): return 1", "crashed"),
+        ("import ctypes\nctypes.string_at(0)", "crashed"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "crashed"),
+    ],
+)
+def test_sandbox_passes_no_program_that_ends_early(sandbox: Sandbox, code: str, reason: str) -> None:
+    assert run(sandbox, code, "assert f() == 1").reason == reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "reason", "detail"),
+    [
+        ("while True: pass", "timeout", ""),
+        ("import time\ntime.sleep(60)", "timeout", ""),
+        ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", "timeout", ""),
+        ("while True:\n    try:\n        while True: pass\n    except BaseException: pass", "timeout", ""),
+        ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", "timeout", ""),
+        ("def f(): return f()\nf()", "failed", "RecursionError"),
+        ("x = b'x' * 10**10", "memory", ""),
+        ("x = []\nwhile True: x.append('x' * 10**6 + str(len(x)))", "memory", ""),
+        ("import mmap\nx = [mmap.mmap(-1, 2**28) for _ in range(4)]", "failed", "Cannot allocate memory"),
+        ("import os\nos.memfd_create('x')", "failed", "PermissionError"),
+        ("open('x', 'wb').write(bytes(2**25))", "failed", "File too large"),
+        ("for i in range(4): open(str(i), 'wb').write(bytes(2**23))", "failed", "No space left on device"),
+        ("x = [open('/dev/null') for _ in range(100)]", "failed", "Too many open files"),
+    ],
+)
+def test_sandbox_limits(sandbox: Sandbox, code: str, reason: str, detail: str) -> None:
+    started = time.monotonic()
+    result = run(sandbox, code, timeout_s=20 if reason != "timeout" else 1)
+    assert result.reason == reason and detail in result.detail, result
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "detail"),
+    [
+        ("import os\nos.fork()", "PermissionError"),
+        ("import subprocess\nsubprocess.run(['/bin/sh'])", "PermissionError"),
+        ("import threading\nthreading.Thread(target=print).start()", "can't start new thread"),
+        ("open('/etc/passwd')", "FileNotFoundError"),
+        ("import os\nos.listdir('/proc')", "FileNotFoundError"),
+        ("import os\nos.listdir('/bin')", "FileNotFoundError"),
+        ("import socket\nsocket.socket()", "PermissionError"),
+        ("import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)", "PermissionError"),
+        ("import urllib.request\nurllib.request.urlopen('http://127.0.0.1:{port}')", "Error"),
+        ("open('/written', 'w')", "Read-only file system"),
+        ("open('/dev/written', 'w')", "Read-only file system"),
+        ("import os\nopen(os.__file__, 'a')", "[Errno"),
+        ("open({secret!r})", "FileNotFoundError"),
+        ("open({source!r})", "FileNotFoundError"),
+        ("import os\nos.kill(1, 9)\nos.environ['SECRET']", "KeyError: 'SECRET'"),
+        ("import os\nos.kill(-1, 9)", "ProcessLookupError"),
+        (
+            "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nlibc.unshare(0x10000000)\n"
+            "raise OSError(ctypes.get_errno(), 'unshare')",
+            "PermissionError",
+        ),
+        (
+            "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nlibc.mount(None, b'/tmp', b'tmpfs', 0, None)\n"
+            "raise OSError(ctypes.get_errno(), 'mount')",
+            "PermissionError",
+        ),
+        ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "not allowed to raise maximum limit"),
+        ("input()", "EOFError"),
+        ("import numpy", "ModuleNotFoundError"),
+        ("import cerebrum_cli", "ModuleNotFoundError"),
+    ],
+)
+def test_sandbox_isolates(
+    sandbox: Sandbox, code: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    monkeypatch.setenv("SECRET", "x")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        names = {"secret": str(secret), "source": __file__, "port": server.getsockname()[1]}
+        for name, value in names.items():
+            code = code.replace(f"{{{name}}}", str(value)).replace(f"{{{name}!r}}", repr(value))
+        result = run(sandbox, code)
+    assert result.reason == "failed" and detail in result.detail, result
+
+
+# Several at a time.
+
+
+def processes() -> list[psutil.Process]:
+    """What runs below this process, in sandboxes."""
+    return psutil.Process().children(recursive=True)
+
+
+@pytest.mark.slow
+def test_sandbox_runs_as_many_programs_as_cores(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandboxes, "thread_count", lambda: 3)
+    started: list[int] = []
+
+    def programs() -> Iterator[tuple[int, Program]]:
+        for key in range(7):
+            started.append(key)
+            yield key, Program(f"import time\ntime.sleep({0.6 if key == 0 else 0.2})", f"assert {key} % 2 == 0")
+
+    results = []
+    for key, result in run_programs(sandbox, programs(), timeout_s=20):
+        results.append((key, result.reason))
+        assert len(started) <= len(results) + 3
+    assert sorted(results) == [(key, "failed" if key % 2 else "passed") for key in range(7)]
+    assert results[0][0] != 0  # the slow one does not keep the others waiting
+    assert processes() == []
+
+
+@pytest.mark.slow
+def test_sandbox_leaves_no_process_when_closed(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandboxes, "thread_count", lambda: 3)
+    codes = ["", "import os, time\nos.setsid()\ntime.sleep(60)", "while True: pass"]
+    with closing(run_programs(sandbox, enumerate(Program(code, "") for code in codes), timeout_s=60)) as results:
+        assert next(results) == (0, CodeResult("passed"))
+        running = processes()
+        assert len(running) >= 4  # bubblewrap and the program, or on its way there
+        results.close()
+        assert processes() == []
+        wait_for_end(running)
+
+
+RUNNING = """
+import sys
+from cerebrum_cli.eval.code_sandbox import Program, require_sandbox, run_programs
+for _ in run_programs(require_sandbox(), [(None, Program("while True: pass", ""))] * 2, timeout_s=60):
+    pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_sandbox_leaves_no_process_after(signum: signal.Signals, sandbox: Sandbox) -> None:
+    command = [sys.executable, "-c", RUNNING]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as parent:
+        program = psutil.Process(parent.pid)
+        wait_until(lambda: any(each.cpu_times().user > 0.5 for each in program.children(recursive=True)))
+        running = program.children(recursive=True)
+        os.killpg(parent.pid, signum)
+        assert parent.wait(10) == -signum
+        wait_for_end(running)
+
+
+@pytest.mark.slow
+def test_sandbox_that_fails_later_is_an_error(sandbox: Sandbox) -> None:
+    broken = Sandbox("/bin/false", sandbox.call_filter)
+    with pytest.raises(UsageError, match="does not work here"):
+        run(broken, "pass")
+    with pytest.raises(UsageError, match=r"does not work here: .*No such file"):
+        run(Sandbox("/missing/bwrap", sandbox.call_filter), "pass")

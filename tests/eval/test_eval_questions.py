@@ -1,0 +1,222 @@
+"""Rows become questions, or bad rows with a reason; subsets and seeds are the same everywhere."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.sampling import SEEDS
+from cerebrum_cli.eval.question import Question
+from cerebrum_cli.eval.reading import INDEX_NOTE, BadRow, Fields, QuestionSet, parse_lines, read_questions
+from cerebrum_cli.eval.selection import MAX_SAMPLES, sample_seed, select
+
+GOOD = {"question": "1 + 1?", "answer": "2"}
+COLORS = ["red", "green", "blue", "white"]
+
+
+def read(*rows: Any, **options: Any) -> QuestionSet:
+    """Read rows as lines of JSON; bytes are a line as they are."""
+    lines = (row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+    return read_questions(parse_lines(b"\n".join(lines)), **options)
+
+
+def golds(*rows: dict[str, Any]) -> list[str]:
+    """The gold answers of questions about COLORS, none of them bad."""
+    found = read(*({"question": "Which?", "choices": COLORS, **row} for row in rows))
+    assert not found.bad_rows
+    return [question.gold for question in found.questions]
+
+
+def reason(row: Any, **options: Any) -> str:
+    """Why a row is bad."""
+    [bad] = read(GOOD, row, **options).bad_rows
+    assert bad.line == 2
+    return bad.reason
+
+
+def test_questions_have_the_fields_of_their_rows() -> None:
+    found = read(
+        b'\xef\xbb\xbf{"question": " 2 + 2? ", "answer": 4}\r',
+        b"",
+        {"question": "Why?", "answer": "so", "id": "q-3", "cluster": 7},
+        {"question": "Why not?", "answer": 0.5, "id": 12, "other": None},
+    )
+    assert found == QuestionSet(
+        (
+            Question(0, 1, "2 + 2?", "4"),
+            Question(2, "q-3", "Why?", "so", cluster="7"),
+            Question(3, 12, "Why not?", "0.5"),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("16 - 3 = <<16-3=13>>13\n13 * 2 = 26\n#### 26", "26"),
+        ("so\n####  1,234 \n", "1,234"),
+        ("#### 5\nand #### -72", "-72"),
+        ("#### Heading\n72", "#### Heading\n72"),
+        ("##### 5", "##### 5"),
+    ],
+)
+def test_questions_read_the_final_answer_of_gsm8k(answer: str, gold: str) -> None:
+    assert read({"question": "?", "answer": answer}).questions[0].gold == gold
+
+
+def test_questions_take_other_field_names() -> None:
+    fields = Fields(question="problem", answer="solution", id="unique_id")
+    [question] = read({"problem": "P", "solution": "S", "answer": "no", "unique_id": "a/1"}, fields=fields).questions
+    assert (question.prompt, question.gold, question.id) == ("P", "S", "a/1")
+
+
+def test_choices_are_listed_below_the_question() -> None:
+    [question] = read({"question": "Which?", "choices": ["red", 2], "answer": "B"}).questions
+    assert question.prompt == "Which?\n\nA) red\nB) 2\n\nAnswer with the letter of the correct choice."
+    assert question.choices == ("red", "2")
+
+
+@pytest.mark.parametrize("answer", ["C", "c", "(C)", "C.", " c) ", "blue"])
+def test_choices_are_answered_by_letter_or_text(answer: str) -> None:
+    assert golds({"answer": answer}) == ["C"]
+
+
+def test_choices_have_the_labels_of_arc() -> None:
+    digits = {"text": ["1", "3", "2", "4"], "label": ["1", "2", "3", "4"]}
+    letters = {"text": COLORS, "label": ["A", "B", "C", "D"]}
+    rows = ((digits, "3"), (digits, 4), (letters, "B"))
+    assert golds(*({"choices": choices, "answer": answer} for choices, answer in rows)) == ["C", "D", "B"]
+
+
+def test_choices_count_indices_as_the_file_does() -> None:
+    assert golds({"answer": 0}, {"answer": 3}, {"answer": "1"}) == ["A", "D", "B"]
+    assert golds({"answer": 1}, {"answer": 4}, {"answer": "2"}, {"answer": "D"}) == ["A", "D", "B", "D"]
+    assert golds({"answer": 1, "choices": ["1", "2", "4"]}, {"answer": 0}) == ["B", "A"]  # the number is an index
+    assert golds({"answer": "1", "choices": ["1", "2", "4"]}) == ["A"]  # the text is a choice
+    assert golds({"answer": "E", "choices": ["F", "E"]}) == ["B"]  # two choices have no letter E
+    assert golds({"answer": 2, "choices": [1, 2, 4]}) == ["B"]  # and so is a number among numbers
+
+
+def test_choices_state_an_assumed_base_of_indices() -> None:
+    row = {"question": "Which?", "choices": COLORS}
+    found = read({**row, "answer": 1}, {**row, "answer": 3}, GOOD)
+    assert ([question.gold for question in found.questions], found.note) == (["B", "D", "2"], INDEX_NOTE)
+    assert read({**row, "answer": 1}, {**row, "answer": 0}).note is None
+    assert read({**row, "answer": "B"}).note is None
+
+
+def test_choices_with_both_bases_are_bad_rows() -> None:
+    row = {"question": "Which?", "choices": COLORS}
+    found = read({**row, "answer": 2}, b"[", {**row, "answer": 4}, {**row, "answer": "B"}, {**row, "answer": 0})
+    assert [question.gold for question in found.questions] == ["B"]
+    assert [bad.line for bad in found.bad_rows] == [1, 2, 3, 5]
+    assert found.bad_rows[0].reason == "the answer is an index, but line 5 counts from 0 and line 3 from 1"
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (b"{", "not JSON: Expecting property name enclosed in double quotes (character 2)"),
+        (b'{"question": "\xff"}', "byte 15 is not UTF-8"),
+        (b"[" * 100_000, "not JSON: nested too deeply"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "not JSON: Exceeds the limit"),
+        ([1], "not a JSON object"),
+        ({"prompt": "?", "answer": "2"}, "no `question`; the fields are: prompt, answer"),
+        ({"question": "?"}, "no `answer`; the fields are: question"),
+        ({"question": "?", "answer": None}, "no `answer`; the fields are: question, answer"),
+        ({"question": " \n", "answer": "2"}, "`question` is blank"),
+        ({"question": "?", "answer": ""}, "`answer` is blank"),
+        ({"question": "?", "answer": "so\n####"}, "`answer` has nothing after its ####"),
+        ({"question": "?", "answer": True}, "`answer` is True: it must be text or a number"),
+        (b'{"question": "?", "answer": NaN}', "`answer` is nan: it must be text or a number"),
+        ({"question": ["?"], "answer": "2"}, "`question` is ['?']: it must be text or a number"),
+        ({**GOOD, "id": 1}, "duplicate id 1, first on line 1"),
+        ({**GOOD, "id": 1.5}, "`id` is 1.5: it must be text or an integer"),
+        ({**GOOD, "cluster": []}, "`cluster` is []: it must be text or a number"),
+        ({**GOOD, "choices": "AB"}, '`choices` must be a list of texts, or {"text": [...], "label": [...]}'),
+        ({**GOOD, "choices": {"A": "2", "B": "3"}}, "`choices` must be a list of texts, or {"),
+        ({**GOOD, "choices": ["2"]}, "the number of choices is 1, not 2 to 26"),
+        ({**GOOD, "choices": {"text": ["2", "3"], "label": ["A"]}}, "`choices` must be a list of texts, or {"),
+        ({**GOOD, "choices": COLORS, "answer": "E"}, "`answer` is 'E', which is none of the 4 choices"),
+        ({**GOOD, "choices": COLORS, "answer": 5}, "`answer` is 5, which is none of the 4 choices"),
+        ({**GOOD, "choices": COLORS, "answer": -1}, "`answer` is -1, which is none of the 4 choices"),
+        ({**GOOD, "choices": ["B", "A"], "answer": "A"}, "`answer` is 'A', which may mean choice A or B"),
+        ({**GOOD, "choices": ["x", "x"], "answer": "x"}, "`answer` is 'x', which may mean choice A or B"),
+    ],
+)
+def test_bad_rows_have_a_line_and_a_reason(row: Any, expected: str) -> None:
+    assert reason(row).startswith(expected)
+
+
+def test_bad_rows_do_not_take_an_id() -> None:
+    assert [question.index for question in read({"question": "?", "id": "a"}, {**GOOD, "id": "a"}).questions] == [1]
+
+
+def test_questions_of_a_template_need_no_question_field() -> None:
+    def render(row: Any) -> str:
+        if "problem" not in row:
+            raise ValueError("no field `problem`")
+        return f"Solve: {row['problem']}\n{row.get('choices', '')}"
+
+    found = read(
+        {"problem": "P", "answer": "a"}, GOOD, {"problem": "Q", "choices": COLORS, "answer": "blue"}, render=render
+    )
+    assert [question.prompt for question in found.questions] == [
+        "Solve: P\n",
+        "Solve: Q\nA) red\nB) green\nC) blue\nD) white",
+    ]
+    assert found.bad_rows == (BadRow(2, "no field `problem`"),)
+    assert reason({"question": "", "answer": "2"}, render=lambda row: row["question"]) == "the prompt is blank"
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"\n \n", "there are no questions"),
+        (b'{"q": 1}\n[', "no question can be scored; line 1: no `question`; the fields are: q"),
+        ('{"question": "?"}'.encode("utf-16"), "the questions are UTF-16, not UTF-8"),
+    ],
+)
+def test_questions_without_a_good_row_are_refused(data: bytes, problem: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_questions(parse_lines(data))
+    assert caught.value.message == problem
+    assert caught.value.hint
+
+
+def test_template_that_fits_no_row_is_refused() -> None:
+    with pytest.raises(UsageError, match="no question can be scored; line 1: the prompt is blank") as caught:
+        read_questions(parse_lines(b'{"answer": 1}'), render=lambda _: " ")
+    assert caught.value.hint and caught.value.hint.startswith("check the template")
+
+
+def test_selection_is_a_prefix_of_a_larger_one() -> None:
+    questions = [Question(index, index + 1, "?", "2") for index in range(400)]
+    chosen = select(questions, 400)
+    assert select(questions, 200) == chosen[:200]
+    assert set(chosen) == set(questions)
+    assert list(chosen) != questions
+    assert select(reversed(questions)) == chosen
+    assert select(questions, seed=1) != chosen
+    assert select(questions[:300]) == tuple(each for each in chosen if each.index < 300)
+
+
+def test_selection_is_the_same_on_every_machine() -> None:
+    ids: tuple[str | int, ...] = ("a", "b", 1, "1", 2, "ü")
+    questions = [Question(index, id, "?", "2") for index, id in enumerate(ids)]
+    assert [question.id for question in select(questions)] == ["1", 1, "ü", "b", "a", 2]
+    assert [sample_seed(0, 0, 0), sample_seed(7, 12, 3)] == [3520783360, 3788976131]
+
+
+def test_seeds_are_consecutive_and_never_collide() -> None:
+    first = [sample_seed(3, index, 0) for index in range(1_000_000)]
+    blocks = sorted(first)
+    assert all(before + MAX_SAMPLES <= after for before, after in pairwise(blocks))
+    assert [sample_seed(3, 5, sample) - first[5] for sample in (1, 2, MAX_SAMPLES - 1)] == [1, 2, MAX_SAMPLES - 1]
+    assert blocks[-1] + MAX_SAMPLES <= SEEDS
+    with pytest.raises(ValueError, match="sample 256 is not from 0 to 255"):
+        sample_seed(0, 0, MAX_SAMPLES)

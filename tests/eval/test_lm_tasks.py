@@ -1,0 +1,242 @@
+"""`cerebrum eval lm-eval:TASK`: local tasks on the model in the package, published figures, refusals and resuming."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine, Finished, start_python
+from nano.measure import MODEL_FILE
+from nano.questions import held_out
+from scripted_command import run_here
+from waiting import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm-eval's libraries
+
+MODEL = ("-m", str(MODEL_FILE), "--format", "cerebrum")
+SUMS = 40
+WITHOUT_LM_EVAL = """
+import sys
+sys.modules["lm_eval"] = None
+from cerebrum_cli.main import main
+main()
+"""
+needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra lm-eval")
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A directory with tasks over nano's held-out sums: `choices` are scored, `replies` generated, `texts` rolling."""
+    directory = tmp_path / "tasks"
+    directory.mkdir()
+    rows = [
+        {
+            "question": turns[0],
+            "answer": answer,
+            "choices": [f"The answer is {int(answer) + plus}." for plus in (0, 1, 7)],
+        }
+        for turns, answer in held_out()[:SUMS]
+    ]
+    data = directory / "sums.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    scored = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": 0}
+    last_number = [{"function": "regex", "regex_pattern": "(-?[0-9]+)\\.?$"}, {"function": "take_first"}]
+    generated = {
+        "output_type": "generate_until",
+        "doc_to_target": "answer",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 64},
+        "filter_list": [{"name": "number", "filter": last_number}],
+    }
+    rolling = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "question"}
+    write_task(directory, data, "choices", {**scored, "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]})
+    write_task(directory, data, "replies", {**generated, "metric_list": [{"metric": "exact_match"}]})
+    write_task(directory, data, "texts", {**rolling, "metric_list": [{"metric": "bits_per_byte"}]})
+    return directory
+
+
+def write_task(directory: Path, data: Path, name: str, details: dict[str, Any]) -> None:
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "fewshot_split": "test",
+        "fewshot_config": {"sampler": "first_n"},
+        "doc_to_text": "{{question}}",
+        **details,
+    }
+    (directory / f"{name}.yaml").write_text(json.dumps(task), encoding="utf-8")  # which is YAML too
+
+
+def run_tasks(command: CommandLine, tasks: Path, names: str, *arguments: str | Path) -> Finished:
+    return command.run("eval", f"lm-eval:{names}", *MODEL, "--include-path", tasks, "--offline", *arguments)
+
+
+def problem(done: Finished, code: int = 2) -> list[str]:
+    """The lines of an error; the command printed nothing else."""
+    assert (done.code, done.out) == (code, ""), done.err
+    return done.err.splitlines()
+
+
+@needs_lm_eval
+def test_lm_eval_prints_its_own_table(command: CommandLine, tasks: Path) -> None:
+    done = run_tasks(command, tasks, "choices,texts", "--limit", "10", "--apply-chat-template")
+    assert done.code == 0, done.err
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.out.splitlines()]
+    assert lines[0][:5] == ["Tasks", "Version", "Filter", "n-shot", "Metric"]
+    assert [line[4] for line in lines[2:]] == ["acc", "acc_norm", "bits_per_byte"]
+    assert all(0 <= float(line[6]) < 10 for line in lines[2:])
+    assert not list((command.home / ".cache" / "cerebrum" / "lm-eval").iterdir())
+
+
+@needs_lm_eval
+def test_lm_eval_generates_in_the_models_format(command: CommandLine, tasks: Path, tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    run = run_tasks(command, tasks, "replies", "--apply-chat-template", "--log-samples", "-o", output, "--json", "-q")
+    assert (run.code, run.err) == (0, "")
+    assert 0.6 < run.object["results"]["replies"]["exact_match,number"] <= 1
+    assert run.object["config"]["prompt_format"] == "cerebrum"
+    saved = json.loads(output.read_text(encoding="utf-8"))
+    samples = saved.pop("samples")["replies"]
+    assert saved == run.object and len(samples) == SUMS
+    prompts, replies = [each["arguments"][0][0] for each in samples], [each["resps"][0][0] for each in samples]
+    assert all(prompt.endswith("\nAI: ") for prompt in prompts)
+    assert not any(reply.startswith(" ") or "\n" in reply for reply in replies)
+
+
+@needs_lm_eval
+def test_lm_eval_passes_its_options_on(command: CommandLine, tasks: Path) -> None:
+    options = ("--limit", "3", "--num-fewshot", "2", "--gen-kwargs", "max_gen_toks=2,temperature=0", "--json")
+    done = run_tasks(command, tasks, "repl*,choices", *options)
+    assert done.code == 0, done.err
+    assert done.object["n-shot"] == {"replies": 2, "choices": 2}
+    assert done.object["n-samples"]["replies"]["effective"] == 3
+    assert done.object["config"]["gen_kwargs"] == {"max_gen_toks": 2, "temperature": 0}
+    assert "note: Overwriting default num_fewshot" in done.err
+
+
+@needs_lm_eval
+def test_lm_eval_resumes_after_an_interrupt(command: CommandLine, tasks: Path, tmp_path: Path) -> None:
+    cache = command.home / ".cache" / "cerebrum" / "lm-eval"
+    output = tmp_path / "results.json"
+    arguments = ("eval", "lm-eval:replies", *MODEL, "--include-path", tasks, "--offline", "--log-samples", "-o", output)
+    process = command.start(*arguments)
+    wait_until(lambda: process.poll() is not None or any(path.stat().st_size > 8000 for path in cache.glob("*")))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    if process.returncode == 0:
+        pytest.skip("finished before it was interrupted")
+    assert process.returncode == 130, err.decode()
+    assert err.decode().splitlines()[-1] == " hint: run it again to resume"
+    saved = [path.stat().st_size for path in cache.iterdir()]
+    assert saved and max(saved) > 8000 and not output.exists()
+    resumed = command.run(*arguments)
+    assert resumed.code == 0, resumed.err
+    interrupted = json.loads(output.read_text())["samples"]["replies"]
+    assert command.run(*arguments, "--restart").code == 0
+    assert [each["resps"] for each in interrupted] == [
+        each["resps"] for each in json.loads(output.read_text())["samples"]["replies"]
+    ]
+    assert not list(cache.iterdir())
+
+
+@needs_lm_eval
+def test_lm_eval_refuses_what_it_cannot_run(
+    command: CommandLine, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval.tasks
+
+    def refused(names: str, *arguments: str | Path, include_path: Path = tasks) -> list[str]:
+        """Run in this process, which imports lm-eval once."""
+        given = (f"lm-eval:{names}", *MODEL, "--include-path", include_path, "--offline", *arguments)
+        return problem(run_here({}, command.home, "eval", *given))
+
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # which --offline sets
+        monkeypatch.setenv(variable, "1")
+    # Names are looked up in the order given, so lm-eval's own humaneval was found, which takes seconds.
+    assert refused("humaneval,choises") == ["error: lm-eval has no task 'choises'", " hint: did you mean choices?"]
+    assert refused("choices,")[0] == "error: lm-eval:choices, lacks the name of a task"
+    assert refused("choices", "--temperature", "0.5") == [
+        "error: --temperature has no effect on the tasks of lm-eval",
+        " hint: use --gen-kwargs NAME=VALUE,...",
+    ]
+    assert refused("choices", "--samples", "4")[0] == "error: --samples has no effect on the tasks of lm-eval"
+    assert refused("choices", "--system", "Hi")[0].endswith("--system has no effect without --apply-chat-template")
+    assert refused("choices", "-o", "-")[0] == "error: -o is `-`, but the results are a file"
+    (tmp_path / "old.json").write_text("mine")
+    assert refused("choices", "-o", tmp_path / "old.json")[0].endswith("old.json already exists")
+    human_eval = Path(lm_eval.tasks.__file__).parent / "humaneval"  # alone
+    unsafe = refused("humaneval", include_path=human_eval)
+    assert unsafe[0] == "error: humaneval would run code that the model writes"
+    assert refused("choices", "--log-samples")[1] == " hint: add -o RESULTS.json"
+    assert refused("choices", "--include-path", tmp_path / "missing")[0].endswith("missing is not a directory")
+    (tasks / "sums.jsonl").unlink()
+    message, hint = problem(run_tasks(command, tasks, "choices"), 1)
+    assert message.startswith("error: cannot load choices: ") and hint == " hint: check the task and the network"
+
+
+def test_lm_eval_names_the_extra_where_it_is_missing(tmp_path: Path) -> None:
+    process = start_python(WITHOUT_LM_EVAL, "eval", "lm-eval:arc_easy", "-m", MODEL_FILE, home=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err.splitlines() == [
+        "error: lm-eval is not installed",
+        f' hint: {sys.executable} -m pip install "cerebrum-cli[lm-eval]"',
+    ]
+
+
+@needs_lm_eval
+def test_lm_eval_table_shows_published_figures() -> None:
+    from cerebrum_cli.eval.lm_tasks import averages, remarks, results_table
+    from cerebrum_cli.eval.presets import find_preset
+
+    preset = find_preset("collective-cognition")
+    tasks = preset.averages[0].tasks
+    values = {
+        task: {"alias": f" - {task}", "acc,none": 0.5, "acc_stderr,none": 0.01, "acc_norm,none": 0.7} for task in tasks
+    }
+    values["boolq"] = {"alias": "boolq", "acc,none": 0.8}
+    results = {"results": values, "versions": dict.fromkeys(tasks, 1), "n-shot": dict.fromkeys(tasks, 0)}
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in results_table(results, preset).splitlines()
+    ]
+    shown = {(row[0], row[4]): row[-1] for row in rows[2:]}
+    assert rows[0][-1] == "Published"
+    assert (shown["- arc_challenge", "acc"], shown["boolq", "acc"]) == ("0.5401", "0.8538")
+    assert [row[-1] for row in rows[2:4]] == ["0.5401", "0.5572"]
+    [line] = averages(results, preset)
+    assert line == f"GPT4All: {(6 * 0.7 + 0.8) / 7:.4f} (published: 0.7206)"
+    assert any("does not state the chat template" in line for line in remarks(results, preset))
+    assert not any("TruthfulQA" in line for line in remarks(results, preset))
+    assert remarks({"results": {"mine": {}}}, preset) == [f"{preset.source} has no results for these tasks"]
+    assert "Published" not in results_table({**results, "results": {"mine": {"acc,none": 1.0}}, "versions": {}}, preset)
+
+
+@needs_lm_eval
+def test_lm_eval_finds_the_model_by_its_entry_point(command: CommandLine) -> None:
+    code = """
+import json, sys
+from importlib.metadata import EntryPoint
+from lm_eval.api.instance import Instance
+[argument, entry] = sys.argv[1:]
+model = EntryPoint("cerebrum", entry, "lm_eval.models").load().create_from_arg_string(
+    f"model={argument},ctx=512,threads=1,format=cerebrum", {"batch_size": 1, "device": None})
+print(json.dumps([model.max_length, model.loglikelihood([Instance("loglikelihood", {}, ("1 + 1", " = 2"), 0)])[0][0]]))
+model.close()
+"""
+    [entry] = [each.value for each in entry_points(group="lm_eval.models") if each.name == "cerebrum"] or [
+        "cerebrum_cli.cli.lm_model:CerebrumModel"
+    ]
+    process = start_python(code, MODEL_FILE, entry)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    size, score = json.loads(out.splitlines()[-1])
+    assert size == 512 and score < 0
+    process = start_python(code, f"{MODEL_FILE},context=3", entry)
+    assert "--model_args has no 'context'" in process.communicate(timeout=60)[1]

@@ -1,0 +1,166 @@
+"""The built-in prompt formats: exact prompts and token ids; each prompt extends the one before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vocabularies import text_of
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
+from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.formats.format import PromptFormat
+from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, RAW
+from cerebrum_cli.inference.responder import detokenize
+
+BOS, EOS = 1, 2
+LINE_BREAK = 13
+FORMATS = (CEREBRUM, COLLECTIVE_COGNITION)
+Case = dict[str, Any]
+
+
+def golden_cases(name: str) -> list[Case]:
+    path = Path(__file__).parents[1] / "data" / "formats" / f"{name}.json"
+    return list(json.loads(path.read_text(encoding="utf-8")))
+
+
+CASES = [
+    pytest.param(prompt_format, case, id=f"{prompt_format.name}: {case['name']}")
+    for prompt_format in FORMATS
+    for case in golden_cases(prompt_format.name)
+]
+
+
+def to_conversation(case: Case) -> Conversation:
+    conversation = Conversation()
+    for message in case["messages"]:
+        if message["role"] == "system":
+            conversation = Conversation(system_prompt=message["content"])
+        elif message["role"] == "user":
+            conversation = conversation.user(message["content"])
+        else:
+            conversation = conversation.assistant(message["content"])
+    return conversation
+
+
+@pytest.mark.parametrize(("prompt_format", "case"), CASES)
+def test_prompt_matches_the_golden_text(prompt_format: PromptFormat, case: Case) -> None:
+    assert "<s>" + text_of(prompt_format.render(to_conversation(case))) == case["prompt"]
+
+
+@pytest.mark.parametrize(("prompt_format", "case"), CASES)
+def test_prompt_matches_the_golden_token_ids(prompt_format: PromptFormat, case: Case, mistral: LlamaBackend) -> None:
+    assert list(mistral.tokenize(prompt_format.render(to_conversation(case)))) == case["mistral_v1_token_ids"]
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS, ids=lambda prompt_format: prompt_format.name)
+def test_empty_system_prompt_is_omitted(prompt_format: PromptFormat) -> None:
+    parts = prompt_format.render(Conversation(system_prompt="").user("Why?"))
+    assert text_of(parts).startswith(("User: ", "USER: "))
+
+
+def test_only_cerebrum_has_a_default_system_prompt() -> None:
+    assert {name for name, prompt_format in PLAIN_FORMATS.items() if prompt_format.default_system} == {"cerebrum"}
+    assert text_of(CEREBRUM.render(Conversation().user("Why?"))).startswith(f"{CEREBRUM.default_system}\nUser: Why?")
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS, ids=lambda prompt_format: prompt_format.name)
+@pytest.mark.parametrize("system", ["Be brief.", " \n", "  Keep this. \n\n", "</s>", "User: x"])
+def test_system_prompt_is_rendered_unchanged(prompt_format: PromptFormat, system: str) -> None:
+    first = prompt_format.render(Conversation(system_prompt=system).user("Why?"))[0]
+    assert first == Text(system)
+
+
+def test_cerebrum_removes_eos_text_except_in_the_first_message() -> None:
+    conversation = Conversation(system_prompt="</s>").user("a</s>b").assistant(" c</s> ").user("<</s>/s>d")
+    assert text_of(CEREBRUM.render(conversation)) == "</s>\nUser: a</s>b\nAI: c\nUser: </s>d\nAI:"
+
+
+def test_collective_cognition_keeps_eos_text_untrusted(mistral: LlamaBackend) -> None:
+    ids = mistral.tokenize(COLLECTIVE_COGNITION.render(Conversation().user("a</s>").assistant("b</s>c").user("d</s>")))
+    assert detokenize(mistral, ids).count("</s>") == 4
+    assert ids.count(EOS) == 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["</s>", "<s>", "<unk>", "</", "s>", "<", ">", "\n", " ", "User:", "a"])).map("".join))
+def test_user_text_never_becomes_a_special_token(mistral: LlamaBackend, text: str) -> None:
+    for prompt_format, expected in ((CEREBRUM, [BOS]), (COLLECTIVE_COGNITION, [BOS, EOS])):
+        conversation = Conversation(system_prompt=text).user(text).assistant(text).user(text)
+        assert [token for token in mistral.tokenize(prompt_format.render(conversation)) if token <= EOS] == expected
+
+
+def test_stop_strings_of_each_format() -> None:
+    assert {prompt_format.name: prompt_format.stop for prompt_format in (*FORMATS, RAW)} == {
+        "cerebrum": ("\nUser:",),
+        "collective-cognition": ("\nUSER:",),
+        "raw": (),
+    }
+
+
+def test_raw_prompt_is_trusted_text(mistral: LlamaBackend) -> None:
+    conversation = Conversation(system_prompt="unread").user("unread").assistant("unread").user(" a</s>b ")
+    parts = RAW.render(conversation)
+    assert parts == (Text(" a</s>b ", trusted=True),)
+    assert [token for token in mistral.tokenize(parts) if token <= EOS] == [BOS, EOS]
+    assert mistral.tokenize(RAW.render(Conversation().user("<s>a"))).count(BOS) == 1
+
+
+# Each prompt extends the previous prompt and reply.
+
+system_prompts = st.none() | st.text(max_size=20)
+
+
+def replies(backend: LlamaBackend) -> st.SearchStrategy[tuple[int, ...]]:
+    """Replies a model may generate: any tokens except those that end a reply, or the tokens of a text."""
+    sampled = st.lists(st.integers(0, backend.size - 1).filter(lambda token: not backend.is_eog(token)), max_size=8)
+    texts = st.text(max_size=20).map(lambda text: backend.tokenize((Text(text),))[1:])
+    return sampled.map(tuple) | texts
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS, ids=lambda prompt_format: prompt_format.name)
+@settings(deadline=None)
+@given(data=st.data())
+def test_next_prompt_extends_prompt_and_reply(
+    prompt_format: PromptFormat, mistral: LlamaBackend, data: st.DataObject
+) -> None:
+    conversation = Conversation(system_prompt=data.draw(system_prompts))
+    evaluated: tuple[int, ...] = ()
+    for _ in range(3):
+        conversation = conversation.user(data.draw(st.text(max_size=20)))
+        prompt = mistral.tokenize(prompt_format.render(conversation))
+        assert prompt[: len(evaluated)] == evaluated
+        reply = data.draw(replies(mistral))
+        evaluated = prompt + reply
+        conversation = conversation.assistant(detokenize(mistral, reply).strip(), reply)
+
+
+def test_text_after_reply_tokens_gets_no_extra_space(mistral: LlamaBackend) -> None:
+    reply = mistral.tokenize((Text("Four."),))[1:]
+    question = Conversation(system_prompt="").user("2+2?")
+    again = question.assistant("Four.").user("Sure?")
+    as_text = mistral.tokenize(CEREBRUM.render(again))
+    as_tokens = mistral.tokenize(CEREBRUM.render(question.assistant("Four.", reply).user("Sure?")))
+    assert as_tokens == as_text
+    before = len(mistral.tokenize(CEREBRUM.render(question))) + len(reply)
+    assert as_tokens[before] == LINE_BREAK
+
+
+def test_reply_tokens_replace_the_reply_text() -> None:
+    conversation = Conversation(system_prompt="").user("a").assistant("b", (7, 8)).user("c")
+    expected: tuple[Part, ...] = (
+        *(Text("User: ", True), Text("a"), Text("\nAI:", True)),
+        Tokens((7, 8)),
+        *(Text("\nUser: ", True), Text("c"), Text("\nAI:", True)),
+    )
+    assert CEREBRUM.render(conversation) == expected
+
+
+def test_join_parts_merges_adjacent_and_drops_empty_texts() -> None:
+    parts = (Text(""), Text("a"), Text("", True), Text("b"), Tokens(()), Text("c", True), Tokens((1,)), Tokens((2,)))
+    assert join_parts(parts) == (Text("ab"), Text("c", True), Tokens((1,)), Tokens((2,)))

@@ -1,0 +1,84 @@
+"""Control sequences are stripped from text, however it is split into chunks."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cerebrum_cli.terminal.escapes import MAX_HELD, ControlFilter, strip_controls
+
+SEQUENCES = {
+    "a\x1b[31mred\x1b[0m": "ared",
+    "a\x1b[2J\x1b[1;1Hb": "ab",
+    "a\x1b[?1049hb": "ab",
+    "a\x1b]0;title\x07b": "ab",
+    "a\x1b]0;title\x1b\\b": "ab",
+    "a\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\b": "alinkb",
+    "a\x1b]52;c;aGk=\x07b": "ab",
+    "a\x1bPq#0~\x1b\\b": "ab",
+    "a\x1b_G\x1b\\b": "ab",
+    "a\x9b31mb": "ab",
+    "a\x9d0;title\x9cb": "ab",
+    "a\x85\x8d\x9fb\x9c": "a",
+    "a\x1bcb": "ab",
+    "a\x1b(0b": "ab",
+    "a\x1b#8b": "ab",
+    "a\x1b": "a",
+    "a\x1b\nb": "a\nb",
+    "a\x1b[31": "a[31",
+    "a\x1b]0;never ends": "a]0;never ends",
+    "one\rtwo\r\nthree": "onetwo\nthree",
+    "a\x08\x08b\x07\x7f\x00c": "abc",
+    "tab\tline\nend": "tab\tline\nend",
+    "pay \u202egpj.exe\u202c \u2066now\u2069 \u202a\u202b\u202d\u2067\u2068": "pay gpj.exe now ",
+    "שלום \u200f\u200e\u061c مرحبا": "שלום \u200f\u200e\u061c مرحبا",
+    "é 日本語 😀 \N{NO-BREAK SPACE}": "é 日本語 😀 \N{NO-BREAK SPACE}",
+}
+
+
+@pytest.mark.parametrize(("text", "clean"), SEQUENCES.items())
+def test_control_filter_strips_sequences_split_anywhere(text: str, clean: str) -> None:
+    assert strip_controls(text) == clean
+    for split in range(len(text) + 1):
+        assert streamed([text[:split], text[split:]]) == clean
+    assert streamed(list(text)) == clean
+
+
+def streamed(chunks: list[str]) -> str:
+    """Output of a filter fed with chunks."""
+    control_filter = ControlFilter()
+    return "".join(map(control_filter.feed, chunks)) + control_filter.flush()
+
+
+CHUNKS = st.lists(
+    st.one_of(
+        st.text(max_size=8), st.sampled_from([*SEQUENCES, "\x1b", "[", "]", "\\", "\x07", "3", "m", "\x9b", "P"])
+    ),
+    max_size=12,
+)
+
+
+@given(CHUNKS)
+@example(["\x1b]a\x1b", "[3", "1m"])
+def test_control_filter_output_does_not_depend_on_the_chunks(chunks: list[str]) -> None:
+    clean = streamed(chunks)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", clean)
+    assert clean == strip_controls("".join(chunks))
+
+
+BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+@given(st.text(st.characters(exclude_categories=["Cc"], include_characters="\t\n", exclude_characters=BIDIRECTIONAL)))
+def test_control_filter_keeps_text_without_controls(text: str) -> None:
+    assert streamed([text]) == strip_controls(text) == text
+
+
+def test_control_filter_holds_back_a_limited_number_of_characters() -> None:
+    control_filter = ControlFilter()
+    text = "\x1b]0;" + "x" * MAX_HELD
+    assert "".join(map(control_filter.feed, text)).endswith("xx")
+    assert control_filter.feed("shown") == "shown"

@@ -1,0 +1,273 @@
+"""Loading: planned context, layers and slots; progress, logs and errors of llama.cpp."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.core.errors import EngineError, ModelFileError
+from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, NoticeEvent
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.llama.bindings import Log, log
+from cerebrum_cli.engine.llama.devices import accelerators, can_offload
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.load_options import LoadOptions, option_notices, plan_repacking, short_context_notice
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.machine import available_memory, cgroup_memory, cgroup_quota, own_cgroups, thread_count
+from cerebrum_cli.engine.memory import (
+    GPU_UBATCH,
+    HEADROOM,
+    ContextOptions,
+    Device,
+    FreeMemory,
+    memory_needs,
+)
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.gguf.header import read_header
+from cerebrum_cli.gguf.sizes import uniform_sizes
+from cerebrum_cli.inference.loading import Opener
+
+GIB = 2**30
+DEBUG, INFO, WARNING, ERROR, CONTINUED = range(1, 6)
+
+
+def tree(root: Path, **files: str) -> Path:
+    """Write the files of a cgroup; `__` in a name separates directories."""
+    for name, content in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, math.inf),
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "damaged"}, math.inf),
+        ({"cpu__cpu.cfs_quota_us": "200000\n", "cpu__cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({"cpu__cpu.cfs_quota_us": "-1\n", "cpu__cpu.cfs_period_us": "100000\n"}, math.inf),
+        ({"cpu__cpu.cfs_quota_us": "200000\n"}, math.inf),
+    ],
+)
+def test_cgroup_quota_limits_the_cpus(tmp_path: Path, files: dict[str, str], quota: float) -> None:
+    assert cgroup_quota(tree(tmp_path, **files)) == quota
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({}, math.inf),
+        ({"memory.max": "max\n", "memory.current": "5\n", "memory.stat": ""}, math.inf),
+        ({"memory__memory.limit_in_bytes": "1000\n"}, math.inf),
+        ({"memory__memory.limit_in_bytes": "1000\n", "memory__memory.usage_in_bytes": "600\n"}, 400),
+        (
+            {
+                "memory__memory.limit_in_bytes": "1000\n",
+                "memory__memory.usage_in_bytes": "600\n",
+                "memory__memory.stat": "active_file 1\ntotal_active_file 100\ntotal_inactive_file 250\n",
+            },
+            750,
+        ),
+        ({"memory.max": "1000\n", "memory.current": "600\n", "memory.stat": "anon 600\n"}, 400),
+        (
+            {"memory.max": "1000\n", "memory.current": "600\n", "memory.stat": "active_file 100\ninactive_file 250\n"},
+            750,
+        ),
+    ],
+)
+def test_cgroup_memory_ignores_cached_files(tmp_path: Path, files: dict[str, str], left: float) -> None:
+    assert cgroup_memory(tree(tmp_path, **files)) == left
+
+
+def test_this_machine_has_cpus_and_memory() -> None:
+    assert 1 <= thread_count() <= (os.cpu_count() or 1)
+    assert available_memory() > 0
+    assert can_offload() or accelerators() == ()
+
+
+def options(path: Path, gpu_layers: str = "auto", vocabulary_only: bool = False) -> LoadOptions:
+    return LoadOptions(path, 2048, uniform_sizes(1_000_000, 2, 128), None, gpu_layers, 1, 1, vocabulary_only)
+
+
+def opened(told: list[Event], load: LoadOptions, stop: StopFlag | None = None) -> None:
+    """Load a model, and free it."""
+    open_llama(load, told.append, stop or StopFlag()).close()
+
+
+def test_load_reports_progress(chatml_model: Path) -> None:
+    told: list[Event] = []
+    opened(told, options(chatml_model))
+    fractions = [event.fraction for event in told if isinstance(event, LoadEvent)]
+    assert fractions == sorted(fractions) and 0.0 <= fractions[0] <= fractions[-1] <= 1.0
+
+
+def test_load_logs_only_to_a_listener(chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.lines.clear()
+    opened([], options(chatml_model))
+    assert not any(str(chatml_model) in line for line in log.lines)
+    heard: list[str] = []
+    monkeypatch.setattr(log, "forward", heard.append)
+    opened([], options(chatml_model))
+    assert any(str(chatml_model) in line for line in heard)
+
+
+def test_load_with_gpu_layers_but_no_gpu_gives_a_notice(chatml_model: Path) -> None:
+    told: list[Event] = []
+    opened(told, options(chatml_model, gpu_layers="all"))
+    assert any(isinstance(event, NoticeEvent) for event in told) == (not can_offload())
+
+
+def test_tuned_context_that_cannot_be_created_is_replaced(chatml_model: Path) -> None:
+    default = options(chatml_model)
+    tuned = replace(default, cache_type_k="q8_0", cache_type_v="q8_0")  # this model's heads are narrower than a block
+    engine = LocalEngine(Opener(lambda given: lambda emit, stop: open_llama(given, emit, stop), tuned, default))
+    list(engine.load())
+    request = Request(engine.vocabulary.tokenize([Text("abc")]), SamplingParams(max_tokens=4))
+    for expected in (1, 0):
+        events = list(engine.generate([request]))
+        notices = [event for event in events if isinstance(event, NoticeEvent)]
+        assert len(notices) == expected
+        assert isinstance(events[-1], FinishEvent)
+        assert all(notice.message.startswith("cannot use the tuned settings: ") for notice in notices)
+    engine.close()
+
+
+def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
+    recurrent_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = read_header(recurrent_model).sizes
+    all_layers = (len(sizes.layers) + 1,)
+    needs = memory_needs(sizes, ContextOptions(2048, 1, 1, GPU_UBATCH), all_layers)
+    gpu = Device("CUDA0", "a GPU", needs.devices[0] + HEADROOM, GIB)
+    monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda: FreeMemory(8 * GIB, (gpu,)))
+    load = LoadOptions(recurrent_model, 2048, sizes, n_threads=1, slots=16, kv_unified=True)  # as a chat does
+    backend = open_llama(load, lambda event: None, StopFlag())
+    assert backend._offloaded == all_layers
+    backend.close()
+
+
+def test_load_vocabulary_only(chatml_model: Path) -> None:
+    backend = open_llama(options(chatml_model, vocabulary_only=True), lambda event: None, StopFlag())
+    assert backend.tokenize([Text("abc")])
+    backend.close()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are Unicode")
+def test_load_accepts_undecodable_file_names(chatml_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"m\xff\xfe.gguf")
+    path.write_bytes(chatml_model.read_bytes())
+    opened([], options(path))
+
+
+DAMAGES: tuple[tuple[Callable[[bytes], bytes], str], ...] = (
+    (lambda model: b"", "failed to read magic"),
+    (lambda model: b"hello" * 100, "invalid magic characters: 'hell', expected 'GGUF'"),
+    (lambda model: model[:3000], "failed to read key-value pairs"),
+    (lambda model: model[:4] + b"\t\0\0\0" + model[8:], "this GGUF file is version 9 but this software"),
+    (lambda model: model[:-1000], "tensor 'blk.1.ffn_down.weight' data is not within the file bounds"),
+    (lambda model: model.replace(b"llama", b"lamma", 1), "unknown model architecture: 'lamma'"),
+)
+
+
+@pytest.mark.parametrize(("change", "reason"), DAMAGES)
+def test_load_of_a_damaged_file_gives_the_reason(
+    chatml_model: Path, tmp_path: Path, change: Callable[[bytes], bytes], reason: str
+) -> None:
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(change(chatml_model.read_bytes()))
+    engine = LocalEngine(lambda tell, stop: open_llama(options(path), tell, stop))
+    for _ in range(2):
+        with pytest.raises(ModelFileError) as caught:
+            list(engine.load())
+        assert caught.value.message.startswith(f"{path}: llama.cpp cannot load it: {reason}")
+    engine.close()
+
+
+def test_load_stops_when_interrupted(chatml_model: Path) -> None:
+    stop = StopFlag()
+    stop.set()
+    with pytest.raises(EngineError, match="interrupted"):
+        opened([], options(chatml_model), stop)
+
+
+def test_log_keeps_the_last_lines_and_problems() -> None:
+    kept, heard = Log(), list[str]()
+    kept.forward = heard.append
+    for number in range(300):
+        kept.write(INFO, b"line %d\n" % number)
+    kept.write(WARNING, b"beware\nof ")
+    kept.write(CONTINUED, b"the fox\n")
+    kept.write(ERROR, "Füchse\n".encode())
+    kept.write(INFO, b"not yet")
+    assert len(kept.lines) == 200 and kept.lines[0] == "line 103"
+    assert list(kept.lines)[-3:] == list(kept.problems) == ["beware", "of the fox", "Füchse"]
+    assert heard[:300] == [f"line {number}" for number in range(300)] and heard[300:] == list(kept.problems)
+
+
+def test_log_drops_debug_lines() -> None:
+    kept = Log()
+    kept.write(DEBUG, b"inside ")
+    kept.write(CONTINUED, b"and out\n")
+    kept.write(INFO, b"shown\n")
+    assert list(kept.lines) == ["shown"]
+
+
+def test_own_cgroups_include_all_ancestors(tmp_path: Path) -> None:
+    (tmp_path / "membership").write_text("4:cpu:/elsewhere\n0::/user.slice/me.scope\n")
+    root = tmp_path / "cgroup"
+    own = own_cgroups(root, tmp_path / "membership")
+    own_slice = [root / "user.slice" / "me.scope", root / "user.slice", root]
+    assert own == [*own_slice, root / "cpu" / "elsewhere", root / "cpu"]
+    assert own_cgroups(root, tmp_path / "nothing") == [root]
+
+
+def test_cgroup_memory_of_a_job_of_cgroup_v1(tmp_path: Path) -> None:
+    (tmp_path / "membership").write_text("11:memory:/slurm/job1\n")
+    folder = tmp_path / "cgroup" / "memory" / "slurm" / "job1"
+    folder.mkdir(parents=True)
+    for name, content in (("limit", "1000"), ("usage", "600")):
+        (folder / f"memory.{name}_in_bytes").write_text(content)
+    (folder / "memory.stat").write_text("total_active_file 100\ntotal_inactive_file 50\n")
+    assert min(map(cgroup_memory, own_cgroups(tmp_path / "cgroup", tmp_path / "membership"))) == 550
+
+
+def test_notice_for_a_context_beyond_the_trained_one(tmp_path: Path) -> None:
+    asked = replace(options(tmp_path / "model.gguf"), context_size=2049)
+    assert [notice.message for notice in option_notices(asked, offloads=False, devices=())] == [
+        "--ctx 2049 exceeds the model's trained context of 2048 tokens"
+    ]
+    assert not list(option_notices(replace(asked, context_size=2048), offloads=False, devices=()))
+
+
+def test_notice_for_gpu_layers_without_a_gpu(tmp_path: Path) -> None:
+    asked = options(tmp_path / "model.gguf", gpu_layers="all")
+    gpu = Device("CUDA0", "a GPU", GIB, GIB)
+    assert not list(option_notices(asked, offloads=True, devices=(gpu,)))
+    (unbuilt,) = option_notices(asked, offloads=False, devices=())
+    (unseen,) = option_notices(asked, offloads=True, devices=())
+    assert "without GPU support" in unbuilt.message
+    assert "no GPU found" in unseen.message
+
+
+def test_plan_repacking_repacks_k_quants_on_x86_only_for_a_chat() -> None:
+    assert plan_repacking("Q4_K_M", True, "x86_64") and plan_repacking("Q4_K_M", False, "arm64")
+    assert not plan_repacking("Q4_K_M", False, "x86_64") and not plan_repacking("Q6_K", False, "AMD64")
+    assert plan_repacking("Q4_0", False, "x86_64") and plan_repacking(None, False, "x86_64")
+
+
+def test_notice_for_a_context_limited_by_memory() -> None:
+    notice = short_context_notice(4096, 8192)
+    assert notice is not None
+    assert notice.message == "context limited to 4096 tokens by free memory (default: 8192)"
+    assert short_context_notice(8192, 8192) is None

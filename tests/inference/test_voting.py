@@ -1,0 +1,409 @@
+"""`--votes` of `ask` and `batch`: several samples of one prompt, the majority answer, and early stopping."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import pytest
+from command_line import CommandLine, Finished
+from scripted_backend import ScriptedSampler
+from scripted_command import RecordingBackend, batch_backend, run_here
+
+from cerebrum_cli.answers.vote import parse_votes
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
+from cerebrum_cli.core.settings import fold
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.inference.format_choice import format_builder
+from cerebrum_cli.inference.reply_stream import GenerationRequest, ReplyStream
+from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.inference.voting import MajorityVote, run_vote
+
+VOTES_KEYS = ["samples", "winner", "tally", "agreement", "chains"]
+SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason", "concluded_at"]
+LONG = "".join(f"{chr(97 + n // 10)}{chr(107 + n % 10)}" for n in range(100))  # without a cycle
+
+
+def reply(answer: object, before: str = "") -> str:
+    """A reply that states a final answer."""
+    return f"{before}The answer is {answer}."
+
+
+class VoteRunner:
+    """Runs votes on a scripted model: the sample with seed n is the n-th of `replies`, repeated as needed."""
+
+    def __init__(self, home: Path, model: Path) -> None:
+        self.home = home
+        self.model = model
+        self.script: dict[str, Any] = {"rows": {}, "seeds": [], "backends": []}
+
+    def run(self, *arguments: str | Path, replies: list[str] | None = None, command: str = "ask") -> Finished:
+        """Run one command with --seed 0, so that samples are in the order of `replies`."""
+        self.script["seeds"] = replies or self.script["seeds"]
+        return run_here(self.script, self.home, command, "-m", self.model, "--seed", "0", *arguments)
+
+    def vote(self, votes: str, *arguments: str | Path, replies: list[str]) -> Any:
+        """Run `ask --votes`, and return its JSON object."""
+        done = self.run("q", "--json", "--votes", votes, *arguments, replies=replies)
+        assert done.err == ""
+        return done.object
+
+    @property
+    def backend(self) -> RecordingBackend:
+        """The model loaded last."""
+        backend: RecordingBackend = self.script["backends"][-1]
+        return backend
+
+
+@pytest.fixture
+def runner(tmp_path: Path, chatml_model: Path) -> VoteRunner:
+    """A vote runner with a tiny model."""
+    return VoteRunner(tmp_path, chatml_model)
+
+
+SPLIT_VOTE = [reply(4, "zz "), reply("4.0", "yyyyyyyy "), reply(5), "no idea", reply(4)]
+
+
+# Output.
+
+
+def test_vote_prints_the_winning_sample(runner: VoteRunner) -> None:
+    done = runner.run("q", "--votes", "5", replies=SPLIT_VOTE)
+    assert (done.code, done.out, done.err) == (0, "The answer is 4.\n", "")  # the most probable of three
+
+
+def test_vote_with_final_and_stats_prints_answer_and_tally(runner: VoteRunner) -> None:
+    done = runner.run("q", "--votes", "5", "--final", "--stats", "--no-early-stop", replies=SPLIT_VOTE)
+    assert (done.code, done.out) == (0, "4\n")
+    stats, tally = done.err.splitlines()
+    assert "| seed 4 |" in stats
+    assert tally == "4: 3 of 5 votes (60%); runner-up 5: 1"
+    assert runner.run("q", "--votes", "5", "--final", "-q").err == ""
+
+
+def test_vote_json_lists_samples_in_seed_order(runner: VoteRunner) -> None:
+    answer = runner.vote("5", "--no-early-stop", replies=SPLIT_VOTE)
+    votes = answer["votes"]
+    assert list(votes) == VOTES_KEYS
+    assert [list(sample) for sample in votes["chains"]] == [SAMPLE_KEYS] * 5
+    assert [tuple(sample.values()) for sample in votes["chains"]] == [
+        (0, "zz The answer is 4.", "4", "stop", None),
+        (1, "yyyyyyyy The answer is 4.0.", "4.0", "stop", None),
+        (2, "The answer is 5.", "5", "stop", None),
+        (3, "no idea", None, "stop", None),
+        (4, "The answer is 4.", "4", "stop", None),
+    ]
+    assert votes["tally"] == [{"answer": "4", "count": 3}, {"answer": "5", "count": 1}]
+    assert (votes["samples"], votes["winner"], votes["agreement"]) == (5, "4", 0.6)
+    assert (answer["text"], answer["final_answer"], answer["seed"]) == ("The answer is 4.", "4", 4)
+    assert answer["completion_tokens"] == len("The answer is 4.")
+
+
+def test_vote_warns_of_a_winner_without_a_majority(runner: VoteRunner) -> None:
+    replies = [f"The answer is {number}." for number in (4, 5, 4, 6, 7)]
+    done = runner.run("q", "--votes", "5", "--final", replies=replies)
+    assert (done.code, done.out) == (0, "4\n")
+    assert "the winner has only 2 of 5 votes" in done.err
+
+
+def test_json_without_votes_has_null(runner: VoteRunner) -> None:
+    assert runner.run("q", "--json", replies=["ok"]).object["votes"] is None
+
+
+@pytest.mark.parametrize("arguments", [(), ("--final",), ("--json",)])
+def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tuple[str, ...]) -> None:
+    done = runner.run("q", "--votes", "3", *arguments, replies=["I went on and on. " * 3, "so it goes on, and"])
+    assert done.code == 5
+    hint = (
+        "read the reply: cerebrum sessions show q" if "--final" in arguments else "ask for a final answer in the prompt"
+    )
+    assert done.err == f"error: no final answer in 3 samples\n hint: {hint}\n"
+    if "--json" in arguments:
+        votes = done.object["votes"]
+        assert (votes["winner"], votes["tally"], votes["agreement"], votes["samples"]) == (None, [], 0.0, 3)
+    else:
+        assert bool(done.out) is not bool(arguments)  # the most probable sample, or nothing with --final
+
+
+def test_vote_breaks_ties_by_probability(runner: VoteRunner) -> None:
+    # the log probability of a token is minus a thousandth of its id: smaller bytes are likelier
+    assert runner.vote("4", replies=[reply(9), reply(1), reply(9), reply(1)])["final_answer"] == "1"
+    assert runner.vote("2", replies=[reply("b"), reply("a")])["votes"]["tally"] == [
+        {"answer": "a", "count": 1},
+        {"answer": "b", "count": 1},
+    ]
+
+
+def test_vote_counts_a_failed_sample_as_one_without_an_answer(
+    runner: VoteRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = ScriptedSampler.sample
+
+    def rejecting(sampler: ScriptedSampler, row: int) -> int:
+        if sampler.seed in failing:
+            raise GrammarError("no token is allowed", "check the grammar")
+        return sample(sampler, row)
+
+    monkeypatch.setattr(ScriptedSampler, "sample", rejecting)
+    failing = {0, 2}
+    done = runner.run("q", "--votes", "4", "--no-early-stop", replies=[reply(5), reply(4), reply(5), reply(4)])
+    assert (done.code, done.out) == (0, reply(4) + "\n")
+    assert done.err == "note: 2 of 4 samples failed: no token is allowed\n      check the grammar\n"
+    failing = {0, 1, 2, 3}
+    done = runner.run("q", "--votes", "4")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.endswith("no token is allowed\n hint: check the grammar\n")
+
+
+def test_vote_of_one_sample(runner: VoteRunner) -> None:
+    answer = runner.vote("1", replies=[reply(7)])
+    assert (answer["final_answer"], answer["votes"]["samples"], answer["votes"]["agreement"]) == ("7", 1, 1.0)
+
+
+def test_vote_ignores_marked_reasoning(runner: VoteRunner) -> None:
+    answer = runner.vote("2", replies=[f"<think>{reply(5)}</think>{reply(4)}"])
+    assert (answer["text"], answer["reasoning"]) == ("The answer is 4.", "The answer is 5.")
+    assert answer["votes"]["winner"] == "4"
+
+
+# Early stopping.
+
+
+def test_vote_stops_samples_that_cannot_change_the_outcome(runner: VoteRunner) -> None:
+    replies = [reply(4), reply(4), reply(4), reply(5, LONG), reply(5, LONG)]
+    early = runner.vote("5", replies=replies)
+    steps = len(runner.backend.steps)
+    assert [sample["seed"] for sample in early["votes"]["chains"]] == [0, 1, 2]
+    assert (early["votes"]["samples"], early["votes"]["agreement"], early["final_answer"]) == (3, 1.0, "4")
+    assert steps < 60  # running samples are not completed
+    late = runner.vote("5", "--no-early-stop", replies=replies)
+    assert (late["votes"]["samples"], late["votes"]["agreement"], late["final_answer"]) == (5, 0.6, "4")
+    assert len(runner.backend.steps) > 200
+
+
+def test_vote_evaluates_the_prompt_once(runner: VoteRunner) -> None:
+    prompt = "q" * 300
+    runner.run(prompt, "--votes", "8", "--no-early-stop", replies=[reply(4)])
+    assert runner.backend.evaluated < 300 + 100 + 8 * len(reply(4))
+    assert runner.backend.slots == 8
+
+
+@pytest.mark.parametrize(
+    ("replies", "samples"),
+    [
+        ([reply(4)], 3),  # unanimous
+        ([reply(4), reply(4), reply(5), reply(4), reply(4)], 6),
+        ([reply(number) for number in range(16)], 16),  # all different
+        (["no idea"], 16),
+    ],
+)
+def test_adaptive_vote_stops_when_the_lead_is_sure(runner: VoteRunner, replies: list[str], samples: int) -> None:
+    done = runner.run("q", "--json", "--votes", "auto:3..16", replies=replies)
+    votes = done.object["votes"]
+    assert votes["samples"] == len(votes["chains"]) == samples
+    assert [sample["seed"] for sample in votes["chains"]] == list(range(samples))
+    assert done.code == (5 if replies == ["no idea"] else 0)
+
+
+def test_adaptive_vote_without_early_stop_samples_all(runner: VoteRunner) -> None:
+    assert runner.vote("auto:2..5", "--no-early-stop", replies=[reply(4)])["votes"]["samples"] == 5
+
+
+def test_vote_without_early_stop_adds_nothing_at_its_end(runner: VoteRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[int] = []
+    monkeypatch.setattr(ReplyStream, "add_samples", lambda _, __, count: added.append(count))
+    assert runner.vote("3", "--no-early-stop", replies=[reply(4)])["votes"]["samples"] == 3
+    assert added == []  # the engine may have forgotten the request
+
+
+# Temperature.
+
+
+def test_vote_temperature_defaults_to_0_7(runner: VoteRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def temperature(*arguments: str) -> float:
+        runner.vote("2", *arguments, replies=[reply(4)])
+        assert len({params.temperature for params in runner.backend.params}) == 1
+        return runner.backend.params[0].temperature
+
+    assert temperature() == 0.7
+    assert temperature("--temperature", "1.5") == 1.5
+    monkeypatch.setenv("CEREBRUM_TEMPERATURE", "0.9")
+    assert temperature() == 0.9
+    monkeypatch.delenv("CEREBRUM_TEMPERATURE")
+    config = runner.home / "config" / "cerebrum" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text("temperature = 0.3\n")
+    assert temperature() == 0.3
+    runner.run("q", replies=["ok"])
+    assert runner.backend.params[0].temperature == 0.3
+
+
+@pytest.mark.parametrize("where", ["command line", "environment", "config.toml"])
+@pytest.mark.parametrize("command", ["ask", "batch"])
+def test_vote_at_temperature_0_is_a_usage_error(
+    runner: VoteRunner, monkeypatch: pytest.MonkeyPatch, where: str, command: str
+) -> None:
+    (runner.home / "in.txt").write_text("q\n")
+    arguments: list[str | Path] = ["--votes", "3"]
+    arguments += ["q"] if command == "ask" else [runner.home / "in.txt", "-o", runner.home / "out"]
+    if where == "command line":
+        arguments += ["--temperature", "0"]
+    elif where == "environment":
+        monkeypatch.setenv("CEREBRUM_TEMPERATURE", "0")
+    else:
+        config = runner.home / "config" / "cerebrum" / "config.toml"
+        config.parent.mkdir(parents=True)
+        config.write_text("temperature = 0\n")
+    done = runner.run(*arguments, replies=[reply(4)], command=command)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: --votes needs a temperature above 0: at 0 all samples are the same\n hint: ")
+    assert not runner.script["backends"]
+    assert not list(runner.home.glob("out*"))
+
+
+@pytest.mark.parametrize("votes", ["0", "257", "many", "auto:5..3", "3..5", ""])
+def test_invalid_votes_exit_2(runner: VoteRunner, votes: str) -> None:
+    done = runner.run("q", "--votes", votes, replies=["ok"])
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: --votes is {votes!r}\n hint: it must be a number of samples from 1 to 256")
+
+
+# Sessions.
+
+
+def test_session_saves_and_continues_the_winning_sample(runner: VoteRunner) -> None:
+    runner.run("q", "--votes", "5", replies=SPLIT_VOTE)
+    shown = run_here(runner.script, runner.home, "sessions", "show", "--json", "q")
+    assert [message["content"] for message in shown.object["messages"]] == ["q", "The answer is 4."]
+    prompt = runner.run("-c", "and then?", "--dry-run").out
+    assert "assistant\nThe answer is 4.<|im_end|>\n<|im_start|>user\nand then?" in prompt
+    again = runner.run("-c", "and then?", "--votes", "3", "--json", replies=[reply(8)])
+    assert again.object["final_answer"] == "8"
+    assert runner.run("-c", "x", "--dry-run").out.count("<|im_start|>user") == 3
+
+
+def test_vote_with_no_log_is_not_saved(runner: VoteRunner) -> None:
+    runner.run("q", "--votes", "3", "--no-log", replies=SPLIT_VOTE)
+    assert run_here(runner.script, runner.home, "sessions", "list", "--json").object == []
+
+
+# Batches.
+
+
+def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
+    source, output = runner.home / "in.jsonl", runner.home / "out"
+    rows = [{"prompt": "a", "seed": 0}, {"prompt": "b", "seed": 2}, {"prompt": "c", "temperature": 0}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    replies = [reply(4, "zz "), reply(4), reply(5), reply(5), reply(4, LONG)]
+    done = runner.run(source, "-o", output, "--votes", "3", replies=replies, command="batch")
+    first, second, third = map(json.loads, output.read_text().splitlines())
+    assert done.code == 6
+    assert (first["text"], first["final_answer"], first["seed"]) == ("The answer is 4.", "4", 1)
+    assert first["votes"]["tally"] == [{"answer": "4", "count": 2}]  # without the third sample, with the answer 5
+    assert list(first["votes"]) == VOTES_KEYS
+    assert first["completion_tokens"] == len("zz The answer is 4.The answer is 4.")  # of both samples
+    assert (second["final_answer"], second["votes"]["samples"], second["error"]) == ("5", 2, None)
+    assert (third["text"], third["votes"], third["error"]["type"]) == (None, None, "invalid_request")
+    assert third["error"]["message"].startswith("--votes needs a temperature above 0: at 0 all samples are the same")
+
+
+def test_batch_samples_have_distinct_seeds(runner: VoteRunner) -> None:
+    (runner.home / "in.txt").write_text("same\n" * 3)
+    replies = [reply(4)]
+    arguments = (runner.home / "in.txt", "-o", "-", "--votes", "2", "--no-early-stop")
+    done = runner.run(*arguments, replies=replies, command="batch")
+    seeds = [[sample["seed"] for sample in json.loads(line)["votes"]["chains"]] for line in done.out.splitlines()]
+    assert seeds == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_batch_counts_votes_without_a_winner(runner: VoteRunner) -> None:
+    (runner.home / "in.txt").write_text("a\nb\n")
+    done = runner.run(runner.home / "in.txt", "-o", "-", "--votes", "auto", replies=["no idea"], command="batch")
+    assert done.code == 6
+    assert "2 of 2 done, 2 without a winner" in done.err
+    for line in done.out.splitlines():
+        row = json.loads(line)
+        assert (row["final_answer"], row["votes"]["winner"], row["votes"]["samples"], row["error"]) == (
+            None,
+            None,
+            16,
+            None,
+        )
+
+
+# Events.
+
+
+def events_of(
+    replies: list[str], votes: str, seen: list[Event], on_tally: Callable[[Responder], object] = lambda _: None
+) -> MajorityVote:
+    """Run a vote on an engine, collect its events in `seen`, and call `on_tally` for each TallyEvent."""
+    script: dict[str, Any] = {"rows": {}, "seeds": replies}
+    vote = MajorityVote(parse_votes(votes))
+    backend = batch_backend(script, vote.max_samples)
+    engine = LocalEngine(backend.open)
+    try:
+        responder = Responder(engine, format_builder("cerebrum", None, {}), 1000)
+        request = GenerationRequest(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
+        for event in run_vote(responder, request, vote):
+            seen.append(event)
+            if isinstance(event, TallyEvent):
+                on_tally(responder)
+    finally:
+        engine.close()
+    assert backend.closed
+    return vote
+
+
+def test_vote_yields_a_tally_event_per_change() -> None:
+    seen: list[Event] = []
+    events_of([reply(4), reply(5, "zzz "), "no idea", reply(5, LONG)], "4", seen)
+    tallies = [event for event in seen if isinstance(event, TallyEvent)]
+    assert tallies == [
+        TallyEvent((("4", 1),), 1, 4, 4),  # "no idea" finishes first, and waits for the samples before it
+        TallyEvent((("4", 1), ("5", 1)), 3, 4, 4),
+        TallyEvent((("5", 2), ("4", 1)), 4, 4, 4),
+    ]
+    finished = [event.sequence.sample for event in seen if isinstance(event, FinishEvent)]
+    assert sorted(finished) == [0, 1, 2, 3]
+    assert any(isinstance(event, PromptEvent) for event in seen)
+    logprobs = [event.logprob for event in seen if isinstance(event, TokenEvent) and event.token is not None]
+    assert None not in logprobs
+
+
+def test_cancelled_vote_keeps_its_tally() -> None:
+    seen: list[Event] = []
+    vote = events_of([reply(4), *[reply(5, LONG)] * 4], "5", seen, Responder.cancel)
+    assert (vote.winner and vote.winner.answer, vote.is_over, vote.running) == ("4", False, 0)
+    assert vote.reply and vote.reply.text == reply(4)
+    reasons = [event.reason for event in seen if isinstance(event, FinishEvent)]
+    assert sorted(reasons) == ["cancelled"] * 4 + ["stop"]
+
+
+def test_samples_finished_after_the_decision_do_not_count() -> None:
+    seen: list[Event] = []  # the consumer is slow, so all samples have finished when the vote is decided
+    vote = events_of([reply(4), reply(4), reply(4), reply(4, "zz "), reply(5)], "5", seen, lambda _: sleep(0.05))
+    assert [event.reason for event in seen if isinstance(event, FinishEvent)] == ["stop"] * 5
+    assert (vote.tally.samples, sorted(vote.replies)) == (3, [0, 1, 2])
+
+
+# A real model.
+
+
+def test_real_model_vote_uses_consecutive_seeds(tmp_path: Path, mistral_model: Path) -> None:
+    grammar = tmp_path / "answers.gbnf"
+    grammar.write_text('root ::= "so " [a-z] " the answer is " [1-3] "."\n')
+    command = ("ask", "-m", mistral_model, "--format", "cerebrum", "--votes", "6", "--grammar", grammar, "--seed", "5")
+    answer = CommandLine(tmp_path).run(*command, "--json", "--no-early-stop", "hi").object
+    votes = answer["votes"]
+    assert [sample["seed"] for sample in votes["chains"]] == [5, 6, 7, 8, 9, 10]
+    assert len({sample["text"] for sample in votes["chains"]}) > 1
+    assert votes["winner"] == votes["tally"][0]["answer"] == answer["final_answer"]
+    assert sum(count["count"] for count in votes["tally"]) == 6
+    [won] = [sample for sample in votes["chains"] if sample["seed"] == answer["seed"]]
+    assert won["text"] == answer["text"]

@@ -1,0 +1,199 @@
+"""Merges of real files: each tensor of a stack equals its source's byte for byte, and llama.cpp loads the result."""
+
+from __future__ import annotations
+
+import hashlib
+from math import prod
+from pathlib import Path
+
+import pytest
+from asking import ask
+from gguf_files import rewritten
+from merges import (
+    LAYERS_12B,
+    RECIPE_12B,
+    SIX_LAYERS,
+    assert_layers_copied,
+    metadata_bytes,
+    part_paths,
+    planned_files,
+    read_tensors,
+    stack,
+    write_merge,
+)
+from tiny_models import Shape, write_quantized
+
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.load_options import LoadOptions
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.gguf.header import read_header
+from cerebrum_cli.merge.output_files import WrittenFile
+
+BLOCK_TENSORS = {
+    *("attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"),
+    *("ffn_norm.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"),
+}
+WHOLE = stack(("a", 0, 6))
+
+
+def generate(path: Path, tokens: int = 6) -> list[int]:
+    """Generate tokens greedily with llama.cpp."""
+    options = LoadOptions(path, 2048, read_header(path).sizes, context_size=256, n_threads=1)
+    engine = LocalEngine(lambda tell, stop: open_llama(options, tell, stop))
+    try:
+        list(engine.load())
+        return ask(engine, "Once upon a time", max_tokens=tokens)[0].ids
+    finally:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of the models that several tests read."""
+    return tmp_path_factory.mktemp("merges")
+
+
+@pytest.fixture(scope="module")
+def twelve(folder: Path, seven: Path) -> WrittenFile:
+    """Its merge by the packaged recipe."""
+    [written] = write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, folder / "twelve.gguf")
+    return written
+
+
+def test_merge_12b_copies_each_tensor_from_its_source_block(seven: Path, twelve: WrittenFile) -> None:
+    made, source = read_tensors([twelve.path]), read_tensors([seven])
+    assert len({each.data for each in source.values()}) == len(source)  # the comparison below needs distinct tensors
+    assert (len(made), len(LAYERS_12B)) == (507, 56)
+    assert {name.removeprefix("blk.55.") for name in made if name.startswith("blk.55.")} == BLOCK_TENSORS
+    assert_layers_copied([twelve.path], [seven], LAYERS_12B)
+
+
+def test_merge_12b_loads_and_its_header_and_digest_match_its_bytes(seven: Path, twelve: WrittenFile) -> None:
+    header, source = read_header(twelve.path), read_header(seven)
+    block = 2 * 256 + 2 * 256 * 256 + 2 * 64 * 256 + 3 * 512 * 256
+    assert header.parameters == 56 * block + 2 * 275 * 256 + 256
+    assert (header.n_layers, header.tensor_count, header.quantization) == (56, 507, "Q4_K_M")
+    assert header.kv_bytes_per_token == source.kv_bytes_per_token * 56 // 32
+    assert (header.vocabulary_size, header.chat_template) == (source.vocabulary_size, source.chat_template)
+    data = twelve.path.read_bytes()
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (twelve.size, twelve.sha256)
+    [file] = planned_files(RECIPE_12B, {"cerebrum-7b": [seven]}, twelve.path)
+    assert (file.size, file.header) == (len(data), data[: len(file.header)])
+    assert len(generate(twelve.path)) == 6
+
+
+def test_merge_of_one_whole_model_changes_only_its_name(seven: Path, tmp_path: Path) -> None:
+    out = tmp_path / "same.gguf"
+    write_merge(stack(("a", 0, 20), ("a", 20, 32)), {"a": [seven]}, out)
+    assert read_tensors([out]) == read_tensors([seven])
+    before, after = metadata_bytes(seven), metadata_bytes(out)
+    changed = {"general.name", "GGUF.kv_count"}
+    assert {name: after.get(name) for name in before.keys() - changed} == {
+        name: before[name] for name in before.keys() - changed
+    }
+    added = ("general.base_model.", "general.size_label")
+    assert all(name.startswith(added) for name in after.keys() - before.keys())
+    assert generate(out) == generate(seven)
+
+
+def test_merge_stacks_all_experts_of_a_mixtral(tmp_path: Path) -> None:
+    shape = Shape(layers=8, width=256, heads=8, kv_heads=2, ffn=256)
+    source = write_quantized(tmp_path / "mixtral.gguf", shape=shape, experts=4)
+    out = tmp_path / "tower.gguf"
+    write_merge(stack(("a", 0, 4), ("a", 2, 6), ("a", 4, 8)), {"a": [source]}, out)
+    made, header = read_tensors([out]), read_header(out)
+    assert made["blk.11.ffn_down_exps.weight"].shape == (256, 256, 4)
+    assert_layers_copied([out], [source], [0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7])
+    assert (header.n_layers, header.expert_count, header.tensor_count) == (12, 4, 12 * 10 + 3)
+    assert header.parameters == sum(prod(each.shape) for each in made.values())
+    assert len(generate(out)) == 6
+
+
+@pytest.mark.parametrize("encoding", ["F16", "BF16", "Q8_0", "Q4_0"])
+def test_merge_copies_tensors_of_any_type(encoding: str, tmp_path: Path) -> None:
+    source = write_quantized(tmp_path / "source.gguf", shape=SIX_LAYERS, encoding=encoding)
+    out = tmp_path / "out.gguf"
+    write_merge(stack(("a", 0, 4), ("a", 1, 6)), {"a": [source]}, out)
+    assert read_tensors([out])["blk.8.ffn_down.weight"].type == encoding
+    assert_layers_copied([out], [source], [0, 1, 2, 3, 1, 2, 3, 4, 5])
+    assert (read_header(out).quantization, len(generate(out))) == (encoding, 6)
+
+
+def test_merge_reads_a_source_with_another_alignment(six_layers: Path, tmp_path: Path) -> None:
+    wide, out = rewritten(six_layers, tmp_path / "wide.gguf", alignment=512), tmp_path / "out.gguf"
+    write_merge(WHOLE, {"a": [wide]}, out)
+    assert read_tensors([out]) == read_tensors([wide]) == read_tensors([six_layers])
+    assert "general.alignment" not in metadata_bytes(out)
+    assert generate(out) == generate(six_layers)
+
+
+def test_merge_reads_a_split_source(seven: Path, twelve: WrittenFile, tmp_path: Path) -> None:
+    first = rewritten(seven, tmp_path / "seven.gguf", tensors=97)
+    assert [path.name for path in part_paths(first)] == [f"seven-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    [written] = write_merge(RECIPE_12B, {"cerebrum-7b": part_paths(first)}, tmp_path / "twelve.gguf")
+    assert written._replace(path=twelve.path) == twelve
+    assert not [name for name in metadata_bytes(written.path) if name.startswith("split.")]
+
+
+def test_merge_writes_a_split_model_that_llama_cpp_loads(seven: Path, twelve: WrittenFile, tmp_path: Path) -> None:
+    limit = 4_000_000
+    written = write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, tmp_path / "split.gguf", limit=limit)
+    paths = [each.path for each in written]
+    assert paths == part_paths(tmp_path / "split-00001-of-00005.gguf") == sorted(tmp_path.iterdir())
+    for each in written:
+        assert read_header(each.path).split_count == 5
+        assert (each.size, each.sha256) == (
+            each.path.stat().st_size,
+            hashlib.sha256(each.path.read_bytes()).hexdigest(),
+        )
+        assert each.size <= limit
+    assert list(read_tensors(paths).items()) == list(read_tensors([twelve.path]).items())
+    assert generate(paths[0]) == generate(twelve.path)
+    [again] = write_merge(stack(("a", 0, 56)), {"a": paths}, tmp_path / "joined.gguf")
+    assert read_tensors([again.path]) == read_tensors([twelve.path])
+
+
+def test_merge_gives_a_tensor_over_the_limit_its_own_file(six_layers: Path, tmp_path: Path) -> None:
+    written = write_merge(WHOLE, {"a": [six_layers]}, tmp_path / "split.gguf", limit=10_000)
+    assert len(written) == len({each.path for each in written})
+    assert {len(read_tensors([each.path])) for each in written if each.size > 10_000} == {1}
+    assert read_tensors([each.path for each in written]) == read_tensors([six_layers])
+    assert generate(written[0].path) == generate(six_layers)
+
+
+def test_merge_plan_needs_no_temporary_directory(
+    six_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))  # a killed process would leave files there
+    assert planned_files(WHOLE, {"a": [six_layers]}, tmp_path / "out.gguf")
+
+
+def test_merge_plan_keeps_files_within_the_limit(seven: Path, tmp_path: Path) -> None:
+    for limit in (121_189, *range(100_000, 300_000, 39_937)):  # the first is decided by 32 bytes
+        found = planned_files(stack(("a", 0, 8)), {"a": [seven]}, tmp_path / "out.gguf", limit=limit)
+        assert [file.size for file in found if file.size > limit and len(file.tensors) > 1] == []
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other format", "header only"])
+def test_merge_names_a_missing_or_damaged_part(six_layers: Path, tmp_path: Path, number: int, damage: str) -> None:
+    paths = part_paths(rewritten(six_layers, tmp_path / "parts.gguf", tensors=20))
+    data = paths[number].read_bytes()
+    if damage == "missing":
+        paths[number].unlink()
+    else:
+        damaged = {"truncated": data[:-4000], "other format": b"GGML" + data[4:], "header only": data[:100]}
+        paths[number].write_bytes(damaged[damage])
+    with pytest.raises(ModelFileError) as caught:
+        write_merge(WHOLE, {"a": paths}, tmp_path / "out.gguf")
+    assert caught.value.path == paths[number]
+    assert caught.value.message.count("\n") == caught.value.hint.count("\n") == 0
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_merge_names_a_duplicate_part(six_layers: Path, tmp_path: Path) -> None:
+    paths = part_paths(rewritten(six_layers, tmp_path / "parts.gguf", tensors=20))
+    with pytest.raises(ModelFileError, match="is also in another part") as caught:
+        write_merge(WHOLE, {"a": [paths[0], paths[1], paths[1]]}, tmp_path / "out.gguf")
+    assert caught.value.path == paths[1]

@@ -1,0 +1,284 @@
+"""Races of a merge: with other merges of the same file, with its writing thread, and with signals at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+from merges import FOUR_LAYERS, planned_files, read_tensors, stack
+from tiny_models import write_quantized
+
+from cerebrum_cli.core.errors import MergeError
+from cerebrum_cli.core.files import fsync_directory, try_lock
+from cerebrum_cli.engine.llama.codec import LlamaCodec
+from cerebrum_cli.merge import output_files
+from cerebrum_cli.merge.execute import Cancelled, Job, OutputFile, execute
+from cerebrum_cli.merge.output_files import HashedFile, OutputFiles
+
+pytestmark = pytest.mark.slow
+
+WHOLE = stack(("a", 0, 6))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Output path of a merge, in an empty directory."""
+    return tmp_path / "out.gguf"
+
+
+def file_names(out: Path) -> list[str]:
+    """Names of the files in the output directory."""
+    return sorted(path.name for path in out.parent.iterdir())
+
+
+def plan(six_layers: Path, out: Path, limit: int | None = None) -> tuple[OutputFile, ...]:
+    return planned_files(WHOLE, {"a": [six_layers]}, out, limit)
+
+
+BeforeLock = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture
+def before_lock(monkeypatch: pytest.MonkeyPatch) -> BeforeLock:
+    """Run an action once, between opening a partial file and locking it."""
+
+    def set_up(act: Callable[[], object]) -> None:
+        def act_and_lock(descriptor: int) -> bool:
+            monkeypatch.setattr(output_files, "try_lock", try_lock)
+            act()
+            return try_lock(descriptor)
+
+        monkeypatch.setattr(output_files, "try_lock", act_and_lock)
+
+    return set_up
+
+
+@pytest.mark.parametrize("completes", [True, False])
+def test_merge_does_not_overwrite_one_that_ends_before_its_lock(
+    out: Path, before_lock: BeforeLock, completes: bool
+) -> None:
+    with OutputFiles() as first:
+        with first.file(out) as file:
+            file.write(b"the first one")
+
+        def end() -> None:
+            if completes:
+                first.commit()
+            first.__exit__()
+
+        before_lock(end)
+        with OutputFiles() as second:
+            with second.file(out) as file:
+                assert not completes or out.read_bytes() == b"the first one"
+                file.write(b"the second one")
+            second.commit()
+    assert (out.read_bytes(), file_names(out)) == (b"the second one", ["out.gguf"])
+
+
+def test_merge_reports_a_third_one_that_locks_first(out: Path, before_lock: BeforeLock) -> None:
+    first, third = OutputFiles(), OutputFiles()
+    with third, first:
+        with first.file(out) as file:
+            file.write(b"the first one")
+
+        def end_and_begin() -> None:
+            first.commit()
+            first.__exit__()
+            with third.file(out) as file:
+                file.write(b"the third one")
+
+        before_lock(end_and_begin)
+        refused = pytest.raises(MergeError, match="another cerebrum merge is writing")
+        with OutputFiles() as second, refused, second.file(out):
+            pytest.fail("two merges write one file")
+        assert file_names(out) == ["out.gguf", "out.gguf.part"]
+        third.commit()
+    assert (out.read_bytes(), file_names(out)) == (b"the third one", ["out.gguf"])
+
+
+def test_merge_gives_up_when_its_partial_file_keeps_vanishing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def remove_and_lock(descriptor: int) -> bool:
+        out.with_name("out.gguf.part").unlink()
+        return try_lock(descriptor)
+
+    monkeypatch.setattr(output_files, "try_lock", remove_and_lock)
+    with OutputFiles() as files, pytest.raises(MergeError, match="another cerebrum merge"), files.file(out):
+        pytest.fail("the file does not exist")
+    assert file_names(out) == []
+
+
+class InterruptAt:
+    """Progress callback that lets a merge write chunk by chunk, and interrupts it at a share of its bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+        self.share, self.reports = share, 0
+        self._step = threading.Semaphore(0)
+        write = HashedFile.write
+
+        def write_when_released(hashed: HashedFile, data: bytes) -> None:
+            self._step.acquire(timeout=0.005)
+            write(hashed, data)
+
+        monkeypatch.setattr(HashedFile, "write", write_when_released)
+        monkeypatch.setattr("cerebrum_cli.merge.execute.PROGRESS_INTERVAL_S", 0.001)
+
+    def __call__(self, done: int, total: int) -> None:
+        self.reports += 1
+        self._step.release()
+        if done >= total * self.share:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("limit", [None, 150_000])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_merge_interrupt_leaves_all_files_or_none(
+    six_layers: Path, out: Path, monkeypatch: pytest.MonkeyPatch, share: float, limit: int | None
+) -> None:
+    files = plan(six_layers, out, limit)
+    on_progress = InterruptAt(monkeypatch, share)
+    try:
+        paths = [each.path for each in execute(files, LlamaCodec, 2, on_progress)]
+    except KeyboardInterrupt:
+        assert file_names(out) == []
+    else:
+        assert share == 1.0
+        assert [path.name for path in paths] == file_names(out) == [file.path.name for file in files]
+        assert read_tensors(paths) == read_tensors([six_layers])
+    assert (on_progress.reports == 1) == (share == 0)
+
+
+def test_merge_interrupt_after_the_renames_completes_it(
+    six_layers: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed, interrupted = threading.Event(), threading.Event()
+
+    def sync_and_wait(folder: Path) -> None:
+        renamed.set()
+        interrupted.wait(5)
+        fsync_directory(folder)
+
+    def interrupt(done: int, total: int) -> None:
+        if renamed.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(output_files, "fsync_directory", sync_and_wait)
+    try:
+        [file] = execute(plan(six_layers, out), LlamaCodec, 2, interrupt)
+    except KeyboardInterrupt:
+        pytest.fail("the files are complete")
+    assert (read_tensors([file.path]), file_names(out)) == (read_tensors([six_layers]), ["out.gguf"])
+
+
+def test_merge_cancelled_before_it_starts_opens_no_file(six_layers: Path, out: Path) -> None:
+    out.with_name("out.gguf.part").write_bytes(b"of another merge")
+    job = Job(plan(six_layers, out), LlamaCodec, 2, is_cancelled=True)
+    job.run()
+    assert (job.is_finished, job.is_complete, job.done) == (True, False, 0)
+    with pytest.raises(Cancelled):
+        job.result()
+    assert out.with_name("out.gguf.part").read_bytes() == b"of another merge"
+
+
+def test_merge_leaves_no_thread_however_it_ends(six_layers: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    for share in (0.0, 0.5, 2.0):
+        with contextlib.suppress(KeyboardInterrupt):
+            execute(plan(six_layers, out), LlamaCodec, 2, InterruptAt(monkeypatch, share))
+    for each in threading.enumerate():
+        if each.name == "merge":
+            each.join(5)
+    assert threading.active_count() == before
+
+
+# Merges in forked processes that have everything imported. Each is sent two interrupts at a random moment of its
+# writing; the first is not interrupted, to measure how long a merge takes.
+INTERRUPT_TWICE = """
+import os, random, signal, sys, time
+from cerebrum_cli.main import main
+import cerebrum_cli.merge.merge, cerebrum_cli.cli.merge, cerebrum_cli.engine.llama.codec
+
+def start(number):
+    pid = os.fork()
+    if pid:
+        return pid
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{name}.{number:03}", os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.argv = ["cerebrum", *sys.argv[2:], "-o", f"out{number:03}.gguf"]
+    main()
+    os._exit(99)
+
+def wait(pid, timeout):
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "hangs"
+
+def wait_until_writing(number):
+    deadline = time.monotonic() + 20
+    while not any(os.path.exists(f"out{number:03}.gguf{end}") for end in (".part", "")) and time.monotonic() < deadline:
+        time.sleep(0.0005)
+
+random.seed(7)
+pid = start(0)
+wait_until_writing(0)
+started = time.monotonic()
+print("000", wait(pid, 20), flush=True)
+duration = time.monotonic() - started
+for number in range(1, int(sys.argv[1]) + 1):
+    pid = start(number)
+    wait_until_writing(number)
+    time.sleep(random.uniform(0, duration))
+    os.kill(pid, signal.SIGINT)
+    time.sleep(random.uniform(0, 0.003))
+    os.kill(pid, signal.SIGINT)  # not waited for yet, so the number is not reused
+    print(f"{number:03}", wait(pid, 20), flush=True)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> CommandLine:
+    """A user with a recipe whose merge takes a while."""
+    write_quantized(tmp_path / "source.gguf", shape=FOUR_LAYERS)
+    (tmp_path / "recipe.yaml").write_text(stack(*[("source.gguf", 0, 4)] * 2))
+    return CommandLine(tmp_path)
+
+
+RUNS = 10
+
+
+def test_merge_command_two_interrupts_leave_all_or_nothing(home: CommandLine) -> None:
+    arguments = [str(RUNS), "merge", "recipe.yaml", "-q", "-y", "--type", "Q3_K"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", INTERRUPT_TWICE, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=home.environment(),
+        cwd=home.home,
+        timeout=120,
+    )
+    codes = dict(line.split(maxsplit=1) for line in done.stdout.decode().splitlines())
+    assert (done.stderr, codes.pop("000"), len(codes)) == (b"", "0", RUNS)
+    whole = (home.home / "out000.gguf").read_bytes()
+    for number, code in codes.items():
+        err = (home.home / f"err.{number}").read_text()
+        assert code in ("0", "130"), err
+        assert err in ("", "error: interrupted\n hint: nothing was written\n")
+        files = {path.name: path for path in home.home.glob(f"out{number}.gguf*")}
+        assert files.keys() <= {f"out{number}.gguf"}
+        assert code == "130" or files
+        for path in files.values():
+            assert path.read_bytes() == whole.replace(b"out000", path.stem.encode())  # the merge's name
+        assert not (files and err)
+    assert "130" in codes.values()

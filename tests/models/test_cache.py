@@ -1,0 +1,362 @@
+"""The shared cache of the Hugging Face Hub: whoever wrote it, its models are found; what we write, others can read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import scan_cache_dir, try_to_load_from_cache
+
+from cerebrum_cli.models.cache import Cache, CachedModel
+
+OLD, NEW, NEWER = ("0" * 39 + digit for digit in "123")
+FILE = "Model-Q4_K_M.gguf"
+
+
+def digest(letter: str) -> str:
+    """Return what stands for a SHA-256."""
+    return letter * 64
+
+
+def blob(cache: Cache, content: str, repo_id: str = "o/r") -> Path:
+    """Put bytes where their digest names them; a letter's digest is 64 of it."""
+    path = cache.directory / f"models--{repo_id.replace('/', '--')}" / "blobs" / digest(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def snapshot(cache: Cache, commit: str, links: dict[str, str], repo_id: str = "o/r", age: int = 0) -> Path:
+    """Write a commit's folder: links by their names without .gguf, and the letters of their blobs."""
+    folder = cache.directory / f"models--{repo_id.replace('/', '--')}" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    for name, content in links.items():
+        path = folder / f"{name}.gguf"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(os.path.relpath(blob(cache, content, repo_id), path.parent))
+    os.utime(folder, (1_000_000 - age, 1_000_000 - age))
+    return folder
+
+
+def refer(cache: Cache, revision: str, commit: str, repo_id: str = "o/r") -> None:
+    """Note which commit a revision is, as huggingface_hub does."""
+    path = cache.directory / f"models--{repo_id.replace('/', '--')}" / "refs" / revision
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(commit)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """Return a cache in a directory that is not there yet."""
+    return Cache(tmp_path / "hub")
+
+
+def found(cache: Cache) -> list[tuple[str, str, str]]:
+    """Return repository, commit and quantisation of each model."""
+    return [(model.repo_id, model.commit[-1], model.quantization) for model in cache.models()]
+
+
+def test_cache_missing_directory_is_empty_and_not_created(cache: Cache) -> None:
+    assert list(cache.models()) == []
+    assert cache.commit("o/r", "main") is None
+    assert not cache.directory.exists()
+    cache.directory.write_text("")
+    assert list(cache.models()) == []
+
+
+def test_cache_model_has_repository_commit_names_and_blobs(cache: Cache) -> None:
+    folder = snapshot(cache, NEW, {"Model-Q4_K_M": "a"})
+    assert list(cache.models()) == [
+        CachedModel("o/r", NEW, "Q4_K_M", (FILE,), (folder / FILE,), (cache.blob("o/r", digest("a")),))
+    ]
+    assert next(cache.models()).sha256 == digest("a")
+
+
+def test_cache_models_are_ordered(cache: Cache) -> None:
+    snapshot(cache, NEW, {"x-Q4_0": "a"}, "o/s")
+    snapshot(cache, OLD, {"x-Q8_0": "b", "x-Q4_0": "a"}, "o-n.e/r_1-GGUF")
+    assert found(cache) == [
+        ("o/s", "2", "Q4_0"),
+        ("o-n.e/r_1-GGUF", "1", "Q4_0"),
+        ("o-n.e/r_1-GGUF", "1", "Q8_0"),
+    ]
+
+
+def test_cache_lists_main_first_then_newest(cache: Cache) -> None:
+    snapshot(cache, OLD, {"x": "a"}, age=30)
+    snapshot(cache, NEW, {"x": "b"}, age=20)
+    snapshot(cache, NEWER, {"x": "c"}, age=10)
+    assert [model.commit for model in cache.models()] == [NEWER, NEW, OLD]
+    refer(cache, "main", OLD)
+    refer(cache, "refs/pr/1", NEW)
+    assert [model.commit for model in cache.models()] == [OLD, NEWER, NEW]
+
+
+def test_cache_same_blobs_in_two_commits_are_one_model(cache: Cache) -> None:
+    snapshot(cache, OLD, {"x-Q4_0": "a", "x-Q8_0": "b"}, age=20)
+    snapshot(cache, NEW, {"x-Q4_0": "a", "x-Q8_0": "c"}, age=10)
+    snapshot(cache, NEWER, {"x-Q4_0": "a"}, "other/r")
+    assert found(cache) == [("o/r", "2", "Q4_0"), ("o/r", "2", "Q8_0"), ("o/r", "1", "Q8_0"), ("other/r", "3", "Q4_0")]
+
+
+def test_cache_two_names_of_one_blob_are_two_models(cache: Cache) -> None:
+    snapshot(cache, OLD, {"x-Q4_K_S": "a", "x-Q4_K_M": "a"})
+    assert found(cache) == [("o/r", "1", "Q4_K_M"), ("o/r", "1", "Q4_K_S")]
+
+
+def test_cache_split_model_requires_all_parts(cache: Cache) -> None:
+    snapshot(cache, OLD, {"Q8_0/x-Q8_0-00001-of-00002": "a", "Q8_0/x-Q8_0-00002-of-00002": "b"})
+    snapshot(cache, NEW, {"x-Q8_0-00001-of-00002": "a"}, "o/half")
+    (model,) = cache.models()
+    assert model.names == ("Q8_0/x-Q8_0-00001-of-00002.gguf", "Q8_0/x-Q8_0-00002-of-00002.gguf")
+    assert [path.read_text() for path in model.paths] == ["a", "b"]
+    assert [path.name for path in model.blobs] == [digest("a"), digest("b")]
+    assert model.sha256 == digest("a")
+
+
+def test_cache_ignores_broken_links(cache: Cache) -> None:
+    snapshot(cache, OLD, {"x-Q4_0": "a", "x-Q8_0": "b"})
+    cache.blob("o/r", digest("a")).unlink()
+    assert found(cache) == [("o/r", "1", "Q8_0")]
+
+
+def test_cache_blob_may_be_a_link(cache: Cache, tmp_path: Path) -> None:
+    snapshot(cache, OLD, {"x-Q4_0": "a"})
+    shared = cache.blob("o/r", digest("a"))
+    shared.rename(tmp_path / "shared")
+    shared.symlink_to(tmp_path / "shared")
+    (model,) = cache.models()
+    assert model.blobs == (shared,)
+    assert model.sha256 == digest("a")
+    assert model.paths[0].read_text() == "a"
+
+
+def test_cache_files_without_links_have_no_digest(cache: Cache) -> None:
+    folder = snapshot(cache, OLD, {})
+    (folder / FILE).write_text("a")
+    (model,) = cache.models()
+    assert (model.paths, model.blobs, model.sha256) == ((folder / FILE,), (folder / FILE,), None)
+
+
+def test_cache_file_names_include_directories(cache: Cache) -> None:
+    snapshot(cache, OLD, {"a/b/x-Q4_0": "a", "a/x-Q4_0": "b", "x-Q4_0": "c"})
+    assert [model.names for model in cache.models()] == [("a/b/x-Q4_0.gguf",), ("a/x-Q4_0.gguf",), ("x-Q4_0.gguf",)]
+
+
+def test_cache_ignores_other_files(cache: Cache) -> None:
+    snapshot(cache, OLD, {"x-Q4_0": "a"})
+    for foreign in ("datasets--o--r", "spaces--o--r", "models--bert", "o--r", "tmp", ".locks/models--o--r"):
+        (cache.directory / foreign / "snapshots" / NEW).mkdir(parents=True)
+        (cache.directory / foreign / "snapshots" / NEW / FILE).write_text("a")
+    (cache.directory / "models--o--file").write_text("")
+    (cache.directory / "models--o--empty").mkdir()
+    (cache.directory / "version.txt").write_text("1")
+    (cache.directory / "CACHEDIR.TAG").write_text("")
+    folder = cache.repository_directory("o/r") / "snapshots"
+    (folder / ".DS_Store").write_text("")
+    (folder / OLD / "README.md").write_text("")
+    (folder / OLD / "mmproj-F16.gguf").write_text("")
+    (folder / OLD / "folder.gguf").mkdir()
+    assert found(cache) == [("o/r", "1", "Q4_0")]
+
+
+def test_cache_skips_broken_snapshots(cache: Cache) -> None:
+    snapshot(cache, OLD, {"x-Q4_0": "a"})
+    (cache.repository_directory("o/r") / "snapshots" / NEW).symlink_to(cache.directory / "gone")
+    assert found(cache) == [("o/r", "1", "Q4_0")]
+
+
+@pytest.fixture
+def lock() -> Iterator[Callable[[Path], None]]:
+    """Return what makes a directory unreadable until the test is over."""
+    paths: list[Path] = []
+
+    def locked(path: Path) -> None:
+        path.chmod(0)
+        paths.append(path)
+        with contextlib.suppress(PermissionError):
+            os.listdir(path)
+            pytest.skip("this user may read everything")
+
+    yield locked
+    for path in paths:
+        path.chmod(0o700)
+
+
+@pytest.mark.parametrize("place", [".", "snapshots", f"snapshots/{OLD}", "blobs", "refs"])
+def test_cache_skips_unreadable_directories(cache: Cache, lock: Callable[[Path], None], place: str) -> None:
+    snapshot(cache, OLD, {"x-Q4_0": "a"}, "p/r")
+    refer(cache, "main", OLD, "p/r")
+    readable = [("p/r", "1", "Q4_0")] if place == "refs" else []
+    snapshot(cache, OLD, {"x-Q4_0": "a"})
+    lock(cache.repository_directory("p/r") / place)
+    assert found(cache) == [("o/r", "1", "Q4_0"), *readable]
+
+
+@pytest.mark.parametrize(
+    ("revision", "commit"),
+    [
+        ("main", NEW),
+        ("refs/pr/1", OLD),
+        (NEWER, NEWER),
+        ("v2", None),
+        ("refs", None),
+        ("refs/pr", None),
+        ("x" * 300, None),
+    ],
+)
+def test_cache_commit_of_a_revision(cache: Cache, revision: str, commit: str | None) -> None:
+    refer(cache, "main", NEW)
+    refer(cache, "refs/pr/1", OLD)
+    assert cache.commit("o/r", revision) == commit
+
+
+def test_cache_ignores_a_damaged_ref(cache: Cache) -> None:
+    refer(cache, "main", NEW)
+    (cache.repository_directory("o/r") / "refs" / "main").write_bytes(b"\xff\xfe")
+    assert cache.commit("o/r", "main") is None
+
+
+def listed(directory: Path) -> list[str]:
+    """Return every file below a directory."""
+    return sorted(
+        path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_symlink() or path.is_file()
+    )
+
+
+def put(cache: Cache, name: str, content: str, commit: str = OLD, revision: str = "main", repo_id: str = "o/r") -> Path:
+    """Bring a file in as a download does."""
+    cache.make_directories(repo_id, commit, name, digest(content))
+    cache.partial(repo_id, digest(content)).write_text(content)
+    cache.partial(repo_id, digest(content)).replace(cache.blob(repo_id, digest(content)))
+    cache.write_ref(repo_id, revision, commit)
+    return cache.link(repo_id, commit, name, digest(content))
+
+
+def test_cache_links_a_file_and_writes_its_ref(cache: Cache) -> None:
+    path = put(cache, FILE, "a")
+    assert path == cache.directory / "models--o--r" / "snapshots" / OLD / FILE
+    assert path.readlink() == Path("../../blobs") / digest("a")
+    assert listed(cache.directory) == [
+        "CACHEDIR.TAG",
+        f"models--o--r/blobs/{digest('a')}",
+        "models--o--r/refs/main",
+        f"models--o--r/snapshots/{OLD}/{FILE}",
+    ]
+    assert (cache.repository_directory("o/r") / "refs" / "main").read_text() == OLD
+    assert cache.lock("o/r", digest("a")).parent.is_dir()
+    assert [model.names for model in cache.models()] == [(FILE,)]
+
+
+def test_cache_can_be_moved(cache: Cache, tmp_path: Path) -> None:
+    put(cache, f"a/b/{FILE}", "a")
+    cache.directory.rename(tmp_path / "elsewhere")
+    (model,) = Cache(tmp_path / "elsewhere").models()
+    assert (model.names, model.paths[0].read_text(), model.sha256) == ((f"a/b/{FILE}",), "a", digest("a"))
+
+
+def test_cache_link_is_idempotent_and_replaces_other_blobs(cache: Cache) -> None:
+    path = put(cache, FILE, "a")
+    before = path.lstat()
+    assert cache.link("o/r", OLD, FILE, digest("a")) == path
+    assert path.lstat() == before
+    put(cache, FILE, "b")
+    assert path.read_text() == "b"
+    assert listed(path.parent) == [FILE]
+
+
+def test_cache_replaces_a_broken_link(cache: Cache) -> None:
+    path = put(cache, FILE, "a")
+    path.unlink()
+    path.symlink_to("../../blobs/gone")
+    assert put(cache, FILE, "a").read_text() == "a"
+
+
+def test_cache_moves_the_file_without_link_support(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: str) -> None:
+        raise OSError("links are not to be had here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    path = put(cache, FILE, "a")
+    assert not path.is_symlink()
+    assert path.read_text() == "a"
+    assert listed(cache.repository_directory("o/r")) == ["refs/main", f"snapshots/{OLD}/{FILE}"]
+    assert put(cache, FILE, "a").read_text() == "a"
+
+
+def test_cache_ref_with_slashes_and_no_ref_for_a_commit(cache: Cache) -> None:
+    put(cache, FILE, "a", revision="refs/pr/1")
+    put(cache, FILE, "b", NEW, revision=NEW)
+    assert listed(cache.repository_directory("o/r") / "refs") == ["refs/pr/1"]
+    assert cache.commit("o/r", "refs/pr/1") == OLD
+    put(cache, FILE, "b", NEW, revision="refs/pr/1")
+    assert cache.commit("o/r", "refs/pr/1") == NEW
+
+
+def test_cache_works_without_a_writable_tag(cache: Cache) -> None:
+    (cache.directory / "CACHEDIR.TAG").mkdir(parents=True)
+    assert put(cache, FILE, "a").read_text() == "a"
+
+
+def test_cache_keeps_an_existing_tag(cache: Cache) -> None:
+    cache.directory.mkdir()
+    (cache.directory / "CACHEDIR.TAG").write_text("theirs")
+    put(cache, FILE, "a")
+    assert (cache.directory / "CACHEDIR.TAG").read_text() == "theirs"
+
+
+def test_cache_is_readable_by_huggingface_hub(cache: Cache) -> None:
+    put(cache, FILE, "a")
+    put(cache, f"Q8_0/{FILE}", "b")
+    put(cache, FILE, "c", NEW, "refs/pr/1")
+    put(cache, FILE, "a", NEWER, NEWER)
+    put(cache, "größe ?.gguf", "a", OLD, "v1.0", "o-n.e/r_1-GGUF")
+    scanned = scan_cache_dir(cache.directory)
+    assert [str(warning) for warning in scanned.warnings] == []
+    assert {repo.repo_id: repo.nb_files for repo in scanned.repos} == {"o/r": 3, "o-n.e/r_1-GGUF": 1}
+    revisions = {revision.commit_hash: revision for repo in scanned.repos for revision in repo.revisions}
+    repo = next(repo for repo in scanned.repos if repo.repo_id == "o/r")
+    assert {revision.commit_hash: set(revision.refs) for revision in repo.revisions} == {
+        OLD: {"main"},
+        NEW: {"refs/pr/1"},
+        NEWER: set(),
+    }
+    assert {file.blob_path.name for file in revisions[NEWER].files} == {digest("a")}
+
+
+def test_cache_partial_download_is_readable_by_huggingface_hub(cache: Cache) -> None:
+    cache.make_directories("o/r", OLD, f"Q8_0/{FILE}", digest("a"))
+    cache.partial("o/r", digest("a")).write_text("a")
+    scanned = scan_cache_dir(cache.directory)
+    assert [str(warning) for warning in scanned.warnings] == []
+    assert [file.file_path for file in scanned.incomplete_files] == [cache.partial("o/r", digest("a"))]
+    assert list(cache.models()) == []
+
+
+def test_cache_finds_files_of_huggingface_hub(cache: Cache) -> None:
+    from huggingface_hub.file_download import _create_symlink
+
+    pointer = cache.pointer("o/r", OLD, f"Q4/{FILE}")
+    pointer.parent.mkdir(parents=True)
+    _create_symlink(str(blob(cache, "a")), str(pointer))
+    refer(cache, "main", OLD)
+    (model,) = cache.models()
+    assert (model.names, model.sha256) == ((f"Q4/{FILE}",), digest("a"))
+    assert cache.link("o/r", OLD, f"Q4/{FILE}", digest("a")) == pointer
+    assert [str(warning) for warning in scan_cache_dir(cache.directory).warnings] == []
+
+
+def test_cache_files_deleted_by_huggingface_hub_disappear(cache: Cache) -> None:
+    put(cache, FILE, "a")
+    put(cache, FILE, "b", NEW, NEW)
+    scan_cache_dir(cache.directory).delete_revisions(NEW).execute()
+    assert found(cache) == [("o/r", "1", "Q4_K_M")]
+
+
+def test_cache_files_are_found_by_huggingface_hub(cache: Cache) -> None:
+    path = put(cache, f"Q8_0/{FILE}", "a", revision="refs/pr/1")
+    for revision in (OLD, "refs/pr/1"):
+        assert try_to_load_from_cache("o/r", f"Q8_0/{FILE}", cache.directory, revision) == str(path)

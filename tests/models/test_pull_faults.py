@@ -1,0 +1,492 @@
+"""Whatever happens to a pull, the next one goes on from there, and no wrong byte gets into the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from email.utils import formatdate
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from command_line import COMMAND
+from hub_exchange import Fault, Part
+from hub_server import RATE_LIMITED, SERVER_ERROR, UNAVAILABLE
+from hub_user import HubUser, cleaned
+from waiting import wait_until
+
+from cerebrum_cli.core.errors import PullError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.models.cache import Cache
+from cerebrum_cli.models.download import Download
+from cerebrum_cli.models.hub import HubFile, Listing
+from cerebrum_cli.models.hub_errors import HubError
+from cerebrum_cli.models.retries import RetryPolicy
+
+pytestmark = pytest.mark.slow
+
+REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
+SLOW = Fault(part="cdn", let_through=1, bytes_per_second=3_000_000)  # the header comes at once, the file in 3 seconds
+
+
+@pytest.fixture(autouse=True)
+def repository(hub_user: HubUser, mistral_model: Path) -> None:
+    """Upload a model of 9 MB."""
+    hub_user.hub.repository(REPO, {FILE: mistral_model})
+
+
+def here(hub_user: HubUser) -> str:
+    """Return what a pull that succeeds says last; the file must be right."""
+    path = hub_user.path(FILE, REPO)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == hub_user.digest(FILE, REPO)
+    assert hub_user.blobs(REPO) == {hub_user.digest(FILE, REPO): path.stat().st_size}
+    return f"installed {REPO}:Q4_K_M: {path}\n"
+
+
+def partial(hub_user: HubUser) -> Path:
+    """Return where the file lies while it comes."""
+    path = hub_user.folder(REPO) / "blobs" / f"{hub_user.digest(FILE, REPO)}.incomplete"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def begun(hub_user: HubUser) -> subprocess.Popen[bytes]:
+    """Start a pull, and wait wait_until a part of the file is there."""
+    hub_user.hub.arm(SLOW)
+    process = hub_user.start("pull", REPO)
+    wait_until(lambda: partial(hub_user).exists() and partial(hub_user).stat().st_size >= 1_000_000)
+    return process
+
+
+def went_on(hub_user: HubUser, left: int) -> None:
+    """Pull to the end; of the file only what follows the bytes that were left is asked for."""
+    hub_user.hub.log.clear()
+    assert cleaned(hub_user.pull(REPO)) == here(hub_user)
+    [download] = hub_user.downloads()
+    assert (download.range, download.sent) == (f"bytes={left}-", hub_user.path(FILE, REPO).stat().st_size - left)
+
+
+def test_pull_resumes_after_a_kill(hub_user: HubUser) -> None:
+    with begun(hub_user) as process:
+        process.kill()
+    left = partial(hub_user).stat().st_size
+    assert 1_000_000 <= left < 9_000_000
+    assert hub_user.listed() == []
+    went_on(hub_user, left)
+
+
+def test_pull_interrupt_prints_how_to_resume(hub_user: HubUser) -> None:
+    with begun(hub_user) as process:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+    said = "download: 0 kB of 9 MB\nerror: interrupted\n hint: run it again to resume\n"
+    assert (process.returncode, out, err.decode()) == (130, b"", said)
+    left = partial(hub_user).stat().st_size
+    assert left > 500_000
+    went_on(hub_user, left)
+
+
+def lost(hub_user: HubUser, how: str = "connection lost") -> str:
+    """Return what is said when the CDN is not heard any more."""
+    return f"note: {urlsplit(hub_user.hub.cdn_url).netloc}: {how}: retrying in 1 s\n"
+
+
+def test_pull_resumes_lost_connections(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="cdn", let_through=1, times=2, cut_after=3_000_000))
+    assert cleaned(hub_user.pull(REPO)) == lost(hub_user) * 2 + here(hub_user)
+    assert [each.range for each in hub_user.downloads()] == [None, "bytes=3000000-", "bytes=6000000-"]
+
+
+def test_pull_resumes_a_reset_connection(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="cdn", let_through=1, cut_after=3_000_000, reset=True))
+    assert cleaned(hub_user.pull(REPO)) == lost(hub_user) + here(hub_user)
+    assert len(hub_user.downloads()) == 2
+
+
+def test_pull_restarts_without_range_support(hub_user: HubUser, mistral_model: Path) -> None:
+    partial(hub_user).write_bytes(mistral_model.read_bytes()[:1_000_000])
+    hub_user.hub.arm(Fault(part="cdn", times=None, ignore_range=True))
+    assert cleaned(hub_user.pull(REPO)) == here(hub_user)
+    [download] = hub_user.downloads()
+    assert (download.range, download.status) == ("bytes=1000000-", 200)
+
+
+def test_pull_rejects_and_deletes_altered_bytes(hub_user: HubUser, mistral_model: Path) -> None:
+    hub_user.hub.arm(Fault(part="cdn", let_through=1, flip_at=5_000_000))
+    altered = bytearray(mistral_model.read_bytes())
+    altered[5_000_000] ^= 0xFF
+    done = hub_user.run("pull", REPO)
+    assert (done.code, done.out, cleaned(done)) == (
+        1,
+        "",
+        f"error: {FILE} was not downloaded correctly: its SHA-256 is {hashlib.sha256(altered).hexdigest()}, "
+        f"not {hub_user.digest(FILE, REPO)}\n"
+        " hint: the download was deleted; try again, or report it to the repository's owner\n",
+    )
+    assert hub_user.blobs(REPO) == {}
+    assert cleaned(hub_user.pull(REPO)) == here(hub_user)
+
+
+def test_pull_rejects_a_damaged_partial_file_once(hub_user: HubUser) -> None:
+    partial(hub_user).write_bytes(bytes(1_000_000))
+    done = hub_user.run("pull", REPO)
+    assert (done.code, done.out) == (1, "")
+    digest = hub_user.digest(FILE, REPO)
+    assert re.fullmatch(
+        rf"error: {FILE} was not downloaded correctly: its SHA-256 is [0-9a-f]{{64}}, not {digest}\n"
+        r" hint: the download was deleted; try again, [^\n]*\n",
+        cleaned(done),
+    )
+    assert hub_user.blobs(REPO) == {}
+    assert cleaned(hub_user.pull(REPO)) == here(hub_user)
+
+
+@pytest.mark.parametrize("more", [0, 5_000_000])
+def test_pull_accepts_a_complete_or_oversized_partial_file(hub_user: HubUser, mistral_model: Path, more: int) -> None:
+    partial(hub_user).write_bytes(mistral_model.read_bytes() + bytes(more))
+    assert cleaned(hub_user.pull(REPO)) == here(hub_user)
+    assert len(hub_user.downloads()) == (1 if more else 0)
+
+
+def test_pull_replaces_a_damaged_blob(hub_user: HubUser) -> None:
+    hub_user.pull(REPO)
+    blob = hub_user.folder(REPO) / "blobs" / hub_user.digest(FILE, REPO)
+    data = bytearray(blob.read_bytes())
+    data[5_000_000] ^= 0xFF
+    blob.write_bytes(data)
+    os.utime(blob, ns=(1, 1))
+    damaged = f"note: {FILE} in the cache is damaged: downloading it again\n"
+    assert cleaned(hub_user.pull(REPO)) == f"{damaged}{here(hub_user)}"
+
+
+def start_changed(hub_user: HubUser, change: str) -> subprocess.Popen[str]:
+    """Start a pull in a process in which something is changed first."""
+    script = f"import sys; {change}; from cerebrum_cli.main import run; sys.exit(run(['pull', '{REPO}']))"
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=hub_user.command.environment(hub_user.environment({})),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_pull_asks_for_bounded_ranges_of_large_files(hub_user: HubUser, mistral_model: Path) -> None:
+    hub_user.hub.arm(Fault(part="cdn", let_through=3, cut_after=600_000))
+    with start_changed(hub_user, "from cerebrum_cli.models import download; download.RANGE_BYTES = 2_000_000") as pull:
+        assert pull.stderr
+        err = pull.stderr.read()
+    assert pull.returncode == 0, err
+    here(hub_user)
+    size = mistral_model.stat().st_size
+    ranges = [request.range for request in hub_user.hub.log.requests("cdn")[1:]]
+    starts = [0, 2_000_000, 4_000_000, 4_600_000, *range(6_600_000, size, 2_000_000)]
+    assert ranges == [f"bytes={start}-{min(start + 2_000_000, size) - 1}" for start in starts]
+
+
+NO_LOCKS = "import fcntl; fcntl.flock = lambda *_: None"
+
+
+def test_pull_without_locks_has_a_partial_file_of_its_own(hub_user: HubUser) -> None:
+    hub_user.hub.arm(replace(SLOW, times=None, let_through=0))
+    with start_changed(hub_user, NO_LOCKS) as one, start_changed(hub_user, NO_LOCKS) as other:
+        wait_until(lambda: len(hub_user.blobs(REPO)) == 2 and all(hub_user.blobs(REPO).values()))
+        assert partial(hub_user).name not in hub_user.blobs(REPO)
+        errors = [process.communicate(timeout=60)[1] for process in (one, other)]
+    assert (one.returncode, other.returncode) == (0, 0), errors
+    here(hub_user)
+
+
+def test_pull_without_locks_takes_over_a_file_once(hub_user: HubUser, mistral_model: Path) -> None:
+    partial(hub_user).write_bytes(mistral_model.read_bytes()[:3_000_000])
+    os.utime(partial(hub_user), (0, 0))
+    hub_user.hub.arm(replace(SLOW, times=None, let_through=0))
+    slow_hash = f"{NO_LOCKS}; from cerebrum_cli.models import download; import time; "
+    slow_hash += "writer = download._Writer; hash_existing = writer.hash_existing; "
+    slow_hash += "writer.hash_existing = lambda *arguments: (time.sleep(2), hash_existing(*arguments))[1]"
+    with start_changed(hub_user, slow_hash) as one:
+        wait_until(lambda: partial(hub_user).name not in hub_user.blobs(REPO))
+        with start_changed(hub_user, slow_hash) as other:
+            errors = [process.communicate(timeout=60)[1] for process in (one, other)]
+    assert (one.returncode, other.returncode) == (0, 0), errors
+    here(hub_user)
+    assert sorted(str(each.range) for each in hub_user.downloads()) == ["None", "bytes=3000000-"]
+
+
+def test_pull_without_locks_leaves_a_growing_file_alone(hub_user: HubUser) -> None:
+    with partial(hub_user).open("ab") as growing:
+        growing.write(b"x")
+        growing.flush()
+        with start_changed(hub_user, NO_LOCKS) as pull:
+            while pull.poll() is None:
+                growing.write(b"x")
+                growing.flush()
+                time.sleep(0.2)
+            assert pull.stderr
+            assert pull.returncode == 0, pull.stderr.read()
+        assert os.path.samestat(os.fstat(growing.fileno()), partial(hub_user).stat())
+    partial(hub_user).unlink()
+    here(hub_user)
+
+
+def test_pull_without_locks_verifies_the_file_on_disk(hub_user: HubUser) -> None:
+    hub_user.hub.arm(SLOW)
+    with start_changed(hub_user, NO_LOCKS) as pull:
+        wait_until(lambda: any(size > 1_000_000 for size in hub_user.blobs(REPO).values()))
+        [name] = hub_user.blobs(REPO)
+        with partial(hub_user).with_name(name).open("r+b") as file:
+            file.write(b"the other's bytes")
+        _, err = pull.communicate(timeout=60)
+    assert f"error: {FILE} was not downloaded correctly" in err
+    assert (pull.returncode, hub_user.blobs(REPO)) == (1, {})
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGKILL])
+def test_pull_without_locks_resumes_an_earlier_one(hub_user: HubUser, ended_by: signal.Signals) -> None:
+    hub_user.hub.arm(SLOW)
+    with start_changed(hub_user, NO_LOCKS) as pull:
+        wait_until(lambda: any(size > 1_000_000 for size in hub_user.blobs(REPO).values()))
+        pull.send_signal(ended_by)
+        pull.communicate(timeout=20)
+    [(name, left)] = hub_user.blobs(REPO).items()
+    assert (name == partial(hub_user).name) is (ended_by == signal.SIGINT)
+    os.utime(partial(hub_user).with_name(name), (0, 0))  # a killed one's is taken when it is old
+    hub_user.hub.log.clear()
+    with start_changed(hub_user, NO_LOCKS) as pull:
+        err = pull.communicate(timeout=60)[1]
+    assert pull.returncode == 0, err
+    here(hub_user)
+    [download] = hub_user.downloads()
+    assert (download.range, left > 1_000_000) == (f"bytes={left}-", True)
+
+
+def test_pull_stops_where_another_process_writes_too(hub_user: HubUser) -> None:
+    with begun(hub_user) as process:
+        with partial(hub_user).open("ab") as other:
+            other.write(b"the other's bytes")
+        _, err = process.communicate(timeout=20)
+    problem = f"error: {partial(hub_user)}: another process writes to it, so file locks do not work there"
+    assert (process.returncode, err.decode().splitlines()[1:]) == (
+        1,
+        [problem, " hint: wait for that process, then try again"],
+    )
+    assert hub_user.blobs(REPO) == {}
+    assert cleaned(hub_user.pull(REPO)) == here(hub_user)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_pull_into_another_users_directory_is_refused(tmp_path: Path) -> None:
+    file = HubFile(FILE, 4_000_000, "00" * 32)
+    (tmp_path / "hub").mkdir(mode=0o700)
+    download = Download(Listing(REPO, "main", "0" * 40, (file,)), Cache(tmp_path / "hub" / "mine"), Told())
+    os.chmod(tmp_path, 0o755)
+    os.seteuid(65534)
+    try:
+        download.require_space((file,))
+        with pytest.raises(PullError, match="Permission denied") as caught:
+            download.fetch((file,))
+    finally:
+        os.seteuid(0)
+    assert caught.value.hint == "set HF_HUB_CACHE to a writable directory, then try again to resume"
+
+
+def test_pull_of_a_present_file_needs_no_writable_cache(hub_user: HubUser) -> None:
+    with small_disk(hub_user, 120) as disk:
+        for command in (
+            f"{COMMAND} pull {REPO}",
+            "rm -r disk/hub/models--owner--large/refs",
+            "mount -o remount,ro disk",
+        ):
+            disk.begin(command)
+            assert disk.finish()[0] == 0
+        disk.begin(f"{COMMAND} pull {REPO}")
+        assert disk.finish()[0] == 0
+
+
+def test_pull_waits_for_the_rate_limit(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header("Retry-After", "1")))
+    began = time.monotonic()
+    limited = "note: the Hub is rate-limiting requests (429): retrying in 1 s\n"
+    assert cleaned(hub_user.pull(REPO)) == f"{limited}{here(hub_user)}"
+    assert time.monotonic() - began > 1
+
+
+@pytest.mark.parametrize(("header", "value"), [("Retry-After", "DATE"), ("RateLimit", '"api";r=0;t=3600')])
+def test_pull_fails_if_the_rate_limit_is_too_long(hub_user: HubUser, header: str, value: str) -> None:
+    value = value.replace("DATE", formatdate(time.time() + 3600, usegmt=True))
+    hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header(header, value)))
+    done = hub_user.run("pull", REPO)
+    said = "error: the Hub is rate-limiting requests (429) and asks to wait 60 minutes\n hint: try again after that\n"
+    assert (done.code, done.out, done.err) == (1, "", said)
+
+
+@pytest.mark.parametrize("part", ["api", "cdn"])
+def test_pull_retries_server_errors(hub_user: HubUser, part: Part) -> None:
+    refusal = SERVER_ERROR.with_header("Retry-After", "0")
+    hub_user.hub.arm(Fault(part=part, let_through=0 if part == "api" else 1, refusal=refusal))
+    trouble = "note: the Hub reported a server error (500): retrying in 0 s\n"
+    assert cleaned(hub_user.pull(REPO)) == f"{trouble}{here(hub_user)}"
+
+
+def test_pull_gives_up_after_repeated_server_errors(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "0")))
+    done = hub_user.run("pull", REPO)
+    tried = "note: the Hub reported a server error (503): retrying in 0 s\n" * 5
+    given_up = "error: the Hub reported a server error (503)\n hint: try again later\n"
+    assert (done.code, done.out, done.err) == (1, "", tried + given_up)
+
+
+def test_pull_retries_a_timeout(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="cdn", let_through=1, hang_after=1_000_000))
+    said = cleaned(hub_user.pull(REPO, HF_HUB_DOWNLOAD_TIMEOUT="1"))
+    assert said == lost(hub_user, "timed out") + here(hub_user)
+    assert hub_user.downloads()[1].range == "bytes=1000000-"
+
+
+class Told:
+    """Remembers what it is told of a pull."""
+
+    def __init__(self) -> None:
+        self.notices: list[NoticeEvent] = []
+        self.slept: list[float] = []
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Look away."""
+
+    def notice(self, event: NoticeEvent) -> None:
+        self.notices.append(event)
+
+
+def test_retry_policy_backs_off_wait_until_reset() -> None:
+    told = Told()
+    patience = RetryPolicy(told, told.slept.append)
+    lost = HubError("connection lost", "check the network", retries=6)
+    for _ in range(6):
+        patience.wait(lost)
+    with pytest.raises(HubError, match="connection lost"):
+        patience.wait(lost)
+    assert told.slept == [1, 2, 4, 8, 16, 16]
+    patience.reset()
+    patience.wait(lost)
+    assert told.notices[-1] == NoticeEvent("connection lost", "retrying in 1 s")
+
+
+def test_download_checks_disk_space_first(tmp_path: Path) -> None:
+    file = HubFile(FILE, 4_000_000_000, "00" * 32)
+    listing = Listing(REPO, "main", "0" * 40, (file,))
+    cache = Cache(tmp_path / "hub")
+    download = Download(listing, cache, Told(), free_bytes=lambda _: 1_000_000_000)
+    with pytest.raises(PullError) as caught:
+        download.require_space((file,))
+    assert caught.value.message == f"{tmp_path}: not enough disk space: 1.00 GB free, 4.06 GB needed"
+    assert caught.value.hint == "free 3.06 GB, or set HF_HUB_CACHE to a directory on another disk"
+    left = cache.partial(REPO, "00" * 32)
+    left.parent.mkdir(parents=True)
+    with left.open("wb") as sparse:
+        sparse.truncate(3_900_000_000)
+    download.require_space((file,))
+    killed = left.rename(left.with_name(f"{file.digest}.host-7.incomplete"))  # where locks do nothing
+    os.utime(killed, (0, 0))
+    download.require_space((file,))
+
+
+class SmallDisk:
+    """A shell in which `disk` is a file system of its own; everything is gone with it."""
+
+    def __init__(self, hub_user: HubUser, megabytes: int) -> None:
+        self.shell = subprocess.Popen(
+            ["unshare", "--mount", "sh"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=hub_user.command.home,
+            env=hub_user.command.environment(
+                hub_user.environment({"HF_HUB_CACHE": str(hub_user.command.home / "disk" / "hub")})
+            ),
+        )
+        self.directory = Path(f"/proc/{self.shell.pid}/root{hub_user.command.home}/disk")
+        self.begin(f"mkdir disk && mount -t tmpfs -o size={megabytes}m none disk")
+        self.is_mounted = self.finish()[0] == 0
+
+    def begin(self, command: str) -> None:
+        """Run a command."""
+        assert self.shell.stdin
+        self.shell.stdin.write(f"{command} </dev/null; echo ended $?\n")
+        self.shell.stdin.flush()
+
+    def finish(self) -> tuple[int, str]:
+        """Return the exit code of the command, and what it said."""
+        assert self.shell.stdout
+        said = ""
+        for line in self.shell.stdout:
+            if line.startswith("ended "):
+                return int(line.split()[1]), said
+            said += line
+        return -1, said
+
+    def fill(self) -> Path:
+        """Leave no room; return the file that takes it."""
+        filler = self.directory / "filler"
+        with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 20))
+        return filler
+
+
+@contextmanager
+def small_disk(hub_user: HubUser, megabytes: int) -> Iterator[SmallDisk]:
+    """Open a small disk, where such a thing can be had."""
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode
+    ):
+        pytest.skip("no file system of one's own can be had here")
+    disk = SmallDisk(hub_user, megabytes)
+    try:
+        if not disk.is_mounted:
+            pytest.skip("nothing may be mounted here")
+        yield disk
+    finally:
+        disk.shell.communicate()
+
+
+def test_pull_writes_nothing_to_a_full_disk(hub_user: HubUser) -> None:
+    with small_disk(hub_user, 20) as disk:
+        disk.begin(f"{COMMAND} pull {REPO}")
+        code, said = disk.finish()
+        assert (code, list(disk.directory.iterdir())) == (1, [])
+    assert said == (
+        f"error: {hub_user.command.home}/disk: not enough disk space: 21 MB free, 73 MB needed\n"
+        " hint: free 52 MB, or set HF_HUB_CACHE to a directory on another disk\n"
+    )
+    assert not hub_user.downloads()
+
+
+def test_pull_keeps_the_partial_file_when_the_disk_fills_up(hub_user: HubUser) -> None:
+    hub_user.hub.arm(SLOW)
+    with small_disk(hub_user, 80) as disk:
+        disk.begin(f"{COMMAND} pull {REPO}")
+        hub_user.hub.log.wait_for(lambda request: request in hub_user.downloads() and request.sent >= 1_000_000)
+        filler = disk.fill()
+        code, said = disk.finish()
+        part = f"disk/hub/models--owner--large/blobs/{hub_user.digest(FILE, REPO)}.incomplete"
+        left = (disk.directory.parent / part).stat().st_size
+        assert (code, 500_000 < left < 9_000_000) == (1, True)
+        assert said.replace("download: 0 kB of 9 MB\n", "") == (
+            f"error: {FILE}: No space left on device\n hint: free some disk space, then try again to resume\n"
+        )
+        filler.unlink()
+        hub_user.hub.log.clear()
+        disk.begin(f"{COMMAND} pull {REPO}")
+        assert disk.finish()[0] == 0
+        [download] = hub_user.downloads()
+        assert download.range == f"bytes={left}-"

@@ -1,0 +1,194 @@
+"""Which models are here: kept in one file, whoever else changes it at the same time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.core.errors import ConfigError, ModelFileError
+from cerebrum_cli.models.registry import Digest, ModelFile, Registry, hash_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def model(name: str, path: str = "/models/file.gguf") -> ModelFile:
+    return ModelFile(name, Path(path), size=7, sha256="ab" * 32, mtime_ns=1_700_000_000_123_456_789, source="local")
+
+
+def test_registry_reads_an_empty_directory_without_writing(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    assert (registry.entries(), registry.default, registry.find("a")) == ((), None, None)
+    assert not (tmp_path / "models").exists()
+
+
+def test_registry_entries_persist(tmp_path: Path) -> None:
+    strange = model("b", os.fsdecode("/models/ä \udcff.gguf"))
+    Registry(tmp_path / "new" / "models").add(model("a"))
+    Registry(tmp_path / "new" / "models").add(strange)
+    registry = Registry(tmp_path / "new" / "models")
+    assert registry.entries() == (model("a"), strange)
+    assert registry.find("b") == strange
+
+
+def test_registry_stores_the_original_of_derivatives_only(tmp_path: Path) -> None:
+    derived = replace(model("a:Q8_0"), source="derived", original="ab 7")
+    Registry(tmp_path).add(model("a"))
+    Registry(tmp_path).add(derived)
+    assert Registry(tmp_path).entries() == (model("a"), derived)
+    written = json.loads((tmp_path / "registry.json").read_text())
+    assert (written["version"], ["original" in each for each in written["models"]]) == (1, [False, True])
+
+
+def test_registry_add_replaces_the_same_name(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.add(model("a"))
+    registry.add(model("a", "/elsewhere.gguf"))
+    assert registry.entries() == (model("a", "/elsewhere.gguf"),)
+
+
+def test_registry_sets_the_default_conditionally(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.set_default("a", replacing=(None,))
+    registry.set_default("b", replacing=(None,))
+    assert registry.default == "a"
+    registry.set_default("b", replacing=("a", None))
+    assert Registry(tmp_path).default == "b"
+    registry.set_default("owner/repo:Q4_0")
+    assert registry.default == "owner/repo:Q4_0"
+    registry.set_default(None)
+    assert registry.default is None
+
+
+def test_registry_digest_is_valid_until_the_file_changes(tmp_path: Path) -> None:
+    registry, file, gone = Registry(tmp_path / "models"), tmp_path / "file", tmp_path / "gone"
+    file.write_bytes(b"one")
+    gone.write_bytes(b"two")
+    registry.remember_digest(Digest.known(gone, "cd" * 32))
+    registry.remember_digest(Digest.known(file, "ab" * 32))
+    assert Registry(tmp_path / "models").digest(file) == Digest.known(file, "ab" * 32)
+    gone.unlink()
+    file.write_bytes(b"other")
+    assert registry.digest(file) is None
+    registry.remember_digest(Digest.known(file, "ef" * 32))
+    assert registry.digest(file) == Digest.known(file, "ef" * 32)
+    content = json.loads((tmp_path / "models" / "registry.json").read_text())
+    assert [digest["path"] for digest in content["digests"]] == [str(file)]
+
+
+def test_registry_touch_sets_last_used(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    assert registry.last_used("a") is None
+    before = time.time()
+    registry.touch("a")
+    used = registry.last_used("a")
+    assert used is not None
+    assert before - 1 <= used <= time.time() + 1
+    assert registry.last_used("b") is None
+    (tmp_path / "file").write_bytes(b"")
+    Registry(tmp_path / "file").touch("a")  # cannot be written, and nobody minds
+
+
+def test_registry_remove_returns_the_entry(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.add(model("a"))
+    assert registry.remove("a") == model("a")
+    assert registry.remove("a") is None
+    assert registry.entries() == ()
+
+
+def test_registry_concurrent_adds_lose_nothing(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from cerebrum_cli.models.registry import ModelFile, Registry\n"
+        "for number in range(15): Registry(Path(sys.argv[1])).add("
+        "ModelFile(f'{sys.argv[2]}-{number}', Path('/m.gguf'), 1, '00', 1, 'local'))"
+    )
+    argv = [sys.executable, "-c", script, str(tmp_path)]
+    adders = [subprocess.Popen([*argv, str(number)], cwd=ROOT) for number in range(4)]
+    assert [adder.wait() for adder in adders] == [0] * 4
+    names = {entry.name for entry in Registry(tmp_path).entries()}
+    assert names == {f"{adder}-{number}" for adder in range(4) for number in range(15)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["registry.json", "registry.lock"]
+
+
+GOOD = {"name": "a", "path": "/a", "size": 1, "sha256": "00", "mtime_ns": 1, "source": "local"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "7",
+        "\udcff",
+        '{"version": 1}',
+        json.dumps({"version": 2, "default": None, "models": []}),
+        json.dumps({"version": 1, "default": None, "models": [1]}),
+        json.dumps({"version": 1, "default": None, "models": [{"name": "a"}]}),
+        json.dumps({"version": 1, "default": None, "models": [GOOD | {"size": "1"}]}),
+        json.dumps({"version": 1, "default": None, "models": [GOOD | {"source": "elsewhere"}]}),
+        json.dumps({"version": 1, "default": None, "models": [GOOD, GOOD]}),
+        json.dumps({"version": 1, "default": None, "models": [GOOD | {"source": "derived"}]}),
+        json.dumps({"version": 1, "default": None, "models": [GOOD | {"original": "ab 7"}]}),
+        json.dumps({"version": 1, "default": 1, "models": [GOOD]}),
+        json.dumps({"version": 1, "default": None, "models": [GOOD], "digests": [{"path": "/a"}]}),
+        "[" * 100_000,
+    ],
+)
+def test_registry_reports_and_keeps_a_damaged_file(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "registry.json"
+    path.write_bytes(os.fsencode(content))
+    for attempt in (Registry(tmp_path).entries, lambda: Registry(tmp_path).add(model("a"))):
+        with pytest.raises(ConfigError) as caught:
+            attempt()
+        assert caught.value.message.startswith(f"{path}: damaged")
+        assert "move it elsewhere" in caught.value.hint
+    assert path.read_bytes() == os.fsencode(content)
+
+
+def test_registry_reports_an_unwritable_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="Not a directory"):
+        Registry(tmp_path / "file" / "models").add(model("a"))
+    (tmp_path / "registry.json").mkdir()
+    with pytest.raises(ConfigError, match="Is a directory"):
+        Registry(tmp_path).entries()
+
+
+def test_sha256_reports_progress(tmp_path: Path) -> None:
+    content = os.urandom(2_500_000)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    told: list[tuple[int, int]] = []
+    assert hash_file(path, lambda done, total: told.append((done, total))).sha256 == hashlib.sha256(content).hexdigest()
+    assert told == [(1 << 20, 2_500_000), (2 << 20, 2_500_000), (2_500_000, 2_500_000)]
+    assert hash_file(path).sha256 == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "written"])
+def test_hash_of_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path, replaced: bool) -> None:
+    path, other = tmp_path / "file", tmp_path / "other"
+    for each in (path, other):
+        each.write_bytes(os.urandom(1000))
+
+    def change(done: int, total: int) -> None:
+        if replaced:
+            other.replace(path)
+        else:
+            path.write_bytes(b"half")
+
+    with pytest.raises(ModelFileError, match="changed while it was read"):
+        hash_file(path, change)
+
+
+def test_hash_of_a_missing_file_is_a_model_file_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="No such file"):
+        hash_file(tmp_path / "nowhere.gguf")

@@ -1,0 +1,88 @@
+"""A small batch and its journal."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from cerebrum_cli.batch.journal import Journal, open_journal
+from cerebrum_cli.batch.readers import Shape, read_rows, spool_input
+from cerebrum_cli.batch.rows import Row, RowError, failed_object, result_rows
+
+FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
+
+
+def rows_in(data: bytes | str, shape: Shape = "txt", **options: Any) -> tuple[Row, ...]:
+    """All rows of an input."""
+    stream = io.BytesIO(data.encode() if isinstance(data, str) else data)
+    with contextlib.closing(spool_input(stream.read, "it")) as source:
+        rows = read_rows(source, shape, **options)
+        return tuple(rows[position] for position in range(len(rows)))
+
+
+ROWS = rows_in("Why?\nHow?\n\nWhé\u2028n?\nWho?\n")
+ORDER = (2, 0, 3, 1)  # in which the rows finish
+
+
+def answer(row: Row, text: str = "So.") -> dict[str, Any]:
+    """The output object of a row; the row "Who?" has an error."""
+    if row.prompt == "Who?":
+        return failed_object(row, RowError("prompt_too_long", "it is"))
+    return {**failed_object(row, RowError("", "")), "text": f"{text} {row.prompt}", "seed": 1, "error": None}
+
+
+def complete_result(text: str = "So.") -> bytes:
+    """The expected result file."""
+    lines = [json.dumps(answer(row, text), ensure_ascii=False).replace("\u2028", "\\u2028") for row in ROWS]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def open_batch(output: Path, restart: bool = False, rows: tuple[Row, ...] = ROWS, **changed: Any) -> Journal:
+    return open_journal(output, {**FINGERPRINT, **changed}, result_rows(rows), restart)
+
+
+def open_growing(output: Path, questions: int) -> Journal:
+    """A journal of the first rows, which may grow."""
+    return open_journal(output, FINGERPRINT, result_rows(ROWS[:questions]), extent={"questions": questions})
+
+
+def grow(output: Path, questions: int, text: str = "So.") -> list[int]:
+    """Complete a result of the first rows, and return the positions it answered."""
+    with contextlib.closing(open_growing(output, questions)) as journal:
+        answered = [position for position in range(questions) if position not in journal.finished]
+        for position in answered:
+            journal.write(position, answer(ROWS[position], text))
+        journal.complete()
+    return answered
+
+
+def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) -> list[int]:
+    """Complete a batch, and return the positions it answered."""
+    answered = []
+    with contextlib.closing(open_batch(output, restart, **changed)) as journal:
+        for position in ORDER:
+            if position not in journal.finished:
+                journal.write(position, answer(ROWS[position], text))
+                answered.append(position)
+        journal.complete()
+    return answered
+
+
+def run_some(output: Path, *positions: int, restart: bool = False, text: str = "So.", **changed: Any) -> None:
+    """Answer some rows of a batch, and close it."""
+    with contextlib.closing(open_batch(output, restart, **changed)) as journal:
+        for position in positions:
+            journal.write(position, answer(ROWS[position], text))
+
+
+def complete_lines(path: Path) -> list[str]:
+    """The complete lines of a partial file that may not exist yet."""
+    return [line.decode() for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
+
+
+def without_position(line: str) -> str:
+    """A line of a partial file as the result has it."""
+    return line.rpartition(', "row": ')[0] + "}"

@@ -1,0 +1,79 @@
+"""Chats with scripted models, for tests of `Chat`."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Protocol
+
+from cerebrum_cli.chat.chat import Chat
+from cerebrum_cli.chat.history import History
+from cerebrum_cli.chat.lock import SessionLock
+from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
+from cerebrum_cli.core.settings import Settings, fold
+from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.state_store import StateStore
+from cerebrum_cli.inference.loading import ModelLoader
+from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.registry import ModelFile
+
+
+class Loadable(Protocol):
+    """Something that loads as a backend."""
+
+    def open(self, tell: Callable[[Event], None], stop: StopFlag) -> Backend:
+        """Load it."""
+
+
+def make_chat(
+    store: Store,
+    directory: Path,
+    file: Path,
+    backend: Callable[[], Loadable],
+    endpoints: tuple[Endpoint, ...] = (),
+    **given: object,
+) -> Chat:
+    """Create a chat with scripted models and a prompt cache in `directory`; there is no model named `missing`.
+
+    With `endpoints`, servers generate, and the scripted model gives the vocabulary.
+    """
+    layer = {"system": "S", "format": "cerebrum", **given}
+
+    def resolve(reference: str | None) -> Model:
+        if reference == "missing":
+            raise ModelNotFound("missing is not installed", "pull it")
+        name = reference or "small"
+        return Model(name, (file,), file=ModelFile(name, file, 1, "00", 1, "local"))
+
+    def states(model: Model, form: str, settings: Settings) -> StateStore | None:
+        return StateStore(directory / "states", 10**9, model.name, form) if settings.cache_gb else None
+
+    loader = ModelLoader(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states, endpoints=endpoints)
+    model, settings = loader.resolve_settings(layer)
+    history = History(store, SessionLock(directory / "locks"))
+    return Chat(history, loader, layer, loader.open(model, settings), settings)
+
+
+def text(events: Iterable[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TokenEvent))
+
+
+def finish(events: Iterable[Event]) -> FinishEvent:
+    [finish_event] = [event for event in events if isinstance(event, FinishEvent)]
+    return finish_event
+
+
+def contents(chat: Chat) -> list[str]:
+    return [stored.message.content for stored in chat.messages]
+
+
+def children(store: Store, parent: int | None) -> list[str]:
+    """All texts in the tree that follow a message, oldest first; for None, all first questions."""
+    with closing(sqlite3.connect(store._path)) as database:
+        rows = database.execute("SELECT content FROM messages WHERE parent IS ? ORDER BY id", (parent,))
+        return [content for (content,) in rows]

@@ -1,0 +1,317 @@
+"""Random chat templates, grammars and session databases, tried in a process of 2 GB: `fuzzing.py KIND SEED COUNT`.
+
+A case may end with one of this project's errors, in one line; with anything else the process fails.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import random
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+from cerebrum_cli.core.conversation import Message
+from cerebrum_cli.core.errors import CerebrumError
+
+MEMORY = 2_000_000_000
+AMBIGUOUS = 0.001  # share of random grammars that may take llama.cpp exponential time; two Ctrl-C end such a reply
+SECONDS = 7.0  # for one case: a template has 5, and a step of it may take two more
+FAMILIES = tuple(
+    path.read_text(encoding="utf-8")
+    for path in sorted((Path(__file__).parents[1] / "data" / "templates").glob("*.jinja"))
+)
+ATOMS = (
+    *("ns.x", "'a'", "'é\\n'", "7", "-1", "99999", "2.5", "none", "messages", "messages[0]", "messages[0].content"),
+    *(
+        "range(99999)",
+        "[ns.x, ns.x]",
+        "(ns.x, ns.x)",
+        "{'a': ns.x}",
+        "nothing",
+        "loop",
+        "namespace",
+        "'%s%9d'",
+        "'{0}{0}'",
+    ),
+    *("cycler(ns.x, 1)", "joiner(ns.x)", "dict(a=ns.x)", "ns", "raise_exception", "strftime_now", "varargs", "caller"),
+)
+OPERATORS = ("+", "-", "*", "**", "/", "//", "%", "~", "==", "<", "in", "and", "or", "is", "if 1 else", "|", ",", ".")
+FILTERS = (
+    *("center", "indent", "join", "replace", "tojson", "format", "list", "string", "length", "sort", "unique", "map"),
+    *("batch", "slice", "sum", "round", "int", "float", "trim", "upper", "reverse", "first", "last", "default", "e"),
+    *("select", "reject", "groupby", "dictsort", "items", "truncate", "title", "wordcount", "attr", "random", "safe"),
+)
+METHODS = (
+    *("split", "join", "replace", "strip", "center", "ljust", "zfill", "format", "format_map", "translate", "items"),
+    *("expandtabs", "encode", "splitlines", "upper", "count", "find", "fromkeys", "to_bytes", "keys", "copy", "append"),
+    *("__class__", "__init__", "real", "next", "current", "partition", "startswith", "rjust", "index", "mro"),
+)
+STATEMENTS = (
+    *("{%% for i in %s %%}%s{%% endfor %%}", "{%% set ns.x = %s %%}%s", "{%% if %s %%}%s{%% endif %%}"),
+    *("{%% set x %%}{{ %s }}%s{%% endset %%}", "{%% macro f(a) %%}{{ %s }}{%% endmacro %%}{{ f(ns.x) }}%s"),
+    *("{%% for i in range(99999) %%}{%% set ns.x = %s %%}%s{%% endfor %%}", "{%% call f(%s) %%}%s{%% endcall %%}"),
+    *(
+        "{%% filter replace('a', %s) %%}%s{%% endfilter %%}",
+        "{%% for i in %s recursive %%}{{ loop(%s) }}{%% endfor %%}",
+    ),
+)
+SYMBOLS = (
+    *(
+        "root",
+        "a",
+        "b",
+        '"x"',
+        '"y\\n"',
+        "[a-z]",
+        "[^x]",
+        "(",
+        ")",
+        "|",
+        "*",
+        "+",
+        "?",
+        "{2,5}",
+        "{1,200}",
+        "{9,1}",
+        "{3}",
+    ),
+    *(" ", "\n", "::=", "root ::= ", "\na ::= ", "\nb ::= ", "#", '"', "[", "]", "\\", "\0", ".", "<[5]>", "!<x>", "é"),
+)
+SCHEMA_KEYS = (
+    "type",
+    "items",
+    "properties",
+    "anyOf",
+    "allOf",
+    "$ref",
+    "enum",
+    "const",
+    "pattern",
+    "minItems",
+    "maxItems",
+)
+
+
+def expression(rng: random.Random, depth: int = 3) -> str:
+    """A random expression of Jinja."""
+    if not depth or rng.random() < 0.2:
+        return rng.choice(ATOMS)
+    inner = [expression(rng, depth - 1) for _ in range(3)]
+    kind = rng.random()
+    if kind < 0.4:
+        return f"{inner[0]} {rng.choice(OPERATORS)} {inner[1]}"
+    if kind < 0.65:
+        return f"({inner[0]}) | {rng.choice(FILTERS)}({', '.join(inner[1 : rng.randint(1, 3)])})"
+    if kind < 0.9:
+        return f"({inner[0]}).{rng.choice(METHODS)}({', '.join(inner[1 : rng.randint(1, 3)])})"
+    return f"({inner[0]})[{inner[1]}:{inner[2]}]" if kind < 0.95 else f"({inner[0]})[{inner[1]}]"
+
+
+def mutated(rng: random.Random, text: str) -> str:
+    """A text with some of its parts removed, repeated or exchanged."""
+    for _ in range(rng.randint(1, 4)):
+        start, end = sorted(rng.randrange(len(text) + 1) for _ in range(2))
+        end = min(end, start + rng.choice((1, 5, 50)))
+        text = text[:start] + text[start:end] * rng.choice((0, 2, 9)) + text[rng.choice((start, end)) :]
+    return text
+
+
+def template_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
+    from cerebrum_cli.formats.template_sandbox import run_template
+
+    values = {
+        "messages": [{"role": role, "content": f"{role}s say: <b>é</b>\\n"} for role in ("user", "assistant", "user")],
+        "add_generation_prompt": True,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "strftime_now": datetime.now().strftime,
+    }
+    while True:
+        if rng.random() < 0.3:
+            source = mutated(rng, rng.choice(FAMILIES))
+        else:
+            source = "{% set ns = namespace(x='a') %}{% macro f(a) %}{{ caller() if caller else a }}{% endmacro %}"
+            for _ in range(rng.randint(1, 3)):
+                body = f"{{{{ {expression(rng)} }}}}"
+                source += rng.choice(STATEMENTS) % (expression(rng), body)
+        yield lambda source=source: run_template(source, values, 1_000_000)  # type: ignore[misc]
+
+
+def grammar_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
+    from cerebrum_cli.doctor.selftest import NANO
+    from cerebrum_cli.engine.llama.bindings import llama
+    from cerebrum_cli.engine.llama.grammar import parse_grammar, schema_to_grammar
+
+    params = llama.llama_model_default_params()
+    params.vocab_only = True
+    vocab = llama.llama_model_get_vocab(llama.llama_model_load_from_file(os.fsencode(NANO), params))
+    size = llama.llama_vocab_n_tokens(vocab)
+
+    def follow(grammar: str) -> None:
+        sampler = parse_grammar(vocab, grammar)
+        for _ in range(5):
+            one = llama.llama_token_data(id=rng.randrange(size), logit=0.0, p=0.0)
+            candidates = llama.llama_token_data_array(ctypes.pointer(one), 1, -1, False)
+            llama.llama_sampler_apply(sampler, ctypes.byref(candidates))
+            if one.logit == 0.0:
+                llama.llama_sampler_accept(sampler, one.id)
+        llama.llama_sampler_free(sampler)
+
+    def schema(depth: int) -> object:
+        if not depth or rng.random() < 0.2:
+            return rng.choice(
+                ("string", "object", "nope", 5, -1, None, True, [], "^a{0,9}$", "^(a|[b$", "#/a", 10**9, 1e99)
+            )
+        if rng.random() < 0.3:
+            return [schema(depth - 1) for _ in range(rng.randint(0, 3))]
+        return {rng.choice(SCHEMA_KEYS): schema(depth - 1) for _ in range(rng.randint(0, 4))}
+
+    while True:
+        kind = rng.random()
+        if kind < 0.5:
+            text = "root ::= " + " ".join(rng.choice(SYMBOLS) for _ in range(rng.randint(1, 40)))
+            yield lambda text=text: follow(text)  # type: ignore[misc]
+        elif kind < 0.6:
+            text = "root ::= " + rng.choice('([{"') * rng.choice((50, 1999, 20_000)) + '"a"'
+            yield lambda text=text: follow(text)  # type: ignore[misc]
+        else:
+            text = mutated(rng, json.dumps(schema(4))) if kind < 0.7 else json.dumps(schema(4))
+            yield lambda text=text: follow(schema_to_grammar(text)[0])  # type: ignore[misc]
+
+
+def database_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
+    from cerebrum_cli.chat.archive import export_session, search_rows, session_object, session_rows
+    from cerebrum_cli.chat.connection import check_integrity
+    from cerebrum_cli.chat.store import Store
+
+    folder = Path(tempfile.mkdtemp())
+    path = folder / "sessions.db"
+    store = Store(path)
+    for number in range(3):
+        session = store.create(f"s{number}", "chat", model="m", params={"seed": 1})
+        for text in ("one äöü", "two words", "three", "four"):
+            is_question = text in ("one äöü", "three")
+            message = Message("user", text) if is_question else Message("assistant", text, (1, 2, 3))
+            session = store.add_message(session, message)
+    store.vacuum()
+    store.close()
+    seed = path.read_bytes()
+
+    def export_all() -> None:
+        for summary in store.summaries():
+            session_object(store, summary.session)
+            for kind in ("markdown", "json", "sharegpt"):
+                export_session(store, summary.session, kind)
+
+    while True:
+        store.close()
+        for file in folder.iterdir():
+            file.unlink()
+        data = bytearray(seed)
+        limit = rng.choice((100, 4096, len(data)))
+        for _ in range(rng.randint(1, 6)):
+            at = rng.randrange(limit)
+            data[at : at + 4] = bytes(rng.choice((0, 1, 65, 128, 195, 255)) for _ in range(rng.choice((1, 4))))
+        path.write_bytes(data[: rng.choice((len(data), len(data), rng.randrange(len(data))))])
+        yield lambda: check_integrity(path)
+        yield lambda: session_rows(store)
+        yield lambda: search_rows(store, "words")
+        yield export_all
+        yield lambda: store.add_message(store.create("new", "ask"), Message("user", "hello"))
+        yield lambda: [store.remove(summary.session) for summary in store.summaries()]
+        yield store.vacuum
+
+
+KINDS = {"templates": template_cases, "grammars": grammar_cases, "databases": database_cases}
+
+
+def main(kind: str, seed: int, count: int) -> None:
+    """Try cases, within the memory and each within the time."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    slowest = 0.0
+    cases = KINDS[kind](random.Random(seed))
+    if kind == "grammars":
+        endless = count_endless(cases, count)
+        assert endless <= count * AMBIGUOUS, f"{endless} of {count} grammars took more than {SECONDS} s"
+        return
+    for _ in range(count):
+        case, start = next(cases), time.monotonic()
+        attempt(case)
+        slowest = max(slowest, time.monotonic() - start)
+    assert slowest < SECONDS, f"a case took {slowest:.1f} s"
+
+
+def attempt(case: Callable[[], object]) -> None:
+    """Try a case, which may raise an error for users."""
+    try:
+        case()
+    except CerebrumError as error:
+        assert "\n" not in error.message and error.message.isprintable(), error.message
+        assert error.hint, error.message
+
+
+def count_endless(cases: Iterator[Callable[[], object]], count: int) -> int:
+    """Try cases in a copy of this process, and count those that do not end: native code cannot be interrupted.
+
+    A copy that takes SECONDS for a case is killed; another one continues with the next case.
+    """
+    done, endless = mmap.mmap(-1, 8), 0  # shared: the number of cases tried
+    position = 0
+    while position < count:
+        child = os.fork()
+        if not child:
+            try_cases(cases, position, count, done)
+        if wait_for(child, done):
+            return endless
+        endless += 1
+        tried = struct.unpack("q", done[:])[0]
+        for _ in range(tried + 1 - position):
+            next(cases)
+        position = tried + 1
+    return endless
+
+
+def try_cases(cases: Iterator[Callable[[], object]], position: int, count: int, done: mmap.mmap) -> NoReturn:
+    """Try the remaining cases, and end this process."""
+    try:
+        for number in range(position, count):
+            done[:] = struct.pack("q", number)
+            attempt(next(cases))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def wait_for(child: int, done: mmap.mmap) -> bool:
+    """Wait for a process; kill it and return False if it takes SECONDS for a case."""
+    before, since = done[:], time.monotonic()
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert status == 0, f"the process of the cases ended with status {status}"
+            return True
+        if done[:] != before:
+            before, since = done[:], time.monotonic()
+        elif time.monotonic() - since > SECONDS:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return False
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

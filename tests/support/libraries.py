@@ -1,0 +1,17 @@
+"""Libraries of models in a directory of the test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cerebrum_cli.models.cache import Cache
+from cerebrum_cli.models.fit import Capacity
+from cerebrum_cli.models.library import Library
+
+
+def open_library(directory: Path, catalogue: str) -> Library:
+    """An empty library, with a catalog, of a machine with 16 GB."""
+    path = directory / "models.toml"
+    path.write_text(catalogue)
+    capacity = Capacity(16 * 2**30)
+    return Library((path,), directory / "models", lambda: capacity, Cache(directory / "hub"))

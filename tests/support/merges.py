@@ -1,0 +1,208 @@
+"""Merges of small real models: write them, read their tensors, and run `cerebrum merge` in a home directory."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from command_line import CommandLine, Finished
+from numpy.typing import NDArray
+from scripted_command import runtime_for
+from tiny_models import Shape
+
+from cerebrum_cli.engine.llama.codec import LlamaCodec
+from cerebrum_cli.gguf.adapter import read_table
+from cerebrum_cli.gguf.cursor import Cursor
+from cerebrum_cli.gguf.types import TENSOR_TYPES
+from cerebrum_cli.main import run
+from cerebrum_cli.merge.execute import OutputFile, execute, plan_files, require_supported_types
+from cerebrum_cli.merge.metadata import Origin, Provenance
+from cerebrum_cli.merge.output_files import WrittenFile
+from cerebrum_cli.merge.plan import plan_merge
+from cerebrum_cli.merge.recipe import parse_recipe
+from cerebrum_cli.merge.target_types import Target
+from cerebrum_cli.models.cache import Cache
+from cerebrum_cli.models.rows import RECIPES
+from cerebrum_cli.models.variants import parts_of
+from cerebrum_cli.terminal.streams import Streams
+
+Weights = NDArray[np.float64]
+Models = Mapping[str, Sequence[Path]]
+OnProgress = Callable[[int, int], None]
+
+RECIPE_12B = (RECIPES / "cerebrum-12b.yaml").read_text(encoding="utf-8")
+LAYERS_12B = [start + number for start in range(0, 28, 4) for number in range(8)]  # their numbers in the 7B
+SIX_LAYERS = Shape(layers=6, width=64)
+FOUR_LAYERS = Shape(layers=4, width=256, heads=8, kv_heads=2, ffn=512)  # 1.4 MB in Q4_K_M
+TWO_TIMES = [0, 1, 2, 3] * 2
+OWN_TYPES = Target()
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a file."""
+
+    type: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+def stack(*slices: tuple[str, int, int]) -> str:
+    """Recipe that stacks layers; each slice is a model, its first layer, and the layer after its last."""
+    rows = [f"- sources: [{{model: {model}, layer_range: [{start}, {end}]}}]" for model, start, end in slices]
+    return "\n".join(["merge_method: passthrough", "slices:", *rows])
+
+
+TWICE = stack(("tiny", 0, 4), ("tiny", 0, 4))  # 2.7 MB
+
+
+def planned_files(
+    recipe: str, models: Models, out: Path, limit: int | None = None, target: Target = OWN_TYPES
+) -> tuple[OutputFile, ...]:
+    """Plan the files of a merge, each of at most `limit` bytes."""
+    parsed = parse_recipe(recipe, "recipe.yaml")
+    tables = {name: read_table(name, paths) for name, paths in models.items()}
+    plan = plan_merge(parsed, tables, target, Provenance("merged", {name: Origin(name) for name in models}))
+    require_supported_types(plan, LlamaCodec)
+    return plan_files(plan, out, limit)
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """Ignore progress reports."""
+
+
+def write_files(files: Sequence[OutputFile], on_progress: OnProgress = ignore_progress) -> tuple[WrittenFile, ...]:
+    """Write planned files with two threads."""
+    return execute(tuple(files), LlamaCodec, 2, on_progress)
+
+
+def write_merge(recipe: str, models: Models, out: Path, **options: Any) -> tuple[WrittenFile, ...]:
+    """Plan and write a merge; `options` are those of `planned_files`."""
+    return write_files(planned_files(recipe, models, out, **options))
+
+
+def read_tensors(paths: Sequence[Path]) -> dict[str, StoredTensor]:
+    """Read all tensors of a model; the `gguf` package takes seconds for a large vocabulary."""
+    found = {}
+    for path in paths:
+        data = path.read_bytes()
+        cursor = Cursor(path, data, position=8)
+        tensors, values = cursor.uint64(), cursor.uint64()
+        metadata = {cursor.string("key"): cursor.value() for _ in range(values)}
+        rows = [
+            (cursor.string("name"), cursor.dimensions(cursor.uint32()), TENSOR_TYPES[cursor.uint32()], cursor.uint64())
+            for _ in range(tensors)
+        ]
+        alignment = metadata.get("general.alignment", 32)
+        assert isinstance(alignment, int)
+        begin = -(-cursor.position // alignment) * alignment
+        for name, shape, kind, offset in rows:
+            start = begin + offset
+            found[name] = StoredTensor(kind.name, shape, data[start : start + kind.bytes_of(math.prod(shape))])
+    return found
+
+
+def metadata_bytes(path: Path) -> dict[str, bytes]:
+    """Read the bytes of each metadata value of a file, including its type."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields.items()
+    return {name: b"".join(part.tobytes() for part in field.parts) for name, field in fields}
+
+
+def part_paths(first: Path) -> list[Path]:
+    """Paths of all files of a split model."""
+    return [first.with_name(name) for name in parts_of(first.name)]
+
+
+def assert_layers_copied(merged: Sequence[Path], source: Sequence[Path], layers: Sequence[int]) -> None:
+    """Check that a merge consists of its source's tensors, with these source layers, byte for byte."""
+    made, original = read_tensors(merged), read_tensors(source)
+    outer = [name for name in original if not name.startswith("blk.")]
+    suffixes = [name.removeprefix("blk.0.") for name in original if name.startswith("blk.0.")]
+    origins = {f"blk.{new}.{suffix}": f"blk.{old}.{suffix}" for new, old in enumerate(layers) for suffix in suffixes}
+    origins |= {name: name for name in outer}
+    assert made.keys() == origins.keys()
+    assert [name for name in made if made[name] != original[origins[name]]] == []
+
+
+def slerp(tensors: Sequence[Weights], t: float) -> Weights:
+    """Interpolate spherically by the formula of mergekit's merge_methods/slerp.py, in double precision."""
+    first, second = tensors
+    norms = (math.sqrt(np.sum(each * each)) for each in tensors)
+    one, other = (each / norm if norm > 1e-8 else each for each, norm in zip(tensors, norms, strict=True))
+    cosine = float(np.sum(one * other))
+    if abs(cosine) > 0.9995:
+        return (1 - t) * first + t * second
+    angle = math.acos(cosine)
+    return (math.sin(angle - angle * t) * first + math.sin(angle * t) * second) / math.sin(angle)
+
+
+CATALOGUE = """
+[models.tiny]
+system = "Tiny-1.0"
+aliases = ["small"]
+repo_id = "someone/Tiny-GGUF"
+file = "Tiny-{quant}.gguf"
+format = "collective-cognition"
+
+[models.own]
+system = "Own-1.0"
+recipe = "own.yaml"
+file = "Own-{quant}.gguf"
+quantizations = {Q4_K_M = 2700000}
+"""
+PROMPT = "USER: Why?\nASSISTANT:"  # in the catalog's format
+OUT = ("-o", "out.gguf")
+
+
+class Home:
+    """A user's home directory with a model file of the catalog and a recipe; the working directory of the test."""
+
+    def __init__(self, path: Path, model: Path) -> None:
+        self.path = path
+        self.command = CommandLine(path)
+        (self.command.config / "models.toml").write_text(CATALOGUE)
+        (self.command.config / "own.yaml").write_text(TWICE)
+        self.model = Path(shutil.copy(model, path / "Tiny-Q4_K_M.gguf"))
+        self.out = path / "out.gguf"
+        (path / "twice.yaml").write_text(TWICE)
+
+    def run(self, *arguments: str | Path) -> Finished:
+        """Run one command in this process, with an empty Hugging Face cache and no model to generate with."""
+        out, err = StringIO(), StringIO()
+        runtime = runtime_for({}, self.path, Streams(out, err, None, False, False, False))
+        runtime.library.given_cache = Cache(self.path / "hub")
+        code = run([str(argument) for argument in arguments], runtime)
+        return Finished(code, out.getvalue(), err.getvalue())
+
+    def merge(self, *arguments: str | Path) -> Finished:
+        """Merge the model with itself."""
+        return self.run("merge", "twice.yaml", "--source", f"tiny={self.model.name}", *arguments)
+
+    def merge_to_out(self, *arguments: str | Path) -> Finished:
+        """Merge the model with itself into out.gguf, without an error."""
+        done = self.merge(*OUT, *arguments)
+        assert done.code == 0, done.err
+        return done
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files directly in the home directory."""
+        return sorted(path.name for path in self.path.iterdir() if path.is_file())
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Installed models, from `list --json`."""
+        rows: list[dict[str, Any]] = self.run("list", "--json").object
+        return rows
+
+    def prompt(self, model: str | Path) -> str:
+        """Prompt that a model would be given."""
+        done = self.command.run("ask", "--dry-run", "-q", "-m", model, "Why?")
+        assert done.code == 0, done.err
+        return done.out

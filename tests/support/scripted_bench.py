@@ -1,0 +1,135 @@
+"""A bench without processes: speeds come from a function, and measurements take simulated time.
+
+It checks its input: a job has as many sequences as the settings have slots, a prefill job is at least one micro-batch
+long, and nothing is measured after `close`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+from cerebrum_cli.engine.drafts.costs import StepCosts
+from cerebrum_cli.engine.load_options import Tuning
+from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.protocol import Closeness, Job, LoadStats, TrialError
+from cerebrum_cli.inference.profiles import Speeds
+
+SettingFactors = Mapping[tuple[str, Any], tuple[float, float]]
+"""Speedups of prefill and decode by setting and value; 1 for settings not listed."""
+
+SINGLE_SPEEDS = Speeds(2.0, 30.0, 8.0, 1_000)  # of a 7B on few cores
+BATCH_SPEEDS = Speeds(2.0, 45.0, 40.0, 2_000)
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedModel:
+    """True speeds on a machine where settings are independent of each other; `load_s` depends on `repack`."""
+
+    single: SettingFactors = field(default_factory=dict)
+    batch: SettingFactors = field(default_factory=dict)
+    load_s: Mapping[bool | None, float] = field(default_factory=dict)
+    baseline: Speeds = SINGLE_SPEEDS
+    batch_baseline: Speeds = BATCH_SPEEDS
+
+    def __call__(self, tuning: Tuning) -> Speeds:
+        """Speeds of a tuning, which is for a batch if it has slots."""
+        is_batch = tuning.slots is not None
+        base, factors = (self.batch_baseline, self.batch) if is_batch else (self.baseline, self.single)
+        prefill, decode = base.prompt, base.generate
+        for setting in tuning.overrides.items():
+            speedups = factors.get(setting, (1.0, 1.0))
+            prefill *= 1.0 if setting[0] == "n_threads" and not is_batch else speedups[0]
+            decode *= 1.0 if setting[0] == "n_threads_batch" and not is_batch else speedups[1]
+        return Speeds(self.load_s.get(tuning.repack, base.load_s), prefill, decode, base.memory)
+
+
+@dataclass(slots=True)
+class ScriptedBench:
+    """A bench with scripted speeds.
+
+    `agreement` is that of a tuning with the defaults, `refusal` the reason why it cannot be tried. `row_cost` is the
+    cost of each row of a step with several. Measurements are off by at most `noise`, a share of the true value, and
+    advance the clock `now`.
+    """
+
+    speed_model: Callable[[Tuning], Speeds] = field(default_factory=SpeedModel)
+    agreement: Callable[[Tuning], float] = lambda _: 1.0
+    refusal: Callable[[Tuning], str | None] = lambda _: None
+    devices: tuple[Device, ...] = ()
+    noise: float = 0.0
+    disturbed_jobs: int = 0
+    random: Random = field(default_factory=lambda: Random(0))
+    now: float = 0.0
+    closed: bool = False
+    loaded: dict[Tuning, float] = field(default_factory=dict)
+    jobs: list[tuple[Tuning, Job]] = field(default_factory=list)
+    compared: list[Tuning] = field(default_factory=list)
+    row_cost: float | None = None
+    stepped: list[Tuning] = field(default_factory=list)
+
+    def clock(self) -> float:
+        """Simulated seconds of all measurements."""
+        return self.now
+
+    def reload(self, tuning: Tuning) -> float:
+        """Simulate loading the model again; the seconds it took."""
+        self.loaded.pop(tuning, None)
+        self._load(tuning)
+        return self.load_stats(tuning).load_s
+
+    def speed(self, tuning: Tuning, job: Job) -> float:
+        """Simulate a job; tokens per second."""
+        self._load(tuning)
+        assert job.tokens > 0
+        assert job.kind == "prefill" or job.sequences == (tuning.slots or 1)
+        assert job.kind == "decode" or job.tokens >= (tuning.n_ubatch or 0)
+        truth = self.speed_model(tuning)
+        speed = self._noisy(truth.prompt if job.kind == "prefill" else truth.generate)
+        self.now += job.tokens * (job.sequences if job.kind == "decode" else 1) / speed
+        self.jobs.append((tuning, job))
+        return speed
+
+    def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float) -> StepCosts:
+        """Costs by `row_cost`; without it, the model cannot be trimmed."""
+        self._load(tuning)
+        if self.row_cost is None:
+            raise TrialError("its cache cannot be trimmed")
+        self.now += seconds
+        self.stepped.append(tuning)
+        return StepCosts(rows, (1.0, *(self.row_cost * count for count in rows[1:])))
+
+    def load_stats(self, tuning: Tuning) -> LoadStats:
+        """Load time and peak memory."""
+        return LoadStats(self._load(tuning), self.speed_model(tuning).memory)
+
+    def closeness(self, reference: Tuning, tuning: Tuning, tokens: int) -> Closeness:
+        """Compare two tunings by `agreement`."""
+        assert reference.slots is None and tuning.slots is None, "the probe text is one sequence"
+        self._load(tuning)
+        self.compared.append(tuning)
+        share = self.agreement(tuning)
+        return Closeness(share, share, 1.0 - share)
+
+    def close(self) -> None:
+        """Allow no further measurements."""
+        self.closed = True
+
+    def jobs_with(self, **settings: Any) -> list[Job]:
+        """Jobs measured with these settings, among others."""
+        return [job for tuning, job in self.jobs if settings.items() <= tuning.overrides.items()]
+
+    def _load(self, tuning: Tuning) -> float:
+        assert not self.closed
+        if reason := self.refusal(tuning):
+            raise TrialError(reason)
+        load_settings = replace(tuning, slots=None, n_ubatch=None, flash_attention=None, cache_type=None)
+        if load_settings not in self.loaded:
+            self.loaded[load_settings] = self._noisy(self.speed_model(tuning).load_s)
+            self.now += self.loaded[load_settings]
+        return self.loaded[load_settings]
+
+    def _noisy(self, value: float) -> float:
+        return value * self.random.uniform(1 - self.noise, 1 + self.noise)

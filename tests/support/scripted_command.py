@@ -1,0 +1,168 @@
+"""`cerebrum` with a scripted model: python scripted_command.py SCRIPT ARGUMENTS...
+
+SCRIPT is JSON. `reply` answers every prompt, one byte for each token, with `pause` seconds before each; after `stuck`
+tokens the model hangs. `load` and `reload` are the seconds that the first and later loads take. For batches, `rows`
+maps the ends of prompts to replies, `seeds` lists replies to all other prompts by seed, `context` is the context size,
+and `cells` the number of tokens that fit in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+from command_line import CommandLine, Finished
+from scripted_backend import END, ScriptedBackend, ScriptedSampler
+
+from cerebrum_cli.cli.app import Runtime
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.events import Event, LoadEvent
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
+from cerebrum_cli.engine.load_options import LoadOptions
+from cerebrum_cli.main import run
+from cerebrum_cli.terminal import progress
+from cerebrum_cli.terminal.streams import Streams, standard_streams
+
+SCRIPTED = str(Path(__file__))
+ENDS = (b"\nAI:", b"<|im_end|>\n<|im_start|>assistant\n")  # of prompts
+
+
+def scripted(script: dict[str, Any], slots: int) -> ScriptedBackend:
+    """A backend that follows the script."""
+    if "rows" in script:
+        return batch_backend(script, slots)
+    reply = script["reply"].encode()
+    begun: list[int] = []
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        begun.append(len(held))
+        said = len(held) - begun[0]
+        time.sleep(script.get("pause", 0.0))
+        if said == script.get("stuck"):
+            time.sleep(60)
+        return reply[said] if said < len(reply) else END
+
+    return ScriptedBackend(model, context_size=100_000, batch_size=1000)
+
+
+@dataclass(slots=True)
+class RecordingBackend(ScriptedBackend):
+    """A backend that records sampling parameters."""
+
+    params: list[SamplingParams] = field(default_factory=list)
+
+    def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> ScriptedSampler:
+        self.params.append(params)
+        return ScriptedBackend.sampler(self, params, seed, grammar, prompt)
+
+
+def batch_backend(script: dict[str, Any], slots: int) -> RecordingBackend:
+    """A backend that answers prompts by `rows` and `seeds`."""
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        time.sleep(script.get("pause", 0.0))
+        text = bytes(held)
+        end = next(text.rfind(mark) for mark in ENDS if mark in text)
+        begin = end + next(len(mark) for mark in ENDS if mark in text)
+        own = (reply for question, reply in script["rows"].items() if text[:end].endswith(question.encode()))
+        reply = (next(own, None) or script["seeds"][seed % len(script["seeds"])]).encode()
+        said = len(held) - begin
+        return reply[said] if said < len(reply) else END
+
+    return RecordingBackend(
+        model,
+        slots=slots,
+        context_size=script.get("context", 100_000),
+        batch_size=1000,
+        fitting_cells=script.get("cells", 1_000_000),
+    )
+
+
+def runtime_for(script: dict[str, Any], home: Path, streams: Streams | None = None) -> Runtime:
+    """A runtime with its directories in `home`, and pipes unless it is given streams.
+
+    Every backend opened is added to `backends` of the script.
+    """
+
+    def opener(options: LoadOptions) -> OpenBackend:
+        return lambda tell, stop: open_backend(tell, stop, options.slots)
+
+    def open_backend(tell: Callable[[Event], None], stop: StopFlag, slots: int) -> Backend:
+        tell(LoadEvent(0.5))
+        loaded = time.monotonic() + script.get("load", 0.0)
+        script["load"] = script.get("reload", script.get("load", 0.0))
+        while time.monotonic() < loaded:
+            if stop:
+                raise EngineError("loading interrupted")
+            time.sleep(0.01)
+        backend = scripted(script, slots)
+        script.setdefault("backends", []).append(backend)
+        return backend.open(tell, stop)
+
+    return Runtime(
+        config_directory=home / "config" / "cerebrum",
+        data_directory=home / "data" / "cerebrum",
+        cache_directory=home / "cache" / "cerebrum",
+        streams=streams or Streams(StringIO(), StringIO(), None, False, False, False),
+        open_backend=opener,
+        native_log=lambda listener: None,
+        schema_to_grammar=lambda schema: (schema, ()),
+    )
+
+
+def run_here(script: dict[str, Any], home: Path, *arguments: str | Path, piped: bytes | None = None) -> Finished:
+    """Run a command line on the scripted model in this process, with pipes."""
+    out, err = StringIO(), StringIO()
+    streams = Streams(out, err, None if piped is None else BytesIO(piped), False, False, False)
+    code = run([str(argument) for argument in arguments], runtime_for(script, home, streams))
+    return Finished(code, out.getvalue(), err.getvalue())
+
+
+def batch_here(
+    script: dict[str, Any], home: Path, model: Path, *rows: Mapping[str, Any]
+) -> tuple[Finished, list[dict[str, Any]]]:
+    """Answer rows from in.jsonl in `home` into out.jsonl, in this process; also returns the objects of the result."""
+    source, output = home / "in.jsonl", home / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run_here(script, home, "batch", source, "-o", output, "-m", model)
+    return done, [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def start_scripted(
+    script: dict[str, Any], home: Path, *arguments: str, around: tuple[str, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a command line on the scripted model in a child process; `around` starts it."""
+    return subprocess.Popen(
+        [*around, sys.executable, SCRIPTED, json.dumps(script), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=CommandLine(home).environment(),
+        cwd=home,
+        bufsize=0,
+    )
+
+
+def install(home: Path, model: Path, name: str) -> None:
+    """Install a model file for the user with this home directory."""
+    assert run_here({}, home, "pull", model, "--name", name).code == 0
+
+
+def main() -> None:
+    """Run a command line on the scripted model."""
+    script = json.loads(sys.argv[1])
+    progress.SHOW_AFTER_S = 0.05
+    sys.exit(run(sys.argv[2:], runtime_for(script, Path(os.environ["HOME"]), standard_streams())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Chat templates for tests, most of them like those of a model family, and a format built from one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.parts import Part, Text
+from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.formats.format import PromptFormat
+from cerebrum_cli.formats.plain import EMBEDDED
+from cerebrum_cli.inference.format_choice import format_builder
+
+TEMPLATES = {
+    path.stem: path.read_text(encoding="utf-8")
+    for path in sorted((Path(__file__).parents[1] / "data" / "templates").glob("*.jinja"))
+}
+NO_SYSTEM = ("gemma",)
+BARE = "{% for message in messages %}{{ message.content }}|{% endfor %}"
+UPPER = (
+    "{% for message in messages %}<|im_start|>{{ message.content | upper }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+ONE_TURN = Conversation().user("Why is the sky blue?")
+TWO_TURNS = ONE_TURN.assistant("Because of Rayleigh.").user("Who?")
+
+
+def embedded(backend: LlamaBackend, template: str, **options: Any) -> PromptFormat:
+    """Build the format of a template, given as its source or the name of a family, for a vocabulary."""
+    return format_builder(EMBEDDED, TEMPLATES.get(template, template), options)(backend, backend.context_size)
+
+
+def untrusted(parts: tuple[Part, ...]) -> list[str]:
+    """The untrusted texts of a prompt."""
+    return [part.value for part in parts if isinstance(part, Text) and not part.trusted]
+
+
+def chatml_prompt(question: str, system: str | None = None) -> str:
+    """The prompt of the tiny model's template."""
+    before = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
+    return f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"

@@ -1,0 +1,366 @@
+"""The report of an evaluation, its picture, and how far two quantizations are apart."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import cast
+
+import pytest
+from tiny_models import Shape, write_chatml
+
+from cerebrum_cli.cli.app import process_bench
+from cerebrum_cli.core.errors import EngineError, OutputError, UsageError
+from cerebrum_cli.core.events import ScoreEvent
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.load_options import LoadOptions, Tuning
+from cerebrum_cli.engine.protocol import Closeness, FileBench, TrialError
+from cerebrum_cli.engine.quantization import ENCODINGS, encode_file
+from cerebrum_cli.eval.divergence import measure_divergence
+from cerebrum_cli.eval.estimates import interval_of, majorities, mean
+from cerebrum_cli.eval.report import Report, group_by_question, report_object, summarize, votes_of
+from cerebrum_cli.eval.sample import SKIPPED, Sample
+from cerebrum_cli.eval.score import RunningScore
+from cerebrum_cli.models.model import Model
+from cerebrum_cli.terminal.plot import plot_report
+from cerebrum_cli.terminal.reports.eval import shown_numbers
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def sample(id: int | str, number: int, answer: str | None, finish_reason: str = "stop", tokens: int = 10) -> Sample:
+    """A marked reply; 7 is correct."""
+    return Sample(id, number, "starter", 1, "", None, answer, "7", answer == "7", 0.5, finish_reason, tokens)
+
+
+def form(sample: Sample) -> str | None:
+    """The answer itself."""
+    return sample.answer
+
+
+def report_of(*run: Sample, samples: int = 1, seconds: float = 1.0) -> Report:
+    return summarize("sums", run, samples, form, seconds)
+
+
+@pytest.fixture
+def votes() -> Report:
+    """A report of 20 questions with 4 samples each."""
+    answers = ["7777", "7788", "7789", "8899", "7898"]
+    run = [sample(id, number, answers[id % 5][number]) for id in range(20) for number in range(4)]
+    return report_of(*run, samples=4)
+
+
+# The report.
+
+
+def test_report_averages_the_samples_of_a_question_first() -> None:
+    run = [sample(1, number, "7") for number in range(4)] + [sample(2, number, "8") for number in range(4)]
+    found = report_of(*run, *(sample(3, number, "7" if number else "8") for number in range(4)), samples=4)
+    assert (found.n, found.complete, found.samples) == (3, 3, 4)
+    assert found.accuracy.value == mean([1.0, 0.0, 0.75])
+    assert found.accuracy.interval == interval_of([1.0, 0.0, 0.75])
+
+
+def test_report_has_votes_and_pass_at_of_every_size(votes: Report) -> None:
+    assert len(votes.maj) == len(votes.pass_at) == 4
+    assert votes.maj[0].value == votes.pass_at[0].value == votes.accuracy.value == mean([1.0, 0.5, 0.5, 0.0, 0.25])
+    assert votes.maj[3].value == mean([1.0, 1.0, 1.0, 0.0, 0.0])  # of equals, the first sample's answer wins
+    assert votes.pass_at[3].value == mean([1.0, 1.0, 1.0, 0.0, 1.0])
+    assert all(one.value <= more.value for one, more in pairwise(votes.pass_at))
+
+
+def test_report_counts_votes_in_the_order_of_samples() -> None:
+    run = [sample(1, number, answer) for number, answer in enumerate("7788")]
+    for shuffled in (run, run[::-1]):
+        assert report_of(*shuffled, samples=4).maj[3].value == 1.0
+        assert [each.sample for each in group_by_question(shuffled)[1]] == [0, 1, 2, 3]
+
+
+def test_report_in_progress_votes_on_complete_questions_only() -> None:
+    done = [sample(1, number, answer) for number, answer in enumerate("787")]
+    found = report_of(*done, sample(2, 0, "7"), sample(2, 1, "7"), samples=3)
+    assert (found.n, found.complete) == (2, 1)
+    assert found.accuracy.value == mean([2 / 3, 1.0])
+    votes = votes_of(done, form)
+    assert [[each.value] for each in found.maj] == majorities([votes])
+    early = report_of(sample(2, 0, "7"), samples=3)
+    assert (early.complete, early.maj, early.pass_at) == (0, (), ())
+    assert report_object(early)["maj"] == report_object(early)["pass_at"] == {}
+
+
+def test_report_tells_wrong_unanswered_and_cut_off_apart() -> None:
+    found = report_of(
+        sample(1, 0, "7"),
+        sample(2, 0, "8"),
+        sample(3, 0, None),
+        sample(4, 0, None, "length"),
+        sample(5, 0, None, "context"),
+        sample(6, 0, "7", "length"),  # it stated its answer before it was cut off
+        sample(7, 0, "8", "length"),
+        replace(sample(8, 0, None), correct=True),  # marked by its text
+    )
+    assert (found.accuracy.value, found.no_answer, found.cut_off) == (3 / 8, 1 / 8, 2 / 8)
+
+
+def test_report_divides_costs_by_samples_and_questions() -> None:
+    run = [sample(1, 0, "7", tokens=10), sample(1, 1, "7", tokens=20), sample(2, 0, "7", tokens=60)]
+    found = report_of(*run, samples=2, seconds=5.0)
+    assert (found.tokens_per_answer, found.seconds_per_question) == (30.0, 2.5)
+
+
+def test_report_of_choices_has_the_accuracy_of_guessing() -> None:
+    four, two = (replace(sample(id, 0, "A"), choices=choices) for id, choices in ((1, tuple("abcd")), (2, tuple("ab"))))
+    assert report_of(four, two).chance == mean([0.25, 0.5])
+    assert report_of(sample(1, 0, "7")).chance is None
+
+
+def test_report_widens_for_clusters() -> None:
+    run = [sample(id, 0, "7" if id < 50 else "8") for id in range(100)]
+    texts = [replace(each, cluster=f"text {each.id // 10}") for each in run if isinstance(each.id, int)]
+    plain, clustered = report_of(*run), report_of(*texts)
+    assert clustered.accuracy.value == plain.accuracy.value
+    assert clustered.accuracy.interval.low < plain.accuracy.interval.low - 0.1
+    assert clustered.maj[0] == clustered.pass_at[0] == clustered.accuracy
+
+
+def test_report_near_1_has_intervals_of_a_width() -> None:
+    """No sample failed twice, which says little about a question that all fail."""
+    run = [sample(id, number, "8" if number == id % 50 else "7") for id in range(50) for number in range(8)]
+    found = report_of(*run, samples=8)
+    assert found.pass_at[1].value == 1.0 and found.accuracy.value == pytest.approx(0.98)
+    for each in (found.accuracy, *found.maj, *found.pass_at):
+        assert each.interval.low == pytest.approx(interval_of([1.0] * 50).low, abs=0.03)
+
+
+def test_report_of_one_question_has_no_nan() -> None:
+    shown = json.dumps(report_object(report_of(sample(1, 0, "7"))), allow_nan=False)
+    assert json.loads(shown)["interval"] == [pytest.approx(0.2065, abs=1e-4), 1.0]
+
+
+def test_report_object_has_the_documented_keys(votes: Report) -> None:
+    shown = json.loads(json.dumps(report_object(votes)))
+    assert list(shown) == [
+        "task",
+        "model",
+        "n",
+        "samples",
+        "accuracy",
+        "interval",
+        "maj",
+        "pass_at",
+        "no_answer",
+        "cut_off",
+        "tokens_per_answer",
+        "seconds_per_question",
+    ]
+    assert (shown["task"], shown["model"], shown["n"], shown["samples"]) == ("sums", "starter", 20, 4)
+    assert list(shown["maj"]) == list(shown["pass_at"]) == ["1", "2", "3", "4"]
+    assert shown["maj"]["4"] == {"value": votes.maj[3].value, "interval": list(votes.maj[3].interval)}
+    assert list(report_object(replace(votes, chance=0.25)))[-1] == "chance"
+
+
+def test_report_shows_powers_of_two_of_many_votes() -> None:
+    assert [list(shown_numbers(most)) for most in (0, 1, 2, 5)] == [[], [], [2], [2, 3, 4, 5]]
+    assert list(shown_numbers(8)) == [2, 3, 4, 5, 6, 7, 8]
+    assert list(shown_numbers(20)) == [2, 4, 8, 16, 20]
+
+
+# The score of a run in progress.
+
+
+def test_score_counts_questions_with_all_their_samples() -> None:
+    score = RunningScore(questions=3, samples=2)
+    assert (score.accuracy, score.interval, score.no_answer, score.cut_off) == (None, None, 0.0, 0.0)
+    for id, number, answer in ((1, 1, "7"), (2, 0, "7"), (2, 1, "8")):
+        score.add(sample(id, number, answer))
+    assert (score.done, score.total, score.questions, score.accuracy) == (3, 6, 1, 0.5)
+    score.add(sample(1, 0, "7"))
+    assert (score.questions, score.accuracy, score.interval) == (2, 0.75, interval_of([0.5, 1.0]))
+    assert score.event == ScoreEvent(4, 6, 2, 3, 0.75, interval_of([0.5, 1.0]), 0.0, 0.0, 0)
+
+
+def test_score_shares_excludes_skipped_samples() -> None:
+    score = RunningScore(questions=5, samples=1)
+    for each in (sample(1, 0, "7"), sample(2, 0, None), sample(3, 0, None, "length"), sample(4, 0, None, SKIPPED)):
+        score.add(each)
+    assert (score.done, score.skipped, score.questions, score.accuracy) == (4, 1, 4, 1 / 3)
+    assert (score.no_answer, score.cut_off) == (1 / 3, 1 / 3)
+    score.add(replace(sample(5, 0, None), correct=True))  # marked by its text
+    assert score.no_answer == 1 / 4
+
+
+def test_score_in_progress_is_that_of_all_its_questions() -> None:
+    random, score = Random(3), RunningScore(questions=200, samples=4)
+    scores, clusters = [], []
+    for id in range(200):
+        marks, cluster = [random.random() < 0.9 for _ in range(4)], random.choice([None, "a", "b", "c"])
+        for number, is_correct in enumerate(marks):
+            score.add(replace(sample(id, number, "7" if is_correct else "8"), cluster=cluster))
+        scores.append(mean(marks))
+        clusters.append(cluster or f"question {id}")
+        assert score.interval == pytest.approx(interval_of(scores, clusters))
+        assert score.questions == id + 1
+        assert score.accuracy == pytest.approx(mean(scores))
+
+
+def test_score_takes_no_longer_with_more_questions() -> None:
+    score, start = RunningScore(questions=8000, samples=1), time.perf_counter()
+    for id in range(8000):
+        score.add(sample(id, 0, "78"[id % 3 == 0]))
+        assert score.event.questions == id + 1
+    assert time.perf_counter() - start < 5  # not the 15 s of reading all scores for each
+
+
+def test_score_tells_clusters_from_questions_of_one_name() -> None:
+    score = RunningScore(questions=3, samples=1)
+    for id, cluster, answer in (("a", None, "7"), ("b", "a", "7"), ("c", "a", "8")):
+        score.add(replace(sample(id, 0, answer), cluster=cluster))
+    assert score.interval == interval_of([1.0, 1.0, 0.0], ["question a", "cluster", "cluster"])
+
+
+# The picture.
+
+
+@pytest.mark.parametrize("name", ["plot.png", "plot.SVG"])
+def test_plot_writes_the_type_of_its_suffix(votes: Report, tmp_path: Path, name: str) -> None:
+    plot_report(votes, tmp_path / name)
+    start = (tmp_path / name).read_bytes()[:200]
+    assert start.startswith(PNG) if name.endswith("png") else b"<?xml" in start
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "$x$ and 日本語"},  # no formula, and glyphs that the font lacks
+        {"tokens_per_answer": 0.0},
+        {"chance": 0.25},
+        {"task": "a task with a long name " * 10},
+    ],
+)
+def test_plot_takes_any_report(votes: Report, tmp_path: Path, changes: dict[str, str | float]) -> None:
+    plot_report(replace(votes, **changes), tmp_path / "plot.png")  # type: ignore[arg-type]
+    plot_report(replace(votes, maj=votes.maj[:1], **changes), tmp_path / "single.png")  # type: ignore[arg-type]
+
+
+def test_plot_refuses_what_it_cannot_draw(votes: Report, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unsupported image format") as error:
+        plot_report(votes, tmp_path / "plot.jpg")
+    assert ".png or .svg" in error.value.hint
+    with pytest.raises(UsageError, match="no votes to plot") as error:
+        plot_report(replace(votes, maj=()), tmp_path / "plot.png")
+    with pytest.raises(OutputError, match="No such file"):
+        plot_report(votes, tmp_path / "missing" / "plot.png")
+
+
+def test_plot_without_matplotlib_names_the_extra(
+    votes: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # an import of it raises ModuleNotFoundError
+    with pytest.raises(UsageError, match="matplotlib") as error:
+        plot_report(votes, tmp_path / "plot.png")
+    assert error.value.hint == f'{sys.executable} -m pip install "cerebrum-cli[eval]"'
+    assert list(tmp_path.iterdir()) == []
+
+
+# Two quantizations.
+
+
+@dataclass
+class Memory:
+    """A memory that holds one model, and the benches that use it."""
+
+    loaded: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> FileBench:
+        assert paths == (options.path,)
+        return cast("FileBench", OneFileBench(self, options.path.stem))
+
+
+@dataclass
+class OneFileBench:
+    """A bench that finds the first model in the way of the second until it is released."""
+
+    memory: Memory
+    name: str
+
+    def write_logits(self, tuning: Tuning, tokens: int) -> Path:
+        self._load(tokens)
+        return Path(self.name)
+
+    def compare_logits(self, logits: Path, tuning: Tuning, tokens: int) -> Closeness:
+        self._load(tokens)
+        assert logits == Path("first")
+        return Closeness(0.9, 0.95, 0.01)
+
+    def release(self) -> None:
+        self.memory.loaded.remove(self.name)
+
+    def close(self) -> None:
+        self.memory.closed.append(self.name)
+
+    def _load(self, tokens: int) -> None:
+        if self.memory.loaded and self.memory.loaded != [self.name]:
+            raise TrialError("needs 9.0 GB of memory, but only 1.0 GB is free")
+        self.memory.loaded = [self.name]
+        self.memory.tokens.append(tokens)
+
+
+@pytest.fixture(scope="module")
+def chatml_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Model, Model]]:
+    """Two models of one shape, trained on 200 tokens."""
+    directory = tmp_path_factory.mktemp("chatml")
+    first, second = (
+        Model(name, (write_chatml(directory / f"{name}.gguf", seed=seed, context_length=200),))
+        for seed, name in enumerate(("first", "second"), 1)
+    )
+    yield first, second
+
+
+def test_divergence_loads_one_model_where_memory_holds_one(chatml_models: tuple[Model, Model]) -> None:
+    memory = Memory()
+    assert measure_divergence(*chatml_models, Settings(), memory.bench) == Closeness(0.9, 0.95, 0.01)
+    assert memory.tokens == [200, 200]  # no more than the trained context
+    assert memory.loaded == ["second"]
+    assert sorted(memory.closed) == ["first", "second"]
+
+
+def test_divergence_refuses_other_vocabularies_and_layers(
+    chatml_models: tuple[Model, Model], mistral_model: Path, tmp_path: Path
+) -> None:
+    first, _ = chatml_models
+    deeper = write_chatml(tmp_path / "deeper.gguf", shape=replace(Shape(), layers=3))
+    for path in (mistral_model, deeper):
+        with pytest.raises(UsageError, match="are not quantizations of the same model"):
+            measure_divergence(first, Model("other", (path,)), Settings(), Memory().bench)
+
+
+def test_divergence_reports_a_model_that_cannot_be_loaded(chatml_models: tuple[Model, Model]) -> None:
+    memory = Memory(loaded=["another program"])
+    memory.loaded.append("first")
+    first, _ = chatml_models
+    with pytest.raises(EngineError, match=r"cannot compare these models: needs 9\.0 GB"):
+        measure_divergence(first, replace(first, name="first"), Settings(), memory.bench)
+
+
+@pytest.mark.slow
+def test_divergence_is_larger_for_a_coarser_quantization(tmp_path: Path) -> None:
+    original, settings = Model("F32", (write_chatml(tmp_path / "F32.gguf"),)), Settings(threads=1)
+    assert measure_divergence(original, original, settings, process_bench) == (1.0, 1.0, 0.0)
+    found = {}
+    for encoding in ENCODINGS:
+        if encoding.name in ("Q8_0", "Q4_0"):
+            path = tmp_path / f"{encoding.name}.gguf"
+            list(encode_file(original.path, path, encoding))
+            found[encoding.name] = measure_divergence(original, Model(encoding.name, (path,)), settings, process_bench)
+    assert 0 < found["Q8_0"].mean_kld < found["Q4_0"].mean_kld / 10
+    assert found["Q8_0"].top1_agreement > found["Q4_0"].top1_agreement

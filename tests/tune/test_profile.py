@@ -1,0 +1,788 @@
+"""Tuning profiles: saved, loaded, used by commands, and printed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from command_line import Finished
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted_backend import ScriptedBackend
+from scripted_bench import ScriptedBench, SpeedModel
+from scripted_command import run_here, runtime_for
+from tiny_models import write_quantized
+
+from cerebrum_cli.cli.app import Runtime
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.doctor.selftest import NANO
+from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
+from cerebrum_cli.engine.load_options import LoadOptions, Tuning
+from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.protocol import BenchFactory
+from cerebrum_cli.gguf.sizes import uniform_sizes
+from cerebrum_cli.inference.load_options import CHAT_PARALLEL, Parallel, load_options
+from cerebrum_cli.inference.loading import ResolvedModel
+from cerebrum_cli.inference.profiles import (
+    Profile,
+    ProfileStore,
+    Speeds,
+    TunedUse,
+    UseName,
+    profile_object,
+    without_user_settings,
+)
+from cerebrum_cli.main import run
+from cerebrum_cli.models.model import Model
+from cerebrum_cli.terminal.reports.tuning import print_profile
+from cerebrum_cli.terminal.streams import Streams
+from cerebrum_cli.tune.tune import search_space, trial_options
+
+DEFAULT_SPEEDS = Speeds(2.0, 30.0, 8.0, 8_000_000_000)
+TUNED_SPEEDS = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
+DEFAULT_USE = TunedUse(Tuning(), DEFAULT_SPEEDS, DEFAULT_SPEEDS)
+TUNED_USE = TunedUse(Tuning(repack=False), TUNED_SPEEDS, DEFAULT_SPEEDS, 1.31, 0.987)
+KEYS = ["model", "file", "created", "machine", "build", "uses", "tried"]
+USE_KEYS = [
+    "settings",
+    "gain",
+    "agreement",
+    "load_s",
+    "prompt_tokens_per_second",
+    "tokens_per_second",
+    "memory",
+    "step_costs",
+]
+STEP_COSTS = StepCosts((1, 4, 8, 16), (1.0, 2.9, 2.0, 5.5))
+
+
+def profile(
+    model: str = "sha 1",
+    machine: str = "here",
+    build: str = "b1",
+    *,
+    chat: TunedUse = DEFAULT_USE,
+    ask: TunedUse = TUNED_USE,
+    batch: TunedUse = DEFAULT_USE,
+) -> Profile:
+    """A profile that differs from the defaults only for `ask`."""
+    uses: dict[UseName, TunedUse] = {"chat": chat, "ask": ask, "batch": batch}
+    return Profile(model, machine, build, "2026-11-20T20:58:34+00:00", uses)
+
+
+# Choosing settings.
+
+
+def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
+    chat = replace(DEFAULT_USE, step_costs=STEP_COSTS)
+    assert (chat.best_draft, DEFAULT_USE.best_draft) == ((8, 2.0), None)
+    assert (profile(chat=chat).uses_with_drafts, profile().uses_with_drafts) == (["chat"], [])
+    in_vain = replace(DEFAULT_USE, step_costs=StepCosts((1, 2, 16), (1.0, 1.7, 12.8)))
+    assert (in_vain.best_draft, profile(ask=in_vain).uses_with_drafts) == (None, [])
+    resolved = ResolvedModel(Model("nano", (NANO,)), profile(chat=chat))
+    assert (resolved.step_costs("chat"), resolved.step_costs("ask")) == (STEP_COSTS, None)
+    assert ResolvedModel(resolved.model).step_costs("chat") is None
+
+
+# Load options.
+
+ALL_SETTINGS = Tuning(False, 4, 6, 64, True, "q8_0", "12", 16)
+OPTIONS = LoadOptions(Path("m.gguf"), 2048, uniform_sizes(10**9, 32, 500))
+
+
+@pytest.mark.parametrize(
+    ("settings", "dropped"),
+    [
+        (Settings(), ()),
+        (Settings(threads=4), ("n_threads", "n_threads_batch")),
+        (Settings(gpu_layers="0"), ("gpu_layers",)),
+        (Settings(gpu_layers="all"), ("gpu_layers",)),
+        (Settings(threads=1, gpu_layers="3"), ("n_threads", "n_threads_batch", "gpu_layers")),
+    ],
+)
+def test_without_user_settings_removes_what_the_user_has_set(settings: Settings, dropped: tuple[str, ...]) -> None:
+    remaining = without_user_settings(ALL_SETTINGS, settings).overrides
+    assert remaining == {name: value for name, value in ALL_SETTINGS.overrides.items() if name not in dropped}
+    assert without_user_settings(Tuning(), settings) == Tuning()
+
+
+def test_load_options_with_tuning_change_only_its_overrides() -> None:
+    assert OPTIONS.with_tuning(Tuning()) == OPTIONS
+    tuned = OPTIONS.with_tuning(ALL_SETTINGS)
+    overrides = ALL_SETTINGS.overrides
+    overrides |= dict.fromkeys(("cache_type_k", "cache_type_v"), overrides.pop("cache_type"))
+    assert {name: getattr(tuned, name) for name in overrides} == overrides
+    assert replace(tuned, **{name: getattr(OPTIONS, name) for name in overrides}) == OPTIONS
+    assert ALL_SETTINGS.validated() is ALL_SETTINGS
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"repack": 1},
+        {"repack": "yes"},
+        {"flash_attention": 0},
+        {"n_threads": 0},
+        {"n_threads": -4},
+        {"n_threads": 2.0},
+        {"n_threads": True},
+        {"n_threads": "4"},
+        {"n_threads": 1025},
+        {"n_threads_batch": 10**20},
+        {"n_ubatch": 65537},
+        {"slots": 257},
+        {"slots": [4]},
+        {"cache_type": "q4_0"},
+        {"cache_type": 8},
+        {"gpu_layers": 12},
+        {"gpu_layers": "many"},
+        {"gpu_layers": ""},
+        {"gpu_layers": "-1"},
+        {"gpu_layers": "9" * 5000},
+    ],
+    ids=lambda wrong: repr(wrong)[:30],
+)
+def test_tuning_rejects_invalid_values(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} is "):
+        Tuning(**wrong).validated()
+
+
+def test_load_options_prefer_user_settings_over_the_tuning() -> None:
+    model = Model("nano", (NANO,))
+    tuned = load_options(model, Settings(), tuning=ALL_SETTINGS)
+    assert (tuned.repack, tuned.n_threads, tuned.n_threads_batch, tuned.gpu_layers) == (False, 4, 6, "12")
+    assert (tuned.n_ubatch, tuned.flash_attention, tuned.cache_type_v, tuned.slots) == (64, True, "q8_0", 1)
+    user_set = load_options(model, Settings(threads=2, gpu_layers="0", ctx=512), tuning=ALL_SETTINGS)
+    assert (user_set.n_threads, user_set.n_threads_batch, user_set.gpu_layers, user_set.context_size) == (
+        2,
+        None,
+        "0",
+        512,
+    )
+    assert (user_set.cache_type_k, user_set.cache_type_v) == ("q8_0", "q8_0")
+    for parallel in (CHAT_PARALLEL, Parallel(8, batch_invariant=True)):
+        assert load_options(model, Settings(), parallel, tuning=ALL_SETTINGS).slots == parallel.slots
+    assert (
+        trial_options(model, Settings())
+        == load_options(model, Settings())
+        == load_options(model, Settings(), tuning=Tuning())
+    )
+
+
+def test_search_space_depends_on_memory_and_settings() -> None:
+    model = Model("nano", (NANO,))
+    space = search_space(model, Settings())
+    assert space.chat.repack is True
+    assert space.batch.slots == min(32, space.slots)
+    assert 1 <= space.slots <= 64
+    assert space.layers == model.header.n_layers
+    assert search_space(model, Settings(threads=3)).threads == ()
+
+
+# The store.
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ProfileStore:
+    """A store on a machine called `here`, with build b1."""
+    return ProfileStore(tmp_path / "profiles", "here", "b1")
+
+
+def test_profile_store_saves_replaces_and_deletes(store: ProfileStore) -> None:
+    assert (store.find("sha 1"), store.find_other("sha 1")) == (None, None)
+    saved = profile(batch=TunedUse(ALL_SETTINGS, TUNED_SPEEDS, DEFAULT_SPEEDS, 1.2, None))
+    store.save(saved)
+    assert store.find("sha 1") == saved
+    assert store.find_other("sha 1") is None
+    newer = replace(saved, created="2027-01-01T00:00:00+00:00")
+    store.save(newer)
+    assert store.find("sha 1") == newer
+    store.delete("sha 1")
+    assert store.find("sha 1") is None
+
+
+def test_profile_store_separates_machines_builds_and_models(store: ProfileStore, tmp_path: Path) -> None:
+    saved = profile()
+    store.save(saved)
+    assert (store.find("sha 2"), store.find_other("sha 2")) == (None, None)
+    for machine, build in (("there", "b1"), ("here", "b2"), ("here|b1", ""), ("", "here|b1")):
+        other = ProfileStore(tmp_path / "profiles", machine, build)
+        assert other.find("sha 1") is None
+        assert other.find_other("sha 1") == saved
+    own = profile(machine="there")
+    store.save(own)
+    assert (store.find("sha 1"), store.find_other("sha 1")) == (saved, own)
+    store.save(profile("sha 2"))
+    store.delete("sha 1")
+    assert (store.find("sha 1"), store.find_other("sha 1"), store.find("sha 2")) == (None, None, profile("sha 2"))
+
+
+def test_profile_store_ignores_a_file_with_the_name_of_another(store: ProfileStore, tmp_path: Path) -> None:
+    store.save(profile())
+    [path] = (tmp_path / "profiles").iterdir()
+    store.save(profile("sha 2"))
+    [other] = {*(tmp_path / "profiles").iterdir()} - {path}
+    path.replace(other)
+    assert store.find("sha 2") is None
+
+
+def test_profile_store_accepts_a_model_name_of_any_bytes(store: ProfileStore) -> None:
+    saved = profile("/m\udcff.gguf 1 2")
+    store.save(saved)
+    assert store.find(saved.model) == saved
+
+
+def test_profile_store_saves_atomically(store: ProfileStore, tmp_path: Path) -> None:
+    saved = profile()
+    store.save(saved)
+    [path] = (tmp_path / "profiles").iterdir()
+    store.save(replace(saved, created="later"))
+    assert [each.name for each in (tmp_path / "profiles").iterdir()] == [path.name]
+    (tmp_path / "profiles" / "tmp123.part").write_text('{"version": 2,')  # of a process that was killed
+    assert store.find("sha 1") == replace(saved, created="later")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        store.save(saved)
+    assert {each.name for each in (tmp_path / "profiles").iterdir()} == {path.name, "tmp123.part"}
+
+
+WITH_COSTS = profile(chat=replace(DEFAULT_USE, step_costs=STEP_COSTS))
+VALID: dict[str, Any] = {"version": 2, **asdict(WITH_COSTS)}
+
+
+def find_content(content: bytes, folder: Path) -> Profile | None:
+    """Load a profile file with this content; if it is valid, it can also be used and printed."""
+    store = ProfileStore(folder, "here", "b1")
+    store.save(profile())
+    [path] = folder.iterdir()
+    path.write_bytes(content)
+    found = store.find("sha 1")
+    store.find_other("sha 1")
+    if found:
+        assert all(used.tuning.validated() for used in found.uses.values())
+        json.dumps(profile_object(found), allow_nan=False)
+        print_profile(Streams(StringIO(), StringIO(), None, False, False, False), found)
+    return found
+
+
+def replaced(value: Any, path: tuple[str, ...], new: Any) -> Any:
+    """Copy an object with the value at a path replaced."""
+    return {**value, path[0]: replaced(value[path[0]], path[1:], new) if len(path) > 1 else new}
+
+
+@pytest.mark.parametrize(
+    ("at", "new"),
+    [
+        (("version",), 3),
+        (("version",), "1"),
+        (("version",), None),
+        (("model",), 7),
+        (("created",), None),
+        (("machine",), ["here"]),
+        (("uses",), []),
+        (("uses",), {"chat": VALID["uses"]["chat"]}),
+        (("uses", "chat"), None),
+        (("uses", "chat", "tuning"), None),
+        (("uses", "chat", "tuning"), {"colour": "red"}),
+        (("uses", "chat", "tuning", "n_threads"), 10**9),
+        (("uses", "chat", "tuning", "gpu_layers"), "many"),
+        (("uses", "chat", "new"), 1),
+        (("uses", "chat", "gain"), None),
+        (("uses", "chat", "gain"), "1.5"),
+        (("uses", "chat", "gain"), math.nan),
+        (("uses", "chat", "gain"), math.inf),
+        (("uses", "chat", "agreement"), "all"),
+        (("uses", "chat", "agreement"), math.nan),
+        (("uses", "chat", "agreement"), 97),
+        (("uses", "ask", "speeds", "prompt"), 0),
+        (("uses", "ask", "speeds", "prompt"), -30.0),
+        (("uses", "ask", "speeds", "prompt"), math.inf),
+        (("uses", "ask", "speeds", "prompt"), 5e-324),
+        pytest.param(("uses", "ask", "speeds", "prompt"), 10**400, id="prompt-10**400"),
+        (("uses", "ask", "speeds", "generate"), math.nan),
+        (("uses", "ask", "speeds", "generate"), "8"),
+        (("uses", "ask", "speeds", "generate"), {}),
+        (("uses", "ask", "speeds", "load_s"), -1),
+        (("uses", "ask", "speeds", "load_s"), math.inf),
+        (("uses", "ask", "speeds", "memory"), math.inf),
+        (("uses", "ask", "speeds", "memory"), None),
+        (("uses", "ask", "baseline", "memory"), 10**30),
+        (("uses", "ask", "baseline", "colour"), 1),
+        (("uses", "chat", "step_costs"), {}),
+        (("uses", "chat", "step_costs"), [1.0, 2.0]),
+        (("uses", "chat", "step_costs", "rows"), [2, 4, 8, 16]),
+        (("uses", "chat", "step_costs", "rows"), [1, 4, 8]),
+        (("uses", "chat", "step_costs", "costs"), [1.0, 2.9, math.nan, 5.5]),
+        (("uses", "chat", "step_costs", "costs"), "1234"),
+    ],
+)
+def test_profile_store_ignores_impossible_values(tmp_path: Path, at: tuple[str, ...], new: Any) -> None:
+    assert find_content(json.dumps(VALID).encode(), tmp_path) == WITH_COSTS
+    assert find_content(json.dumps(replaced(VALID, at, new)).encode(), tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"7", b'"x"', b"{}", b"\xff\xfe", b"[" * 100_000, b"{" * 9])
+def test_profile_store_ignores_a_file_that_is_not_a_profile(tmp_path: Path, content: bytes) -> None:
+    assert find_content(content, tmp_path) is None
+
+
+def test_profile_store_ignores_a_directory_with_the_name_of_a_profile(tmp_path: Path) -> None:
+    store = ProfileStore(tmp_path / "profiles", "here", "b1")
+    store.save(profile())
+    [path] = (tmp_path / "profiles").iterdir()
+    path.unlink()
+    path.mkdir()
+    assert store.find("sha 1") is None
+    store.delete("sha 1")
+
+
+def paths(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths of all values in an object."""
+    inner = (
+        [place for key, each in value.items() for place in paths(each, (*path, key))] if isinstance(value, dict) else []
+    )
+    return [*([path] if path else []), *inner]
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from([10**400, 1e308]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(at=st.sampled_from(paths(VALID)), new=ANYTHING)
+def test_profile_store_loads_or_ignores_any_value(tmp_path_factory: Any, at: Any, new: Any) -> None:
+    find_content(json.dumps(replaced(VALID, at, new)).encode("utf-8", "surrogatepass"), tmp_path_factory.mktemp("p"))
+
+
+@given(cut=st.integers(0, len(json.dumps(VALID)) - 1), byte=st.integers(0, 255), is_cut=st.booleans())
+def test_profile_store_loads_or_ignores_damaged_files(tmp_path_factory: Any, cut: int, byte: int, is_cut: bool) -> None:
+    whole = json.dumps(VALID).encode()
+    content = whole[:cut] if is_cut else whole[:cut] + bytes([byte]) + whole[cut + 1 :]
+    found = find_content(content, tmp_path_factory.mktemp("p"))
+    assert not (found and is_cut)
+
+
+# Use by commands.
+
+
+class CommandRunner:
+    """Runs commands in one home, with a scripted model and bench; `loaded` lists the load options of models."""
+
+    def __init__(self, home: Path, model: Path) -> None:
+        self.home = home
+        self.model = model
+        self.loaded: list[LoadOptions] = []
+        self.benches: list[ScriptedBench] = []
+        self.speed_model = SpeedModel(single={("repack", False): (1.5, 0.9)}, batch={("slots", 16): (1.0, 1.5)})
+        self.devices: tuple[Device, ...] = ()
+        self.disturbed_jobs = 0
+        self.row_cost: float | None = None
+
+    def runtime(self, piped: bytes | None = None) -> Runtime:
+        """Create a runtime that records the load options of models."""
+        streams = Streams(StringIO(), StringIO(), None if piped is None else BytesIO(piped), False, False, False)
+        runtime = runtime_for({"rows": {}, "seeds": ["The answer is 7."]}, self.home, streams)
+        open_scripted = runtime.open_backend
+
+        def open_backend(options: LoadOptions) -> Any:
+            self.loaded.append(options)
+            return open_scripted(options)
+
+        def bench(options: LoadOptions, paths: tuple[Path, ...], directory: Path, gpus: tuple[Device, ...]) -> Any:
+            assert (options.path,) == paths == (self.model,)
+            bench = ScriptedBench(self.speed_model, devices=self.devices, disturbed_jobs=self.disturbed_jobs)
+            bench.row_cost = self.row_cost
+            self.benches.append(bench)
+            return bench
+
+        runtime.open_backend, runtime.bench = open_backend, bench
+        return runtime
+
+    def run(self, *arguments: str | Path, piped: bytes | None = None) -> Finished:
+        """Run one command line."""
+        runtime = self.runtime(piped)
+        code = run([str(argument) for argument in arguments], runtime)
+        out, err = runtime.streams.out, runtime.streams.err
+        assert isinstance(out, StringIO) and isinstance(err, StringIO)
+        return Finished(code, out.getvalue(), err.getvalue())
+
+    def load_options(self, *arguments: str | Path, piped: bytes | None = None) -> LoadOptions:
+        """Run a command that loads one model, and get its load options."""
+        self.loaded.clear()
+        done = self.run(*arguments, "-m", self.model, piped=piped)
+        assert done.code == 0, done.err
+        [options] = self.loaded
+        return options
+
+    def save_profile(self, measured: Profile) -> None:
+        """Save a profile of the model, as measured on this machine."""
+        store = self.runtime().profiles()
+        store.save(replace(measured, model=self.identity(), machine=store.machine, build=store.build))
+
+    def identity(self) -> str:
+        """Identity of the model, after computing its digest."""
+        library = self.runtime().library
+        model = library.resolve(str(self.model))
+        library.digest(model, lambda *_: None)
+        return library.identity(model)
+
+    @property
+    def profiles(self) -> Path:
+        """Directory of profiles."""
+        return self.home / "data" / "cerebrum" / "profiles"
+
+
+@pytest.fixture
+def runner(tmp_path: Path, chatml_model: Path) -> CommandRunner:
+    """A runner without profiles."""
+    return CommandRunner(tmp_path, chatml_model)
+
+
+def tuned_use(count: int, speeds: Speeds = DEFAULT_SPEEDS, slots: int | None = None) -> TunedUse:
+    return TunedUse(Tuning(n_threads=count, n_threads_batch=count + 100, slots=slots), speeds, DEFAULT_SPEEDS, 1.5, 1.0)
+
+
+@pytest.fixture
+def tuned(runner: CommandRunner) -> CommandRunner:
+    """A runner with a profile that has a different number of threads for each use."""
+    runner.save_profile(profile(chat=tuned_use(11), ask=tuned_use(12), batch=tuned_use(14, slots=5)))
+    return runner
+
+
+def test_commands_use_the_settings_of_their_use(tuned: CommandRunner) -> None:
+    vote = tuned.load_options("ask", "--votes", "3", "hello")
+    assert (vote.n_threads, vote.n_threads_batch, vote.slots) == (14, 114, 3)
+    chat = tuned.load_options("chat", piped=b"hello\n")
+    assert (chat.n_threads, chat.n_threads_batch, chat.slots, chat.kv_unified) == (11, 111, CHAT_PARALLEL.slots, True)
+    rows = "".join(f"question {n}\n" for n in range(9)).encode()
+    batch = tuned.load_options("batch", "-", "-o", "-", piped=rows)
+    assert (batch.n_threads, batch.slots, batch.batch_invariant) == (14, 5, True)
+    assert tuned.load_options("batch", "-", "-o", "-", piped=b"one\ntwo\n").slots == 2
+    for parallel, slots in (("8", 8), ("2", 2)):
+        assert tuned.load_options("batch", "-", "-o", "-", "--parallel", parallel, piped=rows).slots == slots
+
+
+def test_batch_drafts_with_the_costs_measured_for_ask(runner: CommandRunner) -> None:
+    script: dict[str, Any] = {"rows": {}, "seeds": ["the cat sat on the mat. " * 8]}
+
+    def most_outputs(*options: str) -> int:
+        command = ("batch", "-", "-o", "-", "-m", str(runner.model), *options)
+        assert run_here(script, runner.home, *command, piped=b"hello\n").code == 0
+        backend: ScriptedBackend = script["backends"][-1]
+        return max(sum(row.output for row in step) for step in backend.steps)
+
+    assert (most_outputs(), most_outputs("--drafts")) == (1, 64)
+    runner.save_profile(profile(ask=replace(DEFAULT_USE, step_costs=StepCosts((1, 2), (1.0, 1.1)))))
+    assert (most_outputs(), most_outputs("--drafts")) == (1, 2)
+
+
+def test_user_settings_take_precedence_over_the_profile(tuned: CommandRunner) -> None:
+    given = tuned.load_options("ask", "--threads", "2", "hello")
+    assert (given.n_threads, given.n_threads_batch) == (2, None)
+    (tuned.home / "config" / "cerebrum").mkdir(parents=True)
+    (tuned.home / "config" / "cerebrum" / "config.toml").write_text("threads = 3\n")
+    configured = tuned.load_options("chat", piped=b"hello\n")
+    assert (configured.n_threads, configured.n_threads_batch) == (3, None)
+
+
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "ask": ("ask", "hello"),
+    "vote": ("ask", "--votes", "3", "hello"),
+    "chat": ("chat",),
+    "batch": ("batch", "-", "-o", "-"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_profile_option_gives_default_settings(
+    tuned: CommandRunner, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    arguments = COMMANDS[command]
+    piped = None if "hello" in arguments else b"hello\n"
+    untuned = CommandRunner(tmp_path_factory.mktemp("home"), tuned.model).load_options(*arguments, piped=piped)
+    assert untuned.n_threads is None
+    assert tuned.load_options(*arguments, "--no-profile", piped=piped) == untuned
+    assert tuned.load_options(*arguments, piped=piped) != untuned
+    monkeypatch.setenv("CEREBRUM_NO_PROFILE", "1")
+    assert tuned.load_options(*arguments, piped=piped) == untuned
+
+
+def test_damaged_profile_gives_default_settings(tuned: CommandRunner) -> None:
+    [path] = tuned.profiles.iterdir()
+    path.write_text(path.read_text().replace("30.0", "Infinity"))
+    assert tuned.load_options("ask", "hello").n_threads is None
+    assert tuned.run("show", tuned.model, "--json").object["profile"] is None
+    path.write_bytes(b"\x00")
+    assert tuned.load_options("chat", piped=b"hello\n").n_threads is None
+
+
+def test_changed_model_file_has_no_profile(tuned: CommandRunner) -> None:
+    copy = tuned.home / "copy.gguf"
+    copy.write_bytes(tuned.model.read_bytes())
+    tuned.model = copy
+    assert tuned.load_options("ask", "hello").n_threads is None
+
+
+# The command.
+
+
+def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> None:
+    default, chat = runner.load_options("ask", "hello"), runner.load_options("chat", piped=b"hello\n")
+    done = runner.run("tune", runner.model, "--quick", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert list(done.object) == KEYS
+    assert done.object["model"] == runner.model.stem
+    uses = done.object["uses"]
+    assert {name: use["settings"] for name, use in uses.items()} == {
+        "chat": {},
+        "ask": {"repack": False},
+        "batch": {"slots": 16},
+    }
+    assert all(list(use) == USE_KEYS for use in uses.values())
+    assert [(use["gain"] > 1, use["agreement"]) for use in uses.values()] == [
+        (False, None),
+        (True, 1.0),
+        (True, 1.0),
+    ]
+    assert {tuple(tried) for tried in done.object["tried"]} == {("settings", "batch", "ratios", "agreement", "dropped")}
+    assert [bench.closed for bench in runner.benches] == [True]
+    assert sorted(path.suffix for path in runner.profiles.iterdir()) == ["", ".json"], "a lock and a profile"
+    assert runner.load_options("ask", "hello") == replace(default, repack=False, baseline=default)
+    assert runner.load_options("chat", piped=b"hello\n") == chat
+    shown = runner.run("show", runner.model, "--json").object["profile"]
+    assert shown == {key: value for key, value in done.object.items() if key not in ("model", "file", "tried")}
+
+
+def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner) -> None:
+    done = runner.run("tune", runner.model, "--quick", "--threads", "1")
+    assert done.code == 0
+    rows = [line.split("  ") for line in done.out.splitlines()]
+    assert [row[0] for row in rows] == [
+        "use",
+        "chat",
+        "ask",
+        "batch",
+        "no drafts",
+    ]
+    ask = [cell.strip() for cell in rows[2] if cell.strip()]
+    assert ask == ["ask", "1.21 x", "not repacked", "45.0", "7.2", "2.0 s", "1 kB", "100.0%"]
+    assert done.err.splitlines()[1:] == [
+        "measured, relative to the defaults:",
+        "  not repacked: prompt 1.50 x, gen 0.90 x",
+        "  batch, not repacked: prompt 1.00 x, gen 1.00 x",
+        "  flash attention off: gen 1.00 x",
+        "  batch, 16 sequences: gen 1.50 x",
+        "not measured:",
+        "  other thread counts: --threads is 1",
+        "  cache q8_0, n_ubatch, batch with more sequences: not tried with --quick",
+        "changed:",
+        "  ask: not repacked (before: defaults)",
+        "  batch: 16 sequences (before: defaults)",
+        "ask, chat and batch now use these settings for chatml with --threads 1; --no-profile ignores them",
+    ]
+    assert not {"\x1b", "\r"} & {*done.out, *done.err}
+    quiet = runner.run("tune", runner.model, "--quick", "--threads", "1", "--quiet")
+    assert quiet == Finished(0, done.out, "")
+    assert done.out in runner.run("show", runner.model, "--threads", "1").out
+
+
+def test_tune_reports_changes_from_the_previous_profile(runner: CommandRunner) -> None:
+    name = runner.model.stem
+    assert "now use these settings" in runner.run("tune", runner.model, "--quick").err
+    last = runner.run("tune", runner.model, "--quick").err.splitlines()[-2:]
+    assert last[1] == f"nothing changed for {name}: the same settings are fastest"
+    runner.speed_model = SpeedModel(single={("repack", False): (1.5, 1.5)}, batch={("slots", 16): (1.0, 1.5)})
+    assert runner.run("tune", runner.model, "--quick").err.splitlines()[-3:] == [
+        "changed:",
+        "  chat: not repacked (before: defaults)",
+        f"ask, chat and batch now use these settings for {name}; --no-profile ignores them",
+    ]
+
+
+def test_tune_deletes_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> None:
+    name, store = tuned.model.stem, tuned.runtime().profiles()
+    for other in (("there", store.build), (store.machine, "another build")):
+        store.save(profile(tuned.identity(), *other))
+    tuned.speed_model = SpeedModel()
+    done = tuned.run("tune", tuned.model, "--quick")
+    assert done.code == 0
+    assert done.err.splitlines()[-3:] == [
+        "  ask: defaults (before: 12 threads to decode, 112 threads to prefill)",
+        "  batch: defaults (before: 14 threads to decode, 114 threads to prefill, 5 sequences)",
+        f"ask, chat and batch use the defaults for {name} again",
+    ]
+    [path] = tuned.profiles.glob("*.json")
+    assert json.loads(path.read_bytes())["machine"] == "there"
+    assert tuned.load_options("ask", "hello").n_threads is None
+    done = tuned.run("tune", tuned.model, "--quick")
+    assert done.err.splitlines()[-1] == f"nothing changed for {name}: no settings proved faster than the defaults"
+    assert list(tuned.profiles.glob("*.json")) == [path]
+    assert tuned.run("tune", tuned.model, "--quick", "--json").object.keys() == {*KEYS}
+
+
+def test_tune_on_a_busy_machine_saves_drafts_without_an_older_profile(runner: CommandRunner) -> None:
+    runner.speed_model, runner.disturbed_jobs, runner.row_cost = SpeedModel(), 1, 0.25
+    done = runner.run("tune", runner.model, "--quick")
+    assert done.code == 0
+    assert done.err.splitlines()[-1].endswith(": no settings proved faster than the defaults; ask and chat use drafts")
+    assert len(list(runner.profiles.glob("*.json"))) == 1
+
+
+def test_tune_on_a_busy_machine_keeps_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> None:
+    [path] = tuned.profiles.glob("*.json")
+    before = path.read_bytes()
+    tuned.speed_model, tuned.disturbed_jobs = SpeedModel(), 1
+    done = tuned.run("tune", tuned.model, "--quick")
+    assert done.err.splitlines()[-1].startswith("nothing changed for ")
+    assert path.read_bytes() == before
+
+
+def test_tune_saves_default_settings_only_with_drafts_that_pay(runner: CommandRunner) -> None:
+    runner.speed_model = SpeedModel()
+    for row_cost, saved in ((None, False), (0.9, False), (0.25, True), (0.9, False)):
+        runner.row_cost = row_cost
+        done = runner.run("tune", runner.model)
+        assert done.code == 0
+        last = "drafts: verifying 2 tokens takes as long as generating 0.5" if saved else "no drafts"
+        assert done.out.splitlines()[-1] == last
+        assert (runner.run("show", runner.model, "--json").object["profile"] is not None) == saved
+        assert [*runner.benches[-1].stepped] == [Tuning(repack=True)] * (row_cost is not None), "once for both uses"
+
+
+def test_tune_measures_drafts_with_the_settings_of_each_use(runner: CommandRunner) -> None:
+    runner.row_cost = 0.5
+    runner.speed_model = SpeedModel(single={("repack", False): (1.0, 0.9)}, load_s={True: 12.0, False: 1.0})
+    uses = runner.run("tune", runner.model, "--json").object["uses"]
+    assert runner.benches[-1].stepped == [Tuning(repack=True), Tuning(repack=False)]
+    costs = {"rows": [*MEASURED_ROWS], "costs": [1.0, *(0.5 * rows for rows in MEASURED_ROWS[1:])]}
+    assert {name: use["step_costs"] for name, use in uses.items()} == {
+        "chat": costs,
+        "ask": costs,
+        "batch": None,
+    }
+    assert runner.run("show", runner.model, "--json").object["profile"]["uses"] == uses
+
+
+def test_tune_measures_drafts_without_settings_that_do_not_matter(runner: CommandRunner) -> None:
+    runner.row_cost = 0.5
+    runner.speed_model = SpeedModel(single={("n_ubatch", 256): (1.5, 1.0)}, baseline=Speeds(0.1, 20.0, 400.0))
+    uses = runner.run("tune", runner.model, "--json").object["uses"]
+    assert uses["chat"]["settings"] == uses["ask"]["settings"] == {"n_ubatch": 256}
+    assert runner.benches[-1].stepped == [Tuning(repack=True)]
+
+
+def test_tune_measures_no_drafts_for_a_mixture_of_experts(tmp_path: Path) -> None:
+    runner = CommandRunner(tmp_path, write_quantized(tmp_path / "experts.gguf", experts=4))
+    runner.row_cost = 0.25
+    done = runner.run("tune", runner.model, "--quick", "--json")
+    assert (done.code, runner.benches[-1].stepped) == (0, [])
+    assert done.object["uses"]["chat"]["step_costs"] is None
+
+
+def test_tune_with_threads_saves_defaults_that_replace_a_profile(runner: CommandRunner) -> None:
+    runner.speed_model = SpeedModel()
+    assert runner.run("tune", runner.model, "--quick", "--threads", "1").code == 0
+    assert list(runner.profiles.glob("*.json")) == []
+    runner.save_profile(profile(ask=TunedUse(Tuning(repack=False), TUNED_SPEEDS, DEFAULT_SPEEDS, 1.3, 1.0)))
+    assert runner.load_options("ask", "--threads", "1", "hello").repack is False
+    done = runner.run("tune", runner.model, "--quick", "--threads", "1")
+    assert "use the defaults for" in done.err.splitlines()[-1]
+    assert runner.load_options("ask", "--threads", "1", "hello").repack is True
+    assert runner.load_options("ask", "hello").repack is False
+
+
+def test_show_prints_no_profile_for_an_untuned_model(runner: CommandRunner) -> None:
+    assert runner.run("show", runner.model, "--json").object["profile"] is None
+    assert "prompt t/s" not in runner.run("show", runner.model).out
+
+
+def test_profile_of_another_machine_is_reported_and_not_used(runner: CommandRunner) -> None:
+    runner.runtime().profiles().save(profile(runner.identity(), ask=tuned_use(12)))
+    assert runner.load_options("ask", "hello").n_threads is None
+    done = runner.run("show", runner.model)
+    assert "another machine" in done.err
+    assert "prompt t/s" not in done.out
+
+
+def test_tune_saves_the_profile_for_newly_found_gpus(runner: CommandRunner) -> None:
+    runner.devices = (Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000),)
+    done = runner.run("tune", runner.model, "--quick", "--json")
+    assert done.object["machine"].endswith(", NVIDIA H200")
+    assert {tried["settings"].get("gpu_layers") for tried in done.object["tried"]} >= {"0", "1"}
+    assert runner.load_options("ask", "hello").repack is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--quick", "--thorough"), "--quick and --thorough cannot be used together"),
+        (("--reencode", "--quick"), "--reencode and --quick cannot be used together"),
+        (("--reencode", "--thorough"), "--reencode and --thorough cannot be used together"),
+        (("--apply", "Q8_0"), "--apply requires --reencode"),
+        (("--force",), "--force requires --apply"),
+        (("--reencode", "--force"), "--force requires --apply"),
+        (("--threads", "0"), "--threads is 0"),
+    ],
+)
+def test_tune_rejects_conflicting_options_before_measuring(
+    runner: CommandRunner, arguments: tuple[str, ...], problem: str
+) -> None:
+    done = runner.run("tune", runner.model, *arguments)
+    assert (done.code, done.out, done.err.splitlines()[0]) == (2, "", f"error: {problem}")
+    assert runner.benches == []
+
+
+def test_tune_reports_a_model_that_is_not_installed(runner: CommandRunner) -> None:
+    done = runner.run("tune", "nobody/knows-this", "--offline")
+    assert (done.code, done.out, runner.benches) == (3, "", [])
+
+
+def test_tune_reports_a_profile_that_cannot_be_saved(runner: CommandRunner) -> None:
+    runner.profiles.parent.mkdir(parents=True)
+    runner.profiles.write_text("a file in its place")
+    done = runner.run("tune", runner.model, "--quick", "--json")
+    assert (done.code, done.out) == (1, "")
+    problem, hint = done.err.splitlines()
+    assert problem == f"error: cannot save the profile: {runner.profiles}: File exists"
+    assert "check its permissions and free space" in hint
+    assert runner.load_options("ask", "hello").n_threads is None
+
+
+def test_tune_saves_nothing_if_the_model_cannot_be_measured(runner: CommandRunner) -> None:
+    bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
+    runtime = runner.runtime()
+    runtime.bench = cast("BenchFactory", lambda *_: bench)
+    assert run(["tune", str(runner.model)], runtime) == 1
+    assert isinstance(runtime.streams.err, StringIO)
+    assert "error: cannot measure this model: needs 99.0 GB" in runtime.streams.err.getvalue()
+    assert (bench.closed, list(runner.profiles.glob("*.json"))) == (True, [])
+
+
+def test_ask_falls_back_to_defaults_if_tuned_settings_fail_to_load(tuned: CommandRunner) -> None:
+    runtime = tuned.runtime()
+    open_scripted = runtime.open_backend
+
+    def refusing(options: LoadOptions) -> Any:
+        def open_backend(on_notice: Any, stop: Any) -> Any:
+            if options.n_threads_batch:
+                raise EngineError("no memory on the GPU", "see its log with -v")
+            return open_scripted(options)(on_notice, stop)
+
+        return open_backend
+
+    runtime.open_backend = refusing
+    assert run(["ask", "-m", str(tuned.model), "hello"], runtime) == 0
+    out, err = runtime.streams.out, runtime.streams.err
+    assert isinstance(out, StringIO) and isinstance(err, StringIO)
+    assert out.getvalue() == "The answer is 7.\n"
+    assert err.getvalue().startswith("note: cannot use the tuned settings: no memory on the GPU\n")
