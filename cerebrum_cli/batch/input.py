@@ -9,8 +9,8 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.batch.files import write_all
 from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.files import write_all
 from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:
