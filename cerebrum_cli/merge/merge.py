@@ -12,6 +12,7 @@ from shlex import quote
 from typing import Any
 
 from cerebrum_cli.core.errors import ConfigError, MergeError, UsageError
+from cerebrum_cli.core.locks import PART
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
@@ -20,7 +21,7 @@ from cerebrum_cli.gguf.header import Header, parse_header, read_header
 from cerebrum_cli.merge.execute import OutputFile, execute, plan_files, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import input_tensors
-from cerebrum_cli.merge.output_files import PART_SUFFIX, WrittenFile
+from cerebrum_cli.merge.output_files import WrittenFile
 from cerebrum_cli.merge.plan import Plan, plan_merge
 from cerebrum_cli.merge.recipe import Recipe
 from cerebrum_cli.merge.target_types import Target
@@ -136,7 +137,7 @@ class Merger:
         """Raise UsageError if a file is one of the sources, MergeError if the disk has too little space."""
         paths = [file.path for file in merge.files]
         require_not_source(merge.models, paths)
-        parts = [path.with_name(path.name + PART_SUFFIX) for path in paths]  # files of a killed process are overwritten
+        parts = [path.with_name(path.name + PART) for path in paths]  # files of a killed process are overwritten
         reclaimed = sum(part.stat().st_size for part in parts if is_file(part))
         self.require_disk_space(paths[0].parent, merge.size - reclaimed)
 

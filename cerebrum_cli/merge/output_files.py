@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 from collections import deque
@@ -15,10 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.core.files import fsync_directory, is_disk_full, try_lock
+from cerebrum_cli.core.files import fsync_directory, translate_os_errors, write_all
+from cerebrum_cli.core.locks import PART, lock_file
 
-PART_SUFFIX = ".part"
-OPEN_ATTEMPTS = 10  # another merge may rename the file in between
 MAX_UNHASHED = 4  # chunks written but not hashed yet
 
 
@@ -44,9 +42,7 @@ class HashedFile:
         if len(self._hashing) >= MAX_UNHASHED:
             self._hashing.popleft().result()
         self._hashing.append(self.pool.submit(self._digest.update, data))
-        remaining = memoryview(data)
-        while remaining:
-            remaining = remaining[self.file.write(remaining) :]
+        write_all(self.file.fileno(), data)
         self.size += len(data)
 
     def sync(self) -> str:
@@ -78,9 +74,10 @@ class OutputFiles:
     @contextlib.contextmanager
     def file(self, path: Path) -> Iterator[HashedFile]:
         """Open one file for writing. Raises MergeError if it cannot be written, or another merge is writing it."""
-        part = path.with_name(path.name + PART_SUFFIX)
-        with translate_os_errors(path):
-            file = self._resources.enter_context(open_locked(part, path))  # locked until all files are complete
+        part = path.with_name(path.name + PART)
+        busy = MergeError(f"another cerebrum merge is writing {path}", "wait until it has finished")
+        with write_errors(path):
+            file = self._resources.enter_context(lock_file(part, busy))  # locked until all files are complete
             self._parts.append(part)
             file.truncate(0)
             hashed = HashedFile(file, self._pool)
@@ -92,7 +89,7 @@ class OutputFiles:
         renamed: list[Path] = []
         try:
             for each in reversed(self.written):
-                with translate_os_errors(each.path):
+                with write_errors(each.path):
                     self._parts[-1].replace(each.path)
                 self._parts.pop()
                 renamed.append(each.path)
@@ -105,26 +102,6 @@ class OutputFiles:
         return tuple(self.written)
 
 
-def open_locked(part: Path, path: Path) -> FileIO:
-    """Open and lock the partial file of a path. Raises MergeError if another merge is writing it."""
-    for _ in range(OPEN_ATTEMPTS):
-        file = FileIO(part, "ab")
-        if not try_lock(file.fileno()):
-            file.close()
-            break
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), part.stat()):
-                return file
-        file.close()  # another merge renamed or removed it after it was opened
-    raise MergeError(f"another cerebrum merge is writing {path}", "wait until it has finished")
-
-
-@contextlib.contextmanager
-def translate_os_errors(path: Path) -> Iterator[None]:
-    """Translate operating system errors about a file."""
-    try:
-        yield
-    except OSError as error:
-        is_full = is_disk_full(error) and error.errno != errno.EFBIG  # files may be larger elsewhere
-        hint = "free some space, or write elsewhere" if is_full else "write elsewhere"
-        raise MergeError(f"{path}: {error.strerror}", hint) from error
+def write_errors(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Raise MergeError for an OSError."""
+    return translate_os_errors(MergeError, path, ", or write elsewhere", "write to another disk")
