@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cerebrum_cli.core.locks import work_directory
 from cerebrum_cli.engine import child_process
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
@@ -32,8 +32,6 @@ from cerebrum_cli.engine.memory import (
 from cerebrum_cli.engine.protocol import Closeness, Job, LoadStats, TrialError
 
 CHILD = "cerebrum_cli.engine.llama.trial"
-PREFIX = "cerebrum-tune-"
-STALE_S = 86400.0  # age of a temporary directory that no process uses anymore
 MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to another program it would be about half
 MIN_SHARE_OF_BEST = 0.9  # of the best share of such runs, which is below 1 if many threads wait for each other
 MAX_RUNS = 3  # of a job that other programs disturb, if the previous job was undisturbed in the end
@@ -116,10 +114,9 @@ class ProcessBench:
         self._text = text
         self._paths = paths or (options.path,)
         self._trials: dict[LoadSettings, Trial] = {}
-        if directory:
-            directory.mkdir(parents=True, exist_ok=True)
-            remove_stale(directory)
-        self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=directory)
+        self._resources = contextlib.ExitStack()
+        parent = directory or Path(tempfile.gettempdir())
+        self._folder = self._resources.enter_context(work_directory(parent, "cerebrum-tune"))
         self._gpus = gpus
         self.disturbed_jobs = 0
         self._is_busy = False
@@ -181,7 +178,7 @@ class ProcessBench:
         """Write the logits for the first tokens of the probe text to a file that exists until `close`."""
         path = self._logits.get((tuning, tokens))
         if path is None:
-            path = Path(self._folder.name, f"{len(self._logits)}.npy")
+            path = self._folder / f"{len(self._logits)}.npy"
             self._request(tuning, {"write": str(path), "tokens": tokens, "text": self._text}, tokens, 1)
             self._logits[tuning, tokens] = path
         return path
@@ -199,7 +196,7 @@ class ProcessBench:
     def close(self) -> None:
         """End all processes and delete temporary files."""
         self.release()
-        self._folder.cleanup()
+        self._resources.close()
 
     def _request(self, tuning: Tuning, message: Mapping[str, Any], length: int, sequences: int) -> dict[str, Any]:
         options = self._options.with_tuning(replace(tuning, slots=None))
@@ -236,7 +233,7 @@ class ProcessBench:
             if not self._is_page_cache_warm:
                 warm_page_cache(self._paths)
                 self._is_page_cache_warm = True
-            log = Path(self._folder.name, f"{len(self._trials)}-{time.monotonic_ns()}.log")
+            log = self._folder / f"{len(self._trials)}-{time.monotonic_ns()}.log"
             trial = self._trials[settings] = Trial(options, log)
             self._devices = trial.devices
         trial.host_bytes = max(total, trial.host_bytes)
@@ -257,14 +254,6 @@ def require_memory(needed: int) -> None:
     if not has_memory(needed):
         total, free = (needed + HEADROOM) / 1e9, available_memory() / 1e9
         raise TrialError(f"needs {total:.1f} GB of memory, but only {free:.1f} GB is free")
-
-
-def remove_stale(directory: Path) -> None:
-    """Delete temporary directories that killed processes left behind more than a day ago."""
-    for folder in directory.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if folder.stat().st_mtime < time.time() - STALE_S:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def warm_page_cache(paths: Sequence[Path]) -> None:

@@ -54,7 +54,7 @@ def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with contextlib.closing(ProcessBench(options, TEXT)) as bench:
         yield bench
         remaining = trial_processes()
-        assert [path.name.startswith("cerebrum-tune-") for path in tmp_path.iterdir()] == [True]
+        assert [path.name.startswith(".cerebrum-tune.") for path in tmp_path.iterdir()] == [True, True]
     assert not any(process.is_running() for process in remaining)
     assert list(tmp_path.iterdir()) == []
 
@@ -297,7 +297,7 @@ def test_tune_interrupted_by_a_signal_leaves_nothing(tmp_path: Path, number: sig
     trials = tmp_path / "cache" / "cerebrum" / "trials"
     running = CommandLine(tmp_path).start("tune", NANO, "--thorough", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
     processes = wait_for(lambda: len(trial_processes(running.pid)) > 1 and trial_processes(running.pid))
-    assert list(trials.glob("cerebrum-tune-*"))
+    assert list(trials.glob(".cerebrum-tune.*"))
     running.send_signal(number)
     out, err = running.communicate(timeout=30)
     assert (running.returncode, out) == (code, b"")
