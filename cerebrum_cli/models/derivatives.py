@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.files import existing_parent, fsync_directory, try_lock
+from cerebrum_cli.core.files import existing_parent, fsync_directory, translate_os_errors
+from cerebrum_cli.core.locks import lock_file
 from cerebrum_cli.models.reference import HubReference, parse_reference
 
 PART_SUFFIX = ".part"
@@ -74,18 +75,14 @@ class DerivativeStore:
 
         Raises CerebrumError if another process holds the lock, or if the directory cannot be written.
         """
-        try:
+        busy = CerebrumError("another cerebrum tune --reencode is running", "wait until it is done")
+        with translate_os_errors(CerebrumError, self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            with (self.directory / "lock").open("ab") as lock:  # closing the file releases the lock
-                if not try_lock(lock.fileno()):
-                    raise CerebrumError("another cerebrum tune --reencode is running", "wait until it is done")
+            with lock_file(self.directory / "lock", busy):
                 for leftover in self.directory.glob("*/*"):
                     if leftover not in keep:
                         delete_file(leftover)
                 yield
-        except OSError as error:
-            problem = f"{error.filename or self.directory}: {error.strerror}"
-            raise CerebrumError(problem, "check its permissions and free space") from error
 
 
 def original_file_name(path: Path) -> str:

