@@ -86,6 +86,7 @@ def test_lock_is_refused_until_its_holder_closes_it(tmp_path: Path) -> None:
     lock_file(tmp_path / "file", BUSY).close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_lock_ends_with_its_process(tmp_path: Path, number: signal.Signals) -> None:
     with held("lock", tmp_path / "file") as process:
@@ -177,6 +178,7 @@ def test_unfinished_files_stay_without_locks_and_writes_still_work(tmp_path: Pat
 # Unfinished files.
 
 
+@pytest.mark.slow
 def test_unfinished_file_of_a_killed_process_is_removed_and_no_other(tmp_path: Path) -> None:
     with held("file", tmp_path / "file") as killed, held("file", tmp_path / "file"):
         [one, other] = names(tmp_path)
@@ -193,6 +195,7 @@ def test_unfinished_file_of_a_killed_process_is_removed_and_no_other(tmp_path: P
     assert names(tmp_path) == ["file", "other"]
 
 
+@pytest.mark.slow
 def test_work_directory_of_a_killed_process_is_removed_and_no_other(tmp_path: Path) -> None:
     with held("directory", tmp_path / "work"):
         assert len(names(tmp_path)) == 2
@@ -218,6 +221,7 @@ def test_unfinished_file_is_removed_after_an_error(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_atomic_write_killed_at_any_moment_leaves_old_or_new(tmp_path: Path) -> None:
     code = (
         "import sys\n"
