@@ -24,6 +24,7 @@ from hypothesis import settings
 from llama_engines import MODELS
 from merges import FOUR_LAYERS, SIX_LAYERS, Home, part_paths
 from person import SHELL, OpenTerminal, Person
+from quantized import F32, quantize
 from remote_engines import QUICK
 from scripted_command import SCRIPTED, install
 from served import Served, serving_user
@@ -32,13 +33,12 @@ from vocabularies import open_vocabulary
 
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.llama.quantize import quantize
 from cerebrum_cli.engine.remote import engine as remote_engine
 from cerebrum_cli.terminal.markdown import renderer
 
-settings.register_profile("suite", derandomize=True, deadline=None)  # the same cases everywhere, on slow machines too
-settings.load_profile("suite")
+settings.register_profile("test", derandomize=True, deadline=None, max_examples=100)  # the same cases everywhere
+settings.register_profile("fuzz", deadline=None, max_examples=3000)  # by --hypothesis-profile in `make fuzz`
+settings.load_profile("test")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
 if hasattr(signal, "SIGHUP"):
@@ -82,7 +82,7 @@ def sliding_window_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def precise_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with all weights in F32."""
     target = tmp_path_factory.mktemp("precise") / "f32.gguf"
-    quantize(str(request.getfixturevalue(request.param)), str(target), llama.LLAMA_FTYPE_ALL_F32)
+    quantize(request.getfixturevalue(request.param), target, F32)
     return target
 
 

@@ -10,6 +10,7 @@ from platform import machine
 import pytest
 from asking import loaded
 from command_line import CommandLine
+from quantized import quantize
 from tiny_models import Shape, write_quantized, write_sliding_window
 
 from cerebrum_cli.core.events import TokenEvent
@@ -19,7 +20,6 @@ from cerebrum_cli.engine.backend import Row
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.llama.quantize import quantize
 from cerebrum_cli.engine.load_options import LoadOptions, expert_notice, plan_repacking
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
@@ -29,7 +29,7 @@ from cerebrum_cli.gguf.types import FILE_TYPES
 # Types whose rows are multiplied alike in any number, on x86; the documentation names them.
 INVARIANT_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0")
 VARIANT_TYPES = ("F32", "F16", "BF16", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_S")
-SHAPE = Shape(layers=2, width=512, heads=8, kv_heads=2, ffn=1024)
+SHAPE = Shape(layers=1, width=512, heads=8, kv_heads=2, ffn=512)
 needs_x86 = pytest.mark.skipif(machine().lower() not in ("x86_64", "amd64"), reason="another processor's kernels")
 
 Replies = list[list[tuple[int | None, float | None]]]
@@ -51,7 +51,7 @@ def model_of(models: Path, encoding: str) -> Path:
         source = models / "source.gguf"
         if not source.exists():
             write_quantized(source, shape=SHAPE, encoding="BF16")
-        quantize(str(source), str(path), next(number for number, name in FILE_TYPES.items() if name == encoding))
+        quantize(source, path, next(number for number, name in FILE_TYPES.items() if name == encoding))
     return path
 
 

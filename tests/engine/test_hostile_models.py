@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_line import CommandLine, Finished, start_python
-from mutated_models import STRING, Entry, Parts, strings, take_apart, text, write_mutated
+from gguf_files import string
+from mutated_models import Parts, strings, take_apart, write_mutated
 from tiny_models import write_chatml, write_mistral, write_recurrent, write_sliding_window
 
 from cerebrum_cli.engine.llama.first_load import file_key
+from cerebrum_cli.gguf.parser import STRING
 
 pytestmark = pytest.mark.slow
 
@@ -91,8 +94,8 @@ def with_tokens(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Parts
     def changed(parts: Parts) -> Parts:
         [tokens] = [entry for entry in parts.entries if entry.key.endswith(b"ggml.tokens")]
         items = change(strings(tokens.value))
-        value = Entry(b"", STRING, len(items).to_bytes(8, "little") + b"".join(map(text, items))).value
-        return with_value(b"ggml.tokens", STRING.to_bytes(4, "little") + value)(parts)
+        value = struct.pack("<IQ", STRING, len(items)) + b"".join(map(string, items))
+        return with_value(b"ggml.tokens", value)(parts)
 
     return changed
 
@@ -107,7 +110,7 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Parts], str]] = {
     "empty tokens": (with_tokens(lambda items: [*items[:-2], b"", b""]), ""),
     "few tokens": (with_tokens(lambda items: items[:20]), "llama.cpp"),
     "broken UTF-8": (with_tokens(lambda items: [*items[:-1], b"\xff\xfe"]), ""),
-    "unknown tokenizer": (with_value(b"tokenizer.ggml.model", text(b"x")), "llama.cpp cannot load it"),
+    "unknown tokenizer": (with_value(b"tokenizer.ggml.model", string(b"x")), "llama.cpp cannot load it"),
 }
 
 
