@@ -261,7 +261,8 @@ def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monk
     saves = has_profile or lines[-1].startswith("drafts")  # it depends on the machine whether either is faster
     profiles = list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json"))
     assert len(profiles) == saves
-    shown = run_here({}, tmp_path, "show", NANO, "--threads", "1", "--json")
+    monkeypatch.setenv("CEREBRUM_THREADS", "1")
+    shown = run_here({}, tmp_path, "show", NANO, "--json")
     assert (shown.object["profile"] is not None) == saves
 
 
