@@ -3,7 +3,7 @@
 #   make setup WHEELS=URL   the same without a compiler: llama.cpp from a package index or a directory of wheels
 #   make demo     pull the starter model and ask it a question
 #   make test     the test suite; ARGS are pytest's: make test ARGS="tests/test_ask.py -k stop"
-#   make fuzz     many damaged and hostile inputs, in minutes
+#   make fuzz     many damaged and hostile inputs, and thousands of cases of each property, in minutes
 #   make quick    tests that start no processes or terminals, under a minute
 #   make check    format, lint, types
 #   make docs     docs/reference/cli.md and chat.md, from the code
@@ -81,7 +81,7 @@ test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 fuzz: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m fuzz $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "fuzz or hypothesis" --hypothesis-profile fuzz $(ARGS)
 
 quick: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)

@@ -34,7 +34,6 @@ shape       With FILE, a model that benchmarks/mistral_shape.py has written: SHA
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import statistics
 import time
@@ -55,6 +54,7 @@ from answering import (
     tokenized_prompts,
 )
 from harness import PEER_PROGRAMS, Row, alternate, in_subprocess, medians, pair, record, require_peers
+from quantized import BF16, quantize
 from server import batched_bench, time_server
 
 from cerebrum_cli.batch.rows import Row as Question
@@ -70,7 +70,6 @@ INVARIANT_SHAPE_QUESTIONS, INVARIANT_SHAPE_TOKENS = 8, 8
 SERVER_SLOTS = (16, 32, 64)
 SLOTS = 16  # for `share`
 SHORT_ROWS, SHORT, LONG = 64, 300, 8000  # tokens of prompts, for `mixed`
-BF16 = 32  # LLAMA_FTYPE_MOSTLY_BF16 of llama.h
 
 
 def main() -> None:
@@ -176,15 +175,10 @@ def best_slots(rounds: Sequence[Mapping[int, float]]) -> int:
 
 def write_bf16(source: Path) -> Path:
     """Write a model with BF16 weights unless it exists; return its path. To be called in a subprocess."""
-    from cerebrum_cli.engine.llama.bindings import llama
-
     target = PEER_PROGRAMS.parent.parent / f"{source.stem}.as-BF16.gguf"
     if not target.exists() or target.stat().st_mtime_ns < source.stat().st_mtime_ns:
-        params = llama.llama_model_quantize_default_params()
-        params.ftype, params.allow_requantize = BF16, True
         unfinished = target.with_suffix(".unfinished")
-        if llama.llama_model_quantize(os.fsencode(source), os.fsencode(unfinished), ctypes.byref(params)):
-            raise RuntimeError(f"llama.cpp cannot write {source} as BF16")
+        quantize(source, unfinished, BF16)
         unfinished.replace(target)
     return target
 

@@ -4,7 +4,7 @@ Needs `cerebrum pull starter`, for `server` also `make peers`, and for `plot` ma
 Usage: python benchmarks/drafts.py [--data DIR] [--shape FILE] [--only PART] [--runs N] [--dry-run]
 
 DIR contains gsm8k-200.jsonl, see benchmarks/batch.py. FILE is a model that benchmarks/mistral_shape.py has written. The
-starter model is re-encoded as BF16, since its own encoding has no kernel that computes several rows faster. The cost of
+starter model is converted to BF16, since its own type has no kernel that computes several rows faster. The cost of
 a step by its number of rows is measured first, as `cerebrum tune` does. Replies have exactly TOKENS tokens, at
 temperature 0 unless stated, on two threads.
 
@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 from answering import GSM8K, THREADS, model_path
 from harness import ROOT, Row, alternate, in_subprocess, medians, pair, record
+from quantized import BF16, quantize
 from server import completion, running_server
 
 from cerebrum_cli.cli.app import PROBE
@@ -44,15 +45,13 @@ from cerebrum_cli.engine.drafts.allocation import draft_lengths
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Drafter
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.llama.quantize import quantize
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.engine.trials import ProcessBench
+from cerebrum_cli.engine.trials import Bench
 from cerebrum_cli.gguf.header import read_header
 
 PARTS = ("repeat", "server", "prose", "replay", "plot")
-BF16 = 32  # llama.cpp's number of the file type
 TOKENS, CONTEXT = 384, 2048
 PROSE_QUESTIONS, REPLAYED, REPLAYED_ON_SHAPE = 24, 200, 6
 COST_SECONDS = 10.0
@@ -87,7 +86,7 @@ def main() -> None:
     parts = [options.only] if options.only else PARTS
     with tempfile.TemporaryDirectory() as directory:
         model = Path(directory, "starter-bf16.gguf")
-        in_subprocess(quantize, str(model_path("starter")), str(model), BF16)
+        in_subprocess(quantize, model_path("starter"), model, BF16)
         costs = measured_costs(model)
         print("cost of a step by rows:", dict(zip(costs.rows, costs.costs, strict=True)))
         if "repeat" in parts:
@@ -109,7 +108,7 @@ def main() -> None:
 
 def measured_costs(model: Path) -> StepCosts:
     """Cost of a step by its number of rows, as `cerebrum tune` measures it."""
-    bench = ProcessBench(load_options(model), PROBE.read_text(encoding="utf-8"))
+    bench = Bench(load_options(model), PROBE.read_text(encoding="utf-8"))
     try:
         return bench.step_costs(Tuning(), MEASURED_ROWS, COST_SECONDS)
     finally:

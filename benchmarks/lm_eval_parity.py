@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from answering import GSM8K, THREADS, model_path
 from harness import ROOT, Row, in_subprocess, medians, pair, record, run
 from lm_eval_hf import CHOICES, TEXTS, encode_choices, evaluate
-from scores import write_f32
+from quantized import F32, quantize
 
 from cerebrum_cli.cli.app import real_runtime
 from cerebrum_cli.cli.lm_eval import HarnessModel
@@ -39,7 +39,6 @@ from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.scoring.request import ScoreRequest
 from cerebrum_cli.engine.scoring.trie import build_paths, node_count
-from cerebrum_cli.inference.loading import ResolvedModel
 
 TOLERANCE = 1e-2
 TEXT_ITEMS, TEXT_TOKENS = 20, 32
@@ -86,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory, model = Path(name), str(Path(name) / "starter-f32.gguf")
         write_tasks(read_items(options.data / GSM8K, options.items), directory)
-        in_subprocess(write_f32, str(model_path("starter")), model)
+        in_subprocess(quantize, model_path("starter"), Path(model), F32)
         pairs = [
             pair(
                 lambda: in_subprocess(run_ours, model, directory),
@@ -152,7 +151,7 @@ def run_ours(model: str, directory: Path) -> Outcome:
 
     runtime = real_runtime()
     found = runtime.library.resolve(model)
-    harness_model = HarnessModel(found, ResolvedModel(found), fold({"threads": THREADS}))
+    harness_model = HarnessModel(found, None, fold({"threads": THREADS}))
     rows: list[int] = []
 
     def count_rows(event: Event) -> None:

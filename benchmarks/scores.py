@@ -23,6 +23,7 @@ from random import Random
 
 from answering import THREADS, benchmark_settings, loaded_model, model_path
 from harness import PEER_PROGRAMS, Row, in_subprocess, medians, pair, record, require_peers, run
+from quantized import F32, quantize
 
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.scoring.request import ScoreEvent, ScoreRequest, ScoringEvent
@@ -33,7 +34,6 @@ CONTEXT_TOKENS, CHOICES, CHOICE_TOKENS = 200, 4, 8
 REQUESTS = 30
 SLOTS = 16
 FIRST_TEXT_TOKEN, TEXT_TOKENS = 1000, 40_000  # of the starter's vocabulary
-F32 = 0  # llama.cpp's number of the file type
 
 
 def main() -> None:
@@ -48,18 +48,11 @@ def main() -> None:
         require_peers()
     with tempfile.TemporaryDirectory() as directory:
         model = str(Path(directory) / "starter-f32.gguf")
-        in_subprocess(write_f32, str(model_path("starter")), model)
+        in_subprocess(quantize, model_path("starter"), Path(model), F32)  # for llama.cpp's threads
         if "choices" in parts:
             record([choices_row(model, options.runs)], options.dry_run)
         if "rate" in parts:
             record([rate_row(model, options.runs)], options.dry_run)
-
-
-def write_f32(source: str, target: str) -> None:
-    """Write a model with all weights as F32; to be called in a subprocess, for llama.cpp's threads."""
-    from cerebrum_cli.engine.llama.quantize import quantize
-
-    quantize(source, target, F32)
 
 
 def choices_row(model: str, runs: int) -> Row:

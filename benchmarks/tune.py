@@ -1,7 +1,7 @@
 """Time `cerebrum tune`, and compare each use with the tuning profile and with default settings.
 
 Needs `cerebrum pull starter`.
-Usage: python benchmarks/tune.py [--shape FILE] [--only MODEL] [--runs N] [--quick] [--dry-run]
+Usage: python benchmarks/tune.py [--shape FILE] [--only MODEL] [--runs N] [--dry-run]
 
 The starter model, and FILE if benchmarks/mistral_shape.py has written it, are each tuned in an empty data directory.
 Each use is then timed as a whole process, with and without --no-profile in alternation; the starter model after a
@@ -59,7 +59,6 @@ def main() -> None:
     parser.add_argument("--shape", metavar="FILE", help="a model of Mistral-7B's shape")
     parser.add_argument("--only", choices=("starter", "shape"), metavar="MODEL", help="starter or shape")
     parser.add_argument("--runs", type=int, help="pairs of runs [default: 3; for FILE: 2]")
-    parser.add_argument("--quick", action="store_true", help="tune with --quick, and do not write to RESULTS.md")
     parser.add_argument("--dry-run", action="store_true", help="do not write to RESULTS.md")
     options = parser.parse_args()
     cases = []
@@ -71,13 +70,13 @@ def main() -> None:
         cases.append(Case("7B shape", options.shape, format_option, options.runs or 2, 48, 3, 16, warms_up=False))
     for case in cases:
         with tempfile.TemporaryDirectory() as name:
-            tune_and_compare(case, Path(name), options.quick, options.dry_run or options.quick)
+            tune_and_compare(case, Path(name), options.dry_run)
 
 
-def tune_and_compare(case: Case, directory: Path, quick: bool, dry_run: bool) -> None:
+def tune_and_compare(case: Case, directory: Path, dry_run: bool) -> None:
     """Tune a model, and compare the tuned settings of each use with the defaults."""
     environment = isolated_environment(directory)
-    tuned = run([SCRIPT, "tune", case.path, "--json", *(["--quick"] if quick else [])], environment=environment)
+    tuned = run([SCRIPT, "tune", case.path, "--json"], environment=environment)
     profile = json.loads(tuned.output)
     ratio = tuned.seconds / LIMIT_S
     row = Row(f"cerebrum tune, {case.name}", f"{tuned.seconds:.0f} s", f"{LIMIT_S} s allowed", ratio, "<= 1.25")

@@ -93,7 +93,7 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
         if is_completing:
             complete(assembled(only))
         overview = given in ([], ["-h"], ["--help"])
-        return assembled(only, overview)(args=arguments, obj=runtime, standalone_mode=False) or 0
+        return assembled(only, overview)(arguments, "cerebrum", obj=runtime, standalone_mode=False) or 0
     except ClickException as error:
         if isinstance(error, NoArgsIsHelpError):
             error.show()

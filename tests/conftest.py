@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import shlex
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import TERMINAL_VARIABLES, CommandLine
+from command_line import SOUND_MODELS, TERMINAL_VARIABLES, CommandLine
 from gguf_files import rewritten
 from hub_server import HubServer
 from hub_user import OTHER, READER, HubUser
@@ -22,6 +24,7 @@ from hypothesis import settings
 from llama_engines import MODELS
 from merges import FOUR_LAYERS, SIX_LAYERS, Home, part_paths
 from person import SHELL, OpenTerminal, Person
+from quantized import F32, quantize
 from remote_engines import QUICK
 from scripted_command import SCRIPTED, install
 from served import Served, serving_user
@@ -30,13 +33,12 @@ from vocabularies import open_vocabulary
 
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.llama.quantize import quantize
 from cerebrum_cli.engine.remote import engine as remote_engine
 from cerebrum_cli.terminal.markdown import renderer
 
-settings.register_profile("suite", derandomize=True, deadline=None)  # the same cases everywhere, on slow machines too
-settings.load_profile("suite")
+settings.register_profile("test", derandomize=True, deadline=None, max_examples=100)  # the same cases everywhere
+settings.register_profile("fuzz", deadline=None, max_examples=3000)  # by --hypothesis-profile in `make fuzz`
+settings.load_profile("test")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
 if hasattr(signal, "SIGHUP"):
@@ -46,35 +48,41 @@ for variable in TERMINAL_VARIABLES:
 os.environ["TERM"] = "xterm-256color"
 
 
+def sound(model: Path) -> Path:
+    """A model of the suite that no command loads in a child process first."""
+    SOUND_MODELS.append(model)
+    return model
+
+
 @pytest.fixture(scope="session")
 def mistral_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with Mistral's vocabulary."""
-    return write_mistral(tmp_path_factory.mktemp("models") / "mistral.gguf")
+    return sound(write_mistral(tmp_path_factory.mktemp("models") / "mistral.gguf"))
 
 
 @pytest.fixture(scope="session")
 def chatml_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with a small byte-level vocabulary and ChatML's tokens."""
-    return write_chatml(tmp_path_factory.mktemp("models") / "chatml.gguf")
+    return sound(write_chatml(tmp_path_factory.mktemp("models") / "chatml.gguf"))
 
 
 @pytest.fixture(scope="session")
 def recurrent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Mamba, which cannot forget the last tokens alone."""
-    return write_recurrent(tmp_path_factory.mktemp("models") / "recurrent.gguf")
+    return sound(write_recurrent(tmp_path_factory.mktemp("models") / "recurrent.gguf"))
 
 
 @pytest.fixture(scope="session")
 def sliding_window_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Gemma 2, whose first layer sees the last 32 tokens only."""
-    return write_sliding_window(tmp_path_factory.mktemp("models") / "sliding_window.gguf")
+    return sound(write_sliding_window(tmp_path_factory.mktemp("models") / "sliding_window.gguf"))
 
 
 @pytest.fixture(scope="session", params=MODELS)
 def precise_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with all weights in F32."""
     target = tmp_path_factory.mktemp("precise") / "f32.gguf"
-    quantize(str(request.getfixturevalue(request.param)), str(target), llama.LLAMA_FTYPE_ALL_F32)
+    quantize(request.getfixturevalue(request.param), target, F32)
     return target
 
 
@@ -238,3 +246,13 @@ def redraw_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redraw streamed Markdown at every chunk of text."""
     monkeypatch.setattr(renderer, "MIN_REDRAW_INTERVAL_S", 0.0)
     monkeypatch.setattr(renderer, "MAX_DRAWING_SHARE", 1e9)
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without locks."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)

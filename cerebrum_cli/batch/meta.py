@@ -51,7 +51,7 @@ class Record:
 
     @property
     def counts(self) -> RowCounts:
-        """Counts of a complete result; those an older version has not recorded are 0."""
+        """Counts of a complete result."""
         return RowCounts(self.failed or 0, self.truncated or 0, self.undecided or 0)
 
     @property
@@ -74,7 +74,7 @@ def read_record(path: Path) -> Record | None:
         if value["version"] != VERSION:
             raise BatchError(f"{path} was written by another version of cerebrum", "choose another -o, or --restart")
         identities = {key: value[key] and Identity(**value[key]) for key in ("replaces", "result")}
-        counts = (value["failed"], value.get("truncated"), value.get("undecided"))
+        counts = (value["failed"], value["truncated"], value["undecided"])
         more = (dict(value.get("extent", {})), dict(value.get("notes", {})))
         return Record(
             dict(value["fingerprint"]), value["rows"], identities["replaces"], *counts, identities["result"], *more

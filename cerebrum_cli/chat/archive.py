@@ -22,10 +22,11 @@ from cerebrum_cli.chat.session import Session, StoredMessage, printable_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.locks import remove
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
 from cerebrum_cli.engine.sequence import TOKEN_BYTES
-from cerebrum_cli.engine.state_store import read_states, remove_file
+from cerebrum_cli.engine.state_store import read_states
 from cerebrum_cli.inference.loading import BackendFactory, LoadedModel, open_model
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.text import read_text
@@ -173,7 +174,7 @@ def delete_sessions(history: History, sessions: Sequence[Session], states: Path)
         kept = history.store.sampled_tokens()
         deleted = [tokens for message, tokens in before.items() if message not in kept]
         for path in states_to_delete(read_states(states), deleted, kept.values()):
-            remove_file(path)
+            remove(path)
         history.store.vacuum()
 
 

@@ -268,7 +268,7 @@ class Chat:
             except BaseException:
                 self._reopen(*previous)
                 raise
-        elif notice := draft_notice(self.loaded.file, changes.get("drafts")):
+        elif notice := draft_notice(self.loaded.model, changes.get("drafts")):
             yield notice
         elif changes.get("logit_bias") or changes.get("think"):
             yield from self.load()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from cerebrum_cli.chat.schema import MIGRATIONS, enable_wal, migrate, schema_version
+from cerebrum_cli.chat.schema import create_tables, enable_wal, require_known_version
 from cerebrum_cli.chat.session import printable_name
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 
@@ -35,11 +35,11 @@ def open_database(path: Path) -> sqlite3.Connection:
     with translated(path):
         database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
-            _require_known_version(database, path)
+            require_known_version(database, path)
             enable_wal(database, BUSY_TIMEOUT_S)
             database.execute("PRAGMA synchronous = FULL")
             database.execute("PRAGMA secure_delete = ON")  # deleted text must not remain in the file
-            migrate(database)
+            create_tables(database)
         except BaseException:
             database.close()
             raise
@@ -51,7 +51,7 @@ def copy_to_memory(source: sqlite3.Connection | None) -> sqlite3.Connection:
     database = sqlite3.connect(":memory:", isolation_level=None)
     if source:
         source.backup(database)
-    migrate(database)
+    create_tables(database)
     return _configured(database)
 
 
@@ -110,13 +110,12 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def _summarize(database: sqlite3.Connection, path: Path) -> DatabaseSummary:
-    _require_known_version(database, path)
+    version = require_known_version(database, path)
     (problem,) = database.execute("PRAGMA integrity_check(1)").fetchone()
     if problem != "ok":
         raise _damaged(path, one_line(problem))
     if row := database.execute("PRAGMA foreign_key_check").fetchone():
         raise _damaged(path, f"a row of {row[0]} refers to a missing row of {row[2]}")
-    version = schema_version(database)
     if not version:
         if database.execute("SELECT count(*) FROM sqlite_schema").fetchone() != (0,):
             raise _damaged(path, "it belongs to another program")
@@ -132,11 +131,6 @@ def _damaged(path: Path, problem: str) -> SessionError:
         f"{path} is damaged: {problem}",
         f"recover what is readable: {recover}; then move the file and its -wal elsewhere to start a new one",
     )
-
-
-def _require_known_version(database: sqlite3.Connection, path: Path) -> None:
-    if schema_version(database) > len(MIGRATIONS):
-        raise SessionError(f"{path}: written by a newer version of cerebrum", "update cerebrum")
 
 
 def _configured(database: sqlite3.Connection) -> sqlite3.Connection:

@@ -82,7 +82,7 @@ COMMANDS = (
         "tune",
         "tune",
         "Find the fastest settings for a model",
-        ("cerebrum tune cerebrum-7b", "cerebrum tune --quick", "cerebrum tune starter --reencode"),
+        ("cerebrum tune cerebrum-7b",),
     ),
     Command(
         "doctor",

@@ -207,7 +207,7 @@ class Answer:
         streams, loaded, options = self._streams, self._loaded, self._options
         code = self._find_code(reply)
         if options.json:
-            path = None if loaded.is_remote else loaded.file.path
+            path = None if loaded.is_remote else loaded.model.path
             value = reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes, code)
             if options.top_logprobs:
                 uncertain = self._uncertain

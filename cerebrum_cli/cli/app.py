@@ -11,9 +11,9 @@ from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings, fold
+from cerebrum_cli.models.catalogue import packaged_catalogue
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.rows import packaged_catalogue
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.build import Build
     from cerebrum_cli.engine.load_options import LoadOptions
     from cerebrum_cli.engine.memory import Device
-    from cerebrum_cli.engine.protocol import BenchFactory, FileBench
     from cerebrum_cli.engine.state_store import StateStore
+    from cerebrum_cli.engine.trials import Bench, BenchFactory
     from cerebrum_cli.eval.runs import RunStore
-    from cerebrum_cli.inference.loading import BackendFactory, ResolvedModel
+    from cerebrum_cli.inference.loading import BackendFactory
     from cerebrum_cli.inference.profiles import Profile, ProfileStore
     from cerebrum_cli.merge.merge import Merger
     from cerebrum_cli.merge.weights import Codec
+    from cerebrum_cli.models.hub_errors import Progress
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.pull import Puller
-    from cerebrum_cli.models.retries import Progress
 
 PROBE = Path(__file__).parents[1] / "probe.txt"
 
@@ -47,11 +47,11 @@ def llama_build() -> Build:
 
 def process_bench(
     options: LoadOptions, paths: tuple[Path, ...], directory: Path | None = None, gpus: tuple[Device, ...] = ()
-) -> FileBench:
+) -> Bench:
     """A bench that opens the model in child processes; they write into `directory`."""
-    from cerebrum_cli.engine.trials import ProcessBench
+    from cerebrum_cli.engine.trials import Bench
 
-    return ProcessBench(options, PROBE.read_text(encoding="utf-8"), paths, directory, gpus)
+    return Bench(options, PROBE.read_text(encoding="utf-8"), paths, directory, gpus)
 
 
 def llama_codec() -> Codec:
@@ -124,13 +124,6 @@ class Runtime:
         machine += settings_text(settings) if settings else ""
         return ProfileStore(self._profiles, machine, build_fingerprint())
 
-    def resolved_model(self, model: Model, settings: Settings) -> ResolvedModel:
-        """The file that answers for a model, its encoding applied last, with its profile."""
-        from cerebrum_cli.inference.loading import ResolvedModel
-
-        file = self.library.preferred(model)
-        return ResolvedModel(file, self.profile(file, settings))
-
     def profile(self, model: Model, settings: Settings) -> Profile | None:
         """Profile of a model, measured with these settings or else with defaults; None if it was never tuned."""
         if not self._profiles.is_dir():
@@ -148,7 +141,7 @@ class Runtime:
 
         return RunStore(self.data_directory / "runs")
 
-    def open_bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> FileBench:
+    def open_bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> Bench:
         """A bench of a model file that may use this machine's GPUs."""
         return self.bench(options, paths, self.trials, self.capacity().devices or ())
 
@@ -255,9 +248,11 @@ def llama_opener(options: LoadOptions, data_directory: Path) -> OpenBackend:
     loaded_files = None if is_known else data_directory / "loaded_files.json"
 
     def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
+        from cerebrum_cli.engine.llama.first_load import Trial
         from cerebrum_cli.engine.llama.load import open_llama
 
-        return open_llama(options, emit, stop, devices_file(data_directory), loaded_files)
+        trial = Trial("cerebrum_cli.formats.template", "try_template", "chat template")
+        return open_llama(options, emit, stop, devices_file(data_directory), loaded_files, trial)
 
     return open_backend
 

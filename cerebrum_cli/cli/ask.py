@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.chat.session_recorder import SessionRecorder
 from cerebrum_cli.cli.generation import generation_settings, read_grammar, require_effective
-from cerebrum_cli.cli.models import find_model, resolve_encoding
+from cerebrum_cli.cli.models import find_model, find_profile
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.servers import find_endpoints, without_local
 from cerebrum_cli.inference.load_options import SINGLE, Parallel
 from cerebrum_cli.inference.loading import open_model, open_servers
+from cerebrum_cli.inference.profiles import step_costs_of, tuning_of
 from cerebrum_cli.inference.question import Question, template_options
 from cerebrum_cli.inference.reply_stream import GenerationRequest
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.terminal.keyboard import Keyboard
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def start_loading(
         return open_servers(
             runtime.open_backend, endpoints, model, settings, raw=options.raw, template_options=arguments
         )
-    resolved = resolve_encoding(runtime, model, settings, options)
+    profile = find_profile(runtime, model, settings, options)
     return open_model(
         runtime.open_backend,
         model,
@@ -109,9 +110,8 @@ def start_loading(
         vocabulary_only=options.dry_run,
         prompt_cache=runtime.prompt_cache,
         parallel=Parallel(vote.max_samples) if vote else SINGLE,
-        file=resolved.model,
-        tuning=resolved.tuning("batch" if vote else "ask"),
-        step_costs=resolved.step_costs("ask"),
+        tuning=tuning_of(profile, "batch" if vote else "ask"),
+        step_costs=step_costs_of(profile, "ask"),
     )
 
 
@@ -122,4 +122,4 @@ def new_vote(options: AskOptions) -> MajorityVote | None:
         return None
     from cerebrum_cli.inference.voting import MajorityVote
 
-    return MajorityVote(bounds, not options.no_early_stop)
+    return MajorityVote(bounds)

@@ -14,12 +14,12 @@ from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.inference.load_options import Parallel
 from cerebrum_cli.inference.loading import (
     LoadedModel,
-    ResolvedModel,
     draft_costs,
     draft_problem,
     open_cluster,
     open_model,
 )
+from cerebrum_cli.inference.profiles import step_costs_of, tuning_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,14 +101,14 @@ def open_on_node(
 
     runtime = real_runtime()
     model = find_file(runtime.library, file)
-    resolved = ResolvedModel(model, runtime.profile(model, settings) if is_tuned else None)
+    profile = runtime.profile(model, settings) if is_tuned else None
     if settings.threads is None and processors < thread_count():
         settings = replace(settings, threads=processors)
     loaded = open_model(
-        runtime.open_backend, model, settings, raw=True, parallel=parallel, tuning=resolved.tuning("batch")
+        runtime.open_backend, model, settings, raw=True, parallel=parallel, tuning=tuning_of(profile, "batch")
     )
     assert isinstance(loaded.engine, LocalEngine)
-    costs = draft_costs(resolved.step_costs("ask"), draft_problem(model), True) if settings.drafts else None
+    costs = draft_costs(step_costs_of(profile, "ask"), draft_problem(model), True) if settings.drafts else None
     return NodeEngine(loaded.engine, partial(fingerprint, runtime), costs)
 
 

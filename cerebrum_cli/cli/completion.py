@@ -31,7 +31,7 @@ def complete(app: Typer) -> None:
     command = get_command(app)  # registers Typer's own classes
     for shell, words in (("bash", BashWords), ("zsh", ZshWords), ("fish", FishWords)):
         add_completion_class(words, shell)
-    command(standalone_mode=False)
+    command(prog_name="cerebrum", standalone_mode=False)
 
 
 class OptionValues(ShellComplete):
@@ -121,7 +121,7 @@ def tasks(_: Runtime) -> Iterable[str]:
 
 
 def presets(_: Runtime) -> Iterable[str]:
-    from cerebrum_cli.eval.presets import PRESETS
+    from cerebrum_cli.eval.tasks import PRESETS
 
     return (preset.name for preset in PRESETS)
 

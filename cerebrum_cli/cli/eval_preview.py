@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_duration
-from cerebrum_cli.engine.protocol import Job, TrialError
+from cerebrum_cli.engine.trials import Job, TrialError
 from cerebrum_cli.inference.load_options import load_options
+from cerebrum_cli.inference.profiles import tuning_of
 from cerebrum_cli.terminal.reports.eval import number_of
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.eval_setup import PreparedEvaluation
     from cerebrum_cli.cli.options import EvalOptions
-    from cerebrum_cli.eval.sample import Sample
+    from cerebrum_cli.eval.questions import Sample
 
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
 BENCH_SLOTS = 16
@@ -91,10 +92,10 @@ def estimate(
     tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
     with contextlib.suppress(UsageError, IndexError, StatisticsError):  # no run, a damaged one, or one without samples
         tokens = round(mean(sample.completion_tokens for sample in runs[-1].samples() if not sample.is_skipped))
-    options = load_options(generator.resolved.model, evaluation.settings)
-    tuning = generator.resolved.tuning("batch")
+    options = load_options(generator.model, evaluation.settings)
+    tuning = tuning_of(generator.profile, "batch")
     try:
-        with closing(runtime.open_bench(options, generator.resolved.model.paths)) as bench:
+        with closing(runtime.open_bench(options, generator.model.paths)) as bench:
             prefill, decode = bench.speed(tuning, PREFILL), bench.speed(tuning, DECODE)
     except TrialError as error:
         return None, f"cannot estimate the run time: {error}"

@@ -6,16 +6,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.models import find_model, resolve_encoding
+from cerebrum_cli.cli.models import find_model, find_profile
 from cerebrum_cli.cli.servers import find_endpoints, require_no_adapters, without_local
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.inference.load_options import Parallel, require_attention
-from cerebrum_cli.inference.loading import ResolvedModel, open_model, open_servers
+from cerebrum_cli.inference.loading import open_model, open_servers
+from cerebrum_cli.inference.profiles import Profile, step_costs_of, tuning_of
 from cerebrum_cli.inference.question import template_options
 from cerebrum_cli.inference.text import read_text
-from cerebrum_cli.models.adapters import with_adapters
 from cerebrum_cli.models.generative import require_generative
+from cerebrum_cli.models.library import with_adapters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.remote.endpoint import Endpoint
     from cerebrum_cli.inference.loading import LoadedModel
     from cerebrum_cli.models.model import Model
+    from cerebrum_cli.terminal.sinks import Sink
 
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 MAX_PARALLEL = 256  # sequences llama.cpp supports
@@ -43,7 +45,7 @@ class Generator:
     """
 
     model: Model
-    resolved: ResolvedModel
+    profile: Profile | None
     settings: Settings
     arguments: Mapping[str, Any]
     parallel: int | None
@@ -70,16 +72,15 @@ class Generator:
         if self.nodes:
             parallel = plan_parallel(self.parallel, samples, self.pad_steps)
             return self.nodes.open(runtime, self.model, self.settings, self.arguments, parallel)
-        tuning = self.resolved.tuning("batch")
+        tuning = tuning_of(self.profile, "batch")
         return open_model(
             runtime.open_backend,
             self.model,
             self.settings,
             template_options=self.arguments,
             parallel=plan_parallel(self.parallel or tuning.slots, samples, self.pad_steps),
-            file=self.resolved.model,
             tuning=tuning,
-            step_costs=self.resolved.step_costs("ask") if self.settings.drafts else None,
+            step_costs=step_costs_of(self.profile, "ask") if self.settings.drafts else None,
         )
 
     def open_vocabulary(self, runtime: Runtime) -> LoadedModel:
@@ -90,7 +91,6 @@ class Generator:
             self.settings,
             template_options=self.arguments,
             vocabulary_only=True,
-            file=self.resolved.model,
         )
 
     @property
@@ -118,7 +118,7 @@ def find_generator(
     model, settings = usable(runtime, model, settings, options)
     return Generator(
         model,
-        ResolvedModel(model) if nodes else resolve_encoding(runtime, model, settings, options),
+        None if nodes else find_profile(runtime, model, settings, options),
         settings,
         template_options(options.template_arg),
         parallel,
@@ -183,21 +183,12 @@ def generation_settings(runtime: Runtime, given: Layer, model: Model, samples_by
     return settings
 
 
-def require_effective(settings: Settings, typed: frozenset[str], options: ConstrainedOptions | None = None) -> None:
-    """Raise UsageError for a control on the command line that cannot intervene; one set elsewhere is left out."""
-    constraint = options and ("--schema" if options.schema else "--grammar" if options.grammar else None)
+def require_effective(settings: Settings, typed: frozenset[str], options: ConstrainedOptions) -> None:
+    """Raise UsageError for a limit of thinking on the command line that a grammar rules out; others have no effect."""
+    constraint = "--schema" if options.schema else "--grammar" if options.grammar else None
     limits_thought = (settings.think or "").isdecimal()
     if constraint and limits_thought and "think" in typed:
         raise UsageError(f"--think N and {constraint} cannot be used together", "use --think off, or omit it")
-    after, limit = settings.conclude, settings.max_tokens
-    if not after or "conclude" not in typed:
-        return
-    if constraint:
-        problem = f"--conclude and {constraint} cannot be used together"
-        raise UsageError(problem, "omit --conclude: its text would not match")
-    if limit is not None and limit <= after:
-        problem = f"--conclude {after} has no effect on replies of at most {limit} tokens"
-        raise UsageError(problem, "raise --max-tokens, or lower --conclude")
 
 
 def read_grammar(runtime: Runtime, options: ConstrainedOptions) -> str | None:
@@ -227,3 +218,18 @@ def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
         yield
     except GrammarError as error:
         raise GrammarError(f"{options.schema or options.grammar}: {error.message}", error.hint) from error
+
+
+def progress_sinks(
+    runtime: Runtime, model: str, options: BatchOptions | EvalOptions, shares_terminal: bool = False
+) -> list[Sink]:
+    """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
+    if options.quiet:
+        return []
+    from cerebrum_cli.terminal.bars import BatchProgress
+    from cerebrum_cli.terminal.progress import LoadLine
+    from cerebrum_cli.terminal.sinks import NoticeSink
+
+    streams, draws = runtime.streams, runtime.streams.can_redraw and not (options.verbose or shares_terminal)
+    sinks: list[Sink] = [BatchProgress(streams, draws), NoticeSink(streams)]
+    return sinks if options.verbose else [LoadLine(streams, model), *sinks]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.batch.files import output_paths
 from cerebrum_cli.cli.generation import AUTO_PARALLEL, parse_parallel
-from cerebrum_cli.cli.models import find_model, resolve_encoding
+from cerebrum_cli.cli.models import find_model, find_profile
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.files import atomic_write
@@ -23,11 +23,12 @@ from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.core.settings import GENERATION_KEYS, set_environment_default
 from cerebrum_cli.engine.load_options import plan_repacking
-from cerebrum_cli.eval.presets import Preset, find_preset
+from cerebrum_cli.eval.tasks import Preset, find_preset
 from cerebrum_cli.inference.load_options import Parallel, require_attention
-from cerebrum_cli.inference.loading import LoadedModel, ResolvedModel, open_model
+from cerebrum_cli.inference.loading import LoadedModel, open_model
+from cerebrum_cli.inference.profiles import Profile, tuning_of
 from cerebrum_cli.inference.question import template_options
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.terminal.bars import StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 SCORING = Parallel(16, kv_unified=True)  # in one cache, common prefixes are stored once
 # Options that other tasks have and lm-eval's do not; temperature and others are in --gen-kwargs.
-UNUSED = ("question_field", "answer_field", "template", "samples", "match", "run_code", "dry_run", "schema", "grammar")
+UNUSED = ("template", "samples", "match", "run_code", "dry_run", "schema", "grammar")
 UNUSED_SETTINGS = tuple(key for key in GENERATION_KEYS if key != "seed")
 
 
@@ -52,7 +53,7 @@ class HarnessModel:
     """A model, and how lm-eval's requests are run on it: `raw` without a prompt format, `slots` texts at a time."""
 
     model: Model
-    resolved: ResolvedModel
+    profile: Profile | None
     settings: Settings
     raw: bool = True
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class HarnessModel:
 
     def open(self, factory: BackendFactory, use: Use) -> LoadedModel:
         """Start to load the model."""
-        tuning, is_scoring, settings = self.resolved.tuning("batch"), use == "scoring", self.settings
+        tuning, is_scoring, settings = tuning_of(self.profile, "batch"), use == "scoring", self.settings
         if is_scoring:
             settings = replace(settings, cache_type_k=None, cache_type_v=None, flash_attn=None)
         return open_model(
@@ -71,8 +72,7 @@ class HarnessModel:
             raw=self.raw,
             template_options=self.arguments,
             parallel=SCORING if is_scoring else Parallel(self.slots, False, True, self.pad_steps),
-            file=self.resolved.model,
-            tuning=scoring_tuning(tuning, self.resolved.model.quantization) if is_scoring else tuning,
+            tuning=scoring_tuning(tuning, self.model.quantization) if is_scoring else tuning,
         )
 
 
@@ -148,7 +148,7 @@ def find_harness_model(runtime: Runtime, given: Layer, options: EvalOptions, lm_
     require_attention(model, settings, options.batch_invariant)
     return HarnessModel(
         model,
-        resolve_encoding(runtime, model, settings, options),
+        find_profile(runtime, model, settings, options),
         settings,
         raw=not lm_eval.apply_chat_template,
         arguments=template_options(options.template_arg),
@@ -214,7 +214,7 @@ def print_results(runtime: Runtime, results: Mapping[str, Any], preset: Preset |
 def cache_path(runtime: Runtime, model: HarnessModel) -> Path:
     """Where lm-eval saves results while they are computed: by model and settings, since its own keys are only texts."""
     settings = model.settings
-    identity = runtime.library.identity(model.resolved.model)
+    identity = runtime.library.identity(model.model)
     types = (settings.cache_type_k, settings.cache_type_v) if settings.cache_type_k or settings.cache_type_v else ()
     record = (identity, settings.ctx, settings.format, settings.seed, model.raw, dict(model.arguments), *types)
     digest = sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]

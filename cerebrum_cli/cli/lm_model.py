@@ -13,7 +13,7 @@ from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS
 from cerebrum_cli.eval.lm_harness import CerebrumLM
 from cerebrum_cli.inference.format_choice import choose_format
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.terminal.bars import StageProgress
 from cerebrum_cli.terminal.sinks import NoticeSink
 
@@ -41,7 +41,7 @@ class CerebrumModel(CerebrumLM):
         raw = True
         with suppress(FormatError):
             raw = not choose_format(merged.format, found.known_format, found.header.chat_template)
-        host = HarnessModel(found, runtime.resolved_model(found, merged), merged, raw)
+        host = HarnessModel(found, runtime.profile(found, merged), merged, raw)
         sinks = (StageProgress(runtime.streams, quiet=False), NoticeSink(runtime.streams))
 
         def emit(event: Event) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.models import file_progress, find_model
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.text import parse_size
-from cerebrum_cli.merge.merge import Merge, MergeOptions, merge_object, require_not_source
-from cerebrum_cli.merge.recipes import read_recipe, resolve_models, source_references
+from cerebrum_cli.core.files import is_directory
+from cerebrum_cli.core.settings import environment_layer
+from cerebrum_cli.merge.merge import (
+    Merge,
+    MergeOptions,
+    merge_object,
+    read_recipe,
+    require_not_source,
+    resolve_models,
+    source_references,
+)
 from cerebrum_cli.merge.target_types import parse_type
-from cerebrum_cli.models.model import as_path, is_directory, is_file, name_from_stem
+from cerebrum_cli.models.library import require_free_name
+from cerebrum_cli.models.model import as_path, is_file, name_from_stem
 from cerebrum_cli.models.variants import unsplit_name
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.reports.merge import print_merge
@@ -21,19 +29,18 @@ from cerebrum_cli.terminal.reports.merge import print_merge
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import MergeCommandOptions
-    from cerebrum_cli.core.settings import Layer
-    from cerebrum_cli.merge.output_files import WrittenFile
+    from cerebrum_cli.merge.execute import WrittenFile
     from cerebrum_cli.models.model import Model
 
 
-def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOptions) -> None:
+def merge(runtime: Runtime, recipe: str, options: MergeCommandOptions) -> None:
     """Plan a merge, write it unless it is a dry run, and register the result."""
     library, merger, streams = runtime.library, runtime.merger, runtime.streams
     requested = read_recipe(library, recipe)
     target = merge_options(options, Path(recipe).stem)
     references = source_references(library, requested, options.source)
     if not options.dry_run:
-        merger.require_name(target, requested.spec)
+        require_free_name(library, target.name, lambda row: row is requested.spec, target.replaces)
 
     def find(reference: str) -> Model:
         if options.dry_run:
@@ -42,25 +49,25 @@ def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOpti
 
     models = resolve_models(library, references, find)
     if not options.dry_run:
-        require_not_source(models, [target.output])
-        require_new(runtime, [target.output], options.yes)
+        require_not_source(models, target.output)
+        require_new(runtime, target.output, options.yes)
     with interruptible("nothing was written"):
         plan = merger.prepare(requested.recipe, models, target)
-    description = merge_object(plan, runtime.settings(given).ctx, merger.free_bytes(target.output.parent))
+    context = runtime.settings(environment_layer("ctx")).ctx
+    description = merge_object(plan, context, merger.free_bytes(target.output.parent))
     if not options.quiet:
         warn(runtime, plan)
     if options.dry_run:
         streams.answer_object(description) if options.json else print_merge(streams, description)
         return
     merger.require_writable(plan)
-    require_new(runtime, [file.path for file in plan.files if file.path != target.output], options.yes)
     written = write(runtime, plan, options)
     model = merger.register(plan, written)
     if options.json:
-        files = [{"path": str(each.path), "size": each.size, "sha256": each.sha256} for each in written]
+        files = [{"path": str(written.path), "size": written.size, "sha256": written.sha256}]
         streams.answer_object(description | {"reference": target.name, "files": files})
     else:
-        streams.answer("".join(f"{each.sha256}  {each.path}\n" for each in written))
+        streams.answer(f"{written.sha256}  {written.path}\n")
     if not options.quiet:
         streams.info(f"{model.reference} is installed: cerebrum ask -m {model.reference}")
 
@@ -79,18 +86,14 @@ def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
     if not is_directory(path.parent):
         raise UsageError(f"-o {path}: directory {path.parent} does not exist", "create it first, or write elsewhere")
     return MergeOptions(
-        path,
-        options.name or name_from_stem(path.stem),
-        parse_type(options.type) if options.type else None,
-        parse_size(options.split_size) if options.split_size else None,
+        path, options.name or name_from_stem(path.stem), parse_type(options.type) if options.type else None
     )
 
 
-def require_new(runtime: Runtime, paths: Iterable[Path], yes: bool) -> None:
+def require_new(runtime: Runtime, path: Path, yes: bool) -> None:
     """Ask before replacing a file. Raises UsageError if the answer is no."""
-    existing = next(filter(is_file, paths), None)
-    if existing and not (yes or runtime.streams.confirm(f"{existing} already exists. Replace it?", False)):
-        raise UsageError(f"{existing} already exists", "choose another file, or replace it with -y")
+    if is_file(path) and not (yes or runtime.streams.confirm(f"{path} already exists. Replace it?", False)):
+        raise UsageError(f"{path} already exists", "choose another file, or replace it with -y")
 
 
 def warn(runtime: Runtime, plan: Merge) -> None:
@@ -105,6 +108,6 @@ def warn(runtime: Runtime, plan: Merge) -> None:
         runtime.streams.notice(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))
 
 
-def write(runtime: Runtime, plan: Merge, options: MergeCommandOptions) -> tuple[WrittenFile, ...]:
+def write(runtime: Runtime, plan: Merge, options: MergeCommandOptions) -> WrittenFile:
     with interruptible("nothing was written"), file_progress(runtime, options) as progress:
         return runtime.merger.write(plan, lambda done, total: progress.update("merge", done, total))

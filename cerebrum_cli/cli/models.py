@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli.options import AnswerOptions, ConcurrencyOptions
 from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import PullCommandOptions, PullOptions, QuietOptions
     from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.inference.loading import ResolvedModel
+    from cerebrum_cli.inference.profiles import Profile
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
     from cerebrum_cli.terminal.bars import FileProgress
@@ -91,11 +92,9 @@ def show_download_plan(
         runtime.streams.info(f"cerebrum pull {reference} would download {plan.reference}")
 
 
-def resolve_encoding(runtime: Runtime, model: Model, settings: Settings, options: AnswerOptions) -> ResolvedModel:
-    """Choose the file that answers for a model and its tuning; `--no-profile` ignores both."""
-    from cerebrum_cli.inference.loading import ResolvedModel
-
-    return ResolvedModel(model) if options.no_profile else runtime.resolved_model(model, settings)
+def find_profile(runtime: Runtime, model: Model, settings: Settings, options: AnswerOptions) -> Profile | None:
+    """Tuning profile of a model; None with `--no-profile`."""
+    return None if options.no_profile else runtime.profile(model, settings)
 
 
 def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:
@@ -105,26 +104,28 @@ def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:
     return FileProgress(runtime.streams, options.quiet)
 
 
-def pull(runtime: Runtime, reference: Reference, given: Mapping[str, Any], options: PullCommandOptions) -> None:
+def pull(runtime: Runtime, reference: Reference, options: PullCommandOptions) -> None:
     """Download a model, or show what could be downloaded: the run of `cerebrum pull`."""
     options.validate()
-    context = runtime.settings(given).ctx
-    if options.vocabulary:
-        pull_vocabulary(runtime, reference, context, options)
-        return
+    context = runtime.settings(environment_layer("ctx")).ctx
     if options.dry_run:
         show_download_plan(runtime, reference, context, options.json, options)
         return
-    model = pull_model(runtime, reference, options.name, context, options)
-    if options.default:
-        runtime.library.registry.set_default(model.reference)
-    if runtime.streams.err_is_terminal and not options.quiet:
-        runtime.streams.info(f"next: cerebrum chat {model.reference}")
+    if options.vocabulary:
+        model = pull_vocabulary(runtime, reference, context, options)
+    else:
+        model = pull_model(runtime, reference, options.name, context, options)
+        if options.default:
+            runtime.library.registry.set_default(model.reference)
+        if runtime.streams.err_is_terminal and not options.quiet:
+            runtime.streams.info(f"next: cerebrum chat {model.reference}")
     if options.json:
-        print_row(runtime, model)
+        from cerebrum_cli.models.listing import row
+
+        runtime.streams.answer_object(row(runtime.library, model))
 
 
-def pull_vocabulary(runtime: Runtime, reference: Reference, context: int | None, options: PullCommandOptions) -> None:
+def pull_vocabulary(runtime: Runtime, reference: Reference, context: int | None, options: PullCommandOptions) -> Model:
     """Download a model's vocabulary with a progress bar, unless the model is installed."""
     from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -133,12 +134,4 @@ def pull_vocabulary(runtime: Runtime, reference: Reference, context: int | None,
     if not options.quiet:
         installed = "installed the vocabulary of" if model.is_vocabulary else "its vocabulary is in the installed"
         runtime.streams.info(f"{installed} {model.reference}: {model.path}")
-    if options.json:
-        print_row(runtime, model)
-
-
-def print_row(runtime: Runtime, model: Model) -> None:
-    """Print the JSON object of a model."""
-    from cerebrum_cli.models.listing import row
-
-    runtime.streams.answer_object(row(runtime.library, model))
+    return model

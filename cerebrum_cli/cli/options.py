@@ -57,7 +57,7 @@ class AnswerOptions(ServerOptions, PullOptions):
     template_arg: tuple[str, ...] = option(
         (), "Variable for the embedded template (repeatable)", "Model", metavar="KEY=VALUE"
     )
-    no_profile: bool = option(False, "Ignore the tuning profile and any re-encoded copy", "Speed", local=True)
+    no_profile: bool = option(False, "Ignore the tuning profile", "Speed", local=True)
     verbose: bool = option(False, "Show llama.cpp's log on standard error", "Output", short="-v")
 
 
@@ -76,14 +76,11 @@ class GenerationOptions(ConstrainedOptions):
     votes: str | None = option(
         None, "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
     )
-    no_early_stop: bool = option(False, "Take all samples, even after the outcome is certain", "Sampling")
 
     @property
     def vote_bounds(self) -> Votes | None:
         """Numbers of samples of a vote; None for a single answer. Raises UsageError."""
         if self.votes is None:
-            if self.no_early_stop:
-                raise UsageError("--no-early-stop requires --votes", "add --votes K")
             return None
         from cerebrum_cli.answers.vote import parse_votes
 
@@ -155,7 +152,6 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
 class ChatOptions(SavedPromptOptions, AnswerOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
-    vi: bool = option(False, "Edit with vi keys", "Input")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
     no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed", local=True)
 
@@ -173,7 +169,6 @@ class ConcurrencyOptions:
 class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
     """Options of `cerebrum batch`, apart from INPUT and OUTPUT."""
 
-    column: str | None = option(None, "Column with the prompts [default: prompt]", "Input", metavar="NAME")
     template: str | None = option(
         None, "Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT"
     )
@@ -190,8 +185,6 @@ class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
 
     preset: str | None = option(None, "Use the evaluation settings of a model card", "Input", metavar="NAME")
     limit: int | None = option(None, "Number of questions, chosen at random [default: all]", "Input", metavar="N")
-    question_field: str | None = option(None, "Field of the question [default: question]", "Input", metavar="NAME")
-    answer_field: str | None = option(None, "Field of the answer [default: answer]", "Input", metavar="NAME")
     template: str | None = option(None, "Build the prompt from a question's fields", "Input", metavar="TEXT")
     samples: int | None = option(None, "Samples per question [default: 1, or the preset's]", "Sampling", metavar="K")
     match: str | None = option(
@@ -261,24 +254,7 @@ class PullCommandOptions(PullOptions):
 
 @option_group
 class TuneOptions(PullOptions):
-    quick: bool = option(False, "Measure only key settings; 45 s for a 7B", "Speed")
-    thorough: bool = option(False, "Try more values, and measure longer", "Speed")
-    reencode: bool = option(False, "Compare other encodings of the weights; save none", "Speed")
-    apply: str | None = option(None, "With --reencode: save and use this encoding", "Speed", metavar="TYPE")
-    force: bool = option(False, "With --apply: accept an encoding whose output differs", "Speed")
     json: bool = option(False, "Print a JSON object", "Output")
-
-    def validate(self) -> None:
-        """Raise UsageError for options that exclude or require each other."""
-        if self.quick and self.thorough:
-            raise UsageError("--quick and --thorough cannot be used together", "give one of them")
-        if self.reencode and (self.quick or self.thorough):
-            other = "quick" if self.quick else "thorough"
-            raise UsageError(f"--reencode and --{other} cannot be used together", "give one of them")
-        if self.apply and not self.reencode:
-            raise UsageError("--apply requires --reencode", "add --reencode")
-        if self.force and not self.apply:
-            raise UsageError("--force requires --apply", "add --reencode --apply TYPE")
 
 
 @option_group
@@ -290,7 +266,6 @@ class MergeCommandOptions(PullOptions):
         None, "File to write [required without --dry-run]", "Output", short="-o", metavar="OUT.gguf"
     )
     type: str | None = option(None, "Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
-    split_size: str | None = option(None, "Maximum size of each file, such as 4GB", "Output", metavar="SIZE")
     name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
     dry_run: bool = option(False, "Show the plan, and the memory and disk it needs", "Output")
     json: bool = option(False, "Print a JSON object", "Output")

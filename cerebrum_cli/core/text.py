@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-
-from cerebrum_cli.core.errors import UsageError
 
 MATCH_BEGIN, MATCH_END = "\x02", "\x03"  # around the words found in an excerpt of a message
 
@@ -27,15 +24,6 @@ def format_size(size: int) -> str:
         if size >= unit:
             return f"{size / unit:,.{digits}f} {name}"
     return f"{size / 1e3:,.0f} kB"
-
-
-def parse_size(text: str) -> int:
-    """Parse a size like "4GB", "500 MB" or "4g" to bytes. Raises UsageError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text, re.IGNORECASE)
-    size = int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " ")) if match else 0
-    if not 1_000_000 <= size < 1 << 63:
-        raise UsageError(f"{text!r} is not a size of at least 1 MB", "write it as 4GB or 500MB")
-    return size
 
 
 def format_names(names: Sequence[str], most: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""Bench that measures each way of loading a model in its own child process.
+"""Measurements of a model, each way of loading it in a child process of its own (`engine/llama/trial.py`).
 
 Thread pools of different sizes slow each other down within one process, peak memory is measured per process, and a
 crash costs only one trial. Trials that are compared stay loaded together while memory allows.
@@ -7,16 +7,18 @@ crash costs only one trial. Trials that are compared stay loaded together while 
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
+import pickle
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from cerebrum_cli.engine import child_process
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.locks import work_directory
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import available_memory
@@ -29,79 +31,107 @@ from cerebrum_cli.engine.memory import (
     memory_needs,
     plan_layers,
 )
-from cerebrum_cli.engine.protocol import Closeness, Job, LoadStats, TrialError
 
 CHILD = "cerebrum_cli.engine.llama.trial"
-PREFIX = "cerebrum-tune-"
-STALE_S = 86400.0  # age of a temporary directory that no process uses anymore
+EXIT_TIMEOUT_S = 10.0  # after a process has closed its output
+MIN_AGREEMENT = 0.97  # below this, the output counts as changed
 MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to another program it would be about half
 MIN_SHARE_OF_BEST = 0.9  # of the best share of such runs, which is below 1 if many threads wait for each other
 MAX_RUNS = 3  # of a job that other programs disturb, if the previous job was undisturbed in the end
 READ_BYTES = 2**22
 DRAFT_PREFIX_TOKENS = 128  # evaluated before the steps that are timed for drafts
 
+JobKind = Literal["prefill", "decode"]
+JOB_KINDS: tuple[JobKind, ...] = ("prefill", "decode")
+
+
+class Job(NamedTuple):
+    """Work to time: a number of prompt tokens to prefill, or of steps to decode in one or several sequences."""
+
+    kind: JobKind
+    tokens: int
+    sequences: int = 1
+
+
+class Closeness(NamedTuple):
+    """How similar two evaluations of a text are.
+
+    `top1_agreement` is the share of tokens after which both rank the same next token first. `agreement` also counts
+    tokens that the reference considers nearly as likely as its own choice: rounding alone decides between those, and a
+    model with random weights chooses differently in 5 % of the cases. `mean_kld` is the mean Kullback-Leibler
+    divergence of the probabilities, in nats.
+    """
+
+    top1_agreement: float
+    agreement: float
+    mean_kld: float
+
+
+class TrialError(EngineError):
+    """These settings cannot be tried on this machine; the message gives the reason."""
+
 
 class Trial:
-    """A child process with a loaded model."""
+    """A child process with a loaded model, which runs functions of `engine/llama/trial.py` by name."""
+
+    load_s: float
+    devices: tuple[Device, ...]
 
     def __init__(self, options: LoadOptions, log: Path) -> None:
         self._log = log
+        self.peak_memory = 0  # of the process, in bytes
+        self.host_bytes = 0  # planned for its weights and contexts
         with log.open("wb") as errors:
-            self._child = child_process.start(CHILD, errors)
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-m", CHILD],  # -P: do not import modules from the current directory
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C interrupts only the parent, which then kills the child
+            )
         try:
-            answer = self.request({"load": asdict(options) | {"path": str(options.path)}})
+            self.load_s, self.devices = self.request("load", options)
         except BaseException:
             self.close()
             raise
-        self.load_s: float = answer["load_s"]
-        self.devices = tuple(Device(**device) for device in answer["devices"])
-        self.peak_memory = 0
-        self.host_bytes = 0  # planned for its weights and contexts
 
-    def request(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a message and wait for the answer. TrialError if it is an error, or the process has exited."""
-        child_process.send(self._child, message)
-        assert self._child.stdout
-        line = self._child.stdout.readline()
-        if not line:
-            raise TrialError(f"llama.cpp ended with {self._exit_reason()}", "show its log with cerebrum ask -v")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise TrialError(*answer["error"])
-        self.peak_memory = answer.get("peak_memory", 0)
-        return answer
+    def request(self, name: str, *arguments: Any) -> Any:
+        """Call a function in the process. TrialError if it fails, or the process has exited."""
+        assert self._child.stdin and self._child.stdout
+        try:
+            pickle.dump((name, arguments), self._child.stdin)
+            self._child.stdin.flush()
+            result, self.peak_memory = pickle.load(self._child.stdout)
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
+            reason = f"llama.cpp ended with {self._exit_reason()}"
+            raise TrialError(reason, "show its log with cerebrum ask -v") from None
+        if isinstance(result, TrialError):
+            raise result
+        return result
 
     def close(self) -> None:
-        """Kill the process."""
-        child_process.kill(self._child)
+        """Kill the process and close its pipes."""
+        self._child.kill()
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe:
+                with contextlib.suppress(OSError):  # raised for data that was not flushed before the process died
+                    pipe.close()
+        self._child.wait()
 
     def _exit_reason(self) -> str:
-        """Exit status; after an exit code also the last line of the log."""
-        status = child_process.exit_status(self._child)
+        """Signal, or exit code with the last line of the log."""
+        code = self._child.wait(EXIT_TIMEOUT_S)
+        if code < 0:
+            return f"signal {-code}"
         lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((f": {line}" for line in reversed(lines) if line.strip()), "")
-        return status if status.startswith("signal") else status + last
+        return f"exit code {code}" + next((f": {line}" for line in reversed(lines) if line.strip()), "")
 
 
-@dataclass(frozen=True, slots=True)
-class LoadSettings:
-    """Part of a tuning that is fixed when the model is loaded; the rest can change with the context."""
-
-    repack: bool | None
-    gpu_layers: str | None
-    n_threads: int | None
-    n_threads_batch: int | None
-
-    @classmethod
-    def of(cls, tuning: Tuning) -> LoadSettings:
-        """Extract that part of a tuning."""
-        return cls(tuning.repack, tuning.gpu_layers, tuning.n_threads, tuning.n_threads_batch)
-
-
-class ProcessBench:
-    """Runs trials of a model with the given default options and files.
+class Bench:
+    """Measures tunings of one model, given its default options and files; most methods may raise TrialError.
 
     Temporary files go to a new directory in `directory`. `gpus` are those known before the first trial.
+    `disturbed_jobs` counts the jobs during which other programs used the CPU in every attempt.
     """
 
     def __init__(
@@ -112,66 +142,61 @@ class ProcessBench:
         directory: Path | None = None,
         gpus: tuple[Device, ...] = (),
     ) -> None:
+        self.disturbed_jobs = 0
         self._options = options
         self._text = text
-        self._paths = paths or (options.path,)
-        self._trials: dict[LoadSettings, Trial] = {}
-        if directory:
-            directory.mkdir(parents=True, exist_ok=True)
-            remove_stale(directory)
-        self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=directory)
+        self._unread_paths = tuple(paths or (options.path,))
+        self._trials: dict[Tuning, Trial] = {}
+        self._resources = contextlib.ExitStack()
+        parent = directory or Path(tempfile.gettempdir())
+        self._folder = self._resources.enter_context(work_directory(parent, "cerebrum-tune"))
         self._gpus = gpus
-        self.disturbed_jobs = 0
-        self._is_busy = False
         self._devices: tuple[Device, ...] | None = None
-        self._shares: dict[tuple[Any, ...], float] = {}
+        self._is_busy = False
+        self._best_shares: dict[tuple[Any, ...], float] = {}
         self._logits: dict[tuple[Tuning, int], Path] = {}
-        self._is_page_cache_warm = False
 
     @property
     def devices(self) -> tuple[Device, ...]:
         """GPUs found by the first process."""
         if self._devices is None:
-            self._devices = self._trial(LoadSettings.of(Tuning())).devices
+            self._devices = self._trial(Tuning()).devices
         return self._devices
 
     def speed(self, tuning: Tuning, job: Job) -> float:
         """Measure tokens per second; repeated if other programs use the CPU, and then the best run counts.
 
-        On a machine that stays busy, repeating does not help: a job is not repeated if the previous one was in vain.
+        Several sequences are evaluated like those of a batch. On a machine that stays busy, repeating does not help: a
+        job is not repeated if the previous one was in vain.
         """
-        length, speeds = job.tokens + 64, []
+        speeds: list[float] = []
         for _ in range(1 if self._is_busy else MAX_RUNS):
-            answer = self._request(tuning, {"job": job._asdict(), "text": self._text}, length, job.sequences)
-            speeds.append(float(answer["speed"]))
-            self._is_busy = not (self.devices or self._had_enough_cpu(tuning, job, answer["cpu_share"]))
+            speed, share = self._request(tuning, job.tokens + 64, job.sequences, "time_job", job)
+            speeds.append(speed)
+            self._is_busy = not (self.devices or self._had_enough_cpu(tuning, job, share))
             if not self._is_busy:
                 return speeds[-1]
         self.disturbed_jobs += 1
         return max(speeds)
 
-    def _had_enough_cpu(self, tuning: Tuning, job: Job, share: float) -> bool:
-        """Whether a run was undisturbed, by its share of CPU time and that of earlier runs like it."""
-        key = (tuning.n_threads, tuning.n_threads_batch, job.kind, job.sequences > 1)
-        self._shares[key] = max(share, self._shares.get(key, 0.0))
-        return share >= max(MIN_CPU_SHARE, MIN_SHARE_OF_BEST * self._shares[key])
-
     def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float) -> StepCosts:
-        """Measure steps of these numbers of rows of one sequence, or of some of them, after a prefix."""
-        length = DRAFT_PREFIX_TOKENS + max(rows)
-        message = {"rows": rows, "seconds": seconds, "tokens": length, "text": self._text}
-        measured, seconds_each = zip(*self._request(tuning, message, length, 1)["step_s"], strict=True)
-        return StepCosts(measured, tuple(round(each / seconds_each[0], 3) for each in seconds_each)).validated()
+        """Measure steps of these numbers of rows of one sequence, ascending from 1, for about `seconds`.
 
-    def load_stats(self, tuning: Tuning) -> LoadStats:
-        """Load time and peak memory of the process with these settings."""
-        trial = self._trial(LoadSettings.of(tuning))
-        return LoadStats(trial.load_s, trial.peak_memory)
+        They follow a prefix. If time is short, only some of them are measured.
+        """
+        length = DRAFT_PREFIX_TOKENS + max(rows)
+        measured, durations = zip(*self._request(tuning, length, 1, "time_steps", length, rows, seconds), strict=True)
+        return StepCosts(measured, tuple(round(each / durations[0], 3) for each in durations)).validated()
+
+    def load_stats(self, tuning: Tuning) -> tuple[float, int]:
+        """Load time in seconds, and peak memory of the process in bytes."""
+        trial = self._trial(tuning)
+        return trial.load_s, trial.peak_memory
 
     def reload(self, tuning: Tuning) -> float:
         """Load the model again and measure the seconds."""
-        self._close_trial(LoadSettings.of(tuning))
-        return self._trial(LoadSettings.of(tuning)).load_s
+        self._close_trial(load_settings(tuning))
+        return self._trial(tuning).load_s
 
     def closeness(self, reference: Tuning, tuning: Tuning, tokens: int) -> Closeness:
         """Compare two tunings on the first tokens of the probe text."""
@@ -181,15 +206,15 @@ class ProcessBench:
         """Write the logits for the first tokens of the probe text to a file that exists until `close`."""
         path = self._logits.get((tuning, tokens))
         if path is None:
-            path = Path(self._folder.name, f"{len(self._logits)}.npy")
-            self._request(tuning, {"write": str(path), "tokens": tokens, "text": self._text}, tokens, 1)
+            path = self._folder / f"{len(self._logits)}.npy"
+            self._request(tuning, tokens, 1, "write_logits", tokens, path)
             self._logits[tuning, tokens] = path
         return path
 
     def compare_logits(self, logits: Path, tuning: Tuning, tokens: int) -> Closeness:
         """Compare with the logits that another bench wrote for the same tokens."""
-        answer = self._request(tuning, {"compare": str(logits), "tokens": tokens, "text": self._text}, tokens, 1)
-        return Closeness(*answer["closeness"])
+        closeness: Closeness = self._request(tuning, tokens, 1, "compare_logits", tokens, logits)
+        return closeness
 
     def release(self) -> None:
         """End all processes to free memory; the next measurement starts them again."""
@@ -199,27 +224,30 @@ class ProcessBench:
     def close(self) -> None:
         """End all processes and delete temporary files."""
         self.release()
-        self._folder.cleanup()
+        self._resources.close()
 
-    def _request(self, tuning: Tuning, message: Mapping[str, Any], length: int, sequences: int) -> dict[str, Any]:
+    def _had_enough_cpu(self, tuning: Tuning, job: Job, share: float) -> bool:
+        """Whether a run was undisturbed, by its share of CPU time and that of earlier runs like it."""
+        key = (tuning.n_threads, tuning.n_threads_batch, job.kind, job.sequences > 1)
+        self._best_shares[key] = max(share, self._best_shares.get(key, 0.0))
+        return share >= max(MIN_CPU_SHARE, MIN_SHARE_OF_BEST * self._best_shares[key])
+
+    def _request(self, tuning: Tuning, length: int, sequences: int, name: str, *arguments: Any) -> Any:
+        """Call a function on the probe text, in a context for a number of sequences of this length."""
         options = self._options.with_tuning(replace(tuning, slots=None))
         context = ContextOptions(
-            length,
-            sequences,
-            1,
-            CPU_UBATCH,
-            cache_type_k=options.cache_type_k,
-            cache_type_v=options.cache_type_v,
+            length, sequences, 1, CPU_UBATCH, cache_type_k=options.cache_type_k, cache_type_v=options.cache_type_v
         )
-        trial = self._trial(LoadSettings.of(tuning), context)
-        return trial.request({**message, "tuning": asdict(tuning), "length": length, "sequences": sequences})
+        trial = self._trial(tuning, context)
+        return trial.request("measure", replace(tuning, slots=sequences), length, self._text, name, *arguments)
 
-    def _trial(self, settings: LoadSettings, context: ContextOptions | None = None) -> Trial:
-        """Get or start the process with these settings, closing others if memory requires it.
+    def _trial(self, tuning: Tuning, context: ContextOptions | None = None) -> Trial:
+        """Get or start the process with these load settings, closing others if memory requires it.
 
         TrialError if memory cannot hold it even alone.
         """
-        options = self._options.with_tuning(Tuning(**asdict(settings)))
+        settings = load_settings(tuning)
+        options = self._options.with_tuning(settings)
         trial = self._trials.pop(settings, None)  # reinserted last, so that the least recently used closes first
         context = context or ContextOptions(0, 1, 1, CPU_UBATCH)
         offloaded = plan_layers(options.sizes, options.gpu_layers, context, self._gpus)
@@ -233,18 +261,26 @@ class ProcessBench:
             if trial:
                 self._trials[settings] = trial
         if trial is None:
-            if not self._is_page_cache_warm:
-                warm_page_cache(self._paths)
-                self._is_page_cache_warm = True
-            log = Path(self._folder.name, f"{len(self._trials)}-{time.monotonic_ns()}.log")
+            read_files(self._unread_paths)
+            self._unread_paths = ()
+            log = self._folder / f"{len(self._trials)}-{time.monotonic_ns()}.log"
             trial = self._trials[settings] = Trial(options, log)
             self._devices = trial.devices
         trial.host_bytes = max(total, trial.host_bytes)
         return trial
 
-    def _close_trial(self, settings: LoadSettings) -> None:
+    def _close_trial(self, settings: Tuning) -> None:
         if trial := self._trials.pop(settings, None):
             trial.close()
+
+
+BenchFactory = Callable[..., Bench]
+"""Creates a bench from load options and a model's files, a directory for temporary files and the known GPUs."""
+
+
+def load_settings(tuning: Tuning) -> Tuning:
+    """Part of a tuning that is fixed when the model is loaded; the rest can change with the context."""
+    return replace(tuning, n_ubatch=None, flash_attention=None, cache_type=None, slots=None)
 
 
 def has_memory(needed: int) -> bool:
@@ -259,15 +295,7 @@ def require_memory(needed: int) -> None:
         raise TrialError(f"needs {total:.1f} GB of memory, but only {free:.1f} GB is free")
 
 
-def remove_stale(directory: Path) -> None:
-    """Delete temporary directories that killed processes left behind more than a day ago."""
-    for folder in directory.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if folder.stat().st_mtime < time.time() - STALE_S:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def warm_page_cache(paths: Sequence[Path]) -> None:
+def read_files(paths: Sequence[Path]) -> None:
     """Read files once, so that the first load is not the only one that waits for the disk."""
     buffer = memoryview(bytearray(READ_BYTES))
     for path in paths:

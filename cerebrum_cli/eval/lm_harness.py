@@ -90,7 +90,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     @property
     def tokenizer_name(self) -> str:
         """Vocabulary and prompt format, by which lm-eval names the requests it caches."""
-        return f"{self._model.file.path.stem}-{self._model.format_name}"
+        return f"{self._model.model.path.stem}-{self._model.format_name}"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Name of the prompt format, for lm-eval's record."""
@@ -101,7 +101,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         loaded = self._model
         return {
             "model_name": loaded.model.name,
-            "model_file": loaded.file.path.name,
+            "model_file": loaded.model.path.name,
             "prompt_format": loaded.format_name,
             "max_length": self.max_length,
         }

@@ -1,1 +1,1 @@
-"""What a GGUF file holds: its header, its tensor tables and types, and the adapter to the `gguf` library."""
+"""What a GGUF file holds: its header, its metadata and tensors, and their types and sizes."""

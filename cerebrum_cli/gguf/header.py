@@ -11,13 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.cursor import Array
-from cerebrum_cli.gguf.header_tables import MAX_TENSORS, Metadata, Tables, checked_integer, parse_tables, read_tables
+from cerebrum_cli.gguf.parser import (
+    MAX_TENSORS,
+    VOCABULARY_KEYS,
+    Array,
+    Metadata,
+    Tables,
+    checked_integer,
+    parse_tables,
+    read_tables,
+)
 from cerebrum_cli.gguf.sizes import ModelSizes, model_sizes
 from cerebrum_cli.gguf.types import FILE_TYPES
 
 # Layout of Mixtral files before April 2024, one tensor per expert, which llama.cpp no longer loads.
 _EXPERT_TENSOR = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight")
+DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +38,7 @@ class Header:
     loads. `vocabulary` as in Tables.
     """
 
-    version: int
     architecture: str
-    name: str | None
-    file_type: int | None
     quantization: str | None
     tensor_count: int
     tensor_types: Mapping[str, int]
@@ -43,11 +49,9 @@ class Header:
     embedding_length: int
     vocabulary_size: int
     context_length: int | None
-    sliding_window: int | None
     expert_count: int
     chat_template: str | None
     sizes: ModelSizes
-    split_count: int
     per_expert_tensors: bool
     vocabulary: Mapping[str, tuple[int, int]]
     metadata: Metadata
@@ -82,8 +86,28 @@ def header_length(path: Path, data: mmap.mmap | bytes, size: int) -> int:
     return parse_tables(path, data, size).length
 
 
+def vocabulary_digest(path: Path, header: Header) -> str | None:
+    """Digest in hexadecimal of the vocabulary in a file with this header; None if the file cannot be read.
+
+    It covers the bytes as they are in the file, a few megabytes: about a millisecond for 49,000 tokens.
+    """
+    import hashlib
+
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            for key in VOCABULARY_KEYS:
+                start, end = header.vocabulary.get(key, (0, 0))
+                file.seek(start)
+                digest.update(f"{key} {end - start}\n".encode())
+                digest.update(file.read(end - start))
+    except OSError:
+        return None
+    return digest.hexdigest()[: 2 * DIGEST_BYTES]
+
+
 def _header(path: Path, tables: Tables) -> Header:
-    version, metadata, vocabulary, tensors, _ = tables
+    metadata, tensors = tables.metadata, tables.tensors
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ModelFileError(path, "not a language model: no general.architecture")
@@ -95,12 +119,9 @@ def _header(path: Path, tables: Tables) -> Header:
     pattern = metadata.get(f"{architecture}.attention.sliding_window_pattern")
     windows = pattern.values if isinstance(pattern, Array) else ()
     sizes = [(tensor.name, tensor.size or 0) for tensor in tensors]
-    file_type = integers.optional("general.file_type")
+    file_type, template = integers.optional("general.file_type"), metadata.get("tokenizer.chat_template")
     return Header(
-        version=version,
         architecture=architecture,
-        name=_text(metadata, "general.name"),
-        file_type=file_type,
         quantization=None if file_type is None else FILE_TYPES.get(file_type),
         tensor_count=len(tensors),
         tensor_types=Counter(tensor.type_name for tensor in tensors),
@@ -111,13 +132,11 @@ def _header(path: Path, tables: Tables) -> Header:
         embedding_length=integers.hyperparameter("embedding_length"),
         vocabulary_size=vocabulary_size,
         context_length=integers.hyperparameter("context_length") or None,
-        sliding_window=integers.hyperparameter("attention.sliding_window") or None,
         expert_count=integers.hyperparameter("expert_count"),
-        chat_template=_text(metadata, "tokenizer.chat_template"),
+        chat_template=template if isinstance(template, str) and template else None,
         sizes=model_sizes(sizes, integers.hyperparameter, integers.per_layer, vocabulary_size, windows),
-        split_count=integers.optional("split.count") or 1,
         per_expert_tensors=any(_EXPERT_TENSOR.fullmatch(tensor.name) for tensor in tensors),
-        vocabulary=vocabulary,
+        vocabulary=tables.vocabulary,
         metadata=metadata,
     )
 
@@ -152,8 +171,3 @@ class _Integers:
         if layers > MAX_TENSORS:
             raise ModelFileError(self.path, f"damaged: {layers:,} layers")
         return layers
-
-
-def _text(metadata: Metadata, key: str) -> str | None:
-    value = metadata.get(key)
-    return value if isinstance(value, str) and value else None

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.header_tables import Tables, TensorEntry, quoted, read_tables
+from cerebrum_cli.gguf.parser import Tables, TensorEntry, quoted, read_tables
+from cerebrum_cli.gguf.table import EMBEDDING, HEAD
 
 ALPHA = "adapter.lora.alpha"
 ACTIVATION = "adapter.alora.invocation_tokens"  # of an adapter that applies only after these tokens
-EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 A, B = ".lora_a", ".lora_b"
 IGNORED = "_norm.weight"  # changed norms, which llama.cpp does not apply
 _NOT_MULTIPLIED = ("I8", "I16", "I32", "I64", "F64")  # ggml types without a kernel for products
@@ -92,7 +92,7 @@ def _misfit(name: str, pair: Pair, model: Mapping[str, TensorEntry]) -> str | No
         return f"it changes the tensor {quoted(name)}, which the model does not have"
     if len(tensor.shape) < 2 or tensor.type_name == "NVFP4":
         return f"it changes {quoted(name)}, which is not a matrix that llama.cpp can adapt"
-    if name == EMBEDDING and OUTPUT not in model:
+    if name == EMBEDDING and HEAD not in model:
         return f"it changes {quoted(name)}, which is also this model's output matrix: llama.cpp cannot apply that"
     for factor in pair:
         if factor.type_name in _NOT_MULTIPLIED or factor.size is None:

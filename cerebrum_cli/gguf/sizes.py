@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)")
 _STATE_BYTES = 4  # recurrent states are F32
@@ -49,11 +49,6 @@ class ModelSizes:
     n_heads: int = 0
     n_masks: int = 1
     head_lengths: tuple[tuple[int, int], ...] = ()
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelSizes:
-        """Sizes from what JSON made of `asdict`."""
-        return cls(**{**values, "layers": tuple(LayerSizes(*layer) for layer in values["layers"])})
 
     @property
     def weight_bytes(self) -> int:

@@ -1,37 +1,28 @@
-"""Metadata of a model's files with its types, and the location of each tensor."""
+"""A model with all its metadata and the location of each tensor: read from its files, and encoded for a new one."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.errors import MergeError
+from cerebrum_cli.core.errors import MergeError, ModelFileError
+from cerebrum_cli.gguf.parser import SCALARS, VALUE_TYPES, Value, aligned, read_values
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 
-ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
+ARCHITECTURE = "general.architecture"
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 DAMAGED_HINT = "the file is damaged: download it again"
+VERSION = 3  # of the files written
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 # Arrays that are not per layer, though their length may equal the number of layers.
 _NOT_PER_LAYER = ("rope.dimension_sections", "rope.scaling.")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
-
-
-class Value(NamedTuple):
-    """A metadata value with the GGUF name of its type, such as "UINT32"; an array is a tuple, its strings are bytes."""
-
-    type: str
-    content: Any
-    item_type: str = ""
-
-    @property
-    def is_array(self) -> bool:
-        return self.type == "ARRAY"
 
 
 class Tensor(NamedTuple):
@@ -48,13 +39,9 @@ class Tensor(NamedTuple):
         return TENSOR_TYPES[self.type]
 
     @property
-    def n_elements(self) -> int:
-        return prod(self.shape)
-
-    @property
     def size(self) -> int:
         """Size in bytes."""
-        return self.kind.bytes_of(self.n_elements)
+        return self.kind.bytes_of(prod(self.shape))
 
 
 def split_layer(name: str) -> tuple[int | None, str]:
@@ -79,7 +66,7 @@ class Table:
     @property
     def architecture(self) -> str:
         """The architecture, which is the prefix of the hyperparameter keys."""
-        return str(self.metadata["general.architecture"].content)
+        return str(self.metadata[ARCHITECTURE].content)
 
     @property
     def n_layers(self) -> int:
@@ -147,3 +134,60 @@ class Table:
             problem = f"{self.name} has {len(value.content)} items in {key} and {self.n_layers} layers"
             raise MergeError(problem, DAMAGED_HINT)
         return value.content[layer]
+
+
+def read_table(name: str, paths: Sequence[Path]) -> Table:
+    """Read metadata and tensor locations of a model's files; the first file has the metadata.
+
+    Raises ModelFileError for a file that is damaged, truncated, or has tensors of unknown types.
+    """
+    metadata: dict[str, Value] = {}
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        tables, values = read_values(path)
+        metadata = metadata or values
+        for entry in tables.tensors:
+            if entry.name in tensors:
+                raise ModelFileError(path, f"damaged: tensor {entry.name} is also in another part")
+            if entry.type not in TENSOR_TYPES:
+                raise ModelFileError(path, f"tensor {entry.name} is of an unknown type, {entry.type}")
+            offset = tables.data_start + entry.offset
+            tensors[entry.name] = Tensor(entry.name, entry.shape, entry.type, path, offset)
+    return Table(name, metadata, tensors)
+
+
+def encode_header(metadata: Mapping[str, Value], tensors: Iterable[tuple[str, tuple[int, ...], int]]) -> bytes:
+    """Encode everything before the first tensor's bytes, given each tensor's name, shape and type number.
+
+    The tensors must follow in order, each aligned. The architecture comes first; empty arrays are left out.
+    """
+    values = {ARCHITECTURE: metadata[ARCHITECTURE], **metadata}
+    rows = [(key, value) for key, value in values.items() if value.content or not value.is_array]
+    infos, offset = [], 0
+    for name, shape, kind in tensors:
+        layout = f"<I{len(shape)}QIQ"
+        infos.append(encode_string(name) + struct.pack(layout, len(shape), *shape, kind, offset))
+        offset += aligned(TENSOR_TYPES[kind].bytes_of(prod(shape)))
+    header = b"GGUF" + struct.pack("<IQQ", VERSION, len(infos), len(rows))
+    data = header + b"".join(encode_string(key) + encode_value(value) for key, value in rows) + b"".join(infos)
+    return data.ljust(aligned(len(data)), b"\0")
+
+
+def encode_value(value: Value) -> bytes:
+    kind = VALUE_TYPES.index(value.type)
+    if value.is_array:
+        item_kind = VALUE_TYPES.index(value.item_type)
+        return struct.pack("<IIQ", kind, item_kind, len(value.content)) + encode_items(item_kind, value.content)
+    return struct.pack("<I", kind) + encode_items(kind, (value.content,))
+
+
+def encode_items(kind: int, items: Sequence[Any]) -> bytes:
+    if kind not in SCALARS:
+        return b"".join(map(encode_string, items))
+    return struct.pack(f"<{len(items)}{SCALARS[kind][1].format[-1]}", *items)
+
+
+def encode_string(text: str | bytes) -> bytes:
+    """Encode a string with its length; bytes that were not UTF-8 when it was decoded stay unchanged."""
+    data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+    return struct.pack("<Q", len(data)) + data

@@ -26,7 +26,7 @@ from cerebrum_cli.inference.load_options import (
     load_options,
     require_attention,
 )
-from cerebrum_cli.inference.profiles import DEFAULT, Profile, UseName
+from cerebrum_cli.inference.profiles import DEFAULT, Profile, step_costs_of, tuning_of
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.models.generative import require_generative
 from cerebrum_cli.models.model import Model
@@ -41,22 +41,6 @@ BackendFactory = Callable[[LoadOptions], OpenBackend]
 
 PromptCacheFactory = Callable[[Model, str, Settings], StateStore | None]
 """Opens the prompt cache on disk of a model and prompt format; None if caching is off."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedModel:
-    """The model file to open, the model's own or a re-encoded copy, and its tuning profile."""
-
-    model: Model
-    profile: Profile | None = None
-
-    def tuning(self, use: UseName) -> Tuning:
-        """Measured settings; the defaults without a profile."""
-        return self.profile.uses[use].tuning if self.profile else DEFAULT
-
-    def step_costs(self, use: UseName) -> StepCosts | None:
-        """Measured costs of steps with drafts; None without a profile, or if the model or the use gets no drafts."""
-        return self.profile.uses[use].step_costs if self.profile else None
 
 
 @dataclass(slots=True)
@@ -86,11 +70,10 @@ class Opener:
 class LoadedModel:
     """A model that is loading or loaded, and its responder.
 
-    `file` is the model file in use, and `opener` opens it; with servers or nodes, it gives the vocabulary only.
+    `opener` opens its file; None with servers or nodes.
     """
 
     model: Model
-    file: Model
     format_name: str
     opener: Opener | None
     engine: Engine
@@ -146,7 +129,7 @@ class ModelLoader:
     backend_factory: BackendFactory
     prompt_cache: PromptCacheFactory | None
     template_options: Mapping[str, Any] = field(default_factory=dict)
-    resolve_encoding: Callable[[Model, Settings], ResolvedModel] = lambda model, _: ResolvedModel(model)
+    profile: Callable[[Model, Settings], Profile | None] = lambda *_: None
     endpoints: tuple[Endpoint, ...] = ()
     adapted: Callable[[Model, Settings], Model] = lambda model, _: model
 
@@ -169,7 +152,7 @@ class ModelLoader:
             return open_servers(
                 self.backend_factory, self.endpoints, model, settings, template_options=self.template_options
             )
-        resolved = self.resolve_encoding(model, settings)
+        profile = self.profile(model, settings)
         return open_model(
             self.backend_factory,
             model,
@@ -178,9 +161,8 @@ class ModelLoader:
             whole_context=True,
             prompt_cache=self.prompt_cache,
             parallel=CHAT_PARALLEL,
-            file=resolved.model,
-            tuning=resolved.tuning("chat"),
-            step_costs=resolved.step_costs("chat"),
+            tuning=tuning_of(profile, "chat"),
+            step_costs=step_costs_of(profile, "chat"),
         )
 
 
@@ -206,27 +188,25 @@ def open_model(
     whole_context: bool = False,
     prompt_cache: PromptCacheFactory | None = None,
     parallel: Parallel = SINGLE,
-    file: Model | None = None,
     tuning: Tuning = DEFAULT,
     step_costs: StepCosts | None = None,
 ) -> LoadedModel:
-    """Start to load a model from its file or a re-encoded one, without waiting for it.
+    """Start to load a model, without waiting for it.
 
     With `step_costs`, tokens are drafted unless the settings forbid it. Errors in the file or the choice of format are
     raised before loading starts.
     """
-    file = file or model
-    require_generative(file.path, file.header)
-    template = file.header.chat_template
+    require_generative(model.path, model.header)
+    template = model.header.chat_template
     name = RAW.name if raw else choose_format(settings.format, model.known_format, template)
     build = format_builder(name, template, template_options or {})
-    default = load_options(file, settings, parallel, vocabulary_only, whole_context)
-    tuned = load_options(file, settings, parallel, vocabulary_only, whole_context, tuning)
-    opener = Opener(factory, tuned, default, draft_notice(file, settings.drafts))
-    engine = LocalEngine(opener, prompt_cache(file, name, settings) if prompt_cache and not vocabulary_only else None)
-    choose_drafts = partial(draft_costs, step_costs, draft_problem(file))
-    responder = Responder(engine, build, file.trained_context, partial(prepare_format, name), choose_drafts)
-    return LoadedModel(model, file, name, opener, engine, responder)
+    default = load_options(model, settings, parallel, vocabulary_only, whole_context)
+    tuned = load_options(model, settings, parallel, vocabulary_only, whole_context, tuning)
+    opener = Opener(factory, tuned, default, draft_notice(model, settings.drafts))
+    engine = LocalEngine(opener, prompt_cache(model, name, settings) if prompt_cache and not vocabulary_only else None)
+    choose_drafts = partial(draft_costs, step_costs, draft_problem(model))
+    responder = Responder(engine, build, model.trained_context, partial(prepare_format, name), choose_drafts)
+    return LoadedModel(model, name, opener, engine, responder)
 
 
 def open_servers(
@@ -283,7 +263,7 @@ def _open_remote(
     build = format_builder(name, template, template_options)
     engine = engine_for(factory(load_options(model, settings, vocabulary_only=True)))
     responder = Responder(engine, build, model.trained_context, partial(prepare_format, name))
-    return LoadedModel(model, model, name, None, engine, responder)
+    return LoadedModel(model, name, None, engine, responder)
 
 
 def draft_problem(model: Model) -> str | None:

@@ -18,20 +18,11 @@ from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.models.library import ADAPTED
 
 UseName = Literal["chat", "ask", "batch"]
-VERSION = 2
+VERSION = 1
 MAX_VALUE = 1e12  # of seconds and of tokens per second; larger values cannot have been measured
 DEFAULT = Tuning()
 UNSET = Settings()
 MEASURED_SETTINGS = ("threads", "gpu_layers", *ATTENTION_KEYS)
-VERSION_1_NAMES = {
-    "made": "created",
-    "usual": "baseline",
-    "read": "prompt",
-    "say": "generate",
-    "threads": "n_threads",
-    "prefill_threads": "n_threads_batch",
-    "micro_batch": "n_ubatch",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +41,15 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True)
 class TunedUse:
-    """Settings for one use, and their speeds and those of the defaults, measured together.
+    """Settings for one use, and their speeds.
 
-    `gain` is the speedup of the use (`Use.gain`); `agreement` is the share of equal next tokens, if it was measured.
-    `step_costs` are those of steps with drafts, with these settings; None if the model or the use gets no drafts.
+    `gain` is the speedup of the use over the defaults (`Use.gain`); `agreement` is the share of equal next tokens, if
+    it was measured. `step_costs` are those of steps with drafts, with these settings; None if the model or the use gets
+    no drafts.
     """
 
     tuning: Tuning
     speeds: Speeds
-    baseline: Speeds
     gain: float = 1.0
     agreement: float | None = None
     step_costs: StepCosts | None = None
@@ -80,6 +71,11 @@ class Profile:
     uses: Mapping[UseName, TunedUse]
 
     @property
+    def key(self) -> tuple[str, str, str]:
+        """What it is valid for: the model, the machine and the build."""
+        return self.model, self.machine, self.build
+
+    @property
     def is_default(self) -> bool:
         """Whether every use has the default settings."""
         return not any(used.tuning.overrides for used in self.uses.values())
@@ -88,6 +84,16 @@ class Profile:
     def uses_with_drafts(self) -> list[UseName]:
         """The uses in which drafts can pay."""
         return [name for name, used in self.uses.items() if used.best_draft]
+
+
+def tuning_of(profile: Profile | None, use: UseName) -> Tuning:
+    """Measured settings for a use; the defaults without a profile."""
+    return profile.uses[use].tuning if profile else DEFAULT
+
+
+def step_costs_of(profile: Profile | None, use: UseName) -> StepCosts | None:
+    """Measured costs of steps with drafts; None without a profile, or if the model or the use gets no drafts."""
+    return profile.uses[use].step_costs if profile else None
 
 
 class ProfileStore:
@@ -100,27 +106,28 @@ class ProfileStore:
 
     def find(self, model: str) -> Profile | None:
         """Load the profile of a model; None if there is none, or it is damaged."""
-        profile = self._read(self._path(model))
-        return profile if profile and (profile.model, profile.machine, profile.build) == self._key(model) else None
+        key = (model, self.machine, self.build)
+        profile = _read(self._path(*key))
+        return profile if profile and profile.key == key else None
 
     def find_other(self, model: str) -> Profile | None:
         """Load a profile of the model from another machine or another build of llama.cpp."""
-        profiles = (self._read(path) for path in self._paths(model))
-        others = (each for each in profiles if each and each.model == model)
-        return next((each for each in others if self._path(model) != self._path_of(each)), None)
+        found = (_read(path) for path in self._paths(model))
+        own = (model, self.machine, self.build)
+        return next((each for each in found if each and each.model == model and each.key != own), None)
 
     def save(self, profile: Profile) -> None:
         """Save a profile, replacing the previous one. Raises OSError."""
-        path = self._path_of(profile)
+        path = self._path(*profile.key)
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps({"version": VERSION, **asdict(profile)}, indent=2).encode())
 
     def discard(self, model: str) -> None:
         """Delete the profiles of a model on this machine, with any build of llama.cpp. Raises OSError."""
         for path in self._paths(model):
-            profile = self._read(path)
+            profile = _read(path)
             is_same = profile and (profile.model, profile.machine) == (model, self.machine)
-            if path == self._path(model) or is_same:
+            if is_same or path == self._path(model, self.machine, self.build):
                 path.unlink()
 
     def delete(self, model: str) -> None:
@@ -129,29 +136,13 @@ class ProfileStore:
             with contextlib.suppress(OSError):
                 path.unlink()
 
-    def _key(self, model: str) -> tuple[str, str, str]:
-        return model, self.machine, self.build
-
     def _paths(self, model: str) -> list[Path]:
         """Paths of the profiles of a model's file, with any adapters."""
         return sorted(self.directory.glob(f"{_digest(model.partition(ADAPTED)[0])}-*.json"))
 
-    def _path(self, model: str) -> Path:
-        return self._path_for(model, self.machine, self.build)
-
-    def _path_of(self, profile: Profile) -> Path:
-        return self._path_for(profile.model, profile.machine, profile.build)
-
-    def _path_for(self, model: str, machine: str, build: str) -> Path:
+    def _path(self, model: str, machine: str, build: str) -> Path:
         file, *adapters = model.partition(ADAPTED)
         return self.directory / f"{_digest(file)}-{_digest(f'{machine}|{build}' + ''.join(adapters))}.json"
-
-    @staticmethod
-    def _read(path: Path) -> Profile | None:
-        try:
-            return _parse(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return None
 
 
 def settings_text(settings: Settings) -> str:
@@ -208,55 +199,32 @@ def _digest(text: str) -> str:
     return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _parse(value: Mapping[str, Any]) -> Profile:
-    """Validate a profile; any lookup or conversion error means that it is damaged.
-
-    Older profiles also have settings for `ask` with a long prompt, which are ignored.
-    """
-    if value["version"] == 1:
-        value = _upgrade_keys(value)
-    elif value["version"] != VERSION:
-        raise ValueError(f"version {value['version']!r}, not {VERSION}")
-    uses: dict[UseName, TunedUse] = {name: _parse_use(**value["uses"][name]) for name in get_args(UseName)}
-    model, machine, build, created = (value[key] for key in ("model", "machine", "build", "created"))
-    if not all(isinstance(text, str) for text in (model, machine, build, created)):
-        raise TypeError("not a string")
-    return Profile(model, machine, build, created, uses)
+def _read(path: Path) -> Profile | None:
+    """Load a profile; None if the file is missing or damaged."""
+    try:
+        return _parse(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
 
 
-def _upgrade_keys(value: Any) -> Any:
-    """Give the keys of a version 1 profile their version 2 names, at every level."""
-    if not isinstance(value, Mapping):
-        return value
-    return {VERSION_1_NAMES.get(key, key): _upgrade_keys(item) for key, item in value.items()}
+def _parse(*, version: object, uses: Mapping[str, Any], **texts: object) -> Profile:
+    """Validate a profile; any lookup or conversion error means that it is damaged."""
+    if version != VERSION or not all(isinstance(text, str) for text in texts.values()):
+        raise ValueError("another version, or not a string")
+    return Profile(**texts, uses={name: _parse_use(**uses[name]) for name in get_args(UseName)})  # type: ignore[arg-type]
 
 
 def _parse_use(
-    tuning: Mapping[str, Any],
-    speeds: Mapping[str, Any],
-    baseline: Mapping[str, Any],
-    gain: float,
-    agreement: float | None,
-    step_costs: Mapping[str, object] | None = None,
+    *, tuning: Any, speeds: Any, gain: float, agreement: float | None, step_costs: Mapping[str, object] | None
 ) -> TunedUse:
     if not (0 < gain < MAX_VALUE and (agreement is None or 0 <= agreement <= 1)):
         raise ValueError("gain or agreement out of range")
-    return TunedUse(
-        Tuning(**tuning).validated(),
-        _parse_speeds(**speeds),
-        _parse_speeds(**baseline),
-        float(gain),
-        agreement,
-        None if step_costs is None else StepCosts.from_dict(step_costs),
-    )
+    costs = None if step_costs is None else StepCosts.from_dict(step_costs)
+    return TunedUse(Tuning(**tuning).validated(), _parse_speeds(**speeds), float(gain), agreement, costs)
 
 
-def _parse_speeds(load_s: float, prompt: float, generate: float, memory: int) -> Speeds:
-    if not (
-        1 / MAX_VALUE < prompt < MAX_VALUE
-        and 1 / MAX_VALUE < generate < MAX_VALUE
-        and 0 <= load_s < MAX_VALUE
-        and 0 <= memory < 2**63
-    ):
+def _parse_speeds(*, load_s: float, prompt: float, generate: float, memory: int) -> Speeds:
+    are_possible = all(1 / MAX_VALUE < speed < MAX_VALUE for speed in (prompt, generate))
+    if not (are_possible and 0 <= load_s < MAX_VALUE and 0 <= memory < 2**63):
         raise ValueError("speed out of range")
     return Speeds(float(load_s), float(prompt), float(generate), int(memory))

@@ -1,8 +1,13 @@
-"""Check that models can be merged: the same architecture, shape and vocabulary. Pure."""
+"""Check that models can be merged: the same architecture, shape and vocabulary, and layers at numbers they fit. Pure.
+
+llama.cpp evaluates some layers differently by their number, alternating or at an end of the model. The periods are from
+the calls of `load_swa_pattern`, and `n_no_rope_layer_step`, in llama.cpp's src/models (0c1e57098).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import lcm
 from typing import Any
 
 from cerebrum_cli.core.errors import MergeError
@@ -11,13 +16,24 @@ from cerebrum_cli.gguf.table import HEAD, Table
 SAME_SHAPE_HINT = "merge models of the same shape"
 HINT = "merge models with the same architecture, shape and vocabulary"
 VOCABULARY = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.merges")
-MAY_DIFFER = (
-    "block_count",
-    "context_length",
-    "vocab_size",
-)  # stacks may differ in layers; vocabularies are compared token by token
+# Stacks may differ in layers, and vocabularies are compared token by token.
+MAY_DIFFER = ("block_count", "context_length", "vocab_size")
 # llama.cpp's values for missing keys. Any other key that only one file has is not a difference.
 DEFAULTS = {"rope.freq_base": 10000.0, "expert_count": 0, "rope.scaling.type": "none"}
+# Sliding-window attention in all but one of this many layers, unless the file states the window layer by layer.
+WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "plamo3": 8} | dict.fromkeys(
+    ("afmoe", "cohere2", "cohere2moe", "exaone-moe", "exaone4", "laguna", "llama4", "olmo2", "smallthinker"), 4
+)
+# Counts of layers at an end of the model that differ from the others: the key, whether they come first, and their kind.
+LAYER_COUNTS = (
+    ("leading_dense_block_count", True, "without experts"),
+    ("nextn_predict_layers", False, "for multi-token prediction"),
+    ("attention.shared_kv_layers", False, "with shared keys and values"),
+)
+# Embeddings of all layers in one tensor.
+EMBEDDING_PER_LAYER = "per_layer_token_embd.weight"
+# Layers without position encoding, or with another kind of attention. No metadata states these layer by layer.
+FIXED_PERIODS = {"afmoe": 4, "llama4": 4, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "smollm3": 4}
 
 
 def require_compatible(tables: Sequence[Table]) -> None:
@@ -39,7 +55,8 @@ def differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
     prefix = f"{first.architecture}."
     for key in sorted({*table.metadata, *first.metadata}):
         name = key.removeprefix(prefix)
-        if key.startswith(prefix) and name not in MAY_DIFFER and not is_per_layer(key, table, first):
+        is_per_layer = table.is_per_layer(key) or first.is_per_layer(key)
+        if key.startswith(prefix) and name not in MAY_DIFFER and not is_per_layer:
             actual, expected = (content_or_default(each, key, DEFAULTS.get(name)) for each in (table, first))
             if None not in (actual, expected) and actual != expected:
                 yield key, actual, expected
@@ -65,31 +82,18 @@ def vocabulary_differences(table: Table, first: Table) -> Iterator[tuple[str, An
 
 def shape_differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
     """Yield the tensors outside of layers, and of the first layer, whose shapes differ."""
-    for actual, expected in (
-        (table.global_tensors, first.global_tensors),
-        (table.layer_tensors(0), first.layer_tensors(0)),
-    ):
-        for suffix, tensor in actual.items():
-            if suffix in expected and tensor.shape != expected[suffix].shape and not has_per_layer_values(table, first):
-                yield f"the shape of {tensor.name}", tensor.shape, expected[suffix].shape
+    if any(each.is_per_layer(key) for each in (table, first) for key in each.metadata):  # layers may differ in shape
+        return
+    expected = {**first.global_tensors, **first.layer_tensors(0)}
+    for suffix, tensor in {**table.global_tensors, **table.layer_tensors(0)}.items():
+        if suffix in expected and tensor.shape != expected[suffix].shape:
+            yield f"the shape of {tensor.name}", tensor.shape, expected[suffix].shape
 
 
 def require_global_tensors(table: Table, other: Table) -> None:
     """Raise MergeError for a missing tensor outside of layers; without a head the embeddings are used for it."""
-    if missing := next(
-        (name for name in other.global_tensors if name not in table.global_tensors and name != HEAD), None
-    ):
-        raise MergeError(f"{table.name} has no {missing}, unlike {other.name}", HINT)
-
-
-def is_per_layer(key: str, *tables: Table) -> bool:
-    """Whether a hyperparameter is an array over layers in any of these models."""
-    return any(table.is_per_layer(key) for table in tables)
-
-
-def has_per_layer_values(*tables: Table) -> bool:
-    """Whether layers of a model may differ in shape."""
-    return any(table.is_per_layer(key) for table in tables for key in table.metadata)
+    if missing := sorted(other.global_tensors.keys() - table.global_tensors.keys() - {HEAD}):
+        raise MergeError(f"{table.name} has no {missing[0]}, unlike {other.name}", HINT)
 
 
 def content_or_default(table: Table, key: str, default: Any) -> Any:
@@ -106,3 +110,53 @@ def display(value: Any) -> str:
         return "nothing"
     text = ascii(value) if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def require_layer_pattern(tables: Mapping[str, Table], layers: Sequence[tuple[int, Sequence[tuple[str, int]]]]) -> None:
+    """Raise MergeError if a layer moves to a number at which its architecture evaluates it differently."""
+    patterns = {name: layer_pattern(table) for name, table in tables.items()}
+    if len(set(patterns.values())) > 1:
+        raise MergeError("the models' layer patterns differ (attention.sliding_window_pattern)", "merge other files")
+    stays = all(number == layer for number, sources in layers for _, layer in sources)
+    for name, table in tables.items():
+        if EMBEDDING_PER_LAYER in table.global_tensors and not (stays and len(layers) == table.n_layers):
+            problem = f"{name} has embeddings for each of its {table.n_layers} layers, which cannot be stacked"
+            raise MergeError(problem, "keep all layers of such a model, in order")
+    for number, sources in layers:
+        for name, layer in sources:
+            if (number - layer) % (period := lcm(*patterns[name])):
+                problem = f"layer {layer} of {name} would become layer {number}, which {tables[name].architecture}"
+                raise MergeError(f"{problem} evaluates differently", f"move layers by multiples of {period}")
+
+
+def layer_pattern(table: Table) -> tuple[int, int]:
+    """Period of the differences that no file states, and of sliding windows that this file does not state per layer."""
+    architecture = table.architecture
+    attention = table.whole_number("full_attention_interval") or FIXED_PERIODS.get(architecture, 1)
+    fixed = lcm(attention, table.whole_number("interleave_moe_layer_step") or 1)
+    stated = table.whole_number("attention.sliding_window_pattern", 0)  # a flag per layer, or a period
+    if stated is None and (architecture == "gemma2" or table.hyperparameter("attention.sliding_window")):
+        return fixed, WINDOW_PERIODS.get(architecture, 1)  # llama.cpp has a default window for gemma2 only
+    return fixed, 1 if stated is None else int(stated) or 1
+
+
+def layer_counts(layers: Sequence[tuple[Table, int]]) -> dict[str, int]:
+    """Hyperparameters of a merge that count its first or last layers of another kind, given the source of each layer.
+
+    Raises MergeError if some would be elsewhere, which llama.cpp cannot load.
+    """
+    result = {}
+    for key, is_first, kind in LAYER_COUNTS:
+        counts = [table.whole_number(key) for table, _ in layers]
+        flags = [
+            layer < (count or 0) if is_first else layer >= table.n_layers - (count or 0)
+            for (table, layer), count in zip(layers, counts, strict=True)
+        ]
+        if flags != sorted(flags, reverse=is_first):
+            number = flags.index(True, flags.index(False)) if is_first else flags.index(True)
+            table, layer = layers[number]
+            problem = f"layer {layer} of {table.name}, a layer {kind}, would become layer {number} of {len(layers)}"
+            raise MergeError(problem, f"keep layers {kind} {'first' if is_first else 'last'}, or leave them out")
+        if any(count is not None for count in counts):
+            result[key] = sum(flags)
+    return result

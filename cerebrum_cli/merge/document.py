@@ -1,31 +1,88 @@
-"""Adapter to PyYAML: parse any text into plain values, or raise an error with the line and column."""
+"""Adapter to PyYAML: fields of a YAML document, whose errors name the file and the path to a value."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.merge.location import Location, truncate
+from cerebrum_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from yaml.error import Mark
     from yaml.nodes import Node
 
 _LEVELS, _VALUES = 20, 100_000  # with aliases expanded: far beyond any recipe, and still fast to check
+_TYPO_SIMILARITY = 0.8  # a name more similar than this to a known one is taken for a typing error
 
 
-class Document(NamedTuple):
-    """A YAML document, and the keys of its top level whose values are used again by an alias."""
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A value in a document, None if it is missing; `path` is where it is, such as `slices[2].sources[0]`."""
 
-    content: object
-    anchored_keys: frozenset[str]
+    file: str
+    path: str
+    value: Any
+
+    def __getitem__(self, key: str) -> Field:
+        """The field of a key, in a value that is a mapping or missing."""
+        return Field(self.file, f"{self.path}.{key}" if self.path else key, (self.value or {}).get(key))
+
+    @property
+    def is_missing(self) -> bool:
+        return self.value is None
+
+    def error(self, problem: str, hint: str) -> UsageError:
+        """Build an error for this field, with control characters escaped."""
+        at = f"{self.path}: " if self.path else ""
+        return UsageError(printable(f"{self.file}: {at}{problem}"), printable(hint))
+
+    def require_mapping(self, keys: Sequence[str]) -> None:
+        """Raise UsageError if the value is not a mapping; `keys` are listed in the hint."""
+        if not isinstance(self.value, dict):
+            raise self.error("not a mapping", f"write lines of `key: value` with these keys: {', '.join(keys)}")
+
+    def require_keys(self, keys: Sequence[str], ignored: Sequence[str] = ()) -> None:
+        """Raise UsageError if the value is not a mapping, or has a value for an unknown key."""
+        self.require_mapping(keys)
+        for key, item in self.value.items():
+            if item is not None and key not in (*keys, *ignored):
+                raise self.unknown_key(key, keys)
+
+    def unknown_key(self, key: object, keys: Sequence[str]) -> UsageError:
+        return self.error(f"unknown key {quoted(key)}", choices(key, keys))
+
+    def items(self) -> list[Field]:
+        """Items of a list that is not empty."""
+        if not isinstance(self.value, list) or not self.value:
+            raise self.error("not a list with items", "begin each item with `- `")
+        return [Field(self.file, f"{self.path}[{index}]", item) for index, item in enumerate(self.value)]
+
+    def text(self, needed: str) -> str:
+        """A printable text; `needed` describes it in the error."""
+        if not isinstance(self.value, str) or not self.value.strip() or not self.value.isprintable():
+            raise self.error(f"not {needed}", "write it on one line, quoted if YAML reads it as another type")
+        return self.value.strip()
+
+    def number(self) -> float:
+        """A finite number, which YAML may have read as text: `1e-3`."""
+        number = math.nan
+        if isinstance(self.value, int | float | str):
+            with suppress(ValueError, OverflowError):
+                number = float(self.value)
+        if not math.isfinite(number):
+            raise self.error("not a finite number", "write one such as 0.5, or a list of numbers for a gradient")
+        return number
 
 
-def read_document(root: Location, text: str) -> Document:
-    """Parse a text that holds one YAML document. Raises UsageError if it does not."""
+def read_document(file: str, text: str) -> Field:
+    """Parse a text that holds one YAML document. Raises UsageError, with line and column, if it does not."""
     import yaml
 
+    root = Field(file, "", None)
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -33,13 +90,11 @@ def read_document(root: Location, text: str) -> Document:
             raise root.error("empty file", "write a recipe: a merge_method, and slices or models")
         if not _is_bounded(node):
             raise root.error("too many levels or aliases", "use fewer levels and aliases")
-        anchored_keys = _anchored_keys(node)  # first: construction merges the values of `<<` into others
-        return Document(loader.construct_document(node), anchored_keys)
+        return Field(file, "", loader.construct_document(node))
     except yaml.MarkedYAMLError as error:
         reason = " ".join(filter(None, [error.context, error.problem]))
-        raise root.error(
-            f"not valid YAML{_position(error.problem_mark)}: {truncate(reason, 200)}", "correct the syntax there"
-        ) from error
+        problem = f"not valid YAML{_position(error.problem_mark)}: {truncate(reason, 200)}"
+        raise root.error(problem, "correct the syntax there") from error
     except yaml.reader.ReaderError as error:
         lines = text[: error.position].split("\n")
         at = f"line {len(lines)}, column {len(lines[-1]) + 1}"
@@ -60,21 +115,40 @@ def _position(mark: Mark | None) -> str:
 
 def _is_bounded(root: Node) -> bool:
     """Whether a document is small enough to construct, with its aliases expanded."""
-    return all(level <= _LEVELS and count < _VALUES for count, (_, level) in enumerate(_nodes(root)))
-
-
-def _anchored_keys(root: Node) -> frozenset[str]:
-    rows = root.value if not isinstance(root.value, str) else ()
-    uses = [(row[0].value, {id(node) for node, _ in _nodes(row[1])}) for row in rows if isinstance(row, tuple)]
-    counts = Counter(node for _, nodes in uses for node in nodes)
-    return frozenset(key for key, nodes in uses if isinstance(key, str) and any(counts[node] > 1 for node in nodes))
-
-
-def _nodes(root: Node) -> Iterator[tuple[Node, int]]:
-    """Yield the nodes of a document with their levels, those behind aliases again."""
-    stack = [(root, 1)]
+    stack, count = [(root, 1)], 0
     while stack:
         node, level = stack.pop()
-        yield node, level
+        count += 1
+        if level > _LEVELS or count > _VALUES:
+            return False
         for child in node.value if not isinstance(node.value, str) else ():
             stack.extend((inner, level + 1) for inner in (child if isinstance(child, tuple) else (child,)))
+    return True
+
+
+def choices(given: object, known: Sequence[str]) -> str:
+    """Hint that suggests the known name a given one is similar to, and lists all of them."""
+    near = similar(given, known)
+    return f"{f'did you mean {near}? ' if near else ''}supported: {', '.join(known)}"
+
+
+def similar(given: object, known: Sequence[str]) -> str | None:
+    """Known name that a given one is probably meant to be, None if none is similar enough."""
+    found = get_close_matches(given[:100], known, 1, _TYPO_SIMILARITY) if isinstance(given, str) else []
+    return found[0] if found else None
+
+
+def quoted(value: object) -> str:
+    """Format a value for an error message: text quoted if blank, anything else as its type."""
+    if not isinstance(value, str):
+        return f"({type(value).__name__})"
+    return truncate(value if value.strip() else repr(value), 60)
+
+
+def truncate(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def printable(text: str) -> str:
+    """Escape characters that are not printable."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -1,74 +1,162 @@
-"""Merge installed models: plan a recipe, write the merged files and register the result."""
+"""From a recipe to a merged model: find the recipe and its models, plan and write the merge, and register it."""
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, NamedTuple
 
-from cerebrum_cli.core.errors import ConfigError, MergeError, UsageError
+from cerebrum_cli.core.errors import CerebrumError, ConfigError, MergeError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.locks import PART
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.gguf.adapter import read_table
 from cerebrum_cli.gguf.header import Header, parse_header, read_header
-from cerebrum_cli.merge.execute import OutputFile, execute, plan_files, require_supported_types
+from cerebrum_cli.gguf.table import read_table
+from cerebrum_cli.merge.execute import OutputFile, WrittenFile, execute, plan_file, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import input_tensors
-from cerebrum_cli.merge.output_files import PART_SUFFIX, WrittenFile
 from cerebrum_cli.merge.plan import Plan, plan_merge
-from cerebrum_cli.merge.recipe import Recipe
+from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.merge.weights import CHUNK_WEIGHTS, PENDING_PER_THREAD, CodecFactory
+from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import Capacity, fit_memory, planned_context
+from cerebrum_cli.models.generative import require_loadable
 from cerebrum_cli.models.library import Library, OnProgress
 from cerebrum_cli.models.model import (
     MERGE_FORMAT,
     MERGE_RECIPE,
     MERGE_SOURCES,
     Model,
+    as_path,
     is_file,
-    require_loadable,
+    is_missing,
 )
-from cerebrum_cli.models.names import require_free_name
+from cerebrum_cli.models.reference import NameReference
 from cerebrum_cli.models.registry import ModelFile
-from cerebrum_cli.models.spec import ModelSpec
-from cerebrum_cli.models.variants import unsplit_name
 
 # Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
 BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200
 DISK_RESERVE = 64_000_000  # bytes of the disk left free for other programs
+MAX_RECIPE_BYTES = 1 << 20
+
+
+class RequestedMerge(NamedTuple):
+    """A recipe; for one from the catalog also its row and the requested quantization."""
+
+    recipe: Recipe
+    spec: ModelSpec | None = None
+    quantization: str | None = None
+
+
+def read_recipe(library: Library, text: str) -> RequestedMerge:
+    """Read a recipe file, or the recipe of a catalog model. Raises UsageError if it is missing or invalid."""
+    path, (name, _, quantization) = as_path(text), text.partition(":")
+    spec = library.spec_named(name)
+    if spec and spec.recipe:
+        return RequestedMerge(catalogue_recipe(spec), spec, quantization or None)
+    if not is_missing(path):
+        return RequestedMerge(parse_recipe(read_text(path), path.name))
+    known = ", ".join(spec.name for spec in library.specs if spec.recipe)
+    raise UsageError(f"{text}: no such recipe", f"name a mergekit recipe in YAML, or a catalog model with one: {known}")
+
+
+def catalogue_recipe(spec: ModelSpec) -> Recipe:
+    """Read the recipe of a catalog row that has one. Raises UsageError if it cannot be read."""
+    assert spec.recipe is not None, "the row has no recipe"
+    return parse_recipe(read_text(spec.recipe), spec.name)
+
+
+def read_text(path: Path) -> str:
+    """Read the text of a recipe file or pipe. Raises UsageError if it cannot be read."""
+    hint = "name a mergekit recipe in YAML"
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_RECIPE_BYTES + 1)
+        if len(data) > MAX_RECIPE_BYTES:
+            raise UsageError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes", hint)
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}", hint) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text", hint) from error
+
+
+def source_references(library: Library, request: RequestedMerge, sources: Iterable[str]) -> dict[str, str]:
+    """Map the names in a recipe to model references, some given as NAME=MODEL. Raises UsageError for other names."""
+    names, quantization = request.recipe.models, request.quantization
+    references = {name: with_quantization(library, name, quantization) if quantization else name for name in names}
+    given: set[str] = set()
+    for text in sources:
+        name, _, reference = text.partition("=")
+        if name not in names or "=" not in text:
+            hint = f"use NAME=MODEL, where NAME is {' or '.join(names)}"
+            raise UsageError(f"--source {text}: the recipe does not name this model", hint)
+        if name in given or not reference:
+            problem = f"a second model for {name}" if name in given else "no model after the ="
+            raise UsageError(f"--source {text}: {problem}", f"give --source {name}=MODEL once")
+        given.add(name)
+        references[name] = reference
+    return references
+
+
+def resolve_models(library: Library, references: Mapping[str, str], find: Callable[[str], Model]) -> dict[str, Model]:
+    """Find the model of each name. Raises ModelNotFound, or the error of pulling it, for a missing one."""
+    models = {}
+    for name, reference in references.items():
+        try:
+            models[name] = find(reference)
+        except (ModelNotFound, PullError) as error:
+            if name != reference or library.spec_named(name.partition(":")[0]):
+                raise
+            raise unknown_source(name, error) from error
+    return models
+
+
+def unknown_source(name: str, error: CerebrumError) -> ModelNotFound:
+    """Error for a name in a recipe without an installed model; most names are of repositories without GGUF files."""
+    hint = f"name the model to use: --source {name}=MODEL"
+    if isinstance(error, ModelNotFound) and error.pullable:
+        return ModelNotFound(error.message, f"{error.hint}, if it has GGUF files; or {hint}", pullable=error.pullable)
+    return ModelNotFound(f"the recipe's model {name}: {error.message}", hint)
+
+
+def with_quantization(library: Library, text: str, quantization: str) -> str:
+    """Add a quantization to a reference to a catalog model; leave any other reference unchanged."""
+    reference = library.parse(text)
+    if isinstance(reference, NameReference) and reference.quantization is None and library.spec_named(reference.name):
+        return str(NameReference(reference.name, quantization))
+    return text
 
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
     """Output path and name of a merge.
 
-    `type` is the type of all weights, None to leave each tensor's type. `split_size` is the maximum size of a file in
-    bytes. `title` is the model name in the file unless the recipe has one. `quantization` is that of the sources, for
-    files that do not state it.
+    `type` is the type of all weights, None to leave each tensor's type. `title` is the model name in the file unless
+    the recipe has one. `quantization` is that of the sources, for files that do not state it.
     """
 
     output: Path
     name: str
     type: str | None = None
-    split_size: int | None = None
     title: str | None = None
     quantization: str | None = None
 
     def replaces(self, entry: ModelFile) -> bool:
-        """Whether a registry entry is for the file, split or whole, that the merge overwrites."""
-        return entry.path.parent == self.output.parent.resolve() and unsplit_name(entry.path.name) == self.output.name
+        """Whether a registry entry is for the file that the merge overwrites."""
+        return entry.path == self.output.resolve()
 
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge ready to be written: its plan and files.
+    """A merge ready to be written: its plan and file.
 
     `array_items` counts the items of all metadata arrays of its sources.
     """
@@ -77,18 +165,17 @@ class Merge:
     models: Mapping[str, Model]
     options: MergeOptions
     plan: Plan
-    files: tuple[OutputFile, ...]
+    file: OutputFile
     array_items: int
 
     @property
     def size(self) -> int:
-        """Size of all files in bytes."""
-        return sum(file.size for file in self.files)
+        """Size of the file in bytes."""
+        return self.file.size
 
     @cached_property
     def header(self) -> Header:
-        first = self.files[0]
-        return parse_header(first.path, first.header, first.size)
+        return parse_header(self.file.path, self.file.header, self.size)
 
     @property
     def memory(self) -> int:
@@ -125,20 +212,16 @@ class Merger:
         title = recipe.name or options.title or options.name
         plan = plan_merge(recipe, tables, target, provenance(recipe, models, title))
         require_supported_types(plan, self.codec)
-        files = plan_files(plan, options.output, options.split_size)
-        return Merge(recipe, models, options, plan, files, sum(each.array_items for each in tables.values()))
-
-    def require_name(self, options: MergeOptions, spec: ModelSpec | None) -> None:
-        """Raise UsageError if another model has the name; `spec` is the catalog row of the recipe, if it has one."""
-        require_free_name(self.library, options.name, lambda row: row is spec, options.replaces)
+        file = plan_file(plan, options.output)
+        return Merge(recipe, models, options, plan, file, sum(each.array_items for each in tables.values()))
 
     def require_writable(self, merge: Merge) -> None:
-        """Raise UsageError if a file is one of the sources, MergeError if the disk has too little space."""
-        paths = [file.path for file in merge.files]
-        require_not_source(merge.models, paths)
-        parts = [path.with_name(path.name + PART_SUFFIX) for path in paths]  # files of a killed process are overwritten
-        reclaimed = sum(part.stat().st_size for part in parts if is_file(part))
-        self.require_disk_space(paths[0].parent, merge.size - reclaimed)
+        """Raise UsageError if the file is one of the sources, MergeError if the disk has too little space."""
+        path = merge.file.path
+        require_not_source(merge.models, path)
+        part = path.with_name(path.name + PART)  # that of a killed process is overwritten
+        reclaimed = part.stat().st_size if is_file(part) else 0
+        self.require_disk_space(path.parent, merge.size - reclaimed)
 
     def require_disk_space(self, folder: Path, size: int) -> None:
         """Raise MergeError if the disk of a directory has too little space for `size` bytes."""
@@ -147,21 +230,21 @@ class Merger:
             problem = f"not enough disk space: {format_size(free)} free, {format_size(need)} needed"
             raise MergeError(f"{folder.resolve()}: {problem}", f"free {format_size(need - free)}, or write elsewhere")
 
-    def write(self, merge: Merge, on_progress: OnProgress) -> tuple[WrittenFile, ...]:
-        """Write the files of a merge, reporting bytes done and total.
+    def write(self, merge: Merge, on_progress: OnProgress) -> WrittenFile:
+        """Write the file of a merge, reporting bytes done and total.
 
         Raises MergeError if it cannot be written. No partial file remains after an error or an interruption.
         """
-        return execute(merge.files, self.codec, thread_count(), on_progress)
+        return execute(merge.file, self.codec, thread_count(), on_progress)
 
-    def register(self, merge: Merge, written: Sequence[WrittenFile]) -> Model:
-        """Register the written model, and remove entries for the files it replaced.
+    def register(self, merge: Merge, written: WrittenFile) -> Model:
+        """Register the written model, and remove the entry of the model it replaced.
 
-        Raises ConfigError if that fails: the files are kept, since writing them may have taken an hour.
+        Raises ConfigError if that fails: the file is kept, since writing it may have taken an hour.
         """
-        registry, path, name = self.library.registry, written[0].path, merge.options.name
+        registry, path, name = self.library.registry, written.path, merge.options.name
         stat = path.stat()
-        model = ModelFile(name, path.resolve(), stat.st_size, written[0].sha256, stat.st_mtime_ns, "merge")
+        model = ModelFile(name, path.resolve(), stat.st_size, written.sha256, stat.st_mtime_ns, "merge")
         try:
             for entry in registry.entries():
                 if entry.source == "merge" and entry.name != name and merge.options.replaces(entry):
@@ -174,11 +257,10 @@ class Merger:
         return self.library.model_from_entry(model)
 
 
-def require_not_source(models: Mapping[str, Model], paths: Iterable[Path]) -> None:
-    """Raise UsageError if an output path is a source file of the merge."""
-    sources = {path.resolve() for model in models.values() for path in model.paths}
-    if taken := next((path for path in paths if path.resolve() in sources), None):
-        raise UsageError(f"{taken} is a source of this merge", "choose another output file")
+def require_not_source(models: Mapping[str, Model], path: Path) -> None:
+    """Raise UsageError if the output path is a source file of the merge."""
+    if path.resolve() in {source.resolve() for model in models.values() for source in model.paths}:
+        raise UsageError(f"{path} is a source of this merge", "choose another output file")
 
 
 def public_name(model: Model) -> str:
@@ -215,7 +297,7 @@ def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]
         "tensor_types": dict(Counter(tensor.kind.name for tensor in merge.plan.tensors)),
         "parameters": merge.plan.n_parameters,
         "size": merge.size,
-        "files": [{"path": str(file.path), "size": file.size} for file in merge.files],
+        "files": [{"path": str(merge.file.path), "size": merge.size}],
         "copied": merge.copied_bytes,
         "unmatched_filters": list(merge.plan.unmatched_filters),
         "ignored_keys": list(merge.recipe.ignored_keys),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.table import Table, Value
-from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT
-from cerebrum_cli.merge.layer_pattern import layer_counts
+from cerebrum_cli.gguf.parser import Value
+from cerebrum_cli.gguf.table import Table
+from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, layer_counts
 from cerebrum_cli.merge.recipe import Recipe
 from cerebrum_cli.merge.target_types import Target
 
@@ -41,70 +41,61 @@ class Provenance:
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
-class PlannedModel(NamedTuple):
-    """Planned layers, each with the model and layer its metadata comes from, and tensor shapes by name."""
-
-    layers: Sequence[tuple[Table, int]]
-    shapes: Mapping[str, tuple[int, ...]]
-
-
 def merged_metadata(
-    recipe: Recipe, tables: Mapping[str, Table], planned: PlannedModel, target: Target, provenance: Provenance
+    recipe: Recipe,
+    tables: Mapping[str, Table],
+    origins: Sequence[tuple[Table, int]],
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Target,
+    provenance: Provenance,
 ) -> dict[str, Value]:
-    """Build the metadata of a merge; tokenizer and chat template come from the recipe's `tokenizer_source`."""
+    """Build the metadata of a merge; tokenizer and chat template come from the recipe's `tokenizer_source`.
+
+    `origins` are the model and layer that the metadata of each layer comes from, `shapes` those of the tensors by name.
+    """
     first = tables[recipe.base_model or recipe.models[0]]
     tokenizer = tables[recipe.tokenizer_model]
     metadata = {key: value for key, value in first.metadata.items() if not key.startswith("tokenizer.")}
     metadata |= {key: value for key, value in tokenizer.metadata.items() if key.startswith("tokenizer.")}
-    metadata = {key: value for key, value in metadata.items() if is_inherited(key)}
-    metadata |= hyperparameters(first, tables.values(), planned)
+    metadata = {
+        key: value for key, value in metadata.items() if key not in _DROPPED and not key.startswith(_DROPPED_PREFIXES)
+    }
+    metadata |= hyperparameters(first, tables.values(), origins)
     metadata["general.name"] = string_value(provenance.name)
-    metadata["general.size_label"] = string_value(size_label(planned.shapes, first.whole_number("expert_count") or 0))
-    number = target.file_type(dominant_file_type(planned))
+    metadata["general.size_label"] = string_value(size_label(shapes, first.whole_number("expert_count") or 0))
+    number = target.file_type(dominant_file_type(origins))
     if number is not None:
         metadata["general.file_type"] = Value("UINT32", number)
-    licenses = {table.text("general.license") for table in tables.values()}
-    if len(licenses) > 1:
+    if len({table.text("general.license") for table in tables.values()}) > 1:
         metadata = {key: value for key, value in metadata.items() if not key.startswith("general.license")}
     return metadata | base_models(recipe, tables, provenance)
 
 
-def is_inherited(key: str) -> bool:
-    """Whether the value of a source's key also holds for a merge of it."""
-    return key not in _DROPPED and not key.startswith(_DROPPED_PREFIXES)
-
-
-def hyperparameters(first: Table, tables: Iterable[Table], planned: PlannedModel) -> dict[str, Value]:
+def hyperparameters(first: Table, tables: Collection[Table], origins: Sequence[tuple[Table, int]]) -> dict[str, Value]:
     """Hyperparameters that may differ from the first model's: counts of layers, context length and per-layer arrays."""
     prefix = f"{first.architecture}."
-    counts = {"block_count": len(planned.layers), **layer_counts(planned.layers)}
+    counts = {"block_count": len(origins), **layer_counts(origins)}
     result = {f"{prefix}{name}": Value("UINT32", count) for name, count in counts.items()}
-    models = list(tables)
-    for table in models:
+    for table in tables:
         table.whole_number("context_length")  # raises if it is not one
-    for key in {key: None for table in models for key in table.metadata if key.startswith(prefix)}:
-        values = [table.metadata[key] for table in models if key in table.metadata]
-        arrays = [table.metadata[key] for table in models if table.is_per_layer(key)]
+    for key in {key: None for table in tables for key in table.metadata if key.startswith(prefix)}:
+        values = [table.metadata[key] for table in tables if key in table.metadata]
+        arrays = [table.metadata[key] for table in tables if table.is_per_layer(key)]
         if key == f"{prefix}context_length":
             result[key] = min(values, key=lambda value: value.content)
         elif arrays:
-            items = tuple(layer_value(table, key, layer) for table, layer in planned.layers)
+            items = tuple(table.layer_value(key, layer) for table, layer in origins)
+            if None in items:
+                name = origins[items.index(None)][0].name
+                raise MergeError(f"{name} has no {key}, which another model has for each layer", SAME_SHAPE_HINT)
             result[key] = arrays[0]._replace(content=items)
     return result
 
 
-def layer_value(table: Table, key: str, layer: int) -> Any:
-    """A model's value of a key for one layer. Raises MergeError if the model has none."""
-    value = table.layer_value(key, layer)
-    if value is None:
-        raise MergeError(f"{table.name} has no {key}, which another model has for each layer", SAME_SHAPE_HINT)
-    return value
-
-
-def dominant_file_type(planned: PlannedModel) -> int | None:
+def dominant_file_type(origins: Sequence[tuple[Table, int]]) -> int | None:
     """File type of the model that most layers come from, None if it states no valid one."""
-    counts = Counter(table.name for table, _ in planned.layers)
-    table = next(table for table, _ in planned.layers if table.name == counts.most_common(1)[0][0])
+    counts = Counter(table.name for table, _ in origins)
+    table = next(table for table, _ in origins if table.name == counts.most_common(1)[0][0])
     value = table.metadata.get("general.file_type")
     return value.content if value and isinstance(value.content, int) and 0 <= value.content < 2**32 else None
 

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import Tensor, split_layer
-from cerebrum_cli.merge.conversion import hugging_face_names, is_constant, stored_offset
-from cerebrum_cli.merge.parameter_lookup import lookup_parameter
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
+from cerebrum_cli.merge.tensor_names import hugging_face_names, is_constant, stored_offset
 
 COEFFICIENT_TOLERANCE = 1e-9  # rounding errors of a sum of coefficients stay below this
 DOT_THRESHOLD = 0.9995  # cosine above which mergekit interpolates linearly
@@ -76,38 +75,40 @@ class Position(NamedTuple):
     t: float
     architecture: str
 
-    def parameter(self, name: str) -> float | None:
-        """Look up a parameter of the recipe for this tensor."""
-        return lookup_parameter(
-            name, self.recipe, self.slice, None, hugging_face_names(self.name, self.architecture), self.t
-        )
+    def parameter(self, name: str, source: Source | None = None, tensor: Tensor | None = None) -> float | None:
+        """A parameter for this tensor: the source's, or the slice's, or the recipe's; None if no filter matches.
 
-    def source_parameter(self, name: str, source: Source, tensor: Tensor) -> float | None:
-        """Look up a source's parameter; filters match the layer number in the source, as in mergekit."""
-        source_names = hugging_face_names(
-            self.name if split_layer(self.name)[0] is None else tensor.name, self.architecture
-        )
-        return lookup_parameter(name, self.recipe, self.slice, source, source_names, self.t)
+        For a tensor of a source, filters match the layer number there, as in mergekit.
+        """
+        stored = tensor.name if tensor and split_layer(self.name)[0] is not None else self.name
+        names = hugging_face_names(stored, self.architecture)
+        levels = (*([source.parameters] if source else []), self.slice.parameters, self.recipe.parameters)
+        for value, filter in (each for level in levels for each in level.get(name, ())):
+            if filter is None or any(filter in each for each in names):
+                return interpolate(value, self.t) if isinstance(value, tuple) else value
+        return None
 
-    def weight(self, source: Source, tensor: Tensor) -> float:
-        """Weight of a source. Raises MergeError if the recipe has none for this tensor."""
-        value = self.source_parameter("weight", source, tensor)
+    def required(self, name: str, source: Source | None = None, tensor: Tensor | None = None) -> float:
+        """A parameter that must not be missing. Raises MergeError if no filter of the recipe matches this tensor."""
+        value = self.parameter(name, source, tensor)
         if value is None:
-            raise self.missing_parameter(f"weight of {source.model}")
+            missing = f"{name} of {source.model}" if source else name
+            hint = "add a value without a filter at the end of the list"
+            raise MergeError(f"the recipe has no {missing} for {self.name}", hint)
         return value
-
-    def missing_parameter(self, description: str) -> MergeError:
-        """Error for a recipe whose filters for a parameter do not match this tensor."""
-        hint = "add a value without a filter at the end of the list"
-        return MergeError(f"the recipe has no {description} for {self.name}", hint)
-
-    @property
-    def base_model(self) -> str | None:
-        return self.slice.base_model
 
     @property
     def offset(self) -> float:
         return stored_offset(self.name, self.architecture)
+
+
+def interpolate(gradient: tuple[float, ...], t: float) -> float:
+    """Interpolate a gradient, whose values are evenly spaced from 0 to 1, at `t`."""
+    position = t * (len(gradient) - 1)
+    before = int(position)
+    after = min(before + 1, len(gradient) - 1)
+    share = position - before
+    return (1.0 - share) * gradient[before] + share * gradient[after]
 
 
 def tensor_op(position: Position, inputs: Inputs) -> TensorOp:
@@ -123,19 +124,25 @@ def tensor_op(position: Position, inputs: Inputs) -> TensorOp:
 
 def base_tensor(position: Position, inputs: Inputs) -> Tensor:
     """Tensor whose type and shape the result has: the base model's, otherwise the first."""
-    return next((tensor for source, tensor in inputs if source.model == position.base_model), inputs[0][1])
+    return next((tensor for source, tensor in inputs if source.model == position.slice.base_model), inputs[0][1])
+
+
+def split_base(position: Position, inputs: Inputs) -> tuple[Tensor, Inputs]:
+    """The base model's tensor, and the other inputs."""
+    index = next(index for index, (source, _) in enumerate(inputs) if source.model == position.slice.base_model)
+    return inputs[index][1], [*inputs[:index], *inputs[index + 1 :]]
 
 
 def passthrough(position: Position, inputs: Inputs) -> list[Term]:
     """The only input tensor, times `scale`."""
     [(source, tensor)] = inputs
-    scale = position.source_parameter("scale", source, tensor)
+    scale = position.parameter("scale", source, tensor)
     return [Term(tensor, 1.0 if scale is None else scale)]
 
 
 def linear(position: Position, inputs: Inputs) -> list[Term]:
     """Weighted sum; the weights are divided by their sum unless `normalize` is false."""
-    weights = [position.weight(source, tensor) for source, tensor in inputs]
+    weights = [position.required("weight", source, tensor) for source, tensor in inputs]
     divisor = 1.0 if position.parameter("normalize") == 0 else sum(weights)
     if abs(divisor) < COEFFICIENT_TOLERANCE:
         raise MergeError(f"the weights for {position.name} add up to 0", "change one, or set normalize: false")
@@ -147,9 +154,8 @@ def task_arithmetic(position: Position, inputs: Inputs) -> list[Term]:
 
     The weights are divided by their sum if `normalize` is true.
     """
-    base_index = next(index for index, (source, _) in enumerate(inputs) if source.model == position.base_model)
-    base, others = inputs[base_index][1], [*inputs[:base_index], *inputs[base_index + 1 :]]
-    weights = [position.weight(source, tensor) for source, tensor in others]
+    base, others = split_base(position, inputs)
+    weights = [position.required("weight", source, tensor) for source, tensor in others]
     divisor = sum(weights) if position.parameter("normalize") else 1.0
     factor = position.parameter("lambda")
     factor = (1.0 if factor is None else factor) / (divisor if abs(divisor) >= MIN_NORM else 1.0)
@@ -159,11 +165,7 @@ def task_arithmetic(position: Position, inputs: Inputs) -> list[Term]:
 
 def slerp(position: Position, inputs: Inputs) -> TensorOp:
     """Interpolation from the base to the other tensor; a copy at either end."""
-    t = position.parameter("t")
-    if t is None:
-        raise position.missing_parameter("t")
-    base = next(tensor for source, tensor in inputs if source.model == position.base_model)
-    other = next((tensor for source, tensor in inputs if source.model != position.base_model), base)
+    t, (base, [(_, other)]) = position.required("t"), split_base(position, inputs)
     if base == other or t == 0:
         return Copy(base)
     return Copy(other) if t == 1 else Slerp(t, base, other, position.offset)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from cerebrum_cli.merge.document import read_document
-from cerebrum_cli.merge.fields import read_dtype, read_layer_range, read_model
-from cerebrum_cli.merge.location import (
-    Location,
-    choices,
-    nearest,
-    printable,
-    quoted,
-    read_items,
-    read_mapping,
-    read_text,
-    require_mapping,
-)
-from cerebrum_cli.merge.parameters import Parameters, read_parameters
+from cerebrum_cli.merge.document import Field, choices, printable, quoted, read_document, similar
 
 Method = Literal["passthrough", "linear", "slerp", "task_arithmetic"]
+
+
+class ConditionalValue(NamedTuple):
+    """A value for tensors with `filter` in their names, or for all; a tuple is a gradient over a slice's layers."""
+
+    value: float | tuple[float, ...]
+    filter: str | None
+
+
+Parameters = Mapping[str, tuple[ConditionalValue, ...]]  # the first entry whose filter matches is used
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,253 +62,204 @@ class Recipe:
         """All models named, without duplicates, those of the sources first."""
         named = [source.model for part in self.slices for source in part.sources]
         bases = [*(part.base_model for part in self.slices), self.base_model]
-        tokenizer = None if self.tokenizer_source in _NO_MODEL else self.tokenizer_source
-        return tuple(dict.fromkeys([*named, *filter(None, [*bases, tokenizer])]))
+        return tuple(dict.fromkeys([*named, *filter(None, [*bases, self._named_tokenizer])]))
 
     @property
     def tokenizer_model(self) -> str:
         """Model whose tokenizer the result has."""
-        named = None if self.tokenizer_source in _NO_MODEL else self.tokenizer_source
-        return named or self.base_model or self.models[0]
+        return self._named_tokenizer or self.base_model or self.models[0]
+
+    @property
+    def _named_tokenizer(self) -> str | None:
+        return None if self.tokenizer_source in _NO_MODEL else self.tokenizer_source
 
 
-class _ParsedSlice(NamedTuple):
-    """A slice, with the locations of itself and of each source."""
-
-    slice: Slice
-    location: Location
-    locations: tuple[Location, ...]
-
-
+_METHODS: tuple[Method, ...] = get_args(Method)
 _KEYS = (
-    "merge_method",
-    "slices",
-    "models",
-    "base_model",
-    "parameters",
-    "dtype",
-    "out_dtype",
-    "tokenizer_source",
-    "tokenizer",
-    "chat_template",
-    "name",
-    "modules",
+    *("merge_method", "slices", "models", "base_model", "parameters", "dtype", "out_dtype"),
+    *("tokenizer_source", "tokenizer", "chat_template", "name"),
 )
-_OTHER_METHODS = (  # mergekit's
-    "arcee_fusion",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "dare_linear",
-    "dare_ties",
-    "della",
-    "della_linear",
-    "karcher",
-    "model_stock",
-    "multislerp",
-    "nearswap",
-    "nuslerp",
-    "ram",
-    "ramplus_tl",
-    "sce",
-    "ties",
-)
-_TYPO_SIMILARITY = 0.8  # unknown keys more similar than this to a known one are refused as typing errors
+_PARAMETERS = ("weight", "normalize", "t", "scale", "lambda")
+# Parameters of other mergekit methods, or of its execution, which published recipes contain without using them.
+_UNUSED_PARAMETERS = ("density", "embed_slerp", "epsilon", "gamma", "int8_mask", "rescale")
+_DTYPES = {"float32": "F32", "fp32": "F32", "float16": "F16", "fp16": "F16", "bfloat16": "BF16", "bf16": "BF16"}
 _NO_MODEL = ("union", "base")  # values of tokenizer_source that are not models
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
     """Parse a recipe; `where` is its file name. Raises UsageError, with the location of the problem."""
-    root = Location(where)
-    content, anchored_keys = read_document(root, text)
-    document = require_mapping(root, content, _KEYS)
-    method = _supported_method(root, document)
-    ignored = tuple(
-        key
-        for key in document
-        if key not in _KEYS and (key in anchored_keys or not nearest(key, _KEYS, _TYPO_SIMILARITY))
-    )
-    row = _unwrap_module(root, read_mapping(root, document, _KEYS, ignored))
-    if method is None:
-        raise root.key("merge_method").error("missing", choices(None, tuple(_REQUIREMENTS)))
-    parameters = _parameters(root, row)
-    base_model = _base_model(root, row)
-    parts = _parse_slices(root, row, base_model)
-    for part in parts:
-        _REQUIREMENTS[method](part, parameters)
-    if row.get("chat_template", "auto") != "auto":
-        raise root.key("chat_template").error("only `auto` is supported", "remove it")
-    dtypes = [read_dtype(root.key(key), row[key]) for key in ("out_dtype", "dtype") if key in row]
+    root = read_document(where, text)
+    root.require_mapping(_KEYS)
+    method = _method(root["merge_method"])
+    ignored = [key for key in root.value if key not in _KEYS]
+    if misspelled := [key for key in ignored if similar(key, _KEYS)]:
+        raise root.unknown_key(misspelled[0], _KEYS)
+    parameters, base_model = _parameters(root["parameters"]), _optional_model(root["base_model"])
+    slices = _slices(root, method, parameters, base_model)
+    if root["chat_template"].value not in (None, "auto"):
+        raise root["chat_template"].error("only `auto` is supported", "remove it")
+    dtypes = [_dtype(root[key]) for key in ("out_dtype", "dtype") if not root[key].is_missing]
     return Recipe(
         method=method,
-        slices=tuple(part.slice for part in parts),
+        slices=slices,
         parameters=parameters,
         base_model=base_model,
         dtype=dtypes[0] if dtypes else None,
-        tokenizer_source=_tokenizer_source(root, row),
-        name=read_text(root.key("name"), row["name"], "a name") if "name" in row else None,
+        tokenizer_source=_tokenizer_source(root),
+        name=None if root["name"].is_missing else root["name"].text("a name"),
         text=text,
         ignored_keys=tuple(printable(quoted(key)) for key in ignored),
     )
 
 
-def _supported_method(root: Location, document: Mapping[object, object]) -> Method | None:
-    """The merge method, None if there is none. Raises UsageError for any other, before other errors in a recipe."""
-    value, hint = document.get("merge_method"), choices(None, tuple(_REQUIREMENTS))
-    for method in _REQUIREMENTS:
-        if method == value:
+def _method(field: Field) -> Method:
+    for method in _METHODS:
+        if method == field.value:
             return method
-    if value in _OTHER_METHODS:
-        raise root.error(f"merge_method {value} is not supported", hint)
-    if value is not None:
-        raise root.error(f"unknown merge_method {quoted(value)}", choices(value, tuple(_REQUIREMENTS)))
-    if document.get("experts") is not None:
-        raise root.error("mergekit-moe recipes, which build a mixture of experts, are not supported", hint)
-    return None
+    problem = "missing" if field.is_missing else f"{quoted(field.value)} is not supported"
+    raise field.error(problem, choices(field.value, _METHODS))
 
 
-def _unwrap_module(root: Location, row: Mapping[str, object]) -> Mapping[str, object]:
-    """Move the keys of a recipe's only module to the top level."""
-    if "modules" not in row:
-        return row
-    location, modules = root.key("modules"), row["modules"]
-    if not isinstance(modules, dict) or len(modules) != 1:
-        raise location.error("only one module is supported", "write the slices or models of the language model only")
-    [(name, module)] = modules.items()
-    inner = read_mapping(location.key(str(name)), module, ("slices", "models", "parameters"))
-    if both := inner.keys() & row.keys():
-        raise location.error(f"{min(both)} is given inside and outside of the module", "remove one of them")
-    return {key: value for key, value in (*row.items(), *inner.items()) if key != "modules"}
-
-
-def _parse_slices(root: Location, row: Mapping[str, object], base_model: str | None) -> list[_ParsedSlice]:
-    if ("slices" in row) == ("models" in row):
-        problem = "both slices and models are given" if "slices" in row else "neither slices nor models are given"
+def _slices(root: Field, method: Method, parameters: Parameters, base_model: str | None) -> tuple[Slice, ...]:
+    slices, models = root["slices"], root["models"]
+    if slices.is_missing == models.is_missing:
+        problem = "neither slices nor models are given" if slices.is_missing else "both slices and models are given"
         raise root.error(problem, "give slices to merge layers, or models to merge whole models")
-    if "models" in row:
-        return [_whole_models(root, row["models"], base_model)]
-    return [_slice(location, item, base_model) for location, item in read_items(root.key("slices"), row["slices"])]
+    if slices.is_missing:  # one slice of all layers, with the base model among its sources
+        fields = models.items()
+        sources = [_source(field, ("model", "parameters")) for field in fields]
+        if base_model is not None and all(source.model != base_model for source in sources):
+            sources, fields = [*sources, Source(base_model, None, {})], [*fields, root["base_model"]]
+        part = Slice(tuple(sources), {}, base_model)
+        _check_method(method, part, parameters, models, fields)
+        return (part,)
+    return tuple(_slice(field, method, parameters, base_model) for field in slices.items())
 
 
-def _whole_models(root: Location, value: object, base_model: str | None) -> _ParsedSlice:
-    """One slice of all layers, with the base model among its sources."""
-    location = root.key("models")
-    read = [
-        (item_location, _source(item_location, item, ("model", "parameters")))
-        for item_location, item in read_items(location, value)
-    ]
-    if base_model is not None and all(source.model != base_model for _, source in read):
-        read.append((root.key("base_model"), Source(base_model, None, {})))
-    return _ParsedSlice(
-        Slice(tuple(source for _, source in read), {}, base_model),
-        location,
-        tuple(item_location for item_location, _ in read),
-    )
-
-
-def _slice(location: Location, value: object, base_model: str | None) -> _ParsedSlice:
-    row = read_mapping(location, value, ("sources", "parameters", "base_model"), unsupported=("residual_weight",))
-    keys = ("model", "layer_range", "parameters")
-    items = read_items(location.key("sources"), row.get("sources"))
-    read = [(item_location, _source(item_location, item, keys)) for item_location, item in items]
-    counts = [source.layer_range[1] - source.layer_range[0] for _, source in read if source.layer_range]
-    for (item_location, _), count in zip(read, counts, strict=True):
+def _slice(field: Field, method: Method, shared: Parameters, base_model: str | None) -> Slice:
+    field.require_keys(("sources", "parameters", "base_model"))
+    fields = field["sources"].items()
+    sources = [_source(each, ("model", "layer_range", "parameters")) for each in fields]
+    counts = [source.layer_range[1] - source.layer_range[0] for source in sources if source.layer_range]
+    for each, count in zip(fields, counts, strict=True):
         if count != counts[0]:
             problem = f"{count} layers, but the first source has {counts[0]}"
-            raise item_location.key("layer_range").error(problem, "use the same number of layers from each source")
-    part = Slice(
-        tuple(source for _, source in read), _parameters(location, row), _base_model(location, row) or base_model
-    )
-    return _ParsedSlice(part, location, tuple(item_location for item_location, _ in read))
+            raise each["layer_range"].error(problem, "use the same number of layers from each source")
+    own_base_model = _optional_model(field["base_model"]) or base_model
+    part = Slice(tuple(sources), _parameters(field["parameters"]), own_base_model)
+    _check_method(method, part, shared, field, fields)
+    return part
 
 
-def _source(location: Location, value: object, keys: tuple[str, ...]) -> Source:
-    row = read_mapping(location, value, keys)
-    model = read_model(location.key("model"), row.get("model"))
-    layers = read_layer_range(location.key("layer_range"), row.get("layer_range")) if "layer_range" in keys else None
-    return Source(model, layers, _parameters(location, row))
+def _source(field: Field, keys: tuple[str, ...]) -> Source:
+    field.require_keys(keys)
+    layers = _layer_range(field["layer_range"]) if "layer_range" in keys else None
+    return Source(_model(field["model"]), layers, _parameters(field["parameters"]))
 
 
-def _base_model(location: Location, row: Mapping[str, object]) -> str | None:
-    return read_model(location.key("base_model"), row["base_model"]) if "base_model" in row else None
-
-
-def _parameters(location: Location, row: Mapping[str, object]) -> Parameters:
-    return read_parameters(location.key("parameters"), row.get("parameters", {}))
-
-
-def _tokenizer_source(root: Location, row: Mapping[str, object]) -> str | None:
-    if "tokenizer" in row and "tokenizer_source" in row:
-        raise root.error("both tokenizer and tokenizer_source are given", "remove one of them")
-    location, value = root.key("tokenizer_source"), row.get("tokenizer_source")
-    if "tokenizer" in row:
-        location = root.key("tokenizer")
-        inner = read_mapping(location, row["tokenizer"], ("source",), unsupported=("tokens", "pad_to_multiple_of"))
-        location, value = location.key("source"), inner.get("source", "union")  # mergekit's default
-    if value is None or value in _NO_MODEL:
-        return None if value is None else str(value)
-    return read_model(location, value.removeprefix("model:") if isinstance(value, str) else value)
-
-
-# Requirements of the methods on each slice; `shared` are the parameters of the whole recipe.
-
-
-def _passthrough(part: _ParsedSlice, _shared: Parameters) -> None:
-    count = len(part.slice.sources)
-    if count != 1:
-        problem = f"passthrough takes one source per slice, not {count}"
-        raise part.location.error(problem, "give each source its own slice, or use another merge_method")
-
-
-def _linear(part: _ParsedSlice, shared: Parameters) -> None:
-    _require_weights(part, shared, except_model=None)
-
-
-def _task_arithmetic(part: _ParsedSlice, shared: Parameters) -> None:
-    _require_weights(part, shared, except_model=_require_base_model(part, "task_arithmetic"))
-
-
-def _slerp(part: _ParsedSlice, shared: Parameters) -> None:
-    models = [source.model for source in part.slice.sources]
-    base_model = _require_base_model(part, "slerp")
-    if len(models) != 2 or len(set(models)) != 2:
-        problem = f"slerp takes two sources of different models, not {len(models)} of {len(set(models))}"
-        raise part.location.error(problem, f"use two: {quoted(base_model)} and another")
-    for source, location in zip(part.slice.sources, part.locations, strict=True):
-        if "t" in source.parameters:
-            problem = "slerp takes one t for both sources"
-            raise (
-                location.key("parameters")
-                .key("t")
-                .error(problem, "move it to the parameters of the slice or the recipe")
-            )
-    if "t" not in part.slice.parameters and "t" not in shared:
-        problem = "slerp needs t, from 0 (base_model) to 1 (the other model)"
-        raise part.location.error(problem, "add it to the parameters of the slice or the recipe")
-
-
-def _require_base_model(part: _ParsedSlice, method: Method) -> str:
-    """Base model of a slice. Raises UsageError if it is not among the sources."""
-    base_model = part.slice.base_model
-    if base_model is None:
-        raise part.location.error(f"{method} needs a base_model", "make one of the models the base_model")
-    if all(source.model != base_model for source in part.slice.sources):
+def _check_method(method: Method, part: Slice, shared: Parameters, field: Field, fields: Sequence[Field]) -> None:
+    """Raise UsageError if a slice lacks what the method needs; `fields` are those of its sources."""
+    models, base_model = [source.model for source in part.sources], part.base_model
+    given = {*part.parameters, *shared}
+    if method == "passthrough" and len(models) != 1:
+        problem = f"passthrough takes one source per slice, not {len(models)}"
+        raise field.error(problem, "give each source its own slice, or use another merge_method")
+    if method in ("slerp", "task_arithmetic") and base_model is None:
+        raise field.error(f"{method} needs a base_model", "make one of the models the base_model")
+    if method in ("slerp", "task_arithmetic") and base_model not in models:
         problem = f"the base_model {quoted(base_model)} is not among the sources"
-        raise part.location.error(problem, "add it, or make one of the sources the base_model")
-    return base_model
+        raise field.error(problem, "add it, or make one of the sources the base_model")
+    if method == "slerp":
+        if len(models) != 2 or models[0] == models[1]:
+            problem = f"slerp takes two sources of different models, not {len(models)} of {len(set(models))}"
+            raise field.error(problem, f"use two: {quoted(base_model)} and another")
+        hint = "to the parameters of the slice or the recipe"
+        for source, each in zip(part.sources, fields, strict=True):
+            if "t" in source.parameters:
+                raise each["parameters"]["t"].error("slerp takes one t for both sources", f"move it {hint}")
+        if "t" not in given:
+            raise field.error("slerp needs t, from 0 (base_model) to 1 (the other model)", f"add it {hint}")
+    if method in ("linear", "task_arithmetic") and "weight" not in given:
+        for source, each in zip(part.sources, fields, strict=True):
+            if "weight" not in source.parameters and (method == "linear" or source.model != base_model):
+                problem = f"{quoted(source.model)} has no weight"
+                raise each.error(problem, "add one to the parameters of each source, or of the recipe")
 
 
-def _require_weights(part: _ParsedSlice, shared: Parameters, except_model: str | None) -> None:
-    if "weight" in part.slice.parameters or "weight" in shared:
-        return
-    for source, location in zip(part.slice.sources, part.locations, strict=True):
-        if "weight" not in source.parameters and source.model != except_model:
-            problem = f"{quoted(source.model)} has no weight"
-            raise location.error(problem, "add one to the parameters of each source, or of the recipe")
+def _optional_model(field: Field) -> str | None:
+    return None if field.is_missing else _model(field)
 
 
-_REQUIREMENTS: Mapping[Method, Callable[[_ParsedSlice, Parameters], None]] = {
-    "passthrough": _passthrough,
-    "linear": _linear,
-    "slerp": _slerp,
-    "task_arithmetic": _task_arithmetic,
-}
+def _model(field: Field) -> str:
+    """A model name, also in mergekit's mapping forms: path and revision, possibly within `model`."""
+    if isinstance(field.value, dict) and "model" in field.value:
+        field.require_keys(("model",))
+        return _model(field["model"])
+    if isinstance(field.value, dict):
+        field.require_keys(("path", "revision"))
+        revision = field["revision"]
+        return _model(field["path"]) + ("" if revision.is_missing else f"@{revision.text('a revision')}")
+    name = field.text("a model name")
+    if "+" in name and not name.lower().endswith(".gguf"):  # mergekit's `model+lora`
+        raise field.error(f"{quoted(name)}: LoRA adapters are not supported", "name a model without a `+`")
+    return name
+
+
+def _layer_range(field: Field) -> tuple[int, int]:
+    match field.value:
+        case [int(start), int(end)] if bool not in (type(start), type(end)) and 0 <= start < end:
+            return start, end
+    hint = "write [START, END]: the first layer, counted from 0, and the end, which is not included"
+    raise field.error("missing" if field.is_missing else "not a range of layers", hint)
+
+
+def _dtype(field: Field) -> str:
+    dtype = _DTYPES.get(field.value.lower().removeprefix("torch.")) if isinstance(field.value, str) else None
+    if dtype is None:
+        raise field.error(f"{quoted(field.value)} is not a supported dtype", "use float32, float16 or bfloat16")
+    return dtype
+
+
+def _tokenizer_source(root: Field) -> str | None:
+    field, source = root["tokenizer"], root["tokenizer_source"]
+    if not field.is_missing:
+        if not source.is_missing:
+            raise root.error("both tokenizer and tokenizer_source are given", "remove one of them")
+        field.require_keys(("source",))
+        source = field["source"]
+        if source.is_missing:
+            return "union"  # mergekit's default
+    if source.is_missing:
+        return None
+    return next((name for name in _NO_MODEL if name == source.value), None) or _model(source).removeprefix("model:")
+
+
+def _parameters(field: Field) -> Parameters:
+    """Parameters by name, without those that no method here uses."""
+    if field.is_missing:
+        return {}
+    field.require_keys(_PARAMETERS, ignored=_UNUSED_PARAMETERS)
+    names = [name for name, value in field.value.items() if name in _PARAMETERS and value is not None]
+    return {name: _conditional_values(field[name]) for name in names}
+
+
+def _conditional_values(field: Field) -> tuple[ConditionalValue, ...]:
+    if isinstance(field.value, dict):
+        return (_conditional_value(field),)
+    if isinstance(field.value, list) and any(isinstance(item, dict) for item in field.value):
+        return tuple(_conditional_value(item) for item in field.items())
+    return (ConditionalValue(_value(field), None),)
+
+
+def _conditional_value(field: Field) -> ConditionalValue:
+    field.require_keys(ConditionalValue._fields)
+    value, filter = field["value"], field["filter"]
+    if value.is_missing:
+        raise value.error("missing", "write the number for tensors that match this filter")
+    if not isinstance(filter.value, str | None):
+        raise filter.error("not text", "write a part of a tensor name, in quotes")
+    return ConditionalValue(_value(value), None if filter.value == "*" else filter.value)
+
+
+def _value(field: Field) -> float | tuple[float, ...]:
+    return tuple(item.number() for item in field.items()) if isinstance(field.value, list) else field.number()

@@ -11,20 +11,8 @@ from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 TYPE_NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
 # Values of --type: the types llama.cpp can write without an importance matrix.
 WRITABLE = (
-    "F32",
-    "F16",
-    "BF16",
-    "Q8_0",
-    "Q6_K",
-    "Q5_K",
-    "Q5_1",
-    "Q5_0",
-    "Q4_K",
-    "IQ4_NL",
-    "Q4_1",
-    "Q4_0",
-    "Q3_K",
-    "Q2_K",
+    *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0"),
+    *("Q4_K", "IQ4_NL", "Q4_1", "Q4_0", "Q3_K", "Q2_K"),
 )
 FLOAT_TYPES = ("F32", "F16", "BF16")
 # If a row is not a multiple of the block size, then for the rows where these do not fit either (llama-quant.cpp).
@@ -32,14 +20,8 @@ FALLBACKS = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1",
 LAST_FALLBACK = "F16"
 # Small tensors used at full precision, which llama.cpp does not quantize.
 NOT_QUANTIZED = (
-    "_norm",
-    "ffn_gate_inp",
-    "ssm_conv1d",
-    "shortconv",
-    "time_mix_",
-    "attn_rel_b",
-    "position_embd",
-    "token_types",
+    *("_norm", "ffn_gate_inp", "ssm_conv1d", "shortconv"),
+    *("time_mix_", "attn_rel_b", "position_embd", "token_types"),
 )
 MIN_HEAD_TYPE = "Q6_K"  # minimum precision of the output head, which matters most and costs little
 MIXTURES = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # the closest file types
@@ -77,11 +59,8 @@ class Target:
 
 
 def is_quantizable(tensor: Tensor) -> bool:
-    return (
-        len(tensor.shape) > 1
-        and tensor.name.endswith(".weight")
-        and not any(part in tensor.name for part in NOT_QUANTIZED)
-    )
+    is_matrix = len(tensor.shape) > 1 and tensor.name.endswith(".weight")
+    return is_matrix and not any(part in tensor.name for part in NOT_QUANTIZED)
 
 
 def bits_per_weight(name: str) -> float:

@@ -14,23 +14,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import prod, sqrt
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
 from cerebrum_cli.gguf.table import Tensor
-from cerebrum_cli.merge.methods import (
-    Copy,
-    Slerp,
-    Sum,
-    TensorOp,
-    Term,
-    input_tensors,
-    offset_sum,
-    slerp_coefficients,
-)
+from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
 from cerebrum_cli.merge.plan import OutputTensor
 
 T = TypeVar("T")
@@ -43,24 +34,12 @@ CHUNK_WEIGHTS = 1 << 18  # weights in a computed chunk: 1 MB as floats
 # Byte offsets of the half-precision scales in a type's blocks (structs of ggml-common.h, llama.cpp 0c1e57098). All
 # weights of a block are multiples of them, so multiplying the scales multiplies the tensor.
 SCALE_OFFSETS: Mapping[str, tuple[int, ...]] = {
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), (0,)),
+    **dict.fromkeys(("IQ4_NL", "IQ4_XS"), (0,)),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
     "Q2_K": (80, 82),
     "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
     "Q6_K": (208,),
-    "IQ2_XXS": (0,),
-    "IQ2_XS": (0,),
-    "IQ2_S": (0,),
-    "IQ3_XXS": (0,),
-    "IQ3_S": (0,),
-    "IQ1_S": (0,),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
 }
 
 
@@ -84,11 +63,8 @@ CodecFactory = Callable[[], Codec]
 """Load a codec; only called when weights have to be computed."""
 
 
-class RowRange(NamedTuple):
-    """Consecutive rows of a tensor: the first one, and their number."""
-
-    first: int
-    length: int
+Rows = tuple[int, int]
+"""Consecutive rows of a tensor: the first one, and their number."""
 
 
 @dataclass(slots=True)
@@ -137,8 +113,8 @@ class TensorEvaluator:
         self._loaded_codec = self._loaded_codec or self.codec()
         return self._loaded_codec
 
-    def _sum(self, codec: Codec, op: Sum, output: OutputTensor, rows: RowRange) -> bytes:
-        total = np.full((rows.length, output.shape[0]), op.constant, np.float32)
+    def _sum(self, codec: Codec, op: Sum, output: OutputTensor, rows: Rows) -> bytes:
+        total = np.full((rows[1], output.shape[0]), op.constant, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for tensor, coefficient in op.terms:
                 total += np.float32(coefficient) * self._dequantize(codec, tensor, rows)
@@ -158,7 +134,7 @@ class TensorEvaluator:
         coefficients = slerp_coefficients(op.t, sqrt(first), sqrt(second), product)
         return offset_sum((Term(op.first, coefficients[0]), Term(op.second, coefficients[1])), op.offset)
 
-    def _dot_products(self, codec: Codec, op: Slerp, rows: RowRange) -> tuple[float, float, float]:
+    def _dot_products(self, codec: Codec, op: Slerp, rows: Rows) -> tuple[float, float, float]:
         """Sums of squares of some rows of both tensors, and their dot product."""
         tensors = (op.first, op.second)
         one, other = (
@@ -169,11 +145,10 @@ class TensorEvaluator:
             first, second, product = (float(np.einsum("i,i", *pair)) for pair in pairs)
         return first, second, product
 
-    def _dequantize(self, codec: Codec, tensor: Tensor, rows: RowRange) -> Floats:
-        row_length = tensor.shape[0]
-        bytes_of = tensor.kind.bytes_of
-        out = np.empty((rows.length, row_length), np.float32)
-        data = self._read(tensor, bytes_of(rows.first * row_length), bytes_of(out.size))
+    def _dequantize(self, codec: Codec, tensor: Tensor, rows: Rows) -> Floats:
+        (first, length), row_length, bytes_of = rows, tensor.shape[0], tensor.kind.bytes_of
+        out = np.empty((length, row_length), np.float32)
+        data = self._read(tensor, bytes_of(first * row_length), bytes_of(out.size))
         codec.dequantize(data, tensor.type, out)
         return out
 
@@ -209,11 +184,11 @@ class TensorEvaluator:
                 future.cancel()
 
 
-def row_ranges(shape: tuple[int, ...]) -> Iterator[RowRange]:
+def row_ranges(shape: tuple[int, ...]) -> Iterator[Rows]:
     """Divide the rows of a tensor into chunks."""
     rows = prod(shape[1:])
     step = max(1, CHUNK_WEIGHTS // shape[0])
-    return (RowRange(first, min(step, rows - first)) for first in range(0, rows, step))
+    return ((first, min(step, rows - first)) for first in range(0, rows, step))
 
 
 def expert_outputs(output: OutputTensor, op: Slerp) -> Iterator[OutputTensor]:

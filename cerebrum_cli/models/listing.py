@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.gguf.cursor import Array, Scalar
-from cerebrum_cli.models.availability import (
+from cerebrum_cli.gguf.parser import Array, Scalar
+from cerebrum_cli.models.fit import (
     DownloadPlan,
     assess_fit,
     catalogue_availability,
-    installed_availability,
+    known_availability,
+    planned_context,
 )
-from cerebrum_cli.models.derivatives import Derivative
-from cerebrum_cli.models.fit import planned_context
 from cerebrum_cli.models.generative import unsupported_kind
 from cerebrum_cli.models.library import Library, OnProgress
 from cerebrum_cli.models.model import Model
@@ -26,6 +25,7 @@ from cerebrum_cli.models.reference import PathReference, Reference
 def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[str, Any]:
     """Object of `show --json`, without the table of quantizations."""
     header, spec, cached = model.header, model.spec, model.cached
+    licence = header.metadata.get("general.license")
     return {
         "name": model.name,
         "reference": model.reference,
@@ -48,12 +48,10 @@ def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[st
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "chat_template": header.chat_template is not None,
         "source": source_of(model),
-        "derived_from": derived_from(model),
         "merged_from": list(model.merged_from),
-        "encodings": encodings_of(library, model),
         "repo_id": cached.repo_id if cached else spec.repo_id if spec else None,
         "revision": cached.commit if cached else None,
-        "licence": (spec and spec.licence) or licence_of(header.metadata),
+        "licence": (spec and spec.licence) or (licence if isinstance(licence, str) else None),
         "default": library.is_default(model),
         "last_used": last_used(library, model),
         "notes": spec.notes if spec else "",
@@ -111,11 +109,15 @@ def row(library: Library, model: Model) -> dict[str, Any]:
         "path": str(model.path),
         "default": library.is_default(model),
         "source": source_of(model),
-        "derived_from": derived_from(model),
         "merged_from": [],
         "repo_id": model.cached.repo_id if model.cached else None,
         "revision": model.cached.commit if model.cached else None,
         "last_used": last_used(library, model),
+        "quantization": None,
+        "size": model.file.size if model.file else None,
+        "format": None,
+        "context_size": None,
+        "error": None,
     }
     try:
         return description | {
@@ -124,24 +126,16 @@ def row(library: Library, model: Model) -> dict[str, Any]:
             "format": model.default_format,
             "context_size": model.trained_context,
             "merged_from": list(model.merged_from),
-            "error": None,
         }
     except (ModelFileError, OSError) as error:
         problem = error.message if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
-        size = model.file.size if model.file else None
-        return description | {
-            "quantization": None,
-            "size": size,
-            "format": None,
-            "context_size": None,
-            "error": problem,
-        }
+        return description | {"error": problem}
 
 
 def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, Any]]:
     """Yield the objects of `list --available --json`."""
     models, capacity = library.models(), library.capacity()
-    installed = {model.spec.name for model in models if model.spec and not model.is_derived}
+    installed = {model.spec.name for model in models if model.spec}
     for spec in library.specs:
         availability = catalogue_availability(spec, models)
         candidates = assess_fit(availability, None, context, capacity).candidates if availability.sizes else ()
@@ -186,52 +180,27 @@ def candidates_object(plan: DownloadPlan) -> dict[str, Any]:
 def quantization_plan(library: Library, model: Model, context: int | None) -> DownloadPlan:
     """Available and installed quantizations of an installed model."""
     models = library.models()
-    if model.spec and not model.is_derived:
+    if model.spec:
         availability = catalogue_availability(
             model.spec, [*(each for each in models if each.path != model.path), model]
         )
     else:
         beside = [each for each in models if each.cached and each.name == model.name and each.is_readable]
-        availability = installed_availability(beside if model.cached and model in beside else [model])
+        availability = known_availability(None, beside if model.cached and model in beside else [model])
     return assess_fit(availability, model.display_name, context, library.capacity())
 
 
 def source_of(model: Model) -> str:
-    """Origin of a model: the Hub, a package, a local file, a merge, or another model; or a vocabulary without one."""
+    """Origin of a model: the Hub, a package, a local file or a merge; or a vocabulary without one."""
     if model.is_vocabulary:
         return "vocabulary"
     return model.file.source if model.file else "hub" if model.cached else "local"
-
-
-def derived_from(model: Model) -> str | None:
-    """Name of a derivative's original; None for any other model."""
-    return Derivative.parse(model.name).original if model.is_derived else None
-
-
-def encodings_of(library: Library, model: Model) -> list[dict[str, Any]]:
-    """Derivatives of a model, with the one that is used for it marked as preferred."""
-    preferred = library.preferred(model)
-    return [
-        {
-            "name": derivative.name,
-            "type": Derivative.parse(derivative.name).encoding,
-            "path": str(derivative.path),
-            "size": derivative.file and derivative.file.size,
-            "preferred": derivative.path == preferred.path,
-        }
-        for derivative in library.derivatives(model)
-    ]
 
 
 def last_used(library: Library, model: Model) -> str | None:
     """Time of a model's last use in UTC."""
     timestamp = library.registry.last_used(model.usage_key)
     return None if timestamp is None else format_utc(timestamp)
-
-
-def licence_of(metadata: Mapping[str, Scalar | Array]) -> str | None:
-    value = metadata.get("general.license")
-    return value if isinstance(value, str) else None
 
 
 def metadata_json(value: Scalar | Array) -> Any:

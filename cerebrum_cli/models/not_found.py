@@ -9,11 +9,10 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelNotFound, PullError
 from cerebrum_cli.models.cache import CachedModel
-from cerebrum_cli.models.derivatives import Derivative
+from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.model import is_file
 from cerebrum_cli.models.reference import HubReference, NameReference
 from cerebrum_cli.models.registry import ModelFile
-from cerebrum_cli.models.spec import ModelSpec
 
 _OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
 
@@ -25,8 +24,6 @@ def file_missing(
     problem = f"{entry.name}: its file {entry.path} no longer exists"
     if cached:
         return ModelNotFound(problem, f"cerebrum pull {cached.repo_id}:{cached.quantization} --name {entry.name}")
-    if entry.original:
-        return ModelNotFound(problem, Derivative.parse(entry.name).rebuild_command)
     if spec and spec.package:
         option = "" if entry.name == spec.name else f" --name {entry.name}"
         return ModelNotFound(problem, f"cerebrum pull {spec.name}{option}", None if option else spec.name)

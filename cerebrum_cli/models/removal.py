@@ -7,7 +7,6 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.models.derivatives import Derivative, delete_file
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model, absolute_path, is_missing
 from cerebrum_cli.models.reference import Reference
@@ -23,7 +22,7 @@ class Removal:
     @property
     def deletes_files(self) -> bool:
         file = self.model.file
-        brought = file is None or file.source in ("package", "hub", "derived") or self.is_pulled_merge
+        brought = file is None or file.source in ("package", "hub") or self.is_pulled_merge
         return brought and not self.is_file_missing and not self.other_names
 
     @property
@@ -47,41 +46,26 @@ class Removal:
         return [each.name for each in entries if each.path == self.model.path and each != self.model.file]
 
     @property
-    def derivatives(self) -> list[Model]:
-        """Derivatives of the model, or of an earlier file with its name, which are removed with it."""
-        if self.other_names:
-            return []
-        library, model = self.library, self.model
-        derivatives = {each.name: each for each in library.derivatives(model)}
-        for entry in library.registry.entries():
-            if entry.original and Derivative.parse(entry.name).original == model.reference:
-                derivatives.setdefault(entry.name, library.model_from_entry(entry))
-        return list(derivatives.values())
-
-    @property
     def question(self) -> str:
-        model, names = self.model, " and ".join(each.name for each in self.derivatives)
-        also = f" and delete {names}, derived from it" if names else ""
+        model = self.model
         if self.deletes_files:
-            return f"Delete {model.reference}, {format_size(model.size)} in {model.path}{also}?"
+            return f"Delete {model.reference}, {format_size(model.size)} in {model.path}?"
         kept = "" if self.is_file_missing else f" (its file {model.path} is kept)"
-        return f"Remove {model.reference} from the list{kept}{also}?"
+        return f"Remove {model.reference} from the list{kept}?"
 
     def execute(self) -> str:
         """Remove the model and return a report."""
         library, model = self.library, self.model
         was_default, other_names, report = library.is_default(model), self.other_names, self._forget_report()
-        derivatives = [Removal(library, each) for each in self.derivatives]
         if self.deletes_files:
             report = self._delete_and_report()
         if model.file:
             library.registry.remove(model.file.name)
         if not other_names:
             library.registry.forget_use(model.usage_key)
-        report = "; ".join((report, *(made.execute() for made in derivatives)))
         if not was_default:
             return report
-        successor = next((each for each in library.models() if library.is_managed(each) and not each.is_derived), None)
+        successor = next((each for each in library.models() if library.is_managed(each)), None)
         library.registry.set_default(successor.reference if successor else None)
         changed = successor is not None and successor.reference != model.reference
         return f"{report}; the default model is now {successor.reference}" if successor and changed else report
@@ -101,9 +85,9 @@ class Removal:
 
     def _delete(self) -> int:
         model = self.model
-        if self.is_pulled_merge or (model.file and model.file.source in ("package", "derived")):
+        if self.is_pulled_merge or (model.file and model.file.source == "package"):
             size = model.size
-            (delete_file if model.is_derived else Path.unlink)(model.path)
+            model.path.unlink()
             return size
         from cerebrum_cli.models.hub import delete
 

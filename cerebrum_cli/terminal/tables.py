@@ -14,8 +14,7 @@ from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
 
 if TYPE_CHECKING:
-    from cerebrum_cli.models.availability import DownloadPlan
-    from cerebrum_cli.models.fit import Capacity
+    from cerebrum_cli.models.fit import Capacity, DownloadPlan
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is truncated or wrapped
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
@@ -55,8 +54,6 @@ def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _location(row: Mapping[str, Any]) -> str:
-    if row["derived_from"]:
-        return f"as {row['name'].rpartition(':')[2]} of {row['derived_from']}"
     place = f"hf.co/{row['repo_id']}" if row["repo_id"] else shorten_home(row["path"])
     return f"{place}, merged from {' and '.join(row['merged_from'])}" if row["merged_from"] else place
 
@@ -168,7 +165,7 @@ def capacity_text(capacity: Capacity) -> str:
 def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     """Print the fields of a model, one per line; its file's metadata is printed only by --json."""
     hidden = ("metadata", "files")
-    hidden_if_empty = ("notes", "derived_from", "merged_from", "encodings", "unsupported")
+    hidden_if_empty = ("notes", "merged_from", "unsupported")
     shown = {
         key: value for key, value in description.items() if key not in hidden and (value or key not in hidden_if_empty)
     }
@@ -184,8 +181,6 @@ def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
 def _describe(key: str, value: Any) -> str:
     if key == "size" and value is not None:
         return f"{format_size(value)} ({value} bytes)"
-    if key == "encodings":
-        return ", ".join(f"{each['name']}{' (used for this model)' * each['preferred']}" for each in value)
     if key == "merged_from":
         return ", ".join(map(strip_controls, value))
     if isinstance(value, dict):

@@ -1,1 +1,1 @@
-"""Search for the fastest settings and encodings of a model on this machine."""
+"""Search for the fastest settings of a model on this machine."""

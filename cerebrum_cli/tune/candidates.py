@@ -1,48 +1,23 @@
-"""Values of a search: its budget, the uses of a model that it measures, and the settings it tries."""
+"""Values of a search: the uses of a model that it measures, and the settings it tries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings
-from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS
 from cerebrum_cli.engine.load_options import Tuning
-from cerebrum_cli.engine.protocol import JobKind
+from cerebrum_cli.engine.trials import JobKind
 from cerebrum_cli.inference.profiles import Speeds, UseName
 
 BATCH_SLOTS = 32  # concurrent sequences of a batch without a profile
+TRIED_SLOTS = (16, 64)
+TRIED_UBATCHES = (64, 256, 512)
 LONG_PROMPT_TOKENS = 2048
 MAX_LONGER = 1.25  # how much longer an answer may take for an earlier first token
 SAME_FIRST_TOKEN = 1.1  # ratio of the times to two first tokens, below which the whole answer decides: loads vary
-
-
-class Budget(NamedTuple):
-    """How long and how much to measure.
-
-    `search_s` limits the time between measuring the defaults and confirming the winners, and includes the steps for
-    drafts: about `steps_s` for each use whose defaults differ, with each number of rows in `step_rows`. Each run takes
-    about `run_s` and is repeated in `pairs`, or `confirmation_pairs` for a winner. To detect changed output,
-    `probe_tokens` are compared. The rest are values to try.
-    """
-
-    search_s: float
-    run_s: float
-    pairs: int
-    confirmation_pairs: int
-    probe_tokens: int
-    steps_s: float
-    n_ubatch: tuple[int, ...] = (64, 256, 512)
-    slots: tuple[int, ...] = (16, 64)
-    tries_cache_types: bool = True
-    step_rows: tuple[int, ...] = MEASURED_ROWS
-
-
-QUICK = Budget(10.0, 0.25, 1, 2, 128, 2.0, (), (16,), tries_cache_types=False, step_rows=(1, 2, 4, 8, 16))
-NORMAL = Budget(60.0, 0.8, 2, 3, 192, 10.0)
-THOROUGH = Budget(1200.0, 3.0, 4, 3, 512, 30.0, (32, 64, 256, 512, 1024), (4, 8, 16, 24, 48, 64))
 
 
 class Use(NamedTuple):
@@ -53,52 +28,39 @@ class Use(NamedTuple):
     reply_tokens: int
     is_batch: bool = False
 
-    def seconds(self, speeds: Speeds) -> float:
-        """Duration at these speeds."""
-        return speeds.seconds(self.prompt_tokens, self.reply_tokens)
-
     def gain(self, speeds: Speeds, other: Speeds) -> float:
-        """Speedup over other speeds."""
-        return self.seconds(other) / self.seconds(speeds)
+        """Speedup over other speeds.
 
-    def shares(self, speeds: Speeds) -> dict[JobKind, float]:
-        """Shares of the duration that prefill and decode take."""
-        total = self.seconds(speeds)
-        return {
-            "prefill": self.prompt_tokens / speeds.prompt / total,
-            "decode": self.reply_tokens / speeds.generate / total,
-        }
-
-
-class Ask(Use):
-    """A single answer, whose first token counts most."""
-
-    __slots__ = ()
-
-    def gain(self, speeds: Speeds, other: Speeds) -> float:
-        """Speedup of the first token; of the whole answer if that is much longer, or the first tokens are about equal.
-
-        A long prompt must not take much longer either.
+        For ask, of the first token; of the whole answer if that is much longer, or the first tokens are about equal. A
+        long prompt must not take much longer either.
         """
-        answers = [
-            other.seconds(prompt, self.reply_tokens) / speeds.seconds(prompt, self.reply_tokens)
-            for prompt in (self.prompt_tokens, LONG_PROMPT_TOKENS)
-        ]
+
+        def ratio(prompt: int, reply: int) -> float:
+            return other.seconds(prompt, reply) / speeds.seconds(prompt, reply)
+
+        whole = ratio(self.prompt_tokens, self.reply_tokens)
+        if self.name != "ask":
+            return whole
+        answers = whole, ratio(LONG_PROMPT_TOKENS, self.reply_tokens)
         if min(answers) < 1 / MAX_LONGER:
             return min(answers)
         if max(answers) > MAX_LONGER:
             return max(answers)
-        first = other.seconds(self.prompt_tokens, 0) / speeds.seconds(self.prompt_tokens, 0)
-        return answers[0] if 1 / SAME_FIRST_TOKEN < first < SAME_FIRST_TOKEN else first
+        first = ratio(self.prompt_tokens, 0)
+        return whole if 1 / SAME_FIRST_TOKEN < first < SAME_FIRST_TOKEN else first
 
     def shares(self, speeds: Speeds) -> dict[JobKind, float]:
-        """Shares of the time to the first token that prefill takes, and of the whole answer that decode takes."""
-        prefill = self.prompt_tokens / speeds.prompt / speeds.seconds(self.prompt_tokens, 0)
-        return {**Use.shares(self, speeds), "prefill": prefill}
+        """Shares of the duration that prefill and decode take; for ask, prefill of the time to the first token."""
+        total = speeds.seconds(self.prompt_tokens, self.reply_tokens)
+        first = speeds.seconds(self.prompt_tokens, 0) if self.name == "ask" else total
+        return {
+            "prefill": self.prompt_tokens / speeds.prompt / first,
+            "decode": self.reply_tokens / speeds.generate / total,
+        }
 
 
 CHAT = Use("chat", 8 * 64, 8 * 192)  # turns
-ASK = Ask("ask", 64, 256)
+ASK = Use("ask", 64, 256)
 BATCH = Use("batch", 64 * 128, 64 * 128, is_batch=True)  # rows
 USES = (CHAT, ASK, BATCH)
 
@@ -119,19 +81,28 @@ class SearchSpace(NamedTuple):
     tries_attention: bool = True
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Candidate:
     """Settings that were tried, and their speeds; `dropped` is the reason for not using them.
 
-    Only the speeds of `measured_kinds` were measured; the others are those of the candidate it is based on.
+    `baseline` are the defaults that it is compared with, for a chat or for a batch; None for these. Only the speeds of
+    `measured_kinds` were measured; the others are those of the candidate it is based on.
     """
 
     tuning: Tuning
-    is_batch: bool
+    baseline: Candidate | None = None
     speeds: Speeds | None = None
     agreement: float | None = None
     dropped: str | None = None
     measured_kinds: frozenset[JobKind] = frozenset()
+
+    def __str__(self) -> str:
+        """Settings that differ from the defaults."""
+        return describe(differences(self.tuning, self.baseline.tuning) if self.baseline else Tuning(), self.is_batch)
+
+    @property
+    def is_batch(self) -> bool:
+        return self.tuning.slots is not None
 
     @property
     def known_speeds(self) -> Speeds:
@@ -139,50 +110,57 @@ class Candidate:
         assert self.speeds
         return self.speeds
 
+    @property
+    def ratios(self) -> tuple[float | None, float | None]:
+        """Speeds of prefill and of decode relative to the defaults; None where they were not measured."""
+        new, old, kinds = self.speeds, (self.baseline or self).known_speeds, self.measured_kinds
+        return (
+            new.prompt / old.prompt if new and "prefill" in kinds else None,
+            new.generate / old.generate if new and "decode" in kinds else None,
+        )
+
 
 class Stage(NamedTuple):
-    """Settings to try, with the label that progress shows; essential stages run even after the time limit."""
+    """Settings to try, none for the defaults; essential stages run even after the time limit."""
 
-    label: str
     is_batch: bool
-    settings: dict[str, Any]
+    settings: Mapping[str, Any] = {}
     is_essential: bool = False
 
+    def __str__(self) -> str:
+        if not self.settings and not self.is_batch:
+            return "ask, defaults"
+        return describe(Tuning(**self.settings), self.is_batch)
 
-def plan_stages(space: SearchSpace, budget: Budget, has_gpu: bool) -> Iterator[Stage]:
+
+def plan_stages(space: SearchSpace, has_gpu: bool) -> Iterator[Stage]:
     """Stages in order of importance, since time may run out."""
     if space.ask != space.chat:
-        yield Stage("ask, defaults", False, {}, is_essential=True)
+        yield Stage(False, is_essential=True)
     yield from _load_stages(space, has_gpu, is_batch=False)
-    yield Stage("batch, defaults", True, {}, is_essential=True)
+    yield Stage(True, is_essential=True)
     yield from _load_stages(space, has_gpu, is_batch=True)
     if space.tries_attention:
-        yield Stage("flash attention off", False, {"flash_attention": False})
-    if space.tries_attention and budget.tries_cache_types:
-        yield Stage("cache q8_0", False, {"cache_type": "q8_0"})
-    for slots in budget.slots:
-        if slots <= space.slots:
-            yield Stage(f"batch, {slots} sequences", True, {"slots": slots})
-    for size in budget.n_ubatch:
-        yield Stage(f"n_ubatch {size}", False, {"n_ubatch": size})
+        yield Stage(False, {"flash_attention": False})
+        yield Stage(False, {"cache_type": "q8_0"})
+    yield from (Stage(True, {"slots": slots}) for slots in TRIED_SLOTS if slots <= space.slots)
+    yield from (Stage(False, {"n_ubatch": size}) for size in TRIED_UBATCHES)
 
 
 def _load_stages(space: SearchSpace, has_gpu: bool, is_batch: bool) -> Iterator[Stage]:
     """Stages of settings that require loading the model again."""
-    prefix, default = "batch, " * is_batch, space.batch if is_batch else space.chat
-    name = "not repacked" if default.repack else "repacked"
+    default = space.batch if is_batch else space.chat
     if is_batch or space.ask == space.chat:
-        yield Stage(prefix + name, is_batch, {"repack": not default.repack}, is_essential=not is_batch)
+        yield Stage(is_batch, {"repack": not default.repack}, is_essential=not is_batch)
     for layers in ("0", str(space.layers // 2)) if has_gpu else ():
-        yield Stage(f"{prefix}{layers} layers offloaded", is_batch, {"gpu_layers": layers})
+        yield Stage(is_batch, {"gpu_layers": layers})
     for count in space.threads:
-        name = "1 thread" if count == 1 else f"{count} threads"
-        yield Stage(prefix + name, is_batch, {"n_threads": count, "n_threads_batch": count})
+        yield Stage(is_batch, {"n_threads": count, "n_threads_batch": count})
 
 
-def unplanned(space: SearchSpace, budget: Budget, settings: Settings) -> dict[str, str]:
+def unplanned(space: SearchSpace, settings: Settings) -> dict[str, str]:
     """Settings that no stage tries, with the reason."""
-    reasons = {f"batch, {slots} sequences": "would not fit in memory" for slots in budget.slots if slots > space.slots}
+    reasons = {f"batch, {slots} sequences": "would not fit in memory" for slots in TRIED_SLOTS if slots > space.slots}
     if settings.threads:
         reasons["other thread counts"] = f"--threads is {settings.threads}"
     if settings.gpu_layers != "auto":
@@ -190,8 +168,6 @@ def unplanned(space: SearchSpace, budget: Budget, settings: Settings) -> dict[st
     if not space.tries_attention:
         given = next(key for key in ATTENTION_KEYS if getattr(settings, key) is not None)
         reasons["flash attention, cache q8_0"] = f"{flag(given)} is {getattr(settings, given)}"
-    if budget is QUICK:
-        reasons["cache q8_0, n_ubatch, batch with more sequences"] = "not tried with --quick"
     return reasons
 
 
@@ -222,12 +198,17 @@ def differences(tuning: Tuning, baseline: Tuning) -> Tuning:
     return Tuning(**{name: value for name, value in tuning.overrides.items() if value != getattr(baseline, name)})
 
 
-def speed_ratios(candidate: Candidate, baseline: Candidate) -> dict[str, float | None]:
-    """Speeds relative to the defaults; None where they were not measured."""
-    prompt, generate = None, None
-    if candidate.speeds and baseline.speeds:
-        if "prefill" in candidate.measured_kinds:
-            prompt = candidate.speeds.prompt / baseline.speeds.prompt
-        if "decode" in candidate.measured_kinds:
-            generate = candidate.speeds.generate / baseline.speeds.generate
-    return {"prompt_tokens_per_second": prompt, "tokens_per_second": generate}
+def describe(tuning: Tuning, is_batch: bool = False) -> str:
+    """Settings other than the defaults: "not repacked, 4 threads to decode"."""
+    decode, prefill = tuning.n_threads, tuning.n_threads_batch
+    threads = ((decode, ""),) if decode == prefill else ((decode, " to decode"), (prefill, " to prefill"))
+    texts = (
+        None if tuning.repack is None else "repacked" if tuning.repack else "not repacked",
+        tuning.gpu_layers and f"{tuning.gpu_layers} layers offloaded",
+        *(f"{count} thread{'s' * (count != 1)}{use}" for count, use in threads if count),
+        f"n_ubatch {tuning.n_ubatch}" if tuning.n_ubatch else None,
+        None if tuning.flash_attention is None else f"flash attention {'on' if tuning.flash_attention else 'off'}",
+        tuning.cache_type and f"cache {tuning.cache_type}",
+        f"{tuning.slots} sequences" if tuning.slots else None,
+    )
+    return "batch, " * is_batch + (", ".join(filter(None, texts)) or "defaults")

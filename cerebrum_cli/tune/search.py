@@ -7,7 +7,7 @@ against the defaults again, and used only if it wins again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter
@@ -16,14 +16,13 @@ from typing import Any
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.load_options import Tuning
-from cerebrum_cli.engine.protocol import JOB_KINDS, MIN_AGREEMENT, Bench, Job, JobKind, TrialError
+from cerebrum_cli.engine.trials import JOB_KINDS, MIN_AGREEMENT, Bench, Job, JobKind, TrialError
 from cerebrum_cli.inference.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.tune.candidates import (
     ASK,
     BATCH,
     CHAT,
     USES,
-    Budget,
     Candidate,
     SearchSpace,
     Stage,
@@ -35,120 +34,108 @@ from cerebrum_cli.tune.candidates import (
     thread_counts,
 )
 
+SEARCH_S = 60.0  # between measuring the defaults and confirming the winners
+RUN_S = 0.8  # of one measurement
+PAIRS, CONFIRMATION_PAIRS = 2, 3  # of measurements in turn, for a candidate and for a winner
+PROBE_TOKENS = 192  # compared to detect changed output
 MIN_GAIN = 1.05  # over the defaults, to be used: less may be caused by other programs
 MIN_IMPROVEMENT = 1.02  # over the best so far, to become the base of further candidates
 MIN_FIRST_RATIO, MAX_FIRST_RATIO = 1.0, 1.15  # a first pair outside this range decides: no further pairs
-CPU_BUSY = "inconclusive: the CPU was busy"
 LOADS = 3  # each in a fresh process, of settings that differ in their load time; two if the time is up
 MIN_DEPTH = 512  # prompt tokens that a run needs to judge, for any prompt, a setting whose effect depends on depth
 MIN_SHARE = 0.1  # of a use's duration: what affects less is not tried
 NEGLIGIBLE = f"affects less than {MIN_SHARE:.0%} of the time"
-TOO_LONG = "would take too long"
 UNCONFIRMED = f"less than {MIN_GAIN - 1:.0%} faster when measured again"
 
 
 @dataclass(slots=True)
 class Search:
-    """Candidates measured so far, the best for each use, and why other settings are `untried`."""
+    """Candidates measured so far, the best for each use, and why other settings are `untried`.
+
+    It may take `search_s` seconds between measuring the defaults and confirming the winners.
+    """
 
     bench: Bench
     space: SearchSpace
-    budget: Budget
+    search_s: float = SEARCH_S
+    clock: Callable[[], float] = perf_counter
     candidates: list[Candidate] = field(default_factory=list)
     defaults: dict[UseName, Candidate] = field(default_factory=dict)
     best: dict[UseName, Candidate] = field(default_factory=dict)
-    loads: dict[tuple[bool | None, str | None], list[float]] = field(default_factory=dict)
     untried: dict[str, str] = field(default_factory=dict)
-    jobs: dict[tuple[bool, JobKind], Job] = field(default_factory=dict)
-    clock: Callable[[], float] = perf_counter
-    deadline: float = 0.0
-    confirmations: dict[tuple[int, int], list[Speeds]] = field(default_factory=dict)
-    winners: set[int] = field(default_factory=set)
+    loads: dict[tuple[bool | None, str | None], list[float]] = field(default_factory=dict)
+    _jobs: dict[tuple[bool, JobKind], Job] = field(default_factory=dict)
+    _deadline: float = 0.0
+    _confirmations: dict[tuple[Candidate, Candidate], list[Speeds]] = field(default_factory=dict)
 
     def run(self) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
         """Yield each stage before it is measured. EngineError if the defaults cannot be measured."""
         yield StageEvent("defaults", 0, 1)
         self._measure_default(self.space.chat, (CHAT, ASK) if self.space.ask == self.space.chat else (CHAT,))
-        self.deadline = self.clock() + self.budget.search_s  # excludes the first load, which reads from the disk
-        stages = [*plan_stages(self.space, self.budget, bool(self.bench.devices))]
+        self._deadline = self.clock() + self.search_s  # excludes the first load, which reads from the disk
+        stages = [*plan_stages(self.space, bool(self.bench.devices))]
         total = len(stages) + len(USES)
         for done, stage in enumerate(stages):
-            yield StageEvent(stage.label, done, total)
-            self._try_stage(stage)
+            yield StageEvent(str(stage), done, total)
+            if stage.settings:
+                self._try_stage(stage)
+            elif stage.is_batch:
+                self._measure_default(self.space.batch, (BATCH,))
+            else:
+                self._measure_default(self.space.ask, (ASK,), self.defaults["chat"])
         confirmed: dict[UseName, TunedUse] = {}
         for done, use in enumerate(USES, len(stages)):
             yield StageEvent(f"{use.name} again, against defaults", done, total)
             confirmed[use.name] = self._confirm(use)
-        remeasured = {best for best, _ in self.confirmations}
-        for candidate in self.candidates:
-            if id(candidate) in remeasured - self.winners and not candidate.dropped:
+        winners = [self.best[name] for name, tuned in confirmed.items() if tuned.tuning.overrides]
+        for candidate, _ in self._confirmations:
+            if candidate not in winners and not candidate.dropped:
                 candidate.dropped = UNCONFIRMED
         return confirmed
+
+    # The defaults.
+
+    def _measure_default(self, tuning: Tuning, uses: Iterable[Use], base: Candidate | None = None) -> None:
+        """Measure the default settings of some uses: relative to others, or first, to choose the size of all jobs."""
+        default = Candidate(tuning, base)
+        try:
+            if base:
+                self._measure(default, base, JOB_KINDS)
+            else:
+                prefill = self._calibrate(default, "prefill", 64, 1024, 2 if default.is_batch else 1)
+                decode = self._calibrate(default, "decode", 3 if default.is_batch else 6, 64, tuning.slots or 1)
+                load_s, memory = self.bench.load_stats(tuning)
+                default.speeds = Speeds(load_s, prefill, decode, memory)
+        except TrialError as error:
+            raise EngineError(f"cannot measure this model: {error.message}", error.hint) from error
+        self.candidates.append(default)
+        for use in uses:
+            self.defaults[use.name] = self.best[use.name] = default
+        self._update_best()
+
+    def _calibrate(self, candidate: Candidate, kind: JobKind, least: int, most: int, sequences: int) -> float:
+        """Store a job that takes about `RUN_S`, and measure its speed."""
+        job = Job(kind, least, sequences)
+        speed = self.bench.speed(candidate.tuning, job)
+        steps = speed / (sequences if kind == "decode" else 1) * RUN_S
+        tokens = int(steps) if kind == "decode" else int(steps // least * least)
+        sized = self._jobs[candidate.is_batch, kind] = job._replace(tokens=min(most, max(least, tokens)))
+        return speed if sized == job else self.bench.speed(candidate.tuning, sized)
 
     # Trying a stage.
 
     def _try_stage(self, stage: Stage) -> None:
         """Try settings on top of the best candidates, until they bring no gain on one of them."""
-        if not stage.settings:
-            if stage.is_batch:
-                self._measure_default(self.space.batch, (BATCH,))
-            else:
-                self._compare_ask_default()
+        leaders: dict[Candidate, list[Use]] = {}
+        for use in USES:
+            if use.is_batch == stage.is_batch:
+                leaders.setdefault(self.best[use.name], []).append(use)
+        if not any(relevant_kinds(base, uses, stage.settings) for base, uses in leaders.items()):
+            self.untried[str(stage)] = NEGLIGIBLE
             return
-        leaders = self._leaders(stage.is_batch)
-        if not any(can_matter(base, uses, kind, stage.settings) for base, uses in leaders for kind in JOB_KINDS):
-            self.untried[stage.label] = NEGLIGIBLE
-            return
-        for base, uses in leaders:
+        for base, uses in leaders.items():
             if not self._try_on(base, uses, stage):
                 break
-
-    def _measure_default(self, tuning: Tuning, uses: Iterable[Use]) -> None:
-        """Measure the default settings of some uses, and choose the size of all later jobs."""
-        default = Candidate(tuning, is_batch=tuning.slots is not None)
-        sequences = tuning.slots or 1
-        try:
-            prefill = self._calibrate(default, "prefill", 64, 1024, 2 if default.is_batch else 1)
-            decode = self._calibrate(default, "decode", 3 if default.is_batch else 6, 64, sequences)
-            stats = self.bench.load_stats(tuning)
-        except TrialError as error:
-            raise unmeasurable(error) from error
-        default.speeds = Speeds(stats.load_s, prefill, decode, stats.peak_memory)
-        self._add_default(default, uses)
-
-    def _compare_ask_default(self) -> None:
-        """Measure the default settings for `ask`, which differ from those for a chat."""
-        default = Candidate(self.space.ask, is_batch=False)
-        try:
-            self._measure(default, self.defaults["chat"], JOB_KINDS)
-        except TrialError as error:
-            raise unmeasurable(error) from error
-        self._add_default(default, (ASK,))
-        self._update_best()
-
-    def _add_default(self, default: Candidate, uses: Iterable[Use]) -> None:
-        self.candidates.append(default)
-        names = [use.name for use in uses]
-        self.defaults.update(dict.fromkeys(names, default))
-        self.best.update(dict.fromkeys(names, default))
-
-    def _calibrate(self, candidate: Candidate, kind: JobKind, least: int, most: int, sequences: int) -> float:
-        """Store a job that takes about `run_s`, and measure its speed."""
-        job = Job(kind, least, sequences)
-        speed = self.bench.speed(candidate.tuning, job)
-        steps = speed / (sequences if kind == "decode" else 1) * self.budget.run_s
-        tokens = int(steps) if kind == "decode" else int(steps // least * least)
-        sized = self.jobs[candidate.is_batch, kind] = job._replace(tokens=min(most, max(least, tokens)))
-        return speed if sized == job else self.bench.speed(candidate.tuning, sized)
-
-    def _leaders(self, is_batch: bool) -> list[tuple[Candidate, list[Use]]]:
-        """Candidates that are currently the best for some uses, with these uses."""
-        leaders: dict[int, tuple[Candidate, list[Use]]] = {}
-        for use in USES:
-            if use.is_batch == is_batch:
-                best = self.best[use.name]
-                leaders.setdefault(id(best), (best, []))[1].append(use)
-        return list(leaders.values())
 
     def _try_on(self, base: Candidate, uses: Sequence[Use], stage: Stage) -> bool:
         """Measure settings on top of a leader, unless they cannot matter, are known, or would take too long.
@@ -156,14 +143,14 @@ class Search:
         False if they were measured and brought no gain.
         """
         tuning = replace(base.tuning, **stage.settings)
-        kinds = [kind for kind in JOB_KINDS if can_matter(base, uses, kind, stage.settings)]
-        is_known = any(each.tuning == tuning and each.is_batch == base.is_batch for each in self.candidates)
+        kinds = relevant_kinds(base, uses, stage.settings)
+        is_known = tuning in (each.tuning for each in self.candidates)
         if not kinds or is_known or (tuning.cache_type == "q8_0" and tuning.flash_attention is False):
             return True  # llama.cpp requires flash attention for a quantized cache
-        candidate = Candidate(tuning, base.is_batch)
+        candidate = Candidate(tuning, base.baseline or base)
         self.candidates.append(candidate)
-        if not stage.is_essential and self.clock() + self._estimated_seconds(candidate, base, kinds) > self.deadline:
-            candidate.dropped = TOO_LONG
+        if not stage.is_essential and self.clock() + self._estimated_seconds(candidate, base, kinds) > self._deadline:
+            candidate.dropped = "would take too long"
             return True
         try:
             prefill, decode = self._measure(candidate, base, kinds)
@@ -178,28 +165,27 @@ class Search:
     def _measure(self, candidate: Candidate, base: Candidate, kinds: Iterable[JobKind]) -> tuple[float, float]:
         """Measure a candidate and check its output if it is the best for a use; its speedups over the base."""
         speedups = {kind: self._speedup(candidate, base, kind) for kind in kinds}
-        is_first = base is self._baseline(base)
-        candidate.measured_kinds = frozenset(speedups) | (frozenset() if is_first else base.measured_kinds)
+        candidate.measured_kinds = base.measured_kinds | frozenset(speedups)
         prefill, decode = speedups.get("prefill", 1.0), speedups.get("decode", 1.0)
-        stats, known = self.bench.load_stats(candidate.tuning), base.known_speeds
-        candidate.speeds = Speeds(known.load_s, known.prompt * prefill, known.generate * decode, stats.peak_memory)
+        known, (_, memory) = base.known_speeds, self.bench.load_stats(candidate.tuning)
+        candidate.speeds = Speeds(known.load_s, known.prompt * prefill, known.generate * decode, memory)
         if load_key(candidate.tuning) != load_key(base.tuning):
             self._time_loads(base, candidate)
         self._update_best()
-        if self._is_best(candidate) and not self._preserves_output(candidate):
+        if candidate in self.best.values() and not self._preserves_output(candidate):
             self._update_best()
         return prefill, decode
 
     def _time_loads(self, *compared: Candidate) -> None:
         """Load again, in turn, and use the medians for all candidates that load the same way."""
         for each in compared:
-            self.loads.setdefault(load_key(each.tuning), [self.bench.load_stats(each.tuning).load_s])
+            self.loads.setdefault(load_key(each.tuning), [self.bench.load_stats(each.tuning)[0]])
         for turn in range(1, LOADS):
             for each in compared:
                 times = self.loads[load_key(each.tuning)]
-                if len(times) == turn and (turn == 1 or self.clock() + times[0] < self.deadline):
+                if len(times) == turn and (turn == 1 or self.clock() + times[0] < self._deadline):
                     times.append(self.bench.reload(each.tuning))
-        for each in {id(each): each for each in (*self.candidates, *compared)}.values():
+        for each in {*self.candidates, *compared}:
             if each.speeds and (key := load_key(each.tuning)) in self.loads:
                 each.speeds = replace(each.speeds, load_s=median(self.loads[key]))
 
@@ -208,10 +194,7 @@ class Search:
         counts = (base.tuning.n_threads, candidate.tuning.n_threads)
         decode, prefill = counts if faster_prefill else counts[::-1]
         split = {"n_threads": decode, "n_threads_batch": prefill}
-        self._try_on(candidate if self._is_best(candidate) else base, uses, Stage("", base.is_batch, split))
-
-    def _is_best(self, candidate: Candidate) -> bool:
-        return any(best is candidate for best in self.best.values())
+        self._try_on(candidate if candidate in self.best.values() else base, uses, Stage(base.is_batch, split))
 
     def _estimated_seconds(self, candidate: Candidate, base: Candidate, kinds: Iterable[JobKind]) -> float:
         """Approximate duration of one pair of measurements of each kind."""
@@ -225,7 +208,7 @@ class Search:
     def _speedup(self, candidate: Candidate, base: Candidate, kind: JobKind) -> float:
         """Median speedup over the base; a clear loss or win in the first pair ends the measurement."""
         ratios: list[float] = []
-        for turn in range(self.budget.pairs):
+        for turn in range(PAIRS):
             ratios.append(self._paired_speedup(candidate, base, kind, turn))
             if not MIN_FIRST_RATIO <= ratios[0] <= MAX_FIRST_RATIO:
                 break
@@ -234,12 +217,12 @@ class Search:
     def _paired_speedup(self, candidate: Candidate, base: Candidate, kind: JobKind, turn: int) -> float:
         """Speedup over the base, measured one right after the other; the order alternates."""
         pair = (candidate, base) if turn % 2 else (base, candidate)
-        speeds = {id(each): self.bench.speed(each.tuning, self._job(each, kind, candidate)) for each in pair}
-        return speeds[id(candidate)] / speeds[id(base)]
+        speeds = {each: self.bench.speed(each.tuning, self._job(each, kind, candidate)) for each in pair}
+        return speeds[candidate] / speeds[base]
 
     def _job(self, candidate: Candidate, kind: JobKind, compared: Candidate | None = None) -> Job:
         """Job to measure a candidate with, as long as that of the candidate it is compared with."""
-        job, n_ubatch = self.jobs[candidate.is_batch, kind], (compared or candidate).tuning.n_ubatch
+        job, n_ubatch = self._jobs[candidate.is_batch, kind], (compared or candidate).tuning.n_ubatch
         if kind == "prefill":
             return job._replace(tokens=max(job.tokens, n_ubatch or 0))
         return job._replace(sequences=candidate.tuning.slots or job.sequences)
@@ -261,7 +244,7 @@ class Search:
         if candidate.dropped or not candidate.speeds or candidate.is_batch != use.is_batch:
             return False
         depends_on_depth = candidate.tuning.flash_attention is not None or candidate.tuning.cache_type is not None
-        return not (depends_on_depth and use is ASK and self.jobs[False, "prefill"].tokens < MIN_DEPTH)
+        return not (depends_on_depth and use is ASK and self._jobs[False, "prefill"].tokens < MIN_DEPTH)
 
     # Confirmation.
 
@@ -272,62 +255,51 @@ class Search:
             self._update_best()
         known = baseline.known_speeds
         if best is not baseline:
-            confirmed = sorted(self.confirmations[id(best), id(baseline)], key=lambda speeds: -use.gain(speeds, known))
+            confirmed = sorted(self._confirmations[best, baseline], key=lambda speeds: use.gain(speeds, known))
             middle = confirmed[len(confirmed) // 2]
             gain, first = (use.gain(speeds, known) for speeds in (middle, best.known_speeds))
             if min(gain, (gain + first) / 2) >= MIN_GAIN:
-                self.winners.add(id(best))
-                return TunedUse(differences(best.tuning, baseline.tuning), middle, known, gain, best.agreement)
-        return TunedUse(Tuning(), known, known)
+                return TunedUse(differences(best.tuning, baseline.tuning), middle, gain, best.agreement)
+        return TunedUse(Tuning(), known)
 
-    def _passes_confirmation(self, candidate: Candidate, baseline: Candidate) -> bool:
-        """Check the output and measure again; a candidate that fails is dropped."""
+    def _passes_confirmation(self, best: Candidate, baseline: Candidate) -> bool:
+        """Check the output and measure both in turn; a candidate that fails is dropped.
+
+        The confirmation has, per pair, the speeds of the baseline times the ratios measured.
+        """
         try:
-            key = id(candidate), id(baseline)
-            if self._preserves_output(candidate) and key not in self.confirmations:
-                before = self.bench.disturbed_jobs
-                self.confirmations[key] = self._remeasure(candidate, baseline)
-                changes_threads = thread_counts(candidate.tuning) != thread_counts(baseline.tuning)
+            if self._preserves_output(best) and (best, baseline) not in self._confirmations:
+                before, known = self.bench.disturbed_jobs, baseline.known_speeds
+                pairs = self._confirmations[best, baseline] = []
+                for turn in range(CONFIRMATION_PAIRS):
+                    prefill, decode = (self._paired_speedup(best, baseline, kind, turn) for kind in JOB_KINDS)
+                    speeds = replace(best.known_speeds, prompt=known.prompt * prefill, generate=known.generate * decode)
+                    pairs.append(speeds)
+                changes_threads = thread_counts(best.tuning) != thread_counts(baseline.tuning)
                 if self.bench.disturbed_jobs > before and changes_threads:
-                    candidate.dropped = CPU_BUSY
+                    best.dropped = "inconclusive: the CPU was busy"
         except TrialError as error:  # another program may have taken the memory since the first measurement
-            candidate.dropped = error.message
-        return not candidate.dropped
+            best.dropped = error.message
+        return not best.dropped
 
     def _preserves_output(self, candidate: Candidate) -> bool:
         """Compare the predicted tokens of a text with the defaults; a candidate that changes them is dropped."""
         if candidate.agreement is None:
-            reference, tuning = (numeric_settings(each.tuning) for each in (self._baseline(candidate), candidate))
+            reference, tuning = (numeric_settings(each.tuning) for each in (candidate.baseline or candidate, candidate))
             if reference == tuning:
                 candidate.agreement = 1.0
             else:
-                candidate.agreement = self.bench.closeness(reference, tuning, self.budget.probe_tokens).agreement
+                candidate.agreement = self.bench.closeness(reference, tuning, PROBE_TOKENS).agreement
             if candidate.agreement < MIN_AGREEMENT:
                 candidate.dropped = f"changes the output: same top-1 {candidate.agreement:.2%}"
         return not candidate.dropped
 
-    def _baseline(self, candidate: Candidate) -> Candidate:
-        """The defaults for a chat or for a batch, that a candidate is compared with."""
-        return next(each for each in self.candidates if each.is_batch == candidate.is_batch)
 
-    def _remeasure(self, best: Candidate, baseline: Candidate) -> list[Speeds]:
-        """Measure both in turn; per pair, the speeds of the baseline times the ratios measured."""
-        known, measured = baseline.known_speeds, best.known_speeds
-        pairs = []
-        for turn in range(self.budget.confirmation_pairs):
-            prefill = self._paired_speedup(best, baseline, "prefill", turn)
-            decode = self._paired_speedup(best, baseline, "decode", turn)
-            pairs.append(replace(measured, prompt=known.prompt * prefill, generate=known.generate * decode))
-        return pairs
-
-
-def can_matter(base: Candidate, uses: Sequence[Use], kind: JobKind, settings: dict[str, Any]) -> bool:
-    """Whether settings affect a kind of work that takes a relevant share of one of the uses of a candidate."""
-    if base.speeds is None or ("n_ubatch" if kind == "decode" else "slots") in settings:
-        return False
-    return any(use.shares(base.speeds)[kind] >= MIN_SHARE for use in uses)
-
-
-def unmeasurable(error: TrialError) -> EngineError:
-    """Error of a model whose defaults cannot be measured."""
-    return EngineError(f"cannot measure this model: {error.message}", error.hint)
+def relevant_kinds(base: Candidate, uses: Sequence[Use], settings: Mapping[str, Any]) -> list[JobKind]:
+    """Kinds of work that settings affect, and that take a relevant share of one of the uses of a candidate."""
+    unaffected = {"decode": "n_ubatch", "prefill": "slots"}
+    return [
+        kind
+        for kind in JOB_KINDS
+        if unaffected[kind] not in settings and any(use.shares(base.known_speeds)[kind] >= MIN_SHARE for use in uses)
+    ]

@@ -1,4 +1,4 @@
-"""Tune a model: choose what to try on this machine, run the search, and create the profile."""
+"""Tune a model: choose what to try on this machine, run the search, and create and save the profile."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from platform import machine as architecture
 from time import perf_counter, time
-from typing import Any
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.events import StageEvent
-from cerebrum_cli.core.files import try_lock
+from cerebrum_cli.core.files import translate_os_errors
+from cerebrum_cli.core.locks import lock_file
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.engine.drafts.costs import StepCosts
+from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeMemory, plan_slots
-from cerebrum_cli.engine.protocol import Bench, TrialError
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
+from cerebrum_cli.engine.trials import Bench, TrialError
 from cerebrum_cli.inference.load_options import load_options
 from cerebrum_cli.inference.loading import draft_problem
 from cerebrum_cli.inference.profiles import (
@@ -35,100 +35,84 @@ from cerebrum_cli.models.generative import require_generative
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.candidates import (
     BATCH_SLOTS,
-    Budget,
     Candidate,
     SearchSpace,
-    speed_ratios,
     thread_counts_to_try,
     unplanned,
 )
-from cerebrum_cli.tune.search import Search
+from cerebrum_cli.tune.search import SEARCH_S, Search
 
 MAX_BATCH_SLOTS = 64
+STEPS_S = 10.0  # to measure steps with drafts, for each use whose defaults differ
 PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
 
 
 @dataclass(frozen=True, slots=True)
 class TuningResult:
-    """A measured profile, all candidates, and whether other programs used the CPU.
+    """A measured profile, the candidates tried beside the defaults, and whether other programs used the CPU.
 
     `untried` are settings without a candidate, with the reason; `changes` are the settings before and after of each use
     for which they differ.
     """
 
     profile: Profile
-    candidates: tuple[Candidate, ...]
+    tried: tuple[Candidate, ...]
     untried: Mapping[str, str]
     changes: Mapping[UseName, tuple[Tuning, Tuning]]
     is_disturbed: bool
-
-    @property
-    def tried(self) -> list[tuple[Candidate, Candidate]]:
-        """Candidates other than the defaults, each with the defaults it is compared with."""
-        baselines = {each.is_batch: each for each in reversed(self.candidates)}  # the first of each kind
-        return [(each, baselines[each.is_batch]) for each in self.candidates if each is not baselines[each.is_batch]]
 
 
 def tune_model(
     bench: Bench,
     model: Model,
     settings: Settings,
-    budget: Budget,
     previous: Profile | None,
     profile_key: Callable[[tuple[Device, ...]], tuple[str, str, str]],
     clock: Callable[[], float] = perf_counter,
+    steps_s: float = STEPS_S,
 ) -> Generator[StageEvent, None, TuningResult]:
     """Run a search on a bench, which the caller closes. `previous` is the profile in use.
 
     `profile_key` gets the GPUs found, and gives the identity of the model, of the machine and of the llama.cpp build.
     """
-    space, steps_s = search_space(model, settings), 0.0
+    space, search_s = search_space(model, settings), SEARCH_S
     if has_drafts := draft_problem(model) is None:
-        steps_s = budget.steps_s * len({space.chat, space.ask})
-    search = Search(bench, space, budget._replace(search_s=budget.search_s - steps_s), clock=clock)
+        search_s -= steps_s * len({space.chat, space.ask})
+    search = Search(bench, space, search_s, clock)
     uses = yield from search.run()
     if has_drafts:
-        uses = yield from with_step_costs(bench, uses, space, budget)
-    model_key, machine_key, build_key = profile_key(bench.devices)
-    profile = Profile(model_key, machine_key, build_key, format_utc(time()), uses)
+        uses |= yield from measure_steps(bench, uses, space, steps_s)
+    profile = Profile(*profile_key(bench.devices), format_utc(time()), uses)
+    old = {name: previous.uses[name].tuning if previous else Tuning() for name in uses}
+    changes = {name: (without_user_settings(old[name], settings), used.tuning) for name, used in uses.items()}
     return TuningResult(
         profile,
-        tuple(search.candidates),
-        {**search.untried, **unplanned(space, budget, settings)},
-        changed_uses(previous, profile, settings),
+        tuple(each for each in search.candidates if each.baseline),
+        {**search.untried, **unplanned(space, settings)},
+        {name: (before, after) for name, (before, after) in changes.items() if before != after},
         bench.disturbed_jobs > 0,
     )
 
 
-def with_step_costs(
-    bench: Bench, uses: dict[UseName, TunedUse], space: SearchSpace, budget: Budget
+def measure_steps(
+    bench: Bench, uses: Mapping[UseName, TunedUse], space: SearchSpace, seconds: float
 ) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
-    """Add the costs of steps with drafts to the uses that generate one sequence; equal settings are measured once."""
+    """The uses that generate one sequence, with the costs of steps with drafts; equal settings are measured once."""
     defaults: dict[UseName, Tuning] = {"chat": space.chat, "ask": space.ask}
-    tunings = {name: replace(default, **uses[name].tuning.overrides) for name, default in defaults.items()}
-    jobs = {name: _step_job(tuning, budget.step_rows) for name, tuning in tunings.items()}
-    costs: dict[tuple[Tuning, tuple[int, ...]], StepCosts | None] = {}
-    for done, (tuning, rows) in enumerate(dict.fromkeys(jobs.values())):
-        yield StageEvent("steps with drafts", done, len(jobs))
-        try:
-            costs[tuning, rows] = bench.step_costs(tuning, rows, budget.steps_s)
-        except TrialError:  # a recurrent model, or another program has taken the memory meanwhile
-            costs[tuning, rows] = None
-    return {**uses, **{name: replace(uses[name], step_costs=costs[job]) for name, job in jobs.items()}}
-
-
-def _step_job(tuning: Tuning, rows: tuple[int, ...]) -> tuple[Tuning, tuple[int, ...]]:
-    """Settings that matter for a step, and the numbers of rows that fit into one."""
-    return replace(tuning, n_ubatch=None), tuple(count for count in rows if count <= (tuning.n_ubatch or count))
-
-
-def changed_uses(
-    previous: Profile | None, profile: Profile, settings: Settings
-) -> dict[UseName, tuple[Tuning, Tuning]]:
-    """Settings of each use in the previous profile, or the defaults, and in the new one, where they differ."""
-    old = {name: previous.uses[name].tuning if previous else Tuning() for name in profile.uses}
-    pairs = {name: (without_user_settings(old[name], settings), used.tuning) for name, used in profile.uses.items()}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    measured: dict[tuple[Tuning, tuple[int, ...]], StepCosts | None] = {}
+    found: dict[UseName, TunedUse] = {}
+    for done, (name, default) in enumerate(defaults.items()):
+        tuning = replace(default, **uses[name].tuning.overrides)
+        rows = tuple(count for count in MEASURED_ROWS if count <= (tuning.n_ubatch or count))
+        job = replace(tuning, n_ubatch=None), rows
+        if job not in measured:
+            yield StageEvent("steps with drafts", done, len(defaults))
+            try:
+                measured[job] = bench.step_costs(*job, seconds)
+            except TrialError:  # a recurrent model, or another program has taken the memory meanwhile
+                measured[job] = None
+        found[name] = replace(uses[name], step_costs=measured[job])
+    return found
 
 
 def search_space(model: Model, settings: Settings) -> SearchSpace:
@@ -168,12 +152,11 @@ def tuning_lock(directory: Path) -> Iterator[None]:
 
     CerebrumError if another is running; ConfigError if profiles cannot be written, before anything is measured.
     """
-    with translate_write_errors():
+    busy = CerebrumError("another cerebrum tune is running", "wait until it has finished")
+    with translate_os_errors(ConfigError, directory):
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("ab")
-    with lock:  # closing the file releases the lock
-        if not try_lock(lock.fileno()):
-            raise CerebrumError("another cerebrum tune is running", "wait until it has finished")
+        lock = lock_file(directory / "lock", busy, is_required=False)
+    with lock:
         yield
 
 
@@ -182,29 +165,8 @@ def update_store(store: ProfileStore, profile: Profile, fallback: Profile | None
 
     `fallback` is the profile that is used where the store has none.
     """
-    with translate_write_errors():
+    with translate_os_errors(ConfigError, store.directory):
         if profile.is_default and not profile.uses_with_drafts and fallback is None:
             store.discard(profile.model)
         else:
             store.save(profile)
-
-
-@contextmanager
-def translate_write_errors() -> Iterator[None]:
-    """Translate OSError to ConfigError while profiles are written or deleted."""
-    try:
-        yield
-    except OSError as error:
-        what = f"cannot save the profile: {error.filename}: {error.strerror}"
-        raise ConfigError(what, "check its permissions and free space") from error
-
-
-def candidate_object(candidate: Candidate, baseline: Candidate) -> dict[str, Any]:
-    """Object that `--json` prints for a candidate; `ratios` are to the defaults."""
-    return {
-        "settings": candidate.tuning.overrides,
-        "batch": candidate.is_batch,
-        "ratios": speed_ratios(candidate, baseline),
-        "agreement": candidate.agreement,
-        "dropped": candidate.dropped,
-    }

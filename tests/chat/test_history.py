@@ -78,15 +78,14 @@ PARAMS = {
     "max_tokens": 10,
     "stop": ["\n\n"],
     "think": None,
-    "conclude": 0,
 }
 SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
 
 
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[History]:
-    with contextlib.closing(Store(tmp_path / "sessions.db")) as store:
-        yield History(store, SessionLock(tmp_path / "locks"))
+    with contextlib.closing(History(Store(tmp_path / "sessions.db"), SessionLock(tmp_path / "locks"))) as history:
+        yield history
 
 
 def test_record_names_the_session_after_its_first_words(history: History) -> None:
@@ -259,7 +258,7 @@ def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: His
     for other in (replace(MODEL, paths=(chatml_model,)), renamed):
         assert load_conversation(history.store, session, other) == SUM.assistant("Four.")
     [_, reply] = history.store.messages(session)
-    history.store.update_message(session, reply.message, replace(reply.metadata, vocabulary=None))  # an older version
+    history.store.update_message(session, reply.message, replace(reply.metadata, vocabulary=None))
     assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.")
 
 

@@ -18,7 +18,7 @@ from chats import children
 from disks import full_disk
 
 from cerebrum_cli.chat import connection, schema
-from cerebrum_cli.chat.schema import MIGRATIONS, migrate
+from cerebrum_cli.chat.schema import SCHEMA, VERSION, create_tables
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -460,7 +460,7 @@ def test_search_reads_only_the_messages_it_returns(sessions: Store) -> None:
     with sessions.transaction():
         session = sessions.create("a", "chat")
         for number in range(400):
-            session = add_texts(sessions, session, f"{number} elephant " + "word " * 2000)
+            session = add_texts(sessions, session, f"{number} elephant " + "word " * 400)
 
     def seconds(limit: int) -> float:
         start = time.perf_counter()
@@ -637,13 +637,13 @@ def schema_objects(path: Path) -> dict[str, int]:
     return {name: names.count(name) for name in names}
 
 
-def test_concurrent_openers_migrate_once(path: Path, tmp_path: Path) -> None:
+def test_concurrent_openers_create_the_tables_once(path: Path, tmp_path: Path) -> None:
     path.parent.mkdir()
     script = (
-        "import sqlite3; from cerebrum_cli.chat.schema import migrate\n"
+        "import sqlite3; from cerebrum_cli.chat.schema import create_tables\n"
         "database = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)\n"
         "database.set_trace_callback(lambda statement: print(statement.split(maxsplit=1)[0], flush=True))\n"
-        "migrate(database)\n"
+        "create_tables(database)\n"
     )
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
@@ -654,9 +654,9 @@ def test_concurrent_openers_migrate_once(path: Path, tmp_path: Path) -> None:
         holder.execute("ROLLBACK")
     statements = [opener.communicate()[0].split() for opener in openers]
     assert [opener.returncode for opener in openers] == [0, 0]
-    created = sum(words.count("CREATE") for words in statements)  # each migration is run by the one or the other
-    assert created == sum(migration.count("CREATE ") for migration in MIGRATIONS)
-    assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
+    created = sum(words.count("CREATE") for words in statements)
+    assert created == SCHEMA.count("CREATE ")
+    assert rows(path, "PRAGMA user_version") == [(VERSION,)]
     with contextlib.closing(Store(tmp_path / "alone.db")) as alone:
         alone.summaries()
     assert schema_objects(path) == schema_objects(tmp_path / "alone.db")
@@ -666,36 +666,17 @@ def test_concurrent_openers_migrate_once(path: Path, tmp_path: Path) -> None:
     assert set(schema_objects(path).values()) == {1}
 
 
-def test_migration_is_atomic(path: Path, sessions: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = add_texts(sessions, sessions.create("a", "chat"), "one")
-    good = "ALTER TABLE sessions ADD COLUMN note TEXT;\nCREATE TABLE notes (text TEXT);"
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
-        monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, good + "\nCREATE TABLE messages (id INTEGER);"))
-        with pytest.raises(sqlite3.OperationalError, match="already exists"):
-            migrate(database)
-        assert (rows(path, "PRAGMA user_version"), "notes" in schema_objects(path)) == ([(len(MIGRATIONS),)], False)
-        assert sessions.find("a") == session
-        monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, good))
-        assert [migrate(database), migrate(database)] == [len(MIGRATIONS) + 1] * 2
-    assert rows(path, "SELECT name, note FROM sessions") == [("a", None)]
-
-
-def test_migration_keeps_all_data_of_the_first_version(path: Path) -> None:
+def test_tables_are_created_together_or_not_at_all(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.parent.mkdir()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
-        database.executescript(MIGRATIONS[0] + "PRAGMA user_version = 1;")
-        database.execute("INSERT INTO messages (session, role, content, created) VALUES (1, 'user', 'Hello?', 1.0)")
-        database.execute(
-            "INSERT INTO sessions (name, origin, leaf, created, updated) VALUES ('old', 'chat', 1, 1.0, 2.0)"
-        )
-    with contextlib.closing(Store(path)) as sessions:
-        session = sessions.find("old")
-        assert session
-        assert (session.first, session.updated) == (None, 2.0)
-        assert texts(sessions.messages(session)) == ["Hello?"]
-        assert search_results(sessions, "hello") == [("old", "Hello?")]
-        assert sessions.update_session(session, first=1).first == 1
-    assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
+        with monkeypatch.context() as patch:
+            patch.setattr(schema, "SCHEMA", SCHEMA + "CREATE TABLE messages (id INTEGER);")
+            with pytest.raises(sqlite3.OperationalError, match="already exists"):
+                create_tables(database)
+        assert (rows(path, "PRAGMA user_version"), schema_objects(path)) == ([(0,)], {})
+        create_tables(database)
+        create_tables(database)
+    assert rows(path, "PRAGMA user_version") == [(VERSION,)]
 
 
 def test_context_start_is_reset_when_the_branch_ends_before_it(sessions: Store) -> None:
@@ -733,14 +714,15 @@ def errors_of(path: Path) -> Iterator[SessionError]:
         yield error
 
 
-@pytest.fixture
-def large_database(path: Path) -> Path:
-    """A database of one megabyte."""
+@pytest.fixture(scope="module")
+def large_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a database of one megabyte."""
+    path = tmp_path_factory.mktemp("large") / "sessions.db"
     with contextlib.closing(Store(path)) as sessions, sessions.transaction():
         session = sessions.create("a", "chat")
         for number in range(200):
             session = add_texts(sessions, session, f"{number} " + "word " * 1000)
-    return path
+    return path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -759,14 +741,15 @@ def large_database(path: Path) -> Path:
     ids=("text", "short", "header", "first page", "half", "first page filled", "rest zero", "rest filled", "schema"),
 )
 def test_damaged_database_is_reported_and_never_overwritten(
-    large_database: Path, damage: Callable[[bytes], bytes]
+    path: Path, large_database: bytes, damage: Callable[[bytes], bytes]
 ) -> None:
-    damaged = damage(large_database.read_bytes())
-    large_database.write_bytes(damaged)
-    for error in errors_of(large_database):
-        assert error.message.startswith(f"{large_database} is damaged: ")
+    damaged = damage(large_database)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(damaged)
+    for error in errors_of(path):
+        assert error.message.startswith(f"{path} is damaged: ")
         assert RECOVER in error.hint
-    assert large_database.read_bytes() == damaged
+    assert path.read_bytes() == damaged
 
 
 @pytest.mark.parametrize(
@@ -809,14 +792,15 @@ def test_messages_that_point_to_themselves_end(path: Path) -> None:
         assert len(sessions.search("two")) == 1
 
 
-def test_database_of_a_newer_version_is_left_unchanged(path: Path) -> None:
+def test_database_of_another_version_is_left_unchanged(path: Path) -> None:
     path.parent.mkdir()
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE sessions (something TEXT)")
         database.execute("PRAGMA user_version = 99")
     before = path.read_bytes()
+    hint = "use that version, or move the file elsewhere; a new one will be created"
     for error in errors_of(path):
-        assert (error.message, error.hint) == (f"{path}: written by a newer version of cerebrum", "update cerebrum")
+        assert (error.message, error.hint) == (f"{path}: written by another version of cerebrum", hint)
     assert path.read_bytes() == before
 
 

@@ -25,8 +25,6 @@ from cerebrum_cli import __version__
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.main import assembled
 
-pytestmark = pytest.mark.slow
-
 ANSWER_KEYS = [
     "model",
     "file",
@@ -35,7 +33,6 @@ ANSWER_KEYS = [
     "final_answer",
     "extracted",
     "finish_reason",
-    "concluded_at",
     "thought_closed_at",
     "prompt_tokens",
     "cached_tokens",
@@ -100,6 +97,7 @@ def test_ask_puts_the_files_of_a_directory_before_the_prompt(user: CommandLine) 
     assert skipped.err.startswith("note: 1 file skipped: project/d (binary)\n")
 
 
+@pytest.mark.slow
 def test_ask_counts_the_tokens_of_a_prompt_over_half_the_context(user: CommandLine) -> None:
     (user.home / "long.txt").write_text("word " * 150)
     command = ("ask", "-f", "long.txt", "--ctx", "1024", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
@@ -136,6 +134,7 @@ def test_raw_prompt_is_unchanged(user: CommandLine) -> None:
     assert user.run("ask", "--dry-run", "--raw", "  The capital\n").out == "  The capital\n"
 
 
+@pytest.mark.slow
 def test_template_arg_values_are_json_or_text(new_user: CommandLine) -> None:
     template = "{{ mood }}/{{ fast is true }}: {{ messages[0]['content'] }}"
     model = write_chatml(new_user.home / "moody.gguf", chat_template=template)
@@ -217,6 +216,7 @@ def test_final_without_an_answer_exits_5(user: CommandLine) -> None:
 CODE = "<think>```py\nno\n```</think>First:\n\n```py\na = 1\n```\n\nThen:\n\n```sh\nls\n```\nDone."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "code"),
     [
@@ -270,6 +270,7 @@ def test_stats_on_stderr_include_the_seed(user: CommandLine) -> None:
     assert "| context 2048 |" in line
 
 
+@pytest.mark.slow
 def test_stats_name_how_weights_are_laid_out(user: CommandLine) -> None:
     x86 = machine().lower() in ("x86_64", "amd64")
     quantized = write_quantized(user.home / "tiny-Q4_K_M.gguf")
@@ -336,6 +337,7 @@ def test_ask_accepts_options_without_effect_on_a_dry_run(user: CommandLine) -> N
     assert (done.code, done.out) == (0, chatml_prompt("hi"))
 
 
+@pytest.mark.slow
 def test_version_is_printed() -> None:
     done = subprocess.run([COMMAND, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"cerebrum {__version__}\n", "")
@@ -344,6 +346,7 @@ def test_version_is_printed() -> None:
 # Closed streams and interrupts.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [("ask", "-n", "400", "hi"), ("ask", "--json", "-n", "4", "hi"), ("list", "--available"), ("--help",)]
 )
@@ -358,6 +361,7 @@ def test_closed_pipe_ends_without_an_error(user: CommandLine, arguments: tuple[s
     assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [("ask", "-n", "4", "hi"), ("list", "--available")])
 def test_full_disk_on_stdout_is_an_error(user: CommandLine, arguments: tuple[str, ...]) -> None:
@@ -369,6 +373,7 @@ def test_full_disk_on_stdout_is_an_error(user: CommandLine, arguments: tuple[str
     assert process.stderr.decode().startswith("error: standard output: No space left on device\n hint: ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_ask_answers_while_stderr_is_full(user: CommandLine) -> None:
     with open("/dev/full", "wb") as full:
@@ -383,6 +388,7 @@ def test_ask_answers_while_stderr_is_full(user: CommandLine) -> None:
     assert (process.returncode, process.stdout) == (0, user.run("ask", "-n", "4", "hi").out.encode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-"])
 def test_ask_works_with_a_closed_standard_stream(user: CommandLine, redirection: str) -> None:
     process = subprocess.run(
@@ -397,6 +403,7 @@ def test_ask_works_with_a_closed_standard_stream(user: CommandLine, redirection:
     assert (process.stderr == b"") is (redirection == "2>&-")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_ask_prints_the_partial_answer(user: CommandLine, number: signal.Signals, code: int) -> None:
     process = user.start("ask", "--stats", "--grammar", endless_reply_grammar(user.home), "hi")
@@ -409,6 +416,7 @@ def test_interrupted_ask_prints_the_partial_answer(user: CommandLine, number: si
     assert "finish reason cancelled" in err.decode()
 
 
+@pytest.mark.slow
 def test_interrupt_ends_an_endless_template(user: CommandLine) -> None:
     loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
     model = write_chatml(user.home / "endless.gguf", chat_template=loops)
@@ -422,6 +430,7 @@ def test_interrupt_ends_an_endless_template(user: CommandLine) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
     process = user.start("ask", "--json", "-v", "--grammar", endless_reply_grammar(user.home), "hi")
     assert process.stdout and process.stderr
@@ -564,6 +573,7 @@ def broken_files(directory: Path, good: Path) -> Iterator[tuple[Path, str]]:
         yield directory / "secret.gguf", "Permission denied"
 
 
+@pytest.mark.slow
 def test_invalid_model_file_exits_1_with_one_error(new_user: CommandLine, chatml_model: Path) -> None:
     for path, error in broken_files(new_user.home, chatml_model):
         done = new_user.run("ask", "-m", path, "hi")
@@ -645,6 +655,7 @@ def test_invalid_config_file_exits_1_and_is_named(new_user: CommandLine, content
     assert error in done.err
 
 
+@pytest.mark.slow
 def test_invalid_config_file_does_not_stop_reports(user: CommandLine) -> None:
     (user.config / "config.toml").write_text("model = starter\n")
     for command in (("list",), ("show", "starter"), ("doctor", "--offline")):
@@ -722,6 +733,7 @@ def test_endless_standard_input_is_an_error(
     assert done.err.startswith(f"error: {error}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=("ask", "dry run"))
 def test_text_that_no_tokens_can_fit_is_refused_untokenized(user: CommandLine, options: tuple[str, ...]) -> None:
     (user.home / "long.txt").write_bytes(b"a" * 60_000_000)
@@ -730,11 +742,13 @@ def test_text_that_no_tokens_can_fit_is_refused_untokenized(user: CommandLine, o
     assert re.search(r"^error: the prompt has at least \d+ tokens, but the context has \d+$", done.err, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_python_m_runs_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "cerebrum_cli", "--version"], capture_output=True, text=True)
     assert done.stdout == f"cerebrum {__version__}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
 def test_grammar_works_without_stderr(user: CommandLine, redirection: str) -> None:
     (user.home / "yes.gbnf").write_text('root ::= "yes"')

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import loaded
 from batch_files import complete_lines
 from command_line import CommandLine
 from llama_engines import open_engine
-from llama_server import LlamaServer
 from person import OpenTerminal, Person
+from remote_engines import served_engine
 from scripted_command import SCRIPTED, batch_backend, run_here, start_scripted
+from server_kinds import LlamaServer
 from vocabularies import MARKS, marks_in
 from waiting import TIMEOUT_S, wait_until
-
-from cerebrum_cli.engine.local import LocalEngine
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
@@ -38,7 +36,7 @@ AT = 12  # objects of a stream, of which the first are of the prompt's progress
 def server(request: pytest.FixtureRequest) -> Iterator[LlamaServer]:
     """A server of a scripted model."""
     script = getattr(request, "param", SCRIPT)
-    with loaded(LocalEngine(batch_backend(dict(script), 4).open)) as engine, LlamaServer(engine) as server:
+    with LlamaServer(batch_backend(dict(script), 4).model, context_size=100_000) as server:
         yield server
 
 
@@ -205,7 +203,7 @@ def test_endpoint_chat_shows_immediately_that_no_server_answers(
 @pytest.fixture(scope="module")
 def real_server(chatml_model: Path) -> Iterator[LlamaServer]:
     """A server of the tiny ChatML model."""
-    with open_engine(chatml_model, slots=4, context_size=512) as engine, LlamaServer(engine) as server:
+    with open_engine(chatml_model, context_size=512) as engine, served_engine(engine) as server:
         server.n_vocab = engine.vocabulary.size
         yield server
 

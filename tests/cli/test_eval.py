@@ -22,10 +22,7 @@ from nano.questions import held_out
 from waiting import wait_until
 
 from cerebrum_cli.core.events import SHOWN_ERRORS
-from cerebrum_cli.eval.sample import SAMPLE_KEYS
-from cerebrum_cli.eval.selection import MAX_SAMPLES
-
-pytestmark = pytest.mark.slow
+from cerebrum_cli.eval.questions import MAX_SAMPLES, SAMPLE_KEYS
 
 MODEL = ("-m", str(MODEL_FILE), "--format", "cerebrum")
 
@@ -63,6 +60,7 @@ def problem(done: Finished) -> str:
     return done.err.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_eval_reports_accuracy_and_saves_each_sample(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     done = run_eval(command, sums, "--limit", "10", "-o", run)
@@ -81,6 +79,7 @@ def test_eval_reports_accuracy_and_saves_each_sample(command: CommandLine, sums:
     assert all(0 < sample["probability"] <= 1 and sample["finish_reason"] == "stop" for sample in samples)
 
 
+@pytest.mark.slow
 def test_larger_limit_and_samples_extend_a_run(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run, whole = tmp_path / "run.jsonl", tmp_path / "whole.jsonl"
     sampled = ("--temperature", "0.8", "-o")
@@ -107,7 +106,6 @@ def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums:
     for arguments, difference in (
         (("--limit", "4", "--temperature", "0.5"), "another temperature (0.0, now 0.5)"),
         (("--limit", "4", "--match", "exact"), "another match (answer, now exact)"),
-        (("--limit", "4", "--answer-field", "answer"), "another answer field (none, now answer)"),
         (("--limit", "4", "--template", "{question}"), "another template (none, now {question})"),
         (("--limit", "4", "--batch-invariant"), "another batch invariance (none, now all types)"),
         (("--limit", "3"), "already has more questions (4, now 3)"),
@@ -118,6 +116,7 @@ def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums:
     assert run.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_killed_run_loses_and_repeats_no_sample(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run, whole, chance = tmp_path / "run.jsonl", tmp_path / "whole.jsonl", random.Random(18)
     arguments = ("eval", sums, *MODEL, "--samples", "4", "--parallel", "4", "-q", "-o")
@@ -151,6 +150,7 @@ def start_eval(command: CommandLine, sums: Path, run: Path) -> subprocess.Popen[
     return process
 
 
+@pytest.mark.slow
 def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     process = start_eval(command, sums, run)
@@ -164,6 +164,7 @@ def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, 
     assert record_of(run)["notes"]["timed_samples"] == len(saved)
 
 
+@pytest.mark.slow
 def test_cut_off_replies_state_no_answer(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     report = run_eval(command, sums, "--limit", "4", "--max-tokens", "6", "-o", run).object
@@ -171,6 +172,7 @@ def test_cut_off_replies_state_no_answer(command: CommandLine, sums: Path, tmp_p
     assert {(sample["answer"], sample["finish_reason"]) for sample in samples_of(run)} == {(None, "length")}
 
 
+@pytest.mark.slow
 def test_bad_rows_are_named_and_not_counted(command: CommandLine, tmp_path: Path) -> None:
     rows = [{"question": "What is 3 plus 4?", "answer": 7}, "{", {"question": "What is 2 plus 2?"}]
     done = run_eval(command, write_questions(tmp_path / "few.jsonl", rows), "-o", tmp_path / "run.jsonl")
@@ -185,6 +187,7 @@ def test_bad_rows_are_named_and_not_counted(command: CommandLine, tmp_path: Path
     assert all(line.strip() for line in done.err.splitlines())
 
 
+@pytest.mark.slow
 def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) -> None:
     too_long = [{"question": "What is 3 plus 4? " * count, "answer": 7} for count in range(500, 505)]
     source = write_questions(tmp_path / "few.jsonl", [{"question": "What is 3 plus 4?", "answer": 7}, *too_long])
@@ -196,6 +199,7 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
     assert "samples skipped" in command.run("runs", "show", tmp_path / "run.jsonl").out
 
 
+@pytest.mark.slow
 def test_eval_of_refused_questions_only_states_why(command: CommandLine, tmp_path: Path) -> None:
     source = write_questions(tmp_path / "few.jsonl", [{"question": "What is 3 plus 4? " * 500, "answer": 7}])
     for _ in range(2):  # taken, and complete already
@@ -213,11 +217,13 @@ def test_eval_writes_no_run_over_its_questions(command: CommandLine, sums: Path)
     assert problem(run_eval(command, sums, "-o", "-")) == "error: -o is `-`, but a run is a file"
 
 
+@pytest.mark.slow
 def test_run_at_a_path_is_not_taken_for_a_stored_one(command: CommandLine, sums: Path) -> None:
     assert run_eval(command, sums, "--limit", "3").object["n"] == 3
     assert run_eval(command, sums, "--limit", "2", "-o", "sums-nano").object["n"] == 2
 
 
+@pytest.mark.slow
 def test_damaged_runs_are_listed_apart(command: CommandLine, sums: Path) -> None:
     for limit, system in ((2, "a"), (3, "b"), (4, "c")):
         assert run_eval(command, sums, "--limit", str(limit), "--system", system).code == 0
@@ -234,6 +240,7 @@ def test_damaged_runs_are_listed_apart(command: CommandLine, sums: Path) -> None
     assert dry_run.code == 0, dry_run.err
 
 
+@pytest.mark.slow
 def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Path) -> None:
     row = {"problem": "What is 3 plus 4?", "answer": "7", "unique_id": "sum/1"}
     cache_dataset(command.home, "HuggingFaceH4/MATH-500", "test.jsonl", json.dumps(row).encode())
@@ -257,6 +264,7 @@ def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Pa
     assert "differs from the preset: temperature 0.5 instead of 0\n" in shown
 
 
+@pytest.mark.slow
 def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
     rows = [{"question": "What is 3 plus 4?", "answer": "#### 7"}]
     cache_dataset(command.home, "openai/gsm8k", "main/test-00000-of-00001.parquet", table(rows))
@@ -267,6 +275,7 @@ def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
     assert problem(greedy) == "error: --samples needs a temperature above 0, but preset cerebrum-7b sets 0"
 
 
+@pytest.mark.slow
 def test_one_process_writes_a_run(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     process = start_eval(command, sums, run)
@@ -283,6 +292,7 @@ def test_one_process_writes_a_run(command: CommandLine, sums: Path, tmp_path: Pa
     assert list(tmp_path.glob("run*")) == []
 
 
+@pytest.mark.slow
 def test_smaller_run_is_refused_and_restart_replaces_it(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     process = start_eval(command, sums, run)
@@ -292,20 +302,6 @@ def test_smaller_run_is_refused_and_restart_replaces_it(command: CommandLine, su
     assert (refused.code, refused.err.splitlines()[0]) == (1, f"error: {run} already has more samples (64, now 2)")
     smaller = run_eval(command, sums, "--samples", "2", "--limit", "3", "--restart", "-o", run)
     assert (smaller.object["n"], smaller.object["samples"], len(samples_of(run))) == (3, 2, 6)
-
-
-def test_pattern_that_takes_too_long_is_named(command: CommandLine, tmp_path: Path) -> None:
-    endless, run = r"(\w|\W|.)+#$", tmp_path / "run.jsonl"
-    answers = (endless, r"\d", r"answer is \d")
-    rows = [{"question": turns[0], "answer": answer} for (turns, _), answer in zip(held_out(), answers, strict=False)]
-    source = write_questions(tmp_path / "patterns.jsonl", rows)
-    done = run_eval(command, source, "--match", "regex", "-o", run)
-    assert (done.code, done.object["n"]) == (0, 3), done.err
-    assert (done.object["accuracy"], done.object["no_answer"]) == pytest.approx((2 / 3, 1 / 3))
-    assert f"question 1: the search for {endless} took over 2 seconds" in done.err
-    [late] = [sample for sample in samples_of(run) if sample["gold"] == endless]
-    assert late["text"] and late["answer"] is None and not late["correct"]
-    assert command.run("runs", "show", run, "--rescore", "--json").object["no_answer"] == pytest.approx(1 / 3)
 
 
 def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path: Path) -> None:
@@ -323,6 +319,7 @@ def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path:
     assert "answer indices are assumed to start at 0" in command.run("eval", index, *MODEL, "--dry-run").err
 
 
+@pytest.mark.slow
 def test_dry_run_shows_a_prompt_and_the_time(command: CommandLine, sums: Path) -> None:
     done = command.run("eval", sums, *MODEL, "--limit", "20", "--samples", "2", "--dry-run")
     assert done.code == 0, done.err
@@ -332,6 +329,7 @@ def test_dry_run_shows_a_prompt_and_the_time(command: CommandLine, sums: Path) -
     assert not (command.home / "data" / "cerebrum" / "runs").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_estimates_only_the_missing_samples(command: CommandLine, sums: Path) -> None:
     assert run_eval(command, sums, "--limit", "10").code == 0
     run = command.home / "data" / "cerebrum" / "runs" / "sums-nano.jsonl"
@@ -349,6 +347,7 @@ def test_dry_run_estimates_only_the_missing_samples(command: CommandLine, sums: 
     assert not Path(f"{run}.partial").exists()
 
 
+@pytest.mark.slow
 def test_several_samples_need_a_temperature(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     run_eval(command, sums, "--limit", "2", "--samples", "2", "-o", run)
@@ -366,7 +365,6 @@ def test_several_samples_need_a_temperature(command: CommandLine, sums: Path, tm
         (("humaneval",), "this task runs programs that the model writes"),
         (("humaneval", "--run-code", "--match", "exact"), "--match has no effect on humaneval"),
         (("gsm8k", "--run-code"), "--run-code applies only to humaneval"),
-        (("gsm8k", "--answer-field", "a"), "--answer-field applies only to question files"),
         (("gsm8k", "--samples", "0"), "--samples is 0"),
         (("gsm8k", "--samples", f"{MAX_SAMPLES + 1}"), f"--samples is {MAX_SAMPLES + 1}"),
         (("gsm8k", "--preset", "cerebrum"), "unknown preset 'cerebrum'"),
@@ -380,6 +378,7 @@ def test_invalid_eval_is_one_line_and_a_hint(command: CommandLine, arguments: tu
     assert len(done.err.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_runs_are_stored_listed_shown_compared_and_deleted(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(MODEL_FILE.read_bytes())
@@ -411,6 +410,7 @@ def test_runs_are_stored_listed_shown_compared_and_deleted(command: CommandLine,
     assert command.run("runs", "show", names[0]).code == 2
 
 
+@pytest.mark.slow
 def test_runs_of_other_conditions_are_not_compared(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     runs = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     run_eval(command, sums, "--limit", "4", "-o", runs[0])

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm-e
 
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
+from quantized import F32, quantize  # noqa: E402
 
 from cerebrum_cli.cli.lm_eval import HarnessModel  # noqa: E402
 from cerebrum_cli.core.conversation import Conversation  # noqa: E402
@@ -23,12 +24,10 @@ from cerebrum_cli.core.errors import PromptTooLong, UsageError  # noqa: E402
 from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent  # noqa: E402
 from cerebrum_cli.core.settings import fold  # noqa: E402
 from cerebrum_cli.engine.backend import Row, StopFlag  # noqa: E402
-from cerebrum_cli.engine.llama.bindings import llama  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
-from cerebrum_cli.engine.llama.quantize import quantize  # noqa: E402
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning  # noqa: E402
 from cerebrum_cli.eval.lm_harness import CerebrumLM, Use  # noqa: E402
-from cerebrum_cli.inference.loading import LoadedModel, ResolvedModel  # noqa: E402
+from cerebrum_cli.inference.loading import LoadedModel  # noqa: E402
 from cerebrum_cli.models.model import Model  # noqa: E402
 
 CONTEXT = 512
@@ -44,7 +43,7 @@ class Harness(CerebrumLM):
     def __init__(self, path: Path, format: str | None, ctx: int) -> None:
         settings = fold({"ctx": ctx, "threads": 1, "format": format})
         model = Model("tiny", (path,))
-        harness_model = HarnessModel(model, ResolvedModel(model), settings, raw=format is None, slots=8)
+        harness_model = HarnessModel(model, None, settings, raw=format is None, slots=8)
         self.opened: list[Use] = []
         self.events: list[Event] = []
 
@@ -81,7 +80,7 @@ def precise_mistral(mistral_model: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def as_f32(source: Path, target: Path) -> Path:
-    quantize(str(source), str(target), llama.LLAMA_FTYPE_ALL_F32)
+    quantize(source, target, F32)
     return target
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND, CommandLine
+from command_line import COMMAND
 from merges import (
     FOUR_LAYERS,
     OUT,
@@ -22,7 +22,6 @@ from merges import (
     Home,
     assert_layers_copied,
     metadata_bytes,
-    part_paths,
     read_tensors,
     stack,
 )
@@ -48,20 +47,6 @@ def test_merge_prints_its_digest_in_the_format_of_sha256sum(home: Home) -> None:
     assert re.match(r"merge: (.+) of \1(,|$)", progress[-1])
     assert_layers_copied([home.out], [home.model], TWO_TIMES)
     assert home.merge("-o", "other.GGUF", "-q").err == ""
-
-
-def test_merge_split_prints_the_digest_of_each_file(home: Home) -> None:
-    done = home.merge_to_out("--split-size", "1.5 MB")
-    paths = part_paths(home.path / "out-00001-of-00002.gguf")
-    assert done.out == digests(paths)
-    assert home.files == ["Tiny-Q4_K_M.gguf", *(path.name for path in paths), "twice.yaml"]
-    assert_layers_copied(paths, [home.model], TWO_TIMES)
-    [row] = home.rows
-    assert (row["name"], row["path"]) == ("out", str(paths[0]))
-    assert row["size"] == sum(path.stat().st_size for path in paths)
-    assert home.prompt("out") == PROMPT
-    done = home.merge(*OUT, "--split-size", "1.5MB")
-    assert (done.code, done.err.splitlines()[0]) == (2, "error: out-00001-of-00002.gguf already exists")
 
 
 def test_merge_json_reports_the_plan_and_the_written_files(home: Home) -> None:
@@ -137,7 +122,7 @@ def test_merge_interrupt_after_renaming_registers_the_model(home: Home, monkeypa
         os.kill(os.getpid(), signal.SIGINT)
         fsync_directory(folder)
 
-    monkeypatch.setattr("cerebrum_cli.merge.output_files.fsync_directory", interrupt_and_sync)
+    monkeypatch.setattr("cerebrum_cli.merge.execute.fsync_directory", interrupt_and_sync)
     done = home.merge(*OUT)
     exists = "out.gguf" in home.files
     assert ([row["name"] for row in home.rows], "nothing was written" in done.err) == (["out"] * exists, not exists)
@@ -204,18 +189,6 @@ def test_merge_reads_a_recipe_from_a_pipe(home: Home) -> None:
     assert (done.code, home.files) == (0, ["Tiny-Q4_K_M.gguf", "out.gguf", "twice.yaml"])
 
 
-@pytest.mark.parametrize("sizes", [("1MB", "1.5MB"), (None, "1MB"), ("1MB", None), ("1MB", "1MB")])
-def test_merge_replaces_a_model_with_another_split_size(sizes: tuple[str | None, str | None], home: Home) -> None:
-    for number, size in enumerate(sizes):
-        done = home.merge_to_out("-y", *(["--split-size", size] if size else []))
-        digest_lines = [line.split("  ") for line in done.out.splitlines()]
-        [row] = home.rows
-        assert (row["name"], row["path"], row["error"]) == ("out", str(home.path / digest_lines[0][1]), None), number
-        assert row["size"] == sum((home.path / name).stat().st_size for _, name in digest_lines)
-        assert_layers_copied([home.path / name for _, name in digest_lines], [home.model], TWO_TIMES)
-    assert home.prompt("out") == PROMPT
-
-
 def test_merge_lists_a_source_with_two_names_once(home: Home) -> None:
     (home.path / "two.yaml").write_text(stack(("tiny", 0, 4), ("again", 0, 4)))
     done = home.run("merge", "two.yaml", *OUT, "--source", "tiny=Tiny-Q4_K_M.gguf", "--source", f"again={home.model}")
@@ -256,25 +229,6 @@ def test_merge_reports_ignored_keys_of_a_recipe(home: Home) -> None:
     assert home.run(*arguments, "-q").err == ""
 
 
-def test_merge_of_the_whole_starter_generates_the_same_text(pytestconfig: pytest.Config, tmp_path: Path) -> None:
-    assert pytestconfig.cache
-    owner, command = CommandLine(Path(pytestconfig.cache.mkdir("starter"))), CommandLine(tmp_path)
-    pulled = owner.run("pull", "starter", "--quiet")  # downloaded once per machine
-    assert pulled.code == 0, pulled.err
-    starter = Path(owner.run("show", "starter", "--json").object["path"])
-    (tmp_path / "once.yaml").write_text(stack((str(starter), 0, 10), (str(starter), 10, 30)))
-    done = command.run("merge", "once.yaml", "-o", "out.gguf", "-q")
-    assert done.code == 0, done.err
-    out = tmp_path / "out.gguf"
-    assert read_tensors([out]) == read_tensors([starter])
-    arguments = ("-n", "40", "--temperature", "0", "--json", "Name three colours of the rainbow.")
-    replies = [command.run("ask", "-m", each, *arguments).object for each in (starter, out)]
-    assert replies[0]["text"] == replies[1]["text"]
-    assert [each["completion_tokens"] for each in replies] == [replies[0]["completion_tokens"]] * 2
-    assert replies[0]["prompt_tokens"] == replies[1]["prompt_tokens"]
-    out.unlink()
-
-
 def test_merge_with_a_broken_pipe_is_registered(home: Home) -> None:
     process = home.command.start("merge", "twice.yaml", "--source", f"tiny={home.model.name}", *OUT)
     assert process.stdout and process.stderr
@@ -292,7 +246,7 @@ def test_merge_that_cannot_be_registered_keeps_its_file(home: Home) -> None:
     assert (done.code, done.out) == (1, "")
     *_, problem, hint = done.err.splitlines()
     assert problem == f"error: out.gguf is complete, but not registered: {lock}: Is a directory"
-    assert hint == " hint: check its permissions and free space, then run cerebrum pull out.gguf --name out"
+    assert hint == " hint: check its permissions, then run cerebrum pull out.gguf --name out"
     lock.rmdir()
     assert home.run("pull", "out.gguf", "--name", "out").code == 0
     assert [row["name"] for row in home.rows] == ["out"]

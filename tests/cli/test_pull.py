@@ -13,8 +13,6 @@ from hub_exchange import Fault
 from hub_user import CATALOGUED, READER, HubUser, cleaned, named
 from tiny_models import write_chatml
 
-pytestmark = pytest.mark.slow
-
 OWNED = "someone/tiny-GGUF"
 
 
@@ -26,6 +24,7 @@ def repositories(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
     hub_user.hub.repository(OWNED, {"tiny-Q8_0.gguf": chatml_model, "README.md": b"# Tiny\n"})
 
 
+@pytest.mark.slow
 def test_pull_downloads_the_best_fit_and_answers(hub_user: HubUser, chatml_model: Path) -> None:
     path = hub_user.path(named("Q4_K_M"))
     first, last, installed = hub_user.pull("cerebrum-7b").err.splitlines()
@@ -55,6 +54,7 @@ def test_pull_accepts_any_name_of_a_model(hub_user: HubUser, reference: str, qua
     assert list(hub_user.blobs()) == [hub_user.digest(named(quantization))]
 
 
+@pytest.mark.slow
 def test_ask_accepts_any_name_of_a_model(hub_user: HubUser) -> None:
     for quantization in ("Q4_K_M", "Q2_K"):
         hub_user.pull(f"cerebrum-7b:{quantization}")
@@ -69,6 +69,7 @@ def test_ask_accepts_any_name_of_a_model(hub_user: HubUser) -> None:
     assert not hub_user.hub.log.requests()
 
 
+@pytest.mark.slow
 def test_pull_downloads_an_old_commit_by_url(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
     old, path = hub_user.commit(), hub_user.path(named("Q2_K"))
     hub_user.hub.repositories[CATALOGUED].commit({named("Q2_K"): chatml_model})
@@ -78,6 +79,7 @@ def test_pull_downloads_an_old_commit_by_url(hub_user: HubUser, chatml_model: Pa
     assert hub_user.ask("-m", address)
 
 
+@pytest.mark.slow
 def test_pull_names_other_models_by_repository(hub_user: HubUser) -> None:
     done = hub_user.pull(OWNED)
     assert cleaned(done) == f"installed {OWNED}:Q8_0: {hub_user.path('tiny-Q8_0.gguf', OWNED)}\n"
@@ -92,6 +94,7 @@ def test_pull_does_not_download_an_installed_model(hub_user: HubUser, reference:
     assert [each.part for each in hub_user.hub.log.requests()] == ["api"]
 
 
+@pytest.mark.slow
 def test_pull_stores_files_where_huggingface_hub_finds_them(hub_user: HubUser) -> None:
     hub_user.pull("cerebrum-7b")
     hub_user.hub.log.clear()
@@ -117,6 +120,7 @@ SCANNED = """[
 ]"""
 
 
+@pytest.mark.slow
 def test_pull_reuses_files_of_huggingface_hub(hub_user: HubUser) -> None:
     hub_user.pull("cerebrum-7b:Q4_K_M")
     assert hub_user.hugging_face(f"hf_hub_download('{CATALOGUED}', '{named('Q2_K')}')", SCANNED) == [
@@ -146,6 +150,7 @@ def test_pull_sends_the_token_to_the_hub_only(hub_user: HubUser, chatml_model: P
     assert {each.authorization for each in requests if each.part == "cdn"} == {None}
 
 
+@pytest.mark.slow
 def test_pull_concurrent_pulls_download_once(hub_user: HubUser, mistral_model: Path) -> None:
     hub_user.hub.repository("owner/large", {"large-Q4_K_M.gguf": mistral_model})
     armed = hub_user.hub.arm(Fault(part="cdn", let_through=1, hang_after=1_000_000))
@@ -167,6 +172,7 @@ def test_pull_concurrent_pulls_download_once(hub_user: HubUser, mistral_model: P
     assert list(hub_user.blobs("owner/large")) == [hashlib.sha256(mistral_model.read_bytes()).hexdigest()]
 
 
+@pytest.mark.slow
 def test_pull_downloads_all_parts_of_a_split_model(
     hub_user: HubUser, parts: dict[str, Path], chatml_model: Path
 ) -> None:
@@ -192,6 +198,7 @@ def test_pull_ignores_incomplete_split_models(hub_user: HubUser, parts: dict[str
     )
 
 
+@pytest.mark.slow
 def test_pull_of_one_part_downloads_all_parts(hub_user: HubUser, parts: dict[str, Path]) -> None:
     hub_user.hub.repository("owner/split", dict(parts))
     hub_user.pull(f"https://huggingface.co/owner/split/resolve/main/{list(parts)[1]}")

@@ -11,8 +11,6 @@ import pytest
 from hub_user import CATALOGUED, HubUser, named
 from tiny_models import write_chatml
 
-pytestmark = pytest.mark.slow
-
 OWNED = "someone/tiny-GGUF"
 
 
@@ -39,6 +37,7 @@ def test_rm_without_confirmation_removes_nothing(hub_user: HubUser) -> None:
     assert hub_user.path(named("Q4_K_M")).exists()
 
 
+@pytest.mark.slow
 def test_rm_frees_the_bytes_of_a_model(hub_user: HubUser) -> None:
     assert removed(hub_user, "cerebrum-7b") == "deleted cerebrum-7b:Q4_K_M, freed 9 MB\n"
     assert hub_user.blobs() == {}
@@ -53,6 +52,7 @@ def test_rm_frees_the_bytes_of_a_model(hub_user: HubUser) -> None:
     assert hub_user.hugging_face("[*map(str, scan_cache_dir().warnings)]", "len(scan_cache_dir().repos)") == [[], 0]
 
 
+@pytest.mark.slow
 def test_rm_keeps_other_quantizations(hub_user: HubUser) -> None:
     hub_user.pull("cerebrum-7b:Q2_K")
     answer = hub_user.ask("-m", "cerebrum-7b:Q2_K")
@@ -94,6 +94,7 @@ def test_rm_deletes_a_model_by_its_path_in_the_cache(hub_user: HubUser) -> None:
     assert hub_user.blobs() == {}
 
 
+@pytest.mark.slow
 def test_rm_of_the_default_chooses_another(hub_user: HubUser) -> None:
     hub_user.pull(OWNED)
     assert [row["default"] for row in hub_user.listed()] == [True, False]
@@ -141,6 +142,7 @@ def test_rm_keeps_files_of_another_name(hub_user: HubUser) -> None:
     assert removed(hub_user, "two").startswith("deleted two, ")
 
 
+@pytest.mark.slow
 def test_rm_models_with_one_name_have_distinct_references(hub_user: HubUser) -> None:
     files = {"a-Q4_0.gguf": b"", "b-Q4_0.gguf": b""}
     models = [hub_user.command.home / "other.gguf", hub_user.command.home / "another.gguf"]

@@ -21,8 +21,6 @@ from cerebrum_cli.chat.lock import SessionLock
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 
-pytestmark = pytest.mark.slow
-
 
 def ask(user: CommandLine, question: str, reply: str, *more: str | Path, code: int = 0) -> str:
     """Ask with a grammar that allows only `reply`, and return standard error."""
@@ -70,6 +68,7 @@ def test_ask_continue_extends_the_sampled_tokens(user: CommandLine) -> None:
     assert len(listed(user)) == 1  # a dry run saves nothing
 
 
+@pytest.mark.slow
 def test_ask_continue_uses_the_sessions_model_and_system_prompt(user: CommandLine, mistral_model: Path) -> None:
     assert user.run("pull", mistral_model, "--name", "other").code == 0
     ask(user, "One?", " First.", "-m", "other", "--format", "cerebrum", "-s", "Count.")
@@ -102,6 +101,7 @@ def twins(new_user: CommandLine, chatml_model: Path) -> tuple[Path, Path]:
     return first, write_mistral(second, chat_template=CHATML_TEMPLATE)
 
 
+@pytest.mark.slow
 def test_session_of_a_path_continues_in_any_directory(new_user: CommandLine, twins: tuple[Path, Path]) -> None:
     ask(new_user, "One?", "First.", "-m", "./a/model.gguf")
     elsewhere = new_user.home / "elsewhere"
@@ -115,6 +115,7 @@ def test_session_of_a_path_continues_in_any_directory(new_user: CommandLine, twi
     assert [message["model"] for message in session["messages"][1::2]] == [str(twins[0])] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replaced", [False, True], ids=["another-path", "replaced"])
 def test_tokens_of_another_vocabulary_are_not_replayed(
     new_user: CommandLine, twins: tuple[Path, Path], replaced: bool
@@ -141,6 +142,7 @@ def test_ask_dates_sessions_with_the_same_first_words(user: CommandLine) -> None
     assert [(row["name"], row["messages"]) for row in listed(user)] == [(dated, 4), ("count", 2)]
 
 
+@pytest.mark.slow
 def test_ask_saves_the_part_of_an_interrupted_answer(user: CommandLine) -> None:
     process = user.start("ask", "--grammar", str(endless_reply_grammar(user.home)), "Talk!")
     assert process.stdout
@@ -227,6 +229,7 @@ def test_sessions_export_and_import_round_trip(user: CommandLine) -> None:
     assert user.run("sessions", "export", "is-it-so").out == user.run("sessions", "show", "is-it-so").out == markdown
 
 
+@pytest.mark.slow
 def test_sessions_export_transcript_is_the_exact_prompt_and_reply(user: CommandLine, mistral_model: Path) -> None:
     assert user.run("pull", mistral_model, "--name", "other").code == 0
     ask(user, "One?", " First.", "-m", "other", "--format", "cerebrum", "-s", "Count.")
@@ -355,6 +358,7 @@ def test_ask_prints_an_answer_that_cannot_be_saved(user: CommandLine) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_ask_waits_for_another_process_to_release_the_database(user: CommandLine) -> None:
     ask(user, "Why?", "So.")
     database = sqlite3.connect(user.home / "data" / "cerebrum" / "sessions" / "sessions.db", isolation_level=None)
@@ -380,6 +384,7 @@ def test_sessions_list_prints_a_table_in_a_pipe(user: CommandLine) -> None:
     assert row.endswith("Why is the sky blue, and why is it red in the evening, and why at all?")
 
 
+@pytest.mark.slow
 def test_sessions_rm_deletes_several_and_old_ones(user: CommandLine) -> None:
     for question in ("One", "Two", "Three", "Four"):
         ask(user, question, "So.")
@@ -406,6 +411,7 @@ def test_sessions_search_finds_the_beginnings_of_words(user: CommandLine) -> Non
     assert user.run("sessions", "search", "eleph", "--json").object[0]["excerpt"] == "Where does the elephant sleep?"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_sessions_at_a_terminal(user: CommandLine) -> None:
     for number in range(3):

@@ -23,7 +23,6 @@ HEAVY = (
     "jinja2",
     "rich",
     "psutil",
-    "gguf",
     "sqlite3",
     "yaml",
     "tomlkit",
@@ -84,7 +83,7 @@ def test_startup_help_and_version_import_nothing_heavy(tmp_path: Path, arguments
 
 def test_startup_list_and_show_do_not_import_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
     user = CommandLine(tmp_path)
-    engine = {"llama_cpp", "numpy", "jinja2", "httpx2", "prompt_toolkit", "gguf", "pydantic"}
+    engine = {"llama_cpp", "numpy", "jinja2", "httpx2", "prompt_toolkit", "pydantic"}
     assert imported_packages(user, "pull", chatml_model).isdisjoint(engine)
     assert imported_packages(user, "list").isdisjoint(engine)
     assert imported_packages(user, "list", "--available").isdisjoint(engine)
@@ -102,7 +101,7 @@ def test_startup_ask_imports_only_the_bindings(tmp_path: Path, chatml_model: Pat
     arguments = ("-m", mistral_model, "--format", "cerebrum", "-n", "2", "hi")
     modules = imported_modules(CommandLine(tmp_path), "ask", *arguments)
     assert "llama_cpp" in modules
-    assert modules.isdisjoint({"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "gguf"})
+    assert modules.isdisjoint({"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit"})
     assert modules.isdisjoint({"httpx2", "asyncio"})
     assert modules.isdisjoint(f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK)
 

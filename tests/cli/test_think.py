@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scripted_command import batch_here, run_here
 from templates import ONE_TURN, TEMPLATES, embedded
@@ -55,9 +55,10 @@ def test_template_without_a_switch_gets_an_empty_thought(template: str, chatml: 
     assert text_of(prompt_format.render(replace(ONE_TURN, thinks=False))).endswith("<think>\n\n</think>\n\n")
 
 
-@settings(deadline=None, max_examples=25)
-@pytest.mark.parametrize("template", sorted({*TEMPLATES} - {"granite"}))  # whose switch is in the system prompt
-@given(turns=st.lists(st.sampled_from([None, True, False]), min_size=2, max_size=4))
+@given(
+    template=st.sampled_from(sorted({*TEMPLATES} - {"granite"})),  # whose switch is in the system prompt
+    turns=st.lists(st.sampled_from([None, True, False]), min_size=2, max_size=4),
+)
 def test_switched_prompt_extends_prompt_and_reply(
     template: str, turns: list[bool | None], chatml: LlamaBackend
 ) -> None:
@@ -93,7 +94,7 @@ def test_ask_refuses_to_limit_thought_that_nothing_marks(chatml_model: Path, tmp
     done = run_here({"reply": "Yes."}, tmp_path, *options, "--think", think)
     assert done.code == 2
     assert done.err.splitlines()[0] == f"error: think is {think}, but this model does not mark its reasoning"
-    assert "set conclude to N" in done.err
+    assert "--max-tokens limits" in done.err
     assert run_here({"reply": "Yes."}, tmp_path, *options, "--think", "on").code == 0
 
 

@@ -43,8 +43,6 @@ from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.terminal.reports.doctor import TerminalInfo, assess_terminal, format_check_result
 from cerebrum_cli.terminal.streams import Streams
 
-pytestmark = pytest.mark.slow
-
 UNREACHABLE = "http://127.0.0.1:1"  # nothing listens there
 TOKEN = "hf_ThisIsASecret"
 CPU = Build("0.3.36", "0.25.3", ("CPU",), {"CPU": {"AVX2": "1", "OPENMP": "1"}}, False, ())
@@ -53,10 +51,15 @@ WITH_GPU = replace(CPU, backends=("CUDA", "CPU"), offloads=True, devices=(GPU,))
 
 
 def doctor(home: Path, *arguments: str, **variables: str) -> Finished:
-    """Run the installed command with an unreachable Hub; `variables` override the environment."""
+    """Run the command with an unreachable Hub; `variables` override the environment."""
     home.mkdir(exist_ok=True)
     environment = {"HF_ENDPOINT": UNREACHABLE, "NO_PROXY": "*", "HF_HUB_OFFLINE": "0", **variables}
     return CommandLine(home).run("doctor", *arguments, env=environment)
+
+
+def doctor_with_library(home: Path, folder: Path) -> Finished:
+    """Run the installed command, in a process that loads llama.cpp's library from another folder."""
+    return CommandLine(home).run_process("doctor", "--json", "--offline", env={"LLAMA_CPP_LIB_PATH": str(folder)})
 
 
 def by_name(done: Finished) -> dict[str, dict[str, str]]:
@@ -99,6 +102,7 @@ def content(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+@pytest.mark.slow
 def test_doctor_only_warns_a_new_user(tmp_path: Path) -> None:
     done = doctor(tmp_path, "--json")
     assert (done.code, done.err) == (0, "")
@@ -119,8 +123,9 @@ def test_doctor_only_warns_a_new_user(tmp_path: Path) -> None:
     assert results["sessions"]["detail"] == "none yet"
 
 
+@pytest.mark.slow
 def test_doctor_writes_only_the_list_of_devices(tmp_path: Path) -> None:
-    doctor(tmp_path, "--offline")
+    assert CommandLine(tmp_path).run_process("doctor", "--offline").code == 0
     paths = [path for name in ("config", "data", ".cache") for path in (tmp_path / name).rglob("*")]
     assert {path.relative_to(tmp_path).as_posix() for path in paths if path.is_file()} == {"data/cerebrum/devices.json"}
 
@@ -149,6 +154,7 @@ def test_doctor_reports_models_sessions_and_the_token(tmp_path: Path, chatml_mod
     assert content(sessions.parent) == before
 
 
+@pytest.mark.slow
 def test_doctor_never_prints_a_token_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text(f"{TOKEN}\n")
@@ -205,7 +211,7 @@ def test_sessions_check_includes_the_write_ahead_log(tmp_path: Path, sessions: P
 @pytest.mark.parametrize(
     ("statement", "detail"),
     [
-        ("PRAGMA user_version = 99", "written by a newer version of cerebrum"),
+        ("PRAGMA user_version = 99", "written by another version of cerebrum"),
         ("PRAGMA user_version = 0", "is damaged: it belongs to another program"),
         ("DROP TABLE sessions", "is damaged: no such table: sessions"),
         ("UPDATE messages SET parent = 77", "is damaged: a row of messages refers to a missing row of messages"),
@@ -277,8 +283,9 @@ def test_models_check_looks_for_the_configured_model(tmp_path: Path) -> None:
     assert (unpulled.code, by_name(unpulled)["models"]["hint"]) == (0, "cerebrum pull cerebrum-7b")
 
 
+@pytest.mark.slow
 def test_doctor_fails_if_llama_cpp_is_not_loadable(tmp_path: Path) -> None:
-    done = doctor(tmp_path, "--json", "--offline", LLAMA_CPP_LIB_PATH=str(tmp_path / "none"))
+    done = doctor_with_library(tmp_path, tmp_path / "none")
     assert (done.code, done.err) == (1, "")
     failed = [name for name, status in statuses(done).items() if status == "failure"]
     assert failed == ["llama_cpp", "self_test"]
@@ -287,12 +294,13 @@ def test_doctor_fails_if_llama_cpp_is_not_loadable(tmp_path: Path) -> None:
     assert by_name(done)["self_test"]["detail"] == "skipped: llama.cpp cannot be loaded"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="libraries are named differently")
 def test_doctor_fails_if_the_library_is_not_llama_cpp(tmp_path: Path) -> None:
     import _ctypes
 
     (tmp_path / "libllama.so").write_bytes(Path(_ctypes.__file__).read_bytes())
-    done = doctor(tmp_path, "--json", "--offline", LLAMA_CPP_LIB_PATH=str(tmp_path))
+    done = doctor_with_library(tmp_path, tmp_path)
     assert (done.code, done.err) == (1, "")
     assert "cannot load llama.cpp's library" in by_name(done)["llama_cpp"]["detail"]
 
@@ -327,6 +335,7 @@ def test_self_test_is_skipped_on_an_unsupported_cpu(tmp_path: Path) -> None:
     assert by_name(done)["self_test"]["detail"].startswith("skipped: this CPU lacks ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("newest_alone", [False, True])
 def test_llama_cpp_of_another_cpu_is_reported_before_it_runs(tmp_path: Path, newest_alone: bool) -> None:
     features = [name for name in installed_build().cpu_features if name in CPU_FLAGS]
@@ -357,10 +366,13 @@ def test_doctor_reports_engine_errors_but_raises_bugs(tmp_path: Path) -> None:
         scripted(tmp_path, build=failing(ZeroDivisionError()))
 
 
-def test_doctor_warns_about_too_many_threads(tmp_path: Path) -> None:
-    done = scripted(tmp_path, "--json", "--threads", "1024")
+def test_doctor_warns_about_too_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CEREBRUM_THREADS", "1024")
+    done = scripted(tmp_path, "--json")
     assert (done.code, statuses(done)["threads"]) == (0, "warning")
-    assert scripted(tmp_path, "--threads", "0").code == 2
+    monkeypatch.setenv("CEREBRUM_THREADS", "0")
+    refused = scripted(tmp_path)
+    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: CEREBRUM_THREADS is 0")
 
 
 PROCESSORS = Processors(logical=16, cores=8, allowed=16, quota=math.inf)
@@ -541,6 +553,7 @@ def test_format_check_result_wraps_between_words() -> None:
     assert format_check_result(long, 25) == f"ok       disk\n  {long.detail}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize(
     ("columns", "variables", "colored"), [(80, {}, True), (40, {}, True), (80, {"NO_COLOR": "1"}, False)]

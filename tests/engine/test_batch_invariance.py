@@ -10,6 +10,7 @@ from platform import machine
 import pytest
 from asking import loaded
 from command_line import CommandLine
+from quantized import quantize
 from tiny_models import Shape, write_quantized, write_sliding_window
 
 from cerebrum_cli.core.events import TokenEvent
@@ -19,19 +20,16 @@ from cerebrum_cli.engine.backend import Row
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.llama.quantize import quantize
 from cerebrum_cli.engine.load_options import LoadOptions, expert_notice, plan_repacking
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.types import FILE_TYPES
 
-pytestmark = pytest.mark.slow
-
 # Types whose rows are multiplied alike in any number, on x86; the documentation names them.
 INVARIANT_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0")
 VARIANT_TYPES = ("F32", "F16", "BF16", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_S")
-SHAPE = Shape(layers=2, width=512, heads=8, kv_heads=2, ffn=1024)
+SHAPE = Shape(layers=1, width=512, heads=8, kv_heads=2, ffn=512)
 needs_x86 = pytest.mark.skipif(machine().lower() not in ("x86_64", "amd64"), reason="another processor's kernels")
 
 Replies = list[list[tuple[int | None, float | None]]]
@@ -53,7 +51,7 @@ def model_of(models: Path, encoding: str) -> Path:
         source = models / "source.gguf"
         if not source.exists():
             write_quantized(source, shape=SHAPE, encoding="BF16")
-        quantize(str(source), str(path), next(number for number, name in FILE_TYPES.items() if name == encoding))
+        quantize(source, path, next(number for number, name in FILE_TYPES.items() if name == encoding))
     return path
 
 
@@ -100,6 +98,7 @@ def replies(
     return said
 
 
+@pytest.mark.slow
 @needs_x86
 @pytest.mark.parametrize("encoding", INVARIANT_TYPES)
 def test_types_that_are_batch_invariant_by_default(models: Path, encoding: str) -> None:
@@ -109,6 +108,7 @@ def test_types_that_are_batch_invariant_by_default(models: Path, encoding: str) 
     assert replies(path, 9, prompts(), pad_steps=False) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "repack"), [*product(VARIANT_TYPES, [None]), ("Q4_K_M", True), ("Q2_K", True), ("IQ4_NL", False)]
 )
@@ -119,6 +119,7 @@ def test_padded_steps_are_batch_invariant(models: Path, encoding: str, repack: b
         assert replies(path, slots, prompts()[::-1], repack=repack)[::-1] == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["F16", "Q4_K_M"])
 def test_types_that_vary_without_padded_steps(models: Path, encoding: str) -> None:
     features = llama.llama_print_system_info().decode()
@@ -129,6 +130,7 @@ def test_types_that_vary_without_padded_steps(models: Path, encoding: str) -> No
     assert alone != together
 
 
+@pytest.mark.slow
 def test_padded_steps_are_invariant_after_preemption(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, requests = model_of(models, "Q4_K_M"), prompts(6, 230)  # replies outgrow the first 256 cells
     alone = replies(path, 1, requests, limit=60)
@@ -136,12 +138,14 @@ def test_padded_steps_are_invariant_after_preemption(models: Path, monkeypatch: 
     assert replies(path, 5, requests, limit=60) == alone
 
 
+@pytest.mark.slow
 def test_padded_steps_are_invariant_with_a_profile_without_flash_attention(models: Path) -> None:
     path = model_of(models, "F16")
     alone, together = (replies(path, slots, prompts(), flash_attention=False) for slots in (1, 9))
     assert together == alone
 
 
+@pytest.mark.slow
 def test_padded_steps_fill_the_context(models: Path) -> None:
     path, requests = model_of(models, "Q4_K_M"), prompts(6, 240)
     alone = replies(path, 1, requests, limit=None, context_size=256)
@@ -149,6 +153,7 @@ def test_padded_steps_fill_the_context(models: Path) -> None:
     assert replies(path, 4, requests, limit=None, context_size=256) == alone
 
 
+@pytest.mark.slow
 def test_padded_steps_leave_sliding_windows_intact(models: Path) -> None:
     path = write_sliding_window(models / "window.gguf", window=64)  # its cache has 576 cells
     requests = prompts(6, 1100)
@@ -207,6 +212,7 @@ def test_numbers_of_slots_need_little_padding() -> None:
     assert [stable_slots(slots) for slots in (1, 2, 3, 4, 5, 63, 64, 256)] == [1, 2, 2, 4, 4, 60, 64, 256]
 
 
+@pytest.mark.slow
 def test_batch_records_that_it_is_invariant(models: Path, new_user: CommandLine) -> None:
     path = model_of(models, "Q4_K_M")
     source = new_user.home / "in.txt"
@@ -227,6 +233,7 @@ def test_batch_records_that_it_is_invariant(models: Path, new_user: CommandLine)
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_invariance_notices_for_experts_and_recurrent_models(
     models: Path, new_user: CommandLine, recurrent_model: Path
 ) -> None:
@@ -241,6 +248,7 @@ def test_invariance_notices_for_experts_and_recurrent_models(
     assert expert_notice(0, ["Q4_K"]) is None
 
 
+@pytest.mark.slow
 def test_experts_are_invariant_without_tiled_kernels(models: Path, new_user: CommandLine) -> None:
     mixtral = write_quantized(models / "experts.gguf", experts=4)
     source = new_user.home / "in.txt"
@@ -260,7 +268,7 @@ def test_experts_are_invariant_without_tiled_kernels(models: Path, new_user: Com
         "--batch-invariant",
     )
     environment = {"GGML_CPU_TILED_MM": "0"}  # llama.cpp reads it once in a process
-    one, together = (new_user.run(*command, "--parallel", count, env=environment) for count in ("1", "8"))
+    one, together = (new_user.run_process(*command, "--parallel", count, env=environment) for count in ("1", "8"))
     assert (one.code, together.code) == (0, 0), one.err + together.err
     assert one.out == together.out
     assert "mixture" not in one.err

@@ -23,15 +23,14 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, sequence_bytes
 from cerebrum_cli.inference.load_options import Parallel, load_options
-from cerebrum_cli.inference.loading import ResolvedModel
 from cerebrum_cli.inference.profiles import DEFAULT, Profile, Speeds, TunedUse
 from cerebrum_cli.models.model import Model
-from cerebrum_cli.tune.candidates import NORMAL, plan_stages, unplanned
+from cerebrum_cli.tune.candidates import plan_stages, unplanned
 from cerebrum_cli.tune.tune import search_space
 
 SPEEDS = Speeds(1.0, 10.0, 10.0)
 TUNING = Tuning(n_threads=3, cache_type="q8_0", flash_attention=True)
-USE = TunedUse(TUNING, SPEEDS, SPEEDS, 1.5, 1.0)
+USE = TunedUse(TUNING, SPEEDS, 1.5, 1.0)
 TYPES = ("f16", "q8_0", "q4_0")
 
 
@@ -95,7 +94,7 @@ def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine)
         ("chat", "small", "hello"),
         ("batch", "in.txt", "-o", "out.jsonl"),
         ("eval", "exam.jsonl", "--dry-run"),
-        ("tune", "small", "--quick"),
+        ("tune", "small"),
     )
     for command in commands:
         done = user.run(*command, "--cache-type-v", "q8_0", *(() if "small" in command else ("-m", "small")))
@@ -159,9 +158,9 @@ def test_tune_does_not_try_what_the_user_has_set(wide: Path) -> None:
     model = Model("tiny", (wide,))
     for settings, expected in ((Settings(), True), (Settings(flash_attn="on"), False)):
         space = search_space(model, settings)
-        tried = {key for stage in plan_stages(space, NORMAL, False) for key in stage.settings}
+        tried = {key for stage in plan_stages(space, False) for key in stage.settings}
         assert ({"cache_type", "flash_attention"} <= tried) is expected
-        reasons = unplanned(space, NORMAL, settings)
+        reasons = unplanned(space, settings)
         assert ("flash attention, cache q8_0" in reasons) is (not expected)
     assert reasons["flash attention, cache q8_0"] == "--flash-attn is on"
 
@@ -213,7 +212,7 @@ def test_exact_scores_keep_their_own_cache(wide: Path) -> None:
     opened: list[LoadOptions] = []
     model = Model("tiny", (wide,))
     settings = Settings(cache_type_k="q4_0", cache_type_v="q4_0", flash_attn="on", threads=1)
-    harness = HarnessModel(model, ResolvedModel(model), settings)
+    harness = HarnessModel(model, None, settings)
 
     def factory(given: LoadOptions) -> Any:
         opened.append(given)

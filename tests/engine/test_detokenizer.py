@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.engine.detokenizer import Detokenizer
@@ -46,7 +46,6 @@ def up_to_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
     return text, False
 
 
-@settings(deadline=None)
 @given(anything, st.lists(st.integers(0, 1000), max_size=30), stops)
 def test_detokenizer_shows_all_text_up_to_the_first_stop_string(
     data: bytes, places: list[int], stop: tuple[str, ...]
@@ -55,7 +54,6 @@ def test_detokenizer_shows_all_text_up_to_the_first_stop_string(
     assert (shown[-1], stopped) == up_to_stop(data.decode("utf-8", "replace"), stop)
 
 
-@settings(deadline=None)
 @given(texts, st.lists(st.integers(0, 1000), max_size=30), stops)
 def test_detokenizer_holds_back_only_what_may_change(text: str, places: list[int], stop: tuple[str, ...]) -> None:
     pieces = cut(text.encode(), places)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from command_line import Finished, assert_error
-from llama_server import BUILD
+from model_servers import ModelServer
 from remote_engines import HASTY
 from served import SEEDS, Served
+from server_kinds import BUILD, SglangServer, VllmServer
 from waiting import TIMEOUT_S
 
 from cerebrum_cli.batch import answering as batch
@@ -80,6 +81,19 @@ def test_endpoint_batch_writes_the_local_result(served: Served, options: tuple[s
         {"kind": "llama-server", "build": BUILD, "model": "tiny.gguf (1000 bytes)"}
     ]
     assert "127.0.0.1" not in record and "/srv" not in record
+
+
+@pytest.mark.parametrize(("kind", "name"), [(VllmServer, "vLLM"), (SglangServer, "SGLang")])
+def test_endpoint_batch_on_other_kinds_writes_the_local_result(
+    served: Served, kind: type[ModelServer], name: str
+) -> None:
+    arguments: tuple[str | Path, ...] = (served.questions(12), "--seed", "7")
+    with kind(served.servers[0].model, context_size=100_000) as server:
+        remote = served.run_alone("batch", *arguments, "-o", "remote.jsonl", "--endpoint", server.url)
+    local = served.run_alone("batch", *arguments, "-o", "local.jsonl")
+    assert (remote.code, local.code) == (0, 0), remote.err
+    assert remote.err.count(f"{name} serves the model's original weights") == 1
+    assert Path("remote.jsonl").read_bytes() == Path("local.jsonl").read_bytes()
 
 
 def test_endpoint_batch_streams_rows_in_any_order(served: Served) -> None:

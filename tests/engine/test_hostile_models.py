@@ -8,20 +8,29 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine
-from mutated_models import STRING, Entry, Parts, strings, take_apart, text, write_mutated
+from command_line import CommandLine, Finished, start_python
+from gguf_files import string
+from mutated_models import Parts, strings, take_apart, write_mutated
 from tiny_models import write_chatml, write_mistral, write_recurrent, write_sliding_window
 
 from cerebrum_cli.engine.llama.first_load import file_key
+from cerebrum_cli.gguf.parser import STRING
 
 pytestmark = pytest.mark.slow
 
 MAX_MEMORY = 2 * 2**30
 FUZZED = 200
+RUN_ALL = """
+import dataclasses, json, pathlib, sys
+from command_line import CommandLine
+user, commands = CommandLine(pathlib.Path(sys.argv[1])), json.loads(sys.argv[2])
+print(json.dumps([dataclasses.asdict(user.run(*arguments)) for arguments in commands]))
+"""
 CRASHING = (5, 140)  # of the mutated files; found by trying 400
 
 
@@ -36,22 +45,28 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
-def require_sound_exits(user: CommandLine, path: Path) -> None:
-    """Run each command that reads a model file on one."""
+def require_sound_exits(user: CommandLine, path: Path, *more: list[str]) -> list[Finished]:
+    """Run `more` and each command that reads a model file on one, in a child process that they must not end."""
     recipe = user.home / "recipe.yaml"
     recipe.write_text(
         json.dumps({"merge_method": "linear", "models": [{"model": str(path), "parameters": {"weight": 1.0}}]})
     )
-    for arguments in (
-        ("show", path),
-        ("ask", "-m", path, "--dry-run", "--format", "cerebrum", "hi"),
-        ("ask", "-m", path, "-n", "4", "--format", "cerebrum", "--no-log", "hi"),
-        ("merge", recipe, "-o", user.home / "out.gguf", "--dry-run"),
-    ):
-        done = user.run(*arguments)
+    commands = [
+        *more,
+        ["show", str(path)],
+        ["ask", "-m", str(path), "--dry-run", "--format", "cerebrum", "hi"],
+        ["ask", "-m", str(path), "-n", "4", "--format", "cerebrum", "--no-log", "hi"],
+        ["merge", str(recipe), "-o", str(user.home / "out.gguf"), "--dry-run"],
+    ]
+    child = start_python(RUN_ALL, user.home, json.dumps(commands), home=user.home)
+    out, err = child.communicate(timeout=120)
+    assert (child.returncode, err) == (0, ""), path.name
+    finished = [Finished(**done) for done in json.loads(out)]
+    for arguments, done in zip(commands, finished, strict=True):
         assert done.code in (0, 1, 2, 4), (path.name, arguments[0], done)
         assert "Traceback" not in done.err, (path.name, arguments[0], done.err)
         assert done.code == 0 or len(done.err.splitlines()) <= 4, (path.name, arguments[0], done.err)
+    return finished
 
 
 @pytest.mark.parametrize("number", CRASHING)
@@ -79,8 +94,8 @@ def with_tokens(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Parts
     def changed(parts: Parts) -> Parts:
         [tokens] = [entry for entry in parts.entries if entry.key.endswith(b"ggml.tokens")]
         items = change(strings(tokens.value))
-        value = Entry(b"", STRING, len(items).to_bytes(8, "little") + b"".join(map(text, items))).value
-        return with_value(b"ggml.tokens", STRING.to_bytes(4, "little") + value)(parts)
+        value = struct.pack("<IQ", STRING, len(items)) + b"".join(map(string, items))
+        return with_value(b"ggml.tokens", value)(parts)
 
     return changed
 
@@ -95,7 +110,7 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Parts], str]] = {
     "empty tokens": (with_tokens(lambda items: [*items[:-2], b"", b""]), ""),
     "few tokens": (with_tokens(lambda items: items[:20]), "llama.cpp"),
     "broken UTF-8": (with_tokens(lambda items: [*items[:-1], b"\xff\xfe"]), ""),
-    "unknown tokenizer": (with_value(b"tokenizer.ggml.model", text(b"x")), "llama.cpp cannot load it"),
+    "unknown tokenizer": (with_value(b"tokenizer.ggml.model", string(b"x")), "llama.cpp cannot load it"),
 }
 
 
@@ -104,10 +119,9 @@ def test_hostile_header_gets_one_error_line(name: str, chatml_model: Path, new_u
     change, problem = HOSTILE[name]
     path = new_user.home / "hostile.gguf"
     path.write_bytes(change(take_apart(chatml_model.read_bytes())).to_bytes())
-    done = new_user.run("ask", "-m", path, "-n", "4", "--no-log", "hi")
+    done = require_sound_exits(new_user, path, ["ask", "-m", str(path), "-n", "4", "--no-log", "hi"])[0]
     assert problem in done.err
     assert done.code == bool(problem)
-    require_sound_exits(new_user, path)
 
 
 def test_model_is_loaded_in_a_child_process_only_once(chatml_model: Path, new_user: CommandLine) -> None:
@@ -115,10 +129,10 @@ def test_model_is_loaded_in_a_child_process_only_once(chatml_model: Path, new_us
     path.write_bytes(chatml_model.read_bytes())
     remembered = new_user.home / "data" / "cerebrum" / "loaded_files.json"
     for _ in range(2):
-        assert new_user.run("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
+        assert new_user.run_process("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
         assert len(json.loads(remembered.read_text())) == 1
     path.write_bytes(chatml_model.read_bytes())  # the time changes
-    assert new_user.run("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
+    assert new_user.run_process("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
     assert len(json.loads(remembered.read_text())) == 2
 
 
@@ -127,11 +141,11 @@ def test_first_load_of_a_vocabulary_does_not_vouch_for_the_model(chatml_model: P
     path.write_bytes(chatml_model.read_bytes())
     remembered = new_user.home / "data" / "cerebrum" / "loaded_files.json"
     for option, files in (("--dry-run", 1), ("-n1", 2), ("--dry-run", 2)):
-        assert new_user.run("ask", "-m", path, option, "--no-log", "hi").code == 0
+        assert new_user.run_process("ask", "-m", path, option, "--no-log", "hi").code == 0
         assert len(json.loads(remembered.read_text())) == files
     shutil.copy(path, new_user.home / "other.gguf")
     for option in ("-n1", "--dry-run"):
-        assert new_user.run("ask", "-m", new_user.home / "other.gguf", option, "--no-log", "hi").code == 0
+        assert new_user.run_process("ask", "-m", new_user.home / "other.gguf", option, "--no-log", "hi").code == 0
         assert len(json.loads(remembered.read_text())) == 3
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from contextlib import closing
 
-import pytest
 from asking import collect_replies
-from remote_engines import connected, local_replies, replies_of, request_of, serving, summaries, summary, unicode_model
+from remote_engines import connected, local_replies, replies_of, request_of, serving, summaries, unicode_model
 from scripted_backend import endless, random_model
 
 from cerebrum_cli.core.events import (
@@ -17,44 +16,6 @@ from cerebrum_cli.core.events import (
 )
 
 STORY = endless({"Q": "once upon a time "})
-
-
-def test_remote_replies_equal_local_ones() -> None:
-    requests = [request_of(f"Q{at}", n=at % 3 + 1, seed=at, temperature=0.7, logprobs=at % 2 == 0) for at in range(12)]
-    with serving(unicode_model, 2) as servers, connected(*servers) as engine:
-        remote = replies_of(engine, *requests)
-    assert summaries(remote) == summaries(local_replies(unicode_model, *requests))
-    assert all(reply.finish and reply.finish.has_all_tokens for reply in remote.values())
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_remote_stop_strings_end_replies_as_locally(stream: bool) -> None:
-    requests = [
-        request_of("Q", seed=seed, stream=stream, stop=stop)
-        for seed, stop in enumerate([("aé",), ("🙂 ", "日"), ("é日a",), ()])
-    ]
-    with serving(unicode_model) as servers, connected(*servers) as engine:
-        remote = replies_of(engine, *requests)
-    local = local_replies(unicode_model, *requests)
-    assert [summary(reply) for reply in remote.values()] == [summary(reply) for reply in local.values()]
-    assert any(reply.finish and reply.finish.by_stop_string for reply in remote.values())
-
-
-def test_remote_stream_equals_whole_reply_and_says_if_ids_are_missing() -> None:
-    whole = [request_of(prompt, seed=seed) for seed, prompt in enumerate(["a", "b", "c"])]
-    streamed = [request_of(prompt, seed=seed, stream=True) for seed, prompt in enumerate(["a", "b", "c"])]
-    with serving(unicode_model) as servers, connected(*servers) as engine:
-        replies, streams = replies_of(engine, *whole), replies_of(engine, *streamed)
-    assert [summary(reply) for reply in streams.values()] == [summary(reply) for reply in replies.values()]
-    assert not any(reply.finish and reply.finish.has_all_tokens for reply in streams.values())
-
-
-def test_remote_stream_of_one_byte_characters_has_all_ids() -> None:
-    request = request_of("abc", stream=True)
-    with serving(random_model) as servers, connected(*servers) as engine:
-        remote = replies_of(engine, request)
-    assert summaries(remote) == summaries(local_replies(random_model, request))
-    assert all(reply.finish and reply.finish.has_all_tokens for reply in remote.values())
 
 
 def test_remote_logprobs_belong_to_the_tokens_whose_text_was_complete() -> None:
@@ -68,18 +29,6 @@ def test_remote_logprobs_belong_to_the_tokens_whose_text_was_complete() -> None:
     assert any(logprob is None for _, logprob in found)
     assert all(logprob in (None, -token / 1000) for token, logprob in found)
     assert sum(logprob is not None for _, logprob in found) > len(found) / 3
-
-
-def test_remote_vote_is_one_request_on_one_server() -> None:
-    request = request_of("Q", n=4, max_n=8, seed=3)
-    with serving(unicode_model, 2) as servers, connected(*servers) as engine:
-        with closing(engine.complete([request])) as events:
-            events.add_samples(0, 3)
-            remote = collect_replies(events)
-        [first, more] = [asked.body for server in servers for asked in server.completions()]
-        assert sorted(len(server.completions()) for server in servers) == [0, 2]
-    assert [(body["n_cmpl"], body["seed"]) for body in (first, more)] == [(4, 3), (3, 7)]
-    assert summaries(remote) == summaries(local_replies(unicode_model, request_of("Q", n=7, seed=3)))
 
 
 def test_remote_vote_larger_than_a_server_takes_several_requests() -> None:

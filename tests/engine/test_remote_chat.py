@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 from chats import contents, finish, make_chat, text
-from llama_server import LlamaServer
-from remote_engines import serving
 from scripted_backend import END, FIRST_WORD, ScriptedBackend, tokens
+from server_kinds import LlamaServer
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.store import Store
@@ -41,7 +40,7 @@ def model(held: tuple[int, ...], seed: int) -> int:
 @pytest.fixture
 def server() -> Iterator[LlamaServer]:
     """A server whose model generates words of several bytes."""
-    with serving(model, context_size=500, words=WORDS) as [server]:
+    with LlamaServer(model, context_size=500, vocabulary=ScriptedBackend(model, words=WORDS)) as server:
         yield server
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from asking import collect_replies
-from llama_server import LlamaServer
 from remote_engines import (
     HASTY,
     QUICK,
@@ -29,9 +28,10 @@ from remote_engines import (
     unicode_model,
 )
 from scripted_backend import ScriptedBackend, endless, random_model
+from server_kinds import LlamaServer
 from waiting import wait_until
 
-from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, PromptTooLong
+from cerebrum_cli.core.errors import EndpointError, EngineError
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.remote.endpoint import Endpoint
@@ -255,17 +255,6 @@ def test_remote_text_of_a_stream_is_well_formed() -> None:
     assert set(reply.text) == {"\ufffd"}
 
 
-def test_remote_request_the_server_refuses_leaves_the_others() -> None:
-    good, too_long, grammar = request_of("Q"), request_of("Q" * 60), request_of("Q", grammar="bad")
-    with serving(random_model) as servers, connected(*servers) as engine:
-        servers[0].context_size = 50
-        events = events_of(engine, good, too_long, grammar)
-    errors = {event.sequence.request: event.error for event in events if isinstance(event, RefusedEvent)}
-    assert {at: type(error) for at, error in errors.items()} == {1: PromptTooLong, 2: GrammarError}
-    assert "60 tokens" in errors[1].message and errors[1].hint and errors[2].hint
-    assert outcome(events) == summaries(local_replies(random_model, good))
-
-
 # What ends everything.
 
 
@@ -364,8 +353,9 @@ def test_remote_key_is_required_sent_and_never_shown() -> None:
         assert "wrong-key" not in repr(error)
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/props", "/tokenize", "/completion"])
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize(
+    ("path", "status"), [("/v1/models", 301), ("/props", 302), ("/tokenize", 307), ("/completion", 308)]
+)
 def test_remote_redirect_is_not_followed(path: str, status: int) -> None:
     with serving(random_model, 2) as servers:
         server, other = servers

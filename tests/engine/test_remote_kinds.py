@@ -1,49 +1,66 @@
-"""vLLM and SGLang beside llama-server: the same replies from all, and what each is asked."""
+"""vLLM and SGLang beside llama-server: the same replies from all, what each is asked, and how they refuse and fail."""
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from asking import collect_replies
-from llama_server import LlamaServer
 from model_servers import ModelServer
 from remote_engines import (
     connected,
     events_of,
     local_replies,
     notices,
+    outcome,
     remote_engine,
     replies_of,
     request_of,
     serving_kind,
     summaries,
+    summary,
     unicode_model,
 )
-from scripted_backend import END, MARK, random_model, replies
-from server_kinds import REQUESTS, STORY, every_kind, other_kinds
-from sglang_server import SglangServer
-from vllm_server import VllmServer
+from scripted_backend import DEAD_END, END, MARK, Model, endless, random_model, replies
+from server_kinds import KINDS, OTHER_KINDS, LlamaServer, OtherServer, SglangServer, VllmServer
 
-from cerebrum_cli.core.events import NoticeEvent, TokenEvent
+from cerebrum_cli.core.errors import EndpointError, GrammarError, PromptTooLong
+from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.core.sampling import TokenBias
+from cerebrum_cli.engine.remote.kind import ServerInfo, ServerKind
+from cerebrum_cli.engine.remote.recognition import KINDS as SERVER_KINDS
+from cerebrum_cli.engine.remote.sglang import IGNORED_SEEDS
+
+STORY = endless({"Q": "once upon a time "})
+LLAMA, VLLM, SGLANG = (SERVER_KINDS[owner] for owner in ("llamacpp", "vllm", "sglang"))
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+other_kinds = pytest.mark.parametrize("kind", OTHER_KINDS)  # than llama-server
+both_kinds = pytest.mark.parametrize("kind", [VllmServer, SglangServer])
 
 # The same replies.
 
 
-@other_kinds
+@pytest.mark.parametrize("kind", [LlamaServer, *OTHER_KINDS])
 @pytest.mark.parametrize("stream", [False, True])
-def test_kinds_generate_the_local_tokens_and_texts(kind: type[ModelServer], stream: bool) -> None:
-    stops = ((), ("aé",), ("🙂 ", "日"), ("é日a",))
+@pytest.mark.parametrize("model", [random_model, unicode_model])
+def test_kinds_generate_the_local_tokens_and_texts(kind: type[ModelServer], stream: bool, model: Model) -> None:
+    stops = ((), ("aé", "cab"), ("🙂 ", "日"), ("é日a", "b"))
     requests = [
         request_of(f"Q{at}", seed=at, stream=stream, temperature=0.7, stop=stops[at % 4], logprobs=not stream)
         for at in range(12)
     ]
-    with serving_kind(kind, unicode_model, 2) as servers, connected(*servers) as engine:
+    with serving_kind(kind, model, 2) as servers, connected(*servers) as engine:
         remote = replies_of(engine, *requests)
-    assert summaries(remote) == summaries(local_replies(unicode_model, *requests))
-    assert all(reply.finish and reply.finish.has_all_tokens for reply in remote.values())
+    local = local_replies(model, *requests)
+    assert [summary(reply) for _, reply in sorted(remote.items())] == list(map(summary, local.values()))
+    # A stream of llama-server leaves out ids within characters.
+    has_ids = not (kind is LlamaServer and stream and model is unicode_model)
+    assert all(reply.finish.has_all_tokens for reply in remote.values() if reply.finish) is has_ids
+    assert not has_ids or summaries(remote) == summaries(local)
 
 
 @every_kind
@@ -53,17 +70,19 @@ def test_kinds_generate_samples_with_the_seeds_of_local_ones(kind: type[ModelSer
         with closing(engine.complete([request])) as events:
             events.add_samples(0, 3)
             remote = collect_replies(event for event in events if not isinstance(event, NoticeEvent))
-        asked = [len(server.completions()) for server in servers]
-    assert sorted(asked) == ([0, 7] if kind is SglangServer else [0, 2])
+        bodies = [asked.body for server in servers for asked in server.completions()]
+        assert 0 in [len(server.completions()) for server in servers]
+    asked = sorted((body["seed"], body.get("n_cmpl") or body["n"]) for body in bodies if "seed" in body)
+    assert asked == ([] if kind is SglangServer else [(3, 4), (7, 3)]) and len(bodies) == (len(asked) or 7)
     assert summaries(remote) == summaries(local_replies(unicode_model, request_of("Q", n=7, seed=3)))
 
 
-@every_kind
+@both_kinds
 @pytest.mark.parametrize("has_logprobs", [True, False])
 def test_kinds_give_the_logprobs_of_samples_or_none(kind: type[ModelServer], has_logprobs: bool) -> None:
     request = request_of("Q", n=3, logprobs=True, temperature=0.7)
-    with serving_kind(kind, random_model) as servers, connected(*servers) as engine:
-        servers[0].has_logprobs = has_logprobs
+    with serving_kind(kind, random_model) as [server], connected(server) as engine:
+        server.has_logprobs = has_logprobs
         found = [event for event in events_of(engine, request) if isinstance(event, TokenEvent)]
     assert {event.sequence.sample for event in found} == {0, 1, 2}
     assert all(event.logprob == (-event.token / 1000 if has_logprobs else None) for event in found if event.token)
@@ -92,7 +111,7 @@ def test_kinds_end_replies_at_the_limit_or_the_context(
             assert reply.finish and reply.finish.has_all_tokens
 
 
-@other_kinds
+@both_kinds
 def test_kinds_reply_that_ran_past_its_end_ends_there(kind: type[ModelServer]) -> None:
     def late(_: int, reply: dict[str, Any]) -> dict[str, Any]:
         """The reply of a server to which the vocabulary's end token is an ordinary one."""
@@ -111,162 +130,309 @@ def test_kinds_reply_that_ran_past_its_end_ends_there(kind: type[ModelServer]) -
     assert all(reply.reason == "stop" and reply.finish and reply.finish.has_all_tokens for reply in remote.values())
 
 
-# What they are asked.
+@other_kinds
+@pytest.mark.parametrize(("n", "stream", "limit"), [(1, True, 40), (3, False, 3), (3, False, 40)])
+def test_kinds_reply_without_ids_is_text(kind: type[OtherServer], n: int, stream: bool, limit: int) -> None:
+    request = request_of("Q", n=n, stream=stream, temperature=0.7, max_tokens=limit)
+    with serving_kind(kind, unicode_model) as [server], connected(server) as engine:
+        server.hides_ids = True
+        remote = replies_of(engine, request)
+    local = local_replies(unicode_model, request)
+    assert [(each.text, each.reason) for each in remote.values()] == [
+        (each.text, each.reason) for each in local.values()
+    ]
+    assert not any(reply.finish and reply.finish.has_all_tokens for reply in remote.values())
+    counted, exact = (
+        [each.finish.completion_tokens for each in found.values() if each.finish] for found in (remote, local)
+    )
+    assert sum(counted) == sum(exact) and all(counted)
 
 
-EVERY_FIELD: dict[str, Any] = {
+@both_kinds
+def test_kinds_adapter_has_the_context_of_its_base(kind: type[OtherServer]) -> None:
+    with serving_kind(kind, random_model) as [server]:
+        base = server.listed("tiny.gguf")
+        adapter = {**base, "id": "sql", "root": "/srv/sql-lora", "parent": base["id"], "max_model_len": None}
+        server.arm(path="/v1/models", body=json.dumps({"object": "list", "data": [base, adapter]}).encode())
+        with connected(server, served_model="sql") as engine:
+            assert engine.context_size == server.context_size
+            assert engine.builds[0]["model"] == "sql-lora on tiny.gguf"
+            replies_of(engine, request_of("Q"))
+        body = server.completions()[0].body
+    assert (body.get("model") or body["lora_path"]) == "sql"
+
+
+# What they are asked, and what they sample otherwise.
+
+
+PENALTIES: dict[str, Any] = {"repeat_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": -0.5}
+TRUNCATIONS: dict[str, Any] = {"top_k": 5, "top_p": 0.9, "min_p": 0.1}
+BIASES = (TokenBias(97, -1.5), TokenBias(98, 100.0))
+EVERY_FIELD = request_of(
+    "Q",
+    n=2,
+    temperature=0.5,
+    stop=("x",),
+    seed=7,
+    logprobs=True,
+    ignore_eos=True,
+    grammar="root",
+    max_tokens=None,
+    logit_bias=BIASES,
+    **TRUNCATIONS,
+    **PENALTIES,
+)
+OF_OTHER_KINDS = {
     "temperature": 0.5,
     "top_k": 5,
     "top_p": 0.9,
     "min_p": 0.1,
-    "repeat_penalty": 1.1,
-    "stop": ("x",),
-    "seed": 7,
-    "logprobs": True,
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "logit_bias": {"97": -1.5, "98": 100.0},
+    "skip_special_tokens": False,
     "ignore_eos": True,
-    "grammar": "root",
-    "max_tokens": None,
+    "stop": ["x"],
+    "stop_token_ids": [],
 }
-COMMON = {"temperature": 0.5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1, "skip_special_tokens": False}
-OFF = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": True, "stop": ["x"]}
+
+
+def info_of(kind: ServerKind, *, has_seeds: bool = True) -> ServerInfo:
+    """A server with a context of 100 tokens."""
+    return ServerInfo(kind, "1", "tiny.gguf", "tiny.gguf", 100, 4, 4, has_seeds=has_seeds, end_tokens=(END,))
 
 
 def test_kinds_vllm_is_sent_every_field() -> None:
-    request = request_of("Q", n=2, **EVERY_FIELD)
-    with serving_kind(VllmServer, STORY) as [server], connected(server) as engine:
-        events_of(engine, request, request_of("Q", top_k=0, top_p=0.0))
-        first, second = sorted((asked.body for asked in server.completions()), key=lambda body: -body["n"])
-    assert first == {
-        **COMMON,
-        **OFF,
+    assert VLLM.completion_body(EVERY_FIELD, info_of(VLLM), 7, 2) == {
+        **OF_OTHER_KINDS,
         "model": "tiny.gguf",
         "prompt": [81],
         "max_tokens": 99,
         "n": 2,
         "seed": 7,
-        "top_k": 5,
         "min_tokens": 0,
-        "stop_token_ids": [],
         "return_token_ids": True,
         "stream": False,
         "logprobs": 0,
         "structured_outputs": {"grammar": "root"},
     }
-    assert (second["top_k"], second["top_p"], second["max_tokens"]) == (0, 1e-6, 40)
-    assert second["stop_token_ids"] == [END]
+    plain = VLLM.completion_body(request_of("Q", top_k=0, top_p=0.0, stream=True), info_of(VLLM), 7, 1)
+    assert (plain["top_k"], plain["top_p"], plain["max_tokens"], plain["stop_token_ids"]) == (0, 1e-6, 40, [END])
+    assert plain["stream_options"] == {"include_usage": True}
+    assert not plain.keys() & {"logit_bias", "logprobs", "structured_outputs"}
 
 
-@pytest.mark.parametrize("is_deterministic", [True, False])
-def test_kinds_sglang_is_sent_every_field(is_deterministic: bool) -> None:
-    request = request_of("Q", **EVERY_FIELD)
-    with serving_kind(SglangServer, STORY) as [server]:
-        server.is_deterministic = is_deterministic
-        with connected(server) as engine:
-            events_of(engine, request)
-            events_of(engine, request_of("Q", top_k=0, top_p=0.0))
-            first, second = (asked.body for asked in server.completions())
-    assert first == {
+@pytest.mark.parametrize("has_seeds", [True, False])
+def test_kinds_sglang_is_sent_every_field(has_seeds: bool) -> None:
+    assert SGLANG.completion_body(EVERY_FIELD, info_of(SGLANG, has_seeds=has_seeds), 7, 1) == {
         "input_ids": [81],
         "stream": False,
         "return_logprob": True,
         "sampling_params": {
-            **COMMON,
-            **OFF,
+            **OF_OTHER_KINDS,
             "max_new_tokens": None,
             "n": 1,
-            "top_k": 5,
-            "stop_token_ids": [],
             "min_new_tokens": 0,
             "ebnf": "root",
-            **({"sampling_seed": 7} if is_deterministic else {}),
+            **({"sampling_seed": 7} if has_seeds else {}),
         },
     }
-    sampling = second["sampling_params"]
-    assert (sampling["top_k"], sampling["top_p"], sampling["max_new_tokens"]) == (-1, 1e-6, 40)
-    assert sampling["stop_token_ids"] == [END]
-
-
-@other_kinds
-def test_kinds_are_sent_penalties_and_logit_biases(kind: type[ModelServer]) -> None:
-    biases = (TokenBias(97, -1.5), TokenBias(98, 100.0))
-    with serving_kind(kind, STORY) as [server], connected(server) as engine:
-        events_of(engine, request_of("Q", presence_penalty=0.5, frequency_penalty=-0.5, logit_bias=biases))
-        [asked] = server.completions()
-    sent = asked.body.get("sampling_params", asked.body)
-    assert (sent["presence_penalty"], sent["frequency_penalty"]) == (0.5, -0.5)
-    assert sent["logit_bias"] == {"97": -1.5, "98": 100.0}
+    plain = SGLANG.completion_body(request_of("Q", top_k=0, top_p=0.0), info_of(SGLANG), 7, 1)["sampling_params"]
+    assert (plain["top_k"], plain["top_p"], plain["max_new_tokens"], plain["stop_token_ids"]) == (-1, 1e-6, 40, [END])
 
 
 def test_kinds_llama_server_is_sent_every_sampler() -> None:
     params: dict[str, Any] = {
+        **PENALTIES,
+        **TRUNCATIONS,
         "top_n_sigma": 1.5,
         "typical_p": 0.9,
-        "repeat_penalty": 1.1,
-        "presence_penalty": 0.5,
-        "frequency_penalty": -0.5,
         "dry_multiplier": 0.8,
         "dry_base": 2.0,
         "dry_allowed_length": 3,
         "dry_penalty_last_n": 50,
     }
-    biases = (TokenBias(97, -1.5), TokenBias(98, 100.0))
-    one = request_of("Q", temperature=1.0, dry_sequence_breaker=("x",), logit_bias=biases, **params)
-    two = request_of("Q", dry_sequence_breaker=("none",), **params | {"dry_penalty_last_n": 10**9})
-    with serving_kind(LlamaServer, STORY) as [server], connected(server) as engine:
-        events_of(engine, one, two)
-        first, second = sorted((asked.body for asked in server.completions()), key=lambda body: -body["temperature"])
-    assert {key: first[key] for key in params} == params
-    assert (first["dry_sequence_breakers"], first["logit_bias"]) == (["x"], [[97, -1.5], [98, 100.0]])
-    assert (second["dry_sequence_breakers"], second["dry_penalty_last_n"], second["logit_bias"]) == ([""], 100, [])
-    assert second["typical_p"] == 1.0  # it might drop the likeliest token, which temperature 0 stands for
+    drawn = request_of("Q", temperature=1.0, dry_sequence_breaker=("x",), logit_bias=BIASES, stop=("y",), **params)
+    body = LLAMA.completion_body(drawn, info_of(LLAMA), 7, 2)
+    assert {key: body[key] for key in params} == params
+    assert (body["n_cmpl"], body["seed"], body["n_predict"], body["stop"]) == (2, 7, 40, ["y"])
+    assert (body["dry_sequence_breakers"], body["logit_bias"]) == (["x"], [[97, -1.5], [98, 100.0]])
+    greedy = request_of("Q", dry_sequence_breaker=("none",), **params | {"dry_penalty_last_n": 10**9})
+    body = LLAMA.completion_body(greedy, info_of(LLAMA), 7, 1)
+    assert (body["dry_sequence_breakers"], body["dry_penalty_last_n"], body["logit_bias"]) == ([""], 100, [])
+    assert body["typical_p"] == 1.0  # it might drop the likeliest token, which temperature 0 stands for
 
 
-# Notices.
-
-
-@every_kind
-def test_kinds_with_other_weights_are_noted_once(kind: type[ModelServer]) -> None:
-    with serving_kind(kind, random_model, 2) as servers, closing(remote_engine(*servers)) as engine:
-        found = notices(list(engine.load()))
-        events_of(engine, *REQUESTS)
-    names = {VllmServer: ["vLLM"], SglangServer: ["SGLang"]}.get(kind, [])
-    assert found == [f"{name} serves the model's original weights, not those of the local file" for name in names]
-
-
-def test_kinds_sglang_with_a_gguf_file_has_no_other_weights() -> None:
-    with serving_kind(SglangServer, random_model) as [server]:
-        server.load_format = "gguf"
-        with closing(remote_engine(server)) as engine:
-            assert notices(list(engine.load())) == []
-
-
-@other_kinds
-def test_kinds_note_what_they_sample_otherwise_once(kind: type[ModelServer]) -> None:
-    penalties: dict[str, Any] = {"repeat_penalty": 1.2, "presence_penalty": 0.5, "dry_multiplier": 0.8}
-    lacking: dict[str, Any] = {"top_n_sigma": 1.5, "typical_p": 0.9}
-    requests = [request_of(f"Q{at}", temperature=0.7, **penalties, **lacking) for at in range(3)]
-    with serving_kind(kind, random_model) as [server]:
-        if isinstance(server, SglangServer):
-            server.is_deterministic = False
-        with connected(server) as engine:
-            found = notices(events_of(engine, *requests))
-    name = "vLLM" if kind is VllmServer else "SGLang"
-    expected = [
+@pytest.mark.parametrize("kind", [VLLM, SGLANG])
+def test_kinds_sample_otherwise_than_llama_cpp(kind: ServerKind) -> None:
+    name, lacking = kind.name, {"dry_multiplier": 0.8, "top_n_sigma": 1.5, "typical_p": 0.9}
+    request = request_of("Q", temperature=0.7, **(PENALTIES | lacking))
+    assert [problem for problem, _ in kind.differences(request, info_of(kind))] == [
         f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
         f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
         f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens",
-        *(
-            f"{name} does not support {each}: it is ignored"
-            for each in ("--dry-multiplier", "--top-n-sigma", "--typical-p")
-        ),
-        *(["this server ignores seeds, so samples are not reproducible"] if name == "SGLang" else []),
+        f"{name} does not support --dry-multiplier: it is ignored",
+        f"{name} does not support --top-n-sigma: it is ignored",
+        f"{name} does not support --typical-p: it is ignored",
     ]
-    assert sorted(found) == sorted(expected)
+    seedless = kind.differences(request_of("Q", temperature=1.0), info_of(kind, has_seeds=False))
+    assert seedless == ([IGNORED_SEEDS] if kind is SGLANG else [])
 
 
 def test_kinds_llama_server_notes_samplers_that_it_cannot_combine() -> None:
-    both: dict[str, Any] = {"temperature": 0.7, "top_n_sigma": 1.5, "typical_p": 0.9}
-    with serving_kind(LlamaServer, random_model) as [server], connected(server) as engine:
-        assert notices(events_of(engine, request_of("Q", **{**both, "temperature": 0.0}))) == []
-        [problem] = notices(events_of(engine, request_of("Q", **both)))
+    both = request_of("Q", temperature=0.7, top_n_sigma=1.5, typical_p=0.9)
+    [(problem, _)] = LLAMA.differences(both, info_of(LLAMA))
     assert problem == "llama-server does not compute --typical-p correctly after --top-n-sigma"
+    greedy = replace(both, params=replace(both.params, temperature=0.0))
+    assert LLAMA.differences(greedy, info_of(LLAMA)) == ()
+
+
+@both_kinds
+def test_kinds_are_noted_once_for_what_differs(kind: type[OtherServer]) -> None:
+    requests = [request_of(f"Q{at}", temperature=0.7) for at in range(12)]
+    name = "vLLM" if kind is VllmServer else "SGLang"
+    with serving_kind(kind, random_model, 2) as servers, closing(remote_engine(*servers)) as engine:
+        found = notices(list(engine.load()))
+        assert found == [f"{name} serves the model's original weights, not those of the local file"]
+        assert len(notices(events_of(engine, *requests))) == sum(bool(server.completions()) for server in servers)
+        assert notices(events_of(engine, *requests)) == []
+
+
+def test_kinds_sglang_describes_weights_and_seeds() -> None:
+    with serving_kind(SglangServer, random_model) as [server]:
+        server.load_format, server.is_deterministic = "gguf", False
+        with closing(remote_engine(server)) as engine:
+            assert notices(list(engine.load())) == []
+            assert notices(events_of(engine, request_of("Q", temperature=1.0))) == [IGNORED_SEEDS[0]]
+            assert "sampling_seed" not in server.completions()[0].body["sampling_params"]
+
+
+# Requests that they refuse.
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_kinds_reply_that_ignores_the_grammar_is_refused(stream: bool) -> None:
+    requests = [request_of(f"Q{at}", grammar=DEAD_END, stream=stream) for at in range(6)]
+    with serving_kind(VllmServer, random_model) as [server], connected(server) as engine:
+        events = events_of(engine, *requests)
+    local = local_replies(random_model, *(replace(request, grammar=None) for request in requests))
+    refused = {event.sequence: event.error for event in events if isinstance(event, RefusedEvent)}
+    assert list(refused) and sorted(refused) == [id for id, reply in sorted(local.items()) if len(reply.ids) > 12]
+    assert all("does not match the grammar" in error.message and error.hint for error in refused.values())
+
+
+VLLM_TOO_LONG = "This model's maximum context length is 50 tokens. However, your prompt has 60 input tokens"
+SGLANG_TOO_LONG = "The input (60 tokens) is longer than the model's context length (50 tokens)."
+LLAMA_TOO_LONG = "request (60 tokens) exceeds the available context size (50 tokens), try increasing it"
+BAD_GRAMMAR = "Failed to initialize samplers: failed to parse grammar"
+REFUSALS: list[tuple[type[ModelServer], dict[str, Any], type[Exception]]] = [
+    (LlamaServer, {"error": {"message": LLAMA_TOO_LONG, "type": "exceed_context_size_error"}}, PromptTooLong),
+    (LlamaServer, {"error": {"message": BAD_GRAMMAR, "type": "invalid_request_error"}}, GrammarError),
+    (VllmServer, {"error": {"message": VLLM_TOO_LONG, "type": "BadRequestError", "code": 400}}, PromptTooLong),
+    (VllmServer, {"error": {"message": "max_tokens must be at least 1, got 0."}}, PromptTooLong),
+    (VllmServer, {"error": {"message": "Invalid grammar specification."}}, GrammarError),
+    (SglangServer, {"error": {"message": SGLANG_TOO_LONG}}, PromptTooLong),
+    (SglangServer, {"object": "error", "message": SGLANG_TOO_LONG, "type": "400", "code": 400}, PromptTooLong),
+    (SglangServer, {"error": {"message": "Failed to compile ebnf grammar: EBNF lexer error"}}, GrammarError),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "error"), REFUSALS)
+def test_kinds_refuse_a_request_and_answer_the_others(
+    kind: type[ModelServer], body: dict[str, Any], error: type[Exception]
+) -> None:
+    requests = [request_of("Q", grammar="root"), request_of("Q", grammar="root", stream=True)]
+    with serving_kind(kind, random_model) as [server], connected(server) as engine:
+        server.arm(status=400, times=2, body=json.dumps(body).encode())
+        refused = events_of(engine, *requests)
+        events = events_of(engine, request_of("Q"))
+    errors = [event.error for event in refused if isinstance(event, RefusedEvent)]
+    assert [type(each) for each in errors] == [error] * 2 and all(each.hint for each in errors)
+    assert "60" in errors[0].message or error is GrammarError or "at least 1" in errors[0].message
+    assert outcome(events) == summaries(local_replies(random_model, request_of("Q")))
+
+
+# Servers that fail.
+
+
+DAMAGE: list[tuple[type[OtherServer], bytes]] = [
+    *((VllmServer, body) for body in (b"[]", b"null", b"{}", b'{"choices":[]}')),
+    (VllmServer, b'{"choices":[{"index":0,"text":"","token_ids":["x"],"finish_reason":"stop"}]}'),
+    (VllmServer, b'{"choices":[{"index":0,"text":"","token_ids":[],"finish_reason":"abort"}]}'),
+    *((SglangServer, body) for body in (b"[]", b"null", b"{}")),
+    (SglangServer, b'{"output_ids":[],"meta_info":{"completion_tokens":0}}'),
+    (SglangServer, b'{"output_ids":[],"meta_info":{"completion_tokens":0,"finish_reason":{"type":"abort"}}}'),
+    (SglangServer, b'{"output_ids":[],"meta_info":{"completion_tokens":0,"finish_reason":"stop"}}'),
+]
+
+
+@pytest.mark.parametrize(("kind", "body"), DAMAGE)
+def test_kinds_damaged_reply_is_asked_again(kind: type[OtherServer], body: bytes) -> None:
+    with serving_kind(kind, random_model) as [server], connected(server) as engine:
+        server.arm(body=body)
+        events = events_of(engine, request_of("Q"))
+        assert len(server.completions()) == 2
+    assert outcome(events) == summaries(local_replies(random_model, request_of("Q")))
+
+
+def error_event(kind: type[OtherServer], code: int) -> dict[str, Any]:
+    """An error in a stream of vLLM's; a request that SGLang's scheduler gives up."""
+    if kind is VllmServer:
+        return {"error": {"message": "scripted", "type": "Error", "param": None, "code": code}}
+    finish = {"type": "abort", "message": "scripted", "status_code": code, "err_type": None}
+    meta = {"finish_reason": finish, "prompt_tokens": 1, "completion_tokens": 0}
+    return {"text": "", "output_ids": [], "meta_info": meta}
+
+
+@other_kinds
+@pytest.mark.parametrize("code", [429, 500, 503])
+def test_kinds_error_that_begins_a_stream_is_asked_again(kind: type[OtherServer], code: int) -> None:
+    request = request_of("Q", stream=True)
+    with serving_kind(kind, random_model, 2) as servers, connected(*servers) as engine:
+        servers[0].arm(edit=lambda at, chunk: error_event(kind, code))
+        events = events_of(engine, request)
+        assert sum(len(server.completions()) for server in servers) == 2
+    assert outcome(events) == summaries(local_replies(random_model, request))
+
+
+@other_kinds
+@pytest.mark.parametrize("code", [400, 429, 500])
+def test_kinds_error_within_a_stream_ends_it(kind: type[OtherServer], code: int) -> None:
+    with serving_kind(kind, STORY) as [server], connected(server) as engine:
+        server.arm(edit=lambda at, chunk: error_event(kind, code) if at == 5 else chunk)
+        if code == 400:
+            found = events_of(engine, request_of("Q", stream=True))
+            [refused] = [event for event in found if isinstance(event, RefusedEvent)]
+            assert refused.error.message.endswith(": scripted")
+        else:
+            with pytest.raises(EndpointError, match="scripted"):
+                events_of(engine, request_of("Q", stream=True))
+        assert len(server.completions()) == 1
+        [again] = replies_of(engine, request_of("Q", stream=True, max_tokens=3)).values()
+    assert again.text == "onc"
+
+
+# What ends everything.
+
+
+@pytest.mark.parametrize(("kind", "path"), [(VllmServer, "/version"), (SglangServer, "/server_info")])
+def test_kinds_that_cannot_be_used_are_named(kind: type[OtherServer], path: str) -> None:
+    def error(**options: Any) -> str:
+        with closing(remote_engine(server, **options)) as engine, pytest.raises(EndpointError) as raised:
+            list(engine.load())
+            events_of(engine, request_of("Q"))
+        assert raised.value.hint and "\n" not in raised.value.message
+        return raised.value.message.removeprefix(server.url)
+
+    with serving_kind(kind, random_model) as [server]:
+        server.arm(path="/v1/models", status=401, body=b'{"error":"Unauthorized"}', times=2)
+        assert (error(), error(key="wrong")) == (" requires an API key", " refuses this API key")
+        server.arm(path="/tokenize", body=b'{"tokens":[1,2,3]}')
+        assert error() == " serves tiny.gguf, whose vocabulary differs from the model's"
+        server.arm(status=404, message="The model `x` does not exist.")
+        assert error() == ": The model `x` does not exist."
+        server.arm(path=path, body=b"[]")
+        assert error().startswith(": unexpected response to /")
+        server.arm(path=path, status=307, headers={"Location": "http://192.0.2.1/"})
+        assert error() == " redirects to http://192.0.2.1/"

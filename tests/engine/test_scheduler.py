@@ -461,7 +461,5 @@ class AnyTraffic(RuleBasedStateMachine):
         self.backend.close()
 
 
-AnyTraffic.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+AnyTraffic.TestCase.settings = settings(stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow])
 test_scheduler_with_any_traffic_gives_each_sequence_its_own_reply = AnyTraffic.TestCase

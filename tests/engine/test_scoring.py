@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 from asking import collect_replies, running_engine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scripted_backend import ALPHABET, ScriptedBackend, random_model, replies, token_score, tokens
 
@@ -155,7 +155,6 @@ WORK = st.builds(
 
 
 @given(WORK)
-@settings(max_examples=300, deadline=None)
 def test_scores_evaluate_each_node_of_the_trie_once(work: Work) -> None:
     backend = work.backend()
     assert score(backend, *work.requests) == dict(enumerate(map(expected_scores, work.requests)))
@@ -163,21 +162,18 @@ def test_scores_evaluate_each_node_of_the_trie_once(work: Work) -> None:
 
 
 @given(WORK)
-@settings(max_examples=300, deadline=None)
 def test_scores_of_models_that_cannot_trim_are_right(work: Work) -> None:
     backend = work.backend(can_trim=False)
     assert score(backend, *work.requests) == dict(enumerate(map(expected_scores, work.requests)))
 
 
 @given(WORK, st.booleans(), st.dictionaries(st.integers(0, 12), st.integers(0, 6)))
-@settings(max_examples=300, deadline=None)
 def test_scores_are_right_after_interrupted_steps(work: Work, can_trim: bool, interrupts: dict[int, int]) -> None:
     backend = (work if can_trim else replace(work, slots=1)).backend(can_trim=can_trim, interrupts=interrupts)
     assert score(backend, *work.requests) == dict(enumerate(map(expected_scores, work.requests)))
 
 
 @given(WORK, st.randoms())
-@settings(max_examples=100, deadline=None)
 def test_scores_take_the_same_steps_in_any_order(work: Work, random: Random) -> None:
     shuffled = [
         ScoreRequest(one.context, tuple(random.sample(one.continuations, len(one.continuations))))
@@ -190,7 +186,6 @@ def test_scores_take_the_same_steps_in_any_order(work: Work, random: Random) -> 
 
 
 @given(WORK)
-@settings(max_examples=100, deadline=None)
 def test_scores_bound_the_rows_with_logits(work: Work) -> None:
     backend = work.backend()
     score(backend, *work.requests)

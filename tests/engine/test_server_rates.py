@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from llama_server import LlamaServer
 from person import OpenTerminal, Person
 from remote_engines import connected, events_of, request_of, serving, unicode_model
 from scripted_command import SCRIPTED
+from server_kinds import LlamaServer
 
 from cerebrum_cli.core.events import FinishEvent, ServersEvent, ServerTokens
 from cerebrum_cli.engine.sequence import Request
@@ -25,8 +25,8 @@ ADDRESS = r"127\.0\.0\.1:\d+"
 
 
 def slow_model(held: tuple[int, ...], seed: int) -> int:
-    """Repeat a letter endlessly, 200 times a second."""
-    time.sleep(0.005)
+    """Repeat a letter endlessly, 50 times a second."""
+    time.sleep(0.02)
     return ord("a")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from asking import collect_replies
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prompt_caching import (
     FILE,
@@ -163,7 +163,6 @@ def test_cache_restores_beside_running_sequences(tmp_path: Path, slots: int) -> 
 BLOCKS = st.lists(st.sampled_from([tuple(letter * 40) for letter in (b"a", b"b")]), min_size=1, max_size=4)
 
 
-@settings(max_examples=60)
 @given(
     engines=st.lists(st.lists(st.tuples(BLOCKS, st.integers(0, 2)), min_size=1, max_size=3), min_size=2, max_size=4),
     slots=st.integers(1, 3),

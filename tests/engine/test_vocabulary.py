@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
 
@@ -36,7 +36,6 @@ def pieces(backend: LlamaBackend, ids: tuple[int, ...]) -> bytes:
     return b"".join(backend.piece(token) for token in ids)
 
 
-@settings(deadline=None)
 @given(text=texts | marked_up)
 def test_tokenize_round_trips(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
     for trusted in (False, "<|" not in text):
@@ -45,7 +44,6 @@ def test_tokenize_round_trips(text: str, mistral: LlamaBackend, chatml: LlamaBac
     assert pieces(mistral, mistral.tokenize((Text(text),))) == (b" " + text.encode() if text else b"")
 
 
-@settings(deadline=None)
 @given(before=texts.filter(bool), said=texts.filter(bool), after=texts)
 def test_tokenize_adds_no_space_after_tokens(
     before: str, said: str, after: str, mistral: LlamaBackend, chatml: LlamaBackend
@@ -159,7 +157,6 @@ def trusted_marks(parts: list[Text]) -> int:
     return sum(run.count(mark) for run in runs for mark in MARKS)
 
 
-@settings(deadline=None)
 @given(
     parts=st.lists(st.builds(Text, st.lists(markup, min_size=1, max_size=4).map("".join), st.booleans()), max_size=6)
 )
@@ -171,7 +168,6 @@ def test_markup_is_special_only_in_trusted_text(parts: list[Text], chatml: Llama
     assert marks_in(chatml.tokenize(pasted)) == []
 
 
-@settings(deadline=None)
 @given(text=st.lists(st.sampled_from(["think", "thi", "nk", "t", "h", " ", "\n", "é", "</s>"])).map("".join))
 def test_user_defined_word_is_split_without_a_trace(text: str, marked_mistral: LlamaBackend) -> None:
     ids = marked_mistral.tokenize((Text(text),))

@@ -4,47 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Finished
+from command_line import environment_of
 from dataset_files import table
 from hub_exchange import Fault
 from hub_server import DATASETS
 from hub_user import OTHER, READER, HubUser
 
-from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.eval.datasets import Source, load_file
-from cerebrum_cli.eval.reading import BadRow, Fields
-
-pytestmark = pytest.mark.slow
+from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.eval.reading import BadRow
+from cerebrum_cli.eval.sources import Source, load_file, load_task
+from cerebrum_cli.eval.tasks import find_task
 
 GSM8K, GSM8K_FILE = "openai/gsm8k", "main/test-00000-of-00001.parquet"
 MATH, MATH_FILE = "HuggingFaceH4/MATH-500", "test.jsonl"
-LOAD = """
-import dataclasses, json, sys
-from cerebrum_cli.eval.datasets import load_task
-from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.eval.tasks import find_task
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
-class Progress:
-    def update(self, stage, done, total):
+
+@dataclass
+class Notices:
+    """Progress of a load, of which only notices are kept."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def update(self, stage: str, done: int, total: int) -> None:
         pass
-    def notice(self, event):
-        print("note:", event.message, event.hint, file=sys.stderr)
 
-name, options = sys.argv[1], json.loads(sys.argv[2])
-if options.pop("without_pyarrow", False):
-    sys.modules["pyarrow"] = None
-try:
-    print(json.dumps(dataclasses.asdict(load_task(find_task(name), Progress(), **options))))
-except CerebrumError as error:
-    print(error.message, error.hint, sep="\\n", file=sys.stderr)
-    sys.exit(error.exit_code)
-"""
+    def notice(self, event: NoticeEvent) -> None:
+        self.lines.append(f"{event.message} {event.hint}")
 
 
 def problems(count: int) -> bytes:
@@ -62,26 +56,33 @@ def datasets(hub_user: HubUser) -> None:
     hub_user.hub.repository(f"{DATASETS}{MATH}", {MATH_FILE: problems(2000), "README.md": b"# MATH-500\n"})
 
 
-def load(hub_user: HubUser, task: str, options: dict[str, Any] | None = None, **more: str) -> Finished:
-    """Load a task in a process of its own, since huggingface_hub reads the environment when it is imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, task, json.dumps(options or {})],
-        env=hub_user.command.environment(hub_user.environment(more)),
-        capture_output=True,
-        timeout=60,
-    )
-    return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
+def load(
+    hub_user: HubUser,
+    task: str,
+    notices: Notices | None = None,
+    /,
+    *,
+    variables: Mapping[str, str] = {},
+    **options: Any,
+) -> dict[str, Any]:
+    """Load a task as a user with more environment variables, and return what JSON has of it."""
+    found = find_task(task)
+    assert found
+    with environment_of(hub_user.command.environment(hub_user.environment(variables))):
+        questions, source = load_task(found, notices or Notices(), **options)
+    return dict(json.loads(json.dumps({"questions": asdict(questions), "source": asdict(source)})))
 
 
-def refusal(hub_user: HubUser, task: str, options: dict[str, Any] | None = None, **more: str) -> list[str]:
+def refusal(hub_user: HubUser, task: str, **options: Any) -> list[str]:
     """The problem and the hint of a task that cannot be loaded."""
-    done = load(hub_user, task, options, **more)
-    assert (done.code, done.out) == (1, "")
-    return [line for line in done.err.splitlines() if not line.startswith("note:")]
+    with pytest.raises(CerebrumError) as caught:
+        load(hub_user, task, **options)
+    assert caught.value.exit_code == 1
+    return [caught.value.message, caught.value.hint]
 
 
 def test_dataset_is_downloaded_once_and_then_read_offline(hub_user: HubUser) -> None:
-    first = load(hub_user, "gsm8k").object
+    first = load(hub_user, "gsm8k")
     source = {
         "file": GSM8K_FILE,
         "sha256": hub_user.digest(GSM8K_FILE, DATASETS + GSM8K),
@@ -93,35 +94,37 @@ def test_dataset_is_downloaded_once_and_then_read_offline(hub_user: HubUser) -> 
     assert [question["id"] for question in first["questions"]["questions"]] == [1, 2, 3]
     hub_user.hub.repositories[DATASETS + GSM8K].commit({GSM8K_FILE: b"another"})
     hub_user.hub.log.clear()
-    assert load(hub_user, "gsm8k").object == first
-    assert load(hub_user, "gsm8k", HF_HUB_OFFLINE="1").object == first
+    assert load(hub_user, "gsm8k") == first
+    assert load(hub_user, "gsm8k", variables=OFFLINE) == first
     assert not hub_user.hub.log.requests()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "repo_id", "file"), [("gsm8k", GSM8K, GSM8K_FILE), ("math500", MATH, MATH_FILE)])
 def test_dataset_is_shared_with_huggingface_hub(hub_user: HubUser, task: str, repo_id: str, file: str) -> None:
     arguments = f"'{repo_id}', '{file}', repo_type='dataset'"
     [path] = hub_user.hugging_face(f"hf_hub_download({arguments})")
     hub_user.hub.log.clear()
-    theirs = load(hub_user, task).object
+    theirs = load(hub_user, task)
     assert not hub_user.hub.log.requests()
     for blob in (hub_user.folder(DATASETS + repo_id) / "blobs").iterdir():
         blob.unlink()
-    assert load(hub_user, task).object == theirs
+    assert load(hub_user, task) == theirs
     hub_user.hub.log.clear()
     assert hub_user.hugging_face(f"hf_hub_download({arguments}, local_files_only=True)") == [path]
     [scanned] = hub_user.hugging_face("[[r.repo_id, r.repo_type, r.nb_files] for r in scan_cache_dir().repos]")
     assert scanned == [[repo_id, "dataset", 1]]
 
 
+@pytest.mark.slow
 def test_dataset_of_a_commit_without_a_branch_is_found(hub_user: HubUser) -> None:
     commit = hub_user.commit(DATASETS + MATH)
     hub_user.hugging_face(f"hf_hub_download('{MATH}', '{MATH_FILE}', repo_type='dataset', revision='{commit}')")
-    assert load(hub_user, "math500", {"offline": True}).object["source"]["commit"] == commit
+    assert load(hub_user, "math500", offline=True)["source"]["commit"] == commit
 
 
 def test_dataset_in_git_is_verified_by_its_git_hash(hub_user: HubUser) -> None:
-    found = load(hub_user, "math500").object
+    found = load(hub_user, "math500")
     assert found["source"]["sha256"] == hashlib.sha256(problems(2000)).hexdigest()
     assert [blob.name for blob in (hub_user.folder(DATASETS + MATH) / "blobs").iterdir()] == [
         hub_user.hub.repositories[DATASETS + MATH].branches["main"].files[MATH_FILE].blob_id
@@ -138,12 +141,13 @@ def test_dataset_in_git_is_verified_by_its_git_hash(hub_user: HubUser) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "file", "part"), [("gsm8k", GSM8K_FILE, "cdn"), ("math500", MATH_FILE, "resolve")])
 def test_dataset_download_resumes(hub_user: HubUser, task: str, file: str, part: Any) -> None:
     hub_user.hub.arm(Fault(part=part, cut_after=700))
-    done = load(hub_user, task)
-    assert done.code == 0, done.err
-    assert "connection lost" in done.err
+    notices = Notices()
+    load(hub_user, task, notices)
+    assert "connection lost" in "".join(notices.lines)
     assert [each.range for each in hub_user.hub.log.requests(part)] == [None, "bytes=700-"]
 
 
@@ -154,26 +158,24 @@ def test_dataset_with_wrong_bytes_is_refused(hub_user: HubUser, task: str, part:
     name = "SHA-256" if task == "gsm8k" else "git hash"
     assert f" was not downloaded correctly: its {name} is " in problem
     assert hint == "the download was deleted; try again, or report it to the repository's owner"
-    assert load(hub_user, task).code == 0
+    assert load(hub_user, task)
 
 
 @pytest.mark.parametrize(("task", "repo_id"), [("gsm8k", GSM8K), ("math500", MATH)])
 def test_dataset_damaged_in_the_cache_is_downloaded_again(hub_user: HubUser, task: str, repo_id: str) -> None:
-    found = load(hub_user, task).object
+    found = load(hub_user, task)
     [blob] = (hub_user.folder(DATASETS + repo_id) / "blobs").iterdir()
     blob.write_bytes(blob.read_bytes()[:-9] + b"#damaged\n")
-    problem, _ = refusal(hub_user, task, HF_HUB_OFFLINE="1")
+    problem, _ = refusal(hub_user, task, variables=OFFLINE)
     assert problem == f"the dataset {repo_id} of {task} is damaged, and cerebrum is offline"
-    again = load(hub_user, task)
-    assert again.object == found
-    assert "in the cache is damaged" in again.err
+    notices = Notices()
+    assert load(hub_user, task, notices) == found
+    assert "in the cache is damaged" in "".join(notices.lines)
 
 
-@pytest.mark.parametrize(("options", "variables"), [({"offline": True}, {}), ({}, {"HF_HUB_OFFLINE": "1"})])
-def test_dataset_missing_offline_is_named(
-    hub_user: HubUser, options: dict[str, Any], variables: dict[str, str]
-) -> None:
-    assert refusal(hub_user, "gsm8k", options, **variables) == [
+@pytest.mark.parametrize("options", [{"offline": True}, {"variables": OFFLINE}])
+def test_dataset_missing_offline_is_named(hub_user: HubUser, options: dict[str, Any]) -> None:
+    assert refusal(hub_user, "gsm8k", **options) == [
         "the dataset openai/gsm8k of gsm8k is not downloaded, and cerebrum is offline",
         "run the command once online, or download it: hf download openai/gsm8k --repo-type dataset",
     ]
@@ -204,16 +206,17 @@ def test_dataset_gated_by_the_hub_needs_a_token(hub_user: HubUser) -> None:
         problem,
         f"accept them at {page}, then set HF_TOKEN, or run: hf auth login",
     ]
-    assert refusal(hub_user, "gsm8k", HF_TOKEN=OTHER)[0] == problem
-    assert load(hub_user, "gsm8k", HF_TOKEN=READER).code == 0
+    assert refusal(hub_user, "gsm8k", variables={"HF_TOKEN": OTHER})[0] == problem
+    assert load(hub_user, "gsm8k", variables={"HF_TOKEN": READER})
 
 
-def test_dataset_in_parquet_needs_pyarrow(hub_user: HubUser) -> None:
-    problem, hint = refusal(hub_user, "gsm8k", {"without_pyarrow": True})
+def test_dataset_in_parquet_needs_pyarrow(hub_user: HubUser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    problem, hint = refusal(hub_user, "gsm8k")
     assert problem.startswith("the dataset of gsm8k is a parquet file, which needs pyarrow: ")
     assert hint == f'{sys.executable} -m pip install "cerebrum-cli[eval]"'
     assert not hub_user.hub.log.requests()
-    assert load(hub_user, "math500", {"without_pyarrow": True}).code == 0
+    assert load(hub_user, "math500")
 
 
 def test_dataset_that_is_no_parquet_is_refused(hub_user: HubUser) -> None:
@@ -231,7 +234,7 @@ def test_dataset_of_arc_has_choices(hub_user: HubUser) -> None:
     ]
     files = {"ARC-Challenge/test-00000-of-00001.parquet": table(rows)}
     hub_user.hub.repository(f"{DATASETS}allenai/ai2_arc", files)
-    found = load(hub_user, "arc-challenge", {"template": "{question}\n{choices}"}).object["questions"]
+    found = load(hub_user, "arc-challenge", template="{question}\n{choices}")["questions"]
     assert [(each["id"], each["prompt"], each["gold"]) for each in found["questions"]] == [
         ("M_1", "Which?\nA) a\nB) b", "B"),
         ("M_2", "How many?\nA) 2\nB) 1", "A"),
@@ -245,7 +248,7 @@ def test_dataset_of_humaneval_has_tests_and_stubs(hub_user: HubUser) -> None:
     row = {"task_id": "H/0", "prompt": stub, "canonical_solution": "    return 2\n", "test": test, "entry_point": "two"}
     files = {"openai_humaneval/test-00000-of-00001.parquet": table([row])}
     hub_user.hub.repository(f"{DATASETS}openai/openai_humaneval", files)
-    [question] = load(hub_user, "humaneval").object["questions"]["questions"]
+    [question] = load(hub_user, "humaneval")["questions"]["questions"]
     assert (question["id"], question["stub"], question["entry_point"]) == ("H/0", stub, "two")
     assert question["prompt"].endswith(f"\n\n```python\n{stub}```")
     program: dict[str, Any] = {}
@@ -256,12 +259,12 @@ def test_dataset_of_humaneval_has_tests_and_stubs(hub_user: HubUser) -> None:
 
 def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
-    path.write_text('{"q": "1 + 1?", "a": 2}\n{"q": "?"}\n')
-    found = load_file(path, Fields("q", "a"), template="{q} =")
-    assert [(each.prompt, each.gold) for each in found.questions.questions] == [("1 + 1? =", "2")]
-    assert found.questions.bad_rows == (BadRow(2, "no `a`; the fields are: q"),)
-    assert found.source == Source(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
-    [bad] = load_file(path, Fields("q", "q"), template="{a}").questions.bad_rows
-    assert bad.reason == "no field `a`; the fields are: q"
+    path.write_text('{"q": "1 + 1?", "answer": 2}\n{"q": "?"}\n')
+    found, source = load_file(path, template="{q} =")
+    assert [(each.prompt, each.gold) for each in found.questions] == [("1 + 1? =", "2")]
+    assert found.bad_rows == (BadRow(2, "no `answer`; the fields are: q"),)
+    assert source == Source(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(UsageError, match="line 1: no field `a`; the fields are: q, answer"):
+        load_file(path, template="{a}")
     with pytest.raises(UsageError, match="No such file"):
-        load_file(tmp_path / "none.jsonl", Fields())
+        load_file(tmp_path / "none.jsonl")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import text_of
 
@@ -87,7 +87,6 @@ def test_collective_cognition_keeps_eos_text_untrusted(mistral: LlamaBackend) ->
     assert ids.count(EOS) == 1
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["</s>", "<s>", "<unk>", "</", "s>", "<", ">", "\n", " ", "User:", "a"])).map("".join))
 def test_user_text_never_becomes_a_special_token(mistral: LlamaBackend, text: str) -> None:
     for prompt_format, expected in ((CEREBRUM, [BOS]), (COLLECTIVE_COGNITION, [BOS, EOS])):
@@ -124,7 +123,6 @@ def replies(backend: LlamaBackend) -> st.SearchStrategy[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("prompt_format", FORMATS, ids=lambda prompt_format: prompt_format.name)
-@settings(deadline=None)
 @given(data=st.data())
 def test_next_prompt_extends_prompt_and_reply(
     prompt_format: PromptFormat, mistral: LlamaBackend, data: st.DataObject

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded, untrusted
 from vocabularies import marked_up, text_of
@@ -146,10 +146,11 @@ def test_both_renders_use_the_same_time(chatml: LlamaBackend) -> None:
 # Replies as tokens in the prompt.
 
 
-@settings(deadline=None, max_examples=25)
-@pytest.mark.parametrize("options", [{}, {"enable_thinking": False}], ids=["", "no thinking"])
-@pytest.mark.parametrize("template", [*TEMPLATES, BARE, UPPER])
-@given(data=st.data())
+@given(
+    template=st.sampled_from([*TEMPLATES, BARE, UPPER]),
+    options=st.sampled_from([{}, {"enable_thinking": False}]),
+    data=st.data(),
+)
 def test_next_prompt_extends_prompt_and_reply(
     template: str, options: dict[str, Any], data: st.DataObject, chatml: LlamaBackend
 ) -> None:

@@ -1,21 +1,21 @@
-"""Metadata and headers of GGUF files: read like the `gguf` package reads them, written byte for byte."""
+"""Metadata and headers of GGUF files: read as the `gguf` package writes them, and written byte for byte like it."""
 
 from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from gguf import GGUFValueType, GGUFWriter
 from gguf_files import LLAMA, entry, handmade, string, tensor
 from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.adapter import TensorInfo, encode_header, open_reader, read_table, read_value
-from cerebrum_cli.gguf.table import Table, Value
+from cerebrum_cli.gguf.parser import Value
+from cerebrum_cli.gguf.table import encode_header, read_table
 
 SCALARS: Mapping[str, tuple[Any, ...]] = {
     "UINT8": (0, 255),
@@ -30,7 +30,7 @@ SCALARS: Mapping[str, tuple[Any, ...]] = {
     "INT64": (-(2**63), 2**63 - 1),
     "FLOAT64": (0.1, -5e-324),
 }
-STRINGS = (b"plain", "naïve ▁".encode(), b"", b"\xff\xfe\x00", b"\xf0\x9f")  # the last two are not UTF-8
+STRINGS = (b"", b"plain", "naïve ▁".encode(), b"\xff\xfe\x00", b"\xf0\x9f")  # the last two are not UTF-8
 KINDS = {kind.name: int(kind) for kind in GGUFValueType}
 
 
@@ -54,37 +54,16 @@ def values_of_every_type() -> dict[str, Value]:
     return found | {"STRING.array": Value("ARRAY", STRINGS, "STRING"), "after": Value("UINT32", 7)}
 
 
-def read(path: Path) -> dict[str, Value]:
-    """Read the metadata of a file with the `gguf` package."""
-    fields = GGUFReader(path).fields.items()
-    return {key: read_value({}, field) for key, field in fields if not key.startswith("GGUF.")}
-
-
-def entries(table: Table) -> Iterable[TensorInfo]:
-    return (TensorInfo(each.name, each.shape, each.type, each.size) for each in table.tensors.values())
-
-
-def same(one: Mapping[str, Value], other: Mapping[str, Value]) -> bool:
-    """Whether values and their types are equal: True differs from 1, and 1 from 1.0."""
-    return repr(list(one.items())) == repr(list(other.items()))
-
-
-def test_table_reads_the_values_the_gguf_package_reads(tmp_path: Path) -> None:
+def test_table_reads_the_values_the_gguf_package_writes(tmp_path: Path) -> None:
     values = values_of_every_type()
     path = write(tmp_path / "values.gguf", values)
     found = dict(read_table("values", [path]).metadata)
-    assert same(found, read(path))
     assert found.pop("general.architecture") == Value("STRING", "llama")
     for key, value in values.items():
         is_text = value.type == "STRING"
         expected = value._replace(content=value.content.decode("utf-8", "surrogateescape")) if is_text else value
-        assert repr(found[key]) == repr(expected)
+        assert repr(found[key]) == repr(expected)  # True differs from 1, and 1 from 1.0
     assert found.keys() == values.keys()
-
-
-def test_table_reads_an_array_of_empty_strings(tmp_path: Path) -> None:
-    path = write(tmp_path / "empty.gguf", {"none": Value("ARRAY", (b"",) * 5, "STRING"), "last": Value("UINT8", 1)})
-    assert same(read_table("empty", [path]).metadata, read(path))
 
 
 def test_table_reads_an_empty_array_with_its_type(tmp_path: Path) -> None:
@@ -123,7 +102,7 @@ def test_encoded_header_has_every_type_and_long_vocabularies(tmp_path: Path) -> 
 def assert_header_encoded(path: Path) -> None:
     """Check that the header encoded from a file's table is the beginning of the file."""
     table = read_table("model", [path])
-    made = encode_header(table.metadata, entries(table))
+    made = encode_header(table.metadata, (tensor[:3] for tensor in table.tensors.values()))
     data = path.read_bytes()
     assert len(made) > 100
     assert made == data[: len(made)] + bytes(max(0, len(made) - len(data)))  # files without tensors are not padded
@@ -168,7 +147,7 @@ def test_table_reports_damage_in_one_line(damaged: bytes, tmp_path: Path) -> Non
         read_table("damaged", [path])
     assert time.process_time() - begin < 1
     assert str(path) in str(caught.value)
-    assert "damaged, truncated, or unsupported" in str(caught.value)
+    assert "damaged" in str(caught.value)
     assert "\n" not in caught.value.message + caught.value.hint
 
 
@@ -193,7 +172,6 @@ def test_table_reads_a_long_vocabulary_quickly(tmp_path: Path) -> None:
     }
     path = write(tmp_path / "long.gguf", long)
     begin = time.process_time()
-    reader = open_reader(path)
-    found = {key: read_value(reader.arrays, field) for key, field in reader.fields.items() if key in long}
+    found = read_table("long", [path]).metadata
     assert time.process_time() - begin < 2  # the package alone takes several
-    assert found == long
+    assert {key: found[key] for key in long} == long

@@ -1,18 +1,21 @@
-"""What a GGUF file says of itself, and what is said of a file that is none or is damaged."""
+"""What a GGUF file states, and the errors for a file that is none, or is damaged or mutated."""
 
 from __future__ import annotations
 
 import os
 import struct
+import tempfile
 from pathlib import Path
 
 import gguf
 import pytest
 from gguf_files import LLAMA, entry, handmade, string, tensor, write_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.cursor import Array
 from cerebrum_cli.gguf.header import read_header
+from cerebrum_cli.gguf.parser import Array
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 
 
@@ -35,7 +38,6 @@ def problem_of_bytes(tmp_path: Path, content: bytes) -> str:
 
 def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
-        writer.add_name("Tiny")
         writer.add_file_type(15)
         writer.add_head_count_kv(2)
         writer.add_context_length(32768)
@@ -48,15 +50,13 @@ def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
         writer.add_float32("llama.rope.freq_base", 10000.0)
 
     header = read_header(write_model(tmp_path / "tiny.gguf", fill))
-    assert (header.version, header.architecture, header.name) == (3, "llama", "Tiny")
-    assert (header.file_type, header.quantization) == (15, "Q4_K_M")
+    assert (header.architecture, header.quantization) == ("llama", "Q4_K_M")
     assert (header.n_layers, header.n_heads, header.n_kv_heads) == (2, 8, 2)
     assert header.embedding_length == 64
     assert [(layer.key_length, layer.value_length) for layer in header.sizes.layers] == [(16, 16), (16, 16)]
-    assert (header.context_length, header.sliding_window, header.expert_count) == (32768, 4096, 8)
+    assert (header.context_length, header.expert_count) == (32768, 8)
     assert (header.vocabulary_size, header.tensor_count, header.parameters) == (3, 1, 512)
     assert header.chat_template == "{{ messages }}"
-    assert header.split_count == 1
     assert header.kv_bytes_per_token == 2 * 2 * 2 * (8 + 8)
     assert header.metadata["tokenizer.ggml.tokens"] == Array("string", 3)
     assert header.metadata["tokenizer.ggml.scores"] == Array("f32", 3, (0.0, -1.0, -2.0))
@@ -68,8 +68,7 @@ def test_header_missing_values_are_none_or_zero(tmp_path: Path) -> None:
     path = tmp_path / "bare.gguf"
     path.write_bytes(handmade(LLAMA))
     header = read_header(path)
-    assert (header.name, header.file_type, header.quantization, header.chat_template) == (None, None, None, None)
-    assert (header.context_length, header.sliding_window) == (None, None)
+    assert (header.quantization, header.chat_template, header.context_length) == (None, None, None)
     assert (header.n_layers, header.n_heads, header.vocabulary_size, header.kv_bytes_per_token) == (0, 0, 0, 0)
 
 
@@ -97,13 +96,6 @@ def test_header_mistral_needs_131072_bytes_per_token(tmp_path: Path) -> None:
         handmade(LLAMA, *(entry(f"llama.{key}".encode(), 4, struct.pack("<I", n)) for key, n in numbers.items()))
     )
     assert read_header(path).kv_bytes_per_token == 131_072
-
-
-def test_header_has_the_split_count(tmp_path: Path) -> None:
-    def fill(writer: gguf.GGUFWriter) -> None:
-        writer.add_uint16("split.count", 5)
-
-    assert read_header(write_model(tmp_path / "part.gguf", fill)).split_count == 5
 
 
 def test_header_recognizes_the_old_mixtral_layout(tmp_path: Path) -> None:
@@ -242,3 +234,43 @@ def test_header_rejects_endless_strings(tmp_path: Path) -> None:
         path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + entry(b"a", 9, struct.pack("<IQ", 8, count)))
         os.truncate(path, 1 << 34)  # sparse: it takes no room
         assert "damaged" in problem_of(path)
+
+
+def seed_bytes() -> bytes:
+    def fill(writer: gguf.GGUFWriter) -> None:
+        writer.add_head_count_kv([1, 1])
+        writer.add_token_list(["a", "b"])
+        writer.add_chat_template("{{ messages }}")
+
+    with tempfile.TemporaryDirectory() as directory:
+        return write_model(Path(directory, "seed.gguf"), fill).read_bytes()
+
+
+SEED = seed_bytes()
+HEADER = len(SEED) - 2048  # the rest is the tensor's zeros
+PATCHES = st.one_of(
+    st.binary(min_size=1, max_size=9),
+    st.sampled_from([struct.pack("<Q", n) for n in (0, 1, 255, 1 << 31, 1 << 32, 1 << 62, 1 << 63, (1 << 64) - 1)]),
+    st.sampled_from([struct.pack("<I", n) for n in (*range(13), 1 << 16, (1 << 32) - 1)]),
+)
+
+
+@settings(deadline=2000)
+@given(
+    patches=st.lists(st.tuples(st.integers(4, HEADER), PATCHES), max_size=4),
+    length=st.none() | st.integers(0, len(SEED)),
+)
+def test_header_mutations_raise_only_model_file_errors(
+    tmp_path_factory: pytest.TempPathFactory, patches: list[tuple[int, bytes]], length: int | None
+) -> None:
+    content = bytearray(SEED)
+    for position, patch in patches:
+        content[position : position + len(patch)] = patch
+    path = tmp_path_factory.getbasetemp() / "mutated.gguf"
+    path.write_bytes(content[:length])
+    try:
+        header = read_header(path)
+    except ModelFileError as error:
+        assert error.message.isprintable()
+    else:
+        assert header.kv_bytes_per_token >= 0

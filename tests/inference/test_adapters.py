@@ -26,17 +26,17 @@ from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import AdapterFile, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, memory_needs
-from cerebrum_cli.engine.trials import ProcessBench
+from cerebrum_cli.engine.trials import Bench
 from cerebrum_cli.gguf.lora import adapter_sizes
 from cerebrum_cli.inference.load_options import load_options
 from cerebrum_cli.inference.profiles import Profile, Speeds, TunedUse
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.models.model import Model
 
 Values = npt.NDArray[Any]
 TOKENS = range(20, 40)
 SPEEDS = Speeds(1.0, 10.0, 10.0)
-USE = TunedUse(Tuning(n_threads=1), SPEEDS, SPEEDS, 1.5, 1.0)
+USE = TunedUse(Tuning(n_threads=1), SPEEDS, 1.5, 1.0)
 
 
 def logits(model: Path, *adapters: tuple[Path, float]) -> npt.NDArray[np.float32]:
@@ -131,7 +131,7 @@ def test_trials_measure_the_model_with_its_adapters(tmp_path: Path, chatml_model
     files = (AdapterFile(str(adapter), 1.0),)
     written = []
     for adapters in ((), files):
-        bench = ProcessBench(replace(options(chatml_model), adapters=adapters), "Some text. " * 9, (), tmp_path)
+        bench = Bench(replace(options(chatml_model), adapters=adapters), "Some text. " * 9, (), tmp_path)
         try:
             written.append(np.load(bench.write_logits(Tuning(), 16)))
         finally:
@@ -302,18 +302,10 @@ def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: 
 def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
     library, plain = runtime_for({}, tmp_path).library, Model("tiny", (chatml_model,))
     assert with_adapters(library, plain, [f"{adapter}:0"]) == plain
+    assert library.file_identity(with_adapters(library, plain, [str(adapter)])) == library.identity(plain)
     assert load_options(with_adapters(library, plain, [str(adapter)]), Settings()).adapters == ((str(adapter), 1.0),)
     both = [[f"{adapter}:1", f"{adapter}:2"], [f"{adapter}:2", f"{adapter}:1"]]
     assert len({library.identity(with_adapters(library, plain, each)) for each in both}) == 1
-
-
-def test_adapted_model_keeps_its_adapters_in_another_encoding(
-    tmp_path: Path, chatml_model: Path, adapter: Path
-) -> None:
-    library = runtime_for({}, tmp_path).library
-    adapted = with_adapters(library, Model("tiny", (chatml_model,)), [str(adapter)])
-    assert library.preferred(adapted).adapters == adapted.adapters
-    assert library.file_identity(adapted) == library.identity(Model("tiny", (chatml_model,)))
 
 
 # Sessions.
@@ -373,9 +365,3 @@ def test_saved_prompt_keeps_the_place_of_its_adapter(user: CommandLine, adapter:
     assert f'lora = ["{user.home}/style.gguf:0.9"]' in (user.config / "config.toml").read_text()
     assert answer(user, "hello", "--no-log", "-p", "styled")["text"] != plain
     assert answer(user, "hello", "--no-log", "-p", "styled", "--lora", "none")["text"] == plain
-
-
-def test_reencode_and_adapter_exclude_each_other(user: CommandLine, adapter: Path) -> None:
-    done = user.run("tune", "small", "--reencode", "--lora", adapter)
-    assert done.code == 2
-    assert "--reencode and --lora cannot be used together" in done.err

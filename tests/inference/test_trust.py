@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded
 from vocabularies import marked_up, marks_in, text_of
@@ -66,7 +66,6 @@ def test_eos_text_in_a_question_stays_text_for_mistral(template: str, mistral: L
         assert text.strip() in detokenize(mistral, ids), text
 
 
-@settings(deadline=None)
 @given(question=marked_up, reply=marked_up, template=st.sampled_from(["chatml", "gpt-oss"]))
 def test_mixed_markup_never_becomes_a_special_token(
     question: str, reply: str, template: str, chatml: LlamaBackend

@@ -16,7 +16,7 @@ from merges import (
     assert_layers_copied,
     metadata_bytes,
     part_paths,
-    planned_files,
+    planned_file,
     read_tensors,
     stack,
     write_merge,
@@ -28,7 +28,7 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.merge.output_files import WrittenFile
+from cerebrum_cli.merge.execute import WrittenFile
 
 BLOCK_TENSORS = {
     *("attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"),
@@ -57,8 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def twelve(folder: Path, seven: Path) -> WrittenFile:
     """Its merge by the packaged recipe."""
-    [written] = write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, folder / "twelve.gguf")
-    return written
+    return write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, folder / "twelve.gguf")
 
 
 def test_merge_12b_copies_each_tensor_from_its_source_block(seven: Path, twelve: WrittenFile) -> None:
@@ -78,7 +77,7 @@ def test_merge_12b_loads_and_its_header_and_digest_match_its_bytes(seven: Path, 
     assert (header.vocabulary_size, header.chat_template) == (source.vocabulary_size, source.chat_template)
     data = twelve.path.read_bytes()
     assert (len(data), hashlib.sha256(data).hexdigest()) == (twelve.size, twelve.sha256)
-    [file] = planned_files(RECIPE_12B, {"cerebrum-7b": [seven]}, twelve.path)
+    file = planned_file(RECIPE_12B, {"cerebrum-7b": [seven]}, twelve.path)
     assert (file.size, file.header) == (len(data), data[: len(file.header)])
     assert len(generate(twelve.path)) == 6
 
@@ -131,48 +130,16 @@ def test_merge_reads_a_source_with_another_alignment(six_layers: Path, tmp_path:
 def test_merge_reads_a_split_source(seven: Path, twelve: WrittenFile, tmp_path: Path) -> None:
     first = rewritten(seven, tmp_path / "seven.gguf", tensors=97)
     assert [path.name for path in part_paths(first)] == [f"seven-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
-    [written] = write_merge(RECIPE_12B, {"cerebrum-7b": part_paths(first)}, tmp_path / "twelve.gguf")
+    written = write_merge(RECIPE_12B, {"cerebrum-7b": part_paths(first)}, tmp_path / "twelve.gguf")
     assert written._replace(path=twelve.path) == twelve
     assert not [name for name in metadata_bytes(written.path) if name.startswith("split.")]
-
-
-def test_merge_writes_a_split_model_that_llama_cpp_loads(seven: Path, twelve: WrittenFile, tmp_path: Path) -> None:
-    limit = 4_000_000
-    written = write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, tmp_path / "split.gguf", limit=limit)
-    paths = [each.path for each in written]
-    assert paths == part_paths(tmp_path / "split-00001-of-00005.gguf") == sorted(tmp_path.iterdir())
-    for each in written:
-        assert read_header(each.path).split_count == 5
-        assert (each.size, each.sha256) == (
-            each.path.stat().st_size,
-            hashlib.sha256(each.path.read_bytes()).hexdigest(),
-        )
-        assert each.size <= limit
-    assert list(read_tensors(paths).items()) == list(read_tensors([twelve.path]).items())
-    assert generate(paths[0]) == generate(twelve.path)
-    [again] = write_merge(stack(("a", 0, 56)), {"a": paths}, tmp_path / "joined.gguf")
-    assert read_tensors([again.path]) == read_tensors([twelve.path])
-
-
-def test_merge_gives_a_tensor_over_the_limit_its_own_file(six_layers: Path, tmp_path: Path) -> None:
-    written = write_merge(WHOLE, {"a": [six_layers]}, tmp_path / "split.gguf", limit=10_000)
-    assert len(written) == len({each.path for each in written})
-    assert {len(read_tensors([each.path])) for each in written if each.size > 10_000} == {1}
-    assert read_tensors([each.path for each in written]) == read_tensors([six_layers])
-    assert generate(written[0].path) == generate(six_layers)
 
 
 def test_merge_plan_needs_no_temporary_directory(
     six_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))  # a killed process would leave files there
-    assert planned_files(WHOLE, {"a": [six_layers]}, tmp_path / "out.gguf")
-
-
-def test_merge_plan_keeps_files_within_the_limit(seven: Path, tmp_path: Path) -> None:
-    for limit in (121_189, *range(100_000, 300_000, 39_937)):  # the first is decided by 32 bytes
-        found = planned_files(stack(("a", 0, 8)), {"a": [seven]}, tmp_path / "out.gguf", limit=limit)
-        assert [file.size for file in found if file.size > limit and len(file.tensors) > 1] == []
+    assert planned_file(WHOLE, {"a": [six_layers]}, tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

@@ -12,10 +12,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from merges import slerp, write_merge
+from merges import read_tensors, slerp, write_merge, write_weights
 from numpy.typing import NDArray
 
-from cerebrum_cli.merge.conversion import hugging_face_names
+from cerebrum_cli.merge.tensor_names import hugging_face_names
 
 pytestmark = pytest.mark.slow
 
@@ -25,28 +25,14 @@ LAYERS = 5
 HEAD, NORM, EMBEDDING = "output.weight", "output_norm.weight", "token_embd.weight"
 
 
-def write(path: Path, tensors: Model, architecture: str = "llama", layers: int = 1) -> Path:
-    """Write a model of these weights, without a vocabulary."""
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_uint32(f"{architecture}.block_count", layers)
-    for name, values in tensors.items():
-        writer.add_tensor(name, np.asarray(values, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 def merge(recipe: Mapping[str, Any], models: Sequence[Path]) -> dict[str, Floats]:
     """Weights of a merge of the models `a`, `b` and so on."""
     out = models[0].with_name("merged.gguf")
     write_merge(json.dumps(recipe), {name: [path] for name, path in zip("abc", models, strict=False)}, out)
-    found = {}
-    for each in gguf.GGUFReader(out).tensors:
-        shape = tuple(int(length) for length in reversed(each.shape))
-        found[each.name] = np.asarray(each.data, np.float64).reshape(shape)
-    return found
+    return {
+        name: np.frombuffer(each.data, np.float32).reshape(each.shape[::-1]).astype(np.float64)
+        for name, each in read_tensors([out]).items()
+    }
 
 
 def whole(method: str, *sources: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -67,7 +53,7 @@ def random_model(seed: int) -> Model:
 
 def test_merge_evaluates_head_and_final_norm_at_the_first_value(tmp_path: Path) -> None:
     models = [random_model(seed) for seed in (1, 2)]
-    paths = [write(tmp_path / f"{number}.gguf", model, layers=LAYERS) for number, model in enumerate(models)]
+    paths = [write_weights(tmp_path / f"{number}.gguf", model, layers=LAYERS) for number, model in enumerate(models)]
     gradient = [0.1, 0.5, 0.3, 0.7, 0.9]
     values = dict.fromkeys((EMBEDDING, NORM, HEAD), 0.1)
     values |= {f"blk.{layer}.attn_q.weight": value for layer, value in enumerate(gradient)}
@@ -84,7 +70,7 @@ def test_merge_evaluates_head_and_final_norm_at_the_first_value(tmp_path: Path) 
 @pytest.mark.parametrize("constant", ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"])
 def test_merge_copies_factors_of_rope(constant: str, tmp_path: Path) -> None:
     models = [{EMBEDDING: np.ones((6, 32)), constant: np.full(16, value), NORM: np.ones(32)} for value in (8.0, 2.0)]
-    paths = [write(tmp_path / f"{number}.gguf", model) for number, model in enumerate(models)]
+    paths = [write_weights(tmp_path / f"{number}.gguf", model) for number, model in enumerate(models)]
     overweight = {"weight": 1.1}
     for recipe, norm in (
         (whole("passthrough", {"scale": 0.5}), 0.5),
@@ -110,10 +96,7 @@ NORMS: Mapping[str, tuple[dict[str, Any], tuple[float, ...]]] = {
         whole("linear", {"weight": 1.5}, {"weight": 0.5}, parameters={"normalize": False}),
         (1.5, 1, 0, 0),
     ),
-    "slerp": (
-        whole("slerp", {}, {}, base_model="a", parameters={"t": 0.5}),
-        (sqrt(0.5), sqrt(2), 0, 0),
-    ),
+    "slerp": (whole("slerp", {}, {}, base_model="a", parameters={"t": 0.5}), (sqrt(0.5), sqrt(2), 0, 0)),
     "task_arithmetic": (whole("task_arithmetic", {}, {"weight": 0.5}, base_model="a"), (0.5, 1, 0, 0)),
 }
 ADDED = {
@@ -135,7 +118,7 @@ def test_merge_combines_norms_without_the_added_one(architecture: str, case: str
     for number, values in enumerate(((1.0, 0, 0, 0), (0, 2.0, 0, 0))):
         stored = np.array(values)
         tensors = {EMBEDDING: stored, **dict.fromkeys(STORED_NORMS, stored + ADDED[architecture])}
-        paths.append(write(tmp_path / f"{number}.gguf", tensors, architecture))
+        paths.append(write_weights(tmp_path / f"{number}.gguf", tensors, architecture))
     for name, made in merge(recipe, paths[: len(recipe["models"])]).items():
         added = ADDED[architecture] if "norm" in name else 0.0
         np.testing.assert_allclose(made, np.array(expected) + added, rtol=1e-6, atol=1e-6, err_msg=name)
@@ -143,7 +126,7 @@ def test_merge_combines_norms_without_the_added_one(architecture: str, case: str
 
 def test_merge_leaves_the_norm_of_linear_attention_as_stored(tmp_path: Path) -> None:
     tensors = {EMBEDDING: np.ones(4), "blk.0.attn_norm.weight": np.full(4, 3.0), "blk.0.ssm_norm.weight": np.full(4, 3)}
-    path = write(tmp_path / "a.gguf", tensors, "qwen3next")
+    path = write_weights(tmp_path / "a.gguf", tensors, "qwen3next")
     made = merge(whole("passthrough", {"scale": 0.5}), [path])
     assert (made["blk.0.attn_norm.weight"] == 2.0).all()
     assert (made["blk.0.ssm_norm.weight"] == 1.5).all()
@@ -154,9 +137,8 @@ def test_merge_slerp_takes_heads_of_one_tensor_together(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     name, embedding = "blk.0.attn_k_b.weight", np.ones(32)
     first, second = (random.normal(size=(4, 8, 32)).astype(np.float32).astype(np.float64) for _ in range(2))
-    paths = [
-        write(tmp_path / f"{at}.gguf", {EMBEDDING: embedding, name: each}) for at, each in enumerate((first, second))
-    ]
+    tensors = [{EMBEDDING: embedding, name: each} for each in (first, second)]
+    paths = [write_weights(tmp_path / f"{at}.gguf", each) for at, each in enumerate(tensors)]
     made = merge(whole("slerp", {}, {}, base_model="a", parameters={"t": 0.3}), paths)
     np.testing.assert_allclose(made[name], slerp((first, second), 0.3), rtol=1e-5, atol=1e-6)
 
@@ -198,14 +180,8 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("architecture", "name", "stored"), NAMES)
-def test_merge_filter_matches_names_of_experts_and_mla(
-    architecture: str, name: str, stored: str, tmp_path: Path
-) -> None:
-    recipe = whole("passthrough", {"scale": [{"filter": f"layers.0.{name}", "value": 0.5}, {"value": 1.0}]})
-    path = write(tmp_path / "a.gguf", {EMBEDDING: np.ones(4), f"blk.0.{stored}": np.ones(4)}, architecture)
-    made = merge(recipe, [path])
-    assert (made[EMBEDDING] == 1.0).all()
-    assert (made[f"blk.0.{stored}"] == 0.5).all()
+def test_merge_filter_matches_names_of_experts_and_mla(architecture: str, name: str, stored: str) -> None:
+    assert any(f"layers.0.{name}" in each for each in hugging_face_names(f"blk.0.{stored}", architecture))
 
 
 ARCHITECTURES = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}

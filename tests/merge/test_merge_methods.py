@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 import pytest
+from gguf_files import write_file
 from hypothesis import given
 from hypothesis import strategies as st
 from merges import OWN_TYPES, slerp, write_merge
@@ -102,10 +103,7 @@ def write(path: Path, model: Model, kind: TypeMix) -> Source:
         rows = data.view(np.float32) if type_name == "F32" else data
         shape = (*values.shape[:-1], rows.shape[-1])
         writer.add_tensor(name, rows.reshape(shape), raw_dtype=gguf.GGMLQuantizationType[type_name])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_file(writer)
     return Source(path, read(path))
 
 
@@ -147,7 +145,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 def merge(recipe: Mapping[str, Any], sources: Models, out: Path, target: Target = OWN_TYPES) -> Path:
     """Write the merge of a recipe of these models."""
-    [whole] = write_merge(
+    whole = write_merge(
         json.dumps(recipe), {name: [source.path] for name, source in sources.items()}, out, target=target
     )
     return whole.path
@@ -204,10 +202,7 @@ Expected = Callable[[str, Sequence[Weights]], Weights]
 TASK_VECTORS = {"merge_method": "task_arithmetic", "base_model": "a"}
 SLERP = {"merge_method": "slerp", "base_model": "a", "models": [{"model": "a"}, {"model": "b"}]}
 CASES: Mapping[str, tuple[dict[str, Any], Expected]] = {
-    "linear": (
-        weighted(0.3, 0.5, merge_method="linear"),
-        lambda name, tensors: linear(tensors, (0.3, 0.5)),
-    ),
+    "linear": (weighted(0.3, 0.5, merge_method="linear"), lambda name, tensors: linear(tensors, (0.3, 0.5))),
     "linear, not normalized": (
         weighted(0.3, 0.5, merge_method="linear", parameters={"normalize": False}),
         lambda name, tensors: linear(tensors, (0.3, 0.5), normalize=False),
@@ -220,28 +215,18 @@ CASES: Mapping[str, tuple[dict[str, Any], Expected]] = {
         weighted(BY_GROUP, 0.7, merge_method="linear"),
         lambda name, tensors: linear(tensors, (by_group(name), 0.7)),
     ),
-    "slerp": (
-        {**SLERP, "parameters": {"t": 0.3}},
-        lambda name, tensors: slerp(tensors, 0.3),
-    ),
+    "slerp": ({**SLERP, "parameters": {"t": 0.3}}, lambda name, tensors: slerp(tensors, 0.3)),
     "slerp, by layer and by name": (
         {**SLERP, "parameters": {"t": BY_GROUP}},
         lambda name, tensors: slerp(tensors, by_group(name)),
     ),
-    "slerp, past the end": (
-        {**SLERP, "parameters": {"t": 1.2}},
-        lambda name, tensors: slerp(tensors, 1.2),
-    ),
+    "slerp, past the end": ({**SLERP, "parameters": {"t": 1.2}}, lambda name, tensors: slerp(tensors, 1.2)),
     "task_arithmetic": (
         {**TASK_VECTORS, "models": [{"model": "b", "parameters": {"weight": 0.4}}]},
         lambda name, tensors: task_arithmetic(tensors, (0.4,)),
     ),
     "task_arithmetic, by layer and by name": (
-        {
-            **TASK_VECTORS,
-            "models": [{"model": "b", "parameters": {"weight": BY_GROUP}}],
-            "parameters": {"lambda": 1.5},
-        },
+        {**TASK_VECTORS, "models": [{"model": "b", "parameters": {"weight": BY_GROUP}}], "parameters": {"lambda": 1.5}},
         lambda name, tensors: task_arithmetic(tensors, (by_group(name),), factor=1.5),
     ),
 }

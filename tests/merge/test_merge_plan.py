@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from merge_tables import (
     KV_HEADS,
     MISTRAL_7B,
@@ -20,15 +18,13 @@ from merge_tables import (
     plan,
     stacked,
     table,
-    value,
+    without,
 )
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import Table, Tensor
-from cerebrum_cli.gguf.types import TENSOR_TYPES
-from cerebrum_cli.merge.execute import plan_files
-from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term
-from cerebrum_cli.merge.plan import Layer, OutputTensor, Plan, split_tensors
+from cerebrum_cli.merge.methods import Copy, Sum, Term
+from cerebrum_cli.merge.plan import Layer
 from cerebrum_cli.merge.target_types import TYPE_NUMBERS
 
 
@@ -213,60 +209,6 @@ def test_merge_plan_head_filter_matches_tied_embeddings() -> None:
     assert [term.coefficient for term in made["token_embd.weight"].terms] == [0.5, 0.5]
 
 
-def test_merge_plan_states_the_operation_of_each_method() -> None:
-    first, other = table("a"), table("b")
-    parameters = {"weight": 0.5}
-    shifted = mixed("b", method="task_arithmetic", base_model="a", parameters=parameters)
-    turned = mixed("b", "a", method="slerp", base_model="a", parameters={"t": 0.25})
-    name = "blk.3.ffn_up.weight"
-    one, two = first.tensors[name], other.tensors[name]
-    assert operations(plan(mixed("a", "b"), first, other))[name] == Sum((Term(one, 0.5), Term(two, 0.5)))
-    assert operations(plan(shifted, first, other))[name] == Sum((Term(one, 0.5), Term(two, 0.5)))
-    assert operations(plan(turned, first, other))[name] == Slerp(0.25, one, two)
-
-
-def tensors_of_sizes(sizes: list[tuple[int, int]]) -> list[OutputTensor]:
-    """Tensors of these types and numbers of blocks."""
-    found = []
-    for number, (kind, blocks) in enumerate(sizes):
-        shape = (TENSOR_TYPES[kind].block_size * blocks,)
-        found.append(OutputTensor(f"blk.{number}", shape, kind, Copy(Tensor("", shape, kind, Path(), 0))))
-    return found
-
-
-@given(
-    sizes=st.lists(st.tuples(st.sampled_from(sorted(TENSOR_TYPES)), st.integers(1, 40)), min_size=1, max_size=30),
-    headers=st.tuples(st.integers(1, 5000), st.integers(1, 500)),
-    limit=st.none() | st.integers(1, 60_000),
-)
-def test_merge_parts_have_all_tensors_in_order_within_the_limit(
-    sizes: list[tuple[int, int]], headers: tuple[int, int], limit: int | None
-) -> None:
-    tensors = tensors_of_sizes(sizes)
-    found = split_tensors(tensors, headers, limit)
-    assert [tensor for part in found for tensor in part] == tensors
-    assert all(found)
-    assert limit or len(found) == 1
-    for number, part in enumerate(found):
-        size = sum(tensor.size for tensor in part) + headers[min(number, 1)]
-        assert len(part) == 1 or not limit or size <= limit
-
-
-@settings(max_examples=40)
-@given(
-    sizes=st.lists(st.tuples(st.sampled_from([0, 1, 2, 8, 12]), st.integers(1, 30)), min_size=1, max_size=12),
-    name=st.text(max_size=40),
-    limit=st.integers(1, 9_000),
-)
-def test_merge_files_with_headers_are_within_the_limit(sizes: list[tuple[int, int]], name: str, limit: int) -> None:
-    tensors = tensors_of_sizes(sizes)
-    metadata = {"general.architecture": value("llama"), "general.name": value(name)}
-    found = plan_files(Plan(metadata, tuple(tensors), ()), Path("merged.gguf"), limit)
-    assert [tensor for file in found for tensor in file.tensors] == tensors
-    for file in found:
-        assert len(file.tensors) == 1 or file.size <= limit
-
-
 @pytest.mark.parametrize(
     ("architecture", "pattern", "tensor"),
     [
@@ -295,3 +237,87 @@ def test_merge_filter_names_depend_on_the_architecture(architecture: str, patter
     from_the_second = {name for name, op in operations(made).items() if op == Copy(tables[1].tensors[name])}
     assert from_the_second == ({f"blk.{layer}.{tensor}.weight" for layer in range(4)} if tensor else set())
     assert made.unmatched_filters == (() if tensor else (pattern,))
+
+
+TOKENS = (b"0", b"1", b"2", b"3", b"4", b"5")
+
+
+@pytest.mark.parametrize(
+    ("difference", "metadata"),
+    [
+        ("general.architecture: 'qwen2' and 'llama'", {"general.architecture": "qwen2"}),
+        ("llama.embedding_length: 512 and 256", {"llama.embedding_length": 512}),
+        ("llama.feed_forward_length: 256 and 512", {"llama.feed_forward_length": 256}),
+        ("llama.attention.head_count: 16 and 32", {"llama.attention.head_count": 16}),
+        ("llama.rope.freq_base: 1000000.0 and 10000.0", {"llama.rope.freq_base": 1e6}),
+        ("llama.rope.scaling.type: 'yarn' and 'none'", {"llama.rope.scaling.type": "yarn"}),
+        ("llama.expert_count: 8 and 0", {"llama.expert_count": 8}),
+        ("tokenizer.ggml.model: 'llama' and 'gpt2'", {"tokenizer.ggml.model": "llama"}),
+        ("tokenizer.ggml.pre: 'llama-bpe' and 'smollm'", {"tokenizer.ggml.pre": "llama-bpe"}),
+        ("the length of tokenizer.ggml.tokens: 7 and 6", {"tokenizer.ggml.tokens": (*TOKENS, b"6")}),
+        ("tokenizer.ggml.tokens[5]: '<|im_end|>' and '5'", {"tokenizer.ggml.tokens": (*TOKENS[:5], b"<|im_end|>")}),
+        ("tokenizer.ggml.merges[1]: 'b d' and 'b c'", {"tokenizer.ggml.merges": (b"a b", b"b d")}),
+        ("tokenizer.ggml.merges: nothing and [b'a b', b'b c']", {"tokenizer.ggml.merges": None}),
+    ],
+)
+def test_merge_reports_the_metadata_key_that_differs(difference: str, metadata: dict[str, Any]) -> None:
+    for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
+        with pytest.raises(MergeError) as caught:
+            plan(recipe, table("a"), table("b", metadata))
+        assert caught.value.message == f"b differs from a in {difference}"
+        assert caught.value.hint == "merge models with the same architecture, shape and vocabulary"
+
+
+# The second has as many items as there are layers, but is not per layer.
+@pytest.mark.parametrize("metadata", [{}, {"general.languages": ("en", "de", "fr", "it")}])
+def test_merge_reports_the_tensor_whose_shape_differs(metadata: dict[str, Any]) -> None:
+    for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
+        with pytest.raises(MergeError) as caught:
+            plan(recipe, table("a", metadata), table("b", shape=Shape(kv_width=64)))
+        assert caught.value.message == "b differs from a in the shape of blk.0.attn_k.weight: [256, 64] and [256, 128]"
+
+
+def test_merge_refuses_to_add_layers_of_different_shapes() -> None:
+    name = "blk.2.attn_k.weight"
+    source = table("b", {KV_HEADS: (8, 8, 4, 8)})
+    tensors = {**source.tensors, name: source.tensors[name]._replace(shape=(256, 64))}
+    with pytest.raises(MergeError) as caught:
+        plan(mixed("a", "b"), table("a", {KV_HEADS: (8, 8, 8, 8)}), Table("b", source.metadata, tensors))
+    assert caught.value.message == f"b differs in the shape of {name}: [256, 64] and [256, 128]"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"llama.rope.freq_base": 10000.0},
+        {"llama.expert_count": 0},
+        {"llama.vocab_size": 32000},
+        {"llama.rope.dimension_count": 128},
+        {"llama.feed_forward_length": None},
+        {"tokenizer.ggml.pre": None},
+        {"tokenizer.ggml.add_bos_token": True},
+        {"tokenizer.ggml.eos_token_id": 3},
+        {"tokenizer.ggml.token_type": (1, 1, 1, 3)},
+        {"tokenizer.chat_template": None},
+        {"general.file_type": 7},
+    ],
+)
+def test_merge_accepts_models_with_harmless_differences(metadata: dict[str, Any]) -> None:
+    for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
+        assert plan(recipe, table("a"), table("b", metadata)).layers
+        assert plan(recipe, table("a", metadata), table("b")).layers
+
+
+@pytest.mark.parametrize("recipe", [mixed("a", "b"), mixed("b", "a")])
+@pytest.mark.parametrize("name", ["blk.2.ffn_up.weight", "output_norm.weight", "token_embd.weight"])
+def test_merge_reports_a_tensor_that_one_model_lacks(recipe: dict[str, Any], name: str) -> None:
+    with pytest.raises(MergeError, match=f"b has no {name}"):
+        plan(recipe, table("a"), without(table("b"), name))
+
+
+def test_merge_reports_rope_factors_that_one_model_lacks() -> None:
+    other, factors = table("b"), Tensor("rope_freqs.weight", (64,), 0, Path("b.gguf"), 999)
+    other = Table("b", other.metadata, {**other.tensors, factors.name: factors})
+    for recipe in (mixed("b", "a"), mixed("a", "b"), stacked(("a", 0, 2), ("b", 2, 4))):
+        with pytest.raises(MergeError, match=r"a has no rope_freqs\.weight, unlike b"):
+            plan(recipe, table("a"), other)

@@ -1,21 +1,25 @@
-"""Pulling a row of models.toml that has a recipe: the source models that are chosen, downloaded and merged."""
+"""Pulling catalog models that are merged: the source models that are chosen and downloaded, and the 12B."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from hub_user import HubUser, cleaned
-from merges import FOUR_LAYERS, TWICE, TWO_TIMES, Home, assert_layers_copied, metadata_bytes, stack
+from hub_user import CATALOGUED, HubUser, cleaned, named
+from merges import FOUR_LAYERS, LAYERS_12B, TWICE, TWO_TIMES, Home, assert_layers_copied, metadata_bytes, stack
+from mistral_shape import METADATA, model_tensors
 from scripted_command import runtime_for
 from tiny_models import write_quantized
 
 from cerebrum_cli.core.errors import MergeError, ModelNotFound
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.merge.building import CatalogueMerge
-from cerebrum_cli.merge.merge import DISK_RESERVE, Merger
-from cerebrum_cli.merge.recipes import catalogue_recipe
+from cerebrum_cli.merge.merge import DISK_RESERVE, Merger, catalogue_recipe
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.reference import Reference
@@ -225,11 +229,7 @@ def test_merge_pull_builds_and_deletes_a_models_toml_row(is_link: bool, home: Ho
     assert metadata_bytes(path)["general.name"].endswith(b"Own-1.0")
     assert (home.rows[1]["reference"], home.rows[1]["merged_from"]) == ("own:Q4_K_M", ["Tiny-Q4_K_M"])
     removed = home.run("rm", "-y", "own")
-    assert (removed.err, path.exists(), source.exists()) == (
-        "deleted own:Q4_K_M, freed 3 MB\n",
-        False,
-        True,
-    )
+    assert (removed.err, path.exists(), source.exists()) == ("deleted own:Q4_K_M, freed 3 MB\n", False, True)
 
 
 def test_merge_pull_sets_a_missing_file_type(tiny_user: HubUser, tmp_path: Path) -> None:
@@ -256,3 +256,123 @@ def test_merge_uses_the_quantization_after_a_catalogue_name(
     done = home.run("merge", f"own:{quantization}", "-o", "x.gguf", "--offline")
     assert done.code == 0, done.err
     assert_layers_copied([home.path / "x.gguf"], [sources[quantization]], TWO_TIMES)
+
+
+DRY_RUN = """\
+layers  model  source layers
+0-7     seven  0-7
+8-15    seven  4-11
+16-23   seven  8-15
+24-31   seven  12-19
+32-39   seven  16-23
+40-47   seven  20-27
+48-55   seven  24-31
+
+parameters  12,476,420,096
+tensors     507 (Q4_K 345, F32 113, Q6_K 49)
+size        7.44 GB (7442684992 bytes), 100% copied unchanged
+KV cache    229,376 bytes per token
+memory      93 MB to merge, 9.89 GB to run with a context of 8192 tokens
+disk        7.44 GB needed, 12.35 GB free
+"""
+
+
+def test_merge_12b_dry_run_shows_its_layers_and_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cerebrum_cli.merge.merge.thread_count", lambda: 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=12_345_678_901))
+    (tmp_path / "unused.gguf").touch()
+    home = Home(tmp_path, tmp_path / "unused.gguf")
+    write_sparse_7b(tmp_path / "seven.gguf")  # a copy would not be sparse
+    monkeypatch.chdir(tmp_path)
+    done = home.run("merge", "Cerebrum-1.0-12.25b", "--source", "cerebrum-7b=seven.gguf", "--dry-run")
+    assert (done.code, done.err, done.out) == (0, "", DRY_RUN)
+
+
+def write_sparse_7b(path: Path) -> None:
+    """Write a file with the exact shape of the 7B and sparse weights that use no disk space."""
+    from gguf import GGUFValueType, GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    for key, value in METADATA.items():
+        kind = GGUFValueType.UINT32 if isinstance(value, int) else GGUFValueType.get_type(value)
+        writer.add_key_value(key, value, kind)
+    tensors = list(model_tensors())
+    for each in tensors:
+        floats = np.dtype(np.float32)
+        writer.add_tensor_info(each.name, each.dimensions, floats, each.size, raw_dtype=each.encoding.type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    os.truncate(path, -(-path.stat().st_size // 32) * 32 + sum(tensor.size for tensor in tensors))
+
+
+SMALL_12B = "[models.cerebrum-12b]\nquantizations = {Q4_K_M = 19000000}\n"
+TWELVE = "Cerebrum-1.0-12.25B-Q4_K_M.gguf"
+
+
+@pytest.fixture
+def seven_user(hub_user: HubUser, tmp_path: Path) -> HubUser:
+    """A user with a Hub that has a tiny 7B in one quantization."""
+    (hub_user.command.config / "models.toml").write_text(SMALL_12B)
+    hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): write_quantized(tmp_path / "seven.gguf")})
+    return hub_user
+
+
+def test_merge_12b_pull_downloads_the_7b_and_merges_it(seven_user: HubUser) -> None:
+    done = seven_user.pull("cerebrum-12b:Q4_K_M", "-y")
+    path = seven_user.command.home / "data/cerebrum/models/merged" / TWELVE
+    stages = [*dict.fromkeys(line.split(":")[0] for line in done.err.splitlines())]
+    assert (stages, done.err.splitlines()[-1]) == (
+        ["download", "merge", "installed cerebrum-12b"],
+        f"installed cerebrum-12b:Q4_K_M: {path}",
+    )
+    assert_layers_copied([path], [seven_user.path(named("Q4_K_M"))], LAYERS_12B)
+    twelve, seven = seven_user.listed()
+    assert (twelve["reference"], twelve["path"], twelve["default"]) == ("cerebrum-12b:Q4_K_M", str(path), True)
+    assert (twelve["merged_from"], twelve["format"], twelve["error"]) == (["cerebrum-7b:Q4_K_M"], "cerebrum", None)
+    assert (seven["reference"], seven["default"]) == ("cerebrum-7b:Q4_K_M", False)
+    shown = seven_user.run("show", "cerebrum-12b", "--json").object
+    assert (shown["layers"], shown["sha256"]) == (56, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert shown["metadata"]["general.name"] == "Cerebrum-1.0-12.25B"
+    assert shown["metadata"]["general.base_model.0.repo_url"] == f"https://huggingface.co/{CATALOGUED}"
+    assert seven_user.ask("-m", "cerebrum-12b") == seven_user.ask() == seven_user.ask("-m", path)
+
+    seven_user.hub.log.clear()
+    before = path.stat()
+    assert seven_user.pull("cerebrum-12b:q4_k_m").err == f"installed cerebrum-12b:Q4_K_M: {path}\n"
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    removed = seven_user.run("rm", "-y", "cerebrum-12b:Q4_K_M")
+    assert removed.err == ("deleted cerebrum-12b:Q4_K_M, freed 19 MB; the default model is now cerebrum-7b:Q4_K_M\n")
+    assert (path.parent.exists(), path.exists()) == (True, False)
+    assert [row["reference"] for row in seven_user.listed()] == ["cerebrum-7b:Q4_K_M"]
+    assert not seven_user.hub.log.requests()
+
+
+def test_merge_12b_pull_offline_uses_an_installed_7b(seven_user: HubUser) -> None:
+    seven_user.pull("cerebrum-7b:Q4_K_M")
+    seven_user.hub.log.clear()
+    done = seven_user.run("pull", "cerebrum-12b:Q4_K_M", "--offline", "-y", "--name", "mine", "--json")
+    assert (done.code, done.object["reference"], done.object["default"]) == (0, "mine", False)
+    assert seven_user.run("pull", "--offline", "cerebrum-12b:Q4_K_M").err.startswith("installed mine: ")
+    assert seven_user.ask("-m", "mine", "--offline") == seven_user.ask("-m", "cerebrum-12b", "--offline")
+    assert not seven_user.hub.log.requests()
+    assert seven_user.run("rm", "-y", "mine").err.startswith("deleted mine, ")
+
+
+def test_merge_12b_pull_refuses_a_taken_name_before_downloading(seven_user: HubUser) -> None:
+    done = seven_user.run("pull", "cerebrum-12b:Q4_K_M", "-y", "--name", "starter")
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: the name starter belongs to another model")
+    assert not seven_user.hub.log.requests()
+
+
+def test_merge_12b_pull_dry_run_lists_its_quantizations(seven_user: HubUser) -> None:
+    (seven_user.command.config / "models.toml").unlink()
+    done = seven_user.run("pull", "--dry-run", "cerebrum-12b:q4_k_m")
+    assert (done.code, done.err) == (0, "cerebrum pull cerebrum-12b:q4_k_m would download cerebrum-12b:Q4_K_M\n")
+    assert done.out.startswith("\ncerebrum-12b at a context of 8192 tokens; this machine has ")
+    table = [line.removeprefix("*").split() for line in done.out.splitlines()[3:]]
+    assert [*table[0][:2], len(table[1:])] == ["quant", "size", 14]
+    assert ["Q4_K_M", "7.44", "GB"] in [row[:3] for row in table]
+    assert not seven_user.hub.log.requests()
+    assert not (seven_user.command.home / "data" / "cerebrum" / "models").exists()

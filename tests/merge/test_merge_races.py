@@ -6,20 +6,18 @@ import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_line import CommandLine
-from merges import FOUR_LAYERS, planned_files, read_tensors, stack
+from merges import FOUR_LAYERS, planned_file, read_tensors, stack
 from tiny_models import write_quantized
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.core.files import fsync_directory, try_lock
+from cerebrum_cli.core.files import fsync_directory
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.merge import output_files
-from cerebrum_cli.merge.execute import Cancelled, Job, OutputFile, execute
-from cerebrum_cli.merge.output_files import HashedFile, OutputFiles
+from cerebrum_cli.merge import execute as writing
+from cerebrum_cli.merge.execute import Cancelled, HashedFile, Job, OutputFile, execute
 
 pytestmark = pytest.mark.slow
 
@@ -37,80 +35,16 @@ def file_names(out: Path) -> list[str]:
     return sorted(path.name for path in out.parent.iterdir())
 
 
-def plan(six_layers: Path, out: Path, limit: int | None = None) -> tuple[OutputFile, ...]:
-    return planned_files(WHOLE, {"a": [six_layers]}, out, limit)
+def plan(six_layers: Path, out: Path) -> OutputFile:
+    return planned_file(WHOLE, {"a": [six_layers]}, out)
 
 
-BeforeLock = Callable[[Callable[[], object]], None]
-
-
-@pytest.fixture
-def before_lock(monkeypatch: pytest.MonkeyPatch) -> BeforeLock:
-    """Run an action once, between opening a partial file and locking it."""
-
-    def set_up(act: Callable[[], object]) -> None:
-        def act_and_lock(descriptor: int) -> bool:
-            monkeypatch.setattr(output_files, "try_lock", try_lock)
-            act()
-            return try_lock(descriptor)
-
-        monkeypatch.setattr(output_files, "try_lock", act_and_lock)
-
-    return set_up
-
-
-@pytest.mark.parametrize("completes", [True, False])
-def test_merge_does_not_overwrite_one_that_ends_before_its_lock(
-    out: Path, before_lock: BeforeLock, completes: bool
-) -> None:
-    with OutputFiles() as first:
-        with first.file(out) as file:
-            file.write(b"the first one")
-
-        def end() -> None:
-            if completes:
-                first.commit()
-            first.__exit__()
-
-        before_lock(end)
-        with OutputFiles() as second:
-            with second.file(out) as file:
-                assert not completes or out.read_bytes() == b"the first one"
-                file.write(b"the second one")
-            second.commit()
-    assert (out.read_bytes(), file_names(out)) == (b"the second one", ["out.gguf"])
-
-
-def test_merge_reports_a_third_one_that_locks_first(out: Path, before_lock: BeforeLock) -> None:
-    first, third = OutputFiles(), OutputFiles()
-    with third, first:
-        with first.file(out) as file:
-            file.write(b"the first one")
-
-        def end_and_begin() -> None:
-            first.commit()
-            first.__exit__()
-            with third.file(out) as file:
-                file.write(b"the third one")
-
-        before_lock(end_and_begin)
-        refused = pytest.raises(MergeError, match="another cerebrum merge is writing")
-        with OutputFiles() as second, refused, second.file(out):
-            pytest.fail("two merges write one file")
-        assert file_names(out) == ["out.gguf", "out.gguf.part"]
-        third.commit()
-    assert (out.read_bytes(), file_names(out)) == (b"the third one", ["out.gguf"])
-
-
-def test_merge_gives_up_when_its_partial_file_keeps_vanishing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def remove_and_lock(descriptor: int) -> bool:
-        out.with_name("out.gguf.part").unlink()
-        return try_lock(descriptor)
-
-    monkeypatch.setattr(output_files, "try_lock", remove_and_lock)
-    with OutputFiles() as files, pytest.raises(MergeError, match="another cerebrum merge"), files.file(out):
-        pytest.fail("the file does not exist")
-    assert file_names(out) == []
+@pytest.mark.usefixtures("no_locks")
+def test_merge_is_refused_where_the_file_system_has_no_locks(out: Path) -> None:
+    with pytest.raises(MergeError) as caught, HashedFile(out):
+        pytest.fail("two merges could write one file")
+    assert caught.value.message == f"{out}.part: this file system has no file locks"
+    assert caught.value.hint == "write to another disk"
 
 
 class InterruptAt:
@@ -135,25 +69,24 @@ class InterruptAt:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("limit", [None, 150_000])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_merge_interrupt_leaves_all_files_or_none(
-    six_layers: Path, out: Path, monkeypatch: pytest.MonkeyPatch, share: float, limit: int | None
+def test_merge_interrupt_leaves_a_whole_file_or_none(
+    six_layers: Path, out: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    files = plan(six_layers, out, limit)
+    file = plan(six_layers, out)
     on_progress = InterruptAt(monkeypatch, share)
     try:
-        paths = [each.path for each in execute(files, LlamaCodec, 2, on_progress)]
+        written = execute(file, LlamaCodec, 2, on_progress)
     except KeyboardInterrupt:
         assert file_names(out) == []
     else:
         assert share == 1.0
-        assert [path.name for path in paths] == file_names(out) == [file.path.name for file in files]
-        assert read_tensors(paths) == read_tensors([six_layers])
+        assert [written.path.name] == file_names(out) == [out.name]
+        assert read_tensors([out]) == read_tensors([six_layers])
     assert (on_progress.reports == 1) == (share == 0)
 
 
-def test_merge_interrupt_after_the_renames_completes_it(
+def test_merge_interrupt_after_the_rename_completes_it(
     six_layers: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     renamed, interrupted = threading.Event(), threading.Event()
@@ -168,11 +101,11 @@ def test_merge_interrupt_after_the_renames_completes_it(
             interrupted.set()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(output_files, "fsync_directory", sync_and_wait)
+    monkeypatch.setattr(writing, "fsync_directory", sync_and_wait)
     try:
-        [file] = execute(plan(six_layers, out), LlamaCodec, 2, interrupt)
+        file = execute(plan(six_layers, out), LlamaCodec, 2, interrupt)
     except KeyboardInterrupt:
-        pytest.fail("the files are complete")
+        pytest.fail("the file is complete")
     assert (read_tensors([file.path]), file_names(out)) == (read_tensors([six_layers]), ["out.gguf"])
 
 
@@ -180,9 +113,8 @@ def test_merge_cancelled_before_it_starts_opens_no_file(six_layers: Path, out: P
     out.with_name("out.gguf.part").write_bytes(b"of another merge")
     job = Job(plan(six_layers, out), LlamaCodec, 2, is_cancelled=True)
     job.run()
-    assert (job.is_finished, job.is_complete, job.done) == (True, False, 0)
-    with pytest.raises(Cancelled):
-        job.result()
+    assert (job.is_finished, job.written, job.done) == (True, None, 0)
+    assert isinstance(job.error, Cancelled)
     assert out.with_name("out.gguf.part").read_bytes() == b"of another merge"
 
 

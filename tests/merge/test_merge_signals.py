@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 from command_line import COMMAND, CommandLine
-from merges import RECIPE_12B, SIX_LAYERS, planned_files, read_tensors, stack, write_files, write_merge
+from merges import RECIPE_12B, SIX_LAYERS, planned_file, read_tensors, stack, write_merge, write_planned
 from person import Person
 from tiny_models import write_quantized
 
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
-from cerebrum_cli.merge.output_files import HashedFile, OutputFiles
+from cerebrum_cli.merge.execute import HashedFile
 from cerebrum_cli.terminal.interrupts import interruptible
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
@@ -82,10 +82,7 @@ def test_merge_reports_a_source_truncated_meanwhile(small: Path, out: Path, at_s
         write_merge(WHOLE, {"a": [small]}, out)
 
 
-@pytest.mark.parametrize(
-    ("limit", "name"), [(None, "out.gguf.part"), (5_000_000, "out-00001-of-00004.gguf.part")], ids=["one file", "split"]
-)
-def test_merge_interrupt_leaves_no_files(seven: Path, out: Path, at_size: AtSize, limit: int | None, name: str) -> None:
+def test_merge_interrupt_leaves_no_file(seven: Path, out: Path, at_size: AtSize) -> None:
     names: set[str] = set()
 
     def list_and_interrupt() -> None:
@@ -94,9 +91,9 @@ def test_merge_interrupt_leaves_no_files(seven: Path, out: Path, at_size: AtSize
 
     at_size(4_000_000, list_and_interrupt)
     with pytest.raises(Interrupted) as caught, interruptible("nothing was written"):
-        write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, out, limit=limit)
+        write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, out)
     assert (caught.value.exit_code, caught.value.hint) == (130, "nothing was written")
-    assert name in names
+    assert "out.gguf.part" in names
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, MergeError, KeyError, MemoryError, SystemExit, OSError])
@@ -116,21 +113,23 @@ def test_merge_raises_an_error_of_its_writing_thread(
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.5, 0.77, 0.999])
 def test_merge_reports_the_systems_file_size_limit(small: Path, out: Path, share: float) -> None:
-    files = planned_files(WHOLE, {"a": [small]}, out)
+    file = planned_file(WHOLE, {"a": [small]}, out)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(files[0].size * share), limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(file.size * share), limits[1]))
     try:
         with pytest.raises(MergeError) as caught:
-            write_files(files)
+            write_planned(file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (caught.value.message, caught.value.hint) == (f"{out}: File too large", "write elsewhere")
+    assert (caught.value.message, caught.value.hint) == (
+        f"{out}: File too large",
+        "free some disk space, or write elsewhere",
+    )
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="only Linux has a device that is always full")
-@pytest.mark.parametrize("limit", [None, 150_000])
 @pytest.mark.parametrize("size", [0, 100_000, 150_000, 200_000, 220_000])
-def test_merge_reports_a_full_disk(small: Path, out: Path, at_size: AtSize, size: int, limit: int | None) -> None:
+def test_merge_reports_a_full_disk(small: Path, out: Path, at_size: AtSize, size: int) -> None:
     def fill_disk() -> None:
         with FULL.open("wb") as full:
             for link in Path("/proc/self/fd").iterdir():
@@ -139,8 +138,8 @@ def test_merge_reports_a_full_disk(small: Path, out: Path, at_size: AtSize, size
 
     at_size(size, fill_disk)
     with pytest.raises(MergeError, match=r"out.*\.gguf: No space left on device$") as caught:
-        write_merge(WHOLE, {"a": [small]}, out, limit=limit)
-    assert caught.value.hint == "free some space, or write elsewhere"
+        write_merge(WHOLE, {"a": [small]}, out)
+    assert caught.value.hint == "free some disk space, or write elsewhere"
 
 
 def test_merge_second_interrupt_does_not_stop_the_cleanup(
@@ -156,17 +155,17 @@ def test_merge_second_interrupt_does_not_stop_the_cleanup(
     monkeypatch.setattr(Path, "unlink", unlink_and_press)
     at_size(4_000_000, press_ctrl_c)
     with pytest.raises(Interrupted), interruptible("nothing was written"):
-        write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, out, limit=5_000_000)
+        write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, out)
     assert remaining == []
 
 
-def test_output_files_removes_uncommitted_files(out: Path) -> None:
-    with OutputFiles() as files, files.file(out) as file:
+def test_merge_removes_an_uncommitted_file(out: Path) -> None:
+    with HashedFile(out) as file:
         file.write(b"GGUF")
     nowhere = out.parent / "no" / "folder.gguf"
-    with OutputFiles() as files, pytest.raises(MergeError) as caught, files.file(nowhere) as file:
+    with pytest.raises(MergeError) as caught, HashedFile(nowhere):
         pass
-    assert caught.value.message == f"{nowhere}: No such file or directory"
+    assert caught.value.message == f"{nowhere}.part: No such file or directory"
 
 
 def test_merge_overwrites_a_partial_file_of_a_killed_merge(small: Path, tmp_path: Path) -> None:
@@ -196,7 +195,7 @@ def test_merge_reports_another_merge_into_the_same_file(small: Path, tmp_path: P
 INTERRUPT_IN_LOCK = """
 import os, signal, sys, threading
 from cerebrum_cli.main import main
-from cerebrum_cli.merge.output_files import HashedFile
+from cerebrum_cli.merge.execute import HashedFile
 
 enter, write, armed, sent = threading.Condition.__enter__, HashedFile.write, [], []
 
@@ -286,16 +285,6 @@ def test_merge_command_signals_leave_no_files(
     assert job.files == ["out.gguf"] * exists
     assert not exists or job.out.read_bytes() == EXISTING
     assert job.command.run("list", "--json").object == []
-
-
-@pytest.mark.parametrize("interval_s", [0.0, 0.003, 0.02, 0.04, 0.06])
-def test_merge_command_second_interrupt_leaves_no_files(job: MergeProcess, interval_s: float) -> None:
-    process = job.start("-q")
-    job.wait_until_writing()
-    process.send_signal(signal.SIGINT)
-    time.sleep(interval_s)
-    process.send_signal(signal.SIGINT)
-    assert (job.wait(process), job.files) == ((130, INTERRUPTED), [])
 
 
 def test_merge_command_interrupt_inside_a_lock_does_not_hang(job: MergeProcess) -> None:

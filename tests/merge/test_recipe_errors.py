@@ -87,7 +87,7 @@ def test_recipe_refuses_infinite_parameters(number: str) -> None:
 
 def test_recipe_error_escapes_control_characters() -> None:
     caught = error('merge_method: "k\\n\\e[2J"', where="a\nb.yml")
-    assert caught.message == r"a\nb.yml: unknown merge_method k\n\x1b[2J"
+    assert caught.message == r"a\nb.yml: merge_method: k\n\x1b[2J is not supported"
 
 
 # Wrong values.
@@ -97,18 +97,10 @@ def test_recipe_error_escapes_control_characters() -> None:
     ("recipe", "problem", "hint"),
     [
         ({}, "r.yml: merge_method: missing", "passthrough, linear, slerp, task_arithmetic"),
-        (whole("tie"), "r.yml: unknown merge_method tie", "passthrough, linear, slerp, task_arith"),
-        (whole("task-arithmetic"), "unknown merge_method task-arithmetic", "did you mean task_arithmetic?"),
+        (whole("tie"), "r.yml: merge_method: tie is not supported", "passthrough, linear, slerp, task_arith"),
+        (whole("task-arithmetic"), "task-arithmetic is not supported", "did you mean task_arithmetic?"),
         (whole(slice=[]), "r.yml: unknown key slice", "did you mean slices? supported: merge_method, slices"),
-        (whole(modules={}), "r.yml: modules: only one module is supported", "the language model only"),
-        (whole(modules={"a": {}, "b": {}}), "r.yml: modules: only one module is supported", "language model"),
-        (
-            whole(modules={"a": {"models": []}}),
-            "modules: models is given inside and outside of the module",
-            "remove one",
-        ),
-        (whole(modules={"a": {"tokens": 1}}), "r.yml: modules.a: unknown key tokens", "supported: slices"),
-        (whole(tokenizer={"tokens": {}}), "r.yml: tokenizer.tokens: mergekit key not supported", "remove it"),
+        (whole(tokenizer={"tokens": {}}), "r.yml: tokenizer: unknown key tokens", "supported: source"),
         (
             whole(tokenizer={}, tokenizer_source="base"),
             "both tokenizer and tokenizer_source are given",
@@ -129,11 +121,7 @@ def test_recipe_error_escapes_control_characters() -> None:
             "r.yml: models[0].model: a+b: LoRA adapters are not supported",
             "without a `+`",
         ),
-        (
-            whole(base_model={"model": {"path": "a"}, "lora": "b"}),
-            "base_model.lora: mergekit key not supported",
-            "remove it",
-        ),
+        (whole(base_model={"model": {"path": "a"}, "lora": "b"}), "base_model: unknown key lora", "supported: model"),
         (whole(base_model={"model": {"revision": "a"}}), "r.yml: base_model.model.path: not a model name", "quoted"),
         (whole(tokenizer_source=["a"]), "r.yml: tokenizer_source: not a model name", "quoted"),
         (whole(dtype="int8"), "r.yml: dtype: int8 is not a supported dtype", "float32, float16 or bfloat16"),
@@ -149,7 +137,11 @@ def test_recipe_error_escapes_control_characters() -> None:
             "with these keys: sources, parameters",
         ),
         ({"merge_method": "linear", "slices": [{}]}, "slices[0].sources: not a list with items", "`- `"),
-        ({"merge_method": "linear", "slices": [{"residual_weight": 1}]}, "slices[0].residual_weight:", "remove it"),
+        (
+            {"merge_method": "linear", "slices": [{"residual_weight": 1}]},
+            "slices[0]: unknown key residual_weight",
+            "supported",
+        ),
     ],
 )
 def test_recipe_reports_the_location_of_a_wrong_value(recipe: Mapping[str, object], problem: str, hint: str) -> None:
@@ -158,30 +150,13 @@ def test_recipe_reports_the_location_of_a_wrong_value(recipe: Mapping[str, objec
     assert hint in caught.hint
 
 
-@pytest.mark.parametrize(
-    ("method", "problem"),
-    [
-        *(
-            (name, f"merge_method {name} is not supported")
-            for name in ("ties", "della_linear", "nuslerp", "model_stock")
-        ),
-        ("core_space", "unknown merge_method core_space"),
-        (["ties"], "unknown merge_method (list)"),
-    ],
-)
-def test_recipe_names_an_unsupported_method_before_other_errors(method: object, problem: str) -> None:
+@pytest.mark.parametrize("method", ["ties", "della_linear", "nuslerp", "core_space", ["ties"]])
+def test_recipe_names_an_unsupported_method_before_other_errors(method: object) -> None:
     lora: Mapping[str, object] = {"models": [{"model": "a+b", "density": 1}], "dtype": "int8"}
     for rest in (lora, {"random_seed": 1}, {"slice": []}):
         caught = error(json.dumps({**rest, "merge_method": method}))
-        assert caught.message == f"r.yml: {problem}"
-        assert caught.hint == "supported: passthrough, linear, slerp, task_arithmetic"
-
-
-def test_recipe_names_a_mixture_of_experts_before_other_errors() -> None:
-    experts = [{"source_model": "a", "positive_prompts": ["code"]}]
-    caught = error(json.dumps({"base_model": "a", "gate_mode": "hidden", "dtype": "int8", "experts": experts}))
-    assert caught.message == "r.yml: mergekit-moe recipes, which build a mixture of experts, are not supported"
-    assert caught.hint == "supported: passthrough, linear, slerp, task_arithmetic"
+        assert caught.message == f"r.yml: merge_method: {'(list)' if method == ['ties'] else method} is not supported"
+        assert caught.hint.endswith("supported: passthrough, linear, slerp, task_arithmetic")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +177,7 @@ def test_recipe_refuses_a_key_that_is_misspelled(key: str, meant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "layers", [None, 4, [], [0], [0, 1, 2], [4, 4], [5, 4], [-1, 4], [False, True], [0.0, 4.0], ["0", "4"], [0, 2**40]]
+    "layers", [None, 4, [], [0], [0, 1, 2], [4, 4], [5, 4], [-1, 4], [False, True], [0.0, 4.0], ["0", "4"]]
 )
 def test_recipe_layer_range_is_two_ascending_integers(layers: object) -> None:
     caught = error(json.dumps(sliced("passthrough", {"model": "a", "layer_range": layers})))
@@ -255,14 +230,8 @@ T, WEIGHT = {"t": 0.5}, {"weight": 1}
             sliced("linear", source(), source("b", 5), parameters=WEIGHT),
             "slices[0].sources[1].layer_range: 5 layers, but the first source has 4",
         ),
-        (
-            sliced("passthrough", source(), source("b")),
-            "slices[0]: passthrough takes one source per slice",
-        ),
-        (
-            whole(models=[{"model": "a"}, {"model": "b"}]),
-            "models: passthrough takes one source per slice, not",
-        ),
+        (sliced("passthrough", source(), source("b")), "slices[0]: passthrough takes one source per slice"),
+        (whole(models=[{"model": "a"}, {"model": "b"}]), "models: passthrough takes one source per slice, not"),
         (whole(base_model="b"), "models: passthrough takes one source per slice, not"),
         (sliced("linear", source(parameters=WEIGHT), source("b")), "slices[0].sources[1]: b has no weight"),
         (whole("linear", base_model="b", models=[{"model": "a", "parameters": WEIGHT}]), "base_model: b has no weight"),
@@ -342,3 +311,23 @@ def test_recipe_any_structure_parses_or_raises_a_one_line_error(value: object) -
 def test_recipe_any_text_parses_or_raises_a_one_line_error(text: str, where: str) -> None:
     assert_parses_or_raises(text, where)
     assert_parses_or_raises(f"merge_method: passthrough\nmodels: {text}", where)
+
+
+LINEAR = "merge_method: linear\nmodels: [{model: small, parameters: {weight: 1}}]\n"
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+HOSTILE = {
+    "bomb": BOMB + LINEAR,
+    "deep": "models: " + "[" * 20_000,
+    "deep-flow": "models: " + "{a: " * 5000,
+    "object": LINEAR + "x: !!python/object/apply:os.system ['true']\n",
+    "not-text": "\x00\x01",
+    "many": LINEAR + "".join(f"k{number}: 1\n" for number in range(2_000)),
+    "long": LINEAR.replace("small", "s" * 1_000_000),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_recipe_that_is_hostile_parses_or_raises_a_one_line_error(name: str) -> None:
+    assert_parses_or_raises(HOSTILE[name])

@@ -13,8 +13,6 @@ from hub_exchange import Fault, Refusal
 from hub_server import FORBIDDEN
 from hub_user import CATALOGUED, OTHER, READER, HubUser, named
 
-pytestmark = pytest.mark.slow
-
 PAGE = f"https://huggingface.co/{CATALOGUED}"
 
 
@@ -137,7 +135,7 @@ def test_pull_gives_up_soon_on_an_unreachable_hub(hub_user: HubUser, endpoint: s
     )
 
 
-@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://127.0.0.1", "http://[::1", "http://127.0.0.1:99999"])
+@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://127.0.0.1", "http://127.0.0.1:99999"])
 def test_pull_reports_an_invalid_endpoint(hub_user: HubUser, endpoint: str) -> None:
     code, _, do = refused(hub_user, CATALOGUED, HF_ENDPOINT=endpoint)
     assert (code, "HF_ENDPOINT" in do) == (1, True)
@@ -210,7 +208,6 @@ def test_pull_of_a_model_that_does_not_fit_needs_yes(hub_user: HubUser, chatml_m
 @pytest.mark.parametrize(
     ("more", "error"),
     [
-        ({"HF_HUB_DOWNLOAD_TIMEOUT": "soon"}, "invalid HF_ environment variable"),
         ({"HF_TOKEN": "t\u00f6k"}, "invalid characters in the token from HF_TOKEN"),
         ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "cannot use the network"),
     ],
@@ -218,6 +215,20 @@ def test_pull_of_a_model_that_does_not_fit_needs_yes(hub_user: HubUser, chatml_m
 def test_pull_reports_invalid_variables(hub_user: HubUser, more: dict[str, str], error: str) -> None:
     code, said, _ = refused(hub_user, CATALOGUED, **more)
     assert (code, said.partition(":")[0]) == (1, error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ({"HF_HUB_DOWNLOAD_TIMEOUT": "soon"}, "invalid HF_ environment variable: "),
+        ({"HF_ENDPOINT": "http://[::1"}, "HF_ENDPOINT='http://[::1' is not a URL"),
+    ],
+)
+def test_pull_reports_variables_huggingface_hub_rejects(hub_user: HubUser, more: dict[str, str], error: str) -> None:
+    done = hub_user.run_process("pull", CATALOGUED, **more)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: {error}")
 
 
 @pytest.mark.parametrize("body", [b"<html>sign in</html>", b"{}", b"[]"])

@@ -13,8 +13,6 @@ from hub_server import UNAVAILABLE
 from hub_user import CATALOGUED, HubUser, cleaned, named
 from tiny_models import write_chatml
 
-pytestmark = pytest.mark.slow
-
 OWNED = "someone/tiny-GGUF"
 
 
@@ -35,6 +33,7 @@ def offline_error(hub_user: HubUser, *arguments: str, **more: str) -> str:
     return error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", [False, True])
 def test_offline_installed_models_work(hub_user: HubUser, variable: bool) -> None:
     path = hub_user.path(named("Q4_K_M"))
@@ -81,6 +80,7 @@ def test_pull_uses_the_installed_model_if_the_hub_fails(hub_user: HubUser) -> No
     assert hub_user.run("pull", "cerebrum-7b:Q2_K").code == 1
 
 
+@pytest.mark.slow
 def test_list_shows_installed_models(hub_user: HubUser, chatml_model: Path) -> None:
     assert (hub_user.run("list").out, hub_user.listed()) == ("", [])
     hub_user.pull("cerebrum-7b")
@@ -95,7 +95,6 @@ def test_list_shows_installed_models(hub_user: HubUser, chatml_model: Path) -> N
         "path": str(hub_user.path(named("Q4_K_M"))),
         "default": True,
         "source": "hub",
-        "derived_from": None,
         "merged_from": [],
         "repo_id": CATALOGUED,
         "revision": commit,
@@ -161,7 +160,7 @@ def test_pull_dry_run_downloads_nothing(hub_user: HubUser) -> None:
     sizes = [(each["quantization"], each["size"]) for each in found["quantizations"]]
     assert sizes == [("Q2_K", 225_440), ("Q4_K_M", 225_440)]
     assert list(found["quantizations"][0]) == ["quantization", "size", "needed", "verdict", "installed", "recommended"]
-    smaller = hub_user.run("pull", "--dry-run", "--json", "cerebrum-7b", "--ctx", "1024").object
+    smaller = hub_user.run("pull", "--dry-run", "--json", "cerebrum-7b", CEREBRUM_CTX="1024").object
     needed = [each["quantizations"][1]["needed"] for each in (found, smaller)]
     assert (smaller["context"], needed[0] - needed[1]) == (1024, 7168 * (131_072 + 2 * 128)), "with the attention mask"
     done = hub_user.run("pull", "--dry-run", "cerebrum-7b:q2_k", CEREBRUM_CTX="1024")
@@ -174,6 +173,7 @@ def test_pull_dry_run_downloads_nothing(hub_user: HubUser) -> None:
     assert not hub_user.cache.exists()
 
 
+@pytest.mark.slow
 def test_default_model_is_the_first_until_another_is_set(hub_user: HubUser) -> None:
     hub_user.pull("cerebrum-7b:Q2_K")
     hub_user.pull("cerebrum-7b:Q4_K_M")
@@ -203,6 +203,7 @@ def test_pull_json_equals_the_row_of_list(hub_user: HubUser) -> None:
     assert json.dumps(done.object, ensure_ascii=False) == done.out.strip()
 
 
+@pytest.mark.slow
 def test_pull_downloads_a_new_commit_and_keeps_the_old(hub_user: HubUser, tmp_path: Path) -> None:
     hub_user.pull("cerebrum-7b")
     old = hub_user.path(named("Q4_K_M"))
@@ -234,6 +235,7 @@ def test_show_accepts_a_path(hub_user: HubUser, chatml_model: Path, tmp_path: Pa
         assert candidate["size"] == chatml_model.stat().st_size
 
 
+@pytest.mark.slow
 def test_list_survives_a_missing_or_damaged_file(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
     gone = Path(shutil.copy(chatml_model, tmp_path / named("Q5_0")))
     hub_user.pull(gone)
@@ -254,6 +256,7 @@ def test_list_survives_a_missing_or_damaged_file(hub_user: HubUser, chatml_model
     assert len(errors) == 2
 
 
+@pytest.mark.slow
 def test_pull_replaces_a_damaged_file(hub_user: HubUser) -> None:
     hub_user.pull(OWNED)
     blob = hub_user.path("tiny-Q8_0.gguf", OWNED).resolve()
@@ -272,6 +275,7 @@ def test_offline_pull_names_an_installed_model(hub_user: HubUser) -> None:
     assert [row["name"] for row in hub_user.listed()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_interrupted_update_keeps_the_installed_model(hub_user: HubUser, mistral_model: Path) -> None:
     hub_user.pull("cerebrum-7b:Q4_K_M")
     hub_user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): mistral_model})
@@ -281,9 +285,10 @@ def test_interrupted_update_keeps_the_installed_model(hub_user: HubUser, mistral
     assert hub_user.ask("-m", address, "--offline")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME"])
 def test_pull_treats_empty_variables_as_unset(hub_user: HubUser, variable: str) -> None:
     more = {"HF_HUB_CACHE": "", variable: "", "XDG_CACHE_HOME": str(hub_user.command.home / "caches")}
-    hub_user.pull(OWNED, **more)
+    assert hub_user.run_process("pull", OWNED, **more).code == 0
     where = "caches/huggingface/hub" if variable == "HF_HOME" else "hf/hub"
     assert (hub_user.command.home / where / f"models--{OWNED.replace('/', '--')}").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.core.errors import ModelFileError
@@ -22,41 +22,29 @@ def parts(stem: str, count: int, ending: str = ".gguf") -> tuple[str, ...]:
     ("file", "quantization"),
     [
         ("Cerebrum-1.0-7b-Q4_K_M.gguf", "Q4_K_M"),
-        ("Cerebrum-1.0-8x7b-IQ4_XS.gguf", "IQ4_XS"),
         ("Cerebrum-1.0-7b-Q4_K_M.GGUF", "Q4_K_M"),
         ("Cerebrum-1.0-7b-Q4_KS.gguf", "Q4_KS"),
         ("collectivecognition-v1-mistral-7b.Q4_K_M.gguf", "Q4_K_M"),
         ("Meta-Llama-3.1-8B-Instruct-Q4_0_4_8.gguf", "Q4_0_4_8"),
-        ("Qwen2.5-7B-Instruct-Q6_K_L.gguf", "Q6_K_L"),
         ("x.i1-IQ3_XXS.gguf", "IQ3_XXS"),
-        ("x.i1-Q2_K_S.gguf", "Q2_K_S"),
-        ("x.Q8_0.gguf", "Q8_0"),
         ("DeepSeek-R1-UD-Q4_K_XL.gguf", "UD-Q4_K_XL"),
         ("UD-IQ1_S/DeepSeek-R1-UD-IQ1_S-00001-of-00003.gguf", "UD-IQ1_S"),
-        ("DeepSeek-R1-0528-UD-TQ1_0.gguf", "UD-TQ1_0"),
         ("gemma-3-4b-it-q4_k_m.gguf", "Q4_K_M"),
-        ("gemma-3-12b-it-qat-q4_0.gguf", "Q4_0"),
         ("ggml-model_q5_1.gguf", "Q5_1"),
-        ("models-moved/phi-2/ggml-model-q8_0.gguf", "Q8_0"),
-        ("ggml-model-f16.gguf", "F16"),
         ("x-fp16.gguf", "FP16"),
-        ("x.f32.gguf", "F32"),
         ("x.BF16.gguf", "BF16"),
         ("gpt-oss-20b-MXFP4_MOE.gguf", "MXFP4_MOE"),
         ("gpt-oss-20b-mxfp4.gguf", "MXFP4"),
         ("x-NVFP4.gguf", "NVFP4"),
         ("Q4_K_M.gguf", "Q4_K_M"),
-        ("BF16/x-BF16-00001-of-00002.gguf", "BF16"),
         ("Cerebrum-1.0-7b-Q8_0-00002-of-00003.GGUF", "Q8_0"),
         ("x-Q6_K-f16.gguf", "F16"),
         ("model.gguf", "model"),
-        ("folder/model.gguf", "model"),
         ("model-00001-of-00002.gguf", "model"),
         ("Llama-Q4-instruct.gguf", "Llama-Q4-instruct"),
         ("Q4_K_M/model-v2.gguf", "model-v2"),
         ("FAQ4.gguf", "FAQ4"),
         ("x-Q9_0.gguf", "x-Q9_0"),
-        ("x-7b.gguf", "x-7b"),
         ("größe-Q4_0.gguf", "Q4_0"),
     ],
 )
@@ -68,13 +56,10 @@ def test_variants_quantization_of_a_file_name(file: str, quantization: str) -> N
     ("one", "other", "same"),
     [
         ("Q4_K_M", "Q4_K_M", True),
-        ("Q4_K_M", "q4_k_m", True),
         ("Q4_K_S", "Q4_KS", True),
         ("q4ks", "Q4_K_S", True),
         ("UD-Q4_K_XL", "ud-q4_k_xl", True),
         ("UD-Q4_K_XL", "Q4_K_XL", False),
-        ("Q4_K_S", "Q4_K_M", False),
-        ("Q4_0", "IQ4_0", False),
         ("Q4_K", "Q4_K_M", False),
         ("F16", "BF16", False),
         ("", "Q4_0", False),
@@ -136,16 +121,12 @@ def test_variants_separate_different_names(files: tuple[str, ...]) -> None:
     [
         "mmproj-F16.gguf",
         "mmproj-model-f16.gguf",
-        "x-mmproj-f16.gguf",
         "x.mmproj-Q8_0.gguf",
-        "gemma-3-4b-it-mmproj-BF16.gguf",
         "folder/MMPROJ-x.gguf",
         "imatrix.gguf",
         "x-imatrix.gguf",
-        "x.imatrix.gguf",
         "imatrix_unsloth.gguf",
         "x-Q4_0.gguf.part",
-        "x-Q4_0.ggufs",
         "x-Q4_0.bin",
         "x-Q4_0-00000-of-00000.gguf",
         "x-Q4_0-00001-of-00000.gguf",
@@ -201,7 +182,6 @@ whole = st.builds(parts, split_stems, st.integers(2, 4)) | stems.map(lambda stem
 others = st.sampled_from(["README.md", "mmproj-x-f16.gguf", "x.imatrix.gguf", "x.gguf.json"])
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.lists(whole, unique=True), st.lists(others), st.data())
 def test_variants_partition_complete_sets_in_any_order(
     sets: list[tuple[str, ...]], beside: list[str], data: st.DataObject
@@ -212,7 +192,6 @@ def test_variants_partition_complete_sets_in_any_order(
     assert found == variants(files)
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.lists(whole, unique=True, max_size=4), st.data())
 def test_variants_are_always_complete(sets: list[tuple[str, ...]], data: st.DataObject) -> None:
     names = sorted({"README.md"} | {name for names in sets for name in names})

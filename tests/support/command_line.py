@@ -1,20 +1,28 @@
-"""Run the installed `cerebrum` in a child process with its own home directory."""
+"""Run `cerebrum` with its own home directory, in this process or in a child process."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
+
+from cerebrum_cli.engine.llama.first_load import file_key
+from cerebrum_cli.main import run
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("cerebrum"))
 USER_PREFIXES = ("CEREBRUM_", "XDG_", "HF_")
 TERMINAL_VARIABLES = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "ACCESSIBLE")
+SOUND_MODELS = [ROOT / "cerebrum_cli" / "nano.gguf"]  # no home loads them in a child process first
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,7 @@ class CommandLine:
         return directory
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The environment of the child process, with one thread: more only slow a tiny model down."""
+        """The environment of a command, with one thread: more only slow a tiny model down."""
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -77,18 +85,40 @@ class CommandLine:
         env: Mapping[str, str] | None = None,
         directory: Path | None = None,
     ) -> Finished:
-        """Run a command in a directory, or in `home`, and wait for it; without `stdin` nothing is piped in."""
+        """Run a command in this process, in a directory or in `home`; without `stdin` nothing is piped in.
+
+        It finds the environment, working directory and standard streams that a child process would have.
+        """
         data = stdin.encode() if isinstance(stdin, str) else stdin
-        options: dict[str, Any] = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
+        self.vouch_for_models()
+        with (
+            TemporaryFile() as out,
+            TemporaryFile() as err,
+            piped(data) as source,
+            environment_of(self.environment(env)),
+            contextlib.chdir(directory or self.home),
+        ):
+            with standard_streams(source, out.fileno(), err.fileno()):
+                code = run([str(argument) for argument in arguments])
+            return Finished(code, written(out), written(err))
+
+    def vouch_for_models(self) -> None:
+        """Note in a new home that the models of the suite have been loaded before."""
+        remembered = self.home / "data" / "cerebrum" / "loaded_files.json"
+        if not remembered.exists():
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            remembered.write_text(json.dumps([file_key(path) for path in SOUND_MODELS]))
+
+    def run_process(self, *arguments: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> Finished:
+        """Run a command in a child process of its own, with options of `subprocess.run`, and wait for it."""
         done = subprocess.run(
             [COMMAND, *map(str, arguments)],
-            capture_output=True,
+            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
             env=self.environment(env),
-            cwd=directory or self.home,
+            cwd=self.home,
             timeout=60,
-            **options,
         )
-        return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
+        return Finished(done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode())
 
     def messages(self, session: str) -> list[dict[str, Any]]:
         """Messages of a saved session; empty if there is none."""
@@ -111,6 +141,76 @@ class CommandLine:
         )
 
 
+@contextlib.contextmanager
+def environment_of(variables: Mapping[str, str]) -> Iterator[None]:
+    """Have these environment variables only."""
+    before = dict(os.environ)
+    try:
+        set_environment(variables)
+        yield
+    finally:
+        set_environment(before)
+
+
+def set_environment(variables: Mapping[str, str]) -> None:
+    """Replace the environment, for huggingface_hub too, which reads it when it is imported."""
+    os.environ.clear()
+    os.environ.update(variables)
+    if hub := sys.modules.get("huggingface_hub"):
+        hub.close_session()
+        importlib.reload(hub.constants)
+
+
+@contextlib.contextmanager
+def piped(data: bytes | None) -> Iterator[int]:
+    """Descriptor of a pipe with this data, or of the null device."""
+    if data is None:
+        with open(os.devnull, "rb") as source:
+            yield source.fileno()
+        return
+    read_end, write_end = os.pipe()
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError), open(write_end, "wb") as file:
+            file.write(data)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield read_end
+    finally:
+        os.close(read_end)
+        writer.join()
+
+
+@contextlib.contextmanager
+def standard_streams(*descriptors: int) -> Iterator[None]:
+    """Replace the three standard streams, for native code and child processes too."""
+    streams, originals = (sys.stdin, sys.stdout, sys.stderr), [os.dup(number) for number in range(3)]
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", 1, encoding="utf-8", closefd=False)  # noqa: SIM115
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdin, sys.stdout, sys.stderr = streams
+        for number, original in enumerate(originals):
+            os.dup2(original, number)
+            os.close(original)
+        if library := sys.modules.get("cerebrum_cli.engine.llama.bindings"):
+            library.log.forward = None
+
+
+def written(file: BinaryIO) -> str:
+    """Everything written to a file."""
+    file.seek(0)
+    return file.read().decode()
+
+
 def fixed_reply_grammar(text: str, directory: Path) -> Path:
     """Write a grammar that makes any model reply with this text."""
     path = directory / "fixed.gbnf"
@@ -127,7 +227,7 @@ def endless_reply_grammar(directory: Path) -> Path:
 
 def start_python(code: str, *arguments: object, home: Path | None = None) -> subprocess.Popen[str]:
     """Run Python code in a child process of a user; it can import the helpers of the tests."""
-    paths = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "benchmarks"))
+    paths = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests/support", "benchmarks"))
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         env={**(CommandLine(home).environment() if home else os.environ), "PYTHONPATH": paths},

@@ -43,6 +43,10 @@ class HubUser:
         """Run `cerebrum` to its end, with more variables in its environment."""
         return self.command.run(*arguments, env=self.environment(more))
 
+    def run_process(self, *arguments: str | Path, **more: str) -> Finished:
+        """Run `cerebrum` in a process that has not read the environment yet."""
+        return self.command.run_process(*arguments, env=self.environment(more))
+
     def pull(self, *arguments: str | Path, **more: str) -> Finished:
         """Run `cerebrum pull`, which must bring a model, and tell so on standard error alone."""
         done = self.run("pull", *arguments, **more)

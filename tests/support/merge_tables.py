@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cerebrum_cli
-from cerebrum_cli.gguf.table import Table, Tensor, Value
+from cerebrum_cli.gguf.parser import Value
+from cerebrum_cli.gguf.table import Table, Tensor
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.plan import Plan, plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe

@@ -9,25 +9,24 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gguf
 import numpy as np
 from command_line import CommandLine, Finished
+from gguf_files import write_file
 from numpy.typing import NDArray
 from scripted_command import runtime_for
 from tiny_models import Shape
 
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.gguf.adapter import read_table
-from cerebrum_cli.gguf.cursor import Cursor
-from cerebrum_cli.gguf.types import TENSOR_TYPES
+from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.main import run
-from cerebrum_cli.merge.execute import OutputFile, execute, plan_files, require_supported_types
+from cerebrum_cli.merge.execute import OutputFile, WrittenFile, execute, plan_file, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
-from cerebrum_cli.merge.output_files import WrittenFile
 from cerebrum_cli.merge.plan import plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.rows import RECIPES
+from cerebrum_cli.models.catalogue import RECIPES
 from cerebrum_cli.models.variants import parts_of
 from cerebrum_cli.terminal.streams import Streams
 
@@ -60,57 +59,51 @@ def stack(*slices: tuple[str, int, int]) -> str:
 TWICE = stack(("tiny", 0, 4), ("tiny", 0, 4))  # 2.7 MB
 
 
-def planned_files(
-    recipe: str, models: Models, out: Path, limit: int | None = None, target: Target = OWN_TYPES
-) -> tuple[OutputFile, ...]:
-    """Plan the files of a merge, each of at most `limit` bytes."""
+def planned_file(recipe: str, models: Models, out: Path, target: Target = OWN_TYPES) -> OutputFile:
+    """Plan the file of a merge."""
     parsed = parse_recipe(recipe, "recipe.yaml")
     tables = {name: read_table(name, paths) for name, paths in models.items()}
     plan = plan_merge(parsed, tables, target, Provenance("merged", {name: Origin(name) for name in models}))
     require_supported_types(plan, LlamaCodec)
-    return plan_files(plan, out, limit)
+    return plan_file(plan, out)
 
 
 def ignore_progress(done: int, total: int) -> None:
     """Ignore progress reports."""
 
 
-def write_files(files: Sequence[OutputFile], on_progress: OnProgress = ignore_progress) -> tuple[WrittenFile, ...]:
-    """Write planned files with two threads."""
-    return execute(tuple(files), LlamaCodec, 2, on_progress)
+def write_planned(file: OutputFile, on_progress: OnProgress = ignore_progress) -> WrittenFile:
+    """Write a planned file with two threads."""
+    return execute(file, LlamaCodec, 2, on_progress)
 
 
-def write_merge(recipe: str, models: Models, out: Path, **options: Any) -> tuple[WrittenFile, ...]:
-    """Plan and write a merge; `options` are those of `planned_files`."""
-    return write_files(planned_files(recipe, models, out, **options))
+def write_merge(recipe: str, models: Models, out: Path, **options: Any) -> WrittenFile:
+    """Plan and write a merge; `options` are those of `planned_file`."""
+    return write_planned(planned_file(recipe, models, out, **options))
 
 
 def read_tensors(paths: Sequence[Path]) -> dict[str, StoredTensor]:
-    """Read all tensors of a model; the `gguf` package takes seconds for a large vocabulary."""
-    found = {}
-    for path in paths:
-        data = path.read_bytes()
-        cursor = Cursor(path, data, position=8)
-        tensors, values = cursor.uint64(), cursor.uint64()
-        metadata = {cursor.string("key"): cursor.value() for _ in range(values)}
-        rows = [
-            (cursor.string("name"), cursor.dimensions(cursor.uint32()), TENSOR_TYPES[cursor.uint32()], cursor.uint64())
-            for _ in range(tensors)
-        ]
-        alignment = metadata.get("general.alignment", 32)
-        assert isinstance(alignment, int)
-        begin = -(-cursor.position // alignment) * alignment
-        for name, shape, kind, offset in rows:
-            start = begin + offset
-            found[name] = StoredTensor(kind.name, shape, data[start : start + kind.bytes_of(math.prod(shape))])
-    return found
+    """Read all tensors of a model."""
+    data = {path: path.read_bytes() for path in paths}
+    return {
+        name: StoredTensor(each.kind.name, each.shape, data[each.path][each.offset : each.offset + each.size])
+        for name, each in read_table("model", paths).tensors.items()
+    }
+
+
+def write_weights(path: Path, tensors: Mapping[str, Weights], architecture: str = "llama", layers: int = 1) -> Path:
+    """Write a model of these weights in F32, without a vocabulary."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_uint32(f"{architecture}.block_count", layers)
+    for name, values in tensors.items():
+        writer.add_tensor(name, np.asarray(values, np.float32))
+    write_file(writer)
+    return path
 
 
 def metadata_bytes(path: Path) -> dict[str, bytes]:
     """Read the bytes of each metadata value of a file, including its type."""
-    from gguf import GGUFReader
-
-    fields = GGUFReader(path).fields.items()
+    fields = gguf.GGUFReader(path).fields.items()
     return {name: b"".join(part.tobytes() for part in field.parts) for name, field in fields}
 
 

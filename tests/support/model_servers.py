@@ -1,13 +1,14 @@
-"""Servers on loopback that stand in for real ones: an engine generates, and scripted faults strike.
+"""Model servers on loopback: recorded answers with a scripted model's tokens in them, and scripted faults.
 
-What is not in the modules of their kinds is not imitated: no slots, no other routes, no log.
+What is not imitated: slots, other routes, a log.
 """
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from threading import Condition, Event
@@ -15,17 +16,13 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from loopback import ArmedFault, CountedFault, Loopback, LoopbackHandler, is_left, reset
-from scripted_backend import END
+from scripted_backend import Model, ScriptedBackend
 from waiting import TIMEOUT_S
 
-from cerebrum_cli.core.errors import CerebrumError, GrammarError
-from cerebrum_cli.core.events import FinishEvent, PromptEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
-from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.backend import Vocabulary
 
 PING = b":\n\n"
-END_LOGPROB = -0.5
 
 Edit = Callable[[int, dict[str, Any]], Any]
 """Changes an object of a reply; also gets how many there were before it."""
@@ -44,7 +41,7 @@ class Fault(CountedFault):
     headers: Mapping[str, str] = field(default_factory=dict)
     message: str = "scripted"
     body: bytes | None = None  # instead of the reply
-    edit: Edit | None = None
+    edit: Edit = lambda _, reply: reply
     reset_after: int | None = None
     hang_after: int | None = None
     is_truncated: bool = False  # the connection closes within the first object
@@ -84,30 +81,96 @@ class Asked:
         return tuple(self.body["prompt"] if "prompt" in self.body else self.body["input_ids"])
 
 
-class ModelServer(ABC):
-    """A server whose model is loaded in an engine; its attributes may change while it runs.
+class Refused(Exception):
+    """An answer that is no success."""
 
-    `models` are the ids of `/v1/models`. While `is_loading`, all answers are 503.
+    def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
+        self.status = status
+        self.message = message
+        self.kind = kind
+
+
+@dataclass(slots=True)
+class Sample:
+    """A generated sample, by token: text is held back while it may begin a stop string, and within a character.
+
+    `matched` is the stop string or end token that ended it, None at a limit.
     """
+
+    tokens: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    ends_characters: list[bool] = field(default_factory=list)
+    matched: str | int | None = None
+
+    @property
+    def logprobs(self) -> list[float]:
+        return [-token / 1000 for token in self.tokens]
+
+
+class ModelServer(ABC):
+    """A server of one kind; with a `key`, it requires that. Its attributes may change while it runs."""
 
     completion_path: ClassVar[str]
     owner: str  # of the models, by which its kind is recognized
-    ends_streams: ClassVar[bool] = True  # with [DONE]
 
-    def __init__(self, engine: LocalEngine, *, slots: int = 4) -> None:
-        self.engine = engine
+    def __init__(
+        self, model: Model, *, slots: int = 4, context_size: int = 100, vocabulary: Vocabulary | None = None
+    ) -> None:
+        self.model = model
         self.slots = slots
+        self.context_size = context_size
+        self.vocabulary = vocabulary or ScriptedBackend(model)
         self.models: tuple[str, ...] = ("tiny.gguf",)
-        self.context_size: int | None = None  # None: the engine's
-        self.key: str | None = None
-        self.is_loading = False
         self.has_logprobs = True
+        self.key: str | None = None
+        self.is_loading = False  # all answers are 503
         self.asked: list[Asked] = []
         self.connections_made = 0
         self.changed = Condition()
         self._armed: list[Armed] = []
         self._port = 0
         self._listener: _Port | None = None
+
+    @abstractmethod
+    def listed(self, name: str) -> dict[str, Any]:
+        """A model in /v1/models."""
+
+    @abstractmethod
+    def answer(self, path: str, body: Any) -> Any:
+        """The answer to a request that only this kind knows; None if there is no such path."""
+
+    @abstractmethod
+    def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
+        """Yield the objects of a stream, or whole replies; None while there is nothing to send. Raises Refused."""
+
+    def generate(
+        self, prompt: Sequence[int], seed: int, limit: int | None, params: Mapping[str, Any]
+    ) -> Generator[None, None, Sample]:
+        """Generate a sample, token by token."""
+        sample, room = Sample(), self.context_size - len(prompt)
+        decoder, text, shown = getincrementaldecoder("utf-8")("replace"), "", 0
+        limit = room if limit is None else min(room, limit)
+        while sample.matched is None and len(sample.tokens) < limit:
+            yield
+            token = self.model((*prompt, *sample.tokens), seed)
+            sample.tokens.append(token)
+            text += decoder.decode(self.vocabulary.piece(token))
+            sample.ends_characters.append(not decoder.getstate()[0])
+            if self.vocabulary.is_eog(token) and not params["ignore_eos"]:
+                sample.matched = token
+            elif found := [stop for stop in params["stop"] if stop in text]:
+                sample.matched, text = found[0], text[: text.index(found[0])]
+            is_over = sample.matched is not None or len(sample.tokens) == limit
+            held = 0 if is_over else max((_overlap(text, stop) for stop in params["stop"]), default=0)
+            sample.texts.append(text[shown : len(text) - held])
+            shown = max(shown, len(text) - held)
+        return sample
+
+    def tokenize(self, text: str, *, trusted: bool) -> list[int]:
+        """Tokens of a text, without BOS."""
+        tokens = list(self.vocabulary.tokenize((Text(text, trusted=trusted),)))
+        bos = self.vocabulary.special_token_text("bos")
+        return tokens[1:] if bos and tokens[0] in self.vocabulary.special_token_ids([bos]) else tokens
 
     def __enter__(self) -> Self:
         self.start()
@@ -132,11 +195,6 @@ class ModelServer(ABC):
         listener.stop()
         return listener.bugs
 
-    def disarm(self) -> None:
-        """Remove all faults."""
-        with self.changed:
-            self._armed.clear()
-
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
@@ -150,6 +208,11 @@ class ModelServer(ABC):
         """Put a fault in place."""
         self._armed.append(Armed(Fault(**{"path": self.completion_path, **fault})))
         return self._armed[-1]
+
+    def disarm(self) -> None:
+        """Remove all faults."""
+        with self.changed:
+            self._armed.clear()
 
     def completions(self) -> list[Asked]:
         """The completions asked for so far."""
@@ -175,109 +238,6 @@ class ModelServer(ABC):
             self.changed.notify_all()
             return armed
 
-    @property
-    def n_ctx(self) -> int:
-        """Tokens in a sequence."""
-        return self.context_size or self.engine.context_size
-
-    @property
-    def eos(self) -> int:
-        """The token that ends the engine's replies."""
-        vocabulary = self.engine.vocabulary
-        return next((t for t in vocabulary.special_token_ids([vocabulary.special_token_text("eos")])), END)
-
-    def tokenize(self, text: str, with_bos: bool, trusted: bool) -> list[int]:
-        """Tokens of a text."""
-        vocabulary = self.engine.vocabulary
-        tokens = list(vocabulary.tokenize((Text(text, trusted=trusted),)))
-        bos = vocabulary.special_token_text("bos")
-        return tokens[1:] if bos and not with_bos and tokens[0] in vocabulary.special_token_ids([bos]) else tokens
-
-    def listed(self) -> dict[str, Any]:
-        """The answer to /v1/models."""
-        return {"object": "list", "data": [self.described(name) for name in self.models]}
-
-    def described(self, name: str) -> dict[str, Any]:
-        """A model in that answer."""
-        return {
-            "id": name,
-            "object": "model",
-            "created": 1,
-            "owned_by": self.owner,
-            "root": name,
-            "parent": None,
-            "max_model_len": self.n_ctx,
-        }
-
-    @abstractmethod
-    def answer(self, path: str, body: Any) -> Any:
-        """The answer to a request for neither health nor completions; None if there is no such path."""
-
-    @abstractmethod
-    def refusal(self, status: int, message: str, kind: str = "") -> Any:
-        """The body of an answer that is no success."""
-
-    @abstractmethod
-    def request_of(self, body: Mapping[str, Any]) -> Request:
-        """The request that a body makes of the engine. Raises Refused."""
-
-    @abstractmethod
-    def generated(self, index: int, request: Request, body: Mapping[str, Any]) -> Generated:
-        """A sample of the engine's that begins."""
-
-    @abstractmethod
-    def whole(self, replies: Sequence[Generated]) -> list[dict[str, Any]]:
-        """Whole replies, which faults may edit."""
-
-    def joined(self, replies: Sequence[Any]) -> Any:
-        """The answer made of whole replies."""
-        return replies[0]
-
-    health: ClassVar[bytes] = b""
-
-    def requires_key(self, path: str) -> bool:
-        """Whether a path needs the API key."""
-        return path != "/health"
-
-
-class Generated(ABC):
-    """One sample of a completion: what has been generated of it."""
-
-    def __init__(self, site: ModelServer, request: Request) -> None:
-        self.site = site
-        self.request = request
-        self.text = ""
-        self.tokens: list[int] = []
-        self.logprobs: list[float | None] = []
-        self.finish: FinishEvent | None = None
-
-    def add(self, event: TokenEvent | FinishEvent) -> None:
-        """Add a token and its text, or the end token of a reply that ends with it."""
-        if isinstance(event, TokenEvent):
-            self.text += event.text
-            if event.token is not None:
-                self.tokens.append(event.token)
-                self.logprobs.append(event.logprob)
-            return
-        self.finish = event
-        if event.reason == "stop" and not event.by_stop_string:
-            self.tokens.append(self.site.eos)
-            self.logprobs.append(END_LOGPROB)
-
-    @abstractmethod
-    def chunks(self, event: PromptEvent | TokenEvent | FinishEvent) -> Iterator[dict[str, Any]]:
-        """Yield the objects of a stream that an event makes."""
-
-
-class Refused(Exception):
-    """An answer that is no success."""
-
-    def __init__(self, status: int, message: str, kind: str = "", headers: Mapping[str, str] = {}) -> None:
-        self.status = status
-        self.message = message
-        self.kind = kind
-        self.headers = headers
-
 
 class _Port(Loopback):
     def __init__(self, site: ModelServer, port: int) -> None:
@@ -301,15 +261,14 @@ class _Exchange(LoopbackHandler):
         if len(data) < length:  # the client has left
             self.close_connection = True
             return
-        body = json.loads(data) if length else None
-        asked = Asked(self.path.partition("?")[0], self.headers.get("Authorization"), body)
+        asked = Asked(self.path.partition("?")[0], self.headers.get("Authorization"), json.loads(data or "null"))
         armed = site.add(asked)
         try:
-            self._answer(asked, armed)
-            site.note(asked, is_answered=True)
-        except Refused as refused:
-            body = site.refusal(refused.status, refused.message, refused.kind)
-            self._send_json(body, refused.status, refused.headers)
+            try:
+                self._answer(asked, armed)
+            except Refused as refused:
+                error = {"code": refused.status, "message": refused.message, "type": refused.kind}
+                self._send(dump({"error": error}), refused.status, armed.fault.headers)
             site.note(asked, is_answered=True)
         except ConnectionError:
             self.close_connection = True
@@ -323,49 +282,45 @@ class _Exchange(LoopbackHandler):
             self._hang(armed)
         if fault.reset_after == 0:
             self._cut()
-        if fault.status is not None:
-            raise Refused(fault.status, fault.message, "scripted", fault.headers)
         if fault.body is not None:
-            self._send(fault.body)
+            self._send(fault.body, fault.status or 200)
+        elif fault.status is not None:
+            raise Refused(fault.status, fault.message, "scripted")
         elif site.is_loading:
-            raise Refused(503, "Loading model", "unavailable_error", {"Connection": "close"})
+            self.close_connection = True
+            raise Refused(503, "Loading model", "unavailable_error")
         elif asked.path == "/health":
-            self._send(site.health)
-        elif site.key is not None and asked.key != f"Bearer {site.key}" and site.requires_key(asked.path):
+            self._send(b'{"status":"ok"}')
+        elif site.key is not None and asked.key != f"Bearer {site.key}":
             raise Refused(401, "Invalid API Key", "authentication_error")
         elif asked.path == "/v1/models":
-            self._send_json(site.listed())
+            self._send(dump({"object": "list", "data": [site.listed(name) for name in site.models]}))
         elif asked.path == site.completion_path:
             self._complete(asked.body, armed)
         elif answer := site.answer(asked.path, asked.body):
-            self._send_json(answer)
+            self._send(dump(answer))
         else:
             raise Refused(404, "File Not Found", "not_found_error")
 
     def _complete(self, body: Mapping[str, Any], armed: Armed) -> None:
         """Answer with completions: as a stream of objects, or as one."""
-        site = self.server.site
-        request = site.request_of(body)
-        edit = armed.fault.edit or (lambda _, reply: reply)
-        replies: dict[SequenceId, Generated] = {}
-        count = 0
-        with closing(site.engine.complete([request])) as completions:
-            for event in _raising_refusals(completions):
+        sent: list[Any] = []
+        with closing(self.server.site.complete(body)) as chunks:
+            for chunk in chunks:
                 if is_left(self.connection):
                     raise ConnectionAbortedError
-                if event.sequence not in replies:
-                    replies[event.sequence] = site.generated(event.sequence.sample, request, body)
-                for chunk in replies[event.sequence].chunks(event):
-                    if request.stream:
-                        self._send_chunk(edit(count, chunk), count, armed)
-                        count += 1
-        if request.stream:
-            if site.ends_streams:
-                self._write_part(b"data: [DONE]\n\n")
+                if chunk is None:
+                    continue
+                sent.append(armed.fault.edit(len(sent), chunk))
+                if body["stream"]:
+                    self._send_chunk(sent[-1], len(sent) - 1, armed)
+        if body["stream"]:
             self.wfile.write(b"0\r\n\r\n")
             return
-        whole = site.whole([replies[SequenceId(0, at)] for at in range(request.n)])
-        self._send_json(site.joined([edit(at, each) for at, each in enumerate(whole)]), armed=armed)
+        if armed.fault.hang_after == 1:
+            self._hang(armed)
+        is_truncated = armed.fault.is_truncated or armed.fault.reset_after == 1
+        self._send(dump(sent if len(sent) > 1 else sent[0]), is_truncated=is_truncated)
 
     def _send_chunk(self, chunk: Any, count: int, armed: Armed) -> None:
         """Send an object of a stream, after what the fault does before it."""
@@ -378,20 +333,12 @@ class _Exchange(LoopbackHandler):
         if fault.reset_after == count:
             self._cut()
         data = chunk if isinstance(chunk, bytes) else b"data: " + dump(chunk) + b"\n\n"
+        self._write_part(data[: len(data) // 2] if fault.is_truncated else data)
         if fault.is_truncated:
-            self._write_part(data[: len(data) // 2])
             raise ConnectionAbortedError
-        self._write_part(data)
 
     def _write_part(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-
-    def _send_json(
-        self, value: Any, status: int = 200, headers: Mapping[str, str] = {}, armed: Armed = HEALTHY
-    ) -> None:
-        if armed.fault.hang_after == 1:
-            self._hang(armed)
-        self._send(dump(value), status, headers, armed.fault.is_truncated or armed.fault.reset_after == 1)
 
     def _send(
         self, data: bytes, status: int = 200, headers: Mapping[str, str] = {}, is_truncated: bool = False
@@ -413,20 +360,11 @@ class _Exchange(LoopbackHandler):
         raise ConnectionResetError
 
 
-def _raising_refusals(events: Iterator[Any]) -> Iterator[PromptEvent | TokenEvent | FinishEvent]:
-    """Yield the events of samples; raise Refused for one that fails."""
-    try:
-        for event in events:
-            if isinstance(event, RefusedEvent):
-                raise event.error
-            if isinstance(event, PromptEvent | TokenEvent | FinishEvent):
-                yield event
-    except GrammarError as error:
-        raise Refused(400, "Failed to initialize samplers: failed to parse grammar") from error
-    except CerebrumError as error:
-        raise Refused(400, error.message) from error
-
-
 def dump(value: Any) -> bytes:
     """JSON as the servers write it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Number of characters at the end of a text that may begin a stop string."""
+    return max(length for length in range(len(stop)) if text.endswith(stop[:length]))

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-STRING, ARRAY = 8, 9
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+from gguf_files import entry, handmade, string, tensor
+
+from cerebrum_cli.gguf.parser import ARRAY, METADATA_START, SCALARS, STRING, Cursor, parse_tables
+
+LAYOUTS = {number: layout.format[-1] for number, (_, layout) in SCALARS.items()}
 ODD_INTEGERS = (0, 1, 2, 3, 7, 255, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 ODD_FLOATS = (0.0, -1.0, 1e-30, 1e30, float("nan"), float("inf"), -float("inf"))
 ODD_STRINGS = (b"", b"\xff\xfe", b"bert", b"t5", b"gpt2", b"llama", b"rwkv", b"no_vocab", b"x" * 5000, b"\0", b"mamba")
@@ -38,81 +41,44 @@ class Parts(NamedTuple):
     data: bytes
 
     def to_bytes(self) -> bytes:
-        head = b"GGUF" + struct.pack("<IQQ", 3, len(self.tensors), len(self.entries))
-        for entry in self.entries:
-            head += text(entry.key) + struct.pack("<I", entry.type) + entry.value
-        for row in self.tensors:
-            head += text(row.name) + struct.pack("<I", len(row.shape)) + struct.pack(f"<{len(row.shape)}Q", *row.shape)
-            head += struct.pack("<IQ", row.type, row.offset)
-        return head + bytes(-len(head) % 32) + self.data
-
-
-def text(value: bytes) -> bytes:
-    return struct.pack("<Q", len(value)) + value
+        entries = [entry(each.key, each.type, each.value) for each in self.entries]
+        rows = tuple(tensor(*row) for row in self.tensors)
+        return handmade(*entries, tensors=rows, data=self.data) if rows else handmade(*entries) + self.data
 
 
 def take_apart(data: bytes) -> Parts:
     """Parse a valid file without an alignment of its own."""
-    position = 4
-
-    def take(layout: str) -> tuple[int, ...]:
-        nonlocal position
-        values = struct.unpack_from("<" + layout, data, position)
-        position += struct.calcsize("<" + layout)
-        return values
-
-    def string() -> bytes:
-        nonlocal position
-        (length,) = take("Q")
-        position += length
-        return data[position - length : position]
-
-    def value(kind: int) -> bytes:
-        start = position
-        if kind == STRING:
-            string()
-        elif kind == ARRAY:
-            item, count = take("IQ")
-            for _ in range(count):
-                value(item)
-        else:
-            take(SCALARS[kind])
-        return data[start:position]
-
-    _, n_tensors, n_entries = take("IQQ")
+    path = Path("model.gguf")
+    cursor, tables = Cursor(path, data, METADATA_START), parse_tables(path, data, len(data))
     entries = []
-    for _ in range(n_entries):
-        key = string()
-        (kind,) = take("I")
-        entries.append(Entry(key, kind, value(kind)))
-    tensors = []
-    for _ in range(n_tensors):
-        name = string()
-        (n_dims,) = take("I")
-        shape = take("Q" * n_dims)
-        tensors.append(TensorRow(name, shape, *take("IQ")))
-    return Parts(entries, tensors, data[-(-position // 32) * 32 :])
+    for _ in tables.metadata:
+        key, start = cursor.string("key").encode(), cursor.position
+        cursor.value()
+        kind = int.from_bytes(data[start : start + 4], "little")
+        entries.append(Entry(key, kind, data[start + 4 : cursor.position]))
+    tensors = [TensorRow(row.name.encode(), *row[1:]) for row in tables.tensors]
+    return Parts(entries, tensors, data[tables.data_start :])
 
 
 def change_scalar(parts: Parts, random: random.Random) -> None:
     """Replace a number or a string by an odd one of its type."""
     index = random.choice([at for at, entry in enumerate(parts.entries) if entry.type != ARRAY])
-    entry = parts.entries[index]
-    if entry.type == STRING:
-        value = text(random.choice(ODD_STRINGS))
-    elif SCALARS[entry.type] in "fd":
-        value = struct.pack("<" + SCALARS[entry.type], random.choice(ODD_FLOATS))
+    old = parts.entries[index]
+    if old.type == STRING:
+        value = string(random.choice(ODD_STRINGS))
+    elif LAYOUTS[old.type] in "fd":
+        value = struct.pack("<" + LAYOUTS[old.type], random.choice(ODD_FLOATS))
     else:
-        size = struct.calcsize(SCALARS[entry.type])
+        size = struct.calcsize(LAYOUTS[old.type])
         value = (random.choice(ODD_INTEGERS) & (2 ** (8 * size) - 1)).to_bytes(size, "little")
-        value = b"\1" if entry.type == 7 and value != b"\0" else value
-    parts.entries[index] = entry._replace(value=value)
+        value = b"\1" if old.type == 7 and value != b"\0" else value
+    parts.entries[index] = old._replace(value=value)
 
 
 def change_type(parts: Parts, random: random.Random) -> None:
     """Give a value another type."""
     index = random.randrange(len(parts.entries))
-    value = random.choice([(4, b"\1\0\0\0"), (STRING, text(b"x")), (6, struct.pack("<f", 1.5)), (7, b"\1")])
+    value = random.choice([(4, b"\1\0\0\0"), (STRING, string(b"x")), (6, struct.pack("<f", 1.5)), (7, b"\1")])
     value = random.choice([value, (ARRAY, struct.pack("<IQ", 4, 0)), (ARRAY, struct.pack("<IQI", 4, 1, 7))])
     parts.entries[index] = Entry(parts.entries[index].key, *value)
 
@@ -128,8 +94,8 @@ def change_tokens(parts: Parts, random: random.Random) -> None:
     if not arrays:
         return change_scalar(parts, random)
     index = random.choice(arrays)
-    entry = parts.entries[index]
-    items = strings(entry.value)
+    old = parts.entries[index]
+    items = strings(old.value)
     kind = random.choice(["repeat", "empty", "short", "none", "bytes", "long", "one"])
     if kind == "repeat":
         items[random.randrange(len(items))] = random.choice(items)
@@ -147,8 +113,8 @@ def change_tokens(parts: Parts, random: random.Random) -> None:
         items[random.randrange(len(items))] = b"y" * 100_000
     else:
         items = [random.choice(items)] * len(items)
-    value = struct.pack("<IQ", STRING, len(items)) + b"".join(map(text, items))
-    parts.entries[index] = entry._replace(value=value)
+    value = struct.pack("<IQ", STRING, len(items)) + b"".join(map(string, items))
+    parts.entries[index] = old._replace(value=value)
     return None
 
 
@@ -159,17 +125,17 @@ def change_numbers(parts: Parts, random: random.Random) -> None:
     if not arrays:
         return change_tokens(parts, random)
     index = random.choice(arrays)
-    entry = parts.entries[index]
-    kind, count = struct.unpack_from("<IQ", entry.value)
-    size = struct.calcsize(SCALARS[kind])
-    body = bytearray(entry.value[12:])
+    old = parts.entries[index]
+    kind, count = struct.unpack_from("<IQ", old.value)
+    size = struct.calcsize(LAYOUTS[kind])
+    body = bytearray(old.value[12:])
     if random.random() < 0.5:
         count = random.randrange(count + 1)
         body = body[: count * size]
     else:
         at = random.randrange(count) * size
         body[at : at + size] = random.choice([b"\xff", b"\x80", b"\0"]) * size
-    parts.entries[index] = entry._replace(value=struct.pack("<IQ", kind, count) + bytes(body))
+    parts.entries[index] = old._replace(value=struct.pack("<IQ", kind, count) + bytes(body))
     return None
 
 
@@ -206,13 +172,8 @@ CHANGES: tuple[Callable[[Parts, random.Random], None], ...] = (
 
 def strings(array: bytes) -> list[bytes]:
     """Items of an array of strings."""
-    _, count = struct.unpack_from("<IQ", array)
-    position, items = 12, []
-    for _ in range(count):
-        (length,) = struct.unpack_from("<Q", array, position)
-        items.append(array[position + 8 : position + 8 + length])
-        position += 8 + length
-    return items
+    value = Cursor(Path(), ARRAY.to_bytes(4, "little") + array, 0).whole_value()
+    return list(value.content)
 
 
 def mutated(model: Path, number: int) -> bytes:

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from zlib import crc32
 
 from asking import Reply, collect_replies, loaded
-from llama_server import LlamaServer
 from model_servers import ModelServer
 from scripted_backend import END, Model, ScriptedBackend
+from server_kinds import LlamaServer
 
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
@@ -45,24 +45,30 @@ def unicode_model(held: tuple[int, ...], seed: int) -> int:
 
 
 @contextmanager
-def serving_kind(
-    kind: type[Kind], model: Model, count: int = 1, *, slots: int = 4, context_size: int = 100, **backend: Any
-) -> Iterator[list[Kind]]:
-    """Servers of one kind and model that run."""
+def serving_kind(kind: type[Kind], model: Model, count: int = 1, **options: Any) -> Iterator[list[Kind]]:
+    """Running servers of one kind and model."""
     with ExitStack() as stack:
-        servers: list[Kind] = []
-        for _ in range(count):
-            scripted = ScriptedBackend(model, slots=slots, context_size=context_size, **backend)
-            engine = stack.enter_context(loaded(LocalEngine(scripted.open)))
-            server = kind(engine, slots=slots)
+        servers = [kind(model, **options) for _ in range(count)]
+        for server in servers:
             stack.enter_context(server)
-            servers.append(server)
         yield servers
 
 
 def serving(model: Model, count: int = 1, **options: Any) -> AbstractContextManager[list[LlamaServer]]:
     """Running llama-servers of one model."""
     return serving_kind(LlamaServer, model, count, **options)
+
+
+def served_engine(engine: LocalEngine) -> LlamaServer:
+    """A llama-server that generates greedily with a real model."""
+    vocabulary = engine.vocabulary
+    [eos] = vocabulary.special_token_ids([vocabulary.special_token_text("eos")])
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        [reply] = collect_replies(engine.generate([Request(held, SamplingParams(max_tokens=1))])).values()
+        return reply.ids[0] if reply.ids else eos
+
+    return LlamaServer(model, context_size=engine.context_size, vocabulary=vocabulary)
 
 
 def remote_engine(*servers: ModelServer | str, patience: Patience = QUICK, **endpoint: Any) -> RemoteEngine:

@@ -7,14 +7,14 @@ long, and nothing is measured after `close`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import Device
-from cerebrum_cli.engine.protocol import Closeness, Job, LoadStats, TrialError
+from cerebrum_cli.engine.trials import Bench, Closeness, Job, TrialError, load_settings
 from cerebrum_cli.inference.profiles import Speeds
 
 SettingFactors = Mapping[tuple[str, Any], tuple[float, float]]
@@ -46,8 +46,8 @@ class SpeedModel:
         return Speeds(self.load_s.get(tuning.repack, base.load_s), prefill, decode, base.memory)
 
 
-@dataclass(slots=True)
-class ScriptedBench:
+@dataclass
+class ScriptedBench(Bench):
     """A bench with scripted speeds.
 
     `agreement` is that of a tuning with the defaults, `refusal` the reason why it cannot be tried. `row_cost` is the
@@ -78,7 +78,7 @@ class ScriptedBench:
         """Simulate loading the model again; the seconds it took."""
         self.loaded.pop(tuning, None)
         self._load(tuning)
-        return self.load_stats(tuning).load_s
+        return self.load_stats(tuning)[0]
 
     def speed(self, tuning: Tuning, job: Job) -> float:
         """Simulate a job; tokens per second."""
@@ -101,9 +101,9 @@ class ScriptedBench:
         self.stepped.append(tuning)
         return StepCosts(rows, (1.0, *(self.row_cost * count for count in rows[1:])))
 
-    def load_stats(self, tuning: Tuning) -> LoadStats:
+    def load_stats(self, tuning: Tuning) -> tuple[float, int]:
         """Load time and peak memory."""
-        return LoadStats(self._load(tuning), self.speed_model(tuning).memory)
+        return self._load(tuning), self.speed_model(tuning).memory
 
     def closeness(self, reference: Tuning, tuning: Tuning, tokens: int) -> Closeness:
         """Compare two tunings by `agreement`."""
@@ -125,11 +125,11 @@ class ScriptedBench:
         assert not self.closed
         if reason := self.refusal(tuning):
             raise TrialError(reason)
-        load_settings = replace(tuning, slots=None, n_ubatch=None, flash_attention=None, cache_type=None)
-        if load_settings not in self.loaded:
-            self.loaded[load_settings] = self._noisy(self.speed_model(tuning).load_s)
-            self.now += self.loaded[load_settings]
-        return self.loaded[load_settings]
+        settings = load_settings(tuning)
+        if settings not in self.loaded:
+            self.loaded[settings] = self._noisy(self.speed_model(tuning).load_s)
+            self.now += self.loaded[settings]
+        return self.loaded[settings]
 
     def _noisy(self, value: float) -> float:
         return value * self.random.uniform(1 - self.noise, 1 + self.noise)

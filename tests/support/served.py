@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from asking import loaded
 from command_line import CommandLine, Finished
-from llama_server import LlamaServer
+from remote_engines import serving
 from scripted_command import batch_backend, run_here
-
-from cerebrum_cli.engine.local import LocalEngine
+from server_kinds import LlamaServer
 
 SEEDS = ("The answer is 4.", "Perhaps 5. The answer is 5.", "Four. The answer is 4.")
 REPLIES: dict[str, Any] = {"seeds": SEEDS, "rows": {}}
@@ -53,9 +51,6 @@ class Served:
 @contextmanager
 def serving_user(home: Path, model: Path) -> Iterator[Served]:
     """Run the servers of a user with this home directory; `model` gives the vocabulary."""
-    with ExitStack() as stack:
-        servers = []
-        for _ in range(2):
-            engine = stack.enter_context(loaded(LocalEngine(batch_backend(dict(REPLIES), SLOTS).open)))
-            servers.append(stack.enter_context(LlamaServer(engine, slots=SLOTS)))
+    model_of = batch_backend(dict(REPLIES), SLOTS).model
+    with serving(model_of, 2, slots=SLOTS, context_size=100_000) as servers:
         yield Served(home, model, servers)

@@ -1,19 +1,222 @@
-"""The kinds of servers, to run a test on each, and what they are asked."""
+"""llama-server b1-0c1e570, vLLM 0.32.0 and SGLang 0.5.23 as recorded."""
 
 from __future__ import annotations
 
-import pytest
-from llama_server import LlamaServer
-from remote_engines import request_of
-from scripted_backend import endless
-from sglang_server import SglangDeltas, SglangServer
-from vllm_server import VllmServer
+from collections.abc import Generator, Mapping
+from itertools import takewhile
+from typing import Any
 
-KINDS = (LlamaServer, VllmServer, SglangServer)
-OTHER_KINDS = (VllmServer, SglangServer, SglangDeltas)
+from model_servers import ModelServer, Refused, Sample
 
-every_kind = pytest.mark.parametrize("kind", KINDS)
-other_kinds = pytest.mark.parametrize("kind", OTHER_KINDS)  # than llama-server
+BUILD = "b1-0c1e570"
 
-REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(12))
-STORY = endless({"Q": "once upon a time "})
+
+class LlamaServer(ModelServer):
+    """llama-server; with `n_vocab`, it states the size of its vocabulary."""
+
+    completion_path = "/completion"
+    owner = "llamacpp"
+    size = 1000  # bytes of the weights
+    n_vocab: int | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._evaluated: list[tuple[int, ...]] = []
+
+    def listed(self, name: str) -> dict[str, Any]:
+        size = {} if self.n_vocab is None else {"n_vocab": self.n_vocab}
+        meta = {"vocab_type": 2, **size, "n_ctx": self.context_size, "n_ctx_train": 8192, "size": self.size}
+        return {"id": name, "aliases": [name], "object": "model", "owned_by": self.owner, "meta": meta}
+
+    def answer(self, path: str, body: Any) -> Any:
+        if path == "/tokenize":
+            return {"tokens": self.tokenize(body["content"], trusted=body["parse_special"])}
+        if path != "/props":
+            return None
+        return {
+            "default_generation_settings": {"params": {"seed": 4294967295}, "n_ctx": self.context_size},
+            "total_slots": self.slots,
+            "model_alias": self.models[0],
+            "model_path": f"/srv/models/{self.models[0]}",
+            "chat_template": "",
+            "build_info": BUILD,
+            "is_sleeping": False,
+        }
+
+    def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
+        prompt, count = tuple(body["prompt"]), body["n_cmpl"]
+        if not 1 <= count <= self.slots:
+            raise Refused(400, f"Field 'n_cmpl': Value must be between 1 <= value <= {self.slots}, but got {count}")
+        if len(prompt) >= self.context_size:
+            message = f"request ({len(prompt)} tokens) exceeds the available context size ({self.context_size} tokens)"
+            raise Refused(400, f"{message}, try increasing it", "exceed_context_size_error")
+        cached = max((_common_length(held, prompt[:-1]) for held in self._evaluated), default=0)
+        for at in range(count):
+            sample = yield from self.generate(prompt, body["seed"] + at, body["n_predict"], body)
+            self._evaluated.append((*prompt, *sample.tokens))
+            yield from (self._chunks if body["stream"] else self._whole)(sample, at, cached, body)
+
+    def _whole(
+        self, sample: Sample, index: int, cached: int, body: Mapping[str, Any]
+    ) -> Generator[dict[str, Any], None, None]:
+        entries = [
+            {"id": token, "token": "", "bytes": [], "logprob": logprob, "top_logprobs": []}
+            for token, logprob, is_known in zip(sample.tokens, sample.logprobs, sample.ends_characters, strict=True)
+            if is_known
+        ]
+        has_logprobs = body["n_probs"] and self.has_logprobs
+        yield {
+            **_part("".join(sample.texts), sample.tokens, len(sample.tokens), index, body),
+            **_ending(sample, cached),
+            **({"completion_probabilities": entries} if has_logprobs else {}),
+        }
+
+    def _chunks(
+        self, sample: Sample, index: int, cached: int, body: Mapping[str, Any]
+    ) -> Generator[dict[str, Any], None, None]:
+        """Within a character nothing is sent of a token, not even its id later."""
+        total, tokens = len(body["prompt"]), sample.tokens
+        for processed in range(0, total, 16):
+            progress = {"total": total, "cache": 0, "processed": min(processed + 16, total), "time_ms": 1}
+            yield {**_part("", [0], 0, index, body), "prompt_progress": progress}
+        unsent = ""
+        for at, (token, text) in enumerate(zip(tokens, sample.texts, strict=True), 1):
+            unsent += text
+            if sample.ends_characters[at - 1]:
+                yield _part(unsent, [token], at, index, body)
+                unsent = ""
+        if unsent:
+            yield _part(unsent, [], len(tokens), index, body)
+        yield {**_part("", [], len(tokens), index, body), **_ending(sample, cached)}
+
+
+def _part(text: str, tokens: list[int], total: int, index: int, body: Mapping[str, Any]) -> dict[str, Any]:
+    counts = {"tokens_predicted": total, "tokens_evaluated": len(body["prompt"])}
+    return {"index": index, "content": text, "tokens": tokens, "stop": False, "id_slot": -1, **counts}
+
+
+def _ending(sample: Sample, cached: int) -> dict[str, Any]:
+    stop_type = "limit" if sample.matched is None else "word" if isinstance(sample.matched, str) else "eos"
+    times = {"cache_n": cached, "prompt_n": 1, "prompt_ms": 1.0, "predicted_n": 1, "predicted_ms": 1.0}
+    return {"stop": True, "stop_type": stop_type, "truncated": False, "timings": times}
+
+
+def _common_length(one: tuple[int, ...], two: tuple[int, ...]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False)))
+
+
+class OtherServer(ModelServer):
+    """A server that imitates OpenAI's. Grammars are ignored; with `hides_ids`, replies are text alone."""
+
+    hides_ids = False
+
+    def listed(self, name: str) -> dict[str, Any]:
+        own = {"root": name, "parent": None, "max_model_len": self.context_size}
+        return {"id": name, "object": "model", "created": 1, "owned_by": self.owner, **own}
+
+    def answer(self, path: str, body: Any) -> Any:
+        if path != "/tokenize":
+            return None
+        tokens = self.tokenize(body["prompt"], trusted=True)
+        return {"count": len(tokens), "max_model_len": self.context_size, "tokens": tokens}
+
+
+class VllmServer(OtherServer):
+    """vLLM: in a stream, each object holds what is new."""
+
+    completion_path = "/v1/completions"
+    owner = "vllm"
+
+    def answer(self, path: str, body: Any) -> Any:
+        return {"version": "0.32.0"} if path == "/version" else super().answer(path, body)
+
+    def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
+        samples = []
+        for at in range(body["n"]):
+            samples.append((yield from self.generate(body["prompt"], body["seed"] + at, body["max_tokens"], body)))
+        tokens, prompt = sum(len(sample.tokens) for sample in samples), len(body["prompt"])
+        usage = {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
+        head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": body["model"]}
+        if not body["stream"]:
+            choices = [self._choice(at, each, 0, len(each.tokens), body) for at, each in enumerate(samples)]
+            yield {**head, "choices": choices, "usage": usage}
+            return
+        for at in range(tokens):
+            yield {**head, "choices": [self._choice(0, samples[0], at, at + 1, body)]}
+        yield {**head, "choices": [], "usage": usage}
+        yield b"data: [DONE]\n\n"
+
+    def _choice(self, index: int, sample: Sample, start: int, end: int, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The tokens from `start` to `end`."""
+        tokens, is_last = sample.tokens[start:end], end == len(sample.tokens)
+        logprobs = {"text_offset": [0] * len(tokens), "token_logprobs": sample.logprobs[start:end], "top_logprobs": []}
+        return {
+            "index": index,
+            "text": "".join(sample.texts[start:end]),
+            "logprobs": logprobs if "logprobs" in body and self.has_logprobs else None,
+            "finish_reason": ("length" if sample.matched is None else "stop") if is_last else None,
+            "stop_reason": sample.matched if is_last and isinstance(sample.matched, str) else None,
+            **({} if self.hides_ids else {"prompt_token_ids": None, "token_ids": tokens}),
+        }
+
+
+class SglangServer(OtherServer):
+    """SGLang: in a stream, each object holds all so far, unless the server `sends_deltas`."""
+
+    completion_path = "/generate"
+    owner = "sglang"
+    sends_deltas = False
+    is_deterministic = True
+    load_format = "auto"
+
+    def answer(self, path: str, body: Any) -> Any:
+        if path != "/server_info":
+            return super().answer(path, body)
+        return {
+            "model_path": self.models[0],
+            "load_format": self.load_format,
+            "max_running_requests": self.slots,
+            "enable_deterministic_inference": self.is_deterministic,
+            "incremental_streaming_output": self.sends_deltas,
+            "internal_states": [{}],
+            "version": "0.5.23",
+        }
+
+    def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
+        params, prompt = body["sampling_params"], body["input_ids"]
+        seed = params.get("sampling_seed", len(self.asked))
+        sample = yield from self.generate(prompt, seed, params["max_new_tokens"], params)
+        if not body["stream"]:
+            yield self._output(body, sample, 0, len(sample.tokens))
+            return
+        for at in range(len(sample.tokens)):
+            yield self._output(body, sample, at if self.sends_deltas else 0, at + 1)
+        yield b"data: [DONE]\n\n"
+
+    def _output(self, body: Mapping[str, Any], sample: Sample, start: int, end: int) -> dict[str, Any]:
+        """The tokens from `start` to `end`."""
+        matched = sample.matched
+        finish = {"type": "length", "length": end} if matched is None else {"type": "stop", "matched": matched}
+        scores = [[*each, None] for each in zip(sample.logprobs, sample.tokens, strict=True)][start:end]
+        return {
+            "text": "".join(sample.texts[start:end]),
+            **({} if self.hides_ids else {"output_ids": sample.tokens[start:end]}),
+            "meta_info": {
+                "id": "1",
+                "finish_reason": finish if end == len(sample.tokens) else None,
+                "prompt_tokens": len(body["input_ids"]),
+                "completion_tokens": end,
+                "cached_tokens": 0,
+                **({"output_token_logprobs": scores} if body["return_logprob"] and self.has_logprobs else {}),
+            },
+        }
+
+
+class SglangDeltas(SglangServer):
+    """SGLang with --incremental-streaming-output."""
+
+    sends_deltas = True
+
+
+OTHER_KINDS: tuple[type[OtherServer], ...] = (VllmServer, SglangServer, SglangDeltas)
+KINDS: tuple[type[ModelServer], ...] = (LlamaServer, VllmServer, SglangServer)

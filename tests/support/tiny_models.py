@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gguf_files import write_file
 from mistral_vocabulary import MetadataValue, tokenizer_metadata
 
 CHATML_TEMPLATE = (
@@ -304,10 +305,7 @@ def _write(
     for name, dimensions in _tensors(architecture, sizes):
         values, kind = (draw or _values)(name, dimensions, random)
         writer.add_tensor(name, values, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_file(writer)
     return path
 
 

@@ -13,6 +13,7 @@ from random import Random
 from typing import cast
 
 import pytest
+from quantized import Q4_0, Q8_0, quantize
 from tiny_models import Shape, write_chatml
 
 from cerebrum_cli.cli.app import process_bench
@@ -20,13 +21,11 @@ from cerebrum_cli.core.errors import EngineError, OutputError, UsageError
 from cerebrum_cli.core.events import ScoreEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
-from cerebrum_cli.engine.protocol import Closeness, FileBench, TrialError
-from cerebrum_cli.engine.quantization import ENCODINGS, encode_file
-from cerebrum_cli.eval.divergence import measure_divergence
+from cerebrum_cli.engine.trials import Bench, Closeness, TrialError
 from cerebrum_cli.eval.estimates import interval_of, majorities, mean
-from cerebrum_cli.eval.report import Report, group_by_question, report_object, summarize, votes_of
-from cerebrum_cli.eval.sample import SKIPPED, Sample
-from cerebrum_cli.eval.score import RunningScore
+from cerebrum_cli.eval.questions import SKIPPED, Sample
+from cerebrum_cli.eval.report import Report, RunningScore, group_by_question, report_object, summarize, votes_of
+from cerebrum_cli.eval.runs import measure_divergence
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.terminal.plot import plot_report
 from cerebrum_cli.terminal.reports.eval import shown_numbers
@@ -176,12 +175,12 @@ def test_report_shows_powers_of_two_of_many_votes() -> None:
 
 def test_score_counts_questions_with_all_their_samples() -> None:
     score = RunningScore(questions=3, samples=2)
-    assert (score.accuracy, score.interval, score.no_answer, score.cut_off) == (None, None, 0.0, 0.0)
+    assert score.event == ScoreEvent(0, 6, 0, 3, None, None, 0.0, 0.0, 0)
     for id, number, answer in ((1, 1, "7"), (2, 0, "7"), (2, 1, "8")):
         score.add(sample(id, number, answer))
-    assert (score.done, score.total, score.questions, score.accuracy) == (3, 6, 1, 0.5)
+    assert (score.done, score.event.total, score.questions, score.event.accuracy) == (3, 6, 1, 0.5)
     score.add(sample(1, 0, "7"))
-    assert (score.questions, score.accuracy, score.interval) == (2, 0.75, interval_of([0.5, 1.0]))
+    assert (score.questions, score.event.accuracy, score.event.interval) == (2, 0.75, interval_of([0.5, 1.0]))
     assert score.event == ScoreEvent(4, 6, 2, 3, 0.75, interval_of([0.5, 1.0]), 0.0, 0.0, 0)
 
 
@@ -189,10 +188,10 @@ def test_score_shares_excludes_skipped_samples() -> None:
     score = RunningScore(questions=5, samples=1)
     for each in (sample(1, 0, "7"), sample(2, 0, None), sample(3, 0, None, "length"), sample(4, 0, None, SKIPPED)):
         score.add(each)
-    assert (score.done, score.skipped, score.questions, score.accuracy) == (4, 1, 4, 1 / 3)
-    assert (score.no_answer, score.cut_off) == (1 / 3, 1 / 3)
+    assert (score.done, score.skipped, score.questions, score.event.accuracy) == (4, 1, 4, 1 / 3)
+    assert (score.event.no_answer, score.event.cut_off) == (1 / 3, 1 / 3)
     score.add(replace(sample(5, 0, None), correct=True))  # marked by its text
-    assert score.no_answer == 1 / 4
+    assert score.event.no_answer == 1 / 4
 
 
 def test_score_in_progress_is_that_of_all_its_questions() -> None:
@@ -204,9 +203,9 @@ def test_score_in_progress_is_that_of_all_its_questions() -> None:
             score.add(replace(sample(id, number, "7" if is_correct else "8"), cluster=cluster))
         scores.append(mean(marks))
         clusters.append(cluster or f"question {id}")
-        assert score.interval == pytest.approx(interval_of(scores, clusters))
+        assert score.event.interval == pytest.approx(interval_of(scores, clusters))
         assert score.questions == id + 1
-        assert score.accuracy == pytest.approx(mean(scores))
+        assert score.event.accuracy == pytest.approx(mean(scores))
 
 
 def test_score_takes_no_longer_with_more_questions() -> None:
@@ -221,7 +220,7 @@ def test_score_tells_clusters_from_questions_of_one_name() -> None:
     score = RunningScore(questions=3, samples=1)
     for id, cluster, answer in (("a", None, "7"), ("b", "a", "7"), ("c", "a", "8")):
         score.add(replace(sample(id, 0, answer), cluster=cluster))
-    assert score.interval == interval_of([1.0, 1.0, 0.0], ["question a", "cluster", "cluster"])
+    assert score.event.interval == interval_of([1.0, 1.0, 0.0], ["question a", "cluster", "cluster"])
 
 
 # The picture.
@@ -281,13 +280,13 @@ class Memory:
     closed: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
-    def bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> FileBench:
+    def bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> Bench:
         assert paths == (options.path,)
-        return cast("FileBench", OneFileBench(self, options.path.stem))
+        return cast("Bench", OneBench(self, options.path.stem))
 
 
 @dataclass
-class OneFileBench:
+class OneBench:
     """A bench that finds the first model in the way of the second until it is released."""
 
     memory: Memory
@@ -357,10 +356,9 @@ def test_divergence_is_larger_for_a_coarser_quantization(tmp_path: Path) -> None
     original, settings = Model("F32", (write_chatml(tmp_path / "F32.gguf"),)), Settings(threads=1)
     assert measure_divergence(original, original, settings, process_bench) == (1.0, 1.0, 0.0)
     found = {}
-    for encoding in ENCODINGS:
-        if encoding.name in ("Q8_0", "Q4_0"):
-            path = tmp_path / f"{encoding.name}.gguf"
-            list(encode_file(original.path, path, encoding))
-            found[encoding.name] = measure_divergence(original, Model(encoding.name, (path,)), settings, process_bench)
-    assert 0 < found["Q8_0"].mean_kld < found["Q4_0"].mean_kld / 10
-    assert found["Q8_0"].top1_agreement > found["Q4_0"].top1_agreement
+    for file_type in (Q8_0, Q4_0):
+        path = tmp_path / f"{file_type}.gguf"
+        quantize(original.path, path, file_type)
+        found[file_type] = measure_divergence(original, Model("copy", (path,)), settings, process_bench)
+    assert 0 < found[Q8_0].mean_kld < found[Q4_0].mean_kld / 10
+    assert found[Q8_0].top1_agreement > found[Q4_0].top1_agreement

@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("redraw_always")]
 
 STREAMS = {path.stem: path for path in sorted((Path(__file__).parents[1] / "data" / "streams").glob("*.json"))}
 SIZES = [(80, 24), (20, 6), (33, 12)]
-SPLIT_EVERYWHERE = ("made_line_ends", "made_wide_table", "nested_list")
+HANDWRITTEN = ("made_line_ends", "made_wide_table", "nested_list")
 
 
 @cache
@@ -74,10 +74,16 @@ def test_recorded_stream_ends_like_the_document_with_its_colors(name: str, colum
     assert screen(window).styled_cells == expected.styled_cells
 
 
-@pytest.mark.parametrize("name", STREAMS)
-def test_recorded_stream_split_anywhere_ends_like_the_document(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "splits"),
+    [
+        *((name, 60 if name in HANDWRITTEN else 20) for name in STREAMS),
+        *(pytest.param(name, 10_000, marks=pytest.mark.fuzz) for name in HANDWRITTEN),
+    ],
+)
+def test_recorded_stream_split_anywhere_ends_like_the_document(name: str, splits: int) -> None:
     text = "".join(chunks(name))
-    stride = 1 if name in SPLIT_EVERYWHERE else len(text) // 25
+    stride = max(1, len(text) // splits)  # with more splits than characters, everywhere
     for at in range(0, len(text) + 1, stride):
         columns, height = SIZES[at // stride % 3]
         window = console(columns, height)

@@ -16,9 +16,6 @@ from cerebrum_cli.terminal.repl.repl import fit_segments
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 from cerebrum_cli.terminal.repl.slash_table import SLASH_COMMANDS, SlashLine, closest_setting, help_text, parse_slash
 
-pytestmark = pytest.mark.slow
-
-
 # Reading questions.
 
 
@@ -109,6 +106,7 @@ def chat(user: CommandLine, script: str, *arguments: str) -> Finished:
     return done
 
 
+@pytest.mark.slow
 def test_chat_script_output_is_a_transcript(user: CommandLine) -> None:
     script = "Who are you?\n/undo\nWhat are you?\n/retry 0.5\n/xyzzy\n/system Be kind.\n/exit\nnever asked\n"
     done = chat(user, script)
@@ -126,6 +124,7 @@ def test_chat_script_output_is_a_transcript(user: CommandLine) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_chat_script_saves_every_turn(user: CommandLine) -> None:
     chat(user, "".join(f"Question {number}?\n" for number in range(20)), "--session", "long")
     assert user.contents("long")[::2] == [f"Question {number}?" for number in range(20)]
@@ -168,6 +167,7 @@ def test_slash_command_errors_do_not_end_the_chat(user: CommandLine, script: str
     assert done.out.endswith("> /exit\n")
 
 
+@pytest.mark.slow
 def test_chat_full_context_drops_the_oldest_turns_or_stops(user: CommandLine) -> None:
     questions = "".join(f"{number} {'word ' * 20}\n" for number in range(6))
     done = chat(user, questions, "--session", "long", "--ctx", "256")
@@ -234,6 +234,7 @@ def test_closest_setting(key: str, near: str | None) -> None:
     assert closest_setting(key) == near
 
 
+@pytest.mark.slow
 def test_slash_undo_shortens_a_long_question(user: CommandLine, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("Cats sleep.\n" * 300)
@@ -242,6 +243,7 @@ def test_slash_undo_shortens_a_long_question(user: CommandLine, tmp_path: Path) 
     assert len(done.err.splitlines()) < 20
 
 
+@pytest.mark.slow
 def test_chat_without_standard_input_exits(user: CommandLine) -> None:
     done = subprocess.run(
         ["sh", "-c", f"exec {COMMAND} chat -m small <&-"], capture_output=True, env=user.environment(), timeout=60
@@ -285,6 +287,7 @@ def test_chat_rejects_continue_with_session(user: CommandLine) -> None:
 WORDS = " ".join(f"word{number}" for number in range(400))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_chat_ctrl_c_stops_a_reply_and_saves_it(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat(WORDS, "--no-markdown", pause=0.01)
@@ -299,6 +302,7 @@ def test_chat_ctrl_c_stops_a_reply_and_saves_it(open_chat: OpenTerminal, user: C
     assert reply["content"].startswith("word0 word1 word2 word3")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_chat_killed_keeps_its_turns(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat(WORDS, "--no-markdown", pause=0.02)
@@ -311,6 +315,7 @@ def test_chat_killed_keeps_its_turns(open_chat: OpenTerminal, user: CommandLine)
     assert reply["finish_reason"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_prompt_takes_multi_line_questions(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat("Yes.")
@@ -326,6 +331,7 @@ def test_prompt_takes_multi_line_questions(open_chat: OpenTerminal, user: Comman
     assert third.count("line") == 40
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_prompt_completes_commands_and_file_names(open_chat: OpenTerminal, user: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "my notes.txt").write_text("Cats sleep.")
@@ -343,6 +349,7 @@ def test_prompt_completes_commands_and_file_names(open_chat: OpenTerminal, user:
 THOUGHT = "<think>Let me see.</think>Yes."
 
 
+@pytest.mark.slow
 def test_chat_summarizes_reasoning_in_one_line(open_chat: OpenTerminal) -> None:
     person = open_chat(THOUGHT, pause=0.01)
     person.type("Is it?\r", shows="tokens; /think shows it")
@@ -353,6 +360,7 @@ def test_chat_summarizes_reasoning_in_one_line(open_chat: OpenTerminal) -> None:
     person.leave()
 
 
+@pytest.mark.slow
 def test_prompt_receives_text_typed_during_a_reply(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat(WORDS, "--no-markdown", "-n", "200", pause=0.01)
     person.type("Talk!\r", shows="word3 ")

@@ -374,7 +374,6 @@ def model_row(name: str = "collective-cognition-7b") -> dict[str, object]:
         "format": None,
         "context_size": 32768,
         "last_used": "2026-11-20T11:00:00+00:00",
-        "derived_from": None,
         "merged_from": [],
         "repo_id": None,
         "error": None,

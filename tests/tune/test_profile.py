@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from command_line import Finished
 from hypothesis import given
 from hypothesis import strategies as st
+from screen import Screen
 from scripted_backend import ScriptedBackend
 from scripted_bench import ScriptedBench, SpeedModel
 from scripted_command import run_here, runtime_for
@@ -26,10 +27,8 @@ from cerebrum_cli.doctor.selftest import NANO
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.memory import Device
-from cerebrum_cli.engine.protocol import BenchFactory
 from cerebrum_cli.gguf.sizes import uniform_sizes
 from cerebrum_cli.inference.load_options import CHAT_PARALLEL, Parallel, load_options
-from cerebrum_cli.inference.loading import ResolvedModel
 from cerebrum_cli.inference.profiles import (
     Profile,
     ProfileStore,
@@ -37,18 +36,19 @@ from cerebrum_cli.inference.profiles import (
     TunedUse,
     UseName,
     profile_object,
+    step_costs_of,
     without_user_settings,
 )
 from cerebrum_cli.main import run
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.terminal.reports.tuning import print_profile
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.tune.tune import search_space, trial_options
+from cerebrum_cli.tune.tune import search_space, trial_options, tuning_lock
 
 DEFAULT_SPEEDS = Speeds(2.0, 30.0, 8.0, 8_000_000_000)
 TUNED_SPEEDS = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
-DEFAULT_USE = TunedUse(Tuning(), DEFAULT_SPEEDS, DEFAULT_SPEEDS)
-TUNED_USE = TunedUse(Tuning(repack=False), TUNED_SPEEDS, DEFAULT_SPEEDS, 1.31, 0.987)
+DEFAULT_USE = TunedUse(Tuning(), DEFAULT_SPEEDS)
+TUNED_USE = TunedUse(Tuning(repack=False), TUNED_SPEEDS, 1.31, 0.987)
 KEYS = ["model", "file", "created", "machine", "build", "uses", "tried"]
 USE_KEYS = [
     "settings",
@@ -86,9 +86,9 @@ def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
     assert (profile(chat=chat).uses_with_drafts, profile().uses_with_drafts) == (["chat"], [])
     in_vain = replace(DEFAULT_USE, step_costs=StepCosts((1, 2, 16), (1.0, 1.7, 12.8)))
     assert (in_vain.best_draft, profile(ask=in_vain).uses_with_drafts) == (None, [])
-    resolved = ResolvedModel(Model("nano", (NANO,)), profile(chat=chat))
-    assert (resolved.step_costs("chat"), resolved.step_costs("ask")) == (STEP_COSTS, None)
-    assert ResolvedModel(resolved.model).step_costs("chat") is None
+    measured = profile(chat=chat)
+    assert (step_costs_of(measured, "chat"), step_costs_of(measured, "ask")) == (STEP_COSTS, None)
+    assert step_costs_of(None, "chat") is None
 
 
 # Load options.
@@ -197,7 +197,7 @@ def store(tmp_path: Path) -> ProfileStore:
 
 def test_profile_store_saves_replaces_and_deletes(store: ProfileStore) -> None:
     assert (store.find("sha 1"), store.find_other("sha 1")) == (None, None)
-    saved = profile(batch=TunedUse(ALL_SETTINGS, TUNED_SPEEDS, DEFAULT_SPEEDS, 1.2, None))
+    saved = profile(batch=TunedUse(ALL_SETTINGS, TUNED_SPEEDS, 1.2, None))
     store.save(saved)
     assert store.find("sha 1") == saved
     assert store.find_other("sha 1") is None
@@ -245,17 +245,19 @@ def test_profile_store_saves_atomically(store: ProfileStore, tmp_path: Path) -> 
     [path] = (tmp_path / "profiles").iterdir()
     store.save(replace(saved, created="later"))
     assert [each.name for each in (tmp_path / "profiles").iterdir()] == [path.name]
-    (tmp_path / "profiles" / "tmp123.part").write_text('{"version": 2,')  # of a process that was killed
+    (tmp_path / "profiles" / "tmp123.part").write_text('{"version": 1,')  # of a process that was killed
     assert store.find("sha 1") == replace(saved, created="later")
     path.unlink()
     path.mkdir()
     with pytest.raises(OSError, match="directory"):
         store.save(saved)
+    assert store.find("sha 1") is None
+    store.delete("sha 1")
     assert {each.name for each in (tmp_path / "profiles").iterdir()} == {path.name, "tmp123.part"}
 
 
 WITH_COSTS = profile(chat=replace(DEFAULT_USE, step_costs=STEP_COSTS))
-VALID: dict[str, Any] = {"version": 2, **asdict(WITH_COSTS)}
+VALID: dict[str, Any] = {"version": 1, **asdict(WITH_COSTS)}
 
 
 def find_content(content: bytes, folder: Path) -> Profile | None:
@@ -281,7 +283,7 @@ def replaced(value: Any, path: tuple[str, ...], new: Any) -> Any:
 @pytest.mark.parametrize(
     ("at", "new"),
     [
-        (("version",), 3),
+        (("version",), 2),
         (("version",), "1"),
         (("version",), None),
         (("model",), 7),
@@ -314,8 +316,8 @@ def replaced(value: Any, path: tuple[str, ...], new: Any) -> Any:
         (("uses", "ask", "speeds", "load_s"), math.inf),
         (("uses", "ask", "speeds", "memory"), math.inf),
         (("uses", "ask", "speeds", "memory"), None),
-        (("uses", "ask", "baseline", "memory"), 10**30),
-        (("uses", "ask", "baseline", "colour"), 1),
+        (("uses", "ask", "speeds", "memory"), 10**30),
+        (("uses", "ask", "speeds", "colour"), 1),
         (("uses", "chat", "step_costs"), {}),
         (("uses", "chat", "step_costs"), [1.0, 2.0]),
         (("uses", "chat", "step_costs", "rows"), [2, 4, 8, 16]),
@@ -332,16 +334,6 @@ def test_profile_store_ignores_impossible_values(tmp_path: Path, at: tuple[str, 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"7", b'"x"', b"{}", b"\xff\xfe", b"[" * 100_000, b"{" * 9])
 def test_profile_store_ignores_a_file_that_is_not_a_profile(tmp_path: Path, content: bytes) -> None:
     assert find_content(content, tmp_path) is None
-
-
-def test_profile_store_ignores_a_directory_with_the_name_of_a_profile(tmp_path: Path) -> None:
-    store = ProfileStore(tmp_path / "profiles", "here", "b1")
-    store.save(profile())
-    [path] = (tmp_path / "profiles").iterdir()
-    path.unlink()
-    path.mkdir()
-    assert store.find("sha 1") is None
-    store.delete("sha 1")
 
 
 def paths(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -388,9 +380,10 @@ class CommandRunner:
         self.disturbed_jobs = 0
         self.row_cost: float | None = None
 
-    def runtime(self, piped: bytes | None = None) -> Runtime:
+    def runtime(self, piped: bytes | None = None, streams: Streams | None = None) -> Runtime:
         """Create a runtime that records the load options of models."""
-        streams = Streams(StringIO(), StringIO(), None if piped is None else BytesIO(piped), False, False, False)
+        piped_input = None if piped is None else BytesIO(piped)
+        streams = streams or Streams(StringIO(), StringIO(), piped_input, False, False, False)
         runtime = runtime_for({"rows": {}, "seeds": ["The answer is 7."]}, self.home, streams)
         open_scripted = runtime.open_backend
 
@@ -449,7 +442,7 @@ def runner(tmp_path: Path, chatml_model: Path) -> CommandRunner:
 
 
 def tuned_use(count: int, speeds: Speeds = DEFAULT_SPEEDS, slots: int | None = None) -> TunedUse:
-    return TunedUse(Tuning(n_threads=count, n_threads_batch=count + 100, slots=slots), speeds, DEFAULT_SPEEDS, 1.5, 1.0)
+    return TunedUse(Tuning(n_threads=count, n_threads_batch=count + 100, slots=slots), speeds, 1.5, 1.0)
 
 
 @pytest.fixture
@@ -538,7 +531,7 @@ def test_changed_model_file_has_no_profile(tuned: CommandRunner) -> None:
 
 def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> None:
     default, chat = runner.load_options("ask", "hello"), runner.load_options("chat", piped=b"hello\n")
-    done = runner.run("tune", runner.model, "--quick", "--json")
+    done = runner.run("tune", runner.model, "--json")
     assert (done.code, done.err) == (0, "")
     assert list(done.object) == KEYS
     assert done.object["model"] == runner.model.stem
@@ -563,8 +556,8 @@ def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> 
     assert shown == {key: value for key, value in done.object.items() if key not in ("model", "file", "tried")}
 
 
-def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner) -> None:
-    done = runner.run("tune", runner.model, "--quick", "--threads", "1")
+def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = runner.run("tune", runner.model, "--threads", "1")
     assert done.code == 0
     rows = [line.split("  ") for line in done.out.splitlines()]
     assert [row[0] for row in rows] == [
@@ -581,28 +574,33 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner) -> None:
         "  not repacked: prompt 1.50 x, gen 0.90 x",
         "  batch, not repacked: prompt 1.00 x, gen 1.00 x",
         "  flash attention off: gen 1.00 x",
+        "  cache q8_0: gen 1.00 x",
         "  batch, 16 sequences: gen 1.50 x",
+        "  batch, 64 sequences: gen 1.00 x",
+        "  not repacked, n_ubatch 64: prompt 1.50 x, gen 0.90 x",
+        "  not repacked, n_ubatch 256: prompt 1.50 x, gen 0.90 x",
+        "  not repacked, n_ubatch 512: prompt 1.50 x, gen 0.90 x",
         "not measured:",
         "  other thread counts: --threads is 1",
-        "  cache q8_0, n_ubatch, batch with more sequences: not tried with --quick",
         "changed:",
         "  ask: not repacked (before: defaults)",
         "  batch: 16 sequences (before: defaults)",
         "ask, chat and batch now use these settings for chatml with --threads 1; --no-profile ignores them",
     ]
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
-    quiet = runner.run("tune", runner.model, "--quick", "--threads", "1", "--quiet")
+    quiet = runner.run("tune", runner.model, "--threads", "1", "--quiet")
     assert quiet == Finished(0, done.out, "")
-    assert done.out in runner.run("show", runner.model, "--threads", "1").out
+    monkeypatch.setenv("CEREBRUM_THREADS", "1")
+    assert done.out in runner.run("show", runner.model).out
 
 
 def test_tune_reports_changes_from_the_previous_profile(runner: CommandRunner) -> None:
     name = runner.model.stem
-    assert "now use these settings" in runner.run("tune", runner.model, "--quick").err
-    last = runner.run("tune", runner.model, "--quick").err.splitlines()[-2:]
+    assert "now use these settings" in runner.run("tune", runner.model).err
+    last = runner.run("tune", runner.model).err.splitlines()[-2:]
     assert last[1] == f"nothing changed for {name}: the same settings are fastest"
     runner.speed_model = SpeedModel(single={("repack", False): (1.5, 1.5)}, batch={("slots", 16): (1.0, 1.5)})
-    assert runner.run("tune", runner.model, "--quick").err.splitlines()[-3:] == [
+    assert runner.run("tune", runner.model).err.splitlines()[-3:] == [
         "changed:",
         "  chat: not repacked (before: defaults)",
         f"ask, chat and batch now use these settings for {name}; --no-profile ignores them",
@@ -614,7 +612,7 @@ def test_tune_deletes_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> 
     for other in (("there", store.build), (store.machine, "another build")):
         store.save(profile(tuned.identity(), *other))
     tuned.speed_model = SpeedModel()
-    done = tuned.run("tune", tuned.model, "--quick")
+    done = tuned.run("tune", tuned.model)
     assert done.code == 0
     assert done.err.splitlines()[-3:] == [
         "  ask: defaults (before: 12 threads to decode, 112 threads to prefill)",
@@ -624,15 +622,15 @@ def test_tune_deletes_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> 
     [path] = tuned.profiles.glob("*.json")
     assert json.loads(path.read_bytes())["machine"] == "there"
     assert tuned.load_options("ask", "hello").n_threads is None
-    done = tuned.run("tune", tuned.model, "--quick")
+    done = tuned.run("tune", tuned.model)
     assert done.err.splitlines()[-1] == f"nothing changed for {name}: no settings proved faster than the defaults"
     assert list(tuned.profiles.glob("*.json")) == [path]
-    assert tuned.run("tune", tuned.model, "--quick", "--json").object.keys() == {*KEYS}
+    assert tuned.run("tune", tuned.model, "--json").object.keys() == {*KEYS}
 
 
 def test_tune_on_a_busy_machine_saves_drafts_without_an_older_profile(runner: CommandRunner) -> None:
     runner.speed_model, runner.disturbed_jobs, runner.row_cost = SpeedModel(), 1, 0.25
-    done = runner.run("tune", runner.model, "--quick")
+    done = runner.run("tune", runner.model)
     assert done.code == 0
     assert done.err.splitlines()[-1].endswith(": no settings proved faster than the defaults; ask and chat use drafts")
     assert len(list(runner.profiles.glob("*.json"))) == 1
@@ -642,7 +640,7 @@ def test_tune_on_a_busy_machine_keeps_the_profile_if_nothing_is_faster(tuned: Co
     [path] = tuned.profiles.glob("*.json")
     before = path.read_bytes()
     tuned.speed_model, tuned.disturbed_jobs = SpeedModel(), 1
-    done = tuned.run("tune", tuned.model, "--quick")
+    done = tuned.run("tune", tuned.model)
     assert done.err.splitlines()[-1].startswith("nothing changed for ")
     assert path.read_bytes() == before
 
@@ -684,18 +682,18 @@ def test_tune_measures_drafts_without_settings_that_do_not_matter(runner: Comman
 def test_tune_measures_no_drafts_for_a_mixture_of_experts(tmp_path: Path) -> None:
     runner = CommandRunner(tmp_path, write_quantized(tmp_path / "experts.gguf", experts=4))
     runner.row_cost = 0.25
-    done = runner.run("tune", runner.model, "--quick", "--json")
+    done = runner.run("tune", runner.model, "--json")
     assert (done.code, runner.benches[-1].stepped) == (0, [])
     assert done.object["uses"]["chat"]["step_costs"] is None
 
 
 def test_tune_with_threads_saves_defaults_that_replace_a_profile(runner: CommandRunner) -> None:
     runner.speed_model = SpeedModel()
-    assert runner.run("tune", runner.model, "--quick", "--threads", "1").code == 0
+    assert runner.run("tune", runner.model, "--threads", "1").code == 0
     assert list(runner.profiles.glob("*.json")) == []
-    runner.save_profile(profile(ask=TunedUse(Tuning(repack=False), TUNED_SPEEDS, DEFAULT_SPEEDS, 1.3, 1.0)))
+    runner.save_profile(profile(ask=TunedUse(Tuning(repack=False), TUNED_SPEEDS, 1.3, 1.0)))
     assert runner.load_options("ask", "--threads", "1", "hello").repack is False
-    done = runner.run("tune", runner.model, "--quick", "--threads", "1")
+    done = runner.run("tune", runner.model, "--threads", "1")
     assert "use the defaults for" in done.err.splitlines()[-1]
     assert runner.load_options("ask", "--threads", "1", "hello").repack is True
     assert runner.load_options("ask", "hello").repack is False
@@ -716,52 +714,76 @@ def test_profile_of_another_machine_is_reported_and_not_used(runner: CommandRunn
 
 def test_tune_saves_the_profile_for_newly_found_gpus(runner: CommandRunner) -> None:
     runner.devices = (Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000),)
-    done = runner.run("tune", runner.model, "--quick", "--json")
+    done = runner.run("tune", runner.model, "--json")
     assert done.object["machine"].endswith(", NVIDIA H200")
     assert {tried["settings"].get("gpu_layers") for tried in done.object["tried"]} >= {"0", "1"}
     assert runner.load_options("ask", "hello").repack is False
 
 
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        (("--quick", "--thorough"), "--quick and --thorough cannot be used together"),
-        (("--reencode", "--quick"), "--reencode and --quick cannot be used together"),
-        (("--reencode", "--thorough"), "--reencode and --thorough cannot be used together"),
-        (("--apply", "Q8_0"), "--apply requires --reencode"),
-        (("--force",), "--force requires --apply"),
-        (("--reencode", "--force"), "--force requires --apply"),
-        (("--threads", "0"), "--threads is 0"),
-    ],
-)
-def test_tune_rejects_conflicting_options_before_measuring(
-    runner: CommandRunner, arguments: tuple[str, ...], problem: str
-) -> None:
-    done = runner.run("tune", runner.model, *arguments)
-    assert (done.code, done.out, done.err.splitlines()[0]) == (2, "", f"error: {problem}")
+def test_tune_rejects_an_invalid_setting_before_measuring(runner: CommandRunner) -> None:
+    done = runner.run("tune", runner.model, "--threads", "0")
+    assert (done.code, done.out, done.err.splitlines()[0]) == (2, "", "error: --threads is 0")
     assert runner.benches == []
 
 
-def test_tune_reports_a_model_that_is_not_installed(runner: CommandRunner) -> None:
+def test_tune_shows_progress_and_a_table_on_a_terminal(runner: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    runner.row_cost = 0.5
+    runtime = runner.runtime(streams=Streams(shown, shown, None, True, True, True))
+    assert run(["tune", str(runner.model)], runtime) == 0
+    assert "steps with drafts" in shown.getvalue()
+    screen = Screen(100, 60)
+    screen.feed(shown.getvalue().replace("\n", "\r\n").encode())
+    assert any(line.startswith("use ") for line in screen.lines)
+    assert not any("steps with drafts" in line for line in screen.lines)
+
+
+def test_tune_runs_only_once_at_a_time(runner: CommandRunner) -> None:
+    with tuning_lock(runner.profiles):
+        done = runner.run("tune", runner.model)
+    assert (done.code, done.out, runner.benches) == (1, "", [])
+    assert done.err.startswith("error: another cerebrum tune is running")
+
+
+def test_tune_saves_nothing_if_the_model_is_deleted_meanwhile(runner: CommandRunner) -> None:
+    class DeletingBench(ScriptedBench):
+        def close(self) -> None:
+            model.unlink()
+
+    model = runner.home / "mine.gguf"
+    model.write_bytes(runner.model.read_bytes())
+    runtime = runner.runtime()
+    runtime.bench = lambda *_: DeletingBench()
+    assert run(["tune", str(model)], runtime) == 1
+    assert list(runner.profiles.glob("*.json")) == []
+
+
+def test_tune_reports_a_model_that_is_unknown_or_invalid(runner: CommandRunner) -> None:
     done = runner.run("tune", "nobody/knows-this", "--offline")
-    assert (done.code, done.out, runner.benches) == (3, "", [])
+    assert (done.code, done.out) == (3, "")
+    (runner.home / "text.gguf").write_text("hello")
+    done = runner.run("tune", runner.home / "text.gguf")
+    assert (done.code, done.out, runner.benches) == (1, "", [])
+    assert not runner.profiles.exists()
 
 
 def test_tune_reports_a_profile_that_cannot_be_saved(runner: CommandRunner) -> None:
     runner.profiles.parent.mkdir(parents=True)
     runner.profiles.write_text("a file in its place")
-    done = runner.run("tune", runner.model, "--quick", "--json")
+    done = runner.run("tune", runner.model, "--json")
     assert (done.code, done.out) == (1, "")
     problem, hint = done.err.splitlines()
-    assert problem == f"error: cannot save the profile: {runner.profiles}: File exists"
-    assert "check its permissions and free space" in hint
+    assert problem == f"error: {runner.profiles}: File exists"
+    assert hint == " hint: check its permissions"
     assert runner.load_options("ask", "hello").n_threads is None
 
 
 def test_tune_saves_nothing_if_the_model_cannot_be_measured(runner: CommandRunner) -> None:
     bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
     runtime = runner.runtime()
-    runtime.bench = cast("BenchFactory", lambda *_: bench)
+    runtime.bench = lambda *_: bench
     assert run(["tune", str(runner.model)], runtime) == 1
     assert isinstance(runtime.streams.err, StringIO)
     assert "error: cannot measure this model: needs 99.0 GB" in runtime.streams.err.getvalue()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import shutil
 import signal
 import tempfile
 import time
@@ -13,11 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pexpect
 import psutil
 import pytest
-from command_line import COMMAND, CommandLine
-from screen import Screen
+from command_line import CommandLine
+from scripted_command import run_here
 from tiny_models import Shape, write_chatml
 from waiting import wait_for_end
 
@@ -28,8 +25,7 @@ from cerebrum_cli.doctor.selftest import NANO
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import HEADROOM
-from cerebrum_cli.engine.protocol import Job, TrialError
-from cerebrum_cli.engine.trials import LoadSettings, ProcessBench
+from cerebrum_cli.engine.trials import Bench, Job, TrialError
 from cerebrum_cli.gguf.sizes import uniform_sizes
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.tune import trial_options
@@ -48,13 +44,13 @@ def options() -> LoadOptions:
 
 
 @pytest.fixture
-def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessBench]:
+def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A bench for nano; at the end, no process or file may be left."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with contextlib.closing(ProcessBench(options, TEXT)) as bench:
+    with contextlib.closing(Bench(options, TEXT)) as bench:
         yield bench
         remaining = trial_processes()
-        assert [path.name.startswith("cerebrum-tune-") for path in tmp_path.iterdir()] == [True]
+        assert [path.name.startswith(".cerebrum-tune.") for path in tmp_path.iterdir()] == [True, True]
     assert not any(process.is_running() for process in remaining)
     assert list(tmp_path.iterdir()) == []
 
@@ -90,16 +86,16 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     raise AssertionError("timeout")
 
 
-def test_bench_measures_speeds_load_time_and_memory(bench: ProcessBench) -> None:
+def test_bench_measures_speeds_load_time_and_memory(bench: Bench) -> None:
     assert all(bench.speed(REPACKED, job) > 0 for job in (PREFILL, DECODE, BATCH_DECODE))
-    facts = bench.load_stats(REPACKED)
-    assert 0 < facts.load_s < 30
-    assert facts.peak_memory > NANO.stat().st_size
+    load_s, peak_memory = bench.load_stats(REPACKED)
+    assert 0 < load_s < 30
+    assert peak_memory > NANO.stat().st_size
     assert isinstance(bench.devices, tuple)
     assert len(trial_processes()) == 1, "other settings change only the context"
 
 
-def test_bench_starts_a_process_for_each_load_settings(bench: ProcessBench) -> None:
+def test_bench_starts_a_process_for_each_load_settings(bench: Bench) -> None:
     for tuning in (
         REPACKED,
         NOT_REPACKED,
@@ -117,8 +113,8 @@ def test_bench_starts_a_process_for_each_load_settings(bench: ProcessBench) -> N
     assert bench.speed(REPACKED, DECODE) > 0
 
 
-def test_bench_measures_the_costs_of_steps_with_drafts(bench: ProcessBench) -> None:
-    measured = bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 0.2)
+def test_bench_measures_the_costs_of_steps_with_drafts(bench: Bench) -> None:
+    measured = bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 60.0)
     assert (measured.rows, measured.costs[0]) == ((1, 2, 8, 32), 1.0)
     assert measured.costs[-1] > 1.0
     assert bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 0.0).rows == (1, 32)
@@ -127,26 +123,26 @@ def test_bench_measures_the_costs_of_steps_with_drafts(bench: ProcessBench) -> N
 
 def test_bench_measures_no_drafts_for_a_recurrent_model(recurrent_model: Path) -> None:
     options = trial_options(Model("tiny", (recurrent_model,)), Settings(threads=1))
-    with contextlib.closing(ProcessBench(options, TEXT)) as bench:
+    with contextlib.closing(Bench(options, TEXT)) as bench:
         with pytest.raises(TrialError, match="cannot be trimmed"):
             bench.step_costs(NOT_REPACKED, (1, 2), 0.1)
         assert bench.speed(NOT_REPACKED, DECODE) > 0
 
 
-def test_closeness_of_a_tuning_to_itself_is_exact(bench: ProcessBench) -> None:
+def test_closeness_of_a_tuning_to_itself_is_exact(bench: Bench) -> None:
     assert bench.closeness(NOT_REPACKED, NOT_REPACKED, 64) == (1.0, 1.0, 0.0)
     bench.speed(NOT_REPACKED, BATCH_DECODE)  # creates another context in between
     assert bench.closeness(NOT_REPACKED, NOT_REPACKED, 64) == (1.0, 1.0, 0.0)
 
 
-def test_closeness_without_flash_attention_is_high(bench: ProcessBench) -> None:
+def test_closeness_without_flash_attention_is_high(bench: Bench) -> None:
     flash = bench.closeness(NOT_REPACKED, replace(NOT_REPACKED, flash_attention=False), 96)
     assert flash.agreement >= max(0.97, flash.top1_agreement)
     assert 0 <= flash.mean_kld < 0.01
 
 
 def test_closeness_with_a_quantized_cache_is_not_exact(wide: LoadOptions) -> None:
-    with contextlib.closing(ProcessBench(wide, TEXT)) as bench:
+    with contextlib.closing(Bench(wide, TEXT)) as bench:
         assert bench.closeness(REPACKED, REPACKED, 96) == (1.0, 1.0, 0.0)
         cache = bench.closeness(REPACKED, replace(REPACKED, cache_type="q8_0"), 96)
         assert 0 < cache.mean_kld < 0.1
@@ -155,18 +151,18 @@ def test_closeness_with_a_quantized_cache_is_not_exact(wide: LoadOptions) -> Non
 
 def test_agreement_tolerates_rounding_with_random_weights(chatml_model: Path) -> None:
     options = trial_options(Model("tiny", (chatml_model,)), Settings(threads=1))
-    with contextlib.closing(ProcessBench(options, TEXT)) as bench:
+    with contextlib.closing(Bench(options, TEXT)) as bench:
         assert bench.closeness(Tuning(), Tuning(n_ubatch=16), 128).agreement >= 0.97
 
 
 def test_bench_repeats_a_text_that_is_too_short(options: LoadOptions) -> None:
-    with contextlib.closing(ProcessBench(options, "What is 3 plus 4?")) as bench:
+    with contextlib.closing(Bench(options, "What is 3 plus 4?")) as bench:
         assert bench.speed(REPACKED, PREFILL) > 0
 
 
 def test_bench_rejects_a_model_larger_than_memory(options: LoadOptions) -> None:
     sizes = options.sizes.with_weights(10**15)
-    with contextlib.closing(ProcessBench(replace(options, sizes=sizes), TEXT)) as bench:
+    with contextlib.closing(Bench(replace(options, sizes=sizes), TEXT)) as bench:
         with pytest.raises(TrialError, match=r"^needs 100000\d\.\d GB of memory, but only \d+\.\d GB is free$"):
             bench.speed(REPACKED, DECODE)
         with pytest.raises(TrialError):
@@ -177,16 +173,16 @@ def test_bench_rejects_a_model_larger_than_memory(options: LoadOptions) -> None:
 def test_bench_requires_memory_for_weights_and_cache_together(options: LoadOptions) -> None:
     most = available_memory() - HEADROOM
     sizes = uniform_sizes(most * 6 // 10, 2, most * 6 // 10 // 256 // 2)
-    with contextlib.closing(ProcessBench(replace(options, sizes=sizes), TEXT)) as bench:
+    with contextlib.closing(Bench(replace(options, sizes=sizes), TEXT)) as bench:
         with pytest.raises(TrialError, match="GB of memory, but"):
             bench.speed(REPACKED, DECODE)  # a cache for 4 + 64 tokens, padded to 256
         assert trial_processes() == []
-        assert bench.load_stats(REPACKED).load_s > 0, "the weights alone fit"
+        assert bench.load_stats(REPACKED)[0] > 0, "the weights alone fit"
 
 
 def test_bench_requires_less_memory_for_a_quantized_cache(wide: LoadOptions) -> None:
     sizes = uniform_sizes(1, 2, (available_memory() - HEADROOM) * 12 // 10 // 256 // 2)
-    with contextlib.closing(ProcessBench(replace(wide, sizes=sizes), TEXT)) as bench:
+    with contextlib.closing(Bench(replace(wide, sizes=sizes), TEXT)) as bench:
         with pytest.raises(TrialError):
             bench.speed(REPACKED, DECODE)
         assert bench.speed(replace(REPACKED, cache_type="q8_0"), DECODE) > 0
@@ -194,7 +190,7 @@ def test_bench_requires_less_memory_for_a_quantized_cache(wide: LoadOptions) -> 
 
 def test_bench_closes_trials_to_free_memory(options: LoadOptions) -> None:
     sizes = uniform_sizes(1, 2, 1)
-    with contextlib.closing(ProcessBench(replace(options, sizes=sizes), TEXT)) as bench:
+    with contextlib.closing(Bench(replace(options, sizes=sizes), TEXT)) as bench:
         bench.speed(REPACKED, DECODE)
         [first] = trial_processes()
         bench._options = replace(options, sizes=uniform_sizes(10**15, 2, 1))
@@ -205,7 +201,7 @@ def test_bench_closes_trials_to_free_memory(options: LoadOptions) -> None:
 
 def test_bench_rejects_a_file_that_is_not_a_model(options: LoadOptions, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello")
-    with contextlib.closing(ProcessBench(replace(options, path=tmp_path / "text.gguf"), TEXT)) as bench:
+    with contextlib.closing(Bench(replace(options, path=tmp_path / "text.gguf"), TEXT)) as bench:
         with pytest.raises(TrialError, match=r"text\.gguf: llama\.cpp cannot load it: "):
             bench.speed(REPACKED, DECODE)
         with pytest.raises(EngineError):
@@ -213,18 +209,22 @@ def test_bench_rejects_a_file_that_is_not_a_model(options: LoadOptions, tmp_path
         assert trial_processes() == []
 
 
-def test_trial_continues_after_a_context_that_cannot_be_created(bench: ProcessBench) -> None:
-    trial = bench._trial(LoadSettings.of(REPACKED))
-    request = {"tuning": {}, "sequences": 1, "text": TEXT, "job": DECODE._asdict()}
-    assert trial.request({**request, "length": 128})["speed"] > 0
+def test_trial_continues_after_a_context_that_cannot_be_created(bench: Bench) -> None:
+    trial = bench._trial(REPACKED)
+
+    def speed(length: int) -> float:
+        found: float = trial.request("measure", Tuning(slots=1), length, TEXT, "time_job", DECODE)[0]
+        return found
+
+    assert speed(128) > 0
     for _ in range(2):
         with pytest.raises(TrialError, match="not enough memory for"):
-            trial.request({**request, "length": 2**32})
-    assert trial.request({**request, "length": 128})["speed"] > 0
+            speed(2**32)
+    assert speed(128) > 0
     assert bench.speed(REPACKED, DECODE) > 0
 
 
-def test_bench_reports_the_signal_that_killed_a_trial(bench: ProcessBench) -> None:
+def test_bench_reports_the_signal_that_killed_a_trial(bench: Bench) -> None:
     bench.speed(NOT_REPACKED, DECODE)
     [other] = trial_processes()
     bench.speed(REPACKED, DECODE)
@@ -245,59 +245,33 @@ def test_trial_imports_nothing_from_the_current_directory(
     for name in ("json", "numpy", "cerebrum_cli"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(7)\n")
     monkeypatch.chdir(tmp_path)
-    with contextlib.closing(ProcessBench(options, TEXT)) as bench:
+    with contextlib.closing(Bench(options, TEXT)) as bench:
         assert bench.speed(REPACKED, DECODE) > 0
 
 
-def test_tune_ends_with_a_summary_of_what_changed(tmp_path: Path) -> None:
-    user = CommandLine(tmp_path)
-    done = user.run("tune", NANO, "--quick")
+def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cerebrum_cli.tune.search.RUN_S", 0.1)
+    monkeypatch.setattr("cerebrum_cli.tune.tune.SEARCH_S", 12.0)
+    done = run_here({}, tmp_path, "tune", NANO, "--threads", "1")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
-    headings = ["use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"]
-    assert re.split(" {2,}", lines[0]) == headings
-    assert [line.split()[0] for line in lines[1:4]] == ["chat", "ask", "batch"]
-    summary = done.err.splitlines()
-    assert "measured, relative to the defaults:" in summary
-    has_profile = summary[-1] == (
-        "ask, chat and batch now use these settings for nano with --threads 1; --no-profile ignores them"
-    )
-    has_drafts = lines[-1].startswith("drafts")
-    if not has_profile:  # it depends on this machine whether anything is faster, and drafts pay
-        reason = "for nano with --threads 1: no settings proved faster than the defaults"
-        unchanged = (
-            f"settings unchanged {reason}; ask and chat use drafts" if has_drafts else f"nothing changed {reason}"
-        )
-        assert summary[-1] == unchanged
-    assert not {"\x1b", "\r"} & {*done.out, *done.err}
+    assert [line.split()[0] for line in lines[:4]] == ["use", "chat", "ask", "batch"]
+    assert "measured, relative to the defaults:" in done.err.splitlines()
+    has_profile = "now use these settings for nano with --threads 1" in done.err.splitlines()[-1]
+    saves = has_profile or lines[-1].startswith("drafts")  # it depends on the machine whether either is faster
     profiles = list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json"))
-    assert len(profiles) == (has_profile or has_drafts), "--threads comes from the environment"
-    shown = user.run("show", NANO, "--json")
-    assert (shown.object["profile"] is not None) == (has_profile or has_drafts)
-    reply = user.run("ask", "-m", NANO, "--format", "cerebrum", "--json", "What is 3 plus 4?")
-    assert (reply.code, reply.object["final_answer"]) == (0, "7")
-
-
-def test_tune_shows_progress_and_a_table_on_a_terminal(tmp_path: Path) -> None:
-    environment = {**CommandLine(tmp_path).environment({"TERM": "xterm-256color"}), "CEREBRUM_QUICK": "1"}
-    pty: Any = pexpect.spawn(COMMAND, ["tune", str(NANO)], env=environment, dimensions=(40, 100), timeout=60)
-    pty.expect("steps with drafts")
-    before = pty.before + pty.after
-    pty.expect(pexpect.EOF)
-    pty.close()
-    assert pty.exitstatus == 0
-    screen = Screen(100, 40)
-    screen.feed(before + pty.before)
-    assert any(line.startswith("use ") for line in screen.lines)
-    assert not any("steps with drafts" in line for line in screen.lines)
+    assert len(profiles) == saves
+    monkeypatch.setenv("CEREBRUM_THREADS", "1")
+    shown = run_here({}, tmp_path, "show", NANO, "--json")
+    assert (shown.object["profile"] is not None) == saves
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_tune_interrupted_by_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
     trials = tmp_path / "cache" / "cerebrum" / "trials"
-    running = CommandLine(tmp_path).start("tune", NANO, "--thorough", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+    running = CommandLine(tmp_path).start("tune", NANO, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
     processes = wait_for(lambda: len(trial_processes(running.pid)) > 1 and trial_processes(running.pid))
-    assert list(trials.glob("cerebrum-tune-*"))
+    assert list(trials.glob(".cerebrum-tune.*"))
     running.send_signal(number)
     out, err = running.communicate(timeout=30)
     assert (running.returncode, out) == (code, b"")
@@ -310,29 +284,18 @@ def test_tune_interrupted_by_a_signal_leaves_nothing(tmp_path: Path, number: sig
 
 def test_trials_exit_with_their_parent(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
-    running = CommandLine(tmp_path).start("tune", NANO, "--thorough", env={"TMPDIR": str(tmp_path / "tmp")})
+    running = CommandLine(tmp_path).start("tune", NANO, env={"TMPDIR": str(tmp_path / "tmp")})
     processes = wait_for(lambda: trial_processes(running.pid))
     running.kill()
     running.communicate(timeout=30)
     wait_for_end(processes)
 
 
-def test_tune_reports_an_unknown_or_invalid_model_first(tmp_path: Path) -> None:
-    user = CommandLine(tmp_path)
-    done = user.run("tune", "nobody/knows-this", "--offline")
-    assert (done.code, done.out) == (3, "")
-    (tmp_path / "text.gguf").write_text("hello")
-    done = user.run("tune", tmp_path / "text.gguf")
-    assert (done.code, done.out) == (1, "")
-    assert "Traceback" not in done.err
-    assert not (tmp_path / "data" / "cerebrum" / "profiles").exists()
-
-
-def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: ProcessBench) -> None:
+def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: Bench) -> None:
     shares = iter([0.5, 0.5, 0.99, 0.5, 0.5, 0.5, 0.4, 0.99, 0.5, 0.99])
-    trial = bench._trial(LoadSettings.of(REPACKED))
+    trial = bench._trial(REPACKED)
     request = trial.request
-    trial.request = lambda message: {**request(message), "cpu_share": next(shares)}  # type: ignore[method-assign]
+    trial.request = lambda *request_: (request(*request_)[0], next(shares))  # type: ignore[method-assign]
     assert bench.speed(REPACKED, DECODE) > 0
     assert bench.disturbed_jobs == 0, "the third run was undisturbed"
     assert bench.speed(REPACKED, DECODE) > 0
@@ -345,39 +308,14 @@ def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: ProcessBe
     assert next(shares, None) is None
 
 
-def test_trial_error_has_the_last_line_of_the_log(bench: ProcessBench) -> None:
+def test_trial_error_has_the_last_line_of_the_log(bench: Bench) -> None:
     bench.speed(REPACKED, DECODE)
-    trial = bench._trial(LoadSettings.of(REPACKED))
-    with pytest.raises(TrialError, match=r"ended with exit code 1: KeyError: 'sequences'"):
-        trial.request({"job": None})
+    trial = bench._trial(REPACKED)
+    with pytest.raises(TrialError, match=r"ended with exit code 1: AttributeError: 'TrialModel' object has no"):
+        trial.request("time_nothing")
 
 
-def test_trial_error_names_the_file_that_cannot_be_written(bench: ProcessBench) -> None:
-    trial = bench._trial(LoadSettings.of(REPACKED))
-    request = {"write": "/dev/full/logits", "tokens": 8, "text": TEXT, "tuning": {}, "length": 64, "sequences": 1}
+def test_trial_error_names_the_file_that_cannot_be_written(bench: Bench) -> None:
+    trial = bench._trial(REPACKED)
     with pytest.raises(TrialError, match="/dev/full/logits: Not a directory"):
-        trial.request(request)
-
-
-def test_tune_runs_only_once_at_a_time(tmp_path: Path) -> None:
-    user = CommandLine(tmp_path)
-    first = user.start("tune", NANO, "--thorough")
-    wait_for(lambda: trial_processes(first.pid))
-    second = user.run("tune", NANO, "--quick")
-    assert (second.code, second.out) == (1, "")
-    assert second.err.startswith("error: another cerebrum tune is running")
-    first.send_signal(signal.SIGINT)
-    first.communicate(timeout=30)
-    assert first.returncode == 130
-
-
-def test_tune_saves_nothing_if_the_model_is_deleted_meanwhile(tmp_path: Path) -> None:
-    user, model = CommandLine(tmp_path), tmp_path / "mine.gguf"
-    shutil.copy(NANO, model)
-    running = user.start("tune", model, "--quick")
-    wait_for(lambda: trial_processes(running.pid))
-    model.unlink()
-    _, err = running.communicate(timeout=120)
-    assert running.returncode == 1
-    assert b"Traceback" not in err
-    assert list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json")) == []
+        trial.request("measure", Tuning(slots=1), 64, TEXT, "write_logits", 8, Path("/dev/full/logits"))

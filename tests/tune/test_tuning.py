@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
@@ -16,22 +17,18 @@ from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import Device
-from cerebrum_cli.engine.protocol import Job
+from cerebrum_cli.engine.trials import Job
 from cerebrum_cli.inference.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.models.model import Model
-from cerebrum_cli.terminal.reports.tuning import tuning_text
 from cerebrum_cli.tune.candidates import (
-    NORMAL,
-    QUICK,
-    THOROUGH,
     USES,
-    Budget,
     Candidate,
     SearchSpace,
+    describe,
     thread_counts_to_try,
 )
-from cerebrum_cli.tune.search import Search
-from cerebrum_cli.tune.tune import tune_model
+from cerebrum_cli.tune.search import SEARCH_S, Search
+from cerebrum_cli.tune.tune import STEPS_S, tune_model
 
 BASELINE, BATCH_BASELINE = Tuning(repack=True), Tuning(repack=False, slots=32)
 SPACE = SearchSpace(BASELINE, BASELINE, BATCH_BASELINE, threads=(1, 4), slots=64, layers=32)
@@ -39,17 +36,16 @@ GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
 NOT_REPACKED = {("repack", False): (1.5, 0.9)}
 SINGLE_USES: tuple[UseName, ...] = ("chat", "ask")
 SLOW_PREFILL = Speeds(2.0, 20.0, 8.0)  # enough to matter in a chat
-UNLIMITED = NORMAL._replace(search_s=1e9)
 
 
 def run_search(
     bench: ScriptedBench,
-    budget: Budget = UNLIMITED,
+    search_s: float = 1e9,
     space: SearchSpace = SPACE,
     events: list[StageEvent] | None = None,
 ) -> tuple[dict[UseName, TunedUse], Search, list[StageEvent]]:
     """Run a search: the settings per use, the search itself, and its events."""
-    search = Search(bench, space, budget, clock=bench.clock)
+    search = Search(bench, space, search_s=search_s, clock=bench.clock)
     running, events = search.run(), [] if events is None else events
     while True:
         try:
@@ -80,14 +76,42 @@ def true_gain(speed_model: SpeedModel, tuned: TunedUse, name: UseName) -> float:
     return use.gain(speed_model(Tuning(**{**baseline.overrides, **tuned.tuning.overrides})), speed_model(baseline))
 
 
-def test_search_chooses_the_earlier_first_token_for_ask() -> None:
-    speed_model = SpeedModel(single={("repack", False): (1.5, 0.9)})
+FASTEST: Mapping[str, tuple[SpeedModel, dict[str, dict[str, Any]]]] = {
+    "nothing is faster": (SpeedModel(), {}),
+    "an earlier first token counts for ask": (SpeedModel(NOT_REPACKED), {"ask": {"repack": False}}),
+    "the load counts for a short answer": (
+        SpeedModel({("repack", False): (1.0, 0.9)}, load_s={True: 12.0, False: 1.0}),
+        {"ask": {"repack": False}},
+    ),
+    "threads differ for prefill and decode": (
+        SpeedModel(
+            {
+                ("n_threads_batch", 4): (1.4, 1.0),
+                ("n_threads", 4): (1.0, 0.6),
+                ("n_threads_batch", 1): (0.5, 1.0),
+                ("n_threads", 1): (1.0, 1.3),
+            }
+        ),
+        {name: {"n_threads": 1, "n_threads_batch": 4} for name in SINGLE_USES},
+    ),
+    "a batch has settings of its own": (
+        SpeedModel(batch={("repack", True): (1.2, 1.3), ("slots", 64): (1.0, 1.4), ("slots", 16): (1.0, 0.8)}),
+        {"batch": {"repack": True, "slots": 64}},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FASTEST)
+def test_search_chooses_the_fastest_settings_of_each_use(case: str) -> None:
+    speed_model, expected = FASTEST[case]
     uses, _, _ = run_search(ScriptedBench(speed_model))
-    assert overrides_by_use(uses) == {"ask": {"repack": False}}
-    assert uses["ask"].gain == pytest.approx((2 + 64 / 30) / (2 + 64 / 45))
-    assert asdict(uses["ask"].speeds) == pytest.approx(asdict(speed_model(Tuning(repack=False))))
-    assert (uses["ask"].baseline, uses["ask"].agreement) == (SINGLE_SPEEDS, 1.0)
-    assert uses["chat"] == TunedUse(Tuning(), SINGLE_SPEEDS, SINGLE_SPEEDS)
+    assert overrides_by_use(uses) == expected
+    for name, tuned in uses.items():
+        baseline = BATCH_BASELINE if name == "batch" else BASELINE
+        speeds = speed_model(replace(baseline, **tuned.tuning.overrides))
+        assert asdict(tuned.speeds) == pytest.approx(asdict(speeds))
+        assert tuned.gain == pytest.approx(true_gain(speed_model, tuned, name))
+        assert tuned.agreement == (1.0 if tuned.tuning.overrides else None)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +140,8 @@ def test_search_compares_ask_with_defaults_of_its_own() -> None:
     bench = ScriptedBench(speed_model)
     uses, search, events = run_search(bench, space=space)
     assert overrides_by_use(uses) == {}
-    assert asdict(uses["chat"].baseline) == pytest.approx(asdict(speed_model(BASELINE)))
-    assert asdict(uses["ask"].baseline) == pytest.approx(asdict(speed_model(Tuning(repack=False))))
+    assert asdict(uses["chat"].speeds) == pytest.approx(asdict(speed_model(BASELINE)))
+    assert asdict(uses["ask"].speeds) == pytest.approx(asdict(speed_model(Tuning(repack=False))))
     assert [event.stage for event in events[:2]] == ["defaults", "ask, defaults"]
     assert [each.tuning for each in search.candidates].count(Tuning(repack=False)) == 1
     slow_load = SpeedModel(single={("repack", False): (0.5, 0.5)})
@@ -151,28 +175,11 @@ def test_search_times_three_loads_and_takes_the_median() -> None:
     assert uses["ask"].speeds.load_s == 0.4
 
 
-def test_search_chooses_the_defaults_if_nothing_is_faster() -> None:
-    uses, _, _ = run_search(ScriptedBench())
-    assert uses == {
-        "chat": TunedUse(Tuning(), SINGLE_SPEEDS, SINGLE_SPEEDS),
-        "ask": TunedUse(Tuning(), SINGLE_SPEEDS, SINGLE_SPEEDS),
-        "batch": TunedUse(Tuning(), BATCH_SPEEDS, BATCH_SPEEDS),
-    }
-
-
 def test_search_ignores_gains_below_the_minimum() -> None:
     uses, search, _ = run_search(ScriptedBench(SpeedModel(single={("flash_attention", False): (1.04, 1.04)})))
     assert search.best["chat"].tuning.flash_attention is False
     assert search.best["chat"].dropped == "less than 5% faster when measured again"
     assert overrides_by_use(uses) == {}
-
-
-def test_search_counts_load_time_for_a_single_short_answer() -> None:
-    speed_model = SpeedModel(single={("repack", False): (1.0, 0.9)}, load_s={True: 12.0, False: 1.0})
-    uses, _, _ = run_search(ScriptedBench(speed_model))
-    assert uses["ask"].tuning == Tuning(repack=False)
-    assert uses["ask"].speeds.load_s == 1.0
-    assert uses["chat"].tuning == Tuning()
 
 
 def test_search_combines_settings() -> None:
@@ -283,20 +290,6 @@ def test_search_skips_settings_that_affect_little() -> None:
     assert {job.kind for job in bench.jobs_with(flash_attention=False)} == {"decode"}
 
 
-def test_search_combines_thread_counts_for_prefill_and_decode() -> None:
-    speed_model = SpeedModel(
-        single={
-            ("n_threads_batch", 4): (1.4, 1.0),
-            ("n_threads", 4): (1.0, 0.6),
-            ("n_threads_batch", 1): (0.5, 1.0),
-            ("n_threads", 1): (1.0, 1.3),
-        }
-    )
-    uses, _, _ = run_search(ScriptedBench(speed_model))
-    assert uses["ask"].tuning == uses["chat"].tuning == Tuning(n_threads=1, n_threads_batch=4)
-    assert uses["ask"].gain == pytest.approx(true_gain(speed_model, uses["ask"], "ask"))
-
-
 def test_search_keeps_thread_counts_of_the_user() -> None:
     _, search, _ = run_search(ScriptedBench(), space=SPACE._replace(threads=()))
     assert [each for each in search.candidates if each.tuning.n_threads or each.tuning.n_threads_batch] == []
@@ -312,34 +305,20 @@ def test_search_tries_gpu_layers_only_with_a_gpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "slots", "tried"),
-    [
-        (NORMAL, 64, [32, 16, 64]),
-        (NORMAL, 63, [32, 16]),
-        (NORMAL, 8, [8]),
-        (QUICK, 64, [32, 16]),
-        (THOROUGH, 50, [32, 4, 8, 16, 24, 48]),
-    ],
+    ("slots", "tried"),
+    [(64, [32, 16, 64]), (63, [32, 16]), (8, [8])],
 )
-def test_search_tries_only_sequences_that_fit_in_memory(budget: Budget, slots: int, tried: list[int]) -> None:
+def test_search_tries_only_sequences_that_fit_in_memory(slots: int, tried: list[int]) -> None:
     space = SPACE._replace(slots=slots, batch=replace(BATCH_BASELINE, slots=min(32, slots)))
-    _, search, _ = run_search(ScriptedBench(), budget, space)
+    _, search, _ = run_search(ScriptedBench(), space=space)
     assert list(dict.fromkeys(each.tuning.slots for each in search.candidates if each.is_batch)) == tried
-
-
-def test_search_chooses_settings_of_a_batch_separately() -> None:
-    speed_model = SpeedModel(batch={("repack", True): (1.2, 1.3), ("slots", 64): (1.0, 1.4), ("slots", 16): (1.0, 0.8)})
-    uses, _, _ = run_search(ScriptedBench(speed_model))
-    assert overrides_by_use(uses) == {"batch": {"repack": True, "slots": 64}}
-    assert uses["batch"].gain == pytest.approx(true_gain(speed_model, uses["batch"], "batch"))
-    assert uses["batch"].baseline == BATCH_SPEEDS
 
 
 def test_search_runs_essential_stages_after_the_deadline() -> None:
     speed_model = SpeedModel(
         single={**NOT_REPACKED, ("flash_attention", False): (9.0, 9.0)}, batch={("slots", 64): (1.0, 9.0)}
     )
-    uses, search, events = run_search(ScriptedBench(speed_model), NORMAL._replace(search_s=0.0))
+    uses, search, events = run_search(ScriptedBench(speed_model), search_s=0.0)
     measured = [(each.tuning, each.is_batch) for each in search.candidates if each.speeds]
     assert measured == [(BASELINE, False), (replace(BASELINE, repack=False), False), (BATCH_BASELINE, True)]
     skipped = {each.dropped for each in search.candidates if not each.speeds}
@@ -350,58 +329,28 @@ def test_search_runs_essential_stages_after_the_deadline() -> None:
 
 def test_search_takes_little_longer_than_its_budget() -> None:
     speed_model = SpeedModel(single=NOT_REPACKED)
-    for budget, seconds in ((QUICK, 40), (NORMAL, 140)):  # including the confirmation
-        bench = ScriptedBench(speed_model)
-        run_search(bench, budget)
-        assert bench.now < seconds, "about two minutes for a 7B"
+    bench = ScriptedBench(speed_model)
+    run_search(bench, SEARCH_S)
+    assert bench.now < 140, "about two minutes for a 7B, including the confirmation"
 
 
 def test_tune_measures_drafts_within_the_budget(tmp_path: Path) -> None:
     model = Model("quantized", (write_quantized(tmp_path / "quantized.gguf"),))
     taken = []
-    for steps_s in (0.0, NORMAL.steps_s):
-        bench, budget = ScriptedBench(row_cost=0.5), NORMAL._replace(steps_s=steps_s)
-        list(tune_model(bench, model, Settings(), budget, None, lambda _: ("model", "here", "build"), bench.clock))
+    for steps_s in (0.0, STEPS_S):
+        bench = ScriptedBench(row_cost=0.5)
+        list(tune_model(bench, model, Settings(), None, lambda _: ("sha", "here", "b1"), bench.clock, steps_s=steps_s))
         assert bench.stepped
         taken.append(bench.now)
-    assert taken[1] < taken[0] + NORMAL.steps_s / 2
-
-
-def test_quick_search_of_a_small_model_takes_under_20_seconds() -> None:
-    speed_model = SpeedModel(
-        single={**NOT_REPACKED, ("n_threads", 4): (1.0, 1.3), ("n_threads_batch", 4): (1.3, 1.0)},
-        batch={("repack", True): (1.2, 1.3), ("slots", 16): (1.0, 1.4)},
-        baseline=Speeds(0.3, 350.0, 140.0),
-        batch_baseline=Speeds(0.3, 330.0, 290.0),
-    )
-    bench = ScriptedBench(speed_model)
-    uses, _, _ = run_search(bench, QUICK)
-    assert len(overrides_by_use(uses)) == 3, "all winners are confirmed"
-    assert bench.now < 17, "contexts and comparisons take the rest"
+    assert taken[1] < taken[0] + STEPS_S / 2
 
 
 def test_search_counts_its_stages() -> None:
-    for budget in (QUICK, NORMAL, THOROUGH):
-        _, _, events = run_search(ScriptedBench(SpeedModel(single=NOT_REPACKED), devices=(GPU,)), budget)
-        assert events[0] == StageEvent("defaults", 0, 1)
-        total = events[1].total
-        assert [(event.done, event.total) for event in events[1:]] == [(done, total) for done in range(total)]
-        assert [event.stage for event in events[-3:]] == [f"{use.name} again, against defaults" for use in USES]
-
-
-def test_search_tries_more_with_a_larger_budget() -> None:
-    tried = []
-    for budget in (QUICK, NORMAL, THOROUGH):
-        bench = ScriptedBench(
-            SpeedModel(
-                single=NOT_REPACKED, baseline=Speeds(0.5, 3000.0, 800.0), batch_baseline=Speeds(0.5, 4500.0, 4e3)
-            )
-        )
-        _, search, _ = run_search(bench, budget)
-        assert all(each.speeds for each in search.candidates), "no candidate was skipped"
-        tried.append((len(search.candidates), len(bench.jobs), bench.now))
-    assert tried[0] < tried[1] < tried[2]
-    assert sorted(jobs for _, jobs, _ in tried) == [jobs for _, jobs, _ in tried]
+    _, _, events = run_search(ScriptedBench(SpeedModel(single=NOT_REPACKED), devices=(GPU,)))
+    assert events[0] == StageEvent("defaults", 0, 1)
+    total = events[1].total
+    assert [(event.done, event.total) for event in events[1:]] == [(done, total) for done in range(total)]
+    assert [event.stage for event in events[-3:]] == [f"{use.name} again, against defaults" for use in USES]
 
 
 SMALL, SMALL_BATCH = Speeds(0.07, 40_000.0, 4_500.0), Speeds(0.07, 5_000.0, 10_000.0)  # dominated by load time
@@ -417,17 +366,12 @@ VARIED = (
 
 
 @pytest.mark.parametrize(
-    ("budget", "baseline", "batch_baseline"),
-    [
-        (QUICK, SINGLE_SPEEDS, BATCH_SPEEDS),
-        (UNLIMITED, SINGLE_SPEEDS, BATCH_SPEEDS),
-        (QUICK, SMALL, SMALL_BATCH),
-        (NORMAL, SMALL, SMALL_BATCH),
-    ],
-    ids=["quick", "all", "quick, small", "small"],
+    ("search_s", "baseline", "batch_baseline"),
+    [(1e9, SINGLE_SPEEDS, BATCH_SPEEDS), (SEARCH_S, SMALL, SMALL_BATCH)],
+    ids=["all", "small"],
 )
 def test_search_never_chooses_much_slower_settings_despite_noise(
-    budget: Budget, baseline: Speeds, batch_baseline: Speeds
+    search_s: float, baseline: Speeds, batch_baseline: Speeds
 ) -> None:
     chosen = 0
     for seed in range(150):
@@ -435,7 +379,7 @@ def test_search_never_chooses_much_slower_settings_despite_noise(
         single = {key: (random.choice(SPREAD), random.choice(SPREAD)) for key in VARIED if key != ("repack", True)}
         batch = {key: (random.choice(SPREAD), random.choice(SPREAD)) for key in VARIED if key != ("repack", False)}
         speed_model = SpeedModel(single, batch, baseline=baseline, batch_baseline=batch_baseline)
-        uses, _, _ = run_search(ScriptedBench(speed_model, noise=0.04, random=random), budget)
+        uses, _, _ = run_search(ScriptedBench(speed_model, noise=0.04, random=random), search_s)
         for name, tuned in uses.items():
             chosen += bool(tuned.tuning.overrides)
             if name == "ask":  # noise may cross the limits of what the first token or the whole answer decides
@@ -473,7 +417,7 @@ def test_thread_counts_to_try(default: int, usable: int, others: tuple[int, ...]
 def test_use_seconds_are_load_prefill_and_decode() -> None:
     chat, ask, batch = USES
     speeds = Speeds(3.0, 32.0, 16.0)
-    assert [use.seconds(speeds) for use in USES] == [3 + 16 + 96, 3 + 2 + 16, 3 + 256 + 512]
+    assert [speeds.seconds(use.prompt_tokens, use.reply_tokens) for use in USES] == [3 + 16 + 96, 3 + 2 + 16, 771]
     assert chat.shares(speeds) == {"prefill": 16 / 115, "decode": 96 / 115}
     assert ask.shares(speeds) == {"prefill": 2 / 5, "decode": 16 / 21}
     assert [use.is_batch for use in USES] == [False, False, True]
@@ -505,8 +449,8 @@ def test_use_seconds_are_load_prefill_and_decode() -> None:
         ),
     ],
 )
-def test_tuning_text_omits_defaults(tuning: Tuning, text: str) -> None:
-    assert tuning_text(tuning) == text
+def test_description_of_a_tuning_omits_defaults(tuning: Tuning, text: str) -> None:
+    assert describe(tuning) == text
 
 
 class BusyBench(ScriptedBench):

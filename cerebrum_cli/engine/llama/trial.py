@@ -1,14 +1,14 @@
-"""Child process that loads a model and measures it: JSON requests on standard input, answers on standard output.
+"""Child process that loads a model and measures it: pickled requests on standard input, answers on standard output.
 
-It exits when its input ends. Everything runs on the main thread.
+A request is the name of a method of `TrialModel` with its arguments. The process exits when its input ends. Everything
+runs on the main thread.
 """
 
 from __future__ import annotations
 
-import json
+import pickle
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,10 @@ from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import context_options, open_llama
-from cerebrum_cli.engine.load_options import AdapterFile, LoadOptions, Tuning
+from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import peak_memory
-from cerebrum_cli.engine.protocol import Closeness
-from cerebrum_cli.gguf.sizes import ModelSizes
+from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.trials import Closeness, Job, TrialError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,26 +38,83 @@ MIN_VISIT_S = 0.01  # steps of one number of rows in a round are repeated for so
 WARM_UP_STEPS = 1  # not timed: llama.cpp builds its compute graph in the first step
 
 
-class LoadedModel:
-    """A model and its current context."""
+class TrialModel:
+    """A model, its current context, and what can be measured with them."""
 
-    def __init__(self, options: LoadOptions) -> None:
+    backend: LlamaBackend
+
+    def load(self, options: LoadOptions) -> tuple[float, tuple[Device, ...]]:
+        """Load the model: the seconds it took, and the GPUs found."""
         start = perf_counter()
-        self.options = options
-        self.backend: LlamaBackend = open_llama(options, lambda _: None, StopFlag())
-        self.load_s = perf_counter() - start
+        self._options = options
+        self.backend = open_llama(options, lambda _: None, StopFlag())
         self._context_key: tuple[Any, ...] = ()
         self._tokens: dict[str, tuple[int, ...]] = {}
+        return perf_counter() - start, tuple(accelerators())
 
-    def configure(self, tuning: Tuning, length: int, sequences: int) -> None:
-        """Create a context for a number of sequences of this length, or clear the current one if it is the same."""
-        key = (tuning, length, sequences)
+    def measure(self, tuning: Tuning, length: int, text: str, name: str, *arguments: Any) -> Any:
+        """Call a method on the tokens of a text, in a context for `tuning.slots` sequences of this length."""
+        self._configure(tuning, length)
+        if text not in self._tokens:
+            self._tokens[text] = self.backend.tokenize([Text(text, trusted=False)])
+        tokens = self._tokens[text]
+        return getattr(self, name)(tokens * (1 + length // len(tokens)), *arguments)
+
+    def time_job(self, text: tuple[int, ...], job: Job) -> tuple[float, float]:
+        """Tokens per second, and the share of the CPU time of its threads that this process got."""
+        if job.kind == "decode":
+            return self._time_decode(text[:PREFIX_TOKENS], job.tokens, job.sequences)
+        self._evaluate(text[:PREFIX_TOKENS])  # the first steps of a context are not timed
+        self.backend.clear(0)
+        stopwatch = Stopwatch(self._threads(is_batch=True))
+        self._evaluate(text[: job.tokens])
+        return stopwatch.result(job.tokens)
+
+    def time_steps(
+        self, text: tuple[int, ...], count: int, rows: Sequence[int], seconds: float
+    ) -> list[tuple[int, float]]:
+        """Shortest duration of a step with each number of rows at the end of so many tokens, all with logits.
+
+        Row counts take turns, in rounds, for about `seconds`; if time is short, only the most important are measured,
+        at least two. Other programs lengthen a short step more than a long one, because its threads wait for each other
+        more often: medians would make drafts look cheap. CerebrumError if the rows cannot be removed again.
+        """
+        prefix = count - max(rows)
+        self._evaluate(text[:prefix])
+        first = {count: index for index, count in enumerate(MEASURED_FIRST)}
+        measured: dict[int, list[float]] = {}
+        start = perf_counter()
+        for turn in range(MAX_ROUNDS):
+            if turn >= MIN_ROUNDS and perf_counter() > start + seconds:
+                break
+            for size in [*measured] or sorted(rows, key=lambda size: first.get(size, len(first))):
+                step = [Row(0, index, text[index], True) for index in range(prefix, prefix + size)]
+                measured.setdefault(size, []).extend(self._repeat_step(step))
+                if turn == 0 and len(measured) > 1 and perf_counter() > start + seconds / MIN_ROUNDS:
+                    break
+        return [(size, min(durations)) for size, durations in sorted(measured.items())]
+
+    def write_logits(self, text: tuple[int, ...], count: int, path: Path) -> None:
+        """Write the logits after each token but the last one by one, since they may not fit in memory together."""
+        shape = (count - 1, self.backend.size)
+        file = numpy.lib.format.open_memmap(path, "w+", numpy.float32, shape)  # type: ignore[no-untyped-call]
+        for index, row in enumerate(self._logits(text[:count])):
+            file[index] = row
+        file.flush()
+
+    def compare_logits(self, text: tuple[int, ...], count: int, path: Path) -> Closeness:
+        """Compare the logits with those that were written before."""
+        return closeness(numpy.load(path, mmap_mode="r"), self._logits(text[:count]))
+
+    def _configure(self, tuning: Tuning, length: int) -> None:
+        """Create a context, or clear the current one if it is the same."""
+        key, sequences = (tuning, length), tuning.slots or 1
         if key == self._context_key:
             for slot in range(self.backend.slots):
                 self.backend.clear(slot)
             return
         self._context_key = ()
-        options = self.options.with_tuning(Tuning(**{**tuning.overrides, "slots": sequences}))
+        options = self._options.with_tuning(tuning)
         offloads = bool(accelerators()) and options.gpu_layers != "0"
         self._context = context_options(options, length, True, offloads)
         self.backend.configure(self._context, sequences > 1 and not offloads)
@@ -66,25 +123,59 @@ class LoadedModel:
             raise CerebrumError(f"memory can hold {self.backend.slots} of {sequences} sequences")
         self._context_key = key
 
-    def threads(self, is_batch: bool) -> int:
+    def _threads(self, is_batch: bool) -> int:
         """Number of threads that evaluate several rows, or one."""
-        options = self._context
-        return (is_batch and options.n_threads_batch) or options.n_threads
+        return (is_batch and self._context.n_threads_batch) or self._context.n_threads
 
-    def tokens(self, text: str, count: int) -> tuple[int, ...]:
-        """First tokens of a text, which is repeated if it is too short."""
-        if text not in self._tokens:
-            self._tokens[text] = self.backend.tokenize([Text(text, trusted=False)])
-        tokens = self._tokens[text]
-        return (tokens * (1 + count // len(tokens)))[:count]
-
-    def prefill(self, tokens: tuple[int, ...]) -> None:
+    def _evaluate(self, tokens: tuple[int, ...]) -> None:
         """Evaluate a prompt in slot 0, with logits for its last token."""
-        start, backend = 0, self.backend
-        while start < len(tokens):
-            end = min(len(tokens), start + backend.prefill_chunk(start))
-            backend.decode([Row(0, index, tokens[index], index == len(tokens) - 1) for index in range(start, end)])
+        for start, end in self._chunks(len(tokens)):
+            self.backend.decode([Row(0, index, tokens[index], index == len(tokens) - 1) for index in range(start, end)])
+
+    def _logits(self, tokens: tuple[int, ...]) -> Iterator[NDArray[numpy.float32]]:
+        """Yield the logits after each token but the last; each array is valid until the next one is requested."""
+        for start, end in self._chunks(len(tokens) - 1):
+            self.backend.decode([Row(0, index, tokens[index], True) for index in range(start, end)])
+            yield from (self.backend.logits(row) for row in range(end - start))
+
+    def _chunks(self, count: int) -> Iterator[tuple[int, int]]:
+        """Ranges of tokens that are evaluated in one step each."""
+        start = 0
+        while start < count:
+            end = min(count, start + self.backend.prefill_chunk(start))
+            yield start, end
             start = end
+
+    def _time_decode(self, prefix: tuple[int, ...], steps: int, sequences: int) -> tuple[float, float]:
+        """Time decoding in a number of sequences that share a prefix."""
+        backend = self.backend
+        self._evaluate(prefix)
+        for slot in range(1, sequences):
+            backend.copy(0, slot)
+        samplers = [backend.sampler(SamplingParams(), 0, None, prefix) for _ in range(sequences)]
+        last, stopwatch = [prefix[0]] * sequences, Stopwatch(1)
+        try:
+            for step in range(steps + WARM_UP_STEPS):
+                stopwatch = Stopwatch(self._threads(sequences > 1)) if step == WARM_UP_STEPS else stopwatch
+                position = len(prefix) + step
+                backend.decode([Row(slot, position, token, True) for slot, token in enumerate(last)])
+                last = [sampler.sample(slot) for slot, sampler in enumerate(samplers)]
+            return stopwatch.result(steps * sequences)
+        finally:
+            for sampler in samplers:
+                sampler.close()
+
+    def _repeat_step(self, rows: Sequence[Row]) -> list[float]:
+        """Seconds of a step that is repeated and undone; the first, which builds the graph, counts only if alone."""
+        durations: list[float] = []
+        while sum(durations) < MIN_VISIT_S:
+            start = perf_counter()
+            self.backend.decode(rows)
+            self.backend.logits(len(rows) - 1)  # waits until a GPU is done
+            durations.append(perf_counter() - start)
+            if not self.backend.trim(0, rows[0].position):
+                raise CerebrumError("its cache cannot be trimmed")
+        return durations[WARM_UP_STEPS:] or durations
 
 
 class Stopwatch:
@@ -94,95 +185,10 @@ class Stopwatch:
         self._threads = threads
         self._wall, self._cpu = perf_counter(), process_time()
 
-    def result(self, tokens: int) -> dict[str, float]:
+    def result(self, tokens: int) -> tuple[float, float]:
         """Tokens per second, and the share of the CPU time of its threads that this process got."""
         seconds = perf_counter() - self._wall
-        return {"speed": tokens / seconds, "cpu_share": (process_time() - self._cpu) / seconds / self._threads}
-
-
-def time_prefill(model: LoadedModel, tokens: tuple[int, ...]) -> dict[str, float]:
-    """Time the prefill of a prompt; the first steps of a context are not timed."""
-    model.prefill(tokens[:PREFIX_TOKENS])
-    model.backend.clear(0)
-    stopwatch = Stopwatch(model.threads(is_batch=True))
-    model.prefill(tokens)
-    return stopwatch.result(len(tokens))
-
-
-def time_decode(model: LoadedModel, tokens: tuple[int, ...], steps: int, sequences: int) -> dict[str, float]:
-    """Time decoding in a number of sequences that share a prefix."""
-    backend = model.backend
-    model.prefill(tokens)
-    for slot in range(1, sequences):
-        backend.copy(0, slot)
-    samplers = [backend.sampler(SamplingParams(), 0, None, tokens) for _ in range(sequences)]
-    last, stopwatch = [tokens[0]] * sequences, Stopwatch(1)
-    try:
-        for step in range(steps + WARM_UP_STEPS):
-            stopwatch = Stopwatch(model.threads(sequences > 1)) if step == WARM_UP_STEPS else stopwatch
-            position = len(tokens) + step
-            backend.decode([Row(slot, position, token, True) for slot, token in enumerate(last)])
-            last = [sampler.sample(slot) for slot, sampler in enumerate(samplers)]
-        return stopwatch.result(steps * sequences)
-    finally:
-        for sampler in samplers:
-            sampler.close()
-
-
-def time_steps(
-    model: LoadedModel, tokens: tuple[int, ...], rows: Sequence[int], seconds: float
-) -> list[tuple[int, float]]:
-    """Shortest duration of a step with each number of rows at the end of the tokens, all with logits.
-
-    Row counts take turns, in rounds, for about `seconds`; if time is short, only the most important are measured, at
-    least two. Other programs lengthen a short step more than a long one, because its threads wait for each other more
-    often: medians would make drafts look cheap. CerebrumError if the rows cannot be removed again.
-    """
-    prefix = len(tokens) - max(rows)
-    model.prefill(tokens[:prefix])
-    first = {count: index for index, count in enumerate(MEASURED_FIRST)}
-    measured: dict[int, list[float]] = {}
-    start = perf_counter()
-    for turn in range(MAX_ROUNDS):
-        if turn >= MIN_ROUNDS and perf_counter() > start + seconds:
-            break
-        for count in [*measured] or sorted(rows, key=lambda count: first.get(count, len(first))):
-            step = [Row(0, index, tokens[index], True) for index in range(prefix, prefix + count)]
-            measured.setdefault(count, []).extend(_repeat_step(model.backend, step))
-            if turn == 0 and len(measured) > 1 and perf_counter() > start + seconds / MIN_ROUNDS:
-                break
-    return [(count, min(durations)) for count, durations in sorted(measured.items())]
-
-
-def _repeat_step(backend: LlamaBackend, rows: Sequence[Row]) -> list[float]:
-    """Seconds of a step that is repeated and undone; the first, which builds the graph, counts only if it is alone."""
-    durations: list[float] = []
-    while sum(durations) < MIN_VISIT_S:
-        start = perf_counter()
-        backend.decode(rows)
-        backend.logits(len(rows) - 1)  # waits until a GPU is done
-        durations.append(perf_counter() - start)
-        if not backend.trim(0, rows[0].position):
-            raise CerebrumError("its cache cannot be trimmed")
-    return durations[WARM_UP_STEPS:] or durations
-
-
-def teacher_forced_logits(model: LoadedModel, tokens: tuple[int, ...]) -> Iterator[NDArray[numpy.float32]]:
-    """Yield the logits after each token but the last; each array is valid until the next one is requested."""
-    backend, start = model.backend, 0
-    while start < len(tokens) - 1:
-        end = min(len(tokens) - 1, start + backend.prefill_chunk(start))
-        backend.decode([Row(0, index, tokens[index], True) for index in range(start, end)])
-        yield from (backend.logits(row) for row in range(end - start))
-        start = end
-
-
-def write(path: str, rows: Iterable[NDArray[numpy.float32]], count: int, width: int) -> None:
-    """Write rows of logits to a file one by one, since they may not fit in memory together."""
-    file = numpy.lib.format.open_memmap(path, "w+", numpy.float32, (count, width))  # type: ignore[no-untyped-call]
-    for index, row in enumerate(rows):
-        file[index] = row
-    file.flush()
+        return tokens / seconds, (process_time() - self._cpu) / seconds / self._threads
 
 
 def closeness(reference: NDArray[numpy.float32], other: Iterable[NDArray[numpy.float32]]) -> Closeness:
@@ -204,54 +210,26 @@ def log_softmax(row: NDArray[numpy.float32]) -> NDArray[numpy.float64]:
     return shifted - float(numpy.log(numpy.exp(shifted).sum()))
 
 
-def process_request(model: LoadedModel, request: dict[str, Any]) -> dict[str, Any]:
-    """Time a job or steps for drafts, write logits, or compare with logits written before."""
-    sequences = request["sequences"]
-    model.configure(Tuning(**request["tuning"]), request["length"], sequences)
-    if job := request.get("job"):
-        if job["kind"] == "prefill":
-            return time_prefill(model, model.tokens(request["text"], job["tokens"]))
-        return time_decode(model, model.tokens(request["text"], PREFIX_TOKENS), job["tokens"], sequences)
-    tokens = model.tokens(request["text"], request["tokens"])
-    if rows := request.get("rows"):
-        return {"step_s": time_steps(model, tokens, rows, request["seconds"])}
-    logits = teacher_forced_logits(model, tokens)
-    if path := request.get("write"):
-        write(path, logits, request["tokens"] - 1, model.backend.size)
-        return {}
-    return {"closeness": closeness(numpy.load(request["compare"], mmap_mode="r"), logits)}
-
-
-def error_text(error: CerebrumError) -> str:
-    """Error message, with the first line of llama.cpp's log if there is one."""
-    log = error.log[:1] if isinstance(error, EngineError) else ()
-    return ": ".join((error.message, *log))
+def answer(model: TrialModel, name: str, arguments: Sequence[Any]) -> Any:
+    """What a method returns, or a TrialError, with the first line of llama.cpp's log if there is one."""
+    try:
+        return getattr(model, name)(*arguments)
+    except CerebrumError as error:
+        log = error.log[:1] if isinstance(error, EngineError) else ()
+        return TrialError(": ".join((error.message, *log)), error.hint)
+    except OSError as error:
+        return TrialError(f"{error.filename or 'a temporary file'}: {error.strerror}", "free disk space")
 
 
 def main() -> None:
-    """Process requests until the input ends."""
-    model: LoadedModel | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
+    """Answer requests until the input ends."""
+    model = TrialModel()
+    while True:
         try:
-            if model is None:
-                given = request["load"]
-                sizes = ModelSizes.from_dict(given["sizes"])
-                adapters = tuple(AdapterFile(*each) for each in given["adapters"])
-                more = {"path": Path(given["path"]), "sizes": sizes, "adapters": adapters}
-                model = LoadedModel(LoadOptions(**{**given, **more}))
-                answer: dict[str, Any] = {
-                    "load_s": model.load_s,
-                    "devices": [asdict(device) for device in accelerators()],
-                }
-            else:
-                answer = process_request(model, request)
-            answer["peak_memory"] = peak_memory()
-        except CerebrumError as error:
-            answer = {"error": [error_text(error), error.hint]}
-        except OSError as error:
-            answer = {"error": [f"{error.filename or 'a temporary file'}: {error.strerror}", "free disk space"]}
-        sys.stdout.write(json.dumps(answer) + "\n")
+            name, arguments = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump((answer(model, name, arguments), peak_memory()), sys.stdout.buffer)
         sys.stdout.flush()
 
 

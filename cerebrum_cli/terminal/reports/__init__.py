@@ -1,1 +1,1 @@
-"""What commands print of merges, encodings, checks, evaluations, tuning and single tokens."""
+"""What commands print of merges, checks, evaluations, tuning and single tokens."""

@@ -9,7 +9,7 @@ from cerebrum_cli.terminal.tables import print_table, wrapped
 from cerebrum_cli.terminal.texts import one_line
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.protocol import Closeness
+    from cerebrum_cli.engine.trials import Closeness
     from cerebrum_cli.eval.comparison import Comparison
     from cerebrum_cli.eval.estimates import Estimate, Interval
     from cerebrum_cli.eval.report import Report

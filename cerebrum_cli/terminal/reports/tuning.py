@@ -2,75 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
-from cerebrum_cli.tune.candidates import differences, speed_ratios
+from cerebrum_cli.tune.candidates import describe
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.load_options import Tuning
     from cerebrum_cli.inference.profiles import Profile, TunedUse
     from cerebrum_cli.tune.candidates import Candidate
     from cerebrum_cli.tune.tune import TuningResult
 
-
-def tuning_text(tuning: Tuning) -> str:
-    """Settings other than the defaults: "not repacked, 4 threads to decode"."""
-    return ", ".join(_descriptions(tuning)) or "defaults"
-
-
-def _descriptions(tuning: Tuning) -> Iterator[str]:
-    if tuning.repack is not None:
-        yield "repacked" if tuning.repack else "not repacked"
-    if tuning.gpu_layers is not None:
-        yield f"{tuning.gpu_layers} layers offloaded"
-    decode, prefill = tuning.n_threads, tuning.n_threads_batch
-    if decode is not None and decode == prefill:
-        yield _thread_text(decode)
-    else:
-        if decode is not None:
-            yield f"{_thread_text(decode)} to decode"
-        if prefill is not None:
-            yield f"{_thread_text(prefill)} to prefill"
-    if tuning.n_ubatch is not None:
-        yield f"n_ubatch {tuning.n_ubatch}"
-    if tuning.flash_attention is not None:
-        yield f"flash attention {'on' if tuning.flash_attention else 'off'}"
-    if tuning.cache_type is not None:
-        yield f"cache {tuning.cache_type}"
-    if tuning.slots is not None:
-        yield f"{tuning.slots} sequences"
-
-
-def _thread_text(count: int) -> str:
-    return f"{count} thread{'s' * (count != 1)}"
+NO_DRAFTS = "no drafts"
 
 
 def print_profile(streams: Streams, profile: Profile) -> None:
     """Print the settings of each use, their gain and their speeds, and what drafts cost."""
     rows = [_row(name, tuned) for name, tuned in profile.uses.items()]
     print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"), rows)
-    for line in _draft_lines(profile.uses["chat"], profile.uses["ask"]):
+    chat, ask = (_draft_text(profile.uses[name]) for name in ("chat", "ask"))
+    shared = chat if chat == NO_DRAFTS else f"drafts: {chat}"
+    for line in [shared] if chat == ask else [f"drafts, chat: {chat}", f"drafts, ask: {ask}"]:
         streams.answer(f"{line}\n")
 
 
-def _draft_lines(chat: TunedUse, ask: TunedUse) -> Iterator[str]:
-    """How long a step with a draft takes, in steps of one token; one line if it is the same for both uses."""
-    if chat.best_draft == ask.best_draft:
-        yield _draft_text("drafts: ", chat)
-    else:
-        yield _draft_text("drafts, chat: ", chat)
-        yield _draft_text("drafts, ask: ", ask)
-
-
-def _draft_text(label: str, tuned: TunedUse) -> str:
+def _draft_text(tuned: TunedUse) -> str:
+    """How long a step with a draft takes, in steps of one token."""
     if tuned.best_draft is None:
-        return f"{label.removesuffix('drafts: ')}no drafts"
+        return NO_DRAFTS
     rows, cost = tuned.best_draft
-    return f"{label}verifying {rows} tokens takes as long as generating {cost:.1f}"
+    return f"verifying {rows} tokens takes as long as generating {cost:.1f}"
 
 
 def _row(title: str, tuned: TunedUse) -> tuple[Any, ...]:
@@ -78,7 +40,7 @@ def _row(title: str, tuned: TunedUse) -> tuple[Any, ...]:
     return (
         title,
         f"{tuned.gain:.2f} x" if tuned.tuning.overrides else "",
-        tuning_text(tuned.tuning),
+        describe(tuned.tuning),
         f"{speeds.prompt:.1f}",
         f"{speeds.generate:.1f}",
         f"{speeds.load_s:.1f} s",
@@ -87,17 +49,16 @@ def _row(title: str, tuned: TunedUse) -> tuple[Any, ...]:
     )
 
 
-def print_summary(streams: Streams, result: TuningResult, model: str, condition: str) -> None:
+def print_summary(streams: Streams, result: TuningResult, model: str) -> None:
     """Print what was measured, what was not and why, and which settings changed, on standard error.
 
-    `condition` is text like " with --threads 1".
+    `model` may have a condition, such as "starter with --threads 1".
     """
-    measured = [_measurement(*pair) for pair in result.tried if pair[0].speeds]
-    unmeasured = {_candidate_text(*pair): pair[0].dropped for pair in result.tried if not pair[0].speeds}
+    measured = [_measurement(each) for each in result.tried if each.speeds]
+    unmeasured = {str(each): each.dropped for each in result.tried if not each.speeds}
     reasons = [f"{text}: {reason}" for text, reason in {**unmeasured, **result.untried}.items()]
     changes = [
-        f"{name}: {tuning_text(after)} (before: {tuning_text(before)})"
-        for name, (before, after) in result.changes.items()
+        f"{name}: {describe(after)} (before: {describe(before)})" for name, (before, after) in result.changes.items()
     ]
     sections = {"measured, relative to the defaults": measured, "not measured": reasons, "changed": changes}
     for heading, lines in sections.items():
@@ -105,20 +66,15 @@ def print_summary(streams: Streams, result: TuningResult, model: str, condition:
             streams.info(f"{heading}:")
         for line in lines:
             streams.write_line("  ", line)
-    streams.write_line("", _conclusion(result, f"{model}{condition}"))
+    streams.write_line("", _conclusion(result, model))
 
 
-def _measurement(candidate: Candidate, baseline: Candidate) -> str:
+def _measurement(candidate: Candidate) -> str:
     """Speeds of a candidate relative to the defaults, and why it is not used."""
-    ratios = zip(("prompt", "gen"), speed_ratios(candidate, baseline).values(), strict=True)
+    ratios = zip(("prompt", "gen"), candidate.ratios, strict=True)
     speeds = ", ".join(f"{kind} {ratio:.2f} x" for kind, ratio in ratios if ratio is not None)
     rejection = f"; {candidate.dropped}" if candidate.dropped else ""
-    return f"{_candidate_text(candidate, baseline)}: {speeds}{rejection}"
-
-
-def _candidate_text(candidate: Candidate, baseline: Candidate) -> str:
-    """Settings of a candidate that differ from the defaults: "batch, 16 sequences"."""
-    return f"{'batch, ' * candidate.is_batch}{tuning_text(differences(candidate.tuning, baseline.tuning))}"
+    return f"{candidate}: {speeds}{rejection}"
 
 
 def _conclusion(result: TuningResult, model: str) -> str:

@@ -8,11 +8,7 @@ from collections.abc import Mapping
 _BLOCK = re.compile(r"blk\.([0-9]+)\.(.+)")
 
 # Names in GGUF and in Hugging Face files, without the suffix `.weight` or `.bias` where it is the same in both.
-_GLOBAL: Mapping[str, str] = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
+_GLOBAL: Mapping[str, str] = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 # Several names where one tensor stands for several or for a part of one, or where names differ between releases.
 _PER_LAYER: Mapping[str, str] = {
     "attn_norm": "input_layernorm",
