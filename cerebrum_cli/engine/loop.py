@@ -263,7 +263,7 @@ class Loop:
             row += len(share.draft)
 
     def _sample_tokens(self, sequence: Sequence, row: int, draft: tuple[int, ...] = ()) -> None:
-        """Sample the next tokens of a sequence: one, and another after each token of the draft that it equals."""
+        """Sample the next tokens of a sequence: one, and another after each drafted token that it equals."""
         assert sequence.slot is not None
         scheduler, slot = self._scheduler, self._scheduler.slots[sequence.slot]
         sequence.draft_n += len(draft)

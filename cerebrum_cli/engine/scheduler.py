@@ -98,7 +98,7 @@ class Step(NamedTuple):
         return [row for share in self.shares for row in share.rows]
 
     def with_drafts(self, drafts: Iterable[tuple[int, ...]]) -> Step:
-        """The step with a draft, possibly empty, for each share, which has one row without it."""
+        """The step with drafted tokens, possibly none, for each share, which has one row without it."""
         pairs = zip(self.shares, drafts, strict=True)
         return Step([share._replace(outputs=1 + len(draft), draft=draft) for share, draft in pairs])
 

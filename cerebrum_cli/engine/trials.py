@@ -39,7 +39,7 @@ MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to an
 MIN_SHARE_OF_BEST = 0.9  # of the best share of such runs, which is below 1 if many threads wait for each other
 MAX_RUNS = 3  # of a job that other programs disturb, if the previous job was undisturbed in the end
 READ_BYTES = 2**22
-DRAFT_PREFIX_TOKENS = 128  # evaluated before the steps that are timed for drafts
+DRAFT_PREFIX_TOKENS = 128  # evaluated before the steps that are timed for speculative decoding
 
 JobKind = Literal["prefill", "decode"]
 JOB_KINDS: tuple[JobKind, ...] = ("prefill", "decode")

@@ -412,7 +412,7 @@ def test_ask_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model
     arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
     asked, plain = CommandLine(tmp_path).run(*arguments, "--drafts"), CommandLine(tmp_path).run(*arguments)
     assert asked.code == plain.code == 0
-    assert "note: drafts are off for this model: a recurrent state cannot be rolled back\n" in asked.err
+    assert "note: speculative decoding is off for this model: a recurrent state cannot be rolled back\n" in asked.err
     assert "drafts" not in plain.err
 
 
@@ -420,7 +420,8 @@ def test_chat_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_mode
     typed = "/set drafts on\n/set drafts off\n"
     done = CommandLine(tmp_path).run("chat", "-m", recurrent_model, stdin=typed)
     assert done.code == 0
-    assert done.err.count("note: drafts are off for this model: a recurrent state cannot be rolled back\n") == 1
+    note = "note: speculative decoding is off for this model: a recurrent state cannot be rolled back\n"
+    assert done.err.count(note) == 1
 
 
 def test_ask_counts_drafts(tmp_path: Path, chatml_model: Path) -> None:

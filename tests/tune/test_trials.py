@@ -258,7 +258,7 @@ def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monk
     assert [line.split()[0] for line in lines[:4]] == ["use", "chat", "ask", "batch"]
     assert "measured, relative to the defaults:" in done.err.splitlines()
     has_profile = "now use these settings for nano with --threads 1" in done.err.splitlines()[-1]
-    saves = has_profile or lines[-1].startswith("drafts")  # it depends on the machine whether either is faster
+    saves = has_profile or not lines[-1].endswith(": off")  # it depends on the machine whether either is faster
     profiles = list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json"))
     assert len(profiles) == saves
     monkeypatch.setenv("CEREBRUM_THREADS", "1")

@@ -2,7 +2,7 @@
 
 A lookup follows one place in earlier text. Each token that is sampled shows whether the text there continued in the
 same way, drafted or not, so acceptance is learned without evaluating anything in vain. Everything depends on tokens
-alone: the same request gets the same drafts again.
+alone: the same request gets the same drafted tokens again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SourceKind = Literal["own", "sibling"]
 NGRAM_LENGTHS = (5, 3)  # tokens that a new lookup has to match, longest first
 MAX_MATCH = 32  # longer matches are not distinguished
 MAX_DRAFT = 63  # tokens, which with the last sampled one make 64 rows
-MAX_MISSES = 3  # drafts in a row of which nothing was accepted; then only long matches are tried
+MAX_MISSES = 3  # steps in a row in which no drafted token was accepted; then only long matches are tried
 RETRY_MATCH = 16  # tokens
 MATCH_CLASSES = (5, 8, 16, 32)  # lengths from which acceptance is learned separately
 PRIORS: dict[SourceKind, tuple[float, ...]] = {
@@ -60,7 +60,8 @@ class TokenIndex:
 class DraftState:
     """The place in earlier text that a sample follows: `position` of `source` is expected next, after `match` tokens.
 
-    `indexed` is the number of the sample's tokens that were processed, `misses` that of useless drafts in a row.
+    `indexed` is the number of the sample's tokens that were processed, `misses` that of steps in a row in which none
+    was accepted.
     """
 
     text: TokenIndex
@@ -75,12 +76,12 @@ class DraftState:
         return "own" if self.source is self.text else "sibling"
 
     def record(self, accepted: int) -> None:
-        """Record how many tokens of a draft were accepted."""
+        """Record how many of the drafted tokens of a step were accepted."""
         self.misses = 0 if accepted else self.misses + 1
 
     @property
     def is_paused(self) -> bool:
-        """Whether too many drafts in a row were useless for a match of this length."""
+        """Whether too many drafted tokens were rejected in a row, for a match of this length."""
         return self.misses >= MAX_MISSES and self.match < RETRY_MATCH
 
 
@@ -103,7 +104,7 @@ class Acceptance:
 
 
 class Drafter:
-    """Drafts for all samples of one request."""
+    """Drafts tokens for all samples of one request."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self._prompt = prompt
@@ -112,7 +113,7 @@ class Drafter:
         self._acceptance = Acceptance()
 
     def start(self, reply: list[int]) -> DraftState:
-        """Start the drafts of a sample with its reply so far; the longest of the other replies is followed first."""
+        """Start to draft for a sample with its reply so far; the longest of the other replies is followed first."""
         text = TokenIndex(self._prompt, reply)
         if not self._texts:
             for position in range(len(self._prompt)):

@@ -77,7 +77,7 @@ class TrialModel:
 
         Row counts take turns, in rounds, for about `seconds`; if time is short, only the most important are measured,
         at least two. Other programs lengthen a short step more than a long one, because its threads wait for each other
-        more often: medians would make drafts look cheap. CerebrumError if the rows cannot be removed again.
+        more often: medians would make drafted tokens look cheap. CerebrumError if the rows cannot be removed again.
         """
         prefix = count - max(rows)
         self._evaluate(text[:prefix])
