@@ -23,9 +23,9 @@ from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.load_options import LoadOptions
+from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.inference.load_options import SINGLE, Parallel
 from cerebrum_cli.inference.loading import BackendFactory, LoadedModel, open_model, open_servers
 from cerebrum_cli.terminal.sinks import render
 
@@ -80,12 +80,12 @@ def benchmark_settings(overrides: Mapping[str, Any]) -> Settings:
 
 @contextmanager
 def loaded_model(
-    model: str, settings: Settings, parallel: Parallel = SINGLE, evaluate_all: bool = False
+    model: str, settings: Settings, context: ContextOptions = SINGLE, evaluate_all: bool = False
 ) -> Iterator[LoadedModel]:
     """Load a model as the commands do; with `evaluate_all`, every prompt is evaluated from its first token."""
     runtime = real_runtime()
     factory = without_prefix_reuse(runtime.open_backend) if evaluate_all else runtime.open_backend
-    loaded = open_model(factory, runtime.library.resolve(model), settings, parallel=parallel)
+    loaded = open_model(factory, runtime.library.resolve(model), settings, context=context)
     try:
         exhaust(loaded.responder.load())
         yield loaded

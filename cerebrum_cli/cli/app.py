@@ -248,7 +248,7 @@ def devices_file(data_directory: Path) -> Path:
 
 def llama_opener(options: LoadOptions, data_directory: Path) -> OpenBackend:
     """How llama.cpp opens a model; the engine's thread imports it."""
-    is_known = options.is_verified and not options.adapters
+    is_known = options.file.is_verified and not options.file.adapters
     loaded_files = None if is_known else data_directory / "loaded_files.json"
 
     def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:

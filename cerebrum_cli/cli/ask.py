@@ -11,7 +11,7 @@ from cerebrum_cli.cli.generation import generation_settings, read_grammar, requi
 from cerebrum_cli.cli.models import find_model, find_profile
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.servers import find_endpoints, without_local
-from cerebrum_cli.inference.load_options import SINGLE, Parallel
+from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.inference.loading import open_model, open_servers
 from cerebrum_cli.inference.profiles import step_costs_of, tuning_of
 from cerebrum_cli.inference.question import Question, template_options
@@ -109,7 +109,7 @@ def start_loading(
         template_options=arguments,
         vocabulary_only=options.dry_run,
         prompt_cache=runtime.prompt_cache,
-        parallel=Parallel(vote.max_samples) if vote else SINGLE,
+        context=ContextOptions(slots=vote.max_samples) if vote else SINGLE,
         tuning=tuning_of(profile, "batch" if vote else "ask"),
         step_costs=step_costs_of(profile, "ask"),
     )

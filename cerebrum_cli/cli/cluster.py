@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.inference.load_options import Parallel
+from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.inference.loading import (
     LoadedModel,
     draft_costs,
@@ -59,7 +59,7 @@ class RayNodes:
         model: Model,
         settings: Settings,
         template_options: Mapping[str, Any],
-        parallel: Parallel,
+        parallel: ContextOptions,
     ) -> LoadedModel:
         """Start to load the model on the nodes."""
         from cerebrum_cli.engine.cluster.ray_cluster import RayCluster
@@ -92,7 +92,7 @@ def find_nodes(runtime: Runtime, model: Model, options: BatchOptions | EvalOptio
 
 
 def open_on_node(
-    file: ModelFile, settings: Settings, parallel: Parallel, is_tuned: bool, processors: int
+    file: ModelFile, settings: Settings, parallel: ContextOptions, is_tuned: bool, processors: int
 ) -> NodeEngine:
     """Start to load the model on the node where this runs, for so many processors of it. Raises ModelNotFound."""
     from cerebrum_cli.cli.app import real_runtime
@@ -105,7 +105,7 @@ def open_on_node(
     if settings.threads is None and processors < thread_count():
         settings = replace(settings, threads=processors)
     loaded = open_model(
-        runtime.open_backend, model, settings, raw=True, parallel=parallel, tuning=tuning_of(profile, "batch")
+        runtime.open_backend, model, settings, raw=True, context=parallel, tuning=tuning_of(profile, "batch")
     )
     assert isinstance(loaded.engine, LocalEngine)
     costs = draft_costs(step_costs_of(profile, "ask"), draft_problem(model), True) if settings.drafts else None

@@ -10,7 +10,8 @@ from cerebrum_cli.cli.models import find_model, find_profile
 from cerebrum_cli.cli.servers import find_endpoints, require_no_adapters, without_local
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.inference.load_options import Parallel, require_attention
+from cerebrum_cli.engine.memory import ContextOptions
+from cerebrum_cli.inference.load_options import require_attention
 from cerebrum_cli.inference.loading import open_model, open_servers
 from cerebrum_cli.inference.profiles import Profile, step_costs_of, tuning_of
 from cerebrum_cli.inference.question import template_options
@@ -77,7 +78,7 @@ class Generator:
             self.model,
             self.settings,
             template_options=self.arguments,
-            parallel=plan_parallel(self.parallel or tuning.slots, samples, self.pad_steps),
+            context=plan_parallel(self.parallel or tuning.slots, samples, self.pad_steps),
             tuning=tuning,
             step_costs=step_costs_of(self.profile, "ask") if self.settings.drafts else None,
         )
@@ -154,9 +155,9 @@ def parse_parallel(text: str | None) -> int | None:
     raise UsageError(f"--parallel is {text!r}", f"it must be a number from 1 to {MAX_PARALLEL}, or auto")
 
 
-def plan_parallel(requested: int | None, samples: int, pad_steps: bool = False) -> Parallel:
+def plan_parallel(requested: int | None, samples: int, pad_steps: bool = False) -> ContextOptions:
     """Number of concurrent sequences, at most one per sample."""
-    return Parallel(min(requested or AUTO_PARALLEL, samples), batch_invariant=True, pad_steps=pad_steps)
+    return ContextOptions(slots=min(requested or AUTO_PARALLEL, samples), batch_invariant=True, pad_steps=pad_steps)
 
 
 def without_padded_drafts(given: Layer, options: ConcurrencyOptions) -> Layer:

@@ -23,8 +23,9 @@ from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.core.settings import GENERATION_KEYS, set_environment_default
 from cerebrum_cli.engine.load_options import plan_repacking
+from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.eval.presets import Preset, find_preset
-from cerebrum_cli.inference.load_options import Parallel, require_attention
+from cerebrum_cli.inference.load_options import require_attention
 from cerebrum_cli.inference.loading import LoadedModel, open_model
 from cerebrum_cli.inference.profiles import Profile, tuning_of
 from cerebrum_cli.inference.question import template_options
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.loading import BackendFactory
     from cerebrum_cli.models.model import Model
 
-SCORING = Parallel(16, kv_unified=True)  # in one cache, common prefixes are stored once
+SCORING = ContextOptions(slots=16, kv_unified=True)  # in one cache, common prefixes are stored once
 # Options that other tasks have and lm-eval's do not; temperature and others are in --gen-kwargs.
 UNUSED = ("question_field", "answer_field", "template", "samples", "match", "run_code", "dry_run", "schema", "grammar")
 UNUSED_SETTINGS = tuple(key for key in GENERATION_KEYS if key != "seed")
@@ -71,7 +72,9 @@ class HarnessModel:
             settings,
             raw=self.raw,
             template_options=self.arguments,
-            parallel=SCORING if is_scoring else Parallel(self.slots, False, True, self.pad_steps),
+            context=SCORING
+            if is_scoring
+            else ContextOptions(slots=self.slots, batch_invariant=True, pad_steps=self.pad_steps),
             tuning=scoring_tuning(tuning, self.model.quantization) if is_scoring else tuning,
         )
 

@@ -44,7 +44,9 @@ def _ask(factory: BackendFactory, threads: int | None, gpu_layers: str) -> Reply
     """Reply of the bundled model; None if it has not finished one."""
     settings = Settings(format=FORMAT, max_tokens=MAX_TOKENS, threads=threads, gpu_layers=gpu_layers)
     loaded = open_model(
-        lambda options: factory(replace(options, is_verified=True)), Model(NANO.stem, (NANO,)), settings
+        lambda options: factory(replace(options, file=replace(options.file, is_verified=True))),
+        Model(NANO.stem, (NANO,)),
+        settings,
     )
     collector = ReplyCollector()
     try:

@@ -16,13 +16,12 @@ from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning, fallback_notice
 from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.inference.format_choice import choose_format, format_builder, prepare_format
 from cerebrum_cli.inference.load_options import (
-    CHAT_PARALLEL,
-    SINGLE,
-    Parallel,
+    CHAT_CONTEXT,
     load_options,
     require_attention,
 )
@@ -160,7 +159,7 @@ class ModelLoader:
             template_options=self.template_options,
             whole_context=True,
             prompt_cache=self.prompt_cache,
-            parallel=CHAT_PARALLEL,
+            context=CHAT_CONTEXT,
             tuning=tuning_of(profile, "chat"),
             step_costs=step_costs_of(profile, "chat"),
         )
@@ -187,7 +186,7 @@ def open_model(
     vocabulary_only: bool = False,
     whole_context: bool = False,
     prompt_cache: PromptCacheFactory | None = None,
-    parallel: Parallel = SINGLE,
+    context: ContextOptions = SINGLE,
     tuning: Tuning = DEFAULT,
     step_costs: StepCosts | None = None,
 ) -> LoadedModel:
@@ -200,8 +199,8 @@ def open_model(
     template = model.header.chat_template
     name = RAW.name if raw else choose_format(settings.format, model.known_format, template)
     build = format_builder(name, template, template_options or {})
-    default = load_options(model, settings, parallel, vocabulary_only, whole_context)
-    tuned = load_options(model, settings, parallel, vocabulary_only, whole_context, tuning)
+    default = load_options(model, settings, context, DEFAULT, vocabulary_only, whole_context)
+    tuned = load_options(model, settings, context, tuning, vocabulary_only, whole_context)
     opener = Opener(factory, tuned, default, draft_notice(model, settings.drafts))
     engine = LocalEngine(opener, prompt_cache(model, name, settings) if prompt_cache and not vocabulary_only else None)
     choose_drafts = partial(draft_costs, step_costs, draft_problem(model))

@@ -25,7 +25,8 @@ from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent  # noqa: E40
 from cerebrum_cli.core.settings import fold  # noqa: E402
 from cerebrum_cli.engine.backend import Row, StopFlag  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
-from cerebrum_cli.engine.load_options import LoadOptions, Tuning  # noqa: E402
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning  # noqa: E402
+from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
 from cerebrum_cli.eval.lm_harness import CerebrumLM, Use  # noqa: E402
 from cerebrum_cli.inference.loading import LoadedModel  # noqa: E402
 from cerebrum_cli.models.model import Model  # noqa: E402
@@ -104,7 +105,7 @@ EXACT = Tuning(cache_type="f32", flash_attention=False)
 def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[OneResult]:
     """Log-likelihoods of tokens after a context: one token at a time, each text from its start."""
     sizes = Model("tiny", (path,)).sizes
-    options = LoadOptions(path, 2048, sizes, CONTEXT, n_threads=1).with_tuning(EXACT)
+    options = LoadOptions(GgufFile(path, 2048, sizes), ContextOptions(CONTEXT, n_threads=1)).with_tuning(EXACT)
     backend = open_llama(options, lambda event: None, StopFlag())
     try:
         backend.reserve(CONTEXT)

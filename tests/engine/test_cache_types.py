@@ -22,7 +22,7 @@ from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, sequence_bytes
-from cerebrum_cli.inference.load_options import Parallel, load_options
+from cerebrum_cli.inference.load_options import load_options
 from cerebrum_cli.inference.profiles import DEFAULT, Profile, Speeds, TunedUse
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.candidates import plan_stages, unplanned
@@ -81,9 +81,9 @@ def test_keys_and_values_in_one_cache_need_one_type(tmp_path: Path) -> None:
 
 
 def test_batch_invariance_needs_flash_attention(wide: Path) -> None:
-    parallel = Parallel(4, batch_invariant=True, pad_steps=True)
+    context = ContextOptions(slots=4, batch_invariant=True, pad_steps=True)
     with pytest.raises(UsageError, match="--batch-invariant and --flash-attn off cannot be used together"):
-        load_options(Model("tiny", (wide,)), Settings(flash_attn="off"), parallel)
+        load_options(Model("tiny", (wide,)), Settings(flash_attn="off"), context)
 
 
 def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine) -> None:

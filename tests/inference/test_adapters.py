@@ -310,7 +310,9 @@ def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chat
     library, plain = runtime_for({}, tmp_path).library, Model("tiny", (chatml_model,))
     assert with_adapters(library, plain, [f"{adapter}:0"]) == plain
     assert library.file_identity(with_adapters(library, plain, [str(adapter)])) == library.identity(plain)
-    assert load_options(with_adapters(library, plain, [str(adapter)]), Settings()).adapters == ((str(adapter), 1.0),)
+    assert load_options(with_adapters(library, plain, [str(adapter)]), Settings()).file.adapters == (
+        (str(adapter), 1.0),
+    )
     both = [[f"{adapter}:1", f"{adapter}:2"], [f"{adapter}:2", f"{adapter}:1"]]
     assert len({library.identity(with_adapters(library, plain, each)) for each in both}) == 1
 

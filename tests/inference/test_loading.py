@@ -19,7 +19,7 @@ from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import Log, log
 from cerebrum_cli.engine.llama.devices import accelerators, can_offload
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import LoadOptions, option_notices, plan_repacking, short_context_notice
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, option_notices, plan_repacking, short_context_notice
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.machine import available_memory, cgroup_memory, cgroup_quota, own_cgroups, thread_count
 from cerebrum_cli.engine.memory import (
@@ -97,7 +97,12 @@ def test_this_machine_has_cpus_and_memory() -> None:
 
 
 def options(path: Path, gpu_layers: str = "auto", vocabulary_only: bool = False) -> LoadOptions:
-    return LoadOptions(path, 2048, uniform_sizes(1_000_000, 2, 128), None, gpu_layers, 1, 1, vocabulary_only)
+    return LoadOptions(
+        GgufFile(path, 2048, uniform_sizes(1_000_000, 2, 128)),
+        ContextOptions(n_threads=1),
+        gpu_layers,
+        vocabulary_only=vocabulary_only,
+    )
 
 
 def opened(told: list[Event], load: LoadOptions, stop: StopFlag | None = None) -> None:
@@ -151,7 +156,8 @@ def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
     needs = memory_needs(sizes, ContextOptions(2048, 1, 1, GPU_UBATCH), all_layers)
     gpu = Device("CUDA0", "a GPU", needs.devices[0] + HEADROOM, GIB)
     monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda: FreeMemory(8 * GIB, (gpu,)))
-    load = LoadOptions(recurrent_model, 2048, sizes, n_threads=1, slots=16, kv_unified=True)  # as a chat does
+    context = ContextOptions(n_threads=1, slots=16, kv_unified=True)  # as a chat does
+    load = LoadOptions(GgufFile(recurrent_model, 2048, sizes), context)
     backend = open_llama(load, lambda event: None, StopFlag())
     assert backend._offloaded == all_layers
     backend.close()
