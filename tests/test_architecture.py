@@ -46,7 +46,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "psutil": ("engine.machine", "formats.bounds"),
     "platformdirs": ("cli.app",),
     "lm_eval": ("eval.lm_harness", "eval.lm_tasks"),
-    "pyarrow": ("eval.datasets",),
+    "pyarrow": ("eval.sources",),
     "tomlkit": ("cli.config_file",),
     "ray": ("engine.cluster.ray_cluster", "engine.cluster.local_ray"),
     "click": (),

@@ -50,12 +50,12 @@ class Record:
 
     @property
     def counts(self) -> RowCounts:
-        """Counts of a complete result; those an older version has not recorded are 0."""
+        """Counts of a complete result."""
         return RowCounts(self.failed or 0, self.truncated or 0, self.undecided or 0)
 
     @property
     def adapter_files(self) -> str:
-        """Names of the adapters' files, each with its scale unless that is 1; empty if they are not recorded."""
+        """Names of the adapters' files, each with its scale unless that is 1; empty without any."""
         adapters = map(parse_adapter, self.notes.get(LORA, ()))
         return ", ".join(Path(path).name + (f":{scale:g}" if scale != 1 else "") for path, scale in adapters)
 
@@ -73,7 +73,7 @@ def read_record(path: Path) -> Record | None:
         if value["version"] != VERSION:
             raise BatchError(f"{path} was written by another version of cerebrum", "choose another -o, or --restart")
         identities = {key: value[key] and Identity(**value[key]) for key in ("replaces", "result")}
-        counts = (value["failed"], value.get("truncated"), value.get("undecided"))
+        counts = (value["failed"], value["truncated"], value["undecided"])
         more = (dict(value.get("extent", {})), dict(value.get("notes", {})))
         return Record(
             dict(value["fingerprint"]), value["rows"], identities["replaces"], *counts, identities["result"], *more
@@ -108,9 +108,7 @@ def _describe(name: str, before: Record, now: Record) -> str:
     if name == _ADAPTER:
         digests = [value and _SHORT_DIGEST.sub(r"\1", value) for value in values]
         files = [before.adapter_files, now.adapter_files]
-        values = (
-            digests if files[0] == files[1] else [file or digest for file, digest in zip(files, digests, strict=True)]
-        )
+        values = digests if files[0] == files[1] else [file or None for file in files]
     return f"another {name.replace('_', ' ')}{shown_values(values[0], ', now', values[1])}"
 
 

@@ -156,8 +156,7 @@ class PartialFile:
     def _positions_by_key(self) -> dict[bytes, int | None]:
         """The positions of the rows, None for several that are equal.
 
-        For lines of older versions, which have a position only in rows that are equal, and for those written before
-        more rows were asked for.
+        For lines written before more rows were asked for.
         """
         positions: dict[bytes, int | None] = {}
         for position in range(len(self._rows)):

@@ -112,35 +112,27 @@ def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
 def read_rows(
     source: InputFile,
     shape: Shape,
-    column: str | None = None,
     template: str | None = None,
     carry: bool = False,
     saved: SavedPrompt | None = None,
 ) -> IndexedRows:
     """Find the rows of an input, at least one; each is read when it is asked for. Raises UsageError.
 
-    `column` names the prompt column of a table; `template` renders a prompt from the fields of each row. The field of a
-    txt line is `text` or `prompt`. The result is the input of a `saved` prompt. With `carry`, each row has its `input`:
-    text, a JSON value, or fields by name.
+    `template` renders a prompt from the fields of each row; the field of a txt line is `text` or `prompt`. The result
+    is the input of a `saved` prompt. With `carry`, each row has its `input`: text, a JSON value, or fields by name.
     """
     parsed_template = None if template is None else parse_template(template)
     if source.head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError("the input is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
-    rows = IndexedRows(source, _form(source, shape, column, parsed_template, carry), saved)
+    rows = IndexedRows(source, _form(source, shape, parsed_template, carry), saved)
     if not rows:
         raise UsageError("the input has no prompts", "put one prompt on each line" if shape == "txt" else "")
     return rows
 
 
-def _form(
-    source: InputFile, shape: Shape, column: str | None, template: Template | None, carry: bool
-) -> LineRows | TableRows:
+def _form(source: InputFile, shape: Shape, template: Template | None, carry: bool) -> LineRows | TableRows:
     if shape in _DELIMITERS:
-        if column is not None and template:
-            raise UsageError("--column and --template cannot be used together", "omit one")
-        return open_table(source.lines(source.start), _DELIMITERS[shape], column, template, carry)
-    if column is not None:
-        raise UsageError(f"--column is for csv and tsv, but the input is {shape}", 'use --template "{NAME}"')
+        return open_table(source.lines(source.start), _DELIMITERS[shape], template, carry)
     if shape == "txt" and template:
         for name in template.fields:
             if name not in _TEXT_FIELDS:

@@ -37,10 +37,9 @@ OUTPUT_KEYS = (
     "votes",
     "error",
 )
-CONCLUDED_AT = "concluded_at"  # a key of replies that may have to be concluded
 THOUGHT_CLOSED_AT = "thought_closed_at"  # a key of replies whose reasoning is limited
 INPUT = "input"  # the key of a row's input in its output object
-MORE_KEYS = (CONCLUDED_AT, THOUGHT_CLOSED_AT, INPUT)
+MORE_KEYS = (THOUGHT_CLOSED_AT, INPUT)
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 
 RowId = str | int

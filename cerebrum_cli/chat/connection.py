@@ -10,7 +10,7 @@ from pathlib import Path
 from cerebrum_cli.chat.names import printable_name
 from cerebrum_cli.chat.pending import fold_pieces
 from cerebrum_cli.chat.private import make_private_database, make_private_directory
-from cerebrum_cli.chat.schema import MIGRATIONS, enable_wal, migrate, schema_version
+from cerebrum_cli.chat.schema import create_tables, enable_wal, require_known_version
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 
 UNWRITABLE = (
@@ -26,7 +26,7 @@ PRIMARY_CODE = 0xFF  # of an extended result code
 
 
 def open_database(path: Path, timeout_s: float) -> sqlite3.Connection:
-    """Open the database for writing; create or migrate it if necessary. Raises SessionError."""
+    """Open the database for writing; create it if necessary. Raises SessionError."""
     try:
         make_private_directory(path.parent)
     except OSError as error:
@@ -35,11 +35,11 @@ def open_database(path: Path, timeout_s: float) -> sqlite3.Connection:
     with _translated(path):
         database = sqlite3.connect(path, timeout=timeout_s, isolation_level=None)
         try:
-            _require_known_version(database, path)
+            require_known_version(database, path)
             enable_wal(database, timeout_s)
             database.execute("PRAGMA synchronous = FULL")
             database.execute("PRAGMA secure_delete = ON")  # deleted text must not remain in the file
-            migrate(database)
+            create_tables(database)
             fold_pieces(_configured(database))
         except BaseException:
             database.close()
@@ -59,12 +59,9 @@ def open_read_only(path: Path, timeout_s: float) -> sqlite3.Connection:
             f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=timeout_s, isolation_level=None
         )
         try:
-            _require_known_version(database, path)
-            version = schema_version(database)
-            if version < len(MIGRATIONS):  # of an older cerebrum; 0 if it was created, but never written
-                copy = copy_to_memory(database if version else None)
+            if not require_known_version(database, path):  # it was created, but never written
                 database.close()
-                return copy
+                return copy_to_memory(None)
         except BaseException:
             database.close()
             raise
@@ -76,7 +73,7 @@ def copy_to_memory(source: sqlite3.Connection | None) -> sqlite3.Connection:
     database = sqlite3.connect(":memory:", isolation_level=None)
     if source:
         source.backup(database)
-    migrate(database)
+    create_tables(database)
     return _configured(database)
 
 
@@ -102,11 +99,6 @@ def _translated(path: Path) -> Iterator[None]:
         yield
     except READ_ERRORS as error:
         raise session_error(path, error) from error
-
-
-def _require_known_version(database: sqlite3.Connection, path: Path) -> None:
-    if schema_version(database) > len(MIGRATIONS):
-        raise SessionError(f"{path}: written by a newer version of cerebrum", "update cerebrum")
 
 
 def _configured(database: sqlite3.Connection) -> sqlite3.Connection:

@@ -23,7 +23,7 @@ from cerebrum_cli.models.model import Model, absolute_reference
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
-PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "conclude")
+PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think")
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:
 def is_author(model: Model, metadata: ReplyMetadata) -> bool:
     """Whether a model wrote a reply, with the same adapters, and the vocabulary of the file that it is now."""
     return (
-        metadata.vocabulary is not None  # older versions did not store it, and knew files by their stem alone
+        metadata.vocabulary is not None  # the file could be read
         and metadata.model == model.reference
         and metadata.vocabulary == model.vocabulary
         and (metadata.params or {}).get(LORA, []) == model.adapter_names

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.chat.names import printable_name
-from cerebrum_cli.chat.schema import MIGRATIONS, schema_version
+from cerebrum_cli.chat.schema import require_known_version
 from cerebrum_cli.core.errors import SessionError
 
 BUSY_TIMEOUT_S = 5.0
@@ -42,9 +42,7 @@ def check_integrity(path: Path) -> DatabaseSummary | None:
 
 
 def _summarize(database: sqlite3.Connection, path: Path) -> DatabaseSummary:
-    version = schema_version(database)
-    if version > len(MIGRATIONS):
-        raise SessionError(f"{path}: written by a newer version of cerebrum", "update cerebrum")
+    version = require_known_version(database, path)
     (problem,) = database.execute("PRAGMA integrity_check(1)").fetchone()
     if problem != "ok":
         raise _damaged(path, problem)

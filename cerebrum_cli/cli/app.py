@@ -12,9 +12,9 @@ from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings, fold
+from cerebrum_cli.models.catalogue import packaged_catalogue
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.rows import packaged_catalogue
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.profiles import Profile, ProfileStore
     from cerebrum_cli.merge.merge import Merger
     from cerebrum_cli.merge.weights import Codec
+    from cerebrum_cli.models.hub_errors import Progress
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.pull import Puller
-    from cerebrum_cli.models.retries import Progress
 
 PROBE = Path(__file__).parents[1] / "probe.txt"
 
@@ -252,9 +252,11 @@ def llama_opener(options: LoadOptions, data_directory: Path) -> OpenBackend:
     loaded_files = None if is_known else data_directory / "loaded_files.json"
 
     def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
+        from cerebrum_cli.engine.llama.first_load import Trial
         from cerebrum_cli.engine.llama.load import open_llama
 
-        return open_llama(options, emit, stop, devices_file(data_directory), loaded_files)
+        trial = Trial("cerebrum_cli.formats.template", "try_template", "chat template")
+        return open_llama(options, emit, stop, devices_file(data_directory), loaded_files, trial)
 
     return open_backend
 

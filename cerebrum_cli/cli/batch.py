@@ -18,6 +18,7 @@ from cerebrum_cli.cli.generation import (
     MAX_PARALLEL,
     find_generator,
     naming_grammar_file,
+    progress_sinks,
     read_grammar,
     require_effective,
 )
@@ -28,8 +29,7 @@ from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.engine.load_options import expert_notice
 from cerebrum_cli.terminal.bars import BatchProgress
-from cerebrum_cli.terminal.progress import LoadLine
-from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
+from cerebrum_cli.terminal.sinks import render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +58,7 @@ def batch(
         output_paths(output, None if source == STANDARD else source)
     with closing(open_source(runtime, source)) as file:
         shape = detect_shape(source, options.shape, file.head)
-        rows = read_rows(file, shape, options.column, options.template, options.carry, saved)
+        rows = read_rows(file, shape, options.template, options.carry, saved)
         return answer(runtime, rows, output, given, options, typed, saved)
 
 
@@ -76,9 +76,7 @@ def answer(
     generator = find_generator(runtime, given, options, "--votes" if votes else None)
     require_effective(generator.settings, typed, options)
     grammar, is_json = read_grammar(runtime, options), options.schema is not None
-    row_options = batches.BatchOptions(
-        generator.settings, grammar, is_json, votes, not options.no_early_stop, options.ignore_eos
-    )
+    row_options = batches.BatchOptions(generator.settings, grammar, is_json, votes, options.ignore_eos)
     record = {
         **input_fingerprint(rows, options, saved),
         **generator.fingerprint,
@@ -109,7 +107,6 @@ def input_fingerprint(rows: IndexedRows, options: BatchOptions, saved: SavedProm
     """What the prompts depend on, by readable names."""
     return {
         "input": rows.sha256,
-        "column": options.column,
         "template": options.template,
         **({"carry": True} if options.carry else {}),
         **({"prompt": saved.prompt} if saved and saved.prompt else {}),
@@ -130,7 +127,9 @@ def generate(
         events = batches.answer_rows(loaded.responder, rows, row_options, result, output == STANDARD)
         if isinstance(result, Journal):
             events = noting_servers(events, result, loaded)
-        render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, output, options))
+        shares_terminal = output == STANDARD and runtime.streams.out_is_terminal
+        sinks = progress_sinks(runtime, loaded.model.name, options, shares_terminal)
+        render(events, loaded.responder.cancel, sinks)
 
 
 def open_source(runtime: Runtime, source: Path) -> InputFile:
@@ -169,16 +168,6 @@ def open_result(
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
         return StreamedResult(rows, runtime.streams.answer)
     return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed, notes=notes)
-
-
-def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOptions) -> list[Sink]:
-    """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
-    if options.quiet:
-        return []
-    streams = runtime.streams
-    shares_terminal = options.verbose or (output == STANDARD and streams.out_is_terminal)
-    sinks: list[Sink] = [BatchProgress(streams, streams.can_redraw and not shares_terminal), NoticeSink(streams)]
-    return sinks if options.verbose else [LoadLine(streams, model), *sinks]
 
 
 def resume_hint(result: Result, total: int, restart: bool) -> str:

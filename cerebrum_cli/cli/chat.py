@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.history import with_session_defaults
-from cerebrum_cli.cli.generation import require_effective
 from cerebrum_cli.cli.models import find_model, find_profile
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.servers import find_endpoints, without_local
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.inference.loading import ModelLoader
 from cerebrum_cli.inference.question import template_options
 from cerebrum_cli.inference.text import read_piped
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.models.model import as_path, is_file
 from cerebrum_cli.models.reference import looks_like_path
 from cerebrum_cli.terminal.keyboard import Keyboard
@@ -52,7 +52,7 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
     saved, prompted, options = apply_prompt(runtime, given, options, typed)
     history = runtime.open_history(detaches=True)
     try:
-        conversation = open_chat(runtime, history, given, prompted, options, typed)
+        conversation = open_chat(runtime, history, given, prompted, options)
     except BaseException:
         history.close()  # which frees its session
         raise
@@ -73,7 +73,8 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
                 prompts=runtime.config.prompts,
                 pending_prompt=saved if saved and saved.prompt else None,
             )
-            repl.run(input_lines(runtime, repl, keyboard, options.vi), *words)
+            vi = runtime.settings(environment_layer("vi")).vi
+            repl.run(input_lines(runtime, repl, keyboard, vi), *words)
             return repl.exit_code
         finally:
             with signals.exiting():
@@ -81,9 +82,7 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
                     runtime.streams.notice(notice)
 
 
-def open_chat(
-    runtime: Runtime, history: History, given: Layer, prompted: Layer, options: ChatOptions, typed: frozenset[str]
-) -> Chat:
+def open_chat(runtime: Runtime, history: History, given: Layer, prompted: Layer, options: ChatOptions) -> Chat:
     """Start or continue a session, and start to load its model; the settings `prompted` include a saved prompt's."""
     name, no_cache = options.session, {"cache_gb": 0} if options.no_cache else {}
     session = (
@@ -97,7 +96,6 @@ def open_chat(
     model = find_model(runtime, overrides, options)
     loader = model_loader(runtime, options)
     settings = loader.fold(overrides, model)
-    require_effective(settings, typed)
     model = loader.adapted(model, settings)
     conversation = Chat(history, loader, overrides, loader.open(model, settings), settings, session, name)
     if options.use is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.eval_setup import PreparedEvaluation
     from cerebrum_cli.cli.options import EvalOptions
-    from cerebrum_cli.eval.sample import Sample
+    from cerebrum_cli.eval.questions import Sample
 
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
 BENCH_SLOTS = 16

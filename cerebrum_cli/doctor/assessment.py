@@ -71,7 +71,7 @@ def assess_threads(processors: Processors, requested: int | None) -> CheckResult
     )
     if requested and requested > processors.usable:
         problem = f"{requested} requested, but only {processors.usable} can run concurrently"
-        return check_result("threads", detail, (problem, "lower --threads, CEREBRUM_THREADS or threads in config.toml"))
+        return check_result("threads", detail, (problem, "lower CEREBRUM_THREADS or threads in config.toml"))
     return check_result("threads", detail)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, Forced, SequenceId, Timings, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.backend import Sampler
-from cerebrum_cli.engine.control import ControlFactory, Controls, End, limit_after
+from cerebrum_cli.engine.control import ControlFactory, Controls, End
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
@@ -188,9 +188,8 @@ class Sequence:
             return None
         if isinstance(intervention, End):
             return intervention.reason
-        self.forced.append(Forced(intervention.kind, len(self.generated), len(intervention.tokens)))
+        self.forced.append(Forced(len(self.generated), len(intervention.tokens)))
         self.pending.extend(intervention.tokens)
-        self.max_tokens = limit_after(intervention, len(self.generated), self.max_tokens)
         return None
 
     def max_length(self, context_size: int) -> int:

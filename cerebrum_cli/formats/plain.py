@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
-from cerebrum_cli.formats.format import BRIDGE, ThoughtMarkup
+from cerebrum_cli.formats.format import ThoughtMarkup
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,6 @@ class PlainFormat:
     marks_thought: bool = False
     has_switch: bool = False
     verbatim: bool = False
-    bridge: str = BRIDGE
 
     def render(self, conversation: Conversation) -> tuple[Part, ...]:
         """Render the system prompt and a line break, the turns, and the assistant's name."""
@@ -61,7 +60,6 @@ class RawFormat:
     marks_thought: bool = False
     has_switch: bool = False
     verbatim: bool = True
-    bridge: str = BRIDGE
 
     def render(self, conversation: Conversation) -> tuple[Part, ...]:
         """Render the last message as trusted text."""

@@ -22,12 +22,11 @@ from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Inspection, Request
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
-from cerebrum_cli.inference.answer_now import AnswerNow
-from cerebrum_cli.inference.controls import ReplyControls, ReplyStart
 from cerebrum_cli.inference.inspection import GivenReply
 from cerebrum_cli.inference.logit_bias import resolve_biases
 from cerebrum_cli.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.inference.reply import Preview
+from cerebrum_cli.inference.reply_controls import AnswerNow, ReplyControls, ReplyStart
 from cerebrum_cli.inference.reply_stream import GenerationRequest, ReplyStream, TokenizedRequest
 
 if TYPE_CHECKING:

@@ -24,7 +24,9 @@ from cerebrum_cli.merge.plan import Plan, plan_merge
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.merge.weights import CHUNK_WEIGHTS, PENDING_PER_THREAD, CodecFactory
+from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import Capacity, fit_memory, planned_context
+from cerebrum_cli.models.generative import require_loadable
 from cerebrum_cli.models.library import Library, OnProgress
 from cerebrum_cli.models.model import (
     MERGE_FORMAT,
@@ -34,11 +36,9 @@ from cerebrum_cli.models.model import (
     as_path,
     is_file,
     is_missing,
-    require_loadable,
 )
 from cerebrum_cli.models.reference import NameReference
 from cerebrum_cli.models.registry import ModelFile
-from cerebrum_cli.models.spec import ModelSpec
 
 # Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
 BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200

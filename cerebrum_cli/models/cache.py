@@ -132,12 +132,7 @@ class Cache:
 
     def make_directories(self, repo_id: str, commit: str, name: str, digest: str) -> None:
         """Create the directories that a download needs."""
-        blob, pointer, lock = (
-            self.blob(repo_id, digest),
-            self.pointer(repo_id, commit, name),
-            self.lock(repo_id, digest),
-        )
-        for path in (blob, pointer, lock):
+        for path in (self.blob(repo_id, digest), self.pointer(repo_id, commit, name), self.lock(repo_id, digest)):
             path.parent.mkdir(parents=True, exist_ok=True)
         tag = self.directory / _TAG_FILE
         if not tag.exists():

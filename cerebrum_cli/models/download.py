@@ -25,9 +25,8 @@ from cerebrum_cli.core.files import existing_parent, exists, is_disk_full
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.hub import HubFile, Listing, blob_lock, open_file
-from cerebrum_cli.models.hub_errors import HubError
+from cerebrum_cli.models.hub_errors import HubError, Progress, RetryPolicy
 from cerebrum_cli.models.registry import Digest, hash_file
-from cerebrum_cli.models.retries import Progress, RetryPolicy
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -18,7 +18,7 @@ from cerebrum_cli.core.errors import CerebrumError, ConfigError, PullError
 from cerebrum_cli.core.files import try_lock
 from cerebrum_cli.core.settings import environment, forget_empty_variable
 from cerebrum_cli.models.cache import COMMIT, SHA256
-from cerebrum_cli.models.hub_errors import ErrorResponse, HubError, Token, connection_error
+from cerebrum_cli.models.hub_errors import HubError, Token, connection_error, response_error
 from cerebrum_cli.models.reference import HUB_HOSTS, MAIN, RepositoryKind, is_safe_path
 
 if TYPE_CHECKING:
@@ -117,17 +117,15 @@ def _constants() -> ModuleType:
     endpoint = _endpoint()
     try:
         parts = urlsplit(endpoint)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError
     except ValueError:
-        valid = False
-    if not valid:
         hint = "set HF_ENDPOINT to a URL such as https://huggingface.co, or unset it"
-        raise ConfigError(f"HF_ENDPOINT={endpoint!r} is not a URL", hint)
+        raise ConfigError(f"HF_ENDPOINT={endpoint!r} is not a URL", hint) from None
     try:
         from huggingface_hub import constants
     except ValueError as error:
-        problem = f"invalid HF_ environment variable: {error}"
-        raise ConfigError(problem, "fix it, or unset it") from error
+        raise ConfigError(f"invalid HF_ environment variable: {error}", "fix it, or unset it") from error
     return constants
 
 
@@ -308,7 +306,9 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     # The Hub redirects a renamed repository to itself, and files to its storage on another host.
     own = httpx2.URL(_endpoint())  # which drops the default port, as the response's does
     is_hub = response.url.host in HUB_HOSTS or (response.url.host, response.url.port) == (own.host, own.port)
-    return ErrorResponse(subject, kind, response.status_code, response.headers, not is_hub, _endpoint(), token).error()
+    repo_id = "/".join(subject.split("/")[:2])
+    page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+    return response_error(subject, page, response.status_code, response.headers, token, not is_hub)
 
 
 def _token_location() -> str:

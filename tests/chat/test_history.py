@@ -69,7 +69,6 @@ PARAMS = {
     "max_tokens": 10,
     "stop": ["\n\n"],
     "think": None,
-    "conclude": 0,
 }
 SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
 
@@ -250,7 +249,7 @@ def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: His
     for other in (replace(MODEL, paths=(chatml_model,)), renamed):
         assert load_conversation(history.store, session, other) == SUM.assistant("Four.")
     [_, reply] = history.store.messages(session)
-    history.store.update_message(session, reply.message, replace(reply.metadata, vocabulary=None))  # an older version
+    history.store.update_message(session, reply.message, replace(reply.metadata, vocabulary=None))
     assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.")
 
 

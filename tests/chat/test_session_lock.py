@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripted_command import run_here
 
 from cerebrum_cli.chat.lock import SessionLock
 from cerebrum_cli.chat.rows import Session
@@ -119,3 +121,15 @@ def test_lock_reports_a_directory_that_cannot_be_created(tmp_path: Path, one: Se
     with pytest.raises(SessionError) as caught:
         SessionLock(tmp_path / "file" / "locks").acquire(one)
     assert caught.value.hint == "make sure that it is writable"
+
+
+@pytest.mark.parametrize("command", [("ask", "Why?"), ("chat",)])
+def test_refused_model_frees_the_session(chatml_model: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    run_here({"reply": "Short."}, tmp_path, "ask", "Why?", "-m", chatml_model)
+    gc.disable()  # which would free it, too
+    try:
+        refused = run_here({}, tmp_path, *command, "-c", "-m", "nosuch", piped=b"")
+        again = run_here({"reply": "x"}, tmp_path, "chat", "-c", piped=b"")
+    finally:
+        gc.enable()
+    assert (refused.code, again.code, again.err) == (3, 0, "")

@@ -20,7 +20,7 @@ from disks import full_disk
 
 from cerebrum_cli.chat import schema, store
 from cerebrum_cli.chat.rows import ReplyMetadata, Session, StoredMessage
-from cerebrum_cli.chat.schema import MIGRATIONS, migrate
+from cerebrum_cli.chat.schema import SCHEMA, VERSION, create_tables
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
@@ -784,13 +784,13 @@ def schema_objects(path: Path) -> dict[str, int]:
     return {name: names.count(name) for name in names}
 
 
-def test_concurrent_openers_migrate_once(path: Path, tmp_path: Path) -> None:
+def test_concurrent_openers_create_the_tables_once(path: Path, tmp_path: Path) -> None:
     path.parent.mkdir()
     script = (
-        "import sqlite3; from cerebrum_cli.chat.schema import migrate\n"
+        "import sqlite3; from cerebrum_cli.chat.schema import create_tables\n"
         "database = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)\n"
         "database.set_trace_callback(lambda statement: print(statement.split(maxsplit=1)[0], flush=True))\n"
-        "migrate(database)\n"
+        "create_tables(database)\n"
     )
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
@@ -801,9 +801,9 @@ def test_concurrent_openers_migrate_once(path: Path, tmp_path: Path) -> None:
         holder.execute("ROLLBACK")
     statements = [opener.communicate()[0].split() for opener in openers]
     assert [opener.returncode for opener in openers] == [0, 0]
-    created = sum(words.count("CREATE") for words in statements)  # each migration is run by the one or the other
-    assert created == sum(migration.count("CREATE ") for migration in MIGRATIONS)
-    assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
+    created = sum(words.count("CREATE") for words in statements)
+    assert created == SCHEMA.count("CREATE ")
+    assert rows(path, "PRAGMA user_version") == [(VERSION,)]
     with contextlib.closing(Store(tmp_path / "alone.db")) as alone:
         alone.summaries()
     assert schema_objects(path) == schema_objects(tmp_path / "alone.db")
@@ -813,36 +813,17 @@ def test_concurrent_openers_migrate_once(path: Path, tmp_path: Path) -> None:
     assert set(schema_objects(path).values()) == {1}
 
 
-def test_migration_is_atomic(path: Path, sessions: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = add_texts(sessions, sessions.create("a", "chat"), "one")
-    good = "ALTER TABLE sessions ADD COLUMN note TEXT;\nCREATE TABLE notes (text TEXT);"
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
-        monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, good + "\nCREATE TABLE messages (id INTEGER);"))
-        with pytest.raises(sqlite3.OperationalError, match="already exists"):
-            migrate(database)
-        assert (rows(path, "PRAGMA user_version"), "notes" in schema_objects(path)) == ([(len(MIGRATIONS),)], False)
-        assert sessions.find("a") == session
-        monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, good))
-        assert [migrate(database), migrate(database)] == [len(MIGRATIONS) + 1] * 2
-    assert rows(path, "SELECT name, note FROM sessions") == [("a", None)]
-
-
-def test_migration_keeps_all_data_of_the_first_version(path: Path) -> None:
+def test_tables_are_created_together_or_not_at_all(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.parent.mkdir()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
-        database.executescript(MIGRATIONS[0] + "PRAGMA user_version = 1;")
-        database.execute("INSERT INTO messages (session, role, content, created) VALUES (1, 'user', 'Hello?', 1.0)")
-        database.execute(
-            "INSERT INTO sessions (name, origin, leaf, created, updated) VALUES ('old', 'chat', 1, 1.0, 2.0)"
-        )
-    with contextlib.closing(Store(path)) as sessions:
-        session = sessions.find("old")
-        assert session
-        assert (session.first, session.updated) == (None, 2.0)
-        assert texts(sessions.messages(session)) == ["Hello?"]
-        assert search_results(sessions, "hello") == [("old", "Hello?")]
-        assert sessions.update_session(session, first=1).first == 1
-    assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
+        with monkeypatch.context() as patch:
+            patch.setattr(schema, "SCHEMA", SCHEMA + "CREATE TABLE messages (id INTEGER);")
+            with pytest.raises(sqlite3.OperationalError, match="already exists"):
+                create_tables(database)
+        assert (rows(path, "PRAGMA user_version"), schema_objects(path)) == ([(0,)], {})
+        create_tables(database)
+        create_tables(database)
+    assert rows(path, "PRAGMA user_version") == [(VERSION,)]
 
 
 def test_context_start_is_reset_when_the_branch_ends_before_it(sessions: Store) -> None:
@@ -956,14 +937,15 @@ def test_messages_that_point_to_themselves_end(path: Path) -> None:
         assert len(sessions.search("two")) == 1
 
 
-def test_database_of_a_newer_version_is_left_unchanged(path: Path) -> None:
+def test_database_of_another_version_is_left_unchanged(path: Path) -> None:
     path.parent.mkdir()
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE sessions (something TEXT)")
         database.execute("PRAGMA user_version = 99")
     before = path.read_bytes()
+    hint = "use that version, or move the file elsewhere; a new one will be created"
     for error in errors_of(path):
-        assert (error.message, error.hint) == (f"{path}: written by a newer version of cerebrum", "update cerebrum")
+        assert (error.message, error.hint) == (f"{path}: written by another version of cerebrum", hint)
     assert path.read_bytes() == before
 
 
@@ -990,21 +972,15 @@ def test_file_in_place_of_the_directory_is_reported(path: Path) -> None:
         assert error.message == f"{path.parent}: File exists"
 
 
-@pytest.mark.parametrize("version", [0, 1, len(MIGRATIONS)])
-def test_full_disk_allows_reading_and_reports_writing(
-    path: Path, version: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_full_disk_allows_reading_and_reports_writing(path: Path, is_empty: bool) -> None:
     path.parent.mkdir()
     path.touch()
-    with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", MIGRATIONS[:version])
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
-            migrate(database)
-    if version == len(MIGRATIONS):
+    if not is_empty:
         with contextlib.closing(Store(path)) as sessions:
             session = sessions.create("a", "chat", question=Message("user", "Where is the fox?"))
     with full_disk(), contextlib.closing(Store(path)) as sessions:
-        if version == len(MIGRATIONS):
+        if not is_empty:
             assert sessions.latest() == session
             assert [hit.session.name for hit in sessions.search("fox")] == ["a"]
             assert [stored.message.content for stored in sessions.messages(session)] == ["Where is the fox?"]

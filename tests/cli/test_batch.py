@@ -107,10 +107,10 @@ SHAPES: list[tuple[str, str | bytes | list[Any], list[str], list[tuple[str | int
     ("in.ndjson", [{"custom_id": "c", "messages": [{"role": "user", "content": "hi"}]}], [], [("c", "hi")]),
     ("in.jsonl", [{**OPENAI, "body": {"messages": [{"role": "user", "content": "hi"}]}}], [], [("o", "hi")]),
     ("in.jsonl", [{"q": 3, "prompt": "p"}], ["--template", "{{{q}}}"], [(1, "{3}")]),
-    ("in.csv", 'n,q\r\n1,"a, ""b""\nc"\r\n2,d\r\n', ["--column", "q"], [(1, 'a, "b"\nc'), (2, "d")]),
+    ("in.csv", 'n,q\r\n1,"a, ""b""\nc"\r\n2,d\r\n', ["--template", "{q}"], [(1, 'a, "b"\nc'), (2, "d")]),
     ("in.csv", "id,prompt\nx,hi\n", [], [("x", "hi")]),
     ("in.tsv", "q\ta\nx\ty\n", ["--template", "{q} is {a}"], [(1, "x is y")]),
-    ("in.data", "q\nx\n", ["--shape", "csv", "--column", "q"], [(1, "x")]),
+    ("in.data", "q\nx\n", ["--shape", "csv", "--template", "{q}"], [(1, "x")]),
     ("-", LINES, [], [(1, "first"), (4, "  second ")]),
     ("-", [{"prompt": "hi"}], [], [(1, "hi")]),
     ("-", "prompt,more\nhi,x\n", ["--shape", "csv"], [(1, "hi")]),
@@ -665,7 +665,6 @@ def test_usage_errors_exit_2(runner: BatchRunner) -> None:
         (["nowhere.txt"], "error: nowhere.txt: No such file or directory"),
         (["-"], "error: INPUT is `-`, but nothing is piped in"),
         ([table], "error: the input has no column `prompt`"),
-        ([source, "--column", "q"], "error: --column is for csv and tsv, but the input is txt"),
         ([source, "--template", "{nope}"], "error: a line of text has no field `nope`"),
         ([source, "--shape", "xml"], "error: unknown --shape 'xml'"),
         ([source, "--votes", "none"], "error: --votes is 'none'"),
@@ -776,7 +775,7 @@ def test_batch_help_fits_80_columns_and_lists_options(mistral_user: CommandLine)
     lines = mistral_user.run("batch", "--help").out.splitlines()
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    for option in ("--column", "--template", "--shape", "--votes", "--no-early-stop", "--parallel", "--restart"):
+    for option in ("--template", "--shape", "--votes", "--parallel", "--restart"):
         assert f"  {option} " in text
     assert "  -o, --output OUTPUT " in text
     assert "--ignore-eos" in text

@@ -211,7 +211,7 @@ def test_sessions_check_includes_the_write_ahead_log(tmp_path: Path, sessions: P
 @pytest.mark.parametrize(
     ("statement", "detail"),
     [
-        ("PRAGMA user_version = 99", "written by a newer version of cerebrum"),
+        ("PRAGMA user_version = 99", "written by another version of cerebrum"),
         ("PRAGMA user_version = 0", "is damaged: it belongs to another program"),
         ("DROP TABLE sessions", "is damaged: no such table: sessions"),
         ("UPDATE messages SET parent = 77", "is damaged: a row of messages refers to a missing row of messages"),
@@ -366,10 +366,13 @@ def test_doctor_reports_engine_errors_but_raises_bugs(tmp_path: Path) -> None:
         scripted(tmp_path, build=failing(ZeroDivisionError()))
 
 
-def test_doctor_warns_about_too_many_threads(tmp_path: Path) -> None:
-    done = scripted(tmp_path, "--json", "--threads", "1024")
+def test_doctor_warns_about_too_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CEREBRUM_THREADS", "1024")
+    done = scripted(tmp_path, "--json")
     assert (done.code, statuses(done)["threads"]) == (0, "warning")
-    assert scripted(tmp_path, "--threads", "0").code == 2
+    monkeypatch.setenv("CEREBRUM_THREADS", "0")
+    refused = scripted(tmp_path)
+    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: CEREBRUM_THREADS is 0")
 
 
 PROCESSORS = Processors(logical=16, cores=8, allowed=16, quota=math.inf)

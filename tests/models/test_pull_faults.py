@@ -29,8 +29,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.download import Download
 from cerebrum_cli.models.hub import HubFile, Listing
-from cerebrum_cli.models.hub_errors import HubError
-from cerebrum_cli.models.retries import RetryPolicy
+from cerebrum_cli.models.hub_errors import HubError, RetryPolicy
 
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 SLOW = Fault(part="cdn", let_through=1, bytes_per_second=3_000_000)  # the header comes at once, the file in 3 seconds

@@ -375,7 +375,7 @@ def test_prompt_opens_the_editor(open_small_chat: OpenTerminal, user: CommandLin
 
 
 def test_prompt_vi_keys(open_small_chat: OpenTerminal, user: CommandLine) -> None:
-    person = open_small_chat("--vi")
+    person = open_small_chat(CEREBRUM_VI="on")
     person.wait_for("context ")
     person.type("not sent\x1bccOne?")
     person.wait_for("> One?")

@@ -562,7 +562,7 @@ def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> 
     assert shown == {key: value for key, value in done.object.items() if key not in ("model", "file", "tried")}
 
 
-def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner) -> None:
+def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     done = runner.run("tune", runner.model, "--threads", "1")
     assert done.code == 0
     rows = [line.split("  ") for line in done.out.splitlines()]
@@ -596,7 +596,8 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner) -> None:
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
     quiet = runner.run("tune", runner.model, "--threads", "1", "--quiet")
     assert quiet == Finished(0, done.out, "")
-    assert done.out in runner.run("show", runner.model, "--threads", "1").out
+    monkeypatch.setenv("CEREBRUM_THREADS", "1")
+    assert done.out in runner.run("show", runner.model).out
 
 
 def test_tune_reports_changes_from_the_previous_profile(runner: CommandRunner) -> None:

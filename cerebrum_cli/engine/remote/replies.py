@@ -231,7 +231,7 @@ class RemoteSample:
 
     @property
     def _limit(self) -> int | None:
-        return self._turns.limit if self._turns else self.request.params.max_tokens
+        return self.request.params.max_tokens
 
     @property
     def _is_full(self) -> bool:

@@ -287,7 +287,7 @@ def chat_notice(reply: Reply, is_interactive: bool, larger_context: str) -> Noti
     reason = reply.finish.reason
     if reason == "cancelled":
         return NoticeEvent("reply interrupted", "/continue resumes it")
-    if reason == "length" and reply.text and is_interactive and reply.concluded_at is None:
+    if reason == "length" and reply.text and is_interactive:
         return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens", "/continue resumes it")
     notice = reply_notice(reply, larger_context)
     return replace(notice, hint=REPETITION_HINT) if notice and reason == "repetition" else notice
