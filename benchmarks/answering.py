@@ -17,7 +17,7 @@ from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.batch.rows import Row as Question
 from cerebrum_cli.batch.rows import prompt_row, result_rows
 from cerebrum_cli.cli.app import real_runtime
-from cerebrum_cli.cli.generation import plan_parallel
+from cerebrum_cli.cli.generation import AUTO_PARALLEL
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
@@ -26,7 +26,15 @@ from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.inference.loading import BackendFactory, LoadedModel, open_model, open_servers
+from cerebrum_cli.inference.loading import (
+    BackendFactory,
+    LoadedModel,
+    ModelUse,
+    ReplySource,
+    Resources,
+    Servers,
+    open_model,
+)
 from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2
@@ -85,7 +93,8 @@ def loaded_model(
     """Load a model as the commands do; with `evaluate_all`, every prompt is evaluated from its first token."""
     runtime = real_runtime()
     factory = without_prefix_reuse(runtime.open_backend) if evaluate_all else runtime.open_backend
-    loaded = open_model(factory, runtime.library.resolve(model), settings, context=context)
+    source = ReplySource(Resources(factory), runtime.library.resolve(model), settings, ModelUse(context))
+    loaded = open_model(source)
     try:
         exhaust(loaded.responder.load())
         yield loaded
@@ -97,7 +106,8 @@ def loaded_model(
 def connected_model(model: str, settings: Settings, url: str) -> Iterator[LoadedModel]:
     """Connect to a server of a model as the commands do."""
     runtime = real_runtime()
-    loaded = open_servers(runtime.open_backend, [Endpoint(url, url)], runtime.library.resolve(model), settings)
+    servers = Servers([Endpoint(url, url)])
+    loaded = open_model(ReplySource(runtime.resources(), runtime.library.resolve(model), settings, place=servers))
     try:
         exhaust(loaded.responder.load())
         yield loaded
@@ -158,7 +168,9 @@ def opened_model(job: BatchJob, settings: Settings) -> AbstractContextManager[Lo
     if job.endpoint:
         return connected_model(job.model, settings, job.endpoint)
     samples = len(job.questions) * (job.votes or 1)
-    return loaded_model(job.model, settings, plan_parallel(job.parallel, samples, job.batch_invariant))
+    slots = min(job.parallel or AUTO_PARALLEL, samples)
+    context = ContextOptions(slots=slots, batch_invariant=True, pad_steps=job.batch_invariant)
+    return loaded_model(job.model, settings, context)
 
 
 def tokenized_prompts(model: str, questions: Sequence[Question]) -> list[tuple[int, ...]]:

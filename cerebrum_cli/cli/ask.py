@@ -7,26 +7,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.chat.session_recorder import SessionRecorder
-from cerebrum_cli.cli.generation import generation_settings, read_grammar, require_effective
-from cerebrum_cli.cli.models import find_model, find_profile
+from cerebrum_cli.cli.generation import find_source, read_grammar, require_effective
 from cerebrum_cli.cli.saved_prompts import apply_prompt
-from cerebrum_cli.cli.servers import find_endpoints, without_local
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-from cerebrum_cli.inference.loading import open_model, open_servers
-from cerebrum_cli.inference.profiles import step_costs_of, tuning_of
-from cerebrum_cli.inference.question import Question, template_options
+from cerebrum_cli.inference.loading import open_model
+from cerebrum_cli.inference.question import Question
 from cerebrum_cli.inference.reply_stream import GenerationRequest
-from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.terminal.keyboard import Keyboard
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import AskOptions
     from cerebrum_cli.core.conversation import Conversation
-    from cerebrum_cli.core.settings import Layer, Settings
-    from cerebrum_cli.inference.loading import LoadedModel
+    from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.inference.loading import LoadedModel, ReplySource
     from cerebrum_cli.inference.voting import MajorityVote
-    from cerebrum_cli.models.model import Model
 
 
 def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions, typed: frozenset[str]) -> None:
@@ -63,19 +58,18 @@ def answer(
     """Resolve the model and its settings, load it, and answer a question."""
     given = {**given, "cache_gb": 0} if options.no_cache else given
     given = recorder.with_defaults(given, is_remote=bool(options.endpoint))
-    model = find_model(runtime, given, options)
     vote = new_vote(options)
-    settings = generation_settings(runtime, given, model, "--votes" if vote else None)
-    model = model if options.endpoint else with_adapters(runtime.library, model, settings.lora)
+    source = find_source(runtime, given, options, "--votes" if vote else None)
+    settings = source.settings
     require_effective(settings, typed, options)
     grammar, piped = read_grammar(runtime, options), runtime.streams.piped
 
     def read() -> Conversation:
-        conversation = recorder.prepend(question.read(piped, settings, given.get("system")), model, given)
+        conversation = recorder.prepend(question.read(piped, settings, given.get("system")), source.model, given)
         return replace(conversation, thinks=settings.thinks)
 
     conversation = None if piped else read()  # standard input is read while the model loads
-    loaded = start_loading(runtime, model, settings, vote, options)
+    loaded = start_loading(source, vote, options)
     with closing(loaded.engine):
         from cerebrum_cli.cli.answer import Answer, show_prompt
 
@@ -89,29 +83,19 @@ def answer(
             Answer(runtime.streams, loaded, recorder, request, options, keyboard).show(vote)
 
 
-def start_loading(
-    runtime: Runtime, model: Model, settings: Settings, vote: MajorityVote | None, options: AskOptions
-) -> LoadedModel:
+def start_loading(source: ReplySource, vote: MajorityVote | None, options: AskOptions) -> LoadedModel:
     """Start to load the model, or to connect to its server. A dry run needs the vocabulary only."""
-    arguments = template_options(options.template_arg)
-    endpoints = find_endpoints(runtime, options)
-    if endpoints and not options.dry_run:
-        settings = without_local(settings)
-        return open_servers(
-            runtime.open_backend, endpoints, model, settings, raw=options.raw, template_options=arguments
-        )
-    profile = find_profile(runtime, model, settings, options)
+    if options.dry_run:
+        source = replace(source, place=None)
     return open_model(
-        runtime.open_backend,
-        model,
-        settings,
-        raw=options.raw,
-        template_options=arguments,
-        vocabulary_only=options.dry_run,
-        prompt_cache=runtime.prompt_cache,
-        context=ContextOptions(slots=vote.max_samples) if vote else SINGLE,
-        tuning=tuning_of(profile, "batch" if vote else "ask"),
-        step_costs=step_costs_of(profile, "ask"),
+        source.used(
+            context=ContextOptions(slots=vote.max_samples) if vote else SINGLE,
+            tuned_for="batch" if vote else "ask",
+            drafts_for="ask",
+            raw=options.raw,
+            vocabulary_only=options.dry_run,
+            caches_prompts=True,
+        )
     )
 
 

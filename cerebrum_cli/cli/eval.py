@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.batch.files import output_paths
 from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.cli.eval_setup import PreparedEvaluation, prepare
-from cerebrum_cli.cli.generation import naming_grammar_file, progress_sinks
+from cerebrum_cli.cli.generation import naming_grammar_file, open_for, progress_sinks
 from cerebrum_cli.cli.runs import no_sample_counts, print_run
 from cerebrum_cli.cli.servers import noted_servers, noting_servers
 from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
@@ -90,7 +90,7 @@ def take_samples(
     try:
         if missing := len(evaluation.rows) - run.done:
             run.write_notes({**run.notes, **prepared.notes})
-            loaded = prepared.generator.open(runtime, missing, noted_servers(run))
+            loaded = open_for(prepared.source, missing, noted_servers(run))
             before, start = run.done, time.monotonic()
             try:
                 with naming_grammar_file(options):

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import PullCommandOptions, PullOptions, QuietOptions
-    from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.inference.profiles import Profile
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
     from cerebrum_cli.terminal.bars import FileProgress
@@ -90,11 +88,6 @@ def show_download_plan(
     print_candidates(runtime.streams, plan)
     if not options.quiet:
         runtime.streams.info(f"cerebrum pull {reference} would download {plan.reference}")
-
-
-def find_profile(runtime: Runtime, model: Model, settings: Settings, options: AnswerOptions) -> Profile | None:
-    """Tuning profile of a model; None with `--no-profile`."""
-    return None if options.no_profile else runtime.profile(model, settings)
 
 
 def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:

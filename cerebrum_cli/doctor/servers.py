@@ -24,7 +24,7 @@ from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.recognition import probe
 from cerebrum_cli.engine.remote.sglang import IGNORED_SEEDS
-from cerebrum_cli.inference.loading import LoadedModel, open_servers
+from cerebrum_cli.inference.loading import LoadedModel, ReplySource, Resources, Servers, open_model
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
 from cerebrum_cli.inference.reply_stream import GenerationRequest
 from cerebrum_cli.inference.responder import Responder
@@ -124,7 +124,9 @@ def _check_vocabulary(server: CheckedServer) -> CheckResult | None:
     except ModelNotFound as error:
         problem = f"skipped, along with all replies: {error.message}"
         return check_result("vocabulary", "", (problem, error.hint))
-    server.loaded = loaded = open_servers(context.open_backend, [server.endpoint], model, server.settings)
+    server.loaded = loaded = open_model(
+        ReplySource(Resources(context.open_backend), model, server.settings, place=Servers([server.endpoint]))
+    )
     with _time_limit(loaded.responder):
         for _ in loaded.responder.load():
             pass

@@ -22,6 +22,7 @@ from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Inspection, Request
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
+from cerebrum_cli.inference.format_choice import FormatBuilder
 from cerebrum_cli.inference.inspection import GivenReply
 from cerebrum_cli.inference.logit_bias import resolve_biases
 from cerebrum_cli.inference.prompt_length import last_text, least_tokens
@@ -36,9 +37,6 @@ MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 
 DraftChoice = Callable[[bool | None], StepCosts | None]
 """What steps cost, for a request with this setting of `drafts`; None for no drafts."""
-
-FormatBuilder = Callable[[Vocabulary, int], PromptFormat]
-"""Builds the prompt format from a vocabulary and the context size. Raises FormatError."""
 
 
 class Responder:

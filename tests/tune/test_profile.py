@@ -172,7 +172,7 @@ def test_load_options_prefer_user_settings_over_the_tuning() -> None:
     user_set = load_options(model, Settings(threads=2, gpu_layers="0", ctx=512), tuning=ALL_SETTINGS)
     context = user_set.context
     assert (context.n_threads, context.n_threads_batch, user_set.gpu_layers, context.length) == (2, 0, "0", 512)
-    assert (user_set.cache_type_k, user_set.cache_type_v) == ("q8_0", "q8_0")
+    assert (context.cache_type_k, context.cache_type_v) == ("q8_0", "q8_0")
     for context in (CHAT_CONTEXT, ContextOptions(slots=8, batch_invariant=True)):
         assert load_options(model, Settings(), context, ALL_SETTINGS).context.slots == context.slots
     assert (
