@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.inspection import UncertainToken
     from cerebrum_cli.inference.loading import LoadedModel
     from cerebrum_cli.inference.reply import Reply
-    from cerebrum_cli.inference.reply_stream import GenerationRequest
+    from cerebrum_cli.inference.reply_stream import ReplyRequest
     from cerebrum_cli.inference.voting import MajorityVote
     from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.streams import Streams
@@ -54,7 +54,7 @@ class Answer:
         streams: Streams,
         loaded: LoadedModel,
         recorder: SessionRecorder,
-        request: GenerationRequest,
+        request: ReplyRequest,
         options: AskOptions,
         keyboard: Keyboard,
     ) -> None:
@@ -79,7 +79,7 @@ class Answer:
 
     def _show_reply(self) -> None:
         request, options, collector = self._request, self._options, ReplyCollector()
-        events = self._loaded.responder.respond(request.conversation, request.settings, request.grammar)
+        events = self._loaded.responder.respond(request)
         key = AnswerKeySink(self._keyboard, self._loaded.responder)
         line_type = StatusLine if options.streams_answer else AnswerLine
         line = line_type(self._streams, self._loaded.model.name, lambda: key.hint)

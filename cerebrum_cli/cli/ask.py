@@ -12,7 +12,7 @@ from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.inference.loading import open_model
 from cerebrum_cli.inference.question import Question
-from cerebrum_cli.inference.reply_stream import GenerationRequest
+from cerebrum_cli.inference.reply_stream import ReplyRequest
 from cerebrum_cli.terminal.keyboard import Keyboard
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def answer(
         if options.dry_run:
             show_prompt(runtime.streams, loaded, conversation, options)
             return
-        request = GenerationRequest(conversation, settings, grammar)
+        request = ReplyRequest(conversation, settings, grammar)
         keyboard = Keyboard()
         with keyboard.without_echo() if runtime.streams.out_is_terminal else nullcontext():
             Answer(runtime.streams, loaded, recorder, request, options, keyboard).show(vote)

@@ -11,6 +11,7 @@ from cerebrum_cli.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.engine.build import rebuild_command
 from cerebrum_cli.inference.loading import BackendFactory, ReplySource, Resources, open_model
 from cerebrum_cli.inference.reply import Reply, ReplyCollector
+from cerebrum_cli.inference.reply_stream import ReplyRequest
 from cerebrum_cli.models.model import Model
 
 NANO = Path(__file__).parents[1] / "nano.gguf"
@@ -47,7 +48,7 @@ def _ask(factory: BackendFactory, threads: int | None, gpu_layers: str) -> Reply
     loaded = open_model(ReplySource(resources, Model(NANO.stem, (NANO,)), settings))
     collector = ReplyCollector()
     try:
-        for event in loaded.responder.respond(Conversation().user(QUESTION), settings):
+        for event in loaded.responder.respond(ReplyRequest(Conversation().user(QUESTION), settings)):
             collector.emit(event)
     finally:
         loaded.engine.close()

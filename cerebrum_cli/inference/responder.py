@@ -27,8 +27,8 @@ from cerebrum_cli.inference.inspection import GivenReply
 from cerebrum_cli.inference.logit_bias import resolve_biases
 from cerebrum_cli.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.inference.reply import Preview
-from cerebrum_cli.inference.reply_controls import AnswerNow, ReplyControls, ReplyStart
-from cerebrum_cli.inference.reply_stream import GenerationRequest, ReplyStream, TokenizedRequest
+from cerebrum_cli.inference.reply_controls import AnswerNow, ReplyControls
+from cerebrum_cli.inference.reply_stream import ReplyChannels, ReplyRequest, ReplyStream
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
@@ -61,61 +61,56 @@ class Responder:
         self._choose_drafts = choose_drafts
         self._answer_now = AnswerNow()
 
-    def respond(
-        self,
-        conversation: Conversation,
-        settings: Settings,
-        grammar: str | None = None,
-        prefix_tokens: tuple[int, ...] = (),
-    ) -> Generator[Event, None, None]:
+    def respond(self, request: ReplyRequest) -> Generator[Event, None, None]:
         """Load the model if necessary, then generate one reply. Raises PromptTooLong before any evaluation."""
         yield from self.load()
         self._answer_now = AnswerNow()
-        request = GenerationRequest(conversation, settings, grammar, prefix_tokens=prefix_tokens, stream=True)
-        with closing(self.generate([self.tokenize_request(request)])) as replies:
+        with closing(self.generate([self.tokenize_request(replace(request, stream=True))])) as replies:
             yield from raise_refusals(replies)
 
-    def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
+    def tokenize_request(self, request: ReplyRequest) -> Request:
         """Tokenize a request.
 
         Raises PromptTooLong if no room is left for a reply, FormatError if the format cannot render the conversation,
         UsageError as `check_settings` does.
         """
-        prompt_format = self._format
-        self._controls.require_marked_thought(request.settings, request.conversation.system_prompt)
-        prompt = self._render(replace(request.conversation, thinks=request.settings.thinks))
-        thought = open_thought(_trusted_end(prompt), prompt_format.thoughts)
-        prefix_text = self._decode_prefix(request.prefix_tokens)
-        start = ReplyStart(thought, prefix_text, len(request.prefix_tokens))
-        tokenized = Request(
-            self._tokenize_prompt(prompt, request.prefix_tokens),
-            self._sampling(request.settings, () if request.ignore_eos else prompt_format.stop),
+        prompt_format, settings, prefix = self._format, request.settings, request.prefix_tokens
+        self._controls.require_marked_thought(settings, request.conversation.system_prompt)
+        prompt = self._render(replace(request.conversation, thinks=settings.thinks))
+        channels = ReplyChannels(
+            prompt_format.thoughts,
+            open_thought(_trusted_end(prompt), prompt_format.thoughts),
+            self._decode_prefix(prefix),
+        )
+        return Request(
+            self._tokenize_prompt(prompt, prefix),
+            self._sampling(settings, () if request.ignore_eos else prompt_format.stop),
             request.grammar,
             request.n,
             self._visible_tokens,
             request.logprobs,
             request.ignore_eos,
-            step_costs=self._choose_drafts(request.settings.drafts),
+            step_costs=self._choose_drafts(settings.drafts),
             max_n=request.max_n,
             stream=request.stream,
-            controls=self._controls.create(request, start, self._answer_now),
+            controls=self._controls.create(request, channels, self._answer_now),
+            channels=None if prompt_format.verbatim else channels,
         )
-        return TokenizedRequest(tokenized, prompt_format, thought, prefix_text)
 
     def check_settings(self, settings: Settings) -> None:
         """Raise UsageError for settings that the loaded model cannot follow."""
         self._sampling(settings, ())
         self._controls.require_marked_thought(settings, settings.system)
 
-    def generate(self, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None) -> ReplyStream:
+    def generate(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> ReplyStream:
         """Start to generate the replies to several requests; the caller closes the stream.
 
         An engine that schedules rows takes None for none now, and reads on after the next event.
         """
         return ReplyStream(self._engine, requests, scope)
 
-    def group_by_length(self, requests: Iterable[TokenizedRequest]) -> list[list[int]]:
-        return self._engine.group_by_length(one.request for one in requests)
+    def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
+        return self._engine.group_by_length(requests)
 
     def score(
         self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None

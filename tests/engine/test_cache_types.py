@@ -111,7 +111,9 @@ def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine)
 @pytest.mark.parametrize("values", TYPES)
 def test_cache_types_change_the_memory_and_little_else(wide: Path, keys: str, values: str) -> None:
     def logits(**types: str) -> Any:
-        backend = open_llama(replace(options(wide), **types), lambda _: None, StopFlag())  # type: ignore[arg-type]
+        plain = options(wide)
+        context = replace(plain.context, **types)  # type: ignore[arg-type]
+        backend = open_llama(replace(plain, context=context), lambda _: None, StopFlag())
         try:
             backend.reserve(64)
             backend.decode([Row(0, index, 20 + index, index == 9) for index in range(10)])
