@@ -25,8 +25,8 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
 from cerebrum_cli.inference.loading import LoadedModel, ReplySource, open_model
+from cerebrum_cli.inference.prompt_sources import read_text
 from cerebrum_cli.inference.responder import Responder
-from cerebrum_cli.inference.text import read_text
 
 DAY_S = 86_400
 MAX_IMPORT_BYTES = 1_000_000_000

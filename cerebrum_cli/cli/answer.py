@@ -11,8 +11,8 @@ from cerebrum_cli.cli.generation import naming_grammar_file
 from cerebrum_cli.core.errors import Interrupted, NoAnswer
 from cerebrum_cli.core.events import NoticeEvent, PromptEvent
 from cerebrum_cli.inference.inspection import GivenReply, LeastCertain
-from cerebrum_cli.inference.prompt_length import length_notice
 from cerebrum_cli.inference.reply import ReplyCollector, prompt_object, reply_notice, reply_object
+from cerebrum_cli.inference.tokens import length_notice
 from cerebrum_cli.terminal.progress import AnswerLine, StatusLine, VoteLine
 from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.texts import result_text, stats_line
@@ -46,7 +46,7 @@ def show_prompt(streams: Streams, loaded: LoadedModel, conversation: Conversatio
         streams.info(f"{len(preview.token_ids)} tokens")
 
 
-class Answer:
+class AnswerPrinter:
     """The answer to one request: rendered, recorded, and printed in the form the options ask for."""
 
     def __init__(

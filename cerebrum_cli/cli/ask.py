@@ -11,7 +11,7 @@ from cerebrum_cli.cli.generation import find_source, read_grammar, require_effec
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.inference.loading import open_model
-from cerebrum_cli.inference.question import Question
+from cerebrum_cli.inference.prompt_sources import PromptSources
 from cerebrum_cli.inference.reply_stream import ReplyRequest
 from cerebrum_cli.terminal.keyboard import Keyboard
 
@@ -24,19 +24,18 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.voting import MajorityVote
 
 
-def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions, typed: frozenset[str]) -> None:
-    """Answer one question, by one reply or by a vote, and save the exchange; or save the question as a prompt.
-
-    `typed` are the parameters on the command line.
-    """
+def ask(
+    runtime: Runtime, prompt: str | None, overrides: Layer, options: AskOptions, on_command_line: frozenset[str]
+) -> None:
+    """Answer one question, by one reply or by a vote, and save the exchange; or save the question as a prompt."""
     if options.save_prompt is not None:
         from cerebrum_cli.cli.prompts import save
 
-        save(runtime, options.save_prompt, prompt, given, options, typed)
+        save(runtime, options.save_prompt, prompt, overrides, options, on_command_line)
         return
-    saved, given, options = apply_prompt(runtime, given, options, typed)
+    saved, overrides, options = apply_prompt(runtime, overrides, options, on_command_line)
     notice = (lambda _: None) if options.quiet else runtime.streams.notice
-    question = Question(prompt, options.file, options.messages, options.raw, notice, saved)
+    question = PromptSources(prompt, options.file, options.messages, options.raw, notice, saved)
     question.validate(runtime.streams.piped)
     options.validate()
     saves = not (options.no_log or options.raw)
@@ -44,34 +43,36 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions,
         lambda: runtime.history, runtime.streams.notice, continues=options.continue_, saves=saves
     )
     with closing(recorder):
-        answer(runtime, question, recorder, given, options, typed)
+        run_question(runtime, question, recorder, overrides, options, on_command_line)
 
 
-def answer(
+def run_question(
     runtime: Runtime,
-    question: Question,
+    question: PromptSources,
     recorder: SessionRecorder,
-    given: Layer,
+    overrides: Layer,
     options: AskOptions,
-    typed: frozenset[str],
+    on_command_line: frozenset[str],
 ) -> None:
     """Resolve the model and its settings, load it, and answer a question."""
-    given = {**given, "cache_gb": 0} if options.no_cache else given
-    given = recorder.with_defaults(given, is_remote=bool(options.endpoint))
+    overrides = {**overrides, "cache_gb": 0} if options.no_cache else overrides
+    overrides = recorder.with_defaults(overrides, is_remote=bool(options.endpoint))
     vote = new_vote(options)
-    source = find_source(runtime, given, options, "--votes" if vote else None)
+    source = find_source(runtime, overrides, options, "--votes" if vote else None)
     settings = source.settings
-    require_effective(settings, typed, options)
+    require_effective(settings, on_command_line, options)
     grammar, piped = read_grammar(runtime, options), runtime.streams.piped
 
     def read() -> Conversation:
-        conversation = recorder.prepend(question.read(piped, settings, given.get("system")), source.model, given)
+        conversation = recorder.prepend(
+            question.read(piped, settings, overrides.get("system")), source.model, overrides
+        )
         return replace(conversation, thinks=settings.thinks)
 
     conversation = None if piped else read()  # standard input is read while the model loads
     loaded = start_loading(source, vote, options)
     with closing(loaded.engine):
-        from cerebrum_cli.cli.answer import Answer, show_prompt
+        from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
 
         conversation = conversation or read()
         if options.dry_run:
@@ -80,7 +81,7 @@ def answer(
         request = ReplyRequest(conversation, settings, grammar)
         keyboard = Keyboard()
         with keyboard.without_echo() if runtime.streams.out_is_terminal else nullcontext():
-            Answer(runtime.streams, loaded, recorder, request, options, keyboard).show(vote)
+            AnswerPrinter(runtime.streams, loaded, recorder, request, options, keyboard).show(vote)
 
 
 def start_loading(source: ReplySource, vote: MajorityVote | None, options: AskOptions) -> LoadedModel:

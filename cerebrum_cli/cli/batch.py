@@ -49,34 +49,39 @@ STANDARD = Path("-")  # standard input or output
 
 
 def batch(
-    runtime: Runtime, source: Path, output: Path, given: Layer, options: BatchOptions, typed: frozenset[str]
+    runtime: Runtime,
+    source: Path,
+    output: Path,
+    overrides: Layer,
+    options: BatchOptions,
+    on_command_line: frozenset[str],
 ) -> int:
     """Answer the rows that have no answer yet; return how many failed or have no winner.
 
-    `typed` are the parameters on the command line. Raises Interrupted with how to resume.
+    Raises Interrupted with how to resume.
     """
-    saved, given, options = apply_prompt(runtime, given, options, typed)
+    saved, overrides, options = apply_prompt(runtime, overrides, options, on_command_line)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
     with closing(open_source(runtime, source)) as file:
         shape = detect_shape(source, options.shape, file.head)
         rows = read_rows(file, shape, options.template, options.carry, saved)
-        return answer(runtime, rows, output, given, options, typed, saved)
+        return run_rows(runtime, rows, output, overrides, options, on_command_line, saved)
 
 
-def answer(
+def run_rows(
     runtime: Runtime,
     rows: IndexedRows,
     output: Path,
-    given: Layer,
+    overrides: Layer,
     options: BatchOptions,
-    typed: frozenset[str],
+    on_command_line: frozenset[str],
     saved: SavedPrompt | None,
 ) -> int:
     """Answer the rows of an input."""
     votes = options.vote_bounds
-    source = find_source(runtime, given, options, "--votes" if votes else None)
-    require_effective(source.settings, typed, options)
+    source = find_source(runtime, overrides, options, "--votes" if votes else None)
+    require_effective(source.settings, on_command_line, options)
     grammar, is_json = read_grammar(runtime, options), options.schema is not None
     row_options = batches.BatchOptions(source.settings, grammar, is_json, votes, options.ignore_eos)
     record = {

@@ -14,7 +14,7 @@ from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.inference.loading import CHAT, ReplySource, open_model
-from cerebrum_cli.inference.text import read_piped
+from cerebrum_cli.inference.prompt_sources import read_piped
 from cerebrum_cli.models.model import as_path, is_file
 from cerebrum_cli.models.reference import looks_like_path
 from cerebrum_cli.terminal.keyboard import Keyboard
@@ -35,20 +35,21 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.repl.terminal_io import InputSource
 
 
-def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions, typed: frozenset[str]) -> int:
+def chat(
+    runtime: Runtime, words: list[str], given: Layer, options: ChatOptions, on_command_line: frozenset[str]
+) -> int:
     """Chat at a terminal, or answer questions from a pipe, and save the session as it goes; return the exit code.
 
-    `words` are a model, unless `-m` names it, and the first question. Raises UsageError for more. `typed` are the
-    parameters on the command line.
+    `words` are a model, unless `-m` names it, and the first question. Raises UsageError for more.
     """
-    if "model" not in typed and words:
+    if "model" not in on_command_line and words:
         reference, *words = words
-        given, typed = {**given, "model": require_model_name(reference)}, typed | {"model"}
+        given, on_command_line = {**given, "model": require_model_name(reference)}, on_command_line | {"model"}
     if len(words) > 1:
         raise UsageError("more than one question given", f"quote the first question: {quote(' '.join(words))}")
     if options.continue_ and options.session:
         raise UsageError("-c and --session cannot be used together", "give one of them")
-    saved, prompted, options = apply_prompt(runtime, given, options, typed)
+    saved, prompted, options = apply_prompt(runtime, given, options, on_command_line)
     history = runtime.open_history(detaches=True)
     try:
         conversation = open_chat(runtime, history, given, prompted, options)

@@ -35,21 +35,21 @@ def run_eval(
     runtime: Runtime,
     source: str,
     output: Path | None,
-    given: Layer,
+    overrides: Layer,
     options: EvalOptions,
     lm_eval: LmEvalOptions,
-    typed: frozenset[str],
+    on_command_line: frozenset[str],
 ) -> int:
     """Ask the questions of a task or a file, and print the report; return how many questions do not count.
 
-    `typed` are the parameters on the command line. Raises Interrupted with how to resume.
+    Raises Interrupted with how to resume.
     """
     if source.startswith(LM_EVAL):
         from cerebrum_cli.cli.lm_eval import run_lm_eval
 
-        return run_lm_eval(runtime, source.removeprefix(LM_EVAL), output, given, options, lm_eval)
+        return run_lm_eval(runtime, source.removeprefix(LM_EVAL), output, overrides, options, lm_eval)
     require_unset(lm_eval)
-    prepared = prepare(runtime, source, given, options, typed)
+    prepared = prepare(runtime, source, overrides, options, on_command_line)
     if output:
         require_file(output, source)
     fingerprint = prepared.fingerprint(runtime)

@@ -16,7 +16,7 @@ from cerebrum_cli.eval.questions import MAX_SAMPLES, select
 from cerebrum_cli.eval.runs import QUESTIONS, SAMPLES
 from cerebrum_cli.eval.sources import LoadedTask, ReadOptions, read_source
 from cerebrum_cli.eval.tasks import find_preset
-from cerebrum_cli.inference.fingerprint import generation_fingerprint
+from cerebrum_cli.inference.loading import generation_fingerprint
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
@@ -57,20 +57,20 @@ class PreparedEvaluation:
 
 
 def prepare(
-    runtime: Runtime, source: str, given: Layer, options: EvalOptions, typed: frozenset[str]
+    runtime: Runtime, source: str, overrides: Layer, options: EvalOptions, on_command_line: frozenset[str]
 ) -> PreparedEvaluation:
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
-    require_valid(given, options)  # before questions are downloaded
+    require_valid(overrides, options)  # before questions are downloaded
     require_count("--samples", options.samples, MAX_SAMPLES)
     require_count("--limit", options.limit)
     task = read_task(runtime, source, options)
     samples = options.samples or task.samples
-    if samples > 1 and given.get("temperature") is None and task.settings.get("temperature") == 0:
+    if samples > 1 and overrides.get("temperature") is None and task.settings.get("temperature") == 0:
         problem = f"--samples needs a temperature above 0, but preset {options.preset} sets 0"
         raise UsageError(problem, "add --temperature 0.7, or omit --samples")
-    given = {**given, **{key: value for key, value in task.settings.items() if given.get(key) is None}}
-    reply_source = find_source(runtime, given, options, "--samples" if samples > 1 else None)
-    require_effective(reply_source.settings, typed, options)
+    overrides = {**overrides, **{key: value for key, value in task.settings.items() if overrides.get(key) is None}}
+    reply_source = find_source(runtime, overrides, options, "--samples" if samples > 1 else None)
+    require_effective(reply_source.settings, on_command_line, options)
     settings = reply_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))

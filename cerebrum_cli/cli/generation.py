@@ -15,8 +15,7 @@ from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.inference.load_options import require_attention
 from cerebrum_cli.inference.loading import ModelUse, Place, ReplySource, Servers, open_model
 from cerebrum_cli.inference.profiles import tuning_of
-from cerebrum_cli.inference.question import template_options
-from cerebrum_cli.inference.text import read_text
+from cerebrum_cli.inference.prompt_sources import read_text, template_options
 from cerebrum_cli.models.generative import require_generative
 from cerebrum_cli.models.library import with_adapters
 
@@ -36,7 +35,11 @@ AUTO_PARALLEL = 64  # more than this was nowhere faster
 
 
 def find_source(
-    runtime: Runtime, given: Layer, options: AnswerOptions, samples_by: str | None = None, model: Model | None = None
+    runtime: Runtime,
+    overrides: Layer,
+    options: AnswerOptions,
+    samples_by: str | None = None,
+    model: Model | None = None,
 ) -> ReplySource:
     """The model and its settings, and where it runs; a model that is not given is found, or downloaded.
 
@@ -49,10 +52,10 @@ def find_source(
             raise UsageError("--ray and --endpoint cannot be used together", "give one of them")
         slots = parse_parallel(options.parallel)
         context = ContextOptions(slots=slots, batch_invariant=True, pad_steps=options.batch_invariant)
-        given = without_padded_drafts(given, options)
-    model = model or find_model(runtime, given, options)
+        overrides = without_padded_drafts(overrides, options)
+    model = model or find_model(runtime, overrides, options)
     require_generative(model.path, model.header)
-    settings = generation_settings(runtime, given, model, samples_by)
+    settings = generation_settings(runtime, overrides, model, samples_by)
     place: Place | None = None
     if endpoints:
         place, settings = Servers(endpoints, context.slots or None), without_local(settings)
@@ -87,10 +90,10 @@ def source_fingerprint(source: ReplySource) -> dict[str, Any]:
     }
 
 
-def require_valid(given: Layer, options: ConcurrencyOptions) -> None:
+def require_valid(overrides: Layer, options: ConcurrencyOptions) -> None:
     """Raise UsageError for options of concurrency that are invalid, or exclude each other."""
     parse_parallel(options.parallel)
-    without_padded_drafts(given, options)
+    without_padded_drafts(overrides, options)
 
 
 def parse_parallel(text: str | None) -> int:
@@ -102,34 +105,34 @@ def parse_parallel(text: str | None) -> int:
     raise UsageError(f"--parallel is {text!r}", f"it must be a number from 1 to {MAX_PARALLEL}, or auto")
 
 
-def without_padded_drafts(given: Layer, options: ConcurrencyOptions) -> Layer:
+def without_padded_drafts(overrides: Layer, options: ConcurrencyOptions) -> Layer:
     """Turn drafts off with `--batch-invariant`. Raises UsageError if both are asked for."""
     if not options.batch_invariant:
-        return given
-    if given.get("drafts"):
+        return overrides
+    if overrides.get("drafts"):
         raise UsageError("--batch-invariant and --drafts cannot be used together", "omit one of them")
-    return {**given, "drafts": False}
+    return {**overrides, "drafts": False}
 
 
-def generation_settings(runtime: Runtime, given: Layer, model: Model, samples_by: str | None) -> Settings:
+def generation_settings(runtime: Runtime, overrides: Layer, model: Model, samples_by: str | None) -> Settings:
     """Settings for a model; `samples_by` is the option that asks for several samples, which need a temperature.
 
     Raises UsageError.
     """
     if not samples_by:
-        return runtime.settings(given, model)
+        return runtime.settings(overrides, model)
     from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, require_sampling
 
-    settings = runtime.settings(given, model, {"temperature": VOTE_TEMPERATURE})
+    settings = runtime.settings(overrides, model, {"temperature": VOTE_TEMPERATURE})
     require_sampling(settings, samples_by)
     return settings
 
 
-def require_effective(settings: Settings, typed: frozenset[str], options: ConstrainedOptions) -> None:
+def require_effective(settings: Settings, on_command_line: frozenset[str], options: ConstrainedOptions) -> None:
     """Raise UsageError for a limit of thinking on the command line that a grammar rules out; others have no effect."""
     constraint = "--schema" if options.schema else "--grammar" if options.grammar else None
     limits_thought = (settings.think or "").isdecimal()
-    if constraint and limits_thought and "think" in typed:
+    if constraint and limits_thought and "think" in on_command_line:
         raise UsageError(f"--think N and {constraint} cannot be used together", "use --think off, or omit it")
 
 

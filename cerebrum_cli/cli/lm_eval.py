@@ -55,15 +55,15 @@ def opener(source: ReplySource) -> Callable[[Use], LoadedModel]:
 
 
 def run_lm_eval(
-    runtime: Runtime, tasks: str, output: Path | None, given: Layer, options: EvalOptions, lm_eval: LmEvalOptions
+    runtime: Runtime, tasks: str, output: Path | None, overrides: Layer, options: EvalOptions, lm_eval: LmEvalOptions
 ) -> int:
     """Run tasks, separated by commas, and print lm-eval's table; return how many questions do not count: none.
 
     Raises Interrupted with how to resume.
     """
-    require_usable(tasks, output, given, options, lm_eval)
+    require_usable(tasks, output, overrides, options, lm_eval)
     preset = find_preset(options.preset) if options.preset else None
-    source = find_source(runtime, given, options).used(raw=not lm_eval.apply_chat_template)
+    source = find_source(runtime, overrides, options).used(raw=not lm_eval.apply_chat_template)
     if options.offline:
         set_environment_default("HF_HUB_OFFLINE", "1")
         set_environment_default("HF_DATASETS_OFFLINE", "1")
@@ -79,7 +79,9 @@ def run_lm_eval(
     return 0
 
 
-def require_usable(tasks: str, output: Path | None, given: Layer, options: EvalOptions, lm_eval: LmEvalOptions) -> None:
+def require_usable(
+    tasks: str, output: Path | None, overrides: Layer, options: EvalOptions, lm_eval: LmEvalOptions
+) -> None:
     """Raise UsageError for options that have no effect or exclude each other, and if lm-eval is not installed."""
     if find_spec("lm_eval") is None:
         raise UsageError("lm-eval is not installed", pip_install('"cerebrum-cli[lm-eval]"'))
@@ -92,9 +94,9 @@ def require_usable(tasks: str, output: Path | None, given: Layer, options: EvalO
         if getattr(options, name):
             raise UsageError(f"{flag(name)} has no effect on the tasks of lm-eval", "omit it")
     for name in UNUSED_SETTINGS:
-        if name in given:
+        if name in overrides:
             raise UsageError(f"{flag(name)} has no effect on the tasks of lm-eval", "use --gen-kwargs NAME=VALUE,...")
-    if given.get("system") is not None and not lm_eval.apply_chat_template:
+    if overrides.get("system") is not None and not lm_eval.apply_chat_template:
         raise UsageError("--system has no effect without --apply-chat-template", "add it, or omit --system")
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit is {options.limit}", "it must be 1 or more")

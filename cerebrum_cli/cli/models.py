@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.bars import FileProgress
 
 
-def find_model(runtime: Runtime, given: Mapping[str, Any], options: PullOptions) -> Model:
+def find_model(runtime: Runtime, overrides: Mapping[str, Any], options: PullOptions) -> Model:
     """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound.
 
     A model that servers or nodes open is needed here only with its vocabulary.
     """
-    settings = runtime.settings(given)
+    settings = runtime.settings(overrides)
     has_nodes = isinstance(options, ConcurrencyOptions) and options.ray
     if has_nodes or (isinstance(options, AnswerOptions) and options.endpoint):
         return runtime.library.resolve_vocabulary(settings.model)

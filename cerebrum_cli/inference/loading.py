@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.settings import GENERATION_KEYS, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.engine.engine import Engine
@@ -24,6 +25,7 @@ from cerebrum_cli.inference.load_options import CHAT_CONTEXT, load_options, requ
 from cerebrum_cli.inference.profiles import DEFAULT, Profile, UseName, step_costs_of, tuning_of
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.models.generative import require_generative
+from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model
 
 if TYPE_CHECKING:
@@ -271,3 +273,17 @@ def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | 
     if drafts:
         return measured or DEFAULT_COSTS
     return measured if measured and measured.best_draft else None
+
+
+def generation_fingerprint(settings: Settings, grammar: str | None, model: Model, library: Library) -> dict[str, Any]:
+    """The model, the settings and the grammar."""
+    values = asdict(settings)
+    keys = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
+    return {
+        "model": model.label,
+        "model file": library.file_identity(model),
+        "adapter": model.adapter_identity,
+        "format": choose_format(settings.format, model.known_format, model.header.chat_template),
+        **{key.replace("_", " "): values[key] for key in keys},
+        "grammar": grammar and sha256(grammar.encode()).hexdigest(),
+    }

@@ -24,11 +24,10 @@ from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
 from cerebrum_cli.inference.format_choice import FormatBuilder
 from cerebrum_cli.inference.inspection import GivenReply
-from cerebrum_cli.inference.logit_bias import resolve_biases
-from cerebrum_cli.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.inference.reply import Preview
 from cerebrum_cli.inference.reply_controls import AnswerNow, ReplyControls
 from cerebrum_cli.inference.reply_stream import ReplyChannels, ReplyRequest, ReplyStream
+from cerebrum_cli.inference.tokens import last_text, least_tokens, resolve_biases
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
