@@ -81,8 +81,10 @@ class Responder:
             open_thought(_trusted_end(prompt), prompt_format.thoughts),
             self._decode_prefix(prefix),
         )
+        tokens = (*self._tokenize(prompt), *prefix)
+        self._require_room(tokens)
         return Request(
-            self._tokenize_prompt(prompt, prefix),
+            tokens,
             self._sampling(settings, () if request.ignore_eos else prompt_format.stop),
             request.grammar,
             request.n,
@@ -126,7 +128,8 @@ class Responder:
         self.require_inspection()
         yield from self.load()
         if reply.tokens:
-            prompt = self._tokenize_prompt(self._render(reply.conversation), reply.tokens[:-1])
+            prompt = (*self.tokenize(reply.conversation), *reply.tokens[:-1])
+            self._require_room(prompt)
             inspection = Inspection(reply.tokens, likeliest + 1)
             request = Request(prompt, SamplingParams(max_tokens=1), inspection=inspection)
             with closing(self._engine.complete([request])) as events:
@@ -262,12 +265,10 @@ class Responder:
         pieces = (vocabulary.piece(token, special=token in self._visible_tokens) for token in tokens)
         return b"".join(pieces).decode("utf-8", "replace")
 
-    def _tokenize_prompt(self, prompt: Sequence[Part], prefix_tokens: tuple[int, ...]) -> tuple[int, ...]:
-        tokens = (*self._tokenize(prompt), *prefix_tokens)
-        size = self._engine.context_size
-        if len(tokens) >= size:
+    def _require_room(self, tokens: tuple[int, ...]) -> None:
+        """Raise PromptTooLong if a prompt leaves no room for a reply."""
+        if len(tokens) >= self._engine.context_size:
             raise self._too_long(str(len(tokens)))
-        return tokens
 
     def _render(self, conversation: Conversation) -> tuple[Part, ...]:
         self._require_possible(last_text(conversation))
