@@ -16,8 +16,8 @@ from cerebrum_cli.engine.cluster.engine import ClusterEngine
 from cerebrum_cli.engine.cluster.worker import Fingerprint, NodeEngine, NodeInfo, OpenEngine, Trouble, Worker
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.failures import LostServerError
-from cerebrum_cli.engine.remote.job import Patience
-from cerebrum_cli.engine.remote.kind import Part
+from cerebrum_cli.engine.remote.job import ServerTimeouts
+from cerebrum_cli.engine.remote.kind import ReplyChunk
 from cerebrum_cli.engine.sequence import Request
 
 POLL_S = 0.005
@@ -55,7 +55,7 @@ class ScriptedActor:
             raise LostServerError("its process has ended", was_sent=False)
         return self.worker.describe()
 
-    async def answer(self, key: int, request: Request) -> tuple[Part, ...] | Trouble:
+    async def answer(self, key: int, request: Request) -> tuple[ReplyChunk, ...] | Trouble:
         worker = self.worker
         assert worker
         self.asked.append(bytes(request.prompt_tokens).decode())
@@ -119,7 +119,7 @@ class Nodes:
 
 
 @contextmanager
-def clustered(nodes: Nodes, *actors: ScriptedActor, patience: Patience = QUICK) -> Iterator[ClusterEngine]:
+def clustered(nodes: Nodes, *actors: ScriptedActor, patience: ServerTimeouts = QUICK) -> Iterator[ClusterEngine]:
     """An engine on these nodes, which may still be loading."""
     cluster = ScriptedCluster(actors)
     vocabulary = ScriptedBackend(lambda held, seed: END)

@@ -10,7 +10,7 @@ from cerebrum_cli.engine.backend import OpenBackend
 from cerebrum_cli.engine.cluster.node import Cluster, Node
 from cerebrum_cli.engine.cluster.worker import OpenEngine
 from cerebrum_cli.engine.remote.engine import PooledEngine
-from cerebrum_cli.engine.remote.job import Patience
+from cerebrum_cli.engine.remote.job import ServerTimeouts
 
 
 class ClusterEngine(PooledEngine):
@@ -23,7 +23,7 @@ class ClusterEngine(PooledEngine):
         open_vocabulary: OpenBackend,
         cluster: Cluster,
         open_engine: OpenEngine,
-        patience: Patience | None = None,
+        patience: ServerTimeouts | None = None,
     ) -> None:
         self._cluster = cluster
         self._open_engine = open_engine

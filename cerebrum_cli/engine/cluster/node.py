@@ -13,8 +13,8 @@ from cerebrum_cli.core.errors import EndpointError, EngineError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.cluster.worker import REFUSALS, NodeInfo, OpenEngine, Trouble
 from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError, RefusedRequestError
-from cerebrum_cli.engine.remote.job import Job, Server
-from cerebrum_cli.engine.remote.kind import Part
+from cerebrum_cli.engine.remote.job import PoolJob, Server
+from cerebrum_cli.engine.remote.kind import ReplyChunk
 from cerebrum_cli.engine.sequence import Request
 
 AHEAD = 2  # samples that a node is given beyond its slots, so that none stays free while an answer travels
@@ -26,7 +26,7 @@ class Actor(Protocol):
 
     async def describe(self) -> NodeInfo | Trouble | None: ...
 
-    async def answer(self, key: int, request: Request) -> tuple[Part, ...] | Trouble: ...
+    async def answer(self, key: int, request: Request) -> tuple[ReplyChunk, ...] | Trouble: ...
 
     def cancel(self, key: int) -> None: ...
 
@@ -86,7 +86,7 @@ class Node(Server):
         fingerprint = self.info.fingerprint
         return {"kind": "ray", "build": fingerprint.build, "processor": fingerprint.processor}
 
-    async def answer(self, job: Job) -> None:
+    async def answer(self, job: PoolJob) -> None:
         first = job.samples[0]
         params = replace(first.request.params, seed=first.seed)
         key, request = next(self._keys), replace(first.request, params=params, n=len(job.samples))

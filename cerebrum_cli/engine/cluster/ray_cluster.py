@@ -17,7 +17,7 @@ from cerebrum_cli.engine.cluster.node import AHEAD
 from cerebrum_cli.engine.cluster.worker import NodeInfo, OpenEngine, Trouble, Worker
 from cerebrum_cli.engine.remote.client import one_line
 from cerebrum_cli.engine.remote.failures import LostServerError
-from cerebrum_cli.engine.remote.kind import Part
+from cerebrum_cli.engine.remote.kind import ReplyChunk
 from cerebrum_cli.engine.sequence import Request
 
 CONNECT_S = 5.0
@@ -125,8 +125,8 @@ class RayActor:
         )
         return found
 
-    async def answer(self, key: int, request: Request) -> tuple[Part, ...] | Trouble:
-        found: tuple[Part, ...] | Trouble = await answered(self._actor.answer.remote(key, request))
+    async def answer(self, key: int, request: Request) -> tuple[ReplyChunk, ...] | Trouble:
+        found: tuple[ReplyChunk, ...] | Trouble = await answered(self._actor.answer.remote(key, request))
         return found
 
     def cancel(self, key: int) -> None:

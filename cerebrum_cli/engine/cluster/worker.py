@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import CerebrumError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.remote.kind import End, Part, StopReason
+from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd, StopReason
 from cerebrum_cli.engine.sequence import Request
 
 REFUSALS = {error.__name__: error for error in (GrammarError, PromptTooLong)}
@@ -91,7 +91,7 @@ class Worker:
             return Trouble.of(error)
         return NodeInfo(platform.node(), __version__, fingerprint, engine.context_size, slots, notices)
 
-    def answer(self, key: int, request: Request) -> tuple[Part, ...] | Trouble:
+    def answer(self, key: int, request: Request) -> tuple[ReplyChunk, ...] | Trouble:
         """Generate all samples of a request; `key` names it for `cancel`."""
         try:
             return self._generate(key, request)
@@ -104,12 +104,12 @@ class Worker:
         """Stop a request after the current step; its answer means nothing then."""
         self._cancelled.add(key)
 
-    def _generate(self, key: int, request: Request) -> tuple[Part, ...] | Trouble:
+    def _generate(self, key: int, request: Request) -> tuple[ReplyChunk, ...] | Trouble:
         engine, length = self._node.engine, len(request.prompt_tokens)
         if length >= engine.context_size:
             problem = f"the prompt has {length} tokens, but the context of a node has {engine.context_size}"
             return Trouble(problem, "shorten it, or raise --ctx", PromptTooLong.__name__)
-        samples = [Sample() for _ in range(request.n)]
+        samples = [NodeSample() for _ in range(request.n)]
         refused: Trouble | None = None
         with closing(engine.complete([replace(request, step_costs=self._node.step_costs)])) as events:
             for event in events:
@@ -124,7 +124,7 @@ class Worker:
 
 
 @dataclass(slots=True)
-class Sample:
+class NodeSample:
     """One sample as it is generated."""
 
     tokens: list[int] = field(default_factory=list)
@@ -139,11 +139,11 @@ class Sample:
             self.logprobs.append(event.logprob)
 
     @property
-    def reply(self) -> Part:
+    def reply(self) -> ReplyChunk:
         """The whole reply; stop strings are found again where it is decoded."""
         finish = self.finish
         assert finish
-        end = End(
+        end = ReplyEnd(
             _stop_reason(finish),
             finish.completion_tokens,
             finish.prompt_tokens,
@@ -151,7 +151,7 @@ class Sample:
             finish.timings,
             finish.forced,
         )
-        return Part(tuple(self.tokens), logprobs=tuple(self.logprobs), end=end)
+        return ReplyChunk(tuple(self.tokens), logprobs=tuple(self.logprobs), end=end)
 
 
 def _stop_reason(finish: FinishEvent) -> StopReason:

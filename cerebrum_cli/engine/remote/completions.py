@@ -13,7 +13,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceI
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.connection import Connection
-from cerebrum_cli.engine.remote.job import Job, Place
+from cerebrum_cli.engine.remote.job import PoolJob, PromptServer
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Failure, Request, first_seed, next_item
 
@@ -26,7 +26,7 @@ class Submitted:
 
     request: Request
     seed: int
-    place: Place = field(default_factory=Place)
+    place: PromptServer = field(default_factory=PromptServer)
     samples: int = 0
     unfinished: int = 0
     is_aborted: bool = False
@@ -126,7 +126,7 @@ class RemoteCompletions:
         self._live.update(sample.id for sample in samples)
         streams = submitted.request.stream  # each of one sample
         groups = [(sample,) for sample in samples] if streams else [tuple(samples)]
-        jobs = [Job(group, self._outbox.put, submitted.place) for group in groups]
+        jobs = [PoolJob(group, self._outbox.put, submitted.place) for group in groups]
         self._connection.submit(jobs, self._scope)
 
     def _sample(self, index: int, submitted: Submitted, number: int) -> RemoteSample:

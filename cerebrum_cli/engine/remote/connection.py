@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from cerebrum_cli.core.events import ServerTokens
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.engine.remote.job import Job, Server, finish_cancelled
+from cerebrum_cli.engine.remote.job import PoolJob, Server, finish_cancelled
 from cerebrum_cli.engine.remote.pool import Pool
 
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
@@ -36,7 +36,7 @@ class Connection:
         """Number of samples to submit at a time."""
         return AHEAD * sum(server.window for server in self.servers)
 
-    def submit(self, jobs: Sequence[Job], scope: CancelScope) -> None:
+    def submit(self, jobs: Sequence[PoolJob], scope: CancelScope) -> None:
         """Submit jobs, unless their scope is cancelled by the time that they arrive."""
 
         def receive() -> None:
@@ -48,6 +48,6 @@ class Connection:
 
         self._call(receive)
 
-    def cancel(self, should_cancel: Callable[[Job], bool]) -> None:
+    def cancel(self, should_cancel: Callable[[PoolJob], bool]) -> None:
         """Cancel jobs, without waiting for it."""
         self._call(lambda: self._pool.cancel(should_cancel))

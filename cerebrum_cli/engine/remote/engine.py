@@ -24,7 +24,7 @@ from cerebrum_cli.engine.remote.client import Client, import_http
 from cerebrum_cli.engine.remote.completions import RemoteCompletions
 from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.job import Patience, Server
+from cerebrum_cli.engine.remote.job import Server, ServerTimeouts
 from cerebrum_cli.engine.remote.kind import ServerInfo, is_same_origin, origin
 from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.recognition import describe, tokenize
@@ -43,9 +43,9 @@ class PooledEngine:
 
     option: ClassVar[str]
 
-    def __init__(self, open_vocabulary: OpenBackend, patience: Patience | None = None) -> None:
+    def __init__(self, open_vocabulary: OpenBackend, patience: ServerTimeouts | None = None) -> None:
         self._open_vocabulary = open_vocabulary
-        self._patience = patience or Patience()
+        self._patience = patience or ServerTimeouts()
         self._stop = StopFlag()
         self._cancel_count = 0
         self._loading = LoadEvents()
@@ -218,7 +218,7 @@ class RemoteEngine(PooledEngine):
         open_vocabulary: OpenBackend,
         endpoints: Sequence[Endpoint],
         window: int | None = None,
-        patience: Patience | None = None,
+        patience: ServerTimeouts | None = None,
         earlier: Sequence[Mapping[str, str]] = (),
     ) -> None:
         self._endpoints = endpoints

@@ -11,7 +11,7 @@ from typing import ClassVar
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent
 from cerebrum_cli.engine.remote.failures import LostServerError
-from cerebrum_cli.engine.remote.kind import Part
+from cerebrum_cli.engine.remote.kind import ReplyChunk
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Failure
 
@@ -19,7 +19,7 @@ MAX_LOSSES = 3  # servers lost with one request, after which it is refused
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class ServerTimeouts:
     """Times in seconds.
 
     They are: silence before a server's health is checked, the limit of that check, the delays before a lost server is
@@ -37,14 +37,14 @@ class Patience:
 
 
 @dataclass(eq=False, slots=True)
-class Place:
+class PromptServer:
     """The server that has evaluated a request's prompt; None before one is chosen."""
 
     server: Server | None = None
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class PoolJob:
     """Samples of one request that one server generates together, or less where that takes fewer in one request.
 
     All jobs of a request share its `place`.
@@ -53,7 +53,7 @@ class Job:
 
     samples: tuple[RemoteSample, ...]
     emit: Callable[[Event | Failure], None]
-    place: Place
+    place: PromptServer
     losses: int = 0
     has_output: bool = False
     load: int = 0
@@ -76,12 +76,12 @@ class Job:
     def unfinished(self) -> list[RemoteSample]:
         return [sample for sample in self.samples if not sample.is_finished]
 
-    def take(self, count: int) -> Job:
+    def take(self, count: int) -> PoolJob:
         """A job of the first samples, up to `count`; the others stay in this one."""
         taken, self.samples = self.samples[:count], self.samples[count:]
-        return Job(taken, self.emit, self.place, self.losses)
+        return PoolJob(taken, self.emit, self.place, self.losses)
 
-    def finish(self, replies: Sequence[Part]) -> int:
+    def finish(self, replies: Sequence[ReplyChunk]) -> int:
         """Emit the whole replies of all samples; return the number of their tokens. Raises LostServerError."""
         self.report(read_replies(self.samples, replies))
         return sum(sample.tokens for sample in self.samples)
@@ -95,7 +95,7 @@ class Job:
                     sample.is_finished = sample.is_finished or sample.id == event.sequence
 
 
-def read_replies(samples: Sequence[RemoteSample], replies: Sequence[Part]) -> list[Event]:
+def read_replies(samples: Sequence[RemoteSample], replies: Sequence[ReplyChunk]) -> list[Event]:
     """The events of whole replies, or of whole turns of them. Raises LostServerError if any is missing."""
     if len(replies) != len(samples) or not all(reply.end for reply in replies):
         raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
@@ -157,7 +157,7 @@ class Server(ABC):
         """What is recorded with replies: not the address."""
 
     @abstractmethod
-    async def answer(self, job: Job) -> None:
+    async def answer(self, job: PoolJob) -> None:
         """Generate the samples of a job and emit their events. Raises one of the errors in `failures`."""
 
     @abstractmethod
@@ -183,7 +183,7 @@ class Server(ABC):
         """Give it so many samples at a time from now on."""
         self.limit = self.window = limit
 
-    def has_room(self, job: Job) -> bool:
+    def has_room(self, job: PoolJob) -> bool:
         """Whether it can be given a job now."""
         if not self.is_usable:
             return False
@@ -192,19 +192,19 @@ class Server(ABC):
         return fits or self.outstanding == 0
 
 
-def choose_server(servers: Iterable[Server], job: Job) -> Server | None:
+def choose_server(servers: Iterable[Server], job: PoolJob) -> Server | None:
     """The server that can take a job and has the smallest share of its window in use; None without one."""
     fitting = [each for each in servers if job.bound_to in (None, each) and each.has_room(job)]
     return min(fitting, key=lambda each: each.outstanding / each.window, default=None)
 
 
-def finish_cancelled(job: Job) -> None:
+def finish_cancelled(job: PoolJob) -> None:
     """End the samples of a job that was stopped from here."""
     for sample in job.unfinished:
         job.report([sample.cancelled()])
 
 
-def refuse(job: Job, error: CerebrumError) -> None:
+def refuse(job: PoolJob, error: CerebrumError) -> None:
     """End the samples of a job that no server will answer."""
     for sample in job.unfinished:
         sample.is_finished = True

@@ -10,7 +10,16 @@ from cerebrum_cli.core.events import Timings
 from cerebrum_cli.engine.remote.client import Client, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, file_name, room_for_reply, text_of
+from cerebrum_cli.engine.remote.kind import (
+    ReplyChunk,
+    ReplyEnd,
+    ServerInfo,
+    StopReason,
+    ask,
+    file_name,
+    room_for_reply,
+    text_of,
+)
 from cerebrum_cli.engine.sequence import Request
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
@@ -112,22 +121,22 @@ class LlamaServer:
             "response_fields": list(_REPLY_FIELDS),
         }
 
-    def read_replies(self, answer: Any) -> Sequence[Part]:
+    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
         replies = answer if isinstance(answer, list) else [answer]
         return [_whole(reply) for reply in sorted(replies, key=lambda reply: int(reply["index"]))]
 
-    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[Part]:
+    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         """Yield parts of one token each. While the text ends within a character, neither text nor ids are sent."""
         async for event in events:
             if progress := event.get("prompt_progress"):
                 evaluated = int(progress["processed"]), int(progress["total"])
-                yield Part(progress=evaluated, cached=int(progress.get("cache", 0)))
+                yield ReplyChunk(progress=evaluated, cached=int(progress.get("cache", 0)))
             elif event.get("stop"):
-                yield Part(text="", end=_end(event))
+                yield ReplyChunk(text="", end=_end(event))
                 return
             else:
                 tokens = tuple(int(token) for token in event.get("tokens", ()))
-                yield Part(tokens, text_of(event, "content"), total=event.get("tokens_predicted"))
+                yield ReplyChunk(tokens, text_of(event, "content"), total=event.get("tokens_predicted"))
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
         params = request.params
@@ -143,17 +152,17 @@ def _weights(path: str, meta: Mapping[str, Any]) -> str:
     return f"{name} ({int(meta['size'])} bytes)" if "size" in meta else name
 
 
-def _whole(reply: Mapping[str, Any]) -> Part:
+def _whole(reply: Mapping[str, Any]) -> ReplyChunk:
     tokens = tuple(int(token) for token in reply.get("tokens", ()))
     has_all = len(tokens) == int(reply.get("tokens_predicted", len(tokens)))
     if not has_all:
-        return Part(text=text_of(reply, "content"), end=_end(reply))
-    return Part(tokens, logprobs=_logprobs(reply, tokens), end=_end(reply))
+        return ReplyChunk(text=text_of(reply, "content"), end=_end(reply))
+    return ReplyChunk(tokens, logprobs=_logprobs(reply, tokens), end=_end(reply))
 
 
-def _end(reply: Mapping[str, Any]) -> End:
+def _end(reply: Mapping[str, Any]) -> ReplyEnd:
     reason, times = _REASONS.get(reply.get("stop_type"), "limit"), reply.get("timings", {})
-    return End(
+    return ReplyEnd(
         reason,
         int(reply["tokens_predicted"]) - (reason == "eos"),
         reply.get("tokens_evaluated"),

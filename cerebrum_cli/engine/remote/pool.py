@@ -20,20 +20,28 @@ from cerebrum_cli.engine.remote.failures import (
     RefusedRequestError,
     no_server_error,
 )
-from cerebrum_cli.engine.remote.job import MAX_LOSSES, Job, Patience, Server, choose_server, finish_cancelled, refuse
+from cerebrum_cli.engine.remote.job import (
+    MAX_LOSSES,
+    PoolJob,
+    Server,
+    ServerTimeouts,
+    choose_server,
+    finish_cancelled,
+    refuse,
+)
 from cerebrum_cli.engine.sequence import Failure
 
 
 class Pool:
     """The servers, and the jobs that wait for one."""
 
-    def __init__(self, servers: Sequence[Server], patience: Patience, emit: Callable[[Event], None]) -> None:
+    def __init__(self, servers: Sequence[Server], patience: ServerTimeouts, emit: Callable[[Event], None]) -> None:
         self._servers = servers
         self._patience = patience
         self._emit = emit  # later replaced by that of the latest job
         self._reported: set[NoticeEvent] = set()
-        self._waiting: deque[Job] = deque()
-        self._running: set[Job] = set()
+        self._waiting: deque[PoolJob] = deque()
+        self._running: set[PoolJob] = set()
         self._opening: dict[Server, asyncio.Task[None]] = {}
         self._gone: asyncio.TimerHandle | None = None
         self._misfits: dict[Server, Exception] = {}  # servers that are something else than expected
@@ -65,7 +73,7 @@ class Pool:
         """The servers that have answered so far."""
         return [server for server in self._servers if server.is_known]
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[PoolJob]) -> None:
         for job in jobs:
             self._emit = job.emit
             self._waiting.append(job)
@@ -74,7 +82,7 @@ class Pool:
         else:
             self._assign()
 
-    def cancel(self, should_cancel: Callable[[Job], bool]) -> None:
+    def cancel(self, should_cancel: Callable[[PoolJob], bool]) -> None:
         """Stop jobs; each sample that has not finished does, as `cancelled`."""
         for job in [each for each in self._waiting if should_cancel(each)]:
             self._waiting.remove(job)
@@ -113,7 +121,7 @@ class Pool:
                 free.remove(job.bound_to)
         self._watch_for_the_end()
 
-    def _start(self, job: Job, server: Server) -> None:
+    def _start(self, job: PoolJob, server: Server) -> None:
         job.place.server = server
         job.has_begun = False
         job.load = max(len(job.samples), server.window if job.is_suspect else 0)
@@ -152,7 +160,7 @@ class Pool:
 
     # One job.
 
-    async def _run(self, job: Job, server: Server) -> None:
+    async def _run(self, job: PoolJob, server: Server) -> None:
         """Have a server answer a job; whatever goes wrong ends here."""
         try:
             job.has_begun = True
@@ -179,7 +187,7 @@ class Pool:
             server.outstanding -= job.load
             self._assign()
 
-    def _postpone(self, job: Job, server: Server, busy: BusyServerError) -> None:
+    def _postpone(self, job: PoolJob, server: Server, busy: BusyServerError) -> None:
         """Ask a busy server's job again, elsewhere or later, unless part of its reply was shown."""
         if not server.is_busy:  # else it has refused several at the same time
             server.window = max(1, server.window // 2)
@@ -190,7 +198,7 @@ class Pool:
             self._waiting.appendleft(job)
         self._rest(server, busy)
 
-    def _lose(self, job: Job, server: Server, lost: LostServerError) -> None:
+    def _lose(self, job: PoolJob, server: Server, lost: LostServerError) -> None:
         """Ask a lost server's job again, unless part of its reply was shown, or it may be what kills servers."""
         job.losses += lost.was_sent
         noun = server.noun

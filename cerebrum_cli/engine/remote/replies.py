@@ -24,7 +24,7 @@ from cerebrum_cli.engine.control import End as ControlEnd
 from cerebrum_cli.engine.control import Force
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.engine.remote.failures import RefusedRequestError
-from cerebrum_cli.engine.remote.kind import End, Part
+from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.turns import Turns, continuation
 
@@ -89,7 +89,7 @@ class RemoteSample:
         has_acted = self._turns is not None and bool(self._turns.start or self._turns.intervention)
         return has_acted and not self.has_all_tokens
 
-    def add(self, part: Part) -> Iterator[Event]:
+    def add(self, part: ReplyChunk) -> Iterator[Event]:
         """Yield the events of a part of the reply.
 
         Raises EndpointError if it belongs to another prompt, and RefusedRequestError if it does not fit the grammar.
@@ -111,7 +111,7 @@ class RemoteSample:
         """The last event of a sample that was stopped from here."""
         return self._finish("cancelled", self._cached, self._measured)
 
-    def _decode(self, part: Part) -> Iterator[Event]:
+    def _decode(self, part: ReplyChunk) -> Iterator[Event]:
         """Decode tokens as on this machine, up to one that ends the reply."""
         vocabulary, request = self.vocabulary, self.request
         for token, logprob in zip(part.tokens, part.logprobs or repeat(None), strict=False):
@@ -145,7 +145,7 @@ class RemoteSample:
         """The tokens of a text whose ids did not arrive, as far as the text shows them."""
         return continuation(self.vocabulary, (Text(text),))
 
-    def _show_text(self, part: Part, text: str) -> Iterator[Event]:
+    def _show_text(self, part: ReplyChunk, text: str) -> Iterator[Event]:
         """Pass on the server's text, with the ids that came with it."""
         vocabulary, request = self.vocabulary, self.request
         tokens = [token for token in part.tokens if request.ignore_eos or not vocabulary.is_eog(token)]
@@ -163,7 +163,7 @@ class RemoteSample:
                 self._turns.feed(tokens or self._guess_tokens(text), text)
             yield TokenEvent(self.id, text, token=tokens[-1] if tokens else None)
 
-    def _end(self, end: End) -> Iterator[Event]:
+    def _end(self, end: ReplyEnd) -> Iterator[Event]:
         given = len(self._turn.prompt_tokens)
         if end.prompt_tokens not in (None, given):
             problem = f"the server evaluated {end.prompt_tokens} prompt tokens instead of {given}"
@@ -183,7 +183,7 @@ class RemoteSample:
 
     def interrupt(self) -> Iterator[Event]:
         """End the running turn here, since a control has intervened: yield what it forces, or the end of the reply."""
-        yield from self._end(End("limit", None, None, self._cached))
+        yield from self._end(ReplyEnd("limit", None, None, self._cached))
 
     def _follow(self, turns: Turns) -> Iterator[Event]:
         """Add forced tokens, and plan the turn that follows; end the reply where there is no room for one."""
@@ -199,13 +199,13 @@ class RemoteSample:
         if self._is_ended or self._is_full:
             turns.intervention = None
             yield from self._finish_reply(
-                End("limit", None, None, turns.cached_tokens or 0, turns.total, tuple(turns.forced))
+                ReplyEnd("limit", None, None, turns.cached_tokens or 0, turns.total, tuple(turns.forced))
             )
         else:
             known = self._ids if self.has_all_tokens else self._guess_tokens("".join(self._texts))
             self._turn, self.needs_turn = turns.following(known, self.tokens), True
 
-    def _finish_reply(self, end: End) -> Iterator[Event]:
+    def _finish_reply(self, end: ReplyEnd) -> Iterator[Event]:
         """Yield the text that was held back, and the last event."""
         is_stopped = self._is_ended or end.reason in ("eos", "stop string")
         text, stopped_at_end = self._detokenizer.flush(is_truncated=not is_stopped)

@@ -12,8 +12,8 @@ from cerebrum_cli.core.events import NoticeEvent, PromptEvent
 from cerebrum_cli.engine.remote.client import Client, RequestError
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE, BusyServerError, LostServerError, RefusedRequestError
-from cerebrum_cli.engine.remote.job import Job, Patience, Server, read_replies
-from cerebrum_cli.engine.remote.kind import Part, ServerInfo, origin, raise_stream_error, refusal
+from cerebrum_cli.engine.remote.job import PoolJob, Server, ServerTimeouts, read_replies
+from cerebrum_cli.engine.remote.kind import ReplyChunk, ServerInfo, origin, raise_stream_error, refusal
 from cerebrum_cli.engine.remote.replies import RemoteSample
 
 HEALTH = "/health"
@@ -33,7 +33,7 @@ class HttpServer(Server):
         alias: str,
         window: int | None,
         describe: DescribeServer,
-        patience: Patience,
+        patience: ServerTimeouts,
     ) -> None:
         super().__init__(endpoint.name, alias)
         self._most = window
@@ -88,7 +88,7 @@ class HttpServer(Server):
     async def close(self) -> None:
         await self.client.close()
 
-    async def answer(self, job: Job) -> None:
+    async def answer(self, job: PoolJob) -> None:
         request = job.samples[0].request
         for difference in self.info.kind.differences(request, self.info):
             self._note(job, *difference)
@@ -104,18 +104,18 @@ class HttpServer(Server):
             raise LostServerError("damaged reply") from error
         self.generated += sum(sample.tokens for sample in job.samples)
 
-    def _note_guesses(self, job: Job) -> None:
+    def _note_guesses(self, job: PoolJob) -> None:
         """Report that controls act on text, before the last event of a sample."""
         if any(sample.was_guessed for sample in job.samples):
             self._note(job, f"{self.name} did not send all token ids", GUESSED)
 
-    def _note(self, job: Job, problem: str, hint: str) -> None:
+    def _note(self, job: PoolJob, problem: str, hint: str) -> None:
         """Emit a notice, once for all requests."""
         if (problem, hint) not in self._noted:
             self._noted.add((problem, hint))
             job.emit(NoticeEvent(problem, hint))
 
-    async def _receive_replies(self, job: Job) -> None:
+    async def _receive_replies(self, job: PoolJob) -> None:
         """Wait for whole replies, however long they take while the server is healthy.
 
         Nothing is emitted before the last turn: until then, another server may be asked for all of them.
@@ -130,14 +130,14 @@ class HttpServer(Server):
         self._note_guesses(job)
         job.report(events)
 
-    async def _ask(self, samples: Sequence[RemoteSample]) -> Sequence[Part]:
+    async def _ask(self, samples: Sequence[RemoteSample]) -> Sequence[ReplyChunk]:
         """Ask for the next turn of some samples, which share it if there are several."""
         kind, first = self.info.kind, samples[0]
         turns = [sample.take_turn() for sample in samples]
         body = kind.completion_body(turns[0], self.info, first.seed, len(samples))
         return kind.read_replies(await self._while_healthy(self.client.post(kind.completion_path, body)))
 
-    async def _receive_stream(self, job: Job) -> None:
+    async def _receive_stream(self, job: PoolJob) -> None:
         """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""
         [sample] = job.samples
         while not sample.is_finished:
@@ -145,7 +145,7 @@ class HttpServer(Server):
             async with contextlib.aclosing(self.client.stream(self.info.kind.completion_path, body)) as answers:
                 await self._receive_turn(job, sample, answers)
 
-    async def _receive_turn(self, job: Job, sample: RemoteSample, answers: AsyncIterator[dict[str, Any]]) -> None:
+    async def _receive_turn(self, job: PoolJob, sample: RemoteSample, answers: AsyncIterator[dict[str, Any]]) -> None:
         """Pass on the parts of a turn, up to its end or to an intervention."""
 
         async def checked() -> AsyncIterator[dict[str, Any]]:

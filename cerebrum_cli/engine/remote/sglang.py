@@ -10,8 +10,8 @@ from cerebrum_cli.engine.remote.client import Client, failure, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE
 from cerebrum_cli.engine.remote.kind import (
-    End,
-    Part,
+    ReplyChunk,
+    ReplyEnd,
     ServerInfo,
     StopReason,
     ask,
@@ -99,10 +99,10 @@ class Sglang:
             },
         }
 
-    def read_replies(self, answer: Any) -> Sequence[Part]:
+    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
         return [_part(reply) for reply in (answer if isinstance(answer, list) else [answer])]
 
-    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[Part]:
+    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         """Yield parts with the ids of all tokens."""
         tokens = characters = 0
         async for event in events:
@@ -119,19 +119,19 @@ class Sglang:
         return found
 
 
-def _part(reply: Mapping[str, Any], seen: int = 0, characters: int = 0) -> Part:
+def _part(reply: Mapping[str, Any], seen: int = 0, characters: int = 0) -> ReplyChunk:
     """The part of a reply after the tokens and characters that were seen."""
     meta, ids = reply["meta_info"], reply.get("output_ids")
     total = int(meta["completion_tokens"])
     end = _end(meta, total) if meta.get("finish_reason") else None
     if ids is None:
-        return Part(text=text_of(reply, "text")[characters:], total=total, end=end)
+        return ReplyChunk(text=text_of(reply, "text")[characters:], total=total, end=end)
     tokens = tuple(int(token) for token in ids[seen:])
     scores = [score for score, *_ in meta.get("output_token_logprobs") or ()][-len(tokens) :] if tokens else []
-    return Part(tokens, logprobs=tuple(scores) if len(scores) == len(tokens) else (), end=end)
+    return ReplyChunk(tokens, logprobs=tuple(scores) if len(scores) == len(tokens) else (), end=end)
 
 
-def _end(meta: Mapping[str, Any], total: int) -> End:
+def _end(meta: Mapping[str, Any], total: int) -> ReplyEnd:
     """The end of a reply; a request that the server gives up may come back as one."""
     finish = meta["finish_reason"]
     if finish["type"] not in ("stop", "length"):
@@ -139,4 +139,4 @@ def _end(meta: Mapping[str, Any], total: int) -> End:
         raise failure(int(finish.get("status_code") or 500), message)
     is_text = isinstance(finish.get("matched"), str)
     reason: StopReason = "limit" if finish["type"] == "length" else "stop string" if is_text else "eos"
-    return End(reason, total - (reason == "eos"), meta.get("prompt_tokens"), int(meta.get("cached_tokens") or 0))
+    return ReplyEnd(reason, total - (reason == "eos"), meta.get("prompt_tokens"), int(meta.get("cached_tokens") or 0))

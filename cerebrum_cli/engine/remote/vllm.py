@@ -13,8 +13,8 @@ from cerebrum_cli.engine.remote.client import Client, one_line
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.remote.failures import DAMAGE, LostServerError
 from cerebrum_cli.engine.remote.kind import (
-    End,
-    Part,
+    ReplyChunk,
+    ReplyEnd,
     ServerInfo,
     StopReason,
     ask,
@@ -81,13 +81,13 @@ class Vllm:
             **({"structured_outputs": {"grammar": request.grammar}} if request.grammar else {}),
         }
 
-    def read_replies(self, answer: Any) -> Sequence[Part]:
+    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
         choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
         usage = answer.get("usage") or {}
         counts = _shares(usage, choices) if len(choices) > 1 else [usage.get("completion_tokens")]
         return [_part(choice, {**usage, "completion_tokens": n}) for choice, n in zip(choices, counts, strict=True)]
 
-    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[Part]:
+    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         """Yield parts with the ids of all tokens; the counts follow in an event of their own."""
         last: Mapping[str, Any] | None = None
         usage: Mapping[str, Any] = {}
@@ -116,12 +116,12 @@ def _shares(usage: Mapping[str, Any], choices: Sequence[Mapping[str, Any]]) -> l
     return [next(shares) if count is None else count for count in counts]
 
 
-def _part(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> Part:
+def _part(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> ReplyChunk:
     """A part of a reply, or with `usage` its last."""
     ids = choice.get("token_ids")
     tokens = tuple(int(token) for token in ids or ())
     scores = (choice.get("logprobs") or {}).get("token_logprobs") or ()
-    return Part(
+    return ReplyChunk(
         tokens,
         None if ids is not None else text_of(choice, "text"),
         tuple(scores) if len(scores) == len(tokens) else (),
@@ -129,13 +129,13 @@ def _part(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> 
     )
 
 
-def _end(choice: Mapping[str, Any], usage: Mapping[str, Any]) -> End:
+def _end(choice: Mapping[str, Any], usage: Mapping[str, Any]) -> ReplyEnd:
     finish, stop = choice.get("finish_reason"), choice.get("stop_reason")
     if finish not in ("stop", "length"):
         raise LostServerError(f"the reply ended with {one_line(str(finish))}")
     reason: StopReason = "limit" if finish == "length" else "stop string" if isinstance(stop, str) else "eos"
     tokens, details = usage.get("completion_tokens"), usage.get("prompt_tokens_details") or {}
-    return End(
+    return ReplyEnd(
         reason,
         None if tokens is None else int(tokens) - (reason == "eos"),
         usage.get("prompt_tokens"),
