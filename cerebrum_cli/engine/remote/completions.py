@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
-from queue import SimpleQueue
 from time import monotonic
 
-from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId, ServersEvent
+from cerebrum_cli.core.events import Event, SequenceId, ServersEvent
 from cerebrum_cli.core.sampling import SEEDS
+from cerebrum_cli.engine.completions import RunningCompletions, checked_seed
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.connection import Connection
 from cerebrum_cli.engine.remote.job import PoolJob, PromptServer
 from cerebrum_cli.engine.remote.replies import RemoteSample
-from cerebrum_cli.engine.sequence import Failure, Request, first_seed, next_item
+from cerebrum_cli.engine.sequence import Request
 
 REPORT_S = 1.0  # between reports of what each server has generated
 
@@ -37,7 +36,7 @@ class Submitted:
         return not self.unfinished and (self.is_aborted or self.samples >= limit)
 
 
-class RemoteCompletions:
+class RemoteCompletions(RunningCompletions[RemoteSample]):
     """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
 
     The source is read on the caller's thread, no further than the servers have use for, and up to a None until the next
@@ -47,12 +46,10 @@ class RemoteCompletions:
 
     def __init__(self, connection: Connection, requests: Iterable[Request | None], scope: CancelScope) -> None:
         self._connection = connection
+        super().__init__(scope)
         self._source: Iterator[Request | None] | None = iter(requests)
-        self._scope = scope
-        self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
         self._submitted: dict[int, Submitted] = {}
         self._next_index = 0
-        self._live: set[SequenceId] = set()
         self._report_at = monotonic() + REPORT_S
         self._read_source()
 
@@ -69,23 +66,12 @@ class RemoteCompletions:
             if submitted.is_over:
                 del self._submitted[index]
 
-    def __iter__(self) -> Iterator[Event]:
-        return self
-
     def __next__(self) -> Event:
         self._read_source()
         if self._is_report_due:
             self._report_at = monotonic() + REPORT_S if self._live else inf
             return ServersEvent(self._connection.generated)
-        if not self._live:
-            raise StopIteration
-        event = next_item(self._outbox)
-        if isinstance(event, Failure):
-            raise event.error
-        if isinstance(event, (FinishEvent, RefusedEvent)):
-            self._live.discard(event.sequence)
-            self._end_sample(event.sequence.request)
-        return event
+        return super().__next__()
 
     def close(self) -> None:
         """Stop what still runs."""
@@ -110,11 +96,9 @@ class RemoteCompletions:
                 return
             if request is None:
                 return
-            if not request.prompt_tokens:
-                raise UsageError("the prompt is empty", "write a prompt")
             index = self._next_index
             self._next_index += 1
-            self._submitted[index] = Submitted(request, first_seed(request))
+            self._submitted[index] = Submitted(request, checked_seed(request))
             self._submit(index, request.n)
 
     def _submit(self, index: int, count: int) -> None:
@@ -123,7 +107,7 @@ class RemoteCompletions:
         submitted.samples += count
         submitted.unfinished += count
         samples = [self._sample(index, submitted, number) for number in range(first, first + count)]
-        self._live.update(sample.id for sample in samples)
+        self._live.update((sample.id, sample) for sample in samples)
         streams = submitted.request.stream  # each of one sample
         groups = [(sample,) for sample in samples] if streams else [tuple(samples)]
         jobs = [PoolJob(group, self._outbox.put, submitted.place) for group in groups]
