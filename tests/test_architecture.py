@@ -48,7 +48,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "lm_eval": ("eval.lm_harness", "eval.lm_tasks"),
     "pyarrow": ("eval.datasets",),
     "tomlkit": ("cli.config_file",),
-    "ray": ("engine.cluster.ray_cluster", "engine.cluster.local_ray"),
+    "ray": ("engine.cluster.ray_cluster",),
     "click": (),
 }
 ENVIRONMENT = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.options import BatchOptions, ConcurrencyOptions, ConstrainedOptions, EvalOptions
     from cerebrum_cli.cli.servers import Servers
     from cerebrum_cli.core.settings import Layer, Settings
-    from cerebrum_cli.engine.remote.endpoint import Endpoint
+    from cerebrum_cli.engine.remote.client import Endpoint
     from cerebrum_cli.inference.loading import LoadedModel
     from cerebrum_cli.models.model import Model
 

@@ -32,9 +32,9 @@ from cerebrum_cli.models.generative import require_generative
 from cerebrum_cli.models.model import Model
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.cluster.node import Cluster
+    from cerebrum_cli.engine.cluster.engine import Cluster
     from cerebrum_cli.engine.cluster.worker import OpenEngine
-    from cerebrum_cli.engine.remote.endpoint import Endpoint
+    from cerebrum_cli.engine.remote.client import Endpoint
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]
 """Creates the function that opens a model: llama.cpp, or something smaller in tests."""

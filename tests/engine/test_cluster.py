@@ -23,7 +23,7 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, ModelNotFound
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
-from cerebrum_cli.engine.cluster import node as cluster_node
+from cerebrum_cli.engine.cluster import engine as cluster_engine
 from cerebrum_cli.engine.sequence import Request
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
@@ -101,7 +101,7 @@ def test_cluster_request_that_kills_three_workers_is_the_only_one_refused() -> N
 def test_cluster_all_nodes_gone_ends_with_an_error() -> None:
     nodes = Nodes(unicode_model)
     actors = [nodes.actor(hangs=True, restarts=False) for _ in range(2)]
-    with clustered(nodes, *actors, patience=HASTY) as engine:
+    with clustered(nodes, *actors, timeouts=HASTY) as engine:
         list(engine.load())
         with closing(engine.complete(REQUESTS)) as replies:
             wait_until(lambda: all(actor.asked for actor in actors))
@@ -174,7 +174,7 @@ def test_cluster_without_the_model_on_a_node_is_an_error() -> None:
 
 
 def test_cluster_node_of_another_version_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_node, "__version__", "99")
+    monkeypatch.setattr(cluster_engine, "__version__", "99")
     nodes = Nodes(random_model)
     with clustered(nodes, nodes.actor()) as engine, pytest.raises(EndpointError, match="of cerebrum, not 99"):
         list(engine.load())

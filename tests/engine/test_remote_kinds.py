@@ -31,8 +31,8 @@ from cerebrum_cli.core.errors import EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.engine.remote.kind import ServerInfo, ServerKind
-from cerebrum_cli.engine.remote.recognition import KINDS as SERVER_KINDS
-from cerebrum_cli.engine.remote.sglang import IGNORED_SEEDS
+from cerebrum_cli.engine.remote.server import KINDS as SERVER_KINDS
+from cerebrum_cli.engine.remote.vllm_sglang import IGNORED_SEEDS
 
 STORY = endless({"Q": "once upon a time "})
 LLAMA, VLLM, SGLANG = (SERVER_KINDS[owner] for owner in ("llamacpp", "vllm", "sglang"))

@@ -28,7 +28,7 @@ from cerebrum_cli.core.events import AlternativesEvent, Event, Forced, SequenceI
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.sequence import Inspection, Request
 from cerebrum_cli.inference.inspection import MAX_ROWS, GivenReply, LeastCertain
 

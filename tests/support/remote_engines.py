@@ -17,7 +17,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, SequenceI
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.engine import RemoteEngine
 from cerebrum_cli.engine.remote.job import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
@@ -71,12 +71,12 @@ def served_engine(engine: LocalEngine) -> LlamaServer:
     return LlamaServer(model, context_size=engine.context_size, vocabulary=vocabulary)
 
 
-def remote_engine(*servers: ModelServer | str, patience: ServerTimeouts = QUICK, **endpoint: Any) -> RemoteEngine:
+def remote_engine(*servers: ModelServer | str, timeouts: ServerTimeouts = QUICK, **endpoint: Any) -> RemoteEngine:
     """An engine that starts to connect to servers."""
     urls = [server if isinstance(server, str) else server.url for server in servers]
     vocabulary = ScriptedBackend(lambda held, seed: END)
     endpoints = [Endpoint(url, url, **endpoint) for url in urls]
-    return RemoteEngine(vocabulary.open, endpoints, patience=patience)
+    return RemoteEngine(vocabulary.open, endpoints, timeouts=timeouts)
 
 
 @contextmanager

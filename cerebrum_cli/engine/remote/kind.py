@@ -7,17 +7,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import Forced, Timings
-from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.engine.remote.client import Client, RequestError, failure, one_line
-from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.sequence import Request
-
-DESCRIBE_S = 30.0  # a busy server answers between two steps
-NOT_FOUND = 404
-TOO_LONG = ("exceed_context_size_error", "context length", "max_tokens must be at least 1")
 
 StopReason = Literal["eos", "stop string", "limit", "length", "repetition"]
 
@@ -26,14 +18,13 @@ StopReason = Literal["eos", "stop string", "limit", "length", "repetition"]
 class ReplyEnd:
     """How a reply ended, with the server's counts and times; `tokens` leaves out the one that ends a generation.
 
-    A "limit" is that of tokens or that of the context. Only nodes know more, and where tokens were `forced`.
-
+    A "limit" is that of tokens or that of the context; only nodes report "length", "repetition" and `forced` tokens.
     Counts are None where the server does not state them.
     """
 
     reason: StopReason
-    tokens: int | None
-    prompt_tokens: int | None
+    tokens: int | None = None
+    prompt_tokens: int | None = None
     cached_tokens: int = 0
     timings: Timings = field(default_factory=Timings)
     forced: tuple[Forced, ...] = ()
@@ -82,32 +73,37 @@ class ServerInfo:
         """What is recorded with replies: not the address."""
         return {"kind": self.kind.name, "build": self.build, "model": self.weights}
 
+    def room_for_reply(self, request: Request) -> int:
+        """Tokens that the context has left for a reply; at least 1, so that the server refuses a prompt as too long."""
+        return max(1, self.context_size - len(request.prompt_tokens))
+
 
 class ServerKind(Protocol):
-    """How a kind of server is asked, and what its answers mean."""
+    """How a kind of server is asked, and what its answers mean. Damaged answers raise one of `DAMAGE`."""
 
     name: str
+    description_path: str
     completion_path: str
     context_option: str  # on the server's command line
     takes_end_tokens: bool
 
-    async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
-        """Ask a server what it is, given the `entry` of its model in /v1/models. Raises EndpointError."""
+    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
+        """What a server is, by the `entry` of its model in /v1/models and by what it answers to `description_path`."""
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
         """The body for /tokenize that asks for the tokens of a text, without BOS and the like."""
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
-        """The body that asks for so many samples of a request, the first with this seed."""
+        """The body that asks for a number of samples of a request, the first with this seed."""
 
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
-        """The whole replies in an answer, in the order of the samples. Raises ValueError and the like if damaged."""
+        """The whole replies in an answer, in the order of the samples."""
 
     def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         """Yield the parts of a streamed reply, the last with its end."""
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
-        """What this server does otherwise with a request than llama.cpp does here: notices and hints."""
+        """How this server handles a request differently from llama.cpp: notices and hints."""
 
 
 def origin(record: Mapping[str, str]) -> str:
@@ -115,26 +111,9 @@ def origin(record: Mapping[str, str]) -> str:
     return f"{record['model']} on {record['kind']}" if "model" in record else record["kind"]
 
 
-def is_same_origin(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """Whether replies of two recorded servers may be mixed; an older record has no model."""
-    return all(before.get(key, now[key]) == now[key] for key in ("kind", "model"))
-
-
 def file_name(path: str) -> str:
     """The last part of a path on any system."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-
-
-def repository(name: str) -> str:
-    """The name of a model on the Hub, or of the folder that a path leads to."""
-    is_path = name.startswith(("/", ".", "~", "\\")) or name[1:2] == ":"
-    return file_name(name) if is_path else name
-
-
-def served_weights(entry: Mapping[str, Any], path: Any) -> str:
-    """Where the weights of a model in /v1/models are from, given their path; with the base of an adapter."""
-    name, base = one_line(repository(str(path or entry["id"]))), entry.get("parent")
-    return f"{name} on {one_line(repository(str(base)))}" if base else name
 
 
 def text_of(reply: Mapping[str, Any], key: str) -> str:
@@ -143,65 +122,3 @@ def text_of(reply: Mapping[str, Any], key: str) -> str:
     if not isinstance(text, str):
         raise TypeError(f"{key} is no text")
     return well_formed(text)
-
-
-def sampler_differences(name: str, request: Request) -> list[tuple[str, str]]:
-    """What vLLM and SGLang sample otherwise than llama.cpp does: notices and hints."""
-    found, params = [], request.params
-    if params.temperature not in (0.0, 1.0):
-        problem = f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them"
-        found.append((problem, "the sampling distribution differs, except at temperature 0 or 1"))
-    if params.repeat_penalty != 1.0:
-        problem = f"{name}'s repeat penalty counts the whole text, not the last 64 tokens"
-        found.append((problem, "replies differ from those of llama.cpp; omit --repeat-penalty"))
-    if params.presence_penalty or params.frequency_penalty:
-        problem = f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens"
-        found.append((problem, "replies differ from those of llama.cpp"))
-    lacking = {
-        "--dry-multiplier": params.has_dry,
-        "--top-n-sigma": params.temperature > 0 and params.top_n_sigma > 0,
-        "--typical-p": params.temperature > 0 and params.typical_p < 1,
-    }
-    for option in (option for option, is_used in lacking.items() if is_used):
-        found.append((f"{name} does not support {option}: it is ignored", f"omit {option}, or use llama-server"))
-    return found
-
-
-def bias_object(params: SamplingParams) -> dict[str, float]:
-    """Logit biases as OpenAI's API has them."""
-    return {str(token): bias for token, bias in params.logit_bias}
-
-
-async def ask(client: Client, endpoint: Endpoint, path: str, **query: str) -> Any:
-    """The JSON value at a path. Raises EndpointError if there is none."""
-    try:
-        return await client.get(path, DESCRIBE_S, **query)
-    except RequestError as error:
-        problem = f"{endpoint.name}: {path}: {error.message}"
-        raise EndpointError(problem, "check the URL: it must be that of a language model server") from error
-
-
-def refusal(error: RequestError, request: Request, name: str) -> CerebrumError:
-    """The error of a request that the server will not answer."""
-    if error.status == NOT_FOUND:
-        return EndpointError(f"{name}: {error.message}", "check the URL, and which model the server has")
-    if any(sign in f"{error.kind} {error.message}" for sign in TOO_LONG):
-        return PromptTooLong(f"{name}: {error.message}", "shorten the prompt, or give the server a larger context")
-    if request.grammar and "grammar" in error.message.lower():
-        return GrammarError(error.message, "it must be GBNF with a rule named root")
-    return EndpointError(f"{name}: {error.message}", "check the settings of the request, and the server's log")
-
-
-def raise_stream_error(event: Mapping[str, Any]) -> None:
-    """Raise what an error event in a stream means; nothing for any other event."""
-    error = event.get("error")
-    if error is None:
-        return
-    detail = error if isinstance(error, dict) else {"message": error}
-    status, message = detail.get("code"), one_line(str(detail.get("message", "error")))
-    raise failure(status if isinstance(status, int) else 500, message, str(detail.get("type", "")))
-
-
-def room_for_reply(request: Request, info: ServerInfo) -> int:
-    """Tokens that the context has left for a reply; at least 1, so that the server refuses a prompt as too long."""
-    return max(1, info.context_size - len(request.prompt_tokens))
