@@ -61,9 +61,8 @@ class Endpoint:
         if self.key is None:
             return
         if not (self.is_encrypted or self.is_loopback or self.allow_http_key):
-            raise UsageError(
-                f"{self.name}: the API key would be sent unencrypted", "use an https URL, or add --allow-http-key"
-            )
+            problem = f"{self.name}: the API key would be sent unencrypted"
+            raise UsageError(problem, "use an https URL, or add --allow-http-key")
         if not (self.key.isascii() and self.key.isprintable()):
             raise UsageError(f"{self.name}: the API key is not printable ASCII", "check its variable for line breaks")
 
@@ -72,40 +71,39 @@ DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeErro
 """What reading a value raises that has not the expected shape."""
 
 
+@dataclass(eq=False)
 class LostServerError(Exception):
     """The server is gone or failed; another may answer. `was_sent`: it may have been this request that killed it."""
 
-    def __init__(self, reason: str, was_sent: bool = True) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.was_sent = was_sent
+    reason: str
+    was_sent: bool = True
 
 
+@dataclass(eq=False)
 class BusyServerError(Exception):
     """The server takes no more requests now; `retry_after` is in seconds, None if not stated."""
 
-    def __init__(self, reason: str, retry_after: float | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.retry_after = retry_after
+    reason: str
+    retry_after: float | None = None
 
 
+@dataclass(eq=False)
 class RefusedRequestError(Exception):
     """The server will never answer this request."""
 
-    def __init__(self, error: CerebrumError) -> None:
-        super().__init__(error.message)
-        self.error = error
+    error: CerebrumError
 
 
+@dataclass(eq=False)
 class RequestError(Exception):
     """A status of 400 to 499 that concerns one request: `kind` and `message` as the server states them."""
 
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.message = message
+    status: int
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def parse_url(text: str) -> str:
@@ -117,10 +115,8 @@ def parse_url(text: str) -> str:
         shown = "the URL of an endpoint" if "@" in text else text  # a password is never shown
         raise UsageError(f"{shown}: {error}", URL_EXAMPLE) from error
     if parts.username or parts.password:
-        raise UsageError(
-            "the URL of an endpoint contains a user name or password",
-            f"remove them, and set {KEY_VARIABLE} to an API key",
-        )
+        problem = "the URL of an endpoint contains a user name or password"
+        raise UsageError(problem, f"remove them, and set {KEY_VARIABLE} to an API key")
     if parts.scheme not in ("http", "https") or not has_host or parts.query or parts.fragment:
         raise UsageError(f"{text!r} is not the URL of a server", URL_EXAMPLE)
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")

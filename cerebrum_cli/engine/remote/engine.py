@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 CAPABILITIES = Capabilities(scores=False, prompt_cache=False, schedules_rows=True)
 REPORT_S = 1.0  # between reports of what each server has generated
 
-Call = Callable[[Callable[[], object]], None]
-"""Calls a function on the event loop of the pool, without waiting for it."""
-
 
 @dataclass(slots=True)
 class Submitted:
@@ -57,25 +54,16 @@ class Submitted:
 
 
 class RemoteCompletions(RunningCompletions[RemoteSample]):
-    """Completions of servers, whose vocabulary is `vocabulary`.
+    """Completions of servers.
 
     The source is read on the caller's thread, no further than the servers have use for, and up to a None until the next
     event; nothing of it is read after the scope was cancelled. With several servers, what each has generated is
     reported in between, and at the end.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        call: Call,
-        vocabulary: Vocabulary,
-        requests: Iterable[Request | None],
-        scope: CancelScope,
-    ) -> None:
+    def __init__(self, engine: PooledEngine, requests: Iterable[Request | None], scope: CancelScope) -> None:
         super().__init__(scope)
-        self._pool = pool
-        self._call = call
-        self._vocabulary = vocabulary
+        self._pool, self._call, self._vocabulary = engine.pool, engine.call, engine.vocabulary
         self._source: Iterator[Request | None] | None = iter(requests)
         self._submitted: dict[int, Submitted] = {}
         self._next_index = 0
@@ -202,10 +190,10 @@ class PooledEngine:
 
     @property
     def context_size(self) -> int:
-        return min(server.context_size for server in self._connected.known)
+        return min(server.context_size for server in self.pool.known)
 
     @property
-    def _connected(self) -> Pool:
+    def pool(self) -> Pool:
         """The servers in use; EngineError before `load` and after `close`."""
         if self._pool is None:
             raise EngineError("no server is connected")
@@ -214,13 +202,12 @@ class PooledEngine:
     @property
     def builds(self) -> list[dict[str, str]]:
         """Kind and build of the servers, each once."""
-        records = [server.recorded for server in self._connected.known]
+        records = [server.recorded for server in self.pool.known]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> RemoteCompletions:
         """Submit requests as the servers can take them; close the result when done."""
-        scope = scope or self.cancel_scope()
-        return RemoteCompletions(self._connected, self._call, self.vocabulary, requests, scope)
+        return RemoteCompletions(self, requests, scope or self.cancel_scope())
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
         """All requests in one group: servers manage their own memory."""
@@ -241,9 +228,9 @@ class PooledEngine:
         """Cancel everything, connecting included; streams end with the finish reason `cancelled`."""
         self._cancel_count += 1
         self._stop.set()
-        self._call(self._stop_connecting)
+        self.call(self._stop_connecting)
         if pool := self._pool:
-            self._call(lambda: pool.cancel(lambda _: True))
+            self.call(lambda: pool.cancel(lambda _: True))
 
     def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:
         """Do nothing: servers have their own caches."""
@@ -254,13 +241,13 @@ class PooledEngine:
     def close(self) -> None:
         """Close all connections; the engine cannot be used again."""
         self._stop.set()
-        self._call(self._stop_connecting)
-        self._call(self._closing.set)
+        self.call(self._stop_connecting)
+        self.call(self._closing.set)
         self._thread.join()
         atexit.unregister(self.close)
 
-    def _call(self, function: Callable[[], object]) -> None:
-        """Call a function on the event loop, unless that has ended."""
+    def call(self, function: Callable[[], object]) -> None:
+        """Call a function on the event loop of the pool, unless that has ended; without waiting for it."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)
 

@@ -23,28 +23,71 @@ IGNORED_SEEDS = (
 _PARAMS = ("temperature", "min_p", "presence_penalty", "frequency_penalty")  # which have the same name here
 
 
-class Vllm:
+class _SharedFields:
+    """What both are asked alike."""
+
+    name: str
+    takes_end_tokens = True
+
+    def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
+        return {"model": info.model, "prompt": text, "add_special_tokens": False}
+
+    def _sampling_fields(self, request: Request, info: ServerInfo) -> dict[str, Any]:
+        """Settings that both name alike."""
+        params = request.params
+        biases = {str(token): bias for token, bias in params.logit_bias}
+        return {
+            **{name: getattr(params, name) for name in _PARAMS},
+            "top_p": max(params.top_p, LEAST_TOP_P),
+            "repetition_penalty": params.repeat_penalty,
+            "stop": list(params.stop),
+            "stop_token_ids": [] if request.ignore_eos else list(info.end_tokens),
+            "ignore_eos": request.ignore_eos,
+            "skip_special_tokens": False,
+            **({"logit_bias": biases} if biases else {}),
+        }
+
+    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
+        found, params, name = list[tuple[str, str]](), request.params, self.name
+        if params.temperature not in (0.0, 1.0):
+            problem = f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them"
+            found.append((problem, "the sampling distribution differs, except at temperature 0 or 1"))
+        if params.repeat_penalty != 1.0:
+            problem = f"{name}'s repeat penalty counts the whole text, not the last 64 tokens"
+            found.append((problem, "replies differ from those of llama.cpp; omit --repeat-penalty"))
+        if params.presence_penalty or params.frequency_penalty:
+            problem = f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens"
+            found.append((problem, "replies differ from those of llama.cpp"))
+        ignored = {
+            "--dry-multiplier": params.has_dry,
+            "--top-n-sigma": params.temperature > 0 and params.top_n_sigma > 0,
+            "--typical-p": params.temperature > 0 and params.typical_p < 1,
+        }
+        for option in (option for option, is_used in ignored.items() if is_used):
+            found.append((f"{name} does not support {option}: it is ignored", f"omit {option}, or use llama-server"))
+        if params.temperature and not info.has_seeds:
+            found.append(IGNORED_SEEDS)
+        return found
+
+
+class Vllm(_SharedFields):
     """vLLM's server: prompts and replies are token ids on `/v1/completions`."""
 
     name = "vLLM"
     description_path = "/version"
     completion_path = "/v1/completions"
     context_option = "--max-model-len"
-    takes_end_tokens = True
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
         build, weights = one_line(str(answer["version"])), _weights(entry, entry.get("root"))
         size = int(entry["max_model_len"])
         return ServerInfo(self, build, str(entry["id"]), weights, size, SEQUENCES, MAX_SAMPLES, has_other_weights=True)
 
-    def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
-        return _tokenize_body(text, info)
-
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
         """Without a limit of tokens, or with null, it would generate 16; one larger than the context is refused."""
         limit, room = request.params.max_tokens, info.room_for_reply(request)
         return {
-            **_sampling_fields(request, info),
+            **self._sampling_fields(request, info),
             "model": info.model,
             "prompt": list(request.prompt_tokens),
             "max_tokens": room if limit is None else min(limit, room),
@@ -84,11 +127,8 @@ class Vllm:
         if last is not None:
             yield _vllm_chunk(last, usage)
 
-    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
-        return _sampler_differences(self.name, request)
 
-
-class Sglang:
+class Sglang(_SharedFields):
     """SGLang's server: prompts and replies are token ids on its own `/generate`.
 
     All samples of one request would share a seed, so each is a request; the prompt is cached. With an `adapter`, its
@@ -100,7 +140,6 @@ class Sglang:
     description_path = "/server_info"
     completion_path = "/generate"
     context_option = "--context-length"
-    takes_end_tokens = True
 
     def __init__(self, sends_deltas: bool = False, adapter: str | None = None) -> None:
         self._sends_deltas = sends_deltas
@@ -121,9 +160,6 @@ class Sglang:
             has_other_weights=answer.get("load_format") != "gguf",
         )
 
-    def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
-        return _tokenize_body(text, info)
-
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
         """Without a limit of tokens, it would generate 128; with null, until the context is full."""
         limit = request.params.max_tokens
@@ -133,7 +169,7 @@ class Sglang:
             "return_logprob": request.logprobs,
             **({"lora_path": self._adapter} if self._adapter else {}),
             "sampling_params": {
-                **_sampling_fields(request, info),
+                **self._sampling_fields(request, info),
                 "max_new_tokens": limit if limit is not None and limit < info.room_for_reply(request) else None,
                 "n": samples,
                 "top_k": request.params.top_k or ALL_TOKENS,
@@ -156,10 +192,6 @@ class Sglang:
                 characters += len(chunk.text or "")
             yield chunk
 
-    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
-        found = _sampler_differences(self.name, request)
-        return [*found, IGNORED_SEEDS] if request.params.temperature and not info.has_seeds else found
-
 
 def _weights(entry: Mapping[str, Any], path: Any) -> str:
     """Where the weights of a model in /v1/models are from, given their path; with the base of an adapter."""
@@ -171,48 +203,6 @@ def _repository(name: str) -> str:
     """The name of a model on the Hub, or of the folder that a path leads to."""
     is_path = name.startswith(("/", ".", "~", "\\")) or name[1:2] == ":"
     return one_line(file_name(name) if is_path else name)
-
-
-def _tokenize_body(text: str, info: ServerInfo) -> dict[str, Any]:
-    return {"model": info.model, "prompt": text, "add_special_tokens": False}
-
-
-def _sampling_fields(request: Request, info: ServerInfo) -> dict[str, Any]:
-    """The fields that both have."""
-    params = request.params
-    biases = {str(token): bias for token, bias in params.logit_bias}
-    return {
-        **{name: getattr(params, name) for name in _PARAMS},
-        "top_p": max(params.top_p, LEAST_TOP_P),
-        "repetition_penalty": params.repeat_penalty,
-        "stop": list(params.stop),
-        "stop_token_ids": [] if request.ignore_eos else list(info.end_tokens),
-        "ignore_eos": request.ignore_eos,
-        "skip_special_tokens": False,
-        **({"logit_bias": biases} if biases else {}),
-    }
-
-
-def _sampler_differences(name: str, request: Request) -> list[tuple[str, str]]:
-    """How both sample differently from llama.cpp: notices and hints."""
-    found, params = [], request.params
-    if params.temperature not in (0.0, 1.0):
-        problem = f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them"
-        found.append((problem, "the sampling distribution differs, except at temperature 0 or 1"))
-    if params.repeat_penalty != 1.0:
-        problem = f"{name}'s repeat penalty counts the whole text, not the last 64 tokens"
-        found.append((problem, "replies differ from those of llama.cpp; omit --repeat-penalty"))
-    if params.presence_penalty or params.frequency_penalty:
-        problem = f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens"
-        found.append((problem, "replies differ from those of llama.cpp"))
-    ignored = {
-        "--dry-multiplier": params.has_dry,
-        "--top-n-sigma": params.temperature > 0 and params.top_n_sigma > 0,
-        "--typical-p": params.temperature > 0 and params.typical_p < 1,
-    }
-    for option in (option for option, is_used in ignored.items() if is_used):
-        found.append((f"{name} does not support {option}: it is ignored", f"omit {option}, or use llama-server"))
-    return found
 
 
 def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> ReplyChunk:
