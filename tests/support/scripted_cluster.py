@@ -119,12 +119,16 @@ class Nodes:
 
 
 @contextmanager
-def clustered(nodes: Nodes, *actors: ScriptedActor, timeouts: ServerTimeouts = QUICK) -> Iterator[ClusterEngine]:
-    """An engine on these nodes, which may still be loading."""
+def clustered(
+    nodes: Nodes, *actors: ScriptedActor, timeouts: ServerTimeouts = QUICK, loads: bool = True
+) -> Iterator[ClusterEngine]:
+    """An engine on these nodes, which may still be loading unless it `loads` first."""
     cluster = ScriptedCluster(actors)
     vocabulary = ScriptedBackend(lambda held, seed: END)
     try:
         with closing(ClusterEngine(vocabulary.open, cluster, nodes.opener(), timeouts)) as engine:
+            if loads:
+                list(engine.load())
             yield engine
         assert cluster.is_closed
     finally:
