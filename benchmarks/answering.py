@@ -24,7 +24,7 @@ from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.inference.loading import (
     BackendFactory,

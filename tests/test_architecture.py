@@ -47,7 +47,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "lm_eval": ("eval.lm_harness", "eval.lm_tasks"),
     "pyarrow": ("eval.sources",),
     "tomlkit": ("cli.config_file",),
-    "ray": ("engine.cluster.ray_cluster", "engine.cluster.local_ray"),
+    "ray": ("engine.cluster.ray_cluster",),
     "click": (),
 }
 ENVIRONMENT = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")

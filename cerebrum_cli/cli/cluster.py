@@ -27,7 +27,7 @@ LOCAL = re.compile(r"local(:[1-9]\d?)?")
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFile:
+class NodeFile:
     """The file that nodes open, at the same path as here or in their own caches; `reference` is for messages."""
 
     sha256: str
@@ -42,7 +42,7 @@ class RayNodes:
 
     address: str | None
     local_nodes: int
-    file: ModelFile
+    file: NodeFile
     is_tuned: bool
 
     def connect(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:
@@ -64,7 +64,7 @@ def find_nodes(runtime: Runtime, model: Model, text: str, is_tuned: bool) -> Ray
 
     require_ray()
     digest = runtime.library.digest(model, no_progress)
-    file = ModelFile(digest.sha256, digest.size, model.path, model.reference)
+    file = NodeFile(digest.sha256, digest.size, model.path, model.reference)
     nodes = int((local[1] or ":1")[1:]) if local else 0
     return RayNodes(None if local else text, nodes, file, is_tuned)
 
@@ -72,7 +72,7 @@ def find_nodes(runtime: Runtime, model: Model, text: str, is_tuned: bool) -> Ray
 # On a node.
 
 
-def open_on_node(file: ModelFile, settings: Settings, use: ModelUse, is_tuned: bool, processors: int) -> NodeEngine:
+def open_on_node(file: NodeFile, settings: Settings, use: ModelUse, is_tuned: bool, processors: int) -> NodeEngine:
     """Start to load the model on the node where this runs, for so many processors of it. Raises ModelNotFound."""
     from cerebrum_cli.cli.app import real_runtime
     from cerebrum_cli.engine.cluster.worker import NodeEngine
@@ -89,7 +89,7 @@ def open_on_node(file: ModelFile, settings: Settings, use: ModelUse, is_tuned: b
     return NodeEngine(engine, partial(fingerprint, runtime), costs)
 
 
-def find_file(library: Library, file: ModelFile) -> Model:
+def find_file(library: Library, file: NodeFile) -> Model:
     """The model with this file on this machine. Raises ModelNotFound."""
     for model in model_at(library, file.path):
         if model.path.stat().st_size == file.size and library.digest(model, no_progress).sha256 == file.sha256:

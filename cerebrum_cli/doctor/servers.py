@@ -17,13 +17,11 @@ from cerebrum_cli.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.doctor.checks import DoctorContext, run_table, run_with_timeout
 from cerebrum_cli.doctor.selftest import QUESTION
 from cerebrum_cli.engine.engine import raise_refusals
-from cerebrum_cli.engine.remote.client import one_line
-from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.failures import BusyServerError
+from cerebrum_cli.engine.remote.client import BusyServerError, Endpoint, one_line
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
-from cerebrum_cli.engine.remote.recognition import probe
-from cerebrum_cli.engine.remote.sglang import IGNORED_SEEDS
+from cerebrum_cli.engine.remote.server import probe
+from cerebrum_cli.engine.remote.vllm_sglang import IGNORED_SEEDS
 from cerebrum_cli.inference.loading import LoadedModel, ReplySource, Resources, Servers, open_model
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
 from cerebrum_cli.inference.reply_stream import ReplyRequest

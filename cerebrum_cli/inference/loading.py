@@ -29,7 +29,7 @@ from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.remote.endpoint import Endpoint
+    from cerebrum_cli.engine.remote.client import Endpoint
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]
 """Creates the function that opens a model: llama.cpp, or something smaller in tests."""

@@ -31,7 +31,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.sequence import Inspection, Request
 from cerebrum_cli.inference.inspection import MAX_ROWS, GivenReply, LeastCertain
 
