@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import date
@@ -12,6 +14,7 @@ import pytest
 from chats import children
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_command import run_here
 
 from cerebrum_cli.chat.context_window import (
     DROP_FRACTION,
@@ -28,7 +31,6 @@ from cerebrum_cli.chat.history import (
     suggest_name,
     with_session_defaults,
 )
-from cerebrum_cli.chat.lock import SessionLock
 from cerebrum_cli.chat.session import ReplyMetadata
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -84,8 +86,11 @@ SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
 
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[History]:
-    with contextlib.closing(History(Store(tmp_path / "sessions.db"), SessionLock(tmp_path / "locks"))) as history:
+    with contextlib.closing(History(Store(tmp_path / "sessions.db"), tmp_path / "locks")) as history:
         yield history
+
+
+other_history = history  # that of another process
 
 
 def test_record_names_the_session_after_its_first_words(history: History) -> None:
@@ -299,6 +304,66 @@ def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: Hist
     assert (reply.tokens, reply.sampled) == (None, (5, 6, 7))
     session = history.record(None, SUM, reply, AUTHOR, SETTINGS)
     assert history.store.conversation(session) == SUM.assistant("Four")
+
+
+# Locks: one process at a time holds a session; `test_locks.py` has how a lock ends.
+
+
+def test_lock_is_refused_to_a_second_holder_until_another_session_is_locked(
+    history: History, other_history: History, tmp_path: Path
+) -> None:
+    one, two = history.store.create("one", "chat"), history.store.create("two", "chat")
+    before = os.umask(0)
+    try:
+        for _ in range(2):
+            history.lock(one)
+    finally:
+        os.umask(before)
+    locks = [tmp_path / "locks", *(tmp_path / "locks").iterdir()]
+    assert [path.stat().st_mode & 0o777 for path in locks] == [0o700, 0o600]
+    other_history.lock(two)
+    for holder, session in ((other_history, one), (history, two), (other_history, one)):
+        with pytest.raises(SessionError, match=f'session "{session.name}" is open in another process'):
+            holder.lock(session)  # and keeps its own
+    other_history.release()
+    history.lock(two)
+    other_history.lock(one)
+
+
+def test_lock_file_is_deleted_with_its_session(history: History, other_history: History, tmp_path: Path) -> None:
+    one = history.store.create("one", "chat")
+    history.discard_lock()
+    history.lock(one)
+    assert [path.name for path in (tmp_path / "locks").iterdir()] == [f"{one.id}.lock"]
+    history.discard_lock()
+    assert list((tmp_path / "locks").iterdir()) == []
+    other_history.lock(one)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_lock_excludes_nothing_where_the_file_system_has_no_locks(history: History, other_history: History) -> None:
+    one = history.store.create("one", "chat")
+    history.lock(one)
+    other_history.lock(one)
+
+
+def test_lock_reports_a_directory_that_cannot_be_created(history: History, tmp_path: Path) -> None:
+    (tmp_path / "locks").write_text("")
+    with pytest.raises(SessionError) as caught:
+        history.lock(history.store.create("one", "chat"))
+    assert caught.value.hint == "make sure that it is writable"
+
+
+@pytest.mark.parametrize("command", [("ask", "Why?"), ("chat",)])
+def test_refused_model_frees_the_session(chatml_model: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    run_here({"reply": "Short."}, tmp_path, "ask", "Why?", "-m", chatml_model)
+    gc.disable()  # which would free it, too
+    try:
+        refused = run_here({}, tmp_path, *command, "-c", "-m", "nosuch", piped=b"")
+        again = run_here({"reply": "x"}, tmp_path, "chat", "-c", piped=b"")
+    finally:
+        gc.enable()
+    assert (refused.code, again.code, again.err) == (3, 0, "")
 
 
 # The context window: many turns are dropped together, so that it is rare.

@@ -17,7 +17,7 @@ from person import Person
 from tiny_models import CHATML_TEMPLATE, write_mistral
 
 from cerebrum_cli.chat.archive import states_to_delete
-from cerebrum_cli.chat.lock import SessionLock
+from cerebrum_cli.chat.history import History
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 
@@ -329,13 +329,12 @@ def test_states_to_delete_are_found_by_their_replies(
 def test_sessions_rm_refuses_an_open_session(user: CommandLine) -> None:
     ask(user, "Why?", "So.")
     directory = user.home / "data" / "cerebrum" / "sessions"
-    session, lock = Store(directory / "sessions.db").find("why"), SessionLock(directory / "locks")
-    assert session
-    lock.acquire(session)
+    other = History(Store(directory / "sessions.db"), directory / "locks")
+    other.lock(other.get("why"))
     done = user.run("sessions", "rm", "why", "-y")
     assert (done.code, done.err.splitlines()[0]) == (1, 'error: session "why" is open in another process')
     assert len(listed(user)) == 1
-    lock.release()
+    other.close()
     assert user.run("sessions", "rm", "why", "-y").code == 0
     assert listed(user) == []
 

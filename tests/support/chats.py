@@ -10,7 +10,6 @@ from typing import Protocol
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.history import History
-from cerebrum_cli.chat.lock import SessionLock
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
@@ -55,7 +54,7 @@ def make_chat(
 
     loader = ModelLoader(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states, endpoints=endpoints)
     model, settings = loader.resolve_settings(layer)
-    history = History(store, SessionLock(directory / "locks"))
+    history = History(store, directory / "locks")
     return Chat(history, loader, layer, loader.open(model, settings), settings)
 
 
