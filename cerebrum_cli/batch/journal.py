@@ -22,7 +22,7 @@ from cerebrum_cli.batch.files import (
     output_paths,
     write_result,
 )
-from cerebrum_cli.batch.meta import Record, ResumeState, decide, encode_record, normalize, read_record
+from cerebrum_cli.batch.meta import BatchRecord, ResumeState, decide, encode_record, normalize, read_record
 from cerebrum_cli.batch.partial import PartialFile
 from cerebrum_cli.batch.result import ResultRows, to_json_line
 from cerebrum_cli.core.errors import BatchError
@@ -56,7 +56,7 @@ def open_journal(
         partial = PartialFile(paths.partial, rows)
     try:
         with journal_errors(output):
-            record = Record(normalize(fingerprint), len(rows), extent=dict(extent or {}), notes=dict(notes or {}))
+            record = BatchRecord(normalize(fingerprint), len(rows), extent=dict(extent or {}), notes=dict(notes or {}))
             return _open(paths, partial, record, rows, restart, retry_failed)
     except BaseException:
         with contextlib.closing(partial), contextlib.suppress(OSError):
@@ -68,7 +68,7 @@ def open_journal(
 def _open(
     paths: OutputPaths,
     partial: PartialFile,
-    new: Record,
+    new: BatchRecord,
     rows: ResultRows,
     restart: bool,
     retry_failed: bool,
@@ -97,7 +97,7 @@ def _open(
     return Journal(paths, partial, rows, record, step == "complete")
 
 
-def write_record(paths: OutputPaths, record: Record) -> None:
+def write_record(paths: OutputPaths, record: BatchRecord) -> None:
     """Replace the record atomically. Raises BatchError."""
     with journal_errors(paths.meta), unfinished_file(paths.meta, 0o666) as part:
         write_result(part.file, [encode_record(record)])
@@ -108,7 +108,7 @@ class Journal:
     """A `Result` on disk; create it with `open_journal`. Not thread-safe."""
 
     def __init__(
-        self, paths: OutputPaths, partial: PartialFile, rows: ResultRows, record: Record, is_complete: bool
+        self, paths: OutputPaths, partial: PartialFile, rows: ResultRows, record: BatchRecord, is_complete: bool
     ) -> None:
         self._paths = paths
         self._partial = partial

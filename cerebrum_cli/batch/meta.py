@@ -32,7 +32,7 @@ _DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class BatchRecord:
     """The record of a batch: `fingerprint` holds everything the answers depend on, by readable names.
 
     `replaces` identifies an older result to replace. `result` is None until all rows are finished. `extent` holds what
@@ -61,13 +61,13 @@ class Record:
         return ", ".join(Path(path).name + (f":{scale:g}" if scale != 1 else "") for path, scale in adapters) or "none"
 
 
-def encode_record(record: Record) -> bytes:
+def encode_record(record: BatchRecord) -> bytes:
     fields = {key: value for key, value in asdict(record).items() if value != {}}
     value = json.loads(to_json({"version": VERSION, **fields}))
     return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
 
 
-def read_record(path: Path) -> Record | None:
+def read_record(path: Path) -> BatchRecord | None:
     """Read a record; None if the file does not exist. Raises BatchError if it is not a record."""
     try:
         value = json.loads(path.read_bytes())
@@ -76,7 +76,7 @@ def read_record(path: Path) -> Record | None:
         identities = {key: value[key] and Identity(**value[key]) for key in ("replaces", "result")}
         counts = (value["failed"], value["truncated"], value["undecided"])
         more = (dict(value.get("extent", {})), dict(value.get("notes", {})))
-        return Record(
+        return BatchRecord(
             dict(value["fingerprint"]), value["rows"], identities["replaces"], *counts, identities["result"], *more
         )
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def normalize(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     return value
 
 
-def describe_difference(before: Record, now: Record) -> str | None:
+def describe_difference(before: BatchRecord, now: BatchRecord) -> str | None:
     """Describe how two fingerprints differ, like "another model (a, now b)"; None if they are equal."""
     old, new = before.fingerprint, now.fingerprint
     names = [name for name in {**new, **old} if to_json(old.get(name)) != to_json(new.get(name))]
@@ -133,11 +133,11 @@ class ResumeState:
     """The files on disk: whether the partial file has bytes, the record, and the identity of the output."""
 
     partial: bool
-    record: Record | None
+    record: BatchRecord | None
     output: Identity | None
 
 
-def decide(state: ResumeState, new: Record, paths: OutputPaths) -> Step:
+def decide(state: ResumeState, new: BatchRecord, paths: OutputPaths) -> Step:
     """Decide the next step without --restart. Raises BatchError where it would lose or mix answers.
 
     `new` is the record of a result that would begin. With a larger extent, a complete result is extended.
@@ -178,7 +178,7 @@ def describe_smaller(before: Mapping[str, int], now: Mapping[str, int]) -> str |
     return " and ".join(smaller) or None
 
 
-def _decide_changed(state: ResumeState, record: Record, difference: str, paths: OutputPaths) -> Step:
+def _decide_changed(state: ResumeState, record: BatchRecord, difference: str, paths: OutputPaths) -> Step:
     if state.partial:
         message = f"{paths.partial} was started with {difference}"
         raise BatchError(message, "run the previous command to resume, or use --restart to start over")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.batch.files import OutputPaths, identify, journal_errors, lock_partial, output_paths
 from cerebrum_cli.batch.meta import (
-    Record,
+    BatchRecord,
     ResumeState,
     decide,
     describe_difference,
@@ -55,7 +55,7 @@ class Run:
 
     name: str
     path: Path
-    record: Record
+    record: BatchRecord
 
     @property
     def task(self) -> str:
@@ -167,7 +167,7 @@ def samples_to_keep(path: Path, fingerprint: Mapping[str, Any], extent: Mapping[
     paths = output_paths(path)
     has_rows = paths.partial.exists() and paths.partial.stat().st_size > 0
     state = ResumeState(has_rows, read_record(paths.meta), identify(paths.output))
-    step = decide(state, Record(normalize(fingerprint), 0, extent=extent), paths)
+    step = decide(state, BatchRecord(normalize(fingerprint), 0, extent=extent), paths)
     return [] if step == "begin" else require_run(path).samples()
 
 
@@ -185,7 +185,7 @@ def _has_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> bool:
     """Whether the run at a path has this fingerprint."""
     with contextlib.suppress(BatchError):
         run = read_run(path)
-        return run is not None and describe_difference(run.record, Record(fingerprint, 0)) is None
+        return run is not None and describe_difference(run.record, BatchRecord(fingerprint, 0)) is None
     return False
 
 

@@ -36,7 +36,7 @@ from waiting import wait_until
 from cerebrum_cli.batch import files
 from cerebrum_cli.batch.files import SYNC_INTERVAL_S, Identity, output_paths
 from cerebrum_cli.batch.journal import open_journal
-from cerebrum_cli.batch.meta import Record, encode_record, normalize
+from cerebrum_cli.batch.meta import BatchRecord, encode_record, normalize
 from cerebrum_cli.batch.result import Result, ResultRows, StreamedResult
 from cerebrum_cli.batch.rows import OUTPUT_KEYS, SCHEMA, Row, RowError, result_rows
 from cerebrum_cli.core.errors import BatchError, UsageError
@@ -186,7 +186,7 @@ def complete_rows(output: Path, rows: tuple[Row, ...], error: RowError | None = 
     data = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines).encode()
     output.write_bytes(data)
     identity = Identity(len(data), hashlib.sha256(data).hexdigest())
-    record = Record(normalize(FINGERPRINT), len(rows), failed=len(rows) if error else 0, result=identity)
+    record = BatchRecord(normalize(FINGERPRINT), len(rows), failed=len(rows) if error else 0, result=identity)
     output_paths(output).meta.write_bytes(encode_record(record))
 
 

@@ -40,7 +40,7 @@ class OpenInEditor(NamedTuple):
     text: str
 
 
-class Prompt(PlainPrompt):
+class InteractivePrompt(PlainPrompt):
     """An interactive prompt with history, completion, an editor and a toolbar."""
 
     def __init__(
