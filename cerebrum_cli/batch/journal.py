@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.batch.files import (
+from cerebrum_cli.batch.meta import BatchRecord, ResumeState, decide, encode_record, normalize, read_record
+from cerebrum_cli.batch.output_files import (
     OutputPaths,
     file_stamp,
     identify,
@@ -22,7 +23,6 @@ from cerebrum_cli.batch.files import (
     output_paths,
     write_result,
 )
-from cerebrum_cli.batch.meta import BatchRecord, ResumeState, decide, encode_record, normalize, read_record
 from cerebrum_cli.batch.partial import PartialFile
 from cerebrum_cli.batch.result import ResultRows, to_json_line
 from cerebrum_cli.core.errors import BatchError

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cerebrum_cli.batch.files import Identity, OutputPaths
+from cerebrum_cli.batch.output_files import Identity, OutputPaths
 from cerebrum_cli.batch.result import to_json
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import RowCounts

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cerebrum_cli.batch.files import PeriodicSync, lock_partial
+from cerebrum_cli.batch.output_files import PeriodicSync, lock_partial
 from cerebrum_cli.batch.result import FinishedRows, ResultRows, to_json
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import SHOWN_ERRORS, RowCounts

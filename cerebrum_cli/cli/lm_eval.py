@@ -13,7 +13,7 @@ from pathlib import Path
 from platform import machine
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.batch.files import output_paths
+from cerebrum_cli.batch.output_files import output_paths
 from cerebrum_cli.cli.generation import AUTO_PARALLEL, parse_parallel
 from cerebrum_cli.cli.models import find_model, find_profile
 from cerebrum_cli.core.errors import UsageError

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.batch.files import OutputPaths, identify, journal_errors, lock_partial, output_paths
 from cerebrum_cli.batch.meta import (
     BatchRecord,
     ResumeState,
@@ -26,6 +25,7 @@ from cerebrum_cli.batch.meta import (
     read_record,
     shown_values,
 )
+from cerebrum_cli.batch.output_files import OutputPaths, identify, journal_errors, lock_partial, output_paths
 from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.locks import remove_abandoned

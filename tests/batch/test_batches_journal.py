@@ -33,10 +33,10 @@ from batch_files import (
 from command_line import start_python
 from waiting import wait_until
 
-from cerebrum_cli.batch import files
-from cerebrum_cli.batch.files import SYNC_INTERVAL_S, Identity, output_paths
+from cerebrum_cli.batch import output_files
 from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.batch.meta import BatchRecord, encode_record, normalize
+from cerebrum_cli.batch.output_files import SYNC_INTERVAL_S, Identity, output_paths
 from cerebrum_cli.batch.result import Result, ResultRows, StreamedResult
 from cerebrum_cli.batch.rows import OUTPUT_KEYS, SCHEMA, Row, RowError, result_rows
 from cerebrum_cli.core.errors import BatchError, UsageError
@@ -169,11 +169,11 @@ def test_journal_resumes_with_the_missing_rows(output: Path) -> None:
 
 def test_complete_batch_is_not_run_again(output: Path) -> None:
     run(output)
-    before = files.file_stamp(output)
+    before = output_files.file_stamp(output)
     with contextlib.closing(open_batch(output)) as journal:
         assert (journal.is_complete, journal.done, journal.counts.failed) == (True, 4, 1)
         journal.complete()
-    assert (files.file_stamp(output), names(output.parent)) == (before, COMPLETE)
+    assert (output_files.file_stamp(output), names(output.parent)) == (before, COMPLETE)
 
 
 def numbered_rows(count: int) -> tuple[Row, ...]:
