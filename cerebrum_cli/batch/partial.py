@@ -85,10 +85,6 @@ class PartialFile:
                 self.append(row, line, self._rows.schema.count(object))
         os.fsync(self._descriptor)
 
-    def forget_failed(self) -> None:
-        """Count rows with an error or without a winner as unfinished; the next line of such a row replaces it."""
-        self.finished.forget_failed()
-
     def append(self, position: int, line: bytes, counts: RowCounts) -> None:
         """Append the line of a row; on failure, remove it again. Raises OSError, also if an earlier sync failed."""
         self._sync.raise_error()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.batch.meta import (
     BatchRecord,
-    ResumeState,
     decide,
     describe_difference,
     enumeration,
@@ -166,8 +165,8 @@ def samples_to_keep(path: Path, fingerprint: Mapping[str, Any], extent: Mapping[
         return []
     paths = output_paths(path)
     has_rows = paths.partial.exists() and paths.partial.stat().st_size > 0
-    state = ResumeState(has_rows, read_record(paths.meta), identify(paths.output))
-    step = decide(state, BatchRecord(normalize(fingerprint), 0, extent=extent), paths)
+    new = BatchRecord(normalize(fingerprint), 0, extent=extent)
+    step = decide(read_record(paths.meta), has_rows, identify(paths.output), new, paths)
     return [] if step == "begin" else require_run(path).samples()
 
 
