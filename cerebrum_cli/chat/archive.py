@@ -42,11 +42,7 @@ SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", "
 def session_rows(store: Store) -> list[dict[str, Any]]:
     """Build the rows of `sessions list --json`, most recently changed first."""
     return [
-        {
-            **_session_fields(summary.session),
-            "messages": summary.messages,
-            "first": summary.first,
-        }
+        {**_session_fields(summary.session), "messages": summary.messages, "first": summary.first}
         for summary in store.summaries()
     ]
 
@@ -198,28 +194,16 @@ def states_to_delete(states: Mapping[Path, bytes], deleted: Iterable[bytes], kep
 
 
 def _session_fields(session: Session) -> dict[str, Any]:
-    return {
-        "name": session.name,
-        "origin": session.origin,
-        "model": session.model,
-        "format": session.format,
-        "created": format_utc(session.created),
-        "updated": format_utc(session.updated),
-    }
+    texts = {key: getattr(session, key) for key in ("name", "origin", "model", "format")}
+    return {**texts, "created": format_utc(session.created), "updated": format_utc(session.updated)}
 
 
 def _message_object(stored: StoredMessage) -> dict[str, Any]:
-    metadata = stored.metadata
+    keys = ("reasoning", "finish_reason", "model", "format", "params", "seed", "timings")
     return {
         "role": stored.message.role,
         "content": stored.message.content,
-        "reasoning": metadata.reasoning,
-        "finish_reason": metadata.finish_reason,
-        "model": metadata.model,
-        "format": metadata.format,
-        "params": metadata.params,
-        "seed": metadata.seed,
-        "timings": metadata.timings,
+        **{key: getattr(stored.metadata, key) for key in keys},
         "created": format_utc(stored.created),
     }
 

@@ -77,7 +77,7 @@ def test_recorded_stream_ends_like_the_document_with_its_colors(name: str, colum
 @pytest.mark.parametrize(
     ("name", "splits"),
     [
-        *((name, 60 if name in HANDWRITTEN else 20) for name in STREAMS),
+        *((name, 30 if name in HANDWRITTEN else 10) for name in STREAMS),
         *(pytest.param(name, 10_000, marks=pytest.mark.fuzz) for name in HANDWRITTEN),
     ],
 )
