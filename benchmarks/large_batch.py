@@ -31,8 +31,8 @@ from typing import Any
 from harness import Row, record, run, time_limit
 
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-from cerebrum_cli.batch.files import output_paths
 from cerebrum_cli.batch.journal import open_journal
+from cerebrum_cli.batch.output_files import output_paths
 from cerebrum_cli.batch.readers import open_input, read_rows
 from cerebrum_cli.batch.rows import result_rows
 from cerebrum_cli.core.events import Event, FinishEvent, RowEvent, SequenceId, Timings, TokenEvent

@@ -219,7 +219,7 @@ class Chat:
         if session:
             session = self.history.acquire(session)
         else:
-            self.history.lock.release()
+            self.history.release()
         self.session, self.name = session, name
 
     def rename(self, name: str) -> None:

@@ -110,21 +110,15 @@ class ReplyRecorder:
         return replace(reply, finish=replace(reply.finish, forced=(*earlier, *own)))
 
     def _save(self, metadata: ReplyMetadata) -> None:
-        message, metadata = self._message(), replace(metadata, reasoning=self._reasoning())
+        """Save the reply so far, with what it continues."""
+        reply, begin = self.collector.reply, ("", "")
+        if self.continued:
+            begin = self.continued.message.content, self.continued.metadata.reasoning or ""
+        tokens = None if reply and reply.tokens is None else self.sampled
+        message = Message("assistant", begin[0] + self.collector.text, tokens)
+        metadata = replace(metadata, reasoning=begin[1] + (self.collector.reasoning or "") or None)
         if self._is_stored:
             self.store.update_message(self.session, message, metadata)
         else:
             self.session = self.store.add_message(self.session, message, metadata)
             self._is_stored = True
-
-    def _message(self) -> Message:
-        """The reply so far, with what it continues."""
-        reply, tokens = self.collector.reply, None
-        if reply is None or reply.tokens is not None:
-            tokens = self.sampled
-        begin = self.continued.message.content if self.continued else ""
-        return Message("assistant", begin + self.collector.text, tokens)
-
-    def _reasoning(self) -> str | None:
-        begin = self.continued.metadata.reasoning if self.continued else None
-        return (begin or "") + (self.collector.reasoning or "") or None

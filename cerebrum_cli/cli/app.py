@@ -99,11 +99,10 @@ class Runtime:
     def open_history(self, detaches: bool = False) -> History:
         """Sessions of this user; the database is opened on first use. See `Store` for `detaches`."""
         from cerebrum_cli.chat.history import History
-        from cerebrum_cli.chat.lock import SessionLock
         from cerebrum_cli.chat.store import Store
 
         directory = self.data_directory / "sessions"
-        return History(Store(directory / "sessions.db", detaches), SessionLock(directory / "locks"))
+        return History(Store(directory / "sessions.db", detaches), directory / "locks")
 
     def resources(self, no_profile: bool = False) -> Resources:
         """What models are opened with; `no_profile` leaves out what was measured on this machine."""
@@ -208,7 +207,7 @@ class Runtime:
 
     def doctor_context(self, given: Layer, offline: bool) -> DoctorContext:
         """Everything `doctor` checks; an unreadable config.toml is one of its results."""
-        from cerebrum_cli.chat.connection import check_integrity
+        from cerebrum_cli.chat.database import check_integrity
         from cerebrum_cli.doctor.checks import DoctorContext
         from cerebrum_cli.terminal.reports.doctor import check_terminal
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.batch import answering as batches
-from cerebrum_cli.batch.files import output_paths
 from cerebrum_cli.batch.journal import Journal, open_journal
+from cerebrum_cli.batch.output_files import output_paths
 from cerebrum_cli.batch.readers import IndexedRows, InputFile, detect_shape, open_input, read_rows, spool_input
 from cerebrum_cli.batch.result import StreamedResult
 from cerebrum_cli.batch.rows import result_rows

@@ -127,7 +127,7 @@ def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> I
             return ScriptInput(read_piped(piped), streams.answer)
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
         return PlainPrompt(streams, keyboard, signals, repl.quiet)
-    from cerebrum_cli.terminal.repl.prompt import Candidates, Prompt, SlashCompleter
+    from cerebrum_cli.terminal.repl.prompt import Candidates, InteractivePrompt, SlashCompleter
 
     names: Candidates = {
         "model": lambda: [model.reference for model in runtime.library.models()],
@@ -142,7 +142,7 @@ def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> I
         engine = repl.chat.loaded.engine
         return engine.is_loaded or engine.has_failed
 
-    return Prompt(
+    return InteractivePrompt(
         streams,
         keyboard,
         signals,

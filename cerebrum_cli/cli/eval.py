@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.batch.files import output_paths
 from cerebrum_cli.batch.journal import open_journal
+from cerebrum_cli.batch.output_files import output_paths
 from cerebrum_cli.cli.eval_setup import PreparedEvaluation, prepare
 from cerebrum_cli.cli.generation import naming_grammar_file, open_for, progress_sinks
 from cerebrum_cli.cli.runs import no_sample_counts, print_run

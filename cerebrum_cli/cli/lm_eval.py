@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.batch.files import output_paths
+from cerebrum_cli.batch.output_files import output_paths
 from cerebrum_cli.cli.generation import AUTO_PARALLEL, find_source
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent

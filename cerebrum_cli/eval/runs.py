@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.batch.files import OutputPaths, identify, journal_errors, lock_partial, output_paths
 from cerebrum_cli.batch.meta import (
-    Record,
-    ResumeState,
+    BatchRecord,
     decide,
     describe_difference,
     enumeration,
@@ -26,6 +24,7 @@ from cerebrum_cli.batch.meta import (
     read_record,
     shown_values,
 )
+from cerebrum_cli.batch.output_files import OutputPaths, identify, journal_errors, lock_partial, output_paths
 from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.locks import remove_abandoned
@@ -56,7 +55,7 @@ class Run:
 
     name: str
     path: Path
-    record: Record
+    record: BatchRecord
 
     @property
     def task(self) -> str:
@@ -167,8 +166,8 @@ def samples_to_keep(path: Path, fingerprint: Mapping[str, Any], extent: Mapping[
         return []
     paths = output_paths(path)
     has_rows = paths.partial.exists() and paths.partial.stat().st_size > 0
-    state = ResumeState(has_rows, read_record(paths.meta), identify(paths.output))
-    step = decide(state, Record(normalize(fingerprint), 0, extent=extent), paths)
+    new = BatchRecord(normalize(fingerprint), 0, extent=extent)
+    step = decide(read_record(paths.meta), has_rows, identify(paths.output), new, paths)
     return [] if step == "begin" else require_run(path).samples()
 
 
@@ -186,7 +185,7 @@ def _has_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> bool:
     """Whether the run at a path has this fingerprint."""
     with contextlib.suppress(BatchError):
         run = read_run(path)
-        return run is not None and describe_difference(run.record, Record(fingerprint, 0)) is None
+        return run is not None and describe_difference(run.record, BatchRecord(fingerprint, 0)) is None
     return False
 
 

@@ -90,14 +90,14 @@ def single_runs() -> list[list[int]]:
     return said
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 8, 20])
+@pytest.mark.parametrize("slots", [1, 3, 20])
 def test_batch_invariance_across_numbers_of_slots(single_runs: list[list[int]], slots: int) -> None:
     with open_engine(slots) as engine:
         assert answers(engine, SUMS) == single_runs
         assert answers(engine, SUMS[::-1]) == single_runs[::-1]
 
 
-@pytest.mark.parametrize("slots", [1, 2, 5])
+@pytest.mark.parametrize("slots", [2, 5])
 def test_batch_invariance_whatever_prefix_was_copied(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_invariance, "CHUNKED_POSITIONS", 256)  # beyond, whole batches are used
     questions = [LONG[: 900 + 7 * length] + SUMS[length] for length in range(4)]
@@ -140,17 +140,16 @@ def test_single_row_beside_the_padding_of_another_needs_none() -> None:
     assert pad(rows) == ([rows[0], TokenRow(5, 290, 9, False), rows[1]], [0, 2])
 
 
-@pytest.mark.parametrize("slots", [2, 4])
 def test_sequences_that_outgrow_memory_continue_in_more(
-    single_runs: list[list[int]], slots: int, monkeypatch: pytest.MonkeyPatch
+    single_runs: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
     wordy = [LONG[:540] + question for question in SUMS]  # to nearly fill the first 256 cells
-    with open_engine(slots) as engine:
+    with open_engine(2) as engine:
         said = answers(engine, [*wordy, *SUMS], None)
     assert said[len(wordy) :] == single_runs
     monkeypatch.undo()
-    with open_engine(slots) as engine:
+    with open_engine(2) as engine:
         assert answers(engine, wordy, None) == said[: len(wordy)]
 
 

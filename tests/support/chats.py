@@ -10,7 +10,6 @@ from typing import Protocol
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.history import History
-from cerebrum_cli.chat.lock import SessionLock
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
@@ -57,7 +56,7 @@ def make_chat(
 
     source = resolve(layer)
     source.validate()
-    history = History(store, SessionLock(directory / "locks"))
+    history = History(store, directory / "locks")
     return Chat(history, resolve, layer, open_model(source), source.settings)
 
 
