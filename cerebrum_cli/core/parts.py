@@ -20,12 +20,12 @@ class Tokens:
     ids: tuple[int, ...]
 
 
-Part = Text | Tokens
+PromptPart = Text | Tokens
 
 
-def join_parts(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+def join_parts(parts: tuple[PromptPart, ...]) -> tuple[PromptPart, ...]:
     """Join adjacent texts of the same kind, and drop empty parts."""
-    out: list[Part] = []
+    out: list[PromptPart] = []
     for part in parts:
         last = out[-1] if out else None
         if isinstance(part, Text) and isinstance(last, Text) and part.trusted == last.trusted:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.core.events import Forced, Timings
-from cerebrum_cli.core.parts import Part, Text, Tokens
+from cerebrum_cli.core.parts import PromptPart, Text, Tokens
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import Controls, Force, Intervention, limit_after
 from cerebrum_cli.engine.sequence import Request
@@ -95,7 +95,7 @@ class Turns:
         return replace(request, params=replace(request.params, max_tokens=most))
 
 
-def continuation(vocabulary: Vocabulary, parts: Iterable[Part]) -> tuple[int, ...]:
+def continuation(vocabulary: Vocabulary, parts: Iterable[PromptPart]) -> tuple[int, ...]:
     """Tokenize text that continues other text: without BOS, and without the space that a vocabulary may put first."""
     anchor = vocabulary.tokenize((Text(ANCHOR),))[-1]
     tokens = vocabulary.tokenize((Tokens((anchor,)), *parts))

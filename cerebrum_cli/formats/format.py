@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.parts import Part
+from cerebrum_cli.core.parts import PromptPart
 
 BRIDGE = " The answer is"
 LINE_BREAK = "\n"
@@ -69,5 +69,5 @@ class PromptFormat(Protocol):
     def verbatim(self) -> bool:
         """Whether replies are passed on unchanged, with surrounding white space and reasoning markup."""
 
-    def render(self, conversation: Conversation) -> tuple[Part, ...]:
+    def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the prompt of the next reply, without BOS unless the format itself writes it."""

@@ -9,13 +9,13 @@ from collections.abc import Iterable
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.parts import Part, Text
+from cerebrum_cli.core.parts import PromptPart, Text
 from cerebrum_cli.engine.backend import Vocabulary
 
 POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit
 
 
-def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[Part]) -> int | None:
+def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[PromptPart]) -> int | None:
     """Least possible number of tokens of a prompt that cannot fit, whatever its tokens are; None for any other."""
     texts = [part.value for part in prompt if isinstance(part, Text)]
     if sum(map(len, texts)) <= POSSIBLE_CHARACTERS * context_size:
