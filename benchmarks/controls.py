@@ -29,7 +29,7 @@ from harness import RESULTS, ROOT, SCRIPT, Environment, Row, isolated_environmen
 from nano.measure import loaded_engine
 from nano.questions import held_out
 
-from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.engine.loop_check import LoopCheck
 
 NANO = str(ROOT / "cerebrum_cli" / "nano.gguf")

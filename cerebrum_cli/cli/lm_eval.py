@@ -20,8 +20,8 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.core.options import flag
-from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.core.settings import GENERATION_KEYS, set_environment_default
+from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.load_options import plan_repacking
 from cerebrum_cli.eval.presets import Preset, find_preset
 from cerebrum_cli.inference.load_options import Parallel, require_attention

@@ -1,7 +1,8 @@
-"""Text functions that several packages use: sizes, times, well-formed text, partial markers."""
+"""Text functions that several packages use: sizes, times, well-formed text, partial markers, shell commands."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 MATCH_BEGIN, MATCH_END = "\x02", "\x03"  # around the words found in an excerpt of a message
@@ -49,3 +50,10 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def pip_install(arguments: str) -> str:
+    """Shell command that installs into this environment: a plain `pip` may be that of another one, or missing."""
+    from shlex import quote
+
+    return f"{quote(sys.executable)} -m pip install {arguments}"

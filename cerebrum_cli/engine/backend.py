@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from cerebrum_cli.core.conversation import PromptPart
 from cerebrum_cli.core.events import Event, NoticeEvent, TokenLogprob
-from cerebrum_cli.core.parts import PromptPart
 from cerebrum_cli.core.sampling import SamplingParams
 
 

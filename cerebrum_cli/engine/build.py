@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cerebrum_cli.core.packages import pip_install
+from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.memory import Device
 
 # CPU features as llama.cpp names them, and as Linux does in /proc/cpuinfo. An instruction that the CPU lacks kills the

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
 from cerebrum_cli.core.events import Forced, Timings
-from cerebrum_cli.core.parts import PromptPart, Text, Tokens
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import Controls, Force, Intervention, limit_after
 from cerebrum_cli.engine.sequence import Request

@@ -14,7 +14,7 @@ from cerebrum_cli.batch.input import open_input
 from cerebrum_cli.batch.rows import InvalidRow
 from cerebrum_cli.batch.template import parse_template
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
-from cerebrum_cli.core.packages import pip_install
+from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.eval.reading import Fields, QuestionSet, Render, Row, parse_lines, read_questions
 from cerebrum_cli.eval.tasks import Task
 from cerebrum_cli.models.cache import Cache, CachedFile

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.parts import PromptPart
+from cerebrum_cli.core.conversation import Conversation, PromptPart
 
 BRIDGE = " The answer is"
 LINE_BREAK = "\n"

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.parts import PromptPart, Text, Tokens, join_parts
+from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.formats.format import BRIDGE, ThoughtMarkup
 
 

@@ -17,9 +17,8 @@ from functools import cache
 from operator import methodcaller
 from typing import Any
 
-from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
-from cerebrum_cli.core.parts import PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.formats.format import BRIDGE, ThoughtMarkup
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.template_sandbox import run_template

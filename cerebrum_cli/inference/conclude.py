@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import Force
 from cerebrum_cli.engine.sentences import SENTENCE_TOKENS, Sentences

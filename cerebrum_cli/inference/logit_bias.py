@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cerebrum_cli.core.conversation import Text, Tokens
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.parts import Text, Tokens
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.engine.backend import Vocabulary
 

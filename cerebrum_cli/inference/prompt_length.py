@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation, PromptPart, Text
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.parts import PromptPart, Text
 from cerebrum_cli.engine.backend import Vocabulary
 
 POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit

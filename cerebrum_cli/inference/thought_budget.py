@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import Force

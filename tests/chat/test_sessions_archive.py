@@ -12,9 +12,8 @@ from cerebrum_cli.chat.archive import export_to_file
 from cerebrum_cli.chat.rows import ReplyMetadata, Session
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.cli.app import llama_opener
-from cerebrum_cli.core.conversation import Message
+from cerebrum_cli.core.conversation import Message, Text
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.inference.loading import LoadedModel, open_model
 from cerebrum_cli.models.model import Model

@@ -21,7 +21,7 @@ from tiny_models import write_chatml
 from waiting import TIMEOUT_S, wait_until
 
 from cerebrum_cli.batch import answering as batch
-from cerebrum_cli.core.parts import PromptPart
+from cerebrum_cli.core.conversation import PromptPart
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
 
+from cerebrum_cli.core.conversation import PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import EngineError, GrammarError
-from cerebrum_cli.core.parts import PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.inference.responder import detokenize
 

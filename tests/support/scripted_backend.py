@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
 
+from cerebrum_cli.core.conversation import PromptPart, Tokens
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, TokenLogprob
-from cerebrum_cli.core.parts import PromptPart, Tokens
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag, TokenScore
 

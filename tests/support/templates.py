@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.parts import PromptPart, Text
+from cerebrum_cli.core.conversation import Conversation, PromptPart, Text
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.plain import EMBEDDED

@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 from tiny_models import SPECIAL_TOKENS, USER_DEFINED
 
-from cerebrum_cli.core.parts import PromptPart, Text
+from cerebrum_cli.core.conversation import PromptPart, Text
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama

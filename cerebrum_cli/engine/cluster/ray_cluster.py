@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
-from cerebrum_cli.core.packages import pip_install
+from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.cluster.local_ray import LocalRay
 from cerebrum_cli.engine.cluster.node import AHEAD
 from cerebrum_cli.engine.cluster.worker import NodeInfo, OpenEngine, Trouble, Worker

@@ -17,8 +17,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.parts import PromptPart, Text, Tokens
 from cerebrum_cli.core.signals import exit_on_second_interrupt
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import accept_token, parse_grammar

@@ -15,9 +15,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError, EngineError
 from cerebrum_cli.core.events import Event, LoadEvent
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
 from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents
 from cerebrum_cli.engine.remote.client import Client, import_http
