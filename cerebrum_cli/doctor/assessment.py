@@ -17,7 +17,7 @@ MIN_DISK = 5 * 10**9  # bytes; the default model takes 4.4 GB
 
 
 @dataclass(frozen=True, slots=True)
-class Directory:
+class DirectoryState:
     """A directory that is written to, or will be created: its use, the device number of its disk, and free bytes."""
 
     use: str
@@ -85,7 +85,7 @@ def assess_memory(free: int, total: int, machine: int) -> CheckResult:
     return check_result("memory", detail)
 
 
-def assess_disk(directories: Sequence[Directory]) -> CheckResult:
+def assess_disk(directories: Sequence[DirectoryState]) -> CheckResult:
     """Assess free space by disk. Only a data directory that is not writable fails: chats could not be saved."""
     free = {directory.disk: directory.free for directory in directories}
     uses = {disk: _enumerate([each.use for each in directories if each.disk == disk]) for disk in free}
@@ -99,7 +99,7 @@ def assess_disk(directories: Sequence[Directory]) -> CheckResult:
     return check_result("disk", detail)
 
 
-def assess_prompt_cache(directory: Directory, files: int, size: int, limit: float) -> CheckResult:
+def assess_prompt_cache(directory: DirectoryState, files: int, size: int, limit: float) -> CheckResult:
     """Assess the prompt cache on disk; sizes are in bytes, and a limit of 0 turns it off."""
     if not limit:
         return check_result("prompt_cache", f"off (cache_gb is 0); {format_size(size)} still on disk")

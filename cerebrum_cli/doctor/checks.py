@@ -16,7 +16,7 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, 
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.doctor import assessment, selftest
-from cerebrum_cli.doctor.assessment import Directory, format_count
+from cerebrum_cli.doctor.assessment import DirectoryState, format_count
 from cerebrum_cli.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.build import Build
@@ -236,14 +236,14 @@ CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
 }
 
 
-def inspect_directory(use: str, path: Path) -> Directory:
+def inspect_directory(use: str, path: Path) -> DirectoryState:
     """Disk and permissions of a directory, or of its nearest existing ancestor, where it would be created.
 
     Writes nothing.
     """
     existing = next(ancestor for ancestor in (path, *path.parents) if ancestor.exists())
     writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-    return Directory(use, path, writable, existing.stat().st_dev, disk_usage(existing).free)
+    return DirectoryState(use, path, writable, existing.stat().st_dev, disk_usage(existing).free)
 
 
 def run_with_timeout(function: Callable[[], T], seconds: float) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from cerebrum_cli.core.events import ScoreEvent
+from cerebrum_cli.core.events import EvalProgress
 from cerebrum_cli.eval.estimates import Interval, Totals, interval_of_totals
 from cerebrum_cli.eval.question import QuestionId
 from cerebrum_cli.eval.sample import Sample
@@ -50,9 +50,9 @@ class RunningScore:
         return self._share(self._cut_off)
 
     @property
-    def event(self) -> ScoreEvent:
+    def event(self) -> EvalProgress:
         """The progress of the run."""
-        return ScoreEvent(
+        return EvalProgress(
             self.done,
             self.total,
             self.questions,

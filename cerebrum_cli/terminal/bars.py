@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.events import (
+    EvalProgress,
     Event,
     NoticeEvent,
     PromptEvent,
     RowEvent,
-    ScoreEvent,
     ServersEvent,
     ServerTokens,
     StageEvent,
@@ -48,7 +48,7 @@ class BatchProgress:
         self._streams = streams
         self._draws = draws
         self._line: Live | None = None
-        self._rows: RowEvent | ScoreEvent | None = None
+        self._rows: RowEvent | EvalProgress | None = None
         self._before: int | None = None  # rows done by earlier runs
         self._servers: tuple[ServerTokens, ...] = ()
         self._rates = ""  # of the servers, when they were last reported
@@ -75,7 +75,7 @@ class BatchProgress:
                 total = sum(server.tokens for server in event.servers) / seconds
                 self._rates = f"{total:.1f} tokens/s ({server_rates(event.servers, seconds)})"
             self._update()
-        elif isinstance(event, (RowEvent, ScoreEvent)):
+        elif isinstance(event, (RowEvent, EvalProgress)):
             self._rows = event
             self._before = event.done if self._before is None else self._before
             self._update()
@@ -121,7 +121,7 @@ class BatchProgress:
         line.start(refresh=True)
         return line
 
-    def _draw(self, rows: RowEvent | ScoreEvent, width: int) -> Table:
+    def _draw(self, rows: RowEvent | EvalProgress, width: int) -> Table:
         seconds, done = self._seconds, rows.done - (self._before or 0)
         left = f"{format_duration(seconds / done * (rows.total - rows.done))} left" if done else self._phase
         speeds = (
@@ -178,7 +178,7 @@ def stage_bar(streams: Streams) -> Progress:
     return Progress(*(shown if is_wide else (shown[0], text)), console=console, transient=True, expand=True)
 
 
-def batch_line(event: RowEvent | ScoreEvent, speeds: Sequence[str], left: str, width: int) -> Table:
+def batch_line(event: RowEvent | EvalProgress, speeds: Sequence[str], left: str, width: int) -> Table:
     """The texts of a batch's progress that fit a width, and a bar if it fits too."""
     from rich.progress_bar import ProgressBar
     from rich.table import Column, Table
@@ -195,7 +195,9 @@ def batch_line(event: RowEvent | ScoreEvent, speeds: Sequence[str], left: str, w
     return line
 
 
-def batch_texts(event: RowEvent | ScoreEvent, speeds: Sequence[str], left: str) -> Iterator[tuple[str, str, str, str]]:
+def batch_texts(
+    event: RowEvent | EvalProgress, speeds: Sequence[str], left: str
+) -> Iterator[tuple[str, str, str, str]]:
     """Yield rows done, exceptions or a score, speed and remaining time, each time with less of them.
 
     `speeds` are ways to state the speed, the longest first.
@@ -206,7 +208,7 @@ def batch_texts(event: RowEvent | ScoreEvent, speeds: Sequence[str], left: str) 
         yield done, ", ".join(clauses), speed, left
     for count in range(len(clauses), 0, -1):
         yield done, ", ".join(clauses[:count]), "", left
-    if isinstance(event, ScoreEvent) and event.accuracy is not None:
+    if isinstance(event, EvalProgress) and event.accuracy is not None:
         accuracy = f"accuracy {event.accuracy:.3f}"
         yield done, accuracy, "", left
         yield done, accuracy, "", ""

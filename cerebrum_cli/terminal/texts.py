@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cerebrum_cli.core.events import FinishEvent, RowCounts, RowEvent, ScoreEvent, ServerTokens, TallyEvent
+from cerebrum_cli.core.events import EvalProgress, FinishEvent, RowCounts, RowEvent, ServerTokens, TallyEvent
 from cerebrum_cli.terminal.escapes import strip_controls
 
 SHOWN_SERVERS = 8
@@ -53,7 +53,9 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def batch_text(event: RowEvent | ScoreEvent, tokens: int, seconds: float, servers: Sequence[ServerTokens] = ()) -> str:
+def batch_text(
+    event: RowEvent | EvalProgress, tokens: int, seconds: float, servers: Sequence[ServerTokens] = ()
+) -> str:
     """Progress of a batch or an evaluation, and its throughput, also that of each of several servers."""
     exceptions = "".join(f", {text}" for text in exceptions_text(event))
     speed = ""
@@ -62,7 +64,7 @@ def batch_text(event: RowEvent | ScoreEvent, tokens: int, seconds: float, server
         each = f": {rates}" if rates else ""
         speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s{each})"
     done, total = counter(event)
-    noun = (" question" if total == 1 else " questions") if isinstance(event, ScoreEvent) else ""
+    noun = (" question" if total == 1 else " questions") if isinstance(event, EvalProgress) else ""
     return f"{done} of {total}{noun} done{exceptions}{speed}"
 
 
@@ -79,12 +81,12 @@ def server_rates(servers: Sequence[ServerTokens], seconds: float) -> str:
     )
 
 
-def counter(event: RowEvent | ScoreEvent) -> tuple[int, int]:
+def counter(event: RowEvent | EvalProgress) -> tuple[int, int]:
     """How many of all rows of a batch, or of all questions of an evaluation, are done."""
-    return (event.questions, event.all_questions) if isinstance(event, ScoreEvent) else (event.done, event.total)
+    return (event.questions, event.all_questions) if isinstance(event, EvalProgress) else (event.done, event.total)
 
 
-def exceptions_text(event: RowEvent | ScoreEvent) -> Iterator[str]:
+def exceptions_text(event: RowEvent | EvalProgress) -> Iterator[str]:
     """Clauses about a batch's exceptions, or about an evaluation's score so far; the most important one first."""
     if isinstance(event, RowEvent):
         yield from counts_text(event.counts)

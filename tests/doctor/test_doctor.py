@@ -23,7 +23,7 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.doctor.assessment import (
-    Directory,
+    DirectoryState,
     assess_build,
     assess_devices,
     assess_disk,
@@ -477,7 +477,7 @@ def test_assess_memory_disk_and_prompt_cache() -> None:
     scarce = assess_memory(10**9, 2 * 10**9, 16 * 10**9)
     assert scarce.status == "warning"
     assert "a cgroup allows 2.00 GB of the machine's 16.00 GB" in scarce.detail
-    models = Directory("models", Path("/m"), True, disk=1, free=9 * 10**9)
+    models = DirectoryState("models", Path("/m"), True, disk=1, free=9 * 10**9)
     cache, data = replace(models, use="prompt cache"), replace(models, use="data", disk=2, free=6 * 10**9)
     assert (
         assess_disk([models, cache, data]).detail == "9.00 GB free for models and prompt cache; 6.00 GB free for data"

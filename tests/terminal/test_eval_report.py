@@ -18,7 +18,7 @@ from tiny_models import Shape, write_chatml
 
 from cerebrum_cli.cli.app import process_bench
 from cerebrum_cli.core.errors import EngineError, OutputError, UsageError
-from cerebrum_cli.core.events import ScoreEvent
+from cerebrum_cli.core.events import EvalProgress
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.trials import Bench, Closeness, TrialError
@@ -182,7 +182,7 @@ def test_score_counts_questions_with_all_their_samples() -> None:
     assert (score.done, score.total, score.questions, score.accuracy) == (3, 6, 1, 0.5)
     score.add(sample(1, 0, "7"))
     assert (score.questions, score.accuracy, score.interval) == (2, 0.75, interval_of([0.5, 1.0]))
-    assert score.event == ScoreEvent(4, 6, 2, 3, 0.75, interval_of([0.5, 1.0]), 0.0, 0.0, 0)
+    assert score.event == EvalProgress(4, 6, 2, 3, 0.75, interval_of([0.5, 1.0]), 0.0, 0.0, 0)
 
 
 def test_score_shares_excludes_skipped_samples() -> None:
