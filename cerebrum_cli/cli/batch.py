@@ -27,8 +27,7 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.engine.load_options import expert_notice
-from cerebrum_cli.terminal.bars import BatchProgress
-from cerebrum_cli.terminal.progress import LoadLine
+from cerebrum_cli.terminal.progress import BatchProgress
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
 
 if TYPE_CHECKING:
@@ -177,8 +176,8 @@ def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOpt
         return []
     streams = runtime.streams
     shares_terminal = options.verbose or (output == STANDARD and streams.out_is_terminal)
-    sinks: list[Sink] = [BatchProgress(streams, streams.can_redraw and not shares_terminal), NoticeSink(streams)]
-    return sinks if options.verbose else [LoadLine(streams, model), *sinks]
+    draws = streams.can_redraw and not shares_terminal
+    return [BatchProgress(streams, draws, None if options.verbose else model), NoticeSink(streams)]
 
 
 def resume_hint(result: Result, total: int, restart: bool) -> str:

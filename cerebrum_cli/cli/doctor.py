@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.servers import find_endpoints
 from cerebrum_cli.doctor.checks import run_checks
+from cerebrum_cli.terminal.doctor import print_check_result
 from cerebrum_cli.terminal.interrupts import interruptible
-from cerebrum_cli.terminal.reports.doctor import print_check_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

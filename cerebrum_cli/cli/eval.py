@@ -18,8 +18,7 @@ from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
 from cerebrum_cli.core.options import flag
 from cerebrum_cli.eval.evaluate import evaluate
 from cerebrum_cli.eval.runs import Run, require_run, samples_to_keep
-from cerebrum_cli.terminal.bars import BatchProgress
-from cerebrum_cli.terminal.progress import LoadLine
+from cerebrum_cli.terminal.progress import BatchProgress
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
 
 if TYPE_CHECKING:
@@ -124,8 +123,8 @@ def progress_sinks(runtime: Runtime, model: str, options: EvalOptions) -> list[S
     if options.quiet:
         return []
     streams = runtime.streams
-    sinks: list[Sink] = [BatchProgress(streams, streams.can_redraw and not options.verbose), NoticeSink(streams)]
-    return sinks if options.verbose else [LoadLine(streams, model), *sinks]
+    draws = streams.can_redraw and not options.verbose
+    return [BatchProgress(streams, draws, None if options.verbose else model), NoticeSink(streams)]
 
 
 def require_unset(lm_eval: LmEvalOptions) -> None:

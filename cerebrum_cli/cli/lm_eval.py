@@ -29,8 +29,8 @@ from cerebrum_cli.inference.loading import LoadedModel, open_model
 from cerebrum_cli.inference.profiles import Profile, tuning_of
 from cerebrum_cli.inference.question import template_options
 from cerebrum_cli.models.adapters import with_adapters
-from cerebrum_cli.terminal.bars import StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
+from cerebrum_cli.terminal.progress import StageProgress
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime

@@ -22,7 +22,7 @@ from cerebrum_cli.models.model import as_path, is_directory, is_file, name_from_
 from cerebrum_cli.models.names import require_free_name
 from cerebrum_cli.models.variants import unsplit_name
 from cerebrum_cli.terminal.interrupts import interruptible
-from cerebrum_cli.terminal.reports.merge import print_merge
+from cerebrum_cli.terminal.reports import print_merge
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime

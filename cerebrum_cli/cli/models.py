@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.profiles import Profile
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
-    from cerebrum_cli.terminal.bars import FileProgress
+    from cerebrum_cli.terminal.progress import FileProgress
 
 
 def find_model(runtime: Runtime, given: Mapping[str, Any], options: PullOptions) -> Model:
@@ -64,8 +64,8 @@ def pull_model(
     with file_progress(runtime, options) as progress:
 
         def agree(warning: str) -> bool:
-            with progress.paused():
-                return options.yes or runtime.streams.confirm(f"{warning}. Pull it anyway?", default=False)
+            progress.pause()
+            return options.yes or runtime.streams.confirm(f"{warning}. Pull it anyway?", default=False)
 
         with interruptible("run it again to resume"):
             model = runtime.puller(progress, options.offline).pull(reference, name, context, agree)
@@ -98,7 +98,7 @@ def find_profile(runtime: Runtime, model: Model, settings: Settings, options: An
 
 def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:
     """Progress bar for files, unless `--quiet`."""
-    from cerebrum_cli.terminal.bars import FileProgress
+    from cerebrum_cli.terminal.progress import FileProgress
 
     return FileProgress(runtime.streams, options.quiet)
 

@@ -27,6 +27,11 @@ def format_size(size: int) -> str:
     return f"{size / 1e3:,.0f} kB"
 
 
+def format_count(count: int, noun: str) -> str:
+    """Format a count with its noun, like "1 file" or "2 files"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def format_names(names: Sequence[str], most: int = 3) -> str:
     """Format names as a list of so many at most: "a, b, c, and 2 more"."""
     shown = ", ".join(names[:most])

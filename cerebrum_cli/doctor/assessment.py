@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.text import format_count, format_size
 from cerebrum_cli.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.engine.build import Build, rebuild_command
 from cerebrum_cli.engine.machine import Processors
@@ -108,11 +108,6 @@ def assess_prompt_cache(directory: DirectoryState, files: int, size: int, limit:
         problem = f"{directory.path} is not writable, so no prompt can be cached"
         return check_result("prompt_cache", detail, (problem, "make it writable, or set cache_gb to 0"))
     return check_result("prompt_cache", detail)
-
-
-def format_count(count: int, noun: str) -> str:
-    """Format a count with its noun, like "1 file" or "2 files"."""
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _enumerate(names: Sequence[str]) -> str:

@@ -14,9 +14,9 @@ from cerebrum_cli import __version__
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.text import format_count, format_size
 from cerebrum_cli.doctor import assessment, selftest
-from cerebrum_cli.doctor.assessment import DirectoryState, format_count
+from cerebrum_cli.doctor.assessment import DirectoryState
 from cerebrum_cli.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.build import Build

@@ -1,4 +1,4 @@
-"""Print values as tables."""
+"""Print values as tables, and as lines of names and values."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
 
 if TYPE_CHECKING:
+    from cerebrum_cli.core.events import FinishEvent
     from cerebrum_cli.models.availability import DownloadPlan
     from cerebrum_cli.models.fit import Capacity
 
@@ -22,8 +23,11 @@ MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 16  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
+HIDDEN = ("metadata", "files")  # fields of a model that only --json prints
+OPTIONAL = ("notes", "merged_from", "unsupported")  # fields that are left out if they are empty
 FIELD_LABELS = {"system": "full name", "licence": "license"}  # of JSON keys that would be unclear on a screen
 NO_PROMPTS = "no saved prompts; cerebrum prompts edit NAME creates one"
+WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
 _ONE_LINE = str.maketrans("\t\n", "  ")
 
 
@@ -165,18 +169,11 @@ def capacity_text(capacity: Capacity) -> str:
 
 def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     """Print the fields of a model, one per line; its file's metadata is printed only by --json."""
-    hidden = ("metadata", "files")
-    hidden_if_empty = ("notes", "merged_from", "unsupported")
-    shown = {
-        key: value for key, value in description.items() if key not in hidden and (value or key not in hidden_if_empty)
-    }
-    labels = {key: FIELD_LABELS.get(key, key) for key in shown}
-    width = max(map(len, labels.values()))
-    for key, value in shown.items():
-        text = _describe(key, value)
-        if key == "notes":
-            text = wrapped(streams, text, indent=width + 2)
-        streams.answer(f"{labels[key]:<{width}}  {text}\n")
+    shown = {key: value for key, value in description.items() if key not in HIDDEN and (value or key not in OPTIONAL)}
+    fields = {FIELD_LABELS.get(key, key): _describe(key, value) for key, value in shown.items()}
+    if "notes" in fields:
+        fields["notes"] = wrapped(streams, fields["notes"], indent=max(map(len, fields)) + 2)
+    streams.answer(field_lines(fields))
 
 
 def _describe(key: str, value: Any) -> str:
@@ -274,6 +271,25 @@ def _size(size: int | None) -> str | None:
     return None if size is None else format_size(size)
 
 
+def field_lines(fields: Mapping[str, str]) -> str:
+    """Names and values, one per line."""
+    width = max(map(len, fields))
+    return "".join(f"{name:<{width}}  {value}\n" for name, value in fields.items())
+
+
+def settings_lines(values: Mapping[str, Any]) -> str:
+    """Settings, one per line."""
+    return field_lines({key: _setting_text(value) for key, value in values.items()}).rstrip("\n")
+
+
+def _setting_text(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return ", ".join(repr(str(each)) for each in value) or "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def print_rows(
     streams: Streams,
     rows: list[dict[str, Any]],
@@ -288,3 +304,32 @@ def print_rows(
         as_table(streams, rows)
     elif empty:
         streams.info(empty)
+
+
+def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool | None) -> str:
+    """Line printed by `--stats`; `repacks` is None where a server holds the weights."""
+    timings = finish.timings
+    cached = f" ({finish.cached_tokens} cached)" if finish.cached_tokens else ""
+    drafts = f", {timings.draft_n_accepted} of {timings.draft_n} drafted tokens accepted" if timings.draft_n else ""
+    return " | ".join(
+        (
+            model,
+            f"format {format_name}",
+            "on a server" if repacks is None else f"load {timings.load_s:.2f} s | {WEIGHTS[repacks]}",
+            f"prompt {finish.prompt_tokens} tokens{cached}{_rate(timings.prompt_tokens_per_second)}",
+            f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}{drafts}",
+            f"first token {timings.ttft_s:.2f} s",
+            f"context {finish.context_size}",
+            f"seed {finish.seed}",
+            f"finish reason {finish.reason}",
+        )
+    )
+
+
+def _rate(tokens_per_second: float) -> str:
+    return f", {tokens_per_second:.1f} t/s" if tokens_per_second else ""
+
+
+def context_text(used: int, size: int) -> str:
+    """Context usage in tokens."""
+    return f"context {used}/{size} ({used / size:.0%})"

@@ -29,7 +29,7 @@ from cerebrum_cli.eval.sample import SKIPPED, Sample
 from cerebrum_cli.eval.score import RunningScore
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.terminal.plot import plot_report
-from cerebrum_cli.terminal.reports.eval import shown_numbers
+from cerebrum_cli.terminal.reports import shown_numbers
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
