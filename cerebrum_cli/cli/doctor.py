@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import DoctorOptions
     from cerebrum_cli.core.settings import Layer
-    from cerebrum_cli.doctor.check_result import CheckResult
+    from cerebrum_cli.doctor.assessment import CheckResult
 
 
 def doctor(runtime: Runtime, given: Layer, options: DoctorOptions) -> bool:

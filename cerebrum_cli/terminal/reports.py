@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import exp
 from pathlib import Path
@@ -14,7 +14,7 @@ from cerebrum_cli.inference.inspection import CERTAIN
 from cerebrum_cli.models.reference import looks_like_path
 from cerebrum_cli.terminal.progress import one_line
 from cerebrum_cli.terminal.streams import columns
-from cerebrum_cli.terminal.tables import PIPE_WIDTH, field_lines, print_table, table_lines, wrapped
+from cerebrum_cli.terminal.tables import PIPE_WIDTH, field_lines, print_table, table_lines, table_of, updated, wrapped
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.trials import Closeness
@@ -88,30 +88,6 @@ def print_comparison(
     print_table(streams, ESTIMATES, rows, shorten="none")
 
 
-def print_runs(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print one line for each run."""
-    cells = [
-        (
-            row["name"],
-            row["model"],
-            row["n"],
-            row["samples"],
-            row["accuracy"] if row["accuracy"] is None else share(row["accuracy"]),
-            row["interval"] and bounds(row["interval"]),
-            bool(row["complete"]),
-            row["updated"][:16].replace("T", " "),
-        )
-        for row in rows
-    ]
-    print_table(
-        streams,
-        ("name", "model", "questions", "samples", "accuracy", "95% interval", "complete", "updated"),
-        cells,
-        "name",
-        ("updated", "model", "samples", "complete"),
-    )
-
-
 def share(value: float) -> str:
     return f"{value:.3f}"
 
@@ -124,6 +100,22 @@ def points(difference: float) -> str:
 def bounds(interval: Interval | Sequence[float]) -> str:
     low, high = interval
     return f"{low:.3f} to {high:.3f}"
+
+
+print_runs = table_of(
+    {
+        "name": "name",
+        "model": "model",
+        "questions": "n",
+        "samples": "samples",
+        "accuracy": lambda row: None if row["accuracy"] is None else share(row["accuracy"]),
+        "95% interval": lambda row: row["interval"] and bounds(row["interval"]),
+        "complete": "complete",
+        "updated": updated,
+    },
+    shorten="name",
+    drop=("updated", "model", "samples", "complete"),
+)
 
 
 def print_merge(streams: Streams, merge: Mapping[str, Any]) -> None:

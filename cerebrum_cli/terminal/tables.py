@@ -38,84 +38,85 @@ def shorten_home(path: str) -> str:
     return path
 
 
-def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    print_table(
-        streams,
-        ("", "name", "quant", "size", "format", "context", "last used", "where"),
-        [
-            (
-                "*" if row["default"] else "",
-                row["name"],
-                row["quantization"],
-                _size(row["size"]),
-                row["format"],
-                row["context_size"],
-                row["last_used"] and row["last_used"][:10],
-                _location(row),
-            )
-            for row in rows
-        ],
-    )
+Row = Mapping[str, Any]
+Column = str | Callable[[Row], Any]  # the key of a row, or what is shown of the row
+PrintTable = Callable[[Streams, Iterable[Row]], None]
 
 
-def _location(row: Mapping[str, Any]) -> str:
+def table_of(columns: Mapping[str, Column], shorten: str = "", drop: Sequence[str] = ()) -> PrintTable:
+    """A function that prints rows as a table with these columns; see `table_lines`."""
+
+    def print_listed(streams: Streams, rows: Iterable[Row]) -> None:
+        cells = [[row[each] if isinstance(each, str) else each(row) for each in columns.values()] for row in rows]
+        print_table(streams, tuple(columns), cells, shorten, drop)
+
+    return print_listed
+
+
+def _location(row: Row) -> str:
     place = f"hf.co/{row['repo_id']}" if row["repo_id"] else shorten_home(row["path"])
     return f"{place}, merged from {' and '.join(row['merged_from'])}" if row["merged_from"] else place
 
 
-def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print the models of the catalog, each with the quantization recommended for this machine."""
-    print_table(
-        streams,
-        ("name", "installed", "best fit", "size", "verdict", "license", "full name"),
-        [
-            (
-                row["name"],
-                row["here"],
-                row["recommended"],
-                _size(best["size"] if best else None),
-                best and best["verdict"],
-                row["licence"],
-                row["system"],
-            )
-            for row in rows
-            for best in [next((each for each in row["quantizations"] if each["recommended"]), None)]
-        ],
-        shorten="name",
-        drop=("full name", "license", "installed", "best fit"),
-    )
+def _recommended(row: Row, key: str) -> Any:
+    """A value of the quantization that is recommended for this machine."""
+    return next((each[key] for each in row["quantizations"] if each["recommended"]), None)
 
 
-def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    cells = [
-        (
-            row["name"],
-            row["messages"],
-            row["updated"][:16].replace("T", " "),
-            row["model"] and short_reference(row["model"]),
-            textwrap.shorten(row["first"], EXCERPT_LENGTH, placeholder=" ..."),
-        )
-        for row in rows
-    ]
-    print_table(
-        streams,
-        ("name", "messages", "updated", "model", "first message"),
-        cells,
-        "first message",
-        ("model", "messages", "updated"),
-    )
+def _model(row: Row) -> str | None:
+    return row["model"] and short_reference(row["model"])
 
 
-def print_prompts(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    cells = [
-        (
-            row["name"],
-            row["model"] and short_reference(row["model"]),
-            textwrap.shorten(row["prompt"] or row["system"] or "", EXCERPT_LENGTH, placeholder=" ..."),
-        )
-        for row in rows
-    ]
-    print_table(streams, ("name", "model", "prompt"), cells, "prompt", ("model",))
+def _excerpt(text: str) -> str:
+    return textwrap.shorten(text, EXCERPT_LENGTH, placeholder=" ...")
+
+
+def updated(row: Row) -> str:
+    """Date and time of the last change, to the minute."""
+    return str(row["updated"])[:16].replace("T", " ")
+
+
+print_models = table_of(
+    {
+        "": lambda row: "*" if row["default"] else "",
+        "name": "name",
+        "quant": "quantization",
+        "size": lambda row: _size(row["size"]),
+        "format": "format",
+        "context": "context_size",
+        "last used": lambda row: row["last_used"] and row["last_used"][:10],
+        "where": _location,
+    }
+)
+print_catalogue = table_of(
+    {
+        "name": "name",
+        "installed": "here",
+        "best fit": "recommended",
+        "size": lambda row: _size(_recommended(row, "size")),
+        "verdict": lambda row: _recommended(row, "verdict"),
+        "license": "licence",
+        "full name": "system",
+    },
+    shorten="name",
+    drop=("full name", "license", "installed", "best fit"),
+)
+print_sessions = table_of(
+    {
+        "name": "name",
+        "messages": "messages",
+        "updated": updated,
+        "model": _model,
+        "first message": lambda row: _excerpt(row["first"]),
+    },
+    shorten="first message",
+    drop=("model", "messages", "updated"),
+)
+print_prompts = table_of(
+    {"name": "name", "model": _model, "prompt": lambda row: _excerpt(row["prompt"] or row["system"] or "")},
+    shorten="prompt",
+    drop=("model",),
+)
 
 
 def short_reference(reference: str) -> str:
@@ -123,7 +124,7 @@ def short_reference(reference: str) -> str:
     return Path(reference).name if Path(reference).is_absolute() else reference
 
 
-def print_matches(streams: Streams, matches: Iterable[Mapping[str, Any]]) -> None:
+def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
     """Print search results; on a terminal the words found are bold."""
     is_styled = streams.out_is_terminal and not is_plain_terminal()
     on, off = ("\x1b[1m", "\x1b[0m") if is_styled else ("", "")
@@ -138,21 +139,18 @@ def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
     """Print the quantizations of a model, their memory needs, and whether they fit this machine."""
     head = f"{plan.availability.name} at a context of {plan.context} tokens; {capacity_text(plan.capacity)}"
     streams.answer(f"\n{wrapped(streams, head)}\n\n")
-    print_table(
-        streams,
-        ("", "quant", "size", "memory", "verdict", "installed"),
-        [
-            (
-                "*" if each.recommended else "",
-                each.quantization,
-                format_size(each.size),
-                format_size(each.needed),
-                each.verdict,
-                "yes" if each.installed else "",
-            )
-            for each in plan.candidates
-        ],
-    )
+    rows = [
+        (
+            "*" if each.recommended else "",
+            each.quantization,
+            format_size(each.size),
+            format_size(each.needed),
+            each.verdict,
+            "yes" if each.installed else "",
+        )
+        for each in plan.candidates
+    ]
+    print_table(streams, ("", "quant", "size", "memory", "verdict", "installed"), rows)
     streams.answer("\n* recommended for this machine\n")
 
 
@@ -294,7 +292,7 @@ def print_rows(
     streams: Streams,
     rows: list[dict[str, Any]],
     json: bool,
-    as_table: Callable[[Streams, list[dict[str, Any]]], None],
+    as_table: PrintTable,
     empty: str,
 ) -> None:
     """Print rows as one JSON list or as a table; without any, print the message `empty`, if there is one."""

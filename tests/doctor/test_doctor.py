@@ -23,6 +23,7 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.doctor.assessment import (
+    CheckResult,
     DirectoryState,
     assess_build,
     assess_devices,
@@ -31,7 +32,6 @@ from cerebrum_cli.doctor.assessment import (
     assess_prompt_cache,
     assess_threads,
 )
-from cerebrum_cli.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.doctor.checks import CHECKS, inspect_directory, run_with_timeout
 from cerebrum_cli.doctor.selftest import ANSWER, NANO, QUESTION
 from cerebrum_cli.engine.build import CPU_FLAGS, Build, read_features
@@ -40,7 +40,7 @@ from cerebrum_cli.engine.machine import Processors, likely_accelerator, processo
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.main import run
 from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.terminal.doctor import TerminalInfo, assess_terminal, format_check_result
+from cerebrum_cli.terminal.doctor import check_terminal, format_check_result
 from cerebrum_cli.terminal.streams import Streams
 
 UNREACHABLE = "http://127.0.0.1:1"  # nothing listens there
@@ -65,6 +65,11 @@ def doctor_with_library(home: Path, folder: Path) -> Finished:
 def by_name(done: Finished) -> dict[str, dict[str, str]]:
     """The objects of `--json` by name."""
     return {result["name"]: result for result in done.object}
+
+
+def ok(name: str, detail: str) -> dict[str, str]:
+    """The object of a check without problems."""
+    return CheckResult("ok", detail, name=name).recorded
 
 
 def statuses(done: Finished) -> dict[str, str]:
@@ -149,7 +154,7 @@ def test_doctor_reports_models_sessions_and_the_token(tmp_path: Path, chatml_mod
     results = by_name(done)
     assert results["models"]["detail"] == "1 installed; default: chatml"
     assert results["sessions"]["detail"].startswith("1 session, 1 message, undamaged; ")
-    assert results["token"] == check_result("token", "found in HF_TOKEN").recorded
+    assert results["token"] == ok("token", "found in HF_TOKEN")
     assert TOKEN not in done.out
     assert content(sessions.parent) == before
 
@@ -171,7 +176,7 @@ def test_network_check_sends_no_token(tmp_path: Path) -> None:
         done = doctor(tmp_path, "--json", HF_TOKEN=TOKEN, **hub.environment(tmp_path / "hf"))
         [request] = hub.log.requests()
         assert (request.method, request.token) == ("HEAD", None)
-    assert by_name(done)["network"] == check_result("network", f"{hub.url} is reachable").recorded
+    assert by_name(done)["network"] == ok("network", f"{hub.url} is reachable")
 
 
 def test_network_check_respects_offline(tmp_path: Path) -> None:
@@ -278,7 +283,7 @@ def test_models_check_warns_about_a_missing_file(tmp_path: Path, chatml_model: P
 
 def test_models_check_looks_for_the_configured_model(tmp_path: Path) -> None:
     done = doctor(tmp_path, "--json", "--offline", CEREBRUM_MODEL=str(NANO))
-    assert by_name(done)["models"] == check_result("models", "default: nano").recorded
+    assert by_name(done)["models"] == ok("models", "default: nano")
     unpulled = doctor(tmp_path, "--json", "--offline", CEREBRUM_MODEL="cerebrum-7b")
     assert (unpulled.code, by_name(unpulled)["models"]["hint"]) == (0, "cerebrum pull cerebrum-7b")
 
@@ -473,7 +478,7 @@ def test_likely_accelerator_finds_gpu_device_files(tmp_path: Path, monkeypatch: 
 
 
 def test_assess_memory_disk_and_prompt_cache() -> None:
-    assert assess_memory(8 * 10**9, 16 * 10**9, 16 * 10**9) == CheckResult("memory", "ok", "8.00 GB of 16.00 GB free")
+    assert assess_memory(8 * 10**9, 16 * 10**9, 16 * 10**9) == CheckResult("ok", "8.00 GB of 16.00 GB free")
     scarce = assess_memory(10**9, 2 * 10**9, 16 * 10**9)
     assert scarce.status == "warning"
     assert "a cgroup allows 2.00 GB of the machine's 16.00 GB" in scarce.detail
@@ -499,39 +504,38 @@ def test_inspect_directory_uses_the_nearest_ancestor(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-TERMINAL = TerminalInfo(True, 80, "UTF-8", "xterm-256color", None, False, False)
+XTERM = {"TERM": "xterm-256color"}
 
 
 @pytest.mark.parametrize(
-    ("terminal", "status", "detail"),
+    ("variables", "encoding", "status", "detail"),
     [
-        (TERMINAL, "ok", "xterm-256color, 80 columns, 256 colors, UTF-8"),
-        (replace(TERMINAL, colorterm="truecolor"), "ok", "xterm-256color, 80 columns, 24-bit color, UTF-8"),
-        (replace(TERMINAL, no_color=True), "ok", "xterm-256color, 80 columns, no colors (NO_COLOR), UTF-8"),
-        (replace(TERMINAL, accessible=True), "ok", "UTF-8, screen reader mode (ACCESSIBLE)"),
-        (replace(TERMINAL, term="dumb"), "warning", "dumb, 80 columns, no colors"),
-        (replace(TERMINAL, term=None), "warning", "TERM is not set, 80 columns"),
-        (
-            replace(TERMINAL, encoding="ANSI_X3.4-1968"),
-            "warning",
-            "ANSI_X3.4-1968; some characters may be displayed incorrectly",
-        ),
-        (
-            replace(TERMINAL, is_terminal=False, encoding="ISO-8859-1", term=None),
-            "ok",
-            "none: standard output is a pipe",
-        ),
+        (XTERM, "UTF-8", "ok", "xterm-256color, 80 columns, 256 colors, UTF-8"),
+        ({**XTERM, "COLORTERM": "truecolor"}, "UTF-8", "ok", "xterm-256color, 80 columns, 24-bit color, UTF-8"),
+        ({**XTERM, "NO_COLOR": "1"}, "UTF-8", "ok", "xterm-256color, 80 columns, no colors (NO_COLOR), UTF-8"),
+        ({**XTERM, "ACCESSIBLE": "1"}, "UTF-8", "ok", "UTF-8, screen reader mode (ACCESSIBLE)"),
+        ({"TERM": "dumb"}, "UTF-8", "warning", "dumb, 80 columns, no colors"),
+        ({}, "UTF-8", "warning", "TERM is not set, 80 columns"),
+        (XTERM, "ANSI_X3.4-1968", "warning", "ANSI_X3.4-1968; some characters may be displayed incorrectly"),
+        (None, "ISO-8859-1", "ok", "none: standard output is a pipe"),
     ],
 )
-def test_assess_terminal_by_capabilities(terminal: TerminalInfo, status: str, detail: str) -> None:
-    result = assess_terminal(terminal)
+def test_check_terminal_by_capabilities(
+    variables: dict[str, str] | None, encoding: str, status: str, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TERM", "COLORTERM", "NO_COLOR", "ACCESSIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (variables or {}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("locale.getencoding", lambda: encoding)
+    result = check_terminal(Streams(StringIO(), StringIO(), None, variables is not None, False, False))
     assert result.status == status
     assert detail in result.detail
 
 
 def test_format_check_result_wraps_between_words() -> None:
     result = CheckResult(
-        "token", "warning", "none, so private and gated models are unavailable", "log in: hf auth login"
+        "warning", "none, so private and gated models are unavailable", "log in: hf auth login", name="token"
     )
     assert format_check_result(result, None) == (
         "warning  token               none, so private and gated models are unavailable\n"
@@ -546,7 +550,7 @@ def test_format_check_result_wraps_between_words() -> None:
         "warning  token\n  none, so private and\n  gated models are\n"
         "  unavailable\n  hint: log in: hf auth\n        login\n"
     )
-    long = CheckResult("disk", "ok", "/a/path/that/is/longer/than/the/terminal/is/wide")
+    long = CheckResult("ok", "/a/path/that/is/longer/than/the/terminal/is/wide", name="disk")
     assert format_check_result(long, 25) == f"ok       disk\n  {long.detail}\n"
 
 
