@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cerebrum_cli.answers.canonical import matches_gold
 from cerebrum_cli.answers.extract import final_answer
-from cerebrum_cli.answers.gold import matches_gold
 
 CASES: list[dict[str, str | None]] = json.loads(
     (Path(__file__).parents[1] / "data" / "answers.json").read_text(encoding="utf-8")
