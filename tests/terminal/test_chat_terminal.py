@@ -7,6 +7,7 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import COMMAND, CommandLine
@@ -30,6 +31,24 @@ def open_small_chat(open_terminal: OpenTerminal) -> OpenTerminal:
     return partial(open_terminal, COMMAND, "chat", "-m", "small", "-n", "4")
 
 
+@pytest.fixture
+def start_chat(open_small_chat: OpenTerminal) -> OpenTerminal:
+    """A function that starts a chat with the small model, and waits until it is loaded."""
+
+    def start(*arguments: str, **options: Any) -> Person:
+        person = open_small_chat(*arguments, **options)
+        person.wait_for("context ")
+        return person
+
+    return start
+
+
+def leave(person: Person, keys: str = "\x04") -> None:
+    """End a chat, by default with Ctrl-D."""
+    person.type(keys)
+    assert person.end() == 0
+
+
 def turn(person: Person, question: str) -> None:
     """Ask, and wait for the end of the reply, when /tokens typed ahead runs."""
     person.type(f"{question}\r/tokens\r")
@@ -43,31 +62,29 @@ def test_toolbar_shows_session_model_format_context_and_speed(open_small_chat: O
     person.type("How are you?\r")
     person.wait_for("how-are-you | small | embedded | context ")
     person.wait_for(" t/s")
-    person.type("\x04")
-    assert person.end() == 0
+    leave(person)
 
 
 def test_chat_on_a_full_disk_says_once_that_it_is_not_saved(
-    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
+    start_chat: OpenTerminal, user: CommandLine, tmp_path: Path
 ) -> None:
     sessions = tmp_path / "data" / "cerebrum" / "sessions"
     sessions.write_text("a file, since root may write to every directory")
-    person = open_small_chat()
-    person.wait_for("context ")
+    person = start_chat()
     turn(person, "How are you?")
     person.wait_for("how-are-you | not saved | small | ")
     turn(person, "And you?")
     person.type("/save mine\r")
     person.wait_for("Session named 'mine'; it is not saved")
-    person.type("\x04")
-    assert person.end() == 0
+    leave(person)
     assert " ".join(person.output.split()).count("this chat is not saved: ") == 1
     assert "error" not in person.output
 
 
-def test_chat_continue_resumes_the_latest_session(open_small_chat: OpenTerminal, user: CommandLine) -> None:
-    person = open_small_chat()
-    person.wait_for("context ")
+def test_chat_continue_resumes_the_latest_session(
+    open_small_chat: OpenTerminal, start_chat: OpenTerminal, user: CommandLine
+) -> None:
+    person = start_chat()
     turn(person, "One?")
     turn(person, "Two?")
     person.type("/undo\r")
@@ -75,41 +92,36 @@ def test_chat_continue_resumes_the_latest_session(open_small_chat: OpenTerminal,
     person.type("/retry 0.9\r")
     person.type("/params\r")
     person.wait_for("temperature           0")
-    person.type("/exit\r")
-    assert person.end() == 0
+    leave(person, "/exit\r")
     again = open_small_chat("-c")
     again.wait_for("Continuing 'one'. Last exchange:")
     again.wait_for("> One?")
     turn(again, "Three?")
-    again.type("\x04")
-    assert again.end() == 0
+    leave(again)
     assert user.contents("one")[::2] == ["One?", "Three?"]
 
 
-def test_chat_session_is_locked_against_a_second_process(open_small_chat: OpenTerminal, user: CommandLine) -> None:
-    first = open_small_chat("--session", "tea")
-    first.wait_for("context ")
+def test_chat_session_is_locked_against_a_second_process(start_chat: OpenTerminal, user: CommandLine) -> None:
+    first = start_chat("--session", "tea")
     turn(first, "One?")
     second = user.run("chat", "--session", "tea", stdin="Two?\n")
     assert second.code == 1
     assert second.err.splitlines()[0] == 'error: session "tea" is open in another process'
     assert user.run("ask", "-c", "Two?").code == 1
-    other = open_small_chat("--session", "coffee")
-    other.wait_for("context ")
+    other = start_chat("--session", "coffee")
     turn(other, "Black?")
     other.type("/load tea\r")
     other.wait_for('session "tea" is open in another process')
-    first.type("\x04")
-    assert first.end() == 0
+    leave(first)
     other.type("/load tea\r")
     other.wait_for("Now in session 'tea'")
-    other.type("\x04")
-    assert other.end() == 0
+    leave(other)
 
 
-def test_chat_killed_leaves_its_session_unlocked_and_intact(open_small_chat: OpenTerminal, user: CommandLine) -> None:
-    person = open_small_chat("--session", "tea")
-    person.wait_for("context ")
+def test_chat_killed_leaves_its_session_unlocked_and_intact(
+    open_small_chat: OpenTerminal, start_chat: OpenTerminal, user: CommandLine
+) -> None:
+    person = start_chat("--session", "tea")
     turn(person, "One?")
     person.type("/set max_tokens\r")
     person.wait_for("max_tokens  default")
@@ -121,8 +133,7 @@ def test_chat_killed_leaves_its_session_unlocked_and_intact(open_small_chat: Ope
     again = open_small_chat("-c")
     again.wait_for("Continuing 'tea'")
     turn(again, "Three?")
-    again.type("\x04")
-    assert again.end() == 0
+    leave(again)
     contents = user.contents("tea")
     assert contents[0] == "One?"
     assert contents[-2] == "Three?"
@@ -130,10 +141,9 @@ def test_chat_killed_leaves_its_session_unlocked_and_intact(open_small_chat: Ope
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_chat_signal_at_the_prompt_saves_the_prompt_cache(
-    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
+    start_chat: OpenTerminal, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    person = open_small_chat("--session", "tea")
-    person.wait_for("context ")
+    person = start_chat("--session", "tea")
     person.type(f"{'word ' * 60}\r")
     person.wait_for("tea | small")
     person.kill(number)
@@ -143,32 +153,27 @@ def test_chat_signal_at_the_prompt_saves_the_prompt_cache(
 
 
 def test_chat_saves_the_prompt_cache_unless_no_cache(
-    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
+    start_chat: OpenTerminal, user: CommandLine, tmp_path: Path
 ) -> None:
     question = "word " * 60
     states = tmp_path / ".cache" / "cerebrum" / "states"
     for cached in (False, True):
-        person = open_small_chat("--session", f"cached-{cached}", *([] if cached else ["--no-cache"]))
-        person.wait_for("context ")
+        person = start_chat("--session", f"cached-{cached}", *([] if cached else ["--no-cache"]))
         person.type(f"{question}\r")
         person.wait_for("truncated at 4 tokens")
-        person.type("\x04")
-        assert person.end() == 0
+        leave(person)
         assert len(list(states.glob("*.state"))) == cached
-    again = open_small_chat("--session", "cached-True")
-    again.wait_for("context ")
+    again = start_chat("--session", "cached-True")
     turn(again, "And?")
     again.type("/stats\r")
     again.wait_for(" cached)")
-    again.type("\x04")
-    assert again.end() == 0
+    leave(again)
     assert user.run("sessions", "rm", "cached-True", "-y").code == 0
     assert not list(states.glob("*.state"))
 
 
-def test_slash_model_switches_the_model_within_a_chat(open_small_chat: OpenTerminal, user: CommandLine) -> None:
-    person = open_small_chat()
-    person.wait_for("context ")
+def test_slash_model_switches_the_model_within_a_chat(start_chat: OpenTerminal, user: CommandLine) -> None:
+    person = start_chat()
     turn(person, "One?")
     person.type("/model nothing\r")
     person.wait_for("hint: ")
@@ -179,18 +184,16 @@ def test_slash_model_switches_the_model_within_a_chat(open_small_chat: OpenTermi
     person.type("/model small\r")
     person.wait_for("small, prompt format: embedded")
     turn(person, "Two?")
-    person.type("\x04")
-    assert person.end() == 0
+    leave(person)
 
 
 def test_slash_edit_changes_the_last_question_or_reply(
-    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
+    start_chat: OpenTerminal, user: CommandLine, tmp_path: Path
 ) -> None:
     editor = tmp_path / "my editor"
     editor.write_text('#!/bin/sh\nsed -i "s/One/Two/; s/^/So: /" "$1"\n')
     editor.chmod(0o755)
-    person = open_small_chat(EDITOR=f"'{editor}'")
-    person.wait_for("context ")
+    person = start_chat(EDITOR=f"'{editor}'")
     turn(person, "One?")
     turn(person, "/edit")
     person.type("/edit answer\r")
@@ -201,8 +204,7 @@ def test_slash_edit_changes_the_last_question_or_reply(
     person.wait_for("wrote talk.md")
     person.type("/export talk.md\r")
     person.wait_for("already exists")
-    person.type("\x04")
-    assert person.end() == 0
+    leave(person)
     question, reply = user.contents("one")
     assert question == "So: Two?"
     assert reply.startswith("So: ")
@@ -210,17 +212,15 @@ def test_slash_edit_changes_the_last_question_or_reply(
 
 
 @pytest.mark.parametrize("columns", [20, 40, 200])
-def test_chat_works_in_narrow_and_resized_windows(open_small_chat: OpenTerminal, columns: int) -> None:
-    person = open_small_chat(size=(60, 24))
-    person.wait_for("context ")
+def test_chat_works_in_narrow_and_resized_windows(start_chat: OpenTerminal, columns: int) -> None:
+    person = start_chat(size=(60, 24))
     person.type("Who are you, and what can you tell me of yourself in many words?")
     person.resize(columns, 12)
     person.type("\r")
     person.wait_for("resumes it")
     person.type("/help\r")
     person.wait_for("Ctrl-D")
-    person.type("\x04")
-    assert person.end() == 0
+    leave(person)
 
 
 def test_chat_on_a_dumb_terminal_prints_no_control_sequences(open_small_chat: OpenTerminal) -> None:
@@ -232,8 +232,7 @@ def test_chat_on_a_dumb_terminal_prints_no_control_sequences(open_small_chat: Op
     person.wait_for("truncated at 4 tokens")
     person.type("/copy\r")
     person.wait_for("no clipboard available")
-    person.type("/exit\r")
-    assert person.end() == 0
+    leave(person, "/exit\r")
     assert "\x1b" not in person.output
 
 
@@ -248,9 +247,7 @@ def test_chat_for_a_screen_reader_uses_the_plain_prompt(open_small_chat: OpenTer
     assert person.end() == 0
 
 
-def test_chat_output_can_be_piped_from_a_terminal(
-    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
-) -> None:
+def test_chat_output_can_be_piped_from_a_terminal(start_chat: OpenTerminal, user: CommandLine, tmp_path: Path) -> None:
     env = user.environment({"TERM": "xterm-256color"})
     person = Person(["sh", "-c", f"{COMMAND} chat -m small -n 4 | tee log"], env, tmp_path)
     person.wait_for(">")
@@ -258,8 +255,7 @@ def test_chat_output_can_be_piped_from_a_terminal(
     person.wait_for("> One?")
     person.type("\r")
     person.wait_for("truncated at 4 tokens")
-    person.type("\x04")
-    assert person.end() == 0
+    leave(person)
     assert user.contents("one")[1] in (tmp_path / "log").read_text()
 
 
@@ -267,36 +263,31 @@ def test_chat_output_can_be_piped_from_a_terminal(
     ("line", "question"), [(b"What is \xff?", "What is \ufffd?"), (b'"""doc""" is what?', '"""doc""" is what?')]
 )
 def test_prompt_sends_a_line_that_is_not_utf_8_or_starts_with_a_fence(
-    open_small_chat: OpenTerminal, user: CommandLine, line: bytes, question: str
+    start_chat: OpenTerminal, user: CommandLine, line: bytes, question: str
 ) -> None:
-    person = open_small_chat("--session", "tea")
-    person.wait_for("context ")
+    person = start_chat("--session", "tea")
     person.type(line + b"\r")
     person.wait_for("truncated at 4 tokens")
-    person.type("\x04")
-    assert person.end() == 0
+    leave(person)
     assert user.contents("tea")[0] == question
 
 
-def test_prompt_history_failure_is_reported_once(open_small_chat: OpenTerminal, tmp_path: Path) -> None:
+def test_prompt_history_failure_is_reported_once(start_chat: OpenTerminal, tmp_path: Path) -> None:
     (tmp_path / "data" / "cerebrum" / "history").mkdir()
-    person = open_small_chat()
-    person.wait_for("context ")
+    person = start_chat()
     turn(person, "One?")
     person.type("\x1b[A\x1b[A\r")  # Up, Up: the in-memory history still works
     person.wait_for("> One?")
-    person.type("\x04")
-    assert person.end() == 0
+    leave(person)
     assert person.output.count("prompt history is not saved") == 1
     assert "Traceback" not in person.output
 
 
-def test_prompt_history_is_readable_only_by_its_user(open_small_chat: OpenTerminal, tmp_path: Path) -> None:
+def test_prompt_history_is_readable_only_by_its_user(start_chat: OpenTerminal, tmp_path: Path) -> None:
     history = tmp_path / "data" / "cerebrum" / "history"
     history.write_text("\n# now\n+before\n")
     history.chmod(0o644)
-    person = open_small_chat()
-    person.wait_for("context ")
+    person = start_chat()
     person.type("\x1b[A")
     person.wait_for("> before")
     person.type("\x03\x04")
@@ -309,42 +300,34 @@ def test_toolbar_keeps_the_context_usage_in_a_narrow_window(open_small_chat: Ope
     person.wait_for("small | context ")
     person.type("One?\r")
     person.wait_for("small | context 37/2048 (2%)")
-    person.type("\x04")
-    assert person.end() == 0
+    leave(person)
 
 
-def test_prompt_keeps_the_text_if_the_editor_fails(open_small_chat: OpenTerminal, user: CommandLine) -> None:
-    person = open_small_chat("--session", "tea", VISUAL="false")
-    person.wait_for("context ")
+def test_prompt_keeps_the_text_if_the_editor_fails(start_chat: OpenTerminal, user: CommandLine) -> None:
+    person = start_chat("--session", "tea", VISUAL="false")
     person.type("One?\x18\x05")
     person.wait_for("the editor false failed")
     turn(person, " Or two?")
-    person.type("\x04")
-    assert person.end() == 0
+    leave(person)
     assert user.contents("tea")[0] == "One? Or two?"
 
 
-def test_prompt_history_is_searched_with_ctrl_r(open_small_chat: OpenTerminal) -> None:
-    first = open_small_chat()
-    first.wait_for("context ")
+def test_prompt_history_is_searched_with_ctrl_r(start_chat: OpenTerminal) -> None:
+    first = start_chat()
     turn(first, "What is a monad?")
-    first.type("\x04")
-    assert first.end() == 0
-    second = open_small_chat()
-    second.wait_for("context ")
+    leave(first)
+    second = start_chat()
     second.type("\x12mon")  # Ctrl-R
     second.wait_for("What is a monad?")
     second.type("\r\r")
     second.wait_for("what-is-a-monad-20")
-    second.type("\x04")
-    assert second.end() == 0
+    leave(second)
 
 
 def test_prompt_ctrl_c_discards_the_line_and_exits_when_pressed_twice(
-    open_small_chat: OpenTerminal, user: CommandLine
+    start_chat: OpenTerminal, user: CommandLine
 ) -> None:
-    person = open_small_chat()
-    person.wait_for("context ")
+    person = start_chat()
     for _ in range(3):
         person.type("not sent")
         person.wait_for("> not sent")
@@ -360,26 +343,22 @@ def test_prompt_ctrl_c_discards_the_line_and_exits_when_pressed_twice(
     assert user.contents("one")[0] == "One?"
 
 
-def test_prompt_opens_the_editor(open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path) -> None:
+def test_prompt_opens_the_editor(start_chat: OpenTerminal, user: CommandLine, tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text('#!/bin/sh\nsed -i "s/one/two/" "$1"\n')
     editor.chmod(0o755)
-    person = open_small_chat(VISUAL=str(editor))
-    person.wait_for("context ")
+    person = start_chat(VISUAL=str(editor))
     person.type("one or none?\x18\x05")  # Ctrl-X Ctrl-E
     person.wait_for("two or none?")
     turn(person, "")
-    person.type("\x04")
-    assert person.end() == 0
+    leave(person)
     assert user.contents("two-or-none")[0] == "two or none?"
 
 
-def test_prompt_vi_keys(open_small_chat: OpenTerminal, user: CommandLine) -> None:
-    person = open_small_chat("--vi")
-    person.wait_for("context ")
+def test_prompt_vi_keys(start_chat: OpenTerminal, user: CommandLine) -> None:
+    person = start_chat("--vi")
     person.type("not sent\x1bccOne?")
     person.wait_for("> One?")
     turn(person, "")
-    person.type("\x04")
-    assert person.end() == 0
+    leave(person)
     assert user.contents("one")[0] == "One?"

@@ -231,9 +231,7 @@ def test_status_line_is_off_where_it_cannot_be_redrawn(monkeypatch: pytest.Monke
     assert written(streams.err) == ""
 
 
-def test_file_progress_in_a_pipe_prints_a_line_per_stage_and_minute(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_file_progress_in_a_pipe_prints_a_line_per_stage_and_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     streams = piped()
