@@ -134,7 +134,7 @@ def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
     """Run a batch as `cerebrum batch` does, writing to a file; to be called in a subprocess."""
     settings = benchmark_settings(job.settings)
     votes = Votes(job.votes, job.votes) if job.votes else None
-    options = BatchOptions(settings, votes=votes, early_stop=False, ignore_eos=job.ignore_eos)
+    options = BatchOptions(settings, votes=votes, ignore_eos=job.ignore_eos, stops_early=False)
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
         with (

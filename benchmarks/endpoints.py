@@ -68,7 +68,7 @@ from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.scoring.request import ScoreEvent, ScoreRequest
+from cerebrum_cli.engine.scoring.request import LogprobScores, ScoreRequest
 from cerebrum_cli.inference.reply_stream import GenerationRequest
 
 PARTS = ("texts", "cache", "votes", "batch", "failover", "ask")
@@ -164,7 +164,7 @@ def top_two_gap(model: str, prompt: str, local: str, remote: str) -> float:
         (scored,) = [
             event
             for event in loaded.engine.score([ScoreRequest(context, every_token)])
-            if isinstance(event, ScoreEvent)
+            if isinstance(event, LogprobScores)
         ]
     first, second = sorted((score.logprob_sum for score in scored.scores), reverse=True)[:2]
     return first - second
@@ -248,7 +248,7 @@ class CacheLog:
 def vote_rows(model: Path, environment: Environment) -> Iterator[Row]:
     """Count prompt evaluations of a vote, and compare seeds and texts with those of one on this machine."""
     command = [SCRIPT, "ask", "-m", str(model), "-n", str(VOTE_TOKENS), "--no-log", "--json", "--seed", str(SEED)]
-    command += ["--votes", str(VOTES), "--no-early-stop", VOTE_QUESTION]
+    command += ["--votes", str(VOTES), VOTE_QUESTION]
     with running_server(model, CONTEXT, THREADS, VOTES) as server, running_relay(server) as relay:
         remote = vote(command, "--endpoint", relay.url, environment=environment)
         exchanges, log = relay.take_completions(), server.log
@@ -256,12 +256,13 @@ def vote_rows(model: Path, environment: Environment) -> Iterator[Row]:
     evaluations, samples = log.count("is_child = 0"), [sample for each in exchanges for sample in each.reply]
     timings = [sample["timings"] for sample in samples]
     print(f"prompt_n {[each['prompt_n'] for each in timings]}, cache_n {[each['cache_n'] for each in timings]}")
-    same = sum(ours["text"] == theirs["text"] for ours, theirs in zip(remote, local, strict=True))
+    counted = list(zip(remote, local, strict=False))  # a vote ends where its outcome is certain
+    same = sum(ours["text"] == theirs["text"] for ours, theirs in counted)
     label = f"ask --endpoint, llama-server, a vote of {VOTES}"
     yield Row(f"{label}: prompt evaluations", str(evaluations), f"{len(samples)} samples", float(evaluations), "<= 1")
-    seeds = sum(ours["seed"] == theirs["seed"] for ours, theirs in zip(remote, local, strict=True))
+    seeds = sum(ours["seed"] == theirs["seed"] for ours, theirs in counted)
     cell = f"{seeds} ({same} equal texts)"
-    yield Row(f"{label}: seeds equal to those on this machine", cell, str(VOTES), seeds / VOTES, ">= 1")
+    yield Row(f"{label}: seeds equal to those on this machine", cell, str(len(counted)), seeds / len(counted), ">= 1")
 
 
 def vote(command: Sequence[str], *options: str, environment: Environment) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ Usage: python benchmarks/votes.py [--data DIR] [--shape FILE] [--only PART] [--r
 DIR contains gsm8k-200.jsonl, see benchmarks/batch.py; without it, `cost` is skipped and `repeat` only uses nano. FILE
 is a model that benchmarks/mistral_shape.py has written. All prompts use the `cerebrum` format, on two threads.
 
-cost       The first question of GSM8K with VOTES samples of TOKENS tokens, as with `--votes 8 --no-early-stop`, against
+cost       The first question of GSM8K with VOTES samples of TOKENS tokens, as with `--votes 8`, against
            as many single answers one after another in one process: once with an engine that reuses no tokens, so that
            each answer evaluates the prompt, and once with full reuse. Neither the end token nor a stop string ends a
            sample, and the numbers of generated and cached tokens are checked. Seconds from the loaded model (without a

@@ -15,7 +15,7 @@ from built_wheels import ROOT, build_wheel, pack_again, requirements
 from command_line import CommandLine
 
 from cerebrum_cli import __version__
-from cerebrum_cli.models.rows import load_catalogue, packaged_catalogue
+from cerebrum_cli.models.catalogue import load_catalogue, packaged_catalogue
 
 pytestmark = pytest.mark.slow
 

@@ -114,11 +114,6 @@ def final_answer(text: str, is_complete: bool = True) -> str | None:
     return extract_answers(text, is_complete).final
 
 
-def states_answer(text: str) -> bool:
-    """Whether a text, wherever it was truncated, states a final answer beyond doubt."""
-    return any(is_firm for _, is_firm in _statements_from_last(_normalized(text)))
-
-
 def extract_answers(text: str, is_complete: bool) -> Extraction:
     """Find the final answer as `final_answer` does, and what a text states wherever it was truncated."""
     text = _normalized(text)

@@ -11,7 +11,6 @@ from typing import Any
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.batch.result import Result
 from cerebrum_cli.batch.rows import (
-    CONCLUDED_AT,
     OUTPUT_KEYS,
     THOUGHT_CLOSED_AT,
     Row,
@@ -52,8 +51,8 @@ class BatchOptions:
     grammar: str | None = None
     is_json: bool = False
     votes: Votes | None = None
-    early_stop: bool = True
     ignore_eos: bool = False
+    stops_early: bool = True
 
     def seed(self, position: int) -> int | None:
         """The seed of a row's first sample; no two samples of the batch share a seed."""
@@ -235,7 +234,6 @@ def batch_fingerprint(options: BatchOptions, model: Model, library: Library) -> 
     return {
         **generation_fingerprint(options.settings, options.grammar, model, library),
         "votes": votes and f"{votes.minimum}..{votes.maximum}",
-        "early stop": votes and options.early_stop,
         "ignore eos": options.ignore_eos,
     }
 
@@ -261,7 +259,7 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
     conversation = row.conversation
     if conversation.system_prompt is None:
         conversation = replace(conversation, system_prompt=settings.system)
-    vote = MajorityVote(options.votes, options.early_stop) if options.votes else None
+    vote = MajorityVote(options.votes, options.stops_early) if options.votes else None
     request = GenerationRequest(conversation, settings, options.grammar, ignore_eos=options.ignore_eos)
     try:
         if vote:
@@ -279,16 +277,8 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
         vote,
         ReplyCollector(),
         responder.larger_context,
-        more_keys=tuple(_more_keys(settings)),
+        more_keys=() if settings.thought_limit is None else (THOUGHT_CLOSED_AT,),
     )
-
-
-def _more_keys(settings: Settings) -> Iterator[str]:
-    """Keys of an output object that depend on the settings."""
-    if settings.conclude:
-        yield CONCLUDED_AT
-    if settings.thought_limit is not None:
-        yield THOUGHT_CLOSED_AT
 
 
 def _row_error(error: CerebrumError) -> RowError:

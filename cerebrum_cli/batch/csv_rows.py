@@ -12,26 +12,24 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from cerebrum_cli.batch.input import MAX_LINE_BYTES
 from cerebrum_cli.batch.json_rows import ID_KEYS
-from cerebrum_cli.batch.rows import InvalidRow, Row, RowId, invalid_row, prompt_row, require_prompt
-from cerebrum_cli.batch.template import Template
+from cerebrum_cli.batch.rows import InvalidRow, Row, RowId, Template, invalid_row, prompt_row, require_prompt
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import well_formed
 
-DEFAULT_COLUMN = "prompt"
+MAX_LINE_BYTES = 16_000_000
+PROMPT_COLUMN = "prompt"
 
 
 @dataclass(frozen=True, slots=True)
 class TableRows:
     """The rows of a table with a header.
 
-    The prompt is the value of `column` ("prompt" if None), or is rendered from the record by `template`.
+    The prompt is in the column `prompt`, or is rendered from the record by `template`.
     """
 
     delimiter: str
     header: Sequence[str]
-    column: str | None
     template: Template | None
     carry: bool
 
@@ -56,29 +54,29 @@ class TableRows:
             if len(record) != len(self.header):
                 problem = f"the record has {len(record)} fields, but the header has {len(self.header)}"
                 raise InvalidRow("invalid_record", problem)
-            text = self.template.render(fields) if self.template else fields[self.column or DEFAULT_COLUMN]
+            text = self.template.render(fields) if self.template else fields[PROMPT_COLUMN]
             return prompt_row(number, id, require_prompt(text))
         except InvalidRow as invalid:
             return invalid_row(number, id, None, invalid)
 
 
-def open_table(
-    lines: Iterable[bytes], delimiter: str, column: str | None, template: Template | None, carry: bool
-) -> TableRows:
+def open_table(lines: Iterable[bytes], delimiter: str, template: Template | None, carry: bool) -> TableRows:
     """Read the header of a table. Raises UsageError for bad quoting, and for a missing or duplicate column."""
     with closing(_records(lines, delimiter)) as records:
         _, record = next(records, (0, []))
     header = [name.strip() for name in record]
-    for name in template.fields if template else (column or DEFAULT_COLUMN,):
-        _require_column(name, header, named=bool(template or column))
-    return TableRows(delimiter, header, column, template, carry)
+    for name in template.fields if template else (PROMPT_COLUMN,):
+        _require_column(name, header, has_template=template is not None)
+    return TableRows(delimiter, header, template, carry)
 
 
-def _require_column(name: str, header: Sequence[str], named: bool) -> None:
+def _require_column(name: str, header: Sequence[str], has_template: bool) -> None:
     if header and header.count(name) != 1:
         problem = "no column" if name not in header else "more than one column"
         hint = f"the columns are: {', '.join(header)}"
-        raise UsageError(f"the input has {problem} `{name}`", hint if named else f"name one with --column; {hint}")
+        raise UsageError(
+            f"the input has {problem} `{name}`", hint if has_template else f'use --template "{{NAME}}"; {hint}'
+        )
 
 
 class _TextLines:

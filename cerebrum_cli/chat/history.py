@@ -10,8 +10,7 @@ from datetime import date
 from typing import Any
 
 from cerebrum_cli.chat.lock import SessionLock
-from cerebrum_cli.chat.names import validated_name
-from cerebrum_cli.chat.rows import Origin, ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.chat.session import Origin, ReplyMetadata, Session, StoredMessage, validated_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
@@ -23,7 +22,7 @@ from cerebrum_cli.models.model import Model, absolute_reference
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
-PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "conclude")
+PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class History:
         """Lock the latest session. Raises SessionError if there is none, or another process holds it."""
         session = self.store.latest()
         if session is None:
-            raise SessionError("no session to continue", "ask without -c first")
+            raise self.store.detached_by or SessionError("no session to continue", "ask without -c first")
         return self.acquire(session)
 
     def acquire_named(self, name: str) -> Session | None:
@@ -231,7 +230,7 @@ def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:
 def is_author(model: Model, metadata: ReplyMetadata) -> bool:
     """Whether a model wrote a reply, with the same adapters, and the vocabulary of the file that it is now."""
     return (
-        metadata.vocabulary is not None  # older versions did not store it, and knew files by their stem alone
+        metadata.vocabulary is not None  # the file could be read
         and metadata.model == model.reference
         and metadata.vocabulary == model.vocabulary
         and (metadata.params or {}).get(LORA, []) == model.adapter_names

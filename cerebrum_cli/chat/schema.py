@@ -1,93 +1,89 @@
-"""Schema of the session database, as one migration per version."""
+"""Schema of the session database."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
+from pathlib import Path
+
+from cerebrum_cli.core.errors import SessionError
 
 # Messages form a tree, each row pointing to the message before it, so undo, retry and fork delete nothing: a session
 # names the end of a branch (`leaf`). A message's `session` is the one it was added to, which may be deleted. Times are
 # seconds since 1970, `params` and `timings` JSON, `tokens` the sampled ids of a reply, four bytes each, little-endian.
-# A reply without a finish_reason is being generated, or its process was killed.
-MIGRATIONS = (
-    """
-    CREATE TABLE messages (
-        id INTEGER PRIMARY KEY,
-        parent INTEGER REFERENCES messages (id),
-        session INTEGER NOT NULL,
-        role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
-        content TEXT NOT NULL,
-        reasoning TEXT,
-        tokens BLOB,
-        finish_reason TEXT,
-        model TEXT,
-        format TEXT,
-        params TEXT,
-        seed INTEGER,
-        timings TEXT,
-        created REAL NOT NULL
-    );
-    CREATE INDEX children ON messages (parent);
-    CREATE TABLE sessions (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        name TEXT NOT NULL UNIQUE,
-        origin TEXT NOT NULL CHECK (origin IN ('chat', 'ask', 'import')),
-        system_prompt TEXT,
-        model TEXT,
-        format TEXT,
-        params TEXT,
-        leaf INTEGER REFERENCES messages (id),
-        created REAL NOT NULL,
-        updated REAL NOT NULL
-    );
-    CREATE INDEX recent ON sessions (updated);
-    CREATE VIRTUAL TABLE texts USING fts5 (content, content = 'messages', content_rowid = 'id');
-    CREATE TRIGGER said AFTER INSERT ON messages BEGIN
-        INSERT INTO texts (rowid, content) VALUES (new.id, new.content);
-    END;
-    CREATE TRIGGER unsaid AFTER DELETE ON messages BEGIN
-        INSERT INTO texts (texts, rowid, content) VALUES ('delete', old.id, old.content);
-    END;
-    CREATE TRIGGER said_on AFTER UPDATE OF content ON messages BEGIN
-        INSERT INTO texts (texts, rowid, content) VALUES ('delete', old.id, old.content);
-        INSERT INTO texts (rowid, content) VALUES (new.id, new.content);
-    END;
-    """,
-    # `first` is the oldest message still in the model's context, if older ones were dropped.
-    "ALTER TABLE sessions ADD COLUMN first INTEGER;",
-    # `vocabulary` is a digest of the vocabulary that `tokens` are ids of.
-    "ALTER TABLE messages ADD COLUMN vocabulary TEXT;",
-    # Pieces of a reply without a finish_reason, in order; they follow what its message holds.
-    """
-    CREATE TABLE pending (
-        id INTEGER PRIMARY KEY,
-        message INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
-        content TEXT NOT NULL,
-        reasoning TEXT NOT NULL,
-        tokens BLOB NOT NULL
-    );
-    CREATE INDEX pieces ON pending (message);
-    """,
-)
+# A reply without a finish_reason is being generated, or its process was killed. `vocabulary` is a digest of the
+# vocabulary that `tokens` are ids of. `first` is the oldest message still in the model's context, if earlier ones were
+# dropped.
+VERSION = 1
+SCHEMA = """
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY,
+    parent INTEGER REFERENCES messages (id),
+    session INTEGER NOT NULL,
+    role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+    content TEXT NOT NULL,
+    reasoning TEXT,
+    tokens BLOB,
+    finish_reason TEXT,
+    model TEXT,
+    format TEXT,
+    vocabulary TEXT,
+    params TEXT,
+    seed INTEGER,
+    timings TEXT,
+    created REAL NOT NULL
+);
+CREATE INDEX children ON messages (parent);
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    origin TEXT NOT NULL CHECK (origin IN ('chat', 'ask', 'import')),
+    system_prompt TEXT,
+    model TEXT,
+    format TEXT,
+    params TEXT,
+    leaf INTEGER REFERENCES messages (id),
+    first INTEGER,
+    created REAL NOT NULL,
+    updated REAL NOT NULL
+);
+CREATE INDEX recent ON sessions (updated);
+CREATE VIRTUAL TABLE texts USING fts5 (content, content = 'messages', content_rowid = 'id');
+CREATE TRIGGER said AFTER INSERT ON messages BEGIN
+    INSERT INTO texts (rowid, content) VALUES (new.id, new.content);
+END;
+CREATE TRIGGER unsaid AFTER DELETE ON messages BEGIN
+    INSERT INTO texts (texts, rowid, content) VALUES ('delete', old.id, old.content);
+END;
+CREATE TRIGGER said_on AFTER UPDATE OF content ON messages BEGIN
+    INSERT INTO texts (texts, rowid, content) VALUES ('delete', old.id, old.content);
+    INSERT INTO texts (rowid, content) VALUES (new.id, new.content);
+END;
+"""
 
 
-def migrate(database: sqlite3.Connection) -> int:
-    """Migrate a database to the latest version and return that version.
+def create_tables(database: sqlite3.Connection) -> None:
+    """Create the tables of an empty database in one transaction, even if several processes open it concurrently."""
+    if schema_version(database):
+        return
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        if not schema_version(database):  # no other process has created them meanwhile
+            for statement in _statements(SCHEMA):
+                database.execute(statement)
+            database.execute(f"PRAGMA user_version = {VERSION}")
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:  # SQLite has ended it where the disk is full
+            database.execute("ROLLBACK")
+        raise
 
-    Each migration is one transaction and runs once, even if several processes open the database concurrently.
-    """
-    while (version := schema_version(database)) < len(MIGRATIONS):
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            if schema_version(database) == version:  # no other process has migrated it meanwhile
-                for statement in _statements(MIGRATIONS[version]):
-                    database.execute(statement)
-                database.execute(f"PRAGMA user_version = {version + 1}")
-            database.execute("COMMIT")
-        except BaseException:
-            if database.in_transaction:  # SQLite has ended it where the disk is full
-                database.execute("ROLLBACK")
-            raise
+
+def require_known_version(database: sqlite3.Connection, path: Path) -> int:
+    """Version of the schema, 0 for an empty file. Raises SessionError for that of another version of cerebrum."""
+    if (version := schema_version(database)) not in (0, VERSION):
+        problem = f"{path}: written by another version of cerebrum"
+        raise SessionError(problem, "use that version, or move the file elsewhere; a new one will be created")
     return version
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings, fold
+from cerebrum_cli.models.catalogue import packaged_catalogue
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.rows import packaged_catalogue
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
@@ -32,16 +31,16 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.profiles import Profile, ProfileStore
     from cerebrum_cli.merge.merge import Merger
     from cerebrum_cli.merge.weights import Codec
+    from cerebrum_cli.models.hub_errors import Progress
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.pull import Puller
-    from cerebrum_cli.models.retries import Progress
 
 PROBE = Path(__file__).parents[1] / "probe.txt"
 
 
 def llama_build() -> Build:
     """How the installed llama.cpp was built. Raises EngineError if it cannot be loaded."""
-    from cerebrum_cli.engine.llama.build_info import build
+    from cerebrum_cli.engine.llama.devices import build
 
     return build()
 
@@ -113,12 +112,12 @@ class Runtime:
         if not settings.cache_gb:
             return None
         identity = self.library.identity(model)
-        return StateStore(self._states, int(settings.cache_gb * 1e9), identity, format_name)
+        return StateStore(self.states, int(settings.cache_gb * 1e9), identity, format_name)
 
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
         """Profiles measured on this machine, with this build of llama.cpp and these settings."""
-        from cerebrum_cli.engine.fingerprint import build_fingerprint, machine_fingerprint
-        from cerebrum_cli.engine.machine import load_devices
+        from cerebrum_cli.engine.build import build_fingerprint
+        from cerebrum_cli.engine.machine import load_devices, machine_fingerprint
         from cerebrum_cli.inference.profiles import ProfileStore, settings_text
 
         machine = machine_fingerprint(load_devices(devices_file(self.data_directory)))
@@ -134,10 +133,6 @@ class Runtime:
         identity, general = self.library.identity(model), general_settings(settings)
         found = self.profiles(settings).find(identity)
         return found if found or general == settings else self.profiles(general).find(identity)
-
-    def clear_prompt_cache(self) -> None:
-        """Delete the whole prompt cache, which holds tokens of conversations."""
-        rmtree(self._states, ignore_errors=True)
 
     @property
     def runs(self) -> RunStore:
@@ -160,7 +155,8 @@ class Runtime:
         return self.data_directory / "profiles"
 
     @property
-    def _states(self) -> Path:
+    def states(self) -> Path:
+        """Directory of the prompt cache, which holds tokens of conversations."""
         return self.cache_directory / "states"
 
     def puller(self, progress: Progress, offline: bool) -> Puller:
@@ -204,7 +200,7 @@ class Runtime:
 
     def doctor_context(self, given: Layer, offline: bool) -> DoctorContext:
         """Everything `doctor` checks; an unreadable config.toml is one of its results."""
-        from cerebrum_cli.chat.integrity import check_integrity
+        from cerebrum_cli.chat.connection import check_integrity
         from cerebrum_cli.doctor.checks import DoctorContext
         from cerebrum_cli.terminal.doctor import check_terminal
 
@@ -252,9 +248,11 @@ def llama_opener(options: LoadOptions, data_directory: Path) -> OpenBackend:
     loaded_files = None if is_known else data_directory / "loaded_files.json"
 
     def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
+        from cerebrum_cli.engine.llama.first_load import Trial
         from cerebrum_cli.engine.llama.load import open_llama
 
-        return open_llama(options, emit, stop, devices_file(data_directory), loaded_files)
+        trial = Trial("cerebrum_cli.formats.template", "try_template", "chat template")
+        return open_llama(options, emit, stop, devices_file(data_directory), loaded_files, trial)
 
     return open_backend
 

@@ -16,7 +16,7 @@ from cerebrum_cli.inference.loading import open_model, open_servers
 from cerebrum_cli.inference.profiles import step_costs_of, tuning_of
 from cerebrum_cli.inference.question import Question, template_options
 from cerebrum_cli.inference.reply_stream import GenerationRequest
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.terminal.keyboard import Keyboard
 
 if TYPE_CHECKING:
@@ -122,4 +122,4 @@ def new_vote(options: AskOptions) -> MajorityVote | None:
         return None
     from cerebrum_cli.inference.voting import MajorityVote
 
-    return MajorityVote(bounds, not options.no_early_stop)
+    return MajorityVote(bounds)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.batch import answering as batches
 from cerebrum_cli.batch.files import output_paths
-from cerebrum_cli.batch.input import InputFile, open_input, spool_input
 from cerebrum_cli.batch.journal import Journal, open_journal
-from cerebrum_cli.batch.readers import IndexedRows, detect_shape, read_rows
+from cerebrum_cli.batch.readers import IndexedRows, InputFile, detect_shape, open_input, read_rows, spool_input
 from cerebrum_cli.batch.result import StreamedResult
 from cerebrum_cli.batch.rows import result_rows
 from cerebrum_cli.cli.generation import (
     MAX_PARALLEL,
     find_generator,
     naming_grammar_file,
+    progress_sinks,
     read_grammar,
     require_effective,
 )
@@ -28,7 +28,7 @@ from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.engine.load_options import expert_notice
 from cerebrum_cli.terminal.progress import BatchProgress
-from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
+from cerebrum_cli.terminal.sinks import render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +57,7 @@ def batch(
         output_paths(output, None if source == STANDARD else source)
     with closing(open_source(runtime, source)) as file:
         shape = detect_shape(source, options.shape, file.head)
-        rows = read_rows(file, shape, options.column, options.template, options.carry, saved)
+        rows = read_rows(file, shape, options.template, options.carry, saved)
         return answer(runtime, rows, output, given, options, typed, saved)
 
 
@@ -75,9 +75,7 @@ def answer(
     generator = find_generator(runtime, given, options, "--votes" if votes else None)
     require_effective(generator.settings, typed, options)
     grammar, is_json = read_grammar(runtime, options), options.schema is not None
-    row_options = batches.BatchOptions(
-        generator.settings, grammar, is_json, votes, not options.no_early_stop, options.ignore_eos
-    )
+    row_options = batches.BatchOptions(generator.settings, grammar, is_json, votes, options.ignore_eos)
     record = {
         **input_fingerprint(rows, options, saved),
         **generator.fingerprint,
@@ -108,7 +106,6 @@ def input_fingerprint(rows: IndexedRows, options: BatchOptions, saved: SavedProm
     """What the prompts depend on, by readable names."""
     return {
         "input": rows.sha256,
-        "column": options.column,
         "template": options.template,
         **({"carry": True} if options.carry else {}),
         **({"prompt": saved.prompt} if saved and saved.prompt else {}),
@@ -129,7 +126,9 @@ def generate(
         events = batches.answer_rows(loaded.responder, rows, row_options, result, output == STANDARD)
         if isinstance(result, Journal):
             events = noting_servers(events, result, loaded)
-        render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, output, options))
+        shares_terminal = output == STANDARD and runtime.streams.out_is_terminal
+        sinks = progress_sinks(runtime, loaded.model.name, options, shares_terminal)
+        render(events, loaded.responder.cancel, sinks)
 
 
 def open_source(runtime: Runtime, source: Path) -> InputFile:
@@ -166,18 +165,8 @@ def open_result(
     if output == STANDARD:
         if options.retry_failed:
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
-        return StreamedResult(rows, runtime.streams.answer)
+        return StreamedResult(result_rows(rows), runtime.streams.answer)
     return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed, notes=notes)
-
-
-def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOptions) -> list[Sink]:
-    """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
-    if options.quiet:
-        return []
-    streams = runtime.streams
-    shares_terminal = options.verbose or (output == STANDARD and streams.out_is_terminal)
-    draws = streams.can_redraw and not shares_terminal
-    return [BatchProgress(streams, draws, None if options.verbose else model), NoticeSink(streams)]
 
 
 def resume_hint(result: Result, total: int, restart: bool) -> str:

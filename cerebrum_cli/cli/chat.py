@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.history import with_session_defaults
-from cerebrum_cli.cli.generation import require_effective
 from cerebrum_cli.cli.models import find_model, find_profile
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.servers import find_endpoints, without_local
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.inference.loading import ModelLoader
 from cerebrum_cli.inference.question import template_options
 from cerebrum_cli.inference.text import read_piped
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.models.model import as_path, is_file
 from cerebrum_cli.models.reference import looks_like_path
 from cerebrum_cli.terminal.keyboard import Keyboard
+from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SETTING_VALUES
-from cerebrum_cli.terminal.repl.terminal_io import PlainPrompt, Prompt, ScriptInput, TerminalIO
 from cerebrum_cli.terminal.streams import is_plain_terminal
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.options import ChatOptions
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.models.model import Model
-    from cerebrum_cli.terminal.repl.completion import Candidates
-    from cerebrum_cli.terminal.repl.terminal_io import InputSource
+    from cerebrum_cli.terminal.repl.questions import InputSource
 
 
 def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions, typed: frozenset[str]) -> int:
@@ -52,7 +51,7 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
     saved, prompted, options = apply_prompt(runtime, given, options, typed)
     history = runtime.open_history(detaches=True)
     try:
-        conversation = open_chat(runtime, history, given, prompted, options, typed)
+        conversation = open_chat(runtime, history, given, prompted, options)
     except BaseException:
         history.close()  # which frees its session
         raise
@@ -73,7 +72,8 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
                 prompts=runtime.config.prompts,
                 pending_prompt=saved if saved and saved.prompt else None,
             )
-            repl.run(input_lines(runtime, repl, keyboard, options.vi), *words)
+            vi = runtime.settings(environment_layer("vi")).vi
+            repl.run(input_lines(runtime, repl, keyboard, vi), *words)
             return repl.exit_code
         finally:
             with signals.exiting():
@@ -81,9 +81,7 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
                     runtime.streams.notice(notice)
 
 
-def open_chat(
-    runtime: Runtime, history: History, given: Layer, prompted: Layer, options: ChatOptions, typed: frozenset[str]
-) -> Chat:
+def open_chat(runtime: Runtime, history: History, given: Layer, prompted: Layer, options: ChatOptions) -> Chat:
     """Start or continue a session, and start to load its model; the settings `prompted` include a saved prompt's."""
     name, no_cache = options.session, {"cache_gb": 0} if options.no_cache else {}
     session = (
@@ -97,7 +95,6 @@ def open_chat(
     model = find_model(runtime, overrides, options)
     loader = model_loader(runtime, options)
     settings = loader.fold(overrides, model)
-    require_effective(settings, typed)
     model = loader.adapted(model, settings)
     conversation = Chat(history, loader, overrides, loader.open(model, settings), settings, session, name)
     if options.use is not None:
@@ -143,10 +140,9 @@ def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> I
     if piped is not None:
         with signals.running_command():
             return ScriptInput(read_piped(piped), streams.answer)
-    terminal = TerminalIO(streams, keyboard, signals, repl.quiet)
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
-        return PlainPrompt(terminal)
-    from cerebrum_cli.terminal.repl.completion import SlashCompleter
+        return PlainPrompt(streams, keyboard, signals, repl.quiet)
+    from cerebrum_cli.terminal.repl.prompt import Candidates, Prompt, SlashCompleter
 
     names: Candidates = {
         "model": lambda: [model.reference for model in runtime.library.models()],
@@ -156,10 +152,19 @@ def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> I
         "think": lambda: SETTING_VALUES["think"],
         "prompt": lambda: repl.prompts,
     }
-    completer = SlashCompleter(names, SETTING_VALUES)
 
     def is_settled() -> bool:
         engine = repl.chat.loaded.engine
         return engine.is_loaded or engine.has_failed
 
-    return Prompt(terminal, runtime.data_directory / "history", repl.toolbar, is_settled, completer, vi)
+    return Prompt(
+        streams,
+        keyboard,
+        signals,
+        repl.quiet,
+        history=runtime.data_directory / "history",
+        toolbar=repl.toolbar,
+        is_settled=is_settled,
+        completer=SlashCompleter(names, SETTING_VALUES),
+        vi=vi,
+    )

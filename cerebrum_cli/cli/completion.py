@@ -121,7 +121,7 @@ def tasks(_: Runtime) -> Iterable[str]:
 
 
 def presets(_: Runtime) -> Iterable[str]:
-    from cerebrum_cli.eval.presets import PRESETS
+    from cerebrum_cli.eval.tasks import PRESETS
 
     return (preset.name for preset in PRESETS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.servers import find_endpoints
+from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.doctor.checks import run_checks
 from cerebrum_cli.terminal.doctor import print_check_result
 from cerebrum_cli.terminal.interrupts import interruptible
@@ -39,7 +40,7 @@ def doctor(runtime: Runtime, given: Layer, options: DoctorOptions) -> bool:
 def start_checks(runtime: Runtime, given: Layer, options: DoctorOptions) -> Iterator[CheckResult]:
     """The checks of this machine, or of the servers that `--endpoint` names; each runs as its result is read."""
     endpoints = find_endpoints(runtime, options)
-    context = runtime.doctor_context(given, options.offline)
+    context = runtime.doctor_context({**environment_layer("threads"), **given}, options.offline)
     if not endpoints:
         return run_checks(context)
     from cerebrum_cli.doctor.servers import run_server_checks

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.batch.files import output_paths
 from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.cli.eval_setup import PreparedEvaluation, prepare
-from cerebrum_cli.cli.generation import naming_grammar_file
+from cerebrum_cli.cli.generation import naming_grammar_file, progress_sinks
 from cerebrum_cli.cli.runs import no_sample_counts, print_run
 from cerebrum_cli.cli.servers import noted_servers, noting_servers
 from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
 from cerebrum_cli.core.options import flag
 from cerebrum_cli.eval.evaluate import evaluate
 from cerebrum_cli.eval.runs import Run, require_run, samples_to_keep
-from cerebrum_cli.terminal.progress import BatchProgress
-from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
+from cerebrum_cli.terminal.sinks import render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,15 +115,6 @@ def remember_time(run: Journal, samples: int, seconds: float) -> None:
     if samples:
         total, timed = run.notes.get("seconds", 0.0) + seconds, run.notes.get("timed_samples", 0) + samples
         run.write_notes({**run.notes, "seconds": round(total, 3), "timed_samples": timed})
-
-
-def progress_sinks(runtime: Runtime, model: str, options: EvalOptions) -> list[Sink]:
-    """Sinks that show progress on standard error."""
-    if options.quiet:
-        return []
-    streams = runtime.streams
-    draws = streams.can_redraw and not options.verbose
-    return [BatchProgress(streams, draws, None if options.verbose else model), NoticeSink(streams)]
 
 
 def require_unset(lm_eval: LmEvalOptions) -> None:

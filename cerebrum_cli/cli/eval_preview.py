@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_count, format_duration
-from cerebrum_cli.engine.trials import Job, TrialError
+from cerebrum_cli.engine.trials import BenchJob, TrialError
 from cerebrum_cli.inference.load_options import load_options
 from cerebrum_cli.inference.profiles import tuning_of
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.eval_setup import PreparedEvaluation
     from cerebrum_cli.cli.options import EvalOptions
-    from cerebrum_cli.eval.sample import Sample
+    from cerebrum_cli.eval.questions import Sample
 
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
 BENCH_SLOTS = 16
-PREFILL, DECODE = Job("prefill", 128), Job("decode", 8, BENCH_SLOTS)
+PREFILL, DECODE = BenchJob("prefill", 128), BenchJob("decode", 8, BENCH_SLOTS)
 
 
 def show_preview(runtime: Runtime, prepared: PreparedEvaluation, kept: Sequence[Sample], options: EvalOptions) -> None:

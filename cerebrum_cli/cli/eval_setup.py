@@ -12,17 +12,17 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.eval.evaluate import Evaluation
 from cerebrum_cli.eval.marking import MATCHES
-from cerebrum_cli.eval.presets import find_preset
+from cerebrum_cli.eval.questions import MAX_SAMPLES, select
 from cerebrum_cli.eval.runs import QUESTIONS, SAMPLES
-from cerebrum_cli.eval.selection import MAX_SAMPLES, select
 from cerebrum_cli.eval.sources import LoadedTask, ReadOptions, read_source
+from cerebrum_cli.eval.tasks import find_preset
 from cerebrum_cli.inference.fingerprint import generation_fingerprint
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import EvalOptions
     from cerebrum_cli.core.settings import Layer, Settings
-    from cerebrum_cli.eval.presets import Condition
+    from cerebrum_cli.eval.tasks import Condition
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def read_task(runtime: Runtime, source: str, options: EvalOptions) -> LoadedTask
     match = next((each for each in MATCHES if each == options.match), None)
     if options.match and match is None:
         raise UsageError(f"--match is {options.match!r}", f"it must be {', '.join(MATCHES)}")
-    read_options = ReadOptions(options.question_field, options.answer_field, options.template, match, options.run_code)
+    read_options = ReadOptions(options.template, match, options.run_code)
     preset = find_preset(options.preset) if options.preset else None
     with file_progress(runtime, options) as progress:
         task = read_source(source, read_options, preset, progress, options.offline)

@@ -15,8 +15,8 @@ from cerebrum_cli.inference.loading import open_model, open_servers
 from cerebrum_cli.inference.profiles import Profile, step_costs_of, tuning_of
 from cerebrum_cli.inference.question import template_options
 from cerebrum_cli.inference.text import read_text
-from cerebrum_cli.models.adapters import with_adapters
 from cerebrum_cli.models.generative import require_generative
+from cerebrum_cli.models.library import with_adapters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.remote.endpoint import Endpoint
     from cerebrum_cli.inference.loading import LoadedModel
     from cerebrum_cli.models.model import Model
+    from cerebrum_cli.terminal.sinks import Sink
 
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 MAX_PARALLEL = 256  # sequences llama.cpp supports
@@ -182,21 +183,12 @@ def generation_settings(runtime: Runtime, given: Layer, model: Model, samples_by
     return settings
 
 
-def require_effective(settings: Settings, typed: frozenset[str], options: ConstrainedOptions | None = None) -> None:
-    """Raise UsageError for a control on the command line that cannot intervene; one set elsewhere is left out."""
-    constraint = options and ("--schema" if options.schema else "--grammar" if options.grammar else None)
+def require_effective(settings: Settings, typed: frozenset[str], options: ConstrainedOptions) -> None:
+    """Raise UsageError for a limit of thinking on the command line that a grammar rules out; others have no effect."""
+    constraint = "--schema" if options.schema else "--grammar" if options.grammar else None
     limits_thought = (settings.think or "").isdecimal()
     if constraint and limits_thought and "think" in typed:
         raise UsageError(f"--think N and {constraint} cannot be used together", "use --think off, or omit it")
-    after, limit = settings.conclude, settings.max_tokens
-    if not after or "conclude" not in typed:
-        return
-    if constraint:
-        problem = f"--conclude and {constraint} cannot be used together"
-        raise UsageError(problem, "omit --conclude: its text would not match")
-    if limit is not None and limit <= after:
-        problem = f"--conclude {after} has no effect on replies of at most {limit} tokens"
-        raise UsageError(problem, "raise --max-tokens, or lower --conclude")
 
 
 def read_grammar(runtime: Runtime, options: ConstrainedOptions) -> str | None:
@@ -226,3 +218,16 @@ def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
         yield
     except GrammarError as error:
         raise GrammarError(f"{options.schema or options.grammar}: {error.message}", error.hint) from error
+
+
+def progress_sinks(
+    runtime: Runtime, model: str, options: BatchOptions | EvalOptions, shares_terminal: bool = False
+) -> list[Sink]:
+    """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
+    if options.quiet:
+        return []
+    from cerebrum_cli.terminal.progress import BatchProgress
+    from cerebrum_cli.terminal.sinks import NoticeSink
+
+    streams, draws = runtime.streams, runtime.streams.can_redraw and not (options.verbose or shares_terminal)
+    return [BatchProgress(streams, draws, None if options.verbose else model), NoticeSink(streams)]

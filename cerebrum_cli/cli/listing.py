@@ -5,21 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.models import listing
 from cerebrum_cli.terminal.tables import print_candidates, print_catalogue, print_description, print_models
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import ListOptions, ShowOptions
-    from cerebrum_cli.core.settings import Layer, Settings
+    from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.inference.profiles import Profile
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
 
 
-def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:
+def list_models(runtime: Runtime, options: ListOptions) -> None:
     """Print the installed models, or the whole catalog."""
-    library, streams, context = runtime.library, runtime.streams, runtime.readable_settings(given).ctx
+    library, streams = runtime.library, runtime.streams
+    context = runtime.readable_settings(environment_layer("ctx")).ctx
     listed = list(listing.catalogue_rows(library, context) if options.available else listing.rows(library))
     if options.json:
         streams.answer_object(listed)
@@ -39,13 +41,14 @@ def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:
             streams.info(f"vocabulary only, for --endpoint: {model.reference}")
 
 
-def show(runtime: Runtime, reference: Reference, given: Layer, options: ShowOptions) -> None:
+def show(runtime: Runtime, reference: Reference, options: ShowOptions) -> None:
     """Print a model's metadata, prompt format, profile and quantizations."""
     from cerebrum_cli.inference.profiles import profile_object
     from cerebrum_cli.terminal.progress import FileProgress
     from cerebrum_cli.terminal.reports import print_profile
 
-    profile, settings, library = None, runtime.readable_settings(given), runtime.library
+    profile, library = None, runtime.library
+    settings = runtime.readable_settings(environment_layer("ctx", "threads", "gpu_layers"))
     try:
         model = library.find(reference)
     except ModelNotFound as error:

@@ -23,12 +23,12 @@ from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.settings import GENERATION_KEYS, set_environment_default
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.load_options import plan_repacking
-from cerebrum_cli.eval.presets import Preset, find_preset
+from cerebrum_cli.eval.tasks import Preset, find_preset
 from cerebrum_cli.inference.load_options import Parallel, require_attention
 from cerebrum_cli.inference.loading import LoadedModel, open_model
 from cerebrum_cli.inference.profiles import Profile, tuning_of
 from cerebrum_cli.inference.question import template_options
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import StageProgress
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 SCORING = Parallel(16, kv_unified=True)  # in one cache, common prefixes are stored once
 # Options that other tasks have and lm-eval's do not; temperature and others are in --gen-kwargs.
-UNUSED = ("question_field", "answer_field", "template", "samples", "match", "run_code", "dry_run", "schema", "grammar")
+UNUSED = ("template", "samples", "match", "run_code", "dry_run", "schema", "grammar")
 UNUSED_SETTINGS = tuple(key for key in GENERATION_KEYS if key != "seed")
 
 

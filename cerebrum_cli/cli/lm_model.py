@@ -13,7 +13,7 @@ from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS
 from cerebrum_cli.eval.lm_harness import CerebrumLM
 from cerebrum_cli.inference.format_choice import choose_format
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.terminal.progress import StageProgress
 from cerebrum_cli.terminal.sinks import NoticeSink
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.cli.models import file_progress, find_model
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import is_directory
+from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.merge.merge import (
     Merge,
     MergeOptions,
@@ -18,8 +20,8 @@ from cerebrum_cli.merge.merge import (
     source_references,
 )
 from cerebrum_cli.merge.target_types import parse_type
-from cerebrum_cli.models.model import as_path, is_directory, is_file, name_from_stem
-from cerebrum_cli.models.names import require_free_name
+from cerebrum_cli.models.library import require_free_name
+from cerebrum_cli.models.model import as_path, is_file, name_from_stem
 from cerebrum_cli.models.variants import unsplit_name
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.reports import print_merge
@@ -27,12 +29,11 @@ from cerebrum_cli.terminal.reports import print_merge
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import MergeCommandOptions
-    from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.merge.execute import WrittenFile
     from cerebrum_cli.models.model import Model
 
 
-def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOptions) -> None:
+def merge(runtime: Runtime, recipe: str, options: MergeCommandOptions) -> None:
     """Plan a merge, write it unless it is a dry run, and register the result."""
     library, merger, streams = runtime.library, runtime.merger, runtime.streams
     requested = read_recipe(library, recipe)
@@ -52,7 +53,8 @@ def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOpti
         require_new(runtime, target.output, options.yes)
     with interruptible("nothing was written"):
         plan = merger.prepare(requested.recipe, models, target)
-    description = merge_object(plan, runtime.settings(given).ctx, merger.free_bytes(target.output.parent))
+    context = runtime.settings(environment_layer("ctx")).ctx
+    description = merge_object(plan, context, merger.free_bytes(target.output.parent))
     if not options.quiet:
         warn(runtime, plan)
     if options.dry_run:

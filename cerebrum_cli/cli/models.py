@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli.options import AnswerOptions, ConcurrencyOptions
 from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:
@@ -103,26 +104,28 @@ def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:
     return FileProgress(runtime.streams, options.quiet)
 
 
-def pull(runtime: Runtime, reference: Reference, given: Mapping[str, Any], options: PullCommandOptions) -> None:
+def pull(runtime: Runtime, reference: Reference, options: PullCommandOptions) -> None:
     """Download a model, or show what could be downloaded: the run of `cerebrum pull`."""
     options.validate()
-    context = runtime.settings(given).ctx
-    if options.vocabulary:
-        pull_vocabulary(runtime, reference, context, options)
-        return
+    context = runtime.settings(environment_layer("ctx")).ctx
     if options.dry_run:
         show_download_plan(runtime, reference, context, options.json, options)
         return
-    model = pull_model(runtime, reference, options.name, context, options)
-    if options.default:
-        runtime.library.registry.set_default(model.reference)
-    if runtime.streams.err_is_terminal and not options.quiet:
-        runtime.streams.info(f"next: cerebrum chat {model.reference}")
+    if options.vocabulary:
+        model = pull_vocabulary(runtime, reference, context, options)
+    else:
+        model = pull_model(runtime, reference, options.name, context, options)
+        if options.default:
+            runtime.library.registry.set_default(model.reference)
+        if runtime.streams.err_is_terminal and not options.quiet:
+            runtime.streams.info(f"next: cerebrum chat {model.reference}")
     if options.json:
-        print_row(runtime, model)
+        from cerebrum_cli.models.listing import row
+
+        runtime.streams.answer_object(row(runtime.library, model))
 
 
-def pull_vocabulary(runtime: Runtime, reference: Reference, context: int | None, options: PullCommandOptions) -> None:
+def pull_vocabulary(runtime: Runtime, reference: Reference, context: int | None, options: PullCommandOptions) -> Model:
     """Download a model's vocabulary with a progress bar, unless the model is installed."""
     from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -131,12 +134,4 @@ def pull_vocabulary(runtime: Runtime, reference: Reference, context: int | None,
     if not options.quiet:
         installed = "installed the vocabulary of" if model.is_vocabulary else "its vocabulary is in the installed"
         runtime.streams.info(f"{installed} {model.reference}: {model.path}")
-    if options.json:
-        print_row(runtime, model)
-
-
-def print_row(runtime: Runtime, model: Model) -> None:
-    """Print the JSON object of a model."""
-    from cerebrum_cli.models.listing import row
-
-    runtime.streams.answer_object(row(runtime.library, model))
+    return model

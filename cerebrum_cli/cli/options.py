@@ -76,14 +76,11 @@ class GenerationOptions(ConstrainedOptions):
     votes: str | None = option(
         None, "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
     )
-    no_early_stop: bool = option(False, "Take all samples, even after the outcome is certain", "Sampling")
 
     @property
     def vote_bounds(self) -> Votes | None:
         """Numbers of samples of a vote; None for a single answer. Raises UsageError."""
         if self.votes is None:
-            if self.no_early_stop:
-                raise UsageError("--no-early-stop requires --votes", "add --votes K")
             return None
         from cerebrum_cli.answers.vote import parse_votes
 
@@ -155,7 +152,6 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
 class ChatOptions(SavedPromptOptions, AnswerOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
-    vi: bool = option(False, "Edit with vi keys", "Input")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
     no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed", local=True)
 
@@ -173,7 +169,6 @@ class ConcurrencyOptions:
 class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
     """Options of `cerebrum batch`, apart from INPUT and OUTPUT."""
 
-    column: str | None = option(None, "Column with the prompts [default: prompt]", "Input", metavar="NAME")
     template: str | None = option(
         None, "Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT"
     )
@@ -190,8 +185,6 @@ class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
 
     preset: str | None = option(None, "Use the evaluation settings of a model card", "Input", metavar="NAME")
     limit: int | None = option(None, "Number of questions, chosen at random [default: all]", "Input", metavar="N")
-    question_field: str | None = option(None, "Field of the question [default: question]", "Input", metavar="NAME")
-    answer_field: str | None = option(None, "Field of the answer [default: answer]", "Input", metavar="NAME")
     template: str | None = option(None, "Build the prompt from a question's fields", "Input", metavar="TEXT")
     samples: int | None = option(None, "Samples per question [default: 1, or the preset's]", "Sampling", metavar="K")
     match: str | None = option(

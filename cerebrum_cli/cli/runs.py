@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
 from cerebrum_cli.core.lora import LORA
-from cerebrum_cli.eval.comparing import compare_runs
 from cerebrum_cli.eval.comparison import comparison_object, verdict
 from cerebrum_cli.eval.report import group_by_question, mean_accuracy, report_object
-from cerebrum_cli.eval.reporting import report_of, rescored
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.eval.runs import compare_runs, report_of, rescored
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.terminal.progress import StageProgress
 from cerebrum_cli.terminal.reports import print_comparison, print_report, print_runs
 from cerebrum_cli.terminal.tables import print_rows, wrapped
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import QuietOptions, RunOptions
+    from cerebrum_cli.eval.questions import Sample
     from cerebrum_cli.eval.runs import Run
-    from cerebrum_cli.eval.sample import Sample
     from cerebrum_cli.models.model import Model
 
 
@@ -112,7 +111,7 @@ def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
 def model_of(runtime: Runtime, run: Run) -> Model:
     """The model file that a run used, with its adapters. Raises ModelNotFound, UsageError if it has changed."""
     library = runtime.library
-    model = library.resolve(run.record.notes.get("reference", run.model))
+    model = library.resolve(run.record.notes["reference"])
     model = with_adapters(library, model, run.record.notes.get(LORA, ()))
     recorded = run.record.fingerprint
     if (library.file_identity(model), model.adapter_identity) != (recorded["model file"], recorded.get("adapter")):
@@ -126,7 +125,7 @@ def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool) -> 
     comparison = compare_runs(*runs)
     closeness = None
     if kl:
-        from cerebrum_cli.eval.divergence import measure_divergence
+        from cerebrum_cli.eval.runs import measure_divergence
 
         reference, other = (model_of(runtime, run) for run in runs)
         progress = StageProgress(runtime.streams, quiet=False)

@@ -22,10 +22,6 @@ from cerebrum_cli.core.settings import OPTIONS, Settings, environment, validate
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
 
-ESTIMATE_HELP = {
-    "ctx": "Context size for the memory estimate [default: at most 8192]"
-}  # of commands that load no model
-
 
 class GivenPath(TyperPath):
     """An option's path. An empty one, which Path takes for the working directory, is refused."""

@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.machine import save_devices
 from cerebrum_cli.inference.profiles import general_settings, profile_object, settings_text
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.models.model import is_missing
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress, StageProgress

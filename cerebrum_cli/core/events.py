@@ -9,7 +9,6 @@ from cerebrum_cli.core.errors import CerebrumError
 
 Channel = Literal["answer", "thinking"]
 FinishReason = Literal["stop", "length", "cancelled", "context", "repetition"]
-ForcedKind = Literal["conclusion", "thought"]
 TRUNCATED = ("length", "context", "repetition")  # reasons of replies that did not end by themselves
 
 
@@ -21,9 +20,8 @@ class SequenceId(NamedTuple):
 
 
 class Forced(NamedTuple):
-    """Tokens in a reply that were not sampled: why, after how many of its tokens, and how many were to follow."""
+    """Tokens in a reply that were not sampled: after how many of its tokens, and how many were to follow."""
 
-    kind: ForcedKind
     at: int
     length: int
 

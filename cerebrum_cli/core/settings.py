@@ -86,7 +86,7 @@ class Settings(SamplingParams):
     think: str | None = option(
         None, "Turn thinking on or off, or limit it to N tokens", "Length", metavar="on|off|N", choices=("on", "off")
     )
-    conclude: int = option(0, "Ask for the final answer after N tokens; 0: off", "Length", metavar="N", least=0)
+    vi: bool = option(False, "Edit with vi keys", "Input", choices=("on", "off"))
     loop_check: bool = option(True, "Do not end replies that repeat themselves", "Length", choices=("on", "off"))
     drafts: bool | None = option(
         None, "Draft tokens from earlier text [default: set by tune]", "Speed", choices=("on", "off"), local=True
@@ -111,7 +111,7 @@ class Settings(SamplingParams):
 
 OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
-GENERATION_KEYS = (*SAMPLING_KEYS, "think", "conclude", "loop_check")
+GENERATION_KEYS = (*SAMPLING_KEYS, "think", "loop_check")
 KEYS = tuple(OPTIONS)
 ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")
 _LOAD_KEYS = ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "drafts")
@@ -191,6 +191,12 @@ def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
 def environment(name: str) -> str | None:
     """Value of an environment variable; None if it is unset or empty."""
     return os.environ.get(name) or None
+
+
+def environment_layer(*keys: str) -> Layer:
+    """Settings that CEREBRUM_* variables give to a command without options for them. Raises UsageError."""
+    given = ((key, variable(key), environment(variable(key))) for key in keys)
+    return {key: parse_value(key, text, name) for key, name, text in given if text is not None}
 
 
 def forget_empty_variable(name: str) -> None:

@@ -102,7 +102,7 @@ def assess_threads(processors: Processors, requested: int | None) -> CheckResult
         f" affinity {processors.allowed}, {quota}"
     )
     problem = f"{requested} requested, but only {processors.usable} can run concurrently"
-    hint = "lower --threads, CEREBRUM_THREADS or threads in config.toml"
+    hint = "lower CEREBRUM_THREADS or threads in config.toml"
     return check_result(detail, (problem, hint) if requested and requested > processors.usable else None)
 
 

@@ -1,28 +1,34 @@
-"""The interface of a control, which sees each token of a reply and may intervene after it."""
+"""Controls, which see each token of a reply and may intervene after it; and one that ends a cycle of tokens."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol, TypeAlias
 
-from cerebrum_cli.core.events import FinishReason, ForcedKind
+from cerebrum_cli.core.events import FinishReason
+
+MAX_PERIOD = 256  # tokens
+MIN_REPEATS = 4
+MIN_TOKENS = 128  # of all repeats together
+PROBE = 32  # tokens at the end whose earlier occurrences give the periods to try; at most MIN_TOKENS / MIN_REPEATS
+TOKEN_BYTES = 4
+NEVER = -MAX_PERIOD - 1
 
 
-class End(NamedTuple):
+class EndReply(NamedTuple):
     """End the reply here."""
 
     reason: FinishReason
 
 
 class Force(NamedTuple):
-    """Continue the reply with these tokens, and then with at most `limit` others."""
+    """Continue the reply with these tokens."""
 
-    kind: ForcedKind
     tokens: tuple[int, ...]
-    limit: int | None = None
 
 
-Intervention: TypeAlias = End | Force
+Intervention: TypeAlias = EndReply | Force
 
 
 class ReplyControl(Protocol):
@@ -37,14 +43,6 @@ class ReplyControl(Protocol):
     @property
     def horizon(self) -> int | None:
         """Number of tokens after which it has certainly decided whether to force any; None if it has, or never does."""
-
-
-def limit_after(force: Force, generated: int, limit: int | None) -> int | None:
-    """The limit of a reply of `generated` tokens, now `limit`, after tokens were forced."""
-    if force.limit is None:
-        return limit
-    most = generated + len(force.tokens) + force.limit
-    return most if limit is None else min(limit, most)
 
 
 ControlFactory: TypeAlias = Callable[[], ReplyControl]
@@ -73,3 +71,48 @@ class Controls:
     def horizon(self) -> int | None:
         """Number of tokens after which all have decided whether to force any; None if none will."""
         return min((control.horizon for control in self._controls if control.horizon is not None), default=None)
+
+
+class LoopCheck:
+    """Ends a reply once its last tokens are a period of up to 256, at least 4 times, and at least 128 tokens.
+
+    In a cycle, each token has occurred within the last period. Only after a run of such tokens is the cycle searched
+    for, by bytes: that costs microseconds, and other text less than one a token.
+    """
+
+    horizon: int | None = None
+
+    def __init__(self) -> None:
+        self._tokens = array("i")
+        self._last: dict[int, int] = {}
+        self._run = 0  # of tokens that each occurred within the last MAX_PERIOD
+        self._is_cyclic = False
+
+    def feed(self, token: int, text: str) -> None:  # noqa: ARG002
+        tokens, position = self._tokens, len(self._tokens)
+        recent = position - self._last.get(token, NEVER) <= MAX_PERIOD
+        self._run = self._run + 1 if recent else 0
+        self._last[token] = position
+        tokens.append(token)
+        if self._run >= MIN_TOKENS - PROBE:
+            self._is_cyclic = ends_in_cycle(tokens[-MAX_PERIOD * MIN_REPEATS :].tobytes())
+
+    def intervene(self) -> EndReply | None:
+        return EndReply("repetition") if self._is_cyclic else None
+
+
+def ends_in_cycle(window: bytes) -> bool:
+    """Whether packed tokens end in a cycle."""
+    start = len(window) - PROBE * TOKEN_BYTES
+    probe, at = window[start:], start
+    first = max(0, start - MAX_PERIOD * TOKEN_BYTES)
+    while (at := window.rfind(probe, first, at + len(probe) - 1)) >= 0:
+        period = start - at
+        if period % TOKEN_BYTES:  # within a token
+            continue
+        length = max(period * MIN_REPEATS, MIN_TOKENS * TOKEN_BYTES)
+        if length > len(window):
+            return False
+        if window[-length:-period] == window[period - length :]:
+            return True
+    return False

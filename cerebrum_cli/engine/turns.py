@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
 from cerebrum_cli.core.events import Forced, Timings
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.control import Controls, Force, Intervention, limit_after
+from cerebrum_cli.engine.control import Controls, Force, Intervention
 from cerebrum_cli.engine.sequence import Request
 
 ANCHOR = "a"
@@ -24,7 +24,6 @@ class Turns:
 
     request: Request
     controls: Controls = field(init=False)
-    limit: int | None = field(init=False)
     start: int = 0
     end: int | None = None
     intervention: Intervention | None = None
@@ -33,7 +32,12 @@ class Turns:
     cached_tokens: int | None = None  # of the first turn
 
     def __post_init__(self) -> None:
-        self.controls, self.limit = Controls(self.request.controls), self.request.params.max_tokens
+        self.controls = Controls(self.request.controls)
+
+    @property
+    def limit(self) -> int | None:
+        """The limit of the whole reply."""
+        return self.request.params.max_tokens
 
     def first(self) -> Request:
         """The request of the first turn."""
@@ -51,9 +55,8 @@ class Turns:
         self.intervention = self.controls.intervene()
 
     def force(self, force: Force, generated: int) -> None:
-        """Record that tokens are forced into a reply of so many tokens."""
-        self.forced.append(Forced(force.kind, generated, len(force.tokens)))
-        self.limit = limit_after(force, generated, self.limit)
+        """Record that tokens are forced into a reply of `generated` tokens."""
+        self.forced.append(Forced(generated, len(force.tokens)))
 
     def feed_forced(self, token: int, text: str) -> None:
         """Add a token that was forced."""

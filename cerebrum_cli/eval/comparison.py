@@ -9,9 +9,8 @@ from statistics import NormalDist
 from typing import Any
 
 from cerebrum_cli.eval.estimates import ROUNDING, SEED, Clusters, Interval, Z, mean, standard_error, wilson, winner
-from cerebrum_cli.eval.question import QuestionId
+from cerebrum_cli.eval.questions import QuestionId, Sample
 from cerebrum_cli.eval.report import FormOf, accuracy_of, clusters_of, group_by_question, votes_of
-from cerebrum_cli.eval.sample import Sample
 
 SIGNIFICANCE = 0.05
 Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80%

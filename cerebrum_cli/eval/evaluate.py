@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from cerebrum_cli.batch.journal import Journal
-from cerebrum_cli.batch.schema import ResultRows, Schema, with_optional
+from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import (
@@ -23,10 +23,18 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.eval.marking import Mark, Marker, Unmarked
-from cerebrum_cli.eval.question import Question, QuestionId
-from cerebrum_cli.eval.sample import OPTIONAL_KEYS, SAMPLE_KEYS, SKIPPED, Sample, parse_sample, sample_object
-from cerebrum_cli.eval.score import RunningScore
-from cerebrum_cli.eval.selection import sample_seed
+from cerebrum_cli.eval.questions import (
+    OPTIONAL_KEYS,
+    SAMPLE_KEYS,
+    SKIPPED,
+    Question,
+    QuestionId,
+    Sample,
+    parse_sample,
+    sample_object,
+    sample_seed,
+)
+from cerebrum_cli.eval.report import RunningScore
 from cerebrum_cli.inference.reply import Reply, ReplyCollector
 from cerebrum_cli.inference.reply_stream import GenerationRequest, TokenizedRequest
 from cerebrum_cli.inference.responder import Responder
@@ -114,17 +122,10 @@ class SampleWriter:
         self._evaluation.marker.add((position, sample, reply), unmarked)
 
     def write_marked(self, wait: bool = False) -> Iterator[Event]:
-        """Write the samples that are marked by now, or, with `wait`, all that are being marked.
-
-        Yield the progress, and a notice of a reply that could not be searched.
-        """
+        """Write the samples that are marked by now, or, with `wait`, all that are being marked; yield the progress."""
         while marks := self._evaluation.marker.marks(wait):
             for (position, sample, reply), mark in marks:
                 self._write(position, self._marked(position, sample, reply, mark))
-                if mark.problem:
-                    id = self._evaluation.questions[position].id
-                    hint = "the sample counts as one without an answer; fix the pattern before the next run"
-                    yield NoticeEvent(f"question {id}: {mark.problem}", hint)
                 yield self.progress
 
     def _marked(self, position: int, sample: int, reply: Reply, mark: Mark) -> Sample:
@@ -138,7 +139,6 @@ class SampleWriter:
             probability=reply.probability,
             finish_reason=reply.finish.reason,
             completion_tokens=reply.finish.completion_tokens,
-            concluded_at=reply.concluded_at,
             thought_closed_at=reply.thought_closed_at,
         )
 

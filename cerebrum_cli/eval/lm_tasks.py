@@ -19,7 +19,7 @@ from lm_eval.utils import handle_non_serializable, make_table
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent
 from cerebrum_cli.eval.lm_harness import CerebrumLM
-from cerebrum_cli.eval.presets import Preset, published
+from cerebrum_cli.eval.tasks import Preset, published
 
 TASK, METRIC = 0, 4  # columns of lm-eval's table
 CODE_METRIC = "code_eval"

@@ -19,7 +19,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.eval.question import Question, QuestionId
+from cerebrum_cli.eval.questions import Question, QuestionId
 
 CHOICE_INSTRUCTION = "Answer with the letter of the correct choice."
 INDEX_NOTE = "answer indices are assumed to start at 0: none is 0, and none equals its number of choices"
@@ -50,9 +50,7 @@ class Fields:
 
     question: str = "question"
     answer: str = "answer"
-    choices: str = "choices"
     id: str = "id"
-    cluster: str = "cluster"
     stub: str | None = None
     entry_point: str | None = None
 
@@ -142,14 +140,14 @@ def _parse_line(number: int, line: bytes) -> Mapping[str, Any] | BadRow:
 
 
 def _draft(line: int, row: Mapping[str, Any], fields: Fields, render: Render | None) -> _Draft:
-    choices = _choices(row.get(fields.choices), fields.choices)
+    choices = _choices(row.get("choices"))
     question = Question(
         index=line - 1,
         id=_own_id(row.get(fields.id), fields.id, line),
         prompt=_prompt(row, fields, choices, render),
         gold="",
         choices=choices.texts if choices else (),
-        cluster=_cluster(row.get(fields.cluster), fields.cluster),
+        cluster=_cluster(row.get("cluster")),
         stub=str(row[fields.stub]) if fields.stub else "",
         entry_point=str(row[fields.entry_point]) if fields.entry_point else "",
     )
@@ -161,19 +159,19 @@ def _draft(line: int, row: Mapping[str, Any], fields: Fields, render: Render | N
     return _Draft(line, replace(question, gold=correct))
 
 
-def _choices(value: Any, name: str) -> _Choices | None:
+def _choices(value: Any) -> _Choices | None:
     if value is None or value == []:
         return None
     labels = None
     if isinstance(value, Mapping):
         value, labels = value.get("text"), value.get("label")
     if not isinstance(value, list) or not (labels is None or (isinstance(labels, list) and len(labels) == len(value))):
-        raise _Invalid(f'`{name}` must be a list of texts, or {{"text": [...], "label": [...]}}')
+        raise _Invalid('`choices` must be a list of texts, or {"text": [...], "label": [...]}')
     if not 2 <= len(value) <= len(LETTERS):
         raise _Invalid(f"the number of choices is {len(value)}, not 2 to {len(LETTERS)}")
     return _Choices(
-        tuple(_text(choice, name) for choice in value),
-        tuple(_text(label, name) for label in labels or ()),
+        tuple(_text(choice, "choices") for choice in value),
+        tuple(_text(label, "choices") for label in labels or ()),
         tuple(choice for choice in value if type(choice) is int),
     )
 
@@ -246,8 +244,8 @@ def _own_id(value: Any, name: str, line: int) -> QuestionId:
     return well_formed(value) if isinstance(value, str) else value
 
 
-def _cluster(value: Any, name: str) -> str | None:
-    return None if value is None or value == "" else _text(value, name)
+def _cluster(value: Any) -> str | None:
+    return None if value is None or value == "" else _text(value, "cluster")
 
 
 def _require_new_id(draft: _Draft, lines: dict[QuestionId, int]) -> None:
@@ -287,8 +285,8 @@ def _no_questions(bad_rows: list[BadRow], has_template: bool) -> UsageError:
         return UsageError("there are no questions", 'put one {"question": "...", "answer": "..."} on each line')
     problem = f"no question can be scored; line {bad_rows[0].line}: {bad_rows[0].reason}"
     if has_template:
-        return UsageError(problem, "check the template; --answer-field names the field of correct answers")
-    return UsageError(problem, "--question-field and --answer-field name the fields of questions and correct answers")
+        return UsageError(problem, "check the template; the field `answer` must have the correct answer")
+    return UsageError(problem, 'each line needs `question`, or a template such as --template "{problem}", and `answer`')
 
 
 def _shown(value: Any) -> str:

@@ -1,17 +1,89 @@
-"""Report of a run: accuracy, majority votes and pass@k with intervals, and what its answers cost."""
+"""The score of a run while it is running, and its report: accuracy, majority votes and pass@k with intervals."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cerebrum_cli.eval.estimates import Clusters, Estimate, Vote, estimate, majorities, mean, pass_at
-from cerebrum_cli.eval.question import QuestionId
-from cerebrum_cli.eval.sample import Sample
+from cerebrum_cli.core.events import EvalProgress
+from cerebrum_cli.eval.estimates import (
+    Clusters,
+    Estimate,
+    Totals,
+    Vote,
+    estimate,
+    interval_of_totals,
+    majorities,
+    mean,
+    pass_at,
+)
+from cerebrum_cli.eval.questions import QuestionId, Sample
 
 FormOf = Callable[[Sample], str | None]
 """Normal form of a sample's answer, under which votes are counted; None without an answer."""
+
+
+class RunningScore:
+    """Counts samples as they are marked; a question is finished once all its samples are there."""
+
+    def __init__(self, questions: int, samples: int) -> None:
+        self.all_questions = questions
+        self.done = self.skipped = self.questions = 0
+        self._samples = samples
+        self._marks: dict[QuestionId, list[bool | None]] = {}
+        self._counted, self._sum = 0, 0.0  # questions without a skipped sample
+        self._clusters: dict[object, Totals] = {}
+        self._totals: Counter[Totals] = Counter()  # so that an interval takes no longer with more questions
+        self._unanswered = self._cut_off = 0
+
+    @property
+    def event(self) -> EvalProgress:
+        """The progress of the run. Accuracy and interval are those of the questions without a skipped sample."""
+        accuracy = self._sum / self._counted if self._counted else None
+        taken = max(1, self.done - self.skipped)
+        return EvalProgress(
+            self.done,
+            self.all_questions * self._samples,
+            self.questions,
+            self.all_questions,
+            accuracy,
+            None if accuracy is None else interval_of_totals(accuracy, self._totals),
+            self._unanswered / taken,
+            self._cut_off / taken,
+            self.skipped,
+        )
+
+    def add(self, sample: Sample) -> None:
+        """Count a sample."""
+        self.done += 1
+        if sample.is_skipped:
+            self.skipped += 1
+        elif sample.answer is None and not sample.correct:
+            self._cut_off += sample.is_cut_off
+            self._unanswered += not sample.is_cut_off
+        marks = self._marks.setdefault(sample.id, [])
+        marks.append(None if sample.is_skipped else sample.correct)
+        if len(marks) == self._samples:
+            self._finish(sample, self._marks.pop(sample.id))
+
+    def _finish(self, last: Sample, marks: Sequence[bool | None]) -> None:
+        """Count the question of its last sample, given the marks of all."""
+        self.questions += 1
+        counted = [mark for mark in marks if mark is not None]
+        if len(counted) == self._samples:
+            self._add_score(sum(counted) / len(counted), (last.id,) if last.cluster is None else last.cluster)
+
+    def _add_score(self, score: float, cluster: object) -> None:
+        self._counted += 1
+        self._sum += score
+        before = self._clusters.get(cluster, Totals(0.0, 0))
+        after = self._clusters[cluster] = Totals(before.sum + score, before.size + 1)
+        self._totals[after] += 1
+        self._totals[before] -= 1
+        if self._totals[before] <= 0:
+            del self._totals[before]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,31 +1,52 @@
-"""Stored runs: each a file of samples with its record, under a name in the data directory or at a path."""
+"""Stored runs, each a file of samples with its record, at a path or under a name; their reports and comparisons."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import count
+from functools import lru_cache
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.batch.files import OutputPaths, identify, open_locked, output_paths, translate_os_errors
-from cerebrum_cli.batch.meta import Record, describe_difference, normalize, read_record
-from cerebrum_cli.batch.resume_state import ResumeState, decide
-from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.answers.canonical import canonical
+from cerebrum_cli.batch.files import OutputPaths, identify, journal_errors, lock_partial, output_paths
+from cerebrum_cli.batch.meta import (
+    Record,
+    ResumeState,
+    decide,
+    describe_difference,
+    enumeration,
+    normalize,
+    read_record,
+    shown_values,
+)
+from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.eval.marking import Match
-from cerebrum_cli.eval.sample import Sample, parse_sample
+from cerebrum_cli.core.locks import remove_abandoned
+from cerebrum_cli.eval.comparison import Comparison, compare, outcomes
+from cerebrum_cli.eval.marking import Match, Unmarked, marker
+from cerebrum_cli.eval.questions import Question, Sample, parse_sample
+from cerebrum_cli.eval.report import Report, group_by_question, summarize
+from cerebrum_cli.inference.fingerprint import MODEL_KEYS
+
+if TYPE_CHECKING:
+    from cerebrum_cli.core.settings import Settings
+    from cerebrum_cli.engine.trials import BenchFactory, Closeness
+    from cerebrum_cli.models.model import Model
 
 SUFFIX = ".jsonl"
 QUESTIONS, SAMPLES = "questions", "samples"  # keys of a run's extent
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
+PROBE_TOKENS = 256  # of the text on which two quantizations are compared
 _REQUIRED = {"task", "model", "match"}  # keys of a run's fingerprint
+_canonical = lru_cache(maxsize=10_000)(canonical)  # samples that vote state few different answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +138,10 @@ class RunStore:
     def delete(self, run: Run) -> None:
         """Delete the files of a run. Raises BatchError if a process is writing it, or they cannot be deleted."""
         paths = output_paths(run.path)
-        with translate_os_errors(run.path):
-            descriptor = open_locked(paths.partial)
-            try:
-                for path in paths.all:
-                    path.unlink(missing_ok=True)
-            finally:
-                os.close(descriptor)
+        with journal_errors(run.path), lock_partial(paths.partial):
+            for path in paths.all:
+                path.unlink(missing_ok=True)
+            remove_abandoned(run.path.parent, f".{run.path.name}.")
 
 
 def read_run(path: Path) -> Run | None:
@@ -169,3 +187,106 @@ def _has_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> bool:
         run = read_run(path)
         return run is not None and describe_difference(run.record, Record(fingerprint, 0)) is None
     return False
+
+
+def form_of(sample: Sample) -> str | None:
+    """Normal form of a sample's answer; None without one."""
+    return None if sample.answer is None else _canonical(sample.answer)
+
+
+def report_of(run: Run, samples: Sequence[Sample]) -> Report:
+    """The report of a run, of which at least one sample counts. Skipped ones take no time."""
+    notes = run.record.notes
+    seconds = notes["seconds"] * len(samples) / notes["timed_samples"] if notes.get("timed_samples") else None
+    counted = [sample for sample in samples if not sample.is_skipped]
+    report = summarize(run.task, counted, run.samples_per_question, form_of, seconds)
+    return replace(report, maj=()) if run.match == "code" else report  # programs are not put to a vote
+
+
+def rescored(run: Run, samples: Sequence[Sample], run_code: bool = False) -> list[Sample]:
+    """Extract and compare the answers again. Raises UsageError for code that must not be run."""
+    questions = tuple(Question(0, sample.id, "", sample.gold, sample.choices) for sample in samples)
+    marked = list(samples)
+    with closing(marker(run.match, questions, run_code)) as replies:
+        for at, (sample, question) in enumerate(zip(samples, questions, strict=True)):
+            if not sample.is_skipped:
+                replies.add(at, Unmarked(_text(run, sample), question, sample.finish_reason == "stop"))
+        while marks := replies.marks(wait=True):
+            for at, mark in marks:
+                marked[at] = replace(marked[at], answer=mark.answer, correct=mark.correct)
+    return marked
+
+
+def _text(run: Run, sample: Sample) -> str:
+    """The text to mark again; of a program the whole one, which its reply may have stated only in part."""
+    if run.match != "code":
+        return sample.text
+    return "" if sample.answer is None else f"```python\n{sample.answer}\n```"
+
+
+def compare_runs(before: Run, after: Run) -> Comparison:
+    """Compare the questions that are finished in both runs.
+
+    Raises UsageError, which names the difference, unless only their models differ.
+    """
+    first, second = _condition(before), _condition(after)
+    differing = [
+        f"{key}{shown_values(first.get(key), ' and', second.get(key))}"
+        for key in {**first, **second}
+        if first.get(key) != second.get(key)
+    ]
+    if differing:
+        raise UsageError(
+            f"{before.name} and {after.name} cannot be compared: they differ in {enumeration(differing)}",
+            "evaluate both models with the same questions and settings",
+        )
+    runs = [outcomes(_finished_samples(run), form_of) for run in (before, after)]
+    common = [id for id in runs[0] if id in runs[1]]
+    if not common:
+        raise UsageError(f"{before.name} and {after.name} have no finished question in common", "finish them first")
+    return compare(*([run[id] for id in common] for run in runs))
+
+
+def _condition(run: Run) -> dict[str, Any]:
+    """What runs must share to be compared, by readable names."""
+    settings = {key: value for key, value in run.record.fingerprint.items() if key not in MODEL_KEYS}
+    return {**settings, **{f"number of {key}": value for key, value in run.record.extent.items()}}
+
+
+def _finished_samples(run: Run) -> Iterator[Sample]:
+    """Samples of the questions that have all their samples."""
+    questions = group_by_question(sample for sample in run.samples() if not sample.is_skipped)
+    return chain.from_iterable(each for each in questions.values() if len(each) == run.samples_per_question)
+
+
+def measure_divergence(reference: Model, other: Model, settings: Settings, open_bench: BenchFactory) -> Closeness:
+    """Compare two quantizations of one model on a probe text, each in a child process.
+
+    Raises ModelFileError, UsageError if their vocabularies or layers differ, EngineError if they cannot be loaded.
+    """
+    from cerebrum_cli.engine.load_options import Tuning
+    from cerebrum_cli.engine.trials import TrialError
+    from cerebrum_cli.inference.load_options import load_options
+    from cerebrum_cli.models.generative import require_generative
+
+    for model in (reference, other):
+        require_generative(model.path, model.header)
+    first, second = (
+        (model.vocabulary, model.header.architecture, model.header.n_layers) for model in (reference, other)
+    )
+    if first != second:
+        raise UsageError(
+            f"{reference.label} and {other.label} are not quantizations of the same model",
+            "compare two with the same vocabulary, architecture and number of layers",
+        )
+    count, default = min(PROBE_TOKENS, reference.trained_context, other.trained_context), Tuning()
+    with (
+        closing(open_bench(load_options(reference, settings), reference.paths)) as reference_bench,
+        closing(open_bench(load_options(other, settings), other.paths)) as other_bench,
+    ):
+        try:
+            logits = reference_bench.write_logits(default, count)
+            reference_bench.release()  # memory may hold only one of them
+            return other_bench.compare_logits(logits, default, count)
+        except TrialError as error:
+            raise EngineError(f"cannot compare these models: {error.message}", error.hint) from error

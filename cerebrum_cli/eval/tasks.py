@@ -1,4 +1,4 @@
-"""The tasks that can be evaluated by name: a table of datasets on the Hugging Face Hub."""
+"""Tasks that can be evaluated by name, and the conditions under which model cards report results: tables of data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.eval.reading import BadRow, Fields, Row
 
 Scorer = Literal["answer", "choice", "code"]
@@ -102,5 +103,154 @@ TASKS = (
         published="zero-shot (Cerebrum-1.0-8x7b)",
         fields=Fields(id="task_id", stub="prompt", entry_point="entry_point"),
         convert=_code_row,
+    ),
+)
+
+
+PICTURES_ONLY = "the card publishes its results only as images, so no published score is printed next to yours"
+TRUTHFULQA_VERSION = (
+    "the card reports TruthfulQA as version 1 of the task: later versions of lm-eval may score differently"
+)
+_EXTRACTION = "how answers are extracted from replies"
+_TEMPERATURE = "the temperature: 0 is used, as on the card of Cerebrum-1.0-7b"
+_ZERO_SHOT = "zero-shot, temperature 0"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A published result between 0 and 1, and its standard error if the card states one."""
+
+    metric: str
+    value: float
+    error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How a card evaluates a task, by its name here or in lm-eval; `unstated` says what it leaves open.
+
+    The preset sets `temperature` and `samples`; a temperature of None is not stated, and left to the default.
+    """
+
+    task: str
+    published: str
+    temperature: float | None = 0.0
+    samples: int = 1
+    unstated: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """A published unweighted mean over tasks, of acc_norm, or of acc where a task has no other."""
+
+    name: str
+    tasks: tuple[str, ...]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """The conditions of one model card; `model` is the model's name in the catalog, `source` the card."""
+
+    name: str
+    model: str
+    source: str
+    conditions: tuple[Condition, ...]
+    averages: tuple[Average, ...] = ()
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of this name. Raises UsageError."""
+    for preset in PRESETS:
+        if preset.name == name:
+            return preset
+    raise UsageError(f"unknown preset {name!r}", f"use one of {', '.join(preset.name for preset in PRESETS)}")
+
+
+def find_condition(preset: Preset, task: str) -> Condition:
+    """The condition of a task, by its name here or in lm-eval. Raises UsageError if the card has none."""
+    for condition in preset.conditions:
+        if condition.task == task:
+            return condition
+    known = ", ".join(condition.task for condition in preset.conditions)
+    raise UsageError(f"{preset.source} has no results for {task!r}", f"preset {preset.name} has {known}")
+
+
+def published(preset: Preset, task: str) -> tuple[Figure, ...]:
+    """The figures that a card states for a task, by its name here or in lm-eval; empty if there are none."""
+    return next((condition.figures for condition in preset.conditions if condition.task == task), ())
+
+
+def _cerebrum(
+    task: str, published: str, *unstated: str, temperature: float | None = 0.0, samples: int = 1
+) -> Condition:
+    return Condition(task, published, temperature, samples, (*unstated, _EXTRACTION), note=PICTURES_ONLY)
+
+
+def _lm_eval(
+    task: str, acc: float, acc_norm: float | None = None, error: float | None = None, note: str = ""
+) -> Condition:
+    figures = (Figure("acc", acc, error), *(() if acc_norm is None else (Figure("acc_norm", acc_norm),)))
+    unstated = ("the number of few-shot examples (presumably 0)", "the chat template (presumably none)")
+    return Condition(task, "lm-eval, by the likelihood of the choices", None, 1, unstated, figures, note)
+
+
+_GPT4ALL = (
+    _lm_eval("arc_challenge", 0.5401, 0.5572),
+    _lm_eval("arc_easy", 0.8102, 0.7992),
+    _lm_eval("boolq", 0.8538),
+    _lm_eval("hellaswag", 0.6459, 0.8297),
+    _lm_eval("openbookqa", 0.3380, 0.4360),
+    _lm_eval("piqa", 0.8085, 0.8232),
+    _lm_eval("winogrande", 0.7451),
+)
+_AGIEVAL = (
+    _lm_eval("agieval_aqua_rat", 0.1890, 0.2047),
+    _lm_eval("agieval_logiqa_en", 0.2611, 0.3134),
+    _lm_eval("agieval_lsat_ar", 0.2087, 0.2217),
+    _lm_eval("agieval_lsat_lr", 0.3373, 0.3196),
+    _lm_eval("agieval_lsat_rc", 0.4201, 0.3978),
+    _lm_eval("agieval_sat_en", 0.5971, 0.5631),
+    _lm_eval("agieval_sat_en_without_passage", 0.4029, 0.3398),
+    _lm_eval("agieval_sat_math", 0.3045, 0.2864),
+)
+_TRUTHFULQA = (
+    _lm_eval("truthfulqa_mc1", 0.3794, error=0.0170, note=TRUTHFULQA_VERSION),
+    _lm_eval("truthfulqa_mc2", 0.5394, error=0.0158, note=TRUTHFULQA_VERSION),
+)
+
+PRESETS = (
+    Preset(
+        name="cerebrum-7b",
+        model="cerebrum-7b",
+        source="the card of Cerebrum-1.0-7b",
+        conditions=(
+            _cerebrum("gsm8k", _ZERO_SHOT),
+            _cerebrum("math500", f"MATH, {_ZERO_SHOT}"),
+            _cerebrum("arc-challenge", _ZERO_SHOT),
+        ),
+    ),
+    Preset(
+        name="cerebrum-8x7b",
+        model="cerebrum-8x7b",
+        source="the card of Cerebrum-1.0-8x7b",
+        conditions=(
+            _cerebrum("gsm8k", "maj@8", "the temperature of maj@8", temperature=None, samples=8),
+            _cerebrum("math500", "MATH, zero-shot", _TEMPERATURE),
+            _cerebrum("arc-challenge", "zero-shot", _TEMPERATURE),
+            _cerebrum("humaneval", "zero-shot", _TEMPERATURE),
+        ),
+    ),
+    Preset(
+        name="collective-cognition",
+        model="collective-cognition-7b",
+        source="the card of CollectiveCognition-v1-Mistral-7B",
+        conditions=(*_TRUTHFULQA, *_GPT4ALL, *_AGIEVAL),
+        averages=(
+            Average("GPT4All", tuple(condition.task for condition in _GPT4ALL), 0.7206),
+            Average("AGIEval", tuple(condition.task for condition in _AGIEVAL), 0.3308),
+        ),
     ),
 )

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart
 
-BRIDGE = " The answer is"
 LINE_BREAK = "\n"
 BLANK_LINE = "\n\n"
 
@@ -59,10 +58,6 @@ class PromptFormat(Protocol):
     @property
     def has_switch(self) -> bool:
         """Whether a prompt turns reasoning on and off."""
-
-    @property
-    def bridge(self) -> str:
-        """Text behind which a model states its final answer, for a reply that has to come to its end."""
 
     @property
     def verbatim(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
-from cerebrum_cli.formats.format import BRIDGE, ThoughtMarkup
+from cerebrum_cli.formats.format import ThoughtMarkup
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,6 @@ class PlainFormat:
     marks_thought: bool = False
     has_switch: bool = False
     verbatim: bool = False
-    bridge: str = BRIDGE
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the system prompt and a line break, the turns, and the assistant's name."""
@@ -60,7 +59,6 @@ class RawFormat:
     marks_thought: bool = False
     has_switch: bool = False
     verbatim: bool = True
-    bridge: str = BRIDGE
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the last message as trusted text."""

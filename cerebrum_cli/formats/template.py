@@ -15,18 +15,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from operator import methodcaller
+from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
-from cerebrum_cli.formats.format import BRIDGE, ThoughtMarkup
+from cerebrum_cli.formats.format import ThoughtMarkup
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.template_sandbox import run_template
 from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
+from cerebrum_cli.gguf.header import read_header
 
 SWITCHES = ("enable_thinking", "thinking")  # variables by which templates turn reasoning on and off
-MAX_REPEATS = 4  # of a message
-MAX_TOKEN_LENGTH = 512  # characters: that of the longest tokens, of white space, is a quarter of it
+TRIAL_ROLES = (("user",), ("system", "user"), ("user", "assistant") * 20 + ("user",))
 STRIPS = ("strip", "rstrip", "lstrip")
 TRIMS: tuple[Callable[[str], str], ...] = (
     str,
@@ -69,21 +70,19 @@ class EmbeddedFormat:
     """A chat template, with the `bos` and `eos` of its vocabulary and the user's template options.
 
     `special_tokens` returns the special tokens that a text spells out, in order. If a template rewrites its messages,
-    these decide whether a message could inject special tokens. `context_size` in tokens limits the template's own text.
+    these decide whether a message could inject special tokens.
     """
 
     source: str
     bos: str
     eos: str
     special_tokens: Callable[[str], tuple[int, ...]]
-    context_size: int
     options: Mapping[str, Any] = field(default_factory=dict)
     name: str = EMBEDDED
     stop: tuple[str, ...] = ()
     default_system: str | None = None
     thoughts: tuple[ThoughtMarkup, ...] = THOUGHTS
     verbatim: bool = False
-    bridge: str = BRIDGE
 
     @property
     def marks_thought(self) -> bool:
@@ -154,11 +153,23 @@ class EmbeddedFormat:
 
     def _fill(self, messages: list[Turn], now: datetime, thinks: bool | None) -> str:
         switched = {self._switch: thinks} if thinks is not None and self._switch else {}
-        return run_template(
-            self.source,
-            {**_variables(self.bos, self.eos, now), **switched, **self.options, "messages": messages},
-            MAX_REPEATS * sum(len(turn["content"]) for turn in messages) + MAX_TOKEN_LENGTH * self.context_size,
-        )
+        values = {**_variables(self.bos, self.eos, now), **switched, **self.options, "messages": messages}
+        return run_template(self.source, values)
+
+
+def try_template(path: Path) -> None:
+    """Render some conversations with a file's chat template, of unknown origin, in a process with limits.
+
+    Raises MemoryError if memory does not suffice; a template that fails in another way is harmless.
+    """
+    source = read_header(path).chat_template or ""
+    for roles in TRIAL_ROLES:
+        messages = [{"role": role, "content": "A question, or its answer.\n" * 100} for role in roles]
+        try:
+            run_template(source, {**_variables("<s>", "</s>", datetime.now()), "messages": messages})
+        except FormatError as error:
+            if isinstance(error.__cause__, MemoryError):
+                raise error.__cause__ from None
 
 
 @cache

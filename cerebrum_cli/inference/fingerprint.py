@@ -12,21 +12,17 @@ from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model
 
 MODEL_KEYS = ("model", "model file", "adapter", "format", "cache type k", "cache type v")
-_ALWAYS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop")
 
 
 def generation_fingerprint(settings: Settings, grammar: str | None, model: Model, library: Library) -> dict[str, Any]:
-    """The model, the settings and the grammar.
-
-    Older versions have recorded the settings of `_ALWAYS` only, so the others are left out where they are the default.
-    """
-    values, default = asdict(settings), asdict(Settings())
-    recorded = [key for key in GENERATION_KEYS if key in _ALWAYS or values[key] != default[key]]
+    """The model, the settings and the grammar."""
+    values = asdict(settings)
+    keys = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
     return {
         "model": model.label,
         "model file": library.file_identity(model),
         "adapter": model.adapter_identity,
         "format": choose_format(settings.format, model.known_format, model.header.chat_template),
-        **{key.replace("_", " "): values[key] for key in ("system", *recorded, "ctx", "cache_type_k", "cache_type_v")},
+        **{key.replace("_", " "): values[key] for key in keys},
         "grammar": grammar and sha256(grammar.encode()).hexdigest(),
     }

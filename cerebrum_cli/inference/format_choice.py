@@ -55,7 +55,6 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
             bos=vocabulary.special_token_text("bos"),
             eos=vocabulary.special_token_text("eos"),
             special_tokens=lambda text: special_tokens(vocabulary, context_size, text),
-            context_size=context_size,
             options=options,
         )
 

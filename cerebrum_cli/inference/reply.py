@@ -8,7 +8,7 @@ from math import exp, fsum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.events import Channel, Event, FinishEvent, ForcedKind, NoticeEvent, TokenEvent
+from cerebrum_cli.core.events import Channel, Event, FinishEvent, NoticeEvent, TokenEvent
 
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
 SLOW_PREFILL_S = 0.25  # shared prefixes that take longer to evaluate are cached on disk
@@ -57,17 +57,9 @@ class Reply:
         return final_answer(self.text, is_complete=self.finish.reason == "stop")
 
     @property
-    def concluded_at(self) -> int | None:
-        """Number of tokens after which a conclusion was forced; None if the reply came to its end by itself."""
-        return self._forced_at("conclusion")
-
-    @property
     def thought_closed_at(self) -> int | None:
         """Number of tokens after which the reasoning was ended; None if it came to its end by itself."""
-        return self._forced_at("thought")
-
-    def _forced_at(self, kind: ForcedKind) -> int | None:
-        return next((forced.at for forced in self.finish.forced if forced.kind == kind), None)
+        return self.finish.forced[0].at if self.finish.forced else None
 
     @property
     def vote(self) -> str | None:
@@ -133,11 +125,6 @@ def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
     if finish.reason == "context":
         problem = f"answer truncated: the context of {finish.context_size} tokens is full"
         return NoticeEvent(problem, f"{larger_context}, or ask for less")
-    if finish.reason == "length" and reply.concluded_at:
-        if reply.final_answer is not None:
-            return None
-        problem = f"the reply was concluded after {reply.concluded_at} tokens, but states no answer"
-        return NoticeEvent(problem, "raise --conclude")
     if finish.reason == "length":
         stage = " of reasoning" if reply.reasoning and not reply.text else ""
         return NoticeEvent(f"answer truncated at {finish.completion_tokens} tokens{stage}", "raise --max-tokens")
@@ -169,7 +156,6 @@ def reply_object(
         "final_answer": final_answer,
         "extracted": extracted,
         "finish_reason": finish.reason,
-        "concluded_at": reply.concluded_at,
         "thought_closed_at": reply.thought_closed_at,
         "prompt_tokens": finish.prompt_tokens,
         "cached_tokens": finish.cached_tokens,

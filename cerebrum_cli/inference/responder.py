@@ -21,12 +21,11 @@ from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Inspection, Request
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
-from cerebrum_cli.inference.answer_now import AnswerNow
-from cerebrum_cli.inference.controls import ReplyControls, ReplyStart
 from cerebrum_cli.inference.inspection import GivenReply
 from cerebrum_cli.inference.logit_bias import resolve_biases
 from cerebrum_cli.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.inference.reply import Preview
+from cerebrum_cli.inference.reply_controls import AnswerNow, ReplyControls, ReplyStart
 from cerebrum_cli.inference.reply_stream import GenerationRequest, ReplyStream, TokenizedRequest
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 
 DraftChoice = Callable[[bool | None], StepCosts | None]
-"""What steps cost, for a request with this setting of `drafts`; None for no drafts."""
+"""What steps cost, for a request with this setting of `drafts`; None if no tokens are drafted."""
 
 FormatBuilder = Callable[[Vocabulary, int], PromptFormat]
 """Builds the prompt format from a vocabulary and the context size. Raises FormatError."""

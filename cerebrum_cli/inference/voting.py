@@ -22,7 +22,8 @@ class MajorityVote:
     """A vote on the samples of one request: their replies, the tally, and how many samples to request.
 
     Samples are counted in the order of their seeds, whichever finishes first: the outcome and the number of samples
-    depend on the seeds alone. With `stops_early`, samples that can no longer change the outcome are stopped.
+    depend on the seeds alone. Samples that can no longer change the outcome are stopped, unless a benchmark needs
+    them: `stops_early`.
     """
 
     def __init__(self, votes: Votes, stops_early: bool = True) -> None:
@@ -132,7 +133,7 @@ class MajorityVote:
         return self.best_sample.reply if self.best_sample else None
 
     def _start_or_stop(self, index: int, replies: ReplyStream) -> None:
-        if self._stops_early and self.tally.is_decided:
+        if self.is_over:
             replies.abort(index)
         elif not self.running and (count := self.tally.missing_samples(0)):
             # in rounds: the outcome must not depend on when samples finish
@@ -180,7 +181,6 @@ def votes_object(vote: MajorityVote) -> dict[str, Any]:
                 "text": reply.text,
                 "final_answer": reply.vote,
                 "finish_reason": reply.finish.reason,
-                "concluded_at": reply.concluded_at,
             }
             for _, reply in sorted(vote.replies.items())
         ],

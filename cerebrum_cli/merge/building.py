@@ -10,14 +10,13 @@ from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.files import existing_parent
 from cerebrum_cli.merge.merge import Merge, MergeOptions, Merger, catalogue_recipe, with_quantization
 from cerebrum_cli.merge.recipe import Recipe
-from cerebrum_cli.models.availability import DownloadPlan
+from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.download_plan import DownloadPlanner
-from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.fit import DownloadPlan
+from cerebrum_cli.models.library import Library, require_free_name
 from cerebrum_cli.models.model import Model
-from cerebrum_cli.models.names import require_free_name
 from cerebrum_cli.models.pull import Confirm, Puller, require_confirmation
 from cerebrum_cli.models.reference import NameReference, PathReference, Reference
-from cerebrum_cli.models.spec import ModelSpec
 from cerebrum_cli.models.variants import same_quantization
 
 PullReference = Callable[[Reference], Model]
@@ -87,14 +86,13 @@ class CatalogueMerge:
         self.directory.mkdir(parents=True, exist_ok=True)
         if quantization:
             self.merger.require_disk_space(self.directory, self._needed_space(quantization))
-        references = zip(self.recipe.models, self._references(quantization), strict=True)
-        models = {each: self._source_model(reference, pull) for each, reference in references}
+        models = {}
+        for each, reference in zip(self.recipe.models, self._references(quantization), strict=True):
+            is_path = isinstance(reference, PathReference)  # a file is used as it is, and not registered
+            models[each] = self.library.find(reference) if is_path else pull(reference)
         label = quantization or models[self.recipe.models[0]].display_name
-        output, model_name = (
-            self.directory / self.spec.merged_name(label),
-            name or str(NameReference(self.spec.name, label)),
-        )
-        options = MergeOptions(output, model_name, title=self.spec.system, quantization=quantization)
+        output, name = self.directory / self.spec.merged_name(label), name or f"{self.spec.name}:{label}"
+        options = MergeOptions(output, name, title=self.spec.system, quantization=quantization)
         merge = self.merger.prepare(self.recipe, models, options)
         self.merger.require_writable(merge)
         return merge
@@ -108,10 +106,6 @@ class CatalogueMerge:
         return [
             library.parse(with_quantization(library, each, quantization) if quantization else each) for each in names
         ]
-
-    def _source_model(self, reference: Reference, pull: PullReference) -> Model:
-        is_path = isinstance(reference, PathReference)  # a file is used as it is, and not registered
-        return self.library.find(reference) if is_path else pull(reference)
 
     def _is_missing(self, reference: Reference) -> bool:
         try:

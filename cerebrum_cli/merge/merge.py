@@ -12,19 +12,22 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, MergeError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.locks import PART
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import Header, parse_header, read_header
 from cerebrum_cli.gguf.table import read_table
-from cerebrum_cli.merge.execute import PART_SUFFIX, OutputFile, WrittenFile, execute, plan_file, require_supported_types
+from cerebrum_cli.merge.execute import OutputFile, WrittenFile, execute, plan_file, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import input_tensors
 from cerebrum_cli.merge.plan import Plan, plan_merge
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.merge.weights import CHUNK_WEIGHTS, PENDING_PER_THREAD, CodecFactory
+from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import Capacity, fit_memory, planned_context
+from cerebrum_cli.models.generative import require_loadable
 from cerebrum_cli.models.library import Library, OnProgress
 from cerebrum_cli.models.model import (
     MERGE_FORMAT,
@@ -34,11 +37,9 @@ from cerebrum_cli.models.model import (
     as_path,
     is_file,
     is_missing,
-    require_loadable,
 )
 from cerebrum_cli.models.reference import NameReference
 from cerebrum_cli.models.registry import ModelFile
-from cerebrum_cli.models.spec import ModelSpec
 
 # Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
 BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200
@@ -218,7 +219,7 @@ class Merger:
         """Raise UsageError if the file is one of the sources, MergeError if the disk has too little space."""
         path = merge.file.path
         require_not_source(merge.models, path)
-        part = path.with_name(path.name + PART_SUFFIX)  # that of a killed process is overwritten
+        part = path.with_name(path.name + PART)  # that of a killed process is overwritten
         reclaimed = part.stat().st_size if is_file(part) else 0
         self.require_disk_space(path.parent, merge.size - reclaimed)
 

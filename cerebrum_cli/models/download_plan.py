@@ -9,21 +9,20 @@ from pathlib import Path
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.gguf.header import Header, header_length, parse_header
 from cerebrum_cli.gguf.parser import HeaderTruncated
-from cerebrum_cli.models.availability import (
+from cerebrum_cli.models.catalogue import ModelSpec
+from cerebrum_cli.models.fit import (
     Availability,
     DownloadPlan,
     assess_fit,
     catalogue_availability,
-    installed_availability,
     spec_sizes,
 )
 from cerebrum_cli.models.hub import HubFile, Listing, is_offline, list_repository, open_file
+from cerebrum_cli.models.hub_errors import Progress, RetryPolicy
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.listing import quantization_plan
 from cerebrum_cli.models.not_found import require_not_refused
 from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, Reference
-from cerebrum_cli.models.retries import Progress, RetryPolicy
-from cerebrum_cli.models.spec import ModelSpec
 from cerebrum_cli.models.variants import Variant, variants
 
 PART_HEADER_BYTES = 1 << 18  # of a split file's further parts, which have no vocabulary
@@ -51,7 +50,7 @@ class DownloadPlanner:
         elif spec:
             availability = catalogue_availability(spec, self.library.models())
         else:
-            return self._plan_installed(self.library.find(reference), context)
+            return quantization_plan(self.library, self.library.find(reference), context)
         quantization = None if isinstance(reference, PathReference) else reference.quantization
         return assess_fit(availability, quantization, context, self.library.capacity())
 
@@ -68,14 +67,6 @@ class DownloadPlanner:
         if key not in self._headers:
             self._headers[key] = RetryPolicy(self.progress).run(lambda: _read_header(listing, file, ends))
         return self._headers[key]
-
-    def _plan_installed(self, model: Model, context: int | None) -> DownloadPlan:
-        """Plan for an installed model that is not in the catalog."""
-        siblings = [each for each in self.library.models() if each.cached and each.name == model.name]
-        availability = installed_availability(
-            [each for each in siblings if each.is_readable] if model.cached else [model]
-        )
-        return assess_fit(availability, model.display_name, context, self.library.capacity())
 
     def _installed_header(self, listing: Listing) -> Header | None:
         """Header of any quantization of a repository that is here, if without weights; all have the same shape."""
@@ -121,15 +112,12 @@ class DownloadPlanner:
         else:
             header = self._installed_header(listing) or self.header(listing, listing.file(found[0].files[0]))
             layer_sizes, trained = header.sizes, header.context_length
-        cache = self.library.cache
-        installed = tuple(
-            each.quantization
-            for each in found
-            if all(
-                cache.contains(listing.repo_id, listing.commit, file, listing.file(file).sha256) for file in each.files
-            )
-        )
+        installed = tuple(each.quantization for each in found if self._is_cached(listing, each))
         return Availability(name, tuple(sizes), installed, layer_sizes, trained, spec, listing, tuple(found))
+
+    def _is_cached(self, listing: Listing, variant: Variant) -> bool:
+        contains, files = self.library.cache.contains, map(listing.file, variant.files)
+        return all(contains(listing.repo_id, listing.commit, file.name, file.sha256) for file in files)
 
 
 def _variants(listing: Listing) -> tuple[Variant, ...]:

@@ -1,4 +1,4 @@
-"""Which quantizations of a model fit this machine, and which one is recommended."""
+"""The quantizations of a model, with sizes, which of them fit this machine, and which one is recommended."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.memory import (
     CPU_UBATCH,
     DEFAULT_CONTEXT,
@@ -20,8 +22,12 @@ from cerebrum_cli.engine.memory import (
     memory_needs,
     plan_layers,
 )
-from cerebrum_cli.gguf.sizes import ModelSizes
-from cerebrum_cli.models.variants import same_quantization
+from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
+from cerebrum_cli.models.catalogue import ModelSpec
+from cerebrum_cli.models.hub import Listing
+from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.reference import HubReference, NameReference
+from cerebrum_cli.models.variants import Variant, same_quantization
 
 Verdict = Literal["fits", "tight", "too big"]
 
@@ -30,6 +36,7 @@ SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
 TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swapped out
 COMFORTABLE_FRACTION = 0.25  # of the host's memory; below it a file larger than the preferred one does no harm
 PREFERRED_BITS, FEWEST_BITS = 4, 2
+CATALOG_LAYERS = 32  # as most models have
 _BITS = re.compile(r"(?:Q|FP)([1-8])", re.IGNORECASE)
 _UNQUANTIZED = re.compile(r"B?F(P?16|P?32)", re.IGNORECASE)
 
@@ -116,10 +123,8 @@ def assess_quantizations(
         fit = fit_memory(sizes.with_weights(size), context, capacity)
         is_installed = any(same_quantization(name, each) for each in installed_names)
         candidates.append(QuantizationFit(name, size, fit.needed, fit.verdict(capacity), is_installed))
-        comfortable.append(fit.is_comfortable(capacity))
-    if not candidates:
-        return ()
-    best = recommend(candidates, [each for each, is_it in zip(candidates, comfortable, strict=True) if is_it])
+        comfortable += candidates[-1:] if fit.is_comfortable(capacity) else []
+    best = recommend(candidates, comfortable) if candidates else None
     return tuple(replace(candidate, recommended=candidate is best) for candidate in candidates)
 
 
@@ -147,3 +152,111 @@ def _distance(quantization: str) -> tuple[bool, float]:
     bits = int(match[1]) if match else 0
     is_usable = FEWEST_BITS <= bits <= PREFERRED_BITS
     return not is_usable, abs(math.log(bits / PREFERRED_BITS)) if bits else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """A model's quantizations and their sizes: from a listing of the Hub, or from the catalog and installed files.
+
+    `variants` are the files of a listing, one for each of `sizes`; `installed` are quantizations without a download.
+    `layer_sizes` are those of any of them.
+    """
+
+    name: str
+    sizes: tuple[tuple[str, int], ...]
+    installed: tuple[str, ...]
+    layer_sizes: ModelSizes
+    trained_context: int | None
+    spec: ModelSpec | None = None
+    listing: Listing | None = None
+    variants: tuple[Variant, ...] = ()
+
+    def matching(self, quantization: str | None) -> list[str]:
+        """All quantizations, or the one with this name. Raises ModelNotFound if there is none."""
+        names = [name for name, _ in self.sizes]
+        found = [name for name in names if quantization is None or same_quantization(quantization, name)]
+        if not found:
+            hint = f"available: {', '.join(sorted(set(names)))}" if names else "no quantizations are known"
+            raise ModelNotFound(f"{self.name} has no quantization {quantization}", hint)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadPlan:
+    """Available quantizations, assessed for this machine's memory and a context size, and the chosen one."""
+
+    availability: Availability
+    candidates: tuple[QuantizationFit, ...]
+    chosen: QuantizationFit
+    context: int
+    capacity: Capacity
+
+    @property
+    def reference(self) -> NameReference:
+        """Reference of the chosen quantization."""
+        return NameReference(self.availability.name, self.chosen.quantization)
+
+    @property
+    def warning(self) -> str | None:
+        """Warning before the download of a model that does not fit."""
+        if self.chosen.verdict != "too big":
+            return None
+        return (
+            f"{self.reference} needs {format_size(self.chosen.needed)} of memory at {self.context} tokens of context;"
+            f" {format_size(self.capacity.usable_memory)} is available"
+        )
+
+    @property
+    def variant(self) -> Variant:
+        """Files of the chosen quantization. Raises UsageError if several models of a repository share its name."""
+        found = [each for each in self.availability.variants if each.quantization == self.chosen.quantization]
+        if len(found) != 1 and self.availability.listing:
+            repo_id = self.availability.listing.repo_id
+            choices = " or ".join(str(HubReference(repo_id, file=each.files[0])) for each in found)
+            raise UsageError(f"{repo_id} has several {self.chosen.quantization} models", f"choose one: {choices}")
+        return found[0]
+
+
+def known_availability(spec: ModelSpec | None, installed: Iterable[Model]) -> Availability:
+    """Quantizations of a catalog model, or, without a `spec`, of at least one installed model.
+
+    The sizes of installed files override those of the catalog.
+    """
+    models, sources = list(installed), spec.sources[:1] if spec else ()
+    listed = [each for source in sources for each in source.quantizations] or (spec.quantizations if spec else ())
+    sizes = dict(listed)
+    for model in models:
+        name = next((name for name in sizes if same_quantization(name, model.display_name)), model.display_name)
+        sizes[name] = model.size
+    return Availability(
+        spec.name if spec else models[0].name,
+        tuple(sizes.items()),
+        tuple(model.display_name for model in models),
+        models[0].sizes if models or spec is None else spec_sizes(spec),
+        models[0].trained_context if models or spec is None else spec.context_size,
+        spec,
+    )
+
+
+def catalogue_availability(spec: ModelSpec, models: Iterable[Model]) -> Availability:
+    """Quantizations of a catalog model, with those of the installed models that are its own."""
+    own = (model for model in models if model.spec == spec and model.is_readable)
+    return known_availability(spec, own)
+
+
+def spec_sizes(spec: ModelSpec) -> ModelSizes:
+    """Sizes of a catalog model without a file, spread over as many layers as most of them have."""
+    return uniform_sizes(0, CATALOG_LAYERS, (spec.kv_bytes_per_token or 0) // 2)
+
+
+def assess_fit(
+    availability: Availability, quantization: str | None, context: int | None, capacity: Capacity
+) -> DownloadPlan:
+    """Assess available quantizations for this machine. Raises ModelNotFound if the requested one is not available."""
+    context = planned_context(context, availability.trained_context)
+    sizes, installed, layer_sizes = availability.sizes, availability.installed, availability.layer_sizes
+    candidates = assess_quantizations(sizes, installed, layer_sizes, context, capacity)
+    names = availability.matching(quantization)
+    matching = [each for each in candidates if each.quantization in names]
+    chosen = next((each for each in matching if each.recommended), matching[0])
+    return DownloadPlan(availability, candidates, chosen, context, capacity)

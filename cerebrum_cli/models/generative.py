@@ -1,13 +1,14 @@
-"""Models that do not generate text token by token, recognized by their header before they are loaded."""
+"""Models that llama.cpp cannot load, or that do not generate text, recognized by their header."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.header import Header
-from cerebrum_cli.models.model import require_loadable
 
+MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 HINT = "use a decoder-only model; cerebrum list --available shows some"
 
 _EMBEDS = "which computes embeddings and generates no text"
@@ -56,3 +57,27 @@ def require_generative(path: Path, header: Header) -> None:
     require_loadable(path, header)
     if kind := unsupported_kind(header):
         raise ModelFileError(path, f"{kind} (architecture {header.architecture})", HINT)
+
+
+def require_loadable(path: Path, header: Header) -> None:
+    """Raise ModelFileError for a file that llama.cpp would crash on or does not support, before a load or download."""
+    if header.per_expert_tensors:
+        raise ModelFileError(
+            path,
+            "made before April 2024 with one tensor per expert, which llama.cpp no longer loads",
+            "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b",
+        )
+    if problem := _defect(header):
+        raise ModelFileError(path, f"damaged: {problem}", "pull it again, or pull another conversion of this model")
+
+
+def _defect(header: Header) -> str | None:
+    """Value of a header that llama.cpp asserts to be otherwise; None if there is none."""
+    if not header.tensor_count:
+        return "it has no tensors"
+    if not 0 < header.n_layers <= MAX_LAYERS:
+        return f"it has {header.n_layers:,} layers"
+    for key, value in header.metadata.items():
+        if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf:
+            return f"its {key} is {value}"
+    return None

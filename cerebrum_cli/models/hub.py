@@ -15,10 +15,9 @@ from urllib.parse import urlsplit
 
 from cerebrum_cli import __version__
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, PullError
-from cerebrum_cli.core.files import try_lock
 from cerebrum_cli.core.settings import environment, forget_empty_variable
 from cerebrum_cli.models.cache import COMMIT, SHA256
-from cerebrum_cli.models.hub_errors import ErrorResponse, HubError, Token, connection_error
+from cerebrum_cli.models.hub_errors import HubError, Token, connection_error, response_error
 from cerebrum_cli.models.reference import HUB_HOSTS, MAIN, RepositoryKind, is_safe_path
 
 if TYPE_CHECKING:
@@ -117,17 +116,15 @@ def _constants() -> ModuleType:
     endpoint = _endpoint()
     try:
         parts = urlsplit(endpoint)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError
     except ValueError:
-        valid = False
-    if not valid:
         hint = "set HF_ENDPOINT to a URL such as https://huggingface.co, or unset it"
-        raise ConfigError(f"HF_ENDPOINT={endpoint!r} is not a URL", hint)
+        raise ConfigError(f"HF_ENDPOINT={endpoint!r} is not a URL", hint) from None
     try:
         from huggingface_hub import constants
     except ValueError as error:
-        problem = f"invalid HF_ environment variable: {error}"
-        raise ConfigError(problem, "fix it, or unset it") from error
+        raise ConfigError(f"invalid HF_ environment variable: {error}", "fix it, or unset it") from error
     return constants
 
 
@@ -190,34 +187,6 @@ def open_file(listing: Listing, name: str, start: int = 0, end: int | None = Non
 def _chunks(subject: str, kind: RepositoryKind, response: httpx2.Response) -> Iterator[bytes]:
     with _translated(subject, kind):
         yield from response.iter_raw()
-
-
-@contextlib.contextmanager
-def blob_lock(path: Path, on_wait: Iterator[None]) -> Iterator[bool]:
-    """Hold huggingface_hub's lock of a blob; `on_wait` is advanced twice a second while another process has it.
-
-    Yields whether the lock excludes anyone: on some network file systems locks succeed and do nothing.
-    """
-    from filelock import SoftFileLock, Timeout
-    from huggingface_hub.utils._fixes import WeakFileLock
-
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                lock = stack.enter_context(WeakFileLock(path, timeout=0.5))
-                break
-            except Timeout:
-                next(on_wait, None)
-        yield isinstance(lock, SoftFileLock) or _excludes(path)
-
-
-def _excludes(path: Path) -> bool:
-    """Whether a locked file cannot be locked a second time."""
-    try:
-        with path.open("rb") as again:
-            return not try_lock(again.fileno())
-    except OSError:
-        return False
 
 
 def delete(paths: tuple[Path, ...], directory: Path) -> int:
@@ -308,7 +277,9 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     # The Hub redirects a renamed repository to itself, and files to its storage on another host.
     own = httpx2.URL(_endpoint())  # which drops the default port, as the response's does
     is_hub = response.url.host in HUB_HOSTS or (response.url.host, response.url.port) == (own.host, own.port)
-    return ErrorResponse(subject, kind, response.status_code, response.headers, not is_hub, _endpoint(), token).error()
+    repo_id = "/".join(subject.split("/")[:2])
+    page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+    return response_error(subject, page, response.status_code, response.headers, token, not is_hub)
 
 
 def _token_location() -> str:

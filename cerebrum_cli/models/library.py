@@ -9,10 +9,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, NoModel, UsageError
+from cerebrum_cli.core.files import exists
+from cerebrum_cli.core.lora import parse_adapter
 from cerebrum_cli.core.settings import environment
+from cerebrum_cli.gguf.lora import adapter_sizes
 from cerebrum_cli.models.cache import Cache, CachedModel
+from cerebrum_cli.models.catalogue import ModelSpec, load_catalogue
 from cerebrum_cli.models.fit import Capacity, assess_quantizations, planned_context
-from cerebrum_cli.models.model import Model, absolute_path, as_path, is_missing, model_paths
+from cerebrum_cli.models.model import (
+    Adapter,
+    Model,
+    absolute_path,
+    as_path,
+    is_missing,
+    model_paths,
+)
 from cerebrum_cli.models.not_found import (
     file_missing,
     no_vocabulary,
@@ -20,10 +31,16 @@ from cerebrum_cli.models.not_found import (
     require_not_refused,
     unknown_model,
 )
-from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, Reference, parse_reference
+from cerebrum_cli.models.reference import (
+    MODEL_NAME,
+    HubReference,
+    NameReference,
+    PathReference,
+    Reference,
+    looks_like_path,
+    parse_reference,
+)
 from cerebrum_cli.models.registry import Digest, ModelFile, Registry, hash_file
-from cerebrum_cli.models.rows import load_catalogue
-from cerebrum_cli.models.spec import ModelSpec
 from cerebrum_cli.models.variants import same_quantization
 
 ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
@@ -189,16 +206,9 @@ class Library:
 
     def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
         """The catalog model of a file in a repository."""
-        name = file.rpartition("/")[2]
-        return next(
-            (
-                spec
-                for spec in self.specs
-                for source in spec.sources
-                if source.repo_id.lower() == repo_id.lower() and source.matches(name)
-            ),
-            None,
-        )
+        name, repo_id = file.rpartition("/")[2], repo_id.lower()
+        pairs = ((spec, source) for spec in self.specs for source in spec.sources)
+        return next((spec for spec, each in pairs if each.repo_id.lower() == repo_id and each.matches(name)), None)
 
     def identity(self, model: Model) -> str:
         """Unique text for what a model computes: its file, and its adapters."""
@@ -207,31 +217,30 @@ class Library:
 
     def file_identity(self, model: Model) -> str:
         """Unique text for a model's file: its digest if known without reading it, else path, sizes and time."""
-        stats, entry = [path.stat() for path in model.paths], model.file
-        if entry and (entry.size, entry.mtime_ns) == (stats[0].st_size, stats[0].st_mtime_ns):
-            known: str | None = entry.sha256
-        elif model.cached:
-            known = model.cached.sha256
-        else:
-            stored = self.registry.digest(model.path)
-            known = stored and stored.sha256
-        first = known or f"{model.path} {stats[0].st_mtime_ns}"
+        known, stats = self._known_digest(model), [path.stat() for path in model.paths]
+        first = known.sha256 if known else f"{model.path} {stats[0].st_mtime_ns}"
         return " ".join((first, *(str(stat.st_size) for stat in stats)))
 
     def digest(self, model: Model, on_progress: OnProgress) -> Digest:
         """Digest of a model's first file: the name of its blob, else stored, else computed."""
-        if model.cached and model.cached.sha256:
-            return Digest.known(model.path, model.cached.sha256)
-        entry = model.file
-        if entry is None:
+        if known := self._known_digest(model):
+            return known
+        if model.file is None:
             return self.remembered_digest(model.path, on_progress)
-        stored = Digest(model.path, entry.size, entry.mtime_ns, entry.sha256)
-        if stored == Digest.known(model.path, entry.sha256):
-            return stored
         digest = hash_file(model.path, on_progress)
         with contextlib.suppress(ConfigError):  # read-only directory: it is computed again next time
-            self.registry.add(replace(entry, size=digest.size, mtime_ns=digest.mtime_ns, sha256=digest.sha256))
+            changed = replace(model.file, size=digest.size, mtime_ns=digest.mtime_ns, sha256=digest.sha256)
+            self.registry.add(changed)
         return digest
+
+    def _known_digest(self, model: Model) -> Digest | None:
+        """Digest of a model's first file, if that need not be read."""
+        if model.cached and model.cached.sha256:
+            return Digest.known(model.path, model.cached.sha256)
+        if (entry := model.file) is None:
+            return self.registry.digest(model.path)
+        stored = Digest(model.path, entry.size, entry.mtime_ns, entry.sha256)
+        return stored if stored == Digest.known(model.path, entry.sha256) else None
 
     def remembered_digest(self, path: Path, on_progress: OnProgress) -> Digest:
         """Digest of a file, stored until its size or time changes."""
@@ -317,3 +326,35 @@ def _marked(models: Iterable[Model]) -> list[Model]:
         marked.append(replace(model, is_shadowed=model.reference in seen))
         seen.add(model.reference)
     return marked
+
+
+def with_adapters(library: Library, model: Model, texts: Iterable[str]) -> Model:
+    """The model with the adapters that `--lora` names; one with scale 0 is only checked.
+
+    Raises UsageError for a missing file, and ModelFileError for one that is no adapter, or does not fit the model.
+    """
+    adapters = []
+    for text in texts:
+        name, scale = parse_adapter(text)
+        path = absolute_path(as_path(name))
+        if not exists(path):
+            raise UsageError(f"adapter {path} does not exist", "check the path, or give --lora none")
+        sizes = adapter_sizes(path, model.paths)
+        digest = library.remembered_digest(path, lambda *_: None).sha256
+        adapters.append(Adapter(path, scale, digest, sizes))
+    applied = tuple(adapter for adapter in adapters if adapter.scale)
+    return replace(model, adapters=applied) if applied != model.adapters else model
+
+
+def require_free_name(
+    library: Library, name: str, owns_spec: Callable[[ModelSpec], bool], owns_entry: Callable[[ModelFile], bool]
+) -> None:
+    """Raise UsageError for an invalid name, or one of another catalog model or registry entry."""
+    if not MODEL_NAME.fullmatch(name):
+        raise UsageError(f"invalid name {name!r}", "use --name with letters, digits, `.`, `_` and `-`")
+    if looks_like_path(name):
+        raise UsageError(f"invalid name {name!r}: it would be read as a path", "use --name without .gguf")
+    entry, spec = library.registry.find(name), library.spec_named(name)
+    taken = entry and not owns_entry(entry) and not is_missing(entry.path)
+    if taken or (spec and not owns_spec(spec)):
+        raise UsageError(f"the name {name} belongs to another model", "choose another with --name")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.gguf.parser import Array, Scalar
-from cerebrum_cli.models.availability import (
+from cerebrum_cli.models.fit import (
     DownloadPlan,
     assess_fit,
     catalogue_availability,
-    installed_availability,
+    known_availability,
+    planned_context,
 )
-from cerebrum_cli.models.fit import planned_context
 from cerebrum_cli.models.generative import unsupported_kind
 from cerebrum_cli.models.library import Library, OnProgress
 from cerebrum_cli.models.model import Model
@@ -25,6 +25,7 @@ from cerebrum_cli.models.reference import PathReference, Reference
 def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[str, Any]:
     """Object of `show --json`, without the table of quantizations."""
     header, spec, cached = model.header, model.spec, model.cached
+    licence = header.metadata.get("general.license")
     return {
         "name": model.name,
         "reference": model.reference,
@@ -50,7 +51,7 @@ def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[st
         "merged_from": list(model.merged_from),
         "repo_id": cached.repo_id if cached else spec.repo_id if spec else None,
         "revision": cached.commit if cached else None,
-        "licence": (spec and spec.licence) or licence_of(header.metadata),
+        "licence": (spec and spec.licence) or (licence if isinstance(licence, str) else None),
         "default": library.is_default(model),
         "last_used": last_used(library, model),
         "notes": spec.notes if spec else "",
@@ -112,6 +113,11 @@ def row(library: Library, model: Model) -> dict[str, Any]:
         "repo_id": model.cached.repo_id if model.cached else None,
         "revision": model.cached.commit if model.cached else None,
         "last_used": last_used(library, model),
+        "quantization": None,
+        "size": model.file.size if model.file else None,
+        "format": None,
+        "context_size": None,
+        "error": None,
     }
     try:
         return description | {
@@ -120,18 +126,10 @@ def row(library: Library, model: Model) -> dict[str, Any]:
             "format": model.default_format,
             "context_size": model.trained_context,
             "merged_from": list(model.merged_from),
-            "error": None,
         }
     except (ModelFileError, OSError) as error:
         problem = error.message if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
-        size = model.file.size if model.file else None
-        return description | {
-            "quantization": None,
-            "size": size,
-            "format": None,
-            "context_size": None,
-            "error": problem,
-        }
+        return description | {"error": problem}
 
 
 def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, Any]]:
@@ -188,7 +186,7 @@ def quantization_plan(library: Library, model: Model, context: int | None) -> Do
         )
     else:
         beside = [each for each in models if each.cached and each.name == model.name and each.is_readable]
-        availability = installed_availability(beside if model.cached and model in beside else [model])
+        availability = known_availability(None, beside if model.cached and model in beside else [model])
     return assess_fit(availability, model.display_name, context, library.capacity())
 
 
@@ -203,11 +201,6 @@ def last_used(library: Library, model: Model) -> str | None:
     """Time of a model's last use in UTC."""
     timestamp = library.registry.last_used(model.usage_key)
     return None if timestamp is None else format_utc(timestamp)
-
-
-def licence_of(metadata: Mapping[str, Scalar | Array]) -> str | None:
-    value = metadata.get("general.license")
-    return value if isinstance(value, str) else None
 
 
 def metadata_json(value: Scalar | Array) -> Any:

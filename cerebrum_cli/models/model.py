@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,12 +14,10 @@ from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
 from cerebrum_cli.gguf.header import Header, read_header, vocabulary_digest
 from cerebrum_cli.gguf.sizes import ModelSizes
 from cerebrum_cli.models.cache import CachedModel
+from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, looks_like_path
 from cerebrum_cli.models.registry import ModelFile
-from cerebrum_cli.models.spec import ModelSpec
 from cerebrum_cli.models.variants import parts_of
-
-MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 
 # Metadata of a merge: the recipe, the names of its models, and their prompt format.
 MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"
@@ -224,50 +222,15 @@ def absolute_path(path: Path) -> Path:
 
 def is_file(path: Path) -> bool:
     """Whether a path is certainly a file."""
-    try:
+    with contextlib.suppress(OSError, ValueError):  # inaccessible directory, or name too long
         return path.is_file()
-    except (OSError, ValueError):  # inaccessible directory, or name too long
-        return False
-
-
-def is_directory(path: Path) -> bool:
-    """Whether a path is certainly a directory."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
+    return False
 
 
 def is_missing(path: Path) -> bool:
     """Whether a path certainly does not exist; an inaccessible one might."""
     try:
         path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except (OSError, ValueError):
-        return False
+    except (OSError, ValueError) as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
     return False
-
-
-def require_loadable(path: Path, header: Header) -> None:
-    """Raise ModelFileError for a file that llama.cpp would crash on or does not support, before a load or download."""
-    if header.per_expert_tensors:
-        raise ModelFileError(
-            path,
-            "made before April 2024 with one tensor per expert, which llama.cpp no longer loads",
-            "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b",
-        )
-    if problem := _defect(header):
-        raise ModelFileError(path, f"damaged: {problem}", "pull it again, or pull another conversion of this model")
-
-
-def _defect(header: Header) -> str | None:
-    """Value of a header that llama.cpp asserts to be otherwise; None if there is none."""
-    if not header.tensor_count:
-        return "it has no tensors"
-    if not 0 < header.n_layers <= MAX_LAYERS:
-        return f"it has {header.n_layers:,} layers"
-    for key, value in header.metadata.items():
-        if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf:
-            return f"its {key} is {value}"
-    return None

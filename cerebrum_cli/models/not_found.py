@@ -9,10 +9,10 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelNotFound, PullError
 from cerebrum_cli.models.cache import CachedModel
+from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.model import is_file
 from cerebrum_cli.models.reference import HubReference, NameReference
 from cerebrum_cli.models.registry import ModelFile
-from cerebrum_cli.models.spec import ModelSpec
 
 _OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
 

@@ -10,23 +10,21 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import exists
-from cerebrum_cli.models import vocabularies
-from cerebrum_cli.models.availability import DownloadPlan
+from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, is_disk_full
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.models.cache import Cache
+from cerebrum_cli.models.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.models.download import Download
 from cerebrum_cli.models.download_plan import HEADER_BYTES, PART_HEADER_BYTES, DownloadPlanner
-from cerebrum_cli.models.generative import HINT, unsupported_kind
+from cerebrum_cli.models.fit import DownloadPlan
+from cerebrum_cli.models.generative import HINT, require_loadable, unsupported_kind
 from cerebrum_cli.models.hub import HubFile, Listing
-from cerebrum_cli.models.hub_errors import HubError
-from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.model import Model, is_missing, name_from_stem, require_loadable
-from cerebrum_cli.models.names import require_free_name
+from cerebrum_cli.models.hub_errors import HubError, Progress
+from cerebrum_cli.models.library import Library, require_free_name
+from cerebrum_cli.models.model import Model, is_missing, name_from_stem
 from cerebrum_cli.models.reference import NameReference, PathReference, Reference
 from cerebrum_cli.models.registry import Digest, ModelFile, Source
 from cerebrum_cli.models.removal import VocabularyRemoval
-from cerebrum_cli.models.retries import Progress
-from cerebrum_cli.models.spec import ModelSpec, PackageSource
 
 if TYPE_CHECKING:
     from cerebrum_cli.gguf.header import Header
@@ -87,21 +85,37 @@ class Puller:
             return library.find(reference)
         spec = library.spec_named(reference.name) if isinstance(reference, NameReference) else None
         if spec and (spec.package or spec.recipe):
-            origin = "comes in a Python package" if spec.package else "is merged from other models"
-            raise PullError(
-                f"{spec.name} {origin}: its vocabulary cannot be pulled alone", f"cerebrum pull {reference}"
-            )
-        if self.is_unavailable_offline(reference):
-            return self._find_offline(reference, library.find_vocabulary)
+            raise PullError(f"the vocabulary of {spec.name} cannot be pulled alone", f"cerebrum pull {reference}")
         planner = self.planner
+        plan = self._plan(planner, reference, context, library.find_vocabulary)
+        return plan if isinstance(plan, Model) else self._download_vocabulary(planner, plan)
+
+    def _plan(
+        self, planner: DownloadPlanner, reference: Reference, context: int | None, find: Callable[[Reference], Model]
+    ) -> DownloadPlan | Model:
+        """Plan a download; the installed model that `find` returns, if the network is disabled or the Hub fails."""
+        if self.is_unavailable_offline(reference):
+            try:
+                return find(reference)
+            except ModelNotFound as error:
+                hint = "pull it without --offline or HF_HUB_OFFLINE"
+                raise ModelNotFound(f"{error.message}, and the network is disabled", hint) from error
         try:
-            plan = planner.plan(reference, context)
+            return planner.plan(reference, context)
         except HubError as error:
-            return self._fall_back(reference, error, library.find_vocabulary)
-        return self._download_vocabulary(planner, plan)
+            try:
+                model = find(reference)
+            except ModelNotFound:
+                raise error from None
+            self.progress.notice(NoticeEvent(error.message, f"using the installed {model.reference}"))
+            return model
 
     def _download_vocabulary(self, planner: DownloadPlanner, plan: DownloadPlan) -> Model:
-        """Store the headers of all parts of a model: llama.cpp opens the other parts for their tensor tables."""
+        """Store the headers of all parts of a model: llama.cpp opens the other parts for their tensor tables.
+
+        The vocabulary cache has the layout of the Hugging Face cache: the name of a blob is the SHA-256 that the Hub
+        lists for the whole file.
+        """
         library, listing, variant = self.library, plan.availability.listing, plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"
         cache, files = library.vocabulary_cache, tuple(map(listing.file, variant.files))
@@ -119,7 +133,7 @@ class Puller:
         earlier = stored()
         if exists(earlier.path) and not earlier.is_readable:
             VocabularyRemoval(library, earlier).execute()
-        vocabularies.store(cache, listing, files, read_header)
+        _store_headers(cache, listing, files, read_header)
         self._remember_digests(cache, listing, files)
         return stored()
 
@@ -136,15 +150,12 @@ class Puller:
             return self.with_name(library.find(reference), name)
         if isinstance(reference, NameReference) and spec and spec.recipe:
             return self.merge(self, spec, reference, name, context, confirm)
-        if self.is_unavailable_offline(reference):
-            return self.with_name(self._find_offline(reference, library.find), name)
-        if spec and spec.package:
+        if spec and spec.package and not self.is_unavailable_offline(reference):
             return self._pull_package(spec, spec.package, name)
         planner = self.planner
-        try:
-            plan = planner.plan(reference, context)
-        except HubError as error:
-            return self.with_name(self._fall_back(reference, error, library.find), name)
+        plan = self._plan(planner, reference, context, library.find)
+        if isinstance(plan, Model):
+            return self.with_name(plan, name)
         require_confirmation(plan, confirm)
         return self.with_name(self._download(planner, plan, name), name)
 
@@ -203,19 +214,8 @@ class Puller:
         local = library.model_at(path)
         self._check(local.path, local.header)
         hashed = library.digest(local, lambda done, total: self.progress.update("verify", done, total))
-        digest = hashed.sha256
-        for entry in library.registry.entries():
-            pulled = entry.source == "package" and not is_missing(entry.path)
-            if pulled and entry.sha256 == digest and name in (None, entry.name):
-                return library.model_from_entry(entry)  # prefer the pulled copy to the user's file
-        packaged = next((spec for spec in library.specs if spec.package and spec.package.sha256 == digest), None)
-        if name is None:
-            name = packaged.name if packaged else name_from_stem(local.path.stem)
-
-        def owns_spec(spec: ModelSpec) -> bool:
-            return spec.package.sha256 == digest if spec.package else spec.matches(path.name)
-
-        self._require_free_name(name, owns_spec, digest)
+        name = name_from_stem(local.path.stem) if name is None else name
+        self._require_free_name(name, lambda spec: spec.matches(path.name), hashed.sha256)
         return self._register(name, hashed, "local")
 
     def _check(self, path: Path, header: Header) -> None:
@@ -223,21 +223,6 @@ class Puller:
         require_loadable(path, header)
         if kind := unsupported_kind(header):
             self.progress.notice(NoticeEvent(f"{path.name} is {kind} (architecture {header.architecture})", HINT))
-
-    def _find_offline(self, reference: Reference, find: Callable[[Reference], Model]) -> Model:
-        try:
-            return find(reference)
-        except ModelNotFound as error:
-            hint = "pull it without --offline or HF_HUB_OFFLINE"
-            raise ModelNotFound(f"{error.message}, and the network is disabled", hint) from error
-
-    def _fall_back(self, reference: Reference, error: HubError, find: Callable[[Reference], Model]) -> Model:
-        try:
-            model = find(reference)
-        except ModelNotFound:
-            raise error from None
-        self.progress.notice(NoticeEvent(error.message, f"using the installed {model.reference}"))
-        return model
 
     def _require_free_name(self, name: str, owns_spec: Callable[[ModelSpec], bool], digest: str) -> None:
         """Raise UsageError if a model with this digest cannot have this name."""
@@ -249,6 +234,29 @@ class Puller:
         _ = model.header  # raises ModelFileError before it is registered
         self.library.registry.add(entry)
         return model
+
+
+def _store_headers(
+    cache: Cache, listing: Listing, files: tuple[HubFile, ...], read_header: Callable[[HubFile], bytes]
+) -> None:
+    """Store the headers that are not stored yet as sparse files of full size: llama.cpp reads no tensors for them."""
+    repo_id, commit = listing.repo_id, listing.commit
+    for file in files:
+        has_header = cache.contains(repo_id, commit, file.name, file.digest)
+        header = b"" if has_header else read_header(file)
+        try:
+            cache.make_directories(repo_id, commit, file.name, file.digest)
+            if not has_header:
+                atomic_write(cache.blob(repo_id, file.digest), header, file.size)
+            pointer = cache.link(repo_id, commit, file.name, file.digest)
+            for directory in (cache.blob(repo_id, file.digest).parent, pointer.parent):
+                fsync_directory(directory)
+            cache.write_ref(repo_id, listing.revision, commit)
+        except OSError as error:
+            hint = "make it writable, then try again"
+            if is_disk_full(error):
+                hint = f"free some disk space; without support for sparse files, {format_size(file.size)} is needed"
+            raise PullError(f"{cache.directory}: {error.strerror or error}", hint) from error
 
 
 def require_confirmation(plan: DownloadPlan, confirm: Confirm) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
-from cerebrum_cli.core.files import atomic_write, exists
+from cerebrum_cli.core.files import atomic_write, exists, translate_os_errors
+from cerebrum_cli.core.locks import wait_for_lock
 
 Source = Literal["package", "local", "hub", "merge"]
 
@@ -59,18 +60,6 @@ class _Content:
         matches = [model for model in self.models if model.name.lower() == name.lower()]
         return next((model for model in matches if model.name == name), matches[0] if matches else None)
 
-    def with_model(self, model: ModelFile) -> _Content:
-        others = tuple(other for other in self.models if other.name != model.name)
-        return replace(self, models=(*others, model))
-
-    def without(self, name: str) -> _Content:
-        return replace(self, models=tuple(model for model in self.models if model.name != name))
-
-    def with_digest(self, digest: Digest) -> _Content:
-        """Add a digest and drop those of deleted files."""
-        others = tuple(other for other in self.digests if other.path != digest.path and exists(other.path))
-        return replace(self, digests=(*others, digest))
-
 
 class Registry:
     """Registered models by name. Every call reads the file again; changes are atomic and locked."""
@@ -94,14 +83,15 @@ class Registry:
     def add(self, model: ModelFile) -> None:
         """Add a model, or replace the one with the same name."""
         with self._locked_content() as content:
-            self._write(content.with_model(model))
+            others = tuple(other for other in content.models if other.name != model.name)
+            self._write(replace(content, models=(*others, model)))
 
     def remove(self, name: str) -> ModelFile | None:
         """Remove a model and return it, or None if there is none; its file is kept."""
         with self._locked_content() as content:
             found = content.find(name)
             if found:
-                self._write(content.without(name))
+                self._write(replace(content, models=tuple(model for model in content.models if model.name != name)))
             return found
 
     def set_default(self, reference: str | None, replacing: tuple[str | None, ...] | None = None) -> None:
@@ -116,9 +106,10 @@ class Registry:
         return stored if stored and stored == Digest.known(path, stored.sha256) else None
 
     def remember_digest(self, digest: Digest) -> None:
-        """Store a digest, which is valid until its file changes."""
+        """Store a digest, which is valid until its file changes; those of deleted files are dropped."""
         with contextlib.suppress(ConfigError), self._locked_content() as content:  # the digest can be computed again
-            self._write(content.with_digest(digest))
+            others = tuple(other for other in content.digests if other.path != digest.path and exists(other.path))
+            self._write(replace(content, digests=(*others, digest)))
 
     def touch(self, key: str) -> None:
         """Record that a model is used now, if the directory is writable."""
@@ -146,21 +137,16 @@ class Registry:
     @contextlib.contextmanager
     def _locked_content(self) -> Iterator[_Content]:
         """Lock the registry and yield its content."""
-        try:
+        with translate_os_errors(ConfigError, self._path):
             self._directory.mkdir(parents=True, exist_ok=True)
-            with (self._directory / "registry.lock").open("ab") as lock:
-                _lock(lock.fileno())  # closing the file releases the lock
+            with wait_for_lock(self._directory / "registry.lock", is_required=False):
                 yield self._read()
-        except OSError as error:
-            raise self._access_error(error) from error
 
     def _read(self) -> _Content:
         try:
-            return _decode(self._path.read_bytes())
-        except FileNotFoundError:
+            with translate_os_errors(ConfigError, self._path), contextlib.suppress(FileNotFoundError):
+                return _decode(self._path.read_bytes())
             return _Content()
-        except OSError as error:
-            raise self._access_error(error) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(
                 f"{self._path}: damaged registry ({type(error).__name__}: {error})",
@@ -169,9 +155,6 @@ class Registry:
 
     def _write(self, content: _Content) -> None:
         atomic_write(self._path, _encode(content))
-
-    def _access_error(self, error: OSError) -> ConfigError:
-        return ConfigError(f"{error.filename or self._path}: {error.strerror}", "check its permissions and free space")
 
 
 def hash_file(path: Path, on_progress: Callable[[int, int], None] | None = None) -> Digest:
@@ -205,16 +188,6 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _lock(descriptor: int) -> None:
-    """Wait for an exclusive lock; continue without one on systems that have none."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    with contextlib.suppress(OSError):  # no locks on this file system
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
 def _encode(content: _Content) -> bytes:
     value = {
         "version": _VERSION,
@@ -226,6 +199,7 @@ def _encode(content: _Content) -> bytes:
 
 
 def _model_to_json(model: ModelFile) -> dict[str, str | int]:
+    """JSON object of a model."""
     return asdict(model) | {"path": str(model.path)}
 
 
@@ -238,7 +212,7 @@ def _decode(text: bytes) -> _Content:
     default = value["default"]
     if len({model.name for model in models}) < len(models) or not isinstance(default, str | None):
         raise ValueError("duplicate names or invalid default")
-    return _Content(models, default, tuple(_digest_from_json(**item) for item in value.get("digests", ())))
+    return _Content(models, default, tuple(_digest_from_json(**item) for item in value["digests"]))
 
 
 def _digest_from_json(*, path: str, size: int, mtime_ns: int, sha256: str) -> Digest:

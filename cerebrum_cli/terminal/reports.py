@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 ALL_SHOWN = 8  # numbers of votes; of more, powers of two
 ESTIMATES = ("", "value", "95% interval")
-NO_DRAFTS = "no drafts"
 UNCERTAIN = ("position", "after", "token", "prob.", "alternatives")
 MAX_TOKEN_TEXT = 16  # characters
 
@@ -163,19 +162,18 @@ def span(first: int, last: int) -> str:
 
 
 def print_profile(streams: Streams, profile: Profile) -> None:
-    """Print the settings of each use, their gain and their speeds, and what drafts cost."""
+    """Print the settings of each use, their gain and their speeds, and what verifying drafted tokens costs."""
     rows = [tuned_row(name, tuned) for name, tuned in profile.uses.items()]
     print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"), rows)
     chat, ask = (draft_text(profile.uses[name]) for name in ("chat", "ask"))
-    shared = chat if chat == NO_DRAFTS else f"drafts: {chat}"
-    for line in [shared] if chat == ask else [f"drafts, chat: {chat}", f"drafts, ask: {ask}"]:
-        streams.answer(f"{line}\n")
+    for use, text in [("", chat)] if chat == ask else [(", chat", chat), (", ask", ask)]:
+        streams.answer(f"speculative decoding{use}: {text}\n")
 
 
 def draft_text(tuned: TunedUse) -> str:
-    """How long a step with a draft takes, in steps of one token."""
+    """How long a step with drafted tokens takes, in steps of one token, if that can pay."""
     if tuned.best_draft is None:
-        return NO_DRAFTS
+        return "off"
     rows, cost = tuned.best_draft
     return f"verifying {rows} tokens takes as long as generating {cost:.1f}"
 
@@ -237,7 +235,8 @@ def used_from_now_on(result: TuningResult, model: str) -> str:
         return f"ask, chat and batch now use these settings for {model}; --no-profile ignores them"
     reason = "no settings proved faster than the defaults" if is_default else "the same settings are fastest"
     if names := sorted(result.profile.uses_with_drafts):
-        return f"settings unchanged for {model}: {reason}; {' and '.join(names)} use{'s' * (len(names) < 2)} drafts"
+        uses = f"{' and '.join(names)} use{'s' * (len(names) < 2)} speculative decoding"
+        return f"settings unchanged for {model}: {reason}; {uses}"
     return f"nothing changed for {model}: {reason}"
 
 

@@ -15,8 +15,7 @@ from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.events import FinishEvent
-    from cerebrum_cli.models.availability import DownloadPlan
-    from cerebrum_cli.models.fit import Capacity
+    from cerebrum_cli.models.fit import Capacity, DownloadPlan
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is truncated or wrapped
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself

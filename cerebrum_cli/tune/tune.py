@@ -11,7 +11,8 @@ from time import perf_counter, time
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.events import StageEvent
-from cerebrum_cli.core.files import try_lock
+from cerebrum_cli.core.files import translate_os_errors
+from cerebrum_cli.core.locks import lock_file
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
@@ -42,7 +43,7 @@ from cerebrum_cli.tune.candidates import (
 from cerebrum_cli.tune.search import SEARCH_S, Search
 
 MAX_BATCH_SLOTS = 64
-STEPS_S = 10.0  # to measure steps with drafts, for each use whose defaults differ
+STEPS_S = 10.0  # to measure steps with drafted tokens, for each use whose defaults differ
 PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
 
 
@@ -96,7 +97,7 @@ def tune_model(
 def measure_steps(
     bench: Bench, uses: Mapping[UseName, TunedUse], space: SearchSpace, seconds: float
 ) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
-    """The uses that generate one sequence, with the costs of steps with drafts; equal settings are measured once."""
+    """The uses that generate one sequence, with costs of steps with drafted tokens; equal ones are measured once."""
     defaults: dict[UseName, Tuning] = {"chat": space.chat, "ask": space.ask}
     measured: dict[tuple[Tuning, tuple[int, ...]], StepCosts | None] = {}
     found: dict[UseName, TunedUse] = {}
@@ -105,7 +106,7 @@ def measure_steps(
         rows = tuple(count for count in MEASURED_ROWS if count <= (tuning.n_ubatch or count))
         job = replace(tuning, n_ubatch=None), rows
         if job not in measured:
-            yield StageEvent("steps with drafts", done, len(defaults))
+            yield StageEvent("steps with drafted tokens", done, len(defaults))
             try:
                 measured[job] = bench.step_costs(*job, seconds)
             except TrialError:  # a recurrent model, or another program has taken the memory meanwhile
@@ -151,32 +152,21 @@ def tuning_lock(directory: Path) -> Iterator[None]:
 
     CerebrumError if another is running; ConfigError if profiles cannot be written, before anything is measured.
     """
-    with translate_write_errors():
+    busy = CerebrumError("another cerebrum tune is running", "wait until it has finished")
+    with translate_os_errors(ConfigError, directory):
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("ab")
-    with lock:  # closing the file releases the lock
-        if not try_lock(lock.fileno()):
-            raise CerebrumError("another cerebrum tune is running", "wait until it has finished")
+        lock = lock_file(directory / "lock", busy, is_required=False)
+    with lock:
         yield
 
 
 def update_store(store: ProfileStore, profile: Profile, fallback: Profile | None) -> None:
-    """Save a profile, or delete the previous one if it changes nothing and no use gets drafts. Raises ConfigError.
+    """Save a profile, or delete the previous one if it changes nothing and no use can draft tokens. Raises ConfigError.
 
     `fallback` is the profile that is used where the store has none.
     """
-    with translate_write_errors():
+    with translate_os_errors(ConfigError, store.directory):
         if profile.is_default and not profile.uses_with_drafts and fallback is None:
             store.discard(profile.model)
         else:
             store.save(profile)
-
-
-@contextmanager
-def translate_write_errors() -> Iterator[None]:
-    """Translate OSError to ConfigError while profiles are written or deleted."""
-    try:
-        yield
-    except OSError as error:
-        what = f"cannot save the profile: {error.filename}: {error.strerror}"
-        raise ConfigError(what, "check its permissions and free space") from error

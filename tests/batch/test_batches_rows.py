@@ -19,10 +19,9 @@ from batch_files import rows_in
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.batch.input import MAX_LINE_BYTES, open_input, spool_input
-from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, read_rows
-from cerebrum_cli.batch.rows import OUTPUT_KEYS, Row, RowError, failed_object
-from cerebrum_cli.batch.template import parse_template
+from cerebrum_cli.batch.csv_rows import MAX_LINE_BYTES
+from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
+from cerebrum_cli.batch.rows import OUTPUT_KEYS, Row, RowError, failed_object, parse_template
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.sampling import TokenBias
@@ -232,7 +231,7 @@ def test_error_message_is_truncated() -> None:
 
 def test_csv_prompts_are_in_a_column() -> None:
     table = 'id,question,n\r\na,"Why, then?",1\r\n\r\n,"a ""b""\nc",2\r\n7, x ,\r\n'
-    rows = rows_in("\ufeff" + table, "csv", column="question")
+    rows = rows_in("\ufeff" + table, "csv", template="{question}")
     assert rows == (
         Row(1, "a", "Why, then?", Conversation().user("Why, then?"), {}, None),
         Row(2, 2, 'a "b"\nc', Conversation().user('a "b"\nc'), {}, None),
@@ -263,31 +262,25 @@ def test_csv_field_limit_is_raised_and_restored() -> None:
 @pytest.mark.parametrize(
     ("data", "options", "what", "do"),
     [
-        (b"a,b\n1,2", {"column": "c"}, "the input has no column `c`", "the columns are: a, b"),
-        (b"a,b\n1,2", {}, "the input has no column `prompt`", "name one with --column; the columns are: a, b"),
-        (b"a,a\n1,2", {"column": "a"}, "the input has more than one column `a`", "the columns are: a, a"),
+        (b"a,b\n1,2", {"template": "{c}"}, "the input has no column `c`", "the columns are: a, b"),
+        (b"a,b\n1,2", {}, "the input has no column `prompt`", 'use --template "{NAME}"; the columns are: a, b'),
+        (b"a,a\n1,2", {"template": "{a}"}, "the input has more than one column `a`", "the columns are: a, a"),
         (b"a,b\n1,2", {"template": "{a} {c}"}, "the input has no column `c`", "the columns are: a, b"),
-        (b"a\nb\ncaf\xe9", {"column": "a"}, "the input is not UTF-8 text (line 3)", "convert it to UTF-8"),
+        (b"a\nb\ncaf\xe9", {"template": "{a}"}, "the input is not UTF-8 text (line 3)", "convert it to UTF-8"),
         (
             b'a\nx\n"y\nz\n',
-            {"column": "a"},
+            {"template": "{a}"},
             "invalid quoting in the input: unexpected end of data (record at line 3)",
             'double the quotes in a quoted field: "like ""this"""',
         ),
         (
             b'a\n"y" z\n',
-            {"column": "a"},
+            {"template": "{a}"},
             "invalid quoting in the input: ',' expected after '\"' (record at line 2)",
             'double the quotes in a quoted field: "like ""this"""',
         ),
-        (b"a\n", {"column": "a"}, "the input has no prompts", ""),
-        (b"", {"column": "a"}, "the input has no prompts", ""),
-        (
-            b"a\nb",
-            {"column": "a", "template": "{a}"},
-            "--column and --template cannot be used together",
-            "omit one",
-        ),
+        (b"a\n", {"template": "{a}"}, "the input has no prompts", ""),
+        (b"", {"template": "{a}"}, "the input has no prompts", ""),
     ],
 )
 def test_invalid_table_is_a_usage_error(data: bytes, options: dict[str, Any], what: str, do: str) -> None:
@@ -419,10 +412,7 @@ def test_utf_16_input_is_refused() -> None:
                 rows_in("\ufeffprompt\na".encode(encoding), shape)
 
 
-def test_column_needs_a_table() -> None:
-    for shape in ("txt", "jsonl"):
-        with pytest.raises(UsageError, match=f"--column is for csv and tsv, but the input is {shape}"):
-            rows_in(b"a", shape, column="a")
+def test_template_of_a_text_file_has_only_its_line() -> None:
     with pytest.raises(UsageError, match="a line of text has no field `question`"):
         rows_in(b"a", "txt", template="{question}")
 
@@ -542,24 +532,7 @@ def test_failed_object_has_every_key() -> None:
 
 # Generated inputs.
 
-SCRAPS = [
-    b"{",
-    b"}",
-    b'"',
-    b"prompt",
-    b"messages",
-    b":",
-    b",",
-    b"[",
-    b"]",
-    b"\n",
-    b"\r",
-    b"\t",
-    b"#",
-    b" ",
-    b"\0",
-    b"1",
-]
+SCRAPS = [*(bytes([each]) for each in b'{}":,[]\n\r\t# \x001'), b"prompt", b"messages"]
 BYTES = st.binary(max_size=60) | st.lists(
     st.sampled_from([*SCRAPS, b"\xff", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b'"prompt":"a"', b"\\ud800", b"id,prompt\n"])
 ).map(b"".join)
@@ -584,12 +557,10 @@ def validate_rows(rows: tuple[Row, ...]) -> None:
             assert row.prompt and row.prompt.strip()
 
 
-@given(BYTES, st.sampled_from(SHAPES), st.sampled_from([None, "prompt", "a"]), st.sampled_from([None, "{a}", "{text}"]))
-def test_any_bytes_give_rows_or_a_usage_error(
-    data: bytes, shape: Shape, column: str | None, template: str | None
-) -> None:
+@given(BYTES, st.sampled_from(SHAPES), st.sampled_from([None, "{a}", "{text}"]))
+def test_any_bytes_give_rows_or_a_usage_error(data: bytes, shape: Shape, template: str | None) -> None:
     try:
-        rows = rows_in(data, shape, column=column, template=template)
+        rows = rows_in(data, shape, template=template)
     except UsageError as error:
         assert error.message
         return

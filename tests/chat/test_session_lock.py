@@ -1,32 +1,19 @@
-"""Session locks: one process holds a session until it exits, however it does."""
+"""Session locks: one process at a time holds a session; `test_locks.py` has how a lock ends."""
 
 from __future__ import annotations
 
+import gc
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripted_command import run_here
 
 from cerebrum_cli.chat.lock import SessionLock
-from cerebrum_cli.chat.rows import Session
+from cerebrum_cli.chat.session import Session
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import SessionError
-
-HOLDER = """
-import sys
-from pathlib import Path
-from cerebrum_cli.chat.lock import SessionLock
-from cerebrum_cli.chat.store import Store
-session = Store(Path(sys.argv[1])).find(sys.argv[2])
-lock = SessionLock(Path(sys.argv[3]))
-lock.acquire(session)
-print("held", flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture
@@ -76,22 +63,6 @@ def test_lock_releases_the_previous_session_when_another_is_acquired(
     other.acquire(one)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_lock_ends_with_its_process(
-    tmp_path: Path, lock: SessionLock, one: Session, signal_number: signal.Signals
-) -> None:
-    arguments = [str(tmp_path / "sessions.db"), "one", str(tmp_path / "locks")]
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(SessionError):
-            lock.acquire(one)
-        holder.send_signal(signal_number)
-    lock.acquire(one)
-
-
 def test_lock_file_is_readable_only_by_its_owner(tmp_path: Path, lock: SessionLock, one: Session) -> None:
     before = os.umask(0)
     try:
@@ -114,8 +85,28 @@ def test_lock_file_is_deleted_with_its_session(
     other.acquire(one)
 
 
+@pytest.mark.usefixtures("no_locks")
+def test_lock_excludes_nothing_where_the_file_system_has_no_locks(
+    lock: SessionLock, other: SessionLock, one: Session
+) -> None:
+    lock.acquire(one)
+    other.acquire(one)
+
+
 def test_lock_reports_a_directory_that_cannot_be_created(tmp_path: Path, one: Session) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SessionError) as caught:
         SessionLock(tmp_path / "file" / "locks").acquire(one)
     assert caught.value.hint == "make sure that it is writable"
+
+
+@pytest.mark.parametrize("command", [("ask", "Why?"), ("chat",)])
+def test_refused_model_frees_the_session(chatml_model: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    run_here({"reply": "Short."}, tmp_path, "ask", "Why?", "-m", chatml_model)
+    gc.disable()  # which would free it, too
+    try:
+        refused = run_here({}, tmp_path, *command, "-c", "-m", "nosuch", piped=b"")
+        again = run_here({"reply": "x"}, tmp_path, "chat", "-c", piped=b"")
+    finally:
+        gc.enable()
+    assert (refused.code, again.code, again.err) == (3, 0, "")

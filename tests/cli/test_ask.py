@@ -33,7 +33,6 @@ ANSWER_KEYS = [
     "final_answer",
     "extracted",
     "finish_reason",
-    "concluded_at",
     "thought_closed_at",
     "prompt_tokens",
     "cached_tokens",

@@ -22,8 +22,7 @@ from nano.questions import held_out
 from waiting import wait_until
 
 from cerebrum_cli.core.events import SHOWN_ERRORS
-from cerebrum_cli.eval.sample import SAMPLE_KEYS
-from cerebrum_cli.eval.selection import MAX_SAMPLES
+from cerebrum_cli.eval.questions import MAX_SAMPLES, SAMPLE_KEYS
 
 MODEL = ("-m", str(MODEL_FILE), "--format", "cerebrum")
 
@@ -107,7 +106,6 @@ def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums:
     for arguments, difference in (
         (("--limit", "4", "--temperature", "0.5"), "another temperature (0.0, now 0.5)"),
         (("--limit", "4", "--match", "exact"), "another match (answer, now exact)"),
-        (("--limit", "4", "--answer-field", "answer"), "another answer field (none, now answer)"),
         (("--limit", "4", "--template", "{question}"), "another template (none, now {question})"),
         (("--limit", "4", "--batch-invariant"), "another batch invariance (none, now all types)"),
         (("--limit", "3"), "already has more questions (4, now 3)"),
@@ -306,22 +304,6 @@ def test_smaller_run_is_refused_and_restart_replaces_it(command: CommandLine, su
     assert (smaller.object["n"], smaller.object["samples"], len(samples_of(run))) == (3, 2, 6)
 
 
-@pytest.mark.slow
-def test_pattern_that_takes_too_long_is_named(command: CommandLine, tmp_path: Path) -> None:
-    endless, run = r"(\w|\W|.)+#$", tmp_path / "run.jsonl"
-    answers = (endless, r"\d", r"answer is \d")
-    rows = [{"question": turns[0], "answer": answer} for (turns, _), answer in zip(held_out(), answers, strict=False)]
-    source = write_questions(tmp_path / "patterns.jsonl", rows)
-    done = run_eval(command, source, "--match", "regex", "-o", run)
-    assert (done.code, done.object["n"]) == (0, 3), done.err
-    assert (done.object["accuracy"], done.object["no_answer"]) == pytest.approx((2 / 3, 1 / 3))
-    assert f"question 1: the search for {endless} took over 2 seconds" in done.err
-    [late] = [sample for sample in samples_of(run) if sample["gold"] == endless]
-    assert late["text"] and late["answer"] is None and not late["correct"]
-    assert command.run("runs", "show", run, "--rescore", "--json").object["no_answer"] == pytest.approx(1 / 3)
-
-
-@pytest.mark.slow
 def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path: Path) -> None:
     row = {"question": "Which is a color?", "choices": ["seven", "red"], "answer": "red", "cluster": "colors"}
     source = write_questions(tmp_path / "few.jsonl", [row])
@@ -383,7 +365,6 @@ def test_several_samples_need_a_temperature(command: CommandLine, sums: Path, tm
         (("humaneval",), "this task runs programs that the model writes"),
         (("humaneval", "--run-code", "--match", "exact"), "--match has no effect on humaneval"),
         (("gsm8k", "--run-code"), "--run-code applies only to humaneval"),
-        (("gsm8k", "--answer-field", "a"), "--answer-field applies only to question files"),
         (("gsm8k", "--samples", "0"), "--samples is 0"),
         (("gsm8k", "--samples", f"{MAX_SAMPLES + 1}"), f"--samples is {MAX_SAMPLES + 1}"),
         (("gsm8k", "--preset", "cerebrum"), "unknown preset 'cerebrum'"),

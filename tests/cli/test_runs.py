@@ -11,14 +11,20 @@ import pytest
 
 from cerebrum_cli.batch.files import output_paths
 from cerebrum_cli.batch.journal import Journal, open_journal
-from cerebrum_cli.batch.schema import ResultRows
+from cerebrum_cli.batch.result import ResultRows
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.eval.code_sandbox import require_sandbox
-from cerebrum_cli.eval.comparing import compare_runs
 from cerebrum_cli.eval.evaluate import SCHEMA
-from cerebrum_cli.eval.reporting import report_of, rescored
-from cerebrum_cli.eval.runs import Run, RunStore, require_run, samples_to_keep
-from cerebrum_cli.eval.sample import SKIPPED, Sample, sample_object
+from cerebrum_cli.eval.questions import SKIPPED, Sample, sample_object
+from cerebrum_cli.eval.runs import (
+    Run,
+    RunStore,
+    compare_runs,
+    report_of,
+    require_run,
+    rescored,
+    samples_to_keep,
+)
 
 CONDITION = {"task": "sums", "model": "tiny", "match": "answer", "question file": "digest", "temperature": 0.0}
 OTHER_MODEL = {**CONDITION, "model": "other"}

@@ -44,7 +44,7 @@ GOOD: dict[str, Any] = {
     "flash_attn": "on",
     "overflow": "stop",
     "think": "on",
-    "conclude": 200,
+    "vi": True,
     "loop_check": False,
     "drafts": True,
     "cache_gb": 0.5,

@@ -93,7 +93,7 @@ def test_ask_refuses_to_limit_thought_that_nothing_marks(chatml_model: Path, tmp
     done = run_here({"reply": "Yes."}, tmp_path, *options, "--think", think)
     assert done.code == 2
     assert done.err.splitlines()[0] == f"error: think is {think}, but this model does not mark its reasoning"
-    assert "set conclude to N" in done.err
+    assert "--max-tokens limits" in done.err
     assert run_here({"reply": "Yes."}, tmp_path, *options, "--think", "on").code == 0
 
 

@@ -39,18 +39,18 @@ def test_much_random_input_is_an_error_at_worst(kind: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "template",
+    "loop",
     [
         "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3,
-        "{% set x = 'a' * 30000000 %}{% for i in range(9999) %}{{ x.strip('b' * 90 ~ 'a') }}{% endfor %}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     ],
-    ids=("loops", "strips", "recursion"),
+    ids=("loops", "recursion"),
 )
 @pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=("ask", "dry run"))
-def test_two_interrupts_end_a_template(user: CommandLine, template: str, options: tuple[str, ...]) -> None:
+def test_two_interrupts_end_a_template(user: CommandLine, loop: str, options: tuple[str, ...]) -> None:
+    template = f"{{% if messages[-1].content == 'loop' %}}{loop}{{% endif %}}"
     model = write_chatml(user.home / "endless.gguf", chat_template=template)
-    process = user.start("ask", "-v", "-m", model, "hi", *options)
+    process = user.start("ask", "-v", "-m", model, "loop", *options)
     assert process.stderr
     while b"vocab_only" not in (line := process.stderr.readline()) and b"load_tensors: " not in line:
         assert line, "the process has ended"
@@ -66,14 +66,16 @@ def test_two_interrupts_end_a_template(user: CommandLine, template: str, options
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
-        ("{{ 'a' * 2000000000 }}", "makes a value of more than 32 MB"),
-        ("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "takes longer than 5 s"),
-        ("{% for a in range(99999) %}" * 2 + "<|im_end|>" + "{% endfor %}" * 2, "writes more than"),
+        ("{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "memory"),
+        ("{{ 'a' * 3 * 10 ** 9 }}", "memory"),
+        ("{{ 10 ** (10 ** 10) }}", "longer than 5 s"),
+        ("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "longer than 5 s"),
     ],
+    ids=("doubling", "value", "integer", "loops"),
 )
 def test_hostile_template_is_an_error_line(user: CommandLine, template: str, problem: str) -> None:
     model = write_chatml(user.home / "hostile.gguf", chat_template=template)
     done = user.run_process("ask", "-m", model, "hi")
     assert (done.code, done.out) == (1, "")
     assert [line.partition(": ")[0].strip() for line in done.err.splitlines()] == ["error", "hint"]
-    assert done.err.startswith(f"error: the chat template {problem}")
+    assert "hostile.gguf" in done.err and "its chat template takes" in done.err and problem in done.err

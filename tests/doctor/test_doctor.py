@@ -35,7 +35,7 @@ from cerebrum_cli.doctor.assessment import (
 from cerebrum_cli.doctor.checks import CHECKS, inspect_directory, run_with_timeout
 from cerebrum_cli.doctor.selftest import ANSWER, NANO, QUESTION
 from cerebrum_cli.engine.build import CPU_FLAGS, Build, read_features
-from cerebrum_cli.engine.llama.build_info import build as installed_build
+from cerebrum_cli.engine.llama.devices import build as installed_build
 from cerebrum_cli.engine.machine import Processors, likely_accelerator, processor_flags
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.main import run
@@ -216,7 +216,7 @@ def test_sessions_check_includes_the_write_ahead_log(tmp_path: Path, sessions: P
 @pytest.mark.parametrize(
     ("statement", "detail"),
     [
-        ("PRAGMA user_version = 99", "written by a newer version of cerebrum"),
+        ("PRAGMA user_version = 99", "written by another version of cerebrum"),
         ("PRAGMA user_version = 0", "is damaged: it belongs to another program"),
         ("DROP TABLE sessions", "is damaged: no such table: sessions"),
         ("UPDATE messages SET parent = 77", "is damaged: a row of messages refers to a missing row of messages"),
@@ -371,10 +371,13 @@ def test_doctor_reports_engine_errors_but_raises_bugs(tmp_path: Path) -> None:
         scripted(tmp_path, build=failing(ZeroDivisionError()))
 
 
-def test_doctor_warns_about_too_many_threads(tmp_path: Path) -> None:
-    done = scripted(tmp_path, "--json", "--threads", "1024")
+def test_doctor_warns_about_too_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CEREBRUM_THREADS", "1024")
+    done = scripted(tmp_path, "--json")
     assert (done.code, statuses(done)["threads"]) == (0, "warning")
-    assert scripted(tmp_path, "--threads", "0").code == 2
+    monkeypatch.setenv("CEREBRUM_THREADS", "0")
+    refused = scripted(tmp_path)
+    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: CEREBRUM_THREADS is 0")
 
 
 GB = 10**9

@@ -211,7 +211,5 @@ def test_doctor_names_a_server_without_encryption(new_user: CommandLine, server:
     assert "no encrypted connection: " in by_name(done)["server"]["detail"]
 
 
-def test_doctor_with_an_endpoint_refuses_local_options(new_user: CommandLine) -> None:
-    done = new_user.run("doctor", "--endpoint", NOWHERE, "--threads", "2")
-    assert (done.code, "--threads applies to local models" in done.err) == (2, True)
+def test_doctor_refuses_an_unknown_endpoint(new_user: CommandLine) -> None:
     assert new_user.run("doctor", "--endpoint", "box").code == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from concluding import AFTER, BRIDGE, concluding, speaker, thinker
 from model_servers import ModelServer
 from remote_engines import (
     connected,
@@ -15,33 +14,40 @@ from remote_engines import (
     outcome,
     replies_of,
     request_of,
-    serving,
     serving_kind,
     summaries,
 )
 from scripted_backend import Model
 from scripted_cluster import Nodes, clustered
 from server_kinds import LlamaServer, VllmServer
+from thinkers import ENDING, LIMIT, budget, reply_around, speaker
 
-from cerebrum_cli.engine.loop_check import MIN_TOKENS, LoopCheck
+from cerebrum_cli.engine.control import MIN_TOKENS, LoopCheck
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.inference.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS
 
-CONTROLS = (LoopCheck, concluding())
-UNLIMITED: dict[str, Any] = {"max_tokens": None, "temperature": 1.0, "controls": CONTROLS}
-MODELS = {
-    "concluded": thinker("I see {seed}. "),
-    "long sentence": thinker("and so on {seed} "),
-    "answered": speaker(lambda seed: f"The answer is {seed}. " + "".join(f"Then {n}. " for n in range(12))),
-    "short": speaker(lambda seed: f"It is {seed}"),
-    "answered in time": speaker(lambda seed: f"Let me see now {seed}, the answer is {seed}. So there."),
-    "loop": speaker(lambda seed: "over " * 60),
+REPLIES = {
+    "ended": reply_around("<think>\nI can see {seed}.", ENDING, "It is {seed}. So there."),
+    "short": "<think>Hm.</think>It is {seed}. That was easy, and it needed no long thought.",
+    "no thought": "It is {seed}. That was easy, and it needed no long thought at all, as you can see.",
+    "long sentence": reply_around("<think>" + "and so on " * 3, ENDING, "It is {seed}."),
+    "loop": "over " * 60,
 }
+
+
+def speaking(text: str) -> Model:
+    """A model that gives a reply with its seed."""
+    return speaker(lambda seed: text.format(seed=seed))
+
+
+MODELS = {name: speaking(text) for name, text in REPLIES.items()}
+UNLIMITED: dict[str, Any] = {"max_tokens": None, "temperature": 1.0}
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
-def requests(**more: Any) -> list[Request]:
-    values = UNLIMITED | more
-    limited = {**values, "max_tokens": 45}
+def requests(limit: int = LIMIT, **more: Any) -> list[Request]:
+    values = {**UNLIMITED, "controls": (LoopCheck, budget(limit)), **more}
+    limited = {**values, "max_tokens": 33}
     if values.get("stream"):
         return [request_of("go", seed=3, **values), request_of("go", seed=3, **limited)]
     return [request_of("go", n=3, max_n=3, seed=3, **values), request_of("go", seed=7, **limited)]
@@ -53,8 +59,9 @@ def local(model: Model, *given: Request) -> dict[Any, tuple[Any, ...]]:
 
 @every_model
 @pytest.mark.parametrize(("kind", "stream"), [(LlamaServer, False), (LlamaServer, True), (VllmServer, True)])
-def test_remote_controls_act_as_here(kind: type[ModelServer], name: str, stream: bool) -> None:
-    given = requests(stream=stream)
+@pytest.mark.parametrize("limit", [0, LIMIT])
+def test_remote_controls_act_as_here(kind: type[ModelServer], name: str, stream: bool, limit: int) -> None:
+    given = requests(limit, stream=stream)
     with serving_kind(kind, MODELS[name], context_size=300) as servers, connected(*servers) as engine:
         assert summaries(replies_of(engine, *given)) == local(MODELS[name], *given)
 
@@ -67,42 +74,49 @@ def test_cluster_controls_act_as_here(name: str) -> None:
         assert summaries(replies_of(engine, *given)) == local(MODELS[name], *given)
 
 
-def test_remote_conclusion_asks_for_no_more_than_it_needs() -> None:
-    request = request_of("go", n=3, max_n=3, seed=3, **UNLIMITED)
-    model = MODELS["concluded"]
-    with serving(model, context_size=300) as [server], connected(server) as engine:
-        replies = replies_of(engine, request)
-        bodies = [asked.body for asked in server.completions()]
-    assert [(body["n_cmpl"], body["n_predict"], len(body["prompt"])) for body in bodies[:1]] == [(3, AFTER + 16, 2)]
-    prompt_length = len("goI see 3. I see 3. I see 3." + BRIDGE)
-    later = sorted((body["seed"], body["n_cmpl"], body["n_predict"], len(body["prompt"])) for body in bodies[1:])
-    assert later == [(seed, 1, 32, prompt_length) for seed in (3, 4, 5)]
-    assert next(iter(replies.values())).text == f"I see 3. I see 3. I see 3.{BRIDGE} 3."
+def test_remote_thought_asks_for_no_more_than_it_needs() -> None:
+    given, _ = requests()
+    with serving_kind(LlamaServer, MODELS["ended"], context_size=300) as [server], connected(server) as engine:
+        replies = replies_of(engine, given)
+        first, *others = (asked.body for asked in server.completions())
+    assert (first["n_cmpl"], first["n_predict"]) == (3, OPENING_TOKENS + LIMIT + SENTENCE_TOKENS)
+    prompt_length = len(f"go<think>\nI can see 3.{ENDING}")
+    later = sorted((body["seed"], body["n_cmpl"], len(body["prompt"])) for body in others)
+    assert later == [(seed, 1, prompt_length) for seed in (3, 4, 5)]
+    assert next(iter(replies.values())).text == f"<think>\nI can see 3.{ENDING}It is 3. So there."
+
+
+def test_remote_thought_that_is_off_asks_for_few_tokens() -> None:
+    model = speaker(lambda seed: reply_around("<think>", "\n" + ENDING, "It is {seed}. So there.") + "x" * 200)
+    request = request_of("go", seed=3, controls=(budget(0),), **UNLIMITED)
+    with serving_kind(LlamaServer, model, context_size=300) as [server], connected(server) as engine:
+        replies_of(engine, request)
+        first, second = (asked.body["n_predict"] for asked in server.completions())
+    assert 0 < first <= 2 * SENTENCE_TOKENS < second
 
 
 def test_remote_stream_is_left_at_a_repetition() -> None:
-    request = request_of("go", stream=True, **UNLIMITED | {"controls": (LoopCheck,)})
-    with serving(MODELS["loop"], context_size=300) as [server], connected(server) as engine:
+    request = request_of("go", stream=True, controls=(LoopCheck,), **UNLIMITED)
+    with serving_kind(LlamaServer, MODELS["loop"], context_size=300) as [server], connected(server) as engine:
         server.arm(hang_after=MIN_TOKENS + 10)
         [reply] = replies_of(engine, request).values()
         server.wait_for(lambda: server.completions()[0].is_left)
     assert (reply.reason, len(reply.ids)) == ("repetition", MIN_TOKENS)
 
 
-def test_remote_conclusion_without_all_ids_goes_by_the_text() -> None:
-    request = request_of("go", stream=True, seed=3, **UNLIMITED)
-    model = thinker("Ich möchte {seed}. ")
-    with serving(model, context_size=300) as servers, connected(*servers) as engine:
-        events = events_of(engine, request)
+def test_remote_thought_without_all_ids_goes_by_the_text() -> None:
+    given, _ = requests(stream=True)
+    model = speaker(lambda seed: reply_around("<think>\nIch möchte so.", ENDING, "Ja."))
+    with serving_kind(LlamaServer, model, context_size=300) as servers, connected(*servers) as engine:
+        events = events_of(engine, given)
     [(text, reason, *_)] = outcome(events).values()
-    assert (text, reason) == (f"Ich möchte 3. Ich möchte 3.{BRIDGE} 3.", "stop")
+    assert (text, reason) == (f"<think>\nIch möchte so.{ENDING}Ja.", "stop")
     assert [notice for notice in notices(events) if "did not send all token ids" in notice]
 
 
-def test_remote_conclusion_survives_the_loss_of_a_server() -> None:
-    request = request_of("go", n=3, max_n=3, seed=3, **UNLIMITED)
-    model = MODELS["concluded"]
-    with serving(model, 2, context_size=300) as servers, connected(*servers) as engine:
+def test_remote_thought_survives_the_loss_of_a_server() -> None:
+    given, _ = requests()
+    with serving_kind(LlamaServer, MODELS["ended"], 2, context_size=300) as servers, connected(*servers) as engine:
         for server in servers:
             server.arm(let_through=1, reset_after=0)
-        assert summaries(replies_of(engine, request)) == local(model, request)
+        assert summaries(replies_of(engine, given)) == local(MODELS["ended"], given)

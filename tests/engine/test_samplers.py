@@ -172,7 +172,7 @@ def test_logit_bias_works_in_ask_batch_and_chat(user: CommandLine, tmp_path: Pat
     plain = tmp_path / "in.txt"
     plain.write_text("hi\n")
     codes = [user.run("batch", plain, "-o", tmp_path / "out", "-n", "2", *bias).code for bias in ((), BIAS, ())]
-    assert codes == [0, 1, 0]  # the record without a bias is that of older versions
+    assert codes == [0, 1, 0]
     typed = "/set logit_bias @#=1\n/set logit_bias d=100\n/set max_tokens 4\nhi\n/params\n"
     chat = user.run("chat", stdin=typed)
     assert "dddd" in chat.out.splitlines()

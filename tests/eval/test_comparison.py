@@ -28,7 +28,7 @@ from cerebrum_cli.eval.comparison import (
     verdict,
 )
 from cerebrum_cli.eval.estimates import mean, standard_error, wilson
-from cerebrum_cli.eval.sample import Sample
+from cerebrum_cli.eval.questions import Sample
 
 RIGHT, WRONG, OTHER, SILENT = (
     Outcome(1.0, "right", True, 0),

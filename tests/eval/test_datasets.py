@@ -19,8 +19,8 @@ from hub_user import OTHER, READER, HubUser
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.eval.datasets import Source, load_file, load_task
-from cerebrum_cli.eval.reading import BadRow, Fields
+from cerebrum_cli.eval.reading import BadRow
+from cerebrum_cli.eval.sources import Source, load_file, load_task
 from cerebrum_cli.eval.tasks import find_task
 
 GSM8K, GSM8K_FILE = "openai/gsm8k", "main/test-00000-of-00001.parquet"
@@ -69,8 +69,8 @@ def load(
     found = find_task(task)
     assert found
     with environment_of(hub_user.command.environment(hub_user.environment(variables))):
-        loaded = load_task(found, notices or Notices(), **options)
-    return dict(json.loads(json.dumps(asdict(loaded))))
+        questions, source = load_task(found, notices or Notices(), **options)
+    return dict(json.loads(json.dumps({"questions": asdict(questions), "source": asdict(source)})))
 
 
 def refusal(hub_user: HubUser, task: str, **options: Any) -> list[str]:
@@ -259,12 +259,12 @@ def test_dataset_of_humaneval_has_tests_and_stubs(hub_user: HubUser) -> None:
 
 def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
-    path.write_text('{"q": "1 + 1?", "a": 2}\n{"q": "?"}\n')
-    found = load_file(path, Fields("q", "a"), template="{q} =")
-    assert [(each.prompt, each.gold) for each in found.questions.questions] == [("1 + 1? =", "2")]
-    assert found.questions.bad_rows == (BadRow(2, "no `a`; the fields are: q"),)
-    assert found.source == Source(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
-    [bad] = load_file(path, Fields("q", "q"), template="{a}").questions.bad_rows
-    assert bad.reason == "no field `a`; the fields are: q"
+    path.write_text('{"q": "1 + 1?", "answer": 2}\n{"q": "?"}\n')
+    found, source = load_file(path, template="{q} =")
+    assert [(each.prompt, each.gold) for each in found.questions] == [("1 + 1? =", "2")]
+    assert found.bad_rows == (BadRow(2, "no `answer`; the fields are: q"),)
+    assert source == Source(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(UsageError, match="line 1: no field `a`; the fields are: q, answer"):
+        load_file(path, template="{a}")
     with pytest.raises(UsageError, match="No such file"):
-        load_file(tmp_path / "none.jsonl", Fields())
+        load_file(tmp_path / "none.jsonl")

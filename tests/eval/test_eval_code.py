@@ -22,20 +22,18 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.eval import code_sandbox as sandboxes
 from cerebrum_cli.eval.code import extract_program
 from cerebrum_cli.eval.code_sandbox import (
-    CodeResult,
-    Program,
-    Sandbox,
-    require_sandbox,
-    run_program,
-    run_programs,
-)
-from cerebrum_cli.eval.isolation import (
     ALLOW,
     DENIED_CALLS,
     DENY,
     GUEST,
     MACHINES,
+    CodeResult,
+    Program,
+    Sandbox,
     call_filter,
+    require_sandbox,
+    run_program,
+    run_programs,
     sandbox_command,
 )
 from cerebrum_cli.eval.tasks import complete_test

@@ -20,8 +20,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval.code_sandbox import require_sandbox
 from cerebrum_cli.eval.marking import Mark, Unmarked, code_marker
-from cerebrum_cli.eval.question import Question
-from cerebrum_cli.eval.selection import select
+from cerebrum_cli.eval.questions import Question, select
 
 pytestmark = [
     pytest.mark.slow,

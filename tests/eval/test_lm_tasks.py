@@ -194,7 +194,7 @@ def test_lm_eval_names_the_extra_where_it_is_missing(tmp_path: Path) -> None:
 @needs_lm_eval
 def test_lm_eval_table_shows_published_figures() -> None:
     from cerebrum_cli.eval.lm_tasks import averages, remarks, results_table
-    from cerebrum_cli.eval.presets import find_preset
+    from cerebrum_cli.eval.tasks import find_preset
 
     preset = find_preset("collective-cognition")
     tasks = preset.averages[0].tasks

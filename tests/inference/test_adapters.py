@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from cerebrum_cli.cli.generation import usable
 from cerebrum_cli.cli.options import BatchOptions
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.settings import Settings, fold
-from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import AdapterFile, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, memory_needs
@@ -31,7 +30,7 @@ from cerebrum_cli.engine.trials import Bench
 from cerebrum_cli.gguf.lora import adapter_sizes
 from cerebrum_cli.inference.load_options import load_options
 from cerebrum_cli.inference.profiles import Profile, Speeds, TunedUse
-from cerebrum_cli.models.adapters import with_adapters
+from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.models.model import Model
 
 Values = npt.NDArray[Any]
@@ -46,7 +45,7 @@ def logits(model: Path, *adapters: tuple[Path, float]) -> npt.NDArray[np.float32
     backend = open_llama(replace(options(model), adapters=files), lambda _: None, StopFlag())
     try:
         backend.reserve(64)
-        backend.decode([Row(0, index, token, index == len(TOKENS) - 1) for index, token in enumerate(TOKENS)])
+        backend.decode([TokenRow(0, index, token, index == len(TOKENS) - 1) for index, token in enumerate(TOKENS)])
         return np.array(backend.logits(len(TOKENS) - 1))
     finally:
         backend.close()
@@ -267,7 +266,6 @@ def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_mod
     moved.write_bytes(adapter.read_bytes())
     assert user.run(*command, "--lora", moved).code == 0
     other = write_adapter(user.home / "other.gguf", factors_for(chatml_model, seed=7))
-    digest = sha256(adapter.read_bytes()).hexdigest()[:12]
     for lora, now in (
         ((), "none"),
         (("--lora", f"{adapter}:0.5"), f"{adapter.name}:0.5"),
@@ -277,15 +275,10 @@ def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_mod
         done = user.run(*command, *lora)
         assert done.code == 1
         assert f"out.jsonl was made with another adapter ({adapter.name}, now {now})\n" in done.err
-    meta = user.home / "out.jsonl.meta.json"
-    meta.write_text(re.sub(r'"lora": \[[^]]*\]', "", meta.read_text()))  # as an older version wrote it
-    done = user.run(*command, "--lora", other)
-    assert f"out.jsonl was made with another adapter ({digest}:1.0, now other.gguf)\n" in done.err
     (user.home / "same").mkdir()
     same = write_adapter(user.home / "same/other.gguf", factors_for(chatml_model, seed=9))
     assert user.run(*command, "--lora", other, "--restart").code == 0
-    digests = [sha256(each.read_bytes()).hexdigest()[:12] for each in (other, same)]
-    assert f"({digests[0]}:1.0, now {digests[1]}:1.0)\n" in user.run(*command, "--lora", same).err
+    assert "out.jsonl was made with another adapter\n" in user.run(*command, "--lora", same).err
 
 
 def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:

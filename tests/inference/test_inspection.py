@@ -14,11 +14,13 @@ import pytest
 from asking import ask, collect_replies, loaded, running_engine
 from chats import finish, make_chat
 from command_line import Finished
-from concluding import BRIDGE, speaker
 from llama_engines import options
 from person import OpenTerminal
-from scripted_backend import ScriptedBackend, endless, replies, tokens
+from scripted_backend import END, ScriptedBackend, endless, replies, tokens
 from scripted_command import SCRIPTED, run_here
+from templates import TEMPLATES
+from thinkers import ENDING, reply_around
+from tiny_models import write_chatml
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.store import Store
@@ -125,7 +127,7 @@ def sampled(events: Iterable[Event]) -> Iterator[tuple[int, float]]:
 
 
 def test_least_certain_leaves_out_forced_and_certain_tokens() -> None:
-    reply = GivenReply(Conversation(), tuple(range(50)), (Forced("conclusion", 3, 2),))
+    reply = GivenReply(Conversation(), tuple(range(50)), (Forced(3, 2),))
     collector = LeastCertain(reply)
     for position in range(50):
         logprob = -0.01 if position % 2 else -position / 10 - 0.1
@@ -153,7 +155,7 @@ def test_least_certain_leaves_out_forced_and_certain_tokens() -> None:
 
 FIRST_PROMPT = "S\nUser: One?\nAI:"
 SECOND_PROMPT = f"{FIRST_PROMPT} First.\nUser: Two?\nAI:"
-THOUGHT = "Let me think. Let me think."
+THOUGHT = "<think>Let me think."
 
 
 @contextmanager
@@ -206,26 +208,30 @@ def test_chat_inspects_the_reply_of_a_loaded_session(store: Store, tmp_path: Pat
             chat.given_reply()
 
 
-def test_chat_leaves_forced_tokens_out_also_of_a_loaded_reply(store: Store, tmp_path: Path, chatml_model: Path) -> None:
-    hidden = "x" * len(BRIDGE)
-    whole = f"{THOUGHT}{hidden} 42. So."
+def test_chat_leaves_forced_tokens_out_also_of_a_loaded_reply(store: Store, tmp_path: Path) -> None:
+    whole = reply_around(THOUGHT, ENDING, "42. So.").encode()
+    path = write_chatml(tmp_path / "thinker.gguf", chat_template=TEMPLATES["qwen3"])
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        at = len(bytes(held).rpartition(b"assistant\n")[2])
+        return whole[at] if at < len(whole) else END
 
     def backend() -> ScriptedBackend:
-        return ScriptedBackend(speaker(lambda seed: whole, len(FIRST_PROMPT)), context_size=500)
+        return ScriptedBackend(model, context_size=500)
 
-    with closing(make_chat(store, tmp_path, chatml_model, backend, conclude=20)) as chat:
+    with closing(make_chat(store, tmp_path, path, backend, think="10", format="embedded")) as chat:
         list(chat.send("One?"))
         session, fresh = chat.session, chat.given_reply()
-    with closing(make_chat(store, tmp_path, chatml_model, backend)) as chat:
+    with closing(make_chat(store, tmp_path, path, backend, format="embedded")) as chat:
         chat.switch_session(session)
         assert chat.given_reply() == fresh
         least_certain = LeastCertain(fresh)
         for event in chat.inspect(fresh, 1):
             least_certain.emit(event)
-    assert bytes(fresh.tokens).decode() == f"{THOUGHT}{BRIDGE} 42. So."
+    assert bytes(fresh.tokens).decode() == f"{THOUGHT}{ENDING}42. So."
     positions = {each.position for each in least_certain.tokens(str)}
     assert positions
-    assert not positions & set(range(len(THOUGHT), len(THOUGHT) + len(BRIDGE)))
+    assert not positions & set(range(len(THOUGHT), len(THOUGHT) + len(ENDING)))
 
 
 def test_chat_on_a_server_cannot_inspect_replies(store: Store, tmp_path: Path, chatml_model: Path) -> None:
@@ -277,7 +283,7 @@ def test_ask_adds_the_least_certain_tokens_to_json(chatml_model: Path, tmp_path:
 
 def test_ask_inspects_the_winner_of_a_vote(chatml_model: Path, tmp_path: Path) -> None:
     script = {"rows": {}, "seeds": ["The answer is 1.", "The answer is 22.", "The answer is 22."]}
-    options = ("--votes", "3", "--no-early-stop", "--seed", "0", "--json", "--top-logprobs", "1")
+    options = ("--votes", "3", "--seed", "0", "--json", "--top-logprobs", "1")
     answer = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, *options).object
     assert answer["final_answer"] == "22"
     assert {each["token"] for each in answer["least_certain"]} <= set(answer["text"])

@@ -86,7 +86,6 @@ def test_reply_object_has_all_keys() -> None:
         "final_answer": "4",
         "extracted": None,
         "finish_reason": "stop",
-        "concluded_at": None,
         "thought_closed_at": None,
         "prompt_tokens": 20,
         "cached_tokens": 4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import dumps, loads
 from typing import Any
@@ -10,37 +11,32 @@ from typing import Any
 import pytest
 from asking import collect_replies, running_engine
 from command_line import Finished
-from concluding import speaker
-from model_servers import ModelServer
-from remote_engines import connected, local_replies, replies_of, request_of, serving, serving_kind, summaries
 from scripted_backend import END, ScriptedBackend, tokens
-from scripted_cluster import Nodes, clustered
 from scripted_command import batch_here, run_here
-from server_kinds import LlamaServer, VllmServer
 from templates import TEMPLATES
+from thinkers import ENDING, LIMIT, budget, reply_around, speaker
 from tiny_models import CHATML_TEMPLATE, write_chatml
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.control import MIN_TOKENS, Force, LoopCheck
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.engine.sentences import SENTENCE_TOKENS
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.format import ThoughtMarkup
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.thinking import HARMONY_FINAL, THOUGHTS
 from cerebrum_cli.inference.format_choice import format_builder
 from cerebrum_cli.inference.reply import ReplyCollector
+from cerebrum_cli.inference.reply_controls import SENTENCE_TOKENS, plan_endings
 from cerebrum_cli.inference.responder import Responder
-from cerebrum_cli.inference.thought_budget import ThoughtBudget, plan_endings
 
 SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}", 1)
 IN_PROMPT = CHATML_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}").replace(
     "assistant\n' }}", "assistant\n<think>\n' }}"
 )
-LIMIT = 10
-ENDING = "\n</think>\n\n"
 THOUGHT = "<think>\nLet me see. "
+ENDED = reply_around("<think>\nI can see {seed}.", ENDING, "It is {seed}. So there.")
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +53,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         name: write_chatml(folder / f"{number}.gguf", chat_template=template)
         for number, (name, template) in enumerate(templates.items())
     }
-
-
-def reply_around(thought: str, forced: str, answer: str) -> str:
-    """A scripted reply in which the forced text takes the place of as many tokens, before the answer."""
-    return thought + "x" * len(forced) + answer
 
 
 def ask(model: Path, home: Path, reply: str, think: str | int, *options: str | Path) -> Finished:
@@ -158,19 +149,19 @@ def test_ask_refuses_to_limit_thought_within_a_grammar(models: dict[str, Path], 
 
 def test_vote_limits_the_thought_of_each_sample(models: dict[str, Path], tmp_path: Path) -> None:
     seeds = [reply_around(THOUGHT.rstrip(), ENDING, "The answer is 42."), "<think>Hm.</think>The answer is 42."]
-    options = ("--votes", "2", "--no-early-stop", "--seed", "0", "--json", "--think", str(LIMIT))
+    options = ("--votes", "2", "--seed", "0", "--json", "--think", str(LIMIT))
     answer = run_here({"rows": {}, "seeds": seeds}, tmp_path, "ask", "Why?", "-m", models["none"], *options).object
     assert [chain["final_answer"] for chain in answer["votes"]["chains"]] == ["42", "42"]
     assert answer["thought_closed_at"] == len(THOUGHT.rstrip())
 
 
 def test_batch_rows_state_where_a_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"prompt": "one", "think": LIMIT, "conclude": 500}, {"prompt": "two"}]
+    rows: list[dict[str, Any]] = [{"prompt": "one", "think": LIMIT}, {"prompt": "two"}]
     script = {"rows": {"two": "Two."}, "seeds": [reply_around(THOUGHT.rstrip(), ENDING, "Yes.")]}
     done, [one, two] = batch_here(script, tmp_path, models["none"], *rows)
     assert done.code == 0, done.err
     assert (one["thought_closed_at"], one["text"]) == (len(THOUGHT.rstrip()), "Yes.")
-    assert list(one)[-2:] == ["concluded_at", "thought_closed_at"] and "thought_closed_at" not in two
+    assert list(one)[-1] == "thought_closed_at" and "thought_closed_at" not in two
 
 
 def test_eval_samples_state_where_a_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
@@ -215,61 +206,59 @@ def test_thought_has_planned_endings_only(thought: ThoughtMarkup, chatml: LlamaB
     assert all(thought.ending(body + "\n" * breaks) in endings for body in (thought.open, "a") for breaks in range(4))
 
 
-# Servers and nodes.
-
-
-def budget(limit: int = LIMIT) -> ThoughtBudget:
-    """A budget for tokens that are bytes."""
-    return ThoughtBudget(limit, THOUGHTS, plan_endings(ScriptedBackend(lambda held, seed: 0), THOUGHTS))
-
-
-REPLIES = {
-    "ended": reply_around("<think>\nI can see {seed}.", ENDING, "It is {seed}. So there."),
-    "short": "<think>Hm.</think>It is {seed}. That was easy, and it needed no long thought.",
-    "no thought": "It is {seed}. That was easy, and it needed no long thought at all, as you can see.",
-    "long sentence": reply_around("<think>" + "and so on " * 3, ENDING, "It is {seed}."),
-}
-every_reply = pytest.mark.parametrize("name", REPLIES)
-
-
-@every_reply
-@pytest.mark.parametrize(("kind", "stream"), [(LlamaServer, False), (LlamaServer, True), (VllmServer, True)])
-@pytest.mark.parametrize("limit", [0, LIMIT])
-def test_remote_thought_is_ended_as_here(kind: type[ModelServer], name: str, stream: bool, limit: int) -> None:
-    model = speaker(lambda seed: REPLIES[name].format(seed=seed))
-    options: dict[str, Any] = {"max_tokens": None, "temperature": 1.0, "seed": 3, "controls": (budget(limit),)}
-    request = request_of("go", stream=stream, **({} if stream else {"n": 3, "max_n": 3}), **options)
-    with serving_kind(kind, model, context_size=300) as servers, connected(*servers) as engine:
-        assert summaries(replies_of(engine, request)) == summaries(local_replies(model, request, context_size=300))
-
-
-@every_reply
-def test_cluster_thought_is_ended_as_here(name: str) -> None:
-    model = speaker(lambda seed: REPLIES[name].format(seed=seed))
-    request = request_of("go", n=3, max_n=3, seed=3, max_tokens=None, temperature=1.0, controls=(budget(),))
-    nodes = Nodes(model, context_size=300)
-    with clustered(nodes, nodes.actor(), nodes.actor()) as engine:
-        list(engine.load())
-        assert summaries(replies_of(engine, request)) == summaries(local_replies(model, request, context_size=300))
-
-
-def test_remote_thought_that_is_off_asks_for_few_tokens() -> None:
-    model = speaker(lambda seed: reply_around("<think>", "\n" + ENDING, "It is {seed}. So there.") + "x" * 200)
-    request = request_of("go", seed=3, max_tokens=None, temperature=1.0, controls=(budget(0),))
-    with serving(model, context_size=300) as [server], connected(server) as engine:
-        replies_of(engine, request)
-        first, second = (asked.body["n_predict"] for asked in server.completions())
-    assert 0 < first <= 2 * SENTENCE_TOKENS < second
+# The engine.
 
 
 def test_engine_ends_the_thought_of_each_sample() -> None:
-    backend = ScriptedBackend(speaker(lambda seed: REPLIES["ended"].format(seed=seed)), slots=3, context_size=400)
+    backend = ScriptedBackend(speaker(lambda seed: ENDED.format(seed=seed)), slots=3, context_size=400)
     request = Request(tokens("go"), SamplingParams(seed=7), n=3, controls=(loads(dumps(budget())),))
     with running_engine(backend) as engine:
         replies = list(collect_replies(engine.generate([request])).values())
     assert [reply.text for reply in replies] == [
         f"<think>\nI can see {n}.{ENDING}It is {n}. So there." for n in (7, 8, 9)
     ]
+    assert all(reply.finish and reply.finish.completion_tokens == len(reply.ids) for reply in replies)
+
+
+@pytest.mark.parametrize(("limit", "context", "reason"), [(26, 400, "length"), (None, 28, "context")])
+def test_engine_truncates_forced_tokens_at_the_limits(limit: int | None, context: int, reason: str) -> None:
+    backend = ScriptedBackend(speaker(lambda seed: ENDED.format(seed=seed)), context_size=context)
+    request = Request(tokens("go"), SamplingParams(seed=7, max_tokens=limit), controls=(budget(),))
+    with running_engine(backend) as engine:
+        [reply] = collect_replies(engine.generate([request])).values()
+    assert (reply.reason, reply.text) == (reason, "<think>\nI can see 7.\n</thi")
+
+
+def test_engine_counts_the_thought_of_a_prefix() -> None:
+    factory = replace(budget(), prefix_text="<think>" + "and so " * 9, prefix_length=70)
+    request = Request(tokens("go"), SamplingParams(seed=7), controls=(factory,))
+    with running_engine(ScriptedBackend(speaker(lambda seed: "I see. " * 20), context_size=400)) as engine:
+        [reply] = collect_replies(engine.generate([request])).values()
+    assert "</think>" in reply.text[:12]
+
+
+@dataclass
+class Interrupt:
+    """A control that forces a text once."""
+
+    count: int = 0
+    horizon: int | None = None
+
+    def feed(self, token: int, text: str) -> None:
+        self.count += 1
+
+    def intervene(self) -> Force | None:
+        return Force(tokens("But: ")) if self.count == 5 else None
+
+
+def test_engine_lets_several_controls_intervene() -> None:
+    backend = ScriptedBackend(lambda held, seed: b"ab"[len(held) % 2], context_size=400)
+    with running_engine(backend) as engine:
+        request = Request(tokens("go"), SamplingParams(), controls=(LoopCheck, Interrupt))
+        [reply] = collect_replies(engine.generate([request])).values()
+    assert reply.text == "ababa" + "But: " + "ab" * (MIN_TOKENS // 2)
+    assert reply.reason == "repetition"
+    assert reply.finish and reply.finish.forced[0].at == 5
 
 
 # Answers that the user asks for.

@@ -25,7 +25,7 @@ from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import MajorityVote, run_vote
 
 VOTES_KEYS = ["samples", "winner", "tally", "agreement", "chains"]
-SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason", "concluded_at"]
+SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason"]
 LONG = "".join(f"{chr(97 + n // 10)}{chr(107 + n % 10)}" for n in range(100))  # without a cycle
 
 
@@ -78,7 +78,7 @@ def test_vote_prints_the_winning_sample(runner: VoteRunner) -> None:
 
 
 def test_vote_with_final_and_stats_prints_answer_and_tally(runner: VoteRunner) -> None:
-    done = runner.run("q", "--votes", "5", "--final", "--stats", "--no-early-stop", replies=SPLIT_VOTE)
+    done = runner.run("q", "--votes", "5", "--final", "--stats", replies=SPLIT_VOTE)
     assert (done.code, done.out) == (0, "4\n")
     stats, tally = done.err.splitlines()
     assert "| seed 4 |" in stats
@@ -87,16 +87,16 @@ def test_vote_with_final_and_stats_prints_answer_and_tally(runner: VoteRunner) -
 
 
 def test_vote_json_lists_samples_in_seed_order(runner: VoteRunner) -> None:
-    answer = runner.vote("5", "--no-early-stop", replies=SPLIT_VOTE)
+    answer = runner.vote("5", replies=SPLIT_VOTE)
     votes = answer["votes"]
     assert list(votes) == VOTES_KEYS
     assert [list(sample) for sample in votes["chains"]] == [SAMPLE_KEYS] * 5
     assert [tuple(sample.values()) for sample in votes["chains"]] == [
-        (0, "zz The answer is 4.", "4", "stop", None),
-        (1, "yyyyyyyy The answer is 4.0.", "4.0", "stop", None),
-        (2, "The answer is 5.", "5", "stop", None),
-        (3, "no idea", None, "stop", None),
-        (4, "The answer is 4.", "4", "stop", None),
+        (0, "zz The answer is 4.", "4", "stop"),
+        (1, "yyyyyyyy The answer is 4.0.", "4.0", "stop"),
+        (2, "The answer is 5.", "5", "stop"),
+        (3, "no idea", None, "stop"),
+        (4, "The answer is 4.", "4", "stop"),
     ]
     assert votes["tally"] == [{"answer": "4", "count": 3}, {"answer": "5", "count": 1}]
     assert (votes["samples"], votes["winner"], votes["agreement"]) == (5, "4", 0.6)
@@ -151,7 +151,7 @@ def test_vote_counts_a_failed_sample_as_one_without_an_answer(
 
     monkeypatch.setattr(ScriptedSampler, "sample", rejecting)
     failing = {0, 2}
-    done = runner.run("q", "--votes", "4", "--no-early-stop", replies=[reply(5), reply(4), reply(5), reply(4)])
+    done = runner.run("q", "--votes", "4", replies=[reply(5), reply(4), reply(5), reply(4)])
     assert (done.code, done.out) == (0, reply(4) + "\n")
     assert done.err == "note: 2 of 4 samples failed: no token is allowed\n      check the grammar\n"
     failing = {0, 1, 2, 3}
@@ -181,14 +181,11 @@ def test_vote_stops_samples_that_cannot_change_the_outcome(runner: VoteRunner) -
     assert [sample["seed"] for sample in early["votes"]["chains"]] == [0, 1, 2]
     assert (early["votes"]["samples"], early["votes"]["agreement"], early["final_answer"]) == (3, 1.0, "4")
     assert steps < 60  # running samples are not completed
-    late = runner.vote("5", "--no-early-stop", replies=replies)
-    assert (late["votes"]["samples"], late["votes"]["agreement"], late["final_answer"]) == (5, 0.6, "4")
-    assert len(runner.backend.steps) > 200
 
 
 def test_vote_evaluates_the_prompt_once(runner: VoteRunner) -> None:
     prompt = "q" * 300
-    runner.run(prompt, "--votes", "8", "--no-early-stop", replies=[reply(4)])
+    runner.run(prompt, "--votes", "8", replies=[reply(4)])
     assert runner.backend.evaluated < 300 + 100 + 8 * len(reply(4))
     assert runner.backend.slots == 8
 
@@ -210,14 +207,10 @@ def test_adaptive_vote_stops_when_the_lead_is_sure(runner: VoteRunner, replies: 
     assert done.code == (5 if replies == ["no idea"] else 0)
 
 
-def test_adaptive_vote_without_early_stop_samples_all(runner: VoteRunner) -> None:
-    assert runner.vote("auto:2..5", "--no-early-stop", replies=[reply(4)])["votes"]["samples"] == 5
-
-
-def test_vote_without_early_stop_adds_nothing_at_its_end(runner: VoteRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vote_of_all_samples_adds_nothing_at_its_end(runner: VoteRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     added: list[int] = []
     monkeypatch.setattr(ReplyStream, "add_samples", lambda _, __, count: added.append(count))
-    assert runner.vote("3", "--no-early-stop", replies=[reply(4)])["votes"]["samples"] == 3
+    assert runner.vote("3", replies=[reply(4), reply(5), reply(4)])["votes"]["samples"] == 3
     assert added == []  # the engine may have forgotten the request
 
 
@@ -315,7 +308,7 @@ def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
 def test_batch_samples_have_distinct_seeds(runner: VoteRunner) -> None:
     (runner.home / "in.txt").write_text("same\n" * 3)
     replies = [reply(4)]
-    arguments = (runner.home / "in.txt", "-o", "-", "--votes", "2", "--no-early-stop")
+    arguments = (runner.home / "in.txt", "-o", "-", "--votes", "2")
     done = runner.run(*arguments, replies=replies, command="batch")
     seeds = [[sample["seed"] for sample in json.loads(line)["votes"]["chains"]] for line in done.out.splitlines()]
     assert seeds == [[0, 1], [2, 3], [4, 5]]
@@ -399,7 +392,7 @@ def test_real_model_vote_uses_consecutive_seeds(tmp_path: Path, mistral_model: P
     grammar = tmp_path / "answers.gbnf"
     grammar.write_text('root ::= "so " [a-z] " the answer is " [1-3] "."\n')
     command = ("ask", "-m", mistral_model, "--format", "cerebrum", "--votes", "6", "--grammar", grammar, "--seed", "5")
-    answer = CommandLine(tmp_path).run(*command, "--json", "--no-early-stop", "hi").object
+    answer = CommandLine(tmp_path).run(*command, "--json", "hi").object
     votes = answer["votes"]
     assert [sample["seed"] for sample in votes["chains"]] == [5, 6, 7, 8, 9, 10]
     assert len({sample["text"] for sample in votes["chains"]}) > 1

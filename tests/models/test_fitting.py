@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cerebrum_cli.engine.memory import DEFAULT_CONTEXT, HEADROOM, Device
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
+from cerebrum_cli.models.catalogue import load_catalogue
 from cerebrum_cli.models.fit import (
     COMFORTABLE_FRACTION,
     PREFERRED_QUANTIZATION,
@@ -22,7 +23,6 @@ from cerebrum_cli.models.fit import (
     fit_memory,
     planned_context,
 )
-from cerebrum_cli.models.rows import load_catalogue
 
 GIB, GB = 2**30, 10**9
 KV = uniform_sizes(0, 32, 65_536)  # of Mistral-7B: 131,072 bytes per token
@@ -82,7 +82,6 @@ def test_fit_needed_memory_sums_weights_cache_and_headroom() -> None:
     ("asked", "trained", "context"),
     [
         (None, None, 8192),
-        (None, 32768, 8192),
         (None, 2048, 2048),
         (512, 2048, 512),
         (100_000, 2048, 100_000),
@@ -102,7 +101,6 @@ def test_fit_planned_context_is_requested_or_default(asked: int | None, trained:
         (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB - HEADROOM, "tight"),
         (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB - HEADROOM + 1, "too big"),
         (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 10 * GB - HEADROOM, "fits"),
-        (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 10 * GB, "fits"),
         (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 12 * GB, "too big"),
         (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 15 * GB, "fits"),
         (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 17 * GB, "tight"),
@@ -128,13 +126,10 @@ def test_fit_usable_memory_is_of_the_host_and_of_gpus_with_their_own() -> None:
     ("here", "quantization"),
     [
         (machine(15 * GIB // 2), "Q4_K_M"),  # what is told of 8 GB
-        (machine(8 * GIB), "Q4_K_M"),
         (machine(16 * GIB), "Q4_K_M"),
-        (machine(24 * GIB), "Q4_K_M"),
         (machine(32 * GIB), "Q6_K"),
         (machine(64 * GIB), "Q8_0"),
         (machine(8 * GIB, 12 * GB), "Q8_0"),
-        (machine(16 * GIB, 12 * GB), "Q8_0"),
         (machine(16 * GIB, 24 * GB), "Q8_0"),
         (machine(16 * GIB, 8 * GB), "Q6_K"),
         (machine(16 * GIB, 2 * GB), "Q4_K_M"),
@@ -182,7 +177,6 @@ def test_fit_recommends_large_models_by_memory(here: Capacity, quantization: str
     ("here", "sizes", "quantization"),
     [
         (machine(16 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),
-        (machine(8 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),
         (machine(64 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q8_0"),  # comfortable
         (machine(16 * GIB), {"Q2_K": 2.7, "IQ4_XS": 3.9, "Q4_0": 4.1, "Q8_0": 11.3}, "Q4_0"),
         (machine(16 * GIB), {"Q3_K_M": 3.5, "Q5_K_M": 5.1, "Q8_0": 7.7}, "Q3_K_M"),  # more must be comfortable

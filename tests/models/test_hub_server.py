@@ -13,7 +13,6 @@ import select
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from hub_exchange import Fault, Refusal, Step
+from hub_exchange import Fault, Step
 from hub_server import SERVER_ERROR, HubServer
 
 pytestmark = pytest.mark.slow
@@ -119,22 +118,6 @@ def test_hub_model_info_has_sizes_and_digests(hub: HubServer, client: Client) ->
     }
 
 
-def test_hub_lists_a_tree_in_pages(hub: HubServer, client: Client) -> None:
-    hub.page_size = 2
-    tree = client.ask("list_repo_tree", repo_id="owner/model", recursive=True)
-    assert [row["path"] for row in tree] == [
-        "README.md",
-        "model.gguf",
-        "more",
-        "more/parts",
-        "more/parts/model-2.gguf",
-    ]
-    assert tree[4]["size"] == 1000
-    assert tree[4]["lfs"]["sha256"] == hashlib.sha256(MODEL[:1000]).hexdigest()
-    assert "tree_id" in tree[3]
-    assert len(hub.log.requests("api")) == 3
-
-
 def test_hf_download_stores_the_file_in_the_cache(hub: HubServer, client: Client) -> None:
     path = Path(client.ask("hf_hub_download", repo_id="owner/model", filename="more/parts/model-2.gguf"))
     commit = hub.repositories["owner/model"].branches["main"].hash
@@ -199,54 +182,12 @@ def test_hub_rejects_a_range_beyond_the_end(hub: HubServer) -> None:
     assert (response.status, response.headers["Content-Range"]) == (416, "bytes */1048576")
 
 
-def test_hub_if_range_of_another_file_sends_all(hub: HubServer) -> None:
-    response, body = fetch(on_the_cdn(hub), **{"Range": "bytes=1000-", "If-Range": '"another"'})
-    assert (response.status, len(body)) == (200, len(MODEL))
-
-
 def test_hub_fault_occurs_the_given_number_of_times(hub: HubServer) -> None:
     page = f"{hub.url}/api/models/owner/model"
     armed = hub.arm(Fault(part="api", times=2, let_through=1, method="GET", refusal=SERVER_ERROR))
     assert [fetch(page, method="HEAD")[0].status for _ in range(2)] == [200, 200]
     assert [fetch(page)[0].status for _ in range(4)] == [200, 500, 500, 200]
     assert armed.struck == 2
-
-
-def test_hub_fault_without_a_count_lasts_until_disarmed(hub: HubServer) -> None:
-    page = f"{hub.url}/api/models/owner/model"
-    armed = hub.arm(Fault(part="api", times=None, refusal=Refusal(403, "Not you.")))
-    assert [fetch(page)[0].status for _ in range(3)] == [403, 403, 403]
-    armed.disarm()
-    assert fetch(page)[0].status == 200
-
-
-@pytest.mark.parametrize(("after", "sent"), [("request", 0), (0, 0), (700_000, 700_000)])
-def test_hub_response_hangs_until_released(hub: HubServer, after: Any, sent: int) -> None:
-    place = on_the_cdn(hub)
-    armed = hub.arm(Fault(part="cdn", hang_after=after))
-    bodies: list[bytes] = []
-    reading = threading.Thread(target=lambda: bodies.append(fetch(place)[1]))
-    reading.start()
-    request = hub.log.wait_for(lambda request: request.part == "cdn" and request.sent == sent)
-    time.sleep(0.1)
-    assert request == hub.log.requests("cdn")[0] or after == 0
-    assert bodies == []
-    armed.release()
-    reading.join()
-    assert bodies == [MODEL]
-
-
-def test_hub_fault_closes_the_connection(hub: HubServer) -> None:
-    hub.arm(Fault(part="api", cut_after="request"))
-    with pytest.raises(http.client.RemoteDisconnected):
-        fetch(f"{hub.url}/api/models/owner/model")
-
-
-def test_hub_fault_resets_the_connection(hub: HubServer) -> None:
-    place = on_the_cdn(hub)
-    hub.arm(Fault(part="cdn", cut_after=10, reset=True))
-    with pytest.raises(ConnectionResetError):
-        fetch(place)
 
 
 @pytest.mark.parametrize(

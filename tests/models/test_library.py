@@ -31,22 +31,26 @@ quantizations = {Q4_K_M = 1000}
 [models.packed.package]
 requirement = "packed==1"
 member = "packed/Packed.Q4_1.gguf"
-sha256 = "DIGEST"
-size = SIZE
+sha256 = "%s"
+size = 10
 download_size = 10
 
 [models.unpublished]
 system = "Unpublished-9"
 notes = "Merge it yourself."
-"""
+""" % ("0" * 64)
 
 
 @pytest.fixture
-def library(tmp_path: Path, chatml_model: Path) -> Library:
-    """Return an empty library whose catalogue knows three models; one is the tiny model, as a package ships it."""
-    content = chatml_model.read_bytes()
-    catalogue = CATALOGUE.replace("DIGEST", hashlib.sha256(content).hexdigest()).replace("SIZE", str(len(content)))
-    return open_library(tmp_path, catalogue)
+def library(tmp_path: Path) -> Library:
+    """Return an empty library whose catalogue knows three models; a package ships one."""
+    return open_library(tmp_path, CATALOGUE)
+
+
+@pytest.fixture
+def packed(tmp_path: Path, chatml_model: Path) -> Path:
+    """Return a model file that has the name of one in a package."""
+    return Path(shutil.copy(chatml_model, tmp_path / "Packed.Q4_1.gguf"))
 
 
 @pytest.fixture
@@ -163,8 +167,9 @@ def test_library_keeps_the_name_of_a_link(library: Library, other: Path, tmp_pat
     assert model.spec.name == "thinker"
 
 
-def test_library_recognizes_a_package_by_digest(library: Library, chatml_model: Path) -> None:
-    assert pulled(library, str(chatml_model)).name == "packed"
+def test_library_recognizes_the_file_of_a_package(library: Library, packed: Path) -> None:
+    assert pulled(library, str(packed)).name == "Packed.Q4_1"
+    assert library.resolve("packed").path == packed
     assert next(library_row for library_row in catalogue_rows(library, None) if library_row["name"] == "packed")["here"]
 
 
@@ -315,19 +320,19 @@ def test_library_digest_of_a_file_that_changes_is_not_stored(library: Library, o
         assert library.digest(library.resolve(str(model.path)), silent).sha256 == digest
 
 
-def test_listing_describes_a_model_by_file_and_catalogue(library: Library, chatml_model: Path) -> None:
-    pulled(library, str(chatml_model))
+def test_listing_describes_a_model_by_file_and_catalogue(library: Library, packed: Path) -> None:
+    pulled(library, str(packed))
     description = describe(library, library.resolve("packed"), silent)
-    size = chatml_model.stat().st_size
+    size = packed.stat().st_size
     expected = {
-        "name": "packed",
-        "path": str(chatml_model),
+        "name": "Packed.Q4_1",
+        "path": str(packed),
         "size": size,
         "format": "embedded",
         "context_size": 2048,
-        "sha256": hashlib.sha256(chatml_model.read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(packed.read_bytes()).hexdigest(),
         "default": True,
     }
     assert {key: description[key] for key in expected} == expected
     [row] = rows(library)
-    assert (row["name"], row["size"], row["format"], row["error"]) == ("packed", size, "embedded", None)
+    assert (row["name"], row["size"], row["format"], row["error"]) == ("Packed.Q4_1", size, "embedded", None)

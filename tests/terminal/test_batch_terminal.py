@@ -192,7 +192,7 @@ def test_batch_ctrl_c_during_loading_leaves_no_files(start: OpenTerminal, tmp_pa
 
 
 def test_vote_shows_its_tally_and_then_the_winning_sample(start: OpenTerminal) -> None:
-    person = start({"seeds": SAMPLES, "pause": 0.002}, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
+    person = start({"seeds": SAMPLES, "pause": 0.002}, "ask", "q", "--votes", "5", "--seed", "0")
     person.wait_for("no answer yet (0 of ")
     person.wait_for("日本語の答え x1 (1 of ")
     person.wait_for("日本語の答え x2 · 5 x1 (3 of ")
@@ -206,7 +206,7 @@ def test_vote_shows_its_tally_and_then_the_winning_sample(start: OpenTerminal) -
 
 def test_vote_tally_fits_one_line_of_a_narrow_window(start: OpenTerminal) -> None:
     script = {"seeds": SAMPLES, "pause": 0.001}
-    person = start(script, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0", size=(20, 8))
+    person = start(script, "ask", "q", "--votes", "5", "--seed", "0", size=(20, 8))
     person.wait_for("日本語の答え x2")
     assert len(person.screen.lines) == 1
     drawn = re.findall(r"\r\x1b\[K([^\r\n\x1b]+)", person.output)
@@ -216,7 +216,7 @@ def test_vote_tally_fits_one_line_of_a_narrow_window(start: OpenTerminal) -> Non
 
 
 def test_vote_draws_nothing_for_a_screen_reader(start: OpenTerminal) -> None:
-    arguments = ("ask", "q", "--votes", "3", "--final", "--seed", "0", "--no-early-stop")
+    arguments = ("ask", "q", "--votes", "3", "--final", "--seed", "0")
     person = start({"seeds": SAMPLES, "load": 0.1, "pause": 0.0}, *arguments, ACCESSIBLE="1")
     assert person.end() == 0
     assert person.output == "日本語の答え\r\n日本語の答え: 2 of 3 votes (67%); runner-up 5: 1\r\n"
@@ -224,7 +224,7 @@ def test_vote_draws_nothing_for_a_screen_reader(start: OpenTerminal) -> None:
 
 def test_vote_ctrl_c_shows_the_leading_answer(start: OpenTerminal) -> None:
     script = {"seeds": [SAMPLES[0], *["y" * 2000] * 4], "pause": 0.0025}
-    person = start(script, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
+    person = start(script, "ask", "q", "--votes", "5", "--seed", "0")
     person.wait_for("日本語の答え x1 (1 of ")
     person.type("\x03")
     assert person.end() == 130

@@ -22,11 +22,10 @@ from cerebrum_cli.core.events import EvalProgress
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.trials import Bench, Closeness, TrialError
-from cerebrum_cli.eval.divergence import measure_divergence
 from cerebrum_cli.eval.estimates import interval_of, majorities, mean
-from cerebrum_cli.eval.report import Report, group_by_question, report_object, summarize, votes_of
-from cerebrum_cli.eval.sample import SKIPPED, Sample
-from cerebrum_cli.eval.score import RunningScore
+from cerebrum_cli.eval.questions import SKIPPED, Sample
+from cerebrum_cli.eval.report import Report, RunningScore, group_by_question, report_object, summarize, votes_of
+from cerebrum_cli.eval.runs import measure_divergence
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.terminal.plot import plot_report
 from cerebrum_cli.terminal.reports import shown_numbers
@@ -164,12 +163,12 @@ def test_report_shows_powers_of_two_of_many_votes() -> None:
 
 def test_score_counts_questions_with_all_their_samples() -> None:
     score = RunningScore(questions=3, samples=2)
-    assert (score.accuracy, score.interval, score.no_answer, score.cut_off) == (None, None, 0.0, 0.0)
+    assert score.event == EvalProgress(0, 6, 0, 3, None, None, 0.0, 0.0, 0)
     for id, number, answer in ((1, 1, "7"), (2, 0, "7"), (2, 1, "8")):
         score.add(sample(id, number, answer))
-    assert (score.done, score.total, score.questions, score.accuracy) == (3, 6, 1, 0.5)
+    assert (score.done, score.event.total, score.questions, score.event.accuracy) == (3, 6, 1, 0.5)
     score.add(sample(1, 0, "7"))
-    assert (score.questions, score.accuracy, score.interval) == (2, 0.75, interval_of([0.5, 1.0]))
+    assert (score.questions, score.event.accuracy, score.event.interval) == (2, 0.75, interval_of([0.5, 1.0]))
     assert score.event == EvalProgress(4, 6, 2, 3, 0.75, interval_of([0.5, 1.0]), 0.0, 0.0, 0)
 
 
@@ -177,10 +176,10 @@ def test_score_shares_excludes_skipped_samples() -> None:
     score = RunningScore(questions=5, samples=1)
     for each in (sample(1, 0, "7"), sample(2, 0, None), sample(3, 0, None, "length"), sample(4, 0, None, SKIPPED)):
         score.add(each)
-    assert (score.done, score.skipped, score.questions, score.accuracy) == (4, 1, 4, 1 / 3)
-    assert (score.no_answer, score.cut_off) == (1 / 3, 1 / 3)
+    assert (score.done, score.skipped, score.questions, score.event.accuracy) == (4, 1, 4, 1 / 3)
+    assert (score.event.no_answer, score.event.cut_off) == (1 / 3, 1 / 3)
     score.add(replace(sample(5, 0, None), correct=True))  # marked by its text
-    assert score.no_answer == 1 / 4
+    assert score.event.no_answer == 1 / 4
 
 
 def test_score_in_progress_is_that_of_all_its_questions() -> None:
@@ -192,9 +191,9 @@ def test_score_in_progress_is_that_of_all_its_questions() -> None:
             score.add(replace(sample(id, number, "7" if is_correct else "8"), cluster=cluster))
         scores.append(mean(marks))
         clusters.append(cluster or f"question {id}")
-        assert score.interval == pytest.approx(interval_of(scores, clusters))
+        assert score.event.interval == pytest.approx(interval_of(scores, clusters))
         assert score.questions == id + 1
-        assert score.accuracy == pytest.approx(mean(scores))
+        assert score.event.accuracy == pytest.approx(mean(scores))
 
 
 def test_score_takes_no_longer_with_more_questions() -> None:
@@ -209,7 +208,7 @@ def test_score_tells_clusters_from_questions_of_one_name() -> None:
     score = RunningScore(questions=3, samples=1)
     for id, cluster, answer in (("a", None, "7"), ("b", "a", "7"), ("c", "a", "8")):
         score.add(replace(sample(id, 0, answer), cluster=cluster))
-    assert score.interval == interval_of([1.0, 1.0, 0.0], ["question a", "cluster", "cluster"])
+    assert score.event.interval == interval_of([1.0, 1.0, 0.0], ["question a", "cluster", "cluster"])
 
 
 # The picture.

@@ -556,7 +556,7 @@ def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> 
     assert shown == {key: value for key, value in done.object.items() if key not in ("model", "file", "tried")}
 
 
-def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner) -> None:
+def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     done = runner.run("tune", runner.model, "--threads", "1")
     assert done.code == 0
     rows = [line.split("  ") for line in done.out.splitlines()]
@@ -565,7 +565,7 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner) -> None:
         "chat",
         "ask",
         "batch",
-        "no drafts",
+        "speculative decoding: off",
     ]
     ask = [cell.strip() for cell in rows[2] if cell.strip()]
     assert ask == ["ask", "1.21 x", "not repacked", "45.0", "7.2", "2.0 s", "1 kB", "100.0%"]
@@ -590,7 +590,8 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner) -> None:
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
     quiet = runner.run("tune", runner.model, "--threads", "1", "--quiet")
     assert quiet == Finished(0, done.out, "")
-    assert done.out in runner.run("show", runner.model, "--threads", "1").out
+    monkeypatch.setenv("CEREBRUM_THREADS", "1")
+    assert done.out in runner.run("show", runner.model).out
 
 
 def test_tune_reports_changes_from_the_previous_profile(runner: CommandRunner) -> None:
@@ -631,7 +632,8 @@ def test_tune_on_a_busy_machine_saves_drafts_without_an_older_profile(runner: Co
     runner.speed_model, runner.disturbed_jobs, runner.row_cost = SpeedModel(), 1, 0.25
     done = runner.run("tune", runner.model)
     assert done.code == 0
-    assert done.err.splitlines()[-1].endswith(": no settings proved faster than the defaults; ask and chat use drafts")
+    reason = "no settings proved faster than the defaults"
+    assert done.err.splitlines()[-1].endswith(f": {reason}; ask and chat use speculative decoding")
     assert len(list(runner.profiles.glob("*.json"))) == 1
 
 
@@ -650,8 +652,8 @@ def test_tune_saves_default_settings_only_with_drafts_that_pay(runner: CommandRu
         runner.row_cost = row_cost
         done = runner.run("tune", runner.model)
         assert done.code == 0
-        last = "drafts: verifying 2 tokens takes as long as generating 0.5" if saved else "no drafts"
-        assert done.out.splitlines()[-1] == last
+        costs = "verifying 2 tokens takes as long as generating 0.5" if saved else "off"
+        assert done.out.splitlines()[-1] == f"speculative decoding: {costs}"
         assert (runner.run("show", runner.model, "--json").object["profile"] is not None) == saved
         assert [*runner.benches[-1].stepped] == [Tuning(repack=True)] * (row_cost is not None), "once for both uses"
 
@@ -732,11 +734,11 @@ def test_tune_shows_progress_and_a_table_on_a_terminal(runner: CommandRunner, mo
     runner.row_cost = 0.5
     runtime = runner.runtime(streams=Streams(shown, shown, None, True, True, True))
     assert run(["tune", str(runner.model)], runtime) == 0
-    assert "steps with drafts" in shown.getvalue()
+    assert "steps with drafted tokens" in shown.getvalue()
     screen = Screen(100, 60)
     screen.feed(shown.getvalue().replace("\n", "\r\n").encode())
     assert any(line.startswith("use ") for line in screen.lines)
-    assert not any("steps with drafts" in line for line in screen.lines)
+    assert not any("steps with drafted tokens" in line for line in screen.lines)
 
 
 def test_tune_runs_only_once_at_a_time(runner: CommandRunner) -> None:
@@ -774,8 +776,8 @@ def test_tune_reports_a_profile_that_cannot_be_saved(runner: CommandRunner) -> N
     done = runner.run("tune", runner.model, "--json")
     assert (done.code, done.out) == (1, "")
     problem, hint = done.err.splitlines()
-    assert problem == f"error: cannot save the profile: {runner.profiles}: File exists"
-    assert "check its permissions and free space" in hint
+    assert problem == f"error: {runner.profiles}: File exists"
+    assert hint == " hint: check its permissions"
     assert runner.load_options("ask", "hello").n_threads is None
 
 

@@ -11,7 +11,7 @@ from cerebrum_cli.cli.options import DoctorOptions
 from cerebrum_cli.cli.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
 
-SETTINGS = SettingKeys(("model", "threads"), {"model": "Model to check [default: the default model]"})
+SETTINGS = SettingKeys(("model",), {"model": "Model to check [default: the default model]"})
 
 
 @composed

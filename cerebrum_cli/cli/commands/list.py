@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from cerebrum_cli.cli.context import runtime_of
 from cerebrum_cli.cli.options import ListOptions
-from cerebrum_cli.cli.signature import ESTIMATE_HELP, SettingKeys, composed
-from cerebrum_cli.core.settings import Layer
+from cerebrum_cli.cli.signature import composed
 
 
 @composed
-def list_models(
-    context: typer.Context, given: Annotated[Layer, SettingKeys(("ctx",), ESTIMATE_HELP)], options: ListOptions
-) -> None:
+def list_models(context: typer.Context, options: ListOptions) -> None:
     """Includes models that other tools have put into the Hugging Face cache. The network is not used."""
     from cerebrum_cli.cli import listing
 
-    listing.list_models(runtime_of(context), given, options)
+    listing.list_models(runtime_of(context), options)

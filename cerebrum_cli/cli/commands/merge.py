@@ -8,8 +8,7 @@ import typer
 
 from cerebrum_cli.cli.context import runtime_of
 from cerebrum_cli.cli.options import MergeCommandOptions
-from cerebrum_cli.cli.signature import ESTIMATE_HELP, SettingKeys, composed
-from cerebrum_cli.core.settings import Layer
+from cerebrum_cli.cli.signature import composed
 
 
 @composed
@@ -21,7 +20,6 @@ def merge(
             metavar="RECIPE", help="A mergekit recipe in YAML, or a catalog model that is built by merging."
         ),
     ],
-    given: Annotated[Layer, SettingKeys(("ctx",), ESTIMATE_HELP)],
     options: MergeCommandOptions,
 ) -> None:
     """Stacks layers, copied byte for byte, or combines the weights of several models. No full-precision files are
@@ -31,4 +29,4 @@ def merge(
     """
     from cerebrum_cli.cli.merge import merge
 
-    merge(runtime_of(context), recipe, given, options)
+    merge(runtime_of(context), recipe, options)

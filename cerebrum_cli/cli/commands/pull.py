@@ -9,8 +9,7 @@ import typer
 from cerebrum_cli.cli.completion import completing, known_models
 from cerebrum_cli.cli.context import runtime_of
 from cerebrum_cli.cli.options import PullCommandOptions
-from cerebrum_cli.cli.signature import ESTIMATE_HELP, SettingKeys, composed
-from cerebrum_cli.core.settings import Layer
+from cerebrum_cli.cli.signature import composed
 
 
 @composed
@@ -24,7 +23,6 @@ def pull(
             autocompletion=completing(known_models),
         ),
     ],
-    given: Annotated[Layer, SettingKeys(("ctx",), ESTIMATE_HELP)],
     options: PullCommandOptions,
 ) -> None:
     """Models are downloaded from the Hugging Face Hub to the Hugging Face cache. A local file is used in place.
@@ -36,4 +34,4 @@ def pull(
     from cerebrum_cli.cli import models
 
     runtime = runtime_of(context)
-    models.pull(runtime, runtime.library.parse(model), given, options)
+    models.pull(runtime, runtime.library.parse(model), options)

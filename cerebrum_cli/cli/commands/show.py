@@ -9,8 +9,7 @@ import typer
 from cerebrum_cli.cli.completion import completing, stored_models
 from cerebrum_cli.cli.context import runtime_of
 from cerebrum_cli.cli.options import ShowOptions
-from cerebrum_cli.cli.signature import ESTIMATE_HELP, SettingKeys, composed
-from cerebrum_cli.core.settings import Layer
+from cerebrum_cli.cli.signature import composed
 
 
 @composed
@@ -22,7 +21,6 @@ def show(
             metavar="MODEL", help="A model reference, as for `cerebrum pull`.", autocompletion=completing(stored_models)
         ),
     ],
-    given: Annotated[Layer, SettingKeys(("ctx", "threads", "gpu_layers"), ESTIMATE_HELP)],
     options: ShowOptions,
 ) -> None:
     """Also shows its tuning profile, and which quantizations fit this machine.
@@ -32,4 +30,4 @@ def show(
     from cerebrum_cli.cli import listing
 
     runtime = runtime_of(context)
-    listing.show(runtime, runtime.library.parse(model), given, options)
+    listing.show(runtime, runtime.library.parse(model), options)

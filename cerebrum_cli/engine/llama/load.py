@@ -16,7 +16,7 @@ from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.bindings import llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state
 from cerebrum_cli.engine.llama.devices import can_offload, free_memory
-from cerebrum_cli.engine.llama.first_load import require_adapter_loads, require_loads
+from cerebrum_cli.engine.llama.first_load import Trial, require_adapter_loads, require_loads
 from cerebrum_cli.engine.load_options import (
     MAX_VALUES,
     AdapterFile,
@@ -46,15 +46,16 @@ def open_llama(
     stop: StopFlag,
     devices_file: Path | None = None,
     loaded_files: Path | None = None,
+    trial: Trial | None = None,
 ) -> LlamaBackend:
     """Load the model with llama.cpp on this thread; ModelFileError if it rejects the file.
 
     The GPUs found are cached in `devices_file`, for commands that do not load llama.cpp. A file that is not yet in
-    `loaded_files` is first loaded in a child process.
+    `loaded_files` is first loaded in a child process, after a `trial`.
     """
     emit(LoadEvent(0.0))
     if loaded_files:
-        require_loads(options.path, loaded_files, stop, options.vocabulary_only)
+        require_loads(options.path, loaded_files, stop, options.vocabulary_only, trial)
         for path, _ in () if options.vocabulary_only else options.adapters:
             require_adapter_loads(Path(path), options.path, loaded_files, stop)
     free = free_memory()

@@ -112,12 +112,12 @@ class ServerKind(Protocol):
 
 def origin(record: Mapping[str, str]) -> str:
     """Where the replies of a recorded server come from, in words: not its build, which may be updated."""
-    return f"{record['model']} on {record['kind']}" if "model" in record else record["kind"]
+    return f"{record['model']} on {record['kind']}"
 
 
 def is_same_origin(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """Whether replies of two recorded servers may be mixed; an older record has no model."""
-    return all(before.get(key, now[key]) == now[key] for key in ("kind", "model"))
+    """Whether replies of two recorded servers may be mixed."""
+    return all(before.get(key) == now[key] for key in ("kind", "model"))
 
 
 def file_name(path: str) -> str:

@@ -17,7 +17,7 @@ from cerebrum_cli.engine.remote.kind import Part, ServerInfo, origin, raise_stre
 from cerebrum_cli.engine.remote.replies import RemoteSample
 
 HEALTH = "/health"
-GUESSED = "repetition checks, --conclude and --think use the text, and may be off by a few tokens"
+GUESSED = "repetition checks and --think use the text, and may be off by a few tokens"
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 
 DescribeServer = Callable[[Endpoint, Client], Awaitable[ServerInfo]]

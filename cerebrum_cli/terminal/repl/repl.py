@@ -19,9 +19,9 @@ from cerebrum_cli.inference.voting import MajorityVote
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.progress import StatusLine, result_text
+from cerebrum_cli.terminal.repl.questions import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_table import BARE_EXITS, SlashLine, parse_slash
-from cerebrum_cli.terminal.repl.terminal_io import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, ReasoningSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import context_text
@@ -287,7 +287,7 @@ def chat_notice(reply: Reply, is_interactive: bool, larger_context: str) -> Noti
     reason = reply.finish.reason
     if reason == "cancelled":
         return NoticeEvent("reply interrupted", "/continue resumes it")
-    if reason == "length" and reply.text and is_interactive and reply.concluded_at is None:
+    if reason == "length" and reply.text and is_interactive:
         return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens", "/continue resumes it")
     notice = reply_notice(reply, larger_context)
     return replace(notice, hint=REPETITION_HINT) if notice and reason == "repetition" else notice

@@ -1,0 +1,116 @@
+"""Questions, the samples that are taken of them, and which questions a run asks, with which seeds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from cerebrum_cli.core.events import TRUNCATED
+from cerebrum_cli.core.sampling import SEEDS
+
+QuestionId = str | int
+
+MAX_SAMPLES = 256  # of a question
+_STRIDE = 1024  # from the first seed of a question to that of the next; another one would change the seeds of all runs
+_BLOCKS = SEEDS // _STRIDE  # more than four million
+OPTIONAL_KEYS = ("choices", "cluster", "thought_closed_at")  # of questions and replies that have them
+SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question; `index` is its place in the source, from 0, and `id` the source's own id or `index` + 1.
+
+    `prompt` is what the model is asked. `gold` is the correct answer; with `choices`, its letter. For code it is the
+    test that the program must pass, `stub` the beginning of that program, which the prompt shows, and `entry_point` the
+    function that it begins. Questions of one `cluster`, such as those about one text, are not independent.
+    """
+
+    index: int
+    id: QuestionId
+    prompt: str
+    gold: str
+    choices: tuple[str, ...] = ()
+    cluster: str | None = None
+    stub: str = ""
+    entry_point: str = ""
+
+
+def select(questions: Iterable[Question], limit: int | None = None, seed: int = 0) -> tuple[Question, ...]:
+    """Put questions in a random order and take the first of them: a smaller limit gives a prefix of a larger one.
+
+    A question's place depends on its id and the seed alone, not on the other questions.
+    """
+    return tuple(sorted(questions, key=lambda question: _rank(question, seed))[:limit])
+
+
+def sample_seed(base: int, index: int, sample: int) -> int:
+    """Seed of a sample of the question with this index; consecutive in `sample`, of which there are MAX_SAMPLES.
+
+    No two samples of four million questions have one seed.
+    """
+    if not 0 <= sample < MAX_SAMPLES:
+        raise ValueError(f"sample {sample} is not from 0 to {MAX_SAMPLES - 1}")
+    offset = int.from_bytes(hashlib.sha256(f"seeds {base}".encode()).digest()[:8], "big")
+    return (offset + index) % _BLOCKS * _STRIDE + sample
+
+
+def _rank(question: Question, seed: int) -> tuple[bytes, int]:
+    key = f"{seed} {type(question.id).__name__} {question.id}"
+    return hashlib.sha256(key.encode()).digest(), question.index
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A marked reply; `answer` is what was extracted, None if the reply states none.
+
+    `sample` counts the samples of a question from 0. `probability` is the geometric mean of its tokens' probabilities.
+    """
+
+    id: QuestionId
+    sample: int
+    model: str
+    seed: int
+    text: str
+    reasoning: str | None
+    answer: str | None
+    gold: str
+    correct: bool
+    probability: float
+    finish_reason: str
+    completion_tokens: int
+    choices: tuple[str, ...] = ()
+    cluster: str | None = None
+    thought_closed_at: int | None = None
+
+    @property
+    def is_cut_off(self) -> bool:
+        return self.finish_reason in TRUNCATED
+
+    @property
+    def is_repetition(self) -> bool:
+        return self.finish_reason == "repetition"
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether it was never taken, and so does not count; `text` is the reason."""
+        return self.finish_reason == SKIPPED
+
+
+SAMPLE_KEYS = tuple(each.name for each in fields(Sample) if each.name not in OPTIONAL_KEYS)
+
+
+def sample_object(sample: Sample) -> dict[str, Any]:
+    """A sample as JSON: SAMPLE_KEYS in order, then those of OPTIONAL_KEYS that its question has."""
+    values = asdict(sample)
+    return {key: values[key] for key in (*SAMPLE_KEYS, *(key for key in OPTIONAL_KEYS if values[key]))}
+
+
+def parse_sample(object: Mapping[str, Any]) -> Sample:
+    """Read a sample from JSON. Raises KeyError or TypeError for another object."""
+    optional = {key: object[key] for key in OPTIONAL_KEYS if key in object}
+    if "choices" in optional:
+        optional["choices"] = tuple(optional["choices"])
+    return Sample(**{key: object[key] for key in SAMPLE_KEYS}, **optional)

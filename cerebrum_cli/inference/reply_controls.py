@@ -1,0 +1,200 @@
+"""Which controls watch a reply while it is generated, and the one that ends its reasoning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import partial_marker_length
+from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.control import ControlFactory, Force, LoopCheck
+from cerebrum_cli.engine.turns import continuation
+from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
+from cerebrum_cli.formats.thinking import ThoughtSplitter
+from cerebrum_cli.inference.reply_stream import GenerationRequest
+
+SENTENCE_TOKENS = 16  # to wait for the end of a sentence
+OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to answer
+
+# Patterns are compiled when they are first searched for: few replies need them.
+_SENTENCE_END = r"""(?x) (?: \n | [。！？] | [^\W\d_][.!?] | [^\w\s][.!?] | \d[!?] ) ["')\]”’*]*+ \s*+ \Z"""
+_NUMBER_END = r"(?<![\d.])\d++\.[*)]*+\s*+\Z"  # of a sentence, unless it is a decimal point
+_LIST_ITEM = r"(?:\A|\n)\s*+\d++\.\s*+\Z"
+_DECIMAL = r"\d\.\d"
+_TAIL = 64  # characters in which a sentence may end
+
+
+class AnswerNow:
+    """Whether the answer is requested, which a signal handler may set; and whether a budget looks at it."""
+
+    is_requested = False
+    is_watched = False
+
+
+class ReplyStart(NamedTuple):
+    """Where a reply starts: the thought that the prompt leaves open, and the reply that it continues."""
+
+    thought: ThoughtMarkup | None
+    prefix_text: str
+    prefix_length: int
+
+
+class ReplyControls:
+    """Creates the controls of replies in a format. What they force is tokenized when it is first needed."""
+
+    def __init__(self, vocabulary: Vocabulary, prompt_format: PromptFormat) -> None:
+        self._vocabulary = vocabulary
+        self._format = prompt_format
+
+    def create(
+        self, request: GenerationRequest, start: ReplyStart, answer_now: AnswerNow
+    ) -> tuple[ControlFactory, ...]:
+        """The controls of a reply, in the order in which they may intervene; none with a grammar."""
+        if request.grammar:
+            return ()
+        settings = request.settings
+        controls: list[ControlFactory] = []
+        may_repeat = request.ignore_eos or self._format.verbatim  # text of a given length, or without a format
+        if settings.loop_check and not may_repeat:
+            controls.append(LoopCheck)
+        if budget := self._thought_budget(request, start, answer_now):
+            controls.append(budget)
+        return tuple(controls)
+
+    def require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
+        """Raise UsageError for a limit of reasoning that nothing marks."""
+        if settings.thought_limit is not None and not self._marks_thought(system_prompt):
+            problem = f"think is {settings.think}, but this model does not mark its reasoning"
+            raise UsageError(problem, "omit it, or set it to on; --max-tokens limits the whole reply")
+
+    def _thought_budget(
+        self, request: GenerationRequest, start: ReplyStart, answer_now: AnswerNow
+    ) -> ThoughtBudget | None:
+        """What may end the reasoning of a reply: a limit, or the user who watches it stream; None for neither."""
+        limit = request.settings.thought_limit
+        if limit == 0 and self._format.has_switch:
+            limit = None
+        can_hurry = request.stream and self._marks_thought(request.conversation.system_prompt)
+        if limit is None and not can_hurry:
+            return None
+        answer_now.is_watched = can_hurry
+        return ThoughtBudget(limit, self._format.thoughts, self._endings, answer_now if can_hurry else None, *start)
+
+    def _marks_thought(self, system_prompt: str | None) -> bool:
+        """Whether the format, the vocabulary or the system prompt has markup of reasoning."""
+        return (
+            self._format.marks_thought
+            or self._has_thought_tokens
+            or any(each.open in (system_prompt or "") for each in self._format.thoughts)
+        )
+
+    @cached_property
+    def _has_thought_tokens(self) -> bool:
+        return bool(self._vocabulary.special_token_ids(each.open for each in self._format.thoughts))
+
+    @cached_property
+    def _endings(self) -> Mapping[str, tuple[int, ...]]:
+        return plan_endings(self._vocabulary, self._format.thoughts)
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtBudget:
+    """Creates the budgets of replies that reason for at most `limit` tokens; None is no limit.
+
+    `endings` are the tokens of each text that ends a thought. `thought` is the one that the prompt leaves open. A reply
+    that continues another begins with `prefix_text`, of `prefix_length` tokens.
+    """
+
+    limit: int | None
+    thoughts: tuple[ThoughtMarkup, ...]
+    endings: Mapping[str, tuple[int, ...]]
+    answer_now: AnswerNow | None = None
+    thought: ThoughtMarkup | None = None
+    prefix_text: str = ""
+    prefix_length: int = 0
+
+    def __call__(self) -> RunningBudget:
+        return RunningBudget(self)
+
+
+class RunningBudget:
+    """Forces the end of a thought: at the end of a sentence, or soon after; without delay if the user asks for it.
+
+    Several thoughts share one budget. Once it is used up, another thought is ended where it begins.
+    """
+
+    def __init__(self, plan: ThoughtBudget) -> None:
+        self._plan = plan
+        self._splitter = ThoughtSplitter(plan.thoughts, plan.thought)
+        self._sentences = Sentences()
+        self._count = 0  # tokens of the reply
+        self._is_used_up = plan.limit == 0
+        self._has_forced = False
+        self._read(plan.prefix_text)
+        self._used = plan.prefix_length if self._splitter.open_thought else 0
+
+    @property
+    def horizon(self) -> int | None:
+        limit = self._plan.limit
+        if limit is None or self._has_forced or self._splitter.is_in_answer:
+            return None
+        opening = 0 if self._splitter.open_thought else OPENING_TOKENS
+        return self._count + opening + max(1, limit + SENTENCE_TOKENS - self._used)
+
+    def feed(self, token: int, text: str) -> None:  # noqa: ARG002
+        if not self._splitter.is_in_answer:
+            self._count += 1
+            self._used += self._splitter.open_thought is not None
+            self._read(text)
+
+    def intervene(self) -> Force | None:
+        thought, tail = self._splitter.open_thought, self._sentences.tail
+        if thought is None or not self._is_due or partial_marker_length(tail, (thought.close,)):
+            return None
+        self._is_used_up = self._has_forced = True
+        return Force(self._plan.endings[thought.ending(tail)])
+
+    @property
+    def _is_due(self) -> bool:
+        limit, answer_now = self._plan.limit, self._plan.answer_now
+        if self._is_used_up or (answer_now and answer_now.is_requested):
+            return True
+        late = -1 if limit is None else self._used - limit
+        return late >= SENTENCE_TOKENS or (late >= 0 and self._sentences.is_at_end)
+
+    def _read(self, text: str) -> None:
+        self._sentences.read(text)
+        self._splitter.feed(text)
+
+
+def plan_endings(vocabulary: Vocabulary, thoughts: tuple[ThoughtMarkup, ...]) -> dict[str, tuple[int, ...]]:
+    """Tokenize all texts that can end a thought."""
+    texts = {each.ending(each.open + breaks) for each in thoughts for breaks in ("", "\n", "\n\n")}
+    return {text: continuation(vocabulary, (Text(text, True),)) for text in texts}
+
+
+class Sentences:
+    """The end of a text that grows: its last characters are `tail`."""
+
+    def __init__(self) -> None:
+        self.tail = ""
+        self._has_decimals = False
+
+    def read(self, text: str) -> None:
+        """Add text."""
+        self.tail = (self.tail + text)[-max(_TAIL, len(text)) :]
+        self._has_decimals = self._has_decimals or re.search(_DECIMAL, self.tail) is not None
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether a sentence has just ended; behind a number, only in text without decimal points."""
+        tail = self.tail
+        if re.search(_SENTENCE_END, tail):
+            return True
+        return not self._has_decimals and re.search(_NUMBER_END, tail) is not None and not re.search(_LIST_ITEM, tail)

@@ -1,0 +1,34 @@
+"""Scripted replies that reason, and the control that ends their reasoning, for tokens that are bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scripted_backend import END, Model, ScriptedBackend
+
+from cerebrum_cli.formats.thinking import THOUGHTS
+from cerebrum_cli.inference.reply_controls import ThoughtBudget, plan_endings
+
+LIMIT = 10  # tokens
+ENDING = "\n</think>\n\n"
+
+
+def reply_around(thought: str, forced: str, answer: str) -> str:
+    """A scripted reply in which the forced text takes the place of as many tokens, before the answer."""
+    return thought + "x" * len(forced) + answer
+
+
+def speaker(reply: Callable[[int], str], prompt: int = 2) -> Model:
+    """A model with a reply for each seed, whatever was forced into it."""
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        text = reply(seed).encode()
+        at = len(held) - prompt
+        return text[at] if at < len(text) else END
+
+    return model
+
+
+def budget(limit: int = LIMIT) -> ThoughtBudget:
+    """A budget for tokens that are bytes."""
+    return ThoughtBudget(limit, THOUGHTS, plan_endings(ScriptedBackend(lambda held, seed: END), THOUGHTS))
