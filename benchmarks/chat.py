@@ -31,8 +31,8 @@ from harness import Row, alternate, in_subprocess, record
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.cli.app import real_runtime
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.inference.loading import CHAT, ReplySource, Servers, open_model

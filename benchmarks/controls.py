@@ -18,7 +18,7 @@ from answering import model_path
 from harness import RESULTS, ROOT, SCRIPT, Environment, Row, isolated_environment, record, run
 from nano.measure import loaded_engine
 
-from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.engine.control import LoopCheck
 
 NANO = str(ROOT / "cerebrum_cli" / "nano.gguf")

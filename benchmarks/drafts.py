@@ -38,8 +38,8 @@ from quantized import BF16, quantize
 from server import completion, running_server
 
 from cerebrum_cli.cli.app import PROBE
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import FinishEvent, TokenEvent
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts, draft_lengths
 from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Drafter

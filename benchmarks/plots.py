@@ -30,8 +30,8 @@ from answering import THREADS, benchmark_settings, loaded_model, model_path
 from harness import RESULTS, Row, in_subprocess, machine, medians, record
 from server import batched_bench
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import FinishEvent
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions

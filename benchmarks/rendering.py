@@ -23,8 +23,8 @@ from typing import NamedTuple
 from chat import close_chat, open_chat
 from harness import Row, attach_to, in_subprocess, medians, pseudo_terminal, record
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, SequenceId, TokenEvent
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.signals import Signals

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from cerebrum_cli.answers.amounts import amount, is_unit
+from cerebrum_cli.answers.plain_text import rewriting, rewritten
 from cerebrum_cli.answers.spelling import normalize_spelling
 
 _LONGEST = 1000  # longer answers are compared as text, so that no rule has to be fast on them
@@ -54,21 +55,25 @@ def _coefficient(decimal: re.Match[str]) -> str:
     return f"({value})" if value.denominator > 1 else str(value)
 
 
-_TIDY = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"(?<!\d)\s|\s(?!\d)", ""),
-        (rf"(?<=[\w)])\*(?={_LETTER}|[(√])", ""),  # 2*x
-        (rf"(?<![\w.^)√])1(?=[√π]|{_LETTER}(?!\w))", ""),  # 1x, not 1e5
-        (rf"(?<![\w.^/)√])(\d*+\.\d++)(?=[√π]|{_LETTER}(?!\w))", _coefficient),  # 1.5x
-        (  # (3/2)x
-            rf"(?<![\w)^*/√])\((\d++)/(\d++)\)(?=[√π]|{_LETTER})((?:√\d++)?(?:{_LETTER}(?:\^\d++)?)*+)(?![\w(^/*√!])",
-            lambda term: f"{'' if term[1] == '1' else term[1]}{term[3]}/{term[2]}",
-        ),
-        (r"(?<![\w)^*/√])\(([\w√.]++)\)(?=/)|(?<=/)\((\d++|√?\w|√\d++)\)(?![\w(^√!])", r"\1\2"),  # (2π)/3
-    )
+_TIDY = rewriting(
+    (r"(?<!\d)\s|\s(?!\d)", ""),
+    (rf"(?<=[\w)])\*(?={_LETTER}|[(√])", ""),  # 2*x
+    (rf"(?<![\w.^)√])1(?=[√π]|{_LETTER}(?!\w))", ""),  # 1x, not 1e5
+    (rf"(?<![\w.^/)√])(\d*+\.\d++)(?=[√π]|{_LETTER}(?!\w))", _coefficient),  # 1.5x
+    (  # (3/2)x
+        rf"(?<![\w)^*/√])\((\d++)/(\d++)\)(?=[√π]|{_LETTER})((?:√\d++)?(?:{_LETTER}(?:\^\d++)?)*+)(?![\w(^/*√!])",
+        lambda term: f"{'' if term[1] == '1' else term[1]}{term[3]}/{term[2]}",
+    ),
+    (r"(?<![\w)^*/√])\(([\w√.]++)\)(?=/)|(?<=/)\((\d++|√?\w|√\d++)\)(?![\w(^√!])", r"\1\2"),  # (2π)/3
 )
 _SIGN = re.compile(r"[(\[{]|[)\]}]|(?<![-+*/^(\[{_])(?<!\A)[-+]")
+# Of gold answers.
+_BARE = re.compile(r"[-+]?(?:\d[\d,]*+(?:\.\d*+)?|\.\d++)")
+_PERCENT = re.compile(r"\s?(?:%|\bper\s?cent\b)", re.IGNORECASE)
+# Units that change the normal form of an amount: the hour of a time, and words that repeat what was asked.
+_UNIT = re.compile(
+    r"(?<=\d)(?::00)?\s[ap]m\Z|(?<=\d):00\Z|\s(?:fewer|gain|increase|less|profit|younger)\b", re.IGNORECASE
+)
 _ARTICLE = re.compile(r"\b(?:the|an|a)\s(?=\S)")
 
 
@@ -171,10 +176,7 @@ def _algebra(text: str, _depth: int) -> str | None:
     rest = _FUNCTION.sub("·", text)
     if re.search(_LETTER + "{3}", rest) or not re.search(r"[^\w\s'.,!?]|\d", rest):
         return None
-    text = text.casefold()
-    for pattern, replacement in _TIDY:
-        text = pattern.sub(replacement, text)
-    return _sum(text)
+    return _sum(rewritten(text.casefold(), _TIDY))
 
 
 def _words(text: str) -> str:
@@ -258,3 +260,29 @@ def _sum(text: str) -> str:
     signed = [term if term[:1] in ("+", "-") else "+" + term for term in terms]
     signed.sort(key=lambda term: (not re.search(f"{_LETTER}|√", term), "^" not in term, term[1:], term[0]))
     return "".join(signed).removeprefix("+")
+
+
+def matches_gold(answer: str | None, gold: str) -> bool:
+    """Whether an answer is the gold one: in normal form, or, where one of them is a bare number, without its unit.
+
+    The question names the unit that a gold of `60` lacks, so `60%` is right, as are "8 p.m." for 8 and "7 fewer" for 7,
+    which votes keep apart. A number counts as it is written: 0.6 is not 60, and "50 cents" are not 0.50. Up to 1, a
+    percentage may be meant as a share (0.6), so it counts only as its value. Words that may contradict the sign of the
+    gold ("a $20 loss") are no units.
+    """
+    if answer is None:
+        return False
+    if canonical(answer) == canonical(gold):
+        return True
+    if not any(_BARE.fullmatch(text.strip()) for text in (answer, gold)):
+        return False
+    number, wanted = _bare_number(answer), _bare_number(gold)
+    return number is not None and number == wanted
+
+
+def _bare_number(text: str) -> Fraction | None:
+    """Number of an amount as it is written, without its unit; None if there is none, or if it may be a share."""
+    text = _UNIT.sub("", normalize_spelling(text))
+    without_percent = _PERCENT.sub("", text)
+    number = amount(canonical(without_percent))
+    return None if number is None or (without_percent != text and abs(number) <= 1) else number

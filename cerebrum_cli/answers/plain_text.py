@@ -6,6 +6,7 @@ Every pattern runs in linear time; hence the possessive quantifiers (`++`), whic
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 # A full stop ends the sentence before a space, or before a capital when it follows a digit; not in 3.5 or foo.bar.
 BREAK = re.compile(r"""[(\[{]|[)\]}]|(?<![.!?])[.!?]++(?=["'”’)]{0,3}(?:\s|\Z))|(?<=\d)\.(?=[A-Z])|。""")
@@ -32,22 +33,34 @@ VERB = re.compile(
     re.IGNORECASE,
 )
 
+Rewriting = tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
+
+
+def rewriting(*rows: tuple[str, str | Callable[[re.Match[str]], str]], flags: int = 0) -> Rewriting:
+    """Compile the patterns of rows, each with its replacement, for `rewritten`."""
+    return tuple((re.compile(pattern, flags), replacement) for pattern, replacement in rows)
+
+
+def rewritten(text: str, rows: Rewriting) -> str:
+    """Replace each pattern in turn."""
+    for pattern, replacement in rows:
+        text = pattern.sub(replacement, text)
+    return text
+
+
 _TEXT_COMMAND = r"\\(?:text\w*+|mathrm|mathbf|mbox|operatorname)\s*+\{([^{}]*+)\}"
-_PLAIN = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (CALCULATOR_NOTE, ""),
-        (r"(?<=[\w}%])" + _TEXT_COMMAND, r" \1"),
-        (_TEXT_COMMAND, r"\1"),
-        (r"\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
-        (r"(?<=\d)(?:\{,\}|,?\\[,!;:])(?=\d{3}(?!\d))", ","),
-        (r"(?<!\\)\\!", ""),
-        (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|(?<=\d)~", " "),
-        (r"(?<!\\)\\[()\[\]]", ""),
-        (r"(?:\bUS)?\\?\$|`", ""),  # a dollar sign opens money or a formula; the answer is what stands behind it
-        (r"\\([%{}#&_])", r"\1"),
-        (r"(?<![\w)\]}^*])\*{1,3}(?=[^\s*])|(?<=[^\s^*])\*{1,3}(?![\w(\[{\\*])|\s\*++\Z", ""),  # bold, but not 2**3
-    )
+_PLAIN = rewriting(
+    (CALCULATOR_NOTE.pattern, ""),
+    (r"(?<=[\w}%])" + _TEXT_COMMAND, r" \1"),
+    (_TEXT_COMMAND, r"\1"),
+    (r"\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
+    (r"(?<=\d)(?:\{,\}|,?\\[,!;:])(?=\d{3}(?!\d))", ","),
+    (r"(?<!\\)\\!", ""),
+    (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|(?<=\d)~", " "),
+    (r"(?<!\\)\\[()\[\]]", ""),
+    (r"(?:\bUS)?\\?\$|`", ""),  # a dollar sign opens money or a formula; the answer is what stands behind it
+    (r"\\([%{}#&_])", r"\1"),
+    (r"(?<![\w)\]}^*])\*{1,3}(?=[^\s*])|(?<=[^\s^*])\*{1,3}(?![\w(\[{\\*])|\s\*++\Z", ""),  # bold, but not 2**3
 )
 _THOUSANDS = re.compile(r"(?<![\w.,(\[{])[1-9]\d{0,2}(?:,\d{3})++(?![\d,]*\d)")
 
@@ -64,9 +77,7 @@ _FRACTION_DEPTH = 3
 
 def plain(text: str) -> str:
     """Remove markup from a text: fractions as "4/5", numbers without thousands separators, no delimiters."""
-    for pattern, replacement in _PLAIN:
-        text = pattern.sub(replacement, text)
-    text = _BEFORE_FRACTION.sub(" ", text)  # 3\frac{1}{2} is three and a half, not 31/2
+    text = _BEFORE_FRACTION.sub(" ", rewritten(text, _PLAIN))  # 3\frac{1}{2} is three and a half, not 31/2
     for _ in range(_FRACTION_DEPTH):
         text = _FRACTION.sub(_slashed, text)
     text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)

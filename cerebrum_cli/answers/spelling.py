@@ -9,16 +9,16 @@ import re
 import unicodedata
 
 from cerebrum_cli.answers.amounts import NUMBER_WORD
-from cerebrum_cli.answers.plain_text import plain  # LaTeX's text, fractions and thousands, as extraction reads them
+from cerebrum_cli.answers.plain_text import plain, rewriting, rewritten
 
 _CHARACTERS = str.maketrans(
     dict(zip("−–—‐‑﹣×·∙⋅÷⁄∕’‘“”º", "------****///''\"\"°", strict=True))
     | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff")
 )
-_SCRIPTS = (
-    (re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]++"), r"^{\g<0>}"),
-    (re.compile("[₀₁₂₃₄₅₆₇₈₉]++"), r"_{\g<0>}"),
-    (re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])"), " "),  # 2½ is no 21/2
+_SCRIPTS = rewriting(
+    ("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]++", r"^{\g<0>}"),
+    ("[₀₁₂₃₄₅₆₇₈₉]++", r"_{\g<0>}"),
+    (r"(?<=\d)(?=[¼-¾⅐-⅞])", " "),  # 2½ is no 21/2
 )
 _NAMED = (
     "times:* cdot:* ast:* div:/ pm:± infty:∞ circ:° degree:° le:≤ leq:≤ ge:≥ geq:≥ ne:≠ neq:≠ lt:< gt:> approx:≈ in:∈"
@@ -36,14 +36,12 @@ _PROSE = (
     r"|makes?|spends?|costs?)"
 )
 _MIXED_UNITS = "hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|pounds?|lbs?|dollars?|euros?"
-_ROWS = tuple(
-    (re.compile(pattern, re.IGNORECASE), replacement)
-    for pattern, replacement in (
-        (r"\s?\\begin\{[bp]?matrix\}\s?", "["),
-        (r"\s?\\end\{[bp]?matrix\}", "]"),
-        (r"\s?\\\\\s?", ";"),
-        (r"\\(?:boxed|fbox|math[a-z]++)(?:\s?\{([^{}]*+)\}|(?![a-z]))", r"\1"),
-    )
+_ROWS = rewriting(
+    (r"\s?\\begin\{[bp]?matrix\}\s?", "["),
+    (r"\s?\\end\{[bp]?matrix\}", "]"),
+    (r"\s?\\\\\s?", ";"),
+    (r"\\(?:boxed|fbox|math[a-z]++)(?:\s?\{([^{}]*+)\}|(?![a-z]))", r"\1"),
+    flags=re.IGNORECASE,
 )
 
 
@@ -51,57 +49,50 @@ def _ratio(numbers: re.Match[str]) -> str:
     return ":".join(filter(None, numbers.groups()))
 
 
-_LATER_ROWS = tuple(
-    (re.compile(pattern, re.IGNORECASE), replacement)
-    for pattern, replacement in (
-        (r"(?<![^\W\d_])pi(?![^\W\d_])", "π"),
-        (r"\binfinity\b", "∞"),
-        (r"<=", "≤"),
-        (r">=", "≥"),
-        (r"!=", "≠"),
-        (r"={2,3}", "="),
-        (r"\+\s?/?\s?-(?=\s?\d)", "±"),
-        (r"\*\*", "^"),
-        (r"(?<=\d)\s?x\s?(?=\d)", "*"),
-        (r"\^\s?(?:\{\s?°\s?\}|°)|\s?\bdegrees?\b", "°"),
-        (r"(?<=[(\[{&;])\s|\s(?=[)\]}&;])", ""),
-        (r"(?<=\d)\s?¢", " cents"),
-        (r"[€£¥₹₩₽¢]", ""),
-        (r"^([-+]?)\s?(?:usd|eur|gbp|inr|rs\.?|cad|aud|jpy|cny|chf)\s?(?=[-+]?\.?\d)", r"\1"),
-        (r"(?<=\d)\s(?=[π√%])", ""),
-        (r"(?<=\d)(?:st|nd|rd|th)\b", ""),
-        (r"(?<=\d)\so'?\s?clock\b", ":00"),
-        (r"\b0?(\d{1,2})(?::00|(:\d\d))?\s?([ap])\.?\s?m\b\.?", r"\1\2 \3m"),
-        (rf"^{_PROSE}\s(?:(?:exactly|only|just|about|a\stotal\sof)\s)?{_NUMBER}", ""),
-        (rf"^(?:exactly|only|just|about|around|roughly|approximately|approx\.?|a total of)\s{_NUMBER}", ""),
-        (r"^[~≈]\s?", ""),
-        (r"\b(?:minus|negative)\s(?=\w)", "-"),
-        (r"(?<=\w) and a half\b", " 1/2"),
-        (r"\b(?:a\s)?half\s(?:an?\s)?(?=(?:dozen|hundred|thousand|million|billion)\b)", "1/2 "),
-        (r"^an?\s(?=(?:dozen|gross)\b)", "1 "),
-        (r"^([-+]?\d++(?:\.\d++)?)k(?=$|\s[a-z]{3})", r"\1 thousand"),
-        (r"^([-+]?\d++(?:\.\d++)?)(?-i:M)(?=$|\s[a-z]{3})", r"\1 million"),  # but 2m is a variable's
-        (r"(?:(?<=[\d)])|(?<=\b[a-z]))\ssquared\b(?!\s\w)", "^2"),  # 10 squared feet are 10
-        (r"(?:(?<=[\d)])|(?<=\b[a-z]))\scubed\b(?!\s\w)", "^3"),
-        (r"^(\d++(?:\.\d++)?)\sto\s(\d++(?:\.\d++)?)(?:\sto\s(\d++))?$", _ratio),
-        (rf"(\d\s?(?:{_MIXED_UNITS}))\s(?=\d)", r"\1, "),  # 5 feet 6 inches
-        (r"(?:^|(?<==)|(?<==\s))±\s?([\w./√]++)$", r"-\1 or \1"),
-    )
+_LATER_ROWS = rewriting(
+    (r"(?<![^\W\d_])pi(?![^\W\d_])", "π"),
+    (r"\binfinity\b", "∞"),
+    (r"<=", "≤"),
+    (r">=", "≥"),
+    (r"!=", "≠"),
+    (r"={2,3}", "="),
+    (r"\+\s?/?\s?-(?=\s?\d)", "±"),
+    (r"\*\*", "^"),
+    (r"(?<=\d)\s?x\s?(?=\d)", "*"),
+    (r"\^\s?(?:\{\s?°\s?\}|°)|\s?\bdegrees?\b", "°"),
+    (r"(?<=[(\[{&;])\s|\s(?=[)\]}&;])", ""),
+    (r"(?<=\d)\s?¢", " cents"),
+    (r"[€£¥₹₩₽¢]", ""),
+    (r"^([-+]?)\s?(?:usd|eur|gbp|inr|rs\.?|cad|aud|jpy|cny|chf)\s?(?=[-+]?\.?\d)", r"\1"),
+    (r"(?<=\d)\s(?=[π√%])", ""),
+    (r"(?<=\d)(?:st|nd|rd|th)\b", ""),
+    (r"(?<=\d)\so'?\s?clock\b", ":00"),
+    (r"\b0?(\d{1,2})(?::00|(:\d\d))?\s?([ap])\.?\s?m\b\.?", r"\1\2 \3m"),
+    (rf"^{_PROSE}\s(?:(?:exactly|only|just|about|a\stotal\sof)\s)?{_NUMBER}", ""),
+    (rf"^(?:exactly|only|just|about|around|roughly|approximately|approx\.?|a total of)\s{_NUMBER}", ""),
+    (r"^[~≈]\s?", ""),
+    (r"\b(?:minus|negative)\s(?=\w)", "-"),
+    (r"(?<=\w) and a half\b", " 1/2"),
+    (r"\b(?:a\s)?half\s(?:an?\s)?(?=(?:dozen|hundred|thousand|million|billion)\b)", "1/2 "),
+    (r"^an?\s(?=(?:dozen|gross)\b)", "1 "),
+    (r"^([-+]?\d++(?:\.\d++)?)k(?=$|\s[a-z]{3})", r"\1 thousand"),
+    (r"^([-+]?\d++(?:\.\d++)?)(?-i:M)(?=$|\s[a-z]{3})", r"\1 million"),  # but 2m is a variable's
+    (r"(?:(?<=[\d)])|(?<=\b[a-z]))\ssquared\b(?!\s\w)", "^2"),  # 10 squared feet are 10
+    (r"(?:(?<=[\d)])|(?<=\b[a-z]))\scubed\b(?!\s\w)", "^3"),
+    (r"^(\d++(?:\.\d++)?)\sto\s(\d++(?:\.\d++)?)(?:\sto\s(\d++))?$", _ratio),
+    (rf"(\d\s?(?:{_MIXED_UNITS}))\s(?=\d)", r"\1, "),  # 5 feet 6 inches
+    (r"(?:^|(?<==)|(?<==\s))±\s?([\w./√]++)$", r"-\1 or \1"),
+    flags=re.IGNORECASE,
 )
 _THOUSANDS = re.compile(r"(?<![\w.,/])(?<!\d\s)[1-9]\d{0,2}([ _'])\d{3}(?:\1\d{3})*+(?![\w/]|[ ,_]\d)")
 
 
 def normalize_spelling(text: str) -> str:
     """Normalize the spelling of an answer; words, case and order stay."""
-    for characters, script in _SCRIPTS:
-        text = characters.sub(script, text)
-    text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
-    text = " ".join(plain(text).replace('"', " ").split())
-    for pattern, new in _ROWS:
-        text = pattern.sub(new, text)
-    text = _COMMAND.sub(_character, text)
-    for pattern, replacement in _LATER_ROWS:
-        text = pattern.sub(replacement, text)
+    text = rewritten(text, _SCRIPTS).translate(_CHARACTERS)
+    text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
+    text = " ".join(plain(text).replace('"', " ").split())  # LaTeX and thousands as extraction reads them
+    text = rewritten(_COMMAND.sub(_character, rewritten(text, _ROWS)), _LATER_ROWS)
     for _ in range(_BRACES):
         text = _ROOT.sub(_root, _SCRIPT.sub(_script, text))
     return _THOUSANDS.sub(lambda digits: re.sub(r"\D", "", digits[0]), text)

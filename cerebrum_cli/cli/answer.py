@@ -13,9 +13,9 @@ from cerebrum_cli.core.events import NoticeEvent, PromptEvent
 from cerebrum_cli.inference.inspection import GivenReply, LeastCertain
 from cerebrum_cli.inference.reply import ReplyCollector, prompt_object, reply_notice, reply_object
 from cerebrum_cli.inference.tokens import length_notice
-from cerebrum_cli.terminal.progress import AnswerLine, StatusLine, VoteLine
+from cerebrum_cli.terminal.progress import StatusLine, result_text
 from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, Sink, answer_sink, render, show_answer
-from cerebrum_cli.terminal.texts import result_text, stats_line
+from cerebrum_cli.terminal.tables import stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.session_recorder import SessionRecorder
@@ -81,8 +81,8 @@ class AnswerPrinter:
         request, options, collector = self._request, self._options, ReplyCollector()
         events = self._loaded.responder.respond(request)
         key = AnswerKeySink(self._keyboard, self._loaded.responder)
-        line_type = StatusLine if options.streams_answer else AnswerLine
-        line = line_type(self._streams, self._loaded.model.name, lambda: key.hint)
+        counts_answer = not options.streams_answer
+        line = StatusLine(self._streams, self._loaded.model.name, lambda: key.hint, counts_answer)
         sinks = [*self._progress_sinks(line), key, collector]
         if options.streams_answer:
             sinks.append(answer_sink(self._streams, self._markdown))
@@ -112,7 +112,7 @@ class AnswerPrinter:
             render(
                 self._with_length_notice(events),
                 self._loaded.responder.cancel,
-                self._progress_sinks(VoteLine(self._streams, self._loaded.model.name, vote.bounds)),
+                self._progress_sinks(StatusLine(self._streams, self._loaded.model.name, vote=vote.bounds)),
             )
             self._inspect(vote.reply)
         finally:
@@ -218,7 +218,7 @@ class AnswerPrinter:
         elif code is not None:
             streams.answer(code + "\n")
         if self._uncertain is not None and not options.json:
-            from cerebrum_cli.terminal.reports.inspection import print_uncertain
+            from cerebrum_cli.terminal.reports import print_uncertain
 
             print_uncertain(streams, self._uncertain, to_error=True)
         if options.stats:

@@ -209,7 +209,7 @@ class Runtime:
         """Everything `doctor` checks; an unreadable config.toml is one of its results."""
         from cerebrum_cli.chat.database import check_integrity
         from cerebrum_cli.doctor.checks import DoctorContext
-        from cerebrum_cli.terminal.reports.doctor import check_terminal
+        from cerebrum_cli.terminal.doctor import check_terminal
 
         try:
             settings = self.settings(given)

@@ -29,7 +29,7 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.engine.load_options import expert_notice
-from cerebrum_cli.terminal.bars import BatchProgress
+from cerebrum_cli.terminal.progress import BatchProgress
 from cerebrum_cli.terminal.sinks import render
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.cli.servers import find_endpoints
 from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.doctor.checks import run_checks
+from cerebrum_cli.terminal.doctor import print_check_result
 from cerebrum_cli.terminal.interrupts import interruptible
-from cerebrum_cli.terminal.reports.doctor import print_check_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import DoctorOptions
     from cerebrum_cli.core.settings import Layer
-    from cerebrum_cli.doctor.check_result import CheckResult
+    from cerebrum_cli.doctor.assessment import CheckResult
 
 
 def doctor(runtime: Runtime, given: Layer, options: DoctorOptions) -> bool:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.text import format_duration
+from cerebrum_cli.core.text import format_count, format_duration
 from cerebrum_cli.engine.memory import SINGLE
 from cerebrum_cli.engine.trials import BenchJob, TrialError
 from cerebrum_cli.inference.load_options import load_options
 from cerebrum_cli.inference.loading import open_model
 from cerebrum_cli.inference.profiles import tuning_of
-from cerebrum_cli.terminal.reports.eval import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,12 +67,12 @@ def show_preview(runtime: Runtime, prepared: PreparedEvaluation, kept: Sequence[
         return
     info = runtime.streams.info
     info(f"expected answer: {question.gold}")
-    questions = number_of(len(prepared.task.questions), "question")
-    info(f"{len(evaluation.questions)} of {questions}, {number_of(evaluation.samples, 'sample')} each")
+    questions = format_count(len(prepared.task.questions), "question")
+    info(f"{len(evaluation.questions)} of {questions}, {format_count(evaluation.samples, 'sample')} each")
     for line in prepared.task.remarks:
         runtime.streams.write_line("- ", line)
     if kept:
-        info(f"{len(rows) - len(missing)} of {number_of(len(rows), 'sample')} already in the run")
+        info(f"{len(rows) - len(missing)} of {format_count(len(rows), 'sample')} already in the run")
     info(f"about {format_duration(seconds)}, {basis}" if seconds else basis)
 
 

@@ -171,10 +171,8 @@ def progress_sinks(
     """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
     if options.quiet:
         return []
-    from cerebrum_cli.terminal.bars import BatchProgress
-    from cerebrum_cli.terminal.progress import LoadLine
+    from cerebrum_cli.terminal.progress import BatchProgress
     from cerebrum_cli.terminal.sinks import NoticeSink
 
     streams, draws = runtime.streams, runtime.streams.can_redraw and not (options.verbose or shares_terminal)
-    sinks: list[Sink] = [BatchProgress(streams, draws), NoticeSink(streams)]
-    return sinks if options.verbose else [LoadLine(streams, model), *sinks]
+    return [BatchProgress(streams, draws, None if options.verbose else model), NoticeSink(streams)]

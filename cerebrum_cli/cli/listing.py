@@ -44,8 +44,8 @@ def list_models(runtime: Runtime, options: ListOptions) -> None:
 def show(runtime: Runtime, reference: Reference, options: ShowOptions) -> None:
     """Print a model's metadata, prompt format, profile and quantizations."""
     from cerebrum_cli.inference.profiles import profile_object
-    from cerebrum_cli.terminal.bars import FileProgress
-    from cerebrum_cli.terminal.reports.tuning import print_profile
+    from cerebrum_cli.terminal.progress import FileProgress
+    from cerebrum_cli.terminal.reports import print_profile
 
     profile, library = None, runtime.library
     settings = runtime.readable_settings(environment_layer("ctx", "threads", "gpu_layers"))

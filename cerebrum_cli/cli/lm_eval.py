@@ -17,14 +17,14 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.core.options import flag
-from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.core.settings import GENERATION_KEYS, set_environment_default
+from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.eval.tasks import Preset, find_preset
 from cerebrum_cli.inference.loading import LoadedModel, ReplySource, open_model
-from cerebrum_cli.terminal.bars import StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
+from cerebrum_cli.terminal.progress import StageProgress
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime

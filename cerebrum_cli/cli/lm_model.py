@@ -16,7 +16,7 @@ from cerebrum_cli.eval.lm_harness import CerebrumLM
 from cerebrum_cli.inference.format_choice import choose_format
 from cerebrum_cli.inference.loading import ModelUse, ReplySource
 from cerebrum_cli.models.library import with_adapters
-from cerebrum_cli.terminal.bars import StageProgress
+from cerebrum_cli.terminal.progress import StageProgress
 from cerebrum_cli.terminal.sinks import NoticeSink
 
 SETTINGS = (*(key for key in KEYS if key not in GENERATION_KEYS), "seed")

@@ -24,7 +24,7 @@ from cerebrum_cli.models.library import require_free_name
 from cerebrum_cli.models.model import as_path, is_file, name_from_stem
 from cerebrum_cli.models.variants import unsplit_name
 from cerebrum_cli.terminal.interrupts import interruptible
-from cerebrum_cli.terminal.reports.merge import print_merge
+from cerebrum_cli.terminal.reports import print_merge
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.options import PullCommandOptions, PullOptions, QuietOptions
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
-    from cerebrum_cli.terminal.bars import FileProgress
+    from cerebrum_cli.terminal.progress import FileProgress
 
 
 def find_model(runtime: Runtime, overrides: Mapping[str, Any], options: PullOptions) -> Model:
@@ -63,8 +63,8 @@ def pull_model(
     with file_progress(runtime, options) as progress:
 
         def agree(warning: str) -> bool:
-            with progress.paused():
-                return options.yes or runtime.streams.confirm(f"{warning}. Pull it anyway?", default=False)
+            progress.pause()
+            return options.yes or runtime.streams.confirm(f"{warning}. Pull it anyway?", default=False)
 
         with interruptible("run it again to resume"):
             model = runtime.puller(progress, options.offline).pull(reference, name, context, agree)
@@ -92,7 +92,7 @@ def show_download_plan(
 
 def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:
     """Progress bar for files, unless `--quiet`."""
-    from cerebrum_cli.terminal.bars import FileProgress
+    from cerebrum_cli.terminal.progress import FileProgress
 
     return FileProgress(runtime.streams, options.quiet)
 

@@ -12,8 +12,8 @@ from cerebrum_cli.eval.comparison import comparison_object, verdict
 from cerebrum_cli.eval.report import group_by_question, mean_accuracy, report_object
 from cerebrum_cli.eval.runs import compare_runs, report_of, rescored
 from cerebrum_cli.models.library import with_adapters
-from cerebrum_cli.terminal.bars import StageProgress
-from cerebrum_cli.terminal.reports.eval import print_comparison, print_report, print_runs
+from cerebrum_cli.terminal.progress import StageProgress
+from cerebrum_cli.terminal.reports import print_comparison, print_report, print_runs
 from cerebrum_cli.terminal.tables import print_rows, wrapped
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from cerebrum_cli.engine.machine import save_devices
 from cerebrum_cli.inference.profiles import general_settings, profile_object, settings_text
 from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.models.model import is_missing
-from cerebrum_cli.terminal.bars import FileProgress, StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
-from cerebrum_cli.terminal.reports.tuning import print_profile, print_summary
+from cerebrum_cli.terminal.progress import FileProgress, StageProgress
+from cerebrum_cli.terminal.reports import print_profile, print_summary
 from cerebrum_cli.terminal.sinks import render_stages
 from cerebrum_cli.tune.tune import trial_options, tune_model, tuning_lock, update_store
 

@@ -1,4 +1,4 @@
-"""Conversations as immutable values: every change returns a new one."""
+"""Conversations as immutable values, and the parts of the prompts that formats make of them."""
 
 from __future__ import annotations
 
@@ -97,3 +97,33 @@ def text_of(content: Any) -> str | None:
 
 def _is_text_part(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text; special tokens are recognized only in trusted text, such as a format's own markup."""
+
+    value: str
+    trusted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids to use unchanged: a reply in the tokens it was generated as."""
+
+    ids: tuple[int, ...]
+
+
+PromptPart = Text | Tokens
+
+
+def join_parts(parts: tuple[PromptPart, ...]) -> tuple[PromptPart, ...]:
+    """Join adjacent texts of the same kind, and drop empty parts."""
+    out: list[PromptPart] = []
+    for part in parts:
+        last = out[-1] if out else None
+        if isinstance(part, Text) and isinstance(last, Text) and part.trusted == last.trusted:
+            out[-1] = Text(last.value + part.value, last.trusted)
+        elif part != Tokens(()) and not (isinstance(part, Text) and not part.value):
+            out.append(part)
+    return tuple(out)

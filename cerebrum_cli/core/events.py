@@ -157,7 +157,7 @@ class ServersEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreEvent:
+class EvalProgress:
     """Progress of an evaluation: `done` of `total` samples, `questions` of `all_questions`, and the score of these.
 
     `accuracy` and its 95% interval are None before the first question that counts. `no_answer` and `cut_off` are shares
@@ -244,6 +244,6 @@ Event = (
     | TallyEvent
     | RowEvent
     | ServersEvent
-    | ScoreEvent
+    | EvalProgress
     | StageEvent
 )

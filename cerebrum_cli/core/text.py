@@ -1,7 +1,8 @@
-"""Text functions that several packages use: sizes, times, well-formed text, partial markers."""
+"""Text functions that several packages use: sizes, times, well-formed text, partial markers, shell commands."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 MATCH_BEGIN, MATCH_END = "\x02", "\x03"  # around the words found in an excerpt of a message
@@ -24,6 +25,11 @@ def format_size(size: int) -> str:
         if size >= unit:
             return f"{size / unit:,.{digits}f} {name}"
     return f"{size / 1e3:,.0f} kB"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Format a count with its noun, like "1 file" or "2 files"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def format_names(names: Sequence[str], most: int = 3) -> str:
@@ -49,3 +55,10 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def pip_install(arguments: str) -> str:
+    """Shell command that installs into this environment: a plain `pip` may be that of another one, or missing."""
+    from shlex import quote
+
+    return f"{quote(sys.executable)} -m pip install {arguments}"

@@ -1,14 +1,14 @@
-"""Assess what the checks found: whether it is a problem, and how to fix it. Pure."""
+"""Results of checks, and the assessment of what they found: whether it is a problem, and how to fix it. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
+from typing import Literal
 
-from cerebrum_cli.core.text import format_size
-from cerebrum_cli.doctor.check_result import CheckResult, check_result
+from cerebrum_cli.core.text import format_count, format_size
 from cerebrum_cli.engine.build import Build, rebuild_command
 from cerebrum_cli.engine.machine import Processors
 
@@ -16,8 +16,41 @@ MIN_MEMORY = 2 * 10**9  # bytes; a small model, its KV cache and other programs
 MIN_DISK = 5 * 10**9  # bytes; the default model takes 4.4 GB
 
 
+Status = Literal["ok", "warning", "failure"]
+
+
 @dataclass(frozen=True, slots=True)
-class Directory:
+class CheckResult:
+    """The result of one check. A warning means that something is slow, limited or not set up yet.
+
+    `name` is that of the check, which `run_table` adds. `endpoint` names the server that was checked; it is empty for
+    checks of this machine.
+    """
+
+    status: Status
+    detail: str
+    hint: str = ""
+    name: str = ""
+    endpoint: str = ""
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """The object that `--json` prints."""
+        values = {key: asdict(self)[key] for key in ("name", "status", "detail", "hint", "endpoint")}
+        if not self.endpoint:
+            del values["endpoint"]
+        return values
+
+
+def check_result(detail: str, *problems: tuple[str, str] | None) -> CheckResult:
+    """Result of a check: ok, or a warning if there are problems, each with its hint."""
+    found = [problem for problem in problems if problem]
+    details = "; ".join(filter(None, [detail, *(problem for problem, _ in found)]))
+    return CheckResult("warning" if found else "ok", details, "; ".join(hint for _, hint in found))
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryState:
     """A directory that is written to, or will be created: its use, the device number of its disk, and free bytes."""
 
     use: str
@@ -35,11 +68,10 @@ def assess_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
     detail = f"llama-cpp-python {build.version}, ggml {build.ggml}; backends {backends}; {offload}; CPU: {features}"
     if unsupported := build.unsupported_features(flags):
         problem = f"{detail}; built for another CPU: this one lacks {', '.join(unsupported)}"
-        return CheckResult("llama_cpp", "failure", problem, f"rebuild it on this machine: {rebuild_command()}")
-    if unused := build.unused_features(flags):
-        problem = f"slow: it does not use this CPU's {', '.join(unused)}"
-        return check_result("llama_cpp", detail, (problem, f"rebuild it: {rebuild_command('-DGGML_NATIVE=on')}"))
-    return check_result("llama_cpp", detail)
+        return CheckResult("failure", problem, f"rebuild it on this machine: {rebuild_command()}")
+    unused = build.unused_features(flags)
+    slow = f"slow: it does not use this CPU's {', '.join(unused)}", f"rebuild it: {rebuild_command('-DGGML_NATIVE=on')}"
+    return check_result(detail, slow if unused else None)
 
 
 def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
@@ -49,7 +81,7 @@ def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
             f"{device.name} {device.description}: {format_size(device.free)} of {format_size(device.total)} free"
             for device in build.devices
         )
-        return check_result("devices", "; ".join(devices))
+        return check_result("; ".join(devices))
     if build.offloads:
         problem = f"llama.cpp (backends {', '.join(build.backends)}) finds no GPU"
         hint = "check the GPU's driver; for NVIDIA, run nvidia-smi"
@@ -58,8 +90,8 @@ def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
         command = rebuild_command(f"-DGGML_{likely_accelerator.upper()}=on")
         hint = f"rebuild it: {command}  (in a checkout: make setup ACCEL={likely_accelerator})"
     else:
-        return check_result("devices", "none: everything runs on the CPU")
-    return check_result("devices", "", (problem, hint))
+        return check_result("none: everything runs on the CPU")
+    return check_result("", (problem, hint))
 
 
 def assess_threads(processors: Processors, requested: int | None) -> CheckResult:
@@ -69,50 +101,40 @@ def assess_threads(processors: Processors, requested: int | None) -> CheckResult
         f"{requested or processors.threads} used; {processors.logical} logical CPUs, {processors.cores} cores,"
         f" affinity {processors.allowed}, {quota}"
     )
-    if requested and requested > processors.usable:
-        problem = f"{requested} requested, but only {processors.usable} can run concurrently"
-        return check_result("threads", detail, (problem, "lower CEREBRUM_THREADS or threads in config.toml"))
-    return check_result("threads", detail)
+    problem = f"{requested} requested, but only {processors.usable} can run concurrently"
+    hint = "lower CEREBRUM_THREADS or threads in config.toml"
+    return check_result(detail, (problem, hint) if requested and requested > processors.usable else None)
 
 
 def assess_memory(free: int, total: int, machine: int) -> CheckResult:
     """Assess the free bytes of memory; `total` is within this process's cgroups, `machine` is without."""
     limit = f"; a cgroup allows {format_size(total)} of the machine's {format_size(machine)}" if total < machine else ""
     detail = f"{format_size(free)} of {format_size(total)} free{limit}"
-    if free < MIN_MEMORY:
-        problem = f"less than {format_size(MIN_MEMORY)} of memory is free"
-        return check_result("memory", detail, (problem, "close other programs, or choose a smaller quantization"))
-    return check_result("memory", detail)
+    problem = f"less than {format_size(MIN_MEMORY)} of memory is free"
+    hint = "close other programs, or choose a smaller quantization"
+    return check_result(detail, (problem, hint) if free < MIN_MEMORY else None)
 
 
-def assess_disk(directories: Sequence[Directory]) -> CheckResult:
+def assess_disk(directories: Sequence[DirectoryState]) -> CheckResult:
     """Assess free space by disk. Only a data directory that is not writable fails: chats could not be saved."""
     free = {directory.disk: directory.free for directory in directories}
     uses = {disk: _enumerate([each.use for each in directories if each.disk == disk]) for disk in free}
     detail = "; ".join(f"{format_size(free[disk])} free for {uses[disk]}" for disk in free)
     if data := next((each for each in directories if each.use == "data" and not each.writable), None):
         hint = "make it writable, or set XDG_DATA_HOME to a writable directory"
-        return CheckResult("disk", "failure", f"{detail}; {data.path} is not writable", hint)
-    if any(size < MIN_DISK for size in free.values()):
-        hint = "free some space, remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk"
-        return check_result("disk", detail, (f"less than {format_size(MIN_DISK)} free: a model may not fit", hint))
-    return check_result("disk", detail)
+        return CheckResult("failure", f"{detail}; {data.path} is not writable", hint)
+    problem = f"less than {format_size(MIN_DISK)} free: a model may not fit"
+    hint = "free some space, remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk"
+    return check_result(detail, (problem, hint) if min(free.values()) < MIN_DISK else None)
 
 
-def assess_prompt_cache(directory: Directory, files: int, size: int, limit: float) -> CheckResult:
+def assess_prompt_cache(directory: DirectoryState, files: int, size: int, limit: float) -> CheckResult:
     """Assess the prompt cache on disk; sizes are in bytes, and a limit of 0 turns it off."""
     if not limit:
-        return check_result("prompt_cache", f"off (cache_gb is 0); {format_size(size)} still on disk")
+        return check_result(f"off (cache_gb is 0); {format_size(size)} still on disk")
     detail = f"{format_count(files, 'file')}, {format_size(size)} of at most {format_size(int(limit))}"
-    if not directory.writable:
-        problem = f"{directory.path} is not writable, so no prompt can be cached"
-        return check_result("prompt_cache", detail, (problem, "make it writable, or set cache_gb to 0"))
-    return check_result("prompt_cache", detail)
-
-
-def format_count(count: int, noun: str) -> str:
-    """Format a count with its noun, like "1 file" or "2 files"."""
-    return f"{count} {noun}{'s' * (count != 1)}"
+    problem = f"{directory.path} is not writable, so no prompt can be cached", "make it writable, or set cache_gb to 0"
+    return check_result(detail, None if directory.writable else problem)
 
 
 def _enumerate(names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import disk_usage
 from typing import TypeVar
@@ -14,10 +14,19 @@ from cerebrum_cli import __version__
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import format_size
-from cerebrum_cli.doctor import assessment, selftest
-from cerebrum_cli.doctor.assessment import Directory, format_count
-from cerebrum_cli.doctor.check_result import CheckResult, check_result
+from cerebrum_cli.core.text import format_count, format_size
+from cerebrum_cli.doctor.assessment import (
+    CheckResult,
+    DirectoryState,
+    assess_build,
+    assess_devices,
+    assess_disk,
+    assess_memory,
+    assess_prompt_cache,
+    assess_threads,
+    check_result,
+)
+from cerebrum_cli.doctor.selftest import run_selftest
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.build import Build
 from cerebrum_cli.engine.state_store import STATE, list_names
@@ -26,8 +35,13 @@ from cerebrum_cli.models import listing
 from cerebrum_cli.models.library import Library
 
 NETWORK_TIMEOUT_S = 3.0
+FIX_LLAMA_CPP = "fix the llama_cpp check first"
 
 T = TypeVar("T")
+
+
+class Skipped(Exception):
+    """Raised by a check that needs what an earlier one did not find; it has no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,37 +71,27 @@ def run_table(checks: Mapping[str, Callable[[T], CheckResult | None]], subject: 
         try:
             result = check(subject)
         except CerebrumError as error:
-            result = CheckResult(name, "failure", error.message, error.hint)
+            result = CheckResult("failure", error.message, error.hint)
+        except Skipped:
+            continue
         except OSError as error:
             problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            result = CheckResult(name, "failure", problem, "check its permissions")
+            result = CheckResult("failure", problem, "check its permissions")
         if result:
-            yield result
+            yield replace(result, name=name)
 
 
 def _check_version(_: DoctorContext) -> CheckResult:
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    return check_result("cerebrum", f"cerebrum {__version__}, {python}, {platform.platform()}")
-
-
-def _check_llama_cpp(context: DoctorContext) -> CheckResult:
-    return assessment.assess_build(context.build(), machine.processor_flags())
+    return check_result(f"cerebrum {__version__}, {python}, {platform.platform()}")
 
 
 def _check_devices(context: DoctorContext) -> CheckResult:
     try:
         build = context.build()
     except EngineError:
-        return check_result("devices", "", ("unknown: llama.cpp cannot be loaded", "fix the llama_cpp check first"))
-    return assessment.assess_devices(build, machine.likely_accelerator())
-
-
-def _check_threads(context: DoctorContext) -> CheckResult:
-    return assessment.assess_threads(machine.processors(), context.settings.threads)
-
-
-def _check_memory(_: DoctorContext) -> CheckResult:
-    return assessment.assess_memory(machine.available_memory(), machine.total_memory(), machine.machine_memory())
+        return check_result("", ("unknown: llama.cpp cannot be loaded", FIX_LLAMA_CPP))
+    return assess_devices(build, machine.likely_accelerator())
 
 
 def _check_disk(context: DoctorContext) -> CheckResult:
@@ -96,22 +100,21 @@ def _check_disk(context: DoctorContext) -> CheckResult:
         ("prompt cache", context.cache_directory),
         ("data", context.data_directory),
     )
-    return assessment.assess_disk([inspect_directory(use, path) for use, path in uses])
+    return assess_disk([inspect_directory(use, path) for use, path in uses])
 
 
 def _check_config(context: DoctorContext) -> CheckResult:
     path = context.config_directory / "config.toml"
     config = read_config(path)
     keys = [*config.settings, *(f"endpoints.{name}" for name in config.endpoints)]
-    if not path.exists():
-        return check_result("config", f"{path} does not exist: using default settings")
-    return check_result("config", f"{path} sets {', '.join(keys) or 'nothing'}")
+    sets = f"sets {', '.join(keys) or 'nothing'}" if path.exists() else "does not exist: using default settings"
+    return check_result(f"{path} {sets}")
 
 
 def _check_catalogue(context: DoctorContext) -> CheckResult:
     *_, own = context.library.catalogue_paths
     source = f", including those of {own}" if own.exists() else ""
-    return check_result("catalogue", format_count(len(context.library.specs), "model") + source)
+    return check_result(format_count(len(context.library.specs), "model") + source)
 
 
 def _check_models(context: DoctorContext) -> CheckResult:
@@ -124,103 +127,93 @@ def _check_models(context: DoctorContext) -> CheckResult:
     except ModelNotFound as error:
         if error.message not in (problem for problem, _ in problems):
             problems.append((error.message, error.hint))
-    return check_result("models", "; ".join(details), *problems)
+    return check_result("; ".join(details), *problems)
 
 
 def _check_hugging_face_cache(context: DoctorContext) -> CheckResult:
     directory = inspect_directory("models", context.library.cache.directory)
+    problem = ("not writable, so nothing can be pulled", "fix its permissions, or set HF_HUB_CACHE")
+    warning = None if directory.writable else problem
     if not directory.path.is_dir():
-        if directory.writable:
-            return check_result("hugging_face_cache", f"none yet: {directory.path}")
-        problem = (f"{directory.path} cannot be created", "set HF_HUB_CACHE to a writable directory")
-        return check_result("hugging_face_cache", "", problem)
+        return check_result(f"none yet: {directory.path}", warning)
     models = list(context.library.cache.models())
     blobs = {blob for model in models for blob in model.blobs}
     size = format_size(sum(blob.stat().st_size for blob in blobs))
-    detail = f"{directory.path}: {format_count(len(models), 'GGUF model')}, {size}"
-    if directory.writable:
-        return check_result("hugging_face_cache", detail)
-    problem = ("not writable, so nothing can be pulled", "fix its permissions, or set HF_HUB_CACHE")
-    return check_result("hugging_face_cache", detail, problem)
+    return check_result(f"{directory.path}: {format_count(len(models), 'GGUF model')}, {size}", warning)
 
 
 def _check_token(_: DoctorContext) -> CheckResult:
     from cerebrum_cli.models.hub import token
 
     found = token()
-    if found.is_set:
-        return check_result("token", f"found in {found.location}")
-    return check_result("token", "none; private and gated models need one (hf auth login)")
+    none = "none; private and gated models need one (hf auth login)"
+    return check_result(f"found in {found.location}" if found.is_set else none)
 
 
 def _check_network(context: DoctorContext) -> CheckResult:
     from cerebrum_cli.models import hub
 
     if context.offline:
-        return check_result("network", "skipped: --offline")
+        return check_result("skipped: --offline")
     if hub.is_offline():
-        return check_result("network", "skipped: HF_HUB_OFFLINE is set")
+        return check_result("skipped: HF_HUB_OFFLINE is set")
     try:
         address = run_with_timeout(lambda: hub.check_reachable(NETWORK_TIMEOUT_S), NETWORK_TIMEOUT_S)
     except PullError as error:
-        hint = f"{error.hint.removesuffix(', then try again')}; installed models need no network"
-        return check_result("network", "", (error.message, hint))
+        problem, hint = error.message, error.hint.removesuffix(", then try again")
     except TimeoutError:
-        hint = "check the network; installed models need none"
-        return check_result("network", "", (f"no reply from the Hub within {NETWORK_TIMEOUT_S:g} s", hint))
-    return check_result("network", f"{address} is reachable")
+        problem, hint = f"no reply from the Hub within {NETWORK_TIMEOUT_S:g} s", "check the network"
+    else:
+        return check_result(f"{address} is reachable")
+    return check_result("", (problem, f"{hint}; installed models need no network"))
 
 
 def _check_prompt_cache(context: DoctorContext) -> CheckResult:
     directory = inspect_directory("prompt cache", context.cache_directory / "states")
     paths = [directory.path / name for name in list_names(directory.path) if name.endswith(STATE)]
     size = sum(path.stat().st_size for path in paths)
-    return assessment.assess_prompt_cache(directory, len(paths), size, context.settings.cache_gb * 1e9)
+    return assess_prompt_cache(directory, len(paths), size, context.settings.cache_gb * 1e9)
 
 
 def _check_sessions(context: DoctorContext) -> CheckResult:
     path = context.data_directory / "sessions" / "sessions.db"
     found = context.session_counts(path)
     if found is None:
-        return check_result("sessions", "none yet")
+        return check_result("none yet")
     if not os.access(path, os.W_OK):
-        return CheckResult("sessions", "failure", f"{path} is not writable", "fix its permissions, or use --no-log")
+        return CheckResult("failure", f"{path} is not writable", "fix its permissions, or use --no-log")
     sessions, messages, version = found
     counts = f"{format_count(sessions, 'session')}, {format_count(messages, 'message')}, undamaged"
-    return check_result("sessions", f"{counts}; {format_size(path.stat().st_size)}, version {version}")
-
-
-def _check_terminal(context: DoctorContext) -> CheckResult:
-    return context.terminal()
+    return check_result(f"{counts}; {format_size(path.stat().st_size)}, version {version}")
 
 
 def _check_self_test(context: DoctorContext) -> CheckResult:
-    fix = "fix the llama_cpp check first"
-    try:
-        build = context.build()
-    except EngineError:
-        return CheckResult("self_test", "failure", "skipped: llama.cpp cannot be loaded", fix)
-    if unsupported := build.unsupported_features(machine.processor_flags()):
-        return CheckResult("self_test", "failure", f"skipped: this CPU lacks {', '.join(unsupported)}", fix)
-    return selftest.run_selftest(context.open_backend, context.settings.threads)
+    if problem := _unusable(context):
+        return CheckResult("failure", f"skipped: {problem}", FIX_LLAMA_CPP)
+    return run_selftest(context.open_backend, context.settings.threads)
 
 
 def _check_self_test_gpu(context: DoctorContext) -> CheckResult | None:
+    if _unusable(context) or not context.build().devices:
+        return None
+    return run_selftest(context.open_backend, context.settings.threads, on_gpu=True)
+
+
+def _unusable(context: DoctorContext) -> str:
+    """Why no model can be loaded; empty if one can."""
     try:
-        build = context.build()
+        unsupported = context.build().unsupported_features(machine.processor_flags())
     except EngineError:
-        return None
-    if not build.devices or build.unsupported_features(machine.processor_flags()):
-        return None
-    return selftest.run_gpu_selftest(context.open_backend, context.settings.threads)
+        return "llama.cpp cannot be loaded"
+    return f"this CPU lacks {', '.join(unsupported)}" if unsupported else ""
 
 
 CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
     "cerebrum": _check_version,
-    "llama_cpp": _check_llama_cpp,
+    "llama_cpp": lambda context: assess_build(context.build(), machine.processor_flags()),
     "devices": _check_devices,
-    "threads": _check_threads,
-    "memory": _check_memory,
+    "threads": lambda context: assess_threads(machine.processors(), context.settings.threads),
+    "memory": lambda _: assess_memory(machine.available_memory(), machine.total_memory(), machine.machine_memory()),
     "disk": _check_disk,
     "config": _check_config,
     "catalogue": _check_catalogue,
@@ -230,20 +223,20 @@ CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
     "network": _check_network,
     "prompt_cache": _check_prompt_cache,
     "sessions": _check_sessions,
-    "terminal": _check_terminal,
+    "terminal": lambda context: context.terminal(),
     "self_test": _check_self_test,
     "self_test_gpu": _check_self_test_gpu,
 }
 
 
-def inspect_directory(use: str, path: Path) -> Directory:
+def inspect_directory(use: str, path: Path) -> DirectoryState:
     """Disk and permissions of a directory, or of its nearest existing ancestor, where it would be created.
 
     Writes nothing.
     """
     existing = next(ancestor for ancestor in (path, *path.parents) if ancestor.exists())
     writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-    return Directory(use, path, writable, existing.stat().st_dev, disk_usage(existing).free)
+    return DirectoryState(use, path, writable, existing.stat().st_dev, disk_usage(existing).free)
 
 
 def run_with_timeout(function: Callable[[], T], seconds: float) -> T:

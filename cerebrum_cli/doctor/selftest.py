@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.doctor.check_result import CheckResult, check_result
+from cerebrum_cli.doctor.assessment import CheckResult, check_result
 from cerebrum_cli.engine.build import rebuild_command
 from cerebrum_cli.inference.loading import BackendFactory, ReplySource, Resources, open_model
 from cerebrum_cli.inference.reply import Reply, ReplyCollector
@@ -23,22 +23,20 @@ REINSTALL = f"reinstall llama.cpp: {rebuild_command()}"
 WITHOUT_GPU = "check the GPU's driver, and reinstall llama.cpp; until then use --gpu-layers 0"
 
 
-def run_selftest(factory: BackendFactory, threads: int | None) -> CheckResult:
-    """Ask on the CPU; the whole text must match."""
+def run_selftest(factory: BackendFactory, threads: int | None, on_gpu: bool = False) -> CheckResult:
+    """Ask on the CPU, where the whole text must match.
+
+    With all layers on a GPU, only the final answer must match, since a GPU rounds differently.
+    """
     if not NANO.is_file():
-        return CheckResult("self_test", "failure", f"{NANO} is missing", "reinstall cerebrum")
-    reply = _ask(factory, threads, gpu_layers="0")
-    if reply is None or reply.text != ANSWER:
-        return CheckResult("self_test", "failure", _mismatch(reply), REINSTALL)
-    return check_result("self_test", _summary(reply))
-
-
-def run_gpu_selftest(factory: BackendFactory, threads: int | None) -> CheckResult:
-    """Ask with all layers offloaded; only the final answer must match, since a GPU rounds differently."""
-    reply = _ask(factory, threads, gpu_layers="all")
-    if reply is None or reply.final_answer != "42":
-        return CheckResult("self_test_gpu", "failure", _mismatch(reply), WITHOUT_GPU)
-    return check_result("self_test_gpu", _summary(reply))
+        return CheckResult("failure", f"{NANO} is missing", "reinstall cerebrum")
+    reply = _ask(factory, threads, "all" if on_gpu else "0")
+    if reply and (reply.final_answer == "42" if on_gpu else reply.text == ANSWER):
+        timings = reply.finish.timings
+        speed = f"loaded in {timings.load_s:.2f} s, {timings.tokens_per_second:.0f} t/s"
+        return check_result(f"{QUESTION} {reply.text} ({speed})")
+    problem = f"the bundled model answers {reply.text if reply else ''!r} to {QUESTION!r} instead of {ANSWER!r}"
+    return CheckResult("failure", problem, WITHOUT_GPU if on_gpu else REINSTALL)
 
 
 def _ask(factory: BackendFactory, threads: int | None, gpu_layers: str) -> Reply | None:
@@ -53,13 +51,3 @@ def _ask(factory: BackendFactory, threads: int | None, gpu_layers: str) -> Reply
     finally:
         loaded.engine.close()
     return collector.reply
-
-
-def _summary(reply: Reply) -> str:
-    timings = reply.finish.timings
-    speed = f"{timings.tokens_per_second:.0f} t/s"
-    return f"{QUESTION} {reply.text} (loaded in {timings.load_s:.2f} s, {speed})"
-
-
-def _mismatch(reply: Reply | None) -> str:
-    return f"the bundled model answers {reply.text if reply else ''!r} to {QUESTION!r} instead of {ANSWER!r}"

@@ -13,8 +13,8 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EndpointError, ModelNotFound
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.doctor.check_result import CheckResult, check_result
-from cerebrum_cli.doctor.checks import DoctorContext, run_table, run_with_timeout
+from cerebrum_cli.doctor.assessment import CheckResult, check_result
+from cerebrum_cli.doctor.checks import DoctorContext, Skipped, run_table, run_with_timeout
 from cerebrum_cli.doctor.selftest import QUESTION
 from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.remote.client import BusyServerError, Endpoint, one_line
@@ -41,16 +41,13 @@ MIN_CONTEXT = 4096  # tokens; a chain of thought takes thousands
 
 @dataclass(slots=True)
 class CheckedServer:
-    """A server, and what the checks have found so far that later ones need.
-
-    `responder` is None before its vocabulary is found to be that of the model.
-    """
+    """A server, and what the checks have found so far that later ones need."""
 
     context: DoctorContext
     endpoint: Endpoint
-    info: ServerInfo | None = None
+    found_info: ServerInfo | None = None
     loaded: LoadedModel | None = None
-    responder: Responder | None = None
+    has_vocabulary: bool = False
     reply: Reply | None = None
     samples: list[Reply] = field(default_factory=list)
 
@@ -58,6 +55,19 @@ class CheckedServer:
     def settings(self) -> Settings:
         """Settings of a short greedy reply in the user's choice of prompt format."""
         return Settings(format=self.context.settings.format, max_tokens=REPLY_TOKENS)
+
+    @property
+    def info(self) -> ServerInfo:
+        """What the server is; the first check finds it."""
+        assert self.found_info
+        return self.found_info
+
+    @property
+    def responder(self) -> Responder:
+        """Answers questions. Raises Skipped if the server's vocabulary is not known to be that of the model."""
+        if self.loaded is None or not self.has_vocabulary:
+            raise Skipped
+        return self.loaded.responder
 
     def close(self) -> None:
         if self.loaded:
@@ -71,6 +81,8 @@ def run_server_checks(context: DoctorContext, endpoints: Sequence[Endpoint]) -> 
         with closing(server):
             for result in run_table(SERVER_CHECKS, server):
                 yield replace(result, endpoint=endpoint.name)
+                if server.found_info is None:  # nothing else can be asked of it
+                    break
 
 
 def _check_server(server: CheckedServer) -> CheckResult:
@@ -81,116 +93,101 @@ def _check_server(server: CheckedServer) -> CheckResult:
         raise EndpointError(problem, "check the URL, and the log of the server") from error
     except BusyServerError as busy:
         problem = f"{server.endpoint.name} is not ready: {busy.reason}"
-        return check_result("server", "", (problem, "other commands wait for it; check again later"))
-    server.info = info
-    return check_result("server", f"{info.kind.name}, build {info.build}")
+        return check_result("", (problem, "other commands wait for it; check again later"))
+    server.found_info = info
+    return check_result(f"{info.kind.name}, build {info.build}")
 
 
-def _check_served_model(server: CheckedServer) -> CheckResult | None:
-    return check_result("served_model", one_line(server.info.model)) if server.info else None
+def _check_served_model(server: CheckedServer) -> CheckResult:
+    return check_result(one_line(server.info.model))
 
 
-def _check_context(server: CheckedServer) -> CheckResult | None:
-    if server.info is None:
-        return None
+def _check_context(server: CheckedServer) -> CheckResult:
     size = server.info.context_size
-    detail = f"{size} tokens for a prompt and its reply"
-    if size < MIN_CONTEXT:
-        kind = server.info.kind
-        shared = ", which its slots share" if isinstance(kind, LlamaServer) else ""
-        hint = f"restart {kind.name} with a larger {kind.context_option}{shared}"
-        return check_result("context", detail, (f"a chain of thought may need more than {MIN_CONTEXT}", hint))
-    return check_result("context", detail)
+    kind = server.info.kind
+    shared = ", which its slots share" if isinstance(kind, LlamaServer) else ""
+    hint = f"restart {kind.name} with a larger {kind.context_option}{shared}"
+    problem = f"a chain of thought may need more than {MIN_CONTEXT}", hint
+    return check_result(f"{size} tokens for a prompt and its reply", problem if size < MIN_CONTEXT else None)
 
 
-def _check_slots(server: CheckedServer) -> CheckResult | None:
-    if server.info is None:
-        return None
+def _check_slots(server: CheckedServer) -> CheckResult:
     slots = server.info.slots
-    limit = (
-        "1 reply at a time; more slots (-np) speed up batches and votes" if slots == 1 else f"{slots} replies at a time"
-    )
-    return check_result("slots", limit)
+    one = "1 reply at a time; more slots (-np) speed up batches and votes"
+    return check_result(one if slots == 1 else f"{slots} replies at a time")
 
 
-def _check_vocabulary(server: CheckedServer) -> CheckResult | None:
-    if server.info is None:
-        return None
+def _check_vocabulary(server: CheckedServer) -> CheckResult:
     context = server.context
     try:
         model = context.library.resolve_vocabulary(context.settings.model)
     except ModelNotFound as error:
         problem = f"skipped, along with all replies: {error.message}"
-        return check_result("vocabulary", "", (problem, error.hint))
+        return check_result("", (problem, error.hint))
     server.loaded = loaded = open_model(
         ReplySource(Resources(context.open_backend), model, server.settings, place=Servers([server.endpoint]))
     )
     with _time_limit(loaded.responder):
         for _ in loaded.responder.load():
             pass
-    server.responder = loaded.responder
-    return check_result("vocabulary", f"matches {model.label}: {loaded.engine.vocabulary.size} tokens")
+    server.has_vocabulary = True
+    return check_result(f"matches {model.label}: {loaded.engine.vocabulary.size} tokens")
 
 
-def _check_reply(server: CheckedServer) -> CheckResult | None:
-    if server.responder is None:
-        return None
+def _check_reply(server: CheckedServer) -> CheckResult:
     events = server.responder.respond(ReplyRequest(Conversation().user(QUESTION), server.settings))
     server.reply = reply = _collect(server.responder, events)
     finish = reply.finish
     text = one_line(reply.text or reply.reasoning or "")
     shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
     detail = f"{QUESTION} {shown} (prompt {finish.prompt_tokens} tokens, reply {finish.completion_tokens})"
+    notice = reply_notice(reply, server.responder.larger_context)
+    problem = None
     if finish.reason == "cancelled":
-        problem = f"stopped after {REPLY_TIMEOUT_S:g} s"
-        return check_result("reply", detail, (problem, "the server is slow or busy: check its log"))
-    if finish.reason == "length":  # by the limit of this check
-        return check_result("reply", detail)
-    if notice := reply_notice(reply, server.responder.larger_context):
-        return check_result("reply", detail, (notice.message, notice.hint))
-    if ANSWER not in re.findall(r"\d+", reply.text):
-        return check_result("reply", detail, (f"the answer is not {ANSWER}", WRONG))
-    return check_result("reply", detail)
+        problem = f"stopped after {REPLY_TIMEOUT_S:g} s", "the server is slow or busy: check its log"
+    elif notice and finish.reason != "length":  # the limit of this check
+        problem = notice.message, notice.hint
+    elif finish.reason == "stop" and ANSWER not in re.findall(r"\d+", reply.text):
+        problem = f"the answer is not {ANSWER}", WRONG
+    return check_result(detail, problem)
 
 
-def _check_speed(server: CheckedServer) -> CheckResult | None:
+def _check_speed(server: CheckedServer) -> CheckResult:
     if server.reply is None or server.reply.finish.completion_tokens == 0:
-        return None
+        raise Skipped
     finish = server.reply.finish
     timings = finish.timings
     cached = f" ({finish.cached_tokens} of {finish.prompt_tokens} cached)" if finish.cached_tokens else ""
     rate = f", then {timings.tokens_per_second:.1f} t/s" if timings.tokens_per_second else ""
-    return check_result("speed", f"first token after {timings.ttft_s:.2f} s{cached}{rate}")
+    return check_result(f"first token after {timings.ttft_s:.2f} s{cached}{rate}")
 
 
-def _check_token_ids(server: CheckedServer) -> CheckResult | None:
-    if server.responder is None:
-        return None
+def _check_token_ids(server: CheckedServer) -> CheckResult:
     whole, streamed = _sample(server, server.responder), server.reply
     lacking = [] if whole.finish.has_all_tokens else ["whole replies"]
     # A stream of llama-server leaves out ids within characters of several tokens.
     if streamed and not streamed.finish.has_all_tokens and f"{streamed.text}{streamed.reasoning or ''}".isascii():
         lacking.append("streamed replies")
     if not lacking:
-        return check_result("token_ids", "prompts are sent as token ids, and replies include theirs, streamed or not")
+        return check_result("prompts are sent as token ids, and replies include theirs, streamed or not")
     problem = f"{' and '.join(lacking)} lack some token ids, so the next turn evaluates them again"
-    return check_result("token_ids", "", (problem, "update the server, or connect without a gateway"))
+    return check_result("", (problem, "update the server, or connect without a gateway"))
 
 
-def _check_seeds(server: CheckedServer) -> CheckResult | None:
-    if server.info is None or server.responder is None or not server.samples:
-        return None
+def _check_seeds(server: CheckedServer) -> CheckResult:
+    if not server.samples:
+        raise Skipped
     if not server.info.has_seeds:
-        return check_result("seeds", "", IGNORED_SEEDS)
+        return check_result("", IGNORED_SEEDS)
     while len(server.samples) < SAMPLES:
         latest = _sample(server, server.responder)
         if any((each.sampled, each.text) == (latest.sampled, latest.text) for each in server.samples[:-1]):
-            return check_result("seeds", f"the same seed gives the same {latest.finish.completion_tokens} tokens")
+            return check_result(f"the same seed gives the same {latest.finish.completion_tokens} tokens")
     problem = "the same seed gives different tokens, so sampled answers are not reproducible"
-    return check_result("seeds", "", (problem, "try again when the server is idle"))
+    return check_result("", (problem, "try again when the server is idle"))
 
 
-SERVER_CHECKS: dict[str, Callable[[CheckedServer], CheckResult | None]] = {
+SERVER_CHECKS: dict[str, Callable[[CheckedServer], CheckResult]] = {
     "server": _check_server,
     "served_model": _check_served_model,
     "context": _check_context,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from cerebrum_cli.core.conversation import PromptPart
 from cerebrum_cli.core.events import Event, NoticeEvent, TokenLogprob
-from cerebrum_cli.core.parts import Part
 from cerebrum_cli.core.sampling import SamplingParams
 
 
@@ -44,7 +44,7 @@ class Sampler(Protocol):
 class Vocabulary(Protocol):
     """The vocabulary of a model; for any thread."""
 
-    def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
+    def tokenize(self, parts: Iterable[PromptPart]) -> tuple[int, ...]:
         """Tokenize a prompt; untrusted text never becomes a special token."""
 
     @property

@@ -9,7 +9,7 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
-from cerebrum_cli.core.packages import pip_install
+from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.memory import Device
 
 # CPU features as llama.cpp names them, and as Linux does in /proc/cpuinfo. An instruction that the CPU lacks kills the

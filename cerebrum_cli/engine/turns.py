@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
 from cerebrum_cli.core.events import Forced, Timings
-from cerebrum_cli.core.parts import Part, Text, Tokens
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import Controls, Force, Intervention
 from cerebrum_cli.engine.sequence import Request
@@ -98,7 +98,7 @@ class Turns:
         return replace(request, params=replace(request.params, max_tokens=most))
 
 
-def continuation(vocabulary: Vocabulary, parts: Iterable[Part]) -> tuple[int, ...]:
+def continuation(vocabulary: Vocabulary, parts: Iterable[PromptPart]) -> tuple[int, ...]:
     """Tokenize text that continues other text: without BOS, and without the space that a vocabulary may put first."""
     anchor = vocabulary.tokenize((Text(ANCHOR),))[-1]
     tokens = vocabulary.tokenize((Tokens((anchor,)), *parts))

@@ -12,12 +12,12 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import (
     SHOWN_ERRORS,
+    EvalProgress,
     Event,
     FinishEvent,
     NoticeEvent,
     RefusedEvent,
     RowCounts,
-    ScoreEvent,
     TokenEvent,
 )
 from cerebrum_cli.core.settings import Settings
@@ -114,7 +114,7 @@ class SampleWriter:
             self._score.add(parse_sample(object))
 
     @property
-    def progress(self) -> ScoreEvent:
+    def progress(self) -> EvalProgress:
         return self._score.event
 
     def mark(self, position: int, sample: int, reply: Reply) -> None:
@@ -179,7 +179,7 @@ class SampleWriter:
 
 
 def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Generator[Event, None, None]:
-    """Take the missing samples; yield all events, and a ScoreEvent whenever a sample is finished.
+    """Take the missing samples; yield all events, and an EvalProgress whenever a sample is finished.
 
     A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do
     not count. The caller completes the run; after a cancel, samples are missing.

@@ -15,10 +15,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.conversation import Conversation, Message, Text, Tokens
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent
-from cerebrum_cli.core.parts import Text, Tokens
 from cerebrum_cli.engine.scoring.request import LogprobScores
 from cerebrum_cli.eval.lm_requests import (
     Prompt,

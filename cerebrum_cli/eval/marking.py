@@ -7,9 +7,8 @@ from collections.abc import Callable
 from string import ascii_uppercase as LETTERS
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from cerebrum_cli.answers.canonical import canonical
+from cerebrum_cli.answers.canonical import canonical, matches_gold
 from cerebrum_cli.answers.extract import Extraction, extract_answers
-from cerebrum_cli.answers.gold import matches_gold
 from cerebrum_cli.answers.plain_text import plain, trimmed
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.eval.questions import Question

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cerebrum_cli.core.events import ScoreEvent
+from cerebrum_cli.core.events import EvalProgress
 from cerebrum_cli.eval.estimates import (
     Clusters,
     Estimate,
@@ -39,11 +39,11 @@ class RunningScore:
         self._unanswered = self._cut_off = 0
 
     @property
-    def event(self) -> ScoreEvent:
+    def event(self) -> EvalProgress:
         """The progress of the run. Accuracy and interval are those of the questions without a skipped sample."""
         accuracy = self._sum / self._counted if self._counted else None
         taken = max(1, self.done - self.skipped)
-        return ScoreEvent(
+        return EvalProgress(
             self.done,
             self.all_questions * self._samples,
             self.questions,

@@ -15,7 +15,7 @@ from cerebrum_cli.batch.readers import open_input
 from cerebrum_cli.batch.rows import InvalidRow, parse_template
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.packages import pip_install
+from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.eval.marking import Marker, Match, code_marker, marker
 from cerebrum_cli.eval.questions import Question
 from cerebrum_cli.eval.reading import BadRow, QuestionSet, Render, Row, parse_lines, read_questions

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.parts import Part
+from cerebrum_cli.core.conversation import Conversation, PromptPart
 
 LINE_BREAK = "\n"
 BLANK_LINE = "\n\n"
@@ -64,5 +63,5 @@ class PromptFormat(Protocol):
     def verbatim(self) -> bool:
         """Whether replies are passed on unchanged, with surrounding white space and reasoning markup."""
 
-    def render(self, conversation: Conversation) -> tuple[Part, ...]:
+    def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the prompt of the next reply, without BOS unless the format itself writes it."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
+from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.formats.format import ThoughtMarkup
 
 
@@ -33,19 +32,19 @@ class PlainFormat:
     has_switch: bool = False
     verbatim: bool = False
 
-    def render(self, conversation: Conversation) -> tuple[Part, ...]:
+    def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the system prompt and a line break, the turns, and the assistant's name."""
         system = self.default_system if conversation.system_prompt is None else conversation.system_prompt
-        parts: list[Part] = [Text(system), Text("\n", True)] if system else []
+        parts: list[PromptPart] = [Text(system), Text("\n", True)] if system else []
         for index, message in enumerate(conversation.messages):
             parts += self._turn(message, first=index == 0)
         return join_parts((*parts, Text(self.assistant, True)))
 
-    def _turn(self, message: Message, first: bool) -> tuple[Part, ...]:
+    def _turn(self, message: Message, first: bool) -> tuple[PromptPart, ...]:
         content = message.content if first or not self.removed_text else message.content.replace(self.removed_text, "")
         if message.role == "user":
             return Text(f"{self.user} ", True), Text(content.strip()), Text("\n", True)
-        reply: Part = Text(f" {content.strip()}") if message.tokens is None else Tokens(message.tokens)
+        reply: PromptPart = Text(f" {content.strip()}") if message.tokens is None else Tokens(message.tokens)
         return Text(self.assistant, True), reply, Text(self.reply_end, True)
 
 
@@ -61,7 +60,7 @@ class RawFormat:
     has_switch: bool = False
     verbatim: bool = True
 
-    def render(self, conversation: Conversation) -> tuple[Part, ...]:
+    def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the last message as trusted text."""
         return (Text(conversation.messages[-1].content, True),)
 

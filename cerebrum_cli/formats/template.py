@@ -18,9 +18,8 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
-from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
 from cerebrum_cli.formats.format import ThoughtMarkup
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.template_sandbox import run_template
@@ -93,7 +92,7 @@ class EmbeddedFormat:
     def has_switch(self) -> bool:
         return self._is_fixed or self._switch is not None
 
-    def render(self, conversation: Conversation) -> tuple[Part, ...]:
+    def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the prompt; only the template's own text is trusted. Raises FormatError if the template fails."""
         messages = _messages(conversation)
         offset = len(messages) - len(conversation.messages)
@@ -242,7 +241,7 @@ def _restore_headers(pieces: list[Piece], headers: Mapping[int, str], last: int)
     return out
 
 
-def _part(piece: Piece, replies: Mapping[int, Message]) -> Part:
+def _part(piece: Piece, replies: Mapping[int, Message]) -> PromptPart:
     index, text = piece
     tokens = replies[index].tokens if index in replies else None
     return Text(text, trusted=index == FROM_TEMPLATE) if tokens is None else Tokens(tokens)

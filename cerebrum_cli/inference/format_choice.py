@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW

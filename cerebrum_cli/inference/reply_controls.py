@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.engine.backend import Vocabulary

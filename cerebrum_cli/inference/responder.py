@@ -9,10 +9,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent
-from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Vocabulary
@@ -270,18 +269,18 @@ class Responder:
         if len(tokens) >= self._engine.context_size:
             raise self._too_long(str(len(tokens)))
 
-    def _render(self, conversation: Conversation) -> tuple[Part, ...]:
+    def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         self._require_possible(last_text(conversation))
         return self._format.render(conversation)
 
-    def _spell(self, prompt: Sequence[Part]) -> str:
+    def _spell(self, prompt: Sequence[PromptPart]) -> str:
         return "".join(part.value if isinstance(part, Text) else self.detokenize(part.ids) for part in prompt)
 
-    def _tokenize(self, prompt: Sequence[Part]) -> tuple[int, ...]:
+    def _tokenize(self, prompt: Sequence[PromptPart]) -> tuple[int, ...]:
         self._require_possible(prompt)
         return self._engine.vocabulary.tokenize(prompt)
 
-    def _require_possible(self, prompt: Iterable[Part]) -> None:
+    def _require_possible(self, prompt: Iterable[PromptPart]) -> None:
         if least := self._least_tokens(prompt):
             raise self._too_long(f"at least {least}")
 
@@ -290,7 +289,7 @@ class Responder:
         advice = f" or {self.larger_context} (trained context: {trained})" if size < trained else ""
         return PromptTooLong.for_context(tokens, size, advice)
 
-    def _least_tokens(self, prompt: Iterable[Part]) -> int | None:
+    def _least_tokens(self, prompt: Iterable[PromptPart]) -> int | None:
         return least_tokens(self._engine.vocabulary, self._engine.context_size, prompt)
 
 
@@ -306,6 +305,6 @@ def _is_whole(data: bytes) -> bool:
     return not decoder.getstate()[0]
 
 
-def _trusted_end(prompt: Sequence[Part]) -> str:
+def _trusted_end(prompt: Sequence[PromptPart]) -> str:
     last = prompt[-1] if prompt else None
     return last.value if isinstance(last, Text) and last.trusted else ""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation, PromptPart, Text, Tokens
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.parts import Part, Text, Tokens
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.engine.backend import Vocabulary
 
@@ -15,7 +14,7 @@ POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized wi
 MAX_SHOWN = 8  # tokens, in an error message
 
 
-def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[Part]) -> int | None:
+def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[PromptPart]) -> int | None:
     """Least possible number of tokens of a prompt that cannot fit, whatever its tokens are; None for any other."""
     texts = [part.value for part in prompt if isinstance(part, Text)]
     if sum(map(len, texts)) <= POSSIBLE_CHARACTERS * context_size:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import OutputError, UsageError
-from cerebrum_cli.core.packages import pip_install
+from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.eval.report import Report
 
 if TYPE_CHECKING:

@@ -1,140 +1,456 @@
-"""Status line on standard error: loading, prefill, reasoning, votes."""
+"""Progress on standard error: one redrawn line, or a line per minute where nothing can be redrawn."""
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
 
 from cerebrum_cli.core.events import (
+    EvalProgress,
     Event,
     FinishEvent,
     LoadEvent,
+    NoticeEvent,
     PromptEvent,
+    RowEvent,
     ServersEvent,
+    ServerTokens,
     StageEvent,
     TallyEvent,
     TokenEvent,
 )
+from cerebrum_cli.core.settings import environment
+from cerebrum_cli.core.text import format_count, format_duration, format_size
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
-from cerebrum_cli.terminal.texts import tally_text
 
 SHOW_AFTER_S = 1.0  # shorter waits show nothing
-REASONING_TOKENS_PER_DRAW = 10  # reasoning tokens between redraws
-ANSWER_TOKENS_PER_DRAW = 10  # tokens of an answer between redraws
-VOTE_TOKENS_PER_DRAW = 20  # tokens of all samples between redraws
-HINT_GAP = "    "
+LOG_EVERY_S = 60.0
+DRAWS_PER_S = 10
 ECHO_COLUMNS = 3  # columns left free for the ^C that a terminal echoes, which must not wrap
+HINT_GAP = "    "
+MIN_BAR, STAGE_BAR = 8, 20  # columns
+BAR_COLUMNS = 57  # that a bar of stages or files needs
+SHOWN_SERVERS = 8
+GREEN, RED, MAGENTA, GRAY = "32", "31", "35", "90"
+
+Segment = tuple[str, str]  # a text and its color, which may be empty
+Counts = RowEvent | EvalProgress
+SAMPLE_EVENTS = (PromptEvent, TokenEvent, FinishEvent)
 
 
-class StatusLine:
-    """A redrawn line, shown only while a stage takes longer than a second."""
+class Line:
+    """A line on standard error that is redrawn while it shows, each time with what `render` returns for a width.
 
-    def __init__(self, streams: Streams, model: str, reasoning_hint: Callable[[], str] = str) -> None:
+    If it is not to be drawn, the text of `log`, if there is one, is printed once a minute instead.
+    """
+
+    def __init__(
+        self,
+        streams: Streams,
+        render: Callable[[int], Iterable[Segment]],
+        draws: bool,
+        delay: float = 0.0,
+        log: Callable[[], str] | None = None,
+    ) -> None:
         self._streams = streams
-        self._model = model
-        self._reasoning_hint = reasoning_hint  # shown where there is room
-        self._can_redraw = streams.can_redraw  # checked once: there is an event for every token
+        self._render = render
+        self.draws = draws
+        self._delay = delay
+        self._log = log
+        self._last_log = time.monotonic()
+        self._has_colors = environment("NO_COLOR") is None
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
         self._lock = threading.Lock()
-        self._timer: threading.Timer | None = None
-        self._text = self._hint = ""
-        self._shown = False
-        self._reasoning_tokens = 0
+        self._drawn = ""
 
-    def emit(self, event: Event) -> None:
-        """Update the line; any event of the reply other than prefill and reasoning erases it."""
-        if not self._can_redraw or isinstance(event, ServersEvent):
-            return
-        if isinstance(event, LoadEvent):
-            self._show(f"loading {self._model} {event.fraction:.0%}")
-        elif isinstance(event, StageEvent):
-            self._show(event.stage)
-        elif isinstance(event, PromptEvent) and event.evaluated < event.total:
-            self._show(f"prompt: {event.evaluated} of {event.total} tokens")
-        elif isinstance(event, TokenEvent) and event.channel == "thinking":
-            self._reasoning_tokens += 1
-            if self._reasoning_tokens % REASONING_TOKENS_PER_DRAW == 1:
-                self._show(f"reasoning: {self._reasoning_tokens} tokens", self._reasoning_hint())
-        else:
-            self.close()
+    def show(self, now: bool = False) -> None:
+        """Show the line, after its delay, until `erase` or `keep`; redraw it `now` if it shows."""
+        if self.draws and self._thread is None:
+            self._stopped.clear()
+            self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+            self._thread.start()
+        if now and self.draws and (self._drawn or not self._delay):
+            self._draw()
+        elif self._log and not self.draws and time.monotonic() - self._last_log >= LOG_EVERY_S:
+            self._last_log = time.monotonic()
+            self._streams.info(self._log())
 
-    def close(self) -> None:
-        with self._lock:
-            if self._timer:
-                self._timer.cancel()
-                self._timer = None
-            if self._shown:
-                self._streams.draw("\r\x1b[K")
-                self._shown = False
+    def erase(self) -> None:
+        """Erase the line; needed before anything else is written to the terminal."""
+        self._stopped.set()
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        if self._drawn:
+            self._streams.draw("\r\x1b[K")
+            self._drawn = ""
 
-    def _show(self, text: str, hint: str = "") -> None:
-        with self._lock:
-            self._text, self._hint = text, hint
-            if self._shown:
-                self._draw()
-            elif self._timer is None:
-                self._timer = threading.Timer(SHOW_AFTER_S, self._draw_first)
-                self._timer.daemon = True
-                self._timer.start()
+    def keep(self) -> None:
+        """Draw the line a last time, and leave it on the screen."""
+        self.erase()
+        self._draw()
+        self._streams.draw("\n")
+        self._drawn = ""
 
-    def _draw_first(self) -> None:
-        with self._lock:
-            if self._timer:
-                self._draw()
+    def _run(self) -> None:
+        pause = self._delay
+        while not self._stopped.wait(pause):
+            self._draw()
+            pause = 1 / DRAWS_PER_S
 
     def _draw(self) -> None:
         from rich.cells import cell_len, set_cell_size  # characters may be two columns wide
 
-        width = columns(self._streams.err) - ECHO_COLUMNS
-        text = strip_controls(self._text)
-        if self._hint and cell_len(text) + len(HINT_GAP + self._hint) <= width:
-            text += HINT_GAP + self._hint
-        text = set_cell_size(text, width).rstrip()
-        self._streams.draw(f"\r\x1b[K{text}")
-        self._shown = True
+        room = columns(self._streams.err) - ECHO_COLUMNS
+        drawn = ""
+        with self._lock:
+            for text, color in self._render(room):
+                text = strip_controls(text)
+                text = text if cell_len(text) <= room else set_cell_size(text, room).rstrip()
+                room -= cell_len(text)
+                drawn += f"\x1b[{color}m{text}\x1b[0m" if color and self._has_colors else text
+            if drawn != self._drawn:
+                self._streams.draw(f"\r\x1b[K{drawn}")
+                self._drawn = drawn
 
 
-class AnswerLine(StatusLine):
-    """A status line that also counts the tokens of an answer, which is printed at the end."""
+class StatusLine:
+    """What a reply waits for, shown while a stage takes longer than a second.
 
-    def __init__(self, streams: Streams, model: str, reasoning_hint: Callable[[], str] = str) -> None:
-        super().__init__(streams, model, reasoning_hint)
-        self._tokens = 0
+    `hint` is shown beside reasoning where there is room. `counts_answer`: the answer is printed at the end, and its
+    tokens are counted until then. `vote` bounds the number of a vote's samples, whose tally is shown.
+    """
+
+    def __init__(
+        self,
+        streams: Streams,
+        model: str,
+        hint: Callable[[], str] = str,
+        counts_answer: bool = False,
+        vote: tuple[int, int] | None = None,
+    ) -> None:
+        self._line = Line(streams, self._render, streams.can_redraw, SHOW_AFTER_S)
+        self._model = model
+        self._hint = hint
+        self._counts_answer = counts_answer
+        self._tally = TallyEvent((), 0, *vote) if vote else None
+        self._tokens = {"thinking": 0, "answer": 0}
+        self._text = ""
+        self._has_hint = False
 
     def emit(self, event: Event) -> None:
-        if not isinstance(event, TokenEvent) or event.channel != "answer":
-            super().emit(event)
+        """Update the line, or erase it if the event ends the wait."""
+        if not self._line.draws or isinstance(event, ServersEvent):
             return
-        self._tokens += 1
-        if self._can_redraw and self._tokens % ANSWER_TOKENS_PER_DRAW == 1:
-            self._show(f"answer: {self._tokens} tokens")
+        if isinstance(event, TokenEvent):
+            self._tokens[event.channel] += 1
+        text = self._vote_text(event) if self._tally else None
+        self._has_hint = text is None and isinstance(event, TokenEvent) and event.channel == "thinking"
+        text = text or self._reply_text(event)
+        if text is None:
+            self.close()
+        else:
+            self._text = text
+            self._line.show(now=not isinstance(event, TokenEvent))
+
+    def close(self) -> None:
+        self._line.erase()
+
+    def _vote_text(self, event: Event) -> str | None:
+        """Text to show for an event of a vote; None before its first token, and for other events."""
+        if isinstance(event, TallyEvent):
+            self._tally = event
+        tokens = sum(self._tokens.values())
+        is_of_sample = isinstance(event, TallyEvent) or (tokens and isinstance(event, SAMPLE_EVENTS))
+        return tally_text(self._tally, tokens) if self._tally and is_of_sample else None
+
+    def _reply_text(self, event: Event) -> str | None:
+        """Text to show for an event of a reply; None if it ends the wait."""
+        if isinstance(event, LoadEvent):
+            return f"loading {self._model} {event.fraction:.0%}"
+        if isinstance(event, StageEvent):
+            return event.stage
+        if isinstance(event, PromptEvent) and event.evaluated < event.total:
+            return f"prompt: {event.evaluated} of {event.total} tokens"
+        if isinstance(event, TokenEvent) and (event.channel == "thinking" or self._counts_answer):
+            name = "reasoning" if event.channel == "thinking" else "answer"
+            return f"{name}: {self._tokens[event.channel]} tokens"
+        return None
+
+    def _render(self, width: int) -> Iterator[Segment]:
+        yield self._text, ""
+        hint = self._hint() if self._has_hint else ""
+        if hint and len(self._text + HINT_GAP + hint) <= width:
+            yield HINT_GAP + hint, ""
 
 
-class LoadLine(StatusLine):
-    """A status line for loading only, if another display follows."""
+class BatchProgress:
+    """Progress of a batch or an evaluation: a bar if `draws`, otherwise a line per minute; a summary line at the end.
+
+    A status line shows the loading of `model`, if given. The summary is left out if the reader of the output has closed
+    the pipe.
+    """
+
+    def __init__(self, streams: Streams, draws: bool, model: str | None = None) -> None:
+        self._streams = streams
+        self._line = Line(streams, self._render, draws, log=self._summary)
+        self._status = StatusLine(streams, model) if model else None
+        self._rows: Counts | None = None
+        self._before: int | None = None  # rows done by earlier runs
+        self._servers: tuple[ServerTokens, ...] = ()
+        self._rates = ""  # of the servers, when they were last reported
+        self._phase = "preparing prompts"
+        self._tokens = 0
+        self._started = 0.0
 
     def emit(self, event: Event) -> None:
         if isinstance(event, (LoadEvent, StageEvent)):
-            super().emit(event)
+            if self._status:
+                self._status.emit(event)
+            return
+        self._erase(only_status=not isinstance(event, NoticeEvent))
+        if isinstance(event, PromptEvent) and self._phase != "generating":
+            self._phase = "reading prompts"
+            self._started = self._started or time.monotonic()
+        elif isinstance(event, TokenEvent):
+            self._phase = "generating"
+            self._tokens += event.token is not None
+        elif isinstance(event, ServersEvent):
+            self._servers = event.servers
+            if seconds := self._seconds:
+                total = sum(server.tokens for server in event.servers) / seconds
+                self._rates = f"{total:.1f} tokens/s ({server_rates(event.servers, seconds)})"
+        elif isinstance(event, Counts):
+            self._rows = event
+            self._before = event.done if self._before is None else self._before
         else:
-            self.close()
+            return
+        if self._rows:
+            self._line.show()
+
+    def close(self) -> None:
+        self._erase()
+        if self._rows and not isinstance(sys.exception(), BrokenPipeError):
+            self._streams.write_line("", self._summary())
+            for message in self._rows.counts.errors if isinstance(self._rows, RowEvent) else ():
+                self._streams.write_line("  ", message)
+
+    def _erase(self, only_status: bool = False) -> None:
+        if self._status:
+            self._status.close()
+        if not only_status:
+            self._line.erase()
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started if self._started else 0.0
+
+    def _summary(self) -> str:
+        """Rows done, exceptions or a score, and the throughput, also that of each of several servers."""
+        assert self._rows
+        speed, seconds = "", self._seconds
+        if self._tokens and seconds:
+            rates = server_rates([server._replace(is_lost=False) for server in self._servers], seconds)
+            rate = f"{self._tokens / seconds:.1f} t/s" + (f": {rates}" if rates else "")
+            speed = f"{self._tokens} tokens in {seconds:.1f} s ({rate})"
+        done, total = counter(self._rows)
+        of = format_count(total, "question") if isinstance(self._rows, EvalProgress) else total
+        return ", ".join(filter(None, [f"{done} of {of} done", *exceptions(self._rows), speed]))
+
+    def _render(self, width: int) -> Iterator[Segment]:
+        rows, seconds = self._rows, self._seconds
+        assert rows
+        done = rows.done - (self._before or 0)
+        left = f"{format_duration(seconds / done * (rows.total - rows.done))} left" if done else self._phase
+        speeds = (self._rates, f"{self._tokens / seconds:.1f} tokens/s") if seconds > 1 else ()
+        for texts in batch_texts(rows, [*filter(None, speeds)], left):
+            done_text, clauses, tail = texts
+            room = width - len(" ".join(filter(None, texts)))
+            if room >= 0:
+                break
+        yield f"{done_text} ", GREEN
+        if room > MIN_BAR:
+            yield from bar(rows.done, rows.total, room - 1)
+            yield " ", ""
+        yield f"{clauses} " if clauses else "", RED if isinstance(rows, RowEvent) else ""
+        yield tail, ""
 
 
-class VoteLine(StatusLine):
-    """A status line for a vote: its tally and the number of tokens generated; `bounds` of the number of samples."""
+class StageProgress:
+    """Progress of a long operation and its current stage: a bar on a terminal, otherwise a line per minute."""
 
-    def __init__(self, streams: Streams, model: str, bounds: tuple[int, int]) -> None:
-        super().__init__(streams, model)
-        self._tally = TallyEvent((), 0, *bounds)
-        self._tokens = 0
+    def __init__(self, streams: Streams, quiet: bool) -> None:
+        self._quiet = quiet
+        self._line = Line(streams, self._render, streams.can_redraw, log=self._text)
+        self._started = time.monotonic()
+        self._stage = StageEvent("", 0, 1)
 
     def emit(self, event: Event) -> None:
-        if not isinstance(event, (TokenEvent, TallyEvent, FinishEvent)):
-            if not (self._tokens and isinstance(event, PromptEvent)):  # of further samples
-                super().emit(event)
+        if isinstance(event, NoticeEvent):  # which is printed next
+            self.close()
+        elif isinstance(event, StageEvent) and not self._quiet:
+            self._stage = event
+            self._line.show(now=True)
+
+    def close(self) -> None:
+        self._line.erase()
+
+    def _text(self) -> str:
+        return f"{self._stage.done} of {self._stage.total}: {self._stage.stage}"
+
+    def _render(self, width: int) -> Iterator[Segment]:
+        stage = self._stage
+        yield f"{stage.done:{len(str(stage.total))}}/{stage.total} ", GREEN
+        if width >= BAR_COLUMNS:
+            yield f"{format_duration(time.monotonic() - self._started)} ", ""
+            yield from bar(stage.done, stage.total, STAGE_BAR)
+            yield " ", ""
+        yield stage.stage, ""
+
+
+class FileProgress:
+    """Progress of files: a bar for each stage on a terminal, otherwise lines at its start, every minute and its end."""
+
+    def __init__(self, streams: Streams, quiet: bool) -> None:
+        self._streams = streams
+        self._quiet = quiet
+        self._line = Line(streams, self._render, streams.can_redraw)
+        self._current = ("", 0, 0)  # the stage, its bytes and their total
+        self._started: dict[str, tuple[float, int]] = {}  # of each stage: the time, and the bytes there were
+        self._shown: dict[str, tuple[float, int]] = {}
+
+    def __enter__(self) -> FileProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """Hide the bar until the next update."""
+        self._line.erase()
+
+    def notice(self, event: NoticeEvent) -> None:
+        if not self._quiet:
+            self.pause()
+            self._streams.info(f"note: {event.message}: {event.hint}")
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        if self._quiet:
             return
-        if isinstance(event, TallyEvent):
-            self._tally = event
-        self._tokens += isinstance(event, TokenEvent)
-        if self._can_redraw and (isinstance(event, TallyEvent) or self._tokens % VOTE_TOKENS_PER_DRAW == 1):
-            self._show(tally_text(self._tally, self._tokens))
+        now = time.monotonic()
+        self._started.setdefault(stage, (now, done))
+        last, shown = self._shown.get(stage, (now - LOG_EVERY_S, 0))
+        is_end = done >= total > shown
+        self._current = stage, done, total
+        if is_end and self._line.draws:
+            self._line.keep()
+        elif self._line.draws and done < total:
+            self._line.show()
+        elif not self._line.draws and (is_end or now - last >= LOG_EVERY_S):
+            self._streams.info(f"{stage}: {self._text()}")
+        if is_end or now - last >= LOG_EVERY_S:
+            self._shown[stage] = now, done
+
+    def _render(self, width: int) -> Iterator[Segment]:
+        stage, done, total = self._current
+        yield f"{stage:<8} ", ""
+        if width >= BAR_COLUMNS:
+            yield from bar(done, total, STAGE_BAR)
+            yield " ", ""
+        yield self._text(), ""
+
+    def _text(self) -> str:
+        """Bytes done, speed and remaining time: "15 MB of 30 MB, 5 MB/s, 0:03 left"."""
+        stage, done, total = self._current
+        started, first = self._started[stage]
+        seconds = time.monotonic() - started
+        text = f"{format_size(done)} of {format_size(total)}"
+        if done <= first or seconds <= 0:  # no speed yet
+            return text
+        speed = (done - first) / seconds
+        left = f", {format_duration((total - done) / speed)} left" if done < total else ""
+        return f"{text}, {format_size(int(speed))}/s{left}"
+
+
+def bar(done: int, total: int, width: int) -> Iterator[Segment]:
+    """A bar of a number of columns."""
+    filled = min(width, int(width * done / total)) if total else width
+    yield "━" * filled, MAGENTA if done < total else GREEN
+    yield "━" * (width - filled), GRAY
+
+
+def batch_texts(event: Counts, speeds: Sequence[str], left: str) -> Iterator[tuple[str, str, str]]:
+    """Yield rows done, exceptions or a score, and speed and remaining time, each time with less of them.
+
+    `speeds` are ways to state the speed, the longest first.
+    """
+    finished, total = counter(event)
+    done, clauses = f"{finished:{len(str(total))}}/{total}", list(exceptions(event))
+    yield from ((done, ", ".join(clauses), f"{speed} {left}") for speed in speeds)
+    yield from ((done, ", ".join(clauses[:count]), left) for count in range(len(clauses), 0, -1))
+    if isinstance(event, EvalProgress) and event.accuracy is not None:
+        accuracy = f"accuracy {event.accuracy:.3f}"
+        yield done, accuracy, left
+        yield done, accuracy, ""
+    yield done, "", left
+
+
+def counter(event: Counts) -> tuple[int, int]:
+    """How many of all rows of a batch, or of all questions of an evaluation, are done."""
+    return (event.questions, event.all_questions) if isinstance(event, EvalProgress) else (event.done, event.total)
+
+
+def exceptions(event: Counts) -> Iterator[str]:
+    """Clauses about a batch's exceptions, or about an evaluation's score so far; the most important one first."""
+    if isinstance(event, RowEvent):
+        counts = event.counts
+        named = ((counts.failed, "failed"), (counts.truncated, "truncated"), (counts.undecided, "without a winner"))
+        yield from (f"{count} {text}" for count, text in named if count)
+        return
+    if event.accuracy is not None and event.interval is not None:
+        low, high = event.interval
+        yield f"accuracy {event.accuracy:.3f} ({low:.3f} to {high:.3f})"
+    for share, text in ((event.no_answer, "no answer"), (event.cut_off, "truncated")):
+        if share:
+            yield f"{share:.0%} {text}"
+    if event.skipped:
+        yield f"{event.skipped} skipped"
+
+
+def server_rates(servers: Sequence[ServerTokens], seconds: float) -> str:
+    """Tokens per second of each server: "a:8080 31.4, b:8080 lost"; of many, the least and the most."""
+    rates = [server.tokens / seconds for server in servers]
+    if len(servers) > SHOWN_SERVERS:
+        lost = sum(server.is_lost for server in servers)
+        problem = f", {lost} lost" if lost else ""
+        return f"{len(servers)} servers, {min(rates):.1f} to {max(rates):.1f} each{problem}"
+    return ", ".join(
+        f"{strip_controls(server.name).rpartition('://')[2]} {'lost' if server.is_lost else f'{rate:.1f}'}"
+        for server, rate in zip(servers, rates, strict=True)
+    )
+
+
+def tally_text(event: TallyEvent, tokens: int) -> str:
+    """Tally of a running vote: "4/5 x5 · 0.9 x1 (6 of 3-16 samples, 81 tokens)"."""
+    answers = " · ".join(f"{one_line(answer)} x{count}" for answer, count in event.tally) or "no answer yet"
+    planned = f"{event.minimum}-{event.maximum}" if event.minimum < event.maximum else event.maximum
+    return f"{answers} ({event.samples} of {planned} samples, {tokens} tokens)"
+
+
+def result_text(event: TallyEvent) -> str:
+    """Result of a vote: "4/5: 5 of 6 votes (83%); runner-up 0.9: 1"."""
+    if not event.tally:
+        return f"no final answer in {event.samples} samples"
+    (winner, count), *others = event.tally
+    runner_up = f"; runner-up {one_line(others[0][0])}: {others[0][1]}" if others else ""
+    return f"{one_line(winner)}: {count} of {event.samples} votes ({count / event.samples:.0%}){runner_up}"
+
+
+def one_line(text: str) -> str:
+    """A text without its line breaks."""
+    return " ".join(text.split())

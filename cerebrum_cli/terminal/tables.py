@@ -1,4 +1,4 @@
-"""Print values as tables."""
+"""Print values as tables, and as lines of names and values."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
 
 if TYPE_CHECKING:
+    from cerebrum_cli.core.events import FinishEvent
     from cerebrum_cli.models.fit import Capacity, DownloadPlan
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is truncated or wrapped
@@ -21,8 +22,11 @@ MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 16  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
+HIDDEN = ("metadata", "files")  # fields of a model that only --json prints
+OPTIONAL = ("notes", "merged_from", "unsupported")  # fields that are left out if they are empty
 FIELD_LABELS = {"system": "full name", "licence": "license"}  # of JSON keys that would be unclear on a screen
 NO_PROMPTS = "no saved prompts; cerebrum prompts edit NAME creates one"
+WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
 _ONE_LINE = str.maketrans("\t\n", "  ")
 
 
@@ -33,84 +37,85 @@ def shorten_home(path: str) -> str:
     return path
 
 
-def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    print_table(
-        streams,
-        ("", "name", "quant", "size", "format", "context", "last used", "where"),
-        [
-            (
-                "*" if row["default"] else "",
-                row["name"],
-                row["quantization"],
-                _size(row["size"]),
-                row["format"],
-                row["context_size"],
-                row["last_used"] and row["last_used"][:10],
-                _location(row),
-            )
-            for row in rows
-        ],
-    )
+Row = Mapping[str, Any]
+Column = str | Callable[[Row], Any]  # the key of a row, or what is shown of the row
+PrintTable = Callable[[Streams, Iterable[Row]], None]
 
 
-def _location(row: Mapping[str, Any]) -> str:
+def table_of(columns: Mapping[str, Column], shorten: str = "", drop: Sequence[str] = ()) -> PrintTable:
+    """A function that prints rows as a table with these columns; see `table_lines`."""
+
+    def print_listed(streams: Streams, rows: Iterable[Row]) -> None:
+        cells = [[row[each] if isinstance(each, str) else each(row) for each in columns.values()] for row in rows]
+        print_table(streams, tuple(columns), cells, shorten, drop)
+
+    return print_listed
+
+
+def _location(row: Row) -> str:
     place = f"hf.co/{row['repo_id']}" if row["repo_id"] else shorten_home(row["path"])
     return f"{place}, merged from {' and '.join(row['merged_from'])}" if row["merged_from"] else place
 
 
-def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print the models of the catalog, each with the quantization recommended for this machine."""
-    print_table(
-        streams,
-        ("name", "installed", "best fit", "size", "verdict", "license", "full name"),
-        [
-            (
-                row["name"],
-                row["here"],
-                row["recommended"],
-                _size(best["size"] if best else None),
-                best and best["verdict"],
-                row["licence"],
-                row["system"],
-            )
-            for row in rows
-            for best in [next((each for each in row["quantizations"] if each["recommended"]), None)]
-        ],
-        shorten="name",
-        drop=("full name", "license", "installed", "best fit"),
-    )
+def _recommended(row: Row, key: str) -> Any:
+    """A value of the quantization that is recommended for this machine."""
+    return next((each[key] for each in row["quantizations"] if each["recommended"]), None)
 
 
-def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    cells = [
-        (
-            row["name"],
-            row["messages"],
-            row["updated"][:16].replace("T", " "),
-            row["model"] and short_reference(row["model"]),
-            textwrap.shorten(row["first"], EXCERPT_LENGTH, placeholder=" ..."),
-        )
-        for row in rows
-    ]
-    print_table(
-        streams,
-        ("name", "messages", "updated", "model", "first message"),
-        cells,
-        "first message",
-        ("model", "messages", "updated"),
-    )
+def _model(row: Row) -> str | None:
+    return row["model"] and short_reference(row["model"])
 
 
-def print_prompts(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    cells = [
-        (
-            row["name"],
-            row["model"] and short_reference(row["model"]),
-            textwrap.shorten(row["prompt"] or row["system"] or "", EXCERPT_LENGTH, placeholder=" ..."),
-        )
-        for row in rows
-    ]
-    print_table(streams, ("name", "model", "prompt"), cells, "prompt", ("model",))
+def _excerpt(text: str) -> str:
+    return textwrap.shorten(text, EXCERPT_LENGTH, placeholder=" ...")
+
+
+def updated(row: Row) -> str:
+    """Date and time of the last change, to the minute."""
+    return str(row["updated"])[:16].replace("T", " ")
+
+
+print_models = table_of(
+    {
+        "": lambda row: "*" if row["default"] else "",
+        "name": "name",
+        "quant": "quantization",
+        "size": lambda row: _size(row["size"]),
+        "format": "format",
+        "context": "context_size",
+        "last used": lambda row: row["last_used"] and row["last_used"][:10],
+        "where": _location,
+    }
+)
+print_catalogue = table_of(
+    {
+        "name": "name",
+        "installed": "here",
+        "best fit": "recommended",
+        "size": lambda row: _size(_recommended(row, "size")),
+        "verdict": lambda row: _recommended(row, "verdict"),
+        "license": "licence",
+        "full name": "system",
+    },
+    shorten="name",
+    drop=("full name", "license", "installed", "best fit"),
+)
+print_sessions = table_of(
+    {
+        "name": "name",
+        "messages": "messages",
+        "updated": updated,
+        "model": _model,
+        "first message": lambda row: _excerpt(row["first"]),
+    },
+    shorten="first message",
+    drop=("model", "messages", "updated"),
+)
+print_prompts = table_of(
+    {"name": "name", "model": _model, "prompt": lambda row: _excerpt(row["prompt"] or row["system"] or "")},
+    shorten="prompt",
+    drop=("model",),
+)
 
 
 def short_reference(reference: str) -> str:
@@ -118,7 +123,7 @@ def short_reference(reference: str) -> str:
     return Path(reference).name if Path(reference).is_absolute() else reference
 
 
-def print_matches(streams: Streams, matches: Iterable[Mapping[str, Any]]) -> None:
+def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
     """Print search results; on a terminal the words found are bold."""
     is_styled = streams.out_is_terminal and not is_plain_terminal()
     on, off = ("\x1b[1m", "\x1b[0m") if is_styled else ("", "")
@@ -133,21 +138,18 @@ def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
     """Print the quantizations of a model, their memory needs, and whether they fit this machine."""
     head = f"{plan.availability.name} at a context of {plan.context} tokens; {capacity_text(plan.capacity)}"
     streams.answer(f"\n{wrapped(streams, head)}\n\n")
-    print_table(
-        streams,
-        ("", "quant", "size", "memory", "verdict", "installed"),
-        [
-            (
-                "*" if each.recommended else "",
-                each.quantization,
-                format_size(each.size),
-                format_size(each.needed),
-                each.verdict,
-                "yes" if each.installed else "",
-            )
-            for each in plan.candidates
-        ],
-    )
+    rows = [
+        (
+            "*" if each.recommended else "",
+            each.quantization,
+            format_size(each.size),
+            format_size(each.needed),
+            each.verdict,
+            "yes" if each.installed else "",
+        )
+        for each in plan.candidates
+    ]
+    print_table(streams, ("", "quant", "size", "memory", "verdict", "installed"), rows)
     streams.answer("\n* recommended for this machine\n")
 
 
@@ -164,18 +166,11 @@ def capacity_text(capacity: Capacity) -> str:
 
 def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     """Print the fields of a model, one per line; its file's metadata is printed only by --json."""
-    hidden = ("metadata", "files")
-    hidden_if_empty = ("notes", "merged_from", "unsupported")
-    shown = {
-        key: value for key, value in description.items() if key not in hidden and (value or key not in hidden_if_empty)
-    }
-    labels = {key: FIELD_LABELS.get(key, key) for key in shown}
-    width = max(map(len, labels.values()))
-    for key, value in shown.items():
-        text = _describe(key, value)
-        if key == "notes":
-            text = wrapped(streams, text, indent=width + 2)
-        streams.answer(f"{labels[key]:<{width}}  {text}\n")
+    shown = {key: value for key, value in description.items() if key not in HIDDEN and (value or key not in OPTIONAL)}
+    fields = {FIELD_LABELS.get(key, key): _describe(key, value) for key, value in shown.items()}
+    if "notes" in fields:
+        fields["notes"] = wrapped(streams, fields["notes"], indent=max(map(len, fields)) + 2)
+    streams.answer(field_lines(fields))
 
 
 def _describe(key: str, value: Any) -> str:
@@ -273,11 +268,30 @@ def _size(size: int | None) -> str | None:
     return None if size is None else format_size(size)
 
 
+def field_lines(fields: Mapping[str, str]) -> str:
+    """Names and values, one per line."""
+    width = max(map(len, fields))
+    return "".join(f"{name:<{width}}  {value}\n" for name, value in fields.items())
+
+
+def settings_lines(values: Mapping[str, Any]) -> str:
+    """Settings, one per line."""
+    return field_lines({key: _setting_text(value) for key, value in values.items()}).rstrip("\n")
+
+
+def _setting_text(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return ", ".join(repr(str(each)) for each in value) or "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def print_rows(
     streams: Streams,
     rows: list[dict[str, Any]],
     json: bool,
-    as_table: Callable[[Streams, list[dict[str, Any]]], None],
+    as_table: PrintTable,
     empty: str,
 ) -> None:
     """Print rows as one JSON list or as a table; without any, print the message `empty`, if there is one."""
@@ -287,3 +301,32 @@ def print_rows(
         as_table(streams, rows)
     elif empty:
         streams.info(empty)
+
+
+def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool | None) -> str:
+    """Line printed by `--stats`; `repacks` is None where a server holds the weights."""
+    timings = finish.timings
+    cached = f" ({finish.cached_tokens} cached)" if finish.cached_tokens else ""
+    drafts = f", {timings.draft_n_accepted} of {timings.draft_n} drafted tokens accepted" if timings.draft_n else ""
+    return " | ".join(
+        (
+            model,
+            f"format {format_name}",
+            "on a server" if repacks is None else f"load {timings.load_s:.2f} s | {WEIGHTS[repacks]}",
+            f"prompt {finish.prompt_tokens} tokens{cached}{_rate(timings.prompt_tokens_per_second)}",
+            f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}{drafts}",
+            f"first token {timings.ttft_s:.2f} s",
+            f"context {finish.context_size}",
+            f"seed {finish.seed}",
+            f"finish reason {finish.reason}",
+        )
+    )
+
+
+def _rate(tokens_per_second: float) -> str:
+    return f", {tokens_per_second:.1f} t/s" if tokens_per_second else ""
+
+
+def context_text(used: int, size: int) -> str:
+    """Context usage in tokens."""
+    return f"context {used}/{size} ({used / size:.0%})"

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cerebrum_cli.answers.canonical import matches_gold
 from cerebrum_cli.answers.extract import final_answer
-from cerebrum_cli.answers.gold import matches_gold
 
 CASES: list[dict[str, str | None]] = json.loads(
     (Path(__file__).parents[1] / "data" / "answers.json").read_text(encoding="utf-8")
@@ -22,24 +22,8 @@ MARKUP = (
     *("The answer is ", "answer", "Answer:", "answer to the ", "\\boxed{", "\\boxed{}", "\\fbox ", "#### ", "\n"),
     *("\\frac{", "\\frac12", "\\text{", "\\,", "\\\\", "{", "}", "(", ")", "[", "$", "**", "`", '"', "'", "<<", ">>"),
     *(".", "!", "...", " ", ",", "1,234", "1", "-", "e", "/", "%", "a.b. ", "Dr. ", "not ", ", since ", "(A) ", "= "),
-    *(
-        "= 1",
-        "=\n",
-        "≈",
-        "since x = ",
-        "so ",
-        "which is 1 ",
-        "1 or ",
-        "3:15 p.m.",
-        "1 000 ",
-        "10^",
-        "? ",
-        ". A",
-        "! A",
-        "is two ",
-        "two ",
-        "is only ",
-    ),
+    *("= 1", "=\n", "≈", "since x = ", "so ", "which is 1 ", "1 or ", "3:15 p.m.", "1 000 ", "10^", "? ", ". A", "! A"),
+    *("is two ", "two ", "is only "),
 )
 prose = st.text(max_size=80)
 marked_up = st.lists(st.sampled_from(MARKUP) | st.text(max_size=3), max_size=25).map("".join)
@@ -105,10 +89,10 @@ def test_final_answer_keeps_the_value_of_a_latex_fraction(fraction: Fraction) ->
 @pytest.mark.parametrize("unit", [*MARKUP, "\\frac{1}{", "\\boxed{\\boxed{", "\\frac{\\frac{1}{2}}{", "\n#### ", '."'])
 @pytest.mark.parametrize("opening", ["", "The answer is ", "\\boxed{"])
 def test_final_answer_takes_linear_time(unit: str, opening: str) -> None:
-    text = opening + unit * (100_000 // len(unit))
-    start = time.perf_counter()
+    text = opening + unit * (30_000 // len(unit))
+    start = time.process_time()
     final_answer(text)
-    assert time.perf_counter() - start < 5.0  # a quadratic pattern takes half a minute
+    assert time.process_time() - start < 1.0  # a quadratic pattern takes three
 
 
 @pytest.mark.parametrize(
@@ -118,13 +102,8 @@ def test_final_answer_takes_linear_time(unit: str, opening: str) -> None:
         *(("60%", "60"), ("60\\%", "60"), ("sixty percent", "60"), ("60% of the students", "60"), ("12.5%", "12.5")),
         *(("60%", "0.6"), ("100%", "1"), ("60", "60%"), ("60", "60\\%"), ("0.6", "60%"), ("-5%", "-5")),
         *(("8 p.m.", "8"), ("8:00 AM", "8"), ("8 o'clock", "8"), ("7 fewer apples", "7"), ("5 years younger", "5")),
-        *(
-            ("20% increase", "20"),
-            ("$20 profit", "20"),
-            ("7", "7 fewer"),
-            ("(B) 12", "B"),
-            ("The Eiffel Tower", "Eiffel tower"),
-        ),
+        *(("20% increase", "20"), ("$20 profit", "20"), ("7", "7 fewer"), ("(B) 12", "B")),
+        ("The Eiffel Tower", "Eiffel tower"),
     ],
 )
 def test_matches_gold_accepts_the_unit_that_one_of_both_lacks(answer: str, gold: str) -> None:

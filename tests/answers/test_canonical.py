@@ -28,62 +28,11 @@ GROUPS: list[Group] = json.loads((Path(__file__).parents[1] / "data" / "canonica
 SPELLINGS = [answer for group in GROUPS for answer in group["answers"]]
 
 MARKUP = (
-    *(
-        "\\boxed{",
-        "\\frac{",
-        "\\frac12",
-        "\\text{",
-        "\\sqrt",
-        "\\pm",
-        "\\pi",
-        "\\,",
-        "\\\\",
-        "\\begin{pmatrix}",
-        "^\\circ",
-    ),
-    *(
-        "{",
-        "}",
-        "(",
-        ")",
-        "[",
-        "]",
-        "$",
-        "**",
-        "*",
-        "`",
-        '"',
-        "'",
-        ".",
-        "!",
-        " ",
-        ",",
-        ";",
-        ":",
-        "&",
-        "1",
-        "-",
-        "e",
-        "/",
-    ),
-    *("%", " and ", " or ", "=", "x", "√", "^", "_", "½", "²", "₂", "±", "∈", "≈", "°", "1,234", "0.5", "10^", "12"),
-    *(
-        "twelve ",
-        "hundred ",
-        "half",
-        "million",
-        "a ",
-        "the ",
-        "yes",
-        "A",
-        "b) ",
-        "km",
-        " per cent",
-        "6 p.m.",
-        "※ ",
-        "ﬁ",
-        "İ",
-    ),
+    *("\\boxed{", "\\frac{", "\\frac12", "\\text{", "\\sqrt", "\\pm", "\\pi", "\\,", "\\\\", "\\begin{pmatrix}"),
+    *("^\\circ", "{", "}", "(", ")", "[", "]", "$", "**", "*", "`", "'", ".", "!", ",", ";", ":", "&", "1", "-"),
+    *("e", "/", "%", "=", "x", "√", "^", "_", "½", "²", "₂", "±", "∈", "≈", "°", "1,234", "0.5", "10^", "12"),
+    *("half", "million", "yes", "A", "km", "ﬁ", "İ", '"', " ", " and ", " or ", "twelve ", "hundred ", "a "),
+    *("the ", "b) ", " per cent", "6 p.m.", "※ "),
 )
 texts = st.text(max_size=60) | st.lists(st.sampled_from(MARKUP) | st.text(max_size=3), max_size=20).map("".join)
 numbers = st.fractions(max_denominator=10**6) | st.integers().map(Fraction)
@@ -114,9 +63,9 @@ def test_canonical_form_is_readable(answer: str, form: str) -> None:
     assert canonical(answer) == form
 
 
-@pytest.mark.parametrize("answer", SPELLINGS)
-def test_canonical_form_survives_extraction_from_a_reply(answer: str) -> None:
-    assert canonical(final_answer(f"So \\boxed{{{answer}}}") or "") == canonical(answer)
+def test_canonical_form_survives_extraction_from_a_reply() -> None:
+    extracted = {answer: canonical(final_answer(f"So \\boxed{{{answer}}}") or "") for answer in SPELLINGS}
+    assert extracted == {answer: canonical(answer) for answer in SPELLINGS}
 
 
 @given(texts)
@@ -168,9 +117,9 @@ def test_canonical_leaves_huge_exponents_as_text(text: str) -> None:
 @pytest.mark.parametrize(
     "unit", [*MARKUP, "((", "x=", "1, ", "\u0300\u0315", "ﷺ", "\\frac{1}{", "\\sqrt{", "1 000", "a b "]
 )
-@pytest.mark.parametrize("size", [990, 200_000])
+@pytest.mark.parametrize("size", [990, 50_000])
 def test_canonical_takes_linear_time(unit: str, size: int) -> None:
     text = unit * (size // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     canonical(text)
-    assert time.perf_counter() - start < 20.0  # a quadratic pattern takes minutes
+    assert time.process_time() - start < 5.0  # a quadratic pattern takes longer

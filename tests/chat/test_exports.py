@@ -16,9 +16,8 @@ from cerebrum_cli.chat.exports import parse_conversation, to_markdown, to_openai
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, printable_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.cli.app import llama_opener
-from cerebrum_cli.core.conversation import Conversation, Message, Role
+from cerebrum_cli.core.conversation import Conversation, Message, Role, Text
 from cerebrum_cli.core.errors import SessionError, UsageError
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.inference.loading import LoadedModel, ModelUse, ReplySource, Resources, open_model
 from cerebrum_cli.models.model import Model

@@ -22,7 +22,7 @@ from tiny_models import write_chatml
 from waiting import TIMEOUT_S, wait_until
 
 from cerebrum_cli.batch import answering as batch
-from cerebrum_cli.core.parts import Part
+from cerebrum_cli.core.conversation import PromptPart
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +134,7 @@ def test_batch_killed_repeatedly_loses_and_repeats_nothing(job: Job) -> None:
 def test_batch_interrupted_between_windows_ends_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenize, calls = ScriptedBackend.tokenize, count(1)
 
-    def interrupting(backend: ScriptedBackend, parts: Iterable[Part]) -> tuple[int, ...]:
+    def interrupting(backend: ScriptedBackend, parts: Iterable[PromptPart]) -> tuple[int, ...]:
         if next(calls) == 6:
             os.kill(os.getpid(), signal.SIGTERM)
         return tokenize(backend, parts)

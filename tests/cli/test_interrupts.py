@@ -75,7 +75,7 @@ def test_interrupt_of_the_first_imports_exits_quietly(tmp_path: Path, lines: int
 
 TOKENIZE = """
 import sys
-from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 

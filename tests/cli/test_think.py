@@ -13,8 +13,7 @@ from templates import ONE_TURN, TEMPLATES, embedded
 from tiny_models import write_chatml
 from vocabularies import text_of
 
-from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.parts import Tokens
+from cerebrum_cli.core.conversation import Conversation, Tokens
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 
 SWITCHES = {

@@ -23,7 +23,8 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.doctor.assessment import (
-    Directory,
+    CheckResult,
+    DirectoryState,
     assess_build,
     assess_devices,
     assess_disk,
@@ -31,7 +32,6 @@ from cerebrum_cli.doctor.assessment import (
     assess_prompt_cache,
     assess_threads,
 )
-from cerebrum_cli.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.doctor.checks import CHECKS, inspect_directory, run_with_timeout
 from cerebrum_cli.doctor.selftest import ANSWER, NANO, QUESTION
 from cerebrum_cli.engine.build import CPU_FLAGS, Build, read_features
@@ -40,7 +40,7 @@ from cerebrum_cli.engine.machine import Processors, likely_accelerator, processo
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.main import run
 from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.terminal.reports.doctor import TerminalInfo, assess_terminal, format_check_result
+from cerebrum_cli.terminal.doctor import check_terminal, format_check_result
 from cerebrum_cli.terminal.streams import Streams
 
 UNREACHABLE = "http://127.0.0.1:1"  # nothing listens there
@@ -65,6 +65,11 @@ def doctor_with_library(home: Path, folder: Path) -> Finished:
 def by_name(done: Finished) -> dict[str, dict[str, str]]:
     """The objects of `--json` by name."""
     return {result["name"]: result for result in done.object}
+
+
+def ok(name: str, detail: str) -> dict[str, str]:
+    """The object of a check without problems."""
+    return CheckResult("ok", detail, name=name).recorded
 
 
 def statuses(done: Finished) -> dict[str, str]:
@@ -149,7 +154,7 @@ def test_doctor_reports_models_sessions_and_the_token(tmp_path: Path, chatml_mod
     results = by_name(done)
     assert results["models"]["detail"] == "1 installed; default: chatml"
     assert results["sessions"]["detail"].startswith("1 session, 1 message, undamaged; ")
-    assert results["token"] == check_result("token", "found in HF_TOKEN").recorded
+    assert results["token"] == ok("token", "found in HF_TOKEN")
     assert TOKEN not in done.out
     assert content(sessions.parent) == before
 
@@ -171,7 +176,7 @@ def test_network_check_sends_no_token(tmp_path: Path) -> None:
         done = doctor(tmp_path, "--json", HF_TOKEN=TOKEN, **hub.environment(tmp_path / "hf"))
         [request] = hub.log.requests()
         assert (request.method, request.token) == ("HEAD", None)
-    assert by_name(done)["network"] == check_result("network", f"{hub.url} is reachable").recorded
+    assert by_name(done)["network"] == ok("network", f"{hub.url} is reachable")
 
 
 def test_network_check_respects_offline(tmp_path: Path) -> None:
@@ -278,7 +283,7 @@ def test_models_check_warns_about_a_missing_file(tmp_path: Path, chatml_model: P
 
 def test_models_check_looks_for_the_configured_model(tmp_path: Path) -> None:
     done = doctor(tmp_path, "--json", "--offline", CEREBRUM_MODEL=str(NANO))
-    assert by_name(done)["models"] == check_result("models", "default: nano").recorded
+    assert by_name(done)["models"] == ok("models", "default: nano")
     unpulled = doctor(tmp_path, "--json", "--offline", CEREBRUM_MODEL="cerebrum-7b")
     assert (unpulled.code, by_name(unpulled)["models"]["hint"]) == (0, "cerebrum pull cerebrum-7b")
 
@@ -375,67 +380,64 @@ def test_doctor_warns_about_too_many_threads(tmp_path: Path, monkeypatch: pytest
     assert (refused.code, refused.err.splitlines()[0]) == (2, "error: CEREBRUM_THREADS is 0")
 
 
+GB = 10**9
 PROCESSORS = Processors(logical=16, cores=8, allowed=16, quota=math.inf)
+LIMITED = replace(PROCESSORS, quota=1.5)
+MODELS = DirectoryState("models", Path("/m"), True, disk=1, free=9 * GB)
+CACHE, DATA = replace(MODELS, use="prompt cache"), replace(MODELS, use="data", disk=2, free=6 * GB)
+SEEMS = "this machine seems to have a GPU"
 
 
 @pytest.mark.parametrize(
-    ("processors", "requested", "status", "detail"),
+    ("result", "status", "detail", "hint"),
     [
-        (PROCESSORS, None, "ok", "8 used; 16 logical CPUs, 8 cores, affinity 16, no cgroup quota"),
-        (PROCESSORS, 16, "ok", "16 used; 16 logical CPUs, 8 cores, affinity 16, no cgroup quota"),
-        (PROCESSORS, 17, "warning", "17 requested, but only 16 can run concurrently"),
-        (replace(PROCESSORS, allowed=4), None, "ok", "4 used; 16 logical CPUs, 8 cores, affinity 4"),
-        (replace(PROCESSORS, quota=1.5), None, "ok", "2 used; 16 logical CPUs, 8 cores, affinity 16, cgroup quota 1.5"),
-        (replace(PROCESSORS, quota=1.5), 3, "warning", "3 requested, but only 2 can run concurrently"),
-    ],
-)
-def test_assess_threads_by_affinity_and_cgroup(
-    processors: Processors, requested: int | None, status: str, detail: str
-) -> None:
-    result = assess_threads(processors, requested)
-    assert result.status == status
-    assert detail in result.detail
-
-
-@pytest.mark.parametrize(
-    ("build", "likely", "status", "detail", "hint"),
-    [
-        (WITH_GPU, "cuda", "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),
-        (replace(WITH_GPU, devices=()), "cuda", "warning", "llama.cpp (backends CUDA, CPU) finds no GPU", "nvidia-smi"),
+        (assess_threads(PROCESSORS, None), "ok", "8 used; 16 logical CPUs, 8 cores, affinity 16, no cgroup quota", ""),
+        (assess_threads(PROCESSORS, 16), "ok", "16 used; 16 logical CPUs, 8 cores, affinity 16, no cgroup quota", ""),
+        (assess_threads(PROCESSORS, 17), "warning", "17 requested, but only 16 can run concurrently", ""),
         (
-            CPU,
-            "cuda",
-            "warning",
-            "this machine seems to have a GPU",
-            f'CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install',
+            assess_threads(replace(PROCESSORS, allowed=4), None),
+            "ok",
+            "4 used; 16 logical CPUs, 8 cores, affinity 4",
+            "",
         ),
-        (CPU, "metal", "warning", "this machine seems to have a GPU", "make setup ACCEL=metal"),
-        (CPU, "vulkan", "warning", "this machine seems to have a GPU", "-DGGML_VULKAN=on"),
-        (CPU, None, "ok", "none: everything runs on the CPU", ""),
+        (assess_threads(LIMITED, None), "ok", "2 used; 16 logical CPUs, 8 cores, affinity 16, cgroup quota 1.5", ""),
+        (assess_threads(LIMITED, 3), "warning", "3 requested, but only 2 can run concurrently", ""),
+        (assess_devices(WITH_GPU, "cuda"), "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),
+        (
+            assess_devices(replace(WITH_GPU, devices=()), "cuda"),
+            "warning",
+            "(backends CUDA, CPU) finds no GPU",
+            "nvidia-smi",
+        ),
+        (assess_devices(CPU, "cuda"), "warning", SEEMS, f'CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install'),
+        (assess_devices(CPU, "metal"), "warning", SEEMS, "make setup ACCEL=metal"),
+        (assess_devices(CPU, "vulkan"), "warning", SEEMS, "-DGGML_VULKAN=on"),
+        (assess_devices(CPU, None), "ok", "none: everything runs on the CPU", ""),
+        (assess_build(CPU, None), "ok", "backends CPU; no offload; CPU: AVX2, OPENMP", ""),
+        (assess_build(CPU, frozenset({"avx2"})), "ok", "CPU: AVX2, OPENMP", ""),
+        (assess_build(CPU, frozenset({"sse2"})), "failure", "built for another CPU: this one lacks AVX2", ""),
+        (assess_build(CPU, frozenset({"avx2", "fma"})), "warning", "slow: it does not use this CPU's FMA", ""),
+        (assess_memory(8 * GB, 16 * GB, 16 * GB), "ok", "8.00 GB of 16.00 GB free", ""),
+        (assess_memory(GB, 2 * GB, 16 * GB), "warning", "a cgroup allows 2.00 GB of the machine's 16.00 GB", ""),
+        (
+            assess_disk([MODELS, CACHE, DATA]),
+            "ok",
+            "9.00 GB free for models and prompt cache; 6.00 GB free for data",
+            "",
+        ),
+        (assess_disk([replace(MODELS, free=4 * GB), DATA]), "warning", "", ""),
+        (assess_disk([replace(MODELS, writable=False), DATA]), "ok", "", ""),
+        (assess_disk([MODELS, replace(DATA, writable=False)]), "failure", "", ""),
+        (assess_prompt_cache(CACHE, 0, 0, 4e9), "ok", "0 files, 0 kB of at most 4.00 GB", ""),
+        (assess_prompt_cache(CACHE, 2, GB, 4e9), "ok", "", ""),
+        (assess_prompt_cache(CACHE, 2, GB, 0), "ok", "off (cache_gb is 0); 1.00 GB still on disk", ""),
+        (assess_prompt_cache(replace(CACHE, writable=False), 0, 0, 4e9), "warning", "", ""),
     ],
 )
-def test_assess_devices_by_build_and_machine(
-    build: Build, likely: str | None, status: str, detail: str, hint: str
-) -> None:
-    result = assess_devices(build, likely)
+def test_assessment_of_what_was_found(result: CheckResult, status: str, detail: str, hint: str) -> None:
     assert result.status == status
     assert detail in result.detail
     assert hint in result.hint
-
-
-@pytest.mark.parametrize(
-    ("flags", "status", "detail"),
-    [
-        (None, "ok", "backends CPU; no offload; CPU: AVX2, OPENMP"),
-        (frozenset({"avx2"}), "ok", "CPU: AVX2, OPENMP"),
-        (frozenset({"sse2"}), "failure", "built for another CPU: this one lacks AVX2"),
-        (frozenset({"avx2", "fma"}), "warning", "slow: it does not use this CPU's FMA"),
-    ],
-)
-def test_assess_build_by_cpu_flags(flags: frozenset[str] | None, status: str, detail: str) -> None:
-    result = assess_build(CPU, flags)
-    assert result.status == status
-    assert detail in result.detail
 
 
 def test_read_features_parses_each_backend() -> None:
@@ -475,26 +477,6 @@ def test_likely_accelerator_finds_gpu_device_files(tmp_path: Path, monkeypatch: 
     assert likely_accelerator(tmp_path / "elsewhere") == "metal"
 
 
-def test_assess_memory_disk_and_prompt_cache() -> None:
-    assert assess_memory(8 * 10**9, 16 * 10**9, 16 * 10**9) == CheckResult("memory", "ok", "8.00 GB of 16.00 GB free")
-    scarce = assess_memory(10**9, 2 * 10**9, 16 * 10**9)
-    assert scarce.status == "warning"
-    assert "a cgroup allows 2.00 GB of the machine's 16.00 GB" in scarce.detail
-    models = Directory("models", Path("/m"), True, disk=1, free=9 * 10**9)
-    cache, data = replace(models, use="prompt cache"), replace(models, use="data", disk=2, free=6 * 10**9)
-    assert (
-        assess_disk([models, cache, data]).detail == "9.00 GB free for models and prompt cache; 6.00 GB free for data"
-    )
-    assert assess_disk([models, cache, data]).status == "ok"
-    assert assess_disk([replace(models, free=4 * 10**9), data]).status == "warning"
-    assert assess_disk([replace(models, writable=False), data]).status == "ok"
-    assert assess_disk([models, replace(data, writable=False)]).status == "failure"
-    assert assess_prompt_cache(cache, 0, 0, 4e9).detail == "0 files, 0 kB of at most 4.00 GB"
-    assert assess_prompt_cache(cache, 2, 10**9, 4e9).status == "ok"
-    assert assess_prompt_cache(cache, 2, 10**9, 0).detail == "off (cache_gb is 0); 1.00 GB still on disk"
-    assert assess_prompt_cache(replace(cache, writable=False), 0, 0, 4e9).status == "warning"
-
-
 def test_inspect_directory_uses_the_nearest_ancestor(tmp_path: Path) -> None:
     assert inspect_directory("data", tmp_path / "a" / "b").writable
     (tmp_path / "a").touch()
@@ -502,39 +484,38 @@ def test_inspect_directory_uses_the_nearest_ancestor(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-TERMINAL = TerminalInfo(True, 80, "UTF-8", "xterm-256color", None, False, False)
+XTERM = {"TERM": "xterm-256color"}
 
 
 @pytest.mark.parametrize(
-    ("terminal", "status", "detail"),
+    ("variables", "encoding", "status", "detail"),
     [
-        (TERMINAL, "ok", "xterm-256color, 80 columns, 256 colors, UTF-8"),
-        (replace(TERMINAL, colorterm="truecolor"), "ok", "xterm-256color, 80 columns, 24-bit color, UTF-8"),
-        (replace(TERMINAL, no_color=True), "ok", "xterm-256color, 80 columns, no colors (NO_COLOR), UTF-8"),
-        (replace(TERMINAL, accessible=True), "ok", "UTF-8, screen reader mode (ACCESSIBLE)"),
-        (replace(TERMINAL, term="dumb"), "warning", "dumb, 80 columns, no colors"),
-        (replace(TERMINAL, term=None), "warning", "TERM is not set, 80 columns"),
-        (
-            replace(TERMINAL, encoding="ANSI_X3.4-1968"),
-            "warning",
-            "ANSI_X3.4-1968; some characters may be displayed incorrectly",
-        ),
-        (
-            replace(TERMINAL, is_terminal=False, encoding="ISO-8859-1", term=None),
-            "ok",
-            "none: standard output is a pipe",
-        ),
+        (XTERM, "UTF-8", "ok", "xterm-256color, 80 columns, 256 colors, UTF-8"),
+        ({**XTERM, "COLORTERM": "truecolor"}, "UTF-8", "ok", "xterm-256color, 80 columns, 24-bit color, UTF-8"),
+        ({**XTERM, "NO_COLOR": "1"}, "UTF-8", "ok", "xterm-256color, 80 columns, no colors (NO_COLOR), UTF-8"),
+        ({**XTERM, "ACCESSIBLE": "1"}, "UTF-8", "ok", "UTF-8, screen reader mode (ACCESSIBLE)"),
+        ({"TERM": "dumb"}, "UTF-8", "warning", "dumb, 80 columns, no colors"),
+        ({}, "UTF-8", "warning", "TERM is not set, 80 columns"),
+        (XTERM, "ANSI_X3.4-1968", "warning", "ANSI_X3.4-1968; some characters may be displayed incorrectly"),
+        (None, "ISO-8859-1", "ok", "none: standard output is a pipe"),
     ],
 )
-def test_assess_terminal_by_capabilities(terminal: TerminalInfo, status: str, detail: str) -> None:
-    result = assess_terminal(terminal)
+def test_check_terminal_by_capabilities(
+    variables: dict[str, str] | None, encoding: str, status: str, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TERM", "COLORTERM", "NO_COLOR", "ACCESSIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (variables or {}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("locale.getencoding", lambda: encoding)
+    result = check_terminal(Streams(StringIO(), StringIO(), None, variables is not None, False, False))
     assert result.status == status
     assert detail in result.detail
 
 
 def test_format_check_result_wraps_between_words() -> None:
     result = CheckResult(
-        "token", "warning", "none, so private and gated models are unavailable", "log in: hf auth login"
+        "warning", "none, so private and gated models are unavailable", "log in: hf auth login", name="token"
     )
     assert format_check_result(result, None) == (
         "warning  token               none, so private and gated models are unavailable\n"
@@ -549,7 +530,7 @@ def test_format_check_result_wraps_between_words() -> None:
         "warning  token\n  none, so private and\n  gated models are\n"
         "  unavailable\n  hint: log in: hf auth\n        login\n"
     )
-    long = CheckResult("disk", "ok", "/a/path/that/is/longer/than/the/terminal/is/wide")
+    long = CheckResult("ok", "/a/path/that/is/longer/than/the/terminal/is/wide", name="disk")
     assert format_check_result(long, 25) == f"ok       disk\n  {long.detail}\n"
 
 

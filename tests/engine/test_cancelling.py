@@ -14,9 +14,9 @@ from command_line import start_python
 from scripted_backend import BAD_GRAMMAR, FIRST_SHARED_STEP, ScriptedBackend, endless, replies, tokens
 from waiting import assert_returns
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from llama_engines import STORY, assert_matches_single_run, open_engine
 from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expected_reply, random_model, replies, tokens
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId, TokenEvent
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafts import drafter
 from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts, draft_lengths

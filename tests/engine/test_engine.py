@@ -10,9 +10,9 @@ import pytest
 from asking import ask, collect_replies, running_engine
 from scripted_backend import FIRST_WORD, MARK, ScriptedBackend, replies, tokens
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import PromptEvent, SequenceId, TokenEvent
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.sequence import Request
 

@@ -13,9 +13,9 @@ import pytest
 from asking import Reply, ask, collect_replies
 from llama_engines import STORY, assert_matches_single_run, greedy, open_engine, options
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import PromptEvent, TokenEvent
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.backend import LlamaBackend

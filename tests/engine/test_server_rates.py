@@ -17,7 +17,7 @@ from server_kinds import LlamaServer
 
 from cerebrum_cli.core.events import FinishEvent, ServersEvent, ServerTokens
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.terminal.texts import server_rates
+from cerebrum_cli.terminal.progress import server_rates
 
 Start = Callable[[int, list[LlamaServer]], Person]
 

@@ -12,7 +12,7 @@ from asking import Reply
 from command_line import start_python
 from llama_engines import MODELS, TALE, assert_matches_single_run, greedy_reply, open_engine
 
-from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.scheduler import common_prefix
@@ -155,7 +155,7 @@ def test_full_disk_is_an_error_and_leaves_no_llama_state(tmp_path: Path, chatml_
     code = (
         "import resource, sys\n"
         "from llama_engines import *\n"
-        "from cerebrum_cli.core.parts import Text\n"
+        "from cerebrum_cli.core.conversation import Text\n"
         "from cerebrum_cli.core.errors import EngineError\n"
         "folder, room = Path(sys.argv[1]), int(sys.argv[3])\n"
         "with open_engine(Path(sys.argv[2]), folder) as engine:\n"

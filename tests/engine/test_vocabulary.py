@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
 
+from cerebrum_cli.core.conversation import PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import EngineError, GrammarError
-from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.inference.responder import detokenize
 
@@ -73,7 +73,7 @@ def test_tokenize_adds_no_space_after_tokens(
     ],
 )
 def test_tokenize_continues_text_after_tokens(
-    parts: tuple[Part, ...], expected: tuple[int, ...], mistral: LlamaBackend
+    parts: tuple[PromptPart, ...], expected: tuple[int, ...], mistral: LlamaBackend
 ) -> None:
     assert mistral.tokenize(parts) == expected
 
@@ -89,7 +89,7 @@ def test_tokenize_continues_text_after_tokens(
         ((Text("<s><s>a", True),), 2),
     ],
 )
-def test_tokenize_adds_bos_only_if_missing(parts: tuple[Part, ...], bos: int, mistral: LlamaBackend) -> None:
+def test_tokenize_adds_bos_only_if_missing(parts: tuple[PromptPart, ...], bos: int, mistral: LlamaBackend) -> None:
     ids = mistral.tokenize(parts)
     assert (ids[0], ids.count(BOS)) == (BOS, bos)
 

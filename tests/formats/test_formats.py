@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import text_of
 
-from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
+from cerebrum_cli.core.conversation import Conversation, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, RAW
@@ -151,7 +150,7 @@ def test_text_after_reply_tokens_gets_no_extra_space(mistral: LlamaBackend) -> N
 
 def test_reply_tokens_replace_the_reply_text() -> None:
     conversation = Conversation(system_prompt="").user("a").assistant("b", (7, 8)).user("c")
-    expected: tuple[Part, ...] = (
+    expected: tuple[PromptPart, ...] = (
         *(Text("User: ", True), Text("a"), Text("\nAI:", True)),
         Tokens((7, 8)),
         *(Text("\nUser: ", True), Text("c"), Text("\nAI:", True)),

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded, untrusted
 from vocabularies import marked_up, text_of
 
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import FormatError
-from cerebrum_cli.core.parts import Text, Tokens
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
 from cerebrum_cli.inference.responder import detokenize

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, NoticeEvent
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import Log, log

@@ -17,7 +17,7 @@ from nano.measure import MODEL_FILE
 from scripted_backend import ScriptedBackend, endless, tokens
 from scripted_command import batch_here, run_here
 
-from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.control import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopCheck
 from cerebrum_cli.engine.drafts.costs import StepCosts

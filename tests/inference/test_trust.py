@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded
 from vocabularies import marked_up, marks_in, text_of
 
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import FormatError
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.inference.responder import detokenize
 

@@ -12,7 +12,7 @@ from hub_server import UNAVAILABLE
 from hub_user import HubUser, cleaned
 from vocabularies import open_vocabulary
 
-from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.gguf.header import header_length
 
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"

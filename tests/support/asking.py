@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from scripted_backend import ScriptedBackend
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, ServersEvent, TokenEvent
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.local import LocalEngine

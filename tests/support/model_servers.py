@@ -19,7 +19,7 @@ from loopback import ArmedFault, CountedFault, Loopback, LoopbackHandler, is_lef
 from scripted_backend import Model, ScriptedBackend
 from waiting import TIMEOUT_S
 
-from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.engine.backend import Vocabulary
 
 PING = b":\n\n"

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
 
+from cerebrum_cli.core.conversation import PromptPart, Tokens
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, TokenLogprob
-from cerebrum_cli.core.parts import Part, Tokens
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag, TokenRow, TokenScore
 
@@ -154,7 +154,7 @@ class ScriptedBackend:
             tell(event)
         return self
 
-    def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
+    def tokenize(self, parts: Iterable[PromptPart]) -> tuple[int, ...]:
         return tuple(
             token for part in parts for token in (part.ids if isinstance(part, Tokens) else part.value.encode())
         )

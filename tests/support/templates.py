@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.parts import Part, Text
+from cerebrum_cli.core.conversation import Conversation, PromptPart, Text
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.plain import EMBEDDED
@@ -31,7 +30,7 @@ def embedded(backend: LlamaBackend, template: str, **options: Any) -> PromptForm
     return format_builder(EMBEDDED, TEMPLATES.get(template, template), options)(backend, backend.context_size)
 
 
-def untrusted(parts: tuple[Part, ...]) -> list[str]:
+def untrusted(parts: tuple[PromptPart, ...]) -> list[str]:
     """The untrusted texts of a prompt."""
     return [part.value for part in parts if isinstance(part, Text) and not part.trusted]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 from tiny_models import SPECIAL_TOKENS, USER_DEFINED
 
-from cerebrum_cli.core.parts import Part, Text
+from cerebrum_cli.core.conversation import PromptPart, Text
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
@@ -41,7 +41,7 @@ def marks_in(ids: Iterable[int]) -> list[str]:
     return [MARKS[token] for token in ids if token < len(MARKS)]
 
 
-def text_of(parts: Sequence[Part]) -> str:
+def text_of(parts: Sequence[PromptPart]) -> str:
     """Text of a prompt without token parts."""
     assert all(isinstance(part, Text) for part in parts)
     return "".join(part.value for part in parts if isinstance(part, Text))

@@ -18,7 +18,7 @@ from tiny_models import Shape, write_chatml
 
 from cerebrum_cli.cli.app import process_bench
 from cerebrum_cli.core.errors import EngineError, OutputError, UsageError
-from cerebrum_cli.core.events import ScoreEvent
+from cerebrum_cli.core.events import EvalProgress
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.trials import Bench, Closeness, TrialError
@@ -28,7 +28,7 @@ from cerebrum_cli.eval.report import Report, RunningScore, group_by_question, re
 from cerebrum_cli.eval.runs import measure_divergence
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.terminal.plot import plot_report
-from cerebrum_cli.terminal.reports.eval import shown_numbers
+from cerebrum_cli.terminal.reports import shown_numbers
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -144,20 +144,8 @@ def test_report_of_one_question_has_no_nan() -> None:
 
 def test_report_object_has_the_documented_keys(votes: Report) -> None:
     shown = json.loads(json.dumps(report_object(votes)))
-    assert list(shown) == [
-        "task",
-        "model",
-        "n",
-        "samples",
-        "accuracy",
-        "interval",
-        "maj",
-        "pass_at",
-        "no_answer",
-        "cut_off",
-        "tokens_per_answer",
-        "seconds_per_question",
-    ]
+    keys = "task model n samples accuracy interval maj pass_at no_answer cut_off tokens_per_answer seconds_per_question"
+    assert list(shown) == keys.split()
     assert (shown["task"], shown["model"], shown["n"], shown["samples"]) == ("sums", "starter", 20, 4)
     assert list(shown["maj"]) == list(shown["pass_at"]) == ["1", "2", "3", "4"]
     assert shown["maj"]["4"] == {"value": votes.maj[3].value, "interval": list(votes.maj[3].interval)}
@@ -175,13 +163,13 @@ def test_report_shows_powers_of_two_of_many_votes() -> None:
 
 def test_score_counts_questions_with_all_their_samples() -> None:
     score = RunningScore(questions=3, samples=2)
-    assert score.event == ScoreEvent(0, 6, 0, 3, None, None, 0.0, 0.0, 0)
+    assert score.event == EvalProgress(0, 6, 0, 3, None, None, 0.0, 0.0, 0)
     for id, number, answer in ((1, 1, "7"), (2, 0, "7"), (2, 1, "8")):
         score.add(sample(id, number, answer))
     assert (score.done, score.event.total, score.questions, score.event.accuracy) == (3, 6, 1, 0.5)
     score.add(sample(1, 0, "7"))
     assert (score.questions, score.event.accuracy, score.event.interval) == (2, 0.75, interval_of([0.5, 1.0]))
-    assert score.event == ScoreEvent(4, 6, 2, 3, 0.75, interval_of([0.5, 1.0]), 0.0, 0.0, 0)
+    assert score.event == EvalProgress(4, 6, 2, 3, 0.75, interval_of([0.5, 1.0]), 0.0, 0.0, 0)
 
 
 def test_score_shares_excludes_skipped_samples() -> None:

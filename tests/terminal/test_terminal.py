@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -30,12 +30,10 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.terminal import progress
-from cerebrum_cli.terminal.bars import FileProgress
-from cerebrum_cli.terminal.progress import StatusLine
+from cerebrum_cli.terminal.progress import FileProgress, StatusLine
 from cerebrum_cli.terminal.sinks import MarkdownSink, NoticeSink, Sink, TextSink, answer_sink, render
 from cerebrum_cli.terminal.streams import Streams, has_piped_input
-from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, print_sessions
-from cerebrum_cli.terminal.texts import stats_line
+from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, print_sessions, stats_line
 
 ONE = SequenceId(0)
 FINISH = FinishEvent(ONE, "stop", 12, 0, 5, 42, 2048, Timings(0.5, 1.0, 1.25, 2.0, 12, 4))
@@ -123,7 +121,7 @@ def test_render_on_a_signal_cancels_and_closes_the_reply(number: signal.Signals)
     cancelled: list[bool] = []
     closed: list[bool] = []
 
-    def events() -> Iterator[Event]:
+    def events() -> Generator[Event, None, None]:
         try:
             yield TokenEvent(ONE, "so far")
             os.kill(os.getpid(), number)
@@ -132,12 +130,9 @@ def test_render_on_a_signal_cancels_and_closes_the_reply(number: signal.Signals)
         finally:
             closed.append(True)
 
-    def generator() -> Generator[Event, None, None]:
-        yield from events()
-
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as caught:
-        render(generator(), lambda: cancelled.append(True), [TextSink(streams)])
+        render(events(), lambda: cancelled.append(True), [TextSink(streams)])
     assert caught.value.exit_code == 128 + number
     assert written(streams.out) == "so far, and the rest\n"
     assert cancelled
@@ -191,11 +186,7 @@ def test_status_line_shows_nothing_for_a_short_wait() -> None:
         line.emit(event)
     line.close()
     assert written(streams.err) == ""
-    assert not [
-        thread
-        for thread in threading.enumerate()
-        if isinstance(thread, threading.Timer) and not thread.finished.is_set()
-    ]
+    assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
 
 
 def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,42 +228,38 @@ def test_status_line_is_off_where_it_cannot_be_redrawn(monkeypatch: pytest.Monke
     assert written(streams.err) == ""
 
 
-def test_file_progress_in_a_pipe_prints_a_line_per_stage_and_minute(
-    monkeypatch: pytest.MonkeyPatch,
+MB = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("updates", "expected"),
+    [
+        (
+            "download 0 0, download 25 10, download 50 20, download 75 30, verify 75 30",
+            ["download: 0 kB of 30 MB", "download: 30 MB of 30 MB, 400 kB/s", "verify: 30 MB of 30 MB"],
+        ),
+        (
+            "merge 0 0, merge 20 15, merge 40 30, merge 60 30, verify 80 0, verify 83 15, verify 86 30, verify 89 30",
+            [
+                *("merge: 0 kB of 30 MB", "merge: 30 MB of 30 MB, 750 kB/s"),
+                *("verify: 0 kB of 30 MB", "verify: 30 MB of 30 MB, 5 MB/s"),
+            ],
+        ),
+        ("pull 0 0, pull 61 10, pull 62 11", ["pull: 0 kB of 30 MB", "pull: 10 MB of 30 MB, 164 kB/s, 2:02 left"]),
+    ],
+)
+def test_file_progress_in_a_pipe_prints_a_line_per_stage_minute_and_end(
+    updates: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [1000.0]
+    streams, quiet, now = piped(), piped(), [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    streams = piped()
-    with FileProgress(streams, quiet=False) as files:
-        for second, done in enumerate((0, 10, 20, 30)):
-            now[0] = 1000.0 + 25 * second
-            files.update("download", done * 1_000_000, 30_000_000)
-        files.update("verify", 30_000_000, 30_000_000)
-    assert written(streams.err).splitlines() == [
-        "download: 0 kB of 30 MB",
-        "download: 30 MB of 30 MB, 400 kB/s, 0 min left",
-        "verify: 30 MB of 30 MB",
-    ]
-    with FileProgress(quiet := piped(), quiet=True) as files:
-        files.update("download", 0, 1)
+    with FileProgress(streams, quiet=False) as files, FileProgress(quiet, quiet=True) as silent:
+        for stage, second, done in map(str.split, updates.split(", ")):
+            now[0] = 1000.0 + int(second)
+            files.update(stage, int(done) * MB, 30 * MB)
+            silent.update(stage, int(done) * MB, 30 * MB)
+    assert written(streams.err).splitlines() == expected
     assert written(quiet.err) == ""
-
-
-def test_file_progress_in_a_pipe_ends_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    streams = piped()
-    with FileProgress(streams, quiet=False) as files:
-        for stage, seconds in (("merge", 40), ("verify", 6)):
-            for share in (0.0, 0.5, 1.0, 1.0):
-                files.update(stage, int(share * 30_000_000), 30_000_000)
-                now[0] += seconds / 2
-    assert written(streams.err).splitlines() == [
-        "merge: 0 kB of 30 MB",
-        "merge: 30 MB of 30 MB, 750 kB/s, 0 min left",
-        "verify: 0 kB of 30 MB",
-        "verify: 30 MB of 30 MB, 5 MB/s, 0 min left",
-    ]
 
 
 def test_file_progress_on_a_terminal_is_a_bar() -> None:
@@ -282,7 +269,7 @@ def test_file_progress_on_a_terminal_is_a_bar() -> None:
         files.update("download", 30_000_000, 30_000_000)
     [line] = lines(streams.err)
     assert line.startswith("download")
-    assert "30.0/30.0 MB" in line
+    assert "30 MB of 30 MB" in line
     assert isinstance(streams.err, ScreenFile)
     assert not streams.err.screen.cursor_hidden
 
@@ -294,13 +281,13 @@ def test_file_progress_prints_notices_above_its_bar(monkeypatch: pytest.MonkeyPa
     with FileProgress(streams, quiet=False) as files:
         files.update("download", 10_000_000, 30_000_000)
         files.notice(notice)
-        with files.paused():
-            assert streams.confirm("Go on?") is False
+        files.pause()
+        assert streams.confirm("Go on?") is False
         files.update("download", 30_000_000, 30_000_000)
     seen = lines(streams.err)
     assert seen[0] == "note: the Hub is in trouble (503): trying again in 2 s"
     assert seen[-1].startswith("download")
-    assert "30.0/30.0 MB" in seen[-1]
+    assert "30 MB of 30 MB" in seen[-1]
     with FileProgress(pipe, quiet=False) as files:
         files.notice(notice)
     assert written(pipe.err) == "note: the Hub is in trouble\x1b[2J (503): trying again in 2 s\n"

@@ -41,7 +41,7 @@ from cerebrum_cli.inference.profiles import (
 )
 from cerebrum_cli.main import run
 from cerebrum_cli.models.model import Model
-from cerebrum_cli.terminal.reports.tuning import print_profile
+from cerebrum_cli.terminal.reports import print_profile
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.tune.tune import search_space, trial_options, tuning_lock
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, NamedTuple
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelFileError
 from cerebrum_cli.core.files import atomic_write
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import StopFlag
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.backend import LlamaBackend

@@ -17,8 +17,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.parts import Part, Text, Tokens
 from cerebrum_cli.core.signals import exit_on_second_interrupt
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import accept_token, parse_grammar
@@ -53,7 +53,7 @@ class LlamaVocabulary:
         self._space_prefix = llama.llama_vocab_type(self._vocab) in SPACE_PREFIX_TYPES
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
 
-    def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
+    def tokenize(self, parts: Iterable[PromptPart]) -> tuple[int, ...]:
         """Tokenize a prompt, and prepend BOS if the vocabulary requires it and the prompt does not start with it.
 
         Raises EngineError if the prompt contains tokens of another vocabulary.
@@ -120,7 +120,7 @@ class LlamaVocabulary:
         token = llama.llama_vocab_bos(self._vocab) if name == "bos" else llama.llama_vocab_eos(self._vocab)
         return self._spelling(token) if token >= 0 else ""
 
-    def _items(self, parts: Iterable[Part]) -> Iterator[Plain | Control | Tokens]:
+    def _items(self, parts: Iterable[PromptPart]) -> Iterator[Plain | Control | Tokens]:
         """Yield the prompt, with its trusted text split at control tokens."""
         for part in parts:
             if isinstance(part, Tokens):

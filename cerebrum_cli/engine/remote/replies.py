@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import repeat
 from time import perf_counter
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError, GrammarError
 from cerebrum_cli.core.events import (
     Event,
@@ -18,7 +19,6 @@ from cerebrum_cli.core.events import (
     Timings,
     TokenEvent,
 )
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import EndReply, Force
 from cerebrum_cli.engine.detokenizer import Detokenizer

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import NoticeEvent, PromptEvent
-from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.remote.client import (
     DAMAGE,

@@ -18,13 +18,13 @@ from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
 from cerebrum_cli.inference.voting import MajorityVote
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.progress import StatusLine, VoteLine
+from cerebrum_cli.terminal.progress import StatusLine, result_text
 from cerebrum_cli.terminal.repl.questions import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_table import BARE_EXITS, SlashLine, parse_slash
 from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, ReasoningSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.texts import context_text, result_text
+from cerebrum_cli.terminal.tables import context_text
 
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
@@ -162,7 +162,7 @@ class Repl:
         """Run a vote and show the winning sample; Ctrl-C shows the leader. Raises Interrupted if there is none."""
         self.last_collector = None
         try:
-            self.wait_for(events, line=VoteLine(self.streams, self.chat.loaded.model.name, majority_vote.bounds))
+            self.wait_for(events, line=StatusLine(self.streams, self.chat.loaded.model.name, vote=majority_vote.bounds))
         except Interrupted as error:
             if not self._continues_after(error) or majority_vote.reply is None:
                 raise

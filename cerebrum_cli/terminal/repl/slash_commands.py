@@ -33,10 +33,18 @@ from cerebrum_cli.terminal.repl.slash_table import (
     parse_path,
     setting_key,
 )
-from cerebrum_cli.terminal.reports.inspection import print_uncertain
+from cerebrum_cli.terminal.reports import print_uncertain
 from cerebrum_cli.terminal.streams import columns
-from cerebrum_cli.terminal.tables import NO_PROMPTS, PIPE_WIDTH, print_prompts, print_rows, print_sessions
-from cerebrum_cli.terminal.texts import context_text, settings_lines, stats_line
+from cerebrum_cli.terminal.tables import (
+    NO_PROMPTS,
+    PIPE_WIDTH,
+    context_text,
+    print_prompts,
+    print_rows,
+    print_sessions,
+    settings_lines,
+    stats_line,
+)
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.session import StoredMessage

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
 
 from cerebrum_cli.core.settings import environment
-from cerebrum_cli.doctor.check_result import CheckResult, Status, check_result
+from cerebrum_cli.doctor.assessment import CheckResult, Status, check_result
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, is_plain_terminal
 
@@ -17,59 +16,30 @@ MIN_TEXT_WIDTH = 30  # columns; on a narrower terminal the text is below the nam
 HINT_PREFIX = "hint: "
 
 
-@dataclass(frozen=True, slots=True)
-class TerminalInfo:
-    """Standard output, and the environment that programs adapt to; `encoding` is the locale's."""
-
-    is_terminal: bool
-    columns: int
-    encoding: str
-    term: str | None
-    colorterm: str | None
-    no_color: bool
-    accessible: bool
-
-
 def check_terminal(streams: Streams) -> CheckResult:
-    """Check what the terminal can display."""
+    """Check what the terminal can display; warn if it cannot be redrawn or does not use UTF-8."""
     import locale
 
-    return assess_terminal(
-        TerminalInfo(
-            streams.out_is_terminal,
-            columns(streams.out),
-            locale.getencoding(),
-            environment("TERM"),
-            environment("COLORTERM"),
-            environment("NO_COLOR") is not None,
-            environment("ACCESSIBLE") is not None,
-        )
-    )
-
-
-def assess_terminal(terminal: TerminalInfo) -> CheckResult:
-    """Warn if the terminal cannot be redrawn or does not use UTF-8."""
-    if not terminal.is_terminal:
-        return check_result("terminal", "none: standard output is a pipe or a file; it gets UTF-8 without colors")
-    mode = ", screen reader mode (ACCESSIBLE)" if terminal.accessible else ""
-    name = terminal.term or "TERM is not set"
-    detail = f"{name}, {terminal.columns} columns, {_colors(terminal)}, {terminal.encoding}{mode}"
+    if not streams.out_is_terminal:
+        return check_result("none: standard output is a pipe or a file; it gets UTF-8 without colors")
+    term, encoding = environment("TERM"), locale.getencoding()
+    is_dumb = term is None or term in DUMB_TERMINALS
+    if environment("NO_COLOR") is not None:
+        colors = "no colors (NO_COLOR)"
+    elif is_dumb:
+        colors = "no colors"
+    elif environment("COLORTERM") in ("truecolor", "24bit"):
+        colors = "24-bit color"
+    else:
+        colors = "256 colors" if "256color" in str(term) else "colors"
+    mode = ", screen reader mode (ACCESSIBLE)" if environment("ACCESSIBLE") is not None else ""
+    detail = f"{term or 'TERM is not set'}, {columns(streams.out)} columns, {colors}, {encoding}{mode}"
     problems = []
-    if terminal.term is None or terminal.term in DUMB_TERMINALS:
+    if is_dumb:
         problems.append(("no redrawing, and Markdown stays plain text", "set TERM, usually to xterm-256color"))
-    if terminal.encoding.lower().replace("-", "") != "utf8":
+    if encoding.lower().replace("-", "") != "utf8":
         problems.append(("some characters may be displayed incorrectly", "use a UTF-8 locale: export LANG=C.UTF-8"))
-    return check_result("terminal", detail, *problems)
-
-
-def _colors(terminal: TerminalInfo) -> str:
-    if terminal.no_color:
-        return "no colors (NO_COLOR)"
-    if terminal.term is None or terminal.term in DUMB_TERMINALS:
-        return "no colors"
-    if terminal.colorterm in ("truecolor", "24bit"):
-        return "24-bit color"
-    return "256 colors" if "256color" in terminal.term else "colors"
+    return check_result(detail, *problems)
 
 
 def print_check_result(streams: Streams, result: CheckResult) -> None:

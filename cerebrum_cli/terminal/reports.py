@@ -1,0 +1,276 @@
+"""What commands print of evaluations, merges, tuning, and the least certain tokens of a reply."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from math import exp
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.text import format_count, format_size
+from cerebrum_cli.inference.inspection import CERTAIN
+from cerebrum_cli.models.reference import looks_like_path
+from cerebrum_cli.terminal.progress import one_line
+from cerebrum_cli.terminal.streams import columns
+from cerebrum_cli.terminal.tables import PIPE_WIDTH, field_lines, print_table, table_lines, table_of, updated, wrapped
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.trials import Closeness
+    from cerebrum_cli.eval.comparison import Comparison
+    from cerebrum_cli.eval.estimates import Interval
+    from cerebrum_cli.eval.report import Report
+    from cerebrum_cli.eval.runs import Run
+    from cerebrum_cli.inference import inspection
+    from cerebrum_cli.inference.profiles import Profile, TunedUse
+    from cerebrum_cli.terminal.streams import Streams
+    from cerebrum_cli.tune.candidates import Candidate
+    from cerebrum_cli.tune.tune import TuningResult
+
+ALL_SHOWN = 8  # numbers of votes; of more, powers of two
+ESTIMATES = ("", "value", "95% interval")
+UNCERTAIN = ("position", "after", "token", "prob.", "alternatives")
+MAX_TOKEN_TEXT = 16  # characters
+
+
+def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:
+    """Print the estimates of a run with their intervals, then what its answers cost."""
+    temperature = run.record.fingerprint["temperature"]
+    questions, samples = format_count(report.n, "question"), format_count(report.samples, "sample")
+    title = f"{report.task}: {report.model}, {questions}, {samples} each, temperature {temperature:g}"
+    streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
+    estimates = {"accuracy": report.accuracy}
+    estimates |= {f"maj@{k}": report.maj[k - 1] for k in shown_numbers(len(report.maj))}
+    estimates |= {f"pass@{k}": report.pass_at[k - 1] for k in shown_numbers(len(report.pass_at))}
+    seconds = report.seconds_per_question
+    values = {
+        "random guessing": None if report.chance is None else share(report.chance),
+        "no answer": share(report.no_answer),
+        "no answer (truncated)": share(report.cut_off),
+        "tokens per sample": f"{report.tokens_per_answer:.0f}",
+        "seconds per question": None if seconds is None else f"{seconds:.2f}",
+        "invalid rows": run.record.notes.get("bad_rows") or None,
+        "samples skipped": skipped or None,
+    }
+    rows: list[Sequence[Any]] = [(label, share(each.value), bounds(each.interval)) for label, each in estimates.items()]
+    rows += [(label, value, "") for label, value in values.items() if value is not None]
+    print_table(streams, ESTIMATES, rows)
+
+
+def shown_numbers(most: int) -> Iterator[int]:
+    """Numbers of votes above 1 to show: all of a few, or powers of two and the last."""
+    for k in range(2, most + 1):
+        if most <= ALL_SHOWN or k == most or k & (k - 1) == 0:
+            yield k
+
+
+def print_comparison(
+    streams: Streams, comparison: Comparison, before: Run, after: Run, closeness: Closeness | None
+) -> None:
+    """Print what changed from one run to the other."""
+    rows: list[Sequence[Any]] = [
+        (f"accuracy of {before.name}", share(comparison.accuracy_a), ""),
+        (f"accuracy of {after.name}", share(comparison.accuracy_b), ""),
+        ("difference", f"{points(comparison.difference)} points", " to ".join(map(points, comparison.interval))),
+        ("right to wrong", comparison.right_to_wrong, ""),
+        ("wrong to right", comparison.wrong_to_right, ""),
+        ("changed answers", f"{comparison.flips} of {comparison.n}", ""),
+        ("McNemar's exact p", f"{comparison.p_value:.3g}", ""),
+    ]
+    if comparison.smallest_difference is not None:
+        rows.append(("minimum detectable difference", f"{100 * comparison.smallest_difference:.1f} points", ""))
+    if closeness:
+        rows.append(("mean KL divergence", f"{closeness.mean_kld:.4f} nats", ""))
+        rows.append(("same top-1 token", f"{closeness.top1_agreement:.1%}", ""))
+    # The interval is also in the verdict; truncated labels would hide which run is which.
+    print_table(streams, ESTIMATES, rows, shorten="none")
+
+
+def share(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def points(difference: float) -> str:
+    """A difference in percentage points."""
+    return f"{100 * difference:+z.1f}"
+
+
+def bounds(interval: Interval | Sequence[float]) -> str:
+    low, high = interval
+    return f"{low:.3f} to {high:.3f}"
+
+
+print_runs = table_of(
+    {
+        "name": "name",
+        "model": "model",
+        "questions": "n",
+        "samples": "samples",
+        "accuracy": lambda row: None if row["accuracy"] is None else share(row["accuracy"]),
+        "95% interval": lambda row: row["interval"] and bounds(row["interval"]),
+        "complete": "complete",
+        "updated": updated,
+    },
+    shorten="name",
+    drop=("updated", "model", "samples", "complete"),
+)
+
+
+def print_merge(streams: Streams, merge: Mapping[str, Any]) -> None:
+    """Print the origin of each layer, and the resources a merge needs."""
+    rows = [row for run in layer_runs(merge["layers"]) for row in source_rows(run, merge["models"])]
+    print_table(streams, ("layers", "model", "source layers"), rows)
+    types = ", ".join(f"{name} {count}" for name, count in merge["tensor_types"].items())
+    copied = merge["copied"] / merge["size"]
+    facts = {
+        "parameters": f"{merge['parameters']:,}",
+        "tensors": f"{merge['tensors']} ({types})",
+        "size": f"{format_size(merge['size'])} ({merge['size']} bytes), {copied:.0%} copied unchanged",
+        "KV cache": f"{merge['kv_bytes_per_token']:,} bytes per token",
+        "memory": f"{format_size(merge['memory_to_merge'])} to merge,"
+        f" {format_size(merge['memory'])} to run with a context of {merge['context']} tokens",
+        "disk": f"{format_size(merge['size'])} needed, {format_size(merge['free'])} free",
+    }
+    streams.answer(f"\n{field_lines(facts)}")
+
+
+def layer_runs(layers: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """Split layers into runs that are consecutive in their source models too."""
+    begin = 0
+    for before, layer in pairwise(layers):
+        following = [{**source, "layer": source["layer"] + 1} for source in before["sources"]]
+        if layer["sources"] != following:
+            yield layers[begin : layer["layer"]]
+            begin = layer["layer"]
+    yield layers[begin:]
+
+
+def source_rows(run: Sequence[Mapping[str, Any]], models: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Table rows of a run, one per source model; only the first has the layer numbers of the merge."""
+    first, last = run[0], run[-1]
+    for number, (begin, end) in enumerate(zip(first["sources"], last["sources"], strict=True)):
+        layers = span(first["layer"], last["layer"]) if number == 0 else ""
+        reference = models[begin["model"]]
+        name = Path(reference).stem if looks_like_path(reference) else reference
+        yield layers, name, span(begin["layer"], end["layer"])
+
+
+def span(first: int, last: int) -> str:
+    """Format a range of layer numbers, such as "0-7"."""
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def print_profile(streams: Streams, profile: Profile) -> None:
+    """Print the settings of each use, their gain and their speeds, and what verifying drafted tokens costs."""
+    rows = [tuned_row(name, tuned) for name, tuned in profile.uses.items()]
+    print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"), rows)
+    chat, ask = (draft_text(profile.uses[name]) for name in ("chat", "ask"))
+    for use, text in [("", chat)] if chat == ask else [(", chat", chat), (", ask", ask)]:
+        streams.answer(f"speculative decoding{use}: {text}\n")
+
+
+def draft_text(tuned: TunedUse) -> str:
+    """How long a step with drafted tokens takes, in steps of one token, if that can pay."""
+    if tuned.best_draft is None:
+        return "off"
+    rows, cost = tuned.best_draft
+    return f"verifying {rows} tokens takes as long as generating {cost:.1f}"
+
+
+def tuned_row(title: str, tuned: TunedUse) -> tuple[str, ...]:
+    from cerebrum_cli.tune.candidates import describe
+
+    speeds = tuned.speeds
+    return (
+        title,
+        f"{tuned.gain:.2f} x" if tuned.tuning.overrides else "",
+        describe(tuned.tuning),
+        f"{speeds.prompt:.1f}",
+        f"{speeds.generate:.1f}",
+        f"{speeds.load_s:.1f} s",
+        format_size(speeds.memory),
+        "" if tuned.agreement is None else f"{tuned.agreement:.1%}",
+    )
+
+
+def print_summary(streams: Streams, result: TuningResult, model: str) -> None:
+    """Print what was measured, what was not and why, and which settings changed, on standard error.
+
+    `model` may have a condition, such as "starter with --threads 1".
+    """
+    from cerebrum_cli.tune.candidates import describe
+
+    unmeasured = {str(each): each.dropped for each in result.tried if not each.speeds}
+    sections = {
+        "measured, relative to the defaults": [measurement(each) for each in result.tried if each.speeds],
+        "not measured": [f"{text}: {reason}" for text, reason in {**unmeasured, **result.untried}.items()],
+        "changed": [
+            f"{name}: {describe(after)} (before: {describe(before)})"
+            for name, (before, after) in result.changes.items()
+        ],
+    }
+    for heading, lines in sections.items():
+        if lines:
+            streams.info(f"{heading}:")
+        for line in lines:
+            streams.write_line("  ", line)
+    streams.write_line("", used_from_now_on(result, model))
+
+
+def measurement(candidate: Candidate) -> str:
+    """Speeds of a candidate relative to the defaults, and why it is not used."""
+    ratios = zip(("prompt", "gen"), candidate.ratios, strict=True)
+    speeds = ", ".join(f"{kind} {ratio:.2f} x" for kind, ratio in ratios if ratio is not None)
+    rejection = f"; {candidate.dropped}" if candidate.dropped else ""
+    return f"{candidate}: {speeds}{rejection}"
+
+
+def used_from_now_on(result: TuningResult, model: str) -> str:
+    """Which settings are used from now on."""
+    is_default = result.profile.is_default
+    if result.changes:
+        if is_default:
+            return f"ask, chat and batch use the defaults for {model} again"
+        return f"ask, chat and batch now use these settings for {model}; --no-profile ignores them"
+    reason = "no settings proved faster than the defaults" if is_default else "the same settings are fastest"
+    if names := sorted(result.profile.uses_with_drafts):
+        uses = f"{' and '.join(names)} use{'s' * (len(names) < 2)} speculative decoding"
+        return f"settings unchanged for {model}: {reason}; {uses}"
+    return f"nothing changed for {model}: {reason}"
+
+
+def print_uncertain(streams: Streams, tokens: Sequence[inspection.UncertainToken], to_error: bool = False) -> None:
+    """Print the least certain tokens of a reply, each with its alternatives, on standard output or error."""
+    if not tokens:
+        streams.info(f"no token of the reply had a probability below {CERTAIN:.0%}")
+        return
+    rows = [
+        (
+            each.position,
+            each.before,
+            quoted(each.given.text),
+            percentage(each.given),
+            ", ".join(f"{quoted(other.text)} {percentage(other)}" for other in each.alternatives),
+        )
+        for each in tokens
+    ]
+    shorten, drop = "alternatives", ("position", "after")
+    if not to_error:
+        print_table(streams, UNCERTAIN, rows, shorten, drop)
+        return
+    width = columns(streams.err) if streams.err_is_terminal else PIPE_WIDTH
+    for line in table_lines(UNCERTAIN, rows, width, shorten, drop):
+        streams.info(line)
+
+
+def quoted(text: str) -> str:
+    """The text of a token, in which white space is visible."""
+    shown = text if len(text) <= MAX_TOKEN_TEXT else f"{text[:MAX_TOKEN_TEXT]}…"
+    return json.dumps(shown, ensure_ascii=False)
+
+
+def percentage(candidate: inspection.Candidate) -> str:
+    """The probability of a token."""
+    probability = exp(candidate.logprob)
+    return f"{probability:.0%}" if probability >= 0.01 else "<1%"

@@ -1,1 +1,0 @@
-"""What commands print of merges, checks, evaluations, tuning and single tokens."""
