@@ -30,33 +30,6 @@ def read_json(value: object) -> Recipe:
 # Published recipes.
 
 
-def test_recipe_reads_a_passthrough_stack() -> None:
-    text = dedent("""\
-        slices:
-          - sources:
-            - model: OpenPipe/mistral-ft-optimized-1218
-              layer_range: [0, 32]
-          - sources:
-            - model: mlabonne/NeuralHermes-2.5-Mistral-7B
-              layer_range: [24, 32]
-        merge_method: passthrough
-        dtype: bfloat16
-        """)
-    first = Source("OpenPipe/mistral-ft-optimized-1218", (0, 32), {})
-    second = Source("mlabonne/NeuralHermes-2.5-Mistral-7B", (24, 32), {})
-    assert read(text) == Recipe(
-        method="passthrough",
-        slices=(Slice((first,), {}, None), Slice((second,), {}, None)),
-        parameters={},
-        base_model=None,
-        dtype="BF16",
-        tokenizer_source=None,
-        name=None,
-        text=text,
-    )
-    assert read(text).models == (first.model, second.model)
-
-
 def test_recipe_reads_scaled_projections() -> None:
     recipe = read("""\
         dtype: bfloat16
@@ -109,31 +82,6 @@ def test_recipe_reads_a_slerp_with_filtered_gradients() -> None:
     attention, mlp = (0.0, 0.5, 0.3, 0.7, 1.0), (1.0, 0.5, 0.7, 0.3, 0.0)
     t = (ConditionalValue(attention, "self_attn"), ConditionalValue(mlp, "mlp"), ConditionalValue(0.5, None))
     assert read(text) == Recipe("slerp", (Slice(sources, {}, base),), {"t": t}, base, "BF16", None, None, text)
-
-
-def test_recipe_reads_whole_models_as_one_slice() -> None:
-    text = dedent("""\
-        models:
-          - model: flammenai/Mahou-1.3-llama3-8B
-            parameters:
-              weight: 1.0
-          - model: Weyaxi/Einstein-v6.1-Llama3-8B
-            parameters:
-              weight: [0, 1e-3]
-        merge_method: linear
-        tokenizer_source: union
-        dtype: float16
-        parameters:
-          normalize: false
-          int8_mask: true
-        """)
-    sources = (
-        Source("flammenai/Mahou-1.3-llama3-8B", None, {"weight": (ConditionalValue(1.0, None),)}),
-        Source("Weyaxi/Einstein-v6.1-Llama3-8B", None, {"weight": (ConditionalValue((0.0, 0.001), None),)}),
-    )
-    normalize = {"normalize": (ConditionalValue(0.0, None),)}
-    assert read(text) == Recipe("linear", (Slice(sources, {}, None),), normalize, None, "F16", "union", None, text)
-    assert read(text).models == (sources[0].model, sources[1].model)
 
 
 def test_recipe_adds_an_unlisted_base_model_as_a_source() -> None:
@@ -297,29 +245,6 @@ def lookup(
 
 def weight(value: float | tuple[float, ...], pattern: str | None = None) -> Parameters:
     return {"weight": (ConditionalValue(value, pattern),)}
-
-
-@pytest.mark.parametrize(
-    ("tensor", "name"),
-    [
-        ("token_embd.weight", "model.embed_tokens.weight"),
-        ("output_norm.weight", "model.norm.weight"),
-        ("output.weight", "lm_head.weight"),
-        ("blk.0.attn_q.weight", "model.layers.0.self_attn.q_proj.weight"),
-        ("blk.12.attn_k.bias", "model.layers.12.self_attn.k_proj.bias"),
-        ("blk.1.attn_v.weight", "model.layers.1.self_attn.v_proj.weight"),
-        ("blk.1.attn_output.weight", "model.layers.1.self_attn.o_proj.weight"),
-        ("blk.1.attn_q_norm.weight", "model.layers.1.self_attn.q_norm.weight"),
-        ("blk.1.attn_k_norm.weight", "model.layers.1.self_attn.k_norm.weight"),
-        ("blk.1.attn_norm.weight", "model.layers.1.input_layernorm.weight"),
-        ("blk.1.ffn_norm.weight", "model.layers.1.post_attention_layernorm.weight"),
-        ("blk.1.ffn_gate.weight", "model.layers.1.mlp.gate_proj.weight"),
-        ("blk.1.ffn_up.weight", "model.layers.1.mlp.up_proj.weight"),
-        ("blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj.weight"),
-    ],
-)
-def test_tensor_names_map_to_hugging_face(tensor: str, name: str) -> None:
-    assert hugging_face_names(tensor) == (name,)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cerebrum_cli
 from cerebrum_cli.gguf.parser import Value
 from cerebrum_cli.gguf.table import Table, Tensor
 from cerebrum_cli.merge.metadata import Origin, Provenance
@@ -17,7 +16,6 @@ from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import TYPE_NUMBERS, Target
 
 OWN_TYPES = Target()
-RECIPE = Path(cerebrum_cli.__file__).with_name("recipes") / "cerebrum-12b.yaml"
 
 
 class Shape(NamedTuple):
@@ -135,15 +133,6 @@ def mixed(*models: str, method: str = "linear", **more: Any) -> dict[str, Any]:
     """Recipe that adds whole models."""
     sources = [{"model": model, "parameters": {"weight": 0.5}} for model in models]
     return {"merge_method": method, "models": sources, **more}
-
-
-def merge_12b() -> Plan:
-    """Plan of Cerebrum-1.0-12.25B from a model with the shape of its 7B."""
-    source = table("cerebrum-7b", shape=MISTRAL_7B)
-    extra = {"cerebrum.recipe": RECIPE.read_text(encoding="utf-8")}
-    provenance = Provenance("Cerebrum-12B", {"cerebrum-7b": Origin("cerebrum-7b", "AetherResearch/Cerebrum")}, extra)
-    recipe = parse_recipe(RECIPE.read_text(encoding="utf-8"), RECIPE.name)
-    return plan_merge(recipe, {"cerebrum-7b": source}, Target(), provenance)
 
 
 def operations(made: Plan) -> dict[str, Any]:
