@@ -212,11 +212,6 @@ def test_compare_of_fewer_than_six_questions_shows_nothing() -> None:
     assert not found.is_significant and found.smallest_difference is None
 
 
-def test_compare_requires_as_many_questions() -> None:
-    with pytest.raises(ValueError):
-        compare(run((2, RIGHT)), run((3, RIGHT)))
-
-
 def test_outcomes_vote_and_average_the_samples_of_a_question() -> None:
     samples = [
         sample(1, 2, "8", False),

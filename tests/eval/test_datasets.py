@@ -20,7 +20,7 @@ from hub_user import OTHER, READER, HubUser
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.eval.reading import BadRow
-from cerebrum_cli.eval.sources import Source, load_file, load_task
+from cerebrum_cli.eval.sources import QuestionSource, load_file, load_task
 from cerebrum_cli.eval.tasks import find_task
 
 GSM8K, GSM8K_FILE = "openai/gsm8k", "main/test-00000-of-00001.parquet"
@@ -246,7 +246,7 @@ def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
     found, source = load_file(path, template="{q} =")
     assert [(each.prompt, each.gold) for each in found.questions] == [("1 + 1? =", "2")]
     assert found.bad_rows == (BadRow(2, "no `answer`; the fields are: q"),)
-    assert source == Source(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    assert source == QuestionSource(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(UsageError, match="line 1: no field `a`; the fields are: q, answer"):
         load_file(path, template="{a}")
     with pytest.raises(UsageError, match="No such file"):
