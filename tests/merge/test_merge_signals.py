@@ -21,7 +21,7 @@ from tiny_models import write_quantized
 
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.merge.execute import Cancelled, HashedFile, Job
+from cerebrum_cli.merge.execute import Cancelled, HashedFile, MergeWriter
 from cerebrum_cli.terminal.interrupts import interruptible
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
@@ -375,7 +375,7 @@ def test_merge_interrupt_leaves_a_whole_file_or_none(
 def test_merge_cancelled_before_it_starts_opens_no_file(small: Path, tmp_path: Path) -> None:
     out, part = tmp_path / "out.gguf", tmp_path / "out.gguf.part"
     part.write_bytes(b"of another merge")
-    job = Job(planned_file(WHOLE, {"a": [small]}, out), LlamaCodec, 2, is_cancelled=True)
-    job.run()
-    assert (job.is_finished, job.written, job.done, part.read_bytes()) == (True, None, 0, b"of another merge")
-    assert isinstance(job.error, Cancelled)
+    writer = MergeWriter(planned_file(WHOLE, {"a": [small]}, out), LlamaCodec, 2, is_cancelled=True)
+    writer.run()
+    assert (writer.is_finished, writer.written, writer.done, part.read_bytes()) == (True, None, 0, b"of another merge")
+    assert isinstance(writer.error, Cancelled)

@@ -25,13 +25,13 @@ from cerebrum_cli.merge.execute import execute, plan_file, require_supported_typ
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term
 from cerebrum_cli.merge.plan import OutputTensor, Plan
 from cerebrum_cli.merge.target_types import TYPE_NUMBERS
-from cerebrum_cli.merge.weights import PENDING_PER_THREAD, SCALE_OFFSETS, Codec, Floats, TensorEvaluator
+from cerebrum_cli.merge.weights import PENDING_PER_THREAD, SCALE_OFFSETS, Floats, TensorEvaluator
 
 CODEC = LlamaCodec()
 Bytes = NDArray[np.uint8]
 
 
-def no_codec() -> Codec:
+def no_codec() -> LlamaCodec:
     """Fail: no codec is needed."""
     raise AssertionError("a codec is not needed here")
 
@@ -299,26 +299,18 @@ def test_merge_failed_rename_leaves_no_file(tmp_path: Path) -> None:
     assert {each.name for each in tmp_path.iterdir()} == {whole.path.name, "model"}
 
 
-class CountingCodec:
+class CountingCodec(LlamaCodec):
     """A codec that counts the chunks it dequantized."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.read = 0
         self.lock = threading.Lock()
 
-    def readable(self, type: int) -> bool:
-        return True
-
-    def writable(self, type: int) -> bool:
-        return True
-
     def dequantize(self, data: bytes, type: int, out: Floats) -> None:
-        CODEC.dequantize(data, type, out)
+        super().dequantize(data, type, out)
         with self.lock:
             self.read += 1
-
-    def quantize(self, values: Floats, type: int) -> bytes:
-        return CODEC.quantize(values, type)
 
     def settled_count(self) -> int:
         """Number of dequantized chunks, once it stops growing."""
@@ -371,7 +363,7 @@ def test_merge_weights_closed_iterator_starts_no_chunks(tmp_path: Path, monkeypa
 # Supported types.
 
 
-class LimitedCodec(CountingCodec):
+class LimitedCodec(LlamaCodec):
     """A codec that cannot read one type and cannot write another."""
 
     def readable(self, type: int) -> bool:

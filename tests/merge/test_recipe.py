@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.gguf.table import Tensor
-from cerebrum_cli.merge.methods import Position
-from cerebrum_cli.merge.recipe import ConditionalValue, Parameters, Recipe, Slice, Source, parse_recipe
+from cerebrum_cli.merge.methods import TensorPosition
+from cerebrum_cli.merge.recipe import ConditionalValue, Parameters, Recipe, Slice, SliceSource, parse_recipe
 from cerebrum_cli.merge.tensor_names import hugging_face_names
 
 
@@ -52,8 +52,8 @@ def test_recipe_reads_scaled_projections() -> None:
     model = "meta-llama/Meta-Llama-3-8B-Instruct"
     scale = (ConditionalValue(0.0, "o_proj"), ConditionalValue(0.0, "down_proj"), ConditionalValue(1.0, None))
     assert recipe.slices == (
-        Slice((Source(model, (0, 24), {}),), {}, None),
-        Slice((Source(model, (8, 24), {"scale": scale}),), {}, None),
+        Slice((SliceSource(model, (0, 24), {}),), {}, None),
+        Slice((SliceSource(model, (8, 24), {"scale": scale}),), {}, None),
     )
     assert recipe.models == (model,)
 
@@ -78,7 +78,7 @@ def test_recipe_reads_a_slerp_with_filtered_gradients() -> None:
         dtype: bfloat16
         """)
     base = "OpenPipe/mistral-ft-optimized-1218"
-    sources = (Source(base, (0, 32), {}), Source("mlabonne/NeuralHermes-2.5-Mistral-7B", (0, 32), {}))
+    sources = (SliceSource(base, (0, 32), {}), SliceSource("mlabonne/NeuralHermes-2.5-Mistral-7B", (0, 32), {}))
     attention, mlp = (0.0, 0.5, 0.3, 0.7, 1.0), (1.0, 0.5, 0.7, 0.3, 0.0)
     t = (ConditionalValue(attention, "self_attn"), ConditionalValue(mlp, "mlp"), ConditionalValue(0.5, None))
     assert read(text) == Recipe("slerp", (Slice(sources, {}, base),), {"t": t}, base, "BF16", None, None, text)
@@ -103,9 +103,9 @@ def test_recipe_adds_an_unlisted_base_model_as_a_source() -> None:
         """)
     base = "unsloth/Meta-Llama-3.1-8B-Instruct"
     sources = (
-        Source("D:/Work/finetuned_models/pt", None, {"weight": (ConditionalValue(1.0, None),)}),
-        Source("Nos-PT/Llama-Carvalho-PT-GL", None, {"weight": (ConditionalValue(0.85, None),)}),
-        Source(base, None, {}),
+        SliceSource("D:/Work/finetuned_models/pt", None, {"weight": (ConditionalValue(1.0, None),)}),
+        SliceSource("Nos-PT/Llama-Carvalho-PT-GL", None, {"weight": (ConditionalValue(0.85, None),)}),
+        SliceSource(base, None, {}),
     )
     parameters = {"lambda": (ConditionalValue(1.0, None),)}
     slices = (Slice(sources, {}, base),)
@@ -130,7 +130,7 @@ LINEAR = {"merge_method": "linear", "models": [{"model": "m"}, {"model": "n"}], 
 )
 def test_recipe_model_is_text_or_a_mapping(written: object, name: str) -> None:
     recipe = read_json({**WHOLE, "models": [{"model": written}], "base_model": written})
-    assert recipe.slices == (Slice((Source(name, None, {}),), {}, name),)
+    assert recipe.slices == (Slice((SliceSource(name, None, {}),), {}, name),)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_recipe_reads_weights_of_a_source_and_a_slice() -> None:
     first = {"model": "a", "layer_range": [0, 1], "parameters": {"weight": 1}}
     one = {"sources": [first, {"model": "b", "layer_range": [1, 2]}], "parameters": {"weight": 2}}
     [part] = read_json({"merge_method": "linear", "slices": [one]}).slices
-    sources = (Source("a", (0, 1), {"weight": (ConditionalValue(1.0, None),)}), Source("b", (1, 2), {}))
+    sources = (SliceSource("a", (0, 1), {"weight": (ConditionalValue(1.0, None),)}), SliceSource("b", (1, 2), {}))
     assert part == Slice(sources, {"weight": (ConditionalValue(2.0, None),)}, None)
 
 
@@ -237,10 +237,10 @@ def lookup(
     source: Parameters, part: Parameters, recipe: Parameters, tensor: str = NORM, t: float = 0.0
 ) -> float | None:
     """The weight of a source for a tensor, given the parameters of the source, its slice and the recipe."""
-    inner = Source("a", (0, 4), source)
+    inner = SliceSource("a", (0, 4), source)
     outer = Slice((inner,), part, None)
     whole = Recipe("linear", (outer,), recipe, None, None, None, None, "")
-    return Position(whole, outer, tensor, t, "llama").parameter("weight", inner, Tensor(tensor, (), 0, Path(), 0))
+    return TensorPosition(whole, outer, tensor, t, "llama").parameter("weight", inner, Tensor(tensor, (), 0, Path(), 0))
 
 
 def weight(value: float | tuple[float, ...], pattern: str | None = None) -> Parameters:

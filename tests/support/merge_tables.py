@@ -15,8 +15,6 @@ from cerebrum_cli.merge.plan import Plan, plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import TYPE_NUMBERS, Target
 
-OWN_TYPES = Target()
-
 
 class Shape(NamedTuple):
     """Sizes of a Llama; the experts of a layer share one tensor."""
@@ -116,11 +114,11 @@ def without(whole: Table, tensor: str) -> Table:
     return Table(whole.name, whole.metadata, {name: each for name, each in whole.tensors.items() if name != tensor})
 
 
-def plan(recipe: Mapping[str, Any], *tables: Table, target: Target = OWN_TYPES) -> Plan:
+def plan(recipe: Mapping[str, Any], *tables: Table, target: Target | None = None) -> Plan:
     """Plan a recipe that names these tables."""
     origins = {each.name: Origin(each.name) for each in tables}
     parsed = parse_recipe(json.dumps(recipe), "recipe.yaml")
-    return plan_merge(parsed, {each.name: each for each in tables}, target, Provenance("Merged", origins))
+    return plan_merge(parsed, {each.name: each for each in tables}, target or Target(), Provenance("Merged", origins))
 
 
 def stacked(*ranges: tuple[str, int, int], **more: Any) -> dict[str, Any]:
