@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from contextlib import closing
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, Finished, environment_of
+from command_line import CommandLine, Finished, start_python
 from nano.measure import MODEL_FILE
 from nano.questions import held_out
 from scripted_command import run_here
 from waiting import wait_until
-
-from cerebrum_cli.core.errors import UsageError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm-eval's libraries
 
@@ -215,17 +212,23 @@ def test_lm_eval_table_shows_published_figures() -> None:
 
 @needs_lm_eval
 def test_lm_eval_finds_the_model_by_its_entry_point(command: CommandLine) -> None:
-    from lm_eval.api.instance import Instance
-
+    code = """
+import json, sys
+from importlib.metadata import EntryPoint
+from lm_eval.api.instance import Instance
+[argument, entry] = sys.argv[1:]
+model = EntryPoint("cerebrum", entry, "lm_eval.models").load().create_from_arg_string(
+    f"model={argument},ctx=512,threads=1,format=cerebrum", {"batch_size": 1, "device": None})
+print(json.dumps([model.max_length, model.loglikelihood([Instance("loglikelihood", {}, ("1 + 1", " = 2"), 0)])[0][0]]))
+model.close()
+"""
     [entry] = [each.value for each in entry_points(group="lm_eval.models") if each.name == "cerebrum"] or [
         "cerebrum_cli.cli.lm_model:CerebrumModel"
     ]
-    cerebrum, arguments = EntryPoint("cerebrum", entry, "lm_eval.models").load(), f"model={MODEL_FILE},format=cerebrum"
-    with environment_of(command.environment()):
-        with closing(
-            cerebrum.create_from_arg_string(f"{arguments},ctx=512", {"batch_size": 1, "device": None})
-        ) as model:
-            [(score, _)] = model.loglikelihood([Instance("loglikelihood", {}, ("1 + 1", " = 2"), 0)])
-            assert (model.max_length, score < 0) == (512, True)
-        with pytest.raises(UsageError, match="--model_args has no 'context'"):
-            cerebrum.create_from_arg_string(f"{arguments},context=3")
+    process = start_python(code, MODEL_FILE, entry)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    size, score = json.loads(out.splitlines()[-1])
+    assert size == 512 and score < 0
+    process = start_python(code, f"{MODEL_FILE},context=3", entry)
+    assert "--model_args has no 'context'" in process.communicate(timeout=60)[1]
