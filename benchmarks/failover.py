@@ -14,7 +14,7 @@ from typing import Any
 from harness import SCRIPT, Row, time_limit
 from server import LlamaServer, send
 
-from cerebrum_cli.batch.files import output_paths
+from cerebrum_cli.batch.output_files import output_paths
 
 TOKENS, SLOTS, CONTEXT = 8, 4, 256
 POLL_S = 0.05

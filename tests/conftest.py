@@ -228,7 +228,7 @@ def open_shell(open_terminal: OpenTerminal, tmp_path: Path) -> OpenTerminal:
 @pytest.fixture
 def served(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """Two servers of a scripted model, and a user with little patience in the working directory."""
-    monkeypatch.setattr(remote_engine, "Patience", lambda: QUICK)
+    monkeypatch.setattr(remote_engine, "ServerTimeouts", lambda: QUICK)
     monkeypatch.chdir(tmp_path)
     with serving_user(tmp_path, chatml_model) as served:
         yield served

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.batch.files import (
+from cerebrum_cli.batch.meta import BatchRecord, decide, encode_record, normalize, read_record
+from cerebrum_cli.batch.output_files import (
     OutputPaths,
     file_stamp,
     identify,
@@ -22,7 +23,6 @@ from cerebrum_cli.batch.files import (
     output_paths,
     write_result,
 )
-from cerebrum_cli.batch.meta import Record, ResumeState, decide, encode_record, normalize, read_record
 from cerebrum_cli.batch.partial import PartialFile
 from cerebrum_cli.batch.result import ResultRows, to_json_line
 from cerebrum_cli.core.errors import BatchError
@@ -56,7 +56,7 @@ def open_journal(
         partial = PartialFile(paths.partial, rows)
     try:
         with journal_errors(output):
-            record = Record(normalize(fingerprint), len(rows), extent=dict(extent or {}), notes=dict(notes or {}))
+            record = BatchRecord(normalize(fingerprint), len(rows), extent=dict(extent or {}), notes=dict(notes or {}))
             return _open(paths, partial, record, rows, restart, retry_failed)
     except BaseException:
         with contextlib.closing(partial), contextlib.suppress(OSError):
@@ -68,17 +68,17 @@ def open_journal(
 def _open(
     paths: OutputPaths,
     partial: PartialFile,
-    new: Record,
+    new: BatchRecord,
     rows: ResultRows,
     restart: bool,
     retry_failed: bool,
 ) -> Journal:
     record = None if restart else read_record(paths.meta)
-    state = ResumeState(not partial.is_empty, record, identify(paths.output))
-    step = "begin" if restart else decide(state, new, paths)
+    output = identify(paths.output)
+    step = "begin" if restart else decide(record, not partial.is_empty, output, new, paths)
     if step == "begin" or record is None:
         partial.clear()  # before the record, so that rows of another batch are never taken for this one's
-        record = replace(new, replaces=state.output)
+        record = replace(new, replaces=output)
         write_record(paths, record)
     elif step == "resume":
         partial.load()
@@ -88,43 +88,37 @@ def _open(
     elif step == "extend" or (retry_failed and (record.counts.failed or record.counts.undecided)):
         partial.clear()
         partial.copy(paths.output)  # before the record, so that no answer is lost
-        step, record = "resume", replace(new, replaces=state.output, notes=record.notes)
+        step, record = "resume", replace(new, replaces=output, notes=record.notes)
         write_record(paths, record)
     else:
         partial.remove()
     if retry_failed and step == "resume":
-        partial.forget_failed()
-    return Journal(paths, partial, rows, record, step == "complete")
+        partial.finished.forget_failed()  # the next line of such a row replaces it
+    return Journal(paths, partial, rows, record, step == "complete", file_stamp(paths.output))
 
 
-def write_record(paths: OutputPaths, record: Record) -> None:
+def write_record(paths: OutputPaths, record: BatchRecord) -> None:
     """Replace the record atomically. Raises BatchError."""
     with journal_errors(paths.meta), unfinished_file(paths.meta, 0o666) as part:
         write_result(part.file, [encode_record(record)])
         commit_file(part, paths.meta)
 
 
+@dataclass(slots=True, eq=False)
 class Journal:
-    """A `Result` on disk; create it with `open_journal`. Not thread-safe."""
+    """A `Result` on disk; create it with `open_journal`. Not thread-safe. `replaced` is the stamp of an old result."""
 
-    def __init__(
-        self, paths: OutputPaths, partial: PartialFile, rows: ResultRows, record: Record, is_complete: bool
-    ) -> None:
-        self._paths = paths
-        self._partial = partial
-        self._rows = rows
-        self._record = record
-        self._is_complete = is_complete
-        self._is_open = True
-        self._replaced = file_stamp(paths.output)
-
-    @property
-    def is_complete(self) -> bool:
-        return self._is_complete
+    paths: OutputPaths
+    partial: PartialFile
+    rows: ResultRows
+    record: BatchRecord
+    is_complete: bool
+    replaced: tuple[int, ...] | None
+    _is_open: bool = field(default=True, init=False)
 
     @property
     def finished(self) -> Collection[int]:
-        return range(len(self._rows)) if self._is_complete else self._partial.finished
+        return range(len(self.rows)) if self.is_complete else self.partial.finished
 
     @property
     def done(self) -> int:
@@ -132,35 +126,35 @@ class Journal:
 
     @property
     def counts(self) -> RowCounts:
-        return self._record.counts if self._is_complete else self._partial.finished.counts
+        return self.record.counts if self.is_complete else self.partial.finished.counts
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         """Append the object of a row to the partial file, which is synced within a second.
 
         Raises ValueError as `Result` does, and BatchError if that or an earlier sync fails; then the file is unchanged.
         """
-        self._rows.validate(self.finished, position, object)
-        with journal_errors(self._paths.partial):
-            self._partial.append(position, to_json_line(object).encode(), self._rows.schema.count(object))
+        self.rows.validate(self.finished, position, object)
+        with journal_errors(self.paths.partial):
+            self.partial.append(position, to_json_line(object).encode(), self.rows.schema.count(object))
 
     def objects(self) -> Iterator[dict[str, Any]]:
         """Yield the objects of the finished rows, in the order of the rows."""
-        if self._is_complete:
-            with self._paths.output.open("rb") as lines:
+        if self.is_complete:
+            with self.paths.output.open("rb") as lines:
                 yield from map(json.loads, lines)
         else:
-            yield from map(json.loads, self._partial.lines_in_order())
+            yield from map(json.loads, self.partial.lines_in_order())
 
     @property
     def notes(self) -> Mapping[str, Any]:
         """What is remembered beside the rows."""
-        return self._record.notes
+        return self.record.notes
 
     def write_notes(self, notes: Mapping[str, Any]) -> None:
         """Replace the notes. Raises BatchError."""
-        record = replace(self._record, notes=notes)
-        write_record(self._paths, record)
-        self._record = record
+        record = replace(self.record, notes=notes)
+        write_record(self.paths, record)
+        self.record = record
 
     def complete(self) -> None:
         """Write the result file atomically, in the order of the input; nothing if it is complete.
@@ -168,19 +162,21 @@ class Journal:
         Raises ValueError while rows are missing, and BatchError if that fails or another program has changed the
         output; the partial file then holds all rows, and the next run evaluates none.
         """
-        if self._is_complete:
+        if self.is_complete:
             return
-        self._rows.require_finished(self.finished)
-        paths = self._paths
+        self.rows.require_finished(self.finished)
+        paths = self.paths
         with journal_errors(paths.output), unfinished_file(paths.output, 0o666) as part:
-            result = write_result(part.file, self._partial.lines_in_order())
-            record = replace(self._record, result=result, **self._partial.finished.counts.recorded)
+            result = write_result(part.file, self.partial.lines_in_order())
+            record = replace(self.record, result=result, **self.partial.finished.counts.recorded)
             write_record(paths, record)
-            self._require_unchanged_output()
+            if file_stamp(paths.output) != self.replaced:
+                hint = "move it elsewhere, then run it again without --restart to write the result"
+                raise BatchError(f"{paths.output} was changed while the batch ran", hint)
             commit_file(part, paths.output)
-            self._record, self._is_complete = record, True
+            self.record, self.is_complete = record, True
         with contextlib.suppress(OSError):  # the next run of the same batch removes it
-            self._partial.remove()
+            self.partial.remove()
             fsync_directory(paths.output.parent)
         self.close()
 
@@ -190,16 +186,10 @@ class Journal:
             return
         self._is_open = False
         try:
-            if not self._is_complete and not self._partial.finished and self._record.replaces is None:
+            if not self.is_complete and not self.partial.finished and self.record.replaces is None:
                 with contextlib.suppress(OSError):
-                    self._paths.meta.unlink(missing_ok=True)
-                    self._partial.remove()
+                    self.paths.meta.unlink(missing_ok=True)
+                    self.partial.remove()
         finally:
-            with journal_errors(self._paths.partial):
-                self._partial.close()
-
-    def _require_unchanged_output(self) -> None:
-        output = self._paths.output
-        if file_stamp(output) != self._replaced:
-            hint = "move it elsewhere, then run it again without --restart to write the result"
-            raise BatchError(f"{output} was changed while the batch ran", hint)
+            with journal_errors(self.paths.partial):
+                self.partial.close()

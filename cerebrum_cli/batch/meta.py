@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cerebrum_cli.batch.files import Identity, OutputPaths
+from cerebrum_cli.batch.output_files import Identity, OutputPaths
 from cerebrum_cli.batch.result import to_json
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import RowCounts
@@ -32,7 +32,7 @@ _DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class BatchRecord:
     """The record of a batch: `fingerprint` holds everything the answers depend on, by readable names.
 
     `replaces` identifies an older result to replace. `result` is None until all rows are finished. `extent` holds what
@@ -61,13 +61,13 @@ class Record:
         return ", ".join(Path(path).name + (f":{scale:g}" if scale != 1 else "") for path, scale in adapters) or "none"
 
 
-def encode_record(record: Record) -> bytes:
+def encode_record(record: BatchRecord) -> bytes:
     fields = {key: value for key, value in asdict(record).items() if value != {}}
     value = json.loads(to_json({"version": VERSION, **fields}))
     return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
 
 
-def read_record(path: Path) -> Record | None:
+def read_record(path: Path) -> BatchRecord | None:
     """Read a record; None if the file does not exist. Raises BatchError if it is not a record."""
     try:
         value = json.loads(path.read_bytes())
@@ -76,7 +76,7 @@ def read_record(path: Path) -> Record | None:
         identities = {key: value[key] and Identity(**value[key]) for key in ("replaces", "result")}
         counts = (value["failed"], value["truncated"], value["undecided"])
         more = (dict(value.get("extent", {})), dict(value.get("notes", {})))
-        return Record(
+        return BatchRecord(
             dict(value["fingerprint"]), value["rows"], identities["replaces"], *counts, identities["result"], *more
         )
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def normalize(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     return value
 
 
-def describe_difference(before: Record, now: Record) -> str | None:
+def describe_difference(before: BatchRecord, now: BatchRecord) -> str | None:
     """Describe how two fingerprints differ, like "another model (a, now b)"; None if they are equal."""
     old, new = before.fingerprint, now.fingerprint
     names = [name for name in {**new, **old} if to_json(old.get(name)) != to_json(new.get(name))]
@@ -128,46 +128,45 @@ def short_value(value: Any) -> str:
     return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 1]}…"
 
 
-@dataclass(frozen=True, slots=True)
-class ResumeState:
-    """The files on disk: whether the partial file has bytes, the record, and the identity of the output."""
-
-    partial: bool
-    record: Record | None
-    output: Identity | None
-
-
-def decide(state: ResumeState, new: Record, paths: OutputPaths) -> Step:
+def decide(
+    record: BatchRecord | None, has_rows: bool, output: Identity | None, new: BatchRecord, paths: OutputPaths
+) -> Step:
     """Decide the next step without --restart. Raises BatchError where it would lose or mix answers.
 
-    `new` is the record of a result that would begin. With a larger extent, a complete result is extended.
+    The files on disk are a record, a partial file if it `has_rows`, and an output. `new` is the record of a result that
+    would begin. With a larger extent, a complete result is extended.
 
     The files are written in this order, each synced before the next, so that they show how far a batch came: the
     record; rows in the partial file; the record with the hash of the result; the result. Then the partial file is
     deleted.
     """
-    record = state.record
     if record is None:
-        if state.partial:
+        if has_rows:
             message = f"{paths.partial} exists, but its record {paths.meta.name} is missing"
             raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to start over")
-        if state.output:
+        if output:
             raise BatchError(f"{paths.output} already exists", _REPLACE)
         return "begin"
     if difference := describe_difference(record, new):
-        return _decide_changed(state, record, difference, paths)
+        if has_rows:
+            message = f"{paths.partial} was started with {difference}"
+            raise BatchError(message, "run the previous command to resume, or use --restart to start over")
+        if output:
+            problem = f"was made with {difference}" if output == record.result else "already exists"
+            raise BatchError(f"{paths.output} {problem}", _REPLACE)
+        return "begin"
     if smaller := describe_smaller(record.extent, new.extent):
         raise BatchError(f"{paths.output} already has more {smaller}", _SMALLER)
-    if record.result and record.result == state.output:
+    if record.result and record.result == output:
         return "complete" if record.extent == new.extent else "extend"
-    if state.output is None:
-        return "resume" if state.partial else "begin"
-    if state.partial:
-        if state.output == record.replaces:
+    if output is None:
+        return "resume" if has_rows else "begin"
+    if has_rows:
+        if output == record.replaces:
             return "resume"
         message = f"{paths.output} was changed after {paths.partial} was started"
         raise BatchError(message, "move it elsewhere to resume, or use --restart to start over and replace it")
-    if state.output == record.replaces and record.result is None:
+    if output == record.replaces and record.result is None:
         return "begin"  # --restart was interrupted before the first row
     raise BatchError(f"{paths.output} was changed after it was completed", _REPLACE)
 
@@ -176,14 +175,3 @@ def describe_smaller(before: Mapping[str, int], now: Mapping[str, int]) -> str |
     """Describe what an extent has less of, like "questions (40, now 20)"; None if it has not."""
     smaller = [f"{name} ({before[name]}, now {now[name]})" for name in now if now[name] < before.get(name, 0)]
     return " and ".join(smaller) or None
-
-
-def _decide_changed(state: ResumeState, record: Record, difference: str, paths: OutputPaths) -> Step:
-    if state.partial:
-        message = f"{paths.partial} was started with {difference}"
-        raise BatchError(message, "run the previous command to resume, or use --restart to start over")
-    if state.output:
-        is_unchanged = state.output == record.result
-        problem = f"was made with {difference}" if is_unchanged else "already exists"
-        raise BatchError(f"{paths.output} {problem}", _REPLACE)
-    return "begin"

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cerebrum_cli.batch.files import PeriodicSync, lock_partial
+from cerebrum_cli.batch.output_files import PeriodicSync, lock_partial
 from cerebrum_cli.batch.result import FinishedRows, ResultRows, to_json
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import SHOWN_ERRORS, RowCounts
@@ -84,10 +84,6 @@ class PartialFile:
                     raise BatchError(f"{result}: line {position + 1} matches no row of the input", "use --restart")
                 self.append(row, line, self._rows.schema.count(object))
         os.fsync(self._descriptor)
-
-    def forget_failed(self) -> None:
-        """Count rows with an error or without a winner as unfinished; the next line of such a row replaces it."""
-        self.finished.forget_failed()
 
     def append(self, position: int, line: bytes, counts: RowCounts) -> None:
         """Append the line of a row; on failure, remove it again. Raises OSError, also if an earlier sync failed."""

@@ -143,33 +143,29 @@ class StreamedResult:
     def __init__(self, rows: ResultRows, write: Callable[[str], None]) -> None:
         self._rows = rows
         self._write = write
-        self._finished = FinishedRows(len(rows))
+        self.finished = FinishedRows(len(rows))
         self._waiting: dict[int, str] = {}
         self._next = 0
 
     @property
-    def finished(self) -> Collection[int]:
-        return self._finished
-
-    @property
     def done(self) -> int:
-        return len(self._finished)
+        return len(self.finished)
 
     @property
     def counts(self) -> RowCounts:
-        return self._finished.counts
+        return self.finished.counts
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         """Add the object of a row, and write all lines that are next. Raises ValueError as `Result` does."""
-        self._rows.validate(self._finished, position, object)
+        self._rows.validate(self.finished, position, object)
         self._waiting[position] = to_json_line(object)
-        self._finished.add(position, self._rows.schema.count(object))
+        self.finished.add(position, self._rows.schema.count(object))
         while (line := self._waiting.pop(self._next, None)) is not None:
             self._next += 1
             self._emit(line)
 
     def complete(self) -> None:
-        self._rows.require_finished(self._finished)
+        self._rows.require_finished(self.finished)
 
     def close(self) -> None:
         """Write the lines that wait for unfinished rows, in order but with gaps."""

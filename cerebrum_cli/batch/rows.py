@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation
@@ -117,21 +117,16 @@ def filled_row(row: Row, saved: SavedPrompt) -> Row:
     return replace(row, prompt=conversation.question, conversation=conversation)
 
 
-class _Piece(NamedTuple):
-    text: str
-    is_field: bool
-
-
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A parsed template: literal text and field names, in order; `{{` and `}}` are literal braces."""
+    """A parsed template: literal texts, and names of fields with True, in order; `{{` and `}}` are literal braces."""
 
-    pieces: tuple[_Piece, ...]
+    pieces: tuple[tuple[str, bool], ...]
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of its fields, each once."""
-        return tuple(dict.fromkeys(piece.text for piece in self.pieces if piece.is_field))
+        return tuple(dict.fromkeys(text for text, is_field in self.pieces if is_field))
 
     def render(self, fields: Mapping[str, Any]) -> str:
         """Render the prompt of a row; values that are not text are written as JSON.
@@ -141,7 +136,7 @@ class Template:
         for name in self.fields:
             if name not in fields:
                 raise InvalidRow("unknown_field", f"no field `{name}`; the fields are: {', '.join(fields) or 'none'}")
-        return "".join(_to_text(fields[piece.text]) if piece.is_field else piece.text for piece in self.pieces)
+        return "".join(_to_text(fields[text]) if is_field else text for text, is_field in self.pieces)
 
 
 def parse_template(text: str) -> Template:
@@ -152,9 +147,9 @@ def parse_template(text: str) -> Template:
             message = f"unmatched {match['stray']} in the template, at character {match.start() + 1}"
             raise UsageError(message, "{name} is a field; write {{ and }} for literal braces")
         if match["field"] is None:
-            pieces.append(_Piece(match["text"] or match["brace"][0], False))
+            pieces.append((match["text"] or match["brace"][0], False))
         elif name := match["field"].strip():
-            pieces.append(_Piece(name, True))
+            pieces.append((name, True))
         else:
             raise UsageError(f"field without a name in the template, at character {match.start() + 1}", "name it")
     template = Template(tuple(pieces))

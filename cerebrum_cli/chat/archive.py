@@ -23,14 +23,12 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.locks import remove
-from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
 from cerebrum_cli.engine.sequence import TOKEN_BYTES
 from cerebrum_cli.engine.state_store import read_states
-from cerebrum_cli.inference.loading import BackendFactory, LoadedModel, open_model
+from cerebrum_cli.inference.loading import LoadedModel, ReplySource, open_model
+from cerebrum_cli.inference.prompt_sources import read_text
 from cerebrum_cli.inference.responder import Responder
-from cerebrum_cli.inference.text import read_text
-from cerebrum_cli.models.model import Model
 
 DAY_S = 86_400
 MAX_IMPORT_BYTES = 1_000_000_000
@@ -42,11 +40,7 @@ SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", "
 def session_rows(store: Store) -> list[dict[str, Any]]:
     """Build the rows of `sessions list --json`, most recently changed first."""
     return [
-        {
-            **_session_fields(summary.session),
-            "messages": summary.messages,
-            "first": summary.first,
-        }
+        {**_session_fields(summary.session), "messages": summary.messages, "first": summary.first}
         for summary in store.summaries()
     ]
 
@@ -86,9 +80,10 @@ def export_session(store: Store, session: Session, export_format: str) -> str:
     return _format_json({"name": session.name, "model": session.model, "messages": messages})
 
 
-def export_transcript(factory: BackendFactory, model: Model, settings: Settings, store: Store, session: Session) -> str:
+def export_transcript(source: ReplySource, store: Store, session: Session) -> str:
     """Export the exact prompt and last reply of a session; loads only the model's vocabulary."""
-    loaded = open_model(factory, model, replace(settings, format=session.format), vocabulary_only=True)
+    settings = replace(source.settings, format=session.format)
+    loaded = open_model(replace(source.used(vocabulary_only=True), settings=settings))
     try:
         return _transcript(loaded, store, session)
     finally:
@@ -166,9 +161,9 @@ def delete_sessions(history: History, sessions: Sequence[Session], states: Path)
     before = history.store.sampled_tokens()
     try:
         for session in sessions:
-            history.lock.acquire(session)
+            history.lock(session)
             count = history.store.remove(session)
-            history.lock.discard()
+            history.discard_lock()
             yield session, count
     finally:
         kept = history.store.sampled_tokens()
@@ -185,61 +180,29 @@ def states_to_delete(states: Mapping[Path, bytes], deleted: Iterable[bytes], kep
     ends with a kept reply and holds no deleted one. So does one that such a state begins with. All others are deleted,
     since nothing shows whose prompt they end with.
     """
-    long_enough = (reply for reply in kept if len(reply) >= MIN_REPLY_TOKENS * TOKEN_BYTES)
-    gone, remaining = _by_first_token(deleted), _by_first_token(long_enough)
-    staying = {
-        path
-        for path, held in states.items()
-        if any(end >= len(held) - MAX_END_TOKENS * TOKEN_BYTES for end in _ends(held, remaining))
-        and not any(_ends(held, gone))
-    }
-
-    def is_beginning(held: bytes) -> bool:
-        return bool(held) and any(states[path].startswith(held) for path in staying)
-
-    return {path for path, held in states.items() if not is_beginning(held)}
-
-
-def _by_first_token(replies: Iterable[bytes]) -> dict[bytes, list[bytes]]:
-    """Replies that were evaluated, without their last token, which was not."""
-    found: dict[bytes, list[bytes]] = {}
-    for reply in replies:
-        if evaluated := reply[:-TOKEN_BYTES]:
-            found.setdefault(evaluated[:TOKEN_BYTES], []).append(evaluated)
-    return found
-
-
-def _ends(tokens: bytes, replies: Mapping[bytes, list[bytes]]) -> Iterator[int]:
-    """Yield where each reply ends that these tokens hold."""
-    for at in range(0, len(tokens), TOKEN_BYTES):
-        for reply in replies.get(tokens[at : at + TOKEN_BYTES], ()):
-            if tokens.startswith(reply, at):
-                yield at + len(reply)
+    gone = [reply[:-TOKEN_BYTES] for reply in deleted if len(reply) > TOKEN_BYTES]  # the last token is not evaluated
+    ends = tuple(reply[:-TOKEN_BYTES] for reply in kept if len(reply) >= MIN_REPLY_TOKENS * TOKEN_BYTES)
+    cuts = range(0, (MAX_END_TOKENS + 1) * TOKEN_BYTES, TOKEN_BYTES)
+    staying = [
+        held
+        for held in states.values()
+        if any(held[: max(0, len(held) - cut)].endswith(ends) for cut in cuts)
+        and not any(reply in held for reply in gone)
+    ]
+    return {path for path, held in states.items() if not held or not any(each.startswith(held) for each in staying)}
 
 
 def _session_fields(session: Session) -> dict[str, Any]:
-    return {
-        "name": session.name,
-        "origin": session.origin,
-        "model": session.model,
-        "format": session.format,
-        "created": format_utc(session.created),
-        "updated": format_utc(session.updated),
-    }
+    texts = {key: getattr(session, key) for key in ("name", "origin", "model", "format")}
+    return {**texts, "created": format_utc(session.created), "updated": format_utc(session.updated)}
 
 
 def _message_object(stored: StoredMessage) -> dict[str, Any]:
-    metadata = stored.metadata
+    keys = ("reasoning", "finish_reason", "model", "format", "params", "seed", "timings")
     return {
         "role": stored.message.role,
         "content": stored.message.content,
-        "reasoning": metadata.reasoning,
-        "finish_reason": metadata.finish_reason,
-        "model": metadata.model,
-        "format": metadata.format,
-        "params": metadata.params,
-        "seed": metadata.seed,
-        "timings": metadata.timings,
+        **{key: getattr(stored.metadata, key) for key in keys},
         "created": format_utc(stored.created),
     }
 

@@ -7,14 +7,16 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import date
+from io import FileIO
+from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.chat.lock import SessionLock
 from cerebrum_cli.chat.session import Origin, ReplyMetadata, Session, StoredMessage, validated_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.core.events import Forced
+from cerebrum_cli.core.locks import lock_file, remove
 from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings, wants_thought
 from cerebrum_cli.inference.reply import Reply
@@ -35,10 +37,14 @@ class Author:
 
 @dataclass(slots=True)
 class History:
-    """A user's sessions, and the lock on the one in use by this process."""
+    """A user's sessions, of which this process locks at most one, by an empty file in `locks`.
+
+    A lock keeps other processes from writing to the session, and ends with its process.
+    """
 
     store: Store
-    lock: SessionLock
+    locks: Path
+    _held: tuple[int, FileIO] | None = None
 
     def acquire_latest(self) -> Session:
         """Lock the latest session. Raises SessionError if there is none, or another process holds it."""
@@ -64,9 +70,39 @@ class History:
         """Lock a session as it is; one that exists only in memory needs no lock."""
         if self.store.detached_by is None:
             try:
-                self.lock.acquire(session)
+                self.lock(session)
             except UnwritableSessions as error:
                 self.store.detach(error)
+
+    def lock(self, session: Session) -> None:
+        """Lock a session and release the previous one. Raises SessionError if another process holds the lock."""
+        if self._held and self._held[0] == session.id:
+            return
+        path = self._lock_path(session.id)
+        busy = SessionError(
+            f'session "{session.name}" is open in another process', "close it there, or use another session"
+        )
+        try:
+            self.locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = lock_file(path, busy, mode=0o600, is_required=False)
+        except OSError as error:
+            raise UnwritableSessions(f"{path}: {error.strerror}", "make sure that it is writable") from error
+        self.release()
+        self._held = session.id, file
+
+    def release(self) -> None:
+        if self._held:
+            self._held[1].close()
+            self._held = None
+
+    def discard_lock(self) -> None:
+        """Release the lock and delete its file, once the session is deleted."""
+        if self._held:
+            remove(self._lock_path(self._held[0]))
+            self.release()
+
+    def _lock_path(self, session_id: int) -> Path:
+        return self.locks / f"{session_id}.lock"
 
     def get(self, name: str) -> Session:
         """Look up a session by its name. Raises SessionError if there is none."""
@@ -77,7 +113,7 @@ class History:
 
     def close(self) -> None:
         """Release the lock and close the database."""
-        self.lock.release()
+        self.release()
         self.store.close()
 
     def close_unanswered(self, session: Session) -> Session:

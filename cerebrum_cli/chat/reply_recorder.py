@@ -15,7 +15,7 @@ from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.inference.reply import Reply, ReplyCollector
-from cerebrum_cli.inference.reply_stream import GenerationRequest
+from cerebrum_cli.inference.reply_stream import ReplyRequest
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import MajorityVote, run_vote
 
@@ -51,18 +51,15 @@ class ReplyRecorder:
 
         Raises SessionError if it cannot be saved.
         """
+        request = ReplyRequest(conversation, self.settings, prefix_tokens=self.prefix_tokens)
         if majority_vote is None:
-            with contextlib.closing(
-                responder.respond(conversation, self.settings, prefix_tokens=self.prefix_tokens)
-            ) as events:
+            with contextlib.closing(responder.respond(request)) as events:
                 for event in events:
                     self._process_event(event)
                     yield event
         else:
             try:
-                with contextlib.closing(
-                    run_vote(responder, GenerationRequest(conversation, self.settings), majority_vote)
-                ) as events:
+                with contextlib.closing(run_vote(responder, request, majority_vote)) as events:
                     yield from events
             finally:
                 self.collector = majority_vote.best_sample or self.collector
@@ -113,21 +110,15 @@ class ReplyRecorder:
         return replace(reply, finish=replace(reply.finish, forced=(*earlier, *own)))
 
     def _save(self, metadata: ReplyMetadata) -> None:
-        message, metadata = self._message(), replace(metadata, reasoning=self._reasoning())
+        """Save the reply so far, with what it continues."""
+        reply, begin = self.collector.reply, ("", "")
+        if self.continued:
+            begin = self.continued.message.content, self.continued.metadata.reasoning or ""
+        tokens = None if reply and reply.tokens is None else self.sampled
+        message = Message("assistant", begin[0] + self.collector.text, tokens)
+        metadata = replace(metadata, reasoning=begin[1] + (self.collector.reasoning or "") or None)
         if self._is_stored:
             self.store.update_message(self.session, message, metadata)
         else:
             self.session = self.store.add_message(self.session, message, metadata)
             self._is_stored = True
-
-    def _message(self) -> Message:
-        """The reply so far, with what it continues."""
-        reply, tokens = self.collector.reply, None
-        if reply is None or reply.tokens is not None:
-            tokens = self.sampled
-        begin = self.continued.message.content if self.continued else ""
-        return Message("assistant", begin + self.collector.text, tokens)
-
-    def _reasoning(self) -> str | None:
-        begin = self.continued.metadata.reasoning if self.continued else None
-        return (begin or "") + (self.collector.reasoning or "") or None

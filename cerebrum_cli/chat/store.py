@@ -16,12 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from cerebrum_cli.chat.connection import (
+from cerebrum_cli.chat.database import (
     READ_ERRORS,
     copy_to_memory,
     one_line,
     open_database,
     session_error,
+    transaction,
     translated,
 )
 from cerebrum_cli.chat.session import (
@@ -293,14 +294,8 @@ class Store:
             if database.in_transaction:
                 yield database
                 return
-            database.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(database):
                 yield database
-                database.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    database.execute("ROLLBACK")
-                raise
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:

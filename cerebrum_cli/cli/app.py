@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.state_store import StateStore
     from cerebrum_cli.engine.trials import Bench, BenchFactory
     from cerebrum_cli.eval.runs import RunStore
-    from cerebrum_cli.inference.loading import BackendFactory
+    from cerebrum_cli.inference.loading import BackendFactory, Resources
     from cerebrum_cli.inference.profiles import Profile, ProfileStore
     from cerebrum_cli.merge.merge import Merger
     from cerebrum_cli.merge.weights import Codec
@@ -40,7 +40,7 @@ PROBE = Path(__file__).parents[1] / "probe.txt"
 
 def llama_build() -> Build:
     """How the installed llama.cpp was built. Raises EngineError if it cannot be loaded."""
-    from cerebrum_cli.engine.llama.build_info import build
+    from cerebrum_cli.engine.llama.devices import build
 
     return build()
 
@@ -99,11 +99,18 @@ class Runtime:
     def open_history(self, detaches: bool = False) -> History:
         """Sessions of this user; the database is opened on first use. See `Store` for `detaches`."""
         from cerebrum_cli.chat.history import History
-        from cerebrum_cli.chat.lock import SessionLock
         from cerebrum_cli.chat.store import Store
 
         directory = self.data_directory / "sessions"
-        return History(Store(directory / "sessions.db", detaches), SessionLock(directory / "locks"))
+        return History(Store(directory / "sessions.db", detaches), directory / "locks")
+
+    def resources(self, no_profile: bool = False) -> Resources:
+        """What models are opened with; `no_profile` leaves out what was measured on this machine."""
+        from cerebrum_cli.inference.loading import Resources
+
+        if no_profile:
+            return Resources(self.open_backend, self.prompt_cache)
+        return Resources(self.open_backend, self.prompt_cache, self.profile)
 
     def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
         """Prompt cache of a model in a format; None if it is turned off."""
@@ -116,8 +123,8 @@ class Runtime:
 
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
         """Profiles measured on this machine, with this build of llama.cpp and these settings."""
-        from cerebrum_cli.engine.fingerprint import build_fingerprint, machine_fingerprint
-        from cerebrum_cli.engine.machine import load_devices
+        from cerebrum_cli.engine.build import build_fingerprint
+        from cerebrum_cli.engine.machine import load_devices, machine_fingerprint
         from cerebrum_cli.inference.profiles import ProfileStore, settings_text
 
         machine = machine_fingerprint(load_devices(devices_file(self.data_directory)))
@@ -200,7 +207,7 @@ class Runtime:
 
     def doctor_context(self, given: Layer, offline: bool) -> DoctorContext:
         """Everything `doctor` checks; an unreadable config.toml is one of its results."""
-        from cerebrum_cli.chat.connection import check_integrity
+        from cerebrum_cli.chat.database import check_integrity
         from cerebrum_cli.doctor.checks import DoctorContext
         from cerebrum_cli.terminal.reports.doctor import check_terminal
 
@@ -244,7 +251,7 @@ def devices_file(data_directory: Path) -> Path:
 
 def llama_opener(options: LoadOptions, data_directory: Path) -> OpenBackend:
     """How llama.cpp opens a model; the engine's thread imports it."""
-    is_known = options.is_verified and not options.adapters
+    is_known = options.file.is_verified and not options.file.adapters
     loaded_files = None if is_known else data_directory / "loaded_files.json"
 
     def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:

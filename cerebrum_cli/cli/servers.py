@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import ServerOptions
     from cerebrum_cli.core.events import Event
-    from cerebrum_cli.engine.remote.endpoint import Endpoint
+    from cerebrum_cli.engine.remote.client import Endpoint
     from cerebrum_cli.inference.loading import LoadedModel
 
     Servers = Sequence[Mapping[str, str]]  # as they are recorded
@@ -38,7 +38,7 @@ def find_endpoints(runtime: Runtime, options: ServerOptions) -> tuple[Endpoint, 
 
 def find_endpoint(runtime: Runtime, text: str, options: ServerOptions) -> Endpoint:
     """The server that a URL or a name stands for."""
-    from cerebrum_cli.engine.remote.endpoint import KEY_VARIABLE, Endpoint, is_url, parse_url
+    from cerebrum_cli.engine.remote.client import KEY_VARIABLE, Endpoint, is_url, parse_url
 
     tables = runtime.config.endpoints
     if text in tables:

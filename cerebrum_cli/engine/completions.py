@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
@@ -18,6 +19,38 @@ if TYPE_CHECKING:
 
 MAX_BACKLOG = 10_000  # events; with a slow reader, no sequence is admitted above it
 
+LiveSample = TypeVar("LiveSample")
+
+
+class RunningCompletions(ABC, Generic[LiveSample]):
+    """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
+
+    It stops when no sample is running. Samples added after `scope` was cancelled finish as `cancelled`.
+    """
+
+    def __init__(self, scope: CancelScope) -> None:
+        self._scope = scope
+        self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
+        self._live: dict[SequenceId, LiveSample] = {}  # samples that have not finished
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        if not self._live:
+            raise StopIteration
+        event = next_item(self._outbox)
+        if isinstance(event, Failure):
+            raise event.error
+        if isinstance(event, (FinishEvent, RefusedEvent)):
+            del self._live[event.sequence]
+            self._end_sample(event.sequence.request)
+        return event
+
+    @abstractmethod
+    def _end_sample(self, index: int) -> None:
+        """Free what a request no longer needs after one of its samples has finished."""
+
 
 class SubmittedRequest(NamedTuple):
     """A request with the seed of its first sample, and the drafter of all its samples, until the last is done."""
@@ -27,26 +60,18 @@ class SubmittedRequest(NamedTuple):
     drafter: Drafter | None
 
 
-class LocalCompletions:
-    """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
-
-    It stops when no sample is running. Closing it frees the slots before returning. Samples added after `scope` was
-    cancelled finish as `cancelled`.
-    """
+class LocalCompletions(RunningCompletions[Sequence]):
+    """Completions of the model on this machine. Closing them frees the slots before returning."""
 
     def __init__(self, commands: Commands, scope: CancelScope) -> None:
+        super().__init__(scope)
         self._commands = commands
-        self._scope = scope
-        self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
         self._submitted: list[SubmittedRequest] = []
-        self._live: dict[SequenceId, Sequence] = {}
         self.sample_counts: list[int] = []  # by request
 
     def add(self, requests: Iterable[Request]) -> None:
         """Submit requests, numbered in the order they are added; EngineError if the engine is closed."""
-        submitted = [SubmittedRequest(request, first_seed(request), new_drafter(request)) for request in requests]
-        if not all(one.request.prompt_tokens for one in submitted):
-            raise UsageError("the prompt is empty", "write a prompt")
+        submitted = [SubmittedRequest(request, checked_seed(request), new_drafter(request)) for request in requests]
         first = len(self._submitted)
         self._submitted += submitted
         self.sample_counts += [0] * len(submitted)
@@ -64,20 +89,6 @@ class LocalCompletions:
         if index < len(self._submitted):
             self._free_drafter(index)
             self._commands.send(Abort(self._live_samples(index)))
-
-    def __iter__(self) -> Iterator[Event]:
-        return self
-
-    def __next__(self) -> Event:
-        if not self._live:
-            raise StopIteration
-        event = next_item(self._outbox)
-        if isinstance(event, Failure):
-            raise event.error
-        if isinstance(event, (FinishEvent, RefusedEvent)):
-            del self._live[event.sequence]
-            self._end_drafts(event.sequence.request)
-        return event
 
     def close(self) -> None:
         command = Cancel(list(self._live.values()), threading.Event())
@@ -102,7 +113,7 @@ class LocalCompletions:
         ids = (SequenceId(index, sample) for sample in range(self.sample_counts[index]))
         return [self._live[id] for id in ids if id in self._live]
 
-    def _end_drafts(self, index: int) -> None:
+    def _end_sample(self, index: int) -> None:
         """Free the drafter of a request once all its samples have finished."""
         request = self._submitted[index].request
         if self.sample_counts[index] >= max(request.n, request.max_n) and not self._live_samples(index):
@@ -114,6 +125,13 @@ class LocalCompletions:
 
     def _is_backlogged(self) -> bool:
         return self._outbox.qsize() > MAX_BACKLOG
+
+
+def checked_seed(request: Request) -> int:
+    """Seed of a request's first sample. Raises UsageError if its prompt is empty."""
+    if not request.prompt_tokens:
+        raise UsageError("the prompt is empty", "write a prompt")
+    return first_seed(request)
 
 
 def new_drafter(request: Request) -> Drafter | None:

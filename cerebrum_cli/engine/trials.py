@@ -39,13 +39,13 @@ MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to an
 MIN_SHARE_OF_BEST = 0.9  # of the best share of such runs, which is below 1 if many threads wait for each other
 MAX_RUNS = 3  # of a job that other programs disturb, if the previous job was undisturbed in the end
 READ_BYTES = 2**22
-DRAFT_PREFIX_TOKENS = 128  # evaluated before the steps that are timed for drafts
+DRAFT_PREFIX_TOKENS = 128  # evaluated before the steps that are timed for speculative decoding
 
 JobKind = Literal["prefill", "decode"]
 JOB_KINDS: tuple[JobKind, ...] = ("prefill", "decode")
 
 
-class Job(NamedTuple):
+class BenchJob(NamedTuple):
     """Work to time: a number of prompt tokens to prefill, or of steps to decode in one or several sequences."""
 
     kind: JobKind
@@ -145,7 +145,7 @@ class Bench:
         self.disturbed_jobs = 0
         self._options = options
         self._text = text
-        self._unread_paths = tuple(paths or (options.path,))
+        self._unread_paths = tuple(paths or (options.file.path,))
         self._trials: dict[Tuning, Trial] = {}
         self._resources = contextlib.ExitStack()
         parent = directory or Path(tempfile.gettempdir())
@@ -163,7 +163,7 @@ class Bench:
             self._devices = self._trial(Tuning()).devices
         return self._devices
 
-    def speed(self, tuning: Tuning, job: Job) -> float:
+    def speed(self, tuning: Tuning, job: BenchJob) -> float:
         """Measure tokens per second; repeated if other programs use the CPU, and then the best run counts.
 
         Several sequences are evaluated like those of a batch. On a machine that stays busy, repeating does not help: a
@@ -226,7 +226,7 @@ class Bench:
         self.release()
         self._resources.close()
 
-    def _had_enough_cpu(self, tuning: Tuning, job: Job, share: float) -> bool:
+    def _had_enough_cpu(self, tuning: Tuning, job: BenchJob, share: float) -> bool:
         """Whether a run was undisturbed, by its share of CPU time and that of earlier runs like it."""
         key = (tuning.n_threads, tuning.n_threads_batch, job.kind, job.sequences > 1)
         self._best_shares[key] = max(share, self._best_shares.get(key, 0.0))
@@ -234,10 +234,8 @@ class Bench:
 
     def _request(self, tuning: Tuning, length: int, sequences: int, name: str, *arguments: Any) -> Any:
         """Call a function on the probe text, in a context for a number of sequences of this length."""
-        options = self._options.with_tuning(replace(tuning, slots=None))
-        context = ContextOptions(
-            length, sequences, 1, CPU_UBATCH, cache_type_k=options.cache_type_k, cache_type_v=options.cache_type_v
-        )
+        options = self._options.with_tuning(replace(tuning, slots=sequences, n_ubatch=None, flash_attention=None))
+        context = replace(options.context, length=length, n_ubatch=CPU_UBATCH, flash_attention=None)
         trial = self._trial(tuning, context)
         return trial.request("measure", replace(tuning, slots=sequences), length, self._text, name, *arguments)
 
@@ -250,8 +248,9 @@ class Bench:
         options = self._options.with_tuning(settings)
         trial = self._trials.pop(settings, None)  # reinserted last, so that the least recently used closes first
         context = context or ContextOptions(0, 1, 1, CPU_UBATCH)
-        offloaded = plan_layers(options.sizes, options.gpu_layers, context, self._gpus)
-        total = host_bytes(memory_needs(options.sizes, context, offloaded), self._gpus)
+        sizes = options.file.sizes
+        offloaded = plan_layers(sizes, options.gpu_layers, context, self._gpus)
+        total = host_bytes(memory_needs(sizes, context, offloaded), self._gpus)
         needed = total - trial.host_bytes if trial else total
         try:
             while self._trials and not has_memory(needed):

@@ -23,7 +23,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEve
 from cerebrum_cli.core.parts import Text, Tokens
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.scoring.request import ScoreEvent, ScoreRequest
+from cerebrum_cli.engine.scoring.request import LogprobScores, ScoreRequest
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import RAW
 
@@ -250,7 +250,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         requests = [ScoreRequest(each, tuple(tuple(pairs[at][2]) for at in group)) for each, group in groups.items()]
         with closing(self._model.responder.score(requests)) as events:
             for event in events:
-                if isinstance(event, ScoreEvent):
+                if isinstance(event, LogprobScores):
                     for index, score in zip(indices[event.request], event.scores, strict=True):
                         add(index, (score.logprob_sum, score.is_greedy))
                 elif isinstance(event, RefusedEvent):

@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.batch.files import OutputPaths, identify, journal_errors, lock_partial, output_paths
 from cerebrum_cli.batch.meta import (
-    Record,
-    ResumeState,
+    BatchRecord,
     decide,
     describe_difference,
     enumeration,
@@ -26,6 +24,7 @@ from cerebrum_cli.batch.meta import (
     read_record,
     shown_values,
 )
+from cerebrum_cli.batch.output_files import OutputPaths, identify, journal_errors, lock_partial, output_paths
 from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.locks import remove_abandoned
@@ -33,13 +32,14 @@ from cerebrum_cli.eval.comparison import Comparison, compare, outcomes
 from cerebrum_cli.eval.marking import Match, Unmarked, marker
 from cerebrum_cli.eval.questions import Question, Sample, parse_sample
 from cerebrum_cli.eval.report import Report, group_by_question, summarize
-from cerebrum_cli.inference.fingerprint import MODEL_KEYS
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.trials import BenchFactory, Closeness
     from cerebrum_cli.models.model import Model
 
+# What a fingerprint says of the model.
+MODEL_KEYS = ("model", "model file", "adapter", "format", "cache type k", "cache type v")
 SUFFIX = ".jsonl"
 QUESTIONS, SAMPLES = "questions", "samples"  # keys of a run's extent
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
@@ -55,7 +55,7 @@ class Run:
 
     name: str
     path: Path
-    record: Record
+    record: BatchRecord
 
     @property
     def task(self) -> str:
@@ -170,8 +170,8 @@ def samples_to_keep(path: Path, fingerprint: Mapping[str, Any], extent: Mapping[
         return []
     paths = output_paths(path)
     has_rows = paths.partial.exists() and paths.partial.stat().st_size > 0
-    state = ResumeState(has_rows, read_record(paths.meta), identify(paths.output))
-    step = decide(state, Record(normalize(fingerprint), 0, extent=extent), paths)
+    new = BatchRecord(normalize(fingerprint), 0, extent=extent)
+    step = decide(read_record(paths.meta), has_rows, identify(paths.output), new, paths)
     return [] if step == "begin" else require_run(path).samples()
 
 
@@ -185,7 +185,7 @@ def _has_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> bool:
     """Whether the run at a path has this fingerprint."""
     with contextlib.suppress(BatchError):
         run = read_run(path)
-        return run is not None and describe_difference(run.record, Record(fingerprint, 0)) is None
+        return run is not None and describe_difference(run.record, BatchRecord(fingerprint, 0)) is None
     return False
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from cerebrum_cli.batch.csv_rows import MAX_LINE_BYTES
 from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
-from cerebrum_cli.batch.rows import OUTPUT_KEYS, Row, RowError, failed_object, parse_template
+from cerebrum_cli.batch.rows import Row, RowError, failed_object, parse_template
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.sampling import TokenBias
@@ -201,7 +201,7 @@ def test_invalid_json_row_names_the_problem(value: Any, type: str, message: str)
     assert "\n" not in problem(row)[1]
 
 
-@pytest.mark.parametrize("depth", [*range(880, 1010, 3), 100_000])
+@pytest.mark.parametrize("depth", [*range(880, 1010, 10), 100_000])
 def test_deeply_nested_json_is_an_error_row(depth: int) -> None:
     nested = "[" * depth + "]" * depth
     for line in (
@@ -215,12 +215,9 @@ def test_deeply_nested_json_is_an_error_row(depth: int) -> None:
     rows_in(f'{{"a": {nested}}}', "jsonl", template="{a}")
 
 
-def test_error_row_has_the_known_id_and_prompt() -> None:
+def test_error_row_has_the_known_id_and_prompt_and_a_short_message() -> None:
     row = json_row({"custom_id": "a", "prompt": "Why?", "seed": "x"})
     assert (row.number, row.id, row.prompt) == (1, "a", "Why?")
-
-
-def test_error_message_is_truncated() -> None:
     message = problem(json_row({"prompt": ["x" * 1_000_000]}))[1]
     assert len(message) == 400
     assert message.endswith("x…")
@@ -479,28 +476,21 @@ def test_pipe_that_does_not_fit_names_the_directory(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("change", ["append", "touch"])
-def test_input_that_changes_is_an_error(tmp_path: Path, change: str) -> None:
+def test_input_that_changes_is_an_error_and_a_replaced_one_is_not(tmp_path: Path, change: str) -> None:
     path = tmp_path / "in.txt"
     path.write_text("a\nb\n")
     with closing(open_input(path)) as source:
         rows = read_rows(source, "txt")
+        path.rename(tmp_path / "old")
+        path.write_text("c\nd\n")
+        assert rows[1].prompt == "b"
         if change == "append":
-            path.write_text("a\nb\nc\n")
-        os.utime(path, ns=(1, 1))
+            (tmp_path / "old").write_text("a\nb\nc\n")
+        os.utime(tmp_path / "old", ns=(1, 1))
         with pytest.raises(BatchError) as caught:
             rows[1]
     assert caught.value.message == f"{path} was changed while the batch ran"
     assert "to resume" in caught.value.hint
-
-
-def test_input_that_is_replaced_is_read_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "in.txt"
-    path.write_text("a\nb\n")
-    with closing(open_input(path)) as source:
-        rows = read_rows(source, "txt")
-        (tmp_path / "new").write_text("c\nd\n")
-        (tmp_path / "new").replace(path)
-        assert rows[1].prompt == "b"
 
 
 def test_unreadable_input_is_named(tmp_path: Path) -> None:
@@ -517,17 +507,6 @@ def test_lines_may_have_16_megabytes() -> None:
     for longer, number in ((data + b"a", 6), (data.replace(b"\n\ny", b"a\n\ny"), 3), (b"a" + line, 1)):
         with pytest.raises(UsageError, match=f"^it: line {number} is larger than 16 MB$"):
             rows_in(longer)
-
-
-def test_failed_object_has_every_key() -> None:
-    row = json_row({"prompt": "Why?", "id": "a"})
-    made = failed_object(row, RowError("prompt_too_long", "it is long"))
-    assert tuple(made) == OUTPUT_KEYS
-    assert {key: value for key, value in made.items() if value is not None} == {
-        "id": "a",
-        "prompt": "Why?",
-        "error": {"type": "prompt_too_long", "message": "it is long"},
-    }
 
 
 # Generated inputs.

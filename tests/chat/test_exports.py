@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from disks import full_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ from cerebrum_cli.core.conversation import Conversation, Message, Role
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.inference.loading import LoadedModel, open_model
+from cerebrum_cli.inference.loading import LoadedModel, ModelUse, ReplySource, Resources, open_model
 from cerebrum_cli.models.model import Model
 
 SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")
@@ -58,34 +58,25 @@ def test_markdown_has_one_heading_per_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "metadata", "expected"),
+    ("content", "finish_reason", "model", "expected"),
     [
-        ("One, tw", ReplyMetadata(finish_reason="cancelled", model="small"), "One, tw\n\n*(interrupted)*"),
-        (
-            "One, tw",
-            ReplyMetadata(finish_reason=None, model="small"),
-            "One, tw\n\n*(interrupted)*",
-        ),  # the process was killed
-        ("One, tw", ReplyMetadata(finish_reason="length", model="small"), "One, tw\n\n*(truncated)*"),
-        ("One, tw", ReplyMetadata(finish_reason="context", model="small"), "One, tw\n\n*(truncated)*"),
-        ("One, two.", ReplyMetadata(finish_reason="stop", model="small"), "One, two."),
-        ("My own.", ReplyMetadata(), "My own."),  # imported, or written by the user
-        ("", ReplyMetadata(finish_reason="cancelled"), "*(interrupted)*"),
-        ("```py\nx =", ReplyMetadata(finish_reason="length", model="small"), "```py\nx =\n```\n\n*(truncated)*"),
-        (
-            "~~~~\n~~~\n```",
-            ReplyMetadata(finish_reason="length", model="small"),
-            "~~~~\n~~~\n```\n~~~~\n\n*(truncated)*",
-        ),
-        (
-            "```\nx\n```\ny `a`",
-            ReplyMetadata(finish_reason="length", model="small"),
-            "```\nx\n```\ny `a`\n\n*(truncated)*",
-        ),
-        ("```a``` b", ReplyMetadata(finish_reason="length", model="small"), "```a``` b\n\n*(truncated)*"),
+        ("One, tw", "cancelled", "small", "One, tw\n\n*(interrupted)*"),
+        ("One, tw", None, "small", "One, tw\n\n*(interrupted)*"),  # the process was killed
+        ("One, tw", "length", "small", "One, tw\n\n*(truncated)*"),
+        ("One, tw", "context", "small", "One, tw\n\n*(truncated)*"),
+        ("One, two.", "stop", "small", "One, two."),
+        ("My own.", None, None, "My own."),  # imported, or written by the user
+        ("", "cancelled", None, "*(interrupted)*"),
+        ("```py\nx =", "length", "small", "```py\nx =\n```\n\n*(truncated)*"),
+        ("~~~~\n~~~\n```", "length", "small", "~~~~\n~~~\n```\n~~~~\n\n*(truncated)*"),
+        ("```\nx\n```\ny `a`", "length", "small", "```\nx\n```\ny `a`\n\n*(truncated)*"),
+        ("```a``` b", "length", "small", "```a``` b\n\n*(truncated)*"),
     ],
 )
-def test_markdown_notes_why_a_reply_is_incomplete(content: str, metadata: ReplyMetadata, expected: str) -> None:
+def test_markdown_notes_why_a_reply_is_incomplete(
+    content: str, finish_reason: str | None, model: str | None, expected: str
+) -> None:
+    metadata = ReplyMetadata(finish_reason=finish_reason, model=model)
     markdown = to_markdown("count", None, [stored("user", "Count!"), stored("assistant", content, metadata)])
     assert markdown == f"# count\n\n## User\n\nCount!\n\n## Assistant\n\n{expected}\n"
 
@@ -113,16 +104,11 @@ def test_sharegpt_uses_its_own_role_names() -> None:
     }
 
 
-@given(conversations())
-def test_openai_messages_round_trip(conversation: Conversation) -> None:
+@given(st.text(min_size=1), conversations())
+def test_both_formats_parse_back(name: str, conversation: Conversation) -> None:
     for ascii_only in (True, False):
         text = json.dumps(to_openai_messages(conversation), ensure_ascii=ascii_only)
         assert parse_conversation(text, "here") == (None, conversation)
-
-
-@given(st.text(min_size=1), conversations())
-def test_sharegpt_round_trip(name: str, conversation: Conversation) -> None:
-    for ascii_only in (True, False):
         text = json.dumps(to_sharegpt(name, conversation), ensure_ascii=ascii_only)
         assert parse_conversation(text, "here") == (printable_name(name) or None, conversation)
 
@@ -217,12 +203,9 @@ OWN, OTHER = ReplyMetadata(model="small", finish_reason="stop"), ReplyMetadata(m
 @pytest.fixture
 def loaded(tmp_path: Path, chatml_model: Path) -> Iterator[LoadedModel]:
     """The small model, with only its vocabulary loaded."""
-    small = open_model(
-        lambda options: llama_opener(options, tmp_path / "devices.json"),
-        Model("small", (chatml_model,)),
-        fold({}),
-        vocabulary_only=True,
-    )
+    resources = Resources(lambda options: llama_opener(options, tmp_path / "devices.json"))
+    use = ModelUse(vocabulary_only=True)
+    small = open_model(ReplySource(resources, Model("small", (chatml_model,)), fold({}), use))
     list(small.responder.load())
     yield small
     small.engine.close()
@@ -246,10 +229,8 @@ def test_transcript_tokenizes_another_models_reply_again(store: Store, loaded: L
     second = Message("assistant", "Second.", loaded.engine.vocabulary.tokenize((Text("Second."),)))
     session = create_session(store, (Message("assistant", "First.", (31999, 7)), OTHER), (second, OWN))
     assert transcript(store, session, loaded) == f"{FIRST_PROMPT}First.{SECOND_PROMPT}Second.\n"
-
-
-def test_transcript_tokenizes_another_models_last_reply_again(store: Store, loaded: LoadedModel) -> None:
-    session = create_session(store, (Message("assistant", "First.", (31999, 7)), OTHER))
+    session = store.move(session, store.messages(session)[1].id)
+    (store._path.parent / "talk.txt").unlink()
     assert transcript(store, session, loaded) == f"{FIRST_PROMPT}First.\n"
 
 
@@ -269,13 +250,8 @@ def test_transcript_includes_reasoning_without_an_answer(store: Store, loaded: L
 def test_export_leaves_no_partial_file(store: Store, loaded: LoadedModel, tmp_path: Path) -> None:
     session = create_session(store, (Message("assistant", "word " * 10_000), OWN))
     path = tmp_path / "talk.md"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # as if the disk were full
-    try:
-        with pytest.raises(UsageError, match=r"talk\.md: File too large"):
-            export_to_file(path, store, session, loaded)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(4096), pytest.raises(UsageError, match=r"talk\.md: File too large"):
+        export_to_file(path, store, session, loaded)
     assert not path.exists()
     export_to_file(path, store, session, loaded)
     assert path.read_text().endswith("word word\n")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from datetime import date
 from pathlib import Path
 
 import pytest
 from chats import children
+from command_line import Finished
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_command import run_here
 
 from cerebrum_cli.chat.context_window import (
     DROP_FRACTION,
@@ -28,7 +31,6 @@ from cerebrum_cli.chat.history import (
     suggest_name,
     with_session_defaults,
 )
-from cerebrum_cli.chat.lock import SessionLock
 from cerebrum_cli.chat.session import ReplyMetadata
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -84,8 +86,11 @@ SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
 
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[History]:
-    with contextlib.closing(History(Store(tmp_path / "sessions.db"), SessionLock(tmp_path / "locks"))) as history:
+    with contextlib.closing(History(Store(tmp_path / "sessions.db"), tmp_path / "locks")) as history:
         yield history
+
+
+other_history = history  # that of another process
 
 
 def test_record_names_the_session_after_its_first_words(history: History) -> None:
@@ -117,12 +122,6 @@ def test_record_stores_how_the_reply_was_generated(history: History) -> None:
     )
 
 
-def test_record_creates_another_session_for_the_same_question(history: History) -> None:
-    names = [history.record(None, SUM, FOUR, AUTHOR, SETTINGS).name for _ in range(3)]
-    dated = f"what-is-2-2-think-{date.today().isoformat()}"
-    assert names == ["what-is-2-2-think", dated, f"{dated}-2"]
-
-
 def test_record_appends_only_new_messages_to_a_session(history: History) -> None:
     first = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
     whole = continue_session(history.store, history.acquire_latest(), MODEL, Conversation().user("And 3 + 3?"), None)
@@ -131,13 +130,6 @@ def test_record_appends_only_new_messages_to_a_session(history: History) -> None
     assert history.store.conversation(session) == whole.assistant("Six.", (9,))
     assert [summary.messages for summary in history.store.summaries()] == [4]
     assert history.store.messages(session)[:2] == history.store.messages(first)
-
-
-def test_record_saves_every_message_of_a_given_conversation(history: History) -> None:
-    whole = SUM.assistant("Four.").user("And 3 + 3?")
-    session = history.record(None, whole, SIX, AUTHOR, SETTINGS)
-    assert history.store.conversation(session) == whole.assistant("Six.", (9,))
-    assert (session.name, session.origin) == ("what-is-2-2-think", "ask")
 
 
 def test_record_is_atomic(history: History) -> None:
@@ -154,13 +146,8 @@ def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: Hi
     whole = SUM.assistant("Four.", (7, 8)).user("And 3 + 3?").assistant("")
     assert history.store.conversation(session) == whole
     assert history.store.messages(session)[-1].metadata == ReplyMetadata(finish_reason="cancelled")
-
-
-def test_history_leaves_an_answered_session_unchanged(history: History) -> None:
-    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
-    assert history.close_unanswered(session) == session
     empty = history.store.create("empty", "chat")
-    assert history.close_unanswered(empty) == empty
+    assert [history.close_unanswered(each) for each in (session, empty)] == [session, empty]
 
 
 def test_history_acquires_sessions_by_valid_names_only(history: History) -> None:
@@ -217,9 +204,6 @@ def test_history_reports_missing_sessions(history: History) -> None:
 )
 def test_suggest_name_uses_the_first_words(question: str, name: str) -> None:
     assert suggest_name(Conversation(system_prompt="You are brief.").user(question).assistant("Yes.")) == name
-
-
-def test_suggest_name_of_an_empty_conversation() -> None:
     assert suggest_name(Conversation()) == "session"
 
 
@@ -290,15 +274,88 @@ def collected(by_stop_string: bool) -> Reply:
     return collector.reply
 
 
-def test_reply_tokens_are_all_sampled_tokens() -> None:
-    assert (collected(False).text, collected(False).tokens) == ("Four", (5, 6, 7))
-
-
 def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: History) -> None:
     reply = collected(True)
+    assert (collected(False).text, collected(False).tokens) == ("Four", (5, 6, 7))
     assert (reply.tokens, reply.sampled) == (None, (5, 6, 7))
     session = history.record(None, SUM, reply, AUTHOR, SETTINGS)
     assert history.store.conversation(session) == SUM.assistant("Four")
+
+
+# Locks: one process at a time holds a session; `test_locks.py` has how a lock ends.
+
+
+def test_lock_is_refused_to_a_second_holder_until_another_session_is_locked(
+    history: History, other_history: History, tmp_path: Path
+) -> None:
+    one, two = history.store.create("one", "chat"), history.store.create("two", "chat")
+    before = os.umask(0)
+    try:
+        for _ in range(2):
+            history.lock(one)
+    finally:
+        os.umask(before)
+    locks = [tmp_path / "locks", *(tmp_path / "locks").iterdir()]
+    assert [path.stat().st_mode & 0o777 for path in locks] == [0o700, 0o600]
+    other_history.lock(two)
+    for holder, session in ((other_history, one), (history, two), (other_history, one)):
+        with pytest.raises(SessionError, match=f'session "{session.name}" is open in another process'):
+            holder.lock(session)  # and keeps its own
+    other_history.release()
+    history.lock(two)
+    other_history.lock(one)
+
+
+def test_lock_file_is_deleted_with_its_session(history: History, other_history: History, tmp_path: Path) -> None:
+    one = history.store.create("one", "chat")
+    history.discard_lock()
+    history.lock(one)
+    assert [path.name for path in (tmp_path / "locks").iterdir()] == [f"{one.id}.lock"]
+    history.discard_lock()
+    assert list((tmp_path / "locks").iterdir()) == []
+    other_history.lock(one)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_lock_excludes_nothing_where_the_file_system_has_no_locks(history: History, other_history: History) -> None:
+    one = history.store.create("one", "chat")
+    history.lock(one)
+    other_history.lock(one)
+
+
+def test_lock_reports_a_directory_that_cannot_be_created(history: History, tmp_path: Path) -> None:
+    (tmp_path / "locks").write_text("")
+    with pytest.raises(SessionError) as caught:
+        history.lock(history.store.create("one", "chat"))
+    assert caught.value.hint == "make sure that it is writable"
+
+
+def test_session_open_in_another_process_is_refused(chatml_model: Path, tmp_path: Path) -> None:
+    def run(*arguments: str, piped: bytes = b"") -> Finished:
+        return run_here({"reply": "Yes."}, tmp_path, *arguments, "-m", chatml_model, piped=piped)
+
+    assert run("chat", "--session", "tea", piped=b"One?\n").code == 0
+    directory = tmp_path / "data" / "cerebrum" / "sessions"
+    problem = 'error: session "tea" is open in another process'
+    with contextlib.closing(History(Store(directory / "sessions.db"), directory / "locks")) as other:
+        other.lock(other.get("tea"))
+        for arguments in (("chat", "--session", "tea"), ("ask", "-c", "Two?")):
+            done = run(*arguments)
+            assert (done.code, done.err.splitlines()[0]) == (1, problem)
+        assert run("chat", piped=b"/load tea\n").err.splitlines()[0] == problem
+    assert run("chat", piped=b"/load tea\n").err == "Now in session 'tea'\n"
+
+
+@pytest.mark.parametrize("command", [("ask", "Why?"), ("chat",)])
+def test_refused_model_frees_the_session(chatml_model: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    run_here({"reply": "Short."}, tmp_path, "ask", "Why?", "-m", chatml_model)
+    gc.disable()  # which would free it, too
+    try:
+        refused = run_here({}, tmp_path, *command, "-c", "-m", "nosuch", piped=b"")
+        again = run_here({"reply": "x"}, tmp_path, "chat", "-c", piped=b"")
+    finally:
+        gc.enable()
+    assert (refused.code, again.code, again.err) == (3, 0, "")
 
 
 # The context window: many turns are dropped together, so that it is rare.
@@ -319,33 +376,27 @@ def count(conversation: Conversation) -> int:
     return SYSTEM + sum(len(message.content) for message in conversation.messages)
 
 
-def test_window_keeps_all_that_leaves_room_for_a_reply() -> None:
-    assert turns_to_drop(conversation_of(100, 200, 30), count, 400, None) is None
-    assert turns_to_drop(conversation_of(100, 200, 31), count, 400, None) is not None
+FIVE_TURNS = (20, 40, 20, 40, 20, 40, 20, 40, 60, 60, 10)
 
 
-def test_window_leaves_less_room_for_a_short_reply() -> None:
-    assert turns_to_drop(conversation_of(100, 200, 70), count, 400, 10) is None
-    assert turns_to_drop(conversation_of(100, 200, 71), count, 400, 10) is not None
-
-
-def test_window_drops_whole_turns_and_a_quarter_of_the_context() -> None:
-    assert turns_to_drop(conversation_of(20, 40, 20, 40, 20, 40, 20, 40, 60, 60, 10), count, 400, None) == DroppedTurns(
-        4, 120
-    )
-
-
-def test_window_drops_one_large_turn_alone() -> None:
-    assert turns_to_drop(conversation_of(20, 200, 20, 40, 60), count, 400, None) == DroppedTurns(2, 220)
-
-
-def test_window_keeps_the_last_question_even_without_room_for_a_reply() -> None:
-    assert turns_to_drop(conversation_of(20, 40, 350), count, 400, None) == DroppedTurns(2, 60)
-
-
-@pytest.mark.parametrize("sizes", [(390,), (20, 40, 380)])
-def test_window_drops_nothing_when_that_does_not_help(sizes: tuple[int, ...]) -> None:
-    assert turns_to_drop(conversation_of(*sizes), count, 400, None) is None
+@pytest.mark.parametrize(
+    ("sizes", "max_tokens", "drop"),
+    [
+        ((100, 200, 30), None, None),  # leaves an eighth of the context for a reply
+        ((100, 200, 31), None, DroppedTurns(2, 300)),
+        ((100, 200, 70), 10, None),  # or less for a short one
+        ((100, 200, 71), 10, DroppedTurns(2, 300)),
+        (FIVE_TURNS, None, DroppedTurns(4, 120)),  # whole turns, and a quarter of the context
+        ((20, 200, 20, 40, 60), None, DroppedTurns(2, 220)),
+        ((20, 40, 350), None, DroppedTurns(2, 60)),  # without room for a whole reply
+        ((390,), None, None),
+        ((20, 40, 380), None, None),  # it would not help
+    ],
+)
+def test_window_drops_whole_turns_where_that_helps(
+    sizes: tuple[int, ...], max_tokens: int | None, drop: DroppedTurns | None
+) -> None:
+    assert turns_to_drop(conversation_of(*sizes), count, 400, max_tokens) == drop
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=41).map(lambda sizes: sizes[: len(sizes) // 2 * 2 - 1 or 1]))

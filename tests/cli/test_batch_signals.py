@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 from batch_files import complete_lines, without_position
 from command_line import CommandLine
@@ -130,22 +131,19 @@ def test_batch_killed_repeatedly_loses_and_repeats_nothing(job: Job) -> None:
     assert set(map(without_position, partial)) <= set(job.result.decode().splitlines())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_batch_interrupted_between_windows_ends_there(
-    job: Job, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_interrupted_between_windows_ends_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenize, calls = ScriptedBackend.tokenize, count(1)
 
     def interrupting(backend: ScriptedBackend, parts: Iterable[Part]) -> tuple[int, ...]:
         if next(calls) == 6:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)
         return tokenize(backend, parts)
 
     monkeypatch.setattr(batch, "SORT_WINDOW", 4)
     with monkeypatch.context() as patch:
         patch.setattr(ScriptedBackend, "tokenize", interrupting)
         done = run_here(job.script, job.home, *job.arguments)
-    assert done.code == 128 + number
+    assert done.code == 143
     assert done.err.splitlines()[-1] == f" hint: 4 of {ROWS} rows done; run it again to resume"
     assert job.finish() == ROWS - 4
     assert job.result == job.uninterrupted
@@ -161,14 +159,6 @@ def test_batch_survives_a_signal_its_parent_ignores(job: Job, start: str, number
         os.kill(int((job.home / "pid").read_text()), number)
     assert shell.wait(TIMEOUT_S) == 0
     assert job.result == job.uninterrupted
-
-
-def test_batch_output_has_one_writer(job: Job) -> None:
-    job.start()
-    wait_until(lambda: len(job.partial) >= 1)
-    other = run_here(job.script, job.home, *job.arguments)
-    assert other.code == 1
-    assert other.err == "error: another process is writing out\n hint: wait for it, or choose another -o\n"
 
 
 def test_batch_interrupted_stream_has_complete_lines(job: Job) -> None:
@@ -188,28 +178,16 @@ def test_batch_interrupted_stream_has_complete_lines(job: Job) -> None:
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit of file sizes")
-def test_batch_on_a_full_disk_keeps_finished_rows_and_resumes(job: Job) -> None:
-    process = job.start(pause=0.0, around=("sh", "-c", 'ulimit -f 4; exec "$@"', "sh"))
-    _, err = process.communicate(timeout=TIMEOUT_S)
-    done = len(job.partial)
-    assert process.returncode == 1
-    assert 0 < done < ROWS
-    *_, what, do = err.decode().splitlines()
-    assert what == "error: out.partial: File too large"
-    assert do == " hint: free some disk space, then run it again without --restart to resume"
-    assert job.finish() == ROWS - done
-    assert job.result == job.uninterrupted
-
-
-def test_batch_signal_during_a_template_is_not_a_row_error(tmp_path: Path) -> None:
+def test_batch_signal_during_a_template_is_not_a_row_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
     model = write_chatml(tmp_path / "endless.gguf", chat_template=loops)
     (tmp_path / "in.txt").write_text("a\nb\nc\n")
-    process = CommandLine(tmp_path).start("batch", "in.txt", "-o", "out", "-v", "-m", model)
+    monkeypatch.setattr(command_line, "SOUND_MODELS", [model])  # whose template is not tried before
+    user = CommandLine(tmp_path)
+    user.vouch_for_models()
+    process = user.start("batch", "in.txt", "-o", "out", "-v", "-m", model)
     assert process.stderr
-    while b"load_tensors: " not in process.stderr.readline():
-        pass
+    assert any(b"load_tensors: " in line for line in process.stderr)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)

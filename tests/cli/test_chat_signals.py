@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine
+from command_line import COMMAND, CommandLine
 from person import OpenTerminal, Person
-from scripted_command import SCRIPTED
+from scripted_command import SCRIPTED, install
 from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
@@ -75,7 +75,7 @@ def test_chat_signal_saves_the_reply_and_exits_ignoring_further_ones(
 
 @pytest.mark.parametrize(
     ("number", "code", "pause"),
-    [(signal.SIGTERM, 143, 0.0), (signal.SIGHUP, 129, 0.001), (signal.SIGTERM, 143, 0.01)],
+    [(signal.SIGTERM, 143, 0.0), (signal.SIGHUP, 129, 0.01)],
 )
 def test_chat_ignores_further_signals_at_the_prompt(
     open_chat: OpenTerminal, tmp_path: Path, number: signal.Signals, code: int, pause: float
@@ -94,8 +94,7 @@ def test_chat_ignores_further_signals_at_the_prompt(
     ("keys", "number", "code"),
     [
         ("/edit\r", signal.SIGTERM, 143),
-        ("/edit answer\r", signal.SIGHUP, 129),
-        ("more\x18\x05", signal.SIGTERM, 143),
+        ("more\x18\x05", signal.SIGHUP, 129),
     ],
 )
 def test_chat_signal_ends_the_editor(
@@ -112,21 +111,9 @@ def test_chat_signal_ends_the_editor(
     assert_restored(person, tmp_path)
 
 
-@pytest.mark.parametrize("loads", ["One?\r", "/prompt\r"])
-def test_chat_signal_cancels_loading(open_chat: OpenTerminal, tmp_path: Path, loads: str) -> None:
+def test_chat_signal_cancels_loading(open_chat: OpenTerminal, tmp_path: Path) -> None:
     person = open_chat(load=60)
-    person.type(loads, shows="loading ")
-    person.kill(signal.SIGTERM)
-    assert person.end() == 143
-    assert_restored(person, tmp_path)
-
-
-def test_chat_signal_ends_a_slash_command(open_chat: OpenTerminal, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    person = open_chat()
-    person.wait_for("context ")
-    person.type("/file fifo\r", shows="> /file fifo")
-    time.sleep(0.3)
+    person.type("One?\r", shows="loading ")
     person.kill(signal.SIGTERM)
     assert person.end() == 143
     assert_restored(person, tmp_path)
@@ -187,14 +174,17 @@ def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, n
     assert new_user.contents("one") == ["One?", "Yes."]
 
 
-def test_chat_ctrl_c_ends_a_slash_command(open_chat: OpenTerminal, tmp_path: Path) -> None:
+def test_chat_signals_end_a_slash_command(open_chat: OpenTerminal, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     person = open_chat()
     for _ in range(2):
         person.type("/file fifo\r", shows="> /file fifo")
         time.sleep(0.3)
         person.type("\x03", shows="interrupted: /file did not finish")
-    person.leave()
+    person.type("/file fifo\r", shows="> /file fifo")
+    time.sleep(0.3)
+    person.kill(signal.SIGTERM)
+    assert person.end() == 143
     assert_restored(person, tmp_path)
 
 
@@ -249,3 +239,86 @@ def test_chat_ctrl_c_ends_a_script_and_saves_the_reply(
     question, reply = new_user.messages("talk")
     assert question["content"] == "Talk!"
     assert reply["finish_reason"] == "cancelled"
+
+
+# The starter model.
+
+
+@pytest.fixture
+def open_starter_chat(open_terminal: OpenTerminal, new_user: CommandLine, starter: Path) -> OpenTerminal:
+    """A function that starts a chat with the starter model on all cores, and waits until it is loaded."""
+    install(new_user.home, starter, "starter")
+    threads = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+    def start(*arguments: str) -> Person:
+        person = open_terminal(COMMAND, "chat", *arguments, CEREBRUM_THREADS=threads)
+        person.wait_for("/8192 (")
+        return person
+
+    return start
+
+
+def turn(person: Person, question: str) -> None:
+    """Ask, and wait for the end of the reply, when /stats typed ahead runs."""
+    person.type(f"{question}\r/stats\r", shows="> /stats")
+    person.wait_for("| load ")
+
+
+def test_starter_chat_reuses_tokens_after_undo_and_retry(
+    open_starter_chat: OpenTerminal, new_user: CommandLine
+) -> None:
+    person = open_starter_chat("-n", "40")
+    turn(person, "What is the capital of France?")
+    turn(person, "And of Italy?")
+    turn(person, "/retry 0.9")
+    person.type("/undo\r", shows="Undone: And of Italy?")
+    turn(person, "And of Spain?")
+    person.leave()
+    first, _, second, last = new_user.messages("what-is-the-capital-of")
+    assert (first["content"], second["content"]) == ("What is the capital of France?", "And of Spain?")
+    timings = last["timings"]
+    assert timings["cached_tokens"] > 30
+    assert timings["prompt_tokens"] - timings["cached_tokens"] < 30
+    assert any(row["messages"] == 4 for row in new_user.run("sessions", "list", "--json").object)
+
+
+def test_starter_chat_ctrl_c_stops_decode_and_prefill(
+    open_starter_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path
+) -> None:
+    (tmp_path / "my long notes.txt").write_text("The cat sleeps on the sofa in the afternoon. " * 400)
+    person = open_starter_chat("--session", "stops", "--no-markdown", "--no-loop-check")
+    person.type("Tell me a very long story.\r")
+    person.wait_for_lines(4)
+    person.type("\x03", shows="reply interrupted")
+    person.type("/continue\r", shows="> /continue")
+    person.type("\x03", shows="interrupted")
+    person.type("/file my l\t", shows="> /file my long notes.txt")
+    person.type("\rWhere does the cat sleep?\r", shows="prompt: ")
+    person.type("\x03", shows="reply interrupted")
+    person.type("/undo\r", shows="Undone: ")
+    person.type("/set max_tokens 8\r")
+    turn(person, "What is two and two?")
+    person.leave()
+    story, cut, question, answer = new_user.messages("stops")
+    assert (story["content"], question["content"]) == (
+        "Tell me a very long story.",
+        "What is two and two?",
+    )
+    assert cut["finish_reason"] == "cancelled"
+    assert cut["content"]
+    assert (answer["finish_reason"] in ("length", "stop"), bool(answer["content"])) == (True, True)
+
+
+def test_starter_chat_script_runs_beside_another_chat(open_starter_chat: OpenTerminal, new_user: CommandLine) -> None:
+    person = open_starter_chat("--session", "other", "-n", "20")
+    script = "".join(f"What is {number} plus {number}?\n" for number in range(5))
+    done = new_user.run("chat", "-n", "6", "--session", "script", stdin=script)
+    assert done.code == 0, done.err
+    assert "\x1b" not in done.out + done.err
+    assert [line for line in done.out.splitlines() if line.startswith("> ")] == [
+        f"> {line}" for line in script.splitlines()
+    ]
+    assert len(new_user.messages("script")) == 10
+    turn(person, "And what is one plus one?")
+    person.leave()
+    assert len(new_user.messages("other")) == 2

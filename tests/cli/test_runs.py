@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.batch.files import output_paths
 from cerebrum_cli.batch.journal import Journal, open_journal
+from cerebrum_cli.batch.output_files import output_paths
 from cerebrum_cli.batch.result import ResultRows
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.eval.code_sandbox import require_sandbox

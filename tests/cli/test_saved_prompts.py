@@ -13,7 +13,7 @@ from scripted_command import run_here
 from templates import chatml_prompt
 
 from cerebrum_cli.core.config import read_config
-from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.saved_prompt import SavedPrompt
 
 CONFIG = '''
@@ -126,21 +126,19 @@ def test_saved_prompt_fills_in_the_input(prompt: str | None, input: str, questio
     assert SavedPrompt("p", {}, prompt).fill(input) == question
 
 
-def test_saved_prompt_with_a_place_needs_an_input() -> None:
-    with pytest.raises(UsageError, match="but no input was given"):
-        SavedPrompt("p", {}, "A {input}").fill("")
-
-
 # cerebrum ask.
 
 
-def test_ask_puts_argument_files_and_pipe_into_a_saved_prompt(home: Home) -> None:
+def test_ask_puts_argument_files_and_pipe_into_a_saved_prompt(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     (home.home / "a.txt").write_text("note\n")
     question = "a.txt:\n```txt\nnote\n```\n\nthis\n\npiped"
     expected = chatml_prompt(f"Sum up: {question}\n{{braces}} {{0}} stay", "Be brief.")
     assert prompt_of(home, "-p", "sum", "-f", "a.txt", "this", piped=b"piped\n") == expected
     assert prompt_of(home, "--use", "list") == chatml_prompt("List three")
     assert prompt_of(home, "--use", "list", piped=b"birds") == chatml_prompt("List three\n\nbirds")
+    assert prompt_of(home, "-p", "list", "--raw", "of") == "List three\n\nof"
+    monkeypatch.setenv("CEREBRUM_USE", "list")
+    assert prompt_of(home) == chatml_prompt("List three")
 
 
 def test_ask_reports_a_saved_prompt_without_input(home: Home) -> None:
@@ -157,10 +155,6 @@ def test_ask_fills_the_last_message_of_a_list(home: Home) -> None:
     (home.home / "m.json").write_text(json.dumps([*messages, {"role": "user", "content": "birds"}]))
     prompt = prompt_of(home, "-p", "list", "--messages", "m.json")
     assert "user\na<" in prompt and "user\nList three\n\nbirds<" in prompt
-
-
-def test_ask_completes_a_saved_prompt_with_raw(home: Home) -> None:
-    assert prompt_of(home, "-p", "list", "--raw", "of") == "List three\n\nof"
 
 
 @pytest.mark.parametrize(
@@ -188,11 +182,6 @@ def test_saved_prompt_is_between_variables_and_the_command_line(home: Home, monk
     monkeypatch.setenv("CEREBRUM_SYSTEM", "From a variable.")
     assert "Be brief." in prompt_of(home, "-p", "sum", "x")
     assert "Typed." in prompt_of(home, "-p", "sum", "-s", "Typed.", "x")
-
-
-def test_saved_prompt_can_be_chosen_by_a_variable(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CEREBRUM_USE", "list")
-    assert prompt_of(home) == chatml_prompt("List three")
 
 
 def test_saved_schema_yields_to_a_typed_constraint(user: CommandLine, home: Home) -> None:

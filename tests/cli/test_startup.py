@@ -31,9 +31,7 @@ HEAVY = (
 # What `ask` needs neither without drafts, nor for a single answer, nor without servers.
 UNUSED_BY_ASK = {
     "engine.drafts.drafter",
-    "engine.drafts.step",
     "engine.scoring.plan",
-    "engine.scoring.run",
     "batch.answering",
     "inference.voting",
     "tune.tune",
@@ -119,7 +117,9 @@ def test_startup_batch_imports_neither_servers_nor_a_cluster(tmp_path: Path, cha
     paths = (tmp_path / "in.txt", "-o", tmp_path / "out.jsonl", "-m", chatml_model, "-n", "2")
     modules = imported_modules(CommandLine(tmp_path), "batch", *paths)
     assert "llama_cpp" in modules
-    assert modules.isdisjoint({"ray", "httpx2", "cerebrum_cli.engine.remote.pool", "cerebrum_cli.engine.cluster.node"})
+    assert modules.isdisjoint(
+        {"ray", "httpx2", "cerebrum_cli.engine.remote.pool", "cerebrum_cli.engine.cluster.engine"}
+    )
 
 
 def test_startup_overview_has_the_same_help_as_the_whole_command_line() -> None:

@@ -23,7 +23,7 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, ModelNotFound
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
-from cerebrum_cli.engine.cluster import node as cluster_node
+from cerebrum_cli.engine.cluster import engine as cluster_engine
 from cerebrum_cli.engine.sequence import Request
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
@@ -37,7 +37,6 @@ def test_cluster_replies_equal_local_ones() -> None:
     ]
     nodes = Nodes(unicode_model)
     with clustered(nodes, nodes.actor(), nodes.actor()) as engine:
-        list(engine.load())
         remote = replies_of(engine, *requests)
     local = local_replies(unicode_model, *requests)
     assert summaries(remote) == summaries(local)
@@ -47,11 +46,10 @@ def test_cluster_replies_equal_local_ones() -> None:
 def test_cluster_vote_stays_on_one_node() -> None:
     nodes = Nodes(unicode_model)
     actors = [nodes.actor(), nodes.actor()]
-    with clustered(nodes, *actors) as engine:
-        list(engine.load())
-        with closing(engine.complete([request_of("Q", n=4, max_n=7, seed=3)])) as events:
-            events.add_samples(0, 3)
-            remote = collect_replies(events)
+    request = request_of("Q", n=4, max_n=7, seed=3)
+    with clustered(nodes, *actors) as engine, closing(engine.complete([request])) as events:
+        events.add_samples(0, 3)
+        remote = collect_replies(events)
     assert sorted(len(actor.asked) for actor in actors) == [0, 2]
     assert summaries(remote) == summaries(local_replies(unicode_model, request_of("Q", n=7, seed=3)))
 
@@ -59,12 +57,10 @@ def test_cluster_vote_stays_on_one_node() -> None:
 def test_cluster_requests_of_a_lost_node_are_answered_elsewhere() -> None:
     nodes = Nodes(unicode_model)
     lost, other = nodes.actor(hangs=True, restarts=False), nodes.actor()
-    with clustered(nodes, lost, other) as engine:
-        list(engine.load())
-        with closing(engine.complete(REQUESTS)) as replies:
-            wait_until(lambda: len(lost.asked) == nodes.slots + 2)
-            lost.kill()
-            events = list(replies)
+    with clustered(nodes, lost, other) as engine, closing(engine.complete(REQUESTS)) as replies:
+        wait_until(lambda: len(lost.asked) == nodes.slots + 2)
+        lost.kill()
+        events = list(replies)
     assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
     assert "is unavailable: its process has ended" in notices(events)[0]
 
@@ -72,13 +68,11 @@ def test_cluster_requests_of_a_lost_node_are_answered_elsewhere() -> None:
 def test_cluster_node_that_starts_again_is_used_again() -> None:
     nodes = Nodes(unicode_model)
     actor = nodes.actor(hangs=True)
-    with clustered(nodes, actor) as engine:
-        list(engine.load())
-        with closing(engine.complete(REQUESTS)) as replies:
-            wait_until(lambda: bool(actor.asked))
-            actor.hangs = False
-            actor.kill()
-            events = list(replies)
+    with clustered(nodes, actor) as engine, closing(engine.complete(REQUESTS)) as replies:
+        wait_until(lambda: bool(actor.asked))
+        actor.hangs = False
+        actor.kill()
+        events = list(replies)
     assert actor.starts == 2
     assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
 
@@ -89,7 +83,6 @@ def test_cluster_request_that_kills_three_workers_is_the_only_one_refused() -> N
 
     nodes = Nodes(unicode_model)
     with clustered(nodes, nodes.actor(dies_of=is_bad), nodes.actor(dies_of=is_bad)) as engine:
-        list(engine.load())
         events = events_of(engine, *REQUESTS)
     [refused] = [event for event in events if isinstance(event, RefusedEvent)]
     assert refused.sequence.request == 3
@@ -101,24 +94,21 @@ def test_cluster_request_that_kills_three_workers_is_the_only_one_refused() -> N
 def test_cluster_all_nodes_gone_ends_with_an_error() -> None:
     nodes = Nodes(unicode_model)
     actors = [nodes.actor(hangs=True, restarts=False) for _ in range(2)]
-    with clustered(nodes, *actors, patience=HASTY) as engine:
-        list(engine.load())
-        with closing(engine.complete(REQUESTS)) as replies:
-            wait_until(lambda: all(actor.asked for actor in actors))
-            for actor in actors:
-                actor.kill()
-            with pytest.raises(
-                EndpointError, match=r"no node answers \(node 1 .*: its process has ended; node 2 "
-            ) as raised:
-                list(replies)
-            assert raised.value.hint == "check the cluster with ray status, then run the same command again"
+    with clustered(nodes, *actors, timeouts=HASTY) as engine, closing(engine.complete(REQUESTS)) as replies:
+        wait_until(lambda: all(actor.asked for actor in actors))
+        for actor in actors:
+            actor.kill()
+        with pytest.raises(
+            EndpointError, match=r"no node answers \(node 1 .*: its process has ended; node 2 "
+        ) as raised:
+            list(replies)
+        assert raised.value.hint == "check the cluster with ray status, then run the same command again"
 
 
 def test_cluster_refused_request_is_not_asked_again() -> None:
     nodes = Nodes(STORY)
     actor = nodes.actor()
     with clustered(nodes, actor) as engine:
-        list(engine.load())
         events = events_of(engine, request_of("Q", grammar=DEAD_END, max_tokens=30), request_of("Q"))
     [refused] = [event for event in events if isinstance(event, RefusedEvent)]
     assert isinstance(refused.error, GrammarError) and refused.sequence.request == 0
@@ -128,7 +118,6 @@ def test_cluster_refused_request_is_not_asked_again() -> None:
 def test_cluster_advice_fits_nodes() -> None:
     nodes = Nodes(STORY, context_size=50)
     with clustered(nodes, nodes.actor()) as engine:
-        list(engine.load())
         assert engine.capabilities.larger_context == "raise --ctx"
         [refused] = [e for e in events_of(engine, request_of("Q" * 60)) if isinstance(e, RefusedEvent)]
         with pytest.raises(EngineError) as raised:
@@ -140,7 +129,6 @@ def test_cluster_cancel_stops_the_workers() -> None:
     nodes = Nodes(STORY, slots=2, context_size=100_000)
     actors = [nodes.actor(), nodes.actor()]
     with clustered(nodes, *actors) as engine:
-        list(engine.load())
         with closing(engine.complete([request_of("Q", max_tokens=None, n=2) for _ in range(2)])) as events:
             wait_until(lambda: all(actor.asked for actor in actors))
             engine.cancel()
@@ -153,19 +141,18 @@ def test_cluster_cancel_stops_the_workers() -> None:
 def test_cluster_abort_stops_one_request() -> None:
     nodes = Nodes(STORY, slots=1, context_size=100_000)
     actor = nodes.actor()
-    with clustered(nodes, actor) as engine:
-        list(engine.load())
-        with closing(engine.complete([request_of("Q", max_tokens=None), request_of("Q", max_tokens=5)])) as events:
-            wait_until(lambda: len(actor.asked) == 2)
-            events.abort(0)
-            remote = collect_replies(events)
+    requests = [request_of("Q", max_tokens=None), request_of("Q", max_tokens=5)]
+    with clustered(nodes, actor) as engine, closing(engine.complete(requests)) as events:
+        wait_until(lambda: len(actor.asked) == 2)
+        events.abort(0)
+        remote = collect_replies(events)
     assert [reply.reason for _, reply in sorted(remote.items())] == ["cancelled", "length"]
 
 
 def test_cluster_without_the_model_on_a_node_is_an_error() -> None:
     nodes = Nodes(random_model)
     error = ModelNotFound("starter is not installed on this node", "cerebrum pull starter there")
-    with clustered(nodes, nodes.actor(), nodes.actor(error=error)) as engine:
+    with clustered(nodes, nodes.actor(), nodes.actor(error=error), loads=False) as engine:
         with pytest.raises(EndpointError) as raised:
             list(engine.load())
         with pytest.raises(EngineError):
@@ -174,15 +161,18 @@ def test_cluster_without_the_model_on_a_node_is_an_error() -> None:
 
 
 def test_cluster_node_of_another_version_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_node, "__version__", "99")
+    monkeypatch.setattr(cluster_engine, "__version__", "99")
     nodes = Nodes(random_model)
-    with clustered(nodes, nodes.actor()) as engine, pytest.raises(EndpointError, match="of cerebrum, not 99"):
+    with (
+        clustered(nodes, nodes.actor(), loads=False) as engine,
+        pytest.raises(EndpointError, match="of cerebrum, not 99"),
+    ):
         list(engine.load())
 
 
 def test_cluster_nodes_that_differ_are_reported_and_recorded() -> None:
     nodes = Nodes(random_model)
-    with clustered(nodes, nodes.actor("old"), nodes.actor("new"), nodes.actor("old")) as engine:
+    with clustered(nodes, nodes.actor("old"), nodes.actor("new"), nodes.actor("old"), loads=False) as engine:
         [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
         assert engine.builds == [
             {"kind": "ray", "build": "1", "processor": "old"},

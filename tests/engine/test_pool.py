@@ -9,7 +9,8 @@ from remote_engines import connected, request_of, serving
 from scripted_backend import ScriptedBackend, replies
 
 from cerebrum_cli.core.events import Event, FinishEvent, SequenceId
-from cerebrum_cli.engine.remote.job import Job, Patience, Place, Server
+from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.engine.remote.job import PoolJob, PromptServer, Server, ServerTimeouts
 from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Failure
@@ -18,18 +19,11 @@ from cerebrum_cli.engine.sequence import Failure
 class SilentServer(Server):
     """A server that never answers."""
 
-    context_size, max_samples = 100, 1
-    variant, larger_context = "", ""
-    remarks = ()
-
-    @property
-    def recorded(self) -> dict[str, str]:
-        return {}
-
-    async def answer(self, job: Job) -> None:
+    async def answer(self, job: PoolJob) -> None:
         await asyncio.Event().wait()
 
     async def open(self) -> None:
+        self.context_size, self.max_samples = 100, 1
         self.resize(1)
 
     async def close(self) -> None:
@@ -41,10 +35,10 @@ def test_pool_ends_a_job_cancelled_before_its_first_step() -> None:
 
     async def submit_and_cancel() -> int:
         server = SilentServer("a", "a")
-        pool = Pool([server], Patience(), events.append)
+        pool = Pool([server], ServerTimeouts(), events.append)
         await pool.connect()
         sample = RemoteSample(SequenceId(0), request_of("Q"), 1, ScriptedBackend(replies({})))
-        pool.submit([Job((sample,), events.append, Place())])
+        pool.submit([PoolJob((sample,), events.append, PromptServer())], CancelScope(lambda: 0))
         pool.cancel(lambda _: True)
         await asyncio.wait_for(pool.close(), 5)
         return server.outstanding

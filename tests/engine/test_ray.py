@@ -15,7 +15,7 @@ from batch_files import complete_lines
 from command_line import COMMAND, CommandLine
 from waiting import TIMEOUT_S, wait_for_end, wait_until
 
-from cerebrum_cli.cli.cluster import ModelFile, find_file
+from cerebrum_cli.cli.cluster import NodeFile, find_file
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
@@ -71,7 +71,7 @@ def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Pa
     here = tmp_path / "chatml.gguf"
     shutil.copyfile(chatml_model, here)
     digest = hash_file(here)
-    file = ModelFile(digest.sha256, digest.size, here, "chatml")
+    file = NodeFile(digest.sha256, digest.size, here, "chatml")
     assert find_file(library, file).path == here
     elsewhere = tmp_path / "elsewhere.gguf"
     here.rename(elsewhere)

@@ -8,12 +8,7 @@ from asking import collect_replies
 from remote_engines import connected, local_replies, replies_of, request_of, serving, summaries, unicode_model
 from scripted_backend import endless, random_model
 
-from cerebrum_cli.core.events import (
-    FinishEvent,
-    NoticeEvent,
-    SequenceId,
-    TokenEvent,
-)
+from cerebrum_cli.core.events import FinishEvent, NoticeEvent, SequenceId, TokenEvent
 
 STORY = endless({"Q": "once upon a time "})
 

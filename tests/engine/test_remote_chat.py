@@ -16,7 +16,7 @@ from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import EndpointError, UsageError
 from cerebrum_cli.core.events import FinishEvent
-from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.remote.client import Endpoint
 
 YES = FIRST_WORD
 WORDS = (b" Yes", " é".encode()[:2], "🙂".encode()[:2])

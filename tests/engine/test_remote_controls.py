@@ -70,7 +70,6 @@ def test_remote_controls_act_as_here(kind: type[ModelServer], name: str, stream:
 def test_cluster_controls_act_as_here(name: str) -> None:
     given, nodes = requests(), Nodes(MODELS[name], context_size=300)
     with clustered(nodes, nodes.actor(), nodes.actor()) as engine:
-        list(engine.load())
         assert summaries(replies_of(engine, *given)) == local(MODELS[name], *given)
 
 

@@ -34,7 +34,7 @@ from waiting import wait_until
 from cerebrum_cli.core.errors import EndpointError, EngineError
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend, StopFlag
-from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.engine import RemoteEngine
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
@@ -91,7 +91,7 @@ def test_remote_server_that_was_killed_is_used_again_once_it_is_back() -> None:
 
 
 def test_remote_all_servers_gone_ends_with_an_error() -> None:
-    with serving(unicode_model, 2) as servers, connected(*servers, patience=HASTY) as engine:
+    with serving(unicode_model, 2) as servers, connected(*servers, timeouts=HASTY) as engine:
         stuck = [server.arm(hang_after=0, times=None) for server in servers]
         with closing(engine.complete(REQUESTS)) as replies:
             assert all(each.is_hanging.wait(10) for each in stuck)
@@ -125,8 +125,8 @@ def test_remote_busy_server_is_asked_later(status: int) -> None:
 
 
 def test_remote_busy_server_says_how_long_to_wait() -> None:
-    patience = replace(QUICK, busy=1000.0)
-    with serving(unicode_model) as servers, connected(*servers, patience=patience) as engine:
+    timeouts = replace(QUICK, busy=1000.0)
+    with serving(unicode_model) as servers, connected(*servers, timeouts=timeouts) as engine:
         servers[0].arm(times=2, status=429, headers={"Retry-After": "0"})
         events = events_of(engine, *REQUESTS[:6])
     assert len(outcome(events)) == 6
@@ -140,8 +140,8 @@ def test_remote_busy_server_says_how_long_to_wait() -> None:
     ],
 )
 def test_remote_busy_server_is_noted_once_after_a_while(headers: dict[str, str], hint: str) -> None:
-    patience = replace(QUICK, busy_notice=0.1)
-    with serving(unicode_model) as [server], connected(server, patience=patience) as engine:
+    timeouts = replace(QUICK, busy_notice=0.1)
+    with serving(unicode_model) as [server], connected(server, timeouts=timeouts) as engine:
         server.arm(times=20, status=429, message="no slot", headers=headers)
         with closing(engine.complete([request_of("Q")])) as replies:
             found = [next(event for event in replies if isinstance(event, NoticeEvent))]
@@ -153,8 +153,8 @@ def test_remote_busy_server_is_noted_once_after_a_while(headers: dict[str, str],
 
 
 def test_remote_busy_server_holds_no_request_that_another_has_room_for() -> None:
-    patience = replace(QUICK, busy=1000.0)
-    with serving(unicode_model, 2) as servers, connected(*servers, patience=patience) as engine:
+    timeouts = replace(QUICK, busy=1000.0)
+    with serving(unicode_model, 2) as servers, connected(*servers, timeouts=timeouts) as engine:
         servers[0].arm(times=None, status=429)
         events = events_of(engine, *REQUESTS)
     assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
@@ -183,7 +183,7 @@ def test_remote_healthy_silence_is_waited_out() -> None:
 
 @pytest.mark.parametrize("health", [{"hang_after": 0}, {"status": 503, "message": "Loading model"}, {"status": 500}])
 def test_remote_silent_server_without_health_is_lost(health: dict[str, Any]) -> None:
-    with serving(unicode_model, 2) as servers, connected(*servers, patience=HASTY) as engine:
+    with serving(unicode_model, 2) as servers, connected(*servers, timeouts=HASTY) as engine:
         first = servers[0]
         first.arm(hang_after=0, times=None)
         first.arm(path="/health", times=None, **health)
@@ -283,8 +283,8 @@ def test_remote_prompt_of_another_length_ends_everything() -> None:
 
 
 def test_remote_server_back_with_another_model_ends_everything() -> None:
-    patience = replace(QUICK, retries=(0.02, 1000.0), give_up=1000.0)
-    with serving(random_model) as [server], connected(server, patience=patience) as engine:
+    timeouts = replace(QUICK, retries=(0.02, 1000.0), give_up=1000.0)
+    with serving(random_model) as [server], connected(server, timeouts=timeouts) as engine:
         server.arm(status=500)
         server.arm(times=None, **OTHER_MODEL)
         for requests in (REQUESTS, REQUESTS[:1]):
@@ -440,10 +440,10 @@ def test_remote_server_missing_at_the_start_is_noted_and_joins() -> None:
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"hang_after": 0}])
 def test_remote_server_that_never_loads_holds_up_no_other(fault: dict[str, Any]) -> None:
-    patience = replace(QUICK, join=0.05)
+    timeouts = replace(QUICK, join=0.05)
     with serving(random_model, 2) as [first, loading]:
         loading.arm(path="/v1/models", times=None, **fault)
-        with closing(remote_engine(first, loading, patience=patience)) as engine:
+        with closing(remote_engine(first, loading, timeouts=timeouts)) as engine:
             [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
             assert outcome(events_of(engine, *REQUESTS)) == summaries(local_replies(random_model, *REQUESTS))
         reason = "scripted" if "status" in fault else "no answer yet"
@@ -500,7 +500,7 @@ def test_remote_close_leaves_nothing_behind(moment: str) -> None:
             armed = server.arm(path="/props", hang_after=0)
         if moment == "failed":
             server.arm(**OTHER_MODEL)
-        engine = remote_engine(server, patience=replace(QUICK, retries=(1000.0,), give_up=1000.0))
+        engine = remote_engine(server, timeouts=replace(QUICK, retries=(1000.0,), give_up=1000.0))
         if moment == "connecting":
             server.wait_for(lambda: armed.struck)
         elif moment == "failed":

@@ -31,8 +31,8 @@ from cerebrum_cli.core.errors import EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.engine.remote.kind import ServerInfo, ServerKind
-from cerebrum_cli.engine.remote.recognition import KINDS as SERVER_KINDS
-from cerebrum_cli.engine.remote.sglang import IGNORED_SEEDS
+from cerebrum_cli.engine.remote.server import KINDS as SERVER_KINDS
+from cerebrum_cli.engine.remote.vllm_sglang import IGNORED_SEEDS
 
 STORY = endless({"Q": "once upon a time "})
 LLAMA, VLLM, SGLANG = (SERVER_KINDS[owner] for owner in ("llamacpp", "vllm", "sglang"))
@@ -276,8 +276,8 @@ def test_kinds_sample_otherwise_than_llama_cpp(kind: ServerKind) -> None:
         f"{name} does not support --top-n-sigma: it is ignored",
         f"{name} does not support --typical-p: it is ignored",
     ]
-    seedless = kind.differences(request_of("Q", temperature=1.0), info_of(kind, has_seeds=False))
-    assert seedless == ([IGNORED_SEEDS] if kind is SGLANG else [])
+    assert kind.differences(request_of("Q", temperature=1.0), info_of(kind)) == []
+    assert kind.differences(request_of("Q", temperature=1.0), info_of(kind, has_seeds=False)) == [IGNORED_SEEDS]
 
 
 def test_kinds_llama_server_notes_samplers_that_it_cannot_combine() -> None:

@@ -17,12 +17,12 @@ from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, SequenceI
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.remote.endpoint import Endpoint
+from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.engine import RemoteEngine
-from cerebrum_cli.engine.remote.job import Patience
+from cerebrum_cli.engine.remote.job import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
 
-QUICK = Patience(silence=0.05, retries=(0.02,), busy=0.02)
+QUICK = ServerTimeouts(silence=0.05, retries=(0.02,), busy=0.02)
 HASTY = replace(QUICK, health=0.2, give_up=0.3)
 Kind = TypeVar("Kind", bound=ModelServer)
 CHARACTERS = ("a", "é", "日", "🙂", " ")
@@ -71,12 +71,12 @@ def served_engine(engine: LocalEngine) -> LlamaServer:
     return LlamaServer(model, context_size=engine.context_size, vocabulary=vocabulary)
 
 
-def remote_engine(*servers: ModelServer | str, patience: Patience = QUICK, **endpoint: Any) -> RemoteEngine:
+def remote_engine(*servers: ModelServer | str, timeouts: ServerTimeouts = QUICK, **endpoint: Any) -> RemoteEngine:
     """An engine that starts to connect to servers."""
     urls = [server if isinstance(server, str) else server.url for server in servers]
     vocabulary = ScriptedBackend(lambda held, seed: END)
     endpoints = [Endpoint(url, url, **endpoint) for url in urls]
-    return RemoteEngine(vocabulary.open, endpoints, patience=patience)
+    return RemoteEngine(vocabulary.open, endpoints, timeouts=timeouts)
 
 
 @contextmanager

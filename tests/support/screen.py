@@ -10,7 +10,7 @@ import pyte
 from rich.console import Console
 from rich.segment import Segment, Segments
 
-from cerebrum_cli.terminal.markdown.code_blocks import END, Position, parse, slice_tokens
+from cerebrum_cli.terminal.markdown.code_blocks import END, TextPosition, parse, slice_tokens
 from cerebrum_cli.terminal.markdown.elements import render_rows as markdown_rows
 
 
@@ -84,7 +84,7 @@ def render_whole(text: str, columns: int, rows: int) -> Screen:
     """Render complete Markdown on a screen."""
     file = ScreenFile(columns, rows)
     console = Console(file=file, width=columns, height=rows)
-    for row in markdown_rows(console, console.options, slice_tokens(parse(text), Position(), END)):
+    for row in markdown_rows(console, console.options, slice_tokens(parse(text), TextPosition(), END)):
         console.print(Segments([*row, Segment.line()]), end="")
     return file.screen
 

@@ -13,11 +13,11 @@ from scripted_backend import END, Model, ScriptedBackend
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.engine.cluster.engine import ClusterEngine
-from cerebrum_cli.engine.cluster.worker import Fingerprint, NodeEngine, NodeInfo, OpenEngine, Trouble, Worker
+from cerebrum_cli.engine.cluster.worker import Fingerprint, NodeEngine, NodeInfo, OpenEngine, Worker
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.remote.failures import LostServerError
-from cerebrum_cli.engine.remote.job import Patience
-from cerebrum_cli.engine.remote.kind import Part
+from cerebrum_cli.engine.remote.client import LostServerError
+from cerebrum_cli.engine.remote.job import ServerTimeouts
+from cerebrum_cli.engine.remote.kind import ReplyChunk
 from cerebrum_cli.engine.sequence import Request
 
 POLL_S = 0.005
@@ -48,14 +48,14 @@ class ScriptedActor:
     def kill(self) -> None:
         self.is_alive = False
 
-    async def describe(self) -> NodeInfo | Trouble | None:
+    async def describe(self) -> NodeInfo | CerebrumError | None:
         if not self.is_alive and self.restarts:
             self.start()
         if not self.is_alive or self.worker is None:
             raise LostServerError("its process has ended", was_sent=False)
         return self.worker.describe()
 
-    async def answer(self, key: int, request: Request) -> tuple[Part, ...] | Trouble:
+    async def answer(self, key: int, request: Request) -> tuple[ReplyChunk, ...] | CerebrumError:
         worker = self.worker
         assert worker
         self.asked.append(bytes(request.prompt_tokens).decode())
@@ -119,12 +119,16 @@ class Nodes:
 
 
 @contextmanager
-def clustered(nodes: Nodes, *actors: ScriptedActor, patience: Patience = QUICK) -> Iterator[ClusterEngine]:
-    """An engine on these nodes, which may still be loading."""
+def clustered(
+    nodes: Nodes, *actors: ScriptedActor, timeouts: ServerTimeouts = QUICK, loads: bool = True
+) -> Iterator[ClusterEngine]:
+    """An engine on these nodes, which may still be loading unless it `loads` first."""
     cluster = ScriptedCluster(actors)
     vocabulary = ScriptedBackend(lambda held, seed: END)
     try:
-        with closing(ClusterEngine(vocabulary.open, cluster, nodes.opener(), patience)) as engine:
+        with closing(ClusterEngine(vocabulary.open, cluster, nodes.opener(), timeouts)) as engine:
+            if loads:
+                list(engine.load())
             yield engine
         assert cluster.is_closed
     finally:

@@ -79,7 +79,7 @@ def streamed(text: str, columns: int, rows: int, step: int = 1) -> ScreenFile:
 
 @pytest.mark.usefixtures("redraw_always")
 @pytest.mark.parametrize(("columns", "rows"), SIZES)
-@pytest.mark.parametrize(("text", "step"), [(DOCUMENT, 1), (TALL, 3)])
+@pytest.mark.parametrize(("text", "step"), [(DOCUMENT, 2), (TALL, 5)])
 def test_markdown_stream_ends_like_the_complete_document(text: str, step: int, columns: int, rows: int) -> None:
     file = streamed(text, columns, rows, step)
     assert file.screen.lines == rendered_lines(text, columns, rows)

@@ -18,7 +18,7 @@ from cerebrum_cli.terminal.markdown.code_blocks import (
     CODE,
     END,
     OPENINGS,
-    Position,
+    TextPosition,
     code_lines,
     highlight_chunks,
     parse,
@@ -77,7 +77,7 @@ def test_recorded_stream_ends_like_the_document_with_its_colors(name: str, colum
 @pytest.mark.parametrize(
     ("name", "splits"),
     [
-        *((name, 60 if name in HANDWRITTEN else 20) for name in STREAMS),
+        *((name, 30 if name in HANDWRITTEN else 10) for name in STREAMS),
         *(pytest.param(name, 10_000, marks=pytest.mark.fuzz) for name in HANDWRITTEN),
     ],
 )
@@ -98,21 +98,21 @@ def test_recorded_stream_split_anywhere_ends_like_the_document(name: str, splits
 def test_slices_of_a_reply_render_like_the_whole(name: str) -> None:
     window = console(50, 24)
     tokens = parse("".join(chunks(name)))
-    expected = render_rows(window, window.options, slice_tokens(tokens, Position(), END))
+    expected = render_rows(window, window.options, slice_tokens(tokens, TextPosition(), END))
     for position in positions(name):
-        before = render_rows(window, window.options, slice_tokens(tokens, Position(), position))
+        before = render_rows(window, window.options, slice_tokens(tokens, TextPosition(), position))
         assert before + render_rows(window, window.options, slice_tokens(tokens, position, END)) == expected, position
 
 
-def positions(name: str) -> list[Position]:
+def positions(name: str) -> list[TextPosition]:
     """Every position at which a reply can be split."""
     leaves = [
         step[0] for step in split_leaves(parse("".join(chunks(name)))) if step[0].type not in (*OPENINGS, *CLOSINGS)
     ]
     lines = [
-        Position(leaf, end)
+        TextPosition(leaf, end)
         for leaf, token in enumerate(leaves)
         if token.type in CODE
         for _, end in highlight_chunks(len(code_lines(token)))
     ]
-    return [*(Position(leaf) for leaf in range(len(leaves) + 1)), *lines]
+    return [*(TextPosition(leaf) for leaf in range(len(leaves) + 1)), *lines]

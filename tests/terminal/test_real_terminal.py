@@ -124,16 +124,13 @@ def test_ask_ctrl_c_keeps_the_partial_answer_on_screen(
     assert "Traceback" not in window.output
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ask_signal_cancels_a_real_model(
-    open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path, number: signal.Signals, code: int
-) -> None:
+def test_ask_signal_cancels_a_real_model(open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path) -> None:
     window = open_terminal(
         COMMAND, "ask", "-m", chatml_model, "--stats", "--grammar", endless_reply_grammar(tmp_path), "hi"
     )
-    window.wait_for_output(" ")
-    window.kill(number)
-    assert window.end() == code
+    window.wait_for_lines(3)  # more than the status line has
+    window.kill(signal.SIGTERM)
+    assert window.end() == 143
     assert "finish reason cancelled" in window.output.replace("\r\n", "")
     assert window.screen.cursor[0] == 0
 
@@ -156,7 +153,7 @@ def test_ask_ctrl_c_cancels_loading(open_terminal: OpenTerminal, chatml_model: P
     assert "Traceback" not in window.output
 
 
-@pytest.mark.parametrize(("key", "code"), [("n\r", 3), ("\x04", 3), ("\x03", 130)])
+@pytest.mark.parametrize(("key", "code"), [("\x04", 3), ("\x03", 130)])
 def test_ask_without_a_model_offers_one(open_terminal: OpenTerminal, key: str, code: int) -> None:
     window = open_terminal(COMMAND, "ask", "hi")
     window.wait_for_output("no model is installed. Pull starter (Q4_1, 98 MB) now? [Y/n] ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -122,23 +123,23 @@ def rm(
     from cerebrum_cli.chat.archive import delete_sessions, sessions_older_than
 
     runtime = runtime_of(context)
-    history = runtime.history
-    chosen = {name: history.get(name) for name in names or ()}
-    if older_than:
-        chosen |= {session.name: session for session in sessions_older_than(history.store, older_than)}
-    elif not names:
-        raise UsageError("no session named", "name one or more, or use --older-than")
-    if not chosen:
-        runtime.streams.info(f"no session is older than {older_than}")
-        return
-    for session in chosen.values():  # before the question: one that is open cannot be deleted
-        history.lock.acquire(session)
-    listed = ", ".join(chosen)
-    what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
-    require_agreement(runtime, f"Delete {what}?", listed, options.yes)
-    for session, count in delete_sessions(history, list(chosen.values()), runtime.states):
-        if not options.quiet:
-            runtime.streams.info(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
+    with closing(runtime.history) as history:
+        chosen = {name: history.get(name) for name in names or ()}
+        if older_than:
+            chosen |= {session.name: session for session in sessions_older_than(history.store, older_than)}
+        elif not names:
+            raise UsageError("no session named", "name one or more, or use --older-than")
+        if not chosen:
+            runtime.streams.info(f"no session is older than {older_than}")
+            return
+        for session in chosen.values():  # before the question: one that is open cannot be deleted
+            history.lock(session)
+        listed = ", ".join(chosen)
+        what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
+        require_agreement(runtime, f"Delete {what}?", listed, options.yes)
+        for session, count in delete_sessions(history, list(chosen.values()), runtime.states):
+            if not options.quiet:
+                runtime.streams.info(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
 
 
 @app.command(cls=SectionedCommand)
@@ -158,13 +159,15 @@ def export(
 ) -> None:
     """Print a session in another format."""
     from cerebrum_cli.chat.archive import export_session, export_transcript
+    from cerebrum_cli.inference.loading import ReplySource
 
     runtime = runtime_of(context)
     history = runtime.history
     session = history.get(name)
     if export_format is ExportFormat.TRANSCRIPT:
         model = runtime.library.resolve(session.model)
-        text = export_transcript(runtime.open_backend, model, runtime.settings({}, model), history.store, session)
+        source = ReplySource(runtime.resources(), model, runtime.settings({}, model))
+        text = export_transcript(source, history.store, session)
     else:
         text = export_session(history.store, session, export_format.value)
     runtime.streams.answer(text)

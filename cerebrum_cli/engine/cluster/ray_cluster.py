@@ -1,10 +1,16 @@
-"""The adapter to Ray: one actor on each node, placed and restarted by Ray, which retries no request."""
+"""The adapter to Ray: one actor on each node, placed and restarted by Ray, which retries no request.
+
+Run as a program, it is a cluster on this machine that lasts as long as its standard input is open: Ray takes over the
+handler of SIGTERM where it starts a node, and does so on a main thread only.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -12,17 +18,17 @@ from typing import Any
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
 from cerebrum_cli.core.packages import pip_install
-from cerebrum_cli.engine.cluster.local_ray import LocalRay
-from cerebrum_cli.engine.cluster.node import AHEAD
-from cerebrum_cli.engine.cluster.worker import NodeInfo, OpenEngine, Trouble, Worker
-from cerebrum_cli.engine.remote.client import one_line
-from cerebrum_cli.engine.remote.failures import LostServerError
-from cerebrum_cli.engine.remote.kind import Part
+from cerebrum_cli.core.settings import set_environment_default
+from cerebrum_cli.engine.cluster.engine import AHEAD
+from cerebrum_cli.engine.cluster.worker import NodeInfo, OpenEngine, Worker
+from cerebrum_cli.engine.remote.client import LostServerError, one_line
+from cerebrum_cli.engine.remote.kind import ReplyChunk
 from cerebrum_cli.engine.sequence import Request
 
 CONNECT_S = 5.0
 PLACEMENT_S = 30.0  # for Ray to place workers on all nodes
 CONTROL = "control"  # calls that must not wait for answers
+OBJECT_STORE_BYTES = 150 * 2**20  # of shared memory, which requests and replies hardly use
 INSTALL = pip_install("'cerebrum-cli[ray]'")
 
 
@@ -40,7 +46,8 @@ class RayCluster:
 
     def __init__(self, address: str | None, local_nodes: int, slots: int, threads: int | None) -> None:
         self._address = address
-        self._local = None if address else LocalRay(local_nodes)
+        self._local_nodes = local_nodes
+        self._local: subprocess.Popen[str] | None = None
         self._slots = slots
         self._threads = threads
         self._lock = threading.Lock()  # `close` waits for `start`
@@ -49,8 +56,7 @@ class RayCluster:
 
     def start(self, open_engine: OpenEngine) -> Sequence[RayActor]:
         with self._lock:
-            address = self._address or (self._local.start() if self._local else "")
-            self._connect(address)
+            self._connect(self._address or self._start_local())
             return self._start_actors(open_engine)
 
     def close(self) -> None:
@@ -65,7 +71,23 @@ class RayCluster:
                         ray.util.remove_placement_group(self._group)
                 ray.shutdown()
             if self._local:
-                self._local.close()
+                self._local.communicate()
+
+    def _start_local(self) -> str:
+        """Start a cluster on this machine; return its address. Raises EndpointError."""
+        self._local = subprocess.Popen(
+            [sys.executable, "-m", __spec__.name, str(self._local_nodes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the command alone
+        )
+        assert self._local.stdout
+        address = self._local.stdout.readline().strip()
+        if not address:
+            raise EndpointError("Ray cannot be started on this machine", "to see why, run ray start --head")
+        return address
 
     def _connect(self, address: str) -> None:
         import ray
@@ -119,14 +141,13 @@ class RayActor:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    async def describe(self) -> NodeInfo | Trouble | None:
-        found: NodeInfo | Trouble | None = await answered(
-            self._actor.describe.options(concurrency_group=CONTROL).remote()
-        )
+    async def describe(self) -> NodeInfo | CerebrumError | None:
+        described = self._actor.describe.options(concurrency_group=CONTROL).remote()
+        found: NodeInfo | CerebrumError | None = await answered(described)
         return found
 
-    async def answer(self, key: int, request: Request) -> tuple[Part, ...] | Trouble:
-        found: tuple[Part, ...] | Trouble = await answered(self._actor.answer.remote(key, request))
+    async def answer(self, key: int, request: Request) -> tuple[ReplyChunk, ...] | CerebrumError:
+        found: tuple[ReplyChunk, ...] | CerebrumError = await answered(self._actor.answer.remote(key, request))
         return found
 
     def cancel(self, key: int) -> None:
@@ -162,14 +183,36 @@ def require_reachable(address: str) -> None:
 def connection_error(address: str, error: Exception) -> CerebrumError:
     """The error of a cluster that cannot be connected to."""
     text = str(error)
+    problem = f"Ray at {address}: {one_line(text)}"
     if "ersion mismatch" in text:
-        return EndpointError(
-            f"Ray at {address}: {one_line(text)}", "use the same versions of Ray and Python everywhere"
-        )
+        return EndpointError(problem, "use the same versions of Ray and Python everywhere")
     if "uthenticat" in text or "AUTH" in text:
-        return EndpointError(f"Ray at {address}: {one_line(text)}", "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH")
+        return EndpointError(problem, "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH")
     hint = "start one with ray start --head, or use --ray local"
     if address == "auto":
         return EndpointError("no Ray cluster runs on this machine", hint)
     reason = (isinstance(error, OSError) and error.strerror) or one_line(text)
     return EndpointError(f"no Ray cluster at {address}: {reason}", hint)
+
+
+def main() -> None:
+    """Start nodes, which share this machine's processors, print their address, and stop them at the end of input."""
+    set_environment_default("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    from cerebrum_cli.engine.machine import thread_count
+
+    nodes = int(sys.argv[1])
+    processors = max(1, thread_count() // nodes)
+    cluster = Cluster()
+    with contextlib.redirect_stdout(sys.stderr):
+        for _ in range(nodes):
+            cluster.add_node(num_cpus=processors, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
+    sys.stdout.write(f"{cluster.address}\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()

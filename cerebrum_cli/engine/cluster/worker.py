@@ -5,17 +5,17 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from cerebrum_cli import __version__
-from cerebrum_cli.core.errors import CerebrumError, GrammarError, PromptTooLong
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
+from cerebrum_cli.core.errors import CerebrumError, EngineError, GrammarError, PromptTooLong
+from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.remote.kind import End, Part, StopReason
+from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd, StopReason
 from cerebrum_cli.engine.sequence import Request
 
-REFUSALS = {error.__name__: error for error in (GrammarError, PromptTooLong)}
+REFUSALS = (GrammarError, PromptTooLong)  # errors of a request that no other node will answer either
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +39,6 @@ class NodeInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why a node has no answer. With the name of a class of error in `refusal`, no other node will have one either."""
-
-    message: str
-    hint: str = ""
-    refusal: str | None = None
-
-    @classmethod
-    def of(cls, error: CerebrumError) -> Trouble:
-        name = type(error).__name__
-        return cls(error.message, error.hint, name if name in REFUSALS else None)
-
-
-@dataclass(frozen=True, slots=True)
 class NodeEngine:
     """An engine that is loading on a node, and the fingerprint of the node once it has loaded."""
 
@@ -62,7 +48,7 @@ class NodeEngine:
 
 
 OpenEngine = Callable[[int], NodeEngine]
-"""Starts the engine of a node with so many processors; it is sent there, and so refers to a module by name."""
+"""Starts the engine of a node with a number of processors; it is sent there, and so refers to a module by name."""
 
 
 class Worker:
@@ -70,16 +56,16 @@ class Worker:
 
     def __init__(self, open_engine: OpenEngine, processors: int) -> None:
         self._cancelled: set[int] = set()
-        self._trouble: Trouble | None = None
+        self._error: CerebrumError | None = None
         try:
             self._node = open_engine(processors)
         except CerebrumError as error:
-            self._trouble = Trouble.of(error)
+            self._error = _sendable(error)
 
-    def describe(self) -> NodeInfo | Trouble | None:
-        """What the node is; None while it loads the model."""
-        if self._trouble:
-            return self._trouble
+    def describe(self) -> NodeInfo | CerebrumError | None:
+        """What the node is, or why it cannot be used; None while it loads the model."""
+        if self._error:
+            return self._error
         engine = self._node.engine
         if not (engine.is_loaded or engine.has_failed):
             return None
@@ -88,15 +74,15 @@ class Worker:
             fingerprint = self._node.fingerprint()
             slots = engine.backend.slots
         except CerebrumError as error:
-            return Trouble.of(error)
+            return _sendable(error)
         return NodeInfo(platform.node(), __version__, fingerprint, engine.context_size, slots, notices)
 
-    def answer(self, key: int, request: Request) -> tuple[Part, ...] | Trouble:
+    def answer(self, key: int, request: Request) -> tuple[ReplyChunk, ...] | CerebrumError:
         """Generate all samples of a request; `key` names it for `cancel`."""
         try:
             return self._generate(key, request)
         except CerebrumError as error:
-            return Trouble.of(error)
+            return _sendable(error)
         finally:
             self._cancelled.discard(key)
 
@@ -104,57 +90,42 @@ class Worker:
         """Stop a request after the current step; its answer means nothing then."""
         self._cancelled.add(key)
 
-    def _generate(self, key: int, request: Request) -> tuple[Part, ...] | Trouble:
+    def _generate(self, key: int, request: Request) -> tuple[ReplyChunk, ...]:
         engine, length = self._node.engine, len(request.prompt_tokens)
         if length >= engine.context_size:
             problem = f"the prompt has {length} tokens, but the context of a node has {engine.context_size}"
-            return Trouble(problem, "shorten it, or raise --ctx", PromptTooLong.__name__)
-        samples = [Sample() for _ in range(request.n)]
-        refused: Trouble | None = None
+            raise PromptTooLong(problem, "shorten it, or raise --ctx")
+        tokens: list[list[TokenEvent]] = [[] for _ in range(request.n)]
+        finishes: dict[int, FinishEvent] = {}
+        error: CerebrumError | None = None
         with closing(engine.complete([replace(request, step_costs=self._node.step_costs)])) as events:
             for event in events:
                 if key in self._cancelled:
                     self._cancelled.discard(key)
                     events.abort(0)
                 if isinstance(event, RefusedEvent):
-                    refused = Trouble.of(event.error)
-                elif isinstance(event, (TokenEvent, FinishEvent)):
-                    samples[event.sequence.sample].add(event)
-        return refused or tuple(sample.reply for sample in samples)
+                    error = event.error
+                elif isinstance(event, FinishEvent):
+                    finishes[event.sequence.sample] = event
+                elif isinstance(event, TokenEvent) and event.token is not None:
+                    tokens[event.sequence.sample].append(event)
+        if error:
+            raise error
+        return tuple(_whole_reply(events, finishes[sample]) for sample, events in enumerate(tokens))
 
 
-@dataclass(slots=True)
-class Sample:
-    """One sample as it is generated."""
-
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float | None] = field(default_factory=list)
-    finish: FinishEvent | None = None
-
-    def add(self, event: Event) -> None:
-        if isinstance(event, FinishEvent):
-            self.finish = event
-        elif isinstance(event, TokenEvent) and event.token is not None:
-            self.tokens.append(event.token)
-            self.logprobs.append(event.logprob)
-
-    @property
-    def reply(self) -> Part:
-        """The whole reply; stop strings are found again where it is decoded."""
-        finish = self.finish
-        assert finish
-        end = End(
-            _stop_reason(finish),
-            finish.completion_tokens,
-            finish.prompt_tokens,
-            finish.cached_tokens,
-            finish.timings,
-            finish.forced,
-        )
-        return Part(tuple(self.tokens), logprobs=tuple(self.logprobs), end=end)
+def _sendable(error: CerebrumError) -> CerebrumError:
+    """An error without anything that another process could not read."""
+    kind = next((kind for kind in REFUSALS if isinstance(error, kind)), EngineError)
+    return kind(error.message, error.hint)
 
 
-def _stop_reason(finish: FinishEvent) -> StopReason:
+def _whole_reply(events: list[TokenEvent], finish: FinishEvent) -> ReplyChunk:
+    """The reply of one sample; stop strings are found again where it is decoded."""
+    reason: StopReason = "eos" if finish.reason == "stop" and not finish.by_stop_string else "limit"
     if finish.reason in ("length", "repetition"):
-        return finish.reason
-    return "eos" if finish.reason == "stop" and not finish.by_stop_string else "limit"
+        reason = finish.reason
+    counts = finish.completion_tokens, finish.prompt_tokens, finish.cached_tokens
+    end = ReplyEnd(reason, *counts, finish.timings, finish.forced)
+    tokens = tuple(event.token for event in events if event.token is not None)
+    return ReplyChunk(tokens, logprobs=tuple(event.logprob for event in events), end=end)

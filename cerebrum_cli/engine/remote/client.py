@@ -1,4 +1,4 @@
-"""HTTP to one server: JSON in, JSON or a stream of events out, and failures classified by how they are handled.
+"""The address of a server, HTTP to it, and why a request has no reply, by how that is handled.
 
 Only this module imports httpx2 for endpoints. Redirects are not followed: a key never reaches another host.
 """
@@ -9,32 +9,123 @@ import contextlib
 import json
 import os
 from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit
 
-from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.engine.remote.endpoint import KEY_VARIABLE, Endpoint
-from cerebrum_cli.engine.remote.failures import BusyServerError, LostServerError
 
 if TYPE_CHECKING:
     import httpx2
 
+KEY_VARIABLE = "CEREBRUM_API_KEY"
 CONNECT_S = 5.0
 WRITE_S = 60.0
 IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it after 5, perhaps while a request is sent
 MAX_REASON = 200  # characters of a server's message
 RETRY_LATER = (408, 429, 503)
+URL_EXAMPLE = "write it like http://localhost:8080"
 DONE = "[DONE]"  # ends a stream in OpenAI's format
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server: `name` is what messages call it, `url` ends before `/v1`, and `served_model` is the model's id there.
+
+    With `allow_http_key`, the key may travel unencrypted to another machine.
+    """
+
+    name: str
+    url: str
+    key: str | None = field(default=None, repr=False)
+    served_model: str | None = None
+    allow_http_key: bool = False
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the server is on this machine, to which no proxy leads."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost" or host.endswith(".localhost")
+
+    @property
+    def is_encrypted(self) -> bool:
+        return self.url.startswith("https:")
+
+    def validate(self) -> None:
+        """Raise UsageError if the key would travel unencrypted to another machine, or cannot be a header."""
+        if self.key is None:
+            return
+        if not (self.is_encrypted or self.is_loopback or self.allow_http_key):
+            problem = f"{self.name}: the API key would be sent unencrypted"
+            raise UsageError(problem, "use an https URL, or add --allow-http-key")
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise UsageError(f"{self.name}: the API key is not printable ASCII", "check its variable for line breaks")
+
+
+DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading a value raises that has not the expected shape."""
+
+
+@dataclass(eq=False)
+class LostServerError(Exception):
+    """The server is gone or failed; another may answer. `was_sent`: it may have been this request that killed it."""
+
+    reason: str
+    was_sent: bool = True
+
+
+@dataclass(eq=False)
+class BusyServerError(Exception):
+    """The server takes no more requests now; `retry_after` is in seconds, None if not stated."""
+
+    reason: str
+    retry_after: float | None = None
+
+
+@dataclass(eq=False)
+class RefusedRequestError(Exception):
+    """The server will never answer this request."""
+
+    error: CerebrumError
+
+
+@dataclass(eq=False)
 class RequestError(Exception):
     """A status of 400 to 499 that concerns one request: `kind` and `message` as the server states them."""
 
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.message = message
+    status: int
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def parse_url(text: str) -> str:
+    """The base URL of a server, without a trailing slash or `/v1`. Raises UsageError."""
+    try:
+        parts = urlsplit(text.strip())
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        shown = "the URL of an endpoint" if "@" in text else text  # a password is never shown
+        raise UsageError(f"{shown}: {error}", URL_EXAMPLE) from error
+    if parts.username or parts.password:
+        problem = "the URL of an endpoint contains a user name or password"
+        raise UsageError(problem, f"remove them, and set {KEY_VARIABLE} to an API key")
+    if parts.scheme not in ("http", "https") or not has_host or parts.query or parts.fragment:
+        raise UsageError(f"{text!r} is not the URL of a server", URL_EXAMPLE)
+    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    return SplitResult(parts.scheme, parts.netloc, path, "", "").geturl()
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is meant as a URL, not as the name of an endpoint in config.toml."""
+    return "://" in text
 
 
 class Client:
@@ -62,9 +153,9 @@ class Client:
             problem = f"{endpoint.name}: {one_line(str(error))}"
             raise EndpointError(problem, "check the URL, and the proxy that HTTP_PROXY or ALL_PROXY names") from error
 
-    async def get(self, path: str, timeout_s: float, **query: str | None) -> Any:
+    async def get(self, path: str, timeout_s: float, **query: str) -> Any:
         """The JSON value at a path."""
-        return await self._request("GET", path, timeout_s, params={k: v for k, v in query.items() if v is not None})
+        return self._read(await self._respond("GET", path, timeout_s, params=query))
 
     async def check(self, path: str, timeout_s: float) -> None:
         """Raise unless a path answers with success; its content does not matter."""
@@ -72,10 +163,9 @@ class Client:
 
     async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
         """The JSON value that a path answers a JSON body with; without a timeout, however long it takes."""
-        return await self._request("POST", path, timeout_s, json=body)
+        return self._read(await self._respond("POST", path, timeout_s, json=body))
 
-    async def _request(self, method: str, path: str, timeout_s: float | None, **content: Any) -> Any:
-        response = await self._respond(method, path, timeout_s, **content)
+    def _read(self, response: httpx2.Response) -> Any:
         with self._translated():
             return response.json()
 
@@ -99,7 +189,7 @@ class Client:
                     self._raise_for_status(response)
                 async for event in httpx2.EventSource(response):
                     if event.data != DONE:
-                        yield json.loads(event.data)
+                        yield _checked(json.loads(event.data))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -118,12 +208,10 @@ class Client:
             raise LostServerError(_reason(error) or "no connection", was_sent=False) from error
         except httpx2.TimeoutException as error:
             raise LostServerError("no reply in time") from error
-        except httpx2.SSEError as error:
+        except (ValueError, RecursionError, httpx2.DecodingError, httpx2.SSEError) as error:
             raise LostServerError("damaged reply") from error
         except httpx2.TransportError as error:
             raise LostServerError("connection lost") from error
-        except (ValueError, RecursionError, httpx2.DecodingError) as error:
-            raise LostServerError("damaged reply") from error
         except httpx2.InvalidURL as error:
             raise EndpointError(f"{self._name}: {error}", "check the URL") from error
 
@@ -133,9 +221,8 @@ class Client:
         for cause in _causes(error):
             if isinstance(cause, ssl.SSLCertVerificationError):
                 problem = f"{self._name}: untrusted certificate: {cause.verify_message.rstrip('.')}"
-                raise EndpointError(
-                    problem, "check the URL, or name trusted certificates with SSL_CERT_FILE"
-                ) from error
+                hint = "check the URL, or name trusted certificates with SSL_CERT_FILE"
+                raise EndpointError(problem, hint) from error
 
     def _raise_for_status(self, response: httpx2.Response) -> None:
         status, name = response.status_code, self._name
@@ -166,6 +253,16 @@ def failure(status: int, message: str, kind: str = "", retry_after: float | None
     if 400 <= status < 500:
         return RequestError(status, kind, message)
     return LostServerError(message)
+
+
+def _checked(event: dict[str, Any]) -> dict[str, Any]:
+    """An event of a stream. Raises what it means if it is an error."""
+    error = event.get("error")
+    if error is None:
+        return event
+    detail = error if isinstance(error, dict) else {"message": error}
+    status, message = detail.get("code"), one_line(str(detail.get("message", "error")))
+    raise failure(status if isinstance(status, int) else 500, message, str(detail.get("type", "")))
 
 
 def _server_message(response: httpx2.Response) -> tuple[str, str]:

@@ -11,31 +11,131 @@ import atexit
 import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, ClassVar
 
-from cerebrum_cli.core.errors import EndpointError, EngineError
-from cerebrum_cli.core.events import Event, LoadEvent
-from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.events import Event, LoadEvent, SequenceId, ServersEvent
+from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
+from cerebrum_cli.engine.completions import RunningCompletions, checked_seed
 from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents
-from cerebrum_cli.engine.remote.client import Client, import_http
-from cerebrum_cli.engine.remote.completions import RemoteCompletions
-from cerebrum_cli.engine.remote.connection import Connection
-from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.job import Patience, Server
-from cerebrum_cli.engine.remote.kind import ServerInfo, is_same_origin, origin
+from cerebrum_cli.engine.remote.client import Endpoint, import_http
+from cerebrum_cli.engine.remote.job import PoolJob, PromptServer, Server, ServerTimeouts
 from cerebrum_cli.engine.remote.pool import Pool
-from cerebrum_cli.engine.remote.recognition import describe, tokenize
-from cerebrum_cli.engine.remote.server import HttpServer
+from cerebrum_cli.engine.remote.replies import RemoteSample
+from cerebrum_cli.engine.remote.server import ExpectedModel, HttpServer
 from cerebrum_cli.engine.sequence import Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 
 CAPABILITIES = Capabilities(scores=False, prompt_cache=False, schedules_rows=True)
-PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
+REPORT_S = 1.0  # between reports of what each server has generated
+
+
+@dataclass(slots=True)
+class Submitted:
+    """A request that has unfinished samples, or may get more."""
+
+    request: Request
+    seed: int
+    place: PromptServer = field(default_factory=PromptServer)
+    samples: int = 0
+    unfinished: int = 0
+    is_aborted: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        limit = max(self.request.n, self.request.max_n)
+        return not self.unfinished and (self.is_aborted or self.samples >= limit)
+
+
+class RemoteCompletions(RunningCompletions[RemoteSample]):
+    """Completions of servers.
+
+    The source is read on the caller's thread, no further than the servers have use for, and up to a None until the next
+    event; nothing of it is read after the scope was cancelled. With several servers, what each has generated is
+    reported in between, and at the end.
+    """
+
+    def __init__(self, engine: PooledEngine, requests: Iterable[Request | None], scope: CancelScope) -> None:
+        super().__init__(scope)
+        self._pool, self._call, self._vocabulary = engine.pool, engine.call, engine.vocabulary
+        self._source: Iterator[Request | None] | None = iter(requests)
+        self._submitted: dict[int, Submitted] = {}
+        self._next_index = 0
+        self._report_at = monotonic() + REPORT_S
+        self._read_source()
+
+    def add_samples(self, index: int, count: int) -> None:
+        """Add `count` samples to a request; their seeds continue the sequence."""
+        self._submit(index, count)
+
+    def abort(self, index: int) -> None:
+        """Cancel the running samples of a request; each finishes as `cancelled`."""
+        if submitted := self._submitted.get(index):
+            submitted.is_aborted = True
+            place = submitted.place
+            self._call(lambda: self._pool.cancel(lambda job: job.place is place))
+            if submitted.is_over:
+                del self._submitted[index]
+
+    def __next__(self) -> Event:
+        self._read_source()
+        if self._is_report_due:
+            self._report_at = monotonic() + REPORT_S if self._live else inf
+            return ServersEvent(self._pool.generated)
+        return super().__next__()
+
+    def close(self) -> None:
+        """Stop what still runs."""
+        self._source, self._report_at = None, inf
+        if self._live:
+            self._call(lambda: self._pool.cancel(lambda job: job.emit == self._outbox.put))
+            self._live.clear()
+
+    @property
+    def _is_report_due(self) -> bool:
+        if self._report_at == inf or len(self._pool.known) == 1 or not self._next_index:
+            return False
+        return not self._live or monotonic() >= self._report_at
+
+    def _read_source(self) -> None:
+        while self._source is not None and len(self._live) < self._pool.room:
+            try:
+                request = None if self._scope.is_cancelled else next(self._source)
+            except StopIteration:
+                self._source = None
+                return
+            if request is None:
+                return
+            index = self._next_index
+            self._next_index += 1
+            self._submitted[index] = Submitted(request, checked_seed(request))
+            self._submit(index, request.n)
+
+    def _submit(self, index: int, count: int) -> None:
+        submitted = self._submitted[index]
+        request, numbers = submitted.request, range(submitted.samples, submitted.samples + count)
+        samples = [
+            RemoteSample(SequenceId(index, number), request, (submitted.seed + number) % SEEDS, self._vocabulary)
+            for number in numbers
+        ]
+        submitted.samples += count
+        submitted.unfinished += count
+        self._live.update((sample.id, sample) for sample in samples)
+        groups = [(sample,) for sample in samples] if request.stream else [tuple(samples)]
+        jobs = [PoolJob(group, self._outbox.put, submitted.place) for group in groups]
+        self._call(lambda: self._pool.submit(jobs, self._scope))
+
+    def _end_sample(self, index: int) -> None:
+        submitted = self._submitted[index]
+        submitted.unfinished -= 1
+        if submitted.is_over:
+            del self._submitted[index]
 
 
 class PooledEngine:
@@ -43,9 +143,9 @@ class PooledEngine:
 
     option: ClassVar[str]
 
-    def __init__(self, open_vocabulary: OpenBackend, patience: Patience | None = None) -> None:
+    def __init__(self, open_vocabulary: OpenBackend, timeouts: ServerTimeouts | None = None) -> None:
         self._open_vocabulary = open_vocabulary
-        self._patience = patience or Patience()
+        self._timeouts = timeouts or ServerTimeouts()
         self._stop = StopFlag()
         self._cancel_count = 0
         self._loading = LoadEvents()
@@ -53,7 +153,7 @@ class PooledEngine:
         self._closing = asyncio.Event()
         self._connecting: asyncio.Task[Pool] | None = None
         self._backend: Backend | None = None
-        self._connection: Connection | None = None
+        self._pool: Pool | None = None  # once it is connected
         self.has_failed = False
         self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
         self._thread.start()
@@ -70,9 +170,9 @@ class PooledEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        if self._connection is None:
+        if self._pool is None:
             return CAPABILITIES
-        return replace(CAPABILITIES, larger_context=self._connection.servers[0].larger_context)
+        return replace(CAPABILITIES, larger_context=self._pool.known[0].larger_context)
 
     def load(self) -> Iterator[Event]:
         """Yield load events until the servers are ready; raise if they cannot be used. Later calls yield nothing."""
@@ -80,7 +180,7 @@ class PooledEngine:
 
     @property
     def is_loaded(self) -> bool:
-        return self._connection is not None
+        return self._pool is not None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -90,24 +190,24 @@ class PooledEngine:
 
     @property
     def context_size(self) -> int:
-        return min(server.context_size for server in self._connected.servers)
+        return min(server.context_size for server in self.pool.known)
 
     @property
-    def _connected(self) -> Connection:
+    def pool(self) -> Pool:
         """The servers in use; EngineError before `load` and after `close`."""
-        if self._connection is None:
+        if self._pool is None:
             raise EngineError("no server is connected")
-        return self._connection
+        return self._pool
 
     @property
     def builds(self) -> list[dict[str, str]]:
         """Kind and build of the servers, each once."""
-        records = [server.recorded for server in self._connected.servers]
+        records = [server.recorded for server in self.pool.known]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> RemoteCompletions:
         """Submit requests as the servers can take them; close the result when done."""
-        return RemoteCompletions(self._connected, requests, scope or self.cancel_scope())
+        return RemoteCompletions(self, requests, scope or self.cancel_scope())
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
         """All requests in one group: servers manage their own memory."""
@@ -128,9 +228,9 @@ class PooledEngine:
         """Cancel everything, connecting included; streams end with the finish reason `cancelled`."""
         self._cancel_count += 1
         self._stop.set()
-        self._call(self._stop_connecting)
-        if connection := self._connection:
-            connection.cancel(lambda _: True)
+        self.call(self._stop_connecting)
+        if pool := self._pool:
+            self.call(lambda: pool.cancel(lambda _: True))
 
     def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:
         """Do nothing: servers have their own caches."""
@@ -141,13 +241,13 @@ class PooledEngine:
     def close(self) -> None:
         """Close all connections; the engine cannot be used again."""
         self._stop.set()
-        self._call(self._stop_connecting)
-        self._call(self._closing.set)
+        self.call(self._stop_connecting)
+        self.call(self._closing.set)
         self._thread.join()
         atexit.unregister(self.close)
 
-    def _call(self, function: Callable[[], object]) -> None:
-        """Call a function on the event loop, unless that has ended."""
+    def call(self, function: Callable[[], object]) -> None:
+        """Call a function on the event loop of the pool, unless that has ended; without waiting for it."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)
 
@@ -165,7 +265,7 @@ class PooledEngine:
             self.has_failed = True
             self._loading.end(error)
         finally:
-            self._connection = None
+            self._pool = None
             if self._backend:
                 backend, self._backend = self._backend, None
                 backend.close()
@@ -180,14 +280,14 @@ class PooledEngine:
         except asyncio.CancelledError as error:
             raise EngineError("loading interrupted") from error
         self._connecting = None
-        self._connection = Connection(self._call, pool, self.vocabulary)
+        self._pool = pool
         self._loading.end()
         await self._closing.wait()
         await pool.close()
 
     async def _connect(self) -> Pool:
         """Open the servers. Raises EndpointError if none answers, or one does not fit."""
-        pool = Pool(await self._find_servers(), self._patience, self._loading.emit)
+        pool = Pool(await self._find_servers(), self._timeouts, self._loading.emit)
         try:
             await pool.connect()
         except BaseException:
@@ -218,20 +318,21 @@ class RemoteEngine(PooledEngine):
         open_vocabulary: OpenBackend,
         endpoints: Sequence[Endpoint],
         window: int | None = None,
-        patience: Patience | None = None,
+        timeouts: ServerTimeouts | None = None,
         earlier: Sequence[Mapping[str, str]] = (),
     ) -> None:
         self._endpoints = endpoints
         self._earlier = earlier
         self._window = window
-        super().__init__(open_vocabulary, patience)
+        super().__init__(open_vocabulary, timeouts)
 
     def _prepare(self) -> None:
         import_http()
 
     async def _find_servers(self) -> Sequence[HttpServer]:
+        expected = ExpectedModel(self.vocabulary, self._earlier)
         return [
-            HttpServer(endpoint, self._alias(number), self._window, self._describe, self._patience)
+            HttpServer(endpoint, self._alias(number), self._window, expected, self._timeouts)
             for number, endpoint in enumerate(self._endpoints, 1)
         ]
 
@@ -241,37 +342,3 @@ class RemoteEngine(PooledEngine):
         if endpoint.name != endpoint.url:
             return endpoint.name
         return f"server {number}" if len(self._endpoints) > 1 else "the server"
-
-    async def _describe(self, endpoint: Endpoint, client: Client) -> ServerInfo:
-        """Ask a server what it is, and check that it fits: it may serve another model than before."""
-        info = await describe(client, endpoint)
-        self._require_origin(endpoint, info)
-        await self._require_vocabulary(endpoint, client, info)
-        return replace(info, end_tokens=self._end_tokens) if info.kind.takes_end_tokens else info
-
-    @cached_property
-    def _end_tokens(self) -> tuple[int, ...]:
-        """The tokens that end a reply here."""
-        return tuple(filter(self.vocabulary.is_eog, range(self.vocabulary.size)))
-
-    def _require_origin(self, endpoint: Endpoint, info: ServerInfo) -> None:
-        """Raise EndpointError for another kind of server, or another model, than those of earlier replies."""
-        now = info.recorded
-        if self._earlier and not any(is_same_origin(record, now) for record in self._earlier):
-            before = " and ".join(dict.fromkeys(map(origin, self._earlier)))
-            problem = f"{endpoint.name} serves {origin(now)}, but earlier replies are from {before}"
-            raise EndpointError(problem, "resume with a server like that, or use --restart to start over")
-
-    async def _require_vocabulary(self, endpoint: Endpoint, client: Client, info: ServerInfo) -> None:
-        """Raise EndpointError unless the server's vocabulary is that of the local file."""
-        ours = _without_bos(self.vocabulary, self.vocabulary.tokenize((Text(PROBE),)))
-        has_size = info.vocabulary_size in (None, self.vocabulary.size)
-        if not has_size or tuple(await tokenize(client, endpoint, info, PROBE)) != ours:
-            problem = f"{endpoint.name} serves {info.model}, whose vocabulary differs from the model's"
-            raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
-
-
-def _without_bos(vocabulary: Vocabulary, tokens: tuple[int, ...]) -> tuple[int, ...]:
-    """Tokens without a leading BOS: servers of other kinds may add one where llama.cpp does not, and vice versa."""
-    bos = vocabulary.special_token_text("bos")
-    return tokens[1:] if bos and tokens[0] in vocabulary.special_token_ids([bos]) else tokens

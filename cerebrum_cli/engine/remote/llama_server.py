@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Timings
-from cerebrum_cli.engine.remote.client import Client, one_line
-from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.engine.remote.failures import DAMAGE
-from cerebrum_cli.engine.remote.kind import End, Part, ServerInfo, StopReason, ask, file_name, room_for_reply, text_of
+from cerebrum_cli.engine.remote.client import one_line
+from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd, ServerInfo, StopReason, file_name, text_of
 from cerebrum_cli.engine.sequence import Request
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
@@ -27,17 +24,14 @@ _OFF = {
     "lora": [],
 }
 _SAMPLERS = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "temperature"]
+# Settings that have the same name here.
+_PARAMS = (
+    *("temperature", "top_k", "top_p", "min_p", "top_n_sigma", "repeat_penalty", "presence_penalty"),
+    *("frequency_penalty", "dry_multiplier", "dry_base", "dry_allowed_length"),
+)
 _REPLY_FIELDS = (
-    "index",
-    "content",
-    "tokens",
-    "stop",
-    "stop_type",
-    "truncated",
-    "tokens_predicted",
-    "tokens_evaluated",
-    "timings",
-    "completion_probabilities",
+    *("index", "content", "tokens", "stop", "stop_type", "truncated", "tokens_predicted", "tokens_evaluated"),
+    *("timings", "completion_probabilities"),
 )
 _REASONS: Mapping[Any, StopReason] = {"eos": "eos", "word": "stop string"}
 
@@ -46,29 +40,25 @@ class LlamaServer:
     """llama.cpp's own server; a completion is asked for on `/completion`, whose reply holds token ids and timings."""
 
     name = "llama-server"
+    description_path = "/props"
     completion_path = "/completion"
     context_option = "-c"
     takes_end_tokens = False  # it knows them from the same file
 
-    async def describe(self, client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> ServerInfo:
-        """Ask for the properties of a server. Raises EndpointError if they lack something."""
-        model = str(entry["id"])
-        props = await ask(client, endpoint, "/props", model=model)
-        try:
-            meta, slots = entry.get("meta", {}), max(1, int(props["total_slots"]))
-            size = meta.get("n_vocab")
-            return ServerInfo(
-                self,
-                one_line(str(props["build_info"])),
-                model,
-                _weights(str(props.get("model_path", model)), meta),
-                int(props["default_generation_settings"]["n_ctx"]),
-                slots,
-                slots,
-                None if size is None else int(size),
-            )
-        except DAMAGE as error:
-            raise EndpointError(f"{endpoint.name}: unexpected response to /props", "update llama-server") from error
+    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
+        model, meta, slots = str(entry["id"]), entry.get("meta", {}), max(1, int(answer["total_slots"]))
+        weights = one_line(file_name(str(answer.get("model_path", model))))  # elsewhere on another machine
+        size = meta.get("n_vocab")
+        return ServerInfo(
+            self,
+            one_line(str(answer["build_info"])),
+            model,
+            f"{weights} ({int(meta['size'])} bytes)" if "size" in meta else weights,
+            int(answer["default_generation_settings"]["n_ctx"]),
+            slots,
+            slots,
+            None if size is None else int(size),
+        )
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
         return {"content": text, "add_special": False, "parse_special": False, "model": info.model}
@@ -77,25 +67,15 @@ class LlamaServer:
         params = request.params
         return {
             **_OFF,
+            **{name: getattr(params, name) for name in _PARAMS},
             "model": info.model,
             "prompt": list(request.prompt_tokens),
-            "n_predict": params.max_tokens or room_for_reply(request, info),  # -1 never ends where contexts shift
+            "n_predict": params.max_tokens or info.room_for_reply(request),  # -1 never ends where contexts shift
             "n_cmpl": samples,
             "seed": seed,
             "samplers": _SAMPLERS,
-            "temperature": params.temperature,
-            "top_k": params.top_k,
-            "top_p": params.top_p,
-            "min_p": params.min_p,
-            "top_n_sigma": params.top_n_sigma,
             "typical_p": params.typical_p if params.temperature else 1.0,  # it might drop the likeliest token
-            "repeat_penalty": params.repeat_penalty,
             "repeat_last_n": PENALTY_WINDOW,
-            "presence_penalty": params.presence_penalty,
-            "frequency_penalty": params.frequency_penalty,
-            "dry_multiplier": params.dry_multiplier,
-            "dry_base": params.dry_base,
-            "dry_allowed_length": params.dry_allowed_length,
             "dry_penalty_last_n": min(params.dry_penalty_last_n, info.context_size),  # it takes memory
             "dry_sequence_breakers": list(params.dry_breakers) or [""],  # it refuses an empty list, and skips ""
             "logit_bias": [list(each) for each in params.logit_bias],
@@ -112,22 +92,22 @@ class LlamaServer:
             "response_fields": list(_REPLY_FIELDS),
         }
 
-    def read_replies(self, answer: Any) -> Sequence[Part]:
+    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
         replies = answer if isinstance(answer, list) else [answer]
         return [_whole(reply) for reply in sorted(replies, key=lambda reply: int(reply["index"]))]
 
-    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[Part]:
+    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         """Yield parts of one token each. While the text ends within a character, neither text nor ids are sent."""
         async for event in events:
             if progress := event.get("prompt_progress"):
                 evaluated = int(progress["processed"]), int(progress["total"])
-                yield Part(progress=evaluated, cached=int(progress.get("cache", 0)))
+                yield ReplyChunk(progress=evaluated, cached=int(progress.get("cache", 0)))
             elif event.get("stop"):
-                yield Part(text="", end=_end(event))
+                yield ReplyChunk(text="", end=_end(event))
                 return
             else:
                 tokens = tuple(int(token) for token in event.get("tokens", ()))
-                yield Part(tokens, text_of(event, "content"), total=event.get("tokens_predicted"))
+                yield ReplyChunk(tokens, text_of(event, "content"), total=event.get("tokens_predicted"))
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
         params = request.params
@@ -137,23 +117,16 @@ class LlamaServer:
         return ()
 
 
-def _weights(path: str, meta: Mapping[str, Any]) -> str:
-    """The name of a model's file, which may be elsewhere on another machine, and its size where it is stated."""
-    name = one_line(file_name(path))
-    return f"{name} ({int(meta['size'])} bytes)" if "size" in meta else name
-
-
-def _whole(reply: Mapping[str, Any]) -> Part:
+def _whole(reply: Mapping[str, Any]) -> ReplyChunk:
     tokens = tuple(int(token) for token in reply.get("tokens", ()))
-    has_all = len(tokens) == int(reply.get("tokens_predicted", len(tokens)))
-    if not has_all:
-        return Part(text=text_of(reply, "content"), end=_end(reply))
-    return Part(tokens, logprobs=_logprobs(reply, tokens), end=_end(reply))
+    if len(tokens) != int(reply.get("tokens_predicted", len(tokens))):
+        return ReplyChunk(text=text_of(reply, "content"), end=_end(reply))
+    return ReplyChunk(tokens, logprobs=_logprobs(reply, tokens), end=_end(reply))
 
 
-def _end(reply: Mapping[str, Any]) -> End:
+def _end(reply: Mapping[str, Any]) -> ReplyEnd:
     reason, times = _REASONS.get(reply.get("stop_type"), "limit"), reply.get("timings", {})
-    return End(
+    return ReplyEnd(
         reason,
         int(reply["tokens_predicted"]) - (reason == "eos"),
         reply.get("tokens_evaluated"),

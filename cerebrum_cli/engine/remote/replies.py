@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import repeat
 from time import perf_counter
 
@@ -20,52 +20,47 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.control import End as ControlEnd
-from cerebrum_cli.engine.control import Force
+from cerebrum_cli.engine.control import EndReply, Force
 from cerebrum_cli.engine.detokenizer import Detokenizer
-from cerebrum_cli.engine.remote.failures import RefusedRequestError
-from cerebrum_cli.engine.remote.kind import End, Part
+from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError
+from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.turns import Turns, continuation
 
 
-@dataclass(slots=True)
 class RemoteSample:
-    """One sample of a request: what has arrived of it."""
+    """One sample of a request: what has arrived of it from a server with a context of `context_size` tokens.
 
-    id: SequenceId
-    request: Request
-    seed: int
-    vocabulary: Vocabulary
-    context_size: int = 0
-    started_at: float = field(default_factory=perf_counter)
-    first_at: float | None = None
-    tokens: int = 0
-    has_all_tokens: bool = True
-    is_finished: bool = False  # its last event was emitted
-    needs_turn: bool = False  # the controls want it continued by another request
-    _cached: int = 0  # tokens of the prompt, as far as known before the end
-    _decoded: list[int] = field(default_factory=list)  # with a grammar: the tokens, and the one that ends the reply
-    _detokenizer: Detokenizer = field(init=False)
-    _is_ended: bool = field(init=False)  # no further token is part of the reply
-    _by_stop_string: bool = field(init=False)
-    _turns: Turns | None = field(init=False)
-    _turn: Request = field(init=False)
-    _ids: list[int] = field(default_factory=list)  # with turns: the reply so far, as tokens and as text
-    _texts: list[str] = field(default_factory=list)
+    `is_finished` once its last event was emitted; `needs_turn` while the controls want it continued by another request.
+    """
 
-    def __post_init__(self) -> None:
-        self.restart(self.context_size)
+    def __init__(
+        self, id: SequenceId, request: Request, seed: int, vocabulary: Vocabulary, context_size: int = 0
+    ) -> None:
+        self.id = id
+        self.request = request
+        self.seed = seed
+        self.tokens = 0
+        self.has_all_tokens = True
+        self.is_finished = False
+        self.needs_turn = False
+        self._vocabulary = vocabulary
+        self._context_size = context_size
+        self._started_at = perf_counter()
+        self._first_at: float | None = None
+        self._cached = 0  # tokens of the prompt, as far as known before the end
+        self._decoded: list[int] = []  # with a grammar: the tokens, and the one that ends the reply
+        self._detokenizer = Detokenizer(request.params.stop)
+        self._is_ended = False  # no further token is part of the reply
+        self._by_stop_string = False
+        self._turns: Turns | None = None
+        self._turn = request
+        self._ids: list[int] = []  # with turns: the reply so far, as tokens and as text
+        self._texts: list[str] = []
 
-    def restart(self, context_size: int) -> None:
-        """Forget what has arrived: a server with such a context starts to generate it."""
-        self.context_size, self.started_at = context_size, perf_counter()
-        self.first_at, self.tokens, self.has_all_tokens, self._cached = None, 0, True, 0
-        self._detokenizer, self._is_ended, self._by_stop_string = Detokenizer(self.request.params.stop), False, False
-        self._decoded.clear()
-        self._turns, self._turn, self.needs_turn = None, self.request, False
-        self._ids.clear()
-        self._texts.clear()
+    def restarted(self, context_size: int) -> RemoteSample:
+        """The sample before anything has arrived from a server with such a context."""
+        return RemoteSample(self.id, self.request, self.seed, self._vocabulary, context_size)
 
     def begin_turns(self) -> None:
         """Apply the controls of the request here, since the server has none."""
@@ -89,32 +84,32 @@ class RemoteSample:
         has_acted = self._turns is not None and bool(self._turns.start or self._turns.intervention)
         return has_acted and not self.has_all_tokens
 
-    def add(self, part: Part) -> Iterator[Event]:
+    def add(self, chunk: ReplyChunk) -> Iterator[Event]:
         """Yield the events of a part of the reply.
 
         Raises EndpointError if it belongs to another prompt, and RefusedRequestError if it does not fit the grammar.
         """
-        if part.progress:
+        if chunk.progress:
             if not self.tokens:
-                self._cached = part.cached
-                yield PromptEvent(self.id, *part.progress)
+                self._cached = chunk.cached
+                yield PromptEvent(self.id, *chunk.progress)
             return
-        if part.text is not None and self._turns and not self.request.stream:
-            part, self.has_all_tokens = replace(part, tokens=self._guess_tokens(part.text), text=None), False
-        if part.tokens or part.text:
-            self.first_at = self.first_at or perf_counter()
-        yield from self._decode(part) if part.text is None else self._show_text(part, part.text)
-        if part.end:
-            yield from self._end(part.end)
+        if chunk.text is not None and self._turns and not self.request.stream:
+            chunk, self.has_all_tokens = replace(chunk, tokens=self._guess_tokens(chunk.text), text=None), False
+        if chunk.tokens or chunk.text:
+            self._first_at = self._first_at or perf_counter()
+        yield from self._decode(chunk) if chunk.text is None else self._show_text(chunk, chunk.text)
+        if chunk.end:
+            yield from self._end(chunk.end)
 
     def cancelled(self) -> FinishEvent:
         """The last event of a sample that was stopped from here."""
         return self._finish("cancelled", self._cached, self._measured)
 
-    def _decode(self, part: Part) -> Iterator[Event]:
+    def _decode(self, chunk: ReplyChunk) -> Iterator[Event]:
         """Decode tokens as on this machine, up to one that ends the reply."""
-        vocabulary, request = self.vocabulary, self.request
-        for token, logprob in zip(part.tokens, part.logprobs or repeat(None), strict=False):
+        vocabulary, request = self._vocabulary, self.request
+        for token, logprob in zip(chunk.tokens, chunk.logprobs or repeat(None), strict=False):
             if self._is_ended or self.is_interrupted:
                 return
             if request.grammar:
@@ -130,7 +125,7 @@ class RemoteSample:
     def _add(self, token: int, logprob: float | None = None) -> TokenEvent:
         """Add a token of the reply."""
         self.tokens += 1
-        piece = self.vocabulary.piece(token, special=token in self.request.visible_tokens)
+        piece = self._vocabulary.piece(token, special=token in self.request.visible_tokens)
         text, self._by_stop_string = self._detokenizer.feed(piece)
         self._is_ended = self._by_stop_string
         self._remember((token,), text)
@@ -143,15 +138,15 @@ class RemoteSample:
 
     def _guess_tokens(self, text: str) -> tuple[int, ...]:
         """The tokens of a text whose ids did not arrive, as far as the text shows them."""
-        return continuation(self.vocabulary, (Text(text),))
+        return continuation(self._vocabulary, (Text(text),))
 
-    def _show_text(self, part: Part, text: str) -> Iterator[Event]:
+    def _show_text(self, chunk: ReplyChunk, text: str) -> Iterator[Event]:
         """Pass on the server's text, with the ids that came with it."""
-        vocabulary, request = self.vocabulary, self.request
-        tokens = [token for token in part.tokens if request.ignore_eos or not vocabulary.is_eog(token)]
+        vocabulary, request = self._vocabulary, self.request
+        tokens = [token for token in chunk.tokens if request.ignore_eos or not vocabulary.is_eog(token)]
         self.tokens += len(tokens)
-        if len(tokens) == len(part.tokens):
-            total = None if part.total is None else self._turn_start + part.total
+        if len(tokens) == len(chunk.tokens):
+            total = None if chunk.total is None else self._turn_start + chunk.total
             has_ids = bool(tokens) or not text if total is None else total == self.tokens
             self.has_all_tokens = self.has_all_tokens and has_ids
             self.tokens = total or self.tokens
@@ -163,7 +158,7 @@ class RemoteSample:
                 self._turns.feed(tokens or self._guess_tokens(text), text)
             yield TokenEvent(self.id, text, token=tokens[-1] if tokens else None)
 
-    def _end(self, end: End) -> Iterator[Event]:
+    def _end(self, end: ReplyEnd) -> Iterator[Event]:
         given = len(self._turn.prompt_tokens)
         if end.prompt_tokens not in (None, given):
             problem = f"the server evaluated {end.prompt_tokens} prompt tokens instead of {given}"
@@ -174,38 +169,35 @@ class RemoteSample:
             self.tokens, self.has_all_tokens = self._turn_start + (end.tokens or 0), False
         if turns := self._turns:
             turns.end_turn(end.timings, end.cached_tokens)
+            end = replace(end, cached_tokens=turns.cached_tokens or 0, timings=turns.total)
             is_limited = end.reason == "limit" and not self._is_ended
             if isinstance(turns.intervention, Force) or (is_limited and turns.was_shortened(self.tokens)):
-                yield from self._follow(turns)
-                return
-            end = replace(end, cached_tokens=turns.cached_tokens or 0, timings=turns.total, forced=tuple(turns.forced))
+                yield from self._force(turns)
+                if not (self._is_ended or self._is_full):
+                    known = self._ids if self.has_all_tokens else self._guess_tokens("".join(self._texts))
+                    self._turn, self.needs_turn = turns.following(known, self.tokens), True
+                    return
+                turns.intervention, end = None, replace(end, reason="limit")
+            end = replace(end, forced=tuple(turns.forced))
         yield from self._finish_reply(end)
 
     def interrupt(self) -> Iterator[Event]:
         """End the running turn here, since a control has intervened: yield what it forces, or the end of the reply."""
-        yield from self._end(End("limit", None, None, self._cached))
+        yield from self._end(ReplyEnd("limit", cached_tokens=self._cached))
 
-    def _follow(self, turns: Turns) -> Iterator[Event]:
-        """Add forced tokens, and plan the turn that follows; end the reply where there is no room for one."""
-        if isinstance(turns.intervention, Force):
-            force = turns.intervention
-            turns.force(force, self.tokens)
-            for token in force.tokens:
-                if self._is_ended or self._is_full:
-                    break
-                event = self._add(token)
-                turns.feed_forced(token, event.text)
-                yield event
-        if self._is_ended or self._is_full:
-            turns.intervention = None
-            yield from self._finish_reply(
-                End("limit", None, None, turns.cached_tokens or 0, turns.total, tuple(turns.forced))
-            )
-        else:
-            known = self._ids if self.has_all_tokens else self._guess_tokens("".join(self._texts))
-            self._turn, self.needs_turn = turns.following(known, self.tokens), True
+    def _force(self, turns: Turns) -> Iterator[Event]:
+        """Add the tokens that a control forces, as far as there is room."""
+        if not isinstance(turns.intervention, Force):
+            return
+        turns.force(turns.intervention, self.tokens)
+        for token in turns.intervention.tokens:
+            if self._is_ended or self._is_full:
+                return
+            event = self._add(token)
+            turns.feed_forced(token, event.text)
+            yield event
 
-    def _finish_reply(self, end: End) -> Iterator[Event]:
+    def _finish_reply(self, end: ReplyEnd) -> Iterator[Event]:
         """Yield the text that was held back, and the last event."""
         is_stopped = self._is_ended or end.reason in ("eos", "stop string")
         text, stopped_at_end = self._detokenizer.flush(is_truncated=not is_stopped)
@@ -214,7 +206,7 @@ class RemoteSample:
         self._by_stop_string = self._by_stop_string or stopped_at_end or end.reason == "stop string"
         reason: FinishReason = "context"
         intervention = self._turns and self._turns.intervention
-        if isinstance(intervention, ControlEnd):
+        if isinstance(intervention, EndReply):
             reason = intervention.reason
         elif is_stopped or self._by_stop_string:
             reason = "stop"
@@ -237,17 +229,17 @@ class RemoteSample:
     def _is_full(self) -> bool:
         """Whether the limit of the reply, or of the context, is reached."""
         is_limited = self._limit is not None and self.tokens >= self._limit
-        return is_limited or len(self.request.prompt_tokens) + self.tokens >= self.context_size
+        return is_limited or len(self.request.prompt_tokens) + self.tokens >= self._context_size
 
     def _has_room_for(self, limit: int) -> bool:
         """Whether the limit ends a reply, not the context: what is known if the tokens could not be counted."""
-        return not self.has_all_tokens and len(self.request.prompt_tokens) + limit <= self.context_size
+        return not self.has_all_tokens and len(self.request.prompt_tokens) + limit <= self._context_size
 
     def _require_grammar(self) -> None:
         """Raise RefusedRequestError for a reply that the grammar does not allow: some servers ignore fields."""
         grammar, decoded = self.request.grammar, self._decoded
         try:
-            is_allowed = not (grammar and decoded) or self.vocabulary.matches_grammar(grammar, decoded)
+            is_allowed = not (grammar and decoded) or self._vocabulary.matches_grammar(grammar, decoded)
         except GrammarError as error:
             raise RefusedRequestError(error) from error
         if not is_allowed:
@@ -263,14 +255,14 @@ class RemoteSample:
         if self.request.stream:
             ttft_s = measured.ttft_s
         elif self.request.n == 1:  # several samples come together: the time is that of the longest
-            ttft_s = max(ttft_s, perf_counter() - self.started_at - stated.decode_s)
+            ttft_s = max(ttft_s, perf_counter() - self._started_at - stated.decode_s)
         return replace(stated, ttft_s=ttft_s, decode_steps=measured.decode_steps)
 
     @property
     def _measured(self) -> Timings:
         now = perf_counter()
-        first = self.first_at or now
-        ttft_s = first - self.started_at
+        first = self._first_at or now
+        ttft_s = first - self._started_at
         steps = max(0, self.tokens - 1)
         return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - first, decode_steps=steps)
 
@@ -284,9 +276,16 @@ class RemoteSample:
             cached_tokens=cached_tokens,
             completion_tokens=self.tokens,
             seed=self.seed,
-            context_size=self.context_size,
+            context_size=self._context_size,
             timings=timings,
             by_stop_string=self._by_stop_string,
             has_all_tokens=self.has_all_tokens,
             forced=forced,
         )
+
+
+def read_replies(samples: Sequence[RemoteSample], replies: Sequence[ReplyChunk]) -> list[Event]:
+    """The events of whole replies, or of whole turns of them. Raises LostServerError if any is missing."""
+    if len(replies) != len(samples) or not all(reply.end for reply in replies):
+        raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
+    return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]

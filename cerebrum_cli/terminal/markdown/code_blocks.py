@@ -29,14 +29,14 @@ CHUNK_LINES = 8
 LOOKAHEAD_LINES = 8
 
 
-class Position(NamedTuple):
+class TextPosition(NamedTuple):
     """A position in a text: the leaf blocks before it and, within code, the lines of that block before it."""
 
     leaf: int = 0
     line: int = 0
 
 
-END = Position(sys.maxsize)
+END = TextPosition(sys.maxsize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def _image_text(image: Token) -> Token:
 
 
 def slice_tokens(
-    tokens: Sequence[Token], begin: Position, end: Position, preceding: Preceding = Preceding()
+    tokens: Sequence[Token], begin: TextPosition, end: TextPosition, preceding: Preceding = Preceding()
 ) -> list[Token]:
     """Slice tokens between two positions.
 
@@ -128,7 +128,7 @@ def slice_tokens(
     open_containers: list[Token] = []  # containers whose contents have not started yet
     leaf = 0
     for group in split_leaves(tokens):
-        continued = Position(leaf) < begin or (group[0] is tokens[0] and preceding.in_list)
+        continued = TextPosition(leaf) < begin or (group[0] is tokens[0] and preceding.in_list)
         first = group[0].copy(
             meta={
                 **group[0].meta,
@@ -144,7 +144,7 @@ def slice_tokens(
             else:
                 sliced.append(first)
         else:
-            if begin.leaf <= leaf and Position(leaf) < end:
+            if begin.leaf <= leaf and TextPosition(leaf) < end:
                 first.meta["lines"] = (begin.line if begin.leaf == leaf else 0, end.line if end.leaf == leaf else None)
                 sliced += [*open_containers, first, *group[1:]]
                 open_containers.clear()
@@ -164,18 +164,18 @@ def split_leaves(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
         begin = end
 
 
-def final_position(tokens: Sequence[Token]) -> Position:
+def final_position(tokens: Sequence[Token]) -> TextPosition:
     """Position up to which complete lines render the same whatever follows: the start of the last leaf.
 
     If that leaf is code, all its chunks with enough lookahead are included.
     """
     leaves = [group[0] for group in split_leaves(tokens) if group[0].type not in (*OPENINGS, *CLOSINGS)]
     if not leaves:
-        return Position()
+        return TextPosition()
     lines = 0
     if leaves[-1].type in CODE:
         lines = max((end for _, end in highlight_chunks(len(code_lines(leaves[-1])))), default=0)
-    return Position(len(leaves) - 1, lines)
+    return TextPosition(len(leaves) - 1, lines)
 
 
 def code_lines(token: Token) -> list[str]:
@@ -190,7 +190,9 @@ def highlight_chunks(count: int) -> Iterator[tuple[int, int]]:
         begin = end
 
 
-def split_point(tokens: Sequence[Token], position: Position, preceding: Preceding) -> tuple[int, Position, Preceding]:
+def split_point(
+    tokens: Sequence[Token], position: TextPosition, preceding: Preceding
+) -> tuple[int, TextPosition, Preceding]:
     """Find the line from which a text is still needed; return it with the new position and preceding state.
 
     A text can be split between top-level blocks and between the items of a top-level list.
@@ -203,7 +205,7 @@ def split_point(tokens: Sequence[Token], position: Position, preceding: Precedin
         if leaf > position.leaf:
             break
         if token.map and token is not tokens[0] and token.nesting >= 0:
-            rest, any_text = Position(position.leaf - leaf, position.line), preceding.any_text or leaf > 0
+            rest, any_text = TextPosition(position.leaf - leaf, position.line), preceding.any_text or leaf > 0
             if token.level == 0:
                 result = (token.map[0], rest, Preceding(any_text, preceding.code_count + code_count))
                 block_leaf, in_list = leaf, False

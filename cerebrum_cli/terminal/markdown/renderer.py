@@ -18,8 +18,8 @@ from rich.segment import ControlType, Segment, Segments
 
 from cerebrum_cli.terminal.markdown.code_blocks import (
     END,
-    Position,
     Preceding,
+    TextPosition,
     final_position,
     parse,
     slice_tokens,
@@ -47,7 +47,7 @@ class MarkdownStream:
         self._console = console
         self._text = ""  # text not yet final, from the last split point
         self._preceding = Preceding()
-        self._position = Position()  # end of the printed text
+        self._position = TextPosition()  # end of the printed text
         self._drawn: list[Row] = []  # rows on the screen that may still change
         self._drawn_width = 0
         self._next_draw = 0.0
@@ -69,7 +69,7 @@ class MarkdownStream:
     def close(self) -> None:
         options = self._console.options
         self._show(options, render_rows(self._console, options, self._unprinted_tokens(self._text)), [])
-        self._text, self._preceding, self._position = "", Preceding(), Position()
+        self._text, self._preceding, self._position = "", Preceding(), TextPosition()
 
     def _draw(self, options: ConsoleOptions) -> None:
         max_rows = max(1, (options.size.height - 1) * 2 // 3)
@@ -125,7 +125,7 @@ def rendered(text: str, width: int) -> str:
 
     file = StringIO()
     console = Console(file=file, width=width, force_terminal=True, theme=STYLES)
-    rows = render_rows(console, console.options, slice_tokens(parse(text), Position(), END))
+    rows = render_rows(console, console.options, slice_tokens(parse(text), TextPosition(), END))
     console.print(Segments([segment for row in rows for segment in (*row, Segment.line())]), end="")
     return file.getvalue()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.repl.signals import Signals
+from cerebrum_cli.terminal.repl.signals import Signals, ignore_ctrl_c
 from cerebrum_cli.terminal.streams import Streams, is_dumb_terminal
 
 DEFAULT_EDITORS = ("nano", "vi", "notepad")
@@ -40,7 +40,7 @@ def edit_text(text: str, keyboard: Keyboard, signals: Signals) -> str:
     with tempfile.TemporaryDirectory(prefix="cerebrum-") as directory:
         path = Path(directory) / "text.md"
         path.write_text(text + "\n", encoding="utf-8")
-        with keyboard.released(), signals.released():
+        with keyboard.released(), signals.acting(ignore_ctrl_c):
             edit_file(path)
         try:
             return path.read_text(encoding="utf-8").rstrip("\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import emacs_mode, has_focus, has_selection, vi_navigation_mode
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout.processors import TabsProcessor
 
@@ -40,7 +41,7 @@ class OpenInEditor(NamedTuple):
     text: str
 
 
-class Prompt(PlainPrompt):
+class InteractivePrompt(PlainPrompt):
     """An interactive prompt with history, completion, an editor and a toolbar."""
 
     def __init__(
@@ -58,11 +59,17 @@ class Prompt(PlainPrompt):
     ) -> None:
         super().__init__(streams, keyboard, signals, quiet)
         self._is_settled = is_settled
-        self._history = PromptHistory(history)
-        self._failure_reported = quiet
+        past: History
+        try:
+            past = PromptHistory(history)
+        except OSError as error:
+            past = InMemoryHistory()
+            if not quiet:
+                problem = f"prompt history is not saved: {history}: {error.strerror}"
+                streams.notice(NoticeEvent(problem, "fix or remove that file"))
         self._draft = ""  # initial text of the prompt
         self._session: PromptSession[str | OpenInEditor] = PromptSession(
-            history=self._history,
+            history=past,
             completer=completer,
             complete_while_typing=False,
             key_bindings=_key_bindings(),
@@ -83,9 +90,6 @@ class Prompt(PlainPrompt):
             self._draft = text.text
             self._draft = self.edit(text.text)
             text = self._prompt(accept_draft=True)
-        if self._history.failure and not self._failure_reported:
-            self._failure_reported = True
-            self.streams.notice(self._history.failure)
         return strip_fences([well_formed(text)])
 
     def _prompt(self, accept_draft: bool = False) -> str | OpenInEditor:
@@ -198,38 +202,17 @@ class SlashCompleter(Completer):
 
 
 class PromptHistory(FileHistory):
-    """History in a file readable only by its user. After a `failure` nothing more is written to it."""
+    """History in a file readable only by its user. Raises OSError if it cannot be written; a full disk is no error."""
 
     def __init__(self, path: Path) -> None:
-        self.failure: NoticeEvent | None = None
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                os.fchmod(descriptor, 0o600)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            self._fail(error)
+            os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
         super().__init__(str(path))
 
-    def load_history_strings(self) -> Iterable[str]:
-        try:
-            return list(super().load_history_strings())
-        except OSError as error:
-            self._fail(error)
-            return ()
-
     def store_string(self, string: str) -> None:
-        if self.failure:
-            return
-        try:
+        with contextlib.suppress(OSError):
             super().store_string(string)
-        except OSError as error:
-            self._fail(error)
-
-    def _fail(self, error: OSError) -> None:
-        self.failure = self.failure or NoticeEvent(
-            f"prompt history is not saved: {error.filename}: {error.strerror}",
-            "fix or remove that file",
-        )

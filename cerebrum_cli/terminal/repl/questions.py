@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.programs import edit_text
-from cerebrum_cli.terminal.repl.signals import Signals
+from cerebrum_cli.terminal.repl.signals import Signals, raise_at_prompt
 from cerebrum_cli.terminal.streams import Streams
 
 FENCE = '"""'
@@ -19,21 +19,27 @@ PROMPT, CONTINUATION = "> ", "... "
 MAX_LINE, EDGE_LINES = 200, 4  # characters of a line, lines at each end of a question shown again
 
 
-class InputSource(Protocol):
+class InputSource(ABC):
+    """Where the questions of a chat come from."""
+
+    @abstractmethod
     def read(self) -> str:
         """Read the next question. Raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
 
-    def edit(self, text: str, /) -> str:
+    def edit(self, _: str, /) -> str:
         """Let the user edit a text. Raises UsageError if that is impossible."""
+        raise UsageError("cannot edit while questions are piped in", "ask again instead")
 
-    def confirm(self, question: str, /) -> bool:
+    def confirm(self, _: str, /) -> bool:
         """Ask a yes-or-no question; without a terminal the answer is no."""
+        return False
 
     def while_busy(self) -> AbstractContextManager[None]:
         """Set the terminal's modes for a chat, whenever no question is being read."""
+        return nullcontext()
 
 
-class ScriptInput:
+class ScriptInput(InputSource):
     """Questions from a pipe: one per line, or a block of lines between fences."""
 
     def __init__(self, text: str, echo: Callable[[str], None]) -> None:
@@ -46,18 +52,6 @@ class ScriptInput:
             self._echo(prompt_text(question) + "\n")
             return question
         raise EOFError
-
-    def edit(self, _: str) -> str:
-        """Raise UsageError: a pipe has no editor."""
-        raise UsageError("cannot edit while questions are piped in", "ask again instead")
-
-    def confirm(self, _: str) -> bool:
-        """Answer no: a script means what it says."""
-        return False
-
-    def while_busy(self) -> AbstractContextManager[None]:
-        """Change nothing: there may be no terminal."""
-        return nullcontext()
 
 
 def prompt_text(question: str) -> str:
@@ -114,7 +108,7 @@ def _opens_block(stripped: str) -> bool:
 
 
 @dataclass
-class PlainPrompt:
+class PlainPrompt(InputSource):
     """A prompt for dumb terminals and screen readers, which reads plain lines; `quiet` suppresses notices."""
 
     streams: Streams
@@ -124,7 +118,7 @@ class PlainPrompt:
 
     def read(self) -> str:
         """Read the next question. Raises Interrupted on SIGTERM or SIGHUP."""
-        with self.signals.reading_input():
+        with self.signals.acting(raise_at_prompt):
             first = self._read_line(PROMPT)
             return strip_fences([first, *lines_to_fence(first, iter(lambda: self._read_line(CONTINUATION), None))])
 
@@ -145,7 +139,3 @@ class PlainPrompt:
         if not line:
             raise EOFError
         return line.decode("utf-8", "replace").rstrip("\r\n")
-
-    def while_busy(self) -> AbstractContextManager[None]:
-        """Change nothing: the terminal echoes text typed ahead and buffers it by line."""
-        return nullcontext()

@@ -13,7 +13,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
-from cerebrum_cli.inference.question import compose_prompt
+from cerebrum_cli.inference.prompt_sources import compose_prompt
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
 from cerebrum_cli.inference.voting import MajorityVote
 from cerebrum_cli.terminal.escapes import strip_controls
@@ -133,7 +133,7 @@ class Repl:
             key = AnswerKeySink(self.keyboard, self.chat.loaded.responder)
             sinks = key, ReasoningSink(self.streams), collector, answer_sink(self.streams, not self.no_markdown)
             line = StatusLine(self.streams, self.chat.loaded.model.name, lambda: key.hint)
-            self._render(events, *sinks, line=line)
+            self.wait_for(events, *sinks, line=line)
         except Interrupted as error:
             if not self._continues_after(error):
                 raise
@@ -162,7 +162,7 @@ class Repl:
         """Run a vote and show the winning sample; Ctrl-C shows the leader. Raises Interrupted if there is none."""
         self.last_collector = None
         try:
-            self._render(events, line=VoteLine(self.streams, self.chat.loaded.model.name, majority_vote.bounds))
+            self.wait_for(events, line=VoteLine(self.streams, self.chat.loaded.model.name, majority_vote.bounds))
         except Interrupted as error:
             if not self._continues_after(error) or majority_vote.reply is None:
                 raise
@@ -175,10 +175,6 @@ class Repl:
                     self.streams.info(result_text(majority_vote.tally_event))
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
-
-    def wait_for(self, events: Generator[Event, None, None], *sinks: Sink) -> None:
-        """Consume the events of other work than a reply; Ctrl-C stops it."""
-        self._render(events, *sinks)
 
     def _print_greeting(self) -> None:
         """Print the model, and the last exchange of a continued session."""
@@ -202,7 +198,8 @@ class Repl:
                 show_answer(self.streams, stored.message.content, not self.no_markdown)
         self.streams.answer("\n")
 
-    def _render(self, events: Generator[Event, None, None], *sinks: Sink, line: StatusLine | None = None) -> None:
+    def wait_for(self, events: Generator[Event, None, None], *sinks: Sink, line: StatusLine | None = None) -> None:
+        """Consume events, with their progress in a line; Ctrl-C stops the work."""
         quiet: tuple[Sink, ...] = ()
         if not self.quiet:  # first: the status line erases itself before others write
             quiet = line or StatusLine(self.streams, self.chat.loaded.model.name), NoticeSink(self.streams)

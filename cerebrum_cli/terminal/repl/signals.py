@@ -58,14 +58,6 @@ class Signals:
         """Raise Interrupted immediately for any signal."""
         return self.acting(raise_interrupted)
 
-    def reading_input(self) -> contextlib.AbstractContextManager[None]:
-        """Raise KeyboardInterrupt for Ctrl-C, as a prompt does, and Interrupted for other signals."""
-        return self.acting(raise_at_prompt)
-
-    def released(self) -> contextlib.AbstractContextManager[None]:
-        """Leave Ctrl-C to another program that has the terminal; raise Interrupted for other signals."""
-        return self.acting(ignore_ctrl_c)
-
     @contextlib.contextmanager
     def generating(self, cancel: Callable[[], None]) -> Iterator[CancelOnInterrupt]:
         """Cancel generation or loading; a second Ctrl-C exits the process immediately."""
@@ -114,6 +106,6 @@ def raise_at_prompt(signum: int) -> None:
 
 
 def ignore_ctrl_c(signum: int) -> None:
-    """Raise Interrupted for any signal but Ctrl-C."""
+    """Leave Ctrl-C to another program that has the terminal; raise Interrupted for other signals."""
     if signum != signal.SIGINT:
         raise Interrupted(signum)

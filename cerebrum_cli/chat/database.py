@@ -1,0 +1,229 @@
+"""The file of the session database: its schema, opening, checking and copying it, and what its errors mean."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cerebrum_cli.chat.session import printable_name
+from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+
+BUSY_TIMEOUT_S = 10.0  # for another process's transaction
+NO_ACCESS = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+NO_SPACE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
+DAMAGE = ("malformed", "not a database", "vtable constructor", "already exists", "decode", "no such", "FOREIGN KEY")
+READ_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+PRIMARY_CODE = 0xFF  # of an extended result code
+
+# Messages form a tree, each row pointing to the message before it, so undo, retry and fork delete nothing: a session
+# names the end of a branch (`leaf`). A message's `session` is the one it was added to, which may be deleted. Times are
+# seconds since 1970, `params` and `timings` JSON, `tokens` the sampled ids of a reply, four bytes each, little-endian.
+# A reply without a finish_reason is being generated, or its process was killed. `vocabulary` is a digest of the
+# vocabulary that `tokens` are ids of. `first` is the oldest message still in the model's context, if earlier ones were
+# dropped.
+VERSION = 1
+SCHEMA = (
+    """CREATE TABLE messages (
+    id INTEGER PRIMARY KEY,
+    parent INTEGER REFERENCES messages (id),
+    session INTEGER NOT NULL,
+    role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+    content TEXT NOT NULL,
+    reasoning TEXT,
+    tokens BLOB,
+    finish_reason TEXT,
+    model TEXT,
+    format TEXT,
+    vocabulary TEXT,
+    params TEXT,
+    seed INTEGER,
+    timings TEXT,
+    created REAL NOT NULL
+);""",
+    "CREATE INDEX children ON messages (parent);",
+    """CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    origin TEXT NOT NULL CHECK (origin IN ('chat', 'ask', 'import')),
+    system_prompt TEXT,
+    model TEXT,
+    format TEXT,
+    params TEXT,
+    leaf INTEGER REFERENCES messages (id),
+    first INTEGER,
+    created REAL NOT NULL,
+    updated REAL NOT NULL
+);""",
+    "CREATE INDEX recent ON sessions (updated);",
+    "CREATE VIRTUAL TABLE texts USING fts5 (content, content = 'messages', content_rowid = 'id');",
+    """CREATE TRIGGER said AFTER INSERT ON messages BEGIN
+    INSERT INTO texts (rowid, content) VALUES (new.id, new.content);
+END;""",
+    """CREATE TRIGGER unsaid AFTER DELETE ON messages BEGIN
+    INSERT INTO texts (texts, rowid, content) VALUES ('delete', old.id, old.content);
+END;""",
+    """CREATE TRIGGER said_on AFTER UPDATE OF content ON messages BEGIN
+    INSERT INTO texts (texts, rowid, content) VALUES ('delete', old.id, old.content);
+    INSERT INTO texts (rowid, content) VALUES (new.id, new.content);
+END;""",
+)
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open the database; create it if necessary. Raises SessionError."""
+    create_private(path)
+    with translated(path):
+        database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        try:
+            require_known_version(database, path)
+            _enable_wal(database)
+            database.execute("PRAGMA synchronous = FULL")
+            database.execute("PRAGMA secure_delete = ON")  # deleted text must not remain in the file
+            create_tables(database)
+        except BaseException:
+            database.close()
+            raise
+    return _configured(database)
+
+
+def copy_to_memory(source: sqlite3.Connection | None) -> sqlite3.Connection:
+    """Copy a database, or start an empty one, in memory."""
+    database = sqlite3.connect(":memory:", isolation_level=None)
+    if source:
+        source.backup(database)
+    create_tables(database)
+    return _configured(database)
+
+
+def create_tables(database: sqlite3.Connection) -> None:
+    """Create the tables of an empty database in one transaction, even if several processes open it concurrently."""
+    if _version(database):
+        return
+    with transaction(database):
+        if not _version(database):  # no other process has created them meanwhile
+            for statement in SCHEMA:
+                database.execute(statement)
+            database.execute(f"PRAGMA user_version = {VERSION}")
+
+
+@contextlib.contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """Commit the changes made within, or undo them after an error."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):  # SQLite has ended it where the disk is full
+            database.execute("ROLLBACK")
+        raise
+
+
+def require_known_version(database: sqlite3.Connection, path: Path) -> None:
+    """Raise SessionError for a database of another version of cerebrum."""
+    if _version(database) not in (0, VERSION):
+        problem = f"{path}: written by another version of cerebrum"
+        raise SessionError(problem, "use that version, or move the file elsewhere; a new one will be created")
+
+
+def _version(database: sqlite3.Connection) -> int:
+    """Version of the schema, 0 for an empty file."""
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _enable_wal(database: sqlite3.Connection) -> None:
+    """Turn on the write-ahead log, retrying since SQLite's busy timeout does not cover this change."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+def create_private(path: Path) -> None:
+    """Create an empty file that only its owner can read, with its directory, unless it exists.
+
+    SQLite creates the files beside it with the same permissions. Raises UnwritableSessions.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableSessions(f"{error.filename}: {error.strerror}", "make it writable, or use --no-log") from error
+    with contextlib.suppress(OSError):  # opening it reports the error
+        path.touch(mode=0o600, exist_ok=False)
+
+
+def check_integrity(path: Path) -> tuple[int, int, int] | None:
+    """Check the whole database without changing it, and return its numbers of sessions and messages, and version.
+
+    None if the file does not exist, version 0 while it is empty. Raises SessionError if it is damaged,
+    or another program's.
+    """
+    if not path.exists():
+        return None
+    # An existing log may hold changes, which closing a writable connection would write into the file. Without a log
+    # SQLite creates one, and only a writable connection removes it again.
+    mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "rw"
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    with translated(path), contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+        require_known_version(database, path)
+        (problem,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+        if problem != "ok":
+            raise _damaged(path, one_line(problem))
+        if row := database.execute("PRAGMA foreign_key_check").fetchone():
+            raise _damaged(path, f"a row of {row[0]} refers to a missing row of {row[2]}")
+        if version := _version(database):
+            ((sessions, messages),) = database.execute("SELECT (SELECT count(*) FROM sessions), count(*) FROM messages")
+            return sessions, messages, version
+        if database.execute("SELECT count(*) FROM sqlite_schema").fetchone() != (0,):
+            raise _damaged(path, "it belongs to another program")
+        return 0, 0, 0
+
+
+def session_error(path: Path, error: Exception) -> SessionError:
+    """SessionError for an error of SQLite: UnwritableSessions without permission or space."""
+    problem = one_line(str(error))
+    if any(sign in problem for sign in DAMAGE):
+        return _damaged(path, problem)
+    code = getattr(error, "sqlite_errorcode", 0) & PRIMARY_CODE
+    if code in NO_ACCESS:
+        return UnwritableSessions(f"{path}: {problem}", "make sure that it is a readable and writable file")
+    if code in NO_SPACE:
+        return UnwritableSessions(f"{path}: {problem}", "free disk space")
+    return SessionError(f"{path}: {problem}", "close other programs that use the file, then try again")
+
+
+def one_line(problem: str) -> str:
+    return " ".join(printable_name(problem).split())  # SQLite quotes the statement of a damaged schema
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Raise SessionError for an error of SQLite."""
+    try:
+        yield
+    except READ_ERRORS as error:
+        raise session_error(path, error) from error
+
+
+def _damaged(path: Path, problem: str) -> SessionError:
+    recover = f"sqlite3 {shlex.quote(str(path))} .recover > saved.sql"
+    return SessionError(
+        f"{path} is damaged: {problem}",
+        f"recover what is readable: {recover}; then move the file and its -wal elsewhere to start a new one",
+    )
+
+
+def _configured(database: sqlite3.Connection) -> sqlite3.Connection:
+    database.row_factory = sqlite3.Row
+    database.execute("PRAGMA foreign_keys = ON")
+    return database

@@ -1,0 +1,256 @@
+"""vLLM and SGLang, which sample alike and name most settings alike.
+
+vLLM ignores fields it does not know, and fills in unset ones from the model's generation_config.json, so all are sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from cerebrum_cli.engine.remote.client import LostServerError, failure, one_line
+from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd, ServerInfo, StopReason, file_name, text_of
+from cerebrum_cli.engine.sequence import Request
+
+SEQUENCES = 256  # by default; vLLM does not report its --max-num-seqs
+MAX_SAMPLES = 64
+LEAST_TOP_P = 1e-6  # 0 is refused
+ALL_TOKENS = -1  # for SGLang's top_k
+IGNORED_SEEDS = (
+    "this server ignores seeds, so samples are not reproducible",
+    "start SGLang with --enable-deterministic-inference",
+)
+_PARAMS = ("temperature", "min_p", "presence_penalty", "frequency_penalty")  # which have the same name here
+
+
+class _SharedFields:
+    """What both are asked alike."""
+
+    name: str
+    takes_end_tokens = True
+
+    def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
+        return {"model": info.model, "prompt": text, "add_special_tokens": False}
+
+    def _sampling_fields(self, request: Request, info: ServerInfo) -> dict[str, Any]:
+        """Settings that both name alike."""
+        params = request.params
+        biases = {str(token): bias for token, bias in params.logit_bias}
+        return {
+            **{name: getattr(params, name) for name in _PARAMS},
+            "top_p": max(params.top_p, LEAST_TOP_P),
+            "repetition_penalty": params.repeat_penalty,
+            "stop": list(params.stop),
+            "stop_token_ids": [] if request.ignore_eos else list(info.end_tokens),
+            "ignore_eos": request.ignore_eos,
+            "skip_special_tokens": False,
+            **({"logit_bias": biases} if biases else {}),
+        }
+
+    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
+        found, params, name = list[tuple[str, str]](), request.params, self.name
+        if params.temperature not in (0.0, 1.0):
+            problem = f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them"
+            found.append((problem, "the sampling distribution differs, except at temperature 0 or 1"))
+        if params.repeat_penalty != 1.0:
+            problem = f"{name}'s repeat penalty counts the whole text, not the last 64 tokens"
+            found.append((problem, "replies differ from those of llama.cpp; omit --repeat-penalty"))
+        if params.presence_penalty or params.frequency_penalty:
+            problem = f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens"
+            found.append((problem, "replies differ from those of llama.cpp"))
+        ignored = {
+            "--dry-multiplier": params.has_dry,
+            "--top-n-sigma": params.temperature > 0 and params.top_n_sigma > 0,
+            "--typical-p": params.temperature > 0 and params.typical_p < 1,
+        }
+        for option in (option for option, is_used in ignored.items() if is_used):
+            found.append((f"{name} does not support {option}: it is ignored", f"omit {option}, or use llama-server"))
+        if params.temperature and not info.has_seeds:
+            found.append(IGNORED_SEEDS)
+        return found
+
+
+class Vllm(_SharedFields):
+    """vLLM's server: prompts and replies are token ids on `/v1/completions`."""
+
+    name = "vLLM"
+    description_path = "/version"
+    completion_path = "/v1/completions"
+    context_option = "--max-model-len"
+
+    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
+        build, weights = one_line(str(answer["version"])), _weights(entry, entry.get("root"))
+        size = int(entry["max_model_len"])
+        return ServerInfo(self, build, str(entry["id"]), weights, size, SEQUENCES, MAX_SAMPLES, has_other_weights=True)
+
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
+        """Without a limit of tokens, or with null, it would generate 16; one larger than the context is refused."""
+        limit, room = request.params.max_tokens, info.room_for_reply(request)
+        return {
+            **self._sampling_fields(request, info),
+            "model": info.model,
+            "prompt": list(request.prompt_tokens),
+            "max_tokens": room if limit is None else min(limit, room),
+            "n": samples,
+            "seed": seed,
+            "top_k": request.params.top_k,
+            "min_tokens": 0,
+            "return_token_ids": True,
+            "stream": request.stream,
+            **({"stream_options": {"include_usage": True}} if request.stream else {}),
+            **({"logprobs": 0} if request.logprobs else {}),
+            **({"structured_outputs": {"grammar": request.grammar}} if request.grammar else {}),
+        }
+
+    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
+        """The reply of each choice; `usage` counts the tokens of all, so several without ids get equal shares."""
+        choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+        usage, count = answer.get("usage") or {}, len(choices)
+        total, replies = usage.get("completion_tokens"), list[ReplyChunk]()
+        for at, choice in enumerate(choices):
+            is_counted = count > 1 and choice.get("token_ids") is not None
+            tokens = None if total is None or is_counted else (int(total) + count - 1 - at) // count
+            replies.append(_vllm_chunk(choice, {**usage, "completion_tokens": tokens}))
+        return replies
+
+    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
+        """Yield parts with the ids of all tokens; the counts follow in an event of their own."""
+        last: Mapping[str, Any] | None = None
+        usage: Mapping[str, Any] = {}
+        async for event in events:
+            usage = event.get("usage") or usage
+            for choice in event.get("choices", ()):
+                if choice.get("finish_reason"):
+                    last = choice
+                else:
+                    yield _vllm_chunk(choice)
+        if last is not None:
+            yield _vllm_chunk(last, usage)
+
+
+class Sglang(_SharedFields):
+    """SGLang's server: prompts and replies are token ids on its own `/generate`.
+
+    All samples of one request would share a seed, so each is a request; the prompt is cached. With an `adapter`, its
+    LoRA weights are used. With `sends_deltas`, each event of a stream holds what is new in it; otherwise, all of the
+    reply so far.
+    """
+
+    name = "SGLang"
+    description_path = "/server_info"
+    completion_path = "/generate"
+    context_option = "--context-length"
+
+    def __init__(self, sends_deltas: bool = False, adapter: str | None = None) -> None:
+        self._sends_deltas = sends_deltas
+        self._adapter = adapter
+
+    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
+        """What a server is; only with deterministic inference, seeds have an effect."""
+        adapter = str(entry["id"]) if entry.get("parent") else None
+        return ServerInfo(
+            Sglang(bool(answer.get("incremental_streaming_output")), adapter),
+            one_line(str(answer["version"])),
+            str(entry["id"]),
+            _weights(entry, entry.get("root") if adapter else answer.get("model_path")),
+            int(entry["max_model_len"]),
+            int(answer.get("max_running_requests") or SEQUENCES),
+            max_samples=1,
+            has_seeds=bool(answer.get("enable_deterministic_inference")),
+            has_other_weights=answer.get("load_format") != "gguf",
+        )
+
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
+        """Without a limit of tokens, it would generate 128; with null, until the context is full."""
+        limit = request.params.max_tokens
+        return {
+            "input_ids": list(request.prompt_tokens),
+            "stream": request.stream,
+            "return_logprob": request.logprobs,
+            **({"lora_path": self._adapter} if self._adapter else {}),
+            "sampling_params": {
+                **self._sampling_fields(request, info),
+                "max_new_tokens": limit if limit is not None and limit < info.room_for_reply(request) else None,
+                "n": samples,
+                "top_k": request.params.top_k or ALL_TOKENS,
+                "min_new_tokens": 0,
+                **({"sampling_seed": seed} if info.has_seeds else {}),
+                **({"ebnf": request.grammar} if request.grammar else {}),
+            },
+        }
+
+    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
+        return [_sglang_chunk(reply) for reply in (answer if isinstance(answer, list) else [answer])]
+
+    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
+        """Yield parts with the ids of all tokens."""
+        tokens = characters = 0
+        async for event in events:
+            chunk = _sglang_chunk(event, tokens, characters)
+            if not self._sends_deltas:
+                tokens += len(chunk.tokens)
+                characters += len(chunk.text or "")
+            yield chunk
+
+
+def _weights(entry: Mapping[str, Any], path: Any) -> str:
+    """Where the weights of a model in /v1/models are from, given their path; with the base of an adapter."""
+    name, base = _repository(str(path or entry["id"])), entry.get("parent")
+    return f"{name} on {_repository(str(base))}" if base else name
+
+
+def _repository(name: str) -> str:
+    """The name of a model on the Hub, or of the folder that a path leads to."""
+    is_path = name.startswith(("/", ".", "~", "\\")) or name[1:2] == ":"
+    return one_line(file_name(name) if is_path else name)
+
+
+def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> ReplyChunk:
+    """A part of a reply, or with `usage` its last."""
+    ids, scores = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+    text = None if ids is not None else text_of(choice, "text")
+    return _chunk(ids, text, scores, None if usage is None else _vllm_end(choice, usage))
+
+
+def _vllm_end(choice: Mapping[str, Any], usage: Mapping[str, Any]) -> ReplyEnd:
+    finish = choice.get("finish_reason")
+    if finish not in ("stop", "length"):
+        raise LostServerError(f"the reply ended with {one_line(str(finish))}")
+    details = usage.get("prompt_tokens_details") or {}
+    counts = usage.get("completion_tokens"), usage.get("prompt_tokens"), details.get("cached_tokens")
+    return _end(finish, choice.get("stop_reason"), *counts)
+
+
+def _sglang_chunk(reply: Mapping[str, Any], seen: int = 0, characters: int = 0) -> ReplyChunk:
+    """The part of a reply after the tokens and characters that were seen."""
+    meta, ids = reply["meta_info"], reply.get("output_ids")
+    end = _sglang_end(meta) if meta.get("finish_reason") else None
+    if ids is None:
+        return ReplyChunk(text=text_of(reply, "text")[characters:], total=int(meta["completion_tokens"]), end=end)
+    tokens = ids[seen:]
+    scores = [score for score, *_ in meta.get("output_token_logprobs") or ()][-len(tokens) :]
+    return _chunk(tokens, None, scores, end)
+
+
+def _sglang_end(meta: Mapping[str, Any]) -> ReplyEnd:
+    """The end of a reply; a request that the server gives up may come back as one."""
+    finish = meta["finish_reason"]
+    if finish["type"] not in ("stop", "length"):
+        message = one_line(str(finish.get("message") or f"the reply ended with {finish['type']}"))
+        raise failure(int(finish.get("status_code") or 500), message)
+    counts = int(meta["completion_tokens"]), meta.get("prompt_tokens"), meta.get("cached_tokens")
+    return _end(finish["type"], finish.get("matched"), *counts)
+
+
+def _chunk(ids: Sequence[Any] | None, text: str | None, scores: Any, end: ReplyEnd | None) -> ReplyChunk:
+    """A part of a reply, with log probabilities if each of its tokens has one."""
+    tokens, logprobs = tuple(int(token) for token in ids or ()), tuple(scores or ())
+    return ReplyChunk(tokens, text, logprobs if len(logprobs) == len(tokens) else (), end=end)
+
+
+def _end(finish: str, matched: Any, tokens: int | None, prompt_tokens: int | None, cached: int | None) -> ReplyEnd:
+    """The end of a reply; `matched` is the stop string or the token that ended it."""
+    reason: StopReason = "limit" if finish == "length" else "stop string" if isinstance(matched, str) else "eos"
+    return ReplyEnd(
+        reason, None if tokens is None else int(tokens) - (reason == "eos"), prompt_tokens, int(cached or 0)
+    )
