@@ -156,13 +156,19 @@ def majorities(questions: Sequence[Sequence[Vote]]) -> list[list[float]]:
     probabilities, then the one of the earlier sample. A sample without an answer votes for nothing, and a vote without
     an answer is wrong.
     """
+    import numpy
+
     size = len(questions[0]) if questions else 0
     shares: list[list[float]] = [[] for _ in range(size)]
     for orders, sizes in _orders(size):
-        for block in _blocks(questions, BLOCK // (len(orders) * size)):
-            for k, right in enumerate(_are_right(block, orders), start=1):
+        length = max(1, BLOCK // (len(orders) * size))
+        for start in range(0, len(questions), length):
+            block = questions[start : start + length]
+            # The last is for no winner.
+            correct = numpy.array([[*(vote.correct for vote in votes), False] for votes in block])
+            for k, winners in enumerate(_winners(block, orders), start=1):
                 if k in sizes:
-                    shares[k - 1] += right.mean(axis=1).tolist()
+                    shares[k - 1] += numpy.take_along_axis(correct, winners, axis=1).mean(axis=1).tolist()
     return shares
 
 
@@ -186,19 +192,6 @@ def _orders(size: int) -> Iterator[tuple[NDArray[numpy.int64], Collection[int]]]
         random = Random(SEED)  # its method `random` gives the same numbers in every version of Python
         keys = [[random.random() for _ in range(size)] for _ in range(MAX_SUBSETS)]
         yield numpy.argsort(keys, axis=1, kind="stable")[:, : large[-1]], large
-
-
-def _blocks(questions: Sequence[Sequence[Vote]], length: int) -> Iterator[Sequence[Sequence[Vote]]]:
-    length = max(1, length)
-    return (questions[start : start + length] for start in range(0, len(questions), length))
-
-
-def _are_right(questions: Sequence[Sequence[Vote]], orders: NDArray[numpy.int64]) -> Iterator[NDArray[numpy.bool_]]:
-    """Whether the vote is right, by question and order, after each sample."""
-    import numpy
-
-    correct = numpy.array([[*(vote.correct for vote in votes), False] for votes in questions])  # the last for no winner
-    return (numpy.take_along_axis(correct, winners, axis=1) for winners in _winners(questions, orders))
 
 
 def _winners(questions: Sequence[Sequence[Vote]], orders: NDArray[numpy.int64]) -> Iterator[NDArray[numpy.int64]]:

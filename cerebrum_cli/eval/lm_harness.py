@@ -5,8 +5,10 @@ Only this module and `lm_tasks` import lm_eval, which takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,17 +18,12 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from cerebrum_cli.core.conversation import Conversation, Message, Text, Tokens
-from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent
-from cerebrum_cli.engine.scoring.request import LogprobScores
-from cerebrum_cli.eval.lm_requests import (
-    Prompt,
-    continue_prompts,
-    ignored_keys,
-    plan_prompt,
-    plan_scores,
-    sampling_params,
-)
+from cerebrum_cli.core.errors import PromptTooLong, UsageError
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, StageEvent, TokenEvent
+from cerebrum_cli.core.sampling import SEEDS, SamplingParams
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.scoring.request import LogprobScores, ScoreRequest
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import RAW
 
 if TYPE_CHECKING:
@@ -179,7 +176,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             self.on_event(StageEvent("generating", done, len(requests)))
         return texts
 
-    def _plan_prompts(self, requests: Sequence[Instance]) -> list[Prompt]:
+    def _plan_prompts(self, requests: Sequence[Instance]) -> list[PlannedPrompt]:
         prompts = []
         ignored: set[str] = set()
         stop = self._model.responder.stop if self._is_chat else ()
@@ -188,7 +185,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         for key, group in groupby(enumerate(requests), key=lambda pair: pair[1].args):
             positions = [position for position, _ in group]
             settings = normalize_gen_kwargs(key[1], MAX_GEN_TOKENS)
-            ignored |= ignored_keys(settings)
+            ignored |= settings.keys() - NEUTRAL.keys() - OTHER_KEYS
             params = sampling_params(settings, stop, self._seed + positions[0])
             tokens = self._encode_prompt(key[0])
             prompts.append(plan_prompt(key, positions[0], len(positions), tokens, params, size))
@@ -237,13 +234,23 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         return results
 
     def _score(self, pairs: Sequence[EncodedPair], add: Callable[[int, tuple[float, bool]], None]) -> None:
-        """Score all pairs at once; pass each result, with the pair's index, to `add` as it is finished."""
-        plan = plan_scores([(context, continuation) for _, context, continuation in pairs], self.max_length)
-        self._notify_of_truncation(plan.truncated, len(pairs))
-        with closing(self._model.responder.score(plan.requests)) as events:
+        """Score all pairs at once, each context evaluated once; pass each result, with the pair's index, to `add`."""
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)  # indices of the pairs by their contexts
+        truncated, size = 0, self.max_length
+        for index, (_, context, continuation) in enumerate(pairs):
+            if len(continuation) > size:
+                problem = f"a text to score has {len(continuation)} tokens, but the context has {size}"
+                raise PromptTooLong(problem, "raise --ctx")
+            excess = max(0, len(context) + len(continuation) - size - 1)  # the last token is not evaluated
+            groups[tuple(context[excess:])].append(index)
+            truncated += excess > 0
+        self._notify_of_truncation(truncated, len(pairs))
+        indices = [*groups.values()]
+        requests = [ScoreRequest(each, tuple(tuple(pairs[at][2]) for at in group)) for each, group in groups.items()]
+        with closing(self._model.responder.score(requests)) as events:
             for event in events:
                 if isinstance(event, LogprobScores):
-                    for index, score in zip(plan.indices[event.request], event.scores, strict=True):
+                    for index, score in zip(indices[event.request], event.scores, strict=True):
                         add(index, (score.logprob_sum, score.is_greedy))
                 elif isinstance(event, RefusedEvent):
                     raise event.error
@@ -284,3 +291,90 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         if self._loaded:
             self._loaded.engine.close()
             self._loaded = None
+
+
+# Ours by lm-eval's names. What a task leaves out has no effect, as with lm-eval's other models.
+NEUTRAL = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+OTHER_KEYS = {"until", "max_gen_toks", "do_sample", "seed"}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPrompt:
+    """Adjacent equal requests of lm-eval, from `position` on, as one request to the engine.
+
+    `key` is theirs in lm-eval's cache.
+    """
+
+    key: Any
+    position: int
+    count: int
+    request: Request
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the texts differ; otherwise one is generated for all."""
+        return self.request.params.temperature > 0
+
+    def positions(self, sample: int) -> range:
+        """The requests that a sample answers."""
+        first = self.position + sample
+        return range(first, first + (1 if self.is_sampled else self.count))
+
+
+def plan_prompt(
+    key: Any, position: int, count: int, tokens: Sequence[int], params: SamplingParams, size: int
+) -> PlannedPrompt:
+    """Plan `count` continuations of a text; tokens on the left give way to the reply in a context of this size."""
+    room = size - (params.max_tokens or 0)
+    if room < 1:
+        raise UsageError(
+            f"max_gen_toks is {params.max_tokens}, but the context has {size} tokens",
+            "raise --ctx, or set --gen-kwargs max_gen_toks=N",
+        )
+    samples = count if params.temperature > 0 else 1
+    return PlannedPrompt(key, position, count, Request(tuple(tokens[-room:]), params, n=samples))
+
+
+def sampling_params(settings: Mapping[str, Any], stop: Sequence[str], seed: int) -> SamplingParams:
+    """Sampling parameters of settings that lm-eval has normalized. Raises UsageError."""
+    values = {name: settings.get(name, neutral) for name, neutral in NEUTRAL.items()}
+    if not settings["do_sample"]:
+        values["temperature"] = 0.0
+    try:
+        return SamplingParams(
+            max_tokens=int(settings["max_gen_toks"]),
+            temperature=float(values["temperature"]),
+            top_k=max(0, int(values["top_k"])),
+            top_p=float(values["top_p"]),
+            min_p=float(values["min_p"]),
+            repeat_penalty=float(values["repetition_penalty"]),
+            seed=(int(settings.get("seed", 0)) + seed) % SEEDS,
+            stop=tuple(dict.fromkeys(filter(None, (*settings["until"], *stop)))),
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"generation settings: {error}", "check generation_kwargs of the task and --gen-kwargs"
+        ) from error
+
+
+def continue_prompts(
+    engine: Engine, prompts: Sequence[PlannedPrompt], on_event: Callable[[Event], None]
+) -> Iterator[tuple[PlannedPrompt, int, str]]:
+    """Yield the text of each sample as it is finished: its prompt, its index and the text.
+
+    Short texts come first, and common prefixes are evaluated once.
+    """
+    for group in engine.group_by_length([prompt.request for prompt in prompts]):
+        ordered = sorted((prompts[index] for index in group), key=lambda prompt: tuple(prompt.request.prompt_tokens))
+        texts: dict[SequenceId, list[str]] = defaultdict(list)
+        with closing(engine.complete(prompt.request for prompt in ordered)) as completions:
+            for event in completions:
+                if isinstance(event, TokenEvent):
+                    texts[event.sequence].append(event.text)
+                elif isinstance(event, FinishEvent):
+                    index, sample = event.sequence
+                    yield ordered[index], sample, "".join(texts.pop(event.sequence, ()))
+                elif isinstance(event, RefusedEvent):
+                    raise event.error
+                else:
+                    on_event(event)

@@ -109,7 +109,9 @@ def read_questions(rows: Iterable[Row], fields: Fields | None = None, render: Re
             if isinstance(row, BadRow):
                 raise _Invalid(row.reason)
             draft = _draft(line, row, fields or Fields(), render)
-            _require_new_id(draft, lines)
+            id = draft.question.id
+            if lines.setdefault(id, line) != line:
+                raise _Invalid(f"duplicate id {_shown(id)}, first on line {lines[id]}")
             drafts.append(draft)
         except _Invalid as invalid:
             bad_rows.append(BadRow(line, str(invalid)))
@@ -147,7 +149,7 @@ def _draft(line: int, row: Mapping[str, Any], fields: Fields, render: Render | N
         prompt=_prompt(row, fields, choices, render),
         gold="",
         choices=choices.texts if choices else (),
-        cluster=_cluster(row.get("cluster")),
+        cluster=None if row.get("cluster") in (None, "") else _text(row["cluster"], "cluster"),
         stub=str(row[fields.stub]) if fields.stub else "",
         entry_point=str(row[fields.entry_point]) if fields.entry_point else "",
     )
@@ -244,40 +246,24 @@ def _own_id(value: Any, name: str, line: int) -> QuestionId:
     return well_formed(value) if isinstance(value, str) else value
 
 
-def _cluster(value: Any) -> str | None:
-    return None if value is None or value == "" else _text(value, "cluster")
-
-
-def _require_new_id(draft: _Draft, lines: dict[QuestionId, int]) -> None:
-    id = draft.question.id
-    if lines.setdefault(id, draft.line) != draft.line:
-        raise _Invalid(f"duplicate id {_shown(id)}, first on line {lines[id]}")
-
-
 def _resolve_indices(drafts: list[_Draft]) -> tuple[tuple[Question, ...], list[BadRow], str | None]:
     """The questions with their gold answers, the rows whose index is undecided, and what was assumed.
 
     An index of 0 shows that indices count from 0, one equal to the number of choices that they count from 1.
     """
     indexed = [draft for draft in drafts if draft.index is not None]
-    zero = _first_line(draft for draft in indexed if draft.index == 0)
-    last = _first_line(draft for draft in indexed if draft.index == len(draft.question.choices))
+    zero = next((draft.line for draft in indexed if draft.index == 0), None)
+    last = next((draft.line for draft in indexed if draft.index == len(draft.question.choices)), None)
+    undecided = []
     if zero and last:
         reason = f"the answer is an index, but line {zero} counts from 0 and line {last} from 1"
+        undecided = [BadRow(draft.line, reason) for draft in indexed]
         drafts = [draft for draft in drafts if draft.index is None]
-        return _with_letters(drafts, 0), [BadRow(draft.line, reason) for draft in indexed], None
-    return _with_letters(drafts, 1 if last else 0), [], INDEX_NOTE if indexed and not (zero or last) else None
-
-
-def _with_letters(drafts: list[_Draft], base: int) -> tuple[Question, ...]:
-    return tuple(
-        draft.question if draft.index is None else replace(draft.question, gold=LETTERS[draft.index - base])
+    questions = tuple(
+        draft.question if draft.index is None else replace(draft.question, gold=LETTERS[draft.index - bool(last)])
         for draft in drafts
     )
-
-
-def _first_line(drafts: Iterator[_Draft]) -> int | None:
-    return next((draft.line for draft in drafts), None)
+    return questions, undecided, INDEX_NOTE if indexed and not (zero or last) else None
 
 
 def _no_questions(bad_rows: list[BadRow], has_template: bool) -> UsageError:

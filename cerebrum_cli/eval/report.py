@@ -69,13 +69,12 @@ class RunningScore:
             self._finish(sample, self._marks.pop(sample.id))
 
     def _finish(self, last: Sample, marks: Sequence[bool | None]) -> None:
-        """Count the question of its last sample, given the marks of all."""
+        """Count the question of its last sample, given the marks of all; none counts if one was skipped."""
         self.questions += 1
         counted = [mark for mark in marks if mark is not None]
-        if len(counted) == self._samples:
-            self._add_score(sum(counted) / len(counted), (last.id,) if last.cluster is None else last.cluster)
-
-    def _add_score(self, score: float, cluster: object) -> None:
+        if len(counted) < self._samples:
+            return
+        score, cluster = sum(counted) / len(counted), (last.id,) if last.cluster is None else last.cluster
         self._counted += 1
         self._sum += score
         before = self._clusters.get(cluster, Totals(0.0, 0))

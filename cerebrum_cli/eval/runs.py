@@ -133,7 +133,11 @@ class RunStore:
         base = _name(str(fingerprint["task"]), str(fingerprint["model"]))
         names = (base if number == 1 else f"{base}-{number}" for number in count(1))
         paths = (self._directory / f"{name}{SUFFIX}" for name in names)
-        return next(path for path in paths if _is_free(path) or _has_fingerprint(path, wanted))
+        return next(
+            path
+            for path in paths
+            if not any(each.exists() for each in OutputPaths(path).all) or _has_fingerprint(path, wanted)
+        )
 
     def delete(self, run: Run) -> None:
         """Delete the files of a run. Raises BatchError if a process is writing it, or they cannot be deleted."""
@@ -177,10 +181,6 @@ def _name(*parts: str) -> str:
     return name.encode()[:_MAX_NAME].decode(errors="ignore")
 
 
-def _is_free(path: Path) -> bool:
-    return not any(each.exists() for each in OutputPaths(path).all)
-
-
 def _has_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> bool:
     """Whether the run at a path has this fingerprint."""
     with contextlib.suppress(BatchError):
@@ -210,18 +210,14 @@ def rescored(run: Run, samples: Sequence[Sample], run_code: bool = False) -> lis
     with closing(marker(run.match, questions, run_code)) as replies:
         for at, (sample, question) in enumerate(zip(samples, questions, strict=True)):
             if not sample.is_skipped:
-                replies.add(at, Unmarked(_text(run, sample), question, sample.finish_reason == "stop"))
+                text = sample.text
+                if run.match == "code":  # the whole program, which its reply may have stated only in part
+                    text = "" if sample.answer is None else f"```python\n{sample.answer}\n```"
+                replies.add(at, Unmarked(text, question, sample.finish_reason == "stop"))
         while marks := replies.marks(wait=True):
             for at, mark in marks:
                 marked[at] = replace(marked[at], answer=mark.answer, correct=mark.correct)
     return marked
-
-
-def _text(run: Run, sample: Sample) -> str:
-    """The text to mark again; of a program the whole one, which its reply may have stated only in part."""
-    if run.match != "code":
-        return sample.text
-    return "" if sample.answer is None else f"```python\n{sample.answer}\n```"
 
 
 def compare_runs(before: Run, after: Run) -> Comparison:

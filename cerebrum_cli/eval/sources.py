@@ -29,7 +29,7 @@ _PARQUET = ".parquet"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class QuestionSource:
     """Where questions come from: a file and its digest, and the repository and commit of a dataset."""
 
     file: str
@@ -38,28 +38,32 @@ class Source:
     commit: str | None = None
 
 
-def load_file(path: Path, template: str | None = None) -> tuple[QuestionSet, Source]:
+def load_file(path: Path, template: str | None = None) -> tuple[QuestionSet, QuestionSource]:
     """Read the questions of a file of JSON lines. Raises UsageError if it has none that can be scored."""
     digest = hashlib.sha256()
     with closing(open_input(path)) as source:
         data = b"\n".join(source.lines(0, digest))
     questions = read_questions(parse_lines(data), render=_renderer(template))
-    return questions, Source(str(path), digest.hexdigest())
+    return questions, QuestionSource(str(path), digest.hexdigest())
 
 
 def load_task(
     task: Task, progress: Progress, template: str | None = None, offline: bool = False
-) -> tuple[QuestionSet, Source]:
+) -> tuple[QuestionSet, QuestionSource]:
     """Read the questions of a task; a dataset that was downloaded once is read from the cache, without the network.
 
     Raises PullError if it cannot be downloaded or read, CerebrumError without the library that reads it.
     """
     if task.file.endswith(_PARQUET):
-        _require_pyarrow(task)
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            problem = f"the dataset of {task.name} is a parquet file, which needs pyarrow: {error}"
+            raise CerebrumError(problem, pip_install('"cerebrum-cli[eval]"')) from error
     render = _renderer(template)
     cached, data = _cached_or_downloaded(task, progress, offline)
     rows = _parquet_rows(task, cached, data) if cached.name.endswith(_PARQUET) else parse_lines(data)
-    source = Source(cached.name, hashlib.sha256(data).hexdigest(), task.repo_id, cached.commit)
+    source = QuestionSource(cached.name, hashlib.sha256(data).hexdigest(), task.repo_id, cached.commit)
     return read_questions(task.rows(rows), task.fields, render), source
 
 
@@ -69,7 +73,7 @@ def _cached_or_downloaded(task: Task, progress: Progress, offline: bool) -> tupl
     cached = cache.find_file(task.repo_id, task.file)
     if cached is not None:
         data = _read(cached)
-        if _is_intact(cached, data):
+        if cached.digest in (None, hashlib.sha256(data).hexdigest(), git_hash(data)):
             return cached, data
     if offline or is_offline():
         state = "not downloaded" if cached is None else "damaged"
@@ -102,11 +106,6 @@ def _read(cached: CachedFile) -> bytes:
         raise PullError(f"{cached.path}: {error.strerror or error}", "make it readable") from error
 
 
-def _is_intact(cached: CachedFile, data: bytes) -> bool:
-    """Whether the bytes of a file have the digest that the cache knows it by, if it knows one."""
-    return cached.digest in (None, hashlib.sha256(data).hexdigest(), git_hash(data))
-
-
 def _renderer(template: str | None) -> Render | None:
     if template is None:
         return None
@@ -119,14 +118,6 @@ def _renderer(template: str | None) -> Render | None:
             raise ValueError(invalid.error.message) from invalid
 
     return render
-
-
-def _require_pyarrow(task: Task) -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        problem = f"the dataset of {task.name} is a parquet file, which needs pyarrow: {error}"
-        raise CerebrumError(problem, pip_install('"cerebrum-cli[eval]"')) from error
 
 
 def _parquet_rows(task: Task, cached: CachedFile, data: bytes) -> Iterator[Row]:
@@ -193,7 +184,6 @@ def read_source(
         hint = f"did you mean {near}?" if near else f"use {', '.join(known)}, or a file such as exam.jsonl"
         raise UsageError(f"unknown task {source!r}", hint)
     condition = find_condition(preset, source) if preset else None
-    remarks = (*_task_remarks(task), *_condition_remarks(preset, condition))
     match: Match = "code" if task and task.scorer == "code" else options.match or "answer"
     if match == "code" and options.match:
         raise UsageError(f"--match has no effect on {source}, whose programs are tested", "omit --match")
@@ -216,25 +206,20 @@ def read_source(
         },
         marker=run_code or marker(match, found.questions),
         condition=condition,
-        remarks=(*_origin_remarks(origin), *remarks, *([found.note] if found.note else [])),
+        remarks=tuple(filter(None, (*_remarks(origin, task, preset, condition), found.note))),
     )
 
 
-def _origin_remarks(origin: Source) -> tuple[str, ...]:
-    """Which version of a dataset was asked."""
-    return (f"dataset {origin.repo_id}, {origin.file} at commit {origin.commit}",) if origin.repo_id else ()
-
-
-def _task_remarks(task: Task | None) -> tuple[str, ...]:
-    if task is None:
-        return ()
-    return tuple(filter(None, (f"settings on the Cerebrum model cards: {task.published}", task.note)))
-
-
-def _condition_remarks(preset: Preset | None, condition: Condition | None) -> tuple[str, ...]:
-    """What a preset's card states and leaves open, with its figures."""
-    if preset is None or condition is None:
-        return ()
-    figures = tuple(f"published: {figure.metric} {figure.value:.4f}" for figure in condition.figures)
-    unstated = tuple(f"{preset.source} does not state {each}" for each in condition.unstated)
-    return (f"preset {preset.name}: {condition.published}", *figures, *unstated, *filter(None, (condition.note,)))
+def _remarks(
+    origin: QuestionSource, task: Task | None, preset: Preset | None, condition: Condition | None
+) -> Iterator[str]:
+    """Which version of a dataset was asked, and what cards state of its condition and leave open."""
+    if origin.repo_id:
+        yield f"dataset {origin.repo_id}, {origin.file} at commit {origin.commit}"
+    if task:
+        yield from (f"settings on the Cerebrum model cards: {task.published}", task.note)
+    if preset and condition:
+        yield f"preset {preset.name}: {condition.published}"
+        yield from (f"published: {figure.metric} {figure.value:.4f}" for figure in condition.figures)
+        yield from (f"{preset.source} does not state {each}" for each in condition.unstated)
+        yield condition.note

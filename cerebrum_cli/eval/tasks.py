@@ -35,22 +35,17 @@ class Task:
     def rows(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Convert rows of the file to those that `fields` describe."""
         for number, row in rows:
-            yield (
-                number,
-                row if self.convert is None or isinstance(row, BadRow) else _converted(self.convert, number, row),
-            )
+            if self.convert and not isinstance(row, BadRow):
+                try:
+                    row = {**row, **self.convert({key: value for key, value in row.items() if value is not None})}
+                except KeyError as error:
+                    row = BadRow(number, f"no `{error.args[0]}`; the fields are: {', '.join(row) or 'none'}")
+            yield number, row
 
 
 def find_task(name: str) -> Task | None:
     """The task of this name."""
     return next((task for task in TASKS if task.name == name), None)
-
-
-def _converted(convert: Convert, number: int, row: Mapping[str, Any]) -> Mapping[str, Any] | BadRow:
-    try:
-        return {**row, **convert({key: value for key, value in row.items() if value is not None})}
-    except KeyError as error:
-        return BadRow(number, f"no `{error.args[0]}`; the fields are: {', '.join(row) or 'none'}")
 
 
 def complete_test(test: str, entry_point: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.parser import Tables, TensorEntry, quoted, read_tables
@@ -17,22 +16,11 @@ from cerebrum_cli.gguf.table import EMBEDDING, HEAD
 ALPHA = "adapter.lora.alpha"
 ACTIVATION = "adapter.alora.invocation_tokens"  # of an adapter that applies only after these tokens
 A, B = ".lora_a", ".lora_b"
+Factors = tuple[TensorEntry, TensorEntry]  # of the change to one tensor of a model
 IGNORED = "_norm.weight"  # changed norms, which llama.cpp does not apply
 _NOT_MULTIPLIED = ("I8", "I16", "I32", "I64", "F64")  # ggml types without a kernel for products
 _HINT = "use an adapter that was made for this model"
 _CONVERT = "name a LoRA adapter in GGUF format, as llama.cpp's convert_lora_to_gguf.py writes it"
-
-
-class Pair(NamedTuple):
-    """The two factors of the change to one tensor of a model."""
-
-    a: TensorEntry
-    b: TensorEntry
-
-    @property
-    def size(self) -> int:
-        """Size in bytes."""
-        return (self.a.size or 0) + (self.b.size or 0)
 
 
 def adapter_sizes(path: Path, model_paths: Iterable[Path]) -> tuple[tuple[str, int], ...]:
@@ -47,7 +35,7 @@ def adapter_sizes(path: Path, model_paths: Iterable[Path]) -> tuple[tuple[str, i
     for name, pair in pairs.items():
         if problem := _misfit(name, pair, tensors):
             raise ModelFileError(path, problem, _HINT)
-    return tuple((name, pair.size) for name, pair in pairs.items())
+    return tuple((name, sum(factor.size or 0 for factor in pair)) for name, pair in pairs.items())
 
 
 def _check_metadata(path: Path, adapter: Tables, architecture: str) -> None:
@@ -67,7 +55,7 @@ def _check_metadata(path: Path, adapter: Tables, architecture: str) -> None:
         raise ModelFileError(path, f"damaged: its {ALPHA} is {quoted(str(alpha))}")
 
 
-def _pairs(path: Path, tensors: Iterable[TensorEntry]) -> dict[str, Pair]:
+def _pairs(path: Path, tensors: Iterable[TensorEntry]) -> dict[str, Factors]:
     """Pairs of factors by the name of the tensor they change."""
     factors: dict[str, dict[str, TensorEntry]] = {A: {}, B: {}}
     for tensor in tensors:
@@ -82,10 +70,10 @@ def _pairs(path: Path, tensors: Iterable[TensorEntry]) -> dict[str, Pair]:
         raise ModelFileError(path, f"incomplete: missing tensor {quoted(alone + missing)}")
     if not factors[A]:
         raise ModelFileError(path, "an adapter that changes no tensor", _CONVERT)
-    return {base: Pair(tensor, factors[B][base]) for base, tensor in factors[A].items()}
+    return {base: (tensor, factors[B][base]) for base, tensor in factors[A].items()}
 
 
-def _misfit(name: str, pair: Pair, model: Mapping[str, TensorEntry]) -> str | None:
+def _misfit(name: str, pair: Factors, model: Mapping[str, TensorEntry]) -> str | None:
     """Why a change cannot be applied to a model; None if it can."""
     tensor = model.get(name)
     if tensor is None:

@@ -28,17 +28,11 @@ VALUE_TYPES = (
 )
 # Those other than string and array: short name and layout.
 SCALARS = {
-    0: ("u8", struct.Struct("<B")),
-    1: ("i8", struct.Struct("<b")),
-    2: ("u16", struct.Struct("<H")),
-    3: ("i16", struct.Struct("<h")),
-    4: ("u32", struct.Struct("<I")),
-    5: ("i32", struct.Struct("<i")),
-    6: ("f32", struct.Struct("<f")),
-    7: ("bool", struct.Struct("<?")),
-    10: ("u64", struct.Struct("<Q")),
-    11: ("i64", struct.Struct("<q")),
-    12: ("f64", struct.Struct("<d")),
+    number: (name, struct.Struct(f"<{layout}"))
+    for number, name, layout in (
+        *((0, "u8", "B"), (1, "i8", "b"), (2, "u16", "H"), (3, "i16", "h"), (4, "u32", "I"), (5, "i32", "i")),
+        *((6, "f32", "f"), (7, "bool", "?"), (10, "u64", "Q"), (11, "i64", "q"), (12, "f64", "d")),
+    )
 }
 _UINT32, _UINT64 = SCALARS[4][1], SCALARS[10][1]
 
@@ -68,10 +62,10 @@ _SIGNATURES = (
     (0, b"pk\x03\x04", "a zip archive or PyTorch checkpoint", "unpack it, or pull a GGUF of this model"),
     (0, b"\x80\x02", "a PyTorch checkpoint", "llama.cpp reads GGUF: convert it, or pull a GGUF of this model"),
     (0, b"\x1f\x8b", "a gzip archive", "unpack it first"),
-    (0, b"lmgg", "a GGML file from before August 2023", "llama.cpp no longer reads GGML: pull a GGUF of this model"),
-    (0, b"fmgg", "a GGML file from before August 2023", "llama.cpp no longer reads GGML: pull a GGUF of this model"),
-    (0, b"tjgg", "a GGML file from before August 2023", "llama.cpp no longer reads GGML: pull a GGUF of this model"),
-    (0, b"algg", "a GGML adapter from before August 2023", "llama.cpp no longer reads GGML: pull a GGUF of this model"),
+    *(
+        (0, magic, "a GGML file from before August 2023", "llama.cpp no longer reads GGML: pull a GGUF of this model")
+        for magic in (b"lmgg", b"fmgg", b"tjgg", b"algg")
+    ),
     (0, bytes(16), "an incomplete download (zeros in place of a header)", "pull it again"),
 )
 SIGNATURE_BYTES = 256

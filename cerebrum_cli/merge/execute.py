@@ -64,24 +64,24 @@ def execute(file: OutputFile, codec: CodecFactory, threads: int, on_progress: On
     A separate thread does the work, so that the exception of a signal handler is raised here, in the waiting thread,
     and never while a lock is taken or the file is renamed.
     """
-    job = Job(file, codec, threads)
+    writer = MergeWriter(file, codec, threads)
     try:
-        Thread(target=job.run, name="merge", daemon=True).start()
-        while not job.is_finished:
+        Thread(target=writer.run, name="merge", daemon=True).start()
+        while not writer.is_finished:
             time.sleep(PROGRESS_INTERVAL_S)  # not join(): an exception raised in it loses the thread (Python 3.11)
-            on_progress(job.done, file.size)
-        if job.written:
+            on_progress(writer.done, file.size)
+        if writer.written:
             on_progress(file.size, file.size)
     except BaseException:
-        job.is_cancelled = True
-        while job.is_started and not job.is_finished:
+        writer.is_cancelled = True
+        while writer.is_started and not writer.is_finished:
             time.sleep(PROGRESS_INTERVAL_S)
-        if not job.written:  # otherwise the file has been renamed already
+        if not writer.written:  # otherwise the file has been renamed already
             raise
-    if job.error:
-        raise job.error
-    assert job.written, "the job is finished"
-    return job.written
+    if writer.error:
+        raise writer.error
+    assert writer.written, "the writer is finished"
+    return writer.written
 
 
 class Cancelled(Exception):
@@ -89,7 +89,7 @@ class Cancelled(Exception):
 
 
 @dataclass(slots=True)
-class Job:
+class MergeWriter:
     """A merge being written by a thread: its progress, cancellation flag and result."""
 
     file: OutputFile

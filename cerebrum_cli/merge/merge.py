@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.errors import CerebrumError, ConfigError, MergeError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.errors import ConfigError, MergeError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.locks import PART
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.machine import thread_count
@@ -115,16 +115,12 @@ def resolve_models(library: Library, references: Mapping[str, str], find: Callab
         except (ModelNotFound, PullError) as error:
             if name != reference or library.spec_named(name.partition(":")[0]):
                 raise
-            raise unknown_source(name, error) from error
+            hint = f"name the model to use: --source {name}=MODEL"  # most names are of repositories without GGUF files
+            if isinstance(error, ModelNotFound) and error.pullable:
+                hint = f"{error.hint}, if it has GGUF files; or {hint}"
+                raise ModelNotFound(error.message, hint, pullable=error.pullable) from error
+            raise ModelNotFound(f"the recipe's model {name}: {error.message}", hint) from error
     return models
-
-
-def unknown_source(name: str, error: CerebrumError) -> ModelNotFound:
-    """Error for a name in a recipe without an installed model; most names are of repositories without GGUF files."""
-    hint = f"name the model to use: --source {name}=MODEL"
-    if isinstance(error, ModelNotFound) and error.pullable:
-        return ModelNotFound(error.message, f"{error.hint}, if it has GGUF files; or {hint}", pullable=error.pullable)
-    return ModelNotFound(f"the recipe's model {name}: {error.message}", hint)
 
 
 def with_quantization(library: Library, text: str, quantization: str) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import Tensor, split_layer
-from cerebrum_cli.merge.recipe import Recipe, Slice, Source
+from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
 from cerebrum_cli.merge.tensor_names import hugging_face_names, is_constant, stored_offset
 
 COEFFICIENT_TOLERANCE = 1e-9  # rounding errors of a sum of coefficients stay below this
@@ -60,10 +60,10 @@ def input_tensors(op: TensorOp) -> tuple[Tensor, ...]:
     return (op.first, op.second) if isinstance(op, Slerp) else tuple(term.tensor for term in op.terms)
 
 
-Inputs = Sequence[tuple[Source, Tensor]]
+Inputs = Sequence[tuple[SliceSource, Tensor]]
 
 
-class Position(NamedTuple):
+class TensorPosition(NamedTuple):
     """Position of a tensor in the merge: its slice, name, and relative depth `t` in the slice, from 0 to 1.
 
     `t` is 0 for all tensors outside of layers, as in mergekit.
@@ -75,7 +75,7 @@ class Position(NamedTuple):
     t: float
     architecture: str
 
-    def parameter(self, name: str, source: Source | None = None, tensor: Tensor | None = None) -> float | None:
+    def parameter(self, name: str, source: SliceSource | None = None, tensor: Tensor | None = None) -> float | None:
         """A parameter for this tensor: the source's, or the slice's, or the recipe's; None if no filter matches.
 
         For a tensor of a source, filters match the layer number there, as in mergekit.
@@ -88,7 +88,7 @@ class Position(NamedTuple):
                 return interpolate(value, self.t) if isinstance(value, tuple) else value
         return None
 
-    def required(self, name: str, source: Source | None = None, tensor: Tensor | None = None) -> float:
+    def required(self, name: str, source: SliceSource | None = None, tensor: Tensor | None = None) -> float:
         """A parameter that must not be missing. Raises MergeError if no filter of the recipe matches this tensor."""
         value = self.parameter(name, source, tensor)
         if value is None:
@@ -111,7 +111,7 @@ def interpolate(gradient: tuple[float, ...], t: float) -> float:
     return (1.0 - share) * gradient[before] + share * gradient[after]
 
 
-def tensor_op(position: Position, inputs: Inputs) -> TensorOp:
+def tensor_op(position: TensorPosition, inputs: Inputs) -> TensorOp:
     """Operation for a tensor. Raises MergeError if the recipe lacks a parameter for it."""
     if is_constant(position.name):
         return Copy(base_tensor(position, inputs))
@@ -122,25 +122,25 @@ def tensor_op(position: Position, inputs: Inputs) -> TensorOp:
     return simplify(terms, position.offset)
 
 
-def base_tensor(position: Position, inputs: Inputs) -> Tensor:
+def base_tensor(position: TensorPosition, inputs: Inputs) -> Tensor:
     """Tensor whose type and shape the result has: the base model's, otherwise the first."""
     return next((tensor for source, tensor in inputs if source.model == position.slice.base_model), inputs[0][1])
 
 
-def split_base(position: Position, inputs: Inputs) -> tuple[Tensor, Inputs]:
+def split_base(position: TensorPosition, inputs: Inputs) -> tuple[Tensor, Inputs]:
     """The base model's tensor, and the other inputs."""
     index = next(index for index, (source, _) in enumerate(inputs) if source.model == position.slice.base_model)
     return inputs[index][1], [*inputs[:index], *inputs[index + 1 :]]
 
 
-def passthrough(position: Position, inputs: Inputs) -> list[Term]:
+def passthrough(position: TensorPosition, inputs: Inputs) -> list[Term]:
     """The only input tensor, times `scale`."""
     [(source, tensor)] = inputs
     scale = position.parameter("scale", source, tensor)
     return [Term(tensor, 1.0 if scale is None else scale)]
 
 
-def linear(position: Position, inputs: Inputs) -> list[Term]:
+def linear(position: TensorPosition, inputs: Inputs) -> list[Term]:
     """Weighted sum; the weights are divided by their sum unless `normalize` is false."""
     weights = [position.required("weight", source, tensor) for source, tensor in inputs]
     divisor = 1.0 if position.parameter("normalize") == 0 else sum(weights)
@@ -149,7 +149,7 @@ def linear(position: Position, inputs: Inputs) -> list[Term]:
     return [Term(tensor, weight / divisor) for (_, tensor), weight in zip(inputs, weights, strict=True)]
 
 
-def task_arithmetic(position: Position, inputs: Inputs) -> list[Term]:
+def task_arithmetic(position: TensorPosition, inputs: Inputs) -> list[Term]:
     """The base plus the weighted differences of the other models from it, times `lambda`.
 
     The weights are divided by their sum if `normalize` is true.
@@ -163,7 +163,7 @@ def task_arithmetic(position: Position, inputs: Inputs) -> list[Term]:
     return [Term(base, 1.0 - sum(term.coefficient for term in terms)), *terms]
 
 
-def slerp(position: Position, inputs: Inputs) -> TensorOp:
+def slerp(position: TensorPosition, inputs: Inputs) -> TensorOp:
     """Interpolation from the base to the other tensor; a copy at either end."""
     t, (base, [(_, other)]) = position.required("t"), split_base(position, inputs)
     if base == other or t == 0:

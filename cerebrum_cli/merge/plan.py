@@ -13,8 +13,8 @@ from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensor
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, require_compatible, require_layer_pattern
 from cerebrum_cli.merge.metadata import Provenance, merged_metadata
-from cerebrum_cli.merge.methods import Copy, Inputs, Position, TensorOp, base_tensor, tensor_op
-from cerebrum_cli.merge.recipe import Recipe, Slice, Source
+from cerebrum_cli.merge.methods import Copy, Inputs, TensorOp, TensorPosition, base_tensor, tensor_op
+from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
 from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.merge.tensor_names import hugging_face_names
 
@@ -65,7 +65,7 @@ class Plan:
         return sum(prod(tensor.shape) for tensor in self.tensors)
 
 
-class Step(NamedTuple):
+class MergeStep(NamedTuple):
     """One layer to compute: its slice, relative depth in it, and the table and layer number of each source."""
 
     slice: Slice
@@ -84,7 +84,7 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Planner:
+class MergePlanner:
     """A recipe, and the tables of its models by their names in it."""
 
     recipe: Recipe
@@ -125,7 +125,7 @@ class Planner:
         filters = dict.fromkeys(row.filter for row in rows if row.filter is not None)
         return tuple(each for each in filters if not any(each in name for name in names))
 
-    def _steps(self) -> Iterator[Step]:
+    def _steps(self) -> Iterator[MergeStep]:
         """Yield the layers of the merge in order. Raises MergeError if a source lacks a layer."""
         for number, part in enumerate(self.recipe.slices):
             tables = [self.tables[source.model] for source in part.sources]
@@ -137,9 +137,9 @@ class Planner:
             for index in range(lengths[0]):
                 layers = [start + index for start, _ in ranges]
                 t = index / (lengths[0] - 1) if lengths[0] > 1 else 1.0
-                yield Step(part, t, tuple(zip(tables, layers, strict=True)))
+                yield MergeStep(part, t, tuple(zip(tables, layers, strict=True)))
 
-    def _range(self, number: int, source: Source) -> tuple[int, int]:
+    def _range(self, number: int, source: SliceSource) -> tuple[int, int]:
         layers = self.tables[source.model].n_layers
         start, end = source.layer_range or (0, layers)
         if end > layers:
@@ -147,7 +147,7 @@ class Planner:
             raise MergeError(problem, f"end it at {layers} or below")
         return start, end
 
-    def _layer_tensors(self, steps: Sequence[Step]) -> Iterator[OutputTensor]:
+    def _layer_tensors(self, steps: Sequence[MergeStep]) -> Iterator[OutputTensor]:
         for index, step in enumerate(steps):
             by_source = [table.layer_tensors(layer) for table, layer in step.origins]
             for (table, _), tensors in zip(step.origins, by_source, strict=True):
@@ -155,20 +155,20 @@ class Planner:
                     problem = f"{step.origins[0][0].name} has no {tensors[extra[0]].name}, unlike {table.name}"
                     raise MergeError(problem, SAME_SHAPE_HINT)
             for suffix in by_source[0]:
-                position = Position(self.recipe, step.slice, f"blk.{index}.{suffix}", step.t, self._architecture)
+                position = TensorPosition(self.recipe, step.slice, f"blk.{index}.{suffix}", step.t, self._architecture)
                 yield self._output(position, self._inputs(step, by_source, suffix))
 
-    def _global_tensors(self, step: Step, is_after: bool) -> Iterator[OutputTensor]:
+    def _global_tensors(self, step: MergeStep, is_after: bool) -> Iterator[OutputTensor]:
         """Yield the tensors before the first layer, or after the last one."""
         by_source = [table.global_tensors for table, _ in step.origins]
         if is_after and self._has_head:  # without one the embeddings are used, but the merge has the first slice's
             by_source = [{**outer, HEAD: outer.get(HEAD) or outer[EMBEDDING]} for outer in by_source]
         for suffix in by_source[0]:
             if suffix.startswith(HEAD_PREFIX) == is_after:
-                position = Position(self.recipe, step.slice, suffix, 0.0, self._architecture)
+                position = TensorPosition(self.recipe, step.slice, suffix, 0.0, self._architecture)
                 yield self._output(position, self._inputs(step, by_source, suffix))
 
-    def _inputs(self, step: Step, by_source: Sequence[Mapping[str, Tensor]], suffix: str) -> Inputs:
+    def _inputs(self, step: MergeStep, by_source: Sequence[Mapping[str, Tensor]], suffix: str) -> Inputs:
         """A tensor of each source. Raises MergeError if one is missing or has another shape."""
         inputs, first = [], by_source[0][suffix]
         for source, (table, _), tensors in zip(step.slice.sources, step.origins, by_source, strict=True):
@@ -181,7 +181,7 @@ class Planner:
             inputs.append((source, tensor))
         return inputs
 
-    def _output(self, position: Position, inputs: Inputs) -> OutputTensor:
+    def _output(self, position: TensorPosition, inputs: Inputs) -> OutputTensor:
         first = base_tensor(position, inputs)
         is_head = position.name == HEAD or (position.name == EMBEDDING and not self._has_head)
         kind = self.target.type_of(first, is_head)
@@ -196,4 +196,4 @@ class Planner:
 
 def plan_merge(recipe: Recipe, tables: Mapping[str, Table], target: Target, provenance: Provenance) -> Plan:
     """Plan a recipe for models. Raises MergeError if they do not fit it or each other."""
-    return Planner(recipe, tables, target).plan(provenance)
+    return MergePlanner(recipe, tables, target).plan(provenance)

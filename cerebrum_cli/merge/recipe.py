@@ -22,7 +22,7 @@ Parameters = Mapping[str, tuple[ConditionalValue, ...]]  # the first entry whose
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SliceSource:
     """Layers of a model: start and end of the range, end not included; None for all layers."""
 
     model: str
@@ -34,7 +34,7 @@ class Source:
 class Slice:
     """Layers of the result, computed from equally many of each source; `base_model` defaults to the recipe's."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[SliceSource, ...]
     parameters: Parameters
     base_model: str | None
 
@@ -129,7 +129,7 @@ def _slices(root: Field, method: Method, parameters: Parameters, base_model: str
         fields = models.items()
         sources = [_source(field, ("model", "parameters")) for field in fields]
         if base_model is not None and all(source.model != base_model for source in sources):
-            sources, fields = [*sources, Source(base_model, None, {})], [*fields, root["base_model"]]
+            sources, fields = [*sources, SliceSource(base_model, None, {})], [*fields, root["base_model"]]
         part = Slice(tuple(sources), {}, base_model)
         _check_method(method, part, parameters, models, fields)
         return (part,)
@@ -151,10 +151,10 @@ def _slice(field: Field, method: Method, shared: Parameters, base_model: str | N
     return part
 
 
-def _source(field: Field, keys: tuple[str, ...]) -> Source:
+def _source(field: Field, keys: tuple[str, ...]) -> SliceSource:
     field.require_keys(keys)
     layers = _layer_range(field["layer_range"]) if "layer_range" in keys else None
-    return Source(_model(field["model"]), layers, _parameters(field["parameters"]))
+    return SliceSource(_model(field["model"]), layers, _parameters(field["parameters"]))
 
 
 def _check_method(method: Method, part: Slice, shared: Parameters, field: Field, fields: Sequence[Field]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import prod, sqrt
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,11 @@ from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
 from cerebrum_cli.gguf.table import Tensor
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
 from cerebrum_cli.merge.plan import OutputTensor
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.llama.codec import LlamaCodec
+
+    Codec = LlamaCodec  # converts weights from and to ggml types; thread-safe
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
@@ -43,23 +48,7 @@ SCALE_OFFSETS: Mapping[str, tuple[int, ...]] = {
 }
 
 
-class Codec(Protocol):
-    """Convert weights from and to ggml types; thread-safe."""
-
-    def readable(self, type: int) -> bool:
-        """Whether a type can be dequantized."""
-
-    def writable(self, type: int) -> bool:
-        """Whether a type can be written."""
-
-    def dequantize(self, data: bytes, type: int, out: Floats) -> None:
-        """Fill `out` with the weights in `data`."""
-
-    def quantize(self, values: Floats, type: int) -> bytes:
-        """Bytes of rows of weights in a type."""
-
-
-CodecFactory = Callable[[], Codec]
+CodecFactory = Callable[[], "Codec"]
 """Load a codec; only called when weights have to be computed."""
 
 

@@ -73,18 +73,17 @@ def harness(path: Path, format: str | None = None, ctx: int = CONTEXT) -> Iterat
 @pytest.fixture(scope="module")
 def precise_chatml(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The byte-level model with all weights in F32."""
-    return as_f32(chatml_model, tmp_path_factory.mktemp("precise") / "chatml.gguf")
+    path = tmp_path_factory.mktemp("precise") / "chatml.gguf"
+    quantize(chatml_model, path, F32)
+    return path
 
 
 @pytest.fixture(scope="module")
 def precise_mistral(mistral_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model with Mistral's vocabulary, which adds BOS, with all weights in F32."""
-    return as_f32(mistral_model, tmp_path_factory.mktemp("precise") / "mistral.gguf")
-
-
-def as_f32(source: Path, target: Path) -> Path:
-    quantize(source, target, F32)
-    return target
+    path = tmp_path_factory.mktemp("precise") / "mistral.gguf"
+    quantize(mistral_model, path, F32)
+    return path
 
 
 def requests_for(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Instance]:
@@ -186,14 +185,9 @@ def test_lm_never_doubles_bos(precise_mistral: Path, precise_chatml: Path) -> No
         assert model._encode_pair("", "<s> Hello")[1].count(bos) == 0
     with harness(precise_chatml) as model:  # this vocabulary does not require BOS
         assert model.prefix_token_id not in model.tok_encode("Hello")
-
-
-def test_lm_recognizes_special_tokens_in_flat_text(precise_chatml: Path) -> None:
-    with harness(precise_chatml) as model:
-        tokens = model.tok_encode(CHATML_PROMPT)
+        tokens = model.tok_encode(CHATML_PROMPT)  # special tokens are recognized in flat text
         control = model._model.engine.vocabulary.special_token_ids(["<|im_start|><|im_end|>"])
-        assert len(control) == 2
-        assert [token in control for token in tokens].count(True) == 3
+        assert (len(control), [token in control for token in tokens].count(True)) == (2, 3)
 
 
 def test_lm_scores_empty_contexts_after_the_prefix_token(precise_chatml: Path, precise_mistral: Path) -> None:
@@ -310,6 +304,10 @@ def test_lm_truncates_long_prompts_on_the_left(precise_chatml: Path) -> None:
         assert planned.request.prompt_tokens == model._encode_prompt(STORY * 20)[8 - CONTEXT :]
         assert model.notices() == [f"1 of 1 texts exceed {CONTEXT} tokens and were truncated on the left"]
         generate(model, [(STORY * 20, kwargs)])
+        generate(model, [(STORY, kwargs)])
+        score(model, [(STORY, " fox")])
+        score(model, [(STORY, " time")])
+        assert model.opened == ["scoring", "generation", "scoring"]  # once for each use
 
 
 def test_lm_samples_repeats_of_one_prompt_differently(precise_chatml: Path) -> None:
@@ -323,15 +321,6 @@ def test_lm_samples_repeats_of_one_prompt_differently(precise_chatml: Path) -> N
         assert [prompt.request.n for prompt in planned] == [4, 1, 1]
         assert [prompt.request.params.seed for prompt in planned] == [0, 4, 7]
         assert generate(model, prompts) == texts  # the same seeds
-
-
-def test_lm_opens_a_model_for_each_use_once(precise_chatml: Path) -> None:
-    with harness(precise_chatml) as model:
-        score(model, [(STORY, " fox")])
-        score(model, [(STORY, " time")])
-        generate(model, [(STORY, {"max_gen_toks": 2})])
-        generate(model, [(STORY, {"max_gen_toks": 3})])
-        assert model.opened == ["scoring", "generation"]
 
 
 def test_lm_caches_results_as_they_finish(precise_chatml: Path, tmp_path: Path) -> None:

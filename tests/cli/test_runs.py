@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -71,10 +72,6 @@ def start_run(path: Path, questions: int, k: int = 1, condition: Mapping[str, ob
     return open_journal(path, condition, rows, extent={"questions": questions, "samples": k})
 
 
-def names(store: RunStore) -> list[str]:
-    return [run.name for run in store]
-
-
 # Names and paths.
 
 
@@ -121,8 +118,8 @@ def test_run_is_found_by_name_or_path(store: RunStore, tmp_path: Path) -> None:
 def test_runs_are_listed_by_their_last_sample(store: RunStore, tmp_path: Path) -> None:
     for name in ("b", "a"):
         write_run(tmp_path / "runs" / f"{name}.jsonl", [sample(1)], 1)
-    assert names(store) == ["b", "a"]
-    assert names(RunStore(tmp_path / "none")) == []
+    assert [run.name for run in store] == ["b", "a"]
+    assert list(RunStore(tmp_path / "none")) == []
 
 
 @pytest.mark.parametrize("damage", [b"{", b"[]", b'{"version": 1}', b'{"version": 99}', b"\xff"])
@@ -130,7 +127,7 @@ def test_damaged_record_hides_no_other_run(store: RunStore, tmp_path: Path, dama
     write_run(store.path_for(CONDITION), [sample(1)], 1)
     other = store.path_for({**CONDITION, "system": "x"})
     output_paths(other).meta.write_bytes(damage)
-    assert names(store) == ["sums-tiny"]
+    assert [run.name for run in store] == ["sums-tiny"]
     assert store.path_for({**CONDITION, "system": "x"}).name == "sums-tiny-3.jsonl"
     with pytest.raises(UsageError, match="no run named 'none'"):
         store.find("none")
@@ -189,23 +186,30 @@ def test_run_in_progress_is_not_deleted(store: RunStore) -> None:
 
 def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a.jsonl", [sample(1)], 1)
-    for name, value in (("question file", "other"), ("match", "exact")):
-        other = write_run(tmp_path / f"{name}.jsonl", [sample(1)], 1, condition={**CONDITION, name: value})
-        with pytest.raises(UsageError, match=f"they differ in {name}"):
+    runs = [
+        (
+            "question file",
+            write_run(tmp_path / "b.jsonl", [sample(1)], 1, condition={**CONDITION, "question file": "x"}),
+        ),
+        ("match", write_run(tmp_path / "c.jsonl", [sample(1)], 1, condition={**CONDITION, "match": "exact"})),
+        (
+            "system (none and d)",
+            write_run(tmp_path / "d.jsonl", [sample(1)], 1, condition={**CONDITION, "system": "d"}),
+        ),
+        ("number of questions (1 and 2)", write_run(tmp_path / "e.jsonl", [sample(1), sample(2)], 2)),
+        ("number of samples (1 and 2)", write_run(tmp_path / "f.jsonl", [sample(1), sample(1, 1)], 1, 2)),
+    ]
+    for difference, other in runs:
+        with pytest.raises(UsageError, match=f"they differ in {re.escape(difference)}"):
             compare_runs(first, other)
     digests = [{**CONDITION, "question file": digit * 64, "system": digit} for digit in "cd"]
-    runs = [
-        write_run(tmp_path / f"{condition['system']}.jsonl", [sample(1)], 1, condition=condition)
-        for condition in digests
-    ]
     with pytest.raises(UsageError, match=r"they differ in question file and system \(c and d\)$"):
-        compare_runs(*runs)
-    more = write_run(tmp_path / "more.jsonl", [sample(1), sample(2)], 2)
-    with pytest.raises(UsageError, match=r"they differ in number of questions \(1 and 2\)"):
-        compare_runs(first, more)
-    votes = write_run(tmp_path / "votes.jsonl", [sample(1), sample(1, 1)], 1, 2)
-    with pytest.raises(UsageError, match=r"they differ in number of samples \(1 and 2\)"):
-        compare_runs(first, votes)
+        compare_runs(
+            *(
+                write_run(tmp_path / f"digest-{each['system']}.jsonl", [sample(1)], 1, condition=each)
+                for each in digests
+            )
+        )
 
 
 def test_runs_of_other_models_are_compared(tmp_path: Path) -> None:

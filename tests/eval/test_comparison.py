@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from math import sqrt
 
 import numpy
@@ -16,7 +14,6 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 
 from cerebrum_cli.eval.comparison import (
-    Comparison,
     Outcome,
     bootstrap,
     compare,
@@ -27,7 +24,7 @@ from cerebrum_cli.eval.comparison import (
     smallest_difference,
     verdict,
 )
-from cerebrum_cli.eval.estimates import mean, standard_error, wilson
+from cerebrum_cli.eval.estimates import mean, wilson
 from cerebrum_cli.eval.questions import Sample
 
 RIGHT, WRONG, OTHER, SILENT = (
@@ -59,18 +56,8 @@ def sample(id: int, number: int, answer: str | None, correct: bool, cluster: str
 # McNemar's test.
 
 
-@pytest.mark.parametrize("changes", range(9))
-def test_mcnemar_equals_counting_all_outcomes_of_coins(changes: int) -> None:
-    for lost in range(changes + 1):
-        uneven = abs(2 * lost - changes)
-        tosses = [abs(2 * sum(heads) - changes) >= uneven for heads in product((0, 1), repeat=changes)]
-        assert mcnemar(lost, changes - lost) == pytest.approx(mean(tosses))
-
-
 @given(st.integers(0, 3000), st.integers(0, 3000))
-def test_mcnemar_equals_that_of_scipy_and_statsmodels(lost: int, won: int) -> None:
-    if lost + won:
-        assert mcnemar(lost, won) == pytest.approx(stats.binomtest(lost, lost + won).pvalue, rel=1e-9)
+def test_mcnemar_equals_that_of_statsmodels(lost: int, won: int) -> None:
     expected = reference_mcnemar([[0, lost], [won, 0]], exact=True).pvalue if lost + won else 1.0
     assert mcnemar(lost, won) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
@@ -83,17 +70,11 @@ def test_mcnemar_needs_six_changes_of_one_direction() -> None:
 # Bootstrap.
 
 
-def test_bootstrap_is_near_the_normal_interval_of_many_questions() -> None:
-    values = numpy.random.default_rng(1).normal(0.05, 0.4, 2000).tolist()
-    reach = 1.96 * standard_error(values)
-    assert bootstrap(values) == pytest.approx((mean(values) - reach, mean(values) + reach), abs=0.001)
-    assert bootstrap(values) == bootstrap(values)
-
-
 def test_bootstrap_equals_that_of_scipy() -> None:
     values = numpy.random.default_rng(2).choice([-1.0, 0.0, 0.0, 0.0, 1.0, 1.0], 60).tolist()
     expected = stats.bootstrap([values], numpy.mean, n_resamples=10_000, method="percentile", rng=3).confidence_interval
     assert bootstrap(values) == pytest.approx(tuple(expected), abs=0.02)
+    assert bootstrap(values) == bootstrap(values)
 
 
 def test_bootstrap_resamples_clusters_as_wholes() -> None:
@@ -127,13 +108,12 @@ def test_bootstrap_of_equal_runs_has_a_width() -> None:
     assert bootstrap([1.0]) == (1 - wilson(0.0, 1).high, 1.0)
 
 
-@pytest.mark.parametrize("samples", [1, 8])
-def test_bootstrap_covers_the_truth_in_95_percent(samples: int) -> None:
-    generator, covered, runs = numpy.random.default_rng(1), 0, 300
+def test_bootstrap_covers_the_truth_in_95_percent() -> None:
+    generator, covered, runs = numpy.random.default_rng(1), 0, 200
     for _ in range(runs):
         first = generator.beta(1, 1, 60)
         second = numpy.where(generator.random(60) < 0.7, first, generator.beta(3, 1, 60))  # 0.3 * 0.25 better
-        differences = generator.binomial(samples, second) / samples - generator.binomial(samples, first) / samples
+        differences = generator.binomial(8, second) / 8 - generator.binomial(8, first) / 8
         low, high = bootstrap(differences.tolist())
         covered += low <= 0.075 <= high
     assert 0.91 <= covered / runs <= 0.98
@@ -154,17 +134,6 @@ def test_smallest_difference_solves_its_equation(n: int, disagreement: float) ->
     assert found is not None
     needed = 1.959963984540054 * sqrt(disagreement) + 0.8416212335729143 * sqrt(max(0.0, disagreement - found**2))
     assert sqrt(n) * found == pytest.approx(needed, rel=1e-6)
-
-
-def test_smallest_difference_has_80_percent_power() -> None:
-    n, disagreement, runs = 400, 0.2, 2000
-    least = smallest_difference(n, disagreement)
-    assert least is not None
-    drawn = numpy.random.default_rng(1).multinomial(
-        n, [(disagreement - least) / 2, (disagreement + least) / 2, 1 - disagreement], runs
-    )
-    shown = [abs(won - lost) > 1.96 * sqrt(won + lost) for lost, won, _ in drawn.tolist()]
-    assert mean(shown) == pytest.approx(0.8, abs=0.03)
 
 
 def test_smallest_difference_of_runs_that_agree_is_not_zero() -> None:
@@ -222,10 +191,10 @@ def test_compare_of_few_single_samples_needs_both_tests() -> None:
 
 def test_compare_rarely_finds_a_difference_where_there_is_none() -> None:
     generator, found = numpy.random.default_rng(1), 0
-    for _ in range(200):
+    for _ in range(100):
         lost, won, both, neither = generator.multinomial(30, [0.15, 0.15, 0.4, 0.3]).tolist()
         found += compare(*pair(both, lost, won, neither)).is_significant
-    assert found / 200 <= 0.05
+    assert found / 100 <= 0.05
 
 
 def test_compare_of_several_samples_uses_their_averages() -> None:
@@ -243,11 +212,6 @@ def test_compare_of_fewer_than_six_questions_shows_nothing() -> None:
     assert not found.is_significant and found.smallest_difference is None
 
 
-def test_compare_requires_as_many_questions() -> None:
-    with pytest.raises(ValueError):
-        compare(run((2, RIGHT)), run((3, RIGHT)))
-
-
 def test_outcomes_vote_and_average_the_samples_of_a_question() -> None:
     samples = [
         sample(1, 2, "8", False),
@@ -261,56 +225,44 @@ def test_outcomes_vote_and_average_the_samples_of_a_question() -> None:
         2: Outcome(0.0, None, False, (2,)),
         3: Outcome(0.0, "8", False, "text"),
     }
-
-
-def test_outcomes_without_clusters_are_independent() -> None:
-    found = outcomes([sample(id, 0, "7", True) for id in (4, 9)], lambda each: each.answer)
-    assert [each.cluster for each in found.values()] == [4, 9]
+    plain = outcomes([sample(id, 0, "7", True) for id in (4, 9)], lambda each: each.answer)
+    assert [each.cluster for each in plain.values()] == [4, 9]
 
 
 # In words and as JSON.
-
-
-def verdict_of(a: Sequence[Outcome], b: Sequence[Outcome]) -> str:
-    return verdict(compare(a, b), "Q4", "Q8")
 
 
 def test_verdict_names_the_better_run_first() -> None:
     a, b = pair(100, 10, 30, 60)
     low, high = compare(a, b).interval
     figures = f"10.0 percentage points more accurate than %s (95%% interval: {100 * low:.1f} to {100 * high:.1f})"
-    assert verdict_of(a, b) == f"Q8 is {figures % 'Q4'}; the difference is statistically significant"
-    assert verdict_of(b, a).startswith("Q4 is 10.0 percentage points more accurate than Q8 (95% interval: ")
+    assert verdict(compare(a, b), "Q4", "Q8") == f"Q8 is {figures % 'Q4'}; the difference is statistically significant"
+    assert verdict(compare(b, a), "Q4", "Q8").startswith(
+        "Q4 is 10.0 percentage points more accurate than Q8 (95% interval: "
+    )
 
 
 def test_verdict_states_what_would_show() -> None:
     a, b = pair(100, 12, 14, 74)
     found = compare(a, b)
-    assert verdict_of(a, b) == (
+    assert verdict(compare(a, b), "Q4", "Q8") == (
         "no significant difference: Q8 is 1.0 percentage points ahead"
         f" (95% interval: {100 * found.interval.low:.1f} to {100 * found.interval.high:.1f});"
         " with 200 questions, only differences of at least about 7.1 percentage points are likely to be detected"
     )
-    equal = verdict_of(*pair(100, 12, 12, 76))
+    equal = verdict(compare(*pair(100, 12, 12, 76)), "Q4", "Q8")
     assert equal.startswith("no significant difference: the accuracies are equal; with 200 questions, only differences")
-    assert verdict_of(*pair(1, 1, 2)) == "no significant difference: 4 questions are too few to detect any"
+    assert (
+        verdict(compare(*pair(1, 1, 2)), "Q4", "Q8")
+        == "no significant difference: 4 questions are too few to detect any"
+    )
 
 
 def test_comparison_object_is_json() -> None:
     found = compare(*pair(100, 10, 30, 60))
     shown = json.loads(json.dumps(comparison_object(found)))
-    assert list(shown) == [
-        "n",
-        "accuracy_a",
-        "accuracy_b",
-        "difference",
-        "interval",
-        "right_to_wrong",
-        "wrong_to_right",
-        "p_value",
-        "flips",
-        "smallest_difference",
-        "is_significant",
-    ]
-    assert shown["interval"] == list(found.interval)
-    assert isinstance(found, Comparison) and shown["is_significant"] is True
+    assert " ".join(shown) == (
+        "n accuracy_a accuracy_b difference interval right_to_wrong wrong_to_right p_value flips smallest_difference"
+        " is_significant"
+    )
+    assert (shown["interval"], shown["is_significant"]) == (list(found.interval), True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,12 @@ from hub_user import OTHER, READER, HubUser
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.eval.reading import BadRow
-from cerebrum_cli.eval.sources import Source, load_file, load_task
+from cerebrum_cli.eval.sources import QuestionSource, load_file, load_task
 from cerebrum_cli.eval.tasks import find_task
 
 GSM8K, GSM8K_FILE = "openai/gsm8k", "main/test-00000-of-00001.parquet"
 MATH, MATH_FILE = "HuggingFaceH4/MATH-500", "test.jsonl"
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
-
-
-@dataclass
-class Notices:
-    """Progress of a load, of which only notices are kept."""
-
-    lines: list[str] = field(default_factory=list)
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        pass
-
-    def notice(self, event: NoticeEvent) -> None:
-        self.lines.append(f"{event.message} {event.hint}")
 
 
 def problems(count: int) -> bytes:
@@ -56,6 +43,16 @@ def datasets(hub_user: HubUser) -> None:
     hub_user.hub.repository(f"{DATASETS}{MATH}", {MATH_FILE: problems(2000), "README.md": b"# MATH-500\n"})
 
 
+class Notices(list[str]):
+    """Progress of a load, of which only notices are kept."""
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        pass
+
+    def notice(self, event: NoticeEvent) -> None:
+        self.append(f"{event.message} {event.hint}")
+
+
 def load(
     hub_user: HubUser,
     task: str,
@@ -69,7 +66,7 @@ def load(
     found = find_task(task)
     assert found
     with environment_of(hub_user.command.environment(hub_user.environment(variables))):
-        questions, source = load_task(found, notices or Notices(), **options)
+        questions, source = load_task(found, Notices() if notices is None else notices, **options)
     return dict(json.loads(json.dumps({"questions": asdict(questions), "source": asdict(source)})))
 
 
@@ -100,9 +97,9 @@ def test_dataset_is_downloaded_once_and_then_read_offline(hub_user: HubUser) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "repo_id", "file"), [("gsm8k", GSM8K, GSM8K_FILE), ("math500", MATH, MATH_FILE)])
-def test_dataset_is_shared_with_huggingface_hub(hub_user: HubUser, task: str, repo_id: str, file: str) -> None:
-    arguments = f"'{repo_id}', '{file}', repo_type='dataset'"
+def test_dataset_is_shared_with_huggingface_hub(hub_user: HubUser) -> None:
+    task, repo_id = "gsm8k", GSM8K
+    arguments = f"'{repo_id}', '{GSM8K_FILE}', repo_type='dataset'"
     [path] = hub_user.hugging_face(f"hf_hub_download({arguments})")
     hub_user.hub.log.clear()
     theirs = load(hub_user, task)
@@ -129,26 +126,16 @@ def test_dataset_in_git_is_verified_by_its_git_hash(hub_user: HubUser) -> None:
     assert [blob.name for blob in (hub_user.folder(DATASETS + MATH) / "blobs").iterdir()] == [
         hub_user.hub.repositories[DATASETS + MATH].branches["main"].files[MATH_FILE].blob_id
     ]
-    assert found["questions"]["questions"][7] == {
-        "index": 7,
-        "id": "t/7",
-        "prompt": "7 + 1?",
-        "gold": "\\frac{8}{1}",
-        "choices": [],
-        "cluster": None,
-        "stub": "",
-        "entry_point": "",
-    }
+    question = found["questions"]["questions"][7]
+    assert (question["id"], question["prompt"], question["gold"]) == ("t/7", "7 + 1?", "\\frac{8}{1}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("task", "file", "part"), [("gsm8k", GSM8K_FILE, "cdn"), ("math500", MATH_FILE, "resolve")])
-def test_dataset_download_resumes(hub_user: HubUser, task: str, file: str, part: Any) -> None:
-    hub_user.hub.arm(Fault(part=part, cut_after=700))
+def test_dataset_download_resumes(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="resolve", cut_after=700))
     notices = Notices()
-    load(hub_user, task, notices)
-    assert "connection lost" in "".join(notices.lines)
-    assert [each.range for each in hub_user.hub.log.requests(part)] == [None, "bytes=700-"]
+    load(hub_user, "math500", notices)
+    assert "connection lost" in "".join(notices)
+    assert [each.range for each in hub_user.hub.log.requests("resolve")] == [None, "bytes=700-"]
 
 
 @pytest.mark.parametrize(("task", "part"), [("gsm8k", "cdn"), ("math500", "resolve")])
@@ -161,8 +148,8 @@ def test_dataset_with_wrong_bytes_is_refused(hub_user: HubUser, task: str, part:
     assert load(hub_user, task)
 
 
-@pytest.mark.parametrize(("task", "repo_id"), [("gsm8k", GSM8K), ("math500", MATH)])
-def test_dataset_damaged_in_the_cache_is_downloaded_again(hub_user: HubUser, task: str, repo_id: str) -> None:
+def test_dataset_damaged_in_the_cache_is_downloaded_again(hub_user: HubUser) -> None:
+    task, repo_id = "math500", MATH
     found = load(hub_user, task)
     [blob] = (hub_user.folder(DATASETS + repo_id) / "blobs").iterdir()
     blob.write_bytes(blob.read_bytes()[:-9] + b"#damaged\n")
@@ -170,7 +157,7 @@ def test_dataset_damaged_in_the_cache_is_downloaded_again(hub_user: HubUser, tas
     assert problem == f"the dataset {repo_id} of {task} is damaged, and cerebrum is offline"
     notices = Notices()
     assert load(hub_user, task, notices) == found
-    assert "in the cache is damaged" in "".join(notices.lines)
+    assert "in the cache is damaged" in "".join(notices)
 
 
 @pytest.mark.parametrize("options", [{"offline": True}, {"variables": OFFLINE}])
@@ -182,7 +169,7 @@ def test_dataset_missing_offline_is_named(hub_user: HubUser, options: dict[str, 
     assert not hub_user.hub.log.requests()
 
 
-def test_dataset_without_the_split_is_refused(hub_user: HubUser) -> None:
+def test_dataset_or_split_that_is_missing_is_refused(hub_user: HubUser) -> None:
     repository = hub_user.hub.repositories[DATASETS + GSM8K]
     repository.commit({GSM8K_FILE: None})
     problem, _ = refusal(hub_user, "gsm8k")
@@ -190,11 +177,7 @@ def test_dataset_without_the_split_is_refused(hub_user: HubUser) -> None:
     repository.commit({f"main/test-0000{part}-of-00002.parquet": b"half" for part in range(2)})
     problem, _ = refusal(hub_user, "gsm8k")
     assert problem == "the dataset openai/gsm8k has 2 files main/test-*.parquet for its split test"
-
-
-def test_dataset_unknown_to_the_hub_is_refused(hub_user: HubUser) -> None:
-    problem, _ = refusal(hub_user, "arc-challenge")
-    assert problem == "allenai/ai2_arc: no such repository on the Hub, or it is private"
+    assert refusal(hub_user, "arc-challenge")[0] == "allenai/ai2_arc: no such repository on the Hub, or it is private"
 
 
 def test_dataset_gated_by_the_hub_needs_a_token(hub_user: HubUser) -> None:
@@ -263,7 +246,7 @@ def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
     found, source = load_file(path, template="{q} =")
     assert [(each.prompt, each.gold) for each in found.questions] == [("1 + 1? =", "2")]
     assert found.bad_rows == (BadRow(2, "no `answer`; the fields are: q"),)
-    assert source == Source(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    assert source == QuestionSource(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(UsageError, match="line 1: no field `a`; the fields are: q, answer"):
         load_file(path, template="{a}")
     with pytest.raises(UsageError, match="No such file"):

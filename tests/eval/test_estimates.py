@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from itertools import combinations
-from math import comb, fsum, sqrt
+from math import fsum
 from random import Random
 
 import numpy
@@ -18,6 +18,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from cerebrum_cli.answers.vote import Tally, Votes
 from cerebrum_cli.eval.estimates import (
+    Estimate,
     Vote,
     estimate,
     interval_of,
@@ -30,29 +31,14 @@ from cerebrum_cli.eval.estimates import (
 )
 
 # Tables of the model card of CollectiveCognition-v1-Mistral-7B, printed by lm-eval: metric, value, standard error.
-# The sizes are those of the splits lm-eval scores: TruthfulQA 817; ARC test 1,172 and 2,376; BoolQ validation 3,270;
-# HellaSwag validation 10,042; OpenBookQA test 500; PIQA validation 1,838; WinoGrande validation 1,267; AGIEval as
-# listed in its paper (Zhong et al. 2023, arXiv:2304.06364), LogiQA, LSAT, SAT and AQuA-RAT.
+# The sizes are those of the splits lm-eval scores: TruthfulQA, ARC test, HellaSwag validation, AGIEval's AQuA-RAT.
 CARD = """
 mc1                 817    .3794 .0170
 arc_challenge       1172   .5401 .0146    .5572 .0145
-arc_easy            2376   .8102 .0080    .7992 .0082
-boolq               3270   .8538 .0062
 hellaswag           10042  .6459 .0048    .8297 .0038
-openbookqa          500    .3380 .0212    .4360 .0222
-piqa                1838   .8085 .0092    .8232 .0089
-winogrande          1267   .7451 .0122
 aqua_rat            254    .1890 .0246    .2047 .0254
-logiqa_en           651    .2611 .0172    .3134 .0182
-lsat_ar             230    .2087 .0269    .2217 .0275
-lsat_lr             510    .3373 .0210    .3196 .0207
-lsat_rc             269    .4201 .0301    .3978 .0299
-sat_en              206    .5971 .0343    .5631 .0346
-sat_en_no_passage   206    .4029 .0343    .3398 .0331
-sat_math            220    .3045 .0311    .2864 .0305
 """
 ROWS = [(name, int(n), [float(each) for each in values]) for name, n, *values in map(str.split, CARD.split("\n")[1:-1])]
-GPT4ALL, AGIEVAL = slice(1, 8), slice(8, 16)
 
 scores = st.lists(st.sampled_from([0.0, 1.0]) | st.floats(0, 1), min_size=1, max_size=50)
 shares = st.floats(0, 1)
@@ -89,18 +75,6 @@ def test_standard_error_is_that_of_the_published_tables(name: str, n: int, value
         marks = [1.0] * correct + [0.0] * (n - correct)
         assert round(mean(marks), 4) == value
         assert round(standard_error(marks), 4) == published
-        assert standard_error(marks) == pytest.approx(sqrt(mean(marks) * (1 - mean(marks)) / (n - 1)))
-
-
-@pytest.mark.parametrize(("tasks", "published"), [(GPT4ALL, 72.06), (AGIEVAL, 33.08)])
-def test_mean_of_tasks_is_that_of_the_published_tables(tasks: slice, published: float) -> None:
-    normalized = [values[-2] for _, _, values in ROWS[tasks]]  # acc_norm where there is one
-    assert round(100 * mean(normalized), 2) == published
-
-
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=50))
-def test_standard_error_equals_that_of_scipy(values: list[float]) -> None:
-    assert standard_error(values) == pytest.approx(stats.sem(values), abs=1e-12)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 5)), min_size=2, max_size=50))
@@ -118,37 +92,20 @@ def test_clustered_standard_error_equals_that_of_statsmodels(values: list[tuple[
 def test_standard_error_of_single_clusters_is_the_plain_one(values: list[float]) -> None:
     names = [f"question {index}" for index in range(len(values))]
     assert standard_error(values, names) == pytest.approx(standard_error(values), abs=1e-15)
-
-
-def test_standard_error_of_repeated_questions_is_not_smaller() -> None:
-    values = [0.0, 1.0, 1.0, 0.0, 1.0]
-    repeated, clusters = [each for each in values for _ in range(10)], [index for index in range(5) for _ in range(10)]
-    assert standard_error(repeated, clusters) == pytest.approx(standard_error(values))
-    assert standard_error(repeated) < standard_error(values) / 3
+    if len(values) > 1:
+        assert standard_error(values) == pytest.approx(stats.sem(values), abs=1e-12)
 
 
 @given(st.integers(1, 2000), st.data())
-def test_wilson_equals_that_of_scipy_and_statsmodels(n: int, data: st.DataObject) -> None:
+def test_wilson_equals_that_of_statsmodels(n: int, data: st.DataObject) -> None:
     correct = data.draw(st.integers(0, n))
-    exact = stats.binomtest(correct, n).proportion_ci(method="wilson")
-    assert wilson(correct / n, n) == pytest.approx((exact.low, exact.high), abs=1e-12)
     assert wilson(correct / n, n) == pytest.approx(proportion_confint(correct, n, method="wilson"), abs=1e-12)
-
-
-def test_wilson_of_110_in_200() -> None:
-    assert wilson(0.55, 200) == pytest.approx((0.481, 0.617), abs=5e-4)
 
 
 @given(shares, st.floats(0, 1e9))
 def test_wilson_contains_the_value_within_0_and_1(value: float, n: float) -> None:
     low, high = wilson(value, n)
     assert 0 <= low <= value <= high <= 1
-
-
-@given(shares, st.floats(0.01, 1e6), st.floats(1, 100))
-def test_wilson_narrows_with_more_questions(value: float, n: float, factor: float) -> None:
-    few, many = wilson(value, n), wilson(value, n * factor)
-    assert few.low <= many.low + 1e-12 and many.high <= few.high + 1e-12
 
 
 @given(scores)
@@ -167,7 +124,7 @@ def test_interval_narrows_with_more_of_the_same_questions(values: list[float]) -
 def test_interval_of_single_samples_is_wilsons() -> None:
     marks = [1.0] * 110 + [0.0] * 90
     assert interval_of(marks) == pytest.approx(wilson(0.55, 199), abs=1e-9)  # the standard error divides by n - 1
-    assert interval_of(marks) == pytest.approx((0.481, 0.617), abs=1e-3)
+    assert estimate(marks) == Estimate(0.55, interval_of(marks))
 
 
 def test_interval_of_equal_scores_has_a_width() -> None:
@@ -186,7 +143,7 @@ def test_interval_of_equal_scores_counts_clusters() -> None:
     assert interval_of([0.0, 1.0] * 50, clusters) == wilson(0.5, 10)  # each cluster has the same mean
 
 
-@pytest.mark.parametrize(("questions", "samples"), [(30, 1), (30, 4), (200, 1), (200, 8)])
+@pytest.mark.parametrize(("questions", "samples"), [(30, 1), (200, 8)])
 @pytest.mark.parametrize("difficulty", [(1.0, 1.0), (4.0, 1.0), (30.0, 30.0)])
 def test_interval_covers_the_truth_in_95_percent(questions: int, samples: int, difficulty: tuple[float, float]) -> None:
     generator, (a, b), runs = numpy.random.default_rng(1), difficulty, 1000
@@ -198,11 +155,11 @@ def test_interval_covers_the_truth_in_95_percent(questions: int, samples: int, d
     assert 0.925 <= covered / runs <= 0.975  # three standard errors of this simulation, and a little
 
 
-@pytest.mark.parametrize("questions", [20, 50, 200])
+@pytest.mark.parametrize("questions", [20, 200])
 @pytest.mark.parametrize("difficulty", [(0.95, 0.05), (2.85, 0.15), (9.7, 0.3), (0.05, 0.95)])
 def test_interval_near_0_and_1_covers_the_truth(questions: int, difficulty: tuple[float, float]) -> None:
     """Scores that hardly vary do not show how many questions are failed by all samples."""
-    generator, (a, b), runs = numpy.random.default_rng(1), difficulty, 600
+    generator, (a, b), runs = numpy.random.default_rng(1), difficulty, 300
     passed = [pass_at(8, count, 4) for count in range(9)]
     truth = 1 - stats.betabinom.pmf(0, 4, a, b)
     covered = numpy.zeros(2)
@@ -219,11 +176,6 @@ def test_interval_of_nearly_equal_scores_is_near_that_of_equal_ones() -> None:
     assert interval_of([0.0] * 49 + [0.125]) == pytest.approx((1 - nearly.high, 1 - nearly.low))
     clusters = [index // 5 for index in range(50)]
     assert interval_of([1.0] * 49 + [0.875], clusters).low == pytest.approx(wilson(1.0, 10).low, abs=0.005)
-
-
-def test_interval_of_averages_is_narrower_than_that_of_single_samples() -> None:
-    averages = [0.4, 0.6] * 100
-    assert interval_of(averages).high - interval_of(averages).low < 0.4 * (wilson(0.5, 200).high - wilson(0.5, 200).low)
 
 
 def test_clustered_interval_covers_the_truth_in_95_percent() -> None:
@@ -247,15 +199,6 @@ def test_majority_equals_all_subsets_counted_one_by_one(samples: int) -> None:
     for k, shares in enumerate(majorities(questions), start=1):
         expected = [mean([is_right(subset) for subset in combinations(question, k)]) for question in questions]
         assert shares == pytest.approx(expected, abs=1e-12)
-
-
-def test_majority_of_many_samples_is_near_that_of_all_subsets() -> None:
-    random = Random(5)
-    [question] = questions = [random_votes(random, 16)]
-    for k in (4, 7):
-        assert comb(16, k) > 1000
-        expected = mean([is_right(subset) for subset in combinations(question, k)])
-        assert majorities(questions)[k - 1][0] == pytest.approx(expected, abs=0.05)
 
 
 def test_majority_of_many_samples_counts_seeded_subsets() -> None:
@@ -286,11 +229,6 @@ def test_majority_of_many_samples_takes_seconds() -> None:
     assert time.perf_counter() - start < 10
 
 
-def test_majority_of_one_is_the_accuracy() -> None:
-    questions = [random_votes(Random(seed), 8) for seed in range(50)]
-    assert majorities(questions)[0] == [mean([vote.correct for vote in question]) for question in questions]
-
-
 def test_majority_settles_ties_as_a_tally_does() -> None:
     """Equal sums must be equal in any order: 0.1 + 0.2 + 0.7 is not 0.7 + 0.2 + 0.1 in floats."""
     cases = [
@@ -301,7 +239,7 @@ def test_majority_settles_ties_as_a_tally_does() -> None:
         [*(Vote("b", True, each) for each in (0.1, 0.2, 0.7)), *(Vote("a", False, each) for each in (0.7, 0.2, 0.1))],
     ]
     assert [majorities([votes])[-1] for votes in cases] == [[1.0], [0.0], [1.0], [1.0], [1.0]]
-    for votes in (*cases, *(random_votes(Random(seed), 9) for seed in range(200))):
+    for votes in (*cases, *(random_votes(Random(seed), 9) for seed in range(60))):
         tally = Tally(Votes(len(votes), len(votes)))
         for sample, vote in enumerate(votes):
             tally = tally.add(sample, vote.form, vote.probability)
@@ -314,6 +252,8 @@ def test_majority_without_an_answer_is_wrong() -> None:
     assert winner(silent) is None
     assert majorities([silent])[1] == [0.0]
     assert majorities([[*silent, Vote("right", True, 0.0)]])[3] == [1.0]  # one vote wins, however improbable
+    questions = [random_votes(Random(seed), 8) for seed in range(50)]
+    assert majorities(questions)[0] == [mean([vote.correct for vote in question]) for question in questions]
 
 
 def test_majority_of_256_samples_is_exact() -> None:
@@ -330,12 +270,3 @@ def test_pass_at_equals_all_subsets_counted_one_by_one(n: int) -> None:
             assert pass_at(n, c, k) == pytest.approx(mean([any(subset) for subset in combinations(marks, k)]))
     with pytest.raises(ValueError, match="pass@"):
         pass_at(n, 0, n + 1)
-
-
-def test_pass_at_equals_the_hypergeometric_distribution() -> None:
-    assert pass_at(200, 13, 20) == pytest.approx(1 - stats.hypergeom.pmf(0, 200, 13, 20))
-
-
-def test_estimate_joins_a_mean_and_its_interval() -> None:
-    assert estimate([0.0, 1.0, 1.0]).value == pytest.approx(2 / 3)
-    assert estimate([0.0, 1.0, 1.0]).interval == interval_of([0.0, 1.0, 1.0])

@@ -1,24 +1,28 @@
-"""Programs in replies to HumanEval's prompts: finding them, and running them in bubblewrap."""
+"""Programs in replies to HumanEval's prompts: finding them, running them in bubblewrap, marking them meanwhile."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
-import socket
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
+from batch_files import complete_lines, without_position
+from dataset_files import cache_dataset, table
+from scripted_command import start_scripted
 from waiting import wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval import code_sandbox as sandboxes
 from cerebrum_cli.eval.code import extract_program
 from cerebrum_cli.eval.code_sandbox import (
@@ -36,6 +40,8 @@ from cerebrum_cli.eval.code_sandbox import (
     run_programs,
     sandbox_command,
 )
+from cerebrum_cli.eval.marking import Mark, Unmarked, code_marker
+from cerebrum_cli.eval.questions import Question, select
 from cerebrum_cli.eval.tasks import complete_test
 
 PROMPT = '''from typing import List
@@ -198,18 +204,17 @@ def test_sandbox_filter_denies_exactly_its_calls(machine: str) -> None:
     assert verdict(filter_program, own, 0x40000000 + 39) == DENY
 
 
-def write_program(path: Path, text: str) -> Path:
-    path.parent.mkdir()
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
-
-
 def refusal() -> UsageError:
     with pytest.raises(UsageError) as caught:
         require_sandbox()
     assert "\n" not in caught.value.message + caught.value.hint
     return caught.value
+
+
+def write_program(path: Path, text: str) -> None:
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
 
 
 @pytest.fixture
@@ -221,12 +226,9 @@ def bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "bin" / "bwrap"
 
 
-def test_sandbox_is_refused_without_bubblewrap(bwrap: Path) -> None:
+def test_sandbox_is_refused_where_it_cannot_be(bwrap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = refusal()
     assert "bwrap is not installed" in error.message and "apt install bubblewrap" in error.hint
-
-
-def test_sandbox_is_refused_on_other_systems(bwrap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_program(bwrap, "exit 0")
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     assert "this is riscv64" in refusal().message
@@ -305,11 +307,8 @@ WRITE_EVERYWHERE = "import os\nfor fd in range(3, 64):\n    try:\n        {}\n  
     ("code", "reason"),
     [
         ("import sys\nsys.exit(0)", "failed"),
-        ("exit = raise_ = SystemExit\nraise SystemExit(0)", "failed"),
         ("import os\nos._exit(0)", "crashed"),
-        ("import os\ndef f():\n    os._exit(0)", "crashed"),
         ("def f():\n    try:\n        raise SystemExit\n    except BaseException:\n        pass\n", "failed"),
-        ("import sys, os\nsys.excepthook = lambda *_: os._exit(0)\ndef f():\n    return 0", "failed"),
         (WRITE_EVERYWHERE.format("os.write(fd, b'passed\\n')"), "crashed"),
         (WRITE_EVERYWHERE.format("while True: os.write(fd, bytes(10**6))"), "crashed"),
         ("import os\nos.closerange(0, 64)\ndef f(): return 1", "crashed"),
@@ -325,14 +324,10 @@ def test_sandbox_passes_no_program_that_ends_early(sandbox: Sandbox, code: str, 
 @pytest.mark.parametrize(
     ("code", "reason", "detail"),
     [
-        ("while True: pass", "timeout", ""),
         ("import time\ntime.sleep(60)", "timeout", ""),
         ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", "timeout", ""),
-        ("while True:\n    try:\n        while True: pass\n    except BaseException: pass", "timeout", ""),
-        ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", "timeout", ""),
         ("def f(): return f()\nf()", "failed", "RecursionError"),
         ("x = b'x' * 10**10", "memory", ""),
-        ("x = []\nwhile True: x.append('x' * 10**6 + str(len(x)))", "memory", ""),
         ("import mmap\nx = [mmap.mmap(-1, 2**28) for _ in range(4)]", "failed", "Cannot allocate memory"),
         ("import os\nos.memfd_create('x')", "failed", "PermissionError"),
         ("open('x', 'wb').write(bytes(2**25))", "failed", "File too large"),
@@ -356,12 +351,8 @@ def test_sandbox_limits(sandbox: Sandbox, code: str, reason: str, detail: str) -
         ("import threading\nthreading.Thread(target=print).start()", "can't start new thread"),
         ("open('/etc/passwd')", "FileNotFoundError"),
         ("import os\nos.listdir('/proc')", "FileNotFoundError"),
-        ("import os\nos.listdir('/bin')", "FileNotFoundError"),
         ("import socket\nsocket.socket()", "PermissionError"),
-        ("import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)", "PermissionError"),
-        ("import urllib.request\nurllib.request.urlopen('http://127.0.0.1:{port}')", "Error"),
         ("open('/written', 'w')", "Read-only file system"),
-        ("open('/dev/written', 'w')", "Read-only file system"),
         ("import os\nopen(os.__file__, 'a')", "[Errno"),
         ("open({secret!r})", "FileNotFoundError"),
         ("open({source!r})", "FileNotFoundError"),
@@ -379,7 +370,6 @@ def test_sandbox_limits(sandbox: Sandbox, code: str, reason: str, detail: str) -
         ),
         ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "not allowed to raise maximum limit"),
         ("input()", "EOFError"),
-        ("import numpy", "ModuleNotFoundError"),
         ("import cerebrum_cli", "ModuleNotFoundError"),
     ],
 )
@@ -389,20 +379,11 @@ def test_sandbox_isolates(
     secret = tmp_path / "secret"
     secret.write_text("x")
     monkeypatch.setenv("SECRET", "x")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        names = {"secret": str(secret), "source": __file__, "port": server.getsockname()[1]}
-        for name, value in names.items():
-            code = code.replace(f"{{{name}}}", str(value)).replace(f"{{{name}!r}}", repr(value))
-        result = run(sandbox, code)
+    result = run(sandbox, code.replace("{secret!r}", repr(str(secret))).replace("{source!r}", repr(__file__)))
     assert result.reason == "failed" and detail in result.detail, result
 
 
 # Several at a time.
-
-
-def processes() -> list[psutil.Process]:
-    """What runs below this process, in sandboxes."""
-    return psutil.Process().children(recursive=True)
 
 
 @pytest.mark.slow
@@ -421,20 +402,7 @@ def test_sandbox_runs_as_many_programs_as_cores(sandbox: Sandbox, monkeypatch: p
         assert len(started) <= len(results) + 3
     assert sorted(results) == [(key, "failed" if key % 2 else "passed") for key in range(7)]
     assert results[0][0] != 0  # the slow one does not keep the others waiting
-    assert processes() == []
-
-
-@pytest.mark.slow
-def test_sandbox_leaves_no_process_when_closed(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandboxes, "thread_count", lambda: 3)
-    codes = ["", "import os, time\nos.setsid()\ntime.sleep(60)", "while True: pass"]
-    with closing(run_programs(sandbox, enumerate(Program(code, "") for code in codes), timeout_s=60)) as results:
-        assert next(results) == (0, CodeResult("passed"))
-        running = processes()
-        assert len(running) >= 4  # bubblewrap and the program, or on its way there
-        results.close()
-        assert processes() == []
-        wait_for_end(running)
+    assert psutil.Process().children(recursive=True) == []
 
 
 RUNNING = """
@@ -465,3 +433,80 @@ def test_sandbox_that_fails_later_is_an_error(sandbox: Sandbox) -> None:
         run(broken, "pass")
     with pytest.raises(UsageError, match=r"does not work here: .*No such file"):
         run(Sandbox("/missing/bwrap", sandbox.call_filter), "pass")
+
+
+# Programs are marked while the model writes others.
+
+
+needs_two_cores = pytest.mark.skipif(thread_count() < 2, reason="one core runs one program at a time")
+IDS = tuple(f"H/{number}" for number in range(6))
+FIRST = str(select(Question(index, id, "", "") for index, id in enumerate(IDS))[0].id)
+SEVEN = "def check(candidate):\n    assert candidate() == 7\n"
+Start = Callable[[], "subprocess.Popen[bytes]"]
+
+
+def reply_with(name: str, seconds: float = 0.0) -> str:
+    return f"```python\nimport time\n\ndef {name}():\n    time.sleep({seconds})\n    return 7\n```"
+
+
+@pytest.fixture
+def start(sandbox: Sandbox, tmp_path: Path, chatml_model: Path) -> Iterator[Start]:
+    """A function that evaluates a model whose first program takes seconds, on a task of six problems."""
+    names = {id: f"f{id.removeprefix('H/')}" for id in IDS}
+    stubs = {id: f'def {name}():\n    """Seven."""' for id, name in names.items()}
+    rows = [{"task_id": id, "prompt": stub, "test": SEVEN, "entry_point": names[id]} for id, stub in stubs.items()]
+    cache_dataset(tmp_path, "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet", table(rows))
+    replies = {f"{stub}\n```": reply_with(names[id], 4 if id == FIRST else 0) for id, stub in stubs.items()}
+    script = {"rows": replies, "pause": 0.001}
+    options = ("--run-code", "--offline", "--parallel", "1", "-m", str(chatml_model), "-o", "run.jsonl")
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        processes.append(start_scripted(script, tmp_path, "eval", "humaneval", *options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+@needs_two_cores
+@pytest.mark.parametrize(("signum", "code", "has_first"), [(signal.SIGINT, 130, True), (signal.SIGKILL, -9, False)])
+def test_eval_marks_programs_beside_a_slow_one(
+    start: Start, tmp_path: Path, signum: signal.Signals, code: int, has_first: bool
+) -> None:
+    partial = tmp_path / "run.jsonl.partial"
+    process = start()
+    wait_until(lambda: bool(complete_lines(partial)) or process.poll() is not None)
+    running = psutil.Process(process.pid).children(recursive=True)
+    assert running, "the first program"
+    assert FIRST not in [json.loads(line)["id"] for line in complete_lines(partial)]
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    wait_for_end(running)
+    saved = complete_lines(partial)
+    assert (FIRST in [json.loads(line)["id"] for line in saved]) is has_first  # it was finished, but not marked
+    process = start()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    samples = complete_lines(tmp_path / "run.jsonl")
+    assert set(map(without_position, saved)) <= set(samples)
+    assert sorted(json.loads(line)["id"] for line in samples) == sorted(IDS)
+    assert all(json.loads(line)["correct"] for line in samples)
+
+
+@pytest.mark.slow
+@needs_two_cores
+def test_marker_runs_programs_beside_each_other(sandbox: Sandbox) -> None:
+    questions = [Question(at, at, "", f"{SEVEN}\ncheck(f)", entry_point="f") for at in range(3)]
+    with closing(code_marker(run_code=True)) as marker:
+        for question, text in zip(questions, (reply_with("f", 2), reply_with("f"), "I cannot."), strict=True):
+            marker.add(question.id, Unmarked(text, question, True))
+        found: list[tuple[int, Mark]] = []
+        while marks := marker.marks(wait=True):
+            found += marks
+    assert [key for key, _ in found][-1] == 0
+    assert {key: mark.correct for key, mark in found} == {0: True, 1: True, 2: False}

@@ -21,12 +21,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm-e
 
 MODEL = ("-m", str(MODEL_FILE), "--format", "cerebrum")
 SUMS = 40
-WITHOUT_LM_EVAL = """
-import sys
-sys.modules["lm_eval"] = None
-from cerebrum_cli.main import main
-main()
-"""
 needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra lm-eval")
 
 
@@ -181,11 +175,9 @@ def test_lm_eval_refuses_what_it_cannot_run(
     assert message.startswith("error: cannot load choices: ") and hint == " hint: check the task and the network"
 
 
-def test_lm_eval_names_the_extra_where_it_is_missing(tmp_path: Path) -> None:
-    process = start_python(WITHOUT_LM_EVAL, "eval", "lm-eval:arc_easy", "-m", MODEL_FILE, home=tmp_path)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "")
-    assert err.splitlines() == [
+def test_lm_eval_names_the_extra_where_it_is_missing(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # an import of it raises ModuleNotFoundError
+    assert problem(command.run("eval", "lm-eval:arc_easy", *MODEL)) == [
         "error: lm-eval is not installed",
         f' hint: {sys.executable} -m pip install "cerebrum-cli[lm-eval]"',
     ]

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from gguf import GGUFValueType, GGUFWriter
 from gguf_files import LLAMA, entry, handmade, string, tensor
-from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.parser import Value
@@ -78,15 +77,9 @@ def test_table_reads_an_empty_array_with_its_type(tmp_path: Path) -> None:
     assert (b"last" in begin, b"FLOAT32" in begin, struct.unpack_from("<QQ", begin, 8)) == (True, False, (0, 2))
 
 
-@pytest.mark.parametrize("model", ["mistral_model", "chatml_model", "recurrent_model", "sliding_window_model"])
+@pytest.mark.parametrize("model", ["mistral_model", "recurrent_model", "sliding_window_model", "four_layers"])
 def test_encoded_header_equals_the_header_of_its_file(model: str, request: pytest.FixtureRequest) -> None:
     assert_header_encoded(request.getfixturevalue(model))
-
-
-@pytest.mark.parametrize(("experts", "encoding"), [(0, "Q4_K_M"), (4, "Q8_0")])
-def test_encoded_header_equals_the_header_of_a_quantized_file(experts: int, encoding: str, tmp_path: Path) -> None:
-    shape = Shape(layers=2, width=256, ffn=256)
-    assert_header_encoded(write_quantized(tmp_path / "model.gguf", shape=shape, experts=experts, encoding=encoding))
 
 
 def test_encoded_header_has_every_type_and_long_vocabularies(tmp_path: Path) -> None:
@@ -110,12 +103,6 @@ def assert_header_encoded(path: Path) -> None:
     assert begin == len(made)
 
 
-def write_with(path: Path, *metadata: bytes) -> Path:
-    """Write a file with this metadata and a tensor of four floats."""
-    path.write_bytes(handmade(LLAMA, *metadata, tensors=(tensor(b"w", (4,), 0, 0),), data=bytes(16)))
-    return path
-
-
 def array(kind: int, length: int, content: bytes = b"") -> bytes:
     return entry(b"some.array", KINDS["ARRAY"], struct.pack("<IQ", kind, length) + content)
 
@@ -126,10 +113,8 @@ STRING = KINDS["STRING"]
 @pytest.mark.parametrize(
     "damaged",
     [
-        array(KINDS["UINT32"], 1 << 40, bytes(8)),
         array(KINDS["UINT8"], 2**64 - 1, bytes(8)),
         array(KINDS["BOOL"], 10_000),
-        array(KINDS["FLOAT64"], 2**61, bytes(8)),
         array(STRING, 1 << 40, struct.pack("<Q", 1) + b"a"),
         array(STRING, 1, struct.pack("<Q", 1 << 40) + b"a"),
         array(STRING, 2, struct.pack("<Q", 2**64 - 1) + b"a"),
@@ -141,7 +126,8 @@ STRING = KINDS["STRING"]
     ],
 )
 def test_table_reports_damage_in_one_line(damaged: bytes, tmp_path: Path) -> None:
-    path = write_with(tmp_path / "damaged.gguf", damaged)
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(handmade(LLAMA, damaged))
     begin = time.process_time()
     with pytest.raises(ModelFileError) as caught:
         read_table("damaged", [path])
@@ -152,26 +138,12 @@ def test_table_reports_damage_in_one_line(damaged: bytes, tmp_path: Path) -> Non
 
 
 def test_table_reports_a_truncated_file_in_one_line(tmp_path: Path) -> None:
-    whole = write_with(tmp_path / "whole.gguf", array(STRING, 2, string(b"a") * 2))
-    assert read_table("whole", [whole]).metadata["some.array"].content == (b"a", b"a")
-    data = whole.read_bytes()
+    path, strings = tmp_path / "model.gguf", array(STRING, 2, string(b"a") * 2)
+    data = handmade(LLAMA, strings, tensors=(tensor(b"w", (4,), 0, 0),), data=bytes(16))
+    path.write_bytes(data)
+    assert read_table("whole", [path]).metadata["some.array"].content == (b"a", b"a")
     for end in range(len(data)):
-        path = tmp_path / "short.gguf"
         path.write_bytes(data[:end])
         with pytest.raises(ModelFileError) as caught:
             read_table("short", [path])
         assert "\n" not in caught.value.message + caught.value.hint
-
-
-def test_table_reads_a_long_vocabulary_quickly(tmp_path: Path) -> None:
-    count = 100_000
-    long = {
-        "tokens": Value("ARRAY", tuple(b"token %d" % number for number in range(count)), "STRING"),
-        "scores": Value("ARRAY", (0.5,) * count, "FLOAT32"),
-        "types": Value("ARRAY", (1,) * count, "INT32"),
-    }
-    path = write(tmp_path / "long.gguf", long)
-    begin = time.process_time()
-    found = read_table("long", [path]).metadata
-    assert time.process_time() - begin < 2  # the package alone takes several
-    assert {key: found[key] for key in long} == long

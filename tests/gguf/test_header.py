@@ -31,9 +31,8 @@ def problem_of(path: Path) -> str:
 
 
 def problem_of_bytes(tmp_path: Path, content: bytes) -> str:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(content)
-    return problem_of(path)
+    (tmp_path / "model.gguf").write_bytes(content)
+    return problem_of(tmp_path / "model.gguf")
 
 
 def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
@@ -84,11 +83,6 @@ def test_header_sums_per_layer_heads(tmp_path: Path) -> None:
     assert header.kv_bytes_per_token == 2 * 4 * (16 + 32)
 
 
-def test_header_kv_heads_default_to_heads(tmp_path: Path) -> None:
-    header = read_header(write_model(tmp_path / "mha.gguf"))
-    assert (header.n_kv_heads, header.kv_bytes_per_token) == (8, 2 * 2 * 2 * 64)
-
-
 def test_header_mistral_needs_131072_bytes_per_token(tmp_path: Path) -> None:
     numbers = {"block_count": 32, "embedding_length": 4096, "attention.head_count": 32, "attention.head_count_kv": 8}
     path = tmp_path / "mistral.gguf"
@@ -96,6 +90,8 @@ def test_header_mistral_needs_131072_bytes_per_token(tmp_path: Path) -> None:
         handmade(LLAMA, *(entry(f"llama.{key}".encode(), 4, struct.pack("<I", n)) for key, n in numbers.items()))
     )
     assert read_header(path).kv_bytes_per_token == 131_072
+    bare = read_header(write_model(tmp_path / "mha.gguf"))
+    assert (bare.n_kv_heads, bare.kv_bytes_per_token) == (8, 2 * 2 * 2 * 64)  # as many as heads
 
 
 def test_header_recognizes_the_old_mixtral_layout(tmp_path: Path) -> None:
@@ -119,16 +115,13 @@ def test_header_reports_a_path_that_is_not_a_file(tmp_path: Path) -> None:
     assert problem_of(tmp_path / "nowhere.gguf") == "file not found"
     assert problem_of(tmp_path) == "is a directory"
     assert problem_of(Path("/dev/null")) == "is not a regular file"
+    os.mkfifo(tmp_path / "pipe.gguf")
+    assert problem_of(tmp_path / "pipe.gguf") == "is not a regular file"
     (tmp_path / "file").write_bytes(b"")
     assert problem_of(tmp_path / "file") == "the file is empty"
     assert problem_of(tmp_path / "file" / "inner.gguf") == "cannot be read: Not a directory"
     with pytest.raises(ModelFileError):
         read_header(Path("zero\0byte.gguf"))
-
-
-def test_header_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.gguf")
-    assert problem_of(tmp_path / "pipe.gguf") == "is not a regular file"
 
 
 def test_header_reports_an_unreadable_file(tmp_path: Path) -> None:
@@ -180,10 +173,8 @@ def test_header_identifies_other_file_types(tmp_path: Path, content: bytes, seen
             handmade(entry(b"a", 8, struct.pack("<Q", 1 << 62))),
             "damaged: a metadata string of 4,611,686,018,427,387,904",
         ),
-        (handmade(entry(b"a", 8, struct.pack("<Q", 1000))), "truncated or damaged"),
         (handmade(entry(b"a", 77, b"")), "damaged: metadata value of unknown type 77"),
         (handmade(entry(b"a", 9, struct.pack("<IQ", 9, 1))), "damaged: metadata value of unknown type 9"),
-        (handmade(entry(b"a", 9, struct.pack("<IQ", 0, 1 << 63))), "truncated or damaged"),
         (handmade(entry(b"a", 9, struct.pack("<IQ", 8, 1 << 63))), "truncated or damaged"),
         (handmade(entry(b"a", 9, struct.pack("<IQQ", 8, 1, (1 << 64) - 1))), "truncated or damaged"),
         (handmade(LLAMA, LLAMA), "damaged: the metadata key 'general.architecture' is duplicated"),

@@ -8,13 +8,9 @@ from typing import Any
 import pytest
 from merge_tables import (
     KV_HEADS,
-    MISTRAL_7B,
     MIXTRAL,
-    RECIPE,
     contents,
-    merge_12b,
     mixed,
-    operations,
     plan,
     stacked,
     table,
@@ -23,25 +19,9 @@ from merge_tables import (
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.merge.metadata import Origin, Provenance, format_count
-from cerebrum_cli.merge.methods import Copy
 from cerebrum_cli.merge.plan import plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import Target
-
-
-def test_merge_metadata_of_the_12b_changes_only_a_few_keys() -> None:
-    made = merge_12b()
-    source = table("cerebrum-7b", shape=MISTRAL_7B).metadata
-    assert made.metadata == {
-        **source,
-        "general.name": value("Cerebrum-12B"),
-        "general.size_label": value("12B"),
-        "general.base_model.count": value(1),
-        "general.base_model.0.name": value("Model cerebrum-7b"),
-        "general.base_model.0.repo_url": value("https://huggingface.co/AetherResearch/Cerebrum"),
-        "cerebrum.recipe": value(RECIPE.read_text(encoding="utf-8")),
-        "llama.block_count": value(56),
-    }
 
 
 @pytest.mark.parametrize(
@@ -194,12 +174,7 @@ def test_merge_metadata_drops_what_describes_the_sources() -> None:
     metadata = {**SOURCE_METADATA, "general.license": "mit", "general.tags": ("text-generation",)}
     made = contents(plan(stacked(("a", 0, 2), ("b", 2, 4)), table("a", metadata), table("b", metadata)))
     assert SOURCE_METADATA.keys() & made.keys() == {"general.size_label", "general.base_model.count"}
-    assert made["general.size_label"] != "7B"
-    assert {key: each for key, each in made.items() if key.startswith("general.base_model.")} == {
-        "general.base_model.count": 2,
-        "general.base_model.0.name": "Model a",
-        "general.base_model.1.name": "Model b",
-    }
+    assert (made["general.size_label"] != "7B", made["general.base_model.count"]) == (True, 2)
     assert (made["general.license"], made["general.tags"]) == ("mit", ("text-generation",))
 
 
@@ -210,22 +185,9 @@ def test_merge_metadata_drops_different_licenses(other: str | None) -> None:
     assert not [key for key in made.metadata if key.startswith("general.license")]
 
 
-def test_merge_metadata_names_an_untitled_source_by_its_reference() -> None:
-    origins = {"a": Origin("somebody/model:Q4_K_M", "somebody/model")}
-    recipe = parse_recipe(json.dumps(stacked(("a", 0, 2))), "recipe.yaml")
-    made = contents(
-        plan_merge(recipe, {"a": table("a", {"general.name": None})}, Target(), Provenance("Merged", origins))
-    )
-    assert made["general.base_model.0.name"] == "somebody/model:Q4_K_M"
-    assert made["general.base_model.0.repo_url"] == "https://huggingface.co/somebody/model"
-
-
 def test_merge_metadata_size_label_counts_experts() -> None:
-    source = table("a", {"llama.expert_count": 8}, MIXTRAL)
-    made = plan(stacked(("a", 0, 32)), source)
-    assert made.n_parameters == 46_702_792_704
-    assert contents(made)["general.size_label"] == "8x7.2B"
-    assert all(isinstance(op, Copy) for op in operations(made).values())
+    made = plan(stacked(("a", 0, 32)), table("a", {"llama.expert_count": 8}, MIXTRAL))
+    assert (made.n_parameters, contents(made)["general.size_label"]) == (46_702_792_704, "8x7.2B")
 
 
 @pytest.mark.parametrize(
@@ -239,13 +201,13 @@ def test_merge_metadata_size_label_has_two_digits_or_more(count: int, label: str
 def test_merge_metadata_lists_a_source_with_two_names_once() -> None:
     origins = {"a": Origin("mine:Q4_K_M", "me/mine"), "b": Origin("other"), "again": Origin("mine:Q4_K_M", "me/mine")}
     recipe = parse_recipe(json.dumps(stacked(("a", 0, 2), ("again", 2, 4), ("b", 2, 4))), "recipe.yaml")
-    tables = {"a": table("a"), "b": table("b"), "again": table("a")}
+    tables = {"a": table("a"), "b": table("b", {"general.name": None}), "again": table("a")}
     made = contents(plan_merge(recipe, tables, Target(), Provenance("Merged", origins)))
     assert {key: each for key, each in made.items() if key.startswith("general.base_model.")} == {
         "general.base_model.count": 2,
         "general.base_model.0.name": "Model a",
         "general.base_model.0.repo_url": "https://huggingface.co/me/mine",
-        "general.base_model.1.name": "Model b",
+        "general.base_model.1.name": "other",  # it has no title
     }
 
 
@@ -322,20 +284,11 @@ NUMBERS = (
 )
 
 
-def test_merge_metadata_refuses_lists_of_context_lengths() -> None:
-    with pytest.raises(MergeError) as caught:
-        plan(mixed("a", "b"), table("a"), table("b", {"llama.context_length": (8, 8, 8, 8)}))
-    assert caught.value.message == "b: llama.context_length is not a whole number: '(8, 8, 8, 8)'"
-
-
-def test_merge_plan_refuses_an_impossible_number_of_layers() -> None:
-    with pytest.raises(MergeError, match=r"^a: the file states 9,223,372,036,854,775,808 layers$"):
-        plan(mixed("a", "b"), table("a", {"llama.block_count": 2**63}), table("b"))
-
-
 @pytest.mark.parametrize("key", NUMBERS)
-@pytest.mark.parametrize("content", ["8", 8.5, "x" * 10_000])
+@pytest.mark.parametrize("content", ["8", 8.5, "x" * 10_000, (8, 8, 8, 8)])
 def test_merge_metadata_refuses_text_instead_of_a_number(key: str, content: Any) -> None:
+    if isinstance(content, tuple) and key == "attention.sliding_window_pattern":
+        return  # a value for each layer
     with pytest.raises(MergeError) as caught:
         plan(stacked(("a", 0, 2)), table("a", {f"llama.{key}": content}))
     assert caught.value.message == f"a: llama.{key} is not a whole number: {str(content)[:60]!r}"

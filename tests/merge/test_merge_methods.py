@@ -1,12 +1,14 @@
-"""Merge methods on real files, compared to mergekit's formulas in double precision."""
+"""Merges of real files, compared with the formulas of mergekit 0.1.5 in double precision, and its names of tensors."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gguf
 import numpy as np
@@ -14,111 +16,79 @@ import pytest
 from gguf_files import write_file
 from hypothesis import given
 from hypothesis import strategies as st
-from merges import OWN_TYPES, slerp, write_merge
-from numpy.typing import NDArray
-from tiny_models import Shape, write_chatml
+from merges import Weights, slerp, write_merge, write_weights
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.merge import weights as working
 from cerebrum_cli.merge.methods import slerp_coefficients
-from cerebrum_cli.merge.target_types import TYPE_NUMBERS, Target
+from cerebrum_cli.merge.target_types import TYPE_NUMBERS
+from cerebrum_cli.merge.tensor_names import hugging_face_names
 
 pytestmark = pytest.mark.slow
 
-Weights = NDArray[np.float64]
 Model = Mapping[str, Weights]
-Models = Mapping[str, "Source"]
-
 LAYERS = 3
-ROWS = 80  # of each matrix; more only take longer
+ROWS, WIDTH = 80, 256  # of each matrix
+HEAD, NORM, EMBEDDING = "output.weight", "output_norm.weight", "token_embd.weight"
+MATRICES = ("attn_q", "attn_k", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+QUANTIZED = {"attn_q": "Q8_0", "attn_output": "F16", "ffn_down": "Q6_K", "ffn_up": "Q4_K"}  # others: F32
+# Largest distance of neighboring values of a type, as a share of the largest of 256 weights.
+STEPS = {"F32": 1e-6, "F16": 2**-10, "Q8_0": 1.01 / 127, "Q6_K": 1 / 16, "Q4_K": 2 / 7}
 CODEC = LlamaCodec()
 
 
-class TypeMix(NamedTuple):
-    """Types of a file's matrices: of most, and of those that llama.cpp gives more bits."""
-
-    most: str
-    some: str
-
-    def of(self, name: str, dimensions: int) -> str:
-        """Type of a tensor."""
-        if dimensions == 1:
-            return "F32"
-        return (
-            self.some if name == "output.weight" or name.endswith(("ffn_down.weight", "attn_v.weight")) else self.most
-        )
+def random_model(seed: int) -> dict[str, Weights]:
+    """Random weights of three layers."""
+    random = np.random.default_rng(seed)
+    matrices = [f"blk.{layer}.{part}.weight" for layer in range(LAYERS) for part in MATRICES]
+    norms = [*(f"blk.{layer}.attn_norm.weight" for layer in range(LAYERS)), NORM]
+    drawn = {name: random.standard_normal((ROWS, WIDTH)) / 16 for name in (EMBEDDING, *matrices, HEAD)}
+    drawn |= {name: random.uniform(0.5, 2.0, WIDTH) for name in norms}
+    return {name: each.astype(np.float32).astype(np.float64) for name, each in drawn.items()}
 
 
-class Source(NamedTuple):
-    """A file and its dequantized weights."""
-
-    path: Path
-    weights: Model
-
-
-TYPE_MIXES = tuple(TypeMix(*names) for names in (("F32", "F32"), ("F16", "F16"), ("Q8_0", "Q8_0"), ("Q4_K", "Q6_K")))
-# Largest distance of neighboring values of a type, as a share of the largest of 256 weights.
-STEPS = {"F32": 1e-6, "F16": 2**-10, "Q8_0": 1.01 / 127, "Q6_K": 1 / 16, "Q4_K": 2 / 7}
-
-
-def read(path: Path) -> dict[str, Weights]:
-    """Dequantize the weights of a file with the `gguf` package, row length last."""
-    found = {}
-    for each in gguf.GGUFReader(path).tensors:
-        shape = tuple(int(length) for length in reversed(each.shape))
-        found[each.name] = gguf.dequantize(each.data, each.tensor_type).reshape(shape).astype(np.float64)
-    return found
-
-
-def contents(path: Path) -> dict[str, tuple[int, bytes]]:
-    """Types and bytes of a file's tensors."""
-    return {each.name: (int(each.tensor_type), each.data.tobytes()) for each in gguf.GGUFReader(path).tensors}
-
-
-def types(path: Path) -> dict[str, str]:
-    """Types of a file's tensors."""
-    return {each.name: each.tensor_type.name for each in gguf.GGUFReader(path).tensors}
-
-
-def encoded(values: Weights, name: str) -> NDArray[np.uint8]:
-    """Quantize rows of weights."""
-    rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]), np.float32)
-    return np.frombuffer(CODEC.quantize(rows, TYPE_NUMBERS[name]), np.uint8).reshape(len(rows), -1)
-
-
-def rounded(values: Weights, name: str) -> Weights:
-    """Quantize weights and dequantize them again."""
-    weights: Weights = gguf.dequantize(encoded(values, name), gguf.GGMLQuantizationType[name]).astype(np.float64)
-    return weights.reshape(values.shape)
-
-
-def write(path: Path, model: Model, kind: TypeMix) -> Source:
-    """Write a model without a vocabulary, which would take longer to read than all its weights."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_uint32("llama.block_count", LAYERS)
-    for name, values in model.items():
-        type_name = kind.of(name, values.ndim)
-        data = encoded(values, type_name)
-        rows = data.view(np.float32) if type_name == "F32" else data
-        shape = (*values.shape[:-1], rows.shape[-1])
-        writer.add_tensor(name, rows.reshape(shape), raw_dtype=gguf.GGMLQuantizationType[type_name])
-    write_file(writer)
-    return Source(path, read(path))
-
-
-def with_edge_cases(model: dict[str, Weights], first: Model) -> dict[str, Weights]:
-    """Replace tensors by parallel, opposite, similar and zero ones relative to those of the first model."""
-    random = np.random.default_rng(7)
-    noise = random.standard_normal((ROWS, 256)) / 16
-    model = {name: random.uniform(0.5, 2.0, len(each)) if "_norm" in name else each for name, each in model.items()}
-    return model | {
-        "output_norm.weight": 3 * first["output_norm.weight"],
+def related_model(first: Model) -> dict[str, Weights]:
+    """Random weights, with tensors that are parallel, opposite, similar and zero relative to those of a model."""
+    noise = np.random.default_rng(7).standard_normal((ROWS, WIDTH)) / 16
+    return random_model(1) | {
+        NORM: 3 * first[NORM],
         "blk.0.attn_q.weight": -2 * first["blk.0.attn_q.weight"],
         "blk.0.ffn_up.weight": first["blk.0.ffn_up.weight"] + 0.5 * noise,
         "blk.1.ffn_up.weight": first["blk.1.ffn_up.weight"] + 0.01 * noise,
         "blk.1.attn_k.weight": 0 * first["blk.1.attn_k.weight"],
     }
+
+
+def encoded(values: Weights, kind: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Quantize rows of weights."""
+    rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]), np.float32)
+    return np.frombuffer(CODEC.quantize(rows, TYPE_NUMBERS[kind]), np.uint8).reshape(len(rows), -1)
+
+
+def write_quantized(path: Path, model: Model) -> Path:
+    """Write a model of several types, without a vocabulary."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint32("llama.block_count", LAYERS)
+    for name, values in model.items():
+        kind = QUANTIZED.get(name.split(".")[-2], "F32")
+        data = values.astype(np.float32) if kind == "F32" else encoded(values, kind)
+        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+    write_file(writer)
+    return path
+
+
+def read(path: Path) -> dict[str, Weights]:
+    """Dequantize the weights of a file with the `gguf` package, row length last."""
+    return {
+        each.name: gguf.dequantize(each.data, each.tensor_type).reshape(tuple(reversed(each.shape))).astype(np.float64)
+        for each in gguf.GGUFReader(path).tensors
+    }
+
+
+def contents(path: Path) -> dict[str, tuple[str, bytes]]:
+    """Types and bytes of a file's tensors."""
+    return {each.name: (each.tensor_type.name, each.data.tobytes()) for each in gguf.GGUFReader(path).tensors}
 
 
 @pytest.fixture(autouse=True)
@@ -128,27 +98,17 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """Files by model and type: `a` and `b`, and `c` in one type only."""
-    folder = tmp_path_factory.mktemp("merges")
-    shape = Shape(layers=LAYERS, width=256, ffn=256)
-    paths = (write_chatml(folder / f"{seed}.gguf", seed=seed, shape=shape) for seed in range(3))
-    first, second, third = ({name: each[:ROWS] for name, each in read(path).items()} for path in paths)
-    second = with_edge_cases(second, first)
-    made = {(name, kind): weights for name, weights in (("a", first), ("b", second)) for kind in TYPE_MIXES}
-    made[("c", TYPE_MIXES[1])] = third
-    return {
-        f"{name} {kind.most}": write(folder / f"{name}.{kind.most}.gguf", weights, kind)
-        for (name, kind), weights in made.items()
-    }
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of three models in F32, and two of them in several types."""
+    folder, first = tmp_path_factory.mktemp("merges"), random_model(0)
+    made = {"a": first, "b": related_model(first), "c": random_model(2)}
+    files = {name: write_weights(folder / f"{name}.gguf", model, layers=LAYERS) for name, model in made.items()}
+    return files | {f"{name} quantized": write_quantized(folder / f"{name}.q.gguf", made[name]) for name in "ab"}
 
 
-def merge(recipe: Mapping[str, Any], sources: Models, out: Path, target: Target = OWN_TYPES) -> Path:
-    """Write the merge of a recipe of these models."""
-    whole = write_merge(
-        json.dumps(recipe), {name: [source.path] for name, source in sources.items()}, out, target=target
-    )
-    return whole.path
+def merge(recipe: Mapping[str, Any], sources: Sequence[Path], out: Path) -> Path:
+    """Write the merge of the models `a`, `b` and so on."""
+    return write_merge(json.dumps(recipe), {name: [path] for name, path in zip("abc", sources, strict=False)}, out).path
 
 
 # mergekit's formulas: merge_methods/linear.py and generalized_task_arithmetic.py.
@@ -169,13 +129,6 @@ def task_arithmetic(
     return np.asarray(base + factor * delta)
 
 
-def depth(name: str) -> float:
-    """Relative depth of a tensor's layer, from 0 to 1."""
-    if name.startswith("blk."):
-        return int(name.split(".")[1]) / (LAYERS - 1)
-    return 0.0
-
-
 def group(name: str) -> str:
     """Filter of mergekit's examples that matches a tensor."""
     if "_norm" in name or not name.startswith("blk."):
@@ -194,8 +147,9 @@ BY_GROUP: list[Any] = [{"filter": name, "value": values} for name, values in GRA
 
 
 def by_group(name: str) -> float:
-    """Value of the parameter above for a tensor."""
-    return float(np.interp(depth(name), (0, 0.5, 1), GRADIENTS[group(name)]))
+    """Value of the parameter above for a tensor; outside of layers it is the first."""
+    depth = int(name.split(".")[1]) / (LAYERS - 1) if name.startswith("blk.") else 0.0
+    return float(np.interp(depth, (0, 0.5, 1), GRADIENTS[group(name)]))
 
 
 Expected = Callable[[str, Sequence[Weights]], Weights]
@@ -206,6 +160,10 @@ CASES: Mapping[str, tuple[dict[str, Any], Expected]] = {
     "linear, not normalized": (
         weighted(0.3, 0.5, merge_method="linear", parameters={"normalize": False}),
         lambda name, tensors: linear(tensors, (0.3, 0.5), normalize=False),
+    ),
+    "linear, weights that add up to 0": (
+        weighted(0.5, -0.5, merge_method="linear", parameters={"normalize": False}),
+        lambda name, tensors: linear(tensors, (0.5, -0.5), normalize=False),
     ),
     "linear, more and less than all": (
         weighted(2.5, -0.5, merge_method="linear"),
@@ -232,114 +190,65 @@ CASES: Mapping[str, tuple[dict[str, Any], Expected]] = {
 }
 
 
-def assert_close(name: str, actual: Weights, expected: Weights, kind: str, tensors: Sequence[Weights]) -> None:
+def assert_close(name: str, actual: Weights, expected: Weights, tensors: Sequence[Weights], kind: str = "F32") -> None:
     """Check that weights equal the expected ones in a type, except for rounding before quantization."""
     rows = [np.abs(each).max(axis=-1, keepdims=True) for each in (expected, *tensors)]
-    step = STEPS[kind] * np.maximum.reduce(rows)
-    expected_weights = rounded(expected, kind)
-    assert (np.abs(actual - expected_weights) <= step).all(), name
     if kind != "F32":
-        assert (actual == expected_weights).mean() > 0.95, name  # a sum between two values may be rounded to either
+        coded = gguf.dequantize(encoded(expected, kind), gguf.GGMLQuantizationType[kind])
+        expected = coded.astype(np.float64).reshape(expected.shape)
+        assert (actual == expected).mean() > 0.95, name  # a sum between two values may be rounded to either
+    assert (np.abs(actual - expected) <= STEPS[kind] * np.maximum.reduce(rows)).all(), name
 
 
-KIND = pytest.mark.parametrize("kind", TYPE_MIXES, ids=lambda kind: kind.most)
-
-
-@KIND
+@pytest.mark.parametrize("kind", ["", " quantized"])
 @pytest.mark.parametrize("case", CASES)
-def test_merge_methods_match_the_formulas(case: str, kind: TypeMix, models: Models, tmp_path: Path) -> None:
+def test_merge_methods_match_the_formulas(case: str, kind: str, models: dict[str, Path], tmp_path: Path) -> None:
     recipe, expected = CASES[case]
-    sources = {name: models[f"{name} {kind.most}"] for name in "ab"}
-    first, second = (source.weights for source in sources.values())
-    own = read(merge(recipe, sources, tmp_path / "own.gguf"))
-    full = read(merge(recipe, sources, tmp_path / "full.gguf", Target(type="F32")))
-    assert own.keys() == full.keys() == first.keys()
+    paths = [models[f"{name}{kind}"] for name in "ab"]
+    first, second = (read(path) for path in paths)
+    path = merge(recipe, paths, tmp_path / "made.gguf")
+    kinds, made = {name: kind for name, (kind, _) in contents(path).items()}, read(path)
+    assert kinds == {name: kind for name, (kind, _) in contents(paths[0]).items()}
     for name, one in first.items():
         tensors = (one, second[name])
-        expected_weights = expected(name, tensors)
-        assert_close(name, full[name], expected_weights, "F32", tensors)
-        assert_close(name, own[name], expected_weights, kind.of(name, expected_weights.ndim), tensors)
+        assert_close(name, made[name], expected(name, tensors), tensors, kinds[name])
 
 
-def test_merge_task_arithmetic_normalizes_its_weights(models: Models, tmp_path: Path) -> None:
-    sources = {name: models[f"{name} F16"] for name in "abc"}
+def test_merge_task_arithmetic_normalizes_its_weights(models: dict[str, Path], tmp_path: Path) -> None:
+    paths = [models[name] for name in "abc"]
+    weights = [read(path) for path in paths]
     for normalize, shares in ((True, (0.4, 0.9)), (False, (0.4, 0.9)), (True, (0.5, -0.5))):
         rows = weighted(0.0, *shares)["models"][1:]
         recipe = {**TASK_VECTORS, "models": rows, "parameters": {"normalize": normalize, "lambda": 0.7}}
-        made = read(merge(recipe, sources, tmp_path / "made.gguf", Target(type="F32")))
-        for name in made:
-            tensors = [source.weights[name] for source in sources.values()]
-            assert_close(name, made[name], task_arithmetic(tensors, shares, normalize, 0.7), "F32", tensors)
+        for name, made in read(merge(recipe, paths, tmp_path / "made.gguf")).items():
+            tensors = [model[name] for model in weights]
+            assert_close(name, made, task_arithmetic(tensors, shares, normalize, 0.7), tensors)
 
 
-@pytest.mark.parametrize("base", "abc")
-def test_merge_linear_writes_the_types_of_the_base_model(base: str, models: Models, tmp_path: Path) -> None:
-    sources = {"a": models["a Q4_K"], "b": models["b Q8_0"], "c": models["c F16"]}
-    shares = (1.0, 2.0, 0.5)
-    path = merge(weighted(*shares, merge_method="linear", base_model=base), sources, tmp_path / "made.gguf")
-    assert types(path) == types(sources[base].path)
-    for name, made in read(path).items():
-        tensors = [source.weights[name] for source in sources.values()]
-        assert_close(name, made, linear(tensors, shares), types(path)[name], tensors)
-
-
-@KIND
-def test_merge_passthrough_scales_the_tensors_of_its_filter(kind: TypeMix, models: Models, tmp_path: Path) -> None:
+def test_merge_passthrough_scales_the_tensors_of_its_filter(models: dict[str, Path], tmp_path: Path) -> None:
     scale = [{"filter": "o_proj", "value": 0.5}, {"filter": "down_proj", "value": 0.0}, {"value": 1.0}]
-    row = {"model": "a", "layer_range": [0, LAYERS], "parameters": {"scale": scale}}
-    source = models[f"a {kind.most}"]
-    path = merge({"merge_method": "passthrough", "slices": [{"sources": [row]}]}, {"a": source}, tmp_path / "made.gguf")
-    made, before, after = read(path), contents(source.path), contents(path)
-    for name, values in source.weights.items():
+    row, source = {"model": "a", "layer_range": [0, LAYERS], "parameters": {"scale": scale}}, models["a quantized"]
+    path = merge({"merge_method": "passthrough", "slices": [{"sources": [row]}]}, [source], tmp_path / "made.gguf")
+    made, before, after = read(path), contents(source), contents(path)
+    for name, values in read(source).items():
         factor = {"attn_output": 0.5, "ffn_down": 0.0}.get(name.split(".")[-2], 1.0)
         assert np.abs(made[name] - factor * values).max() <= 2**-11 * np.abs(values).max(), name
         assert factor != 1 or after[name] == before[name]
 
 
-SHARES = ((0.5, 0.5), (0.1, 0.3), (1.0, 0.0), (3.0, -2.0), (-1.5, 2.5), (7.0, 5.0))
+def test_merge_of_a_model_with_itself_has_the_same_bytes(models: dict[str, Path], tmp_path: Path) -> None:
+    source = models["b quantized"]
+    shares = ((0.5, 0.5), (0.1, 0.3), (1.0, 0.0), (3.0, -2.0), (-1.5, 2.5), (7.0, 5.0))
+    for recipe in (*(weighted(*each, merge_method="linear") for each in shares), {**SLERP, "parameters": {"t": 0.37}}):
+        assert contents(merge(recipe, [source, source], tmp_path / "made.gguf")) == contents(source)
 
 
-@KIND
-def test_merge_of_a_model_with_itself_has_the_same_bytes(kind: TypeMix, models: Models, tmp_path: Path) -> None:
-    source = models[f"b {kind.most}"]
-    recipes = [weighted(*shares, merge_method="linear") for shares in SHARES]
-    for recipe in (*recipes, {**SLERP, "parameters": {"t": 0.37}}):
-        made = merge(recipe, {"a": source, "b": source}, tmp_path / "made.gguf")
-        assert contents(made) == contents(source.path)
-
-
-@KIND
-def test_merge_of_a_model_with_its_copy_differs_by_rounding(kind: TypeMix, models: Models, tmp_path: Path) -> None:
-    source, path = models[f"b {kind.most}"], tmp_path / "copy.gguf"
-    path.write_bytes(source.path.read_bytes())  # a merge cannot know that it is the same model
-    recipes = [weighted(*shares, merge_method="linear") for shares in SHARES]
-    recipes += [{**SLERP, "parameters": {"t": t}} for t in (0.37, 1.5)]
-    recipes.append({**TASK_VECTORS, "models": [{"model": "b", "parameters": {"weight": -3.0}}]})
-    for recipe in recipes:
-        made = merge(recipe, {"a": source, "b": source._replace(path=path)}, tmp_path / "made.gguf")
-        for name, values in read(made).items():
-            before = source.weights[name]
-            step = STEPS[kind.of(name, values.ndim)] * np.abs(before).max(axis=-1, keepdims=True)
-            assert (np.abs(values - before) <= step).all(), (recipe, name)
-
-
-@KIND
-@pytest.mark.parametrize(("t", "end"), [(0, "a"), (1, "b"), (0.0, "a"), (1.0, "b")])
-def test_merge_slerp_copies_the_bytes_at_both_ends(
-    t: float, end: str, kind: TypeMix, models: Models, tmp_path: Path
-) -> None:
-    sources = {name: models[f"{name} {kind.most}"] for name in "ab"}
-    made = merge({**SLERP, "parameters": {"t": t}}, sources, tmp_path / "made.gguf")
-    assert contents(made) == contents(sources[end].path)
-
-
-def test_merge_slerp_writes_the_types_of_the_base_model(models: Models, tmp_path: Path) -> None:
-    sources = {"a": models["a Q8_0"], "b": models["b Q4_K"]}
-    path = merge({**SLERP, "parameters": {"t": 1}}, sources, tmp_path / "made.gguf")
-    assert types(path) == types(sources["a"].path)
-    for name, made in read(path).items():
-        end = sources["b"].weights[name]
-        assert_close(name, made, end, types(path)[name], [end])
+@pytest.mark.parametrize(("t", "end"), [(0, "a"), (1.0, "b")])
+def test_merge_slerp_copies_the_bytes_at_both_ends(t: float, end: str, models: dict[str, Path], tmp_path: Path) -> None:
+    made = merge(
+        {**SLERP, "parameters": {"t": t}}, [models[f"{each} quantized"] for each in "ab"], tmp_path / "made.gguf"
+    )
+    assert contents(made) == contents(models[f"{end} quantized"])
 
 
 PARTIAL: list[Any] = [{"filter": "self_attn", "value": 0.5}]
@@ -361,21 +270,168 @@ UNEVEN: list[Any] = [{"filter": "mlp", "value": -0.5}, {"value": 0.5}]
     ],
 )
 def test_merge_reports_weights_that_are_missing_or_sum_to_zero(
-    recipe: dict[str, Any], problem: str, models: Models, tmp_path: Path
+    recipe: dict[str, Any], problem: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(MergeError) as caught:
-        merge(recipe, {name: models[f"{name} F16"] for name in "ab"}, tmp_path / "made.gguf")
+        merge(recipe, [models[name] for name in "ab"], tmp_path / "made.gguf")
     assert caught.value.message == problem
     assert not list(tmp_path.iterdir())
 
 
-def test_merge_linear_unnormalized_weights_may_sum_to_zero(models: Models, tmp_path: Path) -> None:
-    sources = {name: models[f"{name} F16"] for name in "ab"}
-    recipe = weighted(0.5, -0.5, merge_method="linear", parameters={"normalize": False})
-    for name, made in read(merge(recipe, sources, tmp_path / "made.gguf", Target(type="F32"))).items():
-        tensors = [source.weights[name] for source in sources.values()]
-        assert_close(name, made, 0.5 * tensors[0] - 0.5 * tensors[1], "F32", tensors)
+# What the converter stores differently: norms plus 1, and factors of RoPE.
 
+
+def whole(method: str, *sources: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Recipe of the whole models `a`, `b` and so on, each with its parameters."""
+    models = [{"model": name, "parameters": source} for name, source in zip("abc", sources, strict=False)]
+    return {"merge_method": method, "models": models, **more}
+
+
+@pytest.mark.parametrize("constant", ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"])
+def test_merge_copies_factors_of_rope(constant: str, tmp_path: Path) -> None:
+    models = [{EMBEDDING: np.ones((6, 32)), constant: np.full(16, value), NORM: np.ones(32)} for value in (8.0, 2.0)]
+    paths = [write_weights(tmp_path / f"{number}.gguf", model) for number, model in enumerate(models)]
+    overweight = {"weight": 1.1}
+    for recipe, norm, factor in (
+        (whole("passthrough", {"scale": 0.5}), 0.5, 8.0),
+        (whole("linear", overweight, overweight, parameters={"normalize": False}), 2.2, 8.0),
+        (whole("slerp", {}, {}, base_model="a", parameters={"t": 0.5}), 1.0, 8.0),
+        (whole("slerp", {}, {}, base_model="b", parameters={"t": 0.5}), 1.0, 2.0),
+        (whole("task_arithmetic", {}, {"weight": 0.5}, base_model="a"), 1.0, 8.0),
+    ):
+        made = read(merge(recipe, paths[: len(recipe["models"])], tmp_path / "made.gguf"))
+        np.testing.assert_allclose(made[NORM], norm, rtol=1e-6)
+        assert (made[constant] == factor).all(), recipe
+
+
+# Recipes, and the weights of a norm by hand where the models have (1, 0, 0, 0) and (0, 2, 0, 0). On the arc between
+# them at 0.5 both coefficients are sin(45°).
+NORMS: Mapping[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+    "scale": (whole("passthrough", {"scale": 0.25}), (0.25, 0, 0, 0)),
+    "scale 0": (whole("passthrough", {"scale": 0}), (0, 0, 0, 0)),
+    "linear": (whole("linear", {"weight": 1}, {"weight": 3}), (0.25, 1.5, 0, 0)),
+    "not normalized": (
+        whole("linear", {"weight": 1.5}, {"weight": 0.5}, parameters={"normalize": False}),
+        (1.5, 1, 0, 0),
+    ),
+    "slerp": (whole("slerp", {}, {}, base_model="a", parameters={"t": 0.5}), (sqrt(0.5), sqrt(2), 0, 0)),
+    "task_arithmetic": (whole("task_arithmetic", {}, {"weight": 0.5}, base_model="a"), (0.5, 1, 0, 0)),
+}
+ADDED = {
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma-embedding", "nemotron", "qwen35"), 1.0),
+    **dict.fromkeys(("gemma3n", "llama"), 0.0),
+}
+STORED_NORMS = (
+    NORM,
+    *(f"blk.0.{part}.weight" for part in ("attn_norm", "post_ffw_norm", "attn_q_norm", "nextn.enorm", "nextn.hnorm")),
+)
+
+
+@pytest.mark.parametrize("architecture", ADDED)
+def test_merge_combines_norms_without_the_added_one(architecture: str, tmp_path: Path) -> None:
+    paths = []
+    for number, values in enumerate(((1.0, 0, 0, 0), (0, 2.0, 0, 0))):
+        stored = np.array(values)
+        tensors = {EMBEDDING: stored, **dict.fromkeys(STORED_NORMS, stored + ADDED[architecture])}
+        paths.append(write_weights(tmp_path / f"{number}.gguf", tensors, architecture))
+    for recipe, expected in NORMS.values():
+        for name, made in read(merge(recipe, paths[: len(recipe["models"])], tmp_path / "made.gguf")).items():
+            added = ADDED[architecture] if "norm" in name else 0.0
+            np.testing.assert_allclose(made, np.array(expected) + added, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_merge_leaves_the_norm_of_linear_attention_as_stored(tmp_path: Path) -> None:
+    tensors = {EMBEDDING: np.ones(4), "blk.0.attn_norm.weight": np.full(4, 3.0), "blk.0.ssm_norm.weight": np.full(4, 3)}
+    path = write_weights(tmp_path / "a.gguf", tensors, "qwen3next")
+    made = read(merge(whole("passthrough", {"scale": 0.5}), [path], tmp_path / "made.gguf"))
+    assert (made["blk.0.attn_norm.weight"] == 2.0).all()
+    assert (made["blk.0.ssm_norm.weight"] == 1.5).all()
+
+
+def test_merge_slerp_takes_heads_of_one_tensor_together(tmp_path: Path) -> None:
+    """One arc for a tensor whose third dimension is heads, not experts."""
+    random, name = np.random.default_rng(3), "blk.0.attn_k_b.weight"
+    ends = [random.normal(size=(4, 8, 32)).astype(np.float32).astype(np.float64) for _ in range(2)]
+    paths = [
+        write_weights(tmp_path / f"{at}.gguf", {EMBEDDING: np.ones(32), name: each}) for at, each in enumerate(ends)
+    ]
+    recipe = whole("slerp", {}, {}, base_model="a", parameters={"t": 0.3})
+    made = read(merge(recipe, paths, tmp_path / "made.gguf"))
+    np.testing.assert_allclose(made[name], slerp(ends, 0.3), rtol=1e-5, atol=1e-6)
+
+
+# Names of Hugging Face files, and those of the tensors that llama.cpp's converter makes of them.
+
+EXPERTS = "block_sparse_moe.experts"
+ATTENTION = [
+    ("llama", f"self_attn.{part}_proj.weight", f"attn_{name}.weight")
+    for part, name in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "output"))
+]
+NAMES = [
+    *ATTENTION,
+    *(("llama", f"mlp.{part}_proj.weight", f"ffn_{part}.weight") for part in ("gate", "up", "down")),
+    ("llama", "self_attn.k_proj.bias", "attn_k.bias"),
+    ("llama", "input_layernorm.weight", "attn_norm.weight"),
+    ("llama", "post_attention_layernorm.weight", "ffn_norm.weight"),
+    ("qwen3", "self_attn.q_norm.weight", "attn_q_norm.weight"),
+    ("qwen3", "self_attn.k_norm.weight", "attn_k_norm.weight"),
+    ("llama", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight"),
+    ("llama", "mlp.gate.weight", "ffn_gate_inp.weight"),
+    ("llama", f"{EXPERTS}.w1.weight", "ffn_gate_exps.weight"),
+    ("llama", f"{EXPERTS}.w2.weight", "ffn_down_exps.weight"),
+    ("llama", f"{EXPERTS}.w3.weight", "ffn_up_exps.weight"),
+    ("llama", "mlp.experts.gate_up_proj", "ffn_gate_exps.weight"),
+    ("llama", "mlp.experts.gate_up_proj", "ffn_up_exps.weight"),
+    ("llama", "mlp.experts.down_proj", "ffn_down_exps.weight"),
+    ("qwen3moe", "mlp.experts.gate_proj.weight", "ffn_gate_exps.weight"),
+    ("qwen2moe", "mlp.shared_expert_gate.weight", "ffn_gate_inp_shexp.weight"),
+    ("qwen2moe", "mlp.shared_expert.up_proj.weight", "ffn_up_shexp.weight"),
+    ("deepseek2", "mlp.shared_experts.gate_proj.weight", "ffn_gate_shexp.weight"),
+    ("deepseek2", "mlp.shared_experts.down_proj.weight", "ffn_down_shexp.weight"),
+    ("deepseek2", "mlp.gate.e_score_correction_bias", "exp_probs_b.bias"),
+    ("deepseek2", "self_attn.q_a_proj.weight", "attn_q_a.weight"),
+    ("deepseek2", "self_attn.q_a_layernorm.weight", "attn_q_a_norm.weight"),
+    ("deepseek2", "self_attn.q_b_proj.weight", "attn_q_b.weight"),
+    ("deepseek2", "self_attn.kv_a_proj_with_mqa.weight", "attn_kv_a_mqa.weight"),
+    ("deepseek2", "self_attn.kv_a_layernorm.weight", "attn_kv_a_norm.weight"),
+    ("deepseek2", "self_attn.kv_b_proj.weight", "attn_kv_b.weight"),
+    ("deepseek2", "self_attn.kv_b_proj.weight", "attn_k_b.weight"),
+    ("deepseek2", "self_attn.kv_b_proj.weight", "attn_v_b.weight"),
+    ("gpt-oss", "self_attn.sinks", "attn_sinks.weight"),
+    ("gpt-oss", "mlp.router.weight", "ffn_gate_inp.weight"),
+    ("gpt-oss", "mlp.router.bias", "ffn_gate_inp.bias"),
+    ("gpt-oss", "mlp.experts.gate_up_proj", "ffn_gate_exps.weight"),
+    ("gpt-oss", "mlp.experts.gate_up_proj_bias", "ffn_up_exps.bias"),
+    ("gpt-oss", "mlp.experts.down_proj_bias", "ffn_down_exps.bias"),
+    ("gpt-oss", "post_attention_layernorm.weight", "post_attention_norm.weight"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "name", "stored"), NAMES)
+def test_merge_filter_matches_names_of_hugging_face(architecture: str, name: str, stored: str) -> None:
+    assert any(f"layers.0.{name}" in each for each in hugging_face_names(f"blk.0.{stored}", architecture))
+
+
+ARCHITECTURES = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+# The converter splits these before it translates their parts.
+PARTS = {
+    "ffn_gate_exps": ("gate_up_proj", "gate_proj"),
+    "ffn_up_exps": ("gate_up_proj", "up_proj"),
+    "attn_k_b": ("kv_b_proj", "k_b_proj"),
+    "attn_v_b": ("kv_b_proj", "v_b_proj"),
+}
+
+
+@pytest.mark.parametrize(("architecture", "stored"), sorted({(each[0], each[2]) for each in NAMES}))
+def test_merge_names_of_tensors_are_the_converters(architecture: str, stored: str) -> None:
+    mapped = gguf.get_tensor_name_map(ARCHITECTURES[architecture], 1)
+    stem = stored.rpartition(".")[0]
+    names = [name.replace(*PARTS.get(stem, ("", ""))) for name in hugging_face_names(f"blk.0.{stored}", architecture)]
+    found = {mapped.get_name(name, try_suffixes=(".weight", ".bias", "_bias")) or name for name in names}
+    assert {re.sub(r"(.weight|.bias|_bias)$", "", name) for name in found} == {f"blk.0.{stem}"}
+
+
+# Coefficients of slerp.
 
 cosines = st.floats(-0.9995, 0.9995)
 ratios = st.floats(0, 1)
@@ -394,13 +450,6 @@ def test_slerp_keeps_the_length_and_divides_the_angle(t: float, cosine: float) -
     one, other = slerp_coefficients(t, 1.0, 1.0, cosine)
     assert one**2 + other**2 + 2 * one * other * cosine == pytest.approx(1.0, abs=1e-9)
     assert one + other * cosine == pytest.approx(math.cos(t * math.acos(cosine)), abs=1e-9)
-
-
-@given(t=ratios, cosine=cosines | st.floats(-1, 1), first=norms, second=norms)
-def test_slerp_is_symmetric(t: float, cosine: float, first: float, second: float) -> None:
-    product = cosine * first * second
-    there, back = slerp_coefficients(t, first, second, product), slerp_coefficients(1 - t, second, first, product)
-    assert there == pytest.approx(back[::-1], abs=1e-9)
 
 
 @given(t=ratios, cosine=st.sampled_from([-1.0, -0.9996, 0.9996, 1.0]), first=norms, second=norms)

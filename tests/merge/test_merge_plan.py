@@ -9,50 +9,36 @@ from typing import Any
 import pytest
 from merge_tables import (
     KV_HEADS,
-    MISTRAL_7B,
     Shape,
-    dimensions,
-    merge_12b,
+    contents,
+    floats,
     mixed,
     operations,
     plan,
     stacked,
     table,
+    types,
     without,
 )
 
-from cerebrum_cli.core.errors import MergeError
+from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.gguf.table import Table, Tensor
 from cerebrum_cli.merge.methods import Copy, Sum, Term
 from cerebrum_cli.merge.plan import Layer
-from cerebrum_cli.merge.target_types import TYPE_NUMBERS
-
-
-def test_merge_plan_of_the_12b_copies_seven_slices_of_the_7b() -> None:
-    made = merge_12b()
-    source = table("cerebrum-7b", shape=MISTRAL_7B)
-    assert made.n_parameters == 12_476_420_096
-    assert made.layers == tuple(Layer(each, (("cerebrum-7b", 4 * (each // 8) + each % 8),)) for each in range(56))
-    assert len(made.tensors) == 507
-    assert [*operations(made)] == [name for name, _ in dimensions(MISTRAL_7B._replace(layers=56))]
-    for tensor in made.tensors:
-        name = tensor.name
-        if name.startswith("blk."):
-            layer, suffix = int(name.split(".")[1]), name.split(".", 2)[2]
-            name = f"blk.{4 * (layer // 8) + layer % 8}.{suffix}"
-        origin = source.tensors[name]
-        assert (tensor.op, tensor.shape, tensor.type) == (Copy(origin), origin.shape, origin.type)
-        assert tensor.size == origin.size
+from cerebrum_cli.merge.target_types import TYPE_NUMBERS, WRITABLE, Target, parse_type
 
 
 def test_merge_plan_takes_first_models_embeddings_and_last_models_head() -> None:
     first, last = table("a"), table("b", shape=Shape(layers=6))
     made = operations(plan(stacked(("a", 0, 3), ("b", 4, 6)), first, last))
-    assert made["token_embd.weight"] == Copy(first.tensors["token_embd.weight"])
-    assert made["output_norm.weight"] == Copy(last.tensors["output_norm.weight"])
-    assert made["output.weight"] == Copy(last.tensors["output.weight"])
-    assert made["blk.2.attn_q.weight"] == Copy(first.tensors["blk.2.attn_q.weight"])
-    assert made["blk.3.attn_q.weight"] == Copy(last.tensors["blk.4.attn_q.weight"])
+    for name, origin in (
+        ("token_embd.weight", first.tensors["token_embd.weight"]),
+        ("output_norm.weight", last.tensors["output_norm.weight"]),
+        ("output.weight", last.tensors["output.weight"]),
+        ("blk.2.attn_q.weight", first.tensors["blk.2.attn_q.weight"]),
+        ("blk.3.attn_q.weight", last.tensors["blk.4.attn_q.weight"]),
+    ):
+        assert made[name] == Copy(origin)
     assert len(made) == 3 + 9 * 5
 
 
@@ -101,9 +87,13 @@ def test_merge_plan_refuses_whole_models_with_different_layer_counts() -> None:
 
 
 def test_merge_plan_refuses_a_file_without_a_layer_count() -> None:
-    for metadata in ({"llama.block_count": None}, {"llama.block_count": 0}):
-        with pytest.raises(MergeError, match="a: the file does not state a number of layers"):
-            plan(stacked(("a", 0, 1)), table("a", metadata))
+    for count, problem in (
+        (None, "the file does not state a number of layers"),
+        (0, "the file does not state a number of layers"),
+        (2**63, "the file states 9,223,372,036,854,775,808 layers"),
+    ):
+        with pytest.raises(MergeError, match=f"^a: {problem}$"):
+            plan(stacked(("a", 0, 1)), table("a", {"llama.block_count": count}))
 
 
 def position_dependent(name: str) -> Table:
@@ -146,13 +136,6 @@ def test_merge_plan_refuses_to_move_layers_with_own_embeddings() -> None:
             plan(stacked(*ranges), source)
         assert caught.value.message == "a has embeddings for each of its 4 layers, which cannot be stacked"
         assert caught.value.hint == "keep all layers of such a model, in order"
-
-
-def test_merge_plan_refuses_to_add_layers_off_the_period() -> None:
-    sources = [{"model": name, "layer_range": [at, at + 4]} for name, at in (("a", 0), ("b", 2))]
-    recipe = {"merge_method": "linear", "slices": [{"sources": sources}], "parameters": {"weight": 1.0}}
-    with pytest.raises(MergeError, match="layer 2 of b would become layer 0"):
-        plan(recipe, position_dependent("a"), position_dependent("b"))
 
 
 @pytest.mark.parametrize("ranges", [[("a", 0, 4), ("a", 0, 8)], [("a", 4, 8)], [("a", 0, 5), ("a", 1, 8)]])
@@ -321,3 +304,117 @@ def test_merge_reports_rope_factors_that_one_model_lacks() -> None:
     for recipe in (mixed("b", "a"), mixed("a", "b"), stacked(("a", 0, 2), ("b", 2, 4))):
         with pytest.raises(MergeError, match=r"a has no rope_freqs\.weight, unlike b"):
             plan(recipe, table("a"), other)
+
+
+# Types of the tensors, and the file type.
+
+
+def test_merge_type_applies_to_matrices_with_more_bits_for_the_head() -> None:
+    for name in WRITABLE:
+        made = plan(stacked(("a", 0, 4)), table("a"), target=Target(type=name))
+        head = "Q6_K" if name.startswith(("Q2", "Q3", "Q4", "Q5", "IQ")) else name
+        matrices = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), name)
+        norms = dict.fromkeys(("attn_norm", "ffn_norm", "output_norm"), "F32")
+        expected = {**matrices, **norms, "token_embd": name, "output": head}
+        assert dict(types(made).keys()) == expected
+
+
+def test_merge_type_treats_tied_embeddings_as_the_head() -> None:
+    source = table("a", shape=Shape(tied=True))
+    assert ("token_embd", "Q6_K") in types(plan(stacked(("a", 0, 4)), source, target=Target(type="Q4_0")))
+    assert ("token_embd", "Q8_0") in types(plan(stacked(("a", 0, 4)), source, target=Target(type="Q8_0")))
+
+
+def test_merge_type_keeps_the_type_of_expert_routers() -> None:
+    made = plan(stacked(("a", 0, 2)), table("a", shape=Shape(experts=4)), target=Target(type="Q4_K"))
+    assert types(made)[("ffn_gate_inp", "F32")] == 2
+    assert types(made)[("ffn_gate_exps", "Q4_K")] == 2
+
+
+@pytest.mark.parametrize(
+    ("requested", "by_32", "by_none"),
+    [
+        ("Q4_K", "Q5_0", "F16"),
+        ("Q5_K", "Q5_1", "F16"),
+        ("Q6_K", "Q8_0", "F16"),
+        ("Q3_K", "IQ4_NL", "F16"),
+        ("Q2_K", "IQ4_NL", "F16"),
+        ("Q8_0", "Q8_0", "F16"),
+        ("BF16", "BF16", "BF16"),
+        ("F32", "F32", "F32"),
+    ],
+)
+def test_merge_type_falls_back_for_rows_of_partial_blocks(requested: str, by_32: str, by_none: str) -> None:
+    for row, name in ((288, by_32), (280, by_none)):
+        source = table("a", shape=Shape(ffn=row), type_of=floats)
+        found = types(plan(stacked(("a", 0, 4)), source, target=Target(type=requested)))
+        assert found[("ffn_down", name)] == 4
+        assert found[("ffn_up", requested)] == 4
+
+
+def test_merge_dtype_applies_to_unquantized_matrices_only() -> None:
+    quantized, plain = table("a"), table("a", type_of=floats)
+    target = Target(dtype="BF16")
+    assert types(plan(stacked(("a", 0, 4)), quantized, target=target)) == types(plan(stacked(("a", 0, 4)), quantized))
+    made = plan(stacked(("a", 0, 4)), plain, target=target)
+    kinds = {kind for _, kind in types(made)}
+    assert kinds == {"BF16", "F32"}
+    assert types(made)[("attn_norm", "F32")] == 4
+    assert types(plan(stacked(("a", 0, 4)), plain, target=Target("Q8_0", "BF16")))[("output", "Q8_0")] == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "target", "number"),
+    [
+        (15, Target(), 15),
+        (None, Target(), None),
+        (15, Target(dtype="BF16"), 15),
+        (1, Target(dtype="BF16"), 32),
+        (None, Target(dtype="BF16"), None),
+        (15, Target(type="Q4_K"), 14),
+        (None, Target(quantization="Q4_K_M"), 15),
+        (2, Target(quantization="Q4_K_M"), 2),
+        (1, Target(type="Q8_0"), 7),
+        (None, Target(type="Q6_K"), 18),
+    ],
+)
+def test_merge_file_type_is_that_of_most_tensors(own: int | None, target: Target, number: int | None) -> None:
+    made = plan(stacked(("a", 0, 4)), table("a", {"general.file_type": own}), target=target)
+    assert contents(made).get("general.file_type") == number
+
+
+def test_merge_file_type_is_that_of_the_model_with_most_layers() -> None:
+    last = table("b", {"general.file_type": 7})
+    assert contents(plan(stacked(("a", 0, 1), ("b", 1, 4)), table("a"), last))["general.file_type"] == 7
+    assert contents(plan(stacked(("a", 0, 3), ("b", 3, 4)), table("a"), last))["general.file_type"] == 15
+
+
+def test_merge_file_type_and_tensor_types_are_those_of_the_base() -> None:
+    recipe = mixed("b", "a", method="slerp", base_model="a", parameters={"t": 0.5})
+    made = plan(recipe, table("a"), table("b", {"general.file_type": 7}, type_of=floats))
+    assert contents(made)["general.file_type"] == 15
+    assert types(made) == types(plan(stacked(("a", 0, 4)), table("a")))
+
+
+@pytest.mark.parametrize("text", ["Q4_K", "q4_k", "Q4-K", "bf16", "IQ4_NL"])
+def test_merge_type_ignores_case_and_dashes(text: str) -> None:
+    assert parse_type(text) == text.upper().replace("-", "_")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("Q4_K_M", "--type Q4_K_M: mixture of types, not a weight type"),
+        ("q5_k_s", "--type q5_k_s: mixture of types, not a weight type"),
+        ("Q3_K_L", "--type Q3_K_L: mixture of types, not a weight type"),
+        ("IQ2_XXS", "--type IQ2_XXS: unknown weight type"),
+        ("I32", "--type I32: unknown weight type"),
+        ("Q9", "--type Q9: unknown weight type"),
+        ("", "--type : unknown weight type"),
+    ],
+)
+def test_merge_type_refuses_an_unsupported_type_with_alternatives(text: str, problem: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_type(text)
+    assert caught.value.message == problem
+    assert ", ".join(WRITABLE) in caught.value.hint

@@ -8,18 +8,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from command_line import COMMAND, CommandLine
-from merges import RECIPE_12B, SIX_LAYERS, planned_file, read_tensors, stack, write_merge, write_planned
+from merges import SIX_LAYERS, planned_file, read_tensors, stack, write_merge, write_planned
 from person import Person
 from tiny_models import write_quantized
 
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
-from cerebrum_cli.merge.execute import HashedFile
+from cerebrum_cli.engine.llama.codec import LlamaCodec
+from cerebrum_cli.merge.execute import Cancelled, HashedFile, MergeWriter
 from cerebrum_cli.terminal.interrupts import interruptible
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
@@ -27,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:Depr
 TIMEOUT_S = 30
 EXISTING = b"an existing file"
 INTERRUPTED = ["error: interrupted", " hint: nothing was written"]
-REPEATS = 12  # of all layers: writing the file takes seconds
+REPEATS = 6  # of all layers: writing the file takes seconds
 WHOLE = stack(("a", 0, 6))
 FULL = Path("/dev/full")
 
@@ -38,16 +40,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_quantized(tmp_path_factory.mktemp("source") / "small.gguf", shape=SIX_LAYERS, encoding="F16")
 
 
-@pytest.fixture(params=[False, True], ids=["new file", "existing file"])
-def out(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """Output path of a merge; checks afterwards that its directory is unchanged."""
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[Path]:
+    """Output path of a merge, an existing file; checks afterwards that its directory is unchanged."""
     path = tmp_path / "out.gguf"
-    if request.param:
-        path.write_bytes(EXISTING)
+    path.write_bytes(EXISTING)
     yield path
-    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == (
-        {path.name: EXISTING} if request.param else {}
-    )
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {path.name: EXISTING}
 
 
 AtSize = Callable[[int, Callable[[], object]], None]
@@ -82,21 +81,7 @@ def test_merge_reports_a_source_truncated_meanwhile(small: Path, out: Path, at_s
         write_merge(WHOLE, {"a": [small]}, out)
 
 
-def test_merge_interrupt_leaves_no_file(seven: Path, out: Path, at_size: AtSize) -> None:
-    names: set[str] = set()
-
-    def list_and_interrupt() -> None:
-        names.update(path.name for path in out.parent.iterdir())
-        press_ctrl_c()
-
-    at_size(4_000_000, list_and_interrupt)
-    with pytest.raises(Interrupted) as caught, interruptible("nothing was written"):
-        write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, out)
-    assert (caught.value.exit_code, caught.value.hint) == (130, "nothing was written")
-    assert "out.gguf.part" in names
-
-
-@pytest.mark.parametrize("error", [ZeroDivisionError, MergeError, KeyError, MemoryError, SystemExit, OSError])
+@pytest.mark.parametrize("error", [ZeroDivisionError, MergeError, SystemExit, OSError])
 def test_merge_raises_an_error_of_its_writing_thread(
     small: Path, out: Path, at_size: AtSize, error: type[BaseException]
 ) -> None:
@@ -111,7 +96,7 @@ def test_merge_raises_an_error_of_its_writing_thread(
     assert raised in (caught.value, caught.value.__cause__)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.5, 0.77, 0.999])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
 def test_merge_reports_the_systems_file_size_limit(small: Path, out: Path, share: float) -> None:
     file = planned_file(WHOLE, {"a": [small]}, out)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -128,7 +113,7 @@ def test_merge_reports_the_systems_file_size_limit(small: Path, out: Path, share
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="only Linux has a device that is always full")
-@pytest.mark.parametrize("size", [0, 100_000, 150_000, 200_000, 220_000])
+@pytest.mark.parametrize("size", [0, 150_000, 220_000])
 def test_merge_reports_a_full_disk(small: Path, out: Path, at_size: AtSize, size: int) -> None:
     def fill_disk() -> None:
         with FULL.open("wb") as full:
@@ -143,20 +128,26 @@ def test_merge_reports_a_full_disk(small: Path, out: Path, at_size: AtSize, size
 
 
 def test_merge_second_interrupt_does_not_stop_the_cleanup(
-    seven: Path, out: Path, at_size: AtSize, monkeypatch: pytest.MonkeyPatch
+    small: Path, out: Path, at_size: AtSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unlink, remaining = Path.unlink, [press_ctrl_c]
+    names: set[str] = set()
 
     def unlink_and_press(self: Path, missing_ok: bool = False) -> None:
         unlink(self, missing_ok)
         if remaining:
             remaining.pop()()
 
+    def list_and_press() -> None:
+        names.update(path.name for path in out.parent.iterdir())
+        press_ctrl_c()
+
     monkeypatch.setattr(Path, "unlink", unlink_and_press)
-    at_size(4_000_000, press_ctrl_c)
-    with pytest.raises(Interrupted), interruptible("nothing was written"):
-        write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, out)
-    assert remaining == []
+    at_size(120_000, list_and_press)
+    with pytest.raises(Interrupted) as caught, interruptible("nothing was written"):
+        write_merge(WHOLE, {"a": [small]}, out)
+    assert (caught.value.exit_code, caught.value.hint) == (130, "nothing was written")
+    assert (remaining, "out.gguf.part" in names) == ([], True)
 
 
 def test_merge_removes_an_uncommitted_file(out: Path) -> None:
@@ -166,13 +157,6 @@ def test_merge_removes_an_uncommitted_file(out: Path) -> None:
     with pytest.raises(MergeError) as caught, HashedFile(nowhere):
         pass
     assert caught.value.message == f"{nowhere}.part: No such file or directory"
-
-
-def test_merge_overwrites_a_partial_file_of_a_killed_merge(small: Path, tmp_path: Path) -> None:
-    out, part = tmp_path / "out.gguf", tmp_path / "out.gguf.part"
-    part.write_bytes(bytes(2 * small.stat().st_size))
-    write_merge(WHOLE, {"a": [small]}, out)
-    assert (read_tensors([out]), list(tmp_path.iterdir())) == (read_tensors([small]), [out])
 
 
 def test_merge_reports_another_merge_into_the_same_file(small: Path, tmp_path: Path, at_size: AtSize) -> None:
@@ -267,23 +251,16 @@ def job(tmp_path: Path, seven: Path) -> Iterator[MergeProcess]:
         process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "exists"),
-    [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True), (signal.SIGHUP, 129, False)],
-)
-def test_merge_command_signals_leave_no_files(
-    job: MergeProcess, number: signal.Signals, code: int, exists: bool
-) -> None:
-    if exists:
-        job.out.write_bytes(EXISTING)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_merge_command_signals_leave_no_files(job: MergeProcess, number: signal.Signals, code: int) -> None:
+    job.out.write_bytes(EXISTING)
     process = job.start()
     job.wait_until_writing()
     process.send_signal(number)
     ended, lines = job.wait(process)
     assert (ended, lines[-2:]) == (code, INTERRUPTED)
     assert all(line.startswith("merge: ") for line in lines[:-2])
-    assert job.files == ["out.gguf"] * exists
-    assert not exists or job.out.read_bytes() == EXISTING
+    assert (job.files, job.out.read_bytes()) == (["out.gguf"], EXISTING)
     assert job.command.run("list", "--json").object == []
 
 
@@ -315,18 +292,6 @@ def test_merge_command_removes_the_partial_file_of_a_killed_one(job: MergeProces
     assert (row["name"], row["path"], row["error"]) == ("out", str(job.out), None)
 
 
-def test_merge_command_refuses_a_file_another_process_writes(job: MergeProcess) -> None:
-    process = job.start("-q")
-    job.wait_until_writing()
-    process.send_signal(signal.SIGSTOP)  # the other process starts in the middle, however fast this machine is
-    done = job.command.run(*job.arguments, "-q")
-    assert (done.code, done.out) == (1, "")
-    assert done.err == "error: another cerebrum merge is writing out.gguf\n hint: wait until it has finished\n"
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGCONT)
-    assert (job.wait(process), job.files) == ((130, INTERRUPTED), [])
-
-
 def test_merge_terminal_ctrl_c_stops_the_progress_bar(job: MergeProcess) -> None:
     environment = job.command.environment({"TERM": "xterm-256color"})
     person = Person([COMMAND, *job.arguments], environment, job.home)
@@ -356,3 +321,61 @@ def test_merge_terminal_shows_progress_and_the_digest(job: MergeProcess, seven: 
     assert bar.startswith("merge ")
     assert "10.8/10.8 MB" in bar
     assert (len(digest), digest[64:], installed) == (64 + 10, "  out.gguf", "out is installed: cerebrum ask -m out")
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_merge_is_refused_where_the_file_system_has_no_locks(out: Path) -> None:
+    with pytest.raises(MergeError) as caught, HashedFile(out):
+        pytest.fail("two merges could write one file")
+    assert caught.value.message == f"{out}.part: this file system has no file locks"
+    assert caught.value.hint == "write to another disk"
+
+
+class InterruptAt:
+    """Progress callback that lets a merge write chunk by chunk, and interrupts it at a share of its bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+        self.share, self.reports = share, 0
+        self._step = threading.Semaphore(0)
+        write = HashedFile.write
+
+        def write_when_released(hashed: HashedFile, data: bytes) -> None:
+            self._step.acquire(timeout=0.005)
+            write(hashed, data)
+
+        monkeypatch.setattr(HashedFile, "write", write_when_released)
+        monkeypatch.setattr("cerebrum_cli.merge.execute.PROGRESS_INTERVAL_S", 0.001)
+
+    def __call__(self, done: int, total: int) -> None:
+        self.reports += 1
+        self._step.release()
+        if done >= total * self.share:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_merge_interrupt_leaves_a_whole_file_or_none(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    out, on_progress, before = tmp_path / "out.gguf", InterruptAt(monkeypatch, share), threading.active_count()
+    try:
+        write_planned(planned_file(WHOLE, {"a": [small]}, out), on_progress)
+    except KeyboardInterrupt:
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert share == 1.0
+        assert (read_tensors([out]), list(tmp_path.iterdir())) == (read_tensors([small]), [out])
+    assert (on_progress.reports == 1) == (share == 0)
+    for each in threading.enumerate():
+        if each.name == "merge":
+            each.join(5)
+    assert threading.active_count() == before
+
+
+def test_merge_cancelled_before_it_starts_opens_no_file(small: Path, tmp_path: Path) -> None:
+    out, part = tmp_path / "out.gguf", tmp_path / "out.gguf.part"
+    part.write_bytes(b"of another merge")
+    writer = MergeWriter(planned_file(WHOLE, {"a": [small]}, out), LlamaCodec, 2, is_cancelled=True)
+    writer.run()
+    assert (writer.is_finished, writer.written, writer.done, part.read_bytes()) == (True, None, 0, b"of another merge")
+    assert isinstance(writer.error, Cancelled)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.gguf.table import Tensor
-from cerebrum_cli.merge.methods import Position
-from cerebrum_cli.merge.recipe import ConditionalValue, Parameters, Recipe, Slice, Source, parse_recipe
+from cerebrum_cli.merge.methods import TensorPosition
+from cerebrum_cli.merge.recipe import ConditionalValue, Parameters, Recipe, Slice, SliceSource, parse_recipe
 from cerebrum_cli.merge.tensor_names import hugging_face_names
 
 
@@ -28,33 +28,6 @@ def read_json(value: object) -> Recipe:
 
 
 # Published recipes.
-
-
-def test_recipe_reads_a_passthrough_stack() -> None:
-    text = dedent("""\
-        slices:
-          - sources:
-            - model: OpenPipe/mistral-ft-optimized-1218
-              layer_range: [0, 32]
-          - sources:
-            - model: mlabonne/NeuralHermes-2.5-Mistral-7B
-              layer_range: [24, 32]
-        merge_method: passthrough
-        dtype: bfloat16
-        """)
-    first = Source("OpenPipe/mistral-ft-optimized-1218", (0, 32), {})
-    second = Source("mlabonne/NeuralHermes-2.5-Mistral-7B", (24, 32), {})
-    assert read(text) == Recipe(
-        method="passthrough",
-        slices=(Slice((first,), {}, None), Slice((second,), {}, None)),
-        parameters={},
-        base_model=None,
-        dtype="BF16",
-        tokenizer_source=None,
-        name=None,
-        text=text,
-    )
-    assert read(text).models == (first.model, second.model)
 
 
 def test_recipe_reads_scaled_projections() -> None:
@@ -79,8 +52,8 @@ def test_recipe_reads_scaled_projections() -> None:
     model = "meta-llama/Meta-Llama-3-8B-Instruct"
     scale = (ConditionalValue(0.0, "o_proj"), ConditionalValue(0.0, "down_proj"), ConditionalValue(1.0, None))
     assert recipe.slices == (
-        Slice((Source(model, (0, 24), {}),), {}, None),
-        Slice((Source(model, (8, 24), {"scale": scale}),), {}, None),
+        Slice((SliceSource(model, (0, 24), {}),), {}, None),
+        Slice((SliceSource(model, (8, 24), {"scale": scale}),), {}, None),
     )
     assert recipe.models == (model,)
 
@@ -105,35 +78,10 @@ def test_recipe_reads_a_slerp_with_filtered_gradients() -> None:
         dtype: bfloat16
         """)
     base = "OpenPipe/mistral-ft-optimized-1218"
-    sources = (Source(base, (0, 32), {}), Source("mlabonne/NeuralHermes-2.5-Mistral-7B", (0, 32), {}))
+    sources = (SliceSource(base, (0, 32), {}), SliceSource("mlabonne/NeuralHermes-2.5-Mistral-7B", (0, 32), {}))
     attention, mlp = (0.0, 0.5, 0.3, 0.7, 1.0), (1.0, 0.5, 0.7, 0.3, 0.0)
     t = (ConditionalValue(attention, "self_attn"), ConditionalValue(mlp, "mlp"), ConditionalValue(0.5, None))
     assert read(text) == Recipe("slerp", (Slice(sources, {}, base),), {"t": t}, base, "BF16", None, None, text)
-
-
-def test_recipe_reads_whole_models_as_one_slice() -> None:
-    text = dedent("""\
-        models:
-          - model: flammenai/Mahou-1.3-llama3-8B
-            parameters:
-              weight: 1.0
-          - model: Weyaxi/Einstein-v6.1-Llama3-8B
-            parameters:
-              weight: [0, 1e-3]
-        merge_method: linear
-        tokenizer_source: union
-        dtype: float16
-        parameters:
-          normalize: false
-          int8_mask: true
-        """)
-    sources = (
-        Source("flammenai/Mahou-1.3-llama3-8B", None, {"weight": (ConditionalValue(1.0, None),)}),
-        Source("Weyaxi/Einstein-v6.1-Llama3-8B", None, {"weight": (ConditionalValue((0.0, 0.001), None),)}),
-    )
-    normalize = {"normalize": (ConditionalValue(0.0, None),)}
-    assert read(text) == Recipe("linear", (Slice(sources, {}, None),), normalize, None, "F16", "union", None, text)
-    assert read(text).models == (sources[0].model, sources[1].model)
 
 
 def test_recipe_adds_an_unlisted_base_model_as_a_source() -> None:
@@ -155,9 +103,9 @@ def test_recipe_adds_an_unlisted_base_model_as_a_source() -> None:
         """)
     base = "unsloth/Meta-Llama-3.1-8B-Instruct"
     sources = (
-        Source("D:/Work/finetuned_models/pt", None, {"weight": (ConditionalValue(1.0, None),)}),
-        Source("Nos-PT/Llama-Carvalho-PT-GL", None, {"weight": (ConditionalValue(0.85, None),)}),
-        Source(base, None, {}),
+        SliceSource("D:/Work/finetuned_models/pt", None, {"weight": (ConditionalValue(1.0, None),)}),
+        SliceSource("Nos-PT/Llama-Carvalho-PT-GL", None, {"weight": (ConditionalValue(0.85, None),)}),
+        SliceSource(base, None, {}),
     )
     parameters = {"lambda": (ConditionalValue(1.0, None),)}
     slices = (Slice(sources, {}, base),)
@@ -182,7 +130,7 @@ LINEAR = {"merge_method": "linear", "models": [{"model": "m"}, {"model": "n"}], 
 )
 def test_recipe_model_is_text_or_a_mapping(written: object, name: str) -> None:
     recipe = read_json({**WHOLE, "models": [{"model": written}], "base_model": written})
-    assert recipe.slices == (Slice((Source(name, None, {}),), {}, name),)
+    assert recipe.slices == (Slice((SliceSource(name, None, {}),), {}, name),)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +190,7 @@ def test_recipe_reads_weights_of_a_source_and_a_slice() -> None:
     first = {"model": "a", "layer_range": [0, 1], "parameters": {"weight": 1}}
     one = {"sources": [first, {"model": "b", "layer_range": [1, 2]}], "parameters": {"weight": 2}}
     [part] = read_json({"merge_method": "linear", "slices": [one]}).slices
-    sources = (Source("a", (0, 1), {"weight": (ConditionalValue(1.0, None),)}), Source("b", (1, 2), {}))
+    sources = (SliceSource("a", (0, 1), {"weight": (ConditionalValue(1.0, None),)}), SliceSource("b", (1, 2), {}))
     assert part == Slice(sources, {"weight": (ConditionalValue(2.0, None),)}, None)
 
 
@@ -289,37 +237,14 @@ def lookup(
     source: Parameters, part: Parameters, recipe: Parameters, tensor: str = NORM, t: float = 0.0
 ) -> float | None:
     """The weight of a source for a tensor, given the parameters of the source, its slice and the recipe."""
-    inner = Source("a", (0, 4), source)
+    inner = SliceSource("a", (0, 4), source)
     outer = Slice((inner,), part, None)
     whole = Recipe("linear", (outer,), recipe, None, None, None, None, "")
-    return Position(whole, outer, tensor, t, "llama").parameter("weight", inner, Tensor(tensor, (), 0, Path(), 0))
+    return TensorPosition(whole, outer, tensor, t, "llama").parameter("weight", inner, Tensor(tensor, (), 0, Path(), 0))
 
 
 def weight(value: float | tuple[float, ...], pattern: str | None = None) -> Parameters:
     return {"weight": (ConditionalValue(value, pattern),)}
-
-
-@pytest.mark.parametrize(
-    ("tensor", "name"),
-    [
-        ("token_embd.weight", "model.embed_tokens.weight"),
-        ("output_norm.weight", "model.norm.weight"),
-        ("output.weight", "lm_head.weight"),
-        ("blk.0.attn_q.weight", "model.layers.0.self_attn.q_proj.weight"),
-        ("blk.12.attn_k.bias", "model.layers.12.self_attn.k_proj.bias"),
-        ("blk.1.attn_v.weight", "model.layers.1.self_attn.v_proj.weight"),
-        ("blk.1.attn_output.weight", "model.layers.1.self_attn.o_proj.weight"),
-        ("blk.1.attn_q_norm.weight", "model.layers.1.self_attn.q_norm.weight"),
-        ("blk.1.attn_k_norm.weight", "model.layers.1.self_attn.k_norm.weight"),
-        ("blk.1.attn_norm.weight", "model.layers.1.input_layernorm.weight"),
-        ("blk.1.ffn_norm.weight", "model.layers.1.post_attention_layernorm.weight"),
-        ("blk.1.ffn_gate.weight", "model.layers.1.mlp.gate_proj.weight"),
-        ("blk.1.ffn_up.weight", "model.layers.1.mlp.up_proj.weight"),
-        ("blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj.weight"),
-    ],
-)
-def test_tensor_names_map_to_hugging_face(tensor: str, name: str) -> None:
-    assert hugging_face_names(tensor) == (name,)
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cerebrum_cli
 from cerebrum_cli.gguf.parser import Value
 from cerebrum_cli.gguf.table import Table, Tensor
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.plan import Plan, plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import TYPE_NUMBERS, Target
-
-OWN_TYPES = Target()
-RECIPE = Path(cerebrum_cli.__file__).with_name("recipes") / "cerebrum-12b.yaml"
 
 
 class Shape(NamedTuple):
@@ -118,11 +114,11 @@ def without(whole: Table, tensor: str) -> Table:
     return Table(whole.name, whole.metadata, {name: each for name, each in whole.tensors.items() if name != tensor})
 
 
-def plan(recipe: Mapping[str, Any], *tables: Table, target: Target = OWN_TYPES) -> Plan:
+def plan(recipe: Mapping[str, Any], *tables: Table, target: Target | None = None) -> Plan:
     """Plan a recipe that names these tables."""
     origins = {each.name: Origin(each.name) for each in tables}
     parsed = parse_recipe(json.dumps(recipe), "recipe.yaml")
-    return plan_merge(parsed, {each.name: each for each in tables}, target, Provenance("Merged", origins))
+    return plan_merge(parsed, {each.name: each for each in tables}, target or Target(), Provenance("Merged", origins))
 
 
 def stacked(*ranges: tuple[str, int, int], **more: Any) -> dict[str, Any]:
@@ -135,15 +131,6 @@ def mixed(*models: str, method: str = "linear", **more: Any) -> dict[str, Any]:
     """Recipe that adds whole models."""
     sources = [{"model": model, "parameters": {"weight": 0.5}} for model in models]
     return {"merge_method": method, "models": sources, **more}
-
-
-def merge_12b() -> Plan:
-    """Plan of Cerebrum-1.0-12.25B from a model with the shape of its 7B."""
-    source = table("cerebrum-7b", shape=MISTRAL_7B)
-    extra = {"cerebrum.recipe": RECIPE.read_text(encoding="utf-8")}
-    provenance = Provenance("Cerebrum-12B", {"cerebrum-7b": Origin("cerebrum-7b", "AetherResearch/Cerebrum")}, extra)
-    recipe = parse_recipe(RECIPE.read_text(encoding="utf-8"), RECIPE.name)
-    return plan_merge(recipe, {"cerebrum-7b": source}, Target(), provenance)
 
 
 def operations(made: Plan) -> dict[str, Any]:

@@ -32,14 +32,12 @@ from cerebrum_cli.terminal.streams import Streams
 
 Weights = NDArray[np.float64]
 Models = Mapping[str, Sequence[Path]]
-OnProgress = Callable[[int, int], None]
 
 RECIPE_12B = (RECIPES / "cerebrum-12b.yaml").read_text(encoding="utf-8")
 LAYERS_12B = [start + number for start in range(0, 28, 4) for number in range(8)]  # their numbers in the 7B
 SIX_LAYERS = Shape(layers=6, width=64)
 FOUR_LAYERS = Shape(layers=4, width=256, heads=8, kv_heads=2, ffn=512)  # 1.4 MB in Q4_K_M
 TWO_TIMES = [0, 1, 2, 3] * 2
-OWN_TYPES = Target()
 
 
 class StoredTensor(NamedTuple):
@@ -59,27 +57,23 @@ def stack(*slices: tuple[str, int, int]) -> str:
 TWICE = stack(("tiny", 0, 4), ("tiny", 0, 4))  # 2.7 MB
 
 
-def planned_file(recipe: str, models: Models, out: Path, target: Target = OWN_TYPES) -> OutputFile:
+def planned_file(recipe: str, models: Models, out: Path) -> OutputFile:
     """Plan the file of a merge."""
     parsed = parse_recipe(recipe, "recipe.yaml")
     tables = {name: read_table(name, paths) for name, paths in models.items()}
-    plan = plan_merge(parsed, tables, target, Provenance("merged", {name: Origin(name) for name in models}))
+    plan = plan_merge(parsed, tables, Target(), Provenance("merged", {name: Origin(name) for name in models}))
     require_supported_types(plan, LlamaCodec)
     return plan_file(plan, out)
 
 
-def ignore_progress(done: int, total: int) -> None:
-    """Ignore progress reports."""
-
-
-def write_planned(file: OutputFile, on_progress: OnProgress = ignore_progress) -> WrittenFile:
+def write_planned(file: OutputFile, on_progress: Callable[[int, int], None] = lambda done, total: None) -> WrittenFile:
     """Write a planned file with two threads."""
     return execute(file, LlamaCodec, 2, on_progress)
 
 
-def write_merge(recipe: str, models: Models, out: Path, **options: Any) -> WrittenFile:
-    """Plan and write a merge; `options` are those of `planned_file`."""
-    return write_planned(planned_file(recipe, models, out, **options))
+def write_merge(recipe: str, models: Models, out: Path) -> WrittenFile:
+    """Plan and write a merge."""
+    return write_planned(planned_file(recipe, models, out))
 
 
 def read_tensors(paths: Sequence[Path]) -> dict[str, StoredTensor]:

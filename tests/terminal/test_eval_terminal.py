@@ -21,7 +21,7 @@ QUESTIONS, SAMPLES = 40, 8
 TOTAL = QUESTIONS * SAMPLES
 Start = Callable[[int], Person]
 
-ACCURACY, INTERVAL, BAR, LEFT = r"accuracy \d\.\d{3}", r"\(\d\.\d{3} to \d\.\d{3}\)", "[━╸╺]{8,}", r"\d:\d\d left"
+ACCURACY, INTERVAL, BAR, LEFT = r"accuracy \d\.\d{3}", r"\(\d\.\d{3} to \d\.\d{3}\)", "[━╸╺]{8,}", r"\d+:\d\d left"
 
 
 @pytest.fixture
@@ -38,9 +38,7 @@ def start(open_terminal: OpenTerminal, tmp_path: Path) -> Start:
     [
         (120, f"({BAR} )?{ACCURACY} {INTERVAL}, .*{LEFT}"),
         (80, rf"({BAR} )?{ACCURACY} {INTERVAL}(, \d+% no answer)?.* {LEFT}"),
-        (60, f"({BAR} )?{ACCURACY} {INTERVAL} {LEFT}"),
         (44, f"({BAR} )?{ACCURACY} {LEFT}"),
-        (30, ACCURACY),
         (24, LEFT),
     ],
 )
@@ -52,8 +50,8 @@ def test_eval_line_drops_the_least_important_first(start: Start, columns: int, s
     assert len(line) <= columns - len("^C")
 
 
-@pytest.mark.parametrize("columns", [80, 44])
-def test_eval_ctrl_c_keeps_samples_and_resumes(start: Start, tmp_path: Path, columns: int) -> None:
+def test_eval_ctrl_c_keeps_samples_and_resumes(start: Start, tmp_path: Path) -> None:
+    columns = 44
     person = start(columns)
     person.wait_for(f"/{QUESTIONS} ")
     person.wait_for("accuracy 0.")
