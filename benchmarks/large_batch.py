@@ -32,9 +32,8 @@ from harness import Row, record, run, time_limit
 
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
 from cerebrum_cli.batch.files import output_paths
-from cerebrum_cli.batch.input import open_input
 from cerebrum_cli.batch.journal import open_journal
-from cerebrum_cli.batch.readers import read_rows
+from cerebrum_cli.batch.readers import open_input, read_rows
 from cerebrum_cli.batch.rows import result_rows
 from cerebrum_cli.core.events import Event, FinishEvent, RowEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.core.settings import Settings

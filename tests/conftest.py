@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import shlex
@@ -244,3 +246,13 @@ def redraw_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redraw streamed Markdown at every chunk of text."""
     monkeypatch.setattr(renderer, "MIN_REDRAW_INTERVAL_S", 0.0)
     monkeypatch.setattr(renderer, "MAX_DRAWING_SHARE", 1e9)
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without locks."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)

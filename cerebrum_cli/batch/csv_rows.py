@@ -12,13 +12,12 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from cerebrum_cli.batch.input import MAX_LINE_BYTES
 from cerebrum_cli.batch.json_rows import ID_KEYS
-from cerebrum_cli.batch.rows import InvalidRow, Row, RowId, invalid_row, prompt_row, require_prompt
-from cerebrum_cli.batch.template import Template
+from cerebrum_cli.batch.rows import InvalidRow, Row, RowId, Template, invalid_row, prompt_row, require_prompt
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import well_formed
 
+MAX_LINE_BYTES = 16_000_000
 PROMPT_COLUMN = "prompt"
 
 

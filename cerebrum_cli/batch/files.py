@@ -7,16 +7,26 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from cerebrum_cli.batch.meta import Identity
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.core.files import fsync_directory, is_disk_full, try_lock
+from cerebrum_cli.core.files import translate_os_errors, write_all
+from cerebrum_cli.core.locks import lock_file
 
 SYNC_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Size in bytes and hexadecimal SHA-256 of a file."""
+
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +48,10 @@ class OutputPaths:
     @property
     def all(self) -> tuple[Path, ...]:
         """Every file that may be written."""
-        temporary = (temporary_path(self.output), temporary_path(self.meta))
-        return (self.output, self.partial, self.meta, *temporary)
+        return (self.output, self.partial, self.meta)
 
     def _beside(self, suffix: str) -> Path:
         return self.output.with_name(self.output.name + suffix)
-
-
-def temporary_path(path: Path) -> Path:
-    """The name a file has until it is complete."""
-    return path.with_name(f"{path.name}.unfinished")
 
 
 def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
@@ -77,62 +81,21 @@ def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
     return paths
 
 
-def open_locked(path: Path) -> int:
-    """Open or create a file, lock it, and return its descriptor.
-
-    Raises BatchError if another process holds the lock; the lock ends with its process.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            if not try_lock(descriptor):
-                message = f"another process is writing {path.name.removesuffix('.partial')}"
-                raise BatchError(message, "wait for it, or choose another -o")
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise BatchError(f"{path} is not a regular file", "move it elsewhere, or choose another -o")
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(status, path.stat()):
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # the previous holder of the lock has removed the file
+def lock_partial(path: Path) -> FileIO:
+    """Open or create a partial file and lock it. Raises OSError, and BatchError if another process writes it."""
+    name = path.name.removesuffix(".partial")
+    return lock_file(path, BatchError(f"another process is writing {name}", "wait for it, or choose another -o"))
 
 
-def write_temporary(path: Path, chunks: Iterable[bytes]) -> Identity:
-    """Write and sync a file under its temporary name; `rename_into_place` is the next step."""
-    temporary = temporary_path(path)
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def write_result(file: FileIO, chunks: Iterable[bytes]) -> Identity:
+    """Write and sync a file."""
     digest, size = hashlib.sha256(), 0
-    try:
-        with translate_os_errors(path):
-            for chunk in chunks:
-                write_all(descriptor, chunk)
-                digest.update(chunk)
-                size += len(chunk)
-            os.fsync(descriptor)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    finally:
-        os.close(descriptor)
+    for chunk in chunks:
+        write_all(file.fileno(), chunk)
+        digest.update(chunk)
+        size += len(chunk)
+    os.fsync(file.fileno())
     return Identity(size, digest.hexdigest())
-
-
-def rename_into_place(path: Path) -> None:
-    """Rename a complete temporary file atomically, and sync its directory."""
-    temporary_path(path).replace(path)
-    fsync_directory(path.parent)
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write all bytes, in one call if possible."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 class PeriodicSync:
@@ -207,14 +170,8 @@ def file_stamp(path: Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-@contextlib.contextmanager
-def translate_os_errors(path: Path) -> Iterator[None]:
+def journal_errors(path: Path) -> AbstractContextManager[None]:
     """Raise BatchError with a hint for an OSError."""
-    try:
-        yield
-    except OSError as error:
-        hint = "free some space" if is_disk_full(error) else "make it writable"
-        name = error.filename if isinstance(error.filename, (str, Path)) else path
-        raise BatchError(
-            f"{name}: {error.strerror or error}", f"{hint}, then run it again without --restart to resume"
-        ) from error
+    return translate_os_errors(
+        BatchError, path, ", then run it again without --restart to resume", "choose an -o on another file system"
+    )

@@ -18,20 +18,17 @@ from cerebrum_cli.batch.files import (
     OutputPaths,
     file_stamp,
     identify,
+    journal_errors,
     output_paths,
-    rename_into_place,
-    temporary_path,
-    translate_os_errors,
-    write_temporary,
+    write_result,
 )
-from cerebrum_cli.batch.meta import Record, encode_record, normalize, read_record
+from cerebrum_cli.batch.meta import Record, ResumeState, decide, encode_record, normalize, read_record
 from cerebrum_cli.batch.partial import PartialFile
-from cerebrum_cli.batch.result import to_json_line
-from cerebrum_cli.batch.resume_state import ResumeState, decide
-from cerebrum_cli.batch.schema import ResultRows
+from cerebrum_cli.batch.result import ResultRows, to_json_line
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import RowCounts
-from cerebrum_cli.core.files import fsync_directory
+from cerebrum_cli.core.files import commit_file, fsync_directory
+from cerebrum_cli.core.locks import unfinished_file
 
 
 def open_journal(
@@ -55,10 +52,10 @@ def open_journal(
     would be lost.
     """
     paths = output_paths(output)
-    with translate_os_errors(paths.partial):
+    with journal_errors(paths.partial):
         partial = PartialFile(paths.partial, rows)
     try:
-        with translate_os_errors(output):
+        with journal_errors(output):
             record = Record(normalize(fingerprint), len(rows), extent=dict(extent or {}), notes=dict(notes or {}))
             return _open(paths, partial, record, rows, restart, retry_failed)
     except BaseException:
@@ -101,9 +98,10 @@ def _open(
 
 
 def write_record(paths: OutputPaths, record: Record) -> None:
-    """Replace the record atomically."""
-    write_temporary(paths.meta, [encode_record(record)])
-    rename_into_place(paths.meta)
+    """Replace the record atomically. Raises BatchError."""
+    with journal_errors(paths.meta), unfinished_file(paths.meta, 0o666) as part:
+        write_result(part.file, [encode_record(record)])
+        commit_file(part, paths.meta)
 
 
 class Journal:
@@ -142,7 +140,7 @@ class Journal:
         Raises ValueError as `Result` does, and BatchError if that or an earlier sync fails; then the file is unchanged.
         """
         self._rows.validate(self.finished, position, object)
-        with translate_os_errors(self._paths.partial):
+        with journal_errors(self._paths.partial):
             self._partial.append(position, to_json_line(object).encode(), self._rows.schema.count(object))
 
     def objects(self) -> Iterator[dict[str, Any]]:
@@ -161,8 +159,7 @@ class Journal:
     def write_notes(self, notes: Mapping[str, Any]) -> None:
         """Replace the notes. Raises BatchError."""
         record = replace(self._record, notes=notes)
-        with translate_os_errors(self._paths.meta):
-            write_record(self._paths, record)
+        write_record(self._paths, record)
         self._record = record
 
     def complete(self) -> None:
@@ -175,18 +172,12 @@ class Journal:
             return
         self._rows.require_finished(self.finished)
         paths = self._paths
-        with translate_os_errors(paths.output):
-            result = write_temporary(paths.output, self._partial.lines_in_order())
-            try:
-                record = replace(self._record, result=result, **self._partial.finished.counts.recorded)
-                write_temporary(paths.meta, [encode_record(record)])
-                rename_into_place(paths.meta)
-                self._require_unchanged_output()
-                rename_into_place(paths.output)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    temporary_path(paths.output).unlink(missing_ok=True)
-                raise
+        with journal_errors(paths.output), unfinished_file(paths.output, 0o666) as part:
+            result = write_result(part.file, self._partial.lines_in_order())
+            record = replace(self._record, result=result, **self._partial.finished.counts.recorded)
+            write_record(paths, record)
+            self._require_unchanged_output()
+            commit_file(part, paths.output)
             self._record, self._is_complete = record, True
         with contextlib.suppress(OSError):  # the next run of the same batch removes it
             self._partial.remove()
@@ -204,7 +195,7 @@ class Journal:
                     self._paths.meta.unlink(missing_ok=True)
                     self._partial.remove()
         finally:
-            with translate_os_errors(self._paths.partial):
+            with journal_errors(self._paths.partial):
                 self._partial.close()
 
     def _require_unchanged_output(self) -> None:

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.batch.rows import InvalidRow, Row, RowId, invalid_row, require_prompt
-from cerebrum_cli.batch.template import Template
+from cerebrum_cli.batch.rows import InvalidRow, Row, RowId, Template, invalid_row, require_prompt
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.sampling import TokenBias

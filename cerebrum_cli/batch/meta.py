@@ -1,4 +1,7 @@
-"""The record beside a result, OUTPUT.meta.json: its settings, the file it may replace, and the hash of the result."""
+"""The record beside a result, OUTPUT.meta.json, and what it says about the next run: begin, resume, complete or refuse.
+
+It has the settings, the identity of a file that may be replaced, and that of the result.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,25 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from cerebrum_cli.batch.files import Identity, OutputPaths
 from cerebrum_cli.batch.result import to_json
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.lora import LORA, parse_adapter
 
 VERSION = 1
-_ADAPTER = "adapter"  # key of the adapters' content in a fingerprint
 _MAX_DIFFERENCES = 3  # in an error message
 _MAX_VALUE = 40  # characters
-_SHORT_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+_SHORTStep = Literal["begin", "resume", "extend", "complete"]
+_SMALLER = "use the same number or more, choose another -o, or use --restart to start over"
+_REPLACE = "use --restart to replace it, or choose another -o"
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+Step = Literal["begin", "resume", "extend", "complete"]
+_SMALLER = "use the same number or more, choose another -o, or use --restart to start over"
+_REPLACE = "use --restart to replace it, or choose another -o"
 _DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Size in bytes and hexadecimal SHA-256 of a file."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,9 @@ class Record:
 
     @property
     def adapter_files(self) -> str:
-        """Names of the adapters' files, each with its scale unless that is 1; empty without any."""
+        """Names of the adapters' files, each with its scale unless that is 1."""
         adapters = map(parse_adapter, self.notes.get(LORA, ()))
-        return ", ".join(Path(path).name + (f":{scale:g}" if scale != 1 else "") for path, scale in adapters)
+        return ", ".join(Path(path).name + (f":{scale:g}" if scale != 1 else "") for path, scale in adapters) or "none"
 
 
 def encode_record(record: Record) -> bytes:
@@ -97,19 +98,14 @@ def describe_difference(before: Record, now: Record) -> str | None:
     names = [name for name in {**new, **old} if to_json(old.get(name)) != to_json(new.get(name))]
     if not names:
         return None
-    descriptions = [_describe(name, before, now) for name in names[:_MAX_DIFFERENCES]]
+    descriptions = []
+    for name in names[:_MAX_DIFFERENCES]:
+        is_adapter = name == "adapter"  # the names of its files show more than the digests of their contents
+        values = (before.adapter_files, now.adapter_files) if is_adapter else (old.get(name), new.get(name))
+        descriptions.append(f"another {name.replace('_', ' ')}{shown_values(values[0], ', now', values[1])}")
     if more := len(names) - len(descriptions):
         descriptions.append(f"{more} more")
     return enumeration(descriptions)
-
-
-def _describe(name: str, before: Record, now: Record) -> str:
-    values = [each.fingerprint.get(name) for each in (before, now)]
-    if name == _ADAPTER:
-        digests = [value and _SHORT_DIGEST.sub(r"\1", value) for value in values]
-        files = [before.adapter_files, now.adapter_files]
-        values = digests if files[0] == files[1] else [file or None for file in files]
-    return f"another {name.replace('_', ' ')}{shown_values(values[0], ', now', values[1])}"
 
 
 def shown_values(before: Any, between: str, after: Any) -> str:
@@ -130,3 +126,64 @@ def short_value(value: Any) -> str:
     text = "none" if value is None else value if isinstance(value, str) else to_json(value)
     text = " ".join(text.split())
     return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 1]}…"
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeState:
+    """The files on disk: whether the partial file has bytes, the record, and the identity of the output."""
+
+    partial: bool
+    record: Record | None
+    output: Identity | None
+
+
+def decide(state: ResumeState, new: Record, paths: OutputPaths) -> Step:
+    """Decide the next step without --restart. Raises BatchError where it would lose or mix answers.
+
+    `new` is the record of a result that would begin. With a larger extent, a complete result is extended.
+
+    The files are written in this order, each synced before the next, so that they show how far a batch came: the
+    record; rows in the partial file; the record with the hash of the result; the result. Then the partial file is
+    deleted.
+    """
+    record = state.record
+    if record is None:
+        if state.partial:
+            message = f"{paths.partial} exists, but its record {paths.meta.name} is missing"
+            raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to start over")
+        if state.output:
+            raise BatchError(f"{paths.output} already exists", _REPLACE)
+        return "begin"
+    if difference := describe_difference(record, new):
+        return _decide_changed(state, record, difference, paths)
+    if smaller := describe_smaller(record.extent, new.extent):
+        raise BatchError(f"{paths.output} already has more {smaller}", _SMALLER)
+    if record.result and record.result == state.output:
+        return "complete" if record.extent == new.extent else "extend"
+    if state.output is None:
+        return "resume" if state.partial else "begin"
+    if state.partial:
+        if state.output == record.replaces:
+            return "resume"
+        message = f"{paths.output} was changed after {paths.partial} was started"
+        raise BatchError(message, "move it elsewhere to resume, or use --restart to start over and replace it")
+    if state.output == record.replaces and record.result is None:
+        return "begin"  # --restart was interrupted before the first row
+    raise BatchError(f"{paths.output} was changed after it was completed", _REPLACE)
+
+
+def describe_smaller(before: Mapping[str, int], now: Mapping[str, int]) -> str | None:
+    """Describe what an extent has less of, like "questions (40, now 20)"; None if it has not."""
+    smaller = [f"{name} ({before[name]}, now {now[name]})" for name in now if now[name] < before.get(name, 0)]
+    return " and ".join(smaller) or None
+
+
+def _decide_changed(state: ResumeState, record: Record, difference: str, paths: OutputPaths) -> Step:
+    if state.partial:
+        message = f"{paths.partial} was started with {difference}"
+        raise BatchError(message, "run the previous command to resume, or use --restart to start over")
+    if state.output:
+        is_unchanged = state.output == record.result
+        problem = f"was made with {difference}" if is_unchanged else "already exists"
+        raise BatchError(f"{paths.output} {problem}", _REPLACE)
+    return "begin"

@@ -14,11 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cerebrum_cli.batch.files import PeriodicSync, open_locked, write_all
-from cerebrum_cli.batch.result import to_json
-from cerebrum_cli.batch.schema import FinishedRows, ResultRows
+from cerebrum_cli.batch.files import PeriodicSync, lock_partial
+from cerebrum_cli.batch.result import FinishedRows, ResultRows, to_json
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import SHOWN_ERRORS, RowCounts
+from cerebrum_cli.core.files import write_all
 
 ROW = "row"  # the key of a row's position, in this file only
 _ROW = b', "row": '
@@ -34,7 +34,8 @@ class PartialFile:
     def __init__(self, path: Path, rows: ResultRows) -> None:
         self._path = path
         self._rows = rows
-        self._descriptor = open_locked(path)
+        self._file = lock_partial(path)
+        self._descriptor = self._file.fileno()
         self._sync = PeriodicSync(self._descriptor)
         self._offsets = array("Q", bytes(8)) * len(rows)
         self._end = 0
@@ -125,7 +126,7 @@ class PartialFile:
         try:
             self._sync.close()
         finally:
-            os.close(self._descriptor)
+            self._file.close()
 
     def _reader(self) -> BinaryIO:
         file = open(self._descriptor, "rb", closefd=False)  # noqa: SIM115

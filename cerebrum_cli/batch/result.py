@@ -1,17 +1,115 @@
-"""Results of a batch, one line of JSON for each row: a journal and a file, or a stream in input order."""
+"""Results, one line of JSON for each row: what a line holds, which rows are finished, and a stream in input order."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Protocol
 
-from cerebrum_cli.batch.rows import Rows, count_row, result_rows
-from cerebrum_cli.batch.schema import FinishedRows
 from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.text import well_formed
 
+_FINISHED, _FAILED, _TRUNCATED, _UNDECIDED = 1, 2, 4, 8
+_NO_ANSWER = _FAILED | _UNDECIDED
+_FORGOTTEN = bytes(0 if flags & _NO_ANSWER else flags for flags in range(256))  # a table for `translate`
 _LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}  # some readers split lines at them
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The lists of keys a line may have, those whose values identify its row, and how it counts in the totals."""
+
+    keys: Collection[tuple[str, ...]]
+    identity: tuple[str, ...]
+    count: Callable[[Mapping[str, Any]], RowCounts]
+
+    def identify(self, object: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What identifies the row of a line, as JSON values."""
+        return tuple(object[key] for key in self.identity)
+
+
+def with_optional(keys: tuple[str, ...], optional: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The lists of keys with any of the optional ones behind them, in order."""
+    counts = range(len(optional) + 1)
+    return tuple((*keys, *more) for count in counts for more in combinations(optional, count))
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRows:
+    """The rows of a result: how many, and what identifies the row at a position; rows of a batch may be equal."""
+
+    schema: Schema
+    size: int
+    identity: Callable[[int], tuple[Any, ...]]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def validate(self, finished: Collection[int], position: int, object: Mapping[str, Any]) -> None:
+        """Raise ValueError unless the row at a position is unfinished and the object belongs to it."""
+        if position in finished or not 0 <= position < len(self):
+            raise ValueError(f"no unfinished row at position {position}")
+        identity = self.identity(position)
+        if tuple(object) not in self.schema.keys or self.schema.identify(object) != identity:
+            raise ValueError(f"not an object of row {identity}: {list(object)}")
+
+    def require_finished(self, finished: Collection[int]) -> None:
+        """Raise ValueError while rows are missing."""
+        if len(finished) != len(self):
+            raise ValueError(f"{len(self) - len(finished)} rows are not finished")
+
+
+class FinishedRows(Collection[int]):
+    """The positions of finished rows, with their `counts`: a byte for each row of the result."""
+
+    def __init__(self, rows: int) -> None:
+        self._flags = bytearray(rows)
+        self._size = 0
+        self.counts = RowCounts()
+
+    def __contains__(self, position: object) -> bool:
+        return isinstance(position, int) and 0 <= position < len(self._flags) and self._flags[position] > 0
+
+    def __iter__(self) -> Iterator[int]:
+        return (position for position, flags in enumerate(self._flags) if flags)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, position: int, counts: RowCounts) -> None:
+        """Add a row, which counts as one of these at most once."""
+        self.mark(position, counts)
+        self._size += 1
+        self.counts += counts
+
+    def mark(self, position: int, counts: RowCounts) -> None:
+        """Add or replace a row; the totals are those of the next `recount`."""
+        failed, truncated, undecided = counts.failed > 0, counts.truncated > 0, counts.undecided > 0
+        self._flags[position] = _FINISHED | failed * _FAILED | truncated * _TRUNCATED | undecided * _UNDECIDED
+
+    def recount(self) -> None:
+        """Count all rows; the counts have no messages."""
+        self._size = len(self._flags) - self._flags.count(0)
+        self.counts = RowCounts(self._count(_FAILED), self._count(_TRUNCATED), self._count(_UNDECIDED))
+
+    def has_answer(self, position: int) -> bool:
+        """Whether a finished row has neither an error nor a vote without a winner."""
+        return not self._flags[position] & _NO_ANSWER
+
+    @property
+    def failed(self) -> Iterator[int]:
+        """The positions of the rows with an error."""
+        return (position for position, flags in enumerate(self._flags) if flags & _FAILED)
+
+    def forget_failed(self) -> None:
+        """Remove the rows without an answer."""
+        self._flags = self._flags.translate(_FORGOTTEN)
+        self.recount()
+
+    def _count(self, flag: int) -> int:
+        return sum(self._flags.count(flags) for flags in range(2 * _UNDECIDED) if flags & flag)
 
 
 class Result(Protocol):
@@ -42,8 +140,8 @@ class Result(Protocol):
 class StreamedResult:
     """A result that writes each line as soon as all lines before it are written; nothing is saved on disk."""
 
-    def __init__(self, rows: Rows, write: Callable[[str], None]) -> None:
-        self._rows = result_rows(rows)
+    def __init__(self, rows: ResultRows, write: Callable[[str], None]) -> None:
+        self._rows = rows
         self._write = write
         self._finished = FinishedRows(len(rows))
         self._waiting: dict[int, str] = {}
@@ -65,7 +163,7 @@ class StreamedResult:
         """Add the object of a row, and write all lines that are next. Raises ValueError as `Result` does."""
         self._rows.validate(self._finished, position, object)
         self._waiting[position] = to_json_line(object)
-        self._finished.add(position, count_row(object))
+        self._finished.add(position, self._rows.schema.count(object))
         while (line := self._waiting.pop(self._next, None)) is not None:
             self._next += 1
             self._emit(line)

@@ -1,4 +1,4 @@
-"""One row of a batch: its prompt and settings, or its error; and the object written for it.
+"""One row of a batch: its prompt and settings, or its error; the template of prompts; and the object written for it.
 
 Errors of a row by `type`; errors while generating have other types:
 
@@ -14,12 +14,15 @@ Errors of a row by `type`; errors while generating have other types:
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from cerebrum_cli.batch.schema import ResultRows, Schema, with_optional
+from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import TRUNCATED, RowCounts
 from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.text import well_formed
@@ -41,6 +44,8 @@ THOUGHT_CLOSED_AT = "thought_closed_at"  # a key of replies whose reasoning is l
 INPUT = "input"  # the key of a row's input in its output object
 MORE_KEYS = (THOUGHT_CLOSED_AT, INPUT)
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
+
+_PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<field>[^{}]*)\}|(?P<stray>[{}])|(?P<text>[^{}]+)")
 
 RowId = str | int
 
@@ -110,6 +115,56 @@ def filled_row(row: Row, saved: SavedPrompt) -> Row:
         return row
     conversation = row.conversation.with_question(saved.fill(row.conversation.question))
     return replace(row, prompt=conversation.question, conversation=conversation)
+
+
+class _Piece(NamedTuple):
+    text: str
+    is_field: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A parsed template: literal text and field names, in order; `{{` and `}}` are literal braces."""
+
+    pieces: tuple[_Piece, ...]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of its fields, each once."""
+        return tuple(dict.fromkeys(piece.text for piece in self.pieces if piece.is_field))
+
+    def render(self, fields: Mapping[str, Any]) -> str:
+        """Render the prompt of a row; values that are not text are written as JSON.
+
+        Field values are never parsed as templates. Raises InvalidRow if a field is missing.
+        """
+        for name in self.fields:
+            if name not in fields:
+                raise InvalidRow("unknown_field", f"no field `{name}`; the fields are: {', '.join(fields) or 'none'}")
+        return "".join(_to_text(fields[piece.text]) if piece.is_field else piece.text for piece in self.pieces)
+
+
+def parse_template(text: str) -> Template:
+    """Parse a template. Raises UsageError for an unmatched brace, and without any field."""
+    pieces = []
+    for match in _PIECE.finditer(text):
+        if match["stray"]:
+            message = f"unmatched {match['stray']} in the template, at character {match.start() + 1}"
+            raise UsageError(message, "{name} is a field; write {{ and }} for literal braces")
+        if match["field"] is None:
+            pieces.append(_Piece(match["text"] or match["brace"][0], False))
+        elif name := match["field"].strip():
+            pieces.append(_Piece(name, True))
+        else:
+            raise UsageError(f"field without a name in the template, at character {match.start() + 1}", "name it")
+    template = Template(tuple(pieces))
+    if not template.fields:
+        raise UsageError("the template has no field, so all prompts would be the same", "add one, like {text}")
+    return template
+
+
+def _to_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def count_row(object: Mapping[str, Any]) -> RowCounts:

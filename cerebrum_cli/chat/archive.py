@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,22 @@ from cerebrum_cli.chat.history import (
     suggest_name,
     with_thinking,
 )
-from cerebrum_cli.chat.names import printable_name
-from cerebrum_cli.chat.rows import Session, StoredMessage
+from cerebrum_cli.chat.session import Session, StoredMessage, printable_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.locks import remove
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
+from cerebrum_cli.engine.sequence import TOKEN_BYTES
+from cerebrum_cli.engine.state_store import read_states
 from cerebrum_cli.inference.loading import LoadedModel, ReplySource, open_model
 from cerebrum_cli.inference.prompt_sources import read_text
 from cerebrum_cli.inference.responder import Responder
 
 DAY_S = 86_400
 MAX_IMPORT_BYTES = 1_000_000_000
+MIN_REPLY_TOKENS = 8  # shorter ones may occur in any conversation
+MAX_END_TOKENS = 4  # of a reply's last token and the end of its turn
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
 
 
@@ -152,13 +156,13 @@ def sessions_older_than(store: Store, age: str) -> list[Session]:
     return [summary.session for summary in store.summaries() if summary.session.updated < limit]
 
 
-def delete_sessions(
-    history: History, sessions: Sequence[Session], clear_prompt_cache: Callable[[], None]
-) -> Iterator[tuple[Session, int]]:
+def delete_sessions(history: History, sessions: Sequence[Session], states: Path) -> Iterator[tuple[Session, int]]:
     """Erase sessions and every trace of their text; yield each with the number of messages deleted.
 
-    Raises SessionError for one that is open in another process; those before it are erased.
+    `states` is the directory of the prompt cache. Raises SessionError for a session that is open in another process;
+    those before it are erased.
     """
+    before = history.store.sampled_tokens()
     try:
         for session in sessions:
             history.lock.acquire(session)
@@ -166,8 +170,50 @@ def delete_sessions(
             history.lock.discard()
             yield session, count
     finally:
-        clear_prompt_cache()
+        kept = history.store.sampled_tokens()
+        deleted = [tokens for message, tokens in before.items() if message not in kept]
+        for path in states_to_delete(read_states(states), deleted, kept.values()):
+            remove(path)
         history.store.vacuum()
+
+
+def states_to_delete(states: Mapping[Path, bytes], deleted: Iterable[bytes], kept: Iterable[bytes]) -> set[Path]:
+    """Choose the states of the prompt cache that may hold text of deleted sessions.
+
+    All values are packed tokens: `states` by file, and the replies of deleted and of kept messages. A state stays if it
+    ends with a kept reply and holds no deleted one. So does one that such a state begins with. All others are deleted,
+    since nothing shows whose prompt they end with.
+    """
+    long_enough = (reply for reply in kept if len(reply) >= MIN_REPLY_TOKENS * TOKEN_BYTES)
+    gone, remaining = _by_first_token(deleted), _by_first_token(long_enough)
+    staying = {
+        path
+        for path, held in states.items()
+        if any(end >= len(held) - MAX_END_TOKENS * TOKEN_BYTES for end in _ends(held, remaining))
+        and not any(_ends(held, gone))
+    }
+
+    def is_beginning(held: bytes) -> bool:
+        return bool(held) and any(states[path].startswith(held) for path in staying)
+
+    return {path for path, held in states.items() if not is_beginning(held)}
+
+
+def _by_first_token(replies: Iterable[bytes]) -> dict[bytes, list[bytes]]:
+    """Replies that were evaluated, without their last token, which was not."""
+    found: dict[bytes, list[bytes]] = {}
+    for reply in replies:
+        if evaluated := reply[:-TOKEN_BYTES]:
+            found.setdefault(evaluated[:TOKEN_BYTES], []).append(evaluated)
+    return found
+
+
+def _ends(tokens: bytes, replies: Mapping[bytes, list[bytes]]) -> Iterator[int]:
+    """Yield where each reply ends that these tokens hold."""
+    for at in range(0, len(tokens), TOKEN_BYTES):
+        for reply in replies.get(tokens[at : at + TOKEN_BYTES], ()):
+            if tokens.startswith(reply, at):
+                yield at + len(reply)
 
 
 def _session_fields(session: Session) -> dict[str, Any]:

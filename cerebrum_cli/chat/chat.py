@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
+from cerebrum_cli.chat.context_window import fit_session
 from cerebrum_cli.chat.history import (
     Author,
     History,
@@ -21,10 +22,8 @@ from cerebrum_cli.chat.history import (
     unused_session_name,
     with_thinking,
 )
-from cerebrum_cli.chat.names import validated_name
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
-from cerebrum_cli.chat.rows import Session, StoredMessage
-from cerebrum_cli.chat.session_context import fit_session
+from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent

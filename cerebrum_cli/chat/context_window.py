@@ -1,4 +1,4 @@
-"""Which of the oldest turns of a long conversation are dropped from the context, and when."""
+"""Which of the oldest turns of a long conversation are dropped from the context, so that the next reply has room."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+from cerebrum_cli.chat.history import load_conversation, visible_messages
+from cerebrum_cli.chat.session import Session
+from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.models.model import Model
 
+RESTORE_BELOW = 0.25  # of the context: dropping turns for this context size leaves more
 REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or its maximum tokens if fewer
 DROP_FRACTION = 4  # drop 1/4 of the context or more together: the rest is evaluated again, so this should be rare
 
@@ -20,14 +27,37 @@ class DroppedTurns(NamedTuple):
     messages: int
     tokens: int
 
-    def notice(self, context_size: int, larger_context: str) -> NoticeEvent:
-        """Notice shown to the user before the turns are dropped."""
-        return NoticeEvent(
-            f"the context of {context_size} tokens is nearly full: dropped the"
-            f" {self.messages} oldest messages ({self.tokens} tokens) from it",
-            f"they stay in the session; {larger_context} to fit more, or use --overflow stop to refuse the question"
-            " instead",
-        )
+
+def fit_session(
+    store: Store, session: Session, model: Model, responder: Responder, prefix_length: int, settings: Settings
+) -> tuple[Session, NoticeEvent | None]:
+    """Drop the oldest turns of a session if the reply, whose first `prefix_length` tokens exist, needs the room.
+
+    Turns dropped from a smaller context are restored if the remaining ones leave most of this one free. Returns the
+    session, with a notice if other turns than before are dropped.
+    """
+    size = responder.context_size
+    assert size is not None, "the model is loaded"
+
+    def count(conversation: Conversation) -> int:
+        return responder.count_tokens(conversation) + prefix_length
+
+    previous_first = session.first
+    if previous_first and count(load_conversation(store, session, model, settings)) < size * RESTORE_BELOW:
+        session = store.update_session(session, first=None)
+    if settings.overflow == "stop":
+        return session, None
+    drop = turns_to_drop(load_conversation(store, session, model, settings), count, size, settings.max_tokens)
+    if drop is None:
+        return session, None
+    first = visible_messages(store, session)[drop.messages].id
+    notice = NoticeEvent(
+        f"the context of {size} tokens is nearly full: dropped the"
+        f" {drop.messages} oldest messages ({drop.tokens} tokens) from it",
+        f"they stay in the session; {responder.larger_context} to fit more, or use --overflow stop to refuse the"
+        " question instead",
+    )
+    return store.update_session(session, first=first), notice if first != previous_first else None
 
 
 def turns_to_drop(

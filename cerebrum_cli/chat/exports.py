@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cerebrum_cli.chat.names import printable_name
-from cerebrum_cli.chat.rows import StoredMessage
+from cerebrum_cli.chat.session import StoredMessage, printable_name
 from cerebrum_cli.core.conversation import Conversation, Message, Role, text_of
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.text import well_formed

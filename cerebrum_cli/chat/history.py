@@ -10,8 +10,7 @@ from datetime import date
 from typing import Any
 
 from cerebrum_cli.chat.lock import SessionLock
-from cerebrum_cli.chat.names import validated_name
-from cerebrum_cli.chat.rows import Origin, ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.chat.session import Origin, ReplyMetadata, Session, StoredMessage, validated_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
@@ -45,7 +44,7 @@ class History:
         """Lock the latest session. Raises SessionError if there is none, or another process holds it."""
         session = self.store.latest()
         if session is None:
-            raise SessionError("no session to continue", "ask without -c first")
+            raise self.store.detached_by or SessionError("no session to continue", "ask without -c first")
         return self.acquire(session)
 
     def acquire_named(self, name: str) -> Session | None:

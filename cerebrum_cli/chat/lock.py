@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
+from io import FileIO
 from pathlib import Path
 
-from cerebrum_cli.chat.private import make_private_database, make_private_directory
-from cerebrum_cli.chat.rows import Session
+from cerebrum_cli.chat.session import Session
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.core.locks import lock_file
 
 
 class SessionLock:
-    """A lock on at most one session; `directory` holds an empty file for each session that was locked.
-
-    A lock is an open exclusive transaction on an otherwise empty SQLite database: it works on every system and file
-    system the session database works on, and needs no further import.
-    """
+    """A lock on at most one session; `directory` holds an empty file for each session that was locked."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._held: tuple[int, sqlite3.Connection] | None = None
+        self._held: tuple[int, FileIO] | None = None
 
     def acquire(self, session: Session) -> None:
         """Lock a session and release the previous one. Raises SessionError if another process holds the lock."""
         if self._held and self._held[0] == session.id:
             return
-        connection = self._lock(session)
+        path = self._lock_file(session.id)
+        busy = SessionError(
+            f'session "{session.name}" is open in another process', "close it there, or use another session"
+        )
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = lock_file(path, busy, mode=0o600, is_required=False)
+        except OSError as error:
+            raise UnwritableSessions(f"{path}: {error.strerror}", "make sure that it is writable") from error
         self.release()
-        self._held = session.id, connection
+        self._held = session.id, file
 
     def release(self) -> None:
         if self._held:
@@ -44,22 +48,3 @@ class SessionLock:
 
     def _lock_file(self, session_id: int) -> Path:
         return self._directory / f"{session_id}.lock"
-
-    def _lock(self, session: Session) -> sqlite3.Connection:
-        path = self._lock_file(session.id)
-        connection = None
-        try:
-            make_private_directory(self._directory)
-            make_private_database(path)
-            connection = sqlite3.connect(path, timeout=0, isolation_level=None)
-            connection.execute("BEGIN EXCLUSIVE")
-        except (OSError, sqlite3.Error) as error:
-            if connection:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.close()
-            if isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                raise SessionError(
-                    f'session "{session.name}" is open in another process', "close it there, or use another session"
-                ) from error
-            raise UnwritableSessions(f"{path}: {error}", "make sure that it is writable") from error
-        return connection

@@ -1,4 +1,4 @@
-"""Save a reply to its session: every second while it is generated, and when it finishes."""
+"""Save a reply to its session: now and then while it is generated, and when it finishes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.chat.history import Author, forced_tokens, reply_metadata, session_params
-from cerebrum_cli.chat.rows import ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
@@ -19,7 +19,13 @@ from cerebrum_cli.inference.reply_stream import ReplyRequest
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import MajorityVote, run_vote
 
-SAVE_EVERY_S = 1.0  # at most this much of a reply is lost with a killed process
+SAVE_EVERY_S = 1.0  # a killed process loses at most this much of a reply
+SAVE_SHARE = 0.02  # or, of a long one, this part: the whole text is written each time
+
+
+def save_interval(elapsed_s: float) -> float:
+    """Seconds until a reply is saved again, so that the bytes written grow little faster than its length."""
+    return max(SAVE_EVERY_S, elapsed_s * SAVE_SHARE)
 
 
 @dataclass(slots=True)
@@ -34,9 +40,9 @@ class ReplyRecorder:
     continued: StoredMessage | None = None
     collector: ReplyCollector = field(default_factory=ReplyCollector)
     _is_stored: bool = field(default=False, init=False)
-    _saved: tuple[int, int, int] = field(default=(0, 0, 0), init=False)  # length of text, reasoning and tokens
     _is_finished: bool = field(default=False, init=False)
-    _saved_at: float = field(default_factory=time.monotonic, init=False)
+    _start: float = field(default_factory=time.monotonic, init=False)
+    _next_save: float = field(default_factory=lambda: time.monotonic() + SAVE_EVERY_S, init=False)
 
     def record(
         self, responder: Responder, conversation: Conversation, majority_vote: MajorityVote | None = None
@@ -62,12 +68,13 @@ class ReplyRecorder:
     def _process_event(self, event: Event) -> None:
         """Process one event of the reply, and save the text so far when it is due."""
         self.collector.emit(event)
+        now = time.monotonic()
         with contextlib.suppress(SessionError):  # generation continues; `finish` tries again
             if self.collector.reply:
                 self.finish()
-            elif time.monotonic() - self._saved_at >= SAVE_EVERY_S and self.has_tokens:
-                self._saved_at = time.monotonic()
-                self._append()
+            elif self.has_tokens and now >= self._next_save:
+                self._next_save = now + save_interval(now - self._start)
+                self._save(self._metadata(None))
 
     @property
     def has_tokens(self) -> bool:
@@ -84,46 +91,23 @@ class ReplyRecorder:
         Raises SessionError if it cannot be saved.
         """
         if not self._is_finished:
-            reply = self.collector.reply
-            self._save(
-                reply_metadata(
-                    self._with_all_forced(reply), self.author, session_params(self.settings, self.author.model)
-                )
-                if reply
-                else self._partial_metadata("cancelled")
-            )
+            self._save(self._metadata("cancelled"))
             self._is_finished = True
         return self.session
 
-    def _partial_metadata(self, reason: str | None) -> ReplyMetadata:
-        model = self.author.model
-        return ReplyMetadata(
-            finish_reason=reason,
-            model=model.reference,
-            vocabulary=model.vocabulary,
-            params=session_params(self.settings, model),
-        )
+    def _metadata(self, reason: str | None) -> ReplyMetadata:
+        """Metadata of the reply; `reason` is why it has not finished."""
+        model, reply = self.author.model, self.collector.reply
+        params = session_params(self.settings, model)
+        if reply:
+            return reply_metadata(self._with_all_forced(reply), self.author, params)
+        return ReplyMetadata(finish_reason=reason, model=model.reference, vocabulary=model.vocabulary, params=params)
 
     def _with_all_forced(self, reply: Reply) -> Reply:
         """The reply with the forced tokens of what it continues."""
         earlier = forced_tokens(self.continued.metadata) if self.continued else ()
         own = (each._replace(at=each.at + len(self.prefix_tokens)) for each in reply.finish.forced)
         return replace(reply, finish=replace(reply.finish, forced=(*earlier, *own)))
-
-    def _append(self) -> None:
-        """Save what was generated since the last time, so that the bytes written stay proportional to the reply."""
-        message, reasoning = self._message(), self._reasoning() or ""
-        tokens = message.tokens or ()
-        text_end, reasoning_end, token_end = self._saved
-        with self.store.transaction():
-            session = self.session
-            if not self._is_stored:
-                # Empty, since an index entry of its text would be replaced when the reply is complete.
-                session = self.store.add_message(session, Message("assistant", "", ()), self._partial_metadata(None))
-            piece = Message("assistant", message.content[text_end:], tokens[token_end:])
-            self.store.append_to_message(session, piece, reasoning[reasoning_end:])
-        self.session, self._is_stored = session, True
-        self._saved = len(message.content), len(reasoning), len(tokens)
 
     def _save(self, metadata: ReplyMetadata) -> None:
         message, metadata = self._message(), replace(metadata, reasoning=self._reasoning())

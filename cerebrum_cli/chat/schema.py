@@ -11,9 +11,9 @@ from cerebrum_cli.core.errors import SessionError
 # Messages form a tree, each row pointing to the message before it, so undo, retry and fork delete nothing: a session
 # names the end of a branch (`leaf`). A message's `session` is the one it was added to, which may be deleted. Times are
 # seconds since 1970, `params` and `timings` JSON, `tokens` the sampled ids of a reply, four bytes each, little-endian.
-# A reply without a finish_reason is being generated, or its process was killed: `pending` has pieces of it, in order,
-# which follow what its message holds. `vocabulary` is a digest of the vocabulary that `tokens` are ids of. `first` is
-# the oldest message still in the model's context, if earlier ones were dropped.
+# A reply without a finish_reason is being generated, or its process was killed. `vocabulary` is a digest of the
+# vocabulary that `tokens` are ids of. `first` is the oldest message still in the model's context, if earlier ones were
+# dropped.
 VERSION = 1
 SCHEMA = """
 CREATE TABLE messages (
@@ -48,14 +48,6 @@ CREATE TABLE sessions (
     updated REAL NOT NULL
 );
 CREATE INDEX recent ON sessions (updated);
-CREATE TABLE pending (
-    id INTEGER PRIMARY KEY,
-    message INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
-    content TEXT NOT NULL,
-    reasoning TEXT NOT NULL,
-    tokens BLOB NOT NULL
-);
-CREATE INDEX pieces ON pending (message);
 CREATE VIRTUAL TABLE texts USING fts5 (content, content = 'messages', content_rowid = 'id');
 CREATE TRIGGER said AFTER INSERT ON messages BEGIN
     INSERT INTO texts (rowid, content) VALUES (new.id, new.content);

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import wraps
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -20,15 +21,11 @@ from cerebrum_cli.chat.connection import (
     copy_to_memory,
     one_line,
     open_database,
-    open_read_only,
     session_error,
+    translated,
 )
-from cerebrum_cli.chat.names import validated_name
-from cerebrum_cli.chat.pending import append_piece, update_message, with_pieces
-from cerebrum_cli.chat.removal import remove_session, vacuum
-from cerebrum_cli.chat.rows import (
+from cerebrum_cli.chat.session import (
     COLUMNS,
-    PLACEHOLDERS,
     Origin,
     ReplyMetadata,
     SearchHit,
@@ -38,20 +35,27 @@ from cerebrum_cli.chat.rows import (
     message_from_row,
     message_values,
     session_from_row,
+    validated_name,
 )
-from cerebrum_cli.chat.search import search_messages
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
-from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, well_formed
 
-BUSY_TIMEOUT_S = 10.0  # for another process's transaction
 _FIRST_MESSAGES = (  # of each session, with its number of messages
     "WITH RECURSIVE path (session, at, depth) AS (SELECT id, leaf, 1 FROM sessions WHERE leaf IS NOT NULL UNION ALL"
     " SELECT path.session, parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < messages.id),"
     " firsts AS (SELECT session, at, max(depth) AS count FROM path GROUP BY session)"
     " SELECT firsts.session, count, content FROM firsts JOIN messages ON messages.id = at"
 )
-
+_SESSION_OF_MESSAGE = (
+    "WITH RECURSIVE branch (message, session) AS (SELECT leaf, id FROM sessions WHERE leaf IS NOT NULL UNION ALL"
+    " SELECT parent, branch.session FROM branch JOIN messages ON messages.id = message WHERE parent < messages.id)"
+    " SELECT message, session FROM branch JOIN sessions ON sessions.id = session ORDER BY sessions.updated, sessions.id"
+)
+_EXCERPT = (
+    f"SELECT messages.*, snippet(texts, 0, '{MATCH_BEGIN}', '{MATCH_END}', ' ... ', 16) AS excerpt FROM texts"
+    " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? AND texts.rowid = ?"
+)
 
 Change = TypeVar("Change", bound=Callable[..., Any])
 
@@ -71,30 +75,28 @@ def _detachable(change: Change) -> Change:
 
 
 class Store:
-    """The sessions in one database file, which is created on first use, and can be read where it cannot be written.
+    """The sessions in one database file, which is created on first use.
 
-    A store that `detaches` continues on a copy in memory when a change cannot be saved: `detached_by` is the reason.
+    A store that `detaches` continues in memory when the file cannot be written: `detached_by` is the reason.
     """
 
     def __init__(self, path: Path, detaches: bool = False) -> None:
         self._path = path
         self._detaches = detaches
         self._database: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None  # of a file that cannot be written
         self.detached_by: UnwritableSessions | None = None
 
     def close(self) -> None:
         """Close the database; the next call opens it again."""
-        for connection in (self._database, self._reader):
-            if connection:
-                connection.close()
-        self._database = self._reader = None
+        if self._database:
+            self._database.close()
+        self._database = None
 
     def detach(self, error: UnwritableSessions) -> None:
-        """Continue on a copy in memory because of this error; raises it where the store does not detach."""
+        """Continue in memory, on a copy of an open file, because of this error; raises it if it does not detach."""
         if self.detached_by or not self._detaches:
             raise error
-        memory = copy_to_memory(self._readable())
+        memory = copy_to_memory(self._database)
         self.close()
         self._database, self.detached_by = memory, error
 
@@ -174,6 +176,12 @@ class Store:
     def conversation(self, session: Session) -> Conversation:
         return Conversation(tuple(stored.message for stored in self.messages(session)), session.system_prompt)
 
+    def sampled_tokens(self) -> dict[int, bytes]:
+        """The tokens of all replies by message id, as they are stored."""
+        with self._read() as database:
+            rows = database.execute("SELECT id, tokens FROM messages WHERE tokens IS NOT NULL")
+            return {row["id"]: row["tokens"] for row in rows}
+
     @_detachable
     def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:
         """Append a message to a session's branch and return the changed session."""
@@ -182,18 +190,14 @@ class Store:
             return self._add(database, session, message, metadata or ReplyMetadata())
 
     @_detachable
-    def append_to_message(self, session: Session, piece: Message, reasoning: str) -> None:
-        """Append text, reasoning and tokens to a session's last message, a reply that has not finished."""
-        with self._write() as database:
-            self._require(database, session)
-            append_piece(database, session.leaf, piece, reasoning)
-
-    @_detachable
     def update_message(self, session: Session, message: Message, metadata: ReplyMetadata) -> None:
-        """Replace a session's last message, whose reply has finished."""
+        """Replace a session's last message."""
+        columns = ", ".join(f"{column} = ?" for column in COLUMNS)
         with self._write() as database:
             self._require(database, session)
-            update_message(database, session.leaf, message_values(message, metadata))
+            database.execute(
+                f"UPDATE messages SET {columns} WHERE id = ?", (*message_values(message, metadata), session.leaf)
+            )
             database.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session.id))
 
     @_detachable
@@ -225,22 +229,51 @@ class Store:
         Messages of sessions deleted earlier go with the last session that shares them.
         """
         with self._write() as database:
-            return remove_session(database, session.id)
+            database.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
+            unneeded = _unneeded_messages(database)
+            database.executemany("DELETE FROM messages WHERE id = ?", [(each,) for each in unneeded])
+            return len(unneeded)
 
     def vacuum(self) -> None:
-        """Rewrite the file, so that it holds no trace of deleted messages."""
+        """Rewrite the file, so that it holds no trace of deleted messages.
+
+        The full-text index marks words as deleted until its segments are merged. (FTS5's own secure-delete requires
+        SQLite 3.42, makes the index unreadable for older versions, and ignores earlier deletions.) Even with
+        `secure_delete`, pages keep fragments of rows that moved to other pages, so the file is rewritten. The log holds
+        old pages until it is truncated, which waits for current readers.
+        """
+        database = self._opened()
         try:
-            vacuum(self._writable())
+            database.execute("INSERT INTO texts (texts) VALUES ('optimize')")
+            database.execute("VACUUM")
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except READ_ERRORS as error:
             raise SessionError(
-                f"deleted text may remain in {self._path}: {one_line(error)}",
+                f"deleted text may remain in {self._path}: {one_line(str(error))}",
                 "free disk space or close other programs that use the file; the next deletion tries again",
             ) from error
 
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:
-        """Find the messages that contain all words of a text, best match first, each with its latest session."""
+        """Find the messages that contain words beginning with all words of a text, best match first.
+
+        Each has the latest of the sessions whose branch contains it.
+        """
+        quoted = (word.replace('"', '""') for word in well_formed(text).replace("\0", " ").split())
+        words = " ".join(f'"{word}"*' for word in quoted)  # FTS5 reads none of it as query syntax
+        if not words:
+            return []
         with self._read() as database:
-            return search_messages(database, text, limit)
+            session_of = {row["message"]: row["session"] for row in database.execute(_SESSION_OF_MESSAGE)}
+            ranked = database.execute("SELECT rowid FROM texts WHERE texts MATCH ? ORDER BY rank", (words,))
+            with contextlib.closing(ranked):
+                best = list(islice((row["rowid"] for row in ranked if row["rowid"] in session_of), limit))
+            hits = []
+            for message in best:
+                session = database.execute("SELECT * FROM sessions WHERE id = ?", (session_of[message],)).fetchone()
+                row = database.execute(_EXCERPT, (words, message)).fetchone()
+                if session and row:  # another process may have deleted it meanwhile
+                    hits.append(SearchHit(session_from_row(session), message_from_row(row), row["excerpt"]))
+            return hits
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -250,13 +283,13 @@ class Store:
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
-        with self._translated():
-            yield self._readable()
+        with translated(self._path):
+            yield self._opened()
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        with self._translated():
-            database = self._writable()
+        with translated(self._path):
+            database = self._opened()
             if database.in_transaction:
                 yield database
                 return
@@ -269,31 +302,14 @@ class Store:
                     database.execute("ROLLBACK")
                 raise
 
-    def _writable(self) -> sqlite3.Connection:
+    def _opened(self) -> sqlite3.Connection:
         if self._database is None:
-            self._database = open_database(self._path, BUSY_TIMEOUT_S)
-        return self._database
-
-    def _readable(self) -> sqlite3.Connection:
-        if self._reader and not self._database:
-            return self._reader
-        try:
-            return self._writable()
-        except UnwritableSessions as error:
             try:
-                self._reader = open_read_only(self._path, BUSY_TIMEOUT_S)
-            except SessionError:
-                if not self._detaches:
-                    raise error from None
-                self._reader = copy_to_memory(None)
-            return self._reader
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except READ_ERRORS as error:
-            raise session_error(self._path, error) from error
+                self._database = open_database(self._path)
+            except UnwritableSessions as error:
+                self.detach(error)
+        assert self._database
+        return self._database
 
     def _constraint_error(self, error: sqlite3.IntegrityError, name: str) -> SessionError:
         if "sessions.name" in str(error):
@@ -310,7 +326,8 @@ class Store:
         self, database: sqlite3.Connection, session: Session, message: Message, metadata: ReplyMetadata
     ) -> Session:
         cursor = database.execute(
-            f"INSERT INTO messages (parent, session, created, {', '.join(COLUMNS)}) VALUES (?, ?, ?, {PLACEHOLDERS})",
+            f"INSERT INTO messages (parent, session, created, {', '.join(COLUMNS)})"
+            f" VALUES (?, ?, ?{', ?' * len(COLUMNS)})",
             (session.leaf, session.id, time.time(), *message_values(message, metadata)),
         )
         return self._set_leaf(database, session, cursor.lastrowid)
@@ -330,4 +347,17 @@ class Store:
             " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC",
             (leaf,),
         ).fetchall()
-        return [with_pieces(database, message_from_row(row)) for row in rows]
+        return list(map(message_from_row, rows))
+
+
+def _unneeded_messages(database: sqlite3.Connection) -> list[int]:
+    """Messages of no session and on no session's branch, the last first: a child's id is higher than its parent's."""
+    rows = database.execute("SELECT id, parent, session FROM messages").fetchall()
+    sessions = database.execute("SELECT id, leaf FROM sessions").fetchall()
+    alive, parents = {row["id"] for row in sessions}, {row["id"]: row["parent"] for row in rows}
+    needed: set[int | None] = {None}
+    for message in (*(row["leaf"] for row in sessions), *(row["id"] for row in rows if row["session"] in alive)):
+        while message not in needed:
+            needed.add(message)
+            message = parents.get(message)
+    return sorted(parents.keys() - needed, reverse=True)

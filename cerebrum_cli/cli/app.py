@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.config import Config, read_config
@@ -121,7 +120,7 @@ class Runtime:
         if not settings.cache_gb:
             return None
         identity = self.library.identity(model)
-        return StateStore(self._states, int(settings.cache_gb * 1e9), identity, format_name)
+        return StateStore(self.states, int(settings.cache_gb * 1e9), identity, format_name)
 
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
         """Profiles measured on this machine, with this build of llama.cpp and these settings."""
@@ -142,10 +141,6 @@ class Runtime:
         identity, general = self.library.identity(model), general_settings(settings)
         found = self.profiles(settings).find(identity)
         return found if found or general == settings else self.profiles(general).find(identity)
-
-    def clear_prompt_cache(self) -> None:
-        """Delete the whole prompt cache, which holds tokens of conversations."""
-        rmtree(self._states, ignore_errors=True)
 
     @property
     def runs(self) -> RunStore:
@@ -168,7 +163,8 @@ class Runtime:
         return self.data_directory / "profiles"
 
     @property
-    def _states(self) -> Path:
+    def states(self) -> Path:
+        """Directory of the prompt cache, which holds tokens of conversations."""
         return self.cache_directory / "states"
 
     def puller(self, progress: Progress, offline: bool) -> Puller:
@@ -212,7 +208,7 @@ class Runtime:
 
     def doctor_context(self, given: Layer, offline: bool) -> DoctorContext:
         """Everything `doctor` checks; an unreadable config.toml is one of its results."""
-        from cerebrum_cli.chat.integrity import check_integrity
+        from cerebrum_cli.chat.connection import check_integrity
         from cerebrum_cli.doctor.checks import DoctorContext
         from cerebrum_cli.terminal.reports.doctor import check_terminal
 

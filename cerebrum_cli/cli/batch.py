@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.batch import answering as batches
 from cerebrum_cli.batch.files import output_paths
-from cerebrum_cli.batch.input import InputFile, open_input, spool_input
 from cerebrum_cli.batch.journal import Journal, open_journal
-from cerebrum_cli.batch.readers import IndexedRows, detect_shape, read_rows
+from cerebrum_cli.batch.readers import IndexedRows, InputFile, detect_shape, open_input, read_rows, spool_input
 from cerebrum_cli.batch.result import StreamedResult
 from cerebrum_cli.batch.rows import result_rows
 from cerebrum_cli.cli.generation import (
@@ -173,7 +172,7 @@ def open_result(
     if output == STANDARD:
         if options.retry_failed:
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
-        return StreamedResult(rows, runtime.streams.answer)
+        return StreamedResult(result_rows(rows), runtime.streams.answer)
     return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed, notes=notes)
 
 

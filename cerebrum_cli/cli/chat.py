@@ -18,11 +18,11 @@ from cerebrum_cli.inference.prompt_sources import read_piped
 from cerebrum_cli.models.model import as_path, is_file
 from cerebrum_cli.models.reference import looks_like_path
 from cerebrum_cli.terminal.keyboard import Keyboard
+from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SETTING_VALUES
-from cerebrum_cli.terminal.repl.terminal_io import PlainPrompt, Prompt, ScriptInput, TerminalIO
 from cerebrum_cli.terminal.streams import is_plain_terminal
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.options import ChatOptions
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.models.model import Model
-    from cerebrum_cli.terminal.repl.completion import Candidates
-    from cerebrum_cli.terminal.repl.terminal_io import InputSource
+    from cerebrum_cli.terminal.repl.questions import InputSource
 
 
 def chat(
@@ -126,10 +125,9 @@ def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> I
     if piped is not None:
         with signals.running_command():
             return ScriptInput(read_piped(piped), streams.answer)
-    terminal = TerminalIO(streams, keyboard, signals, repl.quiet)
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
-        return PlainPrompt(terminal)
-    from cerebrum_cli.terminal.repl.completion import SlashCompleter
+        return PlainPrompt(streams, keyboard, signals, repl.quiet)
+    from cerebrum_cli.terminal.repl.prompt import Candidates, Prompt, SlashCompleter
 
     names: Candidates = {
         "model": lambda: [model.reference for model in runtime.library.models()],
@@ -139,10 +137,19 @@ def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> I
         "think": lambda: SETTING_VALUES["think"],
         "prompt": lambda: repl.prompts,
     }
-    completer = SlashCompleter(names, SETTING_VALUES)
 
     def is_settled() -> bool:
         engine = repl.chat.loaded.engine
         return engine.is_loaded or engine.has_failed
 
-    return Prompt(terminal, runtime.data_directory / "history", repl.toolbar, is_settled, completer, vi)
+    return Prompt(
+        streams,
+        keyboard,
+        signals,
+        repl.quiet,
+        history=runtime.data_directory / "history",
+        toolbar=repl.toolbar,
+        is_settled=is_settled,
+        completer=SlashCompleter(names, SETTING_VALUES),
+        vi=vi,
+    )

@@ -1,4 +1,4 @@
-"""Locked, atomic and durable file writes."""
+"""Atomic and durable writes of files, and the errors of a full or read-only disk."""
 
 from __future__ import annotations
 
@@ -6,25 +6,11 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
-
-def try_lock(descriptor: int) -> bool:
-    """Try to lock an open file; False if another process holds the lock, True where locking is not supported.
-
-    Closing the file releases the lock.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
+from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.locks import NoLocks, UnfinishedFile, unfinished_file
 
 
 def read_at_most(path: Path, limit: int) -> bytes | None:
@@ -62,27 +48,51 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+@contextlib.contextmanager
+def translate_os_errors(
+    error_type: type[CerebrumError], path: Path, then: str = "", elsewhere: str = "use another directory"
+) -> Iterator[None]:
+    """Raise a CerebrumError for an OSError about a file, by default the one at `path`.
+
+    `then` follows the hint to free space or check permissions, `elsewhere` is the hint for a file system without locks.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = error.filename if isinstance(error.filename, (str, Path)) else path
+        fix = "free some disk space" if is_disk_full(error) else "check its permissions"
+        hint = elsewhere if isinstance(error, NoLocks) else f"{fix}{then}"
+        raise error_type(f"{name}: {error.strerror or error}", hint) from error
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all bytes, in one call if possible."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
 def atomic_write(path: Path, data: bytes, size: int | None = None, mode: int | None = None) -> None:
     """Replace the content of a file atomically: readers and crashes see the old or the new content.
 
     A `size` beyond the data is filled with zeros, which take no space if the file system supports sparse files. Without
     a `mode`, the file is readable only by its owner.
     """
-    from tempfile import NamedTemporaryFile
+    with unfinished_file(path) as part:
+        descriptor = part.file.fileno()
+        write_all(descriptor, data)
+        if size is not None:
+            part.file.truncate(size)
+        if mode is not None:
+            part.path.chmod(mode)
+        os.fsync(descriptor)
+        commit_file(part, path)
 
-    with NamedTemporaryFile(prefix=f".{path.stem}-", dir=path.parent, delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(data)
-            file.flush()
-            file.truncate(size)
-            if mode is not None:
-                temporary.chmod(mode)
-            os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+
+def commit_file(part: UnfinishedFile, path: Path) -> None:
+    """Give a complete and synced file its final name, durably."""
+    part.path.replace(path)
+    fsync_directory(path.parent)
 
 
 def replace_user_file(path: Path, data: bytes) -> None:

@@ -15,27 +15,25 @@ import json
 import os
 import struct
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as Many
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from io import FileIO
 from pathlib import Path
-from time import time
 from zlib import crc32
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import try_lock
+from cerebrum_cli.core.locks import remove, remove_abandoned, unfinished_file
 from cerebrum_cli.engine.sequence import TOKEN_BYTES, common_tokens, pack_tokens
 
-STATE, PART = ".state", ".part"
+STATE = ".state"
 PREFIX = ".beginning"  # in the name of a common prefix, which longer states do not replace
 MAGIC = b"cerebrm1"
 FOOTER = struct.Struct("<QIIII8s")  # body size, token count, JSON size, checksums of body and record, MAGIC
 TAIL_BYTES = 12  # the record's checksum and MAGIC, which the checksum does not cover
-STALE_PART_S = 3600  # unfinished files older than this were left by killed processes, where files cannot be locked
 CHUNK = 2**20
 
 DAMAGED = NoticeEvent(
@@ -114,14 +112,17 @@ class StateStore:
         path = self._directory / f"{digest(identity)}-{digest(data)}{PREFIX * is_prefix}{STATE}"
         try:
             self._directory.mkdir(0o700, parents=True, exist_ok=True)  # conversations are private
-            self._write_atomically(path, identity, data, save)
+            with unfinished_file(path) as part:
+                save(part.path)
+                append_record(part.path, identity, data)
+                part.path.replace(path)
         except OSError as error:
             raise write_error(self._directory, error.strerror or str(error)) from error
         self._known.pop(path.name, None)
         for name, record in self._records(identity, lambda _: None).items():
             is_replaced = len(record.tokens) < len(data) and data.startswith(record.tokens)
             if is_replaced and not (is_prefix or name.endswith(PREFIX + STATE)):
-                remove_file(self._directory / name)
+                remove(self._directory / name)
         self._evict(path.name)
 
     def discard(self, state: State, notify: Notify) -> None:
@@ -180,22 +181,13 @@ class StateStore:
         return State(path, tuple(array("i", record.tokens)))
 
     def _remove_damaged(self, path: Path, notify: Notify) -> None:
-        remove_file(path)
+        remove(path)
         notify(DAMAGED)
-
-    def _write_atomically(self, path: Path, identity: bytes, tokens: bytes, save: Callable[[Path], None]) -> None:
-        with open_part(self._directory) as part:
-            save(part)
-            append_record(part, identity, tokens)
-            part.replace(path)
 
     def _list_names(self) -> list[str]:
         """List the file names in the directory, and remove the unfinished files of killed processes."""
-        names = list_names(self._directory)
-        for name in names:
-            if name.endswith(PART):
-                remove_abandoned(self._directory / name)
-        return names
+        remove_abandoned(self._directory)
+        return list_names(self._directory)
 
     def _evict(self, newest: str) -> None:
         """Remove least recently used states until they meet the limit together with the files being written."""
@@ -207,37 +199,11 @@ class StateStore:
         total = sum(size for _, _, size in files)
         for _, name, size in sorted(files):
             if total > self._limit and name.endswith(STATE) and name != newest:
-                remove_file(self._directory / name)
+                remove(self._directory / name)
                 total -= size
 
     def _identity(self, kind: str) -> bytes:
         return json.dumps({"model": self._model, "format": self._format, "kind": kind}).encode()
-
-
-@contextmanager
-def open_part(directory: Path) -> Iterator[Path]:
-    """Create an unfinished file, locked as long as this process writes it; remove it if it is still there."""
-    from tempfile import mkstemp
-
-    while True:
-        handle, name = mkstemp(PART, dir=directory)  # readable by the owner only
-        if try_lock(handle) and Path(name).exists():
-            break
-        os.close(handle)  # another process has taken it for abandoned
-    try:
-        yield Path(name)
-    finally:
-        remove_file(Path(name))
-        os.close(handle)
-
-
-def remove_abandoned(part: Path) -> None:
-    """Remove an unfinished file that no process writes: it is not locked, or old where locks have no effect."""
-    with suppress(OSError), FileIO(part, "r+") as first, FileIO(part, "r+") as second:
-        if try_lock(first.fileno()):  # held until it is removed
-            has_locks = not try_lock(second.fileno())
-            if has_locks or part.stat().st_mtime < time() - STALE_PART_S:
-                part.unlink()
 
 
 def append_record(path: Path, identity: bytes, tokens: bytes) -> None:
@@ -251,8 +217,20 @@ def append_record(path: Path, identity: bytes, tokens: bytes) -> None:
         end.write(record + struct.pack("<I", crc32(record)) + MAGIC)
 
 
-def read_record(file: FileIO, identity: bytes) -> Record:
-    """Read the record at the end of a file; InvalidState if it is damaged or has another identity."""
+def read_states(directory: Path) -> dict[Path, bytes]:
+    """Packed tokens of every state in a directory, whatever its model; of a damaged one, none."""
+    states = {}
+    for name in list_names(directory):
+        if name.endswith(STATE):
+            path = directory / name
+            states[path] = b""
+            with suppress(OSError, InvalidState), FileIO(path) as file:
+                states[path] = read_record(file).tokens
+    return states
+
+
+def read_record(file: FileIO, identity: bytes | None = None) -> Record:
+    """Read the record at the end of a file; InvalidState if it is damaged, or has another identity than a given one."""
     size = os.fstat(file.fileno()).st_size
     if size < FOOTER.size:
         raise InvalidState
@@ -264,7 +242,8 @@ def read_record(file: FileIO, identity: bytes) -> Record:
         raise InvalidState
     file.seek(body)
     record = file.read(length)
-    if crc32(footer[:-TAIL_BYTES], crc32(record)) != record_sum or record[count * TOKEN_BYTES :] != identity:
+    is_other = identity is not None and record[count * TOKEN_BYTES :] != identity
+    if is_other or crc32(footer[:-TAIL_BYTES], crc32(record)) != record_sum:
         raise InvalidState
     return Record(record[: count * TOKEN_BYTES], body, body_sum)
 
@@ -292,12 +271,6 @@ def list_names(directory: Path) -> list[str]:
             return [entry.name for entry in entries]
     except OSError:
         return []
-
-
-def remove_file(path: Path) -> None:
-    """Remove a file, if possible."""
-    with suppress(OSError):
-        path.unlink()
 
 
 def write_error(directory: Path, reason: str) -> EngineError:

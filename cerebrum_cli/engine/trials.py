@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.locks import work_directory
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import available_memory
@@ -34,8 +34,6 @@ from cerebrum_cli.engine.memory import (
 
 CHILD = "cerebrum_cli.engine.llama.trial"
 EXIT_TIMEOUT_S = 10.0  # after a process has closed its output
-PREFIX = "cerebrum-tune-"
-STALE_S = 86400.0  # age of a temporary directory that no process uses anymore
 MIN_AGREEMENT = 0.97  # below this, the output counts as changed
 MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to another program it would be about half
 MIN_SHARE_OF_BEST = 0.9  # of the best share of such runs, which is below 1 if many threads wait for each other
@@ -149,10 +147,9 @@ class Bench:
         self._text = text
         self._unread_paths = tuple(paths or (options.file.path,))
         self._trials: dict[Tuning, Trial] = {}
-        if directory:
-            directory.mkdir(parents=True, exist_ok=True)
-            remove_stale(directory)
-        self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=directory)
+        self._resources = contextlib.ExitStack()
+        parent = directory or Path(tempfile.gettempdir())
+        self._folder = self._resources.enter_context(work_directory(parent, "cerebrum-tune"))
         self._gpus = gpus
         self._devices: tuple[Device, ...] | None = None
         self._is_busy = False
@@ -209,7 +206,7 @@ class Bench:
         """Write the logits for the first tokens of the probe text to a file that exists until `close`."""
         path = self._logits.get((tuning, tokens))
         if path is None:
-            path = Path(self._folder.name, f"{len(self._logits)}.npy")
+            path = self._folder / f"{len(self._logits)}.npy"
             self._request(tuning, tokens, 1, "write_logits", tokens, path)
             self._logits[tuning, tokens] = path
         return path
@@ -227,7 +224,7 @@ class Bench:
     def close(self) -> None:
         """End all processes and delete temporary files."""
         self.release()
-        self._folder.cleanup()
+        self._resources.close()
 
     def _had_enough_cpu(self, tuning: Tuning, job: Job, share: float) -> bool:
         """Whether a run was undisturbed, by its share of CPU time and that of earlier runs like it."""
@@ -265,7 +262,7 @@ class Bench:
         if trial is None:
             read_files(self._unread_paths)
             self._unread_paths = ()
-            log = Path(self._folder.name, f"{len(self._trials)}-{time.monotonic_ns()}.log")
+            log = self._folder / f"{len(self._trials)}-{time.monotonic_ns()}.log"
             trial = self._trials[settings] = Trial(options, log)
             self._devices = trial.devices
         trial.host_bytes = max(total, trial.host_bytes)
@@ -295,14 +292,6 @@ def require_memory(needed: int) -> None:
     if not has_memory(needed):
         total, free = (needed + HEADROOM) / 1e9, available_memory() / 1e9
         raise TrialError(f"needs {total:.1f} GB of memory, but only {free:.1f} GB is free")
-
-
-def remove_stale(directory: Path) -> None:
-    """Delete temporary directories that killed processes left behind more than a day ago."""
-    for folder in directory.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if folder.stat().st_mtime < time.time() - STALE_S:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_files(paths: Sequence[Path]) -> None:

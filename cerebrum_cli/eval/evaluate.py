@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from cerebrum_cli.batch.journal import Journal
-from cerebrum_cli.batch.schema import ResultRows, Schema, with_optional
+from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,11 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.batch.files import OutputPaths, identify, open_locked, output_paths, translate_os_errors
-from cerebrum_cli.batch.meta import Record, describe_difference, enumeration, normalize, read_record, shown_values
-from cerebrum_cli.batch.resume_state import ResumeState, decide
+from cerebrum_cli.batch.files import OutputPaths, identify, journal_errors, lock_partial, output_paths
+from cerebrum_cli.batch.meta import (
+    Record,
+    ResumeState,
+    decide,
+    describe_difference,
+    enumeration,
+    normalize,
+    read_record,
+    shown_values,
+)
 from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
 from cerebrum_cli.core.files import exists
+from cerebrum_cli.core.locks import remove_abandoned
 from cerebrum_cli.eval.comparison import Comparison, compare, outcomes
 from cerebrum_cli.eval.marking import Match, Unmarked, marker
 from cerebrum_cli.eval.questions import Question, Sample, parse_sample
@@ -131,13 +139,10 @@ class RunStore:
     def delete(self, run: Run) -> None:
         """Delete the files of a run. Raises BatchError if a process is writing it, or they cannot be deleted."""
         paths = output_paths(run.path)
-        with translate_os_errors(run.path):
-            descriptor = open_locked(paths.partial)
-            try:
-                for path in paths.all:
-                    path.unlink(missing_ok=True)
-            finally:
-                os.close(descriptor)
+        with journal_errors(run.path), lock_partial(paths.partial):
+            for path in paths.all:
+                path.unlink(missing_ok=True)
+            remove_abandoned(run.path.parent, f".{run.path.name}.")
 
 
 def read_run(path: Path) -> Run | None:

@@ -11,9 +11,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.batch.input import open_input
-from cerebrum_cli.batch.rows import InvalidRow
-from cerebrum_cli.batch.template import parse_template
+from cerebrum_cli.batch.readers import open_input
+from cerebrum_cli.batch.rows import InvalidRow, parse_template
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.packages import pip_install

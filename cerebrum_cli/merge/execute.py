@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import time
@@ -11,21 +10,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.core.files import fsync_directory, is_disk_full, try_lock
+from cerebrum_cli.core.files import fsync_directory, translate_os_errors, write_all
+from cerebrum_cli.core.locks import PART, lock_file
 from cerebrum_cli.gguf.parser import aligned
 from cerebrum_cli.gguf.table import encode_header
 from cerebrum_cli.merge.methods import input_tensors
 from cerebrum_cli.merge.plan import OutputTensor, Plan
 from cerebrum_cli.merge.weights import CodecFactory, TensorEvaluator, block_scale
 
-PART_SUFFIX = ".part"
-OPEN_ATTEMPTS = 10  # another merge may rename the file in between
 MAX_UNHASHED = 4  # chunks written but not hashed yet
 PROGRESS_INTERVAL_S = 0.02  # between two progress reports
 
@@ -118,7 +115,7 @@ class Job:
     def _write(self) -> WrittenFile:
         self._raise_if_cancelled()
         with (
-            translate_os_errors(self.file.path),
+            write_errors(self.file.path),
             HashedFile(self.file.path) as target,
             TensorEvaluator(self.codec, self.threads) as evaluator,
         ):
@@ -169,16 +166,17 @@ class HashedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
-        self._part = path.with_name(path.name + PART_SUFFIX)
+        self._part = path.with_name(path.name + PART)
         self._digest = hashlib.sha256()
         self._hashing: deque[Future[None]] = deque()
         self._resources = contextlib.ExitStack()
         self._is_committed = False
 
     def __enter__(self) -> HashedFile:
-        with contextlib.ExitStack() as opened, translate_os_errors(self.path):
+        with contextlib.ExitStack() as opened, write_errors(self.path):
             self._pool = opened.enter_context(ThreadPoolExecutor(1))
-            self._file = opened.enter_context(open_locked(self._part, self.path))  # locked until it is complete
+            busy = MergeError(f"another cerebrum merge is writing {self.path}", "wait until it has finished")
+            self._file = opened.enter_context(lock_file(self._part, busy))  # locked until it is complete
             opened.callback(self._remove)  # while it is still locked
             self._file.truncate(0)
             self._resources = opened.pop_all()
@@ -191,9 +189,7 @@ class HashedFile:
         if len(self._hashing) >= MAX_UNHASHED:
             self._hashing.popleft().result()
         self._hashing.append(self._pool.submit(self._digest.update, data))
-        remaining = memoryview(data)
-        while remaining:
-            remaining = remaining[self._file.write(remaining) :]
+        write_all(self._file.fileno(), data)
         self.size += len(data)
 
     def commit(self) -> WrittenFile:
@@ -211,26 +207,6 @@ class HashedFile:
             self._part.unlink(missing_ok=True)
 
 
-def open_locked(part: Path, path: Path) -> FileIO:
-    """Open and lock the partial file of a path. Raises MergeError if another merge is writing it."""
-    for _ in range(OPEN_ATTEMPTS):
-        file = FileIO(part, "ab")
-        if not try_lock(file.fileno()):
-            file.close()
-            break
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), part.stat()):
-                return file
-        file.close()  # another merge renamed or removed it after it was opened
-    raise MergeError(f"another cerebrum merge is writing {path}", "wait until it has finished")
-
-
-@contextlib.contextmanager
-def translate_os_errors(path: Path) -> Iterator[None]:
-    """Translate operating system errors about a file."""
-    try:
-        yield
-    except OSError as error:
-        is_full = is_disk_full(error) and error.errno != errno.EFBIG  # files may be larger elsewhere
-        hint = "free some space, or write elsewhere" if is_full else "write elsewhere"
-        raise MergeError(f"{path}: {error.strerror}", hint) from error
+def write_errors(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Raise MergeError for an OSError."""
+    return translate_os_errors(MergeError, path, ", or write elsewhere", "write to another disk")

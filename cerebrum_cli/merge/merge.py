@@ -12,12 +12,13 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, MergeError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.locks import PART
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import Header, parse_header, read_header
 from cerebrum_cli.gguf.table import read_table
-from cerebrum_cli.merge.execute import PART_SUFFIX, OutputFile, WrittenFile, execute, plan_file, require_supported_types
+from cerebrum_cli.merge.execute import OutputFile, WrittenFile, execute, plan_file, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import input_tensors
 from cerebrum_cli.merge.plan import Plan, plan_merge
@@ -218,7 +219,7 @@ class Merger:
         """Raise UsageError if the file is one of the sources, MergeError if the disk has too little space."""
         path = merge.file.path
         require_not_source(merge.models, path)
-        part = path.with_name(path.name + PART_SUFFIX)  # that of a killed process is overwritten
+        part = path.with_name(path.name + PART)  # that of a killed process is overwritten
         reclaimed = part.stat().st_size if is_file(part) else 0
         self.require_disk_space(path.parent, merge.size - reclaimed)
 

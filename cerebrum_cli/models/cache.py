@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from cerebrum_cli.core.files import exists
+from cerebrum_cli.core.locks import unfinished_file
 from cerebrum_cli.models.reference import MAIN, RepositoryKind
 from cerebrum_cli.models.variants import Variant, parts_of, quantization_of, variants
 
@@ -143,9 +144,9 @@ class Cache:
         if not COMMIT.fullmatch(revision) and self.commit(repo_id, revision) != commit:
             reference = self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)
             reference.parent.mkdir(parents=True, exist_ok=True)
-            temporary = reference.with_name(f".{reference.name}.{os.getpid()}")
-            temporary.write_text(commit)
-            temporary.replace(reference)
+            with unfinished_file(reference, 0o666) as part:
+                part.path.write_text(commit)
+                part.path.replace(reference)
 
     def link(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
         """Link a blob into the snapshot of a commit and return the link's path."""

@@ -16,15 +16,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from socket import gethostname
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import existing_parent, exists, is_disk_full
+from cerebrum_cli.core.files import existing_parent, exists, translate_os_errors
+from cerebrum_cli.core.locks import wait_for_lock
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.hub import HubFile, Listing, blob_lock, open_file
+from cerebrum_cli.models.hub import HubFile, Listing, open_file
 from cerebrum_cli.models.hub_errors import HubError, Progress, RetryPolicy
 from cerebrum_cli.models.registry import Digest, hash_file
 
@@ -33,31 +33,8 @@ if TYPE_CHECKING:
 
 DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
 RANGE_BYTES = 4_000_000_000  # of one request
-_ABANDONED_S = 3600.0  # without a change; longer than any wait of a running download
-_IDLE_S = 5.0  # without a change, of a file that another program may be writing
-_TOUCH_S = 60.0  # between marks on a file that is in use, but only read
+_REPORT_S = 0.5  # between two looks at the download of another process
 _PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
-
-
-def _is_abandoned(partial: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return time.time() - partial.stat().st_mtime > _ABANDONED_S
-    return False
-
-
-def _touching(partial: Path, on_progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    """Report progress in reading a partial file, and now and then mark it as one in use."""
-    touched = -math.inf
-
-    def report(done: int, total: int) -> None:
-        nonlocal touched
-        if time.monotonic() - touched > _TOUCH_S:
-            touched = time.monotonic()
-            with contextlib.suppress(OSError):
-                os.utime(partial)
-        on_progress(done, total)
-
-    return report
 
 
 def free_space(directory: Path) -> float:
@@ -111,15 +88,12 @@ class Download:
     def fetch(self, files: tuple[HubFile, ...]) -> tuple[Path, ...]:
         """Download and verify the files that are not in the cache, and return the paths of all."""
         total, before, paths = sum(file.size for file in files), 0, []
-        try:
+        elsewhere = "set HF_HUB_CACHE to a directory on another disk"
+        with translate_os_errors(PullError, Path(files[0].name), ", then try again to resume", elsewhere):
             for file in files:
                 paths.append(self._fetch(file, _FileProgress(self.progress, before, total)))
                 before += file.size
             self._write_ref()
-        except OSError as error:
-            hint = "free some disk space" if is_disk_full(error) else "set HF_HUB_CACHE to a writable directory"
-            problem = f"{error.filename or files[0].name}: {error.strerror or error}"
-            raise PullError(problem, f"{hint}, then try again to resume") from error
         return tuple(paths)
 
     def _fetch(self, file: HubFile, progress: _FileProgress) -> Path:
@@ -128,51 +102,13 @@ class Download:
         if exists(pointer) and pointer.samefile(stored) and self._is_valid(stored, file, progress):
             return pointer
         cache.make_directories(repo_id, commit, file.name, file.digest)
-        with blob_lock(cache.lock(repo_id, file.digest), self._report_other_process(file, progress)) as excludes:
+        report = self._report_other_process(file, progress)
+        with wait_for_lock(cache.lock(repo_id, file.digest), lambda: next(report), interval_s=_REPORT_S):
             if not self._has_valid_blob(file, progress):
-                with self._partial(file, excludes) as partial:
-                    self._complete(partial, file, progress, excludes)
-                    partial.replace(cache.blob(repo_id, file.digest))
+                partial = cache.partial(repo_id, file.digest)
+                self._complete(partial, file, progress)
+                partial.replace(cache.blob(repo_id, file.digest))
             return cache.link(repo_id, commit, file.name, file.digest)
-
-    @contextlib.contextmanager
-    def _partial(self, file: HubFile, excludes: bool) -> Iterator[Path]:
-        """The path of the partial file, with the bytes of an earlier process.
-
-        Where the lock `excludes` no one, it has a name of its own, and is given back at the end.
-        """
-        shared = self.cache.partial(self.listing.repo_id, file.digest)
-        own = shared.with_name(f"{file.digest}.{gethostname()}-{os.getpid()}{shared.suffix}")
-        path = shared if excludes else own
-        for earlier in () if path.exists() else self._earlier_partials(file):
-            with contextlib.suppress(OSError):
-                if earlier != shared or self._is_idle(earlier):
-                    os.utime(earlier)  # before its new name, which would look abandoned too
-                    earlier.rename(path)
-                    break
-        try:
-            yield path
-        finally:
-            with contextlib.suppress(OSError):
-                if not shared.exists():
-                    path.rename(shared)
-
-    def _earlier_partials(self, file: HubFile) -> list[Path]:
-        """Partial files that an interrupted download may have left: the shared one, and those abandoned."""
-        shared = self.cache.partial(self.listing.repo_id, file.digest)
-        found = [shared] if exists(shared) else []
-        with contextlib.suppress(OSError):
-            found += filter(_is_abandoned, shared.parent.glob(f"{file.digest}.*-*{shared.suffix}"))
-        return found
-
-    def _is_idle(self, partial: Path) -> bool:
-        """Whether no process writes to a file, be it one on whose machine locks work, or another program."""
-        if _is_abandoned(partial):
-            return True
-        before = partial.stat()
-        self.sleep(_IDLE_S)
-        after = partial.stat()
-        return (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
     def _write_ref(self) -> None:
         try:
@@ -186,7 +122,7 @@ class Download:
 
     def _present_bytes(self, file: HubFile) -> int:
         """Bytes of a file that are on disk."""
-        for path in (self._stored_path(file), *self._earlier_partials(file)):
+        for path in (self._stored_path(file), self.cache.partial(self.listing.repo_id, file.digest)):
             with contextlib.suppress(OSError):
                 return min(file.size, path.stat().st_size)
         return 0
@@ -216,15 +152,12 @@ class Download:
         blob.unlink()
         return False
 
-    def _complete(self, partial: Path, file: HubFile, progress: _FileProgress, excludes: bool) -> None:
-        """Download the rest of a partial file and verify it; delete it if its digest is wrong.
-
-        Where the lock `excludes` no one, what lies on disk is verified, not what was sent.
-        """
+    def _complete(self, partial: Path, file: HubFile, progress: _FileProgress) -> None:
+        """Download the rest of a partial file and verify it; delete it if its digest is wrong."""
         retry_policy = RetryPolicy(self.progress, self.sleep)
         with partial.open("ab+") as out:
-            writer = _Writer(partial, out, file, progress.download)
-            writer.hash_existing(_touching(partial, progress.verify))
+            writer = _Writer(out, file, progress.download)
+            writer.hash_existing(progress.verify)
             progress.download(writer.done, file.size)
             while writer.done < file.size:
                 before = writer.done
@@ -234,10 +167,9 @@ class Download:
                     if writer.done > before:
                         retry_policy.reset()
                     retry_policy.wait(error)
-            writer.require_sole()
+            out.flush()
             os.fsync(out.fileno())
-        sent = writer.digest.hexdigest()
-        digest = sent if excludes else self._digest(partial, file, progress)
+        digest = writer.digest.hexdigest()
         if digest != file.digest:
             partial.unlink()
             name = "SHA-256" if file.sha256 else "git hash"
@@ -279,7 +211,6 @@ class _FileProgress(NamedTuple):
 class _Writer:
     """A partial file with the number and the digest of its bytes."""
 
-    path: Path
     out: BinaryIO
     file: HubFile
     on_progress: Callable[[int, int], None]
@@ -304,24 +235,6 @@ class _Writer:
             self.digest.update(chunk)
             self.done += len(chunk)
             on_progress(self.done, existing)
-        self.require_sole()
-
-    def require_sole(self) -> None:
-        """Raise PullError if the file on disk does not end where this process is, or is another process's.
-
-        One that two have written to is deleted.
-        """
-        self.out.flush()
-        ours = os.fstat(self.out.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(ours, self.path.stat()):
-                if ours.st_size == self.done:
-                    return
-                self.path.unlink()
-        raise PullError(
-            f"{self.path}: another process writes to it, so file locks do not work there",
-            "wait for that process, then try again",
-        )
 
     def restart(self) -> None:
         self.out.truncate(0)
@@ -336,6 +249,5 @@ class _Writer:
         self.digest.update(chunk)
         self.done += len(chunk)
         if self.done >= self.next_report or self.done == self.size:
-            self.require_sole()
             self.on_progress(self.done, self.size)
             self.next_report = self.done + _PROGRESS_BYTES

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 from cerebrum_cli import __version__
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, PullError
-from cerebrum_cli.core.files import try_lock
 from cerebrum_cli.core.settings import environment, forget_empty_variable
 from cerebrum_cli.models.cache import COMMIT, SHA256
 from cerebrum_cli.models.hub_errors import HubError, Token, connection_error, response_error
@@ -188,34 +187,6 @@ def open_file(listing: Listing, name: str, start: int = 0, end: int | None = Non
 def _chunks(subject: str, kind: RepositoryKind, response: httpx2.Response) -> Iterator[bytes]:
     with _translated(subject, kind):
         yield from response.iter_raw()
-
-
-@contextlib.contextmanager
-def blob_lock(path: Path, on_wait: Iterator[None]) -> Iterator[bool]:
-    """Hold huggingface_hub's lock of a blob; `on_wait` is advanced twice a second while another process has it.
-
-    Yields whether the lock excludes anyone: on some network file systems locks succeed and do nothing.
-    """
-    from filelock import SoftFileLock, Timeout
-    from huggingface_hub.utils._fixes import WeakFileLock
-
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                lock = stack.enter_context(WeakFileLock(path, timeout=0.5))
-                break
-            except Timeout:
-                next(on_wait, None)
-        yield isinstance(lock, SoftFileLock) or _excludes(path)
-
-
-def _excludes(path: Path) -> bool:
-    """Whether a locked file cannot be locked a second time."""
-    try:
-        with path.open("rb") as again:
-            return not try_lock(again.fileno())
-    except OSError:
-        return False
 
 
 def delete(paths: tuple[Path, ...], directory: Path) -> int:

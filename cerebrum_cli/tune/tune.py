@@ -11,7 +11,8 @@ from time import perf_counter, time
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.events import StageEvent
-from cerebrum_cli.core.files import try_lock
+from cerebrum_cli.core.files import translate_os_errors
+from cerebrum_cli.core.locks import lock_file
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
@@ -146,12 +147,11 @@ def tuning_lock(directory: Path) -> Iterator[None]:
 
     CerebrumError if another is running; ConfigError if profiles cannot be written, before anything is measured.
     """
-    with translate_write_errors():
+    busy = CerebrumError("another cerebrum tune is running", "wait until it has finished")
+    with translate_os_errors(ConfigError, directory):
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("ab")
-    with lock:  # closing the file releases the lock
-        if not try_lock(lock.fileno()):
-            raise CerebrumError("another cerebrum tune is running", "wait until it has finished")
+        lock = lock_file(directory / "lock", busy, is_required=False)
+    with lock:
         yield
 
 
@@ -160,18 +160,8 @@ def update_store(store: ProfileStore, profile: Profile, fallback: Profile | None
 
     `fallback` is the profile that is used where the store has none.
     """
-    with translate_write_errors():
+    with translate_os_errors(ConfigError, store.directory):
         if profile.is_default and not profile.uses_with_drafts and fallback is None:
             store.discard(profile.model)
         else:
             store.save(profile)
-
-
-@contextmanager
-def translate_write_errors() -> Iterator[None]:
-    """Translate OSError to ConfigError while profiles are written or deleted."""
-    try:
-        yield
-    except OSError as error:
-        what = f"cannot save the profile: {error.filename}: {error.strerror}"
-        raise ConfigError(what, "check its permissions and free space") from error

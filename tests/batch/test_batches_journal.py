@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import random
-import signal
 import stat
 import threading
 import time
@@ -36,12 +34,11 @@ from command_line import start_python
 from waiting import wait_until
 
 from cerebrum_cli.batch import files
-from cerebrum_cli.batch.files import SYNC_INTERVAL_S, output_paths
+from cerebrum_cli.batch.files import SYNC_INTERVAL_S, Identity, output_paths
 from cerebrum_cli.batch.journal import open_journal
-from cerebrum_cli.batch.meta import Identity, Record, encode_record, normalize
-from cerebrum_cli.batch.result import Result, StreamedResult
+from cerebrum_cli.batch.meta import Record, encode_record, normalize
+from cerebrum_cli.batch.result import Result, ResultRows, StreamedResult
 from cerebrum_cli.batch.rows import OUTPUT_KEYS, SCHEMA, Row, RowError, result_rows
-from cerebrum_cli.batch.schema import ResultRows
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.events import RowCounts
 
@@ -141,7 +138,7 @@ def test_output_symlink_stays_and_its_target_is_replaced(output: Path, tmp_path:
 
 def test_object_of_another_row_is_a_value_error(output: Path) -> None:
     written: list[str] = []
-    results: list[Result] = [open_batch(output), StreamedResult(ROWS, written.append)]
+    results: list[Result] = [open_batch(output), StreamedResult(result_rows(ROWS), written.append)]
     for each in results:
         good = answer(ROWS[0])
         reordered = dict(reversed(good.items()))
@@ -225,9 +222,10 @@ def test_resumed_retry_counts_each_line_once(output: Path, monkeypatch: pytest.M
     assert additions[0] <= 2 * len(rows)
 
 
-def test_resume_asks_for_each_row_once(output: Path) -> None:
+@pytest.mark.parametrize("rows", [numbered_rows(1000), numbered_rows(1) * 1000], ids=("different", "alike"))
+def test_resume_asks_for_each_row_once(output: Path, rows: tuple[Row, ...]) -> None:
     """Lines carry their positions, so no map of the rows is needed."""
-    rows, asked = numbered_rows(1000), []
+    asked: list[int] = []
 
     def identity(position: int) -> tuple[Any, ...]:
         asked.append(position)
@@ -277,26 +275,16 @@ def test_lines_lost_in_a_power_cut_are_answered_again(output: Path) -> None:
     assert output.read_bytes() == complete_result()
 
 
-@pytest.mark.parametrize("keep", [1, 20, -2, -1])
-def test_incomplete_last_line_is_answered_again(output: Path, keep: int) -> None:
+@pytest.mark.parametrize("last", [slice(1), slice(20), slice(-2), slice(-1), b"\0" * 100, b"\0\0\n", b'{"id": \n'])
+def test_invalid_last_line_is_answered_again(output: Path, last: slice | bytes) -> None:
     run_some(output, 3, 1)
     partial = output_paths(output).partial
     first, second = partial.read_bytes().splitlines(keepends=True)
-    partial.write_bytes(first + second[:keep])
+    partial.write_bytes(first + (last if isinstance(last, bytes) else second[last]))
     run_some(output)
     assert partial.read_bytes() == first
     assert run(output) == [2, 0, 1]
     assert output.read_bytes() == complete_result()
-
-
-def test_garbage_last_line_is_answered_again(output: Path) -> None:
-    for junk in (b"\0" * 100, b"\0\0\n", b'{"id": \n'):
-        run_some(output, 3, restart=True)
-        with output_paths(output).partial.open("ab") as partial:
-            partial.write(junk)
-        assert run(output) == [2, 0, 1]
-        assert output.read_bytes() == complete_result()
-        output.unlink()
 
 
 def test_identical_rows_are_distinguished_by_position(output: Path) -> None:
@@ -424,14 +412,6 @@ def test_old_result_stays_until_the_new_one_is_complete(output: Path) -> None:
     assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
 
 
-def test_interrupted_restart_can_be_resumed(output: Path) -> None:
-    run(output, text="Old.")
-    run_some(output, restart=True, model="b")
-    assert output.read_bytes() == complete_result("Old.")
-    assert run(output, model="b") == list(ORDER)
-    assert output.read_bytes() == complete_result()
-
-
 def test_restart_discards_finished_rows(output: Path) -> None:
     run_some(output, 0, 1, text="Old.")
     assert run(output, restart=True) == list(ORDER)
@@ -489,6 +469,14 @@ def test_result_has_a_single_writer(output: Path) -> None:
     assert run(output) == [2, 3, 1]
 
 
+@pytest.mark.usefixtures("no_locks")
+def test_result_is_refused_where_the_file_system_has_no_locks(output: Path) -> None:
+    message, hint = batch_error(lambda: open_batch(output))
+    assert message == f"{output}.partial: this file system has no file locks"
+    assert hint == "choose an -o on another file system"
+    assert names(output.parent) == set()
+
+
 def test_unusable_output_path_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe")
@@ -515,7 +503,7 @@ def test_unwritable_journal_files_are_refused_on_open(output: Path) -> None:
         assert batch_error(lambda: open_batch(output))[0] == f"{place}: Is a directory"
         place.rmdir()
     os.mkfifo(output_paths(output).partial)
-    assert batch_error(lambda: open_batch(output))[0] == f"{output}.partial is not a regular file"
+    assert batch_error(lambda: open_batch(output))[0] == f"{output}.partial: not a regular file"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -527,7 +515,7 @@ def test_unwritable_directory_is_a_usage_error(output: Path) -> None:
 
 def test_output_must_not_overwrite_the_input(output: Path, tmp_path: Path) -> None:
     link = tmp_path / "in.txt"
-    for name in ("out.jsonl", "out.jsonl.partial", "out.jsonl.meta.json", "out.jsonl.unfinished"):
+    for name in ("out.jsonl", "out.jsonl.partial", "out.jsonl.meta.json"):
         source = output.with_name(name)
         source.write_bytes(b"a")
         link.symlink_to(source)
@@ -579,36 +567,47 @@ def limited_calls(patch: pytest.MonkeyPatch, calls: int, torn: bool = False) -> 
         yield limited
 
 
-def count_calls(patch: pytest.MonkeyPatch, work: Callable[[], object]) -> int:
-    """Number of writing system calls that an action makes."""
-    with limited_calls(patch, 10**9) as limited:
-        work()
-    return 10**9 - limited.calls
+def kill_at_each_call(
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    work: Callable[[Path], object],
+    prepare: Callable[[Path], object] = lambda output: None,
+    torn: bool = False,
+) -> Iterator[Path]:
+    """Yield an output for each writing call of some work, which was killed there; no power is lost."""
+    patch.setattr(os, "fsync", lambda _: None)
+    for calls in range(-1, 10**9):
+        output = folder / str(calls) / "out.jsonl"
+        output.parent.mkdir()
+        prepare(output)
+        if calls < 0:
+            with limited_calls(patch, 10**9) as limited:
+                work(output)
+            total = 10**9 - limited.calls
+            assert total > 10
+        elif calls == total:
+            return
+        else:
+            with limited_calls(patch, calls, torn), pytest.raises(Killed):
+                work(output)
+            yield output
 
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_batch_killed_at_any_call_resumes_without_repeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bool
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # no power loss in this test
-    folder = tmp_path / "counted"
-    folder.mkdir()
-    count = count_calls(monkeypatch, lambda: run(folder / "out.jsonl"))
-    assert count > 25
-    for calls in range(count):
-        folder = tmp_path / str(calls)
-        folder.mkdir()
-        output = folder / "out.jsonl"
-        finished: list[int] = []
-        with (
-            limited_calls(monkeypatch, calls, torn),
-            pytest.raises(Killed),
-            contextlib.closing(open_batch(output)) as journal,
-        ):
+    finished: list[int] = []
+
+    def complete(output: Path) -> None:
+        finished.clear()
+        with contextlib.closing(open_batch(output)) as journal:
             for position in ORDER:
                 journal.write(position, answer(ROWS[position], "First."))
                 finished.append(position)
             journal.complete()
+
+    for output in kill_at_each_call(tmp_path, monkeypatch, complete, torn=torn):
         assert not output.exists() or output.read_bytes() == complete_result("First.")
         again = run(output, text="Second.")
         assert not set(again) & set(finished)
@@ -617,24 +616,16 @@ def test_batch_killed_at_any_call_resumes_without_repeats(
         for position, text in enumerate(texts):
             word = "Second." if position in again else "First."
             assert text is None or text == f"{word} {ROWS[position].prompt}"
-        assert (len(texts), names(folder)) == (len(ROWS), COMPLETE)
+        assert (len(texts), names(output.parent)) == (len(ROWS), COMPLETE)
         assert run(output) == []
 
 
 def test_restart_killed_at_any_call_leaves_old_or_new_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # no power loss in this test
-    folder = tmp_path / "counted"
-    folder.mkdir()
-    run(folder / "out.jsonl")
-    count = count_calls(monkeypatch, lambda: run(folder / "out.jsonl", restart=True, model="b"))
+    def restart(output: Path) -> list[int]:
+        return run(output, restart=True, text="New.", model="b")
+
     outcomes = set()
-    for calls in range(count):
-        folder = tmp_path / str(calls)
-        folder.mkdir()
-        output = folder / "out.jsonl"
-        run(output, text="Old.")
-        with limited_calls(monkeypatch, calls), pytest.raises(Killed):
-            run(output, restart=True, text="New.", model="b")
+    for output in kill_at_each_call(tmp_path, monkeypatch, restart, lambda output: run(output, text="Old.")):
         assert output.read_bytes() in (complete_result("Old."), complete_result("New."))
         try:
             run(output, text="New.", model="b")
@@ -643,25 +634,19 @@ def test_restart_killed_at_any_call_leaves_old_or_new_result(tmp_path: Path, mon
             assert "use --restart to replace it" in error.hint
             assert output.read_bytes() == complete_result("Old.")
             assert run(output) == []  # not restarted yet: the old result is still complete
-            run(output, restart=True, text="New.", model="b")
+            restart(output)
             outcomes.add("not restarted")
-        assert (output.read_bytes(), names(folder)) == (complete_result("New."), COMPLETE)
+        assert (output.read_bytes(), names(output.parent)) == (complete_result("New."), COMPLETE)
     assert outcomes == {"resumed", "not restarted"}
 
 
 def test_restart_killed_at_any_call_never_mixes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    folder = tmp_path / "counted"
-    folder.mkdir()
-    run_some(folder / "out.jsonl", 0, 1, 2, text="Old.")
-    count = count_calls(monkeypatch, lambda: run_some(folder / "out.jsonl", restart=True, model="b"))
-    for calls in range(count):
-        folder = tmp_path / str(calls)
-        folder.mkdir()
-        output = folder / "out.jsonl"
-        run_some(output, 0, 1, 2, text="Old.")
-        with limited_calls(monkeypatch, calls), pytest.raises(Killed):
-            run_some(output, restart=True, model="b")
+    for output in kill_at_each_call(
+        tmp_path,
+        monkeypatch,
+        lambda output: run_some(output, restart=True, model="b"),
+        lambda output: run_some(output, 0, 1, 2, text="Old."),
+    ):
         try:
             run(output, text="New.", model="b")
         except BatchError:
@@ -697,19 +682,9 @@ def test_smaller_extent_is_refused(output: Path) -> None:
 
 
 def test_growth_killed_at_any_call_loses_and_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    folder = tmp_path / "counted"
-    folder.mkdir()
-    grow(folder / "out.jsonl", 2)
-    count = count_calls(monkeypatch, lambda: grow(folder / "out.jsonl", 3))
-    assert count > 10
-    for calls in range(count):
-        folder = tmp_path / str(calls)
-        folder.mkdir()
-        output = folder / "out.jsonl"
-        grow(output, 2, "First.")
-        with limited_calls(monkeypatch, calls), pytest.raises(Killed):
-            grow(output, 3, "Second.")
+    for output in kill_at_each_call(
+        tmp_path, monkeypatch, lambda output: grow(output, 3, "Second."), lambda output: grow(output, 2, "First.")
+    ):
         assert set(grow(output, 3, "Third.")) <= {2}
         texts = [json.loads(line)["text"] for line in output.read_text("utf-8").splitlines()]
         assert texts[:2] == ["First. Why?", "First. How?"]
@@ -727,66 +702,6 @@ def test_notes_survive_a_resume_and_the_completion(output: Path) -> None:
     with contextlib.closing(open_growing(output, 3)) as journal:
         assert journal.notes == {"seconds": 1.5}
         assert [object["id"] for object in journal.objects()] == [row.id for row in ROWS[:3]]
-
-
-BATCH = """
-import sys, time
-from pathlib import Path
-from cerebrum_cli.batch.journal import open_journal
-from cerebrum_cli.batch.rows import OUTPUT_KEYS, RowError, failed_object, result_rows
-from batch_files import rows_in
-rows = rows_in("\\n".join(f"row {n}" for n in range(60)))
-log = open(sys.argv[2], "a", buffering=1)
-journal = open_journal(Path(sys.argv[1]), {"model": "a"}, result_rows(rows))
-log.write("started\\n")
-for position in reversed(range(60)):
-    if position not in journal.finished:
-        log.write(f"{position}\\n")
-        time.sleep(0.002)
-        journal.write(position, failed_object(rows[position], RowError("a", "b")))
-journal.complete()
-"""
-
-
-def test_repeatedly_killed_batch_repeats_at_most_one_row_each(output: Path, tmp_path: Path) -> None:
-    log, draw, kills = tmp_path / "log", random.Random(5), 0
-    log.touch()
-    for _ in range(50):
-        process, starts = start_python(BATCH, output, log), log.read_text().count("started")
-        while process.poll() is None and log.read_text().count("started") == starts:
-            time.sleep(0.002)
-        if kills < 6:
-            time.sleep(draw.random() * 0.05)
-            process.kill()
-            kills += 1
-        process.communicate(timeout=30)
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-    answered = [int(line) for line in log.read_text().split() if line != "started"]
-    assert set(answered) == set(range(60))
-    assert len(answered) <= 60 + kills
-    assert [json.loads(line)["id"] for line in output.read_bytes().splitlines()] == list(range(1, 61))
-    assert names(output.parent) == COMPLETE
-
-
-HOLD = """
-import sys
-from pathlib import Path
-from batch_files import open_batch
-journal = open_batch(Path(sys.argv[1]))
-sys.stdout.write("held\\n")
-sys.stdout.flush()
-sys.stdin.read()
-"""
-
-
-def test_result_locked_by_another_process_is_refused(output: Path) -> None:
-    with start_python(HOLD, output) as process:
-        assert process.stdout and process.stdout.readline() == "held\n"
-        assert batch_error(lambda: open_batch(output))[0] == "another process is writing out.jsonl"
-        process.kill()
-    assert run(output) == list(ORDER)
 
 
 # Full disks.
@@ -818,7 +733,7 @@ def test_full_disk_keeps_finished_rows_and_resumes(output: Path, room: int, plac
     output_text, _ = process.communicate(timeout=60)
     message, hint = output_text.splitlines()
     assert message == f"{output.with_name(place)}: File too large"
-    assert hint == "free some space, then run it again without --restart to resume"
+    assert hint == "free some disk space, then run it again without --restart to resume"
     assert names(output.parent) == (IN_PROGRESS if lines else set())
     if lines:
         lines_on_disk = output_paths(output).partial.read_bytes()
@@ -894,7 +809,7 @@ def test_failed_sync_is_an_error_of_the_next_write(output: Path, monkeypatch: py
         before = output_paths(output).partial.read_bytes()
         message, hint = batch_error(lambda: journal.write(1, answer(ROWS[1])))
         assert message == f"{output}.partial: No space left on device"
-        assert hint == "free some space, then run it again without --restart to resume"
+        assert hint == "free some disk space, then run it again without --restart to resume"
         assert output_paths(output).partial.read_bytes() == before
         assert batch_error(journal.close)[0] == message
     assert run(output) == [2, 3, 1]
@@ -912,29 +827,12 @@ def test_failed_completion_can_be_retried(output: Path, monkeypatch: pytest.Monk
 
             patched.setattr(os, call, failing)
             message, hint = batch_error(journal.complete)
-            assert message in (f"{output}: Input/output error", f"{output}.meta.json.unfinished: Input/output error")
-            assert hint.startswith("make it writable, then run it again")
+            assert message.startswith(f"{output}") and message.endswith(": Input/output error")
+            assert hint == "check its permissions, then run it again without --restart to resume"
         assert not output.exists()
         assert output_paths(output).partial.read_bytes().count(b"\n") == len(ROWS)
     journal.complete()
     assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
-
-
-def test_partial_file_removed_before_the_lock_is_recreated(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = open_batch(output)
-    for position in ORDER:
-        first.write(position, answer(ROWS[position]))
-    real = fcntl.flock
-
-    def late(descriptor: int, operation: int) -> None:
-        if not first.is_complete:
-            first.complete()
-        real(descriptor, operation)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with contextlib.closing(open_batch(output, restart=True)) as journal:
-        journal.write(0, answer(ROWS[0]))
-        assert names(output.parent) == COMPLETE | IN_PROGRESS
 
 
 def test_changed_partial_file_is_not_completed(output: Path) -> None:
@@ -953,7 +851,7 @@ def test_changed_partial_file_is_not_completed(output: Path) -> None:
 
 def test_streamed_result_writes_in_input_order() -> None:
     written: list[str] = []
-    streamed = StreamedResult(ROWS, written.append)
+    streamed = StreamedResult(result_rows(ROWS), written.append)
     for position, count in zip(ORDER, (0, 1, 1, 4), strict=True):
         streamed.write(position, answer(ROWS[position]))
         assert len(written) == count
@@ -965,7 +863,7 @@ def test_streamed_result_writes_in_input_order() -> None:
 
 def test_closed_streamed_result_writes_finished_rows() -> None:
     written: list[str] = []
-    streamed = StreamedResult(ROWS, written.append)
+    streamed = StreamedResult(result_rows(ROWS), written.append)
     for position in (3, 1):
         streamed.write(position, answer(ROWS[position]))
     assert written == []
@@ -981,7 +879,7 @@ def test_streamed_result_stops_after_a_broken_pipe() -> None:
         tries.append(text)
         raise BrokenPipeError
 
-    streamed = StreamedResult(ROWS, write)
+    streamed = StreamedResult(result_rows(ROWS), write)
     streamed.write(1, answer(ROWS[1]))
     with pytest.raises(BrokenPipeError):
         streamed.write(0, answer(ROWS[0]))

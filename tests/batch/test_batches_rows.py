@@ -19,10 +19,9 @@ from batch_files import rows_in
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.batch.input import MAX_LINE_BYTES, open_input, spool_input
-from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, read_rows
-from cerebrum_cli.batch.rows import OUTPUT_KEYS, Row, RowError, failed_object
-from cerebrum_cli.batch.template import parse_template
+from cerebrum_cli.batch.csv_rows import MAX_LINE_BYTES
+from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
+from cerebrum_cli.batch.rows import OUTPUT_KEYS, Row, RowError, failed_object, parse_template
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.sampling import TokenBias
@@ -533,24 +532,7 @@ def test_failed_object_has_every_key() -> None:
 
 # Generated inputs.
 
-SCRAPS = [
-    b"{",
-    b"}",
-    b'"',
-    b"prompt",
-    b"messages",
-    b":",
-    b",",
-    b"[",
-    b"]",
-    b"\n",
-    b"\r",
-    b"\t",
-    b"#",
-    b" ",
-    b"\0",
-    b"1",
-]
+SCRAPS = [*(bytes([each]) for each in b'{}":,[]\n\r\t# \x001'), b"prompt", b"messages"]
 BYTES = st.binary(max_size=60) | st.lists(
     st.sampled_from([*SCRAPS, b"\xff", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b'"prompt":"a"', b"\\ud800", b"id,prompt\n"])
 ).map(b"".join)

@@ -12,6 +12,7 @@ from scripted_backend import ScriptedBackend, endless, replies
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.history import with_session_defaults
+from cerebrum_cli.chat.reply_recorder import save_interval
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent, TokenEvent
@@ -145,30 +146,8 @@ def test_chat_saves_a_reply_while_it_is_generated(
     assert contents(endless_chat) == ["One?", "and so"]
 
 
-def test_chat_saves_a_long_reply_piece_by_piece(
-    endless_chat: Chat, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As many saves of a reply as it has tokens write bytes in proportion to its length, and index its text once."""
-    monkeypatch.setattr("cerebrum_cli.chat.reply_recorder.SAVE_EVERY_S", 0.0)
-    list(endless_chat.send("One?", replace(endless_chat.settings, max_tokens=1)))
-
-    def written(tokens: int) -> int:
-        statements: list[str] = []
-        assert store._database
-        store._database.set_trace_callback(statements.append)
-        try:
-            list(endless_chat.retry(replace(endless_chat.settings, max_tokens=tokens)))
-        finally:
-            store._database.set_trace_callback(None)
-        changes = [each for each in statements if each.startswith(("INSERT", "UPDATE"))]
-        assert len(changes) > tokens
-        assert len([each for each in statements if "REPLACE INTO 'main'.'texts_docsize'" in each]) == 2  # empty, whole
-        return sum(map(len, changes))
-
-    short, long = written(100), written(400)
-    assert long < 5 * short
-    assert len(contents(endless_chat)[1]) == 399  # the first token is a space
-    assert endless_chat.messages[1].message.tokens == tuple(b" and so on" * 40)
+def test_reply_is_saved_every_second_and_a_long_one_less_often() -> None:
+    assert [save_interval(elapsed_s) for elapsed_s in (0, 50, 500)] == [1, 1, 10]
 
 
 def test_chat_removes_a_question_that_does_not_fit(chat: Chat) -> None:
@@ -229,7 +208,8 @@ def test_chat_drops_the_oldest_turns_from_the_context_with_a_notice(small_chat: 
     list(chat.send(Y))
     events = list(chat.send(Z))
     [notice] = [event for event in events if isinstance(event, NoticeEvent)]
-    assert "dropped the 2 oldest messages" in notice.message
+    assert "dropped the 2 oldest messages (" in notice.message
+    assert "--overflow stop" in notice.hint
     assert text(events) == "Third."
     assert contents(chat) == [X, "First.", Y, "Second.", Z, "Third."]
     assert [message.content for message in chat.conversation.messages] == [Y, "Second.", Z, "Third."]

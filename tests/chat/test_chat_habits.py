@@ -45,12 +45,9 @@ def test_chat_script_asks_a_bare_exit_as_a_question(chat: Chat) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("word", ["exit", "quit", ":q"])
 def test_chat_asks_before_a_bare_exit_leaves(person: Person, word: str) -> None:
-    person.type(f"{word}\r")
-    person.wait_for("Exit the chat? [Y/n]")
-    person.type("n\r")
-    person.wait_for("Yes.")
-    person.type(f"{word}\r")
-    person.wait_for("Exit the chat? [Y/n]")
+    person.type(f"{word}\r", shows="Exit the chat? [Y/n]")
+    person.type("n\r", shows="Yes.")
+    person.type(f"{word}\r", shows="Exit the chat? [Y/n]")
     person.type("\r")
     assert person.end() == 0
     assert person.has_echo_at_end

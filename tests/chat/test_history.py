@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 from chats import children
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cerebrum_cli.chat.context_window import (
+    DROP_FRACTION,
+    REPLY_FRACTION,
+    DroppedTurns,
+    drop_oldest,
+    turns_to_drop,
+)
 from cerebrum_cli.chat.history import (
     Author,
     History,
@@ -20,7 +29,7 @@ from cerebrum_cli.chat.history import (
     with_session_defaults,
 )
 from cerebrum_cli.chat.lock import SessionLock
-from cerebrum_cli.chat.rows import ReplyMetadata
+from cerebrum_cli.chat.session import ReplyMetadata
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
@@ -75,8 +84,8 @@ SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
 
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[History]:
-    with contextlib.closing(Store(tmp_path / "sessions.db")) as store:
-        yield History(store, SessionLock(tmp_path / "locks"))
+    with contextlib.closing(History(Store(tmp_path / "sessions.db"), SessionLock(tmp_path / "locks"))) as history:
+        yield history
 
 
 def test_record_names_the_session_after_its_first_words(history: History) -> None:
@@ -290,3 +299,69 @@ def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: Hist
     assert (reply.tokens, reply.sampled) == (None, (5, 6, 7))
     session = history.record(None, SUM, reply, AUTHOR, SETTINGS)
     assert history.store.conversation(session) == SUM.assistant("Four")
+
+
+# The context window: many turns are dropped together, so that it is rare.
+
+
+SYSTEM = 20  # tokens of the system prompt
+
+
+def conversation_of(*sizes: int) -> Conversation:
+    """Build a conversation of messages with these numbers of tokens."""
+    conversation = Conversation(system_prompt="S")
+    for number, size in enumerate(sizes):
+        conversation = conversation.assistant("x" * size) if number % 2 else conversation.user("x" * size)
+    return conversation
+
+
+def count(conversation: Conversation) -> int:
+    return SYSTEM + sum(len(message.content) for message in conversation.messages)
+
+
+def test_window_keeps_all_that_leaves_room_for_a_reply() -> None:
+    assert turns_to_drop(conversation_of(100, 200, 30), count, 400, None) is None
+    assert turns_to_drop(conversation_of(100, 200, 31), count, 400, None) is not None
+
+
+def test_window_leaves_less_room_for_a_short_reply() -> None:
+    assert turns_to_drop(conversation_of(100, 200, 70), count, 400, 10) is None
+    assert turns_to_drop(conversation_of(100, 200, 71), count, 400, 10) is not None
+
+
+def test_window_drops_whole_turns_and_a_quarter_of_the_context() -> None:
+    assert turns_to_drop(conversation_of(20, 40, 20, 40, 20, 40, 20, 40, 60, 60, 10), count, 400, None) == DroppedTurns(
+        4, 120
+    )
+
+
+def test_window_drops_one_large_turn_alone() -> None:
+    assert turns_to_drop(conversation_of(20, 200, 20, 40, 60), count, 400, None) == DroppedTurns(2, 220)
+
+
+def test_window_keeps_the_last_question_even_without_room_for_a_reply() -> None:
+    assert turns_to_drop(conversation_of(20, 40, 350), count, 400, None) == DroppedTurns(2, 60)
+
+
+@pytest.mark.parametrize("sizes", [(390,), (20, 40, 380)])
+def test_window_drops_nothing_when_that_does_not_help(sizes: tuple[int, ...]) -> None:
+    assert turns_to_drop(conversation_of(*sizes), count, 400, None) is None
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=41).map(lambda sizes: sizes[: len(sizes) // 2 * 2 - 1 or 1]))
+def test_window_leaves_a_conversation_that_fits_if_possible(sizes: list[int]) -> None:
+    conversation, context_size = conversation_of(*sizes), 512
+    tokens, drop = count(conversation), turns_to_drop(conversation_of(*sizes), count, context_size, None)
+    if drop is None:
+        shortest = count(drop_oldest(conversation, len(sizes) - 1))
+        assert tokens + context_size // REPLY_FRACTION <= context_size or len(sizes) == 1 or shortest >= context_size
+        return
+    left = drop_oldest(conversation, drop.messages)
+    assert drop.messages % 2 == 0
+    assert left.messages[0].role == "user"
+    assert left.messages[-1] == conversation.messages[-1]
+    assert (left.system_prompt, count(left)) == ("S", tokens - drop.tokens)
+    if len(left.messages) > 1:
+        assert count(left) + context_size // REPLY_FRACTION <= context_size
+        assert drop.tokens >= context_size // DROP_FRACTION
+    assert count(left) < context_size

@@ -1,12 +1,9 @@
-"""Session locks: one process holds a session until it exits, however it does."""
+"""Session locks: one process at a time holds a session; `test_locks.py` has how a lock ends."""
 
 from __future__ import annotations
 
 import gc
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,21 +11,9 @@ import pytest
 from scripted_command import run_here
 
 from cerebrum_cli.chat.lock import SessionLock
-from cerebrum_cli.chat.rows import Session
+from cerebrum_cli.chat.session import Session
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import SessionError
-
-HOLDER = """
-import sys
-from pathlib import Path
-from cerebrum_cli.chat.lock import SessionLock
-from cerebrum_cli.chat.store import Store
-session = Store(Path(sys.argv[1])).find(sys.argv[2])
-lock = SessionLock(Path(sys.argv[3]))
-lock.acquire(session)
-print("held", flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture
@@ -78,22 +63,6 @@ def test_lock_releases_the_previous_session_when_another_is_acquired(
     other.acquire(one)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_lock_ends_with_its_process(
-    tmp_path: Path, lock: SessionLock, one: Session, signal_number: signal.Signals
-) -> None:
-    arguments = [str(tmp_path / "sessions.db"), "one", str(tmp_path / "locks")]
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(SessionError):
-            lock.acquire(one)
-        holder.send_signal(signal_number)
-    lock.acquire(one)
-
-
 def test_lock_file_is_readable_only_by_its_owner(tmp_path: Path, lock: SessionLock, one: Session) -> None:
     before = os.umask(0)
     try:
@@ -113,6 +82,14 @@ def test_lock_file_is_deleted_with_its_session(
     assert (tmp_path / "locks" / f"{one.id}.lock").exists()
     lock.discard()
     assert list((tmp_path / "locks").iterdir()) == []
+    other.acquire(one)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_lock_excludes_nothing_where_the_file_system_has_no_locks(
+    lock: SessionLock, other: SessionLock, one: Session
+) -> None:
+    lock.acquire(one)
     other.acquire(one)
 
 

@@ -8,7 +8,6 @@ import random
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +17,9 @@ import pytest
 from chats import children
 from disks import full_disk
 
-from cerebrum_cli.chat import schema, store
-from cerebrum_cli.chat.rows import ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.chat import connection, schema
 from cerebrum_cli.chat.schema import SCHEMA, VERSION, create_tables
+from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
@@ -234,104 +233,6 @@ def test_update_message_replaces_the_last_message(sessions: Store) -> None:
     assert children(sessions, after[0].id) == ["One, two, three."]
 
 
-def start_reply(sessions: Store, *pieces: str) -> Session:
-    """A question, and a reply whose process ends after these pieces; each has its words as reasoning and a token."""
-    session = add_texts(sessions, sessions.create("a", "chat"), "Count.")
-    session = sessions.add_message(session, Message("assistant", "", ()), ReplyMetadata(model="m"))
-    for number, piece in enumerate(pieces):
-        sessions.append_to_message(session, Message("assistant", piece, (number, -number)), piece.upper())
-    return session
-
-
-def test_appended_pieces_are_read_in_order(sessions: Store, path: Path) -> None:
-    session = start_reply(sessions, "One,", " two", "")
-    [(count,)] = rows(path, "SELECT count(*) FROM pending")
-    stored = sessions.messages(session)[-1]
-    assert (count, stored.message) == (3, Message("assistant", "One, two", (0, 0, 1, -1, 2, -2)))
-    assert stored.metadata == ReplyMetadata(model="m", reasoning="ONE, TWO")
-    sessions.update_message(session, Message("assistant", "One, two."), METADATA)
-    assert sessions.messages(session)[-1].message == Message("assistant", "One, two.")
-    assert rows(path, "SELECT * FROM pending") == []
-
-
-def test_pieces_of_a_killed_process_are_recovered(path: Path) -> None:
-    script = (
-        "store = Store(Path(sys.argv[1])); session = store.create('a', 'chat')\n"
-        "session = store.add_message(session, Message('assistant', '', ()))\n"
-        "for number in range(1_000_000):\n"
-        "    store.append_to_message(session, Message('assistant', f'word{number} ', (number,)), '')\n"
-        "    print(number, flush=True)\n"
-    )
-    writer = start_process(script, path)
-    assert writer.stdout is not None
-    lines = [writer.stdout.readline() for _ in range(5)]
-    with contextlib.closing(Store(path)) as reader:  # while it writes
-        session = reader.find("a")
-        assert session
-        running = reader.messages(session)[-1].message
-        assert running.content.startswith("word0 word1 word2 word3 word4 ")
-        assert running.tokens == tuple(range(len(running.content.split())))
-    writer.kill()
-    count = len(lines) + len((writer.stdout.read() + writer.communicate()[0]).split())
-    with contextlib.closing(Store(path)) as sessions:
-        [stored] = sessions.messages(session)
-        words = stored.message.content.split()
-        assert words == [f"word{number}" for number in range(len(words))]
-        assert len(words) >= count
-        assert stored.message.tokens == tuple(range(len(words)))
-        assert [name for name, _ in search_results(sessions, "word3")] == ["a"]
-    assert rows(path, "SELECT * FROM pending") == []
-
-
-def test_pieces_are_read_while_they_cannot_be_folded(sessions: Store, path: Path) -> None:
-    session = start_reply(sessions, "One,", " two")
-    with (
-        contextlib.closing(Store(path)) as reader,
-        contextlib.closing(sqlite3.connect(path, check_same_thread=False)) as holder,
-    ):
-        holder.execute("BEGIN IMMEDIATE")
-        begun = time.monotonic()
-        assert texts(reader.messages(session)) == ["Count.", "One, two"]
-        assert time.monotonic() - begun < store.BUSY_TIMEOUT_S / 2  # reading waits for no writer
-        assert rows(path, "SELECT count(*) FROM pending") == [(2,)]
-        release = threading.Timer(0.2, holder.rollback)
-        release.start()
-        reader.update_session(session, model="m")  # a change does
-        release.join()
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "UPDATE pending SET tokens = x'0102030405' WHERE message = 2",
-        "UPDATE pending SET content = x'ff' WHERE message = 2",
-        "UPDATE pending SET content = CAST(x'ff' AS TEXT) WHERE message = 2",
-        "UPDATE messages SET params = '[' WHERE id = 2",
-        "UPDATE messages SET content = CAST(x'ff' AS TEXT) WHERE id = 2",
-    ],
-    ids=("tokens", "blob", "encoding", "params", "content"),
-)
-def test_damaged_pieces_leave_other_sessions_usable(damage: str, sessions: Store, path: Path) -> None:
-    damaged = start_reply(sessions, "One,", " two")
-    good = add_texts(sessions, sessions.create("good", "chat"), "Count again.")
-    good = sessions.add_message(good, Message("assistant", "", ()))
-    sessions.append_to_message(good, Message("assistant", "Three", (3,)), "")
-    sessions.close()
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        database.executescript(damage)
-    assert [summary.session.name for summary in sessions.summaries()] == ["good", "a"]
-    assert texts(sessions.messages(good)) == ["Count again.", "Three"]
-    assert texts(sessions.messages(add_texts(sessions, good, "Go on."))) == ["Count again.", "Three", "Go on."]
-    assert rows(path, "SELECT DISTINCT message FROM pending") == [(damaged.leaf,)]
-    with pytest.raises(SessionError):
-        sessions.messages(damaged)
-
-
-def test_removed_session_takes_its_pieces_along(sessions: Store, path: Path) -> None:
-    sessions.remove(start_reply(sessions, "One,"))
-    assert rows(path, "SELECT * FROM pending") == []
-
-
 # The tree.
 
 
@@ -441,7 +342,7 @@ def test_vacuum_leaves_no_fragments_on_any_page(sessions: Store, path: Path, see
 def test_vacuum_reports_a_failure_and_the_next_one_succeeds(
     sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(connection, "BUSY_TIMEOUT_S", 0.05)
     session, other = add_texts(sessions, sessions.create("a", "chat"), "zebra"), sessions.create("b", "chat")
     sessions.remove(session)
     with contextlib.closing(Store(path)) as writer, writer.transaction():
@@ -482,46 +383,19 @@ QUERY_SYNTAX = (
 )
 
 
+FOUND = (
+    "cats|dogs cats|CATS Dogs|été|cats birds mice|cat|cat*|AND|cats NOT dogs|NOT near|near(birds|col:umn|^caret|^dogs"
+    '|-minus|-cats|+plus|star*|"mice"|"cats|{brace}|semi;|it\'s|50%|C++'
+)
+NOT_FOUND = (
+    "cats lions|cats AND lions|lions OR cats|NEAR(cats dogs)|content:cats|日本|| \n\t|\ufffd|\udcff"
+    """|"|""|'|*|(|)|^|:|-|{|\\|;|😀"""
+)
+
+
 @pytest.mark.parametrize(
     ("query", "is_found"),
-    [
-        ("cats", True),
-        ("dogs cats", True),
-        ("CATS Dogs", True),
-        ("été", True),
-        ("cats birds mice", True),
-        ("cats lions", False),
-        ("cat", True),
-        ("cat*", True),
-        ("AND", True),
-        ("cats AND lions", False),
-        ("lions OR cats", False),
-        ("cats NOT dogs", True),
-        ("NOT near", True),
-        ("near(birds", True),
-        ("NEAR(cats dogs)", False),
-        ("col:umn", True),
-        ("content:cats", False),
-        ("^caret", True),
-        ("^dogs", True),
-        ("-minus", True),
-        ("-cats", True),
-        ("+plus", True),
-        ("star*", True),
-        ('"mice"', True),
-        ('"cats', True),
-        ("{brace}", True),
-        ("semi;", True),
-        ("it's", True),
-        ("50%", True),
-        ("C++", True),
-        ("日本", False),
-        ("", False),
-        (" \n\t", False),
-        ("\ufffd", False),
-        ("\udcff", False),
-        *((mark, False) for mark in ('"', '""', "'", "*", "(", ")", "^", ":", "-", "{", "\\", ";", "😀")),
-    ],
+    [*((query, True) for query in FOUND.split("|")), *((query, False) for query in NOT_FOUND.split("|"))],
 )
 def test_search_treats_queries_as_plain_words(sessions: Store, query: str, is_found: bool) -> None:
     add_texts(sessions, sessions.create("b", "chat"), "nothing of it")
@@ -622,27 +496,6 @@ def test_database_is_readable_only_by_its_owner(sessions: Store, path: Path) -> 
     assert permissions(path) == PRIVATE
 
 
-@pytest.mark.usefixtures("permissive_umask")
-def test_opening_withdraws_other_users_permissions(sessions: Store, path: Path) -> None:
-    sessions.create("a", "chat")
-    for file in path.parent.iterdir():
-        file.chmod(0o644)
-    with contextlib.closing(Store(path)) as other:
-        assert other.names() == ["a"]
-    assert permissions(path) == PRIVATE
-
-
-def test_database_opens_even_if_chmod_is_refused(sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, mode: int) -> None:
-        raise PermissionError(1, "Operation not permitted", str(self))
-
-    sessions.create("a", "chat")
-    path.chmod(0o644)
-    monkeypatch.setattr(Path, "chmod", refuse)
-    with contextlib.closing(Store(path)) as other:
-        assert other.names() == ["a"]
-
-
 # Transactions and other processes.
 
 
@@ -693,7 +546,7 @@ def test_reader_sees_only_committed_changes(sessions: Store, path: Path) -> None
 
 
 def test_busy_database_is_a_session_error(sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(connection, "BUSY_TIMEOUT_S", 0.05)
     with contextlib.closing(Store(path)) as other, sessions.transaction():
         assert other.summaries() == []
         with pytest.raises(SessionError) as caught:
@@ -840,6 +693,8 @@ def test_context_start_is_reset_when_the_branch_ends_before_it(sessions: Store) 
 
 # Unusable databases.
 
+RECOVER = ".recover > saved.sql; then move the file and its -wal elsewhere to start a new one"
+
 
 def errors_of(path: Path) -> Iterator[SessionError]:
     """Yield the error of each operation on a database: one line for the problem, one for the fix."""
@@ -892,8 +747,8 @@ def test_damaged_database_is_reported_and_never_overwritten(
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(damaged)
     for error in errors_of(path):
-        assert error.message.startswith(f"{path}: ")
-        assert error.hint == "move the file elsewhere; a new one will be created"
+        assert error.message.startswith(f"{path} is damaged: ")
+        assert RECOVER in error.hint
     assert path.read_bytes() == damaged
 
 
@@ -922,9 +777,9 @@ def test_damaged_values_are_reported(path: Path, statement: str) -> None:
         session = sessions.find("a")
         assert session
         sessions.messages(session)
-    assert caught.value.message.startswith(f"{path}: ")
+    assert caught.value.message.startswith(f"{path} is damaged: ")
     assert "\n" not in caught.value.message
-    assert caught.value.hint == "move the file elsewhere; a new one will be created"
+    assert RECOVER in caught.value.hint
 
 
 def test_messages_that_point_to_themselves_end(path: Path) -> None:
@@ -954,8 +809,7 @@ def test_database_of_another_program_is_reported(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE messages (text TEXT)")
     for error in errors_of(path):
-        assert error.message.startswith(f"{path}: ")
-        assert "move the file elsewhere" in error.hint
+        assert error.message.startswith(f"{path} is damaged: ")
     assert schema_objects(path) == {"messages": 1}
 
 
@@ -972,29 +826,16 @@ def test_file_in_place_of_the_directory_is_reported(path: Path) -> None:
         assert error.message == f"{path.parent}: File exists"
 
 
-@pytest.mark.parametrize("is_empty", [False, True])
-def test_full_disk_allows_reading_and_reports_writing(path: Path, is_empty: bool) -> None:
-    path.parent.mkdir()
-    path.touch()
-    if not is_empty:
+@pytest.mark.parametrize("exists", [False, True], ids=("without a database", "with one"))
+def test_full_disk_is_reported(path: Path, exists: bool) -> None:
+    if exists:
         with contextlib.closing(Store(path)) as sessions:
-            session = sessions.create("a", "chat", question=Message("user", "Where is the fox?"))
-    with full_disk(), contextlib.closing(Store(path)) as sessions:
-        if not is_empty:
-            assert sessions.latest() == session
-            assert [hit.session.name for hit in sessions.search("fox")] == ["a"]
-            assert [stored.message.content for stored in sessions.messages(session)] == ["Where is the fox?"]
-        else:
-            assert sessions.summaries() == []
-        for _ in range(2):
-            with pytest.raises(UnwritableSessions) as caught:
-                sessions.create("b", "chat")
-            assert caught.value.message in (f"{path}: disk I/O error", f"{path}: database or disk is full")
-
-
-def test_full_disk_without_a_database_reads_as_empty(path: Path) -> None:
-    with full_disk(), contextlib.closing(Store(path)) as sessions:
-        assert sessions.summaries() == []
+            sessions.create("a", "chat")
+    with full_disk():
+        for error in errors_of(path):
+            assert isinstance(error, UnwritableSessions)
+            assert error.message in (f"{path}: disk I/O error", f"{path}: database or disk is full")
+            assert error.hint.startswith("free disk space")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from templates import chatml_prompt
 from cerebrum_cli.batch import answering as batch
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
 from cerebrum_cli.batch.result import StreamedResult
-from cerebrum_cli.batch.rows import Row, prompt_row
+from cerebrum_cli.batch.rows import Row, prompt_row, result_rows
 from cerebrum_cli.core.errors import CerebrumError, EngineError, GrammarError, Interrupted
 from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import Settings
@@ -28,19 +29,8 @@ from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.inference.reply_stream import ReplyRequest
 from cerebrum_cli.inference.responder import Responder
 
-OUTPUT_KEYS = [
-    "id",
-    "prompt",
-    "text",
-    "final_answer",
-    "finish_reason",
-    "prompt_tokens",
-    "completion_tokens",
-    "seed",
-    "reasoning",
-    "votes",
-    "error",
-]
+KEYS = "id prompt text final_answer finish_reason prompt_tokens completion_tokens seed reasoning votes error"
+OUTPUT_KEYS = KEYS.split()
 OPENAI = {"custom_id": "o", "method": "POST", "url": "/v1/chat/completions"}
 
 
@@ -84,6 +74,20 @@ def parse_lines(lines: str) -> list[Any]:
 def runner(tmp_path: Path, chatml_model: Path) -> BatchRunner:
     """A batch runner with a tiny model."""
     return BatchRunner(tmp_path, chatml_model)
+
+
+@contextlib.contextmanager
+def decoding(monkeypatch: pytest.MonkeyPatch, before: Callable[[RecordingBackend], None]) -> Iterator[None]:
+    """Do something before each step of a model."""
+    original = RecordingBackend.decode
+
+    def decode(backend: RecordingBackend, rows: Any) -> bool:
+        before(backend)
+        return original(backend, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordingBackend, "decode", decode)
+        yield
 
 
 def sequences(backend: RecordingBackend) -> list[str]:
@@ -392,15 +396,20 @@ def test_quiet_batch_prints_nothing(runner: BatchRunner) -> None:
         assert (done.code, done.out, done.err) == (0, "", "")
 
 
-def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def reject_samples(monkeypatch: pytest.MonkeyPatch, is_rejected: Callable[[ScriptedSampler], bool]) -> None:
+    """Let some samples fail, as where a grammar allows no token."""
     sample = ScriptedSampler.sample
 
     def rejecting(sampler: ScriptedSampler, row: int) -> int:
-        if b"stuck" in bytes(token for token in sampler.expected if token < 256):
+        if is_rejected(sampler):
             raise GrammarError("no token is allowed", "check the grammar")
         return sample(sampler, row)
 
     monkeypatch.setattr(ScriptedSampler, "sample", rejecting)
+
+
+def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    reject_samples(monkeypatch, lambda sampler: b"stuck" in bytes(each for each in sampler.expected if each < 256))
     for votes in ((), ("--votes", "3")):
         output = runner.home / f"out{len(votes)}"
         done = runner.run(runner.write("in.txt", "a\nstuck\nb\n"), "-o", output, *votes)
@@ -413,14 +422,7 @@ def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkey
 def test_row_with_a_failed_sample_is_answered_by_the_others(
     runner: BatchRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample = ScriptedSampler.sample
-
-    def rejecting(sampler: ScriptedSampler, row: int) -> int:
-        if sampler.seed == 1:
-            raise GrammarError("no token is allowed", "check the grammar")
-        return sample(sampler, row)
-
-    monkeypatch.setattr(ScriptedSampler, "sample", rejecting)
+    reject_samples(monkeypatch, lambda sampler: sampler.seed == 1)
     runner.script["seeds"] = ["The answer is 4."]
     done = runner.run(runner.write("in.txt", "a\n"), "-o", runner.home / "out", "--votes", "3", "--seed", "0")
     assert done.code == 0, done.err
@@ -430,52 +432,6 @@ def test_row_with_a_failed_sample_is_answered_by_the_others(
 
 
 # Running the same command again.
-
-
-class CountedInt(int):
-    """A position whose comparisons are counted, and limited."""
-
-    comparisons = 0
-
-    def __eq__(self, other: object) -> bool:
-        self.count()
-        return int.__eq__(self, other)
-
-    def __lt__(self, other: int) -> bool:
-        self.count()
-        return int.__lt__(self, other)
-
-    def __gt__(self, other: int) -> bool:
-        self.count()
-        return int.__gt__(self, other)
-
-    __hash__ = int.__hash__
-
-    @classmethod
-    def count(cls) -> None:
-        cls.comparisons += 1
-        assert cls.comparisons < 2_000_000
-
-
-def test_finished_rows_that_are_alike_are_found_in_few_steps(
-    runner: BatchRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    questions = runner.write("in.jsonl", [{"id": "same"}] * 20_000)
-    output, partial = runner.home / "out.jsonl", runner.home / "out.jsonl.partial"
-    assert runner.run(questions, "-o", output, "-q").code == 6
-    result = output.read_bytes()
-    with partial.open("wb") as lines:
-        for position, line in enumerate(result.splitlines()):
-            lines.write(line.removesuffix(b"}") + b', "row": %d}\n' % position)
-    output.unlink()
-    loads = json.loads
-    monkeypatch.setattr(json, "loads", lambda text, **options: loads(text, parse_int=CountedInt, **options))
-    done = runner.run(questions, "-o", output)
-    monkeypatch.undo()
-    assert (done.code, done.err.splitlines()[0]) == (6, "20000 of 20000 done, 20000 failed")
-    assert CountedInt.comparisons >= 20_000
-    assert (output.read_bytes(), runner.backends) == (result, [])
 
 
 def test_complete_output_is_not_evaluated_again(runner: BatchRunner) -> None:
@@ -530,15 +486,12 @@ def test_failed_batch_resumes_with_the_missing_rows(runner: BatchRunner, monkeyp
     runner.script["seeds"] = ["a longer reply"]
     arguments = (source, "-o", output, "--parallel", "4", "--seed", "1")
     runner.run(source, "-o", runner.home / "whole", "--parallel", "4", "--seed", "1")
-    limit = 60
 
-    def decode(backend: RecordingBackend, rows: Any, original: Callable[..., bool] = RecordingBackend.decode) -> bool:
-        if len(backend.steps) == limit:
+    def burn(backend: RecordingBackend) -> None:
+        if len(backend.steps) == 60:
             raise EngineError("the machine is on fire")
-        return original(backend, rows)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(RecordingBackend, "decode", decode)
+    with decoding(monkeypatch, burn):
         failed = runner.run(*arguments)
     assert (failed.code, failed.err.splitlines()[-1]) == (1, "error: the machine is on fire")
     partial = parse_lines((runner.home / "out.partial").read_text())
@@ -561,13 +514,11 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
     runner.run(source, "-o", runner.home / "whole", "--seed", "1")
     arguments = (source, "-o", output, "--seed", "1", "--parallel", "2")
 
-    def decode(backend: RecordingBackend, rows: Any, original: Callable[..., bool] = RecordingBackend.decode) -> bool:
+    def change(_: RecordingBackend) -> None:
         if (runner.home / "out.partial").stat().st_size:
             source.write_text(text.replace("question 11", "question 99"))
-        return original(backend, rows)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(RecordingBackend, "decode", decode)
+    with decoding(monkeypatch, change):
         failed = runner.run(*arguments)
     done = len(parse_lines((runner.home / "out.partial").read_text()))
     assert (failed.code, 0 < done < 12) == (1, True)
@@ -590,18 +541,11 @@ def test_errors_of_a_window_follow_its_answers(runner: BatchRunner, monkeypatch:
     partial = runner.home / "out.partial"
     for is_late, expected in ((False, []), (True, [1, 2])):
 
-        def decode(
-            backend: RecordingBackend,
-            rows: Any,
-            original: Callable[..., bool] = RecordingBackend.decode,
-            is_late: bool = is_late,
-        ) -> bool:
+        def burn(_: RecordingBackend, is_late: bool = is_late) -> None:
             if not is_late or partial.stat().st_size:
                 raise EngineError("the machine is on fire")
-            return original(backend, rows)
 
-        with monkeypatch.context() as patched:
-            patched.setattr(RecordingBackend, "decode", decode)
+        with decoding(monkeypatch, burn):
             assert runner.run(source, "-o", output, "--restart").code == 1
         assert [row["id"] for row in parse_lines(partial.read_text() if partial.exists() else "")] == expected
     assert runner.run(source, "-o", output).code == 6
@@ -620,25 +564,19 @@ def test_rows_are_read_a_window_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
             return prompt_row(position, position, f"question {position}")
 
     rows, responder = Rows(), SimulatedResponder("ok")
-    result = StreamedResult(rows, lambda line: None)
+    result = StreamedResult(result_rows(rows), lambda line: None)
     for event in answer_rows(cast("Responder", responder), rows, BatchOptions(Settings()), result, False):
         if isinstance(event, RowEvent) and event.done:
             assert max(asked) < event.done // 4 * 4 + 4
     assert result.done == 20
 
 
-def test_output_may_be_a_symlink_or_a_relative_path(
-    runner: BatchRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    folder = tmp_path / "elsewhere"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
+def test_output_may_be_a_relative_path(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    (runner.home / "elsewhere").mkdir()
+    monkeypatch.chdir(runner.home / "elsewhere")
     source = runner.write("in.txt", "a\n")
-    (folder / "link").symlink_to("target")
-    assert runner.run(Path("../in.txt"), "-o", "link").code == 0
-    assert runner.run(source, "-o", folder / "link").code == 0  # the same output
-    assert (folder / "link").is_symlink()
-    assert (folder / "target").read_text() == (folder / "link").read_text()
+    assert runner.run(Path("../in.txt"), "-o", "out").code == 0
+    assert runner.run(source, "-o", runner.home / "elsewhere" / "out").code == 0  # the same output
     assert len(runner.backends) == 1
 
 
@@ -698,7 +636,7 @@ def test_interrupt_while_tokenizing_is_not_a_row_error() -> None:
 
     responder: Any = Interrupting()
     rows = [prompt_row(1, 1, "a")]
-    result = StreamedResult(rows, lambda line: None)
+    result = StreamedResult(result_rows(rows), lambda line: None)
     with pytest.raises(CerebrumError) as raised:
         list(answer_rows(responder, rows, BatchOptions(Settings()), result, True))
     assert isinstance(raised.value, Interrupted)

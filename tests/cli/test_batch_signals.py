@@ -197,7 +197,7 @@ def test_batch_on_a_full_disk_keeps_finished_rows_and_resumes(job: Job) -> None:
     assert 0 < done < ROWS
     *_, what, do = err.decode().splitlines()
     assert what == "error: out.partial: File too large"
-    assert do == " hint: free some space, then run it again without --restart to resume"
+    assert do == " hint: free some disk space, then run it again without --restart to resume"
     assert job.finish() == ROWS - done
     assert job.result == job.uninterrupted
 

@@ -38,7 +38,7 @@ class BrokenModel:
 @pytest.fixture(autouse=True)
 def short_busy_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait briefly for a locked session database."""
-    monkeypatch.setattr("cerebrum_cli.chat.store.BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("cerebrum_cli.chat.connection.BUSY_TIMEOUT_S", 0.05)
 
 
 @pytest.fixture

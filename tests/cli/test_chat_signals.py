@@ -64,8 +64,7 @@ def test_chat_signal_saves_the_reply_and_exits_ignoring_further_ones(
     open_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path, number: signal.Signals, code: int, count: int
 ) -> None:
     person = open_chat(WORDS, "--no-markdown", pause=0.02)
-    person.type("Talk!\r")
-    person.wait_for("word5 ")
+    person.type("Talk!\r", shows="word5 ")
     for _ in range(count):
         person.kill(number)
         time.sleep(0.002)
@@ -83,8 +82,7 @@ def test_chat_ignores_further_signals_at_the_prompt(
 ) -> None:
     person = open_chat()
     person.wait_for("context ")
-    person.type("not sent")
-    person.wait_for("> not sent")
+    person.type("not sent", shows="> not sent")
     for _ in range(3):
         person.kill(number)
         time.sleep(pause)
@@ -104,8 +102,7 @@ def test_chat_signal_ends_the_editor(
     open_chat: OpenTerminal, tmp_path: Path, keys: str, number: signal.Signals, code: int
 ) -> None:
     person = open_chat()
-    person.type("One?\r")
-    person.wait_for("Yes.")
+    person.type("One?\r", shows="Yes.")
     person.type(keys)
     editor = wait_for_editor(tmp_path)
     person.kill(number)
@@ -118,8 +115,7 @@ def test_chat_signal_ends_the_editor(
 @pytest.mark.parametrize("loads", ["One?\r", "/prompt\r"])
 def test_chat_signal_cancels_loading(open_chat: OpenTerminal, tmp_path: Path, loads: str) -> None:
     person = open_chat(load=60)
-    person.type(loads)
-    person.wait_for("loading ")
+    person.type(loads, shows="loading ")
     person.kill(signal.SIGTERM)
     assert person.end() == 143
     assert_restored(person, tmp_path)
@@ -129,8 +125,7 @@ def test_chat_signal_ends_a_slash_command(open_chat: OpenTerminal, tmp_path: Pat
     os.mkfifo(tmp_path / "fifo")
     person = open_chat()
     person.wait_for("context ")
-    person.type("/file fifo\r")
-    person.wait_for("> /file fifo")
+    person.type("/file fifo\r", shows="> /file fifo")
     time.sleep(0.3)
     person.kill(signal.SIGTERM)
     assert person.end() == 143
@@ -142,8 +137,7 @@ def test_chat_saves_the_reply_when_its_terminal_closes(
     open_chat: OpenTerminal, new_user: CommandLine, shell: tuple[str, ...]
 ) -> None:
     person = open_chat(WORDS, "--no-markdown", pause=0.02, shell=shell)
-    person.type("Talk!\r")
-    person.wait_for("word5 ")
+    person.type("Talk!\r", shows="word5 ")
     person.hang_up()
     wait_until(lambda: new_user.messages("talk")[-1]["finish_reason"] == "cancelled")
     assert new_user.messages("talk")[-1]["content"].startswith("word0 word1 word2 word3 word4 word5")
@@ -164,8 +158,7 @@ def test_chat_exits_when_its_terminal_closes_at_the_prompt(open_chat: OpenTermin
 
 def test_chat_second_ctrl_c_restores_the_terminal_and_exits(open_chat: OpenTerminal, tmp_path: Path) -> None:
     person = open_chat(WORDS, "--no-markdown", stuck=20)
-    person.type("Talk!\r")
-    person.wait_for("word1 ")
+    person.type("Talk!\r", shows="word1 ")
     assert not person.has_echo
     person.type("\x03")
     time.sleep(0.3)
@@ -176,30 +169,21 @@ def test_chat_second_ctrl_c_restores_the_terminal_and_exits(open_chat: OpenTermi
 
 def test_chat_ctrl_c_cancels_loading_for_a_slash_command(open_chat: OpenTerminal) -> None:
     before = open_chat()
-    before.type("One?\r")
-    before.wait_for("Yes.")
-    before.type("\x04")
-    assert before.end() == 0
+    before.type("One?\r", shows="Yes.")
+    before.leave()
     person = open_chat("Yes.", "-c", load=60)
     for loads in ("/prompt", "/tokens", "/export talk.txt"):
-        person.type(f"{loads}\r")
-        person.wait_for("loading ")
-        person.type("\x03")
-        person.wait_for(f"interrupted: {loads.split()[0]} did not finish")
-    person.type("\x04")
-    assert person.end() == 0
+        person.type(f"{loads}\r", shows="loading ")
+        person.type("\x03", shows=f"interrupted: {loads.split()[0]} did not finish")
+    person.leave()
 
 
 def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, new_user: CommandLine) -> None:
     person = open_chat(load=2)
-    person.type("One?\r")
-    person.wait_for("loading ")
-    person.type("\x03")
-    person.wait_for("interrupted: before the reply began; /retry asks again")
-    person.type("/retry\r")
-    person.wait_for("Yes.")
-    person.type("\x04")
-    assert person.end() == 0
+    person.type("One?\r", shows="loading ")
+    person.type("\x03", shows="interrupted: before the reply began; /retry asks again")
+    person.type("/retry\r", shows="Yes.")
+    person.leave()
     assert new_user.contents("one") == ["One?", "Yes."]
 
 
@@ -207,13 +191,10 @@ def test_chat_ctrl_c_ends_a_slash_command(open_chat: OpenTerminal, tmp_path: Pat
     os.mkfifo(tmp_path / "fifo")
     person = open_chat()
     for _ in range(2):
-        person.type("/file fifo\r")
-        person.wait_for("> /file fifo")
+        person.type("/file fifo\r", shows="> /file fifo")
         time.sleep(0.3)
-        person.type("\x03")
-        person.wait_for("interrupted: /file did not finish")
-    person.type("\x04")
-    assert person.end() == 0
+        person.type("\x03", shows="interrupted: /file did not finish")
+    person.leave()
     assert_restored(person, tmp_path)
 
 
@@ -222,38 +203,29 @@ def test_slash_set_interrupted_reports_what_is_unchanged(
 ) -> None:
     (tmp_path / "other.gguf").write_bytes(chatml_model.read_bytes())
     person = open_chat(reload=2)
-    person.type("One?\r")
-    person.wait_for("Yes.")
+    person.type("One?\r", shows="Yes.")
     for line, message in (
         ("/set ctx 4096", "interrupted: ctx unchanged"),
         ("/set format cerebrum", "interrupted: format unchanged"),
         ("/model other.gguf", "interrupted: still using chatml"),
     ):
-        person.type(f"{line}\r")
-        person.wait_for("loading ")
-        person.type("\x03")
-        person.wait_for(message)
-    person.type("Two?\r")
-    person.wait_for("Yes.")
-    person.type("\x04")
-    assert person.end() == 0
+        person.type(f"{line}\r", shows="loading ")
+        person.type("\x03", shows=message)
+    person.type("Two?\r", shows="Yes.")
+    person.leave()
 
 
 @pytest.mark.parametrize("keys", ["/edit\r", "more\x18\x05"])
 def test_editor_gets_the_initial_terminal_modes_and_ctrl_c(open_chat: OpenTerminal, tmp_path: Path, keys: str) -> None:
     person = open_chat()
-    person.type("One?\r")
-    person.wait_for("Yes.")
+    person.type("One?\r", shows="Yes.")
     person.type(keys)
     wait_for_editor(tmp_path)
     modes = (tmp_path / "modes").read_text().split()
     assert {"echo", "icanon", "icrnl", "isig"} <= {mode.strip(";") for mode in modes}
-    person.type("\x03")
-    person.wait_for("interrupted: no changes")
-    person.type("\x15/tokens\r")
-    person.wait_for("context ")
-    person.type("\x04")
-    assert person.end() == 0
+    person.type("\x03", shows="interrupted: no changes")
+    person.type("\x15/tokens\r", shows="context ")
+    person.leave()
     assert_restored(person, tmp_path)
 
 

@@ -35,8 +35,7 @@ def open_starter_chat(open_terminal: OpenTerminal) -> OpenTerminal:
 
 def turn(person: Person, question: str) -> None:
     """Ask, and wait for the end of the reply, when /stats typed ahead runs."""
-    person.type(f"{question}\r/stats\r")
-    person.wait_for("> /stats")
+    person.type(f"{question}\r/stats\r", shows="> /stats")
     person.wait_for("| load ")
 
 
@@ -47,11 +46,9 @@ def test_starter_chat_reuses_tokens_after_undo_and_retry(
     turn(person, "What is the capital of France?")
     turn(person, "And of Italy?")
     turn(person, "/retry 0.9")
-    person.type("/undo\r")
-    person.wait_for("Undone: And of Italy?")
+    person.type("/undo\r", shows="Undone: And of Italy?")
     turn(person, "And of Spain?")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     first, _, second, last = new_user.messages("what-is-the-capital-of")
     assert (first["content"], second["content"]) == ("What is the capital of France?", "And of Spain?")
     timings = last["timings"]
@@ -65,11 +62,9 @@ def test_starter_chat_takes_forty_pasted_lines_as_one_question(
 ) -> None:
     person = open_starter_chat("-n", "5", "--session", "paste")
     lines = [f"line {number} of forty" for number in range(40)]
-    person.type("\x1b[200~" + "\r".join(lines) + "\x1b[201~")
-    person.wait_for("line 39 of forty")
+    person.type("\x1b[200~" + "\r".join(lines) + "\x1b[201~", shows="line 39 of forty")
     turn(person, "")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     assert new_user.messages("paste")[0]["content"].splitlines() == lines
 
 
@@ -80,24 +75,16 @@ def test_starter_chat_ctrl_c_stops_decode_and_prefill(
     person = open_starter_chat("--session", "stops", "--no-markdown", "--no-loop-check")
     person.type("Tell me a very long story.\r")
     person.wait_for_lines(4)
-    person.type("\x03")
-    person.wait_for("reply interrupted")
-    person.type("/continue\r")
-    person.wait_for("> /continue")
-    person.type("\x03")
-    person.wait_for("interrupted")
-    person.type("/file my l\t")
-    person.wait_for("> /file my long notes.txt")
-    person.type("\rWhere does the cat sleep?\r")
-    person.wait_for("prompt: ")
-    person.type("\x03")
-    person.wait_for("reply interrupted")
-    person.type("/undo\r")
-    person.wait_for("Undone: ")
+    person.type("\x03", shows="reply interrupted")
+    person.type("/continue\r", shows="> /continue")
+    person.type("\x03", shows="interrupted")
+    person.type("/file my l\t", shows="> /file my long notes.txt")
+    person.type("\rWhere does the cat sleep?\r", shows="prompt: ")
+    person.type("\x03", shows="reply interrupted")
+    person.type("/undo\r", shows="Undone: ")
     person.type("/set max_tokens 8\r")
     turn(person, "What is two and two?")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     story, cut, question, answer = new_user.messages("stops")
     assert (story["content"], question["content"]) == (
         "Tell me a very long story.",
@@ -110,13 +97,10 @@ def test_starter_chat_ctrl_c_stops_decode_and_prefill(
 
 def test_starter_chat_window_is_resized_during_a_reply(open_starter_chat: OpenTerminal, new_user: CommandLine) -> None:
     person = open_starter_chat("--session", "sizes", "-n", "200", size=(100, 30))
-    person.type("Write a short list of five fruits, each with a sentence.\r")
-    person.wait_for("1")
+    person.type("Write a short list of five fruits, each with a sentence.\r", shows="1")
     person.resize(120, 40)
-    person.type("/stats\r")
-    person.wait_for("| load ")
-    person.type("\x04")
-    assert person.end() == 0
+    person.type("/stats\r", shows="| load ")
+    person.leave()
     assert not person.screen.cursor_hidden
     words = re.findall(r"\w+", new_user.messages("sizes")[1]["content"])
     assert set(words) <= set(re.findall(r"\w+", " ".join(person.screen.lines)))
@@ -133,6 +117,5 @@ def test_starter_chat_script_runs_beside_another_chat(open_starter_chat: OpenTer
     ]
     assert len(new_user.messages("script")) == 40
     turn(person, "And what is one plus one?")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     assert len(new_user.messages("other")) == 2

@@ -9,7 +9,7 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 from cerebrum_cli.core.errors import SessionError
-from cerebrum_cli.terminal.repl.completion import SlashCompleter
+from cerebrum_cli.terminal.repl.prompt import SlashCompleter
 from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SETTING_VALUES, SLASH_COMMANDS
 
 

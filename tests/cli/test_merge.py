@@ -246,7 +246,7 @@ def test_merge_that_cannot_be_registered_keeps_its_file(home: Home) -> None:
     assert (done.code, done.out) == (1, "")
     *_, problem, hint = done.err.splitlines()
     assert problem == f"error: out.gguf is complete, but not registered: {lock}: Is a directory"
-    assert hint == " hint: check its permissions and free space, then run cerebrum pull out.gguf --name out"
+    assert hint == " hint: check its permissions, then run cerebrum pull out.gguf --name out"
     lock.rmdir()
     assert home.run("pull", "out.gguf", "--name", "out").code == 0
     assert [row["name"] for row in home.rows] == ["out"]

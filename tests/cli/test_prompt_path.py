@@ -70,7 +70,7 @@ def test_prompt_passes_few_functions_on_its_way_to_llama_decode(tmp_path: Path) 
         code = run(["ask", "-m", str(PACKAGE / "nano.gguf"), "-n", "1", "--no-log", "-q", "What is 3 plus 4?"], runtime)
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
     assert code == 0
     assert path.functions[0] == ("cli/ask.py", "ask")
     assert path.functions[-1] == ("engine/llama/context.py", "LlamaContext.decode")

@@ -11,7 +11,7 @@ import pytest
 
 from cerebrum_cli.batch.files import output_paths
 from cerebrum_cli.batch.journal import Journal, open_journal
-from cerebrum_cli.batch.schema import ResultRows
+from cerebrum_cli.batch.result import ResultRows
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.eval.code_sandbox import require_sandbox
 from cerebrum_cli.eval.evaluate import SCHEMA

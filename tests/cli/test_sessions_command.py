@@ -16,6 +16,7 @@ from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_repl
 from person import Person
 from tiny_models import CHATML_TEMPLATE, write_mistral
 
+from cerebrum_cli.chat.archive import states_to_delete
 from cerebrum_cli.chat.lock import SessionLock
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
@@ -274,6 +275,55 @@ def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
     assert [file.name for file in files if file.suffix == ".lock"] == []
     assert {file.stat().st_mode & 0o077 for file in (directory, *directory.rglob("*"))} == {0}
     assert turns(shown(user, "what-stays")) == [("user", "What stays?"), ("assistant", "This.")]
+
+
+def test_sessions_rm_deletes_only_the_states_of_the_session(user: CommandLine) -> None:
+    states = user.home / ".cache" / "cerebrum" / "states"
+
+    def ask_at_length(letter: str, *more: str) -> dict[str, Any]:
+        question, reply = f"{letter * 300}?", f"{letter} are long answers."
+        done = user.run("ask", "--json", "--grammar", fixed_reply_grammar(reply, user.home), *more, question)
+        assert done.code == 0, done.err
+        answer: dict[str, Any] = done.object
+        return answer
+
+    ask_at_length("a")
+    ask_at_length("b")
+    kept = set(states.iterdir())
+    ask_at_length("c")
+    assert len(set(states.iterdir()) - kept) == 1
+    ask_at_length("d", "--no-log")
+    assert user.run("sessions", "rm", "c" * 40, "-y").code == 0
+    assert set(states.iterdir()) == kept
+    assert ask_at_length("b")["cached_tokens"] > 200
+    assert user.run("sessions", "rm", "a" * 40, "b" * 40, "-y").code == 0
+    assert len(listed(user)) == 1
+
+
+@pytest.mark.parametrize(
+    ("states", "deleted", "kept", "left"),
+    [
+        (["qrrrrrrrrr", "qssssssss"], ["rrrrrrrrr"], ["ssssssss"], ["qssssssss"]),
+        (["qrrrrrrrrr"], [], ["rrrrrrrrr"], ["qrrrrrrrrr"]),
+        (["qrrrrrrrrr", "q", "qx", ""], [], ["rrrrrrrrr"], ["qrrrrrrrrr", "q"]),
+        (["qrrrrrrrrrqno", "qrrrrrrrrr"], ["no!"], ["rrrrrrrrr"], ["qrrrrrrrrr"]),
+        (["qrrrrrrrrr question", "qrrrrrrrrr.\n"], [], ["rrrrrrrrr"], ["qrrrrrrrrr.\n"]),
+        (["qrrrrrrr"], [], ["rrrrrrr"], []),
+        (["q", "qx"], [""], [], []),
+    ],
+    ids=("one of two", "none", "beginnings", "fork", "unanswered fork", "short reply", "no replies"),
+)
+def test_states_to_delete_are_found_by_their_replies(
+    states: list[str], deleted: list[str], kept: list[str], left: list[str]
+) -> None:
+    """Each character is a token; of a reply, the last one was not evaluated."""
+
+    def packed(texts: list[str]) -> list[bytes]:
+        return [text.encode("utf-32-le") for text in texts]
+
+    files = {Path(text): packed([text])[0] for text in states}
+    found = states_to_delete(files, packed(deleted), packed(kept))
+    assert files.keys() - found == set(map(Path, left))
 
 
 def test_sessions_rm_refuses_an_open_session(user: CommandLine) -> None:

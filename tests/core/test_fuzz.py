@@ -15,7 +15,7 @@ from tiny_models import write_chatml
 
 pytestmark = pytest.mark.slow
 
-FUZZING = Path(__file__).with_name("fuzzing.py")
+FUZZING = Path(__file__).parents[1] / "support" / "fuzzing.py"
 COUNTS = {"templates": 700, "grammars": 3000, "databases": 1500}  # some seconds together
 
 

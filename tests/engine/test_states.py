@@ -15,7 +15,6 @@ from state_files import BODY, TOKENS, find, open_store, put
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.engine import state_store
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.state_store import DAMAGED
 
@@ -188,10 +187,10 @@ def test_store_removes_unfinished_files_of_killed_processes(tmp_path: Path) -> N
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from cerebrum_cli.engine.state_store import open_part\n"
-        "with open_part(Path(sys.argv[1])) as part:\n"
-        "    part.write_bytes(bytes(1000))\n"
-        "    print(part, flush=True)\n"
+        "from cerebrum_cli.core.locks import unfinished_file\n"
+        "with unfinished_file(Path(sys.argv[1]) / '1-2.state') as part:\n"
+        "    part.file.write(bytes(1000))\n"
+        "    print(part.path, flush=True)\n"
         "    input()\n"
     )
     process = start_python(code, tmp_path)
@@ -205,16 +204,6 @@ def test_store_removes_unfinished_files_of_killed_processes(tmp_path: Path) -> N
     process.communicate()
     find(open_store(tmp_path), TOKENS)
     assert not part.exists()
-
-
-def test_store_without_locks_removes_only_old_unfinished_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_store, "try_lock", lambda descriptor: True)
-    old, new = tmp_path / "tmpold.part", tmp_path / "tmpnew.part"
-    for path, age in ((old, 3700), (new, 3000)):
-        path.write_bytes(b"half")
-        os.utime(path, (time.time() - age,) * 2)
-    put(open_store(tmp_path), TOKENS)
-    assert not old.exists() and new.exists()
 
 
 def test_store_tolerates_removal_by_another_process(tmp_path: Path) -> None:

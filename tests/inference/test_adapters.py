@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -284,8 +283,7 @@ def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_mod
     (user.home / "same").mkdir()
     same = write_adapter(user.home / "same/other.gguf", factors_for(chatml_model, seed=9))
     assert user.run(*command, "--lora", other, "--restart").code == 0
-    digests = [sha256(each.read_bytes()).hexdigest()[:12] for each in (other, same)]
-    assert f"({digests[0]}:1.0, now {digests[1]}:1.0)\n" in user.run(*command, "--lora", same).err
+    assert "out.jsonl was made with another adapter\n" in user.run(*command, "--lora", same).err
 
 
 def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:

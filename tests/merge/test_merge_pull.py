@@ -375,4 +375,4 @@ def test_merge_12b_pull_dry_run_lists_its_quantizations(seven_user: HubUser) -> 
     assert [*table[0][:2], len(table[1:])] == ["quant", "size", 14]
     assert ["Q4_K_M", "7.44", "GB"] in [row[:3] for row in table]
     assert not seven_user.hub.log.requests()
-    assert not (seven_user.command.home / "data").exists()
+    assert not (seven_user.command.home / "data" / "cerebrum" / "models").exists()

@@ -6,7 +6,6 @@ import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from merges import FOUR_LAYERS, planned_file, read_tensors, stack
 from tiny_models import write_quantized
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.core.files import fsync_directory, try_lock
+from cerebrum_cli.core.files import fsync_directory
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.merge import execute as writing
 from cerebrum_cli.merge.execute import Cancelled, HashedFile, Job, OutputFile, execute
@@ -40,71 +39,12 @@ def plan(six_layers: Path, out: Path) -> OutputFile:
     return planned_file(WHOLE, {"a": [six_layers]}, out)
 
 
-BeforeLock = Callable[[Callable[[], object]], None]
-
-
-@pytest.fixture
-def before_lock(monkeypatch: pytest.MonkeyPatch) -> BeforeLock:
-    """Run an action once, between opening a partial file and locking it."""
-
-    def set_up(act: Callable[[], object]) -> None:
-        def act_and_lock(descriptor: int) -> bool:
-            monkeypatch.setattr(writing, "try_lock", try_lock)
-            act()
-            return try_lock(descriptor)
-
-        monkeypatch.setattr(writing, "try_lock", act_and_lock)
-
-    return set_up
-
-
-@pytest.mark.parametrize("completes", [True, False])
-def test_merge_does_not_overwrite_one_that_ends_before_its_lock(
-    out: Path, before_lock: BeforeLock, completes: bool
-) -> None:
-    with HashedFile(out) as first:
-        first.write(b"the first one")
-
-        def end() -> None:
-            if completes:
-                first.commit()
-            first.__exit__()
-
-        before_lock(end)
-        with HashedFile(out) as second:
-            assert not completes or out.read_bytes() == b"the first one"
-            second.write(b"the second one")
-            second.commit()
-    assert (out.read_bytes(), file_names(out)) == (b"the second one", ["out.gguf"])
-
-
-def test_merge_reports_a_third_one_that_locks_first(out: Path, before_lock: BeforeLock) -> None:
-    with HashedFile(out) as first, contextlib.ExitStack() as stack:
-        first.write(b"the first one")
-        third = HashedFile(out)
-
-        def end_and_begin() -> None:
-            first.commit()
-            first.__exit__()
-            stack.enter_context(third).write(b"the third one")
-
-        before_lock(end_and_begin)
-        with pytest.raises(MergeError, match="another cerebrum merge is writing"), HashedFile(out):
-            pytest.fail("two merges write one file")
-        assert file_names(out) == ["out.gguf", "out.gguf.part"]
-        third.commit()
-    assert (out.read_bytes(), file_names(out)) == (b"the third one", ["out.gguf"])
-
-
-def test_merge_gives_up_when_its_partial_file_keeps_vanishing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def remove_and_lock(descriptor: int) -> bool:
-        out.with_name("out.gguf.part").unlink()
-        return try_lock(descriptor)
-
-    monkeypatch.setattr(writing, "try_lock", remove_and_lock)
-    with pytest.raises(MergeError, match="another cerebrum merge"), HashedFile(out):
-        pytest.fail("the file does not exist")
-    assert file_names(out) == []
+@pytest.mark.usefixtures("no_locks")
+def test_merge_is_refused_where_the_file_system_has_no_locks(out: Path) -> None:
+    with pytest.raises(MergeError) as caught, HashedFile(out):
+        pytest.fail("two merges could write one file")
+    assert caught.value.message == f"{out}.part: this file system has no file locks"
+    assert caught.value.hint == "write to another disk"
 
 
 class InterruptAt:

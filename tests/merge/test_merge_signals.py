@@ -121,7 +121,10 @@ def test_merge_reports_the_systems_file_size_limit(small: Path, out: Path, share
             write_planned(file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (caught.value.message, caught.value.hint) == (f"{out}: File too large", "write elsewhere")
+    assert (caught.value.message, caught.value.hint) == (
+        f"{out}: File too large",
+        "free some disk space, or write elsewhere",
+    )
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="only Linux has a device that is always full")
@@ -136,7 +139,7 @@ def test_merge_reports_a_full_disk(small: Path, out: Path, at_size: AtSize, size
     at_size(size, fill_disk)
     with pytest.raises(MergeError, match=r"out.*\.gguf: No space left on device$") as caught:
         write_merge(WHOLE, {"a": [small]}, out)
-    assert caught.value.hint == "free some space, or write elsewhere"
+    assert caught.value.hint == "free some disk space, or write elsewhere"
 
 
 def test_merge_second_interrupt_does_not_stop_the_cleanup(
@@ -162,7 +165,7 @@ def test_merge_removes_an_uncommitted_file(out: Path) -> None:
     nowhere = out.parent / "no" / "folder.gguf"
     with pytest.raises(MergeError) as caught, HashedFile(nowhere):
         pass
-    assert caught.value.message == f"{nowhere}: No such file or directory"
+    assert caught.value.message == f"{nowhere}.part: No such file or directory"
 
 
 def test_merge_overwrites_a_partial_file_of_a_killed_merge(small: Path, tmp_path: Path) -> None:

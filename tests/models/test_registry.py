@@ -108,6 +108,13 @@ def test_registry_concurrent_adds_lose_nothing(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["registry.json", "registry.lock"]
 
 
+@pytest.mark.usefixtures("no_locks")
+def test_registry_works_where_the_file_system_has_no_locks(tmp_path: Path) -> None:
+    Registry(tmp_path).add(model("a"))
+    Registry(tmp_path).set_default("a")
+    assert (Registry(tmp_path).entries(), Registry(tmp_path).default) == ((model("a"),), "a")
+
+
 GOOD = {"name": "a", "path": "/a", "size": 1, "sha256": "00", "mtime_ns": 1, "source": "local"}
 
 

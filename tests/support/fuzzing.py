@@ -137,7 +137,7 @@ def grammar_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
 
 def database_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
     from cerebrum_cli.chat.archive import export_session, search_rows, session_object, session_rows
-    from cerebrum_cli.chat.integrity import check_integrity
+    from cerebrum_cli.chat.connection import check_integrity
     from cerebrum_cli.chat.store import Store
 
     folder = Path(tempfile.mkdtemp())

@@ -65,9 +65,12 @@ class Person:
     def _count(self, text: str, lines: list[str]) -> int:
         return sum(text in line for line in lines)
 
-    def type(self, text: str | bytes) -> None:
+    def type(self, text: str | bytes, shows: str | None = None) -> None:
+        """Type a text, and wait until more lines than before show another, if one is given."""
         self._lines_before = self.screen.lines
         self._pty.send(text)
+        if shows is not None:
+            self.wait_for(shows)
 
     def kill(self, number: signal.Signals) -> None:
         self._pty.kill(number)
@@ -81,6 +84,11 @@ class Person:
         """Close the terminal and leave the program running."""
         self._pty.ptyproc.fileobj.close()
         self._pty.ptyproc.closed = self._pty.closed = True
+
+    def leave(self) -> None:
+        """Press Ctrl-D, and expect the program to exit without an error."""
+        self.type("\x04")
+        assert self.end() == 0
 
     def end(self) -> int:
         """Read to the end and return the exit code as a shell does; `has_echo_at_end` is the final echo mode."""

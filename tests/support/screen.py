@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.segment import Segment, Segments
 
 from cerebrum_cli.terminal.markdown.code_blocks import END, Position, parse, slice_tokens
-from cerebrum_cli.terminal.markdown.rows import render_rows as markdown_rows
+from cerebrum_cli.terminal.markdown.elements import render_rows as markdown_rows
 
 
 class Screen:

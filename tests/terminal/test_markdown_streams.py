@@ -25,8 +25,8 @@ from cerebrum_cli.terminal.markdown.code_blocks import (
     slice_tokens,
     split_leaves,
 )
+from cerebrum_cli.terminal.markdown.elements import render_rows
 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
-from cerebrum_cli.terminal.markdown.rows import render_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("redraw_always")]
 

@@ -11,10 +11,10 @@ from command_line import COMMAND, CommandLine, Finished
 from person import OpenTerminal
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.terminal.repl.questions import ScriptInput, is_complete, split_questions, strip_fences
 from cerebrum_cli.terminal.repl.repl import fit_segments
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 from cerebrum_cli.terminal.repl.slash_table import SLASH_COMMANDS, SlashLine, closest_setting, help_text, parse_slash
-from cerebrum_cli.terminal.repl.terminal_io import ScriptInput, is_complete, split_questions, strip_fences
 
 # Reading questions.
 
@@ -291,12 +291,9 @@ WORDS = " ".join(f"word{number}" for number in range(400))
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_chat_ctrl_c_stops_a_reply_and_saves_it(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat(WORDS, "--no-markdown", pause=0.01)
-    person.type("Talk!\r")
-    person.wait_for("word3 ")
-    person.type("\x03")
-    person.wait_for("/continue resumes it")
-    person.type("\x03")
-    person.wait_for("Press Ctrl-C again")
+    person.type("Talk!\r", shows="word3 ")
+    person.type("\x03", shows="/continue resumes it")
+    person.type("\x03", shows="Press Ctrl-C again")
     person.type("\x03")
     assert person.end() == 0
     assert not person.screen.cursor_hidden
@@ -309,8 +306,7 @@ def test_chat_ctrl_c_stops_a_reply_and_saves_it(open_chat: OpenTerminal, user: C
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_chat_killed_keeps_its_turns(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat(WORDS, "--no-markdown", pause=0.02)
-    person.type("Talk!\r")
-    person.wait_for("word20 ")
+    person.type("Talk!\r", shows="word20 ")
     person.kill(signal.SIGKILL)
     assert person.end() == 128 + signal.SIGKILL
     question, reply = user.messages("talk")
@@ -327,10 +323,8 @@ def test_prompt_takes_multi_line_questions(open_chat: OpenTerminal, user: Comman
     person.wait_for("Yes.")
     person.type('"""\rfour\r\rfive\r"""\r')
     person.type("\x1b[200~six\nseven\n" + "line\n" * 40 + "\x1b[201~")
-    person.type("\r/help\r")
-    person.wait_for("Ctrl-X Ctrl-E")
-    person.type("\x04")
-    assert person.end() == 0
+    person.type("\r/help\r", shows="Ctrl-X Ctrl-E")
+    person.leave()
     [first, second, third] = user.contents("one-two-three")[::2]
     assert (first, second) == ("one\ntwo\nthree", "four\n\nfive")
     assert third.splitlines()[:3] == ["six", "seven", "line"]
@@ -342,14 +336,10 @@ def test_prompt_takes_multi_line_questions(open_chat: OpenTerminal, user: Comman
 def test_prompt_completes_commands_and_file_names(open_chat: OpenTerminal, user: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "my notes.txt").write_text("Cats sleep.")
     person = open_chat("Yes.")
-    person.type("/sess\t")
-    person.wait_for("> /sessions")
-    person.type("\r/file my\t")
-    person.wait_for("> /file my notes.txt")
-    person.type("\r")
-    person.wait_for("will be prepended to your next question")
-    person.type("Who sleeps?\r")
-    person.wait_for("Yes.")
+    person.type("/sess\t", shows="> /sessions")
+    person.type("\r/file my\t", shows="> /file my notes.txt")
+    person.type("\r", shows="will be prepended to your next question")
+    person.type("Who sleeps?\r", shows="Yes.")
     person.type("/exit\r")
     assert person.end() == 0
     [session] = [row["name"] for row in user.run("sessions", "list", "--json").object]
@@ -362,26 +352,19 @@ THOUGHT = "<think>Let me see.</think>Yes."
 @pytest.mark.slow
 def test_chat_summarizes_reasoning_in_one_line(open_chat: OpenTerminal) -> None:
     person = open_chat(THOUGHT, pause=0.01)
-    person.type("Is it?\r")
-    person.wait_for("tokens; /think shows it")
+    person.type("Is it?\r", shows="tokens; /think shows it")
     person.wait_for("Yes.")
     assert not any("Let me see" in line for line in person.screen.lines)
-    person.type("/think\r")
-    person.wait_for("Let me see.")
-    person.type("/prompt\r")
-    person.wait_for("<think>Let me see.</think>Yes.")
-    person.type("\x04")
-    assert person.end() == 0
+    person.type("/think\r", shows="Let me see.")
+    person.type("/prompt\r", shows="<think>Let me see.</think>Yes.")
+    person.leave()
 
 
 @pytest.mark.slow
 def test_prompt_receives_text_typed_during_a_reply(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat(WORDS, "--no-markdown", "-n", "200", pause=0.01)
-    person.type("Talk!\r")
-    person.wait_for("word3 ")
-    person.type("/stats\r")
-    person.wait_for("> /stats")
+    person.type("Talk!\r", shows="word3 ")
+    person.type("/stats\r", shows="> /stats")
     person.wait_for("| load ")
-    person.type("\x04")
-    assert person.end() == 0
+    person.leave()
     assert not any("word" in line and "/stats" in line for line in person.screen.lines)

@@ -50,7 +50,7 @@ def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with contextlib.closing(Bench(options, TEXT)) as bench:
         yield bench
         remaining = trial_processes()
-        assert [path.name.startswith("cerebrum-tune-") for path in tmp_path.iterdir()] == [True]
+        assert [path.name.startswith(".cerebrum-tune.") for path in tmp_path.iterdir()] == [True, True]
     assert not any(process.is_running() for process in remaining)
     assert list(tmp_path.iterdir()) == []
 
@@ -268,7 +268,8 @@ def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monk
     saves = has_profile or lines[-1].startswith("drafts")  # it depends on the machine whether either is faster
     profiles = list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json"))
     assert len(profiles) == saves
-    shown = run_here({}, tmp_path, "show", NANO, "--threads", "1", "--json")
+    monkeypatch.setenv("CEREBRUM_THREADS", "1")
+    shown = run_here({}, tmp_path, "show", NANO, "--json")
     assert (shown.object["profile"] is not None) == saves
 
 
@@ -277,7 +278,7 @@ def test_tune_interrupted_by_a_signal_leaves_nothing(tmp_path: Path, number: sig
     trials = tmp_path / "cache" / "cerebrum" / "trials"
     running = CommandLine(tmp_path).start("tune", NANO, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
     processes = wait_for(lambda: len(trial_processes(running.pid)) > 1 and trial_processes(running.pid))
-    assert list(trials.glob("cerebrum-tune-*"))
+    assert list(trials.glob(".cerebrum-tune.*"))
     running.send_signal(number)
     out, err = running.communicate(timeout=30)
     assert (running.returncode, out) == (code, b"")

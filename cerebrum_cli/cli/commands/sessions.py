@@ -105,7 +105,7 @@ def search(
     )
 
 
-@app.command(cls=SectionedCommand, short_help="Delete sessions, and the whole prompt cache.")
+@app.command(cls=SectionedCommand, short_help="Delete sessions, and their prompt cache.")
 @composed
 def rm(
     context: typer.Context,
@@ -118,7 +118,7 @@ def rm(
         str | None, parameter("older_than", "Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
     ] = None,
 ) -> None:
-    """Delete sessions, the messages that only they use, and the whole prompt cache."""
+    """Delete sessions, the messages that only they use, and what the prompt cache has of them."""
     from cerebrum_cli.chat.archive import delete_sessions, sessions_older_than
 
     runtime = runtime_of(context)
@@ -136,7 +136,7 @@ def rm(
     listed = ", ".join(chosen)
     what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
     require_agreement(runtime, f"Delete {what}?", listed, options.yes)
-    for session, count in delete_sessions(history, list(chosen.values()), runtime.clear_prompt_cache):
+    for session, count in delete_sessions(history, list(chosen.values()), runtime.states):
         if not options.quiet:
             runtime.streams.info(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
 

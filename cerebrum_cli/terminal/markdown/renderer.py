@@ -25,7 +25,7 @@ from cerebrum_cli.terminal.markdown.code_blocks import (
     slice_tokens,
     split_point,
 )
-from cerebrum_cli.terminal.markdown.rows import STYLES, Row, limit_redraw, render_rows
+from cerebrum_cli.terminal.markdown.elements import STYLES, Row, limit_redraw, render_rows
 
 if TYPE_CHECKING:
     from markdown_it.token import Token

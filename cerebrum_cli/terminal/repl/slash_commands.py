@@ -19,7 +19,8 @@ from cerebrum_cli.core.settings import Settings, parse_value
 from cerebrum_cli.inference.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.inference.prompt_sources import read_prompt_files
 from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, MajorityVote
-from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
+from cerebrum_cli.terminal.repl.programs import copy_to_clipboard
+from cerebrum_cli.terminal.repl.questions import shorten_question
 from cerebrum_cli.terminal.repl.slash_table import (
     DEFAULT_SYSTEM,
     OWN_COMMANDS,
@@ -32,14 +33,13 @@ from cerebrum_cli.terminal.repl.slash_table import (
     parse_path,
     setting_key,
 )
-from cerebrum_cli.terminal.repl.terminal_io import shorten_question
 from cerebrum_cli.terminal.reports.inspection import print_uncertain
 from cerebrum_cli.terminal.streams import columns
 from cerebrum_cli.terminal.tables import NO_PROMPTS, PIPE_WIDTH, print_prompts, print_rows, print_sessions
 from cerebrum_cli.terminal.texts import context_text, settings_lines, stats_line
 
 if TYPE_CHECKING:
-    from cerebrum_cli.chat.rows import StoredMessage
+    from cerebrum_cli.chat.session import StoredMessage
     from cerebrum_cli.terminal.repl.repl import Repl
 
 LIKELIEST = 3  # alternatives that /why shows by default

@@ -1,7 +1,8 @@
-"""Edit a text or a file in the user's editor."""
+"""Other programs: the user's editor, and the clipboard, by a program of the system or through the terminal (OSC 52)."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import shlex
 import shutil
@@ -15,10 +16,20 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.signals import Signals
+from cerebrum_cli.terminal.streams import Streams, is_dumb_terminal
 
 DEFAULT_EDITORS = ("nano", "vi", "notepad")
 LINE_EDITORS = ("emacs", "emacsclient", "joe", "kak", "micro", "nano", "nvim", "vi", "vim")  # that take +LINE
 TERMINATE_TIMEOUT_S = 2.0  # between terminating an editor and killing it
+# A program needs its display; over SSH there is none, and only OSC 52 reaches the user's clipboard.
+CLIPBOARD_PROGRAMS = (
+    ("WAYLAND_DISPLAY", ("wl-copy",)),
+    ("DISPLAY", ("xclip", "-selection", "clipboard")),
+    ("DISPLAY", ("xsel", "--clipboard", "--input")),
+    (None, ("pbcopy",)),
+    (None, ("clip.exe",)),
+)
+CLIPBOARD_TIMEOUT_S = 5.0
 
 
 def edit_text(text: str, keyboard: Keyboard, signals: Signals) -> str:
@@ -73,3 +84,31 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
             except subprocess.TimeoutExpired:
                 program.kill()
                 program.wait()
+
+
+def copy_to_clipboard(streams: Streams, text: str) -> str:
+    """Copy a text and return the name of the program or protocol used.
+
+    Raises UsageError without a clipboard program if output is piped or the terminal takes no control sequences.
+    """
+    if environment("SSH_TTY") is None:
+        for display, command in CLIPBOARD_PROGRAMS:
+            if (display is None or environment(display)) and shutil.which(command[0]) and _writes(command, text):
+                return command[0]
+    if not streams.out_is_terminal or is_dumb_terminal():
+        raise UsageError("no clipboard available", "install wl-copy or xclip, or use /export")
+    encoded = base64.b64encode(text.encode()).decode("ascii")
+    streams.send_control(f"\x1b]52;c;{encoded}\x07")
+    return "the terminal (OSC 52), if supported"
+
+
+def _writes(command: tuple[str, ...], text: str) -> bool:
+    try:
+        # Output is not captured: xclip keeps running to serve the clipboard and would hold the pipe open.
+        quiet = subprocess.DEVNULL
+        completed = subprocess.run(
+            command, input=text.encode(), stdout=quiet, stderr=quiet, timeout=CLIPBOARD_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return completed.returncode == 0

@@ -1,4 +1,4 @@
-"""Sessions and messages as values, and their conversion from and to database rows."""
+"""Sessions and messages as values, their names, and their conversion from and to database rows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import sqlite3
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.conversation import Message, Role
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.text import well_formed
 
 Origin = Literal["chat", "ask", "import"]
 
@@ -76,76 +78,46 @@ class SearchHit(NamedTuple):
     excerpt: str
 
 
-COLUMNS = (
-    "role",
-    "content",
-    "tokens",
-    "reasoning",
-    "finish_reason",
-    "model",
-    "format",
-    "vocabulary",
-    "params",
-    "seed",
-    "timings",
-)
+JSON_COLUMNS = ("params", "timings")
+METADATA_COLUMNS = tuple(field.name for field in fields(ReplyMetadata))
+COLUMNS = ("role", "content", "tokens", *METADATA_COLUMNS)
 LATEST_TIME = 1e11  # seconds since 1970, the year 5138
 _ROLES: Mapping[str, Role] = {"user": "user", "assistant": "assistant"}
-PLACEHOLDERS = ", ".join("?" * len(COLUMNS))
+
+
+def printable_name(name: str) -> str:
+    """Remove from a name what cannot be printed on one line."""
+    return "".join(char if char.isprintable() else " " for char in well_formed(name)).strip()
+
+
+def validated_name(name: str) -> str:
+    """Normalize a session name as it is stored. Raises SessionError if it cannot be shown and typed on one line."""
+    name = well_formed(name)
+    if not name or name != printable_name(name):
+        raise SessionError(
+            f"invalid session name {name!r}", "use one line of printable text without leading or trailing spaces"
+        )
+    return name
 
 
 def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]:
     """Convert a message to the values of COLUMNS."""
-    return (
-        message.role,
-        message.content,
-        None if message.tokens is None else pack_tokens(message.tokens),
-        metadata.reasoning,
-        metadata.finish_reason,
-        metadata.model,
-        metadata.format,
-        metadata.vocabulary,
-        None if metadata.params is None else json.dumps(metadata.params),
-        metadata.seed,
-        None if metadata.timings is None else json.dumps(metadata.timings),
-    )
-
-
-def pack_tokens(tokens: tuple[int, ...]) -> bytes:
-    return struct.pack(f"<{len(tokens)}i", *tokens)
-
-
-def read_tokens(data: bytes) -> tuple[int, ...]:
-    """Read token ids. Raises ValueError or TypeError if they are damaged."""
-    try:
-        return struct.unpack(f"<{len(data) // 4}i", data)
-    except struct.error as error:
-        raise ValueError("not token ids") from error
+    tokens = None if message.tokens is None else struct.pack(f"<{len(message.tokens)}i", *message.tokens)
+    values = {name: getattr(metadata, name) for name in METADATA_COLUMNS}
+    encoded = {name: json.dumps(values[name]) for name in JSON_COLUMNS if values[name] is not None}
+    return (message.role, message.content, tokens, *{**values, **encoded}.values())
 
 
 def message_from_row(row: sqlite3.Row) -> StoredMessage:
     """Convert a row to a message. Raises sqlite3.DatabaseError if the row is damaged."""
     with _reading("message", row):
-        tokens = row["tokens"]
-        metadata = ReplyMetadata(
-            reasoning=row["reasoning"],
-            finish_reason=row["finish_reason"],
-            model=row["model"],
-            format=row["format"],
-            vocabulary=row["vocabulary"],
-            params=_parse_object(row["params"] or "null"),
-            seed=row["seed"],
-            timings=_parse_object(row["timings"] or "null"),
-        )
-        _require_text(
-            row["content"],
-            metadata.reasoning,
-            metadata.finish_reason,
-            metadata.model,
-            metadata.format,
-            metadata.vocabulary,
-        )
-        message = Message(_ROLES[row["role"]], row["content"], None if tokens is None else read_tokens(tokens))
+        data = row["tokens"]
+        texts: dict[str, Any] = {name: row[name] for name in METADATA_COLUMNS}
+        objects = {name: _parse_object(texts[name] or "null") for name in JSON_COLUMNS}
+        metadata = ReplyMetadata(**{**texts, **objects})
+        _require_text(row["content"], *(texts[name] for name in METADATA_COLUMNS if name != "seed"))
+        tokens = None if data is None else struct.unpack(f"<{len(data) // 4}i", data)
+        message = Message(_ROLES[row["role"]], row["content"], tokens)
         return StoredMessage(row["id"], row["parent"], message, metadata, _parse_time(row["created"]))
 
 
@@ -163,7 +135,7 @@ def session_from_row(row: sqlite3.Row) -> Session:
 def _reading(kind: str, row: sqlite3.Row) -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError, struct.error) as error:
         raise sqlite3.DatabaseError(f"malformed {kind} {row[0]}") from error
 
 

@@ -1,0 +1,235 @@
+"""The interactive prompt of a chat: history, Tab completion, an editor and a toolbar."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import emacs_mode, has_focus, has_selection, vi_navigation_mode
+from prompt_toolkit.history import FileHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.layout.processors import TabsProcessor
+
+from cerebrum_cli.core.errors import CerebrumError, Interrupted
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.terminal.keyboard import Keyboard
+from cerebrum_cli.terminal.repl.questions import CONTINUATION, PROMPT, PlainPrompt, is_complete, strip_fences
+from cerebrum_cli.terminal.repl.signals import Signals
+from cerebrum_cli.terminal.repl.slash_table import SLASH_COMMANDS, ArgumentKind, setting_key
+from cerebrum_cli.terminal.streams import Streams, discard_closed
+
+READY_POLL_S = 0.2  # interval of checks whether the model is loaded, for the toolbar
+
+Candidates = Mapping[ArgumentKind, Callable[[], Iterable[str]]]
+"""Candidates for each kind of argument, computed when Tab is pressed."""
+
+
+class OpenInEditor(NamedTuple):
+    """Text of a prompt to be edited in the editor."""
+
+    text: str
+
+
+class Prompt(PlainPrompt):
+    """An interactive prompt with history, completion, an editor and a toolbar."""
+
+    def __init__(
+        self,
+        streams: Streams,
+        keyboard: Keyboard,
+        signals: Signals,
+        quiet: bool,
+        *,
+        history: Path,
+        toolbar: Callable[[int], str],
+        is_settled: Callable[[], bool],
+        completer: Completer,
+        vi: bool,
+    ) -> None:
+        super().__init__(streams, keyboard, signals, quiet)
+        self._is_settled = is_settled
+        self._history = PromptHistory(history)
+        self._failure_reported = quiet
+        self._draft = ""  # initial text of the prompt
+        self._session: PromptSession[str | OpenInEditor] = PromptSession(
+            history=self._history,
+            completer=completer,
+            complete_while_typing=False,
+            key_bindings=_key_bindings(),
+            multiline=True,
+            vi_mode=vi,
+            bottom_toolbar=lambda: toolbar(self._session.app.output.get_size().columns) or None,
+            prompt_continuation=CONTINUATION,
+            input_processors=[TabsProcessor(char1=" ", char2=" ")],
+        )
+
+    def read(self) -> str:
+        """Read the next question. Raises Interrupted on SIGTERM or SIGHUP.
+
+        If the editor fails, UsageError is raised and the next prompt begins with the text.
+        """
+        text = self._prompt()
+        while isinstance(text, OpenInEditor):
+            self._draft = text.text
+            self._draft = self.edit(text.text)
+            text = self._prompt(accept_draft=True)
+        if self._history.failure and not self._failure_reported:
+            self._failure_reported = True
+            self.streams.notice(self._history.failure)
+        return strip_fences([well_formed(text)])
+
+    def _prompt(self, accept_draft: bool = False) -> str | OpenInEditor:
+        draft, self._draft = self._draft, ""
+        app = self._session.app
+        app.erase_when_done = False
+        try:
+            with self.signals.acting(self._exit_on_signal), self.keyboard.prompting():
+                return self._session.prompt(PROMPT, default=draft, accept_default=accept_draft, pre_run=self._on_start)
+        except KeyboardInterrupt:
+            if self._session.default_buffer.text:
+                return ""  # Ctrl-C discards the line
+            raise
+        except OSError as error:  # the terminal was closed
+            discard_closed(self.streams)
+            raise EOFError from error
+
+    def _exit_on_signal(self, signum: int) -> None:
+        """End the prompt from a signal handler, through its event loop."""
+        app = self._session.app
+
+        def end() -> None:
+            if app.future and not app.future.done():
+                app.exit(exception=Interrupted(signum))
+
+        if signum != signal.SIGINT and app.loop:
+            app.loop.call_soon_threadsafe(end)
+
+    def _on_start(self) -> None:
+        """Exit if a signal came before the prompt; redraw the toolbar once the model is loaded, or has failed to."""
+        if self.signals.exit_signal is not None:
+            self._exit_on_signal(self.signals.exit_signal)
+
+        async def watch() -> None:
+            while not self._is_settled():
+                await asyncio.sleep(READY_POLL_S)
+            self._session.app.invalidate()
+
+        if not self._is_settled():
+            self._session.app.create_background_task(watch())
+
+    def while_busy(self) -> AbstractContextManager[None]:
+        """Turn off echo: text typed ahead waits for the prompt."""
+        return self.keyboard.typing_ahead()
+
+
+def _key_bindings() -> KeyBindings:
+    """Key bindings of the prompt: Enter sends, or adds a line to an open block. A history search has its own keys."""
+    keys = KeyBindings()
+    writing = has_focus(DEFAULT_BUFFER)
+
+    @keys.add("enter", filter=writing)
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if is_complete(buffer.text):
+            buffer.validate_and_handle()
+        else:
+            buffer.insert_text("\n")
+
+    @keys.add("escape", "enter", filter=writing)
+    @keys.add("c-j", filter=writing)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("c-x", "c-e", filter=writing & emacs_mode & ~has_selection)
+    @keys.add("v", filter=writing & vi_navigation_mode)
+    def _(event: KeyPressEvent) -> None:
+        event.app.erase_when_done = True
+        event.app.exit(result=OpenInEditor(event.current_buffer.text))
+
+    return keys
+
+
+class SlashCompleter(Completer):
+    """Complete commands, file paths, and other arguments from lists of candidates."""
+
+    def __init__(self, candidates: Candidates, setting_values: Mapping[str, Iterable[str]]) -> None:
+        self._candidates = candidates
+        self._setting_values = setting_values
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        text = document.text_before_cursor
+        if not text.startswith("/"):
+            return
+        name, space, argument = text[1:].partition(" ")
+        if not space:
+            for slash in SLASH_COMMANDS:
+                if slash.name.startswith(name):
+                    yield Completion(f"/{slash.name}", start_position=-len(text), display_meta=slash.help)
+            return
+        kind: ArgumentKind = next((slash.argument_kind for slash in SLASH_COMMANDS if slash.name == name), "")
+        if kind == "path":
+            yield from self._paths.get_completions(Document(argument), complete_event)
+            return
+        candidates = self._list_candidates(kind)
+        key, space, value = argument.partition(" ")
+        if kind == "setting" and space:
+            candidates, argument = self._setting_values.get(setting_key(key), ()), value.lstrip()
+        if kind:
+            for candidate in candidates:
+                if candidate.startswith(argument):
+                    yield Completion(candidate, start_position=-len(argument))
+
+    def _list_candidates(self, kind: ArgumentKind) -> Iterable[str]:
+        try:
+            return list(self._candidates.get(kind, tuple)())
+        except CerebrumError:  # an unreadable database is reported when a command needs it
+            return ()
+
+
+class PromptHistory(FileHistory):
+    """History in a file readable only by its user. After a `failure` nothing more is written to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.failure: NoticeEvent | None = None
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.fchmod(descriptor, 0o600)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self._fail(error)
+        super().__init__(str(path))
+
+    def load_history_strings(self) -> Iterable[str]:
+        try:
+            return list(super().load_history_strings())
+        except OSError as error:
+            self._fail(error)
+            return ()
+
+    def store_string(self, string: str) -> None:
+        if self.failure:
+            return
+        try:
+            super().store_string(string)
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.failure = self.failure or NoticeEvent(
+            f"prompt history is not saved: {error.filename}: {error.strerror}",
+            "fix or remove that file",
+        )

@@ -1,0 +1,151 @@
+"""Sources of a chat's questions: a pipe, or the plain prompt of a terminal, which `prompt.py` extends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.terminal.keyboard import Keyboard
+from cerebrum_cli.terminal.repl.programs import edit_text
+from cerebrum_cli.terminal.repl.signals import Signals
+from cerebrum_cli.terminal.streams import Streams
+
+FENCE = '"""'
+PROMPT, CONTINUATION = "> ", "... "
+MAX_LINE, EDGE_LINES = 200, 4  # characters of a line, lines at each end of a question shown again
+
+
+class InputSource(Protocol):
+    def read(self) -> str:
+        """Read the next question. Raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
+
+    def edit(self, text: str, /) -> str:
+        """Let the user edit a text. Raises UsageError if that is impossible."""
+
+    def confirm(self, question: str, /) -> bool:
+        """Ask a yes-or-no question; without a terminal the answer is no."""
+
+    def while_busy(self) -> AbstractContextManager[None]:
+        """Set the terminal's modes for a chat, whenever no question is being read."""
+
+
+class ScriptInput:
+    """Questions from a pipe: one per line, or a block of lines between fences."""
+
+    def __init__(self, text: str, echo: Callable[[str], None]) -> None:
+        self._questions = split_questions(text)
+        self._echo = echo
+
+    def read(self) -> str:
+        """Read the next question, and echo it so that the output is a transcript."""
+        for question in self._questions:
+            self._echo(prompt_text(question) + "\n")
+            return question
+        raise EOFError
+
+    def edit(self, _: str) -> str:
+        """Raise UsageError: a pipe has no editor."""
+        raise UsageError("cannot edit while questions are piped in", "ask again instead")
+
+    def confirm(self, _: str) -> bool:
+        """Answer no: a script means what it says."""
+        return False
+
+    def while_busy(self) -> AbstractContextManager[None]:
+        """Change nothing: there may be no terminal."""
+        return nullcontext()
+
+
+def prompt_text(question: str) -> str:
+    """Question as it looks at the prompt."""
+    return PROMPT + question.replace("\n", f"\n{CONTINUATION}")
+
+
+def shorten_question(question: str) -> str:
+    """Shorten a long question to its first and last lines; the last ones usually ask."""
+    lines = [f"{line[:MAX_LINE]} ..." if len(line) > MAX_LINE else line for line in question.splitlines()]
+    return "\n".join(lines if len(lines) <= 2 * EDGE_LINES + 1 else [*lines[:EDGE_LINES], "...", *lines[-EDGE_LINES:]])
+
+
+def split_questions(text: str) -> Iterator[str]:
+    """Yield the questions in a text, skipping empty lines."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line.startswith(FENCE):
+            yield strip_fences([line, *lines_to_fence(line, lines)])
+        elif line.strip():
+            yield line
+
+
+def lines_to_fence(first: str, lines: Iterator[str]) -> Iterator[str]:
+    """Yield the lines after the first up to one that ends in a fence; none if the first is complete."""
+    if is_complete(first):
+        return
+    for line in lines:
+        yield line
+        if line.endswith(FENCE):
+            return
+
+
+def is_complete(text: str) -> bool:
+    """Whether a text is not an open block; a first line with two fences opens none."""
+    stripped = text.strip()
+    return not _opens_block(stripped) or stripped[len(FENCE) :].endswith(FENCE)
+
+
+def strip_fences(lines: list[str]) -> str:
+    """Text between the fences, or the text itself if it is not a block."""
+    text = "\n".join(lines)
+    stripped = text.strip()
+    inner = stripped.removeprefix(FENCE).removesuffix(FENCE)
+    on_one_line = len(stripped) >= 2 * len(FENCE) and "\n" not in stripped and stripped.endswith(FENCE)
+    if _opens_block(stripped) or (stripped.startswith(FENCE) and on_one_line and FENCE not in inner):
+        return inner.strip("\n")
+    return text
+
+
+def _opens_block(stripped: str) -> bool:
+    first = stripped.partition("\n")[0]
+    return first.startswith(FENCE) and FENCE not in first[len(FENCE) :]
+
+
+@dataclass
+class PlainPrompt:
+    """A prompt for dumb terminals and screen readers, which reads plain lines; `quiet` suppresses notices."""
+
+    streams: Streams
+    keyboard: Keyboard
+    signals: Signals
+    quiet: bool = False
+
+    def read(self) -> str:
+        """Read the next question. Raises Interrupted on SIGTERM or SIGHUP."""
+        with self.signals.reading_input():
+            first = self._read_line(PROMPT)
+            return strip_fences([first, *lines_to_fence(first, iter(lambda: self._read_line(CONTINUATION), None))])
+
+    def edit(self, text: str) -> str:
+        """Let the user edit a text. Raises UsageError if the editor fails."""
+        return edit_text(text, self.keyboard, self.signals)
+
+    def confirm(self, question: str) -> bool:
+        """Ask a yes-or-no question; Ctrl-C raises Interrupted."""
+        with self.keyboard.released():
+            return self.streams.confirm(question)
+
+    def _read_line(self, prompt: str) -> str:
+        if sys.stdin is None:  # closed by the parent process
+            raise EOFError
+        self.streams.answer(prompt)
+        line = sys.stdin.buffer.readline()
+        if not line:
+            raise EOFError
+        return line.decode("utf-8", "replace").rstrip("\r\n")
+
+    def while_busy(self) -> AbstractContextManager[None]:
+        """Change nothing: the terminal echoes text typed ahead and buffers it by line."""
+        return nullcontext()

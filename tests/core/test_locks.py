@@ -1,0 +1,243 @@
+"""Locks and unfinished files: they end with their process, and leftovers of processes that are gone are removed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command_line import start_python
+
+from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.files import atomic_write, translate_os_errors
+from cerebrum_cli.core.locks import (
+    NoLocks,
+    lock_file,
+    remove_abandoned,
+    unfinished_file,
+    wait_for_lock,
+    work_directory,
+)
+
+BUSY = CerebrumError("another process is writing it", "wait for it")
+
+BeforeLock = Callable[[Callable[[], object]], None]
+
+HOLD = """
+import sys
+from pathlib import Path
+from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.locks import lock_file, unfinished_file, work_directory
+how, path = sys.argv[1], Path(sys.argv[2])
+if how == "lock":
+    held = lock_file(path, CerebrumError("busy"))
+else:
+    context = work_directory(path.parent, path.name) if how == "directory" else unfinished_file(path)
+    held = context.__enter__()
+    (held / "half" if how == "directory" else held.path).write_bytes(b"half")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held(how: str, path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds a lock, an unfinished file or a work directory, and is killed at the end."""
+    with start_python(HOLD, how, path) as process:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def before_lock(monkeypatch: pytest.MonkeyPatch) -> BeforeLock:
+    """Run an action once, between opening a file and locking it."""
+    flock = fcntl.flock
+
+    def set_up(act: Callable[[], object]) -> None:
+        def act_and_lock(descriptor: int, operation: int) -> None:
+            monkeypatch.setattr(fcntl, "flock", flock)
+            act()
+            flock(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", act_and_lock)
+
+    return set_up
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+# Locks.
+
+
+def test_lock_is_refused_until_its_holder_closes_it(tmp_path: Path) -> None:
+    first = lock_file(tmp_path / "file", BUSY)
+    with pytest.raises(CerebrumError, match="another process is writing it"):
+        lock_file(tmp_path / "file", BUSY)
+    lock_file(tmp_path / "other", BUSY).close()
+    first.close()
+    lock_file(tmp_path / "file", BUSY).close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_lock_ends_with_its_process(tmp_path: Path, number: signal.Signals) -> None:
+    with held("lock", tmp_path / "file") as process:
+        with pytest.raises(CerebrumError):
+            lock_file(tmp_path / "file", BUSY)
+        process.send_signal(number)
+        process.wait()
+        lock_file(tmp_path / "file", BUSY).close()
+
+
+def test_lock_waits_and_reports_that_it_does(tmp_path: Path) -> None:
+    first, waits = lock_file(tmp_path / "file", BUSY), []
+
+    def on_wait() -> None:
+        waits.append(1)
+        if len(waits) == 3:
+            first.close()
+
+    wait_for_lock(tmp_path / "file", on_wait, interval_s=0).close()
+    assert len(waits) == 3
+
+
+@pytest.mark.parametrize("is_renamed", [True, False])
+def test_lock_of_a_file_that_was_removed_meanwhile_is_of_a_new_one(
+    tmp_path: Path, before_lock: BeforeLock, is_renamed: bool
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"of the last holder")
+    before_lock(lambda: path.rename(tmp_path / "complete") if is_renamed else path.unlink())
+    with lock_file(path, BUSY) as file:
+        file.write(b"mine")
+        assert path.read_bytes() == b"mine"
+    assert names(tmp_path) == (["complete", "file"] if is_renamed else ["file"])
+
+
+def test_lock_that_another_process_takes_first_is_refused(tmp_path: Path, before_lock: BeforeLock) -> None:
+    path, others = tmp_path / "file", contextlib.ExitStack()
+
+    def replace() -> None:
+        path.unlink()
+        others.enter_context(lock_file(path, BUSY))
+
+    before_lock(replace)
+    with others, pytest.raises(CerebrumError, match="another process"):
+        lock_file(path, BUSY)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_lock_of_what_is_not_a_file_is_an_error(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "file")
+    with pytest.raises(OSError, match=r"Is a directory|not a regular file"):
+        lock_file(tmp_path / "file", BUSY)
+
+
+def test_lock_file_has_the_given_mode(tmp_path: Path) -> None:
+    lock_file(tmp_path / "file", BUSY, mode=0o600).close()
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+
+
+# A file system without locks.
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_missing_locks_are_one_line_with_another_place_as_hint(tmp_path: Path) -> None:
+    for lock in (lambda path: lock_file(path, BUSY), wait_for_lock):
+        with pytest.raises(UsageError) as caught, translate_os_errors(UsageError, tmp_path, elsewhere="go elsewhere"):
+            lock(tmp_path / "file")
+        assert caught.value.message == f"{tmp_path / 'file'}: this file system has no file locks"
+        assert caught.value.hint == "go elsewhere"
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_lock_that_is_not_required_excludes_nothing_without_locks(tmp_path: Path) -> None:
+    with lock_file(tmp_path / "file", BUSY, is_required=False), wait_for_lock(tmp_path / "file", is_required=False):
+        pass
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_unfinished_files_stay_without_locks_and_writes_still_work(tmp_path: Path) -> None:
+    (tmp_path / ".file.0.part").write_bytes(b"perhaps of a running process")
+    atomic_write(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert names(tmp_path) == [".file.0.part", "file"]
+    with pytest.raises(NoLocks), work_directory(tmp_path, "work", is_required=True):
+        pytest.fail("nobody could tell whether it is used")
+    assert names(tmp_path) == [".file.0.part", "file"]
+
+
+# Unfinished files.
+
+
+@pytest.mark.slow
+def test_unfinished_file_of_a_killed_process_is_removed_and_no_other(tmp_path: Path) -> None:
+    with held("file", tmp_path / "file") as killed, held("file", tmp_path / "file"):
+        [one, other] = names(tmp_path)
+        atomic_write(tmp_path / "file", b"1")
+        assert names(tmp_path) == [one, other, "file"]
+        killed.kill()
+        killed.wait()
+        atomic_write(tmp_path / "other", b"2")
+        assert len(names(tmp_path)) == 4
+        atomic_write(tmp_path / "file", b"3")
+        [left, *rest] = names(tmp_path)
+        assert (left in (one, other), rest) == (True, ["file", "other"])
+    remove_abandoned(tmp_path)
+    assert names(tmp_path) == ["file", "other"]
+
+
+@pytest.mark.slow
+def test_work_directory_of_a_killed_process_is_removed_and_no_other(tmp_path: Path) -> None:
+    with held("directory", tmp_path / "work"):
+        assert len(names(tmp_path)) == 2
+        with work_directory(tmp_path, "work") as directory:
+            (directory / "file").write_bytes(b"1")
+            assert len(names(tmp_path)) == 4
+        assert len(names(tmp_path)) == 2
+    with work_directory(tmp_path, "work") as directory:
+        assert sorted(path for path in tmp_path.iterdir() if path.is_dir()) == [directory]
+    assert names(tmp_path) == []
+
+
+def test_unfinished_file_taken_for_abandoned_is_replaced(tmp_path: Path, before_lock: BeforeLock) -> None:
+    before_lock(lambda: remove_abandoned(tmp_path))
+    atomic_write(tmp_path / "file", b"new")
+    assert ((tmp_path / "file").read_bytes(), names(tmp_path)) == (b"new", ["file"])
+
+
+def test_unfinished_file_is_removed_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), unfinished_file(tmp_path / "file") as part:
+        part.file.write(b"half")
+        raise ZeroDivisionError
+    assert names(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_atomic_write_killed_at_any_moment_leaves_old_or_new(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from cerebrum_cli.core.files import atomic_write\n"
+        "print(flush=True)\n"
+        "while True:\n"
+        "    for byte in (b'a', b'b'):\n"
+        "        atomic_write(Path(sys.argv[1]), byte * 100_000)\n"
+    )
+    path = tmp_path / "file"
+    path.write_bytes(b"a" * 100_000)
+    for _ in range(5):
+        with start_python(code, path) as process:
+            assert process.stdout and process.stdout.readline()
+            process.kill()
+        assert path.read_bytes() in (b"a" * 100_000, b"b" * 100_000)
+    atomic_write(path, b"c")
+    assert names(tmp_path) == ["file"]
