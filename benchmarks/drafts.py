@@ -41,8 +41,7 @@ from cerebrum_cli.cli.app import PROBE
 from cerebrum_cli.core.events import FinishEvent, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.drafts.allocation import draft_lengths
-from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
+from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts, draft_lengths
 from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Drafter
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning
@@ -254,11 +253,11 @@ class Replay(NamedTuple):
 def replay(prompt: Sequence[int], solution: Sequence[int], costs: StepCosts) -> Replay:
     """Draft a reply that is known, and add up what its steps would cost."""
     drafter, reply = Drafter(prompt), list(solution[:1])
-    lookup = drafter.start(reply)
+    state = drafter.start(reply)
     drafted, accepted, cost = Counter[str](), Counter[str](), 0.0
     while len(reply) < len(solution):
-        draft = drafter.draft(lookup, min(MAX_DRAFT, len(solution) - len(reply) - 1))
-        source = "prompt" if lookup.position < len(prompt) else "reply"
+        draft = drafter.draft(state, min(MAX_DRAFT, len(solution) - len(reply) - 1))
+        source = "prompt" if state.position < len(prompt) else "reply"
         (length,) = draft_lengths([[each.probability for each in draft]], costs, MAX_ROWS, is_equal=False)
         right = 0
         while right < length and solution[len(reply)] == draft[right].token:
@@ -266,7 +265,7 @@ def replay(prompt: Sequence[int], solution: Sequence[int], costs: StepCosts) -> 
             right += 1
         reply.append(solution[len(reply)])
         if length:
-            lookup.record(right)
+            state.record(right)
         drafted[source] += length
         accepted[source] += right
         cost += costs.cost(1 + length)

@@ -68,7 +68,7 @@ from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.scoring.request import ScoreEvent, ScoreRequest
+from cerebrum_cli.engine.scoring.request import LogprobScores, ScoreRequest
 from cerebrum_cli.inference.reply_stream import ReplyRequest
 
 PARTS = ("texts", "cache", "votes", "batch", "failover", "ask")
@@ -164,7 +164,7 @@ def top_two_gap(model: str, prompt: str, local: str, remote: str) -> float:
         (scored,) = [
             event
             for event in loaded.engine.score([ScoreRequest(context, every_token)])
-            if isinstance(event, ScoreEvent)
+            if isinstance(event, LogprobScores)
         ]
     first, second = sorted((score.logprob_sum for score in scored.scores), reverse=True)[:2]
     return first - second

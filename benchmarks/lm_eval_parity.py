@@ -37,8 +37,8 @@ from cerebrum_cli.cli.app import real_runtime
 from cerebrum_cli.cli.lm_eval import opener
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
+from cerebrum_cli.engine.scoring.plan import build_paths, node_count
 from cerebrum_cli.engine.scoring.request import ScoreRequest
-from cerebrum_cli.engine.scoring.trie import build_paths, node_count
 from cerebrum_cli.inference.loading import ModelUse, ReplySource
 
 TOLERANCE = 1e-2

@@ -27,7 +27,7 @@ from quantized import F32, quantize
 
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.engine.scoring.request import ScoreEvent, ScoreRequest, ScoringEvent
+from cerebrum_cli.engine.scoring.request import LogprobScores, ScoreRequest, ScoringEvent
 
 PARTS = ("choices", "rate")
 CONTEXT_TOKENS, CHOICES, CHOICE_TOKENS = 200, 4, 8
@@ -120,7 +120,7 @@ def draw_tokens(random: Random, count: int) -> tuple[int, ...]:
 
 def require_scores(events: Sequence[ScoringEvent], requests: Sequence[ScoreRequest]) -> None:
     """RuntimeError unless every request was scored."""
-    if sum(isinstance(event, ScoreEvent) for event in events) != len(requests):
+    if sum(isinstance(event, LogprobScores) for event in events) != len(requests):
         raise RuntimeError("not all requests were scored")
 
 

@@ -40,7 +40,7 @@ PROBE = Path(__file__).parents[1] / "probe.txt"
 
 def llama_build() -> Build:
     """How the installed llama.cpp was built. Raises EngineError if it cannot be loaded."""
-    from cerebrum_cli.engine.llama.build_info import build
+    from cerebrum_cli.engine.llama.devices import build
 
     return build()
 
@@ -124,8 +124,8 @@ class Runtime:
 
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
         """Profiles measured on this machine, with this build of llama.cpp and these settings."""
-        from cerebrum_cli.engine.fingerprint import build_fingerprint, machine_fingerprint
-        from cerebrum_cli.engine.machine import load_devices
+        from cerebrum_cli.engine.build import build_fingerprint
+        from cerebrum_cli.engine.machine import load_devices, machine_fingerprint
         from cerebrum_cli.inference.profiles import ProfileStore, settings_text
 
         machine = machine_fingerprint(load_devices(devices_file(self.data_directory)))

@@ -116,7 +116,7 @@ def model_at(library: Library, path: Path) -> list[Model]:
 def fingerprint(runtime: Runtime) -> Fingerprint:
     """What this node's last bits depend on, once llama.cpp is loaded."""
     from cerebrum_cli.engine.cluster.worker import Fingerprint
-    from cerebrum_cli.engine.fingerprint import processor_name
+    from cerebrum_cli.engine.machine import processor_name
 
     build = runtime.build()
     processors = (processor_name(), *(device.description for device in build.devices))

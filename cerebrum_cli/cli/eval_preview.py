@@ -11,7 +11,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_duration
 from cerebrum_cli.engine.memory import SINGLE
-from cerebrum_cli.engine.trials import Job, TrialError
+from cerebrum_cli.engine.trials import BenchJob, TrialError
 from cerebrum_cli.inference.load_options import load_options
 from cerebrum_cli.inference.loading import open_model
 from cerebrum_cli.inference.profiles import tuning_of
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
 BENCH_SLOTS = 16
-PREFILL, DECODE = Job("prefill", 128), Job("decode", 8, BENCH_SLOTS)
+PREFILL, DECODE = BenchJob("prefill", 128), BenchJob("decode", 8, BENCH_SLOTS)
 
 
 def show_preview(runtime: Runtime, prepared: PreparedEvaluation, kept: Sequence[Sample], options: EvalOptions) -> None:

@@ -12,7 +12,7 @@ from cerebrum_cli.core.parts import Part
 from cerebrum_cli.core.sampling import SamplingParams
 
 
-class Row(NamedTuple):
+class TokenRow(NamedTuple):
     """One token of a step: its slot, its position in the slot, and whether its logits are computed."""
 
     slot: int
@@ -114,7 +114,7 @@ class Backend(Vocabulary, Protocol):
     def reusable_prefix(self, length: int) -> int:
         """Number of the first `length` tokens of a slot that another prompt may reuse."""
 
-    def decode(self, rows: Sequence[Row]) -> bool:
+    def decode(self, rows: Sequence[TokenRow]) -> bool:
         """Evaluate the rows, ascending by slot; False if interrupted, and then `length` gives what each slot holds."""
 
     def logprob(self, row: int, token: int) -> float:

@@ -1,9 +1,13 @@
-"""How the installed llama.cpp was built, whether the build suits this machine's CPU, and how to rebuild it. Pure."""
+"""How the installed llama.cpp was built, whether the build suits this machine's CPU, and how to rebuild it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
 
 from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.engine.memory import Device
@@ -84,3 +88,16 @@ def rebuild_command(option: str = "") -> str:
     """Command that builds the supported llama.cpp on this machine, with a CMake option."""
     arguments = f'CMAKE_ARGS="{option}" ' if option else ""
     return arguments + pip_install(f'--force-reinstall --no-cache-dir --no-deps "{REQUIREMENT}"')
+
+
+def build_fingerprint() -> str:
+    """Digest that identifies a build of llama.cpp, of the names, sizes and times of its libraries."""
+    spec = find_spec("llama_cpp")
+    files = []
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for path in sorted(Path(folder, "lib").glob("*")):
+            files.append(path.name)
+            with suppress(OSError):  # a broken link
+                stat = path.stat()
+                files[-1] += f" {stat.st_size} {stat.st_mtime_ns}"
+    return sha256("\n".join(files).encode()).hexdigest()[:16] if files else "none"

@@ -16,7 +16,7 @@ TOKEN_BYTES = 4
 NEVER = -MAX_PERIOD - 1
 
 
-class End(NamedTuple):
+class EndReply(NamedTuple):
     """End the reply here."""
 
     reason: FinishReason
@@ -28,7 +28,7 @@ class Force(NamedTuple):
     tokens: tuple[int, ...]
 
 
-Intervention: TypeAlias = End | Force
+Intervention: TypeAlias = EndReply | Force
 
 
 class ReplyControl(Protocol):
@@ -97,8 +97,8 @@ class LoopCheck:
         if self._run >= MIN_TOKENS - PROBE:
             self._is_cyclic = ends_in_cycle(tokens[-MAX_PERIOD * MIN_REPEATS :].tobytes())
 
-    def intervene(self) -> End | None:
-        return End("repetition") if self._is_cyclic else None
+    def intervene(self) -> EndReply | None:
+        return EndReply("repetition") if self._is_cyclic else None
 
 
 def ends_in_cycle(window: bytes) -> bool:

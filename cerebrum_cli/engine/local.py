@@ -129,8 +129,8 @@ class LocalEngine:
         Nothing else runs meanwhile, and all slots are empty afterwards. After a cancel the stream ends early:
         `scope.is_cancelled`. Closing the generator frees the slots before returning. The model must be loaded.
         """
-        from cerebrum_cli.engine.scoring.job import ScoreJob
         from cerebrum_cli.engine.scoring.request import refusal
+        from cerebrum_cli.engine.scoring.scorer import ScoreJob
 
         context_size = self.backend.context_size
         accepted: dict[int, ScoreRequest] = {}

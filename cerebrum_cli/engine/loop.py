@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
+from cerebrum_cli.engine.drafts.costs import draft_lengths
 from cerebrum_cli.engine.memory import EXPECTED_LENGTH
 from cerebrum_cli.engine.messages import Abort, Cancel, Commands, SavePromptCache, Submit, SubmitScores
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Slot, Step
-from cerebrum_cli.engine.scoring.inspection import report_tokens
-from cerebrum_cli.engine.scoring.scorer import Scorer
+from cerebrum_cli.engine.scoring.scorer import ScoreJob, Scorer
 from cerebrum_cli.engine.sequence import Failure, Sequence
 from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.scoring.job import ScoreJob
+    from cerebrum_cli.engine.drafts.drafter import DraftToken
 
 BACKLOG_POLL_S = 0.01
 
@@ -175,9 +175,29 @@ class Loop:
             step = scheduler.schedule(prefill_chunk, max_outputs)
         if not any(share.sequence.drafter for share in step.shares):
             return step
-        from cerebrum_cli.engine.drafts.step import add_drafts
+        return self._add_drafts(step)
 
-        return add_drafts(step, self._backend, self._has_cells)
+    def _add_drafts(self, step: Step) -> Step:
+        """Add drafted tokens to a step in which sequences decode, where they pay and memory holds so many rows."""
+        backend, sequences = self._backend, [share.sequence for share in step.shares]
+        costs = next((one.request.step_costs for one in sequences if one.request.step_costs), None)
+        if costs is None or not backend.can_trim or any(one.is_prefilling for one in sequences):
+            return step
+        drafts = [self._draft(one) for one in sequences]
+        probabilities = [[each.probability for each in tokens] for tokens in drafts]
+        lengths = draft_lengths(probabilities, costs, backend.batch_size, is_equal=not backend.kv_unified)
+        drafted = step.with_drafts(
+            tuple(each.token for each in tokens[:length]) for tokens, length in zip(drafts, lengths, strict=True)
+        )
+        return drafted if self._has_cells(drafted.size) else step
+
+    def _draft(self, sequence: Sequence) -> list[DraftToken]:
+        """Guess a sequence's next tokens, at most as many as leave room to sample one after them."""
+        if sequence.drafter is None:
+            return []
+        sequence.draft_state = sequence.draft_state or sequence.drafter.start(sequence.generated)
+        limit = sequence.max_length(self._backend.capacity) - sequence.length - 1
+        return sequence.drafter.draft(sequence.draft_state, limit)
 
     def _compact(self) -> None:
         """Move the sequences in the highest slots to holes below, unless waiting sequences will fill those."""
@@ -231,7 +251,7 @@ class Loop:
                 self._report_prefill(sequence)
                 continue
             if sequence.request.inspection:
-                report_tokens(self._backend, sequence, range(row - share.outputs + 1, row + 1))
+                sequence.report_inspected(self._backend, range(row - share.outputs + 1, row + 1))
                 self._report_prefill(sequence) if sequence.is_prefilling else self._finish(sequence, "stop")
                 continue
             siblings = self._scheduler.sibling_samples(sequence) if not sequence.generated else []
@@ -243,7 +263,7 @@ class Loop:
             row += len(share.draft)
 
     def _sample_tokens(self, sequence: Sequence, row: int, draft: tuple[int, ...] = ()) -> None:
-        """Sample the next tokens of a sequence: one, and another after each token of the draft that it equals."""
+        """Sample the next tokens of a sequence: one, and another after each drafted token that it equals."""
         assert sequence.slot is not None
         scheduler, slot = self._scheduler, self._scheduler.slots[sequence.slot]
         sequence.draft_n += len(draft)
@@ -256,8 +276,8 @@ class Loop:
             sequence.draft_n_accepted += 1
         if not draft:
             return
-        if sequence.lookup:
-            sequence.lookup.record(accepted)
+        if sequence.draft_state:
+            sequence.draft_state.record(accepted)
         if not self._trim(slot, len(slot.tokens)):
             slot.clear()
             sequence.evaluated = 0

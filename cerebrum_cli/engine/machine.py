@@ -10,7 +10,9 @@ import platform
 import re
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +31,7 @@ LISTED_BY = {
     "amx_int8": (5, 16),
     "sme": (5, 19),
 }
+CPUINFO = Path("/proc/cpuinfo")
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -57,10 +60,19 @@ def processors() -> Processors:
     """Count the CPUs, within this process's affinity and its cgroups' quotas."""
     import psutil
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = allowed_processors()
     logical = psutil.cpu_count(logical=True) or allowed
-    cores = psutil.cpu_count(logical=False) or logical
-    return Processors(logical, cores, allowed, min(map(cgroup_quota, own_cgroups())))
+    return Processors(logical, psutil.cpu_count(logical=False) or logical, allowed, processor_quota())
+
+
+def allowed_processors() -> int:
+    """Number of logical CPUs in this process's affinity."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_quota() -> float:
+    """CPUs that the cgroups of this process may use; infinity if unlimited."""
+    return min(map(cgroup_quota, own_cgroups()))
 
 
 def thread_count() -> int:
@@ -68,18 +80,29 @@ def thread_count() -> int:
     return processors().threads
 
 
-def processor_flags(path: Path = Path("/proc/cpuinfo"), release: str | None = None) -> frozenset[str] | None:
+def processor_flags(path: Path = CPUINFO, release: str | None = None) -> frozenset[str] | None:
     """CPU features as listed by Linux, and those that a kernel of this release may not list; None if unavailable."""
     numbers = re.match(r"(\d+)\.(\d+)", platform.release() if release is None else release)
     version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+    first = _first_processor(path)
+    flags = first.get("flags") or first.get("Features")
     unlisted = (flag for flag, listed_by in LISTED_BY.items() if version < listed_by)
+    return frozenset((*flags.split(), *unlisted)) if flags else None
+
+
+def processor_name(path: Path = CPUINFO) -> str:
+    """Model name of the first processor, or the best substitute that the system offers."""
+    return _first_processor(path).get("model name") or platform.processor() or platform.machine()
+
+
+def _first_processor(path: Path) -> dict[str, str]:
+    """What Linux lists of the first processor: listing all takes milliseconds where there are many."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as lines:  # of the first CPU: there may be hundreds
-            pairs = (line.partition(":") for line in lines)
-            flags = (words for key, _, words in pairs if key.strip() in ("flags", "Features"))
-            return frozenset((*next(flags).split(), *unlisted))
-    except (OSError, StopIteration):
-        return None
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            pairs = (line.partition(":") for line in takewhile(str.strip, lines))
+            return {key.strip(): value.strip() for key, _, value in pairs}
+    except OSError:
+        return {}
 
 
 def likely_accelerator(root: Path = Path("/")) -> Literal["cuda", "metal", "vulkan"] | None:
@@ -92,42 +115,29 @@ def likely_accelerator(root: Path = Path("/")) -> Literal["cuda", "metal", "vulk
     return "vulkan" if next(renderers, None) else None
 
 
-def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> list[Path]:
+def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> set[Path]:
     """Directories of this process's cgroups and their ancestors, also those of cgroup v1's controllers.
 
     Only the root if the membership is unknown.
     """
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return [root]
-    path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
-    folders = _with_ancestors(root / path.lstrip("/"), root)
-    for controllers, path in (line.split(":", 2)[1:] for line in lines if line.count(":") >= 2):
-        for name in {"memory", "cpu"} & {*controllers.split(",")}:
-            folders += _with_ancestors(root / name / path.lstrip("/"), root / name)
-    return folders
-
-
-def _with_ancestors(folder: Path, root: Path) -> list[Path]:
-    return [folder, *(each for each in folder.parents if root in (each, *each.parents))]
+    mounts = [(root, "/")]
+    with contextlib.suppress(OSError, ValueError):
+        for line in membership.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            names = {"memory", "cpu"} & {*controllers.split(",")}
+            mounts += [(root / name, path) for name in names] if controllers else [(root, path)]
+    folders = ((mount, mount / path.lstrip("/")) for mount, path in mounts)
+    return {each for mount, folder in folders for each in (folder, *folder.parents) if each.is_relative_to(mount)}
 
 
 def cgroup_quota(root: Path) -> float:
     """CPU quota of a cgroup; infinity if unlimited."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            controller = root / "cpu" if (root / "cpu" / "cpu.cfs_quota_us").exists() else root
-            quota = (controller / "cpu.cfs_quota_us").read_text().strip()
-            period = (controller / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return math.inf
-    try:
-        return int(quota) / int(period) if int(quota) > 0 else math.inf
-    except ValueError:  # "max"
-        return math.inf
+    v1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    for folder, names in ((root, ("cpu.max",)), (root / "cpu", v1), (root, v1)):
+        with contextlib.suppress(OSError, ValueError):  # "max"
+            quota, period = (int(number) for name in names for number in (folder / name).read_text().split())
+            return quota / period if quota > 0 else math.inf
+    return math.inf
 
 
 def available_memory() -> int:
@@ -138,11 +148,9 @@ def available_memory() -> int:
 
 
 def peak_memory() -> int:
-    """Peak resident memory of this process in bytes, mapped files included; 0 if unknown."""
-    try:
-        import resource
-    except ImportError:
-        return 0
+    """Peak resident memory of this process in bytes, mapped files included."""
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -192,6 +200,21 @@ def machine_memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
+def memory_gb() -> int:
+    """Memory of this machine in whole GB; 0 if unknown."""
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9)
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def machine_fingerprint(devices: Sequence[Device] | None) -> str:
+    """Text that identifies the hardware, for which measured speeds are valid: processor, cores, memory in GB, GPUs."""
+    count = math.ceil(min(allowed_processors(), processor_quota()))
+    gpus = ", ".join(device.description for device in devices or ()) or "no GPU"
+    return f"{processor_name()}, {count} processors, {memory_gb()} GB, {gpus}"
+
+
 def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
     """Cache the GPUs llama.cpp found, since finding them requires loading it; failures are ignored."""
     text = json.dumps([asdict(device) for device in devices]).encode()
@@ -205,13 +228,9 @@ def load_devices(path: Path) -> tuple[Device, ...] | None:
     """Read the cached GPUs; None before the first model was loaded."""
     try:
         listed = json.loads(path.read_bytes())
-        return tuple(_device(**each) for each in listed) if isinstance(listed, list) else None
+        devices = tuple(Device(**each) for each in listed)
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-
-
-def _device(*, name: str, description: str, free: int, total: int, is_unified: bool = False) -> Device:
-    valid = isinstance(name, str) and isinstance(description, str) and type(free) is int and type(total) is int
-    if not (valid and isinstance(is_unified, bool)):
-        raise TypeError("a value of the wrong type")
-    return Device(name, description, free, total, is_unified)
+    kinds = (str, str, int, int, bool)
+    is_valid = all(tuple(map(type, astuple(each))) == kinds for each in devices)
+    return devices if is_valid and isinstance(listed, list) else None

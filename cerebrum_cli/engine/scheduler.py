@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice, takewhile
 from typing import NamedTuple
 
-from cerebrum_cli.engine.backend import Row
+from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.sequence import Sequence, Tokens, common_tokens, pack_tokens
 
 MIN_FREE_CELLS = 256  # tokens of room for a reply that admission to a unified KV cache requires
@@ -71,13 +71,13 @@ class Share(NamedTuple):
     draft: tuple[int, ...] = ()
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TokenRow]:
         """The rows of this share."""
         sequence, tokens = self.sequence, (*self.tokens, *self.draft)
         assert sequence.slot is not None
         first_output = len(tokens) - self.outputs
         return [
-            Row(sequence.slot, sequence.evaluated + index, token, index >= first_output)
+            TokenRow(sequence.slot, sequence.evaluated + index, token, index >= first_output)
             for index, token in enumerate(tokens)
         ]
 
@@ -93,12 +93,12 @@ class Step(NamedTuple):
         return sum(len(share.tokens) + len(share.draft) for share in self.shares)
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TokenRow]:
         """The rows of all shares, in order."""
         return [row for share in self.shares for row in share.rows]
 
     def with_drafts(self, drafts: Iterable[tuple[int, ...]]) -> Step:
-        """The step with a draft, possibly empty, for each share, which has one row without it."""
+        """The step with drafted tokens, possibly none, for each share, which has one row without it."""
         pairs = zip(self.shares, drafts, strict=True)
         return Step([share._replace(outputs=1 + len(draft), draft=draft) for share, draft in pairs])
 

@@ -12,15 +12,25 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
-from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, Forced, SequenceId, Timings, TokenEvent
+from cerebrum_cli.core.events import (
+    AlternativesEvent,
+    Event,
+    FinishEvent,
+    FinishReason,
+    Forced,
+    SequenceId,
+    Timings,
+    TokenEvent,
+    TokenLogprob,
+)
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
-from cerebrum_cli.engine.backend import Sampler
-from cerebrum_cli.engine.control import ControlFactory, Controls, End
+from cerebrum_cli.engine.backend import Backend, Sampler
+from cerebrum_cli.engine.control import ControlFactory, Controls, EndReply
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.drafts.costs import StepCosts
-    from cerebrum_cli.engine.drafts.drafter import Drafter, Lookup
+    from cerebrum_cli.engine.drafts.drafter import Drafter, DraftState
 
 Tokens: TypeAlias = "tuple[int, ...] | array[int]"
 """Token ids; an array takes a tenth of a tuple's memory."""
@@ -121,7 +131,7 @@ class Sequence:
     cached_tokens: int = 0
     generated: list[int] = field(default_factory=list)
     drafter: Drafter | None = None
-    lookup: Lookup | None = None
+    draft_state: DraftState | None = None
     draft_n: int = 0
     draft_n_accepted: int = 0
     admitted_at: float | None = None
@@ -192,11 +202,21 @@ class Sequence:
         intervention = None if self.pending else controls.intervene()
         if intervention is None:
             return None
-        if isinstance(intervention, End):
+        if isinstance(intervention, EndReply):
             return intervention.reason
         self.forced.append(Forced(len(self.generated), len(intervention.tokens)))
         self.pending.extend(intervention.tokens)
         return None
+
+    def report_inspected(self, backend: Backend, rows: Iterable[int]) -> None:
+        """Report the next tokens of an inspection, each by the row of the last decode that predicts it."""
+        inspection = self.request.inspection
+        assert inspection is not None
+        for row in rows:
+            token, likeliest = inspection.tokens[self.inspected], backend.top_tokens(row, inspection.likeliest)
+            given = TokenLogprob(token, backend.logprob(row, token))
+            self.emit(AlternativesEvent(self.id, self.inspected, given, tuple(likeliest)))
+            self.inspected += 1
 
     def max_length(self, context_size: int) -> int:
         return self.request.max_length(context_size)

@@ -56,7 +56,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class StateRecord:
     """The record that follows the body: packed tokens, and the body's size and checksum."""
 
     tokens: bytes
@@ -76,7 +76,7 @@ class StateStore:
         self._limit = limit
         self._model = model
         self._format = format
-        self._known: dict[str, Record | None] = {}  # by file name; None for an unusable file
+        self._known: dict[str, StateRecord | None] = {}  # by file name; None for an unusable file
 
     def find_longest(self, prompt: Many[int], kind: str, is_usable: IsUsable, notify: Notify) -> State | None:
         """Find and verify the usable state with the longest common prefix with a prompt; None if there is none.
@@ -142,7 +142,7 @@ class StateStore:
                 found[name] = (shared, length)
         return found
 
-    def _records(self, identity: bytes, notify: Notify) -> dict[str, Record]:
+    def _records(self, identity: bytes, notify: Notify) -> dict[str, StateRecord]:
         """Records of all files with this identity, by file name; each file is read only once."""
         start = f"{digest(identity)}-"
         names = [name for name in self._list_names() if name.startswith(start) and name.endswith(STATE)]
@@ -152,7 +152,7 @@ class StateStore:
         }
         return {name: record for name, record in self._known.items() if record}
 
-    def _read_record(self, name: str, identity: bytes, notify: Notify) -> Record | None:
+    def _read_record(self, name: str, identity: bytes, notify: Notify) -> StateRecord | None:
         path = self._directory / name
         try:
             with FileIO(path) as file:
@@ -229,7 +229,7 @@ def read_states(directory: Path) -> dict[Path, bytes]:
     return states
 
 
-def read_record(file: FileIO, identity: bytes | None = None) -> Record:
+def read_record(file: FileIO, identity: bytes | None = None) -> StateRecord:
     """Read the record at the end of a file; InvalidState if it is damaged, or has another identity than a given one."""
     size = os.fstat(file.fileno()).st_size
     if size < FOOTER.size:
@@ -245,7 +245,7 @@ def read_record(file: FileIO, identity: bytes | None = None) -> Record:
     is_other = identity is not None and record[count * TOKEN_BYTES :] != identity
     if is_other or crc32(footer[:-TAIL_BYTES], crc32(record)) != record_sum:
         raise InvalidState
-    return Record(record[: count * TOKEN_BYTES], body, body_sum)
+    return StateRecord(record[: count * TOKEN_BYTES], body, body_sum)
 
 
 def checksum(file: FileIO, length: int) -> int:

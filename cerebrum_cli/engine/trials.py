@@ -39,13 +39,13 @@ MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to an
 MIN_SHARE_OF_BEST = 0.9  # of the best share of such runs, which is below 1 if many threads wait for each other
 MAX_RUNS = 3  # of a job that other programs disturb, if the previous job was undisturbed in the end
 READ_BYTES = 2**22
-DRAFT_PREFIX_TOKENS = 128  # evaluated before the steps that are timed for drafts
+DRAFT_PREFIX_TOKENS = 128  # evaluated before the steps that are timed for speculative decoding
 
 JobKind = Literal["prefill", "decode"]
 JOB_KINDS: tuple[JobKind, ...] = ("prefill", "decode")
 
 
-class Job(NamedTuple):
+class BenchJob(NamedTuple):
     """Work to time: a number of prompt tokens to prefill, or of steps to decode in one or several sequences."""
 
     kind: JobKind
@@ -163,7 +163,7 @@ class Bench:
             self._devices = self._trial(Tuning()).devices
         return self._devices
 
-    def speed(self, tuning: Tuning, job: Job) -> float:
+    def speed(self, tuning: Tuning, job: BenchJob) -> float:
         """Measure tokens per second; repeated if other programs use the CPU, and then the best run counts.
 
         Several sequences are evaluated like those of a batch. On a machine that stays busy, repeating does not help: a
@@ -226,7 +226,7 @@ class Bench:
         self.release()
         self._resources.close()
 
-    def _had_enough_cpu(self, tuning: Tuning, job: Job, share: float) -> bool:
+    def _had_enough_cpu(self, tuning: Tuning, job: BenchJob, share: float) -> bool:
         """Whether a run was undisturbed, by its share of CPU time and that of earlier runs like it."""
         key = (tuning.n_threads, tuning.n_threads_batch, job.kind, job.sequences > 1)
         self._best_shares[key] = max(share, self._best_shares.get(key, 0.0))

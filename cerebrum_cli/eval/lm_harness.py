@@ -19,7 +19,7 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent
 from cerebrum_cli.core.parts import Text, Tokens
-from cerebrum_cli.engine.scoring.request import ScoreEvent
+from cerebrum_cli.engine.scoring.request import LogprobScores
 from cerebrum_cli.eval.lm_requests import (
     Prompt,
     continue_prompts,
@@ -243,7 +243,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         self._notify_of_truncation(plan.truncated, len(pairs))
         with closing(self._model.responder.score(plan.requests)) as events:
             for event in events:
-                if isinstance(event, ScoreEvent):
+                if isinstance(event, LogprobScores):
                     for index, score in zip(plan.indices[event.request], event.scores, strict=True):
                         add(index, (score.logprob_sum, score.is_greedy))
                 elif isinstance(event, RefusedEvent):

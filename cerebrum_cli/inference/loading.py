@@ -252,7 +252,7 @@ def open_model(source: ReplySource) -> LoadedModel:
 
 
 def draft_problem(model: Model) -> str | None:
-    """Why drafts cannot pay for a model; None if they can."""
+    """Why speculative decoding cannot pay for a model; None if it can."""
     if model.header.expert_count:
         return "each token of a mixture of experts needs different weights"
     if any(layer.state_bytes for layer in model.sizes.layers):
@@ -261,13 +261,13 @@ def draft_problem(model: Model) -> str | None:
 
 
 def draft_notice(model: Model, drafts: bool | None) -> NoticeEvent | None:
-    """Notice that drafts were requested of a model that gets none."""
+    """Notice that speculative decoding was requested of a model that gets none."""
     problem = draft_problem(model) if drafts else None
-    return NoticeEvent(f"drafts are off for this model: {problem}", "omit --drafts") if problem else None
+    return NoticeEvent(f"speculative decoding is off for this model: {problem}", "omit --drafts") if problem else None
 
 
 def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | None) -> StepCosts | None:
-    """What steps cost: as measured, if drafts can pay; if they are asked for, in any case; None for no drafts."""
+    """What steps cost: as measured, if drafting tokens can pay; if it is asked for, in any case; None if it is off."""
     if problem or drafts is False:
         return None
     if drafts:

@@ -44,8 +44,8 @@ class TunedUse:
     """Settings for one use, and their speeds.
 
     `gain` is the speedup of the use over the defaults (`Use.gain`); `agreement` is the share of equal next tokens, if
-    it was measured. `step_costs` are those of steps with drafts, with these settings; None if the model or the use gets
-    no drafts.
+    it was measured. `step_costs` are those of steps with drafted tokens, with these settings; None if none are
+    drafted.
     """
 
     tuning: Tuning
@@ -56,7 +56,7 @@ class TunedUse:
 
     @property
     def best_draft(self) -> tuple[int, float] | None:
-        """Number of rows and cost of the step that gains most from a draft; None if no draft can pay."""
+        """Number of rows and cost of the step that gains most from drafted tokens; None if none can pay."""
         return self.step_costs.best_draft if self.step_costs else None
 
 
@@ -82,7 +82,7 @@ class Profile:
 
     @property
     def uses_with_drafts(self) -> list[UseName]:
-        """The uses in which drafts can pay."""
+        """The uses in which speculative decoding can pay."""
         return [name for name, used in self.uses.items() if used.best_draft]
 
 
@@ -92,7 +92,7 @@ def tuning_of(profile: Profile | None, use: UseName | None) -> Tuning:
 
 
 def step_costs_of(profile: Profile | None, use: UseName | None) -> StepCosts | None:
-    """Measured costs of steps with drafts; None without a profile, or if the model or the use gets no drafts."""
+    """Measured costs of steps with drafted tokens; None without a profile, or if the model or the use drafts none."""
     return profile.uses[use].step_costs if profile and use else None
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 
 DraftChoice = Callable[[bool | None], StepCosts | None]
-"""What steps cost, for a request with this setting of `drafts`; None for no drafts."""
+"""What steps cost, for a request with this setting of `drafts`; None if no tokens are drafted."""
 
 
 class Responder:

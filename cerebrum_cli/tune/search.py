@@ -16,7 +16,7 @@ from typing import Any
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.load_options import Tuning
-from cerebrum_cli.engine.trials import JOB_KINDS, MIN_AGREEMENT, Bench, Job, JobKind, TrialError
+from cerebrum_cli.engine.trials import JOB_KINDS, MIN_AGREEMENT, Bench, BenchJob, JobKind, TrialError
 from cerebrum_cli.inference.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.tune.candidates import (
     ASK,
@@ -64,7 +64,7 @@ class Search:
     best: dict[UseName, Candidate] = field(default_factory=dict)
     untried: dict[str, str] = field(default_factory=dict)
     loads: dict[tuple[bool | None, str | None], list[float]] = field(default_factory=dict)
-    _jobs: dict[tuple[bool, JobKind], Job] = field(default_factory=dict)
+    _jobs: dict[tuple[bool, JobKind], BenchJob] = field(default_factory=dict)
     _deadline: float = 0.0
     _confirmations: dict[tuple[Candidate, Candidate], list[Speeds]] = field(default_factory=dict)
 
@@ -115,7 +115,7 @@ class Search:
 
     def _calibrate(self, candidate: Candidate, kind: JobKind, least: int, most: int, sequences: int) -> float:
         """Store a job that takes about `RUN_S`, and measure its speed."""
-        job = Job(kind, least, sequences)
+        job = BenchJob(kind, least, sequences)
         speed = self.bench.speed(candidate.tuning, job)
         steps = speed / (sequences if kind == "decode" else 1) * RUN_S
         tokens = int(steps) if kind == "decode" else int(steps // least * least)
@@ -220,7 +220,7 @@ class Search:
         speeds = {each: self.bench.speed(each.tuning, self._job(each, kind, candidate)) for each in pair}
         return speeds[candidate] / speeds[base]
 
-    def _job(self, candidate: Candidate, kind: JobKind, compared: Candidate | None = None) -> Job:
+    def _job(self, candidate: Candidate, kind: JobKind, compared: Candidate | None = None) -> BenchJob:
         """Job to measure a candidate with, as long as that of the candidate it is compared with."""
         job, n_ubatch = self._jobs[candidate.is_batch, kind], (compared or candidate).tuning.n_ubatch
         if kind == "prefill":

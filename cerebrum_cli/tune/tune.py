@@ -43,7 +43,7 @@ from cerebrum_cli.tune.candidates import (
 from cerebrum_cli.tune.search import SEARCH_S, Search
 
 MAX_BATCH_SLOTS = 64
-STEPS_S = 10.0  # to measure steps with drafts, for each use whose defaults differ
+STEPS_S = 10.0  # to measure steps with drafted tokens, for each use whose defaults differ
 PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
 
 
@@ -97,7 +97,7 @@ def tune_model(
 def measure_steps(
     bench: Bench, uses: Mapping[UseName, TunedUse], space: SearchSpace, seconds: float
 ) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
-    """The uses that generate one sequence, with the costs of steps with drafts; equal settings are measured once."""
+    """The uses that generate one sequence, with costs of steps with drafted tokens; equal ones are measured once."""
     defaults: dict[UseName, Tuning] = {"chat": space.chat, "ask": space.ask}
     measured: dict[tuple[Tuning, tuple[int, ...]], StepCosts | None] = {}
     found: dict[UseName, TunedUse] = {}
@@ -106,7 +106,7 @@ def measure_steps(
         rows = tuple(count for count in MEASURED_ROWS if count <= (tuning.n_ubatch or count))
         job = replace(tuning, n_ubatch=None), rows
         if job not in measured:
-            yield StageEvent("steps with drafts", done, len(defaults))
+            yield StageEvent("steps with drafted tokens", done, len(defaults))
             try:
                 measured[job] = bench.step_costs(*job, seconds)
             except TrialError:  # a recurrent model, or another program has taken the memory meanwhile
@@ -156,7 +156,7 @@ def tuning_lock(directory: Path) -> Iterator[None]:
 
 
 def update_store(store: ProfileStore, profile: Profile, fallback: Profile | None) -> None:
-    """Save a profile, or delete the previous one if it changes nothing and no use gets drafts. Raises ConfigError.
+    """Save a profile, or delete the previous one if it changes nothing and no use can draft tokens. Raises ConfigError.
 
     `fallback` is the profile that is used where the store has none.
     """

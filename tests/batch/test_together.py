@@ -14,7 +14,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import sequence
-from cerebrum_cli.engine.backend import Row
+from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
@@ -111,7 +111,7 @@ def test_batch_invariance_whatever_prefix_was_copied(slots: int, monkeypatch: py
 LENGTHS = {0: 300, 1: 400, 2: 7, 3: 512, 4: 300, 5: 290, 6: 3}
 
 
-def pad(rows: list[Row], slots: int = 7) -> tuple[list[Row], list[int]]:
+def pad(rows: list[TokenRow], slots: int = 7) -> tuple[list[TokenRow], list[int]]:
     """Pad rows in slots of 512 tokens."""
     return batch_invariance.pad_single_rows(
         rows, LENGTHS.__getitem__, lambda slot: 0 <= slot < slots and LENGTHS[slot] < 512
@@ -119,25 +119,25 @@ def pad(rows: list[Row], slots: int = 7) -> tuple[list[Row], list[int]]:
 
 
 def test_single_rows_are_padded_from_a_position_on() -> None:
-    near = [Row(0, 255, 9, True), Row(4, 300, 8, True), Row(5, 290, 7, True)]
+    near = [TokenRow(0, 255, 9, True), TokenRow(4, 300, 8, True), TokenRow(5, 290, 7, True)]
     assert pad(near) == (near, [0, 1, 2])
-    far = [Row(1, 400, 9, True), Row(5, 290, 7, True)]
-    assert pad(far) == ([far[0], Row(2, 7, 9, False), far[1], Row(6, 3, 7, False)], [0, 2])
-    prefill = [Row(0, 300, 1, False), Row(0, 301, 2, True)]
+    far = [TokenRow(1, 400, 9, True), TokenRow(5, 290, 7, True)]
+    assert pad(far) == ([far[0], TokenRow(2, 7, 9, False), far[1], TokenRow(6, 3, 7, False)], [0, 2])
+    prefill = [TokenRow(0, 300, 1, False), TokenRow(0, 301, 2, True)]
     assert pad(prefill) == (prefill, [0, 1])
 
 
 def test_single_row_is_padded_below_the_last_or_a_full_slot() -> None:
-    last = Row(6, 300, 9, True)
-    assert pad([last]) == ([Row(5, 290, 9, False), last], [1])
-    under_a_full_one = Row(2, 300, 9, True)
-    assert pad([under_a_full_one]) == ([Row(1, 400, 9, False), under_a_full_one], [1])
-    assert pad([Row(0, 300, 9, True)], slots=1) == ([Row(0, 300, 9, True)], [0])
+    last = TokenRow(6, 300, 9, True)
+    assert pad([last]) == ([TokenRow(5, 290, 9, False), last], [1])
+    under_a_full_one = TokenRow(2, 300, 9, True)
+    assert pad([under_a_full_one]) == ([TokenRow(1, 400, 9, False), under_a_full_one], [1])
+    assert pad([TokenRow(0, 300, 9, True)], slots=1) == ([TokenRow(0, 300, 9, True)], [0])
 
 
 def test_single_row_beside_the_padding_of_another_needs_none() -> None:
-    rows = [Row(4, 300, 9, True), Row(6, 300, 8, True)]
-    assert pad(rows) == ([rows[0], Row(5, 290, 9, False), rows[1]], [0, 2])
+    rows = [TokenRow(4, 300, 9, True), TokenRow(6, 300, 8, True)]
+    assert pad(rows) == ([rows[0], TokenRow(5, 290, 9, False), rows[1]], [0, 2])
 
 
 @pytest.mark.parametrize("slots", [2, 4])

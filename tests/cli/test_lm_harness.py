@@ -23,7 +23,7 @@ from cerebrum_cli.core.conversation import Conversation  # noqa: E402
 from cerebrum_cli.core.errors import PromptTooLong, UsageError  # noqa: E402
 from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent  # noqa: E402
 from cerebrum_cli.core.settings import fold  # noqa: E402
-from cerebrum_cli.engine.backend import Row, StopFlag  # noqa: E402
+from cerebrum_cli.engine.backend import StopFlag, TokenRow  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
 from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning  # noqa: E402
 from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
@@ -117,7 +117,7 @@ def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]
             total, is_greedy = 0.0, True
             text = [*context, *continuation]
             for position, token in enumerate(text[:-1]):
-                backend.decode([Row(0, position, token, True)])
+                backend.decode([TokenRow(0, position, token, True)])
                 if position + 1 >= len(context):
                     logits = backend.logits(0).astype(np.float64)
                     following = text[position + 1]

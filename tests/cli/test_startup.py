@@ -31,9 +31,7 @@ HEAVY = (
 # What `ask` needs neither without drafts, nor for a single answer, nor without servers.
 UNUSED_BY_ASK = {
     "engine.drafts.drafter",
-    "engine.drafts.step",
     "engine.scoring.plan",
-    "engine.scoring.run",
     "batch.answering",
     "inference.voting",
     "tune.tune",

@@ -35,7 +35,7 @@ from cerebrum_cli.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.doctor.checks import CHECKS, inspect_directory, run_with_timeout
 from cerebrum_cli.doctor.selftest import ANSWER, NANO, QUESTION
 from cerebrum_cli.engine.build import CPU_FLAGS, Build, read_features
-from cerebrum_cli.engine.llama.build_info import build as installed_build
+from cerebrum_cli.engine.llama.devices import build as installed_build
 from cerebrum_cli.engine.machine import Processors, likely_accelerator, processor_flags
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.main import run

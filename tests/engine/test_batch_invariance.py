@@ -16,7 +16,7 @@ from tiny_models import Shape, write_quantized, write_sliding_window
 from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import sequence
-from cerebrum_cli.engine.backend import Row
+from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.load import open_llama
@@ -162,44 +162,44 @@ def test_padded_steps_leave_sliding_windows_intact(models: Path) -> None:
     assert replies(path, 5, requests[::-1], limit=40, context_size=2048)[::-1] == alone
 
 
-def rows_of(*slots: int, output: bool = True) -> list[Row]:
+def rows_of(*slots: int, output: bool = True) -> list[TokenRow]:
     """One row in each slot, at position 300 + slot."""
-    return [Row(slot, 300 + slot, 9, output) for slot in slots]
+    return [TokenRow(slot, 300 + slot, 9, output) for slot in slots]
 
 
-def pad(rows: list[Row], slots: int) -> tuple[list[Row], list[int]]:
+def pad(rows: list[TokenRow], slots: int) -> tuple[list[TokenRow], list[int]]:
     """Pad rows where each slot holds 100 tokens and its index."""
     return pad_step(rows, slots, lambda slot: 100 + slot)
 
 
 def test_step_is_padded_in_its_own_slot() -> None:
     [row] = rows_of(2)
-    assert pad([row], 3) == ([row, *(Row(2, 303 + index, 9, True) for index in range(7))], [0])
+    assert pad([row], 3) == ([row, *(TokenRow(2, 303 + index, 9, True) for index in range(7))], [0])
     assert pad(rows_of(0, 1), 2)[1] == [0, 4]
 
 
 def test_step_is_padded_in_free_slots() -> None:
     rows = rows_of(*range(9))
     padded, indices = pad(rows, 64)
-    assert padded == [*rows, *(Row(slot, 100 + slot, 9, True) for slot in (9, 10, 11))]
+    assert padded == [*rows, *(TokenRow(slot, 100 + slot, 9, True) for slot in (9, 10, 11))]
     assert indices == [*range(9)]
 
 
 def test_step_is_padded_in_slots_between_its_own() -> None:
     rows = rows_of(*range(4, 8), *range(9, 12))
     padded, indices = pad(rows, 12)
-    assert padded == [*rows[:4], Row(8, 108, 9, True), *rows[4:]]
+    assert padded == [*rows[:4], TokenRow(8, 108, 9, True), *rows[4:]]
     assert indices == [0, 1, 2, 3, 5, 6, 7]
 
 
 def test_padded_prefill_outputs_no_logits_or_several() -> None:
-    prefill = [Row(1, position, 9, False) for position in range(5)]
+    prefill = [TokenRow(1, position, 9, False) for position in range(5)]
     padded, indices = pad(prefill, 4)
     assert ([row.position for row in padded], indices) == ([*range(8)], [*range(5)])
     assert not any(row.output for row in padded)
-    prefill = [Row(1, position, 9, position == 56) for position in range(57)]
+    prefill = [TokenRow(1, position, 9, position == 56) for position in range(57)]
     assert [row.position for row in pad(prefill, 4)[0] if row.output] == [*range(52, 60)]
-    assert all(row.output for row in pad([Row(1, 5, 9, True)], 4)[0])
+    assert all(row.output for row in pad([TokenRow(1, 5, 9, True)], 4)[0])
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4, 8, 64])

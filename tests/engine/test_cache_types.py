@@ -18,7 +18,7 @@ from tiny_models import Shape, write_chatml
 from cerebrum_cli.cli.lm_eval import for_lm_eval
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, sequence_bytes
@@ -116,8 +116,8 @@ def test_cache_types_change_the_memory_and_little_else(wide: Path, keys: str, va
         backend = open_llama(replace(plain, context=context), lambda _: None, StopFlag())
         try:
             backend.reserve(64)
-            backend.decode([Row(0, index, 20 + index, index == 9) for index in range(10)])
-            backend.decode([Row(0, 10, 40, True)])
+            backend.decode([TokenRow(0, index, 20 + index, index == 9) for index in range(10)])
+            backend.decode([TokenRow(0, 10, 40, True)])
             return np.array(backend.logits(0)), backend.state_size(0), backend.state_kind
         finally:
             backend.close()

@@ -19,10 +19,9 @@ from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expecte
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.drafts import allocation, drafter
-from cerebrum_cli.engine.drafts.allocation import draft_lengths
-from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
-from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Acceptance, Drafter, Lookup
+from cerebrum_cli.engine.drafts import drafter
+from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts, draft_lengths
+from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Acceptance, Drafter, DraftState
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.inference.loading import draft_costs
 
@@ -31,12 +30,12 @@ REPEATED = "the cat sat on the mat. "
 COPY = replies({"copy: " + REPEATED: REPEATED * 4})
 
 
-def grow(drafter: Drafter, lookup: Lookup, reply: list[int], text: str) -> str:
+def grow(drafter: Drafter, state: DraftState, reply: list[int], text: str) -> str:
     """Add a text to a reply token by token; return the draft that follows it."""
     for token in tokens(text):
-        drafter.draft(lookup, MAX_DRAFT)
+        drafter.draft(state, MAX_DRAFT)
         reply.append(token)
-    return "".join(chr(each.token) for each in drafter.draft(lookup, MAX_DRAFT))
+    return "".join(chr(each.token) for each in drafter.draft(state, MAX_DRAFT))
 
 
 # Drafts.
@@ -44,17 +43,17 @@ def grow(drafter: Drafter, lookup: Lookup, reply: list[int], text: str) -> str:
 
 def test_drafter_continues_the_prompt_where_the_reply_repeats_it() -> None:
     drafter, reply = Drafter(tokens("one two three four.")), list[int]()
-    lookup = drafter.start(reply)
-    assert grow(drafter, lookup, reply, "tw") == ""
-    assert grow(drafter, lookup, reply, "o").startswith(" three four.")
-    assert grow(drafter, lookup, reply, " th").startswith("ree four.")
-    assert grow(drafter, lookup, reply, "e") == ""
+    state = drafter.start(reply)
+    assert grow(drafter, state, reply, "tw") == ""
+    assert grow(drafter, state, reply, "o").startswith(" three four.")
+    assert grow(drafter, state, reply, " th").startswith("ree four.")
+    assert grow(drafter, state, reply, "e") == ""
 
 
 def test_drafter_extends_a_repetition_beyond_its_end() -> None:
     drafter, reply = Drafter(tokens("?")), list[int]()
-    lookup = drafter.start(reply)
-    assert grow(drafter, lookup, reply, "abcabc") == ("abc" * 21)[:MAX_DRAFT]
+    state = drafter.start(reply)
+    assert grow(drafter, state, reply, "abcabc") == ("abc" * 21)[:MAX_DRAFT]
 
 
 def test_drafter_follows_a_sibling_from_its_first_token() -> None:
@@ -62,10 +61,10 @@ def test_drafter_follows_a_sibling_from_its_first_token() -> None:
     first: list[int] = []
     grow(drafter, drafter.start(first), first, "the answer is 4")
     second: list[int] = []
-    lookup = drafter.start(second)
-    assert grow(drafter, lookup, second, "") == "the answer is 4"
-    assert grow(drafter, lookup, second, "t") == "he answer is 4"
-    assert grow(drafter, lookup, second, "hus the a") == "nswer is 4"
+    state = drafter.start(second)
+    assert grow(drafter, state, second, "") == "the answer is 4"
+    assert grow(drafter, state, second, "t") == "he answer is 4"
+    assert grow(drafter, state, second, "hus the a") == "nswer is 4"
 
 
 def test_drafter_looks_up_again_after_the_end_of_a_sibling() -> None:
@@ -73,18 +72,18 @@ def test_drafter_looks_up_again_after_the_end_of_a_sibling() -> None:
     first: list[int] = []
     grow(drafter, drafter.start(first), first, "the")
     second: list[int] = []
-    lookup = drafter.start(second)
-    assert grow(drafter, lookup, second, "the two").startswith(" three four.")
+    state = drafter.start(second)
+    assert grow(drafter, state, second, "the two").startswith(" three four.")
 
 
 def test_drafter_learns_from_lookups_without_drafts() -> None:
     drafter, reply = Drafter(tokens("abcdefghij. uvwxyzuvw.")), list[int]()
-    lookup = drafter.start(reply)
+    state = drafter.start(reply)
     probabilities = []
     for start, rest in (("abcdef", "ghij."), ("uvwxyz", "!")):
-        grow(drafter, lookup, reply, start)
-        probabilities.append(drafter.draft(lookup, 1)[0].probability)
-        grow(drafter, lookup, reply, rest)
+        grow(drafter, state, reply, start)
+        probabilities.append(drafter.draft(state, 1)[0].probability)
+        grow(drafter, state, reply, rest)
     assert probabilities[0] < probabilities[1]
 
 
@@ -102,18 +101,18 @@ def test_acceptance_follows_what_was_right_before() -> None:
 def test_drafter_pauses_after_misses_until_a_long_match() -> None:
     text = "a long text that is repeated"
     drafter, reply = Drafter(tokens(text)), list[int]()
-    lookup = drafter.start(reply)
+    state = drafter.start(reply)
     for _ in range(3):
-        lookup.record(accepted=0)
-    assert grow(drafter, lookup, reply, text[:15]) == ""
-    assert grow(drafter, lookup, reply, text[15:17]).startswith(text[17:])
+        state.record(accepted=0)
+    assert grow(drafter, state, reply, text[:15]) == ""
+    assert grow(drafter, state, reply, text[15:17]).startswith(text[17:])
 
 
 def test_drafter_is_deterministic() -> None:
     def drafts() -> list[str]:
         drafter, reply = Drafter(tokens(REPEATED)), list[int]()
-        lookup = drafter.start(reply)
-        return [grow(drafter, lookup, reply, text) for text in ("the cat", " sat on the cat", ". the mat")]
+        state = drafter.start(reply)
+        return [grow(drafter, state, reply, text) for text in ("the cat", " sat on the cat", ". the mat")]
 
     assert drafts() == drafts()
 
@@ -250,7 +249,7 @@ def test_engine_drafts_no_more_than_max_tokens() -> None:
 
 
 def test_engine_makes_no_more_drafts_after_misses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocation, "MIN_PROBABILITY", 0.1)
+    monkeypatch.setattr("cerebrum_cli.engine.drafts.costs.MIN_PROBABILITY", 0.1)
     monkeypatch.setattr(drafter, "MAX_MISSES", 1)
     prompt = "abc1 def2 ghi3? "
     backend = ScriptedBackend(replies({prompt: "abcX defY ghiZ"}), context_size=300, batch_size=64)
@@ -413,7 +412,7 @@ def test_ask_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model
     arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
     asked, plain = CommandLine(tmp_path).run(*arguments, "--drafts"), CommandLine(tmp_path).run(*arguments)
     assert asked.code == plain.code == 0
-    assert "note: drafts are off for this model: a recurrent state cannot be rolled back\n" in asked.err
+    assert "note: speculative decoding is off for this model: a recurrent state cannot be rolled back\n" in asked.err
     assert "drafts" not in plain.err
 
 
@@ -421,7 +420,8 @@ def test_chat_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_mode
     typed = "/set drafts on\n/set drafts off\n"
     done = CommandLine(tmp_path).run("chat", "-m", recurrent_model, stdin=typed)
     assert done.code == 0
-    assert done.err.count("note: drafts are off for this model: a recurrent state cannot be rolled back\n") == 1
+    note = "note: speculative decoding is off for this model: a recurrent state cannot be rolled back\n"
+    assert done.err.count(note) == 1
 
 
 def test_ask_counts_drafts(tmp_path: Path, chatml_model: Path) -> None:

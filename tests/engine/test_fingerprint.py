@@ -11,13 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.engine.fingerprint import (
-    CPUINFO_BYTES,
-    build_fingerprint,
-    machine_fingerprint,
-    memory_gb,
-    processor_name,
-)
+from cerebrum_cli.engine.build import build_fingerprint
+from cerebrum_cli.engine.machine import machine_fingerprint, memory_gb, processor_name
 from cerebrum_cli.engine.memory import Device
 
 CPUINFO = """\
@@ -29,7 +24,10 @@ flags\t\t: fpu vme de pse : tsc
 processor\t: 1
 model name\t: another
 """
-NAMES = "from cerebrum_cli.engine.fingerprint import *\nprint(build_fingerprint(), machine_fingerprint(None))"
+NAMES = (
+    "from cerebrum_cli.engine import build, machine\n"
+    "print(build.build_fingerprint(), machine.machine_fingerprint(None))"
+)
 LOADED = "\nimport sys; print(sorted({'llama_cpp', 'numpy', 'psutil'} & {*sys.modules}))"
 GPUS = tuple(Device(name, "NVIDIA H200", 1, 2) for name in ("CUDA0", "CUDA1"))
 
@@ -64,7 +62,7 @@ def test_processor_name_falls_back_to_the_platform(tmp_path: Path, text: str) ->
 
 
 def test_processor_name_may_end_within_a_character(tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_bytes(b"model name : " + "é".encode() * CPUINFO_BYTES)
+    (tmp_path / "cpuinfo").write_bytes(b"model name : " + "é".encode() * 4096)
     assert processor_name(tmp_path / "cpuinfo").startswith("éé")
 
 

@@ -17,7 +17,7 @@ from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import PromptEvent, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.grammar import schema_to_grammar
 from cerebrum_cli.engine.llama.load import open_llama
@@ -272,7 +272,7 @@ def test_llama_resumes_after_an_interrupted_step(tiny_model: Path) -> None:
     """A partly updated state must count as neither the old nor the new one."""
     with open_backend(tiny_model, slots=2) as (backend, stop):
         story = backend.tokenize([Text(STORY * 3)])
-        rows = [[Row(slot, at, token, at == 39) for at, token in enumerate(story[:40])] for slot in (0, 1)]
+        rows = [[TokenRow(slot, at, token, at == 39) for at, token in enumerate(story[:40])] for slot in (0, 1)]
         assert backend.decode(rows[0]) and backend.decode(rows[1][:30])
         stop.set()
         assert not backend.decode(rows[1][30:])
@@ -282,7 +282,7 @@ def test_llama_resumes_after_an_interrupted_step(tiny_model: Path) -> None:
         assert backend.decode(rows[1][held:])
         same = 0
         for at, token in enumerate(story[40:60], 40):
-            assert backend.decode([Row(0, at, token, True), Row(1, at, token, True)])
+            assert backend.decode([TokenRow(0, at, token, True), TokenRow(1, at, token, True)])
             samplers = [backend.sampler(SamplingParams(), 0, None, story) for _ in range(2)]
             same += samplers[0].sample(0) == samplers[1].sample(1)
             for sampler in samplers:
@@ -295,7 +295,7 @@ def test_llama_copies_between_slots_at_the_next_decode(tmp_path: Path, chatml_mo
     with open_backend(chatml_model, slots=3) as (backend, _):
         story = backend.tokenize([Text(STORY)])
         for slot, prompt in ((0, story), (2, story[::-1])):
-            assert backend.decode([Row(slot, at, token, False) for at, token in enumerate(prompt)])
+            assert backend.decode([TokenRow(slot, at, token, False) for at, token in enumerate(prompt)])
             backend.save_state(slot, tmp_path / str(slot))
         backend.copy(0, 1)
         backend.clear(1)  # does not drop the copy, nor does emptying everything
@@ -305,7 +305,7 @@ def test_llama_copies_between_slots_at_the_next_decode(tmp_path: Path, chatml_mo
         assert backend.load_state(2, tmp_path / "0")
         backend.copy(2, 0)
         backend.clear(2)
-        assert backend.decode([Row(2, at, token, False) for at, token in enumerate(story[::-1])])
+        assert backend.decode([TokenRow(2, at, token, False) for at, token in enumerate(story[::-1])])
         assert not any(backend.has_pending_copy(slot) for slot in range(3))
         for slot in (0, 2):
             backend.save_state(slot, tmp_path / "again")
@@ -356,6 +356,6 @@ def test_llama_evaluates_whole_batches_in_a_short_context(chatml_model: Path) ->
         backend.reserve(20)
         assert backend.capacity == 256
         count = backend.batch_size
-        assert backend.decode([Row(0, at, 100, at == count - 1) for at in range(count)])
+        assert backend.decode([TokenRow(0, at, 100, at == count - 1) for at in range(count)])
     finally:
         backend.close()

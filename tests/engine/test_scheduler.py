@@ -18,7 +18,7 @@ from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, Prom
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
-from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.messages import Abort, Cancel, Command, Commands, Submit
@@ -147,7 +147,7 @@ def test_scheduler_always_evaluates_the_last_prompt_token() -> None:
     scheduler = scheduler_holding("abcdef")
     add_waiting(scheduler, "abc")
     assert admit_next(scheduler) == (0, 0, 2)
-    assert scheduler.schedule(lambda position: 100).rows == [Row(0, 2, ord("c"), True)]
+    assert scheduler.schedule(lambda position: 100).rows == [TokenRow(0, 2, ord("c"), True)]
 
 
 def test_scheduler_copies_a_prefix_to_an_empty_slot_first() -> None:
@@ -202,9 +202,9 @@ def test_scheduler_prefills_one_prompt_with_logits_of_its_last_token() -> None:
         steps.append(step.rows)
         record(scheduler, step)
     assert steps == [
-        [Row(1, 0, ord("c"), False), Row(1, 1, ord("d"), False)],
-        [Row(1, 2, ord("e"), False), Row(1, 3, ord("f"), False)],
-        [Row(1, 4, ord("g"), True)],
+        [TokenRow(1, 0, ord("c"), False), TokenRow(1, 1, ord("d"), False)],
+        [TokenRow(1, 2, ord("e"), False), TokenRow(1, 3, ord("f"), False)],
+        [TokenRow(1, 4, ord("g"), True)],
     ]
 
 
@@ -217,7 +217,7 @@ def test_scheduler_decodes_sequences_in_slot_order() -> None:
         sequence.generated.append(ord("!"))
     scheduler.remove(born[1])
     step = scheduler.schedule(lambda position: 100)
-    assert step.rows == [Row(0, 2, ord("!"), True), Row(2, 1, ord("!"), True)]
+    assert step.rows == [TokenRow(0, 2, ord("!"), True), TokenRow(2, 1, ord("!"), True)]
     assert [share.sequence for share in step.shares] == [born[0], born[2]]
 
 
@@ -235,7 +235,7 @@ def test_scheduler_prefills_a_lost_reply_with_logits_of_its_last_token() -> None
         step = scheduler.schedule(lambda position: 2)
         rows += step.rows
         record(scheduler, step)
-    assert rows == [Row(0, place, token, place == 4) for place, token in enumerate(b"abcde")]
+    assert rows == [TokenRow(0, place, token, place == 4) for place, token in enumerate(b"abcde")]
     assert list(scheduler.slots[0].tokens) == list(b"abcde")
 
 
@@ -245,7 +245,10 @@ def test_scheduler_keeps_the_progress_of_an_interrupted_step() -> None:
     admit_next(scheduler)
     scheduler.resume(sequence, 4)
     assert list(scheduler.slots[0].tokens) == list(b"abcd")
-    assert scheduler.schedule(lambda position: 100).rows == [Row(0, 4, ord("e"), False), Row(0, 5, ord("f"), True)]
+    assert scheduler.schedule(lambda position: 100).rows == [
+        TokenRow(0, 4, ord("e"), False),
+        TokenRow(0, 5, ord("f"), True),
+    ]
 
 
 def test_scheduler_gives_an_inspection_logits_of_its_last_rows() -> None:
@@ -260,7 +263,7 @@ def test_scheduler_gives_an_inspection_logits_of_its_last_rows() -> None:
         steps.append(step.rows)
         record(scheduler, step)
         sequence.inspected += step.shares[0].outputs
-    assert steps == [[Row(0, place, ord(letter), True) for place, letter in pairs] for pairs in INSPECTED]
+    assert steps == [[TokenRow(0, place, ord(letter), True) for place, letter in pairs] for pairs in INSPECTED]
     scheduler.remove(sequence)
     assert list(scheduler.slots[0].tokens) == list(b"abcdef")
 

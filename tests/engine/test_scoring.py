@@ -17,13 +17,13 @@ from scripted_backend import ALPHABET, ScriptedBackend, random_model, replies, t
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, StageEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.messages import Commands, Submit, SubmitScores
-from cerebrum_cli.engine.scoring.job import ScoreJob
-from cerebrum_cli.engine.scoring.request import Score, ScoreEvent, ScoreRequest, ScoringEvent
+from cerebrum_cli.engine.scoring.request import LogprobScores, Score, ScoreRequest, ScoringEvent
+from cerebrum_cli.engine.scoring.scorer import ScoreJob
 from cerebrum_cli.engine.sequence import Request, create_sequences
 
 
@@ -46,7 +46,7 @@ def collect_scores(events: Iterable[ScoringEvent]) -> dict[int, tuple[Score, ...
     """Scores by request; each may be there only once."""
     scores: dict[int, tuple[Score, ...]] = {}
     for event in events:
-        if isinstance(event, ScoreEvent):
+        if isinstance(event, LogprobScores):
             assert event.request not in scores
             scores[event.request] = event.scores
         else:
@@ -301,7 +301,7 @@ def test_scores_and_sequences_run_one_after_another() -> None:
     def submit(sample: int) -> None:
         commands.send(Submit(create_sequences(0, Request(tokens("hello ")), events.append, [sample], 0), scope))
 
-    def step(count: int) -> list[list[Row]]:
+    def step(count: int) -> list[list[TokenRow]]:
         first = len(backend.steps)
         for _ in range(count):
             assert loop.process_commands(commands)
@@ -320,7 +320,7 @@ def test_scores_and_sequences_run_one_after_another() -> None:
     while events[-1] is not None:
         assert not any(isinstance(event, TokenEvent) and event.sequence.sample for event in events)
         step(1)
-    scored = [event for event in events if isinstance(event, ScoreEvent | StageEvent)]
+    scored = [event for event in events if isinstance(event, LogprobScores | StageEvent)]
     assert collect_scores(scored) == dict(enumerate(map(expected_scores, MANY)))
     while sum(isinstance(event, FinishEvent) for event in events) < 3:
         step(1)

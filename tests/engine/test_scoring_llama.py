@@ -13,12 +13,12 @@ from asking import loaded
 from llama_engines import greedy, options
 
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.scoring.request import Score, ScoreEvent, ScoreRequest
+from cerebrum_cli.engine.scoring.request import LogprobScores, Score, ScoreRequest
 from cerebrum_cli.engine.sequence import Request, Tokens
 from cerebrum_cli.inference.format_choice import format_builder
 from cerebrum_cli.inference.responder import Responder
@@ -44,7 +44,7 @@ def open_engine(
 
 
 def score(engine: LocalEngine, requests: Iterable[ScoreRequest]) -> list[tuple[Score, ...]]:
-    scores = {event.request: event.scores for event in engine.score(requests) if isinstance(event, ScoreEvent)}
+    scores = {event.request: event.scores for event in engine.score(requests) if isinstance(event, LogprobScores)}
     return [scores[index] for index in range(len(scores))]
 
 
@@ -79,7 +79,7 @@ def single_token_score(backend: LlamaBackend, context: Tokens, continuation: Tok
     text = (*context, *continuation)
     total, is_greedy = 0.0, True
     for position, token in enumerate(text[:-1]):
-        backend.decode([Row(0, position, token, True)])
+        backend.decode([TokenRow(0, position, token, True)])
         if position + 1 >= len(text) - len(continuation):
             total += backend.logprob(0, text[position + 1])
             is_greedy &= int(backend.logits(0).argmax()) == text[position + 1]
@@ -142,7 +142,7 @@ def test_scores_survive_interrupts_by_other_work(precise_model: Path) -> None:
         disturbed = {}
         for event in events:  # a step follows each
             engine.complete([Request((30, 31), SamplingParams(max_tokens=4))]).close()
-            if isinstance(event, ScoreEvent):
+            if isinstance(event, LogprobScores):
                 disturbed[event.request] = event.scores
     assert disturbed == dict(enumerate(undisturbed))
 
@@ -154,7 +154,7 @@ def test_responder_scores_a_text_after_the_prefix_token(chatml_model: Path, mist
             prefix = responder.prefix_token
             assert prefix is not None and responder.detokenize([prefix]) == text
             events = list(responder.score([ScoreRequest((prefix,), ((40, 41, 42),))]))
-            assert [event.scores[0].tokens for event in events if isinstance(event, ScoreEvent)] == [3]
+            assert [event.scores[0].tokens for event in events if isinstance(event, LogprobScores)] == [3]
 
 
 def test_scores_bound_the_memory_of_logits(mistral: LlamaBackend, chatml: LlamaBackend) -> None:

@@ -22,7 +22,7 @@ from cerebrum_cli.cli.generation import find_source
 from cerebrum_cli.cli.options import BatchOptions
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.settings import Settings, fold
-from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import AdapterFile, LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, memory_needs
@@ -50,7 +50,7 @@ def logits(model: Path, *adapters: tuple[Path, float]) -> npt.NDArray[np.float32
     backend = open_llama(with_files(options(model), files), lambda _: None, StopFlag())
     try:
         backend.reserve(64)
-        backend.decode([Row(0, index, token, index == len(TOKENS) - 1) for index, token in enumerate(TOKENS)])
+        backend.decode([TokenRow(0, index, token, index == len(TOKENS) - 1) for index, token in enumerate(TOKENS)])
         return np.array(backend.logits(len(TOKENS) - 1))
     finally:
         backend.close()

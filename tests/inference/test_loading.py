@@ -241,8 +241,8 @@ def test_own_cgroups_include_all_ancestors(tmp_path: Path) -> None:
     root = tmp_path / "cgroup"
     own = own_cgroups(root, tmp_path / "membership")
     own_slice = [root / "user.slice" / "me.scope", root / "user.slice", root]
-    assert own == [*own_slice, root / "cpu" / "elsewhere", root / "cpu"]
-    assert own_cgroups(root, tmp_path / "nothing") == [root]
+    assert own == {*own_slice, root / "cpu" / "elsewhere", root / "cpu"}
+    assert own_cgroups(root, tmp_path / "nothing") == {root}
 
 
 def test_cgroup_memory_of_a_job_of_cgroup_v1(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, TokenLogprob
 from cerebrum_cli.core.parts import Part, Tokens
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Row, StopFlag, TokenScore
+from cerebrum_cli.engine.backend import StopFlag, TokenRow, TokenScore
 
 END = 256
 MARK = 257  # a control token
@@ -132,7 +132,7 @@ class ScriptedBackend:
     memory: list[list[int]] = field(default_factory=list)
     cells: list[list[object]] = field(default_factory=list)
     pending: set[int] = field(default_factory=set)
-    steps: list[list[Row]] = field(default_factory=list)
+    steps: list[list[TokenRow]] = field(default_factory=list)
     runs_single: bool = True
     evaluated: int = 0
     loads: int = 0
@@ -201,7 +201,7 @@ class ScriptedBackend:
         self.memory, self.capacity = [[] for _ in range(self.slots)], length
         self.cells = [[] for _ in range(self.slots)]
 
-    def decode(self, rows: Sequence[Row]) -> bool:
+    def decode(self, rows: Sequence[TokenRow]) -> bool:
         self._working()
         number, kept = len(self.steps), len(rows)
         assert 0 < kept <= self.batch_size

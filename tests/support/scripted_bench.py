@@ -14,7 +14,7 @@ from typing import Any
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import Device
-from cerebrum_cli.engine.trials import Bench, Closeness, Job, TrialError, load_settings
+from cerebrum_cli.engine.trials import Bench, BenchJob, Closeness, TrialError, load_settings
 from cerebrum_cli.inference.profiles import Speeds
 
 SettingFactors = Mapping[tuple[str, Any], tuple[float, float]]
@@ -65,7 +65,7 @@ class ScriptedBench(Bench):
     now: float = 0.0
     closed: bool = False
     loaded: dict[Tuning, float] = field(default_factory=dict)
-    jobs: list[tuple[Tuning, Job]] = field(default_factory=list)
+    jobs: list[tuple[Tuning, BenchJob]] = field(default_factory=list)
     compared: list[Tuning] = field(default_factory=list)
     row_cost: float | None = None
     stepped: list[Tuning] = field(default_factory=list)
@@ -80,7 +80,7 @@ class ScriptedBench(Bench):
         self._load(tuning)
         return self.load_stats(tuning)[0]
 
-    def speed(self, tuning: Tuning, job: Job) -> float:
+    def speed(self, tuning: Tuning, job: BenchJob) -> float:
         """Simulate a job; tokens per second."""
         self._load(tuning)
         assert job.tokens > 0
@@ -117,7 +117,7 @@ class ScriptedBench(Bench):
         """Allow no further measurements."""
         self.closed = True
 
-    def jobs_with(self, **settings: Any) -> list[Job]:
+    def jobs_with(self, **settings: Any) -> list[BenchJob]:
         """Jobs measured with these settings, among others."""
         return [job for tuning, job in self.jobs if settings.items() <= tuning.overrides.items()]
 

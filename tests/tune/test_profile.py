@@ -571,7 +571,7 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypa
         "chat",
         "ask",
         "batch",
-        "no drafts",
+        "speculative decoding: off",
     ]
     ask = [cell.strip() for cell in rows[2] if cell.strip()]
     assert ask == ["ask", "1.21 x", "not repacked", "45.0", "7.2", "2.0 s", "1 kB", "100.0%"]
@@ -638,7 +638,8 @@ def test_tune_on_a_busy_machine_saves_drafts_without_an_older_profile(runner: Co
     runner.speed_model, runner.disturbed_jobs, runner.row_cost = SpeedModel(), 1, 0.25
     done = runner.run("tune", runner.model)
     assert done.code == 0
-    assert done.err.splitlines()[-1].endswith(": no settings proved faster than the defaults; ask and chat use drafts")
+    reason = "no settings proved faster than the defaults"
+    assert done.err.splitlines()[-1].endswith(f": {reason}; ask and chat use speculative decoding")
     assert len(list(runner.profiles.glob("*.json"))) == 1
 
 
@@ -657,8 +658,8 @@ def test_tune_saves_default_settings_only_with_drafts_that_pay(runner: CommandRu
         runner.row_cost = row_cost
         done = runner.run("tune", runner.model)
         assert done.code == 0
-        last = "drafts: verifying 2 tokens takes as long as generating 0.5" if saved else "no drafts"
-        assert done.out.splitlines()[-1] == last
+        costs = "verifying 2 tokens takes as long as generating 0.5" if saved else "off"
+        assert done.out.splitlines()[-1] == f"speculative decoding: {costs}"
         assert (runner.run("show", runner.model, "--json").object["profile"] is not None) == saved
         assert [*runner.benches[-1].stepped] == [Tuning(repack=True)] * (row_cost is not None), "once for both uses"
 
@@ -739,11 +740,11 @@ def test_tune_shows_progress_and_a_table_on_a_terminal(runner: CommandRunner, mo
     runner.row_cost = 0.5
     runtime = runner.runtime(streams=Streams(shown, shown, None, True, True, True))
     assert run(["tune", str(runner.model)], runtime) == 0
-    assert "steps with drafts" in shown.getvalue()
+    assert "steps with drafted tokens" in shown.getvalue()
     screen = Screen(100, 60)
     screen.feed(shown.getvalue().replace("\n", "\r\n").encode())
     assert any(line.startswith("use ") for line in screen.lines)
-    assert not any("steps with drafts" in line for line in screen.lines)
+    assert not any("steps with drafted tokens" in line for line in screen.lines)
 
 
 def test_tune_runs_only_once_at_a_time(runner: CommandRunner) -> None:

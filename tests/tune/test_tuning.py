@@ -17,7 +17,7 @@ from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import Device
-from cerebrum_cli.engine.trials import Job
+from cerebrum_cli.engine.trials import BenchJob
 from cerebrum_cli.inference.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.candidates import (
@@ -456,7 +456,7 @@ def test_description_of_a_tuning_omits_defaults(tuning: Tuning, text: str) -> No
 class BusyBench(ScriptedBench):
     """A bench on a machine where other programs always use the CPU."""
 
-    def speed(self, tuning: Tuning, job: Job) -> float:
+    def speed(self, tuning: Tuning, job: BenchJob) -> float:
         self.disturbed_jobs += 1
         return ScriptedBench.speed(self, tuning, job)
 

@@ -1,1 +1,1 @@
-"""Speculative decoding: drafts copied from the prompt and from other samples, verified by the sampler."""
+"""Speculative decoding (prompt lookup): tokens copied from earlier text, which the sampler verifies."""

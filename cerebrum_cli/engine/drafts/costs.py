@@ -1,20 +1,20 @@
-"""What a decode step of several rows of one sequence costs, relative to a step of one row."""
+"""What a decode step of several rows costs, relative to a step of one row, and how many drafted tokens pay for it."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-MAX_ROW_COST = 0.8  # of a step's rows, in steps of one row: more leaves drafts nothing to gain
+MAX_ROW_COST = 0.8  # of a step's rows, in steps of one row: more leaves nothing to gain
 
 
 @dataclass(frozen=True, slots=True)
 class StepCosts:
     """Relative duration of a step by its number of rows: `costs[i]` for `rows[i]`, ascending from 1 row with cost 1.
 
-    Only these row counts are worth a draft: between them, kernels compute rows in vain.
+    Tokens are drafted only up to these row counts: between them, kernels compute rows in vain.
     """
 
     rows: tuple[int, ...]
@@ -31,7 +31,7 @@ class StepCosts:
 
     @property
     def best_draft(self) -> tuple[int, float] | None:
-        """Number of rows with the lowest cost per row, and the cost of their step; None if no draft can pay."""
+        """Number of rows with the lowest cost per row, and the cost of their step; None if drafting cannot pay."""
         rows, cost = min(zip(self.rows, self.costs, strict=True), key=lambda step: step[1] / step[0])
         return (rows, cost) if cost < MAX_ROW_COST * rows else None
 
@@ -55,3 +55,47 @@ class StepCosts:
 
 # A model of 135M parameters in BF16 on two cores with AVX-512.
 DEFAULT_COSTS = StepCosts(MEASURED_ROWS, (1.0, 1.55, 1.78, 1.98, 2.23, 2.51, 3.06, 3.58, 4.79, 5.92, 8.4, 9.85))
+
+
+MIN_PROBABILITY = 0.75  # of a drafted token to be worth a row; in prose, 2% of the tokens are then drafted in vain
+MIN_GAIN = 1.1  # expected tokens per time, over a step without drafted tokens
+TILE_ROWS = 16  # from as many sequences on, a step fills the kernels' tiles: further rows are not free
+
+
+def draft_lengths(
+    probabilities: Sequence[Sequence[float]], costs: StepCosts, max_rows: int, is_equal: bool
+) -> list[int]:
+    """Number of tokens to draft for each sequence: those with the most expected tokens per time, or none.
+
+    `probabilities` are, for each sequence, those of its drafted tokens being accepted, descending. With `is_equal` all
+    sequences get the same number: llama.cpp splits a step of separate KV caches to the shortest of them. A step has at
+    most `max_rows`.
+    """
+    count = len(probabilities)
+    row_counts = [rows for rows in costs.rows if rows <= max_rows]
+    likely = [[each for each in draft if each >= MIN_PROBABILITY] for draft in probabilities]
+    best, chosen = MIN_GAIN * count / costs.cost(count), [0] * count
+    for rows in row_counts if count < TILE_ROWS and any(likely) else ():
+        lengths = _equal(likely, rows) if is_equal else _likeliest(likely, rows)
+        if sum(lengths):
+            expected = sum(sum(draft[:length]) for draft, length in zip(likely, lengths, strict=True))
+            value = (count + expected) / costs.cost(count + sum(lengths))
+            if value > best:
+                best, chosen = value, lengths
+    return chosen
+
+
+def _likeliest(probabilities: Sequence[Sequence[float]], rows: int) -> list[int]:
+    """Lengths for a step of at most so many rows, made of the likeliest drafted tokens."""
+    extra = max(0, rows - len(probabilities))
+    ranked = sorted((-probability, index) for index, each in enumerate(probabilities) for probability in each)
+    lengths = [0] * len(probabilities)
+    for _, index in ranked[:extra]:
+        lengths[index] += 1
+    return lengths
+
+
+def _equal(probabilities: Sequence[Sequence[float]], rows: int) -> list[int]:
+    """Equal lengths for a step of at most so many rows."""
+    length = min(rows // len(probabilities) - 1, *map(len, probabilities))
+    return [max(0, length)] * len(probabilities)

@@ -2,7 +2,7 @@
 
 A lookup follows one place in earlier text. Each token that is sampled shows whether the text there continued in the
 same way, drafted or not, so acceptance is learned without evaluating anything in vain. Everything depends on tokens
-alone: the same request gets the same drafts again.
+alone: the same request gets the same drafted tokens again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SourceKind = Literal["own", "sibling"]
 NGRAM_LENGTHS = (5, 3)  # tokens that a new lookup has to match, longest first
 MAX_MATCH = 32  # longer matches are not distinguished
 MAX_DRAFT = 63  # tokens, which with the last sampled one make 64 rows
-MAX_MISSES = 3  # drafts in a row of which nothing was accepted; then only long matches are tried
+MAX_MISSES = 3  # steps in a row in which no drafted token was accepted; then only long matches are tried
 RETRY_MATCH = 16  # tokens
 MATCH_CLASSES = (5, 8, 16, 32)  # lengths from which acceptance is learned separately
 PRIORS: dict[SourceKind, tuple[float, ...]] = {
@@ -35,8 +35,8 @@ class DraftToken(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Text:
-    """Prompt and reply of a sample; the reply grows while it is generated."""
+class TokenIndex:
+    """Tokens of a sample by position: its prompt, then its reply, which grows while it is generated."""
 
     prompt: Sequence[int]
     reply: list[int]
@@ -57,15 +57,16 @@ class Text:
 
 
 @dataclass(slots=True, eq=False)
-class Lookup:
+class DraftState:
     """The place in earlier text that a sample follows: `position` of `source` is expected next, after `match` tokens.
 
-    `indexed` is the number of the sample's tokens that were processed, `misses` that of useless drafts in a row.
+    `indexed` is the number of the sample's tokens that were processed, `misses` that of steps in a row in which none
+    was accepted.
     """
 
-    text: Text
+    text: TokenIndex
     indexed: int
-    source: Text | None = None
+    source: TokenIndex | None = None
     position: int = 0
     match: int = 0
     misses: int = 0
@@ -75,12 +76,12 @@ class Lookup:
         return "own" if self.source is self.text else "sibling"
 
     def record(self, accepted: int) -> None:
-        """Record how many tokens of a draft were accepted."""
+        """Record how many of the drafted tokens of a step were accepted."""
         self.misses = 0 if accepted else self.misses + 1
 
     @property
     def is_paused(self) -> bool:
-        """Whether too many drafts in a row were useless for a match of this length."""
+        """Whether too many drafted tokens were rejected in a row, for a match of this length."""
         return self.misses >= MAX_MISSES and self.match < RETRY_MATCH
 
 
@@ -103,78 +104,78 @@ class Acceptance:
 
 
 class Drafter:
-    """Drafts for all samples of one request."""
+    """Drafts tokens for all samples of one request."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self._prompt = prompt
-        self._index: dict[tuple[int, ...], tuple[Text | None, int]] = {}  # the text is None within the prompt
-        self._texts: list[Text] = []
+        self._index: dict[tuple[int, ...], tuple[TokenIndex | None, int]] = {}  # the text is None within the prompt
+        self._texts: list[TokenIndex] = []
         self._acceptance = Acceptance()
 
-    def start(self, reply: list[int]) -> Lookup:
-        """Start the drafts of a sample with its reply so far; the longest of the other replies is followed first."""
-        text = Text(self._prompt, reply)
+    def start(self, reply: list[int]) -> DraftState:
+        """Start to draft for a sample with its reply so far; the longest of the other replies is followed first."""
+        text = TokenIndex(self._prompt, reply)
         if not self._texts:
             for position in range(len(self._prompt)):
                 self._add_ngrams(text, position)
-        lookup = Lookup(text, len(self._prompt))
+        state = DraftState(text, len(self._prompt))
         longest = max(self._texts, key=len, default=None)
         if longest and len(longest) > len(self._prompt):
-            lookup.source, lookup.position, lookup.match = longest, len(self._prompt), MAX_MATCH
+            state.source, state.position, state.match = longest, len(self._prompt), MAX_MATCH
         self._texts.append(text)
-        return lookup
+        return state
 
-    def draft(self, lookup: Lookup, limit: int) -> list[DraftToken]:
+    def draft(self, state: DraftState, limit: int) -> list[DraftToken]:
         """Guess up to `limit` tokens after those sampled so far."""
-        self._catch_up(lookup)
+        self._catch_up(state)
         tokens: list[DraftToken] = []
-        source, text = lookup.source, lookup.text
-        if source is None or lookup.is_paused:
+        source, text = state.source, state.text
+        if source is None or state.is_paused:
             return tokens
-        kind, probability = lookup.kind, 1.0
+        kind, probability = state.kind, 1.0
         for index in range(min(limit, MAX_DRAFT)):
-            position = lookup.position + index
+            position = state.position + index
             if position < len(source):
                 token = source[position]
             elif source is text:  # a repetition continues with what was just guessed
                 token = tokens[position - len(source)].token
             else:
                 break
-            probability *= self._acceptance.probability(kind, lookup.match + index)
+            probability *= self._acceptance.probability(kind, state.match + index)
             tokens.append(DraftToken(token, probability))
         return tokens
 
-    def _catch_up(self, lookup: Lookup) -> None:
+    def _catch_up(self, state: DraftState) -> None:
         """Process the tokens sampled since the last call."""
-        text = lookup.text
-        for position in range(lookup.indexed, len(text)):
-            self._follow(lookup, text[position])
+        text = state.text
+        for position in range(state.indexed, len(text)):
+            self._follow(state, text[position])
             found = self._add_ngrams(text, position)
-            if lookup.source is None and found:
+            if state.source is None and found:
                 source, continuation = found
-                lookup.source, lookup.position = source or text, continuation
-                lookup.match = match_length(lookup.source, continuation, text, position + 1)
-        lookup.indexed = len(text)
+                state.source, state.position = source or text, continuation
+                state.match = match_length(state.source, continuation, text, position + 1)
+        state.indexed = len(text)
 
-    def _follow(self, lookup: Lookup, token: int) -> None:
+    def _follow(self, state: DraftState, token: int) -> None:
         """Compare the token that was expected with the one sampled."""
-        source = lookup.source
+        source = state.source
         if source is None:
             return
-        if lookup.position >= len(source):  # the other sample has ended, or is not ahead
-            lookup.source = None
+        if state.position >= len(source):  # the other sample has ended, or is not ahead
+            state.source = None
             return
-        is_right = source[lookup.position] == token
-        self._acceptance.record(lookup.kind, lookup.match, is_right)
+        is_right = source[state.position] == token
+        self._acceptance.record(state.kind, state.match, is_right)
         if is_right:
-            lookup.position, lookup.match = lookup.position + 1, min(lookup.match + 1, MAX_MATCH)
+            state.position, state.match = state.position + 1, min(state.match + 1, MAX_MATCH)
         else:
-            lookup.source = None
+            state.source = None
 
-    def _add_ngrams(self, text: Text, position: int) -> tuple[Text | None, int] | None:
+    def _add_ngrams(self, text: TokenIndex, position: int) -> tuple[TokenIndex | None, int] | None:
         """Index what ends at a position; return where the longest of it occurred last, and was continued."""
         is_prompt = position < len(self._prompt)
-        longest: tuple[Text | None, int] | None = None
+        longest: tuple[TokenIndex | None, int] | None = None
         for length in NGRAM_LENGTHS:
             if position + 1 >= length:
                 ngram = text.window(position + 1 - length, position + 1)
@@ -183,7 +184,7 @@ class Drafter:
         return longest
 
 
-def match_length(source: Text, source_end: int, text: Text, end: int) -> int:
+def match_length(source: TokenIndex, source_end: int, text: TokenIndex, end: int) -> int:
     """Number of equal tokens before two positions, at most MAX_MATCH."""
     most = min(source_end, end, MAX_MATCH)
     return next((n for n in range(most) if source[source_end - 1 - n] != text[end - 1 - n]), most)

@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Row, Sampler, StopFlag, TokenScore
+from cerebrum_cli.engine.backend import Sampler, StopFlag, TokenRow, TokenScore
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.llama.context import LlamaContext, context_params, has_recurrent_state
+from cerebrum_cli.engine.llama.context import (
+    LlamaContext,
+    context_params,
+    has_recurrent_state,
+    load_state,
+    save_state,
+    state_kind,
+    state_size,
+)
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.grammar import parse_grammar
 from cerebrum_cli.engine.llama.sampler import (
@@ -27,8 +35,7 @@ from cerebrum_cli.engine.llama.sampler import (
     score_row,
     top_tokens,
 )
-from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
-from cerebrum_cli.engine.llama.vocabulary import Vocabulary
+from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.load_options import fallback_notice
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, plan_slots
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -41,7 +48,7 @@ if TYPE_CHECKING:
 MAX_OUTPUT_BYTES = 32 * 2**20  # of logits in one step: 256 rows of a vocabulary of 32,000 tokens
 
 
-class LlamaBackend(Vocabulary):
+class LlamaBackend(LlamaVocabulary):
     """A loaded model. `reserve` creates its context, since creating a large one takes longer than a short answer.
 
     `offloaded` is the number of layers on each GPU; `fallback` is used if no context can be created with the options.
@@ -159,7 +166,7 @@ class LlamaBackend(Vocabulary):
             return length
         return batch_invariance.reusable_prefix(length, self._options.n_ubatch)
 
-    def decode(self, rows: Sequence[Row]) -> bool:
+    def decode(self, rows: Sequence[TokenRow]) -> bool:
         if not self._batch_invariant:
             self._batch_indices = None
             return self._open_context.decode(rows)

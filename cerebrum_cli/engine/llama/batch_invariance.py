@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from cerebrum_cli.engine.backend import Row
+from cerebrum_cli.engine.backend import TokenRow
 
 PREFILL_CHUNK = 60  # rows, below llama.cpp's threshold
 CHUNKED_POSITIONS = 1024  # beyond these, whole batches are used: they are faster in long contexts
@@ -39,15 +39,15 @@ def reusable_prefix(length: int, batch_size: int) -> int:
 
 
 def pad_single_rows(
-    rows: Sequence[Row], length: Callable[[int], int], has_room: Callable[[int], bool]
-) -> tuple[list[Row], list[int]]:
+    rows: Sequence[TokenRow], length: Callable[[int], int], has_room: Callable[[int], bool]
+) -> tuple[list[TokenRow], list[int]]:
     """Pad single rows of a step; return all rows, and the index of each given row among them.
 
     llama.cpp evaluates rows of consecutive slots together. The padding is one more token in a slot beside it that has
     no rows in this step and holds `length(slot)` tokens, if it `has_room`; remove that token after the step.
     """
     counts = Counter(row.slot for row in rows)
-    padded: list[Row] = []
+    padded: list[TokenRow] = []
     batch_indices: list[int] = []
     for row in rows:
         above, below = row.slot + 1, row.slot - 1
@@ -57,32 +57,32 @@ def pad_single_rows(
             free = [slot for slot in (above, below) if has_room(slot)][:1]
         else:
             free = []
-        pair = [row, *(Row(slot, length(slot), row.token, False) for slot in free)]
+        pair = [row, *(TokenRow(slot, length(slot), row.token, False) for slot in free)]
         pair.sort(key=lambda each: each.slot)
         batch_indices.append(len(padded) + pair.index(row))
         padded += pair
     return padded, batch_indices
 
 
-def pad_step(rows: Sequence[Row], slots: int, length: Callable[[int], int]) -> tuple[list[Row], list[int]]:
+def pad_step(rows: Sequence[TokenRow], slots: int, length: Callable[[int], int]) -> tuple[list[TokenRow], list[int]]:
     """Pad a step to a stable number of rows; return all rows, and the index of each given row among them.
 
     Every slot from the first to the last one gets the same number of rows, or llama.cpp would split the step. A slot's
     padding follows its own rows, or the `length(slot)` tokens that it holds; remove it after the step. The last matrix
     multiplications have only the rows whose logits are computed: their number is stable too.
     """
-    by_slot: dict[int, list[Row]] = {}
+    by_slot: dict[int, list[TokenRow]] = {}
     for row in rows:
         by_slot.setdefault(row.slot, []).append(row)
     first, last = min(by_slot), max(by_slot)
     width, depth = _stable_shape(last - first + 1, max(map(len, by_slot.values())), slots)
     first = min(first, slots - width)
-    padded: list[Row] = []
+    padded: list[TokenRow] = []
     batch_indices: list[int] = []
     for slot in range(first, first + width):
         own = by_slot.get(slot, [])
         end = own[-1].position + 1 if own else length(slot)
-        padding = [Row(slot, end + index, rows[0].token, False) for index in range(depth - len(own))]
+        padding = [TokenRow(slot, end + index, rows[0].token, False) for index in range(depth - len(own))]
         batch_indices += range(len(padded), len(padded) + len(own))
         padded += own + padding
     outputs = [index for index, row in enumerate(padded) if row.output]

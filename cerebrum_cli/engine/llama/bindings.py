@@ -98,7 +98,7 @@ _write_log = llama.llama_log_callback(log.write)  # kept alive: llama.cpp holds 
 llama.llama_log_set(_write_log, None)
 
 # libc's abs, called with the log level, does nothing, and needs no Python and no GIL.
-_discard_log = ctypes.cast(ctypes.CDLL("msvcrt" if sys.platform == "win32" else None).abs, llama.llama_log_callback)
+_discard_log = ctypes.cast(ctypes.CDLL(None).abs, llama.llama_log_callback)
 
 
 @contextlib.contextmanager

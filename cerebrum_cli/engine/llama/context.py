@@ -1,16 +1,20 @@
-"""A llama.cpp context: the KV cache of its sequences, and decoding."""
+"""A llama.cpp context: the KV cache of its sequences, decoding, and saved states of sequences."""
 
 from __future__ import annotations
 
 import ctypes
-import sys
+import os
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.bindings import llama, log
 from cerebrum_cli.engine.memory import ContextOptions, pad_length
+from cerebrum_cli.engine.state_store import write_error
 
 INVALID, DONE, NO_ROOM, ABORTED = -1, 0, 1, 2  # results of llama_decode
 CACHE_TYPES = {
@@ -23,8 +27,7 @@ FLASH_ATTENTION = {True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama.LLAMA
 
 # The abort callback runs at every node of the graph. libc's atoi, on a byte that is "0" or "1", runs without Python and
 # the GIL.
-_libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
-_abort_callback = ctypes.cast(_libc.atoi, llama.ggml_abort_callback)
+_abort_callback = ctypes.cast(ctypes.CDLL(None).atoi, llama.ggml_abort_callback)
 
 
 def has_recurrent_state(model: Any) -> bool:
@@ -81,7 +84,7 @@ class LlamaContext:
         self._defers_copies = options.n_streams > 1
         self.pending_copies: set[int] = set()
 
-    def decode(self, rows: Sequence[Row]) -> bool:
+    def decode(self, rows: Sequence[TokenRow]) -> bool:
         """Evaluate the rows; False if the stop flag interrupted it."""
         batch = self._batch
         batch.n_tokens = len(rows)
@@ -141,3 +144,59 @@ def apply_adapters(context: Any, adapters: Sequence[tuple[Any, float]]) -> None:
     count = len(adapters)
     handles = (llama.llama_adapter_lora_p_ctypes * count)(*(adapter for adapter, _ in adapters))
     llama.llama_set_adapters_lora(context, handles, count, (ctypes.c_float * count)(*(scale for _, scale in adapters)))
+
+
+def state_kind(model: Any, params: Any) -> str | None:
+    """Build, KV cache types and number of streams, in all of which a state must match; None if none can be saved.
+
+    With LongRoPE, the keys of a token depend on the context size, so a state would be wrong in another context.
+    """
+    if _uses_long_rope(model):
+        return None
+    types = f"keys {params.type_k}, values {params.type_v}, flash attention {params.flash_attn_type}"
+    return f"llama.cpp {_build()}, {types}, sequences {1 if params.kv_unified else params.n_seq_max}"
+
+
+def save_state(context: Any, slot: int, path: Path) -> None:
+    """Write a sequence to a file; EngineError if it cannot be written completely."""
+    log.problems.clear()
+    written = llama.llama_state_seq_save_file(context, os.fsencode(path), slot, None, 0)
+    if not written or path.stat().st_size != written:  # llama.cpp ignores write errors of fclose
+        problem = next((line.rpartition("error: ")[2].strip() for line in log.problems), "")
+        raise write_error(path.parent, problem or "incomplete write")
+
+
+def load_state(context: Any, slot: int, path: Path) -> bool:
+    """Read a sequence from a file; False if llama.cpp rejects it, and the slot may then hold part of it."""
+    no_tokens, count = (llama.llama_token * 1)(), ctypes.c_size_t()
+    return bool(llama.llama_state_seq_load_file(context, os.fsencode(path), slot, no_tokens, 0, ctypes.byref(count)))
+
+
+def state_size(context: Any, slot: int) -> int:
+    """Size of a saved sequence in bytes."""
+    return int(llama.llama_state_seq_get_size(context, slot))
+
+
+@cache
+def _build() -> str:
+    """Fingerprint of this build of llama.cpp: the size and checksum of its library, read in 2 ms."""
+    data = Path(llama._lib._name).read_bytes()
+    return f"{len(data):x}-{crc32(data):08x}"
+
+
+def _uses_long_rope(model: Any) -> bool:
+    """Whether the model has other rotary factors for contexts beyond its original one: LongRoPE, as in Phi.
+
+    YaRN and linear scaling also have an original context length, but the same factors in every context.
+    """
+    scaling = f"{_metadata(model, 'general.architecture')}.rope.scaling"
+    return bool(
+        _metadata(model, f"{scaling}.original_context_length")
+        and _metadata(model, f"{scaling}.type") not in ("yarn", "linear")
+    )
+
+
+def _metadata(model: Any, key: str) -> str:
+    value = ctypes.create_string_buffer(256)
+    llama.llama_model_meta_val_str(model, key.encode(), value, len(value))
+    return value.value.decode("utf-8", "replace")

@@ -1,10 +1,11 @@
-"""GPUs that this build of llama.cpp can use."""
+"""The installed llama.cpp: how it was built, and the GPUs that it can use."""
 
 from __future__ import annotations
 
 import ctypes
 from typing import Any
 
+from cerebrum_cli.engine.build import Build, read_features
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import Device, FreeMemory
@@ -22,16 +23,16 @@ def accelerators() -> tuple[Device, ...]:
     """Find the GPUs that llama.cpp uses, with their memory: integrated ones only if there are no others."""
     if not can_offload():
         return ()
-    library = llama._lib
+    pointer = ctypes.c_void_p
     count, get, kind, memory, name, describe = (
-        bind(library, symbol, result, arguments)
+        bind(llama._lib, f"ggml_backend_dev_{symbol}", result, arguments)
         for symbol, result, arguments in (
-            ("ggml_backend_dev_count", ctypes.c_size_t, ()),
-            ("ggml_backend_dev_get", ctypes.c_void_p, (ctypes.c_size_t,)),
-            ("ggml_backend_dev_type", ctypes.c_int, (ctypes.c_void_p,)),
-            ("ggml_backend_dev_memory", None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)),
-            ("ggml_backend_dev_name", ctypes.c_char_p, (ctypes.c_void_p,)),
-            ("ggml_backend_dev_description", ctypes.c_char_p, (ctypes.c_void_p,)),
+            ("count", ctypes.c_size_t, ()),
+            ("get", pointer, (ctypes.c_size_t,)),
+            ("type", ctypes.c_int, (pointer,)),
+            ("memory", None, (pointer, pointer, pointer)),
+            ("name", ctypes.c_char_p, (pointer,)),
+            ("description", ctypes.c_char_p, (pointer,)),
         )
     )
     found: dict[int, list[Device]] = {GPU: [], INTEGRATED_GPU: []}
@@ -55,3 +56,25 @@ def bind(library: Any, symbol: str, result: Any, arguments: tuple[Any, ...]) -> 
     function = getattr(library, symbol)
     function.restype, function.argtypes = result, arguments
     return function
+
+
+def build() -> Build:
+    """Describe the installed build; finding its GPUs initializes their drivers."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        package = version("llama-cpp-python")
+    except PackageNotFoundError:  # not installed as a package
+        package = "unknown version"
+    library = llama._lib
+    count = bind(library, "ggml_backend_reg_count", ctypes.c_size_t, ())
+    get = bind(library, "ggml_backend_reg_get", ctypes.c_void_p, (ctypes.c_size_t,))
+    name = bind(library, "ggml_backend_reg_name", ctypes.c_char_p, (ctypes.c_void_p,))
+    return Build(
+        version=package,
+        ggml=bind(library, "ggml_version", ctypes.c_char_p, ())().decode("utf-8", "replace"),
+        backends=tuple(name(get(index)).decode("utf-8", "replace") for index in range(count())),
+        features=read_features(llama.llama_print_system_info().decode("utf-8", "replace")),
+        offloads=can_offload(),
+        devices=accelerators(),
+    )

@@ -26,16 +26,13 @@ from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import StopFlag
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.llama.vocabulary import Vocabulary
+    from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 
-SIGNALS = ("SIGABRT", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGXCPU")
 MAX_DATA_BYTES, MAX_CPU_S = 2 * 2**30, 20  # of the child: an honest file is mapped, and takes less than a second
 MAX_TRIAL_S = 5  # of CPU
 OUT_OF_MEMORY = 3  # exit status of the child
-CRASHES = {-getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
-TRIAL_FAILURES = {OUT_OF_MEMORY: "takes too much memory"}
-if hasattr(signal, "SIGPROF"):  # not on Windows
-    TRIAL_FAILURES[-signal.SIGPROF] = f"takes longer than {MAX_TRIAL_S} s"
+CRASHES = {-getattr(signal, f"SIG{name}") for name in ("ABRT", "SEGV", "BUS", "FPE", "ILL", "XCPU")}
+TRIAL_FAILURES = {OUT_OF_MEMORY: "takes too much memory", -signal.SIGPROF: f"takes longer than {MAX_TRIAL_S} s"}
 TRUSTED = "pull it from a source you trust"
 FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})(\.gguf)")
 MAX_REMEMBERED = 1000
@@ -66,35 +63,26 @@ def require_loads(
     key = f"{whole} {VOCABULARY}" if vocabulary_only else whole
     if key in known or whole in known:
         return
-    _require_no_crash(path, (path, VOCABULARY if vocabulary_only else ""), [*known, key], remembered, stop, trial)
+    code, log = _load_in_child((*(trial[:2] if trial else ("", "")), path, VOCABULARY * vocabulary_only), stop)
+    if trial and code in TRIAL_FAILURES:
+        raise ModelFileError(path, f"its {trial.subject} {TRIAL_FAILURES[code]}", TRUSTED)
+    _remember_unless_crashed(path, code, log, [*known, key], remembered)
 
 
 def require_adapter_loads(adapter: Path, model: Path, remembered: Path, stop: StopFlag) -> None:
     """Raise ModelFileError if llama.cpp crashes on an adapter that it has not loaded for this model before."""
     known, key = _read_keys(remembered), f"{file_key(adapter)} {ADAPTER} {file_key(model)}"
     if key not in known:
-        _require_no_crash(adapter, (model, ADAPTER, adapter), [*known, key], remembered, stop)
+        code, log = _load_in_child(("", "", model, ADAPTER, adapter), stop)
+        _remember_unless_crashed(adapter, code, log, [*known, key], remembered)
 
 
-def _require_no_crash(
-    path: Path,
-    arguments: tuple[Path | str, ...],
-    keys: list[str],
-    remembered: Path,
-    stop: StopFlag,
-    trial: Trial | None = None,
-) -> None:
-    """Raise ModelFileError about a file if the child crashes; if it does not, remember the keys."""
-    code, log = _load_in_child((*(trial[:2] if trial else ("", "")), *arguments), stop)
-    if trial and code in TRIAL_FAILURES:
-        raise ModelFileError(path, f"its {trial.subject} {TRIAL_FAILURES[code]}", TRUSTED)
+def _remember_unless_crashed(path: Path, code: int, log: list[str], keys: list[str], remembered: Path) -> None:
+    """Raise ModelFileError about a file if the child crashed; remember the keys if it did not fail."""
     if code in CRASHES:
         reason = next((line for line in reversed(log) if line.strip()), f"signal {-code}")
-        raise ModelFileError(
-            path,
-            f"llama.cpp crashes on it: {reason.rpartition('/')[2].replace('what():', '').strip()}",
-            TRUSTED,
-        )
+        reason = reason.rpartition("/")[2].replace("what():", "").strip()
+        raise ModelFileError(path, f"llama.cpp crashes on it: {reason}", TRUSTED)
     if code == 0:
         with contextlib.suppress(OSError):
             remembered.parent.mkdir(parents=True, exist_ok=True)
@@ -147,20 +135,18 @@ def _try_and_load(module: str, function: str, path: str, kind: str = "", adapter
     _limit_resources()
     if module:
         trial = getattr(importlib.import_module(module), function)
-        if hasattr(signal, "SIGPROF"):
-            signal.setitimer(signal.ITIMER_PROF, MAX_TRIAL_S)
+        signal.setitimer(signal.ITIMER_PROF, MAX_TRIAL_S)
         try:
             trial(Path(path))
         except MemoryError:
             os._exit(OUT_OF_MEMORY)
-        if hasattr(signal, "SIGPROF"):
-            signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     _load(path, kind, adapter)
 
 
 def _load(path: str, kind: str, adapter: str) -> None:
     from cerebrum_cli.engine.llama.bindings import llama, suppress_log
-    from cerebrum_cli.engine.llama.vocabulary import Vocabulary
+    from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, False
@@ -169,7 +155,7 @@ def _load(path: str, kind: str, adapter: str) -> None:
         for params.vocab_only in (True,) if kind == VOCABULARY else (True, False):
             model = llama.llama_model_load_from_file(os.fsencode(path), params)
             if model:
-                _use_vocabulary(Vocabulary(model))
+                _use_vocabulary(LlamaVocabulary(model))
         if model and adapter:
             llama.llama_adapter_lora_init(model, os.fsencode(adapter))
         elif model and not kind:
@@ -180,16 +166,14 @@ def _load(path: str, kind: str, adapter: str) -> None:
 
 
 def _limit_resources() -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
+    import resource
+
     for kind, limit in ((resource.RLIMIT_DATA, MAX_DATA_BYTES), (resource.RLIMIT_CPU, MAX_CPU_S)):
         with contextlib.suppress(ValueError, OSError):  # a lower limit is in force
             resource.setrlimit(kind, (limit, limit))
 
 
-def _use_vocabulary(vocabulary: Vocabulary) -> None:
+def _use_vocabulary(vocabulary: LlamaVocabulary) -> None:
     """Convert every byte to tokens, and every token to bytes."""
     text = "".join(map(chr, range(256)))
     with contextlib.suppress(CerebrumError):

@@ -19,14 +19,14 @@ import numpy
 from cerebrum_cli.core.errors import CerebrumError, EngineError
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama, resolve
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import peak_memory
 from cerebrum_cli.engine.memory import Device
-from cerebrum_cli.engine.trials import Closeness, Job, TrialError
+from cerebrum_cli.engine.trials import BenchJob, Closeness, TrialError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,7 +61,7 @@ class TrialModel:
         tokens = self._tokens[text]
         return getattr(self, name)(tokens * (1 + length // len(tokens)), *arguments)
 
-    def time_job(self, text: tuple[int, ...], job: Job) -> tuple[float, float]:
+    def time_job(self, text: tuple[int, ...], job: BenchJob) -> tuple[float, float]:
         """Tokens per second, and the share of the CPU time of its threads that this process got."""
         if job.kind == "decode":
             return self._time_decode(text[:PREFIX_TOKENS], job.tokens, job.sequences)
@@ -78,7 +78,7 @@ class TrialModel:
 
         Row counts take turns, in rounds, for about `seconds`; if time is short, only the most important are measured,
         at least two. Other programs lengthen a short step more than a long one, because its threads wait for each other
-        more often: medians would make drafts look cheap. CerebrumError if the rows cannot be removed again.
+        more often: medians would make drafted tokens look cheap. CerebrumError if the rows cannot be removed again.
         """
         prefix = count - max(rows)
         self._evaluate(text[:prefix])
@@ -89,7 +89,7 @@ class TrialModel:
             if turn >= MIN_ROUNDS and perf_counter() > start + seconds:
                 break
             for size in [*measured] or sorted(rows, key=lambda size: first.get(size, len(first))):
-                step = [Row(0, index, text[index], True) for index in range(prefix, prefix + size)]
+                step = [TokenRow(0, index, text[index], True) for index in range(prefix, prefix + size)]
                 measured.setdefault(size, []).extend(self._repeat_step(step))
                 if turn == 0 and len(measured) > 1 and perf_counter() > start + seconds / MIN_ROUNDS:
                     break
@@ -132,12 +132,13 @@ class TrialModel:
     def _evaluate(self, tokens: tuple[int, ...]) -> None:
         """Evaluate a prompt in slot 0, with logits for its last token."""
         for start, end in self._chunks(len(tokens)):
-            self.backend.decode([Row(0, index, tokens[index], index == len(tokens) - 1) for index in range(start, end)])
+            rows = [TokenRow(0, index, tokens[index], index == len(tokens) - 1) for index in range(start, end)]
+            self.backend.decode(rows)
 
     def _logits(self, tokens: tuple[int, ...]) -> Iterator[NDArray[numpy.float32]]:
         """Yield the logits after each token but the last; each array is valid until the next one is requested."""
         for start, end in self._chunks(len(tokens) - 1):
-            self.backend.decode([Row(0, index, tokens[index], True) for index in range(start, end)])
+            self.backend.decode([TokenRow(0, index, tokens[index], True) for index in range(start, end)])
             yield from (self.backend.logits(row) for row in range(end - start))
 
     def _chunks(self, count: int) -> Iterator[tuple[int, int]]:
@@ -160,14 +161,14 @@ class TrialModel:
             for step in range(steps + WARM_UP_STEPS):
                 stopwatch = Stopwatch(self._threads(sequences > 1)) if step == WARM_UP_STEPS else stopwatch
                 position = len(prefix) + step
-                backend.decode([Row(slot, position, token, True) for slot, token in enumerate(last)])
+                backend.decode([TokenRow(slot, position, token, True) for slot, token in enumerate(last)])
                 last = [sampler.sample(slot) for slot, sampler in enumerate(samplers)]
             return stopwatch.result(steps * sequences)
         finally:
             for sampler in samplers:
                 sampler.close()
 
-    def _repeat_step(self, rows: Sequence[Row]) -> list[float]:
+    def _repeat_step(self, rows: Sequence[TokenRow]) -> list[float]:
         """Seconds of a step that is repeated and undone; the first, which builds the graph, counts only if alone."""
         durations: list[float] = []
         while sum(durations) < MIN_VISIT_S:

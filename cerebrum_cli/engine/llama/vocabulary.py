@@ -44,7 +44,7 @@ class Plain(NamedTuple):
     trusted: bool
 
 
-class Vocabulary:
+class LlamaVocabulary:
     """The vocabulary of one loaded model."""
 
     def __init__(self, model: Any) -> None:

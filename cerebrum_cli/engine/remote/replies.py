@@ -20,8 +20,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.control import End as ControlEnd
-from cerebrum_cli.engine.control import Force
+from cerebrum_cli.engine.control import EndReply, Force
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.engine.remote.failures import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import End, Part
@@ -214,7 +213,7 @@ class RemoteSample:
         self._by_stop_string = self._by_stop_string or stopped_at_end or end.reason == "stop string"
         reason: FinishReason = "context"
         intervention = self._turns and self._turns.intervention
-        if isinstance(intervention, ControlEnd):
+        if isinstance(intervention, EndReply):
             reason = intervention.reason
         elif is_stopped or self._by_stop_string:
             reason = "stop"

@@ -1,23 +1,102 @@
 """Plan the steps that evaluate each node of a token trie once, with rows of many texts in one step. Pure.
 
-A path starts in a slot with a copy of what it has in common with the path before it, as soon as that is evaluated, or
-in the place of that path when it is finished; so a path keeps its slot until the next one has started. A step takes
-rows of the running paths, oldest first, and starts only as many paths as fill it: attention over a shared cache costs
-time for every token in it. Paths that wait for their prefix are overtaken by later ones, if these leave enough memory
-for any path: the first waiting one can then always continue in the place of the one before it.
+The trie of all texts is given as its paths from the root to a leaf, in lexicographic order. A path starts in a slot
+with a copy of what it has in common with the path before it, as soon as that is evaluated, or in the place of that path
+when it is finished; so a path keeps its slot until the next one has started. A step takes rows of the running paths,
+oldest first, and starts only as many paths as fill it: attention over a shared cache costs time for every token in it.
+Paths that wait for their prefix are overtaken by later ones, if these leave enough memory for any path: the first
+waiting one can then always continue in the place of the one before it.
 """
 
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import chain
 from typing import NamedTuple
 
-from cerebrum_cli.engine.backend import Row
-from cerebrum_cli.engine.scoring.trie import Lookups, Path
+from cerebrum_cli.engine.backend import TokenRow
+from cerebrum_cli.engine.scheduler import common_prefix
+from cerebrum_cli.engine.scoring.request import ScoreRequest
+
+Lookups = dict[int, dict[int, list[int]]]
+"""Readers of probabilities: by number of evaluated tokens, and by the token after these."""
+
+
+class Path(NamedTuple):
+    """A leaf of the trie: the tokens from the root to it, of which the path before has the first `shared` in common.
+
+    `lookups` are the probabilities read at the nodes that are not shared, as flat triples of integers: number of tokens
+    evaluated, next token, reader. An array takes a tenth of the memory of objects.
+    """
+
+    tokens: array[int]
+    shared: int
+    lookups: array[int]
+
+    def lookups_by_node(self) -> Lookups:
+        """Readers of each probability."""
+        found: Lookups = defaultdict(lambda: defaultdict(list))
+        for at in range(0, len(self.lookups), 3):
+            evaluated, token, reader = self.lookups[at : at + 3]
+            found[evaluated][token].append(reader)
+        return dict(found)
+
+
+def build_paths(requests: Sequence[ScoreRequest]) -> tuple[Path, ...]:
+    """Build the trie of contexts and continuations, without the last token of each.
+
+    Readers number the continuations of all requests, in order. The paths depend on the set of requests alone, not on
+    their order. Contexts may not be empty.
+    """
+    terms = [(request.context, continuation) for request in requests for continuation in request.continuations]
+    paths: list[Path] = []
+    starts: list[int] = []  # a node of the current path belongs to the first path that has it: the last of `owners`
+    owners: list[int] = []  # whose start is less than the node's depth
+    for leaf, shared, readers in _leaves(_evaluated_texts(terms)):
+        while starts and starts[-1] >= shared:
+            del starts[-1], owners[-1]
+        starts.append(shared)
+        owners.append(len(paths))
+        paths.append(Path(leaf, shared, array("i")))
+        for reader in readers:
+            context, continuation = terms[reader]
+            for evaluated, token in enumerate(continuation, len(context)):
+                owner = owners[bisect_left(starts, evaluated) - 1]
+                paths[owner].lookups.extend((evaluated, token, reader))
+    return tuple(paths)
+
+
+def node_count(paths: Sequence[Path]) -> int:
+    """Number of nodes of the trie below its root."""
+    return sum(len(path.tokens) - path.shared for path in paths)
+
+
+def _evaluated_texts(terms: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[array[int], int]]:
+    """The tokens to evaluate for each reader, in lexicographic order; nothing for an empty continuation."""
+    texts = []
+    for reader, (context, continuation) in enumerate(terms):
+        if continuation:
+            texts.append((array("i", [*context, *continuation[:-1]]), reader))
+    return sorted(texts)
+
+
+def _leaves(texts: Sequence[tuple[array[int], int]]) -> Iterator[tuple[array[int], int, list[int]]]:
+    """Yield each text that no other extends, its common prefix with the one before, and the readers along it."""
+    readers: list[int] = []
+    shared = 0
+    for index, (text, reader) in enumerate(texts):
+        readers.append(reader)
+        following = texts[index + 1][0] if index + 1 < len(texts) else array("i")
+        common = common_prefix(text, following)
+        if common < len(text):
+            yield text, shared, readers
+            readers, shared = [], common
+
 
 LOOKAHEAD = 64  # paths that are considered for a step, after the first that has not started
 
@@ -36,7 +115,7 @@ class Limits:
     is_trimmable: Callable[[int, int], bool]
 
 
-class Place(NamedTuple):
+class SlotChange(NamedTuple):
     """Change of a slot before a step: it then holds the first `length` tokens of `source`, which may be itself."""
 
     slot: int
@@ -44,7 +123,7 @@ class Place(NamedTuple):
     length: int
 
 
-class Run(NamedTuple):
+class RowRange(NamedTuple):
     """Consecutive rows of a step: tokens `start` to `stop` of a text, evaluated in a slot that holds those before."""
 
     slot: int
@@ -53,7 +132,7 @@ class Run(NamedTuple):
     stop: int
 
 
-class Lookup(NamedTuple):
+class TokenLookup(NamedTuple):
     """The probability of a token after a row of a step, and the continuations that it is a factor of."""
 
     row: int
@@ -61,16 +140,16 @@ class Lookup(NamedTuple):
     readers: tuple[int, ...]
 
 
-class Step(NamedTuple):
+class ScoreStep(NamedTuple):
     """Changes of slots, then one decode of `rows`, then lookups in its logits, ascending by row.
 
     It evaluates so many `nodes` of the trie for the first time: all its rows, unless slots could not be trimmed.
     """
 
-    places: tuple[Place, ...]
-    runs: tuple[Run, ...]
-    rows: tuple[Row, ...]
-    lookups: tuple[Lookup, ...]
+    slot_changes: tuple[SlotChange, ...]
+    runs: tuple[RowRange, ...]
+    rows: tuple[TokenRow, ...]
+    lookups: tuple[TokenLookup, ...]
     nodes: int
 
 
@@ -102,14 +181,14 @@ class Running:
         return self.evaluated == self.length
 
 
-def plan_steps(paths: Sequence[Path], limits: Limits) -> Iterator[Step]:
+def plan_steps(paths: Sequence[Path], limits: Limits) -> Iterator[ScoreStep]:
     """Yield the steps that evaluate all paths; no path may be longer than the memory."""
-    planner = Planner(paths, limits)
+    planner = ScorePlanner(paths, limits)
     while step := planner.next_step():
         yield step
 
 
-class Planner:
+class ScorePlanner:
     """The state of memory after the steps planned so far."""
 
     def __init__(self, paths: Sequence[Path], limits: Limits) -> None:
@@ -120,27 +199,27 @@ class Planner:
         self._overtaking: set[int] = set()  # paths after the first that have started
         self._running: dict[int, Running] = {}
         self._free_slots = list(range(limits.slots))
-        self._places: list[Place] = []
+        self._slot_changes: list[SlotChange] = []
 
-    def next_step(self) -> Step | None:
+    def next_step(self) -> ScoreStep | None:
         """Plan the next step; None if all is evaluated."""
         self._start_paths()
         runs = self._choose_runs()
         if not runs:
             assert self._first == len(self._paths), "no path can continue"
             return None
-        rows: list[Row] = []
-        lookups: list[Lookup] = []
+        rows: list[TokenRow] = []
+        lookups: list[TokenLookup] = []
         nodes = 0
         for one, run in sorted(runs, key=lambda pair: pair[1].slot):
             for position in range(run.start, run.stop):
                 readers = one.lookups.get(position + 1, {})
-                lookups += [Lookup(len(rows), token, tuple(readers[token])) for token in sorted(readers)]
-                rows.append(Row(run.slot, position, run.text[position], bool(readers)))
+                lookups += [TokenLookup(len(rows), token, tuple(readers[token])) for token in sorted(readers)]
+                rows.append(TokenRow(run.slot, position, run.text[position], bool(readers)))
             nodes += max(0, run.stop - max(run.start, one.path.shared))
             one.evaluated = run.stop
-        step = Step(tuple(self._places), tuple(run for _, run in runs), tuple(rows), tuple(lookups), nodes)
-        self._places = self._release_slots()
+        step = ScoreStep(tuple(self._slot_changes), tuple(run for _, run in runs), tuple(rows), tuple(lookups), nodes)
+        self._slot_changes = self._release_slots()
         return step
 
     def _start_paths(self) -> None:
@@ -183,7 +262,7 @@ class Planner:
         else:
             slot = heappop(self._free_slots)
         if replaced or (source and reused):
-            self._places.append(Place(slot, source.slot if source else slot, reused))
+            self._slot_changes.append(SlotChange(slot, source.slot if source else slot, reused))
         self._running[index] = started = Running(index, path, slot, reused, pieces, path.lookups_by_node())
         self._overtaking.add(index)
         while self._first in self._overtaking:
@@ -191,7 +270,7 @@ class Planner:
             self._first += 1
         return started
 
-    def _choose_runs(self) -> list[tuple[Running, Run]]:
+    def _choose_runs(self) -> list[tuple[Running, RowRange]]:
         """Choose the rows of a step, from the first paths on."""
         runs = []
         rows, outputs = self._limits.batch_size, self._limits.max_outputs
@@ -201,7 +280,7 @@ class Planner:
             if len(with_logits) > outputs:
                 stop = with_logits[outputs] - 1
             if stop > one.evaluated:
-                runs.append((one, Run(one.slot, one.path.tokens, one.evaluated, stop)))
+                runs.append((one, RowRange(one.slot, one.path.tokens, one.evaluated, stop)))
                 rows -= stop - one.evaluated
                 outputs -= min(outputs, len(with_logits))
         return runs
@@ -214,7 +293,7 @@ class Planner:
         is_needed = one.evaluated < branch and not self._is_trimmable(one.length, branch)
         return branch if is_needed else one.length
 
-    def _release_slots(self) -> list[Place]:
+    def _release_slots(self) -> list[SlotChange]:
         """Empty the slots of finished paths that no later path starts from."""
         released = [
             one
@@ -224,7 +303,7 @@ class Planner:
         for one in released:
             del self._running[one.index]
             heappush(self._free_slots, one.slot)
-        return [Place(one.slot, one.slot, 0) for one in released]
+        return [SlotChange(one.slot, one.slot, 0) for one in released]
 
     def _has_started(self, index: int) -> bool:
         return index < self._first or index in self._overtaking

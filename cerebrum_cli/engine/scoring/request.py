@@ -30,14 +30,14 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreEvent:
+class LogprobScores:
     """The index of a finished request, and a score for each of its continuations, in order."""
 
     request: int
     scores: tuple[Score, ...]
 
 
-ScoringEvent = ScoreEvent | RefusedEvent | StageEvent | NoticeEvent
+ScoringEvent = LogprobScores | RefusedEvent | StageEvent | NoticeEvent
 """What scoring yields; a StageEvent counts evaluated rows."""
 
 

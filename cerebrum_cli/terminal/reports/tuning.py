@@ -14,23 +14,20 @@ if TYPE_CHECKING:
     from cerebrum_cli.tune.candidates import Candidate
     from cerebrum_cli.tune.tune import TuningResult
 
-NO_DRAFTS = "no drafts"
-
 
 def print_profile(streams: Streams, profile: Profile) -> None:
-    """Print the settings of each use, their gain and their speeds, and what drafts cost."""
+    """Print the settings of each use, their gain and their speeds, and what verifying drafted tokens costs."""
     rows = [_row(name, tuned) for name, tuned in profile.uses.items()]
     print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"), rows)
     chat, ask = (_draft_text(profile.uses[name]) for name in ("chat", "ask"))
-    shared = chat if chat == NO_DRAFTS else f"drafts: {chat}"
-    for line in [shared] if chat == ask else [f"drafts, chat: {chat}", f"drafts, ask: {ask}"]:
-        streams.answer(f"{line}\n")
+    for use, text in [("", chat)] if chat == ask else [(", chat", chat), (", ask", ask)]:
+        streams.answer(f"speculative decoding{use}: {text}\n")
 
 
 def _draft_text(tuned: TunedUse) -> str:
-    """How long a step with a draft takes, in steps of one token."""
+    """How long a step with drafted tokens takes, in steps of one token, if that can pay."""
     if tuned.best_draft is None:
-        return NO_DRAFTS
+        return "off"
     rows, cost = tuned.best_draft
     return f"verifying {rows} tokens takes as long as generating {cost:.1f}"
 
@@ -86,7 +83,8 @@ def _conclusion(result: TuningResult, model: str) -> str:
             else "the same settings are fastest"
         )
         if names := sorted(result.profile.uses_with_drafts):
-            return f"settings unchanged for {model}: {reason}; {' and '.join(names)} use{'s' * (len(names) < 2)} drafts"
+            uses = f"{' and '.join(names)} use{'s' * (len(names) < 2)} speculative decoding"
+            return f"settings unchanged for {model}: {reason}; {uses}"
         return f"nothing changed for {model}: {reason}"
     if result.profile.is_default:
         return f"ask, chat and batch use the defaults for {model} again"
