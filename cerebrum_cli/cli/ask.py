@@ -86,8 +86,6 @@ def run_question(
 
 def start_loading(source: ReplySource, vote: MajorityVote | None, options: AskOptions) -> LoadedModel:
     """Start to load the model, or to connect to its server. A dry run needs the vocabulary only."""
-    if options.dry_run:
-        source = replace(source, place=None)
     return open_model(
         source.used(
             context=ContextOptions(slots=vote.max_samples) if vote else SINGLE,

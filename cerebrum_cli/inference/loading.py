@@ -57,7 +57,7 @@ class ModelUse:
     - `tuning`: settings that take precedence over those of a profile
     - `raw`: without a prompt format
     - `template_options`: variables of an embedded template
-    - `vocabulary_only`: without weights
+    - `vocabulary_only`: without weights, and so always in this process
     - `is_chat`: memory for the whole context is allocated while the model loads, and weights are repacked
     - `caches_prompts`: on disk
     """
@@ -235,7 +235,7 @@ def open_model(source: ReplySource) -> LoadedModel:
     model, settings, use, resources = source.model, source.settings, source.use, source.resources
     require_generative(model.path, model.header)
     name, build, prepare = source.format_name, source.format_builder, partial(prepare_format, source.format_name)
-    if source.place:
+    if source.place and not use.vocabulary_only:
         vocabulary = resources.open_backend(load_options(model, settings, vocabulary_only=True))
         engine = source.place.connect(vocabulary, source)
         return LoadedModel(source, name, engine, Responder(engine, build, model.trained_context, prepare))

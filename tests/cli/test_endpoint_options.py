@@ -6,7 +6,7 @@ import ssl
 from pathlib import Path
 
 import pytest
-from command_line import assert_error
+from command_line import CommandLine, assert_error
 from loopback import Loopback, LoopbackHandler
 from served import Served
 
@@ -204,3 +204,10 @@ def test_endpoint_reports_a_wrong_environment(
 ) -> None:
     monkeypatch.setenv(name, value)
     assert_error(served.run_alone("ask", "--endpoint", url, "hi"), 1, url, part)
+
+
+def test_dry_run_with_an_endpoint_asks_no_server(user: CommandLine) -> None:
+    (user.home / "exam.jsonl").write_text('{"question": "1?", "answer": "1"}\n')
+    for command in (("ask", "hello"), ("eval", "exam.jsonl", "-q")):
+        done = user.run(*command, "-m", "small", "--endpoint", "http://127.0.0.1:9", "--dry-run")
+        assert (done.code, "<|im_start|>assistant" in done.out) == (0, True), done.err
