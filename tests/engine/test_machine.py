@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -221,11 +222,12 @@ def test_build_fingerprint_changes_with_the_libraries(library: Path) -> None:
     seen = [build_fingerprint()]
     assert re.fullmatch("[0-9a-f]{16}", seen[0]) and build_fingerprint() == seen[0]
     changes: tuple[Callable[[], object], ...] = (
-        lambda: os.utime(library / "libllama.so", ns=(1, 2)),
-        lambda: ((library / "libllama.so").write_bytes(b"other code"), os.utime(library / "libllama.so", ns=(1, 1))),
-        lambda: shutil.copy2(library / "libggml.so", library / "libggml-cuda.so"),
+        partial(os.utime, library / "libllama.so", ns=(1, 2)),
+        partial((library / "libllama.so").write_bytes, b"other code"),
+        partial(os.utime, library / "libllama.so", ns=(1, 1)),
+        partial(shutil.copy2, library / "libggml.so", library / "libggml-cuda.so"),
         (library / "libggml.so").unlink,
-        lambda: (library / "libgone.so").symlink_to(library / "nowhere.so"),
+        partial((library / "libgone.so").symlink_to, library / "nowhere.so"),
     )
     for change in changes:
         change()
