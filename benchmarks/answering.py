@@ -17,16 +17,24 @@ from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.batch.rows import Row as Question
 from cerebrum_cli.batch.rows import prompt_row, result_rows
 from cerebrum_cli.cli.app import real_runtime
-from cerebrum_cli.cli.generation import plan_parallel
+from cerebrum_cli.cli.generation import AUTO_PARALLEL
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.load_options import LoadOptions
+from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.inference.load_options import SINGLE, Parallel
-from cerebrum_cli.inference.loading import BackendFactory, LoadedModel, open_model, open_servers
+from cerebrum_cli.inference.loading import (
+    BackendFactory,
+    LoadedModel,
+    ModelUse,
+    ReplySource,
+    Resources,
+    Servers,
+    open_model,
+)
 from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2
@@ -80,12 +88,13 @@ def benchmark_settings(overrides: Mapping[str, Any]) -> Settings:
 
 @contextmanager
 def loaded_model(
-    model: str, settings: Settings, parallel: Parallel = SINGLE, evaluate_all: bool = False
+    model: str, settings: Settings, context: ContextOptions = SINGLE, evaluate_all: bool = False
 ) -> Iterator[LoadedModel]:
     """Load a model as the commands do; with `evaluate_all`, every prompt is evaluated from its first token."""
     runtime = real_runtime()
     factory = without_prefix_reuse(runtime.open_backend) if evaluate_all else runtime.open_backend
-    loaded = open_model(factory, runtime.library.resolve(model), settings, parallel=parallel)
+    source = ReplySource(Resources(factory), runtime.library.resolve(model), settings, ModelUse(context))
+    loaded = open_model(source)
     try:
         exhaust(loaded.responder.load())
         yield loaded
@@ -97,7 +106,8 @@ def loaded_model(
 def connected_model(model: str, settings: Settings, url: str) -> Iterator[LoadedModel]:
     """Connect to a server of a model as the commands do."""
     runtime = real_runtime()
-    loaded = open_servers(runtime.open_backend, [Endpoint(url, url)], runtime.library.resolve(model), settings)
+    servers = Servers([Endpoint(url, url)])
+    loaded = open_model(ReplySource(runtime.resources(), runtime.library.resolve(model), settings, place=servers))
     try:
         exhaust(loaded.responder.load())
         yield loaded
@@ -158,7 +168,9 @@ def opened_model(job: BatchJob, settings: Settings) -> AbstractContextManager[Lo
     if job.endpoint:
         return connected_model(job.model, settings, job.endpoint)
     samples = len(job.questions) * (job.votes or 1)
-    return loaded_model(job.model, settings, plan_parallel(job.parallel, samples, job.batch_invariant))
+    slots = min(job.parallel or AUTO_PARALLEL, samples)
+    context = ContextOptions(slots=slots, batch_invariant=True, pad_steps=job.batch_invariant)
+    return loaded_model(job.model, settings, context)
 
 
 def tokenized_prompts(model: str, questions: Sequence[Question]) -> list[tuple[int, ...]]:

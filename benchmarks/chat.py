@@ -33,8 +33,9 @@ from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.cli.app import real_runtime
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.engine.remote.endpoint import Endpoint
-from cerebrum_cli.inference.loading import ModelLoader
+from cerebrum_cli.inference.loading import CHAT, ReplySource, Servers, open_model
 
 FORMATS = ("cerebrum", "embedded")
 CHATS, TURNS = 4, 10
@@ -71,11 +72,13 @@ def open_chat(directory: Path, *endpoints: Endpoint, **overrides: Any) -> Chat:
     installed = real_runtime()
     runtime = replace(installed, config_directory=directory, data_directory=directory, cache_directory=directory)
     runtime.library = installed.library
-    loader = ModelLoader(
-        runtime.library.resolve, runtime.settings, runtime.open_backend, runtime.prompt_cache, endpoints=endpoints
-    )
-    model, settings = loader.resolve_settings(overrides)
-    return Chat(runtime.history, loader, overrides, loader.open(model, settings), settings)
+
+    def resolve(layer: Layer) -> ReplySource:
+        model, place = runtime.library.resolve(layer.get("model")), Servers(endpoints) if endpoints else None
+        return ReplySource(runtime.resources(no_profile=True), model, runtime.settings(layer, model), CHAT, place)
+
+    source = resolve(overrides)
+    return Chat(runtime.history, resolve, overrides, open_model(source), source.settings)
 
 
 def close_chat(chat: Chat) -> None:

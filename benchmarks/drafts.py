@@ -44,8 +44,9 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts, draft_lengths
 from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Drafter
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import LoadOptions, Tuning
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning
 from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.trials import Bench
 from cerebrum_cli.gguf.header import read_header
@@ -115,9 +116,8 @@ def measured_costs(model: Path) -> StepCosts:
 
 
 def load_options(model: Path) -> LoadOptions:
-    return LoadOptions(
-        model, CONTEXT, read_header(model).sizes, context_size=CONTEXT, n_threads=THREADS, is_verified=True
-    )
+    file = GgufFile(model, CONTEXT, read_header(model).sizes, is_verified=True)
+    return LoadOptions(file, ContextOptions(CONTEXT, n_threads=THREADS))
 
 
 @contextmanager

@@ -69,7 +69,7 @@ from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.scoring.request import LogprobScores, ScoreRequest
-from cerebrum_cli.inference.reply_stream import GenerationRequest
+from cerebrum_cli.inference.reply_stream import ReplyRequest
 
 PARTS = ("texts", "cache", "votes", "batch", "failover", "ask")
 PROMPTS, TEXT_TOKENS = 20, 64
@@ -150,7 +150,7 @@ def top_two_gap(model: str, prompt: str, local: str, remote: str) -> float:
     """Nats between the two most likely tokens where two texts first differ; to be called in a subprocess."""
     settings = fold({"threads": THREADS}, {"max_tokens": TEXT_TOKENS})
     with loaded_model(model, settings) as loaded:
-        request = loaded.responder.tokenize_request(GenerationRequest(Conversation().user(prompt), settings))
+        request = loaded.responder.tokenize_request(ReplyRequest(Conversation().user(prompt), settings))
         with closing(loaded.responder.generate([request])) as events:
             tokens = [event.token for event in events if isinstance(event, TokenEvent) and event.token is not None]
         pieces = [loaded.engine.vocabulary.piece(token) for token in tokens]
@@ -159,7 +159,7 @@ def top_two_gap(model: str, prompt: str, local: str, remote: str) -> float:
         same = [
             token for token, text in zip(tokens, accumulate(pieces), strict=True) if remote.encode().startswith(text)
         ]
-        context = (*request.request.prompt_tokens, *same)
+        context = (*request.prompt_tokens, *same)
         every_token = tuple((token,) for token in range(loaded.model.header.vocabulary_size))
         (scored,) = [
             event

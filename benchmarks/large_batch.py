@@ -38,8 +38,7 @@ from cerebrum_cli.batch.rows import result_rows
 from cerebrum_cli.core.events import Event, FinishEvent, RowEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.inference.reply_stream import GenerationRequest, TokenizedRequest
+from cerebrum_cli.inference.reply_stream import ReplyRequest
 
 ROWS = 1_000_000
 PARTS = 10
@@ -171,27 +170,27 @@ class SimulatedResponder:
     def check_settings(self, settings: Settings) -> None:
         """Do nothing: there is no vocabulary."""
 
-    def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
+    def tokenize_request(self, request: ReplyRequest) -> Request:
         prompt = tuple(request.conversation.messages[-1].content.encode())
-        return TokenizedRequest(Request(prompt, request.settings.sampling(())), CEREBRUM, None, "")
+        return Request(prompt, request.settings.sampling(()))
 
-    def group_by_length(self, requests: Iterable[TokenizedRequest]) -> list[list[int]]:
+    def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
         return [list(range(len(list(requests))))]
 
-    def generate(self, requests: Iterable[TokenizedRequest], _: Any) -> SimulatedReplies:
+    def generate(self, requests: Iterable[Request], _: Any) -> SimulatedReplies:
         return SimulatedReplies(requests, self._text)
 
 
 class SimulatedReplies:
     """Replies to requests, one after the other."""
 
-    def __init__(self, requests: Iterable[TokenizedRequest], text: str) -> None:
+    def __init__(self, requests: Iterable[Request], text: str) -> None:
         self._requests = requests
         self._text = text
 
     def __iter__(self) -> Iterator[Event]:
-        for index, tokenized in enumerate(self._requests):
-            sequence, length = SequenceId(index), len(tokenized.request.prompt_tokens)
+        for index, request in enumerate(self._requests):
+            sequence, length = SequenceId(index), len(request.prompt_tokens)
             yield TokenEvent(sequence, self._text, token=1)
             yield FinishEvent(sequence, "stop", length, 0, 100, 1, 4096, Timings())
 

@@ -34,11 +34,12 @@ from lm_eval_hf import CHOICES, TEXTS, encode_choices, evaluate
 from quantized import F32, quantize
 
 from cerebrum_cli.cli.app import real_runtime
-from cerebrum_cli.cli.lm_eval import HarnessModel
+from cerebrum_cli.cli.lm_eval import opener
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.scoring.plan import build_paths, node_count
 from cerebrum_cli.engine.scoring.request import ScoreRequest
+from cerebrum_cli.inference.loading import ModelUse, ReplySource
 
 TOLERANCE = 1e-2
 TEXT_ITEMS, TEXT_TOKENS = 20, 32
@@ -151,17 +152,14 @@ def run_ours(model: str, directory: Path) -> Outcome:
 
     runtime = real_runtime()
     found = runtime.library.resolve(model)
-    harness_model = HarnessModel(found, None, fold({"threads": THREADS}))
+    source = ReplySource(runtime.resources(no_profile=True), found, fold({"threads": THREADS}), ModelUse(raw=True))
     rows: list[int] = []
 
     def count_rows(event: Event) -> None:
         if isinstance(event, StageEvent):
             rows.append(event.done)
 
-    def open_model(use: Any) -> Any:
-        return harness_model.open(runtime.open_backend, use)
-
-    with closing(CerebrumLM(open_model, count_rows)) as ours:
+    with closing(CerebrumLM(opener(source), count_rows)) as ours:
         tokens = encode_choices(ours, directory)  # loads the model
         choices = evaluate(ours, directory, CHOICES)
         evaluated = rows[-1]

@@ -34,8 +34,8 @@ from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.inference.load_options import SINGLE, Parallel
 from cerebrum_cli.inference.loading import LoadedModel
 
 PARTS = ("throughput", "prompt")
@@ -127,7 +127,7 @@ def throughput_points(model: Path, counts: Sequence[int], tokens: int, runs: int
 def decode_rate(model: Path, count: int, tokens: int) -> float:
     """Tokens per second of `count` parallel sequences; to be called in a subprocess."""
     settings = benchmark_settings({"max_tokens": tokens + 1, "temperature": 0.0})  # the prompt yields the first
-    with loaded_model(str(model), settings, Parallel(count, batch_invariant=True)) as loaded:
+    with loaded_model(str(model), settings, ContextOptions(slots=count, batch_invariant=True)) as loaded:
         finishes = generate(loaded, PROMPT_LENGTH, settings, count)
         assert isinstance(loaded.engine, LocalEngine)
         slots = loaded.engine.backend.slots

@@ -26,8 +26,8 @@ from harness import PEER_PROGRAMS, Row, in_subprocess, medians, pair, record, re
 from quantized import F32, quantize
 
 from cerebrum_cli.core.events import StageEvent
+from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.scoring.request import LogprobScores, ScoreRequest, ScoringEvent
-from cerebrum_cli.inference.load_options import Parallel
 
 PARTS = ("choices", "rate")
 CONTEXT_TOKENS, CHOICES, CHOICE_TOKENS = 200, 4, 8
@@ -65,7 +65,7 @@ def choices_row(model: str, runs: int) -> Row:
 def time_choices(model: str, runs: int) -> list[tuple[float, float]]:
     """Seconds for contexts with all choices, and with a single token; to be called in a subprocess."""
     random = Random(1)
-    with loaded_model(model, benchmark_settings({}), Parallel(SLOTS, kv_unified=True)) as loaded:
+    with loaded_model(model, benchmark_settings({}), ContextOptions(slots=SLOTS, kv_unified=True)) as loaded:
 
         def seconds(requests: Sequence[ScoreRequest]) -> float:
             start = time.perf_counter()
@@ -98,7 +98,7 @@ def rows_per_second(model: str) -> float:
     """Speed of scoring many contexts with their choices; to be called in a subprocess."""
     random = Random(2)
     requests = [draw_request(random) for _ in range(REQUESTS)]
-    with loaded_model(model, benchmark_settings({}), Parallel(SLOTS, kv_unified=True)) as loaded:
+    with loaded_model(model, benchmark_settings({}), ContextOptions(slots=SLOTS, kv_unified=True)) as loaded:
         list(loaded.responder.score([draw_request(random)]))
         start = time.perf_counter()
         events = list(loaded.responder.score(requests))

@@ -43,8 +43,8 @@ from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.batch.rows import Row as Question
 from cerebrum_cli.batch.rows import prompt_row
 from cerebrum_cli.core.events import Event, FinishEvent
-from cerebrum_cli.inference.load_options import SINGLE, Parallel
-from cerebrum_cli.inference.reply_stream import GenerationRequest
+from cerebrum_cli.engine.memory import SINGLE, ContextOptions
+from cerebrum_cli.inference.reply_stream import ReplyRequest
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, MajorityVote, run_vote
 
@@ -129,7 +129,7 @@ def time_row(label: str, pairs: Sequence[tuple[float, float]], target: str) -> R
 def time_vote(model: str, question: Question, tokens: int) -> float:
     """Seconds of a vote, run as `cerebrum ask` does; to be called in a subprocess."""
     request = make_request(question, tokens)
-    with loaded_model(model, request.settings, Parallel(VOTES)) as loaded:
+    with loaded_model(model, request.settings, ContextOptions(slots=VOTES)) as loaded:
         timing = measure_events(
             lambda: run_vote(loaded.responder, request, MajorityVote(Votes(VOTES, VOTES), stops_early=False))
         )
@@ -150,10 +150,10 @@ def time_with_reuse(model: str, question: Question, tokens: int) -> float:
     return checked_seconds(timing, tokens, [0] + [timing.finishes[0].prompt_tokens - 1] * (VOTES - 1))
 
 
-def make_request(question: Question, tokens: int, seed: int = SEED) -> GenerationRequest:
+def make_request(question: Question, tokens: int, seed: int = SEED) -> ReplyRequest:
     """Request for one sample of a question."""
     settings = benchmark_settings({"max_tokens": tokens, "temperature": VOTE_TEMPERATURE, "seed": seed})
-    return GenerationRequest(conversation_of(question), settings, ignore_eos=True)
+    return ReplyRequest(conversation_of(question), settings, ignore_eos=True)
 
 
 def generate_sequentially(responder: Responder, question: Question, tokens: int) -> Iterator[Event]:

@@ -15,8 +15,9 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.events import FinishEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import LoadOptions
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.gguf.header import read_header
@@ -40,7 +41,7 @@ class Sample:
 @contextmanager
 def loaded_engine(path: Path) -> Iterator[LocalEngine]:
     """Load a model with SLOTS slots."""
-    options = LoadOptions(path, 512, read_header(path).sizes, context_size=512, n_threads=1, slots=SLOTS)
+    options = LoadOptions(GgufFile(path, 512, read_header(path).sizes), ContextOptions(512, SLOTS, n_threads=1))
     engine = LocalEngine(lambda emit, stop: open_llama(options, emit, stop))
     try:
         list(engine.load())

@@ -24,9 +24,10 @@ from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.inference.fingerprint import generation_fingerprint
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.inference.loading import generation_fingerprint
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
-from cerebrum_cli.inference.reply_stream import GenerationRequest, ReplyStream, TokenizedRequest
+from cerebrum_cli.inference.reply_stream import ReplyRequest, ReplyStream
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import MajorityVote, require_sampling, votes_object
 from cerebrum_cli.models.library import Library
@@ -66,7 +67,7 @@ class PendingRow:
 
     position: int
     row: Row
-    request: TokenizedRequest
+    request: Request
     options: BatchOptions
     vote: MajorityVote | None
     collector: ReplyCollector
@@ -207,7 +208,7 @@ class Answering:
         """Answer rows, and write each one when it is complete; None is for none now."""
         pending: dict[int, PendingRow] = {}
 
-        def requests() -> Iterator[TokenizedRequest | None]:
+        def requests() -> Iterator[Request | None]:
             indexes = count()
             for row in rows:
                 if row:
@@ -249,7 +250,7 @@ def write_row_errors(rows: Rows, result: Result) -> None:
 def _group_rows(responder: Responder, pending: Sequence[PendingRow]) -> Iterator[list[PendingRow]]:
     """Yield groups of rows of similar lengths, the shortest first, in each of which rows are sorted by their tokens."""
     for group in responder.group_by_length(row.request for row in pending):
-        yield sorted((pending[index] for index in group), key=lambda row: row.request.request.prompt_tokens)
+        yield sorted((pending[index] for index in group), key=lambda row: row.request.prompt_tokens)
 
 
 def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchOptions) -> PendingRow | RowError:
@@ -260,7 +261,7 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
     if conversation.system_prompt is None:
         conversation = replace(conversation, system_prompt=settings.system)
     vote = MajorityVote(options.votes, options.stops_early) if options.votes else None
-    request = GenerationRequest(conversation, settings, options.grammar, ignore_eos=options.ignore_eos)
+    request = ReplyRequest(conversation, settings, options.grammar, ignore_eos=options.ignore_eos)
     try:
         if vote:
             require_sampling(settings)

@@ -23,14 +23,12 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.locks import remove
-from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
 from cerebrum_cli.engine.sequence import TOKEN_BYTES
 from cerebrum_cli.engine.state_store import read_states
-from cerebrum_cli.inference.loading import BackendFactory, LoadedModel, open_model
+from cerebrum_cli.inference.loading import LoadedModel, ReplySource, open_model
+from cerebrum_cli.inference.prompt_sources import read_text
 from cerebrum_cli.inference.responder import Responder
-from cerebrum_cli.inference.text import read_text
-from cerebrum_cli.models.model import Model
 
 DAY_S = 86_400
 MAX_IMPORT_BYTES = 1_000_000_000
@@ -86,9 +84,10 @@ def export_session(store: Store, session: Session, export_format: str) -> str:
     return _format_json({"name": session.name, "model": session.model, "messages": messages})
 
 
-def export_transcript(factory: BackendFactory, model: Model, settings: Settings, store: Store, session: Session) -> str:
+def export_transcript(source: ReplySource, store: Store, session: Session) -> str:
     """Export the exact prompt and last reply of a session; loads only the model's vocabulary."""
-    loaded = open_model(factory, model, replace(settings, format=session.format), vocabulary_only=True)
+    settings = replace(source.settings, format=session.format)
+    loaded = open_model(replace(source.used(vocabulary_only=True), settings=settings))
     try:
         return _transcript(loaded, store, session)
     finally:

@@ -7,7 +7,7 @@ of messages; the engine still holds the tokens of the shared prefix, so these ar
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.chat.context_window import fit_session
@@ -25,15 +25,14 @@ from cerebrum_cli.chat.history import (
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError
+from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.saved_prompt import SavedPrompt
-from cerebrum_cli.core.settings import Layer, Settings
+from cerebrum_cli.core.settings import LOCAL_KEYS, Layer, Settings
 from cerebrum_cli.inference.inspection import GivenReply
 from cerebrum_cli.inference.load_options import reload_key
-from cerebrum_cli.inference.loading import LoadedModel, ModelLoader, draft_notice
+from cerebrum_cli.inference.loading import LoadedModel, ReplySource, draft_notice, open_model
 from cerebrum_cli.inference.voting import MajorityVote
-from cerebrum_cli.models.model import Model
 
 Events = Generator[Event, None, None]
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
@@ -50,7 +49,7 @@ class Chat:
     """
 
     history: History
-    loader: ModelLoader
+    resolve: Callable[[Layer], ReplySource]
     overrides: Layer
     loaded: LoadedModel
     settings: Settings
@@ -256,17 +255,22 @@ class Chat:
 
     def _apply(self, overrides: Layer, changes: Layer) -> Generator[Event, None, Settings]:
         """Replace all overrides, and return their settings; see `change_settings`."""
-        previous = self.loaded.model, self.settings
-        model, settings = self.loader.resolve_settings(overrides)
-        if (model.paths, reload_key(settings)) != (previous[0].paths, reload_key(previous[1])):
+        if self.loaded.is_remote and (
+            local := next((key for key in LOCAL_KEYS if overrides.get(key) is not None), None)
+        ):
+            raise UsageError(f"{local} cannot be set: the model runs on a server", "set it where the server is started")
+        previous, source = replace(self.loaded.source, settings=self.settings), self.resolve(overrides)
+        source.validate()
+        settings = source.settings
+        if (source.model.paths, reload_key(settings)) != (previous.model.paths, reload_key(self.settings)):
             if notice := self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation):
                 yield notice
             try:
-                self._reopen(model, settings)
+                self._reopen(source)
                 yield from self.loaded.responder.load()
                 self.loaded.responder.check_settings(settings)
             except BaseException:
-                self._reopen(*previous)
+                self._reopen(previous)
                 raise
         elif notice := draft_notice(self.loaded.model, changes.get("drafts")):
             yield notice
@@ -280,11 +284,11 @@ class Chat:
 
     def load(self) -> Events:
         """Yield the loading events of the model; after a failure, restart it for the next question."""
-        model = self.loaded.model
+        source = replace(self.loaded.source, settings=self.settings)
         try:
             yield from self.loaded.responder.load()
         except BaseException:
-            self._reopen(model, self.settings)
+            self._reopen(source)
             raise
 
     def close(self) -> NoticeEvent | None:
@@ -308,10 +312,10 @@ class Chat:
         """The last question, whether or not it has a reply."""
         return next((each for each in reversed(self.messages) if each.message.role == "user"), None)
 
-    def _reopen(self, model: Model, settings: Settings) -> None:
+    def _reopen(self, source: ReplySource) -> None:
         """Free the loaded model and start to load another; safe to call again after an interruption."""
         self.loaded.engine.close()
-        self.loaded = self.loader.open(model, settings)
+        self.loaded = open_model(source)
 
     def _start_session(self, text: str) -> None:
         """Create the session with its first question, in one step: a killed process leaves no empty one."""

@@ -15,7 +15,7 @@ from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.inference.reply import Reply, ReplyCollector
-from cerebrum_cli.inference.reply_stream import GenerationRequest
+from cerebrum_cli.inference.reply_stream import ReplyRequest
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import MajorityVote, run_vote
 
@@ -51,18 +51,15 @@ class ReplyRecorder:
 
         Raises SessionError if it cannot be saved.
         """
+        request = ReplyRequest(conversation, self.settings, prefix_tokens=self.prefix_tokens)
         if majority_vote is None:
-            with contextlib.closing(
-                responder.respond(conversation, self.settings, prefix_tokens=self.prefix_tokens)
-            ) as events:
+            with contextlib.closing(responder.respond(request)) as events:
                 for event in events:
                     self._process_event(event)
                     yield event
         else:
             try:
-                with contextlib.closing(
-                    run_vote(responder, GenerationRequest(conversation, self.settings), majority_vote)
-                ) as events:
+                with contextlib.closing(run_vote(responder, request, majority_vote)) as events:
                     yield from events
             finally:
                 self.collector = majority_vote.best_sample or self.collector

@@ -11,8 +11,8 @@ from cerebrum_cli.cli.generation import naming_grammar_file
 from cerebrum_cli.core.errors import Interrupted, NoAnswer
 from cerebrum_cli.core.events import NoticeEvent, PromptEvent
 from cerebrum_cli.inference.inspection import GivenReply, LeastCertain
-from cerebrum_cli.inference.prompt_length import length_notice
 from cerebrum_cli.inference.reply import ReplyCollector, prompt_object, reply_notice, reply_object
+from cerebrum_cli.inference.tokens import length_notice
 from cerebrum_cli.terminal.progress import AnswerLine, StatusLine, VoteLine
 from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.texts import result_text, stats_line
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.inspection import UncertainToken
     from cerebrum_cli.inference.loading import LoadedModel
     from cerebrum_cli.inference.reply import Reply
-    from cerebrum_cli.inference.reply_stream import GenerationRequest
+    from cerebrum_cli.inference.reply_stream import ReplyRequest
     from cerebrum_cli.inference.voting import MajorityVote
     from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.streams import Streams
@@ -46,7 +46,7 @@ def show_prompt(streams: Streams, loaded: LoadedModel, conversation: Conversatio
         streams.info(f"{len(preview.token_ids)} tokens")
 
 
-class Answer:
+class AnswerPrinter:
     """The answer to one request: rendered, recorded, and printed in the form the options ask for."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Answer:
         streams: Streams,
         loaded: LoadedModel,
         recorder: SessionRecorder,
-        request: GenerationRequest,
+        request: ReplyRequest,
         options: AskOptions,
         keyboard: Keyboard,
     ) -> None:
@@ -79,7 +79,7 @@ class Answer:
 
     def _show_reply(self) -> None:
         request, options, collector = self._request, self._options, ReplyCollector()
-        events = self._loaded.responder.respond(request.conversation, request.settings, request.grammar)
+        events = self._loaded.responder.respond(request)
         key = AnswerKeySink(self._keyboard, self._loaded.responder)
         line_type = StatusLine if options.streams_answer else AnswerLine
         line = line_type(self._streams, self._loaded.model.name, lambda: key.hint)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.state_store import StateStore
     from cerebrum_cli.engine.trials import Bench, BenchFactory
     from cerebrum_cli.eval.runs import RunStore
-    from cerebrum_cli.inference.loading import BackendFactory
+    from cerebrum_cli.inference.loading import BackendFactory, Resources
     from cerebrum_cli.inference.profiles import Profile, ProfileStore
     from cerebrum_cli.merge.merge import Merger
     from cerebrum_cli.merge.weights import Codec
@@ -104,6 +104,14 @@ class Runtime:
 
         directory = self.data_directory / "sessions"
         return History(Store(directory / "sessions.db", detaches), SessionLock(directory / "locks"))
+
+    def resources(self, no_profile: bool = False) -> Resources:
+        """What models are opened with; `no_profile` leaves out what was measured on this machine."""
+        from cerebrum_cli.inference.loading import Resources
+
+        if no_profile:
+            return Resources(self.open_backend, self.prompt_cache)
+        return Resources(self.open_backend, self.prompt_cache, self.profile)
 
     def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
         """Prompt cache of a model in a format; None if it is turned off."""
@@ -244,7 +252,7 @@ def devices_file(data_directory: Path) -> Path:
 
 def llama_opener(options: LoadOptions, data_directory: Path) -> OpenBackend:
     """How llama.cpp opens a model; the engine's thread imports it."""
-    is_known = options.is_verified and not options.adapters
+    is_known = options.file.is_verified and not options.file.adapters
     loaded_files = None if is_known else data_directory / "loaded_files.json"
 
     def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:

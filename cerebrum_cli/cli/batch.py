@@ -15,11 +15,13 @@ from cerebrum_cli.batch.result import StreamedResult
 from cerebrum_cli.batch.rows import result_rows
 from cerebrum_cli.cli.generation import (
     MAX_PARALLEL,
-    find_generator,
+    find_source,
     naming_grammar_file,
+    open_for,
     progress_sinks,
     read_grammar,
     require_effective,
+    source_fingerprint,
 )
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.servers import noted_servers, noting_servers
@@ -46,47 +48,52 @@ STANDARD = Path("-")  # standard input or output
 
 
 def batch(
-    runtime: Runtime, source: Path, output: Path, given: Layer, options: BatchOptions, typed: frozenset[str]
+    runtime: Runtime,
+    source: Path,
+    output: Path,
+    overrides: Layer,
+    options: BatchOptions,
+    on_command_line: frozenset[str],
 ) -> int:
     """Answer the rows that have no answer yet; return how many failed or have no winner.
 
-    `typed` are the parameters on the command line. Raises Interrupted with how to resume.
+    Raises Interrupted with how to resume.
     """
-    saved, given, options = apply_prompt(runtime, given, options, typed)
+    saved, overrides, options = apply_prompt(runtime, overrides, options, on_command_line)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
     with closing(open_source(runtime, source)) as file:
         shape = detect_shape(source, options.shape, file.head)
         rows = read_rows(file, shape, options.template, options.carry, saved)
-        return answer(runtime, rows, output, given, options, typed, saved)
+        return run_rows(runtime, rows, output, overrides, options, on_command_line, saved)
 
 
-def answer(
+def run_rows(
     runtime: Runtime,
     rows: IndexedRows,
     output: Path,
-    given: Layer,
+    overrides: Layer,
     options: BatchOptions,
-    typed: frozenset[str],
+    on_command_line: frozenset[str],
     saved: SavedPrompt | None,
 ) -> int:
     """Answer the rows of an input."""
     votes = options.vote_bounds
-    generator = find_generator(runtime, given, options, "--votes" if votes else None)
-    require_effective(generator.settings, typed, options)
+    source = find_source(runtime, overrides, options, "--votes" if votes else None)
+    require_effective(source.settings, on_command_line, options)
     grammar, is_json = read_grammar(runtime, options), options.schema is not None
-    row_options = batches.BatchOptions(generator.settings, grammar, is_json, votes, options.ignore_eos)
+    row_options = batches.BatchOptions(source.settings, grammar, is_json, votes, options.ignore_eos)
     record = {
         **input_fingerprint(rows, options, saved),
-        **generator.fingerprint,
-        **batches.batch_fingerprint(row_options, generator.model, runtime.library),
+        **source_fingerprint(source),
+        **batches.batch_fingerprint(row_options, source.model, runtime.library),
     }
-    result = open_result(runtime, output, record, generator.model.adapter_params, rows, options)
+    result = open_result(runtime, output, record, source.model.adapter_params, rows, options)
     try:
         if unanswered := count_unanswered(rows, result):
-            notify_of_experts(runtime, generator.model, options)
+            notify_of_experts(runtime, source.model, options)
             earlier = noted_servers(result) if isinstance(result, Journal) else ()
-            loaded = generator.open(runtime, unanswered * (votes.maximum if votes else 1), earlier)
+            loaded = open_for(source, unanswered * (votes.maximum if votes else 1), earlier)
             generate(runtime, loaded, rows, row_options, result, output, options)
         else:
             batches.write_row_errors(rows, result)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from shlex import quote
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.history import with_session_defaults
-from cerebrum_cli.cli.models import find_model, find_profile
+from cerebrum_cli.cli.generation import find_source
+from cerebrum_cli.cli.models import find_model
 from cerebrum_cli.cli.saved_prompts import apply_prompt
-from cerebrum_cli.cli.servers import find_endpoints, without_local
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.settings import environment_layer
-from cerebrum_cli.inference.loading import ModelLoader
-from cerebrum_cli.inference.question import template_options
-from cerebrum_cli.inference.text import read_piped
-from cerebrum_cli.models.library import with_adapters
+from cerebrum_cli.inference.loading import CHAT, ReplySource, open_model
+from cerebrum_cli.inference.prompt_sources import read_piped
 from cerebrum_cli.models.model import as_path, is_file
 from cerebrum_cli.models.reference import looks_like_path
 from cerebrum_cli.terminal.keyboard import Keyboard
@@ -30,25 +29,26 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import ChatOptions
-    from cerebrum_cli.core.settings import Layer, Settings
+    from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.terminal.repl.questions import InputSource
 
 
-def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions, typed: frozenset[str]) -> int:
+def chat(
+    runtime: Runtime, words: list[str], given: Layer, options: ChatOptions, on_command_line: frozenset[str]
+) -> int:
     """Chat at a terminal, or answer questions from a pipe, and save the session as it goes; return the exit code.
 
-    `words` are a model, unless `-m` names it, and the first question. Raises UsageError for more. `typed` are the
-    parameters on the command line.
+    `words` are a model, unless `-m` names it, and the first question. Raises UsageError for more.
     """
-    if "model" not in typed and words:
+    if "model" not in on_command_line and words:
         reference, *words = words
-        given, typed = {**given, "model": require_model_name(reference)}, typed | {"model"}
+        given, on_command_line = {**given, "model": require_model_name(reference)}, on_command_line | {"model"}
     if len(words) > 1:
         raise UsageError("more than one question given", f"quote the first question: {quote(' '.join(words))}")
     if options.continue_ and options.session:
         raise UsageError("-c and --session cannot be used together", "give one of them")
-    saved, prompted, options = apply_prompt(runtime, given, options, typed)
+    saved, prompted, options = apply_prompt(runtime, given, options, on_command_line)
     history = runtime.open_history(detaches=True)
     try:
         conversation = open_chat(runtime, history, given, prompted, options)
@@ -88,42 +88,27 @@ def open_chat(runtime: Runtime, history: History, given: Layer, prompted: Layer,
         history.acquire_latest() if options.continue_ else history.acquire_named(name) if name is not None else None
     )
 
+    def resolve(layer: Layer) -> ReplySource:
+        library, reference = runtime.library, layer.get("model")
+        model = library.resolve_vocabulary(reference) if options.endpoint else library.resolve(reference)
+        return chat_source(runtime, layer, options, model)
+
     def with_defaults(layer: Layer) -> Layer:
         return with_session_defaults(session, {**layer, **no_cache}, is_remote=bool(options.endpoint))
 
     overrides = with_defaults(prompted)
-    model = find_model(runtime, overrides, options)
-    loader = model_loader(runtime, options)
-    settings = loader.fold(overrides, model)
-    model = loader.adapted(model, settings)
-    conversation = Chat(history, loader, overrides, loader.open(model, settings), settings, session, name)
+    source = chat_source(runtime, overrides, options, find_model(runtime, overrides, options))
+    conversation = Chat(history, resolve, overrides, open_model(source), source.settings, session, name)
     if options.use is not None:
         own_system = {"system": session.system_prompt} if session else {}
         conversation.unprompted = with_defaults({**own_system, **given})
     return conversation
 
 
-def model_loader(runtime: Runtime, options: ChatOptions) -> ModelLoader:
-    """What opens the models of a chat, on this machine or on its servers. Raises UsageError, ConfigError."""
-    endpoints = find_endpoints(runtime, options)
-
-    def fold_settings(given: Layer, model: Model) -> Settings:
-        settings = runtime.settings(given, model)
-        return without_local(settings) if endpoints else settings
-
-    def adapted(model: Model, settings: Settings) -> Model:
-        return with_adapters(runtime.library, model, settings.lora)
-
-    return ModelLoader(
-        runtime.library.resolve_vocabulary if endpoints else runtime.library.resolve,
-        fold_settings,
-        runtime.open_backend,
-        runtime.prompt_cache,
-        template_options(options.template_arg),
-        lambda model, settings: find_profile(runtime, model, settings, options),
-        endpoints,
-        adapted,
-    )
+def chat_source(runtime: Runtime, overrides: Layer, options: ChatOptions, model: Model) -> ReplySource:
+    """The source of a chat's replies. Raises UsageError, ConfigError, ModelFileError."""
+    source = find_source(runtime, overrides, options, model=model)
+    return replace(source, use=replace(CHAT, template_options=source.use.template_options))
 
 
 def require_model_name(text: str) -> str:

@@ -6,27 +6,19 @@ import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.inference.load_options import Parallel
-from cerebrum_cli.inference.loading import (
-    LoadedModel,
-    draft_costs,
-    draft_problem,
-    open_cluster,
-    open_model,
-)
-from cerebrum_cli.inference.profiles import step_costs_of, tuning_of
+from cerebrum_cli.inference.loading import ModelUse, ReplySource, draft_costs, draft_problem, open_model
+from cerebrum_cli.inference.profiles import step_costs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from cerebrum_cli.cli.app import Runtime
-    from cerebrum_cli.cli.options import BatchOptions, EvalOptions
+    from cerebrum_cli.engine.backend import OpenBackend
     from cerebrum_cli.engine.cluster.worker import Fingerprint, NodeEngine
+    from cerebrum_cli.engine.engine import Engine
     from cerebrum_cli.models.library import Library
     from cerebrum_cli.models.model import Model
 
@@ -53,29 +45,18 @@ class RayNodes:
     file: ModelFile
     is_tuned: bool
 
-    def open(
-        self,
-        runtime: Runtime,
-        model: Model,
-        settings: Settings,
-        template_options: Mapping[str, Any],
-        parallel: Parallel,
-    ) -> LoadedModel:
+    def connect(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:
         """Start to load the model on the nodes."""
+        from cerebrum_cli.engine.cluster.engine import ClusterEngine
         from cerebrum_cli.engine.cluster.ray_cluster import RayCluster
 
-        cluster = RayCluster(self.address, self.local_nodes, parallel.slots, settings.threads)
-        open_engine = partial(open_on_node, self.file, settings, parallel, self.is_tuned)
-        return open_cluster(runtime.open_backend, cluster, open_engine, model, settings, template_options)
+        cluster = RayCluster(self.address, self.local_nodes, source.use.context.slots, source.settings.threads)
+        open_engine = partial(open_on_node, self.file, source.settings, source.use, self.is_tuned)
+        return ClusterEngine(open_vocabulary, cluster, open_engine)
 
 
-def find_nodes(runtime: Runtime, model: Model, options: BatchOptions | EvalOptions) -> RayNodes | None:
-    """The cluster to use; None without `--ray`. Raises UsageError, EndpointError."""
-    text = options.ray
-    if text is None:
-        return None
-    if options.endpoint:
-        raise UsageError("--ray and --endpoint cannot be used together", "give one of them")
+def find_nodes(runtime: Runtime, model: Model, text: str, is_tuned: bool) -> RayNodes:
+    """The cluster that `--ray` names. Raises UsageError, EndpointError."""
     local = LOCAL.fullmatch(text)
     if not (local or text == "auto" or ADDRESS.fullmatch(text)):
         raise UsageError(f"--ray is {text!r}", "it must be auto, local, local:N, HOST:PORT or ray://HOST:PORT")
@@ -85,31 +66,27 @@ def find_nodes(runtime: Runtime, model: Model, options: BatchOptions | EvalOptio
     digest = runtime.library.digest(model, no_progress)
     file = ModelFile(digest.sha256, digest.size, model.path, model.reference)
     nodes = int((local[1] or ":1")[1:]) if local else 0
-    return RayNodes(None if local else text, nodes, file, not options.no_profile)
+    return RayNodes(None if local else text, nodes, file, is_tuned)
 
 
 # On a node.
 
 
-def open_on_node(
-    file: ModelFile, settings: Settings, parallel: Parallel, is_tuned: bool, processors: int
-) -> NodeEngine:
+def open_on_node(file: ModelFile, settings: Settings, use: ModelUse, is_tuned: bool, processors: int) -> NodeEngine:
     """Start to load the model on the node where this runs, for so many processors of it. Raises ModelNotFound."""
     from cerebrum_cli.cli.app import real_runtime
     from cerebrum_cli.engine.cluster.worker import NodeEngine
     from cerebrum_cli.engine.machine import thread_count
 
     runtime = real_runtime()
-    model = find_file(runtime.library, file)
-    profile = runtime.profile(model, settings) if is_tuned else None
+    source = ReplySource(runtime.resources(not is_tuned), find_file(runtime.library, file), settings, use)
+    measured, problem = step_costs_of(source.profile, use.drafts_for), draft_problem(source.model)
     if settings.threads is None and processors < thread_count():
-        settings = replace(settings, threads=processors)
-    loaded = open_model(
-        runtime.open_backend, model, settings, raw=True, parallel=parallel, tuning=tuning_of(profile, "batch")
-    )
-    assert isinstance(loaded.engine, LocalEngine)
-    costs = draft_costs(step_costs_of(profile, "ask"), draft_problem(model), True) if settings.drafts else None
-    return NodeEngine(loaded.engine, partial(fingerprint, runtime), costs)
+        source = replace(source, settings=replace(settings, threads=processors))
+    engine = open_model(source.used(raw=True)).engine
+    assert isinstance(engine, LocalEngine)
+    costs = draft_costs(measured, problem, True) if settings.drafts else None
+    return NodeEngine(engine, partial(fingerprint, runtime), costs)
 
 
 def find_file(library: Library, file: ModelFile) -> Model:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.batch.files import output_paths
 from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.cli.eval_setup import PreparedEvaluation, prepare
-from cerebrum_cli.cli.generation import naming_grammar_file, progress_sinks
+from cerebrum_cli.cli.generation import naming_grammar_file, open_for, progress_sinks
 from cerebrum_cli.cli.runs import no_sample_counts, print_run
 from cerebrum_cli.cli.servers import noted_servers, noting_servers
 from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
@@ -35,21 +35,21 @@ def run_eval(
     runtime: Runtime,
     source: str,
     output: Path | None,
-    given: Layer,
+    overrides: Layer,
     options: EvalOptions,
     lm_eval: LmEvalOptions,
-    typed: frozenset[str],
+    on_command_line: frozenset[str],
 ) -> int:
     """Ask the questions of a task or a file, and print the report; return how many questions do not count.
 
-    `typed` are the parameters on the command line. Raises Interrupted with how to resume.
+    Raises Interrupted with how to resume.
     """
     if source.startswith(LM_EVAL):
         from cerebrum_cli.cli.lm_eval import run_lm_eval
 
-        return run_lm_eval(runtime, source.removeprefix(LM_EVAL), output, given, options, lm_eval)
+        return run_lm_eval(runtime, source.removeprefix(LM_EVAL), output, overrides, options, lm_eval)
     require_unset(lm_eval)
-    prepared = prepare(runtime, source, given, options, typed)
+    prepared = prepare(runtime, source, overrides, options, on_command_line)
     if output:
         require_file(output, source)
     fingerprint = prepared.fingerprint(runtime)
@@ -90,7 +90,7 @@ def take_samples(
     try:
         if missing := len(evaluation.rows) - run.done:
             run.write_notes({**run.notes, **prepared.notes})
-            loaded = prepared.generator.open(runtime, missing, noted_servers(run))
+            loaded = open_for(prepared.source, missing, noted_servers(run))
             before, start = run.done, time.monotonic()
             try:
                 with naming_grammar_file(options):

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_duration
+from cerebrum_cli.engine.memory import SINGLE
 from cerebrum_cli.engine.trials import BenchJob, TrialError
 from cerebrum_cli.inference.load_options import load_options
+from cerebrum_cli.inference.loading import open_model
 from cerebrum_cli.inference.profiles import tuning_of
 from cerebrum_cli.terminal.reports.eval import number_of
 
@@ -35,7 +37,7 @@ def show_preview(runtime: Runtime, prepared: PreparedEvaluation, kept: Sequence[
     """
     evaluation = prepared.evaluation
     question = evaluation.questions[0]
-    loaded = prepared.generator.open_vocabulary(runtime)
+    loaded = open_model(prepared.source.used(context=SINGLE, vocabulary_only=True))
     try:
         conversation = Conversation((), evaluation.settings.system, evaluation.settings.thinks).user(question.prompt)
         preview = loaded.responder.preview(conversation)
@@ -81,21 +83,21 @@ def estimate(
     """Estimate the time of the missing samples in seconds, and what the estimate rests on; None if it is unknown."""
     if not missing:
         return 0.0, "nothing to generate"
-    evaluation, generator, samples = prepared.evaluation, prepared.generator, len(missing)
+    evaluation, source, samples = prepared.evaluation, prepared.source, len(missing)
     runs = [run for run in runtime.runs if run.model == evaluation.model and run.record.notes.get("timed_samples")]
     same = next((run for run in reversed(runs) if run.task == prepared.task.name), None)
     if same:
         notes = same.record.notes
         return notes["seconds"] / notes["timed_samples"] * samples, f"based on run {same.name}"
-    if not generator.is_local:
+    if source.place:
         return None, "the time depends on the servers"
     tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
     with contextlib.suppress(UsageError, IndexError, StatisticsError):  # no run, a damaged one, or one without samples
         tokens = round(mean(sample.completion_tokens for sample in runs[-1].samples() if not sample.is_skipped))
-    options = load_options(generator.model, evaluation.settings)
-    tuning = tuning_of(generator.profile, "batch")
+    options = load_options(source.model, evaluation.settings)
+    tuning = tuning_of(source.profile, "batch")
     try:
-        with closing(runtime.open_bench(options, generator.model.paths)) as bench:
+        with closing(runtime.open_bench(options, source.model.paths)) as bench:
             prefill, decode = bench.speed(tuning, PREFILL), bench.speed(tuning, DECODE)
     except TrialError as error:
         return None, f"cannot estimate the run time: {error}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.generation import Generator, find_generator, read_grammar, require_effective, require_valid
+from cerebrum_cli.cli.generation import find_source, read_grammar, require_effective, require_valid, source_fingerprint
 from cerebrum_cli.cli.models import file_progress
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
@@ -16,13 +16,14 @@ from cerebrum_cli.eval.questions import MAX_SAMPLES, select
 from cerebrum_cli.eval.runs import QUESTIONS, SAMPLES
 from cerebrum_cli.eval.sources import LoadedTask, ReadOptions, read_source
 from cerebrum_cli.eval.tasks import find_preset
-from cerebrum_cli.inference.fingerprint import generation_fingerprint
+from cerebrum_cli.inference.loading import generation_fingerprint
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import EvalOptions
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.eval.tasks import Condition
+    from cerebrum_cli.inference.loading import ReplySource
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,12 @@ class PreparedEvaluation:
 
     task: LoadedTask
     evaluation: Evaluation
-    generator: Generator
+    source: ReplySource
 
     @property
     def notes(self) -> dict[str, Any]:
         """What the report of the run states, and the model that `runs compare --kl` loads."""
-        task, model = self.task, self.generator.model
+        task, model = self.task, self.source.model
         counts = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
         return {"reference": model.reference, **model.adapter_params, **counts}
 
@@ -47,35 +48,36 @@ class PreparedEvaluation:
 
     def fingerprint(self, runtime: Runtime) -> dict[str, Any]:
         """Everything the samples depend on, by readable names."""
-        evaluation, generator = self.evaluation, self.generator
+        evaluation, source = self.evaluation, self.source
         return {
             **self.task.fingerprint,
-            **generator.fingerprint,
-            **generation_fingerprint(evaluation.settings, evaluation.grammar, generator.model, runtime.library),
+            **source_fingerprint(source),
+            **generation_fingerprint(evaluation.settings, evaluation.grammar, source.model, runtime.library),
         }
 
 
 def prepare(
-    runtime: Runtime, source: str, given: Layer, options: EvalOptions, typed: frozenset[str]
+    runtime: Runtime, source: str, overrides: Layer, options: EvalOptions, on_command_line: frozenset[str]
 ) -> PreparedEvaluation:
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
-    require_valid(given, options)  # before questions are downloaded
+    require_valid(overrides, options)  # before questions are downloaded
     require_count("--samples", options.samples, MAX_SAMPLES)
     require_count("--limit", options.limit)
     task = read_task(runtime, source, options)
     samples = options.samples or task.samples
-    if samples > 1 and given.get("temperature") is None and task.settings.get("temperature") == 0:
+    if samples > 1 and overrides.get("temperature") is None and task.settings.get("temperature") == 0:
         problem = f"--samples needs a temperature above 0, but preset {options.preset} sets 0"
         raise UsageError(problem, "add --temperature 0.7, or omit --samples")
-    given = {**given, **{key: value for key, value in task.settings.items() if given.get(key) is None}}
-    generator = find_generator(runtime, given, options, "--samples" if samples > 1 else None)
-    require_effective(generator.settings, typed, options)
-    settings = replace(generator.settings, seed=generator.settings.seed or 0)  # compared models draw the same seeds
+    overrides = {**overrides, **{key: value for key, value in task.settings.items() if overrides.get(key) is None}}
+    reply_source = find_source(runtime, overrides, options, "--samples" if samples > 1 else None)
+    require_effective(reply_source.settings, on_command_line, options)
+    settings = reply_source.settings
+    settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))
-    grammar, label = read_grammar(runtime, options), generator.model.label
+    grammar, label = read_grammar(runtime, options), reply_source.model.label
     questions = select(task.questions, options.limit)
     evaluation = Evaluation(questions, samples, settings, label, task.marker, grammar)
-    return PreparedEvaluation(task, evaluation, replace(generator, settings=settings))
+    return PreparedEvaluation(task, evaluation, replace(reply_source, settings=settings))
 
 
 def read_task(runtime: Runtime, source: str, options: EvalOptions) -> LoadedTask:

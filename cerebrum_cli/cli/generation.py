@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.models import find_model, find_profile
+from cerebrum_cli.cli.models import find_model
+from cerebrum_cli.cli.options import ConcurrencyOptions
 from cerebrum_cli.cli.servers import find_endpoints, require_no_adapters, without_local
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.inference.load_options import Parallel, require_attention
-from cerebrum_cli.inference.loading import open_model, open_servers
-from cerebrum_cli.inference.profiles import Profile, step_costs_of, tuning_of
-from cerebrum_cli.inference.question import template_options
-from cerebrum_cli.inference.text import read_text
+from cerebrum_cli.engine.memory import SINGLE, ContextOptions
+from cerebrum_cli.inference.load_options import require_attention
+from cerebrum_cli.inference.loading import ModelUse, Place, ReplySource, Servers, open_model
+from cerebrum_cli.inference.profiles import tuning_of
+from cerebrum_cli.inference.prompt_sources import read_text, template_options
 from cerebrum_cli.models.generative import require_generative
 from cerebrum_cli.models.library import with_adapters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from cerebrum_cli.cli.app import Runtime
-    from cerebrum_cli.cli.cluster import RayNodes
-    from cerebrum_cli.cli.options import BatchOptions, ConcurrencyOptions, ConstrainedOptions, EvalOptions
-    from cerebrum_cli.cli.servers import Servers
+    from cerebrum_cli.cli.options import AnswerOptions, BatchOptions, ConstrainedOptions, EvalOptions
     from cerebrum_cli.core.settings import Layer, Settings
-    from cerebrum_cli.engine.remote.endpoint import Endpoint
     from cerebrum_cli.inference.loading import LoadedModel
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.terminal.sinks import Sink
@@ -36,158 +34,105 @@ MAX_PARALLEL = 256  # sequences llama.cpp supports
 AUTO_PARALLEL = 64  # more than this was nowhere faster
 
 
-@dataclass(frozen=True, slots=True)
-class Generator:
-    """What generates many replies: the model on this machine, servers of it, or the nodes of a cluster.
+def find_source(
+    runtime: Runtime,
+    overrides: Layer,
+    options: AnswerOptions,
+    samples_by: str | None = None,
+    model: Model | None = None,
+) -> ReplySource:
+    """The model and its settings, and where it runs; a model that is not given is found, or downloaded.
 
-    `arguments` are those of the embedded template, and `parallel` is the number of concurrent replies that the user
-    asked for. With `pad_steps`, replies do not depend on it.
+    `samples_by` is the option that asks for several samples, which need a temperature. Without `--parallel`, the
+    context has 0 slots. Raises UsageError, ConfigError, ModelNotFound, ModelFileError.
     """
-
-    model: Model
-    profile: Profile | None
-    settings: Settings
-    arguments: Mapping[str, Any]
-    parallel: int | None
-    pad_steps: bool
-    endpoints: tuple[Endpoint, ...]
-    nodes: RayNodes | None
-
-    @property
-    def is_local(self) -> bool:
-        return not (self.endpoints or self.nodes)
-
-    def open(self, runtime: Runtime, samples: int, earlier: Servers = ()) -> LoadedModel:
-        """Start to load the model for so many samples, or to connect to servers like the `earlier` ones."""
-        if self.endpoints:
-            return open_servers(
-                runtime.open_backend,
-                self.endpoints,
-                self.model,
-                self.settings,
-                template_options=self.arguments,
-                window=self.parallel,
-                earlier=earlier,
-            )
-        if self.nodes:
-            parallel = plan_parallel(self.parallel, samples, self.pad_steps)
-            return self.nodes.open(runtime, self.model, self.settings, self.arguments, parallel)
-        tuning = tuning_of(self.profile, "batch")
-        return open_model(
-            runtime.open_backend,
-            self.model,
-            self.settings,
-            template_options=self.arguments,
-            parallel=plan_parallel(self.parallel or tuning.slots, samples, self.pad_steps),
-            tuning=tuning,
-            step_costs=step_costs_of(self.profile, "ask") if self.settings.drafts else None,
-        )
-
-    def open_vocabulary(self, runtime: Runtime) -> LoadedModel:
-        """Start to load the vocabulary, which is enough for prompts."""
-        return open_model(
-            runtime.open_backend,
-            self.model,
-            self.settings,
-            template_options=self.arguments,
-            vocabulary_only=True,
-        )
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What replies depend on besides the model, the settings and the prompts, by readable names."""
-        return {
-            **({"batch invariance": "all types"} if self.pad_steps else {}),
-            **({"generated by": "servers"} if self.endpoints else {}),
-            "template arguments": self.arguments or None,
-        }
-
-
-def find_generator(
-    runtime: Runtime, given: Layer, options: BatchOptions | EvalOptions, samples_by: str | None
-) -> Generator:
-    """What generates, and the settings for it; see `generation_settings`. Raises UsageError, ModelNotFound."""
-    from cerebrum_cli.cli.cluster import find_nodes
-
-    parallel, endpoints = parse_parallel(options.parallel), find_endpoints(runtime, options)
-    given = without_padded_drafts(given, options)
-    model = find_model(runtime, given, options)
+    endpoints, context = find_endpoints(runtime, options), SINGLE
+    if isinstance(options, ConcurrencyOptions):
+        if endpoints and options.ray is not None:
+            raise UsageError("--ray and --endpoint cannot be used together", "give one of them")
+        slots = parse_parallel(options.parallel)
+        context = ContextOptions(slots=slots, batch_invariant=True, pad_steps=options.batch_invariant)
+        overrides = without_padded_drafts(overrides, options)
+    model = model or find_model(runtime, overrides, options)
     require_generative(model.path, model.header)
-    nodes = find_nodes(runtime, model, options)
-    settings = generation_settings(runtime, given, model, samples_by)
-    model, settings = usable(runtime, model, settings, options)
-    return Generator(
-        model,
-        None if nodes else find_profile(runtime, model, settings, options),
-        settings,
-        template_options(options.template_arg),
-        parallel,
-        options.batch_invariant,
-        endpoints,
-        nodes,
+    settings = generation_settings(runtime, overrides, model, samples_by)
+    place: Place | None = None
+    if endpoints:
+        place, settings = Servers(endpoints, context.slots or None), without_local(settings)
+    elif isinstance(options, ConcurrencyOptions) and options.ray is not None:
+        from cerebrum_cli.cli.cluster import find_nodes
+
+        require_no_adapters(settings, "--ray")
+        place = find_nodes(runtime, model, options.ray, not options.no_profile)
+    require_attention(model, settings, context.pad_steps)
+    model = with_adapters(runtime.library, model, settings.lora)
+    use = ModelUse(context, template_options=template_options(options.template_arg))
+    return ReplySource(runtime.resources(options.no_profile), model, settings, use, place)
+
+
+def open_for(source: ReplySource, samples: int, earlier: Sequence[Mapping[str, str]] = ()) -> LoadedModel:
+    """Start to load the model for so many samples, or to connect to servers like the `earlier` ones."""
+    if isinstance(source.place, Servers):
+        return open_model(replace(source, place=replace(source.place, earlier=earlier)))
+    slots = source.use.context.slots or tuning_of(source.profile, "batch").slots or AUTO_PARALLEL
+    context = replace(source.use.context, slots=min(slots, samples))
+    return open_model(
+        source.used(context=context, tuned_for="batch", drafts_for="ask" if source.settings.drafts else None)
     )
 
 
-def usable(
-    runtime: Runtime, model: Model, settings: Settings, options: BatchOptions | EvalOptions
-) -> tuple[Model, Settings]:
-    """The model with its adapters, and the settings that apply where it runs. Raises UsageError, ModelFileError."""
-    if options.endpoint:
-        return model, without_local(settings)
-    require_attention(model, settings, options.batch_invariant)
-    if options.ray:
-        require_no_adapters(settings, "--ray")
-    return with_adapters(runtime.library, model, settings.lora), settings
+def source_fingerprint(source: ReplySource) -> dict[str, Any]:
+    """What replies depend on besides the model, the settings and the prompts, by readable names."""
+    return {
+        **({"batch invariance": "all types"} if source.use.context.pad_steps else {}),
+        **({"generated by": "servers"} if isinstance(source.place, Servers) else {}),
+        "template arguments": source.use.template_options or None,
+    }
 
 
-def require_valid(given: Layer, options: ConcurrencyOptions) -> None:
+def require_valid(overrides: Layer, options: ConcurrencyOptions) -> None:
     """Raise UsageError for options of concurrency that are invalid, or exclude each other."""
     parse_parallel(options.parallel)
-    without_padded_drafts(given, options)
+    without_padded_drafts(overrides, options)
 
 
-def parse_parallel(text: str | None) -> int | None:
-    """Read `--parallel`; None chooses automatically. Raises UsageError."""
+def parse_parallel(text: str | None) -> int:
+    """Read `--parallel`; 0 chooses automatically. Raises UsageError."""
     if text in (None, "auto"):
-        return None
+        return 0
     if text.isdecimal() and 1 <= int(text) <= MAX_PARALLEL:
         return int(text)
     raise UsageError(f"--parallel is {text!r}", f"it must be a number from 1 to {MAX_PARALLEL}, or auto")
 
 
-def plan_parallel(requested: int | None, samples: int, pad_steps: bool = False) -> Parallel:
-    """Number of concurrent sequences, at most one per sample."""
-    return Parallel(min(requested or AUTO_PARALLEL, samples), batch_invariant=True, pad_steps=pad_steps)
-
-
-def without_padded_drafts(given: Layer, options: ConcurrencyOptions) -> Layer:
+def without_padded_drafts(overrides: Layer, options: ConcurrencyOptions) -> Layer:
     """Turn drafts off with `--batch-invariant`. Raises UsageError if both are asked for."""
     if not options.batch_invariant:
-        return given
-    if given.get("drafts"):
+        return overrides
+    if overrides.get("drafts"):
         raise UsageError("--batch-invariant and --drafts cannot be used together", "omit one of them")
-    return {**given, "drafts": False}
+    return {**overrides, "drafts": False}
 
 
-def generation_settings(runtime: Runtime, given: Layer, model: Model, samples_by: str | None) -> Settings:
+def generation_settings(runtime: Runtime, overrides: Layer, model: Model, samples_by: str | None) -> Settings:
     """Settings for a model; `samples_by` is the option that asks for several samples, which need a temperature.
 
     Raises UsageError.
     """
     if not samples_by:
-        return runtime.settings(given, model)
+        return runtime.settings(overrides, model)
     from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, require_sampling
 
-    settings = runtime.settings(given, model, {"temperature": VOTE_TEMPERATURE})
+    settings = runtime.settings(overrides, model, {"temperature": VOTE_TEMPERATURE})
     require_sampling(settings, samples_by)
     return settings
 
 
-def require_effective(settings: Settings, typed: frozenset[str], options: ConstrainedOptions) -> None:
+def require_effective(settings: Settings, on_command_line: frozenset[str], options: ConstrainedOptions) -> None:
     """Raise UsageError for a limit of thinking on the command line that a grammar rules out; others have no effect."""
     constraint = "--schema" if options.schema else "--grammar" if options.grammar else None
     limits_thought = (settings.think or "").isdecimal()
-    if constraint and limits_thought and "think" in typed:
+    if constraint and limits_thought and "think" in on_command_line:
         raise UsageError(f"--think N and {constraint} cannot be used together", "use --think off, or omit it")
 
 

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from platform import machine
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.batch.files import output_paths
-from cerebrum_cli.cli.generation import AUTO_PARALLEL, parse_parallel
-from cerebrum_cli.cli.models import find_model, find_profile
+from cerebrum_cli.cli.generation import AUTO_PARALLEL, find_source
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.packages import pip_install
 from cerebrum_cli.core.settings import GENERATION_KEYS, set_environment_default
-from cerebrum_cli.engine.load_options import plan_repacking
+from cerebrum_cli.engine.load_options import Tuning
+from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.eval.tasks import Preset, find_preset
-from cerebrum_cli.inference.load_options import Parallel, require_attention
-from cerebrum_cli.inference.loading import LoadedModel, open_model
-from cerebrum_cli.inference.profiles import Profile, tuning_of
-from cerebrum_cli.inference.question import template_options
-from cerebrum_cli.models.library import with_adapters
+from cerebrum_cli.inference.loading import LoadedModel, ReplySource, open_model
 from cerebrum_cli.terminal.bars import StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -36,70 +30,48 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import EvalOptions, LmEvalOptions
     from cerebrum_cli.core.events import Event
-    from cerebrum_cli.core.settings import Layer, Settings
-    from cerebrum_cli.engine.load_options import Tuning
+    from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.eval.lm_harness import Use
-    from cerebrum_cli.inference.loading import BackendFactory
-    from cerebrum_cli.models.model import Model
 
-SCORING = Parallel(16, kv_unified=True)  # in one cache, common prefixes are stored once
+EXACT = Tuning(flash_attention=False, cache_type="f32")
+SCORING = ContextOptions(slots=16, kv_unified=True)  # in one cache, common prefixes are stored once
 # Options that other tasks have and lm-eval's do not; temperature and others are in --gen-kwargs.
 UNUSED = ("template", "samples", "match", "run_code", "dry_run", "schema", "grammar")
 UNUSED_SETTINGS = tuple(key for key in GENERATION_KEYS if key != "seed")
 
 
-@dataclass(frozen=True, slots=True)
-class HarnessModel:
-    """A model, and how lm-eval's requests are run on it: `raw` without a prompt format, `slots` texts at a time."""
-
-    model: Model
-    profile: Profile | None
-    settings: Settings
-    raw: bool = True
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    slots: int = AUTO_PARALLEL
-    pad_steps: bool = False
-
-    def open(self, factory: BackendFactory, use: Use) -> LoadedModel:
-        """Start to load the model."""
-        tuning, is_scoring, settings = tuning_of(self.profile, "batch"), use == "scoring", self.settings
-        if is_scoring:
-            settings = replace(settings, cache_type_k=None, cache_type_v=None, flash_attn=None)
-        return open_model(
-            factory,
-            self.model,
-            settings,
-            raw=self.raw,
-            template_options=self.arguments,
-            parallel=SCORING if is_scoring else Parallel(self.slots, False, True, self.pad_steps),
-            tuning=scoring_tuning(tuning, self.model.quantization) if is_scoring else tuning,
-        )
+def for_lm_eval(source: ReplySource, use: Use) -> ReplySource:
+    """The source as lm-eval's requests use it; a score does not depend on what is scored beside it."""
+    context = source.use.context
+    if use == "generation":
+        return source.used(context=replace(context, slots=context.slots or AUTO_PARALLEL), tuned_for="batch")
+    settings = replace(source.settings, cache_type_k=None, cache_type_v=None, flash_attn=None)
+    return replace(source, settings=settings).used(context=SCORING, tuned_for="batch", tuning=EXACT)
 
 
-def scoring_tuning(tuning: Tuning, quantization: str | None) -> Tuning:
-    """Exact attention, so that a score does not depend on what is scored beside it; weights as for a batch."""
-    repack = plan_repacking(quantization, False, machine()) if tuning.repack is None else tuning.repack
-    return replace(tuning, flash_attention=False, cache_type="f32", repack=repack)
+def opener(source: ReplySource) -> Callable[[Use], LoadedModel]:
+    """What starts to load the model for a use."""
+    return lambda use: open_model(for_lm_eval(source, use))
 
 
 def run_lm_eval(
-    runtime: Runtime, tasks: str, output: Path | None, given: Layer, options: EvalOptions, lm_eval: LmEvalOptions
+    runtime: Runtime, tasks: str, output: Path | None, overrides: Layer, options: EvalOptions, lm_eval: LmEvalOptions
 ) -> int:
     """Run tasks, separated by commas, and print lm-eval's table; return how many questions do not count: none.
 
     Raises Interrupted with how to resume.
     """
-    require_usable(tasks, output, given, options, lm_eval)
+    require_usable(tasks, output, overrides, options, lm_eval)
     preset = find_preset(options.preset) if options.preset else None
-    model = find_harness_model(runtime, given, options, lm_eval)
+    source = find_source(runtime, overrides, options).used(raw=not lm_eval.apply_chat_template)
     if options.offline:
         set_environment_default("HF_HUB_OFFLINE", "1")
         set_environment_default("HF_DATASETS_OFFLINE", "1")
-    cache = cache_path(runtime, model)
+    cache = cache_path(runtime, source)
     if options.restart:
         remove_cache(cache)
     with interruptible("run it again to resume"):
-        results = evaluate(runtime, model, tasks.split(","), cache, options, lm_eval)
+        results = evaluate(runtime, source, tasks.split(","), cache, options, lm_eval)
     if output:
         atomic_write(output, json.dumps(results, ensure_ascii=False).encode())
     print_results(runtime, results, preset, options)
@@ -107,7 +79,9 @@ def run_lm_eval(
     return 0
 
 
-def require_usable(tasks: str, output: Path | None, given: Layer, options: EvalOptions, lm_eval: LmEvalOptions) -> None:
+def require_usable(
+    tasks: str, output: Path | None, overrides: Layer, options: EvalOptions, lm_eval: LmEvalOptions
+) -> None:
     """Raise UsageError for options that have no effect or exclude each other, and if lm-eval is not installed."""
     if find_spec("lm_eval") is None:
         raise UsageError("lm-eval is not installed", pip_install('"cerebrum-cli[lm-eval]"'))
@@ -120,9 +94,9 @@ def require_usable(tasks: str, output: Path | None, given: Layer, options: EvalO
         if getattr(options, name):
             raise UsageError(f"{flag(name)} has no effect on the tasks of lm-eval", "omit it")
     for name in UNUSED_SETTINGS:
-        if name in given:
+        if name in overrides:
             raise UsageError(f"{flag(name)} has no effect on the tasks of lm-eval", "use --gen-kwargs NAME=VALUE,...")
-    if given.get("system") is not None and not lm_eval.apply_chat_template:
+    if overrides.get("system") is not None and not lm_eval.apply_chat_template:
         raise UsageError("--system has no effect without --apply-chat-template", "add it, or omit --system")
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit is {options.limit}", "it must be 1 or more")
@@ -140,26 +114,9 @@ def require_usable(tasks: str, output: Path | None, given: Layer, options: EvalO
             raise UsageError(f"{output} already exists", "choose another -o, or use --restart to replace it")
 
 
-def find_harness_model(runtime: Runtime, given: Layer, options: EvalOptions, lm_eval: LmEvalOptions) -> HarnessModel:
-    """The model that the options name. Raises UsageError, ModelNotFound."""
-    model = find_model(runtime, given, options)
-    settings = runtime.settings(given, model)
-    model = with_adapters(runtime.library, model, settings.lora)
-    require_attention(model, settings, options.batch_invariant)
-    return HarnessModel(
-        model,
-        find_profile(runtime, model, settings, options),
-        settings,
-        raw=not lm_eval.apply_chat_template,
-        arguments=template_options(options.template_arg),
-        slots=parse_parallel(options.parallel) or AUTO_PARALLEL,
-        pad_steps=options.batch_invariant,
-    )
-
-
 def evaluate(
     runtime: Runtime,
-    model: HarnessModel,
+    source: ReplySource,
     tasks: Sequence[str],
     cache: Path,
     options: EvalOptions,
@@ -170,7 +127,7 @@ def evaluate(
 
     def emit(event: Event) -> None:
         if isinstance(event, LoadEvent):
-            event = StageEvent(f"loading {model.model.name}", round(100 * event.fraction), 100)
+            event = StageEvent(f"loading {source.model.name}", round(100 * event.fraction), 100)
         progress.emit(event)
         if isinstance(event, NoticeEvent) and not options.quiet:
             runtime.streams.notice(event)
@@ -188,11 +145,10 @@ def evaluate(
             lm_eval.log_samples,
             options.limit,
             lm_eval.apply_chat_template,
-            model.settings.system if lm_eval.apply_chat_template else None,
+            source.settings.system if lm_eval.apply_chat_template else None,
             cache,
         )
-        open_model = partial(model.open, runtime.open_backend)
-        with closing(CerebrumLM(open_model, emit, model.settings.seed or 0)) as harness_model:
+        with closing(CerebrumLM(opener(source), emit, source.settings.seed or 0)) as harness_model:
             return evaluate_tasks(harness_model, tasks, task_options)
     finally:
         progress.close()
@@ -211,12 +167,12 @@ def print_results(runtime: Runtime, results: Mapping[str, Any], preset: Preset |
             runtime.streams.write_line("- ", line)
 
 
-def cache_path(runtime: Runtime, model: HarnessModel) -> Path:
+def cache_path(runtime: Runtime, source: ReplySource) -> Path:
     """Where lm-eval saves results while they are computed: by model and settings, since its own keys are only texts."""
-    settings = model.settings
-    identity = runtime.library.identity(model.model)
+    settings, use = source.settings, source.use
+    identity = runtime.library.identity(source.model)
     types = (settings.cache_type_k, settings.cache_type_v) if settings.cache_type_k or settings.cache_type_v else ()
-    record = (identity, settings.ctx, settings.format, settings.seed, model.raw, dict(model.arguments), *types)
+    record = (identity, settings.ctx, settings.format, settings.seed, use.raw, dict(use.template_options), *types)
     digest = sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
     return runtime.cache_directory / "lm-eval" / digest
 

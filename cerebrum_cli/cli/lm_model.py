@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from cerebrum_cli.cli.app import real_runtime
-from cerebrum_cli.cli.lm_eval import HarnessModel
+from cerebrum_cli.cli.generation import AUTO_PARALLEL
+from cerebrum_cli.cli.lm_eval import opener
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS
+from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.eval.lm_harness import CerebrumLM
 from cerebrum_cli.inference.format_choice import choose_format
+from cerebrum_cli.inference.loading import ModelUse, ReplySource
 from cerebrum_cli.models.library import with_adapters
 from cerebrum_cli.terminal.bars import StageProgress
 from cerebrum_cli.terminal.sinks import NoticeSink
@@ -41,11 +43,12 @@ class CerebrumModel(CerebrumLM):
         raw = True
         with suppress(FormatError):
             raw = not choose_format(merged.format, found.known_format, found.header.chat_template)
-        host = HarnessModel(found, runtime.profile(found, merged), merged, raw)
+        use = ModelUse(ContextOptions(slots=AUTO_PARALLEL, batch_invariant=True), raw=raw)
+        source = ReplySource(runtime.resources(), found, merged, use)
         sinks = (StageProgress(runtime.streams, quiet=False), NoticeSink(runtime.streams))
 
         def emit(event: Event) -> None:
             for sink in sinks:
                 sink.emit(event)
 
-        super().__init__(partial(host.open, runtime.open_backend), emit, merged.seed or 0)
+        super().__init__(opener(source), emit, merged.seed or 0)

@@ -14,19 +14,17 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.cli.options import PullCommandOptions, PullOptions, QuietOptions
-    from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.inference.profiles import Profile
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
     from cerebrum_cli.terminal.bars import FileProgress
 
 
-def find_model(runtime: Runtime, given: Mapping[str, Any], options: PullOptions) -> Model:
+def find_model(runtime: Runtime, overrides: Mapping[str, Any], options: PullOptions) -> Model:
     """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound.
 
     A model that servers or nodes open is needed here only with its vocabulary.
     """
-    settings = runtime.settings(given)
+    settings = runtime.settings(overrides)
     has_nodes = isinstance(options, ConcurrencyOptions) and options.ray
     if has_nodes or (isinstance(options, AnswerOptions) and options.endpoint):
         return runtime.library.resolve_vocabulary(settings.model)
@@ -90,11 +88,6 @@ def show_download_plan(
     print_candidates(runtime.streams, plan)
     if not options.quiet:
         runtime.streams.info(f"cerebrum pull {reference} would download {plan.reference}")
-
-
-def find_profile(runtime: Runtime, model: Model, settings: Settings, options: AnswerOptions) -> Profile | None:
-    """Tuning profile of a model; None with `--no-profile`."""
-    return None if options.no_profile else runtime.profile(model, settings)
 
 
 def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:

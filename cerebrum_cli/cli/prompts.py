@@ -23,7 +23,7 @@ from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.saved_prompt import SavedPrompt, find_prompt
 from cerebrum_cli.core.settings import KEYS, in_directory
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.inference.text import read_piped, read_text
+from cerebrum_cli.inference.prompt_sources import read_piped, read_text
 from cerebrum_cli.models.model import absolute_reference
 from cerebrum_cli.terminal.repl.programs import edit_file
 from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows

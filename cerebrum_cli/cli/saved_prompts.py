@@ -19,28 +19,28 @@ Options = TypeVar("Options", bound=SavedPromptOptions)
 
 
 def apply_prompt(
-    runtime: Runtime, given: Layer, options: Options, typed: frozenset[str]
+    runtime: Runtime, overrides: Layer, options: Options, on_command_line: frozenset[str]
 ) -> tuple[SavedPrompt | None, Layer, Options]:
-    """The saved prompt, and the settings and options with what it sets; it goes over variables, not over `typed` ones.
+    """The saved prompt, and the settings and options with what it sets, except for those `on_command_line`.
 
     Raises UsageError for an unknown name, and ConfigError.
     """
     if options.use is None:
-        return None, given, options
+        return None, overrides, options
     saved = find_prompt(runtime.config.prompts, options.use, is_option=True)
-    given = {**given, **{key: value for key, value in saved.settings.items() if key not in typed}}
+    overrides = {**overrides, **{key: value for key, value in saved.settings.items() if key not in on_command_line}}
     if not isinstance(options, ConstrainedOptions):
         saved.require_chat()
-        return saved, given, options
+        return saved, overrides, options
     if not isinstance(options, AskOptions):
         saved.require_without("extract", "a batch")
     elif saved.schema or saved.extract:  # these exclude what variables may ask for
-        options = replace(options, **{key: value for key, value in WHOLE_ANSWER.items() if key not in typed})
-    if saved.schema and not typed & {"schema", "grammar", *EXTRACT_OPTIONS}:
+        options = replace(options, **{key: value for key, value in WHOLE_ANSWER.items() if key not in on_command_line})
+    if saved.schema and not on_command_line & {"schema", "grammar", *EXTRACT_OPTIONS}:
         options = replace(options, schema=saved.schema, grammar=None)
-    if saved.extract and not typed & {*WHOLE_ANSWER, "votes"}:
+    if saved.extract and not on_command_line & {*WHOLE_ANSWER, "votes"}:
         options = replace(options, **extract_options(saved.extract))
-    return saved, given, options
+    return saved, overrides, options
 
 
 def extract_options(extract: bool | str) -> dict[str, Any]:

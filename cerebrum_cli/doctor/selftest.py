@@ -9,8 +9,9 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.engine.build import rebuild_command
-from cerebrum_cli.inference.loading import BackendFactory, open_model
+from cerebrum_cli.inference.loading import BackendFactory, ReplySource, Resources, open_model
 from cerebrum_cli.inference.reply import Reply, ReplyCollector
+from cerebrum_cli.inference.reply_stream import ReplyRequest
 from cerebrum_cli.models.model import Model
 
 NANO = Path(__file__).parents[1] / "nano.gguf"
@@ -43,12 +44,11 @@ def run_gpu_selftest(factory: BackendFactory, threads: int | None) -> CheckResul
 def _ask(factory: BackendFactory, threads: int | None, gpu_layers: str) -> Reply | None:
     """Reply of the bundled model; None if it has not finished one."""
     settings = Settings(format=FORMAT, max_tokens=MAX_TOKENS, threads=threads, gpu_layers=gpu_layers)
-    loaded = open_model(
-        lambda options: factory(replace(options, is_verified=True)), Model(NANO.stem, (NANO,)), settings
-    )
+    resources = Resources(lambda options: factory(replace(options, file=replace(options.file, is_verified=True))))
+    loaded = open_model(ReplySource(resources, Model(NANO.stem, (NANO,)), settings))
     collector = ReplyCollector()
     try:
-        for event in loaded.responder.respond(Conversation().user(QUESTION), settings):
+        for event in loaded.responder.respond(ReplyRequest(Conversation().user(QUESTION), settings)):
             collector.emit(event)
     finally:
         loaded.engine.close()

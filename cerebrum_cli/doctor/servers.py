@@ -24,9 +24,9 @@ from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.recognition import probe
 from cerebrum_cli.engine.remote.sglang import IGNORED_SEEDS
-from cerebrum_cli.inference.loading import LoadedModel, open_servers
+from cerebrum_cli.inference.loading import LoadedModel, ReplySource, Resources, Servers, open_model
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
-from cerebrum_cli.inference.reply_stream import GenerationRequest
+from cerebrum_cli.inference.reply_stream import ReplyRequest
 from cerebrum_cli.inference.responder import Responder
 
 PROBE_TIMEOUT_S = 30.0
@@ -124,7 +124,9 @@ def _check_vocabulary(server: CheckedServer) -> CheckResult | None:
     except ModelNotFound as error:
         problem = f"skipped, along with all replies: {error.message}"
         return check_result("vocabulary", "", (problem, error.hint))
-    server.loaded = loaded = open_servers(context.open_backend, [server.endpoint], model, server.settings)
+    server.loaded = loaded = open_model(
+        ReplySource(Resources(context.open_backend), model, server.settings, place=Servers([server.endpoint]))
+    )
     with _time_limit(loaded.responder):
         for _ in loaded.responder.load():
             pass
@@ -135,7 +137,7 @@ def _check_vocabulary(server: CheckedServer) -> CheckResult | None:
 def _check_reply(server: CheckedServer) -> CheckResult | None:
     if server.responder is None:
         return None
-    events = server.responder.respond(Conversation().user(QUESTION), server.settings)
+    events = server.responder.respond(ReplyRequest(Conversation().user(QUESTION), server.settings))
     server.reply = reply = _collect(server.responder, events)
     finish = reply.finish
     text = one_line(reply.text or reply.reasoning or "")
@@ -208,7 +210,7 @@ def _sample(server: CheckedServer, responder: Responder) -> Reply:
     settings = replace(
         server.settings, max_tokens=SAMPLED_TOKENS, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=SEED
     )
-    request = GenerationRequest(Conversation().user(QUESTION), settings, ignore_eos=True)
+    request = ReplyRequest(Conversation().user(QUESTION), settings, ignore_eos=True)
     with closing(responder.generate([responder.tokenize_request(request)])) as events:
         sample = _collect(responder, raise_refusals(events))
     server.samples.append(sample)

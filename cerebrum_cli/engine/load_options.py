@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.build import rebuild_command
-from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.memory import SINGLE, ContextOptions, Device
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 TUNED_CACHE_TYPES = ("f32", "f16", "q8_0")  # of a profile, for keys and values
@@ -25,47 +25,36 @@ class AdapterFile(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How to load a model; None and "auto" are chosen for this machine.
+class GgufFile:
+    """A GGUF file to load: facts of its header, and the adapters to apply.
 
-    - `slots`: maximum number of concurrent sequences, if memory allows
-    - `whole_context`: allocate the KV cache for the longest sequence while loading, as a chat needs it; otherwise it is
-      allocated for the first request, so that a single answer starts sooner
-    - `repack`: convert weights to CPU-optimized layouts: faster for a single sequence, slower for batches, a longer
-      load and twice the memory
-    - `kv_unified`: all slots share one KV cache of `context_size` tokens
-    - `batch_invariant`: on the CPU, attention to a token is the same whatever runs beside it; costs a row per single
-      sequence
-    - `pad_steps`: with `batch_invariant`, so are matrix multiplications with any type of weights; costs several rows
-    - `n_threads`, `n_threads_batch`: for decoding one sequence, and for prefill and batches; the latter defaults to the
-      former
-    - `n_ubatch`: maximum number of prompt tokens in one step
-    - `flash_attention`: None leaves it to llama.cpp
-    - `cache_type_k`, `cache_type_v`: types of keys and values in the KV cache
-    - `is_verified`: the file's digest is known to be right, or we wrote the file
-    - `baseline`: the options without a tuning, which are used if the tuned ones need more memory than is free
+    With `is_verified`, its digest is known to be right, or we wrote the file.
     """
 
     path: Path
     trained_context: int
     sizes: ModelSizes
-    context_size: int | None = None
-    gpu_layers: str = "auto"
-    n_threads: int | None = None
-    slots: int = 1
-    vocabulary_only: bool = False
-    whole_context: bool = False
-    repack: bool = True
-    kv_unified: bool = False
-    batch_invariant: bool = False
-    pad_steps: bool = False
-    n_threads_batch: int | None = None
-    n_ubatch: int | None = None
-    flash_attention: bool | None = None
-    cache_type_k: str = "f16"
-    cache_type_v: str = "f16"
     adapters: tuple[AdapterFile, ...] = ()
     is_verified: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load a model; "auto" is chosen for this machine.
+
+    - `whole_context`: allocate the KV cache for the longest sequence while loading, as a chat needs it; otherwise it is
+      allocated for the first request, so that a single answer starts sooner
+    - `repack`: convert weights to CPU-optimized layouts: faster for a single sequence, slower for batches, a longer
+      load and twice the memory
+    - `baseline`: the options without a tuning, which are used if the tuned ones need more memory than is free
+    """
+
+    file: GgufFile
+    context: ContextOptions = SINGLE
+    gpu_layers: str = "auto"
+    repack: bool = True
+    vocabulary_only: bool = False
+    whole_context: bool = False
     baseline: LoadOptions | None = None
 
     def with_tuning(self, tuning: Tuning) -> LoadOptions:
@@ -73,7 +62,8 @@ class LoadOptions:
         overrides = tuning.overrides
         if cache_type := overrides.pop("cache_type", None):
             overrides |= {"cache_type_k": cache_type, "cache_type_v": cache_type}
-        return replace(self, **overrides)
+        own = {name: overrides.pop(name) for name in ("gpu_layers", "repack") if name in overrides}
+        return replace(self, **own, context=replace(self.context, **overrides))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +149,7 @@ def expert_notice(expert_count: int, tensor_types: Iterable[str]) -> NoticeEvent
 
 def option_notices(options: LoadOptions, offloads: bool, devices: tuple[Device, ...]) -> Iterator[NoticeEvent]:
     """Yield notices about options that have no or an adverse effect; `offloads`: this build supports GPUs."""
-    trained = options.trained_context
+    trained, length = options.file.trained_context, options.context.length
     wants_gpu = options.gpu_layers not in ("auto", "0")
     if wants_gpu and offloads and not devices:
         yield NoticeEvent(
@@ -171,8 +161,8 @@ def option_notices(options: LoadOptions, offloads: bool, devices: tuple[Device, 
             f"--gpu-layers {options.gpu_layers}: llama.cpp was built without GPU support; using the CPU",
             f"rebuild it: {rebuild_command('-DGGML_CUDA=on')}  (GGML_METAL or GGML_VULKAN likewise)",
         )
-    if options.context_size and options.context_size > trained:
+    if length > trained:
         yield NoticeEvent(
-            f"--ctx {options.context_size} exceeds the model's trained context of {trained} tokens",
+            f"--ctx {length} exceeds the model's trained context of {trained} tokens",
             "answers degrade beyond that; omit --ctx",
         )

@@ -50,18 +50,29 @@ class FreeMemory(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ContextOptions:
-    """Options of a context; `length` is the maximum length of a sequence, which llama.cpp pads to 256.
+    """Options of a context; until it is made, 0 is chosen for this machine.
 
-    With `kv_unified` all sequences share one KV cache of that length, in which copies take no space. `batch_size` is
-    the maximum number of rows in one decode.
+    - `length`: maximum length of a sequence, which llama.cpp pads to 256
+    - `slots`: maximum number of concurrent sequences, if memory allows
+    - `n_threads`, `n_threads_batch`: for decoding one sequence, and for prefill and batches; the latter defaults to the
+      former
+    - `n_ubatch`: maximum number of rows in one decode, and so of prompt tokens in one step
+    - `kv_unified`: all sequences share one KV cache of that length, in which copies take no space
+    - `batch_invariant`: on the CPU, attention to a token is the same whatever runs beside it; costs a row per single
+      sequence
+    - `pad_steps`: with `batch_invariant`, so are matrix multiplications with any type of weights; costs several rows
+    - `flash_attention`: None leaves it to llama.cpp
+    - `cache_type_k`, `cache_type_v`: types of keys and values in the KV cache
     """
 
-    length: int
-    slots: int
-    n_threads: int
-    batch_size: int
+    length: int = 0
+    slots: int = 1
+    n_threads: int = 0
+    n_ubatch: int = 0
     kv_unified: bool = False
-    n_threads_batch: int | None = None
+    batch_invariant: bool = False
+    pad_steps: bool = False
+    n_threads_batch: int = 0
     flash_attention: bool | None = None
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
@@ -75,6 +86,9 @@ class ContextOptions:
         """Bytes of the keys and values of one token in a layer."""
         keys, values = CACHE_ELEMENT_SIZE[self.cache_type_k], CACHE_ELEMENT_SIZE[self.cache_type_v]
         return layer.key_length * keys + layer.value_length * values
+
+
+SINGLE = ContextOptions()  # one sequence
 
 
 class MemoryNeeds(NamedTuple):
@@ -104,7 +118,7 @@ def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence
     if on_host:
         host += compute_bytes(sizes, context)
     else:
-        host += 4 * context.batch_size * sizes.embedding_length + _mask_bytes(sizes, context)
+        host += 4 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
     host += sizes.output_bytes if on_host > len(layers) else 0
     devices = []
     start = on_host
@@ -121,12 +135,12 @@ def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence
 def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     """Size of the compute buffer, measured on several architectures: the largest of a layer's phases or the logits."""
     embedding, state = sizes.embedding_length, max((layer.state_bytes for layer in sizes.layers), default=0)
-    logits = 4 * context.batch_size * (sizes.vocabulary_size + 2 * embedding)
-    feed_forward = 4 * context.batch_size * (4 * embedding + sizes.activation_length) + _mask_bytes(sizes, context)
+    logits = 4 * context.n_ubatch * (sizes.vocabulary_size + 2 * embedding)
+    feed_forward = 4 * context.n_ubatch * (4 * embedding + sizes.activation_length) + _mask_bytes(sizes, context)
     attention = 0
     if context.flash_attention is False:
         scores = sizes.n_heads * pad_length(context.length)
-        attention = 4 * context.batch_size * (scores + 11 * embedding // 2) + _mask_bytes(sizes, context)
+        attention = 4 * context.n_ubatch * (scores + 11 * embedding // 2) + _mask_bytes(sizes, context)
     return max(logits, feed_forward, attention) + state * context.slots
 
 
@@ -283,7 +297,7 @@ def _layer_bytes(layer: LayerSizes, context: ContextOptions) -> int:
 
 def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     element = 4 if context.flash_attention is False else 2
-    return element * sizes.n_masks * context.batch_size * pad_length(context.length) * bool(sizes.kv_length)
+    return element * sizes.n_masks * context.n_ubatch * pad_length(context.length) * bool(sizes.kv_length)
 
 
 def _fits_devices(needs: MemoryNeeds, devices: Sequence[Device]) -> bool:

@@ -7,10 +7,10 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from cerebrum_cli.core.events import (
     AlternativesEvent,
@@ -78,6 +78,7 @@ class Request:
     force tokens into it; none of them forces any with a `grammar`.
 
     With an `inspection`, nothing is generated: its tokens, of which all but the last end the prompt, are reported.
+    `channels` creates what splits the text of a sample; engines ignore it.
     """
 
     prompt_tokens: Tokens
@@ -92,6 +93,11 @@ class Request:
     stream: bool = False
     controls: tuple[ControlFactory, ...] = ()
     inspection: Inspection | None = None
+    channels: Callable[[], Any] | None = None
+
+    def compact(self) -> Request:
+        """The request with its prompt in 4 bytes a token, for work that holds many."""
+        return replace(self, prompt_tokens=array("i", self.prompt_tokens))
 
     def max_length(self, context_size: int) -> int:
         """Maximum length of a sample, in tokens of prompt and reply."""

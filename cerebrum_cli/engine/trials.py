@@ -145,7 +145,7 @@ class Bench:
         self.disturbed_jobs = 0
         self._options = options
         self._text = text
-        self._unread_paths = tuple(paths or (options.path,))
+        self._unread_paths = tuple(paths or (options.file.path,))
         self._trials: dict[Tuning, Trial] = {}
         self._resources = contextlib.ExitStack()
         parent = directory or Path(tempfile.gettempdir())
@@ -234,10 +234,8 @@ class Bench:
 
     def _request(self, tuning: Tuning, length: int, sequences: int, name: str, *arguments: Any) -> Any:
         """Call a function on the probe text, in a context for a number of sequences of this length."""
-        options = self._options.with_tuning(replace(tuning, slots=None))
-        context = ContextOptions(
-            length, sequences, 1, CPU_UBATCH, cache_type_k=options.cache_type_k, cache_type_v=options.cache_type_v
-        )
+        options = self._options.with_tuning(replace(tuning, slots=sequences, n_ubatch=None, flash_attention=None))
+        context = replace(options.context, length=length, n_ubatch=CPU_UBATCH, flash_attention=None)
         trial = self._trial(tuning, context)
         return trial.request("measure", replace(tuning, slots=sequences), length, self._text, name, *arguments)
 
@@ -250,8 +248,9 @@ class Bench:
         options = self._options.with_tuning(settings)
         trial = self._trials.pop(settings, None)  # reinserted last, so that the least recently used closes first
         context = context or ContextOptions(0, 1, 1, CPU_UBATCH)
-        offloaded = plan_layers(options.sizes, options.gpu_layers, context, self._gpus)
-        total = host_bytes(memory_needs(options.sizes, context, offloaded), self._gpus)
+        sizes = options.file.sizes
+        offloaded = plan_layers(sizes, options.gpu_layers, context, self._gpus)
+        total = host_bytes(memory_needs(sizes, context, offloaded), self._gpus)
         needed = total - trial.host_bytes if trial else total
         try:
             while self._trials and not has_memory(needed):

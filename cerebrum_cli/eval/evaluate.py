@@ -22,6 +22,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.eval.marking import Mark, Marker, Unmarked
 from cerebrum_cli.eval.questions import (
     OPTIONAL_KEYS,
@@ -36,7 +37,7 @@ from cerebrum_cli.eval.questions import (
 )
 from cerebrum_cli.eval.report import RunningScore
 from cerebrum_cli.inference.reply import Reply, ReplyCollector
-from cerebrum_cli.inference.reply_stream import GenerationRequest, TokenizedRequest
+from cerebrum_cli.inference.reply_stream import ReplyRequest
 from cerebrum_cli.inference.responder import Responder
 
 SCHEMA = Schema(
@@ -74,12 +75,12 @@ class Evaluation:
         """The seed of a sample, the same for every model; that of the next sample follows it."""
         return sample_seed(self.settings.seed or 0, question.index, sample)
 
-    def request(self, position: int, sample: int, count: int) -> GenerationRequest:
+    def request(self, position: int, sample: int, count: int) -> ReplyRequest:
         """The request for some samples of the question at a position, the first of which is `sample`."""
         question = self.questions[position]
         settings = replace(self.settings, seed=self.seed(question, sample))
         conversation = Conversation(system_prompt=settings.system).user(question.prompt)
-        return GenerationRequest(conversation, settings, self.grammar, n=count, max_n=count, logprobs=True)
+        return ReplyRequest(conversation, settings, self.grammar, n=count, max_n=count, logprobs=True)
 
 
 @dataclass(slots=True)
@@ -88,7 +89,7 @@ class PendingQuestion:
 
     position: int
     first: int
-    request: TokenizedRequest
+    request: Request
     collectors: dict[int, ReplyCollector]
 
     def add_event(self, event: TokenEvent | FinishEvent) -> Reply | None:

@@ -33,13 +33,14 @@ from cerebrum_cli.eval.comparison import Comparison, compare, outcomes
 from cerebrum_cli.eval.marking import Match, Unmarked, marker
 from cerebrum_cli.eval.questions import Question, Sample, parse_sample
 from cerebrum_cli.eval.report import Report, group_by_question, summarize
-from cerebrum_cli.inference.fingerprint import MODEL_KEYS
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.trials import BenchFactory, Closeness
     from cerebrum_cli.models.model import Model
 
+# What a fingerprint says of the model.
+MODEL_KEYS = ("model", "model file", "adapter", "format", "cache type k", "cache type v")
 SUFFIX = ".jsonl"
 QUESTIONS, SAMPLES = "questions", "samples"  # keys of a run's extent
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")

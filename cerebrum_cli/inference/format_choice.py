@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
@@ -10,8 +10,10 @@ from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW
-from cerebrum_cli.inference.prompt_length import least_tokens
-from cerebrum_cli.inference.responder import FormatBuilder
+from cerebrum_cli.inference.tokens import least_tokens
+
+FormatBuilder = Callable[[Vocabulary, int], PromptFormat]
+"""Builds the prompt format from a vocabulary and the context size. Raises FormatError."""
 
 FORMAT_NAMES = (*PLAIN_FORMATS, EMBEDDED)
 

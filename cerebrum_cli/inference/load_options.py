@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from platform import machine
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings
-from cerebrum_cli.engine.load_options import AdapterFile, LoadOptions, Tuning, plan_repacking
-from cerebrum_cli.engine.memory import BLOCK_SIZE, is_quantized
+from cerebrum_cli.engine.load_options import AdapterFile, GgufFile, LoadOptions, Tuning, plan_repacking
+from cerebrum_cli.engine.memory import BLOCK_SIZE, SINGLE, ContextOptions, is_quantized
 from cerebrum_cli.inference.profiles import DEFAULT, without_user_settings
 from cerebrum_cli.models.model import Model
 
@@ -19,57 +19,38 @@ NO_FLASH_ATTENTION = ("grok",)  # architectures for which llama.cpp turns it off
 ONE_CACHE_TYPE = ("deepseek4",)  # architectures that need equal types of keys and values, besides those with MLA
 
 
-@dataclass(frozen=True, slots=True)
-class Parallel:
-    """How many sequences run concurrently.
-
-    With `kv_unified`, as in a chat, all share one context, and common prefixes are stored once. With `batch_invariant`,
-    the output of a sequence does not depend on what else is in the batch for some types of weights; with `pad_steps`
-    too, for all.
-    """
-
-    slots: int = 1
-    kv_unified: bool = False
-    batch_invariant: bool = False
-    pad_steps: bool = False
-
-
-SINGLE = Parallel()
-CHAT_PARALLEL = Parallel(16, kv_unified=True)  # one sequence, except for votes
+CHAT_CONTEXT = ContextOptions(slots=16, kv_unified=True)  # one sequence, except for votes
 
 
 def load_options(
     model: Model,
     settings: Settings,
-    parallel: Parallel = SINGLE,
+    context: ContextOptions = SINGLE,
+    tuning: Tuning = DEFAULT,
     vocabulary_only: bool = False,
     whole_context: bool = False,
-    tuning: Tuning = DEFAULT,
 ) -> LoadOptions:
-    """The load options of a model: defaults, then the tuning, then the user's settings.
+    """The load options of a model: those of the context, then the tuning, then the user's settings.
 
     Raises UsageError for attention settings that llama.cpp would reject.
     """
-    require_attention(model, settings, parallel.pad_steps)
-    options = LoadOptions(
-        path=model.path,
-        trained_context=model.trained_context,
-        sizes=model.sizes,
-        context_size=settings.ctx,
-        gpu_layers=settings.gpu_layers,
-        n_threads=settings.threads,
-        slots=parallel.slots,
-        vocabulary_only=vocabulary_only,
-        whole_context=whole_context,
-        repack=plan_repacking(model.quantization, parallel.kv_unified, machine()),
-        kv_unified=parallel.kv_unified,
-        batch_invariant=parallel.batch_invariant,
-        pad_steps=parallel.pad_steps,
+    require_attention(model, settings, context.pad_steps)
+    adapters = tuple(AdapterFile(str(each.path), each.scale) for each in model.adapters)
+    context = replace(
+        context,
+        length=settings.ctx or 0,
+        n_threads=settings.threads or 0,
         flash_attention=FLASH_ATTENTION.get(settings.flash_attn or ""),
         cache_type_k=settings.cache_type_k or "f16",
         cache_type_v=settings.cache_type_v or "f16",
-        adapters=tuple(AdapterFile(str(each.path), each.scale) for each in model.adapters),
-        is_verified=model.is_verified,
+    )
+    options = LoadOptions(
+        GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified),
+        context,
+        settings.gpu_layers,
+        plan_repacking(model.quantization, whole_context, machine()),
+        vocabulary_only,
+        whole_context,
     )
     return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings))
 

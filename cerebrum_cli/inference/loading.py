@@ -1,39 +1,34 @@
-"""Load a model with its settings: check the header, choose the prompt format, start the engine."""
+"""Open a model as its settings and its use require: here, on servers or on the nodes of a cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError, UsageError
+from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.core.settings import LOCAL_KEYS, Layer, Settings
+from cerebrum_cli.core.settings import GENERATION_KEYS, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning, fallback_notice
 from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import RAW
-from cerebrum_cli.inference.format_choice import choose_format, format_builder, prepare_format
-from cerebrum_cli.inference.load_options import (
-    CHAT_PARALLEL,
-    SINGLE,
-    Parallel,
-    load_options,
-    require_attention,
-)
-from cerebrum_cli.inference.profiles import DEFAULT, Profile, step_costs_of, tuning_of
+from cerebrum_cli.inference.format_choice import FormatBuilder, choose_format, format_builder, prepare_format
+from cerebrum_cli.inference.load_options import CHAT_CONTEXT, load_options, require_attention
+from cerebrum_cli.inference.profiles import DEFAULT, Profile, UseName, step_costs_of, tuning_of
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.models.generative import require_generative
+from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.cluster.node import Cluster
-    from cerebrum_cli.engine.cluster.worker import OpenEngine
     from cerebrum_cli.engine.remote.endpoint import Endpoint
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]
@@ -41,6 +36,112 @@ BackendFactory = Callable[[LoadOptions], OpenBackend]
 
 PromptCacheFactory = Callable[[Model, str, Settings], StateStore | None]
 """Opens the prompt cache on disk of a model and prompt format; None if caching is off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What this process opens models with: a backend, a prompt cache on disk, and profiles of this machine."""
+
+    open_backend: BackendFactory
+    prompt_cache: PromptCacheFactory = lambda *_: None
+    profile: Callable[[Model, Settings], Profile | None] = lambda *_: None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUse:
+    """How a command uses a model.
+
+    - `context`: its sequences
+    - `tuned_for`, `drafts_for`: the uses of a profile whose settings and costs of drafts apply; None for the defaults,
+      and for no drafts unless the settings ask for them
+    - `tuning`: settings that take precedence over those of a profile
+    - `raw`: without a prompt format
+    - `template_options`: variables of an embedded template
+    - `vocabulary_only`: without weights
+    - `is_chat`: memory for the whole context is allocated while the model loads, and weights are repacked
+    - `caches_prompts`: on disk
+    """
+
+    context: ContextOptions = SINGLE
+    tuned_for: UseName | None = None
+    drafts_for: UseName | None = None
+    tuning: Tuning = DEFAULT
+    raw: bool = False
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary_only: bool = False
+    is_chat: bool = False
+    caches_prompts: bool = False
+
+
+ONCE = ModelUse()
+CHAT = ModelUse(CHAT_CONTEXT, "chat", "chat", is_chat=True, caches_prompts=True)
+
+
+class Place(Protocol):
+    """Where a model runs, if it is not loaded by this process."""
+
+    def connect(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:
+        """Start to connect to what generates; the vocabulary is that of a file here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Servers of a model, which are given at most `window` requests each at a time.
+
+    With records of servers in `earlier`, only such are used.
+    """
+
+    endpoints: Sequence[Endpoint]
+    window: int | None = None
+    earlier: Sequence[Mapping[str, str]] = ()
+
+    def connect(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:  # noqa: ARG002
+        from cerebrum_cli.engine.remote.engine import RemoteEngine
+
+        return RemoteEngine(open_vocabulary, self.endpoints, self.window, earlier=self.earlier)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplySource:
+    """What generates replies: a model with its settings, how it is used, and where it runs; None is this process."""
+
+    resources: Resources
+    model: Model
+    settings: Settings
+    use: ModelUse = ONCE
+    place: Place | None = None
+
+    def used(self, **changes: Any) -> ReplySource:
+        """The same source, used in another way."""
+        return replace(self, use=replace(self.use, **changes))
+
+    @property
+    def profile(self) -> Profile | None:
+        """What was measured for the model on this machine; None if it was never tuned, or runs elsewhere."""
+        return None if self.place else self.resources.profile(self.model, self.settings)
+
+    @property
+    def format_name(self) -> str:
+        """Name of the prompt format. Raises FormatError, UsageError."""
+        if self.use.raw:
+            return RAW.name
+        return choose_format(self.settings.format, self.model.known_format, self.model.header.chat_template)
+
+    @property
+    def format_builder(self) -> FormatBuilder:
+        """What builds the prompt format. Raises FormatError, UsageError."""
+        return format_builder(self.format_name, self.model.header.chat_template, self.use.template_options)
+
+    def validate(self) -> None:
+        """Raise every error that can be found before the model is loaded."""
+        require_generative(self.model.path, self.model.header)
+        _ = self.format_builder
+        require_attention(self.model, self.settings, self.use.context.pad_steps)
+
+    def load_options(self, tuning: Tuning = DEFAULT) -> LoadOptions:
+        """How to load the model with a tuning, within what the settings leave open."""
+        use = self.use
+        return load_options(self.model, self.settings, use.context, tuning, use.vocabulary_only, use.is_chat)
 
 
 @dataclass(slots=True)
@@ -68,16 +169,17 @@ class Opener:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is loading or loaded, and its responder.
+    """A model that is loading or loaded, and its responder. `opener` opens its file, unless it runs elsewhere."""
 
-    `opener` opens its file; None with servers or nodes.
-    """
-
-    model: Model
+    source: ReplySource
     format_name: str
-    opener: Opener | None
     engine: Engine
     responder: Responder
+    opener: Opener | None = None
+
+    @property
+    def model(self) -> Model:
+        return self.source.model
 
     @property
     def is_remote(self) -> bool:
@@ -94,14 +196,11 @@ class LoadedModel:
         Return a notice if that fails.
         """
 
-        if not self.engine.capabilities.prompt_cache:
-            return None
-
         def save() -> None:
             prompt = self.responder.tokenize(conversation) if conversation and self.engine.is_loaded else None
             self.engine.save_prompt_cache(min_tokens, prompt)
 
-        return cache_notice(save)
+        return self._notice_of(save)
 
     def save_prefix(self, conversation: Conversation, is_slow: Callable[[int], bool]) -> NoticeEvent | None:
         """Save the prefix that conversations with this system prompt share, if it `is_slow` to evaluate.
@@ -109,161 +208,47 @@ class LoadedModel:
         Return a notice if that fails. Tokens evaluated after the prefix are dropped from memory.
         """
 
-        if not self.engine.capabilities.prompt_cache:
-            return None
-
         def save() -> None:
             prefix = self.responder.shared_prefix(conversation) if self.engine.is_loaded else ()
             if prefix and is_slow(len(prefix)):
                 self.engine.save_prefix(prefix)
 
-        return cache_notice(save)
+        return self._notice_of(save)
 
-
-@dataclass(frozen=True, slots=True)
-class ModelLoader:
-    """Resolves model references and settings, and opens models for a chat."""
-
-    resolve: Callable[[str | None], Model]
-    fold: Callable[[Layer, Model], Settings]
-    backend_factory: BackendFactory
-    prompt_cache: PromptCacheFactory | None
-    template_options: Mapping[str, Any] = field(default_factory=dict)
-    profile: Callable[[Model, Settings], Profile | None] = lambda *_: None
-    endpoints: tuple[Endpoint, ...] = ()
-    adapted: Callable[[Model, Settings], Model] = lambda model, _: model
-
-    def resolve_settings(self, given: Layer) -> tuple[Model, Settings]:
-        """Resolve the model and its settings. Raises every error that can be found before loading."""
-        if self.endpoints and (local := next((key for key in LOCAL_KEYS if given.get(key) is not None), None)):
-            raise UsageError(f"{local} cannot be set: the model runs on a server", "set it where the server is started")
-        model = self.resolve(given.get("model"))
-        settings = self.fold(given, model)
-        require_generative(model.path, model.header)
-        template = model.header.chat_template
-        name = choose_format(settings.format, model.known_format, template)
-        format_builder(name, template, self.template_options)
-        require_attention(model, settings)
-        return self.adapted(model, settings), settings
-
-    def open(self, model: Model, settings: Settings) -> LoadedModel:
-        """Start to load a model for a chat, or to connect to its servers, without waiting for it."""
-        if self.endpoints:
-            return open_servers(
-                self.backend_factory, self.endpoints, model, settings, template_options=self.template_options
-            )
-        profile = self.profile(model, settings)
-        return open_model(
-            self.backend_factory,
-            model,
-            settings,
-            template_options=self.template_options,
-            whole_context=True,
-            prompt_cache=self.prompt_cache,
-            parallel=CHAT_PARALLEL,
-            tuning=tuning_of(profile, "chat"),
-            step_costs=step_costs_of(profile, "chat"),
-        )
-
-
-def cache_notice(save: Callable[[], None]) -> NoticeEvent | None:
-    """Save to the prompt cache, and return a notice if that fails."""
-    try:
-        save()
-    except FormatError:  # the conversation was never evaluated
+    def _notice_of(self, save: Callable[[], None]) -> NoticeEvent | None:
+        """Save to the prompt cache, if the engine has one; return a notice if that fails."""
+        try:
+            if self.engine.capabilities.prompt_cache:
+                save()
+        except FormatError:  # the conversation was never evaluated
+            return None
+        except EngineError as error:
+            return NoticeEvent(f"prompt cache not saved: {error.message}", error.hint)
         return None
-    except EngineError as error:
-        return NoticeEvent(f"prompt cache not saved: {error.message}", error.hint)
-    return None
 
 
-def open_model(
-    factory: BackendFactory,
-    model: Model,
-    settings: Settings,
-    *,
-    raw: bool = False,
-    template_options: Mapping[str, Any] | None = None,
-    vocabulary_only: bool = False,
-    whole_context: bool = False,
-    prompt_cache: PromptCacheFactory | None = None,
-    parallel: Parallel = SINGLE,
-    tuning: Tuning = DEFAULT,
-    step_costs: StepCosts | None = None,
-) -> LoadedModel:
-    """Start to load a model, without waiting for it.
+def open_model(source: ReplySource) -> LoadedModel:
+    """Start to load a model, or to connect to where it runs, without waiting for it.
 
-    With `step_costs`, tokens are drafted unless the settings forbid it. Errors in the file or the choice of format are
-    raised before loading starts.
+    Errors in the file or the choice of format are raised before that.
     """
+    model, settings, use, resources = source.model, source.settings, source.use, source.resources
     require_generative(model.path, model.header)
-    template = model.header.chat_template
-    name = RAW.name if raw else choose_format(settings.format, model.known_format, template)
-    build = format_builder(name, template, template_options or {})
-    default = load_options(model, settings, parallel, vocabulary_only, whole_context)
-    tuned = load_options(model, settings, parallel, vocabulary_only, whole_context, tuning)
-    opener = Opener(factory, tuned, default, draft_notice(model, settings.drafts))
-    engine = LocalEngine(opener, prompt_cache(model, name, settings) if prompt_cache and not vocabulary_only else None)
-    choose_drafts = partial(draft_costs, step_costs, draft_problem(model))
-    responder = Responder(engine, build, model.trained_context, partial(prepare_format, name), choose_drafts)
-    return LoadedModel(model, name, opener, engine, responder)
-
-
-def open_servers(
-    factory: BackendFactory,
-    endpoints: Sequence[Endpoint],
-    model: Model,
-    settings: Settings,
-    *,
-    raw: bool = False,
-    template_options: Mapping[str, Any] | None = None,
-    window: int | None = None,
-    earlier: Sequence[Mapping[str, str]] = (),
-) -> LoadedModel:
-    """Start to connect to servers of a model, whose file gives the vocabulary and the prompt format.
-
-    A server is given at most `window` requests at a time. With records of servers in `earlier`, only such are used.
-    """
-    from cerebrum_cli.engine.remote.engine import RemoteEngine
-
-    def engine(vocabulary: OpenBackend) -> Engine:
-        return RemoteEngine(vocabulary, endpoints, window, earlier=earlier)
-
-    return _open_remote(factory, engine, model, settings, raw, template_options or {})
-
-
-def open_cluster(
-    factory: BackendFactory,
-    cluster: Cluster,
-    open_engine: OpenEngine,
-    model: Model,
-    settings: Settings,
-    template_options: Mapping[str, Any],
-) -> LoadedModel:
-    """Start to open a model on the nodes of a cluster; its file here gives the vocabulary and the prompt format."""
-    from cerebrum_cli.engine.cluster.engine import ClusterEngine
-
-    def engine(vocabulary: OpenBackend) -> Engine:
-        return ClusterEngine(vocabulary, cluster, open_engine)
-
-    return _open_remote(factory, engine, model, settings, False, template_options)
-
-
-def _open_remote(
-    factory: BackendFactory,
-    engine_for: Callable[[OpenBackend], Engine],
-    model: Model,
-    settings: Settings,
-    raw: bool,
-    template_options: Mapping[str, Any],
-) -> LoadedModel:
-    require_generative(model.path, model.header)
-    template = model.header.chat_template
-    name = RAW.name if raw else choose_format(settings.format, model.known_format, template)
-    build = format_builder(name, template, template_options)
-    engine = engine_for(factory(load_options(model, settings, vocabulary_only=True)))
-    responder = Responder(engine, build, model.trained_context, partial(prepare_format, name))
-    return LoadedModel(model, name, None, engine, responder)
+    name, build, prepare = source.format_name, source.format_builder, partial(prepare_format, source.format_name)
+    if source.place:
+        vocabulary = resources.open_backend(load_options(model, settings, vocabulary_only=True))
+        engine = source.place.connect(vocabulary, source)
+        return LoadedModel(source, name, engine, Responder(engine, build, model.trained_context, prepare))
+    profile = source.profile if use.tuned_for or use.drafts_for else None
+    tuning = replace(tuning_of(profile, use.tuned_for), **use.tuning.overrides)
+    opener = Opener(
+        resources.open_backend, source.load_options(tuning), source.load_options(), draft_notice(model, settings.drafts)
+    )
+    states = resources.prompt_cache(model, name, settings) if use.caches_prompts and not use.vocabulary_only else None
+    local = LocalEngine(opener, states)
+    choose_drafts = partial(draft_costs, step_costs_of(profile, use.drafts_for), draft_problem(model))
+    responder = Responder(local, build, model.trained_context, prepare, choose_drafts)
+    return LoadedModel(source, name, local, responder, opener)
 
 
 def draft_problem(model: Model) -> str | None:
@@ -288,3 +273,17 @@ def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | 
     if drafts:
         return measured or DEFAULT_COSTS
     return measured if measured and measured.best_draft else None
+
+
+def generation_fingerprint(settings: Settings, grammar: str | None, model: Model, library: Library) -> dict[str, Any]:
+    """The model, the settings and the grammar."""
+    values = asdict(settings)
+    keys = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
+    return {
+        "model": model.label,
+        "model file": library.file_identity(model),
+        "adapter": model.adapter_identity,
+        "format": choose_format(settings.format, model.known_format, model.header.chat_template),
+        **{key.replace("_", " "): values[key] for key in keys},
+        "grammar": grammar and sha256(grammar.encode()).hexdigest(),
+    }

@@ -86,14 +86,14 @@ class Profile:
         return [name for name, used in self.uses.items() if used.best_draft]
 
 
-def tuning_of(profile: Profile | None, use: UseName) -> Tuning:
+def tuning_of(profile: Profile | None, use: UseName | None) -> Tuning:
     """Measured settings for a use; the defaults without a profile."""
-    return profile.uses[use].tuning if profile else DEFAULT
+    return profile.uses[use].tuning if profile and use else DEFAULT
 
 
-def step_costs_of(profile: Profile | None, use: UseName) -> StepCosts | None:
+def step_costs_of(profile: Profile | None, use: UseName | None) -> StepCosts | None:
     """Measured costs of steps with drafted tokens; None without a profile, or if the model or the use drafts none."""
-    return profile.uses[use].step_costs if profile else None
+    return profile.uses[use].step_costs if profile and use else None
 
 
 class ProfileStore:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.parts import Text
@@ -16,8 +15,7 @@ from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import ControlFactory, Force, LoopCheck
 from cerebrum_cli.engine.turns import continuation
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
-from cerebrum_cli.formats.thinking import ThoughtSplitter
-from cerebrum_cli.inference.reply_stream import GenerationRequest
+from cerebrum_cli.inference.reply_stream import ReplyChannels, ReplyRequest
 
 SENTENCE_TOKENS = 16  # to wait for the end of a sentence
 OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to answer
@@ -37,14 +35,6 @@ class AnswerNow:
     is_watched = False
 
 
-class ReplyStart(NamedTuple):
-    """Where a reply starts: the thought that the prompt leaves open, and the reply that it continues."""
-
-    thought: ThoughtMarkup | None
-    prefix_text: str
-    prefix_length: int
-
-
 class ReplyControls:
     """Creates the controls of replies in a format. What they force is tokenized when it is first needed."""
 
@@ -53,7 +43,7 @@ class ReplyControls:
         self._format = prompt_format
 
     def create(
-        self, request: GenerationRequest, start: ReplyStart, answer_now: AnswerNow
+        self, request: ReplyRequest, channels: ReplyChannels, answer_now: AnswerNow
     ) -> tuple[ControlFactory, ...]:
         """The controls of a reply, in the order in which they may intervene; none with a grammar."""
         if request.grammar:
@@ -63,7 +53,7 @@ class ReplyControls:
         may_repeat = request.ignore_eos or self._format.verbatim  # text of a given length, or without a format
         if settings.loop_check and not may_repeat:
             controls.append(LoopCheck)
-        if budget := self._thought_budget(request, start, answer_now):
+        if budget := self._thought_budget(request, channels, answer_now):
             controls.append(budget)
         return tuple(controls)
 
@@ -74,7 +64,7 @@ class ReplyControls:
             raise UsageError(problem, "omit it, or set it to on; --max-tokens limits the whole reply")
 
     def _thought_budget(
-        self, request: GenerationRequest, start: ReplyStart, answer_now: AnswerNow
+        self, request: ReplyRequest, channels: ReplyChannels, answer_now: AnswerNow
     ) -> ThoughtBudget | None:
         """What may end the reasoning of a reply: a limit, or the user who watches it stream; None for neither."""
         limit = request.settings.thought_limit
@@ -84,7 +74,8 @@ class ReplyControls:
         if limit is None and not can_hurry:
             return None
         answer_now.is_watched = can_hurry
-        return ThoughtBudget(limit, self._format.thoughts, self._endings, answer_now if can_hurry else None, *start)
+        watched = answer_now if can_hurry else None
+        return ThoughtBudget(limit, self._endings, channels, watched, len(request.prefix_tokens))
 
     def _marks_thought(self, system_prompt: str | None) -> bool:
         """Whether the format, the vocabulary or the system prompt has markup of reasoning."""
@@ -107,16 +98,14 @@ class ReplyControls:
 class ThoughtBudget:
     """Creates the budgets of replies that reason for at most `limit` tokens; None is no limit.
 
-    `endings` are the tokens of each text that ends a thought. `thought` is the one that the prompt leaves open. A reply
-    that continues another begins with `prefix_text`, of `prefix_length` tokens.
+    `endings` are the tokens of each text that ends a thought. A reply that continues another begins with the prefix of
+    `channels`, of `prefix_length` tokens.
     """
 
     limit: int | None
-    thoughts: tuple[ThoughtMarkup, ...]
     endings: Mapping[str, tuple[int, ...]]
+    channels: ReplyChannels
     answer_now: AnswerNow | None = None
-    thought: ThoughtMarkup | None = None
-    prefix_text: str = ""
     prefix_length: int = 0
 
     def __call__(self) -> RunningBudget:
@@ -131,12 +120,12 @@ class RunningBudget:
 
     def __init__(self, plan: ThoughtBudget) -> None:
         self._plan = plan
-        self._splitter = ThoughtSplitter(plan.thoughts, plan.thought)
+        self._splitter = plan.channels()
         self._sentences = Sentences()
         self._count = 0  # tokens of the reply
         self._is_used_up = plan.limit == 0
         self._has_forced = False
-        self._read(plan.prefix_text)
+        self._sentences.read(plan.channels.prefix_text)
         self._used = plan.prefix_length if self._splitter.open_thought else 0
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
@@ -12,12 +11,12 @@ from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceI
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope, Engine
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
+from cerebrum_cli.formats.format import ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationRequest:
+class ReplyRequest:
     """A conversation, and how to sample `n` replies to it, or up to `max_n` in the end.
 
     `prefix_tokens` are the tokens of a reply to continue. With `logprobs`, each token event has its log probability.
@@ -37,25 +36,18 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizedRequest:
-    """A request as tokens, with what is needed to split its replies.
+class ReplyChannels:
+    """Creates what splits the text of a reply into reasoning and answer.
 
-    `thought` is the reasoning block the prompt leaves open, and `prefix_text` the text of the reply to continue.
+    `thought` is the reasoning block that the prompt leaves open, and `prefix_text` the text of the reply to continue.
     """
 
-    request: Request
-    format: PromptFormat
-    thought: ThoughtMarkup | None
-    prefix_text: str
+    thoughts: tuple[ThoughtMarkup, ...]
+    thought: ThoughtMarkup | None = None
+    prefix_text: str = ""
 
-    def compact(self) -> TokenizedRequest:
-        """The request with its prompt in 4 bytes a token, for work that holds many."""
-        tokens = array("i", self.request.prompt_tokens)
-        return replace(self, request=replace(self.request, prompt_tokens=tokens))
-
-    def splitter(self) -> ThoughtSplitter:
-        """Create a splitter that starts where the reply starts."""
-        splitter = ThoughtSplitter(self.format.thoughts, self.thought)
+    def __call__(self) -> ThoughtSplitter:
+        splitter = ThoughtSplitter(self.thoughts, self.thought)
         splitter.feed(self.prefix_text)
         return splitter
 
@@ -66,17 +58,15 @@ class ReplyStream:
     `SequenceId.request` counts the requests in the order given. Close the stream to stop what still runs.
     """
 
-    def __init__(
-        self, engine: Engine, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None
-    ) -> None:
-        self._requests: dict[int, TokenizedRequest] = {}
-        self._splitters: dict[SequenceId, ThoughtSplitter] = {}
+    def __init__(self, engine: Engine, requests: Iterable[Request | None], scope: CancelScope | None = None) -> None:
+        self._requests: dict[int, Request] = {}
+        self._splitters: dict[SequenceId, ThoughtSplitter | None] = {}
         self._completions = engine.complete(self._read(requests), scope)
 
     def __iter__(self) -> Iterator[Event]:
         for event in self._completions:
-            if isinstance(event, (TokenEvent, FinishEvent)) and self._has_channels(event.sequence):
-                yield from split_channels(event, self._splitter(event.sequence))
+            if isinstance(event, (TokenEvent, FinishEvent)) and (splitter := self._splitter(event.sequence)):
+                yield from split_channels(event, splitter)
             else:
                 yield event
             if isinstance(event, (FinishEvent, RefusedEvent)):
@@ -97,21 +87,19 @@ class ReplyStream:
     def close(self) -> None:
         self._completions.close()
 
-    def _read(self, requests: Iterable[TokenizedRequest | None]) -> Iterator[Request | None]:
+    def _read(self, requests: Iterable[Request | None]) -> Iterator[Request | None]:
         """Yield the requests as the engine takes them."""
         indexes = count()
         for each in requests:
             if each:
                 self._requests[next(indexes)] = each
-            yield each.request if each else None
+            yield each
 
-    def _has_channels(self, sequence: SequenceId) -> bool:
-        request = self._requests.get(sequence.request)
-        return request is not None and not request.format.verbatim
-
-    def _splitter(self, sequence: SequenceId) -> ThoughtSplitter:
+    def _splitter(self, sequence: SequenceId) -> ThoughtSplitter | None:
+        """What splits the text of a sample; None for text without channels, or whose request was forgotten."""
         if sequence not in self._splitters:
-            self._splitters[sequence] = self._requests[sequence.request].splitter()
+            request = self._requests.get(sequence.request)
+            self._splitters[sequence] = request.channels() if request and request.channels else None
         return self._splitters[sequence]
 
 

@@ -22,12 +22,12 @@ from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Inspection, Request
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
+from cerebrum_cli.inference.format_choice import FormatBuilder
 from cerebrum_cli.inference.inspection import GivenReply
-from cerebrum_cli.inference.logit_bias import resolve_biases
-from cerebrum_cli.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.inference.reply import Preview
-from cerebrum_cli.inference.reply_controls import AnswerNow, ReplyControls, ReplyStart
-from cerebrum_cli.inference.reply_stream import GenerationRequest, ReplyStream, TokenizedRequest
+from cerebrum_cli.inference.reply_controls import AnswerNow, ReplyControls
+from cerebrum_cli.inference.reply_stream import ReplyChannels, ReplyRequest, ReplyStream
+from cerebrum_cli.inference.tokens import last_text, least_tokens, resolve_biases
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
@@ -36,9 +36,6 @@ MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 
 DraftChoice = Callable[[bool | None], StepCosts | None]
 """What steps cost, for a request with this setting of `drafts`; None if no tokens are drafted."""
-
-FormatBuilder = Callable[[Vocabulary, int], PromptFormat]
-"""Builds the prompt format from a vocabulary and the context size. Raises FormatError."""
 
 
 class Responder:
@@ -63,61 +60,58 @@ class Responder:
         self._choose_drafts = choose_drafts
         self._answer_now = AnswerNow()
 
-    def respond(
-        self,
-        conversation: Conversation,
-        settings: Settings,
-        grammar: str | None = None,
-        prefix_tokens: tuple[int, ...] = (),
-    ) -> Generator[Event, None, None]:
+    def respond(self, request: ReplyRequest) -> Generator[Event, None, None]:
         """Load the model if necessary, then generate one reply. Raises PromptTooLong before any evaluation."""
         yield from self.load()
         self._answer_now = AnswerNow()
-        request = GenerationRequest(conversation, settings, grammar, prefix_tokens=prefix_tokens, stream=True)
-        with closing(self.generate([self.tokenize_request(request)])) as replies:
+        with closing(self.generate([self.tokenize_request(replace(request, stream=True))])) as replies:
             yield from raise_refusals(replies)
 
-    def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
+    def tokenize_request(self, request: ReplyRequest) -> Request:
         """Tokenize a request.
 
         Raises PromptTooLong if no room is left for a reply, FormatError if the format cannot render the conversation,
         UsageError as `check_settings` does.
         """
-        prompt_format = self._format
-        self._controls.require_marked_thought(request.settings, request.conversation.system_prompt)
-        prompt = self._render(replace(request.conversation, thinks=request.settings.thinks))
-        thought = open_thought(_trusted_end(prompt), prompt_format.thoughts)
-        prefix_text = self._decode_prefix(request.prefix_tokens)
-        start = ReplyStart(thought, prefix_text, len(request.prefix_tokens))
-        tokenized = Request(
-            self._tokenize_prompt(prompt, request.prefix_tokens),
-            self._sampling(request.settings, () if request.ignore_eos else prompt_format.stop),
+        prompt_format, settings, prefix = self._format, request.settings, request.prefix_tokens
+        self._controls.require_marked_thought(settings, request.conversation.system_prompt)
+        prompt = self._render(replace(request.conversation, thinks=settings.thinks))
+        channels = ReplyChannels(
+            prompt_format.thoughts,
+            open_thought(_trusted_end(prompt), prompt_format.thoughts),
+            self._decode_prefix(prefix),
+        )
+        tokens = (*self._tokenize(prompt), *prefix)
+        self._require_room(tokens)
+        return Request(
+            tokens,
+            self._sampling(settings, () if request.ignore_eos else prompt_format.stop),
             request.grammar,
             request.n,
             self._visible_tokens,
             request.logprobs,
             request.ignore_eos,
-            step_costs=self._choose_drafts(request.settings.drafts),
+            step_costs=self._choose_drafts(settings.drafts),
             max_n=request.max_n,
             stream=request.stream,
-            controls=self._controls.create(request, start, self._answer_now),
+            controls=self._controls.create(request, channels, self._answer_now),
+            channels=None if prompt_format.verbatim else channels,
         )
-        return TokenizedRequest(tokenized, prompt_format, thought, prefix_text)
 
     def check_settings(self, settings: Settings) -> None:
         """Raise UsageError for settings that the loaded model cannot follow."""
         self._sampling(settings, ())
         self._controls.require_marked_thought(settings, settings.system)
 
-    def generate(self, requests: Iterable[TokenizedRequest | None], scope: CancelScope | None = None) -> ReplyStream:
+    def generate(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> ReplyStream:
         """Start to generate the replies to several requests; the caller closes the stream.
 
         An engine that schedules rows takes None for none now, and reads on after the next event.
         """
         return ReplyStream(self._engine, requests, scope)
 
-    def group_by_length(self, requests: Iterable[TokenizedRequest]) -> list[list[int]]:
-        return self._engine.group_by_length(one.request for one in requests)
+    def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
+        return self._engine.group_by_length(requests)
 
     def score(
         self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None
@@ -134,7 +128,8 @@ class Responder:
         self.require_inspection()
         yield from self.load()
         if reply.tokens:
-            prompt = self._tokenize_prompt(self._render(reply.conversation), reply.tokens[:-1])
+            prompt = (*self.tokenize(reply.conversation), *reply.tokens[:-1])
+            self._require_room(prompt)
             inspection = Inspection(reply.tokens, likeliest + 1)
             request = Request(prompt, SamplingParams(max_tokens=1), inspection=inspection)
             with closing(self._engine.complete([request])) as events:
@@ -270,12 +265,10 @@ class Responder:
         pieces = (vocabulary.piece(token, special=token in self._visible_tokens) for token in tokens)
         return b"".join(pieces).decode("utf-8", "replace")
 
-    def _tokenize_prompt(self, prompt: Sequence[Part], prefix_tokens: tuple[int, ...]) -> tuple[int, ...]:
-        tokens = (*self._tokenize(prompt), *prefix_tokens)
-        size = self._engine.context_size
-        if len(tokens) >= size:
+    def _require_room(self, tokens: tuple[int, ...]) -> None:
+        """Raise PromptTooLong if a prompt leaves no room for a reply."""
+        if len(tokens) >= self._engine.context_size:
             raise self._too_long(str(len(tokens)))
-        return tokens
 
     def _render(self, conversation: Conversation) -> tuple[Part, ...]:
         self._require_possible(last_text(conversation))

@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.inference.reply import LONG_PROMPT, Reply, ReplyCollector
-from cerebrum_cli.inference.reply_stream import GenerationRequest, ReplyStream
+from cerebrum_cli.inference.reply_stream import ReplyRequest, ReplyStream
 from cerebrum_cli.inference.responder import Responder
 
 VOTE_TEMPERATURE = 0.7  # default of a vote: at 0 all samples would be the same
@@ -36,7 +36,7 @@ class MajorityVote:
         self._waiting: dict[int, Reply | CerebrumError] = {}  # finished, but an earlier sample has not
         self._finished = 0
 
-    def with_samples(self, request: GenerationRequest) -> GenerationRequest:
+    def with_samples(self, request: ReplyRequest) -> ReplyRequest:
         """Set how many samples a request starts and may end with, and ask for log probabilities."""
         return replace(request, n=self.requested, max_n=self.max_samples, logprobs=True)
 
@@ -141,7 +141,7 @@ class MajorityVote:
             replies.add_samples(index, count)
 
 
-def run_vote(responder: Responder, request: GenerationRequest, vote: MajorityVote) -> Generator[Event, None, None]:
+def run_vote(responder: Responder, request: ReplyRequest, vote: MajorityVote) -> Generator[Event, None, None]:
     """Yield the events of all samples, and a TallyEvent whenever the tally changes.
 
     Raises the error of a refused sample if all were refused.

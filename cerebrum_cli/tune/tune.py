@@ -118,14 +118,9 @@ def measure_steps(
 def search_space(model: Model, settings: Settings) -> SearchSpace:
     """The default settings of a model on this machine, and what can be tried instead."""
     cores, free = processors(), FreeMemory(available_memory() - model.size)
-    context = ContextOptions(
-        EXPECTED_REPLY_TOKENS + PROMPT_TOKENS,
-        MAX_BATCH_SLOTS,
-        1,
-        CPU_UBATCH,
-        cache_type_k=settings.cache_type_k or "f16",
-        cache_type_v=settings.cache_type_v or "f16",
-    )
+    length = EXPECTED_REPLY_TOKENS + PROMPT_TOKENS
+    context = load_options(model, replace(settings, ctx=length), ContextOptions(slots=MAX_BATCH_SLOTS)).context
+    context = replace(context, n_ubatch=CPU_UBATCH, flash_attention=None)
     slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, context, (), free)
     other = Tuning(repack=plan_repacking(model.quantization, False, architecture()))
     return SearchSpace(

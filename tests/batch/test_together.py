@@ -17,7 +17,7 @@ from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import LoadOptions
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import (
     CPU_UBATCH,
@@ -49,15 +49,15 @@ def open_engine(
 ) -> AbstractContextManager[LocalEngine]:
     """Start an engine with so many slots."""
     options = LoadOptions(
-        NANO,
-        512,
-        read_header(NANO).sizes,
-        context_size=context_size,
-        n_threads=1,
-        slots=slots,
-        kv_unified=kv_unified,
+        GgufFile(NANO, 512, read_header(NANO).sizes),
+        ContextOptions(
+            context_size,
+            slots,
+            n_threads=1,
+            kv_unified=kv_unified,
+            batch_invariant=batch_invariant and not kv_unified,
+        ),
         whole_context=kv_unified,
-        batch_invariant=batch_invariant and not kv_unified,
     )
     return loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop), states))
 

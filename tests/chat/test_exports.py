@@ -20,7 +20,7 @@ from cerebrum_cli.core.conversation import Conversation, Message, Role
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.inference.loading import LoadedModel, open_model
+from cerebrum_cli.inference.loading import LoadedModel, ModelUse, ReplySource, Resources, open_model
 from cerebrum_cli.models.model import Model
 
 SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")
@@ -217,12 +217,9 @@ OWN, OTHER = ReplyMetadata(model="small", finish_reason="stop"), ReplyMetadata(m
 @pytest.fixture
 def loaded(tmp_path: Path, chatml_model: Path) -> Iterator[LoadedModel]:
     """The small model, with only its vocabulary loaded."""
-    small = open_model(
-        lambda options: llama_opener(options, tmp_path / "devices.json"),
-        Model("small", (chatml_model,)),
-        fold({}),
-        vocabulary_only=True,
-    )
+    resources = Resources(lambda options: llama_opener(options, tmp_path / "devices.json"))
+    use = ModelUse(vocabulary_only=True)
+    small = open_model(ReplySource(resources, Model("small", (chatml_model,)), fold({}), use))
     list(small.responder.load())
     yield small
     small.engine.close()

@@ -24,8 +24,9 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError, GrammarError, I
 from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.inference.reply_stream import GenerationRequest, TokenizedRequest
+from cerebrum_cli.inference.reply_stream import ReplyRequest
 from cerebrum_cli.inference.responder import Responder
 
 KEYS = "id prompt text final_answer finish_reason prompt_tokens completion_tokens seed reasoning votes error"
@@ -630,7 +631,7 @@ def test_interrupt_while_tokenizing_is_not_a_row_error() -> None:
         def check_settings(self, settings: Settings) -> None:
             pass
 
-        def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
+        def tokenize_request(self, request: ReplyRequest) -> Request:
             raise Interrupted(2)
 
     responder: Any = Interrupting()

@@ -18,16 +18,17 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
 from quantized import F32, quantize  # noqa: E402
 
-from cerebrum_cli.cli.lm_eval import HarnessModel  # noqa: E402
+from cerebrum_cli.cli.lm_eval import for_lm_eval  # noqa: E402
 from cerebrum_cli.core.conversation import Conversation  # noqa: E402
 from cerebrum_cli.core.errors import PromptTooLong, UsageError  # noqa: E402
 from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent  # noqa: E402
 from cerebrum_cli.core.settings import fold  # noqa: E402
 from cerebrum_cli.engine.backend import StopFlag, TokenRow  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
-from cerebrum_cli.engine.load_options import LoadOptions, Tuning  # noqa: E402
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning  # noqa: E402
+from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
 from cerebrum_cli.eval.lm_harness import CerebrumLM, Use  # noqa: E402
-from cerebrum_cli.inference.loading import LoadedModel  # noqa: E402
+from cerebrum_cli.inference.loading import LoadedModel, ModelUse, ReplySource, Resources, open_model  # noqa: E402
 from cerebrum_cli.models.model import Model  # noqa: E402
 
 CONTEXT = 512
@@ -43,15 +44,17 @@ class Harness(CerebrumLM):
     def __init__(self, path: Path, format: str | None, ctx: int) -> None:
         settings = fold({"ctx": ctx, "threads": 1, "format": format})
         model = Model("tiny", (path,))
-        harness_model = HarnessModel(model, None, settings, raw=format is None, slots=8)
+        resources = Resources(lambda options: lambda emit, stop: open_llama(options, emit, stop))
+        use = ModelUse(ContextOptions(slots=8, batch_invariant=True), raw=format is None)
+        source = ReplySource(resources, model, settings, use)
         self.opened: list[Use] = []
         self.events: list[Event] = []
 
-        def open_model(use: Use) -> LoadedModel:
+        def opener(use: Use) -> LoadedModel:
             self.opened.append(use)
-            return harness_model.open(lambda options: lambda emit, stop: open_llama(options, emit, stop), use)
+            return open_model(for_lm_eval(source, use))
 
-        super().__init__(open_model, self.events.append)
+        super().__init__(opener, self.events.append)
 
     def notices(self) -> list[str]:
         return [event.message for event in self.events if isinstance(event, NoticeEvent)]
@@ -104,7 +107,7 @@ EXACT = Tuning(cache_type="f32", flash_attention=False)
 def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[OneResult]:
     """Log-likelihoods of tokens after a context: one token at a time, each text from its start."""
     sizes = Model("tiny", (path,)).sizes
-    options = LoadOptions(path, 2048, sizes, CONTEXT, n_threads=1).with_tuning(EXACT)
+    options = LoadOptions(GgufFile(path, 2048, sizes), ContextOptions(CONTEXT, n_threads=1)).with_tuning(EXACT)
     backend = open_llama(options, lambda event: None, StopFlag())
     try:
         backend.reserve(CONTEXT)

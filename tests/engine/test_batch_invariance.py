@@ -20,8 +20,9 @@ from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import LoadOptions, expert_notice, plan_repacking
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, expert_notice, plan_repacking
 from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.types import FILE_TYPES
@@ -79,15 +80,15 @@ def replies(
     """Greedy replies to prompts, with at most so many at the same time."""
     header = read_header(path)
     options = LoadOptions(
-        path,
-        2048,
-        header.sizes,
-        context_size=context_size,
-        n_threads=threads,
-        slots=slots,
-        batch_invariant=True,
-        pad_steps=pad_steps,
-        flash_attention=flash_attention,
+        GgufFile(path, 2048, header.sizes),
+        ContextOptions(
+            context_size,
+            slots,
+            n_threads=threads,
+            batch_invariant=True,
+            pad_steps=pad_steps,
+            flash_attention=flash_attention,
+        ),
         repack=plan_repacking(header.quantization, True, machine()) if repack is None else repack,
     )
     said: Replies = [[] for _ in requests]

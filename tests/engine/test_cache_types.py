@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -15,14 +15,15 @@ from llama_engines import TALE, options
 from scripted_command import runtime_for
 from tiny_models import Shape, write_chatml
 
-from cerebrum_cli.cli.lm_eval import HarnessModel
+from cerebrum_cli.cli.lm_eval import for_lm_eval
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, sequence_bytes
-from cerebrum_cli.inference.load_options import Parallel, load_options
+from cerebrum_cli.inference.load_options import load_options
+from cerebrum_cli.inference.loading import ModelUse, ReplySource, Resources, open_model
 from cerebrum_cli.inference.profiles import DEFAULT, Profile, Speeds, TunedUse
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.candidates import plan_stages, unplanned
@@ -59,7 +60,7 @@ def test_cache_type_that_does_not_divide_the_heads_is_refused(chatml_model: Path
 def test_quantized_values_need_flash_attention(wide: Path) -> None:
     with pytest.raises(UsageError, match="--cache-type-v q8_0 needs flash attention"):
         options_with(wide, cache_type_v="q8_0", flash_attn="off")
-    assert options_with(wide, cache_type_k="q8_0", flash_attn="off").flash_attention is False
+    assert options_with(wide, cache_type_k="q8_0", flash_attn="off").context.flash_attention is False
 
 
 @pytest.mark.parametrize("settings", [{"flash_attn": "on"}, {"cache_type_v": "q8_0"}])
@@ -71,7 +72,7 @@ def test_flash_attention_is_refused_where_llama_cpp_has_none(tmp_path: Path, set
     grok = write_model(tmp_path / "grok.gguf", fill, "grok")
     with pytest.raises(UsageError, match="has no flash attention for the architecture grok"):
         options_with(grok, **settings)
-    assert options_with(grok, flash_attn="auto").flash_attention is None
+    assert options_with(grok, flash_attn="auto").context.flash_attention is None
 
 
 def test_keys_and_values_in_one_cache_need_one_type(tmp_path: Path) -> None:
@@ -81,9 +82,9 @@ def test_keys_and_values_in_one_cache_need_one_type(tmp_path: Path) -> None:
 
 
 def test_batch_invariance_needs_flash_attention(wide: Path) -> None:
-    parallel = Parallel(4, batch_invariant=True, pad_steps=True)
+    context = ContextOptions(slots=4, batch_invariant=True, pad_steps=True)
     with pytest.raises(UsageError, match="--batch-invariant and --flash-attn off cannot be used together"):
-        load_options(Model("tiny", (wide,)), Settings(flash_attn="off"), parallel)
+        load_options(Model("tiny", (wide,)), Settings(flash_attn="off"), context)
 
 
 def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine) -> None:
@@ -110,7 +111,9 @@ def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine)
 @pytest.mark.parametrize("values", TYPES)
 def test_cache_types_change_the_memory_and_little_else(wide: Path, keys: str, values: str) -> None:
     def logits(**types: str) -> Any:
-        backend = open_llama(replace(options(wide), **types), lambda _: None, StopFlag())  # type: ignore[arg-type]
+        plain = options(wide)
+        context = replace(plain.context, **types)  # type: ignore[arg-type]
+        backend = open_llama(replace(plain, context=context), lambda _: None, StopFlag())
         try:
             backend.reserve(64)
             backend.decode([TokenRow(0, index, 20 + index, index == 9) for index in range(10)])
@@ -140,7 +143,7 @@ def test_memory_is_planned_by_both_cache_types(wide: Path) -> None:
 
 
 def test_attention_settings_replace_those_of_the_profile(wide: Path) -> None:
-    tuned = options_with(wide, TUNING)
+    tuned = options_with(wide, TUNING).context
     assert (tuned.cache_type_k, tuned.cache_type_v, tuned.flash_attention) == ("q8_0", "q8_0", True)
     for settings, expected in (
         ({"cache_type_k": "f16"}, ("f16", "f16", None)),
@@ -149,7 +152,7 @@ def test_attention_settings_replace_those_of_the_profile(wide: Path) -> None:
         ({"flash_attn": "off"}, ("f16", "f16", False)),
         ({"flash_attn": "on", "cache_type_v": "q4_0"}, ("f16", "q4_0", True)),
     ):
-        given = options_with(wide, TUNING, **settings)
+        given = options_with(wide, TUNING, **settings).context
         assert (given.cache_type_k, given.cache_type_v, given.flash_attention) == expected
         assert given.n_threads == 3
 
@@ -212,17 +215,18 @@ def test_exact_scores_keep_their_own_cache(wide: Path) -> None:
     opened: list[LoadOptions] = []
     model = Model("tiny", (wide,))
     settings = Settings(cache_type_k="q4_0", cache_type_v="q4_0", flash_attn="on", threads=1)
-    harness = HarnessModel(model, None, settings)
 
     def factory(given: LoadOptions) -> Any:
         opened.append(given)
         return lambda emit, stop: open_llama(given, emit, stop)
 
-    for use in ("scoring", "generation"):
-        loaded = harness.open(factory, use)
+    uses: tuple[Literal["scoring", "generation"], ...] = ("scoring", "generation")
+    source = ReplySource(Resources(factory), model, settings, ModelUse(raw=True))
+    for use in uses:
+        loaded = open_model(for_lm_eval(source, use))
         list(loaded.engine.load())
         loaded.engine.close()
-    types = [(each.cache_type_k, each.cache_type_v, each.flash_attention) for each in opened]
+    types = [(each.context.cache_type_k, each.context.cache_type_v, each.context.flash_attention) for each in opened]
     assert types == [("f32", "f32", False), ("q4_0", "q4_0", True)]
 
 

@@ -201,7 +201,7 @@ def test_plan_context_uses_the_memory_of_a_gpu_only_if_allowed() -> None:
 
 def test_plan_context_beyond_free_memory_is_refused() -> None:
     require_context(MISTRAL, CHAT, 32768, "auto", FreeMemory(2 * GIB))
-    long = replace(CHAT, length=32768, batch_size=128)
+    long = replace(CHAT, length=32768, n_ubatch=128)
     with pytest.raises(EngineError) as caught:
         require_context(MISTRAL, long, 32768, "auto", FreeMemory(2 * GIB))
     assert caught.value.message == "a context of 32768 tokens needs 4.3 GB, but only 2.1 GB of memory is free"

@@ -17,7 +17,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import LoadOptions
+from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.scoring.request import LogprobScores, Score, ScoreRequest
 from cerebrum_cli.engine.sequence import Request, Tokens
@@ -30,19 +30,17 @@ VOCABULARY = 270  # tokens that all tiny models have
 
 def precise_options(path: Path, slots: int = 1) -> LoadOptions:
     """Evaluate in F32, in steps of at most 64 rows; flash attention would round to F16."""
-    return replace(
-        options(path, slots=slots, context_size=512),
-        n_ubatch=64,
-        cache_type_k="f32",
-        cache_type_v="f32",
-        flash_attention=False,
+    return options(path, slots=slots, context_size=512).with_tuning(
+        Tuning(n_ubatch=64, cache_type="f32", flash_attention=False)
     )
 
 
 def open_engine(
     path: Path, *, slots: int = 8, kv_unified: bool = True, batch_invariant: bool = False
 ) -> AbstractContextManager[LocalEngine]:
-    load_options = replace(precise_options(path, slots), kv_unified=kv_unified, batch_invariant=batch_invariant)
+    precise = precise_options(path, slots)
+    context = replace(precise.context, kv_unified=kv_unified, batch_invariant=batch_invariant)
+    load_options = replace(precise, context=context)
     return loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop)))
 
 

@@ -18,13 +18,13 @@ from llama_engines import TALE, options
 from scripted_command import runtime_for
 from tiny_models import Shape, write_quantized
 
-from cerebrum_cli.cli.generation import usable
+from cerebrum_cli.cli.generation import find_source
 from cerebrum_cli.cli.options import BatchOptions
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import AdapterFile, Tuning
+from cerebrum_cli.engine.load_options import AdapterFile, LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, memory_needs
 from cerebrum_cli.engine.trials import Bench
 from cerebrum_cli.gguf.lora import adapter_sizes
@@ -39,10 +39,15 @@ SPEEDS = Speeds(1.0, 10.0, 10.0)
 USE = TunedUse(Tuning(n_threads=1), SPEEDS, 1.5, 1.0)
 
 
+def with_files(plain: LoadOptions, adapters: tuple[AdapterFile, ...]) -> LoadOptions:
+    """Load options with adapters."""
+    return replace(plain, file=replace(plain.file, adapters=adapters))
+
+
 def logits(model: Path, *adapters: tuple[Path, float]) -> npt.NDArray[np.float32]:
     """Logits after some tokens, with adapters."""
     files = tuple(AdapterFile(str(path), scale) for path, scale in adapters)
-    backend = open_llama(replace(options(model), adapters=files), lambda _: None, StopFlag())
+    backend = open_llama(with_files(options(model), files), lambda _: None, StopFlag())
     try:
         backend.reserve(64)
         backend.decode([TokenRow(0, index, token, index == len(TOKENS) - 1) for index, token in enumerate(TOKENS)])
@@ -131,7 +136,7 @@ def test_trials_measure_the_model_with_its_adapters(tmp_path: Path, chatml_model
     files = (AdapterFile(str(adapter), 1.0),)
     written = []
     for adapters in ((), files):
-        bench = Bench(replace(options(chatml_model), adapters=adapters), "Some text. " * 9, (), tmp_path)
+        bench = Bench(with_files(options(chatml_model), adapters), "Some text. " * 9, (), tmp_path)
         try:
             written.append(np.load(bench.write_logits(Tuning(), 16)))
         finally:
@@ -303,7 +308,9 @@ def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chat
     library, plain = runtime_for({}, tmp_path).library, Model("tiny", (chatml_model,))
     assert with_adapters(library, plain, [f"{adapter}:0"]) == plain
     assert library.file_identity(with_adapters(library, plain, [str(adapter)])) == library.identity(plain)
-    assert load_options(with_adapters(library, plain, [str(adapter)]), Settings()).adapters == ((str(adapter), 1.0),)
+    assert load_options(with_adapters(library, plain, [str(adapter)]), Settings()).file.adapters == (
+        (str(adapter), 1.0),
+    )
     both = [[f"{adapter}:1", f"{adapter}:2"], [f"{adapter}:2", f"{adapter}:1"]]
     assert len({library.identity(with_adapters(library, plain, each)) for each in both}) == 1
 
@@ -354,8 +361,7 @@ def test_adapter_and_endpoint_exclude_each_other(user: CommandLine, adapter: Pat
 def test_adapter_and_ray_exclude_each_other(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
     model, options = Model("tiny", (chatml_model,)), BatchOptions(ray="auto")
     with pytest.raises(UsageError, match="--ray cannot apply the adapter"):
-        usable(runtime_for({}, tmp_path), model, Settings(lora=(str(adapter),)), options)
-    assert usable(runtime_for({}, tmp_path), model, Settings(), options) == (model, Settings())
+        find_source(runtime_for({}, tmp_path), {"lora": (str(adapter),)}, options, model=model)
 
 
 def test_saved_prompt_keeps_the_place_of_its_adapter(user: CommandLine, adapter: Path) -> None:

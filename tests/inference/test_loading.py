@@ -19,7 +19,14 @@ from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import Log, log
 from cerebrum_cli.engine.llama.devices import accelerators, can_offload
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import LoadOptions, option_notices, plan_repacking, short_context_notice
+from cerebrum_cli.engine.load_options import (
+    GgufFile,
+    LoadOptions,
+    Tuning,
+    option_notices,
+    plan_repacking,
+    short_context_notice,
+)
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.machine import available_memory, cgroup_memory, cgroup_quota, own_cgroups, thread_count
 from cerebrum_cli.engine.memory import (
@@ -97,7 +104,12 @@ def test_this_machine_has_cpus_and_memory() -> None:
 
 
 def options(path: Path, gpu_layers: str = "auto", vocabulary_only: bool = False) -> LoadOptions:
-    return LoadOptions(path, 2048, uniform_sizes(1_000_000, 2, 128), None, gpu_layers, 1, 1, vocabulary_only)
+    return LoadOptions(
+        GgufFile(path, 2048, uniform_sizes(1_000_000, 2, 128)),
+        ContextOptions(n_threads=1),
+        gpu_layers,
+        vocabulary_only=vocabulary_only,
+    )
 
 
 def opened(told: list[Event], load: LoadOptions, stop: StopFlag | None = None) -> None:
@@ -130,7 +142,7 @@ def test_load_with_gpu_layers_but_no_gpu_gives_a_notice(chatml_model: Path) -> N
 
 def test_tuned_context_that_cannot_be_created_is_replaced(chatml_model: Path) -> None:
     default = options(chatml_model)
-    tuned = replace(default, cache_type_k="q8_0", cache_type_v="q8_0")  # this model's heads are narrower than a block
+    tuned = default.with_tuning(Tuning(cache_type="q8_0"))  # this model's heads are narrower than a block
     engine = LocalEngine(Opener(lambda given: lambda emit, stop: open_llama(given, emit, stop), tuned, default))
     list(engine.load())
     request = Request(engine.vocabulary.tokenize([Text("abc")]), SamplingParams(max_tokens=4))
@@ -151,7 +163,8 @@ def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
     needs = memory_needs(sizes, ContextOptions(2048, 1, 1, GPU_UBATCH), all_layers)
     gpu = Device("CUDA0", "a GPU", needs.devices[0] + HEADROOM, GIB)
     monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda: FreeMemory(8 * GIB, (gpu,)))
-    load = LoadOptions(recurrent_model, 2048, sizes, n_threads=1, slots=16, kv_unified=True)  # as a chat does
+    context = ContextOptions(n_threads=1, slots=16, kv_unified=True)  # as a chat does
+    load = LoadOptions(GgufFile(recurrent_model, 2048, sizes), context)
     backend = open_llama(load, lambda event: None, StopFlag())
     assert backend._offloaded == all_layers
     backend.close()
@@ -243,11 +256,11 @@ def test_cgroup_memory_of_a_job_of_cgroup_v1(tmp_path: Path) -> None:
 
 
 def test_notice_for_a_context_beyond_the_trained_one(tmp_path: Path) -> None:
-    asked = replace(options(tmp_path / "model.gguf"), context_size=2049)
+    asked = replace(options(tmp_path / "model.gguf"), context=ContextOptions(2049))
     assert [notice.message for notice in option_notices(asked, offloads=False, devices=())] == [
         "--ctx 2049 exceeds the model's trained context of 2048 tokens"
     ]
-    assert not list(option_notices(replace(asked, context_size=2048), offloads=False, devices=()))
+    assert not list(option_notices(replace(asked, context=ContextOptions(2048)), offloads=False, devices=()))
 
 
 def test_notice_for_gpu_layers_without_a_gpu(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.inference.question import (
-    Question,
+from cerebrum_cli.inference.prompt_sources import (
+    PromptSources,
     fence_file,
     parse_messages,
+    read_text,
     template_options,
 )
-from cerebrum_cli.inference.text import read_text
 
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -40,7 +40,7 @@ def ask(
     piped: bytes | None = None,
     system: str | None = None,
 ) -> Conversation:
-    return Question(prompt, files, messages, raw, no_notices).read(
+    return PromptSources(prompt, files, messages, raw, no_notices).read(
         BytesIO(piped) if piped is not None else None, Settings(system=system), system
     )
 
@@ -242,7 +242,7 @@ def test_messages_are_read_from_a_file_or_a_pipe(tmp_path: Path) -> None:
 
 def test_configured_system_prompt_does_not_change_messages() -> None:
     text = json.dumps([SYSTEM, {"role": "user", "content": "Why?"}])
-    question = Question(None, (), Path("-"), raw=False, on_notice=no_notices)
+    question = PromptSources(None, (), Path("-"), raw=False, on_notice=no_notices)
     configured = Settings(system="From config.toml.")
     assert question.read(BytesIO(text.encode()), configured, None).system_prompt == "Be brief."
     assert question.read(BytesIO(text.encode()), configured, "Given.").system_prompt == "Given."
@@ -250,7 +250,7 @@ def test_configured_system_prompt_does_not_change_messages() -> None:
 
 @pytest.mark.parametrize("options", [{"prompt": "Why?"}, {"files": (Path("a"),)}, {"raw": True}])
 def test_messages_exclude_other_sources(options: dict[str, Any]) -> None:
-    question = Question(
+    question = PromptSources(
         **{"prompt": None, "files": (), "messages": Path("m.json"), "raw": False, "on_notice": no_notices, **options}
     )
     with pytest.raises(UsageError, match="--messages cannot be combined"):

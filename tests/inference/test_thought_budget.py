@@ -29,6 +29,7 @@ from cerebrum_cli.formats.thinking import HARMONY_FINAL, THOUGHTS
 from cerebrum_cli.inference.format_choice import format_builder
 from cerebrum_cli.inference.reply import ReplyCollector
 from cerebrum_cli.inference.reply_controls import SENTENCE_TOKENS, plan_endings
+from cerebrum_cli.inference.reply_stream import ReplyChannels, ReplyRequest
 from cerebrum_cli.inference.responder import Responder
 
 SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}", 1)
@@ -230,7 +231,8 @@ def test_engine_truncates_forced_tokens_at_the_limits(limit: int | None, context
 
 
 def test_engine_counts_the_thought_of_a_prefix() -> None:
-    factory = replace(budget(), prefix_text="<think>" + "and so " * 9, prefix_length=70)
+    channels = ReplyChannels(THOUGHTS, prefix_text="<think>" + "and so " * 9)
+    factory = replace(budget(), channels=channels, prefix_length=70)
     request = Request(tokens("go"), SamplingParams(seed=7), controls=(factory,))
     with running_engine(ScriptedBackend(speaker(lambda seed: "I see. " * 20), context_size=400)) as engine:
         [reply] = collect_replies(engine.generate([request])).values()
@@ -281,7 +283,7 @@ def test_responder_answers_when_asked_to(think: str | None) -> None:
         responder = Responder(engine, format_builder(EMBEDDED, IN_PROMPT, {}), 1000)
         for question in ("Why?", "Who?"):
             collector = ReplyCollector()
-            for event in responder.respond(Conversation().user(question), Settings(think=think)):
+            for event in responder.respond(ReplyRequest(Conversation().user(question), Settings(think=think))):
                 collector.emit(event)
             assert (collector.reasoning, collector.text) == ("And so", "Yes.")
             assert collector.reply and collector.reply.thought_closed_at == len("And so ")
@@ -297,6 +299,6 @@ def test_responder_asked_too_late_leaves_the_answer() -> None:
 
     with running_engine(ScriptedBackend(model, context_size=1000)) as engine:
         responder, collector = Responder(engine, format_builder(EMBEDDED, SWITCHLESS, {}), 1000), ReplyCollector()
-        for event in responder.respond(Conversation().user("Why?"), Settings()):
+        for event in responder.respond(ReplyRequest(Conversation().user("Why?"), Settings())):
             collector.emit(event)
     assert (collector.reasoning, collector.text) == ("Hm.", "Yes. <think> is text.")

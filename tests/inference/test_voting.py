@@ -20,7 +20,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.inference.format_choice import format_builder
-from cerebrum_cli.inference.reply_stream import GenerationRequest, ReplyStream
+from cerebrum_cli.inference.reply_stream import ReplyRequest, ReplyStream
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import MajorityVote, run_vote
 
@@ -342,7 +342,7 @@ def events_of(
     engine = LocalEngine(backend.open)
     try:
         responder = Responder(engine, format_builder("cerebrum", None, {}), 1000)
-        request = GenerationRequest(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
+        request = ReplyRequest(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
         for event in run_vote(responder, request, vote):
             seen.append(event)
             if isinstance(event, TallyEvent):

@@ -25,8 +25,9 @@ from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import LoadOptions
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.merge.execute import WrittenFile
 
@@ -39,7 +40,7 @@ WHOLE = stack(("a", 0, 6))
 
 def generate(path: Path, tokens: int = 6) -> list[int]:
     """Generate tokens greedily with llama.cpp."""
-    options = LoadOptions(path, 2048, read_header(path).sizes, context_size=256, n_threads=1)
+    options = LoadOptions(GgufFile(path, 2048, read_header(path).sizes), ContextOptions(256, n_threads=1))
     engine = LocalEngine(lambda tell, stop: open_llama(options, tell, stop))
     try:
         list(engine.load())

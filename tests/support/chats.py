@@ -14,11 +14,11 @@ from cerebrum_cli.chat.lock import SessionLock
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
-from cerebrum_cli.core.settings import Settings, fold
+from cerebrum_cli.core.settings import Layer, Settings, fold
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.state_store import StateStore
-from cerebrum_cli.inference.loading import ModelLoader
+from cerebrum_cli.inference.loading import CHAT, ReplySource, Resources, Servers, open_model
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.registry import ModelFile
 
@@ -44,19 +44,21 @@ def make_chat(
     """
     layer = {"system": "S", "format": "cerebrum", **given}
 
-    def resolve(reference: str | None) -> Model:
-        if reference == "missing":
+    def resolve(layer: Layer) -> ReplySource:
+        if layer.get("model") == "missing":
             raise ModelNotFound("missing is not installed", "pull it")
-        name = reference or "small"
-        return Model(name, (file,), file=ModelFile(name, file, 1, "00", 1, "local"))
+        name = layer.get("model") or "small"
+        model = Model(name, (file,), file=ModelFile(name, file, 1, "00", 1, "local"))
+        place = Servers(endpoints) if endpoints else None
+        return ReplySource(Resources(lambda _: backend().open, states), model, fold(layer), CHAT, place)
 
     def states(model: Model, form: str, settings: Settings) -> StateStore | None:
         return StateStore(directory / "states", 10**9, model.name, form) if settings.cache_gb else None
 
-    loader = ModelLoader(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states, endpoints=endpoints)
-    model, settings = loader.resolve_settings(layer)
+    source = resolve(layer)
+    source.validate()
     history = History(store, SessionLock(directory / "locks"))
-    return Chat(history, loader, layer, loader.open(model, settings), settings)
+    return Chat(history, resolve, layer, open_model(source), source.settings)
 
 
 def text(events: Iterable[Event]) -> str:

@@ -10,8 +10,9 @@ from asking import Reply, collect_replies, loaded
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import LoadOptions
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.gguf.header import read_header
@@ -23,7 +24,7 @@ TALE = STORY * 5  # longer than the sliding window
 
 def options(path: Path, *, slots: int = 1, context_size: int = 2048) -> LoadOptions:
     """Load on one thread: tiny models need no more."""
-    return LoadOptions(path, 2048, read_header(path).sizes, context_size=context_size, n_threads=1, slots=slots)
+    return LoadOptions(GgufFile(path, 2048, read_header(path).sizes), ContextOptions(context_size, slots, n_threads=1))
 
 
 def open_engine(

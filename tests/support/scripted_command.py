@@ -94,7 +94,7 @@ def runtime_for(script: dict[str, Any], home: Path, streams: Streams | None = No
     """
 
     def opener(options: LoadOptions) -> OpenBackend:
-        return lambda tell, stop: open_backend(tell, stop, options.slots)
+        return lambda tell, stop: open_backend(tell, stop, options.context.slots)
 
     def open_backend(tell: Callable[[Event], None], stop: StopFlag, slots: int) -> Backend:
         tell(LoadEvent(0.5))

@@ -8,6 +8,7 @@ from scripted_backend import END, Model, ScriptedBackend
 
 from cerebrum_cli.formats.thinking import THOUGHTS
 from cerebrum_cli.inference.reply_controls import ThoughtBudget, plan_endings
+from cerebrum_cli.inference.reply_stream import ReplyChannels
 
 LIMIT = 10  # tokens
 ENDING = "\n</think>\n\n"
@@ -31,4 +32,5 @@ def speaker(reply: Callable[[int], str], prompt: int = 2) -> Model:
 
 def budget(limit: int = LIMIT) -> ThoughtBudget:
     """A budget for tokens that are bytes."""
-    return ThoughtBudget(limit, THOUGHTS, plan_endings(ScriptedBackend(lambda held, seed: END), THOUGHTS))
+    endings = plan_endings(ScriptedBackend(lambda held, seed: END), THOUGHTS)
+    return ThoughtBudget(limit, endings, ReplyChannels(THOUGHTS))

@@ -14,7 +14,8 @@ from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import LoadOptions
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.gguf.sizes import uniform_sizes
 
 MARKS = tuple(SPECIAL_TOKENS)
@@ -27,7 +28,7 @@ marked_up = st.lists(markup | st.text(max_size=2), max_size=12).map("".join)
 @contextmanager
 def open_vocabulary(path: Path) -> Iterator[LlamaBackend]:
     """Open a model's vocabulary."""
-    options = LoadOptions(path, 2048, uniform_sizes(0, 1, 1), context_size=256, vocabulary_only=True)
+    options = LoadOptions(GgufFile(path, 2048, uniform_sizes(0, 1, 1)), ContextOptions(256), vocabulary_only=True)
     backend = open_llama(options, lambda _: None, StopFlag())
     try:
         yield backend

@@ -281,8 +281,8 @@ class Memory:
     tokens: list[int] = field(default_factory=list)
 
     def bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> Bench:
-        assert paths == (options.path,)
-        return cast("Bench", OneBench(self, options.path.stem))
+        assert paths == (options.file.path,)
+        return cast("Bench", OneBench(self, options.file.path.stem))
 
 
 @dataclass

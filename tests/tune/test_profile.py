@@ -25,10 +25,10 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.doctor.selftest import NANO
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
-from cerebrum_cli.engine.load_options import LoadOptions, Tuning
-from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning
+from cerebrum_cli.engine.memory import ContextOptions, Device
 from cerebrum_cli.gguf.sizes import uniform_sizes
-from cerebrum_cli.inference.load_options import CHAT_PARALLEL, Parallel, load_options
+from cerebrum_cli.inference.load_options import CHAT_CONTEXT, load_options
 from cerebrum_cli.inference.profiles import (
     Profile,
     ProfileStore,
@@ -94,7 +94,7 @@ def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
 # Load options.
 
 ALL_SETTINGS = Tuning(False, 4, 6, 64, True, "q8_0", "12", 16)
-OPTIONS = LoadOptions(Path("m.gguf"), 2048, uniform_sizes(10**9, 32, 500))
+OPTIONS = LoadOptions(GgufFile(Path("m.gguf"), 2048, uniform_sizes(10**9, 32, 500)))
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_load_options_with_tuning_change_only_its_overrides() -> None:
     tuned = OPTIONS.with_tuning(ALL_SETTINGS)
     overrides = ALL_SETTINGS.overrides
     overrides |= dict.fromkeys(("cache_type_k", "cache_type_v"), overrides.pop("cache_type"))
-    assert {name: getattr(tuned, name) for name in overrides} == overrides
-    assert replace(tuned, **{name: getattr(OPTIONS, name) for name in overrides}) == OPTIONS
+    own = {name: overrides.pop(name) for name in ("repack", "gpu_layers")}
+    assert tuned == replace(OPTIONS, **own, context=replace(OPTIONS.context, **overrides))
     assert ALL_SETTINGS.validated() is ALL_SETTINGS
 
 
@@ -157,14 +157,24 @@ def test_tuning_rejects_invalid_values(wrong: dict[str, Any]) -> None:
 def test_load_options_prefer_user_settings_over_the_tuning() -> None:
     model = Model("nano", (NANO,))
     tuned = load_options(model, Settings(), tuning=ALL_SETTINGS)
-    assert (tuned.repack, tuned.n_threads, tuned.n_threads_batch, tuned.gpu_layers) == (False, 4, 6, "12")
-    assert (tuned.n_ubatch, tuned.flash_attention, tuned.cache_type_v, tuned.slots) == (64, True, "q8_0", 1)
+    assert (tuned.repack, tuned.context.n_threads, tuned.context.n_threads_batch, tuned.gpu_layers) == (
+        False,
+        4,
+        6,
+        "12",
+    )
+    assert (tuned.context.n_ubatch, tuned.context.flash_attention, tuned.context.cache_type_v, tuned.context.slots) == (
+        64,
+        True,
+        "q8_0",
+        1,
+    )
     user_set = load_options(model, Settings(threads=2, gpu_layers="0", ctx=512), tuning=ALL_SETTINGS)
-    assert (user_set.n_threads, user_set.n_threads_batch, user_set.gpu_layers) == (2, None, "0")
-    assert user_set.context_size == 512
-    assert (user_set.cache_type_k, user_set.cache_type_v) == ("q8_0", "q8_0")
-    for parallel in (CHAT_PARALLEL, Parallel(8, batch_invariant=True)):
-        assert load_options(model, Settings(), parallel, tuning=ALL_SETTINGS).slots == parallel.slots
+    context = user_set.context
+    assert (context.n_threads, context.n_threads_batch, user_set.gpu_layers, context.length) == (2, 0, "0", 512)
+    assert (context.cache_type_k, context.cache_type_v) == ("q8_0", "q8_0")
+    for context in (CHAT_CONTEXT, ContextOptions(slots=8, batch_invariant=True)):
+        assert load_options(model, Settings(), context, ALL_SETTINGS).context.slots == context.slots
     default = load_options(model, Settings())
     assert trial_options(model, Settings()) == default == load_options(model, Settings(), tuning=Tuning())
 
@@ -385,7 +395,7 @@ class CommandRunner:
             return open_scripted(options)
 
         def bench(options: LoadOptions, paths: tuple[Path, ...], directory: Path, gpus: tuple[Device, ...]) -> Any:
-            assert (options.path,) == paths == (self.model,)
+            assert (options.file.path,) == paths == (self.model,)
             bench = ScriptedBench(self.speed_model, devices=self.devices, disturbed_jobs=self.disturbed_jobs)
             bench.row_cost = self.row_cost
             self.benches.append(bench)
@@ -450,16 +460,16 @@ def tuned(runner: CommandRunner) -> CommandRunner:
 
 
 def test_commands_use_the_settings_of_their_use(tuned: CommandRunner) -> None:
-    vote = tuned.load_options("ask", "--votes", "3", "hello")
+    vote = tuned.load_options("ask", "--votes", "3", "hello").context
     assert (vote.n_threads, vote.n_threads_batch, vote.slots) == (14, 114, 3)
-    chat = tuned.load_options("chat", piped=b"hello\n")
-    assert (chat.n_threads, chat.n_threads_batch, chat.slots, chat.kv_unified) == (11, 111, CHAT_PARALLEL.slots, True)
+    chat = tuned.load_options("chat", piped=b"hello\n").context
+    assert (chat.n_threads, chat.n_threads_batch, chat.slots, chat.kv_unified) == (11, 111, CHAT_CONTEXT.slots, True)
     rows = "".join(f"question {n}\n" for n in range(9)).encode()
-    batch = tuned.load_options("batch", "-", "-o", "-", piped=rows)
+    batch = tuned.load_options("batch", "-", "-o", "-", piped=rows).context
     assert (batch.n_threads, batch.slots, batch.batch_invariant) == (14, 5, True)
-    assert tuned.load_options("batch", "-", "-o", "-", piped=b"one\ntwo\n").slots == 2
+    assert tuned.load_options("batch", "-", "-o", "-", piped=b"one\ntwo\n").context.slots == 2
     for parallel, slots in (("8", 8), ("2", 2)):
-        assert tuned.load_options("batch", "-", "-o", "-", "--parallel", parallel, piped=rows).slots == slots
+        assert tuned.load_options("batch", "-", "-o", "-", "--parallel", parallel, piped=rows).context.slots == slots
 
 
 def test_batch_drafts_with_the_costs_measured_for_ask(runner: CommandRunner) -> None:
@@ -477,12 +487,12 @@ def test_batch_drafts_with_the_costs_measured_for_ask(runner: CommandRunner) -> 
 
 
 def test_user_settings_take_precedence_over_the_profile(tuned: CommandRunner) -> None:
-    given = tuned.load_options("ask", "--threads", "2", "hello")
-    assert (given.n_threads, given.n_threads_batch) == (2, None)
+    given = tuned.load_options("ask", "--threads", "2", "hello").context
+    assert (given.n_threads, given.n_threads_batch) == (2, 0)
     (tuned.home / "config" / "cerebrum").mkdir(parents=True)
     (tuned.home / "config" / "cerebrum" / "config.toml").write_text("threads = 3\n")
-    configured = tuned.load_options("chat", piped=b"hello\n")
-    assert (configured.n_threads, configured.n_threads_batch) == (3, None)
+    configured = tuned.load_options("chat", piped=b"hello\n").context
+    assert (configured.n_threads, configured.n_threads_batch) == (3, 0)
 
 
 COMMANDS: Mapping[str, tuple[str, ...]] = {
@@ -500,7 +510,7 @@ def test_no_profile_option_gives_default_settings(
     arguments = COMMANDS[command]
     piped = None if "hello" in arguments else b"hello\n"
     untuned = CommandRunner(tmp_path_factory.mktemp("home"), tuned.model).load_options(*arguments, piped=piped)
-    assert untuned.n_threads is None
+    assert untuned.context.n_threads == 0
     assert tuned.load_options(*arguments, "--no-profile", piped=piped) == untuned
     assert tuned.load_options(*arguments, piped=piped) != untuned
     monkeypatch.setenv("CEREBRUM_NO_PROFILE", "1")
@@ -510,17 +520,17 @@ def test_no_profile_option_gives_default_settings(
 def test_damaged_profile_gives_default_settings(tuned: CommandRunner) -> None:
     [path] = tuned.profiles.iterdir()
     path.write_text(path.read_text().replace("30.0", "Infinity"))
-    assert tuned.load_options("ask", "hello").n_threads is None
+    assert tuned.load_options("ask", "hello").context.n_threads == 0
     assert tuned.run("show", tuned.model, "--json").object["profile"] is None
     path.write_bytes(b"\x00")
-    assert tuned.load_options("chat", piped=b"hello\n").n_threads is None
+    assert tuned.load_options("chat", piped=b"hello\n").context.n_threads == 0
 
 
 def test_changed_model_file_has_no_profile(tuned: CommandRunner) -> None:
     copy = tuned.home / "copy.gguf"
     copy.write_bytes(tuned.model.read_bytes())
     tuned.model = copy
-    assert tuned.load_options("ask", "hello").n_threads is None
+    assert tuned.load_options("ask", "hello").context.n_threads == 0
 
 
 # The command.
@@ -605,7 +615,7 @@ def test_tune_deletes_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> 
     ]
     [path] = tuned.profiles.glob("*.json")
     assert json.loads(path.read_bytes())["machine"] == "there"
-    assert tuned.load_options("ask", "hello").n_threads is None
+    assert tuned.load_options("ask", "hello").context.n_threads == 0
     done = tuned.run("tune", tuned.model)
     assert done.err.splitlines()[-1] == f"nothing changed for {name}: no settings proved faster than the defaults"
     assert list(tuned.profiles.glob("*.json")) == [path]
@@ -689,7 +699,7 @@ def test_show_prints_no_profile_for_an_untuned_model(runner: CommandRunner) -> N
 
 def test_profile_of_another_machine_is_reported_and_not_used(runner: CommandRunner) -> None:
     runner.runtime().profiles().save(profile(runner.identity(), ask=tuned_use(12)))
-    assert runner.load_options("ask", "hello").n_threads is None
+    assert runner.load_options("ask", "hello").context.n_threads == 0
     done = runner.run("show", runner.model)
     assert "another machine" in done.err
     assert "prompt t/s" not in done.out
@@ -760,7 +770,7 @@ def test_tune_reports_a_profile_that_cannot_be_saved(runner: CommandRunner) -> N
     problem, hint = done.err.splitlines()
     assert problem == f"error: {runner.profiles}: File exists"
     assert hint == " hint: check its permissions"
-    assert runner.load_options("ask", "hello").n_threads is None
+    assert runner.load_options("ask", "hello").context.n_threads == 0
 
 
 def test_tune_saves_nothing_if_the_model_cannot_be_measured(runner: CommandRunner) -> None:
@@ -778,7 +788,7 @@ def test_ask_falls_back_to_defaults_if_tuned_settings_fail_to_load(tuned: Comman
 
     def refusing(options: LoadOptions) -> Any:
         def open_backend(on_notice: Any, stop: Any) -> Any:
-            if options.n_threads_batch:
+            if options.context.n_threads_batch:
                 raise EngineError("no memory on the GPU", "see its log with -v")
             return open_scripted(options)(on_notice, stop)
 

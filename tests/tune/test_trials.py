@@ -26,7 +26,7 @@ from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import HEADROOM
 from cerebrum_cli.engine.trials import Bench, BenchJob, TrialError
-from cerebrum_cli.gguf.sizes import uniform_sizes
+from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.tune import trial_options
 
@@ -63,6 +63,11 @@ def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def wide(tmp_path: Path) -> LoadOptions:
     """Load options of a model with heads large enough for a quantized cache, whose blocks are 32 values."""
     return options_of(write_chatml(tmp_path / "wide.gguf", shape=Shape(heads=2, kv_heads=1)))
+
+
+def with_sizes(options: LoadOptions, sizes: ModelSizes) -> LoadOptions:
+    """Load options of a model of other sizes."""
+    return replace(options, file=replace(options.file, sizes=sizes))
 
 
 def trial_processes(pid: int | None = None) -> list[psutil.Process]:
@@ -153,8 +158,8 @@ def test_agreement_tolerates_rounding_with_random_weights(chatml_model: Path) ->
 
 
 def test_bench_rejects_a_model_larger_than_memory(options: LoadOptions) -> None:
-    sizes = options.sizes.with_weights(10**15)
-    with contextlib.closing(Bench(replace(options, sizes=sizes), TEXT)) as bench:
+    sizes = options.file.sizes.with_weights(10**15)
+    with contextlib.closing(Bench(with_sizes(options, sizes), TEXT)) as bench:
         with pytest.raises(TrialError, match=r"^needs 100000\d\.\d GB of memory, but only \d+\.\d GB is free$"):
             bench.speed(REPACKED, DECODE)
         with pytest.raises(TrialError):
@@ -165,7 +170,7 @@ def test_bench_rejects_a_model_larger_than_memory(options: LoadOptions) -> None:
 def test_bench_requires_memory_for_weights_and_cache_together(options: LoadOptions) -> None:
     most = available_memory() - HEADROOM
     sizes = uniform_sizes(most * 6 // 10, 2, most * 6 // 10 // 256 // 2)
-    with contextlib.closing(Bench(replace(options, sizes=sizes), TEXT)) as bench:
+    with contextlib.closing(Bench(with_sizes(options, sizes), TEXT)) as bench:
         with pytest.raises(TrialError, match="GB of memory, but"):
             bench.speed(REPACKED, DECODE)  # a cache for 4 + 64 tokens, padded to 256
         assert trial_processes() == []
@@ -174,7 +179,7 @@ def test_bench_requires_memory_for_weights_and_cache_together(options: LoadOptio
 
 def test_bench_requires_less_memory_for_a_quantized_cache(wide: LoadOptions) -> None:
     sizes = uniform_sizes(1, 2, (available_memory() - HEADROOM) * 12 // 10 // 256 // 2)
-    with contextlib.closing(Bench(replace(wide, sizes=sizes), TEXT)) as bench:
+    with contextlib.closing(Bench(with_sizes(wide, sizes), TEXT)) as bench:
         with pytest.raises(TrialError):
             bench.speed(REPACKED, DECODE)
         assert bench.speed(replace(REPACKED, cache_type="q8_0"), DECODE) > 0
@@ -182,10 +187,10 @@ def test_bench_requires_less_memory_for_a_quantized_cache(wide: LoadOptions) -> 
 
 def test_bench_closes_trials_to_free_memory(options: LoadOptions) -> None:
     sizes = uniform_sizes(1, 2, 1)
-    with contextlib.closing(Bench(replace(options, sizes=sizes), TEXT)) as bench:
+    with contextlib.closing(Bench(with_sizes(options, sizes), TEXT)) as bench:
         bench.speed(REPACKED, DECODE)
         [first] = trial_processes()
-        bench._options = replace(options, sizes=uniform_sizes(10**15, 2, 1))
+        bench._options = with_sizes(options, uniform_sizes(10**15, 2, 1))
         with pytest.raises(TrialError):
             bench.speed(NOT_REPACKED, DECODE)
         assert not first.is_running()
@@ -193,7 +198,9 @@ def test_bench_closes_trials_to_free_memory(options: LoadOptions) -> None:
 
 def test_bench_rejects_a_file_that_is_not_a_model(options: LoadOptions, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello")
-    with contextlib.closing(Bench(replace(options, path=tmp_path / "text.gguf"), TEXT)) as bench:
+    with contextlib.closing(
+        Bench(replace(options, file=replace(options.file, path=tmp_path / "text.gguf")), TEXT)
+    ) as bench:
         with pytest.raises(TrialError, match=r"text\.gguf: llama\.cpp cannot load it: "):
             bench.speed(REPACKED, DECODE)
         with pytest.raises(EngineError):

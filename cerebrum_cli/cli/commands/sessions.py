@@ -158,13 +158,15 @@ def export(
 ) -> None:
     """Print a session in another format."""
     from cerebrum_cli.chat.archive import export_session, export_transcript
+    from cerebrum_cli.inference.loading import ReplySource
 
     runtime = runtime_of(context)
     history = runtime.history
     session = history.get(name)
     if export_format is ExportFormat.TRANSCRIPT:
         model = runtime.library.resolve(session.model)
-        text = export_transcript(runtime.open_backend, model, runtime.settings({}, model), history.store, session)
+        source = ReplySource(runtime.resources(), model, runtime.settings({}, model))
+        text = export_transcript(source, history.store, session)
     else:
         text = export_session(history.store, session, export_format.value)
     runtime.streams.answer(text)

@@ -52,7 +52,6 @@ class LlamaBackend(LlamaVocabulary):
     """A loaded model. `reserve` creates its context, since creating a large one takes longer than a short answer.
 
     `offloaded` is the number of layers on each GPU; `fallback` is used if no context can be created with the options.
-    With `pad_steps`, a batch-invariant backend also pads every step for the kernels of matrix multiplications.
     `adapters` of the model apply in every context, each with its scale.
     """
 
@@ -63,9 +62,7 @@ class LlamaBackend(LlamaVocabulary):
         stop: StopFlag,
         sizes: ModelSizes,
         offloaded: tuple[int, ...] = (),
-        batch_invariant: bool = False,
         fallback: ContextOptions | None = None,
-        pad_steps: bool = False,
         adapters: Sequence[tuple[Any, float]] = (),
     ) -> None:
         super().__init__(model)
@@ -79,20 +76,20 @@ class LlamaBackend(LlamaVocabulary):
         self._free: FreeMemory | None = None  # before the current context was created
         self._batch_indices: list[int] | None = None
         self._context: LlamaContext | None = None
-        self._pad_steps = pad_steps
-        self._room = batch_invariance.PADDING_ROOM if pad_steps else 0
-        self.configure(options, batch_invariant)
+        self.configure(options)
 
-    def configure(self, options: ContextOptions, batch_invariant: bool = False) -> None:
+    def configure(self, options: ContextOptions) -> None:
         """Set the options of later contexts, and free the current one."""
         if self._context:
             self._context.close()
             self._context = None
         self._options = self._made_with = options
-        self._batch_invariant = self._wants_invariance = batch_invariant
+        self._batch_invariant = options.batch_invariant
+        self._pad_steps = options.pad_steps
+        self._room = batch_invariance.PADDING_ROOM if options.pad_steps else 0
         self.context_size: int = max(1, options.length - self._room)
         self.slots: int = options.slots
-        self.batch_size: int = options.batch_size
+        self.batch_size: int = options.n_ubatch
 
     @property
     def capacity(self) -> int:
@@ -116,7 +113,7 @@ class LlamaBackend(LlamaVocabulary):
         except EngineError as error:
             if self._fallback is None:
                 raise
-            self.configure(self._fallback, self._wants_invariance)
+            self.configure(self._fallback)
             self._fallback = None
             self._create_context(length, slots)
             return fallback_notice(error)
@@ -128,7 +125,7 @@ class LlamaBackend(LlamaVocabulary):
             self._context.close()
             self._context = None
             length = self.context_size if is_single else length
-        self._free, self._batch_invariant = free_memory(), self._wants_invariance
+        self._free, self._batch_invariant = free_memory(), self._options.batch_invariant
         requested, options = self.slots_for(length), replace(self._options, length=length + self._room)
         if not is_single:
             requested = min(requested, max_slots or requested)
@@ -160,14 +157,14 @@ class LlamaBackend(LlamaVocabulary):
         """Maximum number of prompt tokens to evaluate in one step from this position."""
         if self._pad_steps:
             return batch_invariance.PREFILL_CHUNK
-        size = self._options.batch_size
+        size = self._options.n_ubatch
         return batch_invariance.prefill_chunk(position, size) if self._batch_invariant else size
 
     def reusable_prefix(self, length: int) -> int:
         """Number of the first `length` tokens of a slot that another prompt may reuse."""
         if self._pad_steps or not self._batch_invariant:
             return length
-        return batch_invariance.reusable_prefix(length, self._options.batch_size)
+        return batch_invariance.reusable_prefix(length, self._options.n_ubatch)
 
     def decode(self, rows: Sequence[TokenRow]) -> bool:
         if not self._batch_invariant:

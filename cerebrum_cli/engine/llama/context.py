@@ -40,7 +40,7 @@ def context_params(options: ContextOptions) -> Any:
     params = llama.llama_context_default_params()
     params.n_ctx = pad_length(options.length) * options.n_streams
     params.n_seq_max = options.slots
-    params.n_batch = params.n_ubatch = options.batch_size
+    params.n_batch = params.n_ubatch = options.n_ubatch
     params.n_threads = options.n_threads
     params.n_threads_batch = options.n_threads_batch or options.n_threads
     params.type_k, params.type_v = CACHE_TYPES[options.cache_type_k], CACHE_TYPES[options.cache_type_v]
@@ -80,7 +80,7 @@ class LlamaContext:
         self._memory = llama.llama_get_memory(self.handle)
         self._window: int = llama.llama_model_n_swa(model)
         self._recurrent = has_recurrent_state(model)
-        self._batch = llama.llama_batch_init(options.batch_size, 0, 1)
+        self._batch = llama.llama_batch_init(options.n_ubatch, 0, 1)
         self._defers_copies = options.n_streams > 1
         self.pending_copies: set[int] = set()
 

@@ -54,41 +54,44 @@ def open_llama(
     `loaded_files` is first loaded in a child process, after a `trial`.
     """
     emit(LoadEvent(0.0))
+    file = options.file
     if loaded_files:
-        require_loads(options.path, loaded_files, stop, options.vocabulary_only, trial)
-        for path, _ in () if options.vocabulary_only else options.adapters:
-            require_adapter_loads(Path(path), options.path, loaded_files, stop)
+        require_loads(file.path, loaded_files, stop, options.vocabulary_only, trial)
+        for path, _ in () if options.vocabulary_only else file.adapters:
+            require_adapter_loads(Path(path), file.path, loaded_files, stop)
     free = free_memory()
     if devices_file:
         save_devices(devices_file, free.devices)
     for notice in option_notices(options, can_offload(), free.devices):
         emit(notice)
-    default = default_context(options.trained_context)
-    has_state = any(layer.state_bytes for layer in options.sizes.layers)
-    planned = context_options(options, options.context_size or default, not has_state, bool(free.devices))
-    if options.context_size:
-        require_context(options.sizes, replace(planned, slots=1), options.trained_context, options.gpu_layers, free)
+    has_state = any(layer.state_bytes for layer in file.sizes.layers)
+    planned = resolve(options.context, not has_state, bool(free.devices))
+    if planned.length:
+        require_context(file.sizes, replace(planned, slots=1), file.trained_context, options.gpu_layers, free)
     else:
-        context = plan_context(options.sizes, replace(planned, slots=1), options.gpu_layers, free)
-        planned = replace(planned, length=context)
-        if shortage := short_context_notice(context, default):
+        default = default_context(file.trained_context)
+        length = plan_context(file.sizes, replace(planned, length=default, slots=1), options.gpu_layers, free)
+        planned = replace(planned, length=length)
+        if shortage := short_context_notice(length, default):
             emit(shortage)
     expected = expected_context(planned)
-    offloaded = plan_layers(options.sizes, options.gpu_layers, expected, free.devices)
+    offloaded = plan_layers(file.sizes, options.gpu_layers, expected, free.devices)
     if options.baseline:
-        require_devices(memory_needs(options.sizes, expected, offloaded), free.devices)
+        require_devices(memory_needs(file.sizes, expected, offloaded), free.devices)
     model = load_model(options, offloaded, emit, stop)
     can_unify, offloads = not has_recurrent_state(model), any(offloaded)
-    batch_invariant = options.batch_invariant and not offloads and can_unify
-    if options.pad_steps and not batch_invariant:
+    is_invariant = options.context.batch_invariant and can_unify and not offloads
+    if options.context.pad_steps and not is_invariant:
         emit(variance_notice(offloads))
-        options = replace(options, pad_steps=False)
-    made_with = context_options(options, planned.length, can_unify, offloads)
-    fallback = context_options(options.baseline, planned.length, can_unify, offloads) if options.baseline else None
-    adapters = () if options.vocabulary_only else load_adapters(model, options.adapters)
-    backend = LlamaBackend(
-        model, made_with, stop, options.sizes, offloaded, batch_invariant, fallback, options.pad_steps, adapters
-    )
+
+    def made_with(context: ContextOptions) -> ContextOptions:
+        pad_steps = context.pad_steps and is_invariant
+        context = replace(context, length=planned.length, batch_invariant=is_invariant, pad_steps=pad_steps)
+        return resolve(context, can_unify, offloads)
+
+    fallback = made_with(options.baseline.context) if options.baseline else None
+    adapters = () if options.vocabulary_only else load_adapters(model, file.adapters)
+    backend = LlamaBackend(model, made_with(options.context), stop, file.sizes, offloaded, fallback, adapters)
     if options.whole_context and (replaced := backend.reserve(planned.length)):
         emit(replaced)
     return backend
@@ -101,19 +104,17 @@ def expected_context(options: ContextOptions) -> ContextOptions:
     return replace(options, length=max(options.length // options.slots, EXPECTED_LENGTH))
 
 
-def context_options(options: LoadOptions, context: int, can_unify: bool, offloads: bool) -> ContextOptions:
+def resolve(options: ContextOptions, can_unify: bool, offloads: bool) -> ContextOptions:
+    """Choose what is left to this machine, besides the length."""
     slots = 1 if options.kv_unified and not can_unify else options.slots
-    min_batch = MAX_VALUES["slots"] if options.pad_steps else slots + 1
-    return ContextOptions(
-        context,
-        slots,
-        options.n_threads or thread_count(),
-        max(min_batch, options.n_ubatch or (GPU_UBATCH if offloads else CPU_UBATCH)),
+    min_ubatch = MAX_VALUES["slots"] if options.pad_steps else slots + 1
+    return replace(
+        options,
+        slots=slots,
+        n_threads=options.n_threads or thread_count(),
+        n_ubatch=max(min_ubatch, options.n_ubatch or (GPU_UBATCH if offloads else CPU_UBATCH)),
         kv_unified=slots > 1 and options.kv_unified,
-        n_threads_batch=options.n_threads_batch,
         flash_attention=None if options.pad_steps else options.flash_attention,  # off, kernels depend on rows per slot
-        cache_type_k=options.cache_type_k,
-        cache_type_v=options.cache_type_v,
     )
 
 
@@ -139,15 +140,15 @@ def load_model(options: LoadOptions, offloaded: tuple[int, ...], emit: Callable[
     params.progress_callback = callback
     log.problems.clear()
     with suppress_log():
-        model = llama.llama_model_load_from_file(os.fsencode(options.path), params)
+        model = llama.llama_model_load_from_file(os.fsencode(options.file.path), params)
     if not model and not stop:  # again, with logging
-        model = llama.llama_model_load_from_file(os.fsencode(options.path), params)
+        model = llama.llama_model_load_from_file(os.fsencode(options.file.path), params)
     if model:
-        return require_decoder(model, options.path)
+        return require_decoder(model, options.file.path)
     if stop:
         raise EngineError("loading interrupted")
     raise ModelFileError(
-        options.path, f"llama.cpp cannot load it: {_reason(list(log.problems))}", "show its log with -v"
+        options.file.path, f"llama.cpp cannot load it: {_reason(list(log.problems))}", "show its log with -v"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.devices import accelerators
-from cerebrum_cli.engine.llama.load import context_options, open_llama
+from cerebrum_cli.engine.llama.load import open_llama, resolve
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import peak_memory
 from cerebrum_cli.engine.memory import Device
@@ -116,8 +117,9 @@ class TrialModel:
         self._context_key = ()
         options = self._options.with_tuning(tuning)
         offloads = bool(accelerators()) and options.gpu_layers != "0"
-        self._context = context_options(options, length, True, offloads)
-        self.backend.configure(self._context, sequences > 1 and not offloads)
+        context = replace(options.context, length=length, batch_invariant=sequences > 1 and not offloads)
+        self._context = resolve(context, True, offloads)
+        self.backend.configure(self._context)
         self.backend.reserve(length)
         if self.backend.slots < sequences:
             raise CerebrumError(f"memory can hold {self.backend.slots} of {sequences} sequences")

@@ -13,7 +13,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
-from cerebrum_cli.inference.question import compose_prompt
+from cerebrum_cli.inference.prompt_sources import compose_prompt
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
 from cerebrum_cli.inference.voting import MajorityVote
 from cerebrum_cli.terminal.escapes import strip_controls

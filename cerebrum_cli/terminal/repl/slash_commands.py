@@ -16,8 +16,8 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.core.saved_prompt import find_prompt
 from cerebrum_cli.core.settings import Settings, parse_value
-from cerebrum_cli.inference.files import read_prompt_files
 from cerebrum_cli.inference.inspection import LeastCertain, parse_likeliest
+from cerebrum_cli.inference.prompt_sources import read_prompt_files
 from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.terminal.repl.programs import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question

@@ -1,15 +1,40 @@
-"""Logit biases by token id: a bias may name its token by text, which must be exactly one token."""
+"""What is known of text and the tokens it becomes: whether it can fit a context, and which token it is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.parts import Text, Tokens
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.parts import Part, Text, Tokens
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.engine.backend import Vocabulary
 
+POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit
 MAX_SHOWN = 8  # tokens, in an error message
+
+
+def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[Part]) -> int | None:
+    """Least possible number of tokens of a prompt that cannot fit, whatever its tokens are; None for any other."""
+    texts = [part.value for part in prompt if isinstance(part, Text)]
+    if sum(map(len, texts)) <= POSSIBLE_CHARACTERS * context_size:
+        return None
+    least = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // vocabulary.longest_token
+    return least if least > context_size else None
+
+
+def last_text(conversation: Conversation) -> tuple[Text, ...]:
+    """The last message of a conversation, which is in every prompt, as a part."""
+    return tuple(Text(message.content) for message in conversation.messages[-1:])
+
+
+def length_notice(tokens: int, context_size: int) -> NoticeEvent | None:
+    """A notice about a prompt that fits the context, but takes more than half of it; None for any other."""
+    if not context_size < 2 * tokens < 2 * context_size:
+        return None
+    problem = f"the prompt has {tokens} tokens, more than half of the context of {context_size}"
+    return NoticeEvent(problem, f"there is room for a reply of {context_size - tokens} tokens")
 
 
 def resolve_biases(vocabulary: Vocabulary, biases: Iterable[TokenBias]) -> tuple[TokenBias, ...]:

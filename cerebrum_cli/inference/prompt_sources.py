@@ -1,0 +1,268 @@
+"""The sources of a prompt: the argument, files, standard input or a messages list."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
+from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import read_at_most
+from cerebrum_cli.core.saved_prompt import SavedPrompt
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import format_names, format_size, well_formed
+from cerebrum_cli.inference.search import FileSearch, Skipped, search_of
+
+MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
+STANDARD_INPUT = Path("-")  # to other programs
+MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
+TOO_LARGE = f"over {format_size(MAX_FOUND_BYTES)}"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSources:
+    """The sources of a question: the argument (`-` is standard input), files, or a messages list.
+
+    They are the input of a saved prompt, if there is one; of a messages list, its last message.
+    `files` may be directories and patterns; `on_notice` receives what was left out of them.
+    """
+
+    prompt: str | None
+    files: tuple[Path, ...]
+    messages: Path | None
+    raw: bool
+    on_notice: Callable[[NoticeEvent], None]
+    saved: SavedPrompt | None = None
+
+    def validate(self, piped: Readable | None) -> None:
+        """Raise UsageError for sources that cannot give a question. Reads nothing."""
+        if self.messages is not None and (self.prompt is not None or self.files or self.raw):
+            raise UsageError("--messages cannot be combined with a prompt, --file or --raw", "omit them")
+        if piped is not None:
+            return
+        if self.messages == Path("-"):
+            raise UsageError("--messages is `-`, but nothing is piped in", "pipe the list in, or name a file")
+        if self.prompt == "-":
+            raise UsageError("the prompt is `-`, but nothing is piped in", "pipe it in, or give it as an argument")
+        if self.messages is None and not self.files:
+            require_prompt(fill(self.saved, self.prompt or ""))
+
+    def read(self, piped: Readable | None, settings: Settings, system: str | None) -> Conversation:
+        """Read all sources. Raises UsageError for a source that cannot be read, PromptTooLong for one without end.
+
+        A question gets the system prompt of the settings; a messages list only one given on the command line.
+        """
+        self.validate(piped)
+        if self.messages is not None:
+            return self._read_messages(self.messages, piped, system)
+        text = read_piped(piped) if piped else None
+        prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
+        files = read_prompt_files(self.files, self.on_notice)
+        if self.raw:
+            texts = [*(content for _, content in files), prompt or "", text or ""]
+            return Conversation().user(require_prompt(fill(self.saved, "".join(texts))))
+        return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, text, self.saved))
+
+    def _read_messages(self, source: Path, piped: Readable | None, system: str | None) -> Conversation:
+        if source == Path("-") and piped is not None:
+            text, name = read_piped(piped), "standard input"
+        else:
+            text, name = read_prompt(source), str(source)
+        conversation = parse_messages(text, name)
+        if self.saved:
+            conversation = conversation.with_question(self.saved.fill(conversation.question))
+        return conversation if system is None else replace(conversation, system_prompt=system)
+
+
+def compose_prompt(
+    prompt: str | None, files: Sequence[tuple[str, str]], piped: str | None, saved: SavedPrompt | None = None
+) -> str:
+    """Join the parts of a question: files first, so that further questions about them reuse the prefix.
+
+    They are the input of a `saved` prompt. Raises UsageError for an empty question.
+    """
+    blocks = [fence_file(name, text) for name, text in files]
+    blocks += [text for text in (prompt, piped) if text and text.strip()]
+    return require_prompt(fill(saved, "\n\n".join(block.rstrip("\n") for block in blocks)))
+
+
+def fill(saved: SavedPrompt | None, input: str) -> str:
+    """The question that a saved prompt makes of an input; without one, the input itself. Raises UsageError."""
+    return saved.fill(input) if saved else input
+
+
+def require_prompt(prompt: str) -> str:
+    """Raise UsageError for an empty prompt; return any other."""
+    if not prompt:
+        raise UsageError("no prompt given", 'give one: cerebrum ask "..."  or pipe one in')
+    return prompt
+
+
+def fence_file(name: str, text: str) -> str:
+    """Format a file as its name and a code block; the fence is longer than any run of backticks in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    language = Path(name).suffix.lstrip(".")
+    return f"{name}:\n{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def parse_messages(text: str, name: str) -> Conversation:
+    """Parse an OpenAI messages list, or an object with one, that ends with a question."""
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{name} is not JSON: {error}", 'it must be a list like [{"role": "user", "content": "..."}]'
+        ) from error
+    if isinstance(items, dict):
+        items = items.get("messages")
+    return conversation_from_messages(items, name)
+
+
+def template_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse KEY=VALUE pairs; a value that is not JSON is text."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--template-arg {pair!r}", "write it as KEY=VALUE")
+        if key == "messages":
+            raise UsageError("--template-arg messages would replace the conversation", "use --messages FILE")
+        try:
+            options[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            options[key] = value
+    return options
+
+
+def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], None]) -> list[tuple[str, str]]:
+    """Read files as names and texts, in the given order; those of a directory or a pattern are sorted.
+
+    A directory or pattern adds each file once, and only text; a notice counts the others. Raises UsageError if a named
+    file cannot be read, or a directory or pattern leads to no text file; PromptTooLong for more than a prompt can hold.
+    """
+    searches = [search_of(path) for path in paths]
+    seen = {os.path.realpath(path) for path, search in zip(paths, searches, strict=True) if search is None}
+    files: list[tuple[str, str]] = []
+    skipped: list[Skipped] = []
+    for path, search in zip(paths, searches, strict=True):
+        if search is None:
+            if path == STANDARD_INPUT:
+                raise UsageError("- is not a file", "piped text is added to the prompt without -f")
+            files.append((well_formed(str(path)), read_prompt(path)))
+            continue
+        left_out: list[Skipped] = []
+        found = {os.path.realpath(each): each for each in find_files(path, search, left_out)}
+        texts = list(read_found(path, (each for real, each in found.items() if real not in seen), left_out))
+        if not texts and seen.isdisjoint(found):
+            raise no_files(path, left_out)
+        seen.update(found)
+        files += texts
+        skipped += left_out
+    if skipped:
+        on_notice(skipped_notice(skipped))
+    return files
+
+
+def find_files(path: Path, search: FileSearch, skipped: list[Skipped]) -> list[Path]:
+    """Find the files of a directory or a pattern. Raises UsageError if its directory cannot be read."""
+    try:
+        return search.find(skipped)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
+
+
+def read_found(source: Path, paths: Iterable[Path], skipped: list[Skipped]) -> Iterator[tuple[str, str]]:
+    """Yield the files that are text, as names and texts, and add the others to `skipped`. Raises PromptTooLong."""
+    size = 0
+    for path in map(shorten, paths):
+        data, reason = read_small_text(path)
+        if data is None:
+            skipped.append(Skipped(path, reason))
+            continue
+        size += len(data)
+        if size > MAX_PROMPT_BYTES:
+            raise PromptTooLong(
+                f"the files of {source} are larger than {format_size(MAX_PROMPT_BYTES)} in all", "name fewer"
+            )
+        yield well_formed(str(path)), data.removeprefix("\ufeff")
+
+
+def read_small_text(path: Path) -> tuple[str | None, str]:
+    """Text of a file, or None and why it is left out."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FOUND_BYTES + 1)
+    except OSError as error:
+        return None, error.strerror or "unreadable"
+    if b"\0" in data:
+        return None, "binary"
+    if len(data) > MAX_FOUND_BYTES:
+        return None, TOO_LARGE
+    try:
+        return data.decode("utf-8"), ""
+    except UnicodeDecodeError:
+        return None, "binary"
+
+
+def shorten(path: Path) -> Path:
+    """A path relative to the working directory, if it is below that."""
+    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
+
+
+def no_files(path: Path, skipped: Sequence[Skipped]) -> UsageError:
+    hint = skipped_notice(skipped).message if skipped else "hidden files and those in .gitignore are left out"
+    return UsageError(f"{path}: no text files found", hint)
+
+
+def skipped_notice(skipped: Sequence[Skipped]) -> NoticeEvent:
+    names = format_names([f"{well_formed(str(each.path))} ({each.reason})" for each in skipped])
+    hint = "to include a large file, name it" if any(each.reason == TOO_LARGE for each in skipped) else ""
+    return NoticeEvent(f"{len(skipped)} file{'' if len(skipped) == 1 else 's'} skipped: {names}", hint)
+
+
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes:
+        """Read to the end, but no more than `size` bytes."""
+
+
+def read_prompt(path: Path) -> str:
+    """Read text of a prompt. Raises PromptTooLong, and UsageError if it cannot be read or is not UTF-8."""
+    return read_text(path, MAX_PROMPT_BYTES, PromptTooLong)
+
+
+def read_piped(piped: Readable) -> str:
+    """Read text of a prompt from standard input. Raises PromptTooLong, and UsageError if it is not UTF-8."""
+    data = piped.read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise too_large("standard input", MAX_PROMPT_BYTES, PromptTooLong)
+    return decode_text(data, "standard input")
+
+
+def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageError) -> str:
+    """Read a text file. Raises UsageError if it cannot be read or is not UTF-8, and `error_type` if it is larger."""
+    try:
+        data = read_at_most(path, limit)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
+    if data is None:
+        raise too_large(str(path), limit, error_type)
+    return decode_text(data, str(path))
+
+
+def too_large(name: str, limit: int, error_type: type[CerebrumError] = UsageError) -> CerebrumError:
+    return error_type(f"{name} is larger than {format_size(limit)}", "shorten it, or split it")
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Decode UTF-8 without a byte order mark. Raises UsageError."""
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "convert it to UTF-8, or omit it") from error
