@@ -19,7 +19,7 @@ import pytest
 import typer
 from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_reply_grammar
 from templates import chatml_prompt
-from tiny_models import write_chatml, write_quantized
+from tiny_models import Shape, write_chatml, write_quantized
 
 from cerebrum_cli import __version__
 from cerebrum_cli.formats.plain import CEREBRUM
@@ -273,7 +273,7 @@ def test_stats_on_stderr_include_the_seed(user: CommandLine) -> None:
 @pytest.mark.slow
 def test_stats_name_how_weights_are_laid_out(user: CommandLine) -> None:
     x86 = machine().lower() in ("x86_64", "amd64")
-    quantized = write_quantized(user.home / "tiny-Q4_K_M.gguf")
+    quantized = write_quantized(user.home / "tiny-Q4_K_M.gguf", shape=Shape(width=256, ffn=512))
     whole = write_chatml(user.home / "tiny-F32.gguf")
     for model, is_repacked in ((quantized, not x86), (whole, True)):
         [line] = user.run("ask", "-m", model, "--stats", "-n", "2", "--quiet", "hi").err.splitlines()

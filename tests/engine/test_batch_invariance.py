@@ -75,6 +75,7 @@ def replies(
     limit: int | None = 12,
     context_size: int = 1024,
     flash_attention: bool | None = None,
+    threads: int = 1,
 ) -> Replies:
     """Greedy replies to prompts, with at most so many at the same time."""
     header = read_header(path)
@@ -83,7 +84,7 @@ def replies(
         ContextOptions(
             context_size,
             slots,
-            n_threads=2,
+            n_threads=threads,
             batch_invariant=True,
             pad_steps=pad_steps,
             flash_attention=flash_attention,
@@ -134,15 +135,15 @@ def test_types_that_vary_without_padded_steps(models: Path, encoding: str) -> No
 @pytest.mark.slow
 def test_padded_steps_are_invariant_after_preemption(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, requests = model_of(models, "Q4_K_M"), prompts(6, 230)  # replies outgrow the first 256 cells
-    alone = replies(path, 1, requests, limit=60)
+    alone = replies(path, 1, requests, limit=60, threads=2)
     monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
-    assert replies(path, 5, requests, limit=60) == alone
+    assert replies(path, 5, requests, limit=60, threads=2) == alone
 
 
 @pytest.mark.slow
 def test_padded_steps_are_invariant_with_a_profile_without_flash_attention(models: Path) -> None:
     path = model_of(models, "F16")
-    alone, together = (replies(path, slots, prompts(), flash_attention=False) for slots in (1, 9))
+    alone, together = (replies(path, slots, prompts(), flash_attention=False, threads=2) for slots in (1, 9))
     assert together == alone
 
 
@@ -240,7 +241,7 @@ def test_invariance_notices_for_experts_and_recurrent_models(
 ) -> None:
     source = new_user.home / "in.txt"
     source.write_text("Why?\n")
-    mixtral = write_quantized(models / "mixtral.gguf", experts=4)
+    mixtral = write_quantized(models / "mixtral.gguf", shape=SHAPE, experts=4)
     command = ("batch", source, "-o", "-", "-n", "2", "--batch-invariant", "-m")
     assert "a mixture of experts in K-quants" in new_user.run(*command, mixtral).err
     assert "mixture" not in new_user.run(*command, mixtral, "-q").err
@@ -251,7 +252,7 @@ def test_invariance_notices_for_experts_and_recurrent_models(
 
 @pytest.mark.slow
 def test_experts_are_invariant_without_tiled_kernels(models: Path, new_user: CommandLine) -> None:
-    mixtral = write_quantized(models / "experts.gguf", experts=4)
+    mixtral = write_quantized(models / "experts.gguf", shape=SHAPE, experts=4)
     source = new_user.home / "in.txt"
     source.write_text("".join(f"{'Why? ' * number}\n" for number in range(1, 9)))
     command = (

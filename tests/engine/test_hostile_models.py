@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine, Finished, start_python
 from gguf_files import string
-from mutated_models import Parts, strings, take_apart, write_mutated
+from mutated_models import Parts, mutated, strings, take_apart, write_mutated
 from tiny_models import write_chatml, write_mistral, write_recurrent, write_sliding_window
 
 from cerebrum_cli.engine.llama.first_load import file_key
@@ -45,34 +45,36 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
-def require_sound_exits(user: CommandLine, path: Path, *more: list[str]) -> list[Finished]:
-    """Run `more` and each command that reads a model file on one, in a child process that they must not end."""
-    recipe = user.home / "recipe.yaml"
-    recipe.write_text(
-        json.dumps({"merge_method": "linear", "models": [{"model": str(path), "parameters": {"weight": 1.0}}]})
-    )
-    commands = [
-        *more,
-        ["show", str(path)],
-        ["ask", "-m", str(path), "--dry-run", "--format", "cerebrum", "hi"],
-        ["ask", "-m", str(path), "-n", "4", "--format", "cerebrum", "--no-log", "hi"],
-        ["merge", str(recipe), "-o", str(user.home / "out.gguf"), "--dry-run"],
-    ]
+def require_sound_exits(user: CommandLine, *models: Path) -> list[list[Finished]]:
+    """Run each command that reads a model file on each of the models, in a child process that they must not end."""
+    commands: list[list[str]] = []
+    for path in models:
+        recipe = path.with_suffix(".yaml")
+        merged = {"merge_method": "linear", "models": [{"model": str(path), "parameters": {"weight": 1.0}}]}
+        recipe.write_text(json.dumps(merged))
+        commands += [
+            ["ask", "-m", str(path), "-n", "4", "--no-log", "hi"],
+            ["show", str(path)],
+            ["ask", "-m", str(path), "--dry-run", "--format", "cerebrum", "hi"],
+            ["ask", "-m", str(path), "-n", "4", "--format", "cerebrum", "--no-log", "hi"],
+            ["merge", str(recipe), "-o", str(user.home / "out.gguf"), "--dry-run"],
+        ]
     child = start_python(RUN_ALL, user.home, json.dumps(commands), home=user.home)
     out, err = child.communicate(timeout=120)
-    assert (child.returncode, err) == (0, ""), path.name
+    assert (child.returncode, err) == (0, ""), models
     finished = [Finished(**done) for done in json.loads(out)]
     for arguments, done in zip(commands, finished, strict=True):
-        assert done.code in (0, 1, 2, 4), (path.name, arguments[0], done)
-        assert "Traceback" not in done.err, (path.name, arguments[0], done.err)
-        assert done.code == 0 or len(done.err.splitlines()) <= 4, (path.name, arguments[0], done.err)
-    return finished
+        assert done.code in (0, 1, 2, 4), (arguments, done)
+        assert "Traceback" not in done.err, (arguments, done.err)
+        assert done.code == 0 or len(done.err.splitlines()) <= 4, (arguments, done.err)
+    return [finished[at : at + 5] for at in range(0, len(finished), 5)]
 
 
-@pytest.mark.parametrize("number", CRASHING)
-def test_hostile_model_that_crashes_llama_is_refused(number: int, models: list[Path], new_user: CommandLine) -> None:
-    *_, path = write_mutated(models, new_user.home, number + 1)
-    require_sound_exits(new_user, path)
+def test_hostile_models_that_crash_llama_are_refused(models: list[Path], new_user: CommandLine) -> None:
+    paths = [new_user.home / f"{number}.gguf" for number in CRASHING]
+    for path, number in zip(paths, CRASHING, strict=True):
+        path.write_bytes(mutated(models[number % len(models)], number))
+    require_sound_exits(new_user, *paths)
 
 
 def without_tensors(parts: Parts) -> Parts:
@@ -114,39 +116,53 @@ HOSTILE: dict[str, tuple[Callable[[Parts], Parts], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_header_gets_one_error_line(name: str, chatml_model: Path, new_user: CommandLine) -> None:
-    change, problem = HOSTILE[name]
-    path = new_user.home / "hostile.gguf"
-    path.write_bytes(change(take_apart(chatml_model.read_bytes())).to_bytes())
-    done = require_sound_exits(new_user, path, ["ask", "-m", str(path), "-n", "4", "--no-log", "hi"])[0]
-    assert problem in done.err
-    assert done.code == bool(problem)
+def test_hostile_headers_get_one_error_line(chatml_model: Path, new_user: CommandLine) -> None:
+    paths = []
+    for name, (change, _) in HOSTILE.items():
+        paths.append(new_user.home / f"{name}.gguf")
+        paths[-1].write_bytes(change(take_apart(chatml_model.read_bytes())).to_bytes())
+    finished = require_sound_exits(new_user, *paths)
+    for (name, (_, problem)), (asked, *_) in zip(HOSTILE.items(), finished, strict=True):
+        assert problem in asked.err, name
+        assert asked.code == bool(problem), name
 
 
-def test_model_is_loaded_in_a_child_process_only_once(chatml_model: Path, new_user: CommandLine) -> None:
+@pytest.fixture
+def remembered(new_user: CommandLine) -> Path:
+    """The user's list of loaded files, which is empty."""
+    path = new_user.home / "data" / "cerebrum" / "loaded_files.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("[]")
+    return path
+
+
+def test_model_is_loaded_in_a_child_process_only_once(
+    chatml_model: Path, new_user: CommandLine, remembered: Path
+) -> None:
     path = new_user.home / "model.gguf"
-    path.write_bytes(chatml_model.read_bytes())
-    remembered = new_user.home / "data" / "cerebrum" / "loaded_files.json"
-    for _ in range(2):
-        assert new_user.run_process("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
-        assert len(json.loads(remembered.read_text())) == 1
-    path.write_bytes(chatml_model.read_bytes())  # the time changes
-    assert new_user.run_process("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
-    assert len(json.loads(remembered.read_text())) == 2
+    for files in (1, 2):  # the time of the file changes
+        path.write_bytes(chatml_model.read_bytes())
+        for _ in range(2):
+            assert new_user.run("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
+            assert len(json.loads(remembered.read_text())) == files
 
 
-def test_first_load_of_a_vocabulary_does_not_vouch_for_the_model(chatml_model: Path, new_user: CommandLine) -> None:
-    path = new_user.home / "model.gguf"
-    path.write_bytes(chatml_model.read_bytes())
-    remembered = new_user.home / "data" / "cerebrum" / "loaded_files.json"
-    for option, files in (("--dry-run", 1), ("-n1", 2), ("--dry-run", 2)):
-        assert new_user.run_process("ask", "-m", path, option, "--no-log", "hi").code == 0
+def test_first_load_of_a_vocabulary_does_not_vouch_for_the_model(
+    chatml_model: Path, new_user: CommandLine, remembered: Path
+) -> None:
+    path, other = new_user.home / "model.gguf", new_user.home / "other.gguf"
+    for each in (path, other):
+        shutil.copyfile(chatml_model, each)
+    loads = (
+        (path, "--dry-run", 1),
+        (path, "-n1", 2),
+        (path, "--dry-run", 2),
+        (other, "-n1", 3),
+        (other, "--dry-run", 3),
+    )
+    for model, option, files in loads:
+        assert new_user.run("ask", "-m", model, option, "--no-log", "hi").code == 0
         assert len(json.loads(remembered.read_text())) == files
-    shutil.copy(path, new_user.home / "other.gguf")
-    for option in ("-n1", "--dry-run"):
-        assert new_user.run_process("ask", "-m", new_user.home / "other.gguf", option, "--no-log", "hi").code == 0
-        assert len(json.loads(remembered.read_text())) == 3
 
 
 def test_first_load_is_repeated_for_another_part_of_a_model(tmp_path: Path) -> None:

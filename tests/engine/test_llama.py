@@ -246,7 +246,7 @@ def test_llama_cancels_a_long_prefill_immediately(chatml_model: Path) -> None:
 
 def test_llama_stream_is_unaffected_by_closed_neighbors(tiny_model: Path) -> None:
     with open_engine(tiny_model, slots=3) as engine:
-        kept_on = engine.generate([Request(engine.vocabulary.tokenize([Text(STORY)]), SamplingParams(max_tokens=500))])
+        kept_on = engine.generate([Request(engine.vocabulary.tokenize([Text(STORY)]), SamplingParams(max_tokens=200))])
         ids: list[int] = []
         for event in kept_on:
             if isinstance(event, TokenEvent) and event.token is not None:
@@ -330,7 +330,7 @@ def test_llama_reduces_slots_to_the_supported_number(chatml_model: Path) -> None
 def test_llama_context_grows_once_to_the_maximum(chatml_model: Path) -> None:
     sizes = []
     with open_engine(chatml_model) as engine:
-        for limit in (10, 400, 2000):
+        for limit in (10, 400, 500):
             [reply] = ask(engine, "a", grammar='root ::= "a" root', max_tokens=limit)
             assert isinstance(engine.backend, LlamaBackend)
             sizes.append(engine.backend.capacity)

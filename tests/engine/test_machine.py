@@ -1,17 +1,33 @@
-"""Resources of the machine: cached GPUs, and memory limits of cgroups."""
+"""The machine and the build of llama.cpp: cached GPUs, memory limits of cgroups, and fingerprints."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from disks import full_disk
 
-from cerebrum_cli.engine.machine import available_memory, cgroup_limit, load_devices, save_devices, total_memory
+from cerebrum_cli.engine.build import build_fingerprint
+from cerebrum_cli.engine.machine import (
+    available_memory,
+    cgroup_limit,
+    load_devices,
+    machine_fingerprint,
+    memory_gb,
+    processor_name,
+    save_devices,
+    total_memory,
+)
 from cerebrum_cli.engine.memory import Device
 
 GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
@@ -59,16 +75,10 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:40].decode(errors="replace"))
-def test_damaged_devices_file_is_ignored(tmp_path: Path, content: bytes) -> None:
+def test_damaged_devices_file_is_ignored_and_replaced(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "devices.json"
     path.write_bytes(content)
     assert load_devices(path) is None
-
-
-@pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:40].decode(errors="replace"))
-def test_damaged_devices_file_is_replaced(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "devices.json"
-    path.write_bytes(content)
     save_devices(path, (GPU,))
     assert load_devices(path) == (GPU,)
 
@@ -130,3 +140,117 @@ def test_cgroup_limit_of_an_unreadable_file_is_infinite(tmp_path: Path) -> None:
 def test_this_machine_reports_plausible_memory() -> None:
     assert 0 < total_memory() <= psutil.virtual_memory().total
     assert 0 < available_memory() <= total_memory()
+
+
+CPUINFO = """\
+processor\t: 0
+vendor_id\t: GenuineIntel
+model name\t: Intel(R) Xeon(R) Processor @ 2.10GHz
+flags\t\t: fpu vme de pse : tsc
+
+processor\t: 1
+model name\t: another
+"""
+NAMES = (
+    "from cerebrum_cli.engine import build, machine\n"
+    "print(build.build_fingerprint(), machine.machine_fingerprint(None))"
+)
+LOADED = "\nimport sys; print(sorted({'llama_cpp', 'numpy', 'psutil'} & {*sys.modules}))"
+GPUS = tuple(Device(name, "NVIDIA H200", 1, 2) for name in ("CUDA0", "CUDA1"))
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install a fake llama.cpp package, and get the directory of its libraries."""
+    package = tmp_path / "site" / "llama_cpp"
+    (package / "lib").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise AssertionError('must not be imported')\n")
+    for name in ("libllama.so", "libggml.so"):
+        (package / "lib" / name).write_bytes(b"machine code")
+        os.utime(package / "lib" / name, ns=(1, 1))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "llama_cpp"]:
+        monkeypatch.delitem(sys.modules, name)
+    return package / "lib"
+
+
+def test_processor_name_is_that_of_the_first_core(tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(CPUINFO)
+    assert processor_name(path) == "Intel(R) Xeon(R) Processor @ 2.10GHz"
+    path.write_text(CPUINFO + CPUINFO * 1000)
+    assert processor_name(path) == "Intel(R) Xeon(R) Processor @ 2.10GHz"
+
+
+@pytest.mark.parametrize("text", ["", "processor : 0\nBogoMIPS : 50.00\n", "model name\n", "model name :  \n"])
+def test_processor_name_falls_back_to_the_platform(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert processor_name(tmp_path / "cpuinfo") == processor_name(tmp_path / "nowhere") != ""
+
+
+def test_processor_name_may_end_within_a_character(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_bytes(b"model name : " + "é".encode() * 4096)
+    assert processor_name(tmp_path / "cpuinfo").startswith("éé")
+
+
+def test_machine_fingerprint_has_cores_memory_and_gpus() -> None:
+    alone, with_gpus = machine_fingerprint(()), machine_fingerprint(GPUS)
+    assert re.fullmatch(r".+, \d+ processors, \d+ GB, no GPU", alone)
+    assert alone == machine_fingerprint(None)
+    assert with_gpus == alone.replace("no GPU", "NVIDIA H200, NVIDIA H200")
+    assert f", {memory_gb()} GB" in alone
+    assert memory_gb() > 0
+
+
+def test_machine_fingerprint_ignores_free_gpu_memory() -> None:
+    assert machine_fingerprint((Device("CUDA0", "NVIDIA H200", 9, 10),)) == machine_fingerprint(
+        (Device("CUDA0", "NVIDIA H200", 1, 10),)
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU affinity")
+def test_machine_fingerprint_counts_available_cores() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert ", 1 processors, " in machine_fingerprint(())
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_build_fingerprint_changes_with_the_libraries(library: Path) -> None:
+    seen = [build_fingerprint()]
+    assert re.fullmatch("[0-9a-f]{16}", seen[0]) and build_fingerprint() == seen[0]
+    changes: tuple[Callable[[], object], ...] = (
+        partial(os.utime, library / "libllama.so", ns=(1, 2)),
+        partial((library / "libllama.so").write_bytes, b"other code"),
+        partial(os.utime, library / "libllama.so", ns=(1, 1)),
+        partial(shutil.copy2, library / "libggml.so", library / "libggml-cuda.so"),
+        (library / "libggml.so").unlink,
+        partial((library / "libgone.so").symlink_to, library / "nowhere.so"),
+    )
+    for change in changes:
+        change()
+        seen.append(build_fingerprint())
+    assert len({*seen}) == len(seen)
+
+
+def test_build_fingerprint_ignores_the_directory(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build_fingerprint()
+    other = library.parents[2] / "other" / "llama_cpp"
+    shutil.copytree(library.parent, other)
+    monkeypatch.syspath_prepend(str(other.parent))
+    assert build_fingerprint() == first
+
+
+def test_build_fingerprint_is_none_without_llama_cpp(library: Path) -> None:
+    shutil.rmtree(library)
+    assert build_fingerprint() == "none"
+
+
+def test_fingerprints_import_nothing_heavy() -> None:
+    script = [sys.executable, "-c", NAMES + LOADED]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60, check=True)
+    fingerprints, loaded = done.stdout.splitlines()
+    assert fingerprints == f"{build_fingerprint()} {machine_fingerprint(None)}"
+    assert loaded == "[]"

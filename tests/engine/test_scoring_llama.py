@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -61,14 +62,15 @@ def draw_requests() -> list[ScoreRequest]:
     return [*choices, choices[2], ScoreRequest(text(1), (text(150),))]
 
 
-def single_token_scores(path: Path, requests: Iterable[ScoreRequest]) -> list[tuple[Score, ...]]:
+@cache
+def single_token_scores(path: Path) -> list[tuple[Score, ...]]:
     """Scores of texts that are evaluated one token at a time, each text from its start."""
     backend = open_llama(precise_options(path), lambda event: None, StopFlag())
     try:
         backend.reserve(512)
         return [
             tuple(single_token_score(backend, request.context, continuation) for continuation in request.continuations)
-            for request in requests
+            for request in draw_requests()
         ]
     finally:
         backend.close()
@@ -99,8 +101,7 @@ def assert_close(scores: list[tuple[Score, ...]], expected: list[tuple[Score, ..
     [(8, True, False), (2, True, False), (1, False, False), (4, False, False), (4, False, True)],
 )
 def test_scores_match_single_tokens(precise_model: Path, slots: int, kv_unified: bool, batch_invariant: bool) -> None:
-    requests = draw_requests()
-    expected = single_token_scores(precise_model, requests)
+    requests, expected = draw_requests(), single_token_scores(precise_model)
     with open_engine(precise_model, slots=slots, kv_unified=kv_unified, batch_invariant=batch_invariant) as engine:
         assert_close(score(engine, requests), expected)
 

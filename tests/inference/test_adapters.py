@@ -16,7 +16,7 @@ from adapters import factors_for, write_adapter, write_merged
 from command_line import CommandLine
 from llama_engines import TALE, options
 from scripted_command import runtime_for
-from tiny_models import write_quantized
+from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.cli.generation import find_source
 from cerebrum_cli.cli.options import BatchOptions
@@ -95,7 +95,7 @@ def test_adapter_of_embeddings_equals_its_change_merged(tmp_path: Path, chatml_m
 
 
 def test_adapter_of_experts_equals_its_change_merged(tmp_path: Path) -> None:
-    model = write_quantized(tmp_path / "experts.gguf", experts=4, encoding="F16")
+    model = write_quantized(tmp_path / "experts.gguf", shape=Shape(width=256, ffn=512), experts=4, encoding="F16")
     factors = factors_for(model, ("blk.0.ffn_up_exps.weight", "blk.1.ffn_down_exps.weight"))
     path = write_adapter(tmp_path / "a.gguf", factors, alpha=4.0)
     assert [name for name, _ in adapter_sizes(path, [model])] == [*factors]

@@ -18,7 +18,7 @@ from screen import Screen
 from scripted_backend import ScriptedBackend
 from scripted_bench import ScriptedBench, SpeedModel
 from scripted_command import run_here, runtime_for
-from tiny_models import write_quantized
+from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.cli.app import Runtime
 from cerebrum_cli.core.errors import EngineError
@@ -175,11 +175,8 @@ def test_load_options_prefer_user_settings_over_the_tuning() -> None:
     assert (context.cache_type_k, context.cache_type_v) == ("q8_0", "q8_0")
     for context in (CHAT_CONTEXT, ContextOptions(slots=8, batch_invariant=True)):
         assert load_options(model, Settings(), context, ALL_SETTINGS).context.slots == context.slots
-    assert (
-        trial_options(model, Settings())
-        == load_options(model, Settings())
-        == load_options(model, Settings(), tuning=Tuning())
-    )
+    default = load_options(model, Settings())
+    assert trial_options(model, Settings()) == default == load_options(model, Settings(), tuning=Tuning())
 
 
 def test_search_space_depends_on_memory_and_settings() -> None:
@@ -410,6 +407,10 @@ class CommandRunner:
     def run(self, *arguments: str | Path, piped: bytes | None = None) -> Finished:
         """Run one command line."""
         runtime = self.runtime(piped)
+        return self.run_with(runtime, *arguments)
+
+    def run_with(self, runtime: Runtime, *arguments: str | Path) -> Finished:
+        """Run one command line in a runtime."""
         code = run([str(argument) for argument in arguments], runtime)
         out, err = runtime.streams.out, runtime.streams.err
         assert isinstance(out, StringIO) and isinstance(err, StringIO)
@@ -542,17 +543,10 @@ def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> 
     assert list(done.object) == KEYS
     assert done.object["model"] == runner.model.stem
     uses = done.object["uses"]
-    assert {name: use["settings"] for name, use in uses.items()} == {
-        "chat": {},
-        "ask": {"repack": False},
-        "batch": {"slots": 16},
-    }
+    settings = {name: use["settings"] for name, use in uses.items()}
+    assert settings == {"chat": {}, "ask": {"repack": False}, "batch": {"slots": 16}}
     assert all(list(use) == USE_KEYS for use in uses.values())
-    assert [(use["gain"] > 1, use["agreement"]) for use in uses.values()] == [
-        (False, None),
-        (True, 1.0),
-        (True, 1.0),
-    ]
+    assert [(use["gain"] > 1, use["agreement"]) for use in uses.values()] == [(False, None), (True, 1.0), (True, 1.0)]
     assert {tuple(tried) for tried in done.object["tried"]} == {("settings", "batch", "ratios", "agreement", "dropped")}
     assert [bench.closed for bench in runner.benches] == [True]
     assert sorted(path.suffix for path in runner.profiles.iterdir()) == ["", ".json"], "a lock and a profile"
@@ -566,13 +560,7 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypa
     done = runner.run("tune", runner.model, "--threads", "1")
     assert done.code == 0
     rows = [line.split("  ") for line in done.out.splitlines()]
-    assert [row[0] for row in rows] == [
-        "use",
-        "chat",
-        "ask",
-        "batch",
-        "speculative decoding: off",
-    ]
+    assert [row[0] for row in rows] == ["use", "chat", "ask", "batch", "speculative decoding: off"]
     ask = [cell.strip() for cell in rows[2] if cell.strip()]
     assert ask == ["ask", "1.21 x", "not repacked", "45.0", "7.2", "2.0 s", "1 kB", "100.0%"]
     assert done.err.splitlines()[1:] == [
@@ -670,11 +658,7 @@ def test_tune_measures_drafts_with_the_settings_of_each_use(runner: CommandRunne
     uses = runner.run("tune", runner.model, "--json").object["uses"]
     assert runner.benches[-1].stepped == [Tuning(repack=True), Tuning(repack=False)]
     costs = {"rows": [*MEASURED_ROWS], "costs": [1.0, *(0.5 * rows for rows in MEASURED_ROWS[1:])]}
-    assert {name: use["step_costs"] for name, use in uses.items()} == {
-        "chat": costs,
-        "ask": costs,
-        "batch": None,
-    }
+    assert {name: use["step_costs"] for name, use in uses.items()} == {"chat": costs, "ask": costs, "batch": None}
     assert runner.run("show", runner.model, "--json").object["profile"]["uses"] == uses
 
 
@@ -687,7 +671,9 @@ def test_tune_measures_drafts_without_settings_that_do_not_matter(runner: Comman
 
 
 def test_tune_measures_no_drafts_for_a_mixture_of_experts(tmp_path: Path) -> None:
-    runner = CommandRunner(tmp_path, write_quantized(tmp_path / "experts.gguf", experts=4))
+    runner = CommandRunner(
+        tmp_path, write_quantized(tmp_path / "experts.gguf", shape=Shape(), experts=4, encoding="F16")
+    )
     runner.row_cost = 0.25
     done = runner.run("tune", runner.model, "--json")
     assert (done.code, runner.benches[-1].stepped) == (0, [])
@@ -791,9 +777,8 @@ def test_tune_saves_nothing_if_the_model_cannot_be_measured(runner: CommandRunne
     bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
     runtime = runner.runtime()
     runtime.bench = lambda *_: bench
-    assert run(["tune", str(runner.model)], runtime) == 1
-    assert isinstance(runtime.streams.err, StringIO)
-    assert "error: cannot measure this model: needs 99.0 GB" in runtime.streams.err.getvalue()
+    done = runner.run_with(runtime, "tune", runner.model)
+    assert (done.code, "error: cannot measure this model: needs 99.0 GB" in done.err) == (1, True)
     assert (bench.closed, list(runner.profiles.glob("*.json"))) == (True, [])
 
 
@@ -810,8 +795,6 @@ def test_ask_falls_back_to_defaults_if_tuned_settings_fail_to_load(tuned: Comman
         return open_backend
 
     runtime.open_backend = refusing
-    assert run(["ask", "-m", str(tuned.model), "hello"], runtime) == 0
-    out, err = runtime.streams.out, runtime.streams.err
-    assert isinstance(out, StringIO) and isinstance(err, StringIO)
-    assert out.getvalue() == "The answer is 7.\n"
-    assert err.getvalue().startswith("note: cannot use the tuned settings: no memory on the GPU\n")
+    done = tuned.run_with(runtime, "ask", "-m", tuned.model, "hello")
+    assert (done.code, done.out) == (0, "The answer is 7.\n")
+    assert done.err.startswith("note: cannot use the tuned settings: no memory on the GPU\n")

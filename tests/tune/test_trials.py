@@ -37,10 +37,14 @@ REPACKED, NOT_REPACKED = Tuning(repack=True), Tuning(repack=False)
 PREFILL, DECODE, BATCH_DECODE = BenchJob("prefill", 64), BenchJob("decode", 4), BenchJob("decode", 2, 4)
 
 
+def options_of(path: Path) -> LoadOptions:
+    """Load options of a model, with one thread."""
+    return trial_options(Model(path.stem, (path,)), Settings(threads=1))
+
+
 @pytest.fixture
 def options() -> LoadOptions:
-    """Load options of nano, with one thread."""
-    return trial_options(Model("nano", (NANO,)), Settings(threads=1))
+    return options_of(NANO)
 
 
 @pytest.fixture
@@ -58,8 +62,7 @@ def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def wide(tmp_path: Path) -> LoadOptions:
     """Load options of a model with heads large enough for a quantized cache, whose blocks are 32 values."""
-    path = write_chatml(tmp_path / "wide.gguf", shape=Shape(heads=2, kv_heads=1))
-    return trial_options(Model("wide", (path,)), Settings(threads=1))
+    return options_of(write_chatml(tmp_path / "wide.gguf", shape=Shape(heads=2, kv_heads=1)))
 
 
 def with_sizes(options: LoadOptions, sizes: ModelSizes) -> LoadOptions:
@@ -97,21 +100,20 @@ def test_bench_measures_speeds_load_time_and_memory(bench: Bench) -> None:
     assert 0 < load_s < 30
     assert peak_memory > NANO.stat().st_size
     assert isinstance(bench.devices, tuple)
+    for tuning in (Tuning(n_ubatch=32), Tuning(slots=4), Tuning(flash_attention=False)):
+        assert bench.speed(replace(REPACKED, **tuning.overrides), BATCH_DECODE if tuning.slots else PREFILL) > 0
     assert len(trial_processes()) == 1, "other settings change only the context"
 
 
 def test_bench_starts_a_process_for_each_load_settings(bench: Bench) -> None:
     for tuning in (
         REPACKED,
+        replace(REPACKED, n_threads=2),
+        replace(REPACKED, n_threads_batch=2),
         NOT_REPACKED,
-        replace(NOT_REPACKED, n_threads=2),
-        replace(NOT_REPACKED, n_threads_batch=2),
         REPACKED,
     ):
         assert bench.speed(tuning, DECODE) > 0
-    assert len(trial_processes()) == 4
-    for tuning in (Tuning(n_ubatch=32), Tuning(slots=4), Tuning(flash_attention=False)):
-        assert bench.speed(replace(NOT_REPACKED, **tuning.overrides), BATCH_DECODE if tuning.slots else PREFILL) > 0
     assert len(trial_processes()) == 4
     bench.release()
     assert trial_processes() == []
@@ -126,21 +128,17 @@ def test_bench_measures_the_costs_of_steps_with_drafts(bench: Bench) -> None:
     assert bench.speed(NOT_REPACKED, DECODE) > 0
 
 
-def test_bench_measures_no_drafts_for_a_recurrent_model(recurrent_model: Path) -> None:
-    options = trial_options(Model("tiny", (recurrent_model,)), Settings(threads=1))
-    with contextlib.closing(Bench(options, TEXT)) as bench:
+def test_bench_measures_no_steps_of_a_recurrent_model(recurrent_model: Path) -> None:
+    with contextlib.closing(Bench(options_of(recurrent_model), TEXT)) as bench:
         with pytest.raises(TrialError, match="cannot be trimmed"):
             bench.step_costs(NOT_REPACKED, (1, 2), 0.1)
         assert bench.speed(NOT_REPACKED, DECODE) > 0
 
 
-def test_closeness_of_a_tuning_to_itself_is_exact(bench: Bench) -> None:
+def test_closeness_is_exact_only_for_a_tuning_itself(bench: Bench) -> None:
     assert bench.closeness(NOT_REPACKED, NOT_REPACKED, 64) == (1.0, 1.0, 0.0)
     bench.speed(NOT_REPACKED, BATCH_DECODE)  # creates another context in between
     assert bench.closeness(NOT_REPACKED, NOT_REPACKED, 64) == (1.0, 1.0, 0.0)
-
-
-def test_closeness_without_flash_attention_is_high(bench: Bench) -> None:
     flash = bench.closeness(NOT_REPACKED, replace(NOT_REPACKED, flash_attention=False), 96)
     assert flash.agreement >= max(0.97, flash.top1_agreement)
     assert 0 <= flash.mean_kld < 0.01
@@ -155,14 +153,8 @@ def test_closeness_with_a_quantized_cache_is_not_exact(wide: LoadOptions) -> Non
 
 
 def test_agreement_tolerates_rounding_with_random_weights(chatml_model: Path) -> None:
-    options = trial_options(Model("tiny", (chatml_model,)), Settings(threads=1))
-    with contextlib.closing(Bench(options, TEXT)) as bench:
+    with contextlib.closing(Bench(options_of(chatml_model), TEXT)) as bench:
         assert bench.closeness(Tuning(), Tuning(n_ubatch=16), 128).agreement >= 0.97
-
-
-def test_bench_repeats_a_text_that_is_too_short(options: LoadOptions) -> None:
-    with contextlib.closing(Bench(options, "What is 3 plus 4?")) as bench:
-        assert bench.speed(REPACKED, PREFILL) > 0
 
 
 def test_bench_rejects_a_model_larger_than_memory(options: LoadOptions) -> None:
@@ -216,19 +208,21 @@ def test_bench_rejects_a_file_that_is_not_a_model(options: LoadOptions, tmp_path
         assert trial_processes() == []
 
 
-def test_trial_continues_after_a_context_that_cannot_be_created(bench: Bench) -> None:
+def test_trial_continues_after_errors_up_to_its_end(bench: Bench) -> None:
     trial = bench._trial(REPACKED)
 
-    def speed(length: int) -> float:
-        found: float = trial.request("measure", Tuning(slots=1), length, TEXT, "time_job", DECODE)[0]
-        return found
+    def measure(length: int, *arguments: Any) -> Any:
+        return trial.request("measure", Tuning(slots=1), length, TEXT, *arguments)
 
-    assert speed(128) > 0
+    assert measure(128, "time_job", DECODE)[0] > 0
     for _ in range(2):
         with pytest.raises(TrialError, match="not enough memory for"):
-            speed(2**32)
-    assert speed(128) > 0
+            measure(2**32, "time_job", DECODE)
+    with pytest.raises(TrialError, match="/dev/full/logits: Not a directory"):
+        measure(64, "write_logits", 8, Path("/dev/full/logits"))
     assert bench.speed(REPACKED, DECODE) > 0
+    with pytest.raises(TrialError, match=r"ended with exit code 1: AttributeError: 'TrialModel' object has no"):
+        trial.request("time_nothing")
 
 
 def test_bench_reports_the_signal_that_killed_a_trial(bench: Bench) -> None:
@@ -242,23 +236,21 @@ def test_bench_reports_the_signal_that_killed_a_trial(bench: Bench) -> None:
     with pytest.raises(TrialError, match="signal 9"):
         bench.closeness(NOT_REPACKED, REPACKED, 16)
     assert bench.speed(NOT_REPACKED, DECODE) > 0
-    bench.release()
-    assert bench.speed(REPACKED, DECODE) > 0
 
 
-def test_trial_imports_nothing_from_the_current_directory(
+def test_bench_repeats_a_short_text_and_imports_nothing_from_here(
     options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("json", "numpy", "cerebrum_cli"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(7)\n")
     monkeypatch.chdir(tmp_path)
-    with contextlib.closing(Bench(options, TEXT)) as bench:
-        assert bench.speed(REPACKED, DECODE) > 0
+    with contextlib.closing(Bench(options, "What is 3 plus 4?")) as bench:
+        assert bench.speed(REPACKED, PREFILL) > 0
 
 
 def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cerebrum_cli.tune.search.RUN_S", 0.1)
-    monkeypatch.setattr("cerebrum_cli.tune.tune.SEARCH_S", 12.0)
+    monkeypatch.setattr("cerebrum_cli.tune.search.RUN_S", 0.05)
+    monkeypatch.setattr("cerebrum_cli.tune.tune.SEARCH_S", 3.0)
     done = run_here({}, tmp_path, "tune", NANO, "--threads", "1")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
@@ -313,16 +305,3 @@ def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: Bench) ->
         assert bench.speed(REPACKED, DECODE) > 0
     assert bench.disturbed_jobs == 2
     assert next(shares, None) is None
-
-
-def test_trial_error_has_the_last_line_of_the_log(bench: Bench) -> None:
-    bench.speed(REPACKED, DECODE)
-    trial = bench._trial(REPACKED)
-    with pytest.raises(TrialError, match=r"ended with exit code 1: AttributeError: 'TrialModel' object has no"):
-        trial.request("time_nothing")
-
-
-def test_trial_error_names_the_file_that_cannot_be_written(bench: Bench) -> None:
-    trial = bench._trial(REPACKED)
-    with pytest.raises(TrialError, match="/dev/full/logits: Not a directory"):
-        trial.request("measure", Tuning(slots=1), 64, TEXT, "write_logits", 8, Path("/dev/full/logits"))

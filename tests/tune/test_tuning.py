@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from scripted_bench import BATCH_SPEEDS, SINGLE_SPEEDS, ScriptedBench, SpeedModel
-from tiny_models import write_quantized
+from tiny_models import write_chatml
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
@@ -335,7 +335,7 @@ def test_search_takes_little_longer_than_its_budget() -> None:
 
 
 def test_tune_measures_drafts_within_the_budget(tmp_path: Path) -> None:
-    model = Model("quantized", (write_quantized(tmp_path / "quantized.gguf"),))
+    model = Model("tiny", (write_chatml(tmp_path / "tiny.gguf"),))
     taken = []
     for steps_s in (0.0, STEPS_S):
         bench = ScriptedBench(row_cost=0.5)
