@@ -40,7 +40,7 @@ from cerebrum_cli.models.reference import (
     looks_like_path,
     parse_reference,
 )
-from cerebrum_cli.models.registry import Digest, ModelFile, Registry, hash_file
+from cerebrum_cli.models.registry import Digest, Registry, RegistryEntry, hash_file
 from cerebrum_cli.models.variants import same_quantization
 
 ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
@@ -186,7 +186,7 @@ class Library:
         _ = model.header
         return model
 
-    def model_from_entry(self, entry: ModelFile) -> Model:
+    def model_from_entry(self, entry: RegistryEntry) -> Model:
         spec = self._spec_of_entry(entry)
         cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
         return Model(entry.name, model_paths(entry.path), spec, entry, cached)
@@ -314,7 +314,7 @@ class Library:
         """The catalog model with files of this name."""
         return next((spec for spec in self.specs if spec.matches(path.name)), None)
 
-    def _spec_of_entry(self, entry: ModelFile) -> ModelSpec | None:
+    def _spec_of_entry(self, entry: RegistryEntry) -> ModelSpec | None:
         """The catalog model of a registry entry."""
         return self.spec_named(entry.name) or self.spec_of_file(entry.path)
 
@@ -347,7 +347,7 @@ def with_adapters(library: Library, model: Model, texts: Iterable[str]) -> Model
 
 
 def require_free_name(
-    library: Library, name: str, owns_spec: Callable[[ModelSpec], bool], owns_entry: Callable[[ModelFile], bool]
+    library: Library, name: str, owns_spec: Callable[[ModelSpec], bool], owns_entry: Callable[[RegistryEntry], bool]
 ) -> None:
     """Raise UsageError for an invalid name, or one of another catalog model or registry entry."""
     if not MODEL_NAME.fullmatch(name):

@@ -12,13 +12,13 @@ from cerebrum_cli.models.cache import CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.model import is_file
 from cerebrum_cli.models.reference import HubReference, NameReference
-from cerebrum_cli.models.registry import ModelFile
+from cerebrum_cli.models.registry import RegistryEntry
 
 _OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
 
 
 def file_missing(
-    entry: ModelFile, spec: ModelSpec | None, cached: CachedModel | None, merge_directory: Path
+    entry: RegistryEntry, spec: ModelSpec | None, cached: CachedModel | None, merge_directory: Path
 ) -> ModelNotFound:
     """Error for a registered model whose file no longer exists."""
     problem = f"{entry.name}: its file {entry.path} no longer exists"

@@ -23,7 +23,7 @@ from cerebrum_cli.models.hub_errors import HubError, Progress
 from cerebrum_cli.models.library import Library, require_free_name
 from cerebrum_cli.models.model import Model, is_missing, name_from_stem
 from cerebrum_cli.models.reference import NameReference, PathReference, Reference
-from cerebrum_cli.models.registry import Digest, ModelFile, Source
+from cerebrum_cli.models.registry import Digest, RegistryEntry, Source
 from cerebrum_cli.models.removal import VocabularyRemoval
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class Puller:
         require_free_name(self.library, name, owns_spec, lambda entry: entry.sha256 == digest)
 
     def _register(self, name: str, digest: Digest, source: Source) -> Model:
-        entry = ModelFile(name, digest.path, digest.size, digest.sha256, digest.mtime_ns, source)
+        entry = RegistryEntry(name, digest.path, digest.size, digest.sha256, digest.mtime_ns, source)
         model = self.library.model_from_entry(entry)
         _ = model.header  # raises ModelFileError before it is registered
         self.library.registry.add(entry)

@@ -16,7 +16,7 @@ from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.listing import catalogue_rows, describe, rows
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.pull import Puller
-from cerebrum_cli.models.registry import ModelFile
+from cerebrum_cli.models.registry import RegistryEntry
 
 CATALOGUE = """
 [models.thinker]
@@ -211,7 +211,7 @@ def test_library_registers_a_moved_file_by_the_same_name(library: Library, other
 @pytest.mark.parametrize(("name", "do"), [("packed", "cerebrum pull packed"), ("p", "cerebrum pull packed --name p")])
 def test_library_missing_file_suggests_pulling_again(library: Library, tmp_path: Path, name: str, do: str) -> None:
     gone = tmp_path / "models" / "Packed.Q4_1.gguf"
-    library.registry.add(ModelFile(name, gone, size=1, sha256="00", mtime_ns=1, source="package"))
+    library.registry.add(RegistryEntry(name, gone, size=1, sha256="00", mtime_ns=1, source="package"))
     with pytest.raises(ModelNotFound) as caught:
         library.resolve(name)
     assert caught.value.hint == do
@@ -292,7 +292,9 @@ def test_library_offline_pulls_local_files_only(library: Library, other: Path) -
 def test_library_digest_is_stored_until_the_file_changes(library: Library, other: Path) -> None:
     model = pulled(library, str(other))
     assert model.file is not None
-    library.registry.add(ModelFile("other", other, model.file.size, "remembered", model.file.mtime_ns, source="local"))
+    library.registry.add(
+        RegistryEntry("other", other, model.file.size, "remembered", model.file.mtime_ns, source="local")
+    )
     assert library.digest(library.resolve("other"), silent).sha256 == "remembered"
     changed(other)
     os.utime(other, ns=(1, 1))

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
-from cerebrum_cli.models.registry import Digest, ModelFile, Registry, hash_file
+from cerebrum_cli.models.registry import Digest, Registry, RegistryEntry, hash_file
 
 ROOT = Path(__file__).parents[2]
 
 
-def model(name: str, path: str = "/models/file.gguf") -> ModelFile:
-    return ModelFile(name, Path(path), size=7, sha256="ab" * 32, mtime_ns=1_700_000_000_123_456_789, source="local")
+def model(name: str, path: str = "/models/file.gguf") -> RegistryEntry:
+    return RegistryEntry(name, Path(path), size=7, sha256="ab" * 32, mtime_ns=1_700_000_000_123_456_789, source="local")
 
 
 def test_registry_reads_an_empty_directory_without_writing(tmp_path: Path) -> None:
@@ -96,9 +96,9 @@ def test_registry_remove_returns_the_entry(tmp_path: Path) -> None:
 
 def test_registry_concurrent_adds_lose_nothing(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from cerebrum_cli.models.registry import ModelFile, Registry\n"
+        "import sys; from pathlib import Path; from cerebrum_cli.models.registry import RegistryEntry, Registry\n"
         "for number in range(15): Registry(Path(sys.argv[1])).add("
-        "ModelFile(f'{sys.argv[2]}-{number}', Path('/m.gguf'), 1, '00', 1, 'local'))"
+        "RegistryEntry(f'{sys.argv[2]}-{number}', Path('/m.gguf'), 1, '00', 1, 'local'))"
     )
     argv = [sys.executable, "-c", script, str(tmp_path)]
     adders = [subprocess.Popen([*argv, str(number)], cwd=ROOT) for number in range(4)]

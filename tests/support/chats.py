@@ -20,7 +20,7 @@ from cerebrum_cli.engine.remote.endpoint import Endpoint
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.inference.loading import ModelLoader
 from cerebrum_cli.models.model import Model
-from cerebrum_cli.models.registry import ModelFile
+from cerebrum_cli.models.registry import RegistryEntry
 
 
 class Loadable(Protocol):
@@ -48,7 +48,7 @@ def make_chat(
         if reference == "missing":
             raise ModelNotFound("missing is not installed", "pull it")
         name = reference or "small"
-        return Model(name, (file,), file=ModelFile(name, file, 1, "00", 1, "local"))
+        return Model(name, (file,), file=RegistryEntry(name, file, 1, "00", 1, "local"))
 
     def states(model: Model, form: str, settings: Settings) -> StateStore | None:
         return StateStore(directory / "states", 10**9, model.name, form) if settings.cache_gb else None
