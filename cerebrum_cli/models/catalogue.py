@@ -77,7 +77,7 @@ class ModelSpec:
     """
 
     name: str
-    system: str
+    title: str
     aliases: tuple[str, ...] = ()
     repo_id: str | None = None
     revision: str | None = None
@@ -86,7 +86,7 @@ class ModelSpec:
     format: str | None = None
     context_size: int | None = None
     kv_bytes_per_token: int | None = None
-    licence: str | None = None
+    license: str | None = None
     notes: str = ""
     package: PackageSource | None = None
     recipe: Path | None = None
@@ -207,7 +207,7 @@ class _Location:
 
 def _spec(location: _Location, name: str, row: dict[str, Any]) -> ModelSpec:
     checks: dict[str, Callable[[Any], Any]] = {
-        "system": _text,
+        "title": _text,
         "aliases": _aliases,
         "repo_id": _repo_id,
         "revision": _revision,
@@ -216,7 +216,7 @@ def _spec(location: _Location, name: str, row: dict[str, Any]) -> ModelSpec:
         "format": _text,
         "context_size": _positive_integer,
         "kv_bytes_per_token": _positive_integer,
-        "licence": _text,
+        "license": _text,
         "notes": _text,
         "package": partial(_package, location.inner("package")),
         "recipe": partial(_recipe, location.path),
@@ -225,7 +225,7 @@ def _spec(location: _Location, name: str, row: dict[str, Any]) -> ModelSpec:
         "settings": partial(_settings, location.inner("settings")),
     }
     values = location.values(row, checks, ("file",) if "repo_id" in row else ())
-    return ModelSpec(name, **{"system": name, **values})
+    return ModelSpec(name, **{"title": name, **values})
 
 
 def _package(location: _Location, value: object) -> PackageSource:

@@ -25,7 +25,7 @@ from cerebrum_cli.models.reference import PathReference, Reference
 def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[str, Any]:
     """Object of `show --json`, without the table of quantizations."""
     header, spec, cached = model.header, model.spec, model.cached
-    licence = header.metadata.get("general.license")
+    license_name = header.metadata.get("general.license")
     return {
         "name": model.name,
         "reference": model.reference,
@@ -51,7 +51,7 @@ def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[st
         "merged_from": list(model.merged_from),
         "repo_id": cached.repo_id if cached else spec.repo_id if spec else None,
         "revision": cached.commit if cached else None,
-        "licence": (spec and spec.licence) or (licence if isinstance(licence, str) else None),
+        "licence": (spec and spec.license) or (license_name if isinstance(license_name, str) else None),
         "default": library.is_default(model),
         "last_used": last_used(library, model),
         "notes": spec.notes if spec else "",
@@ -76,7 +76,7 @@ def describe_available(
     description = {
         "name": spec.name,
         "reference": str(reference),
-        "system": spec.system,
+        "system": spec.title,
         "path": None,
         "size": None,
         "format": spec.format,
@@ -86,7 +86,7 @@ def describe_available(
         "kv_bytes_per_token": spec.kv_bytes_per_token,
         "repo_id": spec.repo_id,
         "revision": spec.revision,
-        "licence": spec.licence,
+        "licence": spec.license,
         "default": False,
         "notes": spec.notes,
         "metadata": None,
@@ -142,11 +142,11 @@ def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, 
         yield {
             "name": spec.name,
             "aliases": list(spec.aliases),
-            "system": spec.system,
+            "system": spec.title,
             "here": spec.name in installed,
             "format": spec.format,
             "context_size": spec.context_size,
-            "licence": spec.licence,
+            "licence": spec.license,
             "repo_id": spec.repo_id,
             "recommended": next((each.quantization for each in candidates if each.recommended), None),
             "quantizations": [asdict(candidate) for candidate in candidates],

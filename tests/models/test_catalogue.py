@@ -26,7 +26,7 @@ SOURCES = [(spec, source) for spec in PACKAGED.values() for source in spec.sourc
 
 
 def test_catalogue_has_every_model_by_full_name() -> None:
-    assert {spec.name: spec.system for spec in PACKAGED.values()} == {
+    assert {spec.name: spec.title for spec in PACKAGED.values()} == {
         "cerebrum-7b": "Cerebrum-1.0-7b",
         "cerebrum-8x7b": "Cerebrum-1.0-8x7b",
         "collective-cognition-7b": "CollectiveCognition-v1-Mistral-7B",
@@ -97,7 +97,7 @@ def test_spec_has_name_and_aliases_in_any_case(called: str, name: str | None) ->
 def test_catalogue_names_are_unique() -> None:
     names = [name.lower() for spec in PACKAGED.values() for name in (spec.name, *spec.aliases)]
     assert len(names) == len(set(names))
-    assert all(spec.has_name(spec.system) for spec in PACKAGED.values())
+    assert all(spec.has_name(spec.title) for spec in PACKAGED.values())
 
 
 @pytest.mark.parametrize("spec", PACKAGED.values(), ids=list(PACKAGED))
@@ -168,7 +168,7 @@ def row(directory: Path, name: str, text: str) -> ModelSpec:
 def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
     text = """
     [models.mine]
-    system = "Mine-1.0"
+    title = "Mine-1.0"
     aliases = ["my-model", "m1"]
     repo_id = "me/Mine-GGUF"
     revision = "refs/pr/1"
@@ -176,7 +176,7 @@ def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
     format = "chatml"
     context_size = 4096
     kv_bytes_per_token = 65_536
-    licence = "mit"
+    license = "mit"
     notes = "Mine."
     quantizations = {Q4_0 = 10}
     alternatives = [{repo_id = "you/Mine", file = "Mine-{quant}.gguf", revision = "v1", quantizations = {Q8_0 = 20}}]
@@ -188,7 +188,7 @@ def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
     spec = row(tmp_path, "mine", text)
     assert spec == ModelSpec(
         name="mine",
-        system="Mine-1.0",
+        title="Mine-1.0",
         aliases=("my-model", "m1"),
         repo_id="me/Mine-GGUF",
         revision="refs/pr/1",
@@ -197,7 +197,7 @@ def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
         format="chatml",
         context_size=4096,
         kv_bytes_per_token=65_536,
-        licence="mit",
+        license="mit",
         notes="Mine.",
         alternatives=(alternative,),
         refuse=(Refusal("you/Mine-old", "it is old"),),
@@ -227,7 +227,7 @@ def test_spec_sources_may_be_alternatives_only(tmp_path: Path) -> None:
 def test_catalogue_later_files_override_keys(tmp_path: Path) -> None:
     first = written(
         tmp_path,
-        '[models.a]\nsystem = "A"\nformat = "cerebrum"\ncontext_size = 4096\nquantizations = {Q4_0 = 1, Q8_0 = 2}\n',
+        '[models.a]\ntitle = "A"\nformat = "cerebrum"\ncontext_size = 4096\nquantizations = {Q4_0 = 1, Q8_0 = 2}\n',
         "first.toml",
     )
     second = written(
@@ -269,8 +269,8 @@ PACKAGE = (
         ("models = 1", "[models]: must be a table"),
         ("[models]\na = 1", "[models.a]: must be a table"),
         ('[models."a:b"]', "[models.a:b]: model names consist of"),
-        ('[models.a]\nfromat = "cerebrum"', "[models.a] fromat: unknown key; the keys are system,"),
-        ("[models.a]\nsystem = 1", "[models.a] system: must be non-empty text"),
+        ('[models.a]\nfromat = "cerebrum"', "[models.a] fromat: unknown key; the keys are title,"),
+        ("[models.a]\ntitle = 1", "[models.a] title: must be non-empty text"),
         ('[models.a]\nrepo_id = "a"', "[models.a] repo_id: must be OWNER/NAME"),
         ('[models.a]\nfile = "a.bin"', "[models.a] file: must be the name of a .gguf file"),
         ("[models.a]\ncontext_size = true", "[models.a] context_size: must be a positive integer"),

@@ -20,7 +20,7 @@ from cerebrum_cli.models.registry import RegistryEntry
 
 CATALOGUE = """
 [models.thinker]
-system = "Thinker-1.0"
+title = "Thinker-1.0"
 repo_id = "someone/Thinker-GGUF"
 file = "Thinker-{quant}.gguf"
 format = "cerebrum"
@@ -36,7 +36,7 @@ size = 10
 download_size = 10
 
 [models.unpublished]
-system = "Unpublished-9"
+title = "Unpublished-9"
 notes = "Merge it yourself."
 """ % ("0" * 64)
 

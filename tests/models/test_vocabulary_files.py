@@ -17,7 +17,7 @@ REPO = "someone/Thinker-GGUF"
 
 CATALOGUE = f"""
 [models.thinker]
-system = "Thinker-1.0"
+title = "Thinker-1.0"
 repo_id = "{REPO}"
 file = "Thinker-{{quant}}.gguf"
 
