@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.files import exists
 from cerebrum_cli.gguf.header import Header, header_length, parse_header
 from cerebrum_cli.gguf.parser import HeaderTruncated
 from cerebrum_cli.models.catalogue import ModelSpec
@@ -116,8 +117,8 @@ class DownloadPlanner:
         return Availability(name, tuple(sizes), installed, layer_sizes, trained, spec, listing, tuple(found))
 
     def _is_cached(self, listing: Listing, variant: Variant) -> bool:
-        contains, files = self.library.cache.contains, map(listing.file, variant.files)
-        return all(contains(listing.repo_id, listing.commit, file.name, file.sha256) for file in files)
+        digests = [listing.file(name).sha256 for name in variant.files]
+        return all(digest and exists(self.library.cache.blob(listing.repo_id, digest)) for digest in digests)
 
 
 def _variants(listing: Listing) -> tuple[Variant, ...]:

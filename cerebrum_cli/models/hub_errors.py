@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -74,18 +73,11 @@ def response_error(
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from the Hub's rate limit header, or from Retry-After as seconds or a date."""
-    from datetime import UTC, datetime
-    from email.utils import parsedate_to_datetime
-
+    """Seconds to wait, from the Hub's rate limit header, or from Retry-After."""
     if limit := _RATE_LIMIT.search(headers.get("RateLimit", "")):
         return float(limit[1])
     text = headers.get("Retry-After", "").strip()
-    if text.isdecimal():
-        return float(text)
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    return None
+    return float(text) if text.isdecimal() else None
 
 
 def connection_error(host: str, error: BaseException) -> HubError:

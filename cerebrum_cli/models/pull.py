@@ -24,7 +24,7 @@ from cerebrum_cli.models.library import Library, require_free_name
 from cerebrum_cli.models.model import Model, is_missing, name_from_stem
 from cerebrum_cli.models.reference import NameReference, PathReference, Reference
 from cerebrum_cli.models.registry import Digest, RegistryEntry, Source
-from cerebrum_cli.models.removal import VocabularyRemoval
+from cerebrum_cli.models.removal import Removal
 
 if TYPE_CHECKING:
     from cerebrum_cli.gguf.header import Header
@@ -120,22 +120,16 @@ class Puller:
         assert listing is not None, "online, every plan except a package's has a listing"
         cache, files = library.vocabulary_cache, tuple(map(listing.file, variant.files))
 
-        def stored() -> Model:
-            cached = cache.model_from_files(listing.repo_id, listing.commit, variant)
-            return replace(library.model_from_cache(cached), is_vocabulary=True)
-
         def read_header(file: HubFile) -> bytes:
             ends = HEADER_BYTES if file == files[0] else (PART_HEADER_BYTES, *HEADER_BYTES)
             if file == files[0]:
                 self._check(Path(listing.repo_id, file.name), planner.header(listing, file))
             return planner.header_bytes(listing, file, ends)
 
-        earlier = stored()
-        if exists(earlier.path) and not earlier.is_readable:
-            VocabularyRemoval(library, earlier).execute()
         _store_headers(cache, listing, files, read_header)
         self._remember_digests(cache, listing, files)
-        return stored()
+        cached = cache.model_from_files(listing.repo_id, listing.commit, variant)
+        return replace(library.model_from_cache(cached), is_vocabulary=True)
 
     def find_or_pull(self, reference: Reference, name: str | None, context: int | None, confirm: Confirm) -> Model:
         """Pull a model unless it is installed, and leave the default model as it is."""
@@ -182,7 +176,7 @@ class Puller:
         """Store the digests of files in a cache, as the Hub states them."""
         registry = self.library.registry
         for file in files:
-            stored = cache.stored_path(listing.repo_id, listing.commit, file.name, file.digest)
+            stored = cache.blob(listing.repo_id, file.digest)
             if registry.digest(stored) is None:
                 registry.remember_digest(Digest.known(stored, file.digest))
 
@@ -191,7 +185,7 @@ class Puller:
         for model in self.library.vocabularies():
             if model.cached and (model.cached.repo_id, model.cached.names) == (repo_id, names):
                 with contextlib.suppress(PullError):  # a read-only directory; the installed model comes first anyway
-                    VocabularyRemoval(self.library, model).execute()
+                    Removal(self.library, model).execute()
 
     def with_name(self, model: Model, name: str | None) -> Model:
         """Register a model by the user's name for it, if any."""
@@ -242,15 +236,13 @@ def _store_headers(
     """Store the headers that are not stored yet as sparse files of full size: llama.cpp reads no tensors for them."""
     repo_id, commit = listing.repo_id, listing.commit
     for file in files:
-        has_header = cache.contains(repo_id, commit, file.name, file.digest)
-        header = b"" if has_header else read_header(file)
+        blob = cache.blob(repo_id, file.digest)
+        header = None if exists(blob) else read_header(file)
         try:
             cache.make_directories(repo_id, commit, file.name, file.digest)
-            if not has_header:
-                atomic_write(cache.blob(repo_id, file.digest), header, file.size)
-            pointer = cache.link(repo_id, commit, file.name, file.digest)
-            for directory in (cache.blob(repo_id, file.digest).parent, pointer.parent):
-                fsync_directory(directory)
+            if header is not None:
+                atomic_write(blob, header, file.size)
+            fsync_directory(cache.link(repo_id, commit, file.name, file.digest).parent)
             cache.write_ref(repo_id, listing.revision, commit)
         except OSError as error:
             hint = "make it writable, then try again"

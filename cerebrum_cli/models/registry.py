@@ -189,18 +189,8 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
 
 
 def _encode(content: _Content) -> bytes:
-    value = {
-        "version": _VERSION,
-        "default": content.default,
-        "models": [_model_to_json(model) for model in content.models],
-        "digests": [digest._asdict() | {"path": str(digest.path)} for digest in content.digests],
-    }
-    return json.dumps(value, indent=2).encode("ascii")
-
-
-def _model_to_json(model: RegistryEntry) -> dict[str, str | int]:
-    """JSON object of a model."""
-    return asdict(model) | {"path": str(model.path)}
+    value = {"version": _VERSION, **asdict(content), "digests": [digest._asdict() for digest in content.digests]}
+    return json.dumps(value, indent=2, default=str).encode("ascii")
 
 
 def _decode(text: bytes) -> _Content:
@@ -208,22 +198,15 @@ def _decode(text: bytes) -> _Content:
     value = json.loads(text)
     if value["version"] != _VERSION:
         raise ValueError(f"version {value['version']!r}, not {_VERSION}")
-    models = tuple(_model_from_json(**item) for item in value["models"])
+    for item in (*value["models"], *value["digests"]):
+        for key, each in item.items():
+            if type(each) is not (int if key in ("size", "mtime_ns") else str):
+                raise TypeError(f"invalid {key}: {each!r}")
+    models = tuple(RegistryEntry(**item | {"path": Path(item["path"])}) for item in value["models"])
+    digests = tuple(Digest(**item | {"path": Path(item["path"])}) for item in value["digests"])
     default = value["default"]
     if len({model.name for model in models}) < len(models) or not isinstance(default, str | None):
         raise ValueError("duplicate names or invalid default")
-    return _Content(models, default, tuple(_digest_from_json(**item) for item in value["digests"]))
-
-
-def _digest_from_json(*, path: str, size: int, mtime_ns: int, sha256: str) -> Digest:
-    if not (isinstance(sha256, str) and type(size) is int and type(mtime_ns) is int):
-        raise TypeError(f"wrong type in the digest of {path!r}")
-    return Digest(Path(path), size, mtime_ns, sha256)
-
-
-def _model_from_json(*, name: str, path: str, size: int, sha256: str, mtime_ns: int, source: Source) -> RegistryEntry:
-    texts_valid = all(isinstance(value, str) for value in (name, path, sha256))
-    numbers_valid = all(type(value) is int for value in (size, mtime_ns))
-    if not (texts_valid and numbers_valid and source in get_args(Source)):
-        raise TypeError(f"wrong type in {name!r}")
-    return RegistryEntry(name, Path(path), size, sha256, mtime_ns, source)
+    if unknown := {model.source for model in models} - set(get_args(Source)):
+        raise ValueError(f"unknown source {unknown.pop()!r}")
+    return _Content(models, default, digests)

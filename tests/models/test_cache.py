@@ -241,7 +241,6 @@ def test_cache_links_a_file_and_writes_its_ref(cache: Cache) -> None:
     assert path == cache.directory / "models--o--r" / "snapshots" / OLD / FILE
     assert path.readlink() == Path("../../blobs") / digest("a")
     assert listed(cache.directory) == [
-        "CACHEDIR.TAG",
         f"models--o--r/blobs/{digest('a')}",
         "models--o--r/refs/main",
         f"models--o--r/snapshots/{OLD}/{FILE}",
@@ -275,18 +274,6 @@ def test_cache_replaces_a_broken_link(cache: Cache) -> None:
     assert put(cache, FILE, "a").read_text() == "a"
 
 
-def test_cache_moves_the_file_without_link_support(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, target: str) -> None:
-        raise OSError("links are not to be had here")
-
-    monkeypatch.setattr(Path, "symlink_to", refuse)
-    path = put(cache, FILE, "a")
-    assert not path.is_symlink()
-    assert path.read_text() == "a"
-    assert listed(cache.repository_directory("o/r")) == ["refs/main", f"snapshots/{OLD}/{FILE}"]
-    assert put(cache, FILE, "a").read_text() == "a"
-
-
 def test_cache_ref_with_slashes_and_no_ref_for_a_commit(cache: Cache) -> None:
     put(cache, FILE, "a", revision="refs/pr/1")
     put(cache, FILE, "b", NEW, revision=NEW)
@@ -294,18 +281,6 @@ def test_cache_ref_with_slashes_and_no_ref_for_a_commit(cache: Cache) -> None:
     assert cache.commit("o/r", "refs/pr/1") == OLD
     put(cache, FILE, "b", NEW, revision="refs/pr/1")
     assert cache.commit("o/r", "refs/pr/1") == NEW
-
-
-def test_cache_works_without_a_writable_tag(cache: Cache) -> None:
-    (cache.directory / "CACHEDIR.TAG").mkdir(parents=True)
-    assert put(cache, FILE, "a").read_text() == "a"
-
-
-def test_cache_keeps_an_existing_tag(cache: Cache) -> None:
-    cache.directory.mkdir()
-    (cache.directory / "CACHEDIR.TAG").write_text("theirs")
-    put(cache, FILE, "a")
-    assert (cache.directory / "CACHEDIR.TAG").read_text() == "theirs"
 
 
 def test_cache_is_readable_by_huggingface_hub(cache: Cache) -> None:

@@ -178,14 +178,6 @@ def test_vocabulary_pull_of_a_split_model_has_all_tables(
     assert blobs(hub_user) == {}
 
 
-@pytest.mark.slow
-def test_vocabulary_pull_replaces_a_damaged_file(hub_user: HubUser, mistral_model: Path) -> None:
-    hub_user.pull("--vocabulary", REPO)
-    path_of(hub_user).write_bytes(b"GGUF")
-    assert hub_user.pull("--vocabulary", REPO).err == pulled(hub_user)
-    assert tokens(path_of(hub_user)) == tokens(mistral_model)
-
-
 @pytest.mark.parametrize("variable", [False, True])
 def test_vocabulary_pull_offline_uses_the_stored_one(hub_user: HubUser, variable: bool) -> None:
     more = {"HF_HUB_OFFLINE": "1"} if variable else {}
