@@ -177,7 +177,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _spec(directory: Path, name: str, row: dict[str, Any]) -> ModelSpec:
-    checks = {**_ROW, "recipe": partial(_recipe, directory), "settings": partial(_settings, directory)}
+    checks: dict[str, Check] = {
+        **_ROW,
+        "recipe": partial(_recipe, directory),
+        "settings": partial(_settings, directory),
+    }
     values = _table(checks, ("file",) if "repo_id" in row else ())(row)
     return ModelSpec(name, **{"title": name, **values})
 
@@ -252,8 +256,8 @@ def _quantizations(value: object) -> tuple[Quantization, ...]:
 
 def _recipe(directory: Path, value: object) -> Path:
     """Path of a recipe beside the file that names it, or else among the bundled recipes."""
-    name = _text(value)
-    found = next((path for path in (directory / name, RECIPES / name) if path.is_file()), None)
+    name: str = _text(value)
+    found: Path | None = next((path for path in (directory / name, RECIPES / name) if path.is_file()), None)
     if found is None:
         raise _Invalid(f"recipe {directory / name} does not exist")
     return found

@@ -26,7 +26,6 @@ from cerebrum_cli.models.model import (
 )
 from cerebrum_cli.models.not_found import (
     file_missing,
-    no_vocabulary,
     not_installed,
     require_not_refused,
     unknown_model,
@@ -130,7 +129,11 @@ class Library:
             if vocabulary := self.stored_vocabulary(reference):
                 return vocabulary
             spec = self.spec_named(reference.name) if isinstance(reference, NameReference) else None
-            raise no_vocabulary(error, spec) from error
+            if error.pullable is None or (spec and (spec.package or spec.recipe)):
+                raise
+            whole = f"(or the whole model: cerebrum pull {error.pullable})"
+            hint = f"cerebrum pull --vocabulary {error.pullable}  {whole}"
+            raise ModelNotFound(error.message, hint, error.pullable) from error
 
     def stored_vocabulary(self, reference: Reference) -> Model | None:
         """The vocabulary file of a reference, whether or not its model is installed."""

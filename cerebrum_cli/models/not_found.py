@@ -43,14 +43,6 @@ def not_installed(reference: NameReference | HubReference, spec: ModelSpec | Non
     return ModelNotFound(f"{reference} is not downloaded", hint, str(reference))
 
 
-def no_vocabulary(error: ModelNotFound, spec: ModelSpec | None) -> ModelNotFound:
-    """The error for a model that is not installed, where its vocabulary is enough."""
-    if error.pullable is None or (spec and (spec.package or spec.recipe)):
-        return error
-    hint = f"cerebrum pull --vocabulary {error.pullable}  (or the whole model: cerebrum pull {error.pullable})"
-    return ModelNotFound(error.message, hint, error.pullable)
-
-
 def unknown_model(text: str, names: Iterable[str]) -> ModelNotFound:
     """Error for a name that no model has; the hint suggests similar names."""
     similar = get_close_matches(text.partition(":")[0], sorted(names), n=3, cutoff=0.5)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, is_disk_full
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, translate_os_errors
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.models.download import Download
-from cerebrum_cli.models.download_plan import HEADER_BYTES, PART_HEADER_BYTES, DownloadPlanner
+from cerebrum_cli.models.download_plan import DownloadPlanner
 from cerebrum_cli.models.fit import DownloadPlan
 from cerebrum_cli.models.generative import HINT, require_loadable, unsupported_kind
 from cerebrum_cli.models.hub import HubFile, Listing
@@ -116,19 +115,24 @@ class Puller:
         The vocabulary cache has the layout of the Hugging Face cache: the name of a blob is the SHA-256 that the Hub
         lists for the whole file.
         """
-        library, listing, variant = self.library, plan.availability.listing, plan.variant
+        library, listing, variant = self.library, plan.listing, plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"
-        cache, files = library.vocabulary_cache, tuple(map(listing.file, variant.files))
-
-        def read_header(file: HubFile) -> bytes:
-            ends = HEADER_BYTES if file == files[0] else (PART_HEADER_BYTES, *HEADER_BYTES)
-            if file == files[0]:
-                self._check(Path(listing.repo_id, file.name), planner.header(listing, file))
-            return planner.header_bytes(listing, file, ends)
-
-        _store_headers(cache, listing, files, read_header)
+        cache, repo_id, commit = library.vocabulary_cache, listing.repo_id, listing.commit
+        files = tuple(map(listing.file, variant.files))
+        for file in files:
+            blob, header = cache.blob(repo_id, file.digest), b""
+            if not exists(blob):
+                header = planner.header_bytes(listing, file)
+                if file == files[0]:
+                    self._check(Path(repo_id, file.name), planner.header(listing, file))
+            with translate_os_errors(PullError, cache.directory, ", then try again"):
+                cache.make_directories(repo_id, commit, file.name, file.digest)
+                if header:  # as a sparse file of full size: llama.cpp reads no tensors for a vocabulary
+                    atomic_write(blob, header, file.size)
+                fsync_directory(cache.link(repo_id, commit, file.name, file.digest).parent)
+                cache.write_ref(repo_id, listing.revision, commit)
         self._remember_digests(cache, listing, files)
-        cached = cache.model_from_files(listing.repo_id, listing.commit, variant)
+        cached = cache.model_from_files(repo_id, commit, variant)
         return replace(library.model_from_cache(cached), is_vocabulary=True)
 
     def find_or_pull(self, reference: Reference, name: str | None, context: int | None, confirm: Confirm) -> Model:
@@ -154,12 +158,12 @@ class Puller:
         return self.with_name(self._download(planner, plan, name), name)
 
     def _download(self, planner: DownloadPlanner, plan: DownloadPlan, name: str | None) -> Model:
-        library, listing, variant = self.library, plan.availability.listing, plan.variant
+        library, listing, variant = self.library, plan.listing, plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"
         files = tuple(map(listing.file, variant.files))
         digests = [file.digest for file in files]  # of all, before a download
         if name is not None:
-            self._require_free_name(name, lambda spec: spec is plan.availability.spec, digests[0])
+            self._require_free_name(name, lambda spec: spec is plan.spec, digests[0])
         download = Download(listing, library.cache, self.progress, library.remembered_digest)
         download.require_space(files)
         if not plan.chosen.installed:
@@ -228,27 +232,6 @@ class Puller:
         _ = model.header  # raises ModelFileError before it is registered
         self.library.registry.add(entry)
         return model
-
-
-def _store_headers(
-    cache: Cache, listing: Listing, files: tuple[HubFile, ...], read_header: Callable[[HubFile], bytes]
-) -> None:
-    """Store the headers that are not stored yet as sparse files of full size: llama.cpp reads no tensors for them."""
-    repo_id, commit = listing.repo_id, listing.commit
-    for file in files:
-        blob = cache.blob(repo_id, file.digest)
-        header = None if exists(blob) else read_header(file)
-        try:
-            cache.make_directories(repo_id, commit, file.name, file.digest)
-            if header is not None:
-                atomic_write(blob, header, file.size)
-            fsync_directory(cache.link(repo_id, commit, file.name, file.digest).parent)
-            cache.write_ref(repo_id, listing.revision, commit)
-        except OSError as error:
-            hint = "make it writable, then try again"
-            if is_disk_full(error):
-                hint = f"free some disk space; without support for sparse files, {format_size(file.size)} is needed"
-            raise PullError(f"{cache.directory}: {error.strerror or error}", hint) from error
 
 
 def require_confirmation(plan: DownloadPlan, confirm: Confirm) -> None:

@@ -13,7 +13,7 @@ from libraries import open_library
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.listing import catalogue_rows, describe, rows
+from cerebrum_cli.models.listing import catalogue_rows, describe, row
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.pull import Puller
 from cerebrum_cli.models.registry import RegistryEntry
@@ -215,9 +215,9 @@ def test_library_missing_file_suggests_pulling_again(library: Library, tmp_path:
     with pytest.raises(ModelNotFound) as caught:
         library.resolve(name)
     assert caught.value.hint == do
-    [row] = rows(library)
-    assert row["error"] == f"{gone}: file not found"
-    assert (row["size"], row["format"]) == (1, None)
+    listed = row(library, *library.models())
+    assert listed["error"] == f"{gone}: file not found"
+    assert (listed["size"], listed["format"]) == (1, None)
 
 
 def test_library_unknown_name_suggests_similar_names(library: Library, other: Path) -> None:
@@ -336,5 +336,10 @@ def test_listing_describes_a_model_by_file_and_catalogue(library: Library, packe
         "default": True,
     }
     assert {key: description[key] for key in expected} == expected
-    [row] = rows(library)
-    assert (row["name"], row["size"], row["format"], row["error"]) == ("Packed.Q4_1", size, "embedded", None)
+    listed = row(library, *library.models())
+    assert (listed["name"], listed["size"], listed["format"], listed["error"]) == (
+        "Packed.Q4_1",
+        size,
+        "embedded",
+        None,
+    )
