@@ -11,7 +11,6 @@ import hashlib
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +55,6 @@ class Download:
     progress: Progress
     digest_of: Callable[[Path, Callable[[int, int], None]], Digest] = hash_file
     free_bytes: Callable[[Path], float] = free_space
-    sleep: Callable[[float], None] = time.sleep
 
     def missing_bytes(self, files: tuple[HubFile, ...]) -> int:
         """Bytes of these files that are not downloaded yet."""
@@ -125,7 +123,7 @@ class Download:
 
     def _complete(self, partial: Path, file: HubFile, progress: _FileProgress) -> None:
         """Download the rest of a partial file and verify it; delete it if its digest is wrong."""
-        retry_policy = RetryPolicy(self.progress, self.sleep)
+        retry_policy = RetryPolicy(self.progress)
         with partial.open("ab+") as out:
             writer = _Writer(out, file, progress.download)
             writer.hash_existing(progress.verify)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from time import sleep
 from typing import NamedTuple, Protocol, TypeVar
 
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
@@ -114,7 +114,6 @@ class RetryPolicy:
     """Waits between retries: exponential backoff, or as long as the Hub asks; each error sets its number of retries."""
 
     progress: Progress
-    sleep: Callable[[float], None] = time.sleep
     failures: int = 0
 
     def reset(self) -> None:
@@ -140,4 +139,4 @@ class RetryPolicy:
                 f"{error.message} and asks to wait {seconds / 60:.0f} minutes", "try again after that"
             ) from error
         self.progress.notice(NoticeEvent(error.message, f"retrying in {seconds:.0f} s"))
-        self.sleep(seconds)
+        sleep(seconds)
