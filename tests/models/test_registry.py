@@ -28,19 +28,16 @@ def test_registry_reads_an_empty_directory_without_writing(tmp_path: Path) -> No
     assert not (tmp_path / "models").exists()
 
 
-def test_registry_entries_persist(tmp_path: Path) -> None:
+def test_registry_entries_are_added_replaced_and_removed(tmp_path: Path) -> None:
     strange = model("b", os.fsdecode("/models/ä \udcff.gguf"))
     Registry(tmp_path / "new" / "models").add(model("a"))
     Registry(tmp_path / "new" / "models").add(strange)
     registry = Registry(tmp_path / "new" / "models")
     assert registry.entries() == (model("a"), strange)
     assert registry.find("b") == strange
-
-
-def test_registry_add_replaces_the_same_name(tmp_path: Path) -> None:
-    registry = Registry(tmp_path)
-    registry.add(model("a"))
     registry.add(model("a", "/elsewhere.gguf"))
+    assert registry.entries() == (strange, model("a", "/elsewhere.gguf"))
+    assert (registry.remove("b"), registry.remove("b")) == (strange, None)
     assert registry.entries() == (model("a", "/elsewhere.gguf"),)
 
 
@@ -84,14 +81,6 @@ def test_registry_touch_sets_last_used(tmp_path: Path) -> None:
     assert registry.last_used("b") is None
     (tmp_path / "file").write_bytes(b"")
     Registry(tmp_path / "file").touch("a")  # cannot be written, and nobody minds
-
-
-def test_registry_remove_returns_the_entry(tmp_path: Path) -> None:
-    registry = Registry(tmp_path)
-    registry.add(model("a"))
-    assert registry.remove("a") == model("a")
-    assert registry.remove("a") is None
-    assert registry.entries() == ()
 
 
 def test_registry_concurrent_adds_lose_nothing(tmp_path: Path) -> None:
