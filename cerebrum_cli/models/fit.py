@@ -155,46 +155,25 @@ def _distance(quantization: str) -> tuple[bool, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Availability:
-    """A model's quantizations and their sizes: from a listing of the Hub, or from the catalog and installed files.
+class DownloadPlan:
+    """A model's quantizations, assessed for this machine's memory and a context size, and the chosen one.
 
-    `variants` are the files of a listing, one for each of `sizes`; `installed` are quantizations without a download.
-    `layer_sizes` are those of any of them.
+    They come from a `listing` of the Hub, with the files of each as a variant, or from the catalog and installed files.
     """
 
     name: str
-    sizes: tuple[tuple[str, int], ...]
-    installed: tuple[str, ...]
-    layer_sizes: ModelSizes
-    trained_context: int | None
-    spec: ModelSpec | None = None
-    listing: Listing | None = None
-    variants: tuple[Variant, ...] = ()
-
-    def matching(self, quantization: str | None) -> list[str]:
-        """All quantizations, or the one with this name. Raises ModelNotFound if there is none."""
-        names = [name for name, _ in self.sizes]
-        found = [name for name in names if quantization is None or same_quantization(quantization, name)]
-        if not found:
-            hint = f"available: {', '.join(sorted(set(names)))}" if names else "no quantizations are known"
-            raise ModelNotFound(f"{self.name} has no quantization {quantization}", hint)
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class DownloadPlan:
-    """Available quantizations, assessed for this machine's memory and a context size, and the chosen one."""
-
-    availability: Availability
     candidates: tuple[QuantizationFit, ...]
     chosen: QuantizationFit
     context: int
     capacity: Capacity
+    spec: ModelSpec | None = None
+    listing: Listing | None = None
+    variants: tuple[Variant, ...] = ()
 
     @property
     def reference(self) -> NameReference:
         """Reference of the chosen quantization."""
-        return NameReference(self.availability.name, self.chosen.quantization)
+        return NameReference(self.name, self.chosen.quantization)
 
     @property
     def warning(self) -> str | None:
@@ -209,54 +188,51 @@ class DownloadPlan:
     @property
     def variant(self) -> Variant:
         """Files of the chosen quantization. Raises UsageError if several models of a repository share its name."""
-        found = [each for each in self.availability.variants if each.quantization == self.chosen.quantization]
-        if len(found) != 1 and self.availability.listing:
-            repo_id = self.availability.listing.repo_id
+        found = [each for each in self.variants if each.quantization == self.chosen.quantization]
+        if len(found) != 1 and self.listing:
+            repo_id = self.listing.repo_id
             choices = " or ".join(str(HubReference(repo_id, file=each.files[0])) for each in found)
             raise UsageError(f"{repo_id} has several {self.chosen.quantization} models", f"choose one: {choices}")
         return found[0]
 
 
-def known_availability(spec: ModelSpec | None, installed: Iterable[Model]) -> Availability:
-    """Quantizations of a catalog model, or, without a `spec`, of at least one installed model.
+def choose_candidate(name: str, candidates: Sequence[QuantizationFit], quantization: str | None) -> QuantizationFit:
+    """Choose the requested quantization of a model, or the recommended one. Raises ModelNotFound."""
+    is_any = quantization is None
+    matching = [each for each in candidates if is_any or same_quantization(quantization or "", each.quantization)]
+    if not matching:
+        names = sorted({each.quantization for each in candidates})
+        raise ModelNotFound(f"{name} has no quantization {quantization}", f"available: {', '.join(names)}")
+    return next((each for each in matching if each.recommended), matching[0])
 
-    The sizes of installed files override those of the catalog.
+
+def known_plan(
+    spec: ModelSpec | None,
+    models: Iterable[Model],
+    quantization: str | None,
+    context: int | None,
+    capacity: Capacity,
+) -> DownloadPlan | None:
+    """Plan with the quantizations of a catalog model, or, without a `spec`, of installed models; None without any.
+
+    The sizes of installed files override those of the catalog. Raises ModelNotFound without the requested quantization.
     """
-    models, sources = list(installed), spec.sources[:1] if spec else ()
-    listed = [each for source in sources for each in source.quantizations] or (spec.quantizations if spec else ())
-    sizes = dict(listed)
-    for model in models:
+    own = [model for model in models if spec is None or (model.spec == spec and model.is_readable)]
+    sources = spec.sources[:1] if spec else ()
+    sizes = dict([each for source in sources for each in source.quantizations] or (spec.quantizations if spec else ()))
+    for model in own:
         name = next((name for name in sizes if same_quantization(name, model.display_name)), model.display_name)
         sizes[name] = model.size
-    return Availability(
-        spec.name if spec else models[0].name,
-        tuple(sizes.items()),
-        tuple(model.display_name for model in models),
-        models[0].sizes if models or spec is None else spec_sizes(spec),
-        models[0].trained_context if models or spec is None else spec.context_size,
-        spec,
-    )
-
-
-def catalogue_availability(spec: ModelSpec, models: Iterable[Model]) -> Availability:
-    """Quantizations of a catalog model, with those of the installed models that are its own."""
-    own = (model for model in models if model.spec == spec and model.is_readable)
-    return known_availability(spec, own)
+    if not sizes:
+        return None
+    name = spec.name if spec else own[0].name
+    layer_sizes = own[0].sizes if own or spec is None else spec_sizes(spec)
+    context = planned_context(context, own[0].trained_context if own or spec is None else spec.context_size)
+    installed = [model.display_name for model in own]
+    candidates = assess_quantizations(sizes.items(), installed, layer_sizes, context, capacity)
+    return DownloadPlan(name, candidates, choose_candidate(name, candidates, quantization), context, capacity, spec)
 
 
 def spec_sizes(spec: ModelSpec) -> ModelSizes:
     """Sizes of a catalog model without a file, spread over as many layers as most of them have."""
     return uniform_sizes(0, CATALOG_LAYERS, (spec.kv_bytes_per_token or 0) // 2)
-
-
-def assess_fit(
-    availability: Availability, quantization: str | None, context: int | None, capacity: Capacity
-) -> DownloadPlan:
-    """Assess available quantizations for this machine. Raises ModelNotFound if the requested one is not available."""
-    context = planned_context(context, availability.trained_context)
-    sizes, installed, layer_sizes = availability.sizes, availability.installed, availability.layer_sizes
-    candidates = assess_quantizations(sizes, installed, layer_sizes, context, capacity)
-    names = availability.matching(quantization)
-    matching = [each for each in candidates if each.quantization in names]
-    chosen = next((each for each in matching if each.recommended), matching[0])
-    return DownloadPlan(availability, candidates, chosen, context, capacity)

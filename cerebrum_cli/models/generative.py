@@ -19,24 +19,15 @@ _VOCODER = "a vocoder, which turns audio tokens into sound and generates no text
 _POOLING = {4: "a reranker, which scores texts and generates none"}  # LLAMA_POOLING_TYPE_RANK; 0 is none
 # By general.architecture (llama.cpp 0c1e57098). Other files say it in their metadata, and what neither shows,
 # `require_decoder` in engine/llama/load.py finds after loading.
+_ENCODERS = (
+    "bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert gemma-embedding llama-embed"
+    " t5encoder"
+)
 _ARCHITECTURES = {
-    "bert": _ENCODER_ONLY,
-    "modern-bert": _ENCODER_ONLY,
-    "nomic-bert": _ENCODER_ONLY,
-    "nomic-bert-moe": _ENCODER_ONLY,
-    "neo-bert": _ENCODER_ONLY,
-    "jina-bert-v2": _ENCODER_ONLY,
-    "jina-bert-v3": _ENCODER_ONLY,
-    "eurobert": _ENCODER_ONLY,
-    "gemma-embedding": _ENCODER_ONLY,
-    "llama-embed": _ENCODER_ONLY,
-    "t5encoder": _ENCODER_ONLY,
+    **dict.fromkeys(_ENCODERS.split(), _ENCODER_ONLY),
+    **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), _DIFFUSION),
     "t5": _ENCODER_DECODER,
-    "dream": _DIFFUSION,
-    "llada": _DIFFUSION,
     "wavtokenizer-dec": _VOCODER,
-    "llada-moe": _DIFFUSION,
-    "rnd1": _DIFFUSION,
 }
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import httpx2
-    from huggingface_hub import CachedFileInfo, HFCacheInfo
 
 _VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")  # empty counts as unset
 _LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
@@ -181,12 +180,12 @@ def open_file(listing: Listing, name: str, start: int = 0, end: int | None = Non
             url = hf_hub_url(listing.repo_id, name, repo_type=listing.kind, revision=listing.commit)
             response = stack.enter_context(get_session().stream("GET", url, headers=headers, timeout=timeout))
             hf_raise_for_status(response)
-        yield Body(_body_start(response, start), _chunks(subject, listing.kind, response))
 
+        def chunks() -> Iterator[bytes]:
+            with _translated(subject, listing.kind):
+                yield from response.iter_raw()
 
-def _chunks(subject: str, kind: RepositoryKind, response: httpx2.Response) -> Iterator[bytes]:
-    with _translated(subject, kind):
-        yield from response.iter_raw()
+        yield Body(_body_start(response, start), chunks())
 
 
 def delete(paths: tuple[Path, ...], directory: Path) -> int:
@@ -198,30 +197,18 @@ def delete(paths: tuple[Path, ...], directory: Path) -> int:
 
     cache = scan_cache_dir(directory)
     requested = {path.parent.resolve() / path.name for path in paths}
-    revisions = (revision for repo in cache.repos for revision in repo.revisions)
+    revisions = [revision for repo in cache.repos for revision in repo.revisions]
     files = {file for revision in revisions for file in revision.files if file.file_path in requested}
     if len(files) < len(requested):
-        warning = next((str(warning) for warning in cache.warnings), "its files are gone")
-        raise PullError(f"the cache in {directory} is damaged: {warning}", "inspect it with hf cache ls -vvv")
+        raise PullError(f"the cache in {directory} is damaged", "inspect it with hf cache ls -vvv")
+    incomplete = {partial.file_path.parent.parent for partial in cache.incomplete_files}
+    emptied = [each for each in revisions if each.files <= files and each.snapshot_path.parent.parent not in incomplete]
+    strategy = cache.delete_files(*files)
     try:
-        return _delete_files(cache, files, directory)
+        strategy.execute()
+        scan_cache_dir(directory).delete_revisions(*(each.commit_hash for each in emptied)).execute()
     except OSError as error:
         raise PullError(f"{error.filename}: {error.strerror}", "make the cache writable") from error
-
-
-def _delete_files(cache: HFCacheInfo, files: set[CachedFileInfo], directory: Path) -> int:
-    from huggingface_hub import scan_cache_dir
-
-    strategy = cache.delete_files(*files)
-    strategy.execute()
-    incomplete = {partial.file_path.parent.parent for partial in cache.incomplete_files}
-    empty_revisions = [
-        revision.commit_hash
-        for repo in cache.repos
-        for revision in repo.revisions
-        if revision.files <= files and revision.snapshot_path.parent.parent not in incomplete
-    ]
-    scan_cache_dir(directory).delete_revisions(*empty_revisions).execute()
     return strategy.expected_freed_size
 
 
@@ -259,12 +246,9 @@ def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[None]:
     except httpx2.TransportError as error:
         raise connection_error(error.request.url.netloc.decode("ascii", "replace"), error) from error
     except UnicodeEncodeError as error:
-        raise HubError(f"invalid characters in the token from {_token_location()}", "fix it") from error
-    except ImportError as error:
-        raise HubError(f"cannot use the network: {error}", "install what is missing, or change the proxy") from error
-    except OSError as error:  # an unreadable token or certificate
-        problem = f"{error.filename or subject}: {error.strerror or error}"
-        raise HubError(problem, "make it readable") from error
+        raise HubError(f"invalid characters in the token from {_token_location()}", "set another") from error
+    except (ImportError, OSError) as error:  # no library for a proxy; an unreadable token or certificate
+        raise HubError(f"cannot use the network: {error}", "check the proxy, the token and SSL_CERT_FILE") from error
     except (httpx2.RequestError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _not_a_hub() from error
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from time import sleep
 from typing import NamedTuple, Protocol, TypeVar
 
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
@@ -74,18 +73,11 @@ def response_error(
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from the Hub's rate limit header, or from Retry-After as seconds or a date."""
-    from datetime import UTC, datetime
-    from email.utils import parsedate_to_datetime
-
+    """Seconds to wait, from the Hub's rate limit header, or from Retry-After."""
     if limit := _RATE_LIMIT.search(headers.get("RateLimit", "")):
         return float(limit[1])
     text = headers.get("Retry-After", "").strip()
-    if text.isdecimal():
-        return float(text)
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    return None
+    return float(text) if text.isdecimal() else None
 
 
 def connection_error(host: str, error: BaseException) -> HubError:
@@ -122,7 +114,6 @@ class RetryPolicy:
     """Waits between retries: exponential backoff, or as long as the Hub asks; each error sets its number of retries."""
 
     progress: Progress
-    sleep: Callable[[float], None] = time.sleep
     failures: int = 0
 
     def reset(self) -> None:
@@ -148,4 +139,4 @@ class RetryPolicy:
                 f"{error.message} and asks to wait {seconds / 60:.0f} minutes", "try again after that"
             ) from error
         self.progress.notice(NoticeEvent(error.message, f"retrying in {seconds:.0f} s"))
-        self.sleep(seconds)
+        sleep(seconds)

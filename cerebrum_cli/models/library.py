@@ -26,7 +26,6 @@ from cerebrum_cli.models.model import (
 )
 from cerebrum_cli.models.not_found import (
     file_missing,
-    no_vocabulary,
     not_installed,
     require_not_refused,
     unknown_model,
@@ -40,7 +39,7 @@ from cerebrum_cli.models.reference import (
     looks_like_path,
     parse_reference,
 )
-from cerebrum_cli.models.registry import Digest, ModelFile, Registry, hash_file
+from cerebrum_cli.models.registry import Digest, Registry, RegistryEntry, hash_file
 from cerebrum_cli.models.variants import same_quantization
 
 ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
@@ -130,7 +129,11 @@ class Library:
             if vocabulary := self.stored_vocabulary(reference):
                 return vocabulary
             spec = self.spec_named(reference.name) if isinstance(reference, NameReference) else None
-            raise no_vocabulary(error, spec) from error
+            if error.pullable is None or (spec and (spec.package or spec.recipe)):
+                raise
+            whole = f"(or the whole model: cerebrum pull {error.pullable})"
+            hint = f"cerebrum pull --vocabulary {error.pullable}  {whole}"
+            raise ModelNotFound(error.message, hint, error.pullable) from error
 
     def stored_vocabulary(self, reference: Reference) -> Model | None:
         """The vocabulary file of a reference, whether or not its model is installed."""
@@ -186,7 +189,7 @@ class Library:
         _ = model.header
         return model
 
-    def model_from_entry(self, entry: ModelFile) -> Model:
+    def model_from_entry(self, entry: RegistryEntry) -> Model:
         spec = self._spec_of_entry(entry)
         cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
         return Model(entry.name, model_paths(entry.path), spec, entry, cached)
@@ -314,7 +317,7 @@ class Library:
         """The catalog model with files of this name."""
         return next((spec for spec in self.specs if spec.matches(path.name)), None)
 
-    def _spec_of_entry(self, entry: ModelFile) -> ModelSpec | None:
+    def _spec_of_entry(self, entry: RegistryEntry) -> ModelSpec | None:
         """The catalog model of a registry entry."""
         return self.spec_named(entry.name) or self.spec_of_file(entry.path)
 
@@ -347,7 +350,7 @@ def with_adapters(library: Library, model: Model, texts: Iterable[str]) -> Model
 
 
 def require_free_name(
-    library: Library, name: str, owns_spec: Callable[[ModelSpec], bool], owns_entry: Callable[[ModelFile], bool]
+    library: Library, name: str, owns_spec: Callable[[ModelSpec], bool], owns_entry: Callable[[RegistryEntry], bool]
 ) -> None:
     """Raise UsageError for an invalid name, or one of another catalog model or registry entry."""
     if not MODEL_NAME.fullmatch(name):

@@ -9,13 +9,7 @@ from typing import Any
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.gguf.parser import Array, Scalar
-from cerebrum_cli.models.fit import (
-    DownloadPlan,
-    assess_fit,
-    catalogue_availability,
-    known_availability,
-    planned_context,
-)
+from cerebrum_cli.models.fit import DownloadPlan, known_plan, planned_context
 from cerebrum_cli.models.generative import unsupported_kind
 from cerebrum_cli.models.library import Library, OnProgress
 from cerebrum_cli.models.model import Model
@@ -25,7 +19,7 @@ from cerebrum_cli.models.reference import PathReference, Reference
 def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[str, Any]:
     """Object of `show --json`, without the table of quantizations."""
     header, spec, cached = model.header, model.spec, model.cached
-    licence = header.metadata.get("general.license")
+    license_name = header.metadata.get("general.license")
     return {
         "name": model.name,
         "reference": model.reference,
@@ -51,7 +45,7 @@ def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[st
         "merged_from": list(model.merged_from),
         "repo_id": cached.repo_id if cached else spec.repo_id if spec else None,
         "revision": cached.commit if cached else None,
-        "licence": (spec and spec.licence) or (licence if isinstance(licence, str) else None),
+        "licence": (spec and spec.license) or (license_name if isinstance(license_name, str) else None),
         "default": library.is_default(model),
         "last_used": last_used(library, model),
         "notes": spec.notes if spec else "",
@@ -76,7 +70,7 @@ def describe_available(
     description = {
         "name": spec.name,
         "reference": str(reference),
-        "system": spec.system,
+        "system": spec.title,
         "path": None,
         "size": None,
         "format": spec.format,
@@ -86,19 +80,12 @@ def describe_available(
         "kv_bytes_per_token": spec.kv_bytes_per_token,
         "repo_id": spec.repo_id,
         "revision": spec.revision,
-        "licence": spec.licence,
+        "licence": spec.license,
         "default": False,
         "notes": spec.notes,
         "metadata": None,
     }
-    availability = catalogue_availability(spec, library.models())
-    if not availability.sizes:
-        return description, None
-    return description, assess_fit(availability, reference.quantization, context, library.capacity())
-
-
-def rows(library: Library) -> Iterator[dict[str, Any]]:
-    return (row(library, model) for model in library.models())
+    return description, known_plan(spec, library.models(), reference.quantization, context, library.capacity())
 
 
 def row(library: Library, model: Model) -> dict[str, Any]:
@@ -137,16 +124,16 @@ def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, 
     models, capacity = library.models(), library.capacity()
     installed = {model.spec.name for model in models if model.spec}
     for spec in library.specs:
-        availability = catalogue_availability(spec, models)
-        candidates = assess_fit(availability, None, context, capacity).candidates if availability.sizes else ()
+        plan = known_plan(spec, models, None, context, capacity)
+        candidates = plan.candidates if plan else ()
         yield {
             "name": spec.name,
             "aliases": list(spec.aliases),
-            "system": spec.system,
+            "system": spec.title,
             "here": spec.name in installed,
             "format": spec.format,
             "context_size": spec.context_size,
-            "licence": spec.licence,
+            "licence": spec.license,
             "repo_id": spec.repo_id,
             "recommended": next((each.quantization for each in candidates if each.recommended), None),
             "quantizations": [asdict(candidate) for candidate in candidates],
@@ -156,11 +143,10 @@ def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, 
 
 def download_plan_object(plan: DownloadPlan) -> dict[str, Any]:
     """Object of `pull --dry-run --json`."""
-    listing = plan.availability.listing
     return {
-        "name": plan.availability.name,
-        "repo_id": listing.repo_id if listing else plan.availability.spec and plan.availability.spec.repo_id,
-        "revision": listing.commit if listing else None,
+        "name": plan.name,
+        "repo_id": plan.listing.repo_id if plan.listing else plan.spec and plan.spec.repo_id,
+        "revision": plan.listing.commit if plan.listing else None,
         "chosen": plan.chosen.quantization,
         **candidates_object(plan),
     }
@@ -177,17 +163,13 @@ def candidates_object(plan: DownloadPlan) -> dict[str, Any]:
     }
 
 
-def quantization_plan(library: Library, model: Model, context: int | None) -> DownloadPlan:
+def quantization_plan(library: Library, model: Model, context: int | None) -> DownloadPlan | None:
     """Available and installed quantizations of an installed model."""
-    models = library.models()
-    if model.spec:
-        availability = catalogue_availability(
-            model.spec, [*(each for each in models if each.path != model.path), model]
-        )
-    else:
-        beside = [each for each in models if each.cached and each.name == model.name and each.is_readable]
-        availability = known_availability(None, beside if model.cached and model in beside else [model])
-    return assess_fit(availability, model.display_name, context, library.capacity())
+    models = [each for each in library.models() if each.path != model.path]
+    if not model.spec:
+        models = [each for each in models if model.cached and each.cached and each.name == model.name]
+        models = [each for each in models if each.is_readable]
+    return known_plan(model.spec, [*models, model], model.display_name, context, library.capacity())
 
 
 def source_of(model: Model) -> str:

@@ -16,7 +16,7 @@ from cerebrum_cli.gguf.sizes import ModelSizes
 from cerebrum_cli.models.cache import CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, looks_like_path
-from cerebrum_cli.models.registry import ModelFile
+from cerebrum_cli.models.registry import RegistryEntry
 from cerebrum_cli.models.variants import parts_of
 
 # Metadata of a merge: the recipe, the names of its models, and their prompt format.
@@ -53,7 +53,7 @@ class Model:
     name: str
     paths: tuple[Path, ...]
     spec: ModelSpec | None = None
-    file: ModelFile | None = None
+    file: RegistryEntry | None = None
     cached: CachedModel | None = None
     is_shadowed: bool = False
     is_vocabulary: bool = False

@@ -12,13 +12,13 @@ from cerebrum_cli.models.cache import CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.model import is_file
 from cerebrum_cli.models.reference import HubReference, NameReference
-from cerebrum_cli.models.registry import ModelFile
+from cerebrum_cli.models.registry import RegistryEntry
 
 _OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
 
 
 def file_missing(
-    entry: ModelFile, spec: ModelSpec | None, cached: CachedModel | None, merge_directory: Path
+    entry: RegistryEntry, spec: ModelSpec | None, cached: CachedModel | None, merge_directory: Path
 ) -> ModelNotFound:
     """Error for a registered model whose file no longer exists."""
     problem = f"{entry.name}: its file {entry.path} no longer exists"
@@ -41,14 +41,6 @@ def not_installed(reference: NameReference | HubReference, spec: ModelSpec | Non
         return ModelNotFound(problem, f"list quantizations: cerebrum pull --dry-run {spec.name}")
     hint = f"cerebrum pull {reference}{_file_hint(str(reference))}"
     return ModelNotFound(f"{reference} is not downloaded", hint, str(reference))
-
-
-def no_vocabulary(error: ModelNotFound, spec: ModelSpec | None) -> ModelNotFound:
-    """The error for a model that is not installed, where its vocabulary is enough."""
-    if error.pullable is None or (spec and (spec.package or spec.recipe)):
-        return error
-    hint = f"cerebrum pull --vocabulary {error.pullable}  (or the whole model: cerebrum pull {error.pullable})"
-    return ModelNotFound(error.message, hint, error.pullable)
 
 
 def unknown_model(text: str, names: Iterable[str]) -> ModelNotFound:

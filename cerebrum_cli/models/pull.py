@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, is_disk_full
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, translate_os_errors
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.models.download import Download
-from cerebrum_cli.models.download_plan import HEADER_BYTES, PART_HEADER_BYTES, DownloadPlanner
+from cerebrum_cli.models.download_plan import DownloadPlanner
 from cerebrum_cli.models.fit import DownloadPlan
 from cerebrum_cli.models.generative import HINT, require_loadable, unsupported_kind
 from cerebrum_cli.models.hub import HubFile, Listing
@@ -23,8 +22,8 @@ from cerebrum_cli.models.hub_errors import HubError, Progress
 from cerebrum_cli.models.library import Library, require_free_name
 from cerebrum_cli.models.model import Model, is_missing, name_from_stem
 from cerebrum_cli.models.reference import NameReference, PathReference, Reference
-from cerebrum_cli.models.registry import Digest, ModelFile, Source
-from cerebrum_cli.models.removal import VocabularyRemoval
+from cerebrum_cli.models.registry import Digest, RegistryEntry, Source
+from cerebrum_cli.models.removal import Removal
 
 if TYPE_CHECKING:
     from cerebrum_cli.gguf.header import Header
@@ -116,26 +115,25 @@ class Puller:
         The vocabulary cache has the layout of the Hugging Face cache: the name of a blob is the SHA-256 that the Hub
         lists for the whole file.
         """
-        library, listing, variant = self.library, plan.availability.listing, plan.variant
+        library, listing, variant = self.library, plan.listing, plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"
-        cache, files = library.vocabulary_cache, tuple(map(listing.file, variant.files))
-
-        def stored() -> Model:
-            cached = cache.model_from_files(listing.repo_id, listing.commit, variant)
-            return replace(library.model_from_cache(cached), is_vocabulary=True)
-
-        def read_header(file: HubFile) -> bytes:
-            ends = HEADER_BYTES if file == files[0] else (PART_HEADER_BYTES, *HEADER_BYTES)
-            if file == files[0]:
-                self._check(Path(listing.repo_id, file.name), planner.header(listing, file))
-            return planner.header_bytes(listing, file, ends)
-
-        earlier = stored()
-        if exists(earlier.path) and not earlier.is_readable:
-            VocabularyRemoval(library, earlier).execute()
-        _store_headers(cache, listing, files, read_header)
+        cache, repo_id, commit = library.vocabulary_cache, listing.repo_id, listing.commit
+        files = tuple(map(listing.file, variant.files))
+        for file in files:
+            blob, header = cache.blob(repo_id, file.digest), b""
+            if not exists(blob):
+                header = planner.header_bytes(listing, file)
+                if file == files[0]:
+                    self._check(Path(repo_id, file.name), planner.header(listing, file))
+            with translate_os_errors(PullError, cache.directory, ", then try again"):
+                cache.make_directories(repo_id, commit, file.name, file.digest)
+                if header:  # as a sparse file of full size: llama.cpp reads no tensors for a vocabulary
+                    atomic_write(blob, header, file.size)
+                fsync_directory(cache.link(repo_id, commit, file.name, file.digest).parent)
+                cache.write_ref(repo_id, listing.revision, commit)
         self._remember_digests(cache, listing, files)
-        return stored()
+        cached = cache.model_from_files(repo_id, commit, variant)
+        return replace(library.model_from_cache(cached), is_vocabulary=True)
 
     def find_or_pull(self, reference: Reference, name: str | None, context: int | None, confirm: Confirm) -> Model:
         """Pull a model unless it is installed, and leave the default model as it is."""
@@ -160,12 +158,12 @@ class Puller:
         return self.with_name(self._download(planner, plan, name), name)
 
     def _download(self, planner: DownloadPlanner, plan: DownloadPlan, name: str | None) -> Model:
-        library, listing, variant = self.library, plan.availability.listing, plan.variant
+        library, listing, variant = self.library, plan.listing, plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"
         files = tuple(map(listing.file, variant.files))
         digests = [file.digest for file in files]  # of all, before a download
         if name is not None:
-            self._require_free_name(name, lambda spec: spec is plan.availability.spec, digests[0])
+            self._require_free_name(name, lambda spec: spec is plan.spec, digests[0])
         download = Download(listing, library.cache, self.progress, library.remembered_digest)
         download.require_space(files)
         if not plan.chosen.installed:
@@ -182,7 +180,7 @@ class Puller:
         """Store the digests of files in a cache, as the Hub states them."""
         registry = self.library.registry
         for file in files:
-            stored = cache.stored_path(listing.repo_id, listing.commit, file.name, file.digest)
+            stored = cache.blob(listing.repo_id, file.digest)
             if registry.digest(stored) is None:
                 registry.remember_digest(Digest.known(stored, file.digest))
 
@@ -191,7 +189,7 @@ class Puller:
         for model in self.library.vocabularies():
             if model.cached and (model.cached.repo_id, model.cached.names) == (repo_id, names):
                 with contextlib.suppress(PullError):  # a read-only directory; the installed model comes first anyway
-                    VocabularyRemoval(self.library, model).execute()
+                    Removal(self.library, model).execute()
 
     def with_name(self, model: Model, name: str | None) -> Model:
         """Register a model by the user's name for it, if any."""
@@ -229,34 +227,11 @@ class Puller:
         require_free_name(self.library, name, owns_spec, lambda entry: entry.sha256 == digest)
 
     def _register(self, name: str, digest: Digest, source: Source) -> Model:
-        entry = ModelFile(name, digest.path, digest.size, digest.sha256, digest.mtime_ns, source)
+        entry = RegistryEntry(name, digest.path, digest.size, digest.sha256, digest.mtime_ns, source)
         model = self.library.model_from_entry(entry)
         _ = model.header  # raises ModelFileError before it is registered
         self.library.registry.add(entry)
         return model
-
-
-def _store_headers(
-    cache: Cache, listing: Listing, files: tuple[HubFile, ...], read_header: Callable[[HubFile], bytes]
-) -> None:
-    """Store the headers that are not stored yet as sparse files of full size: llama.cpp reads no tensors for them."""
-    repo_id, commit = listing.repo_id, listing.commit
-    for file in files:
-        has_header = cache.contains(repo_id, commit, file.name, file.digest)
-        header = b"" if has_header else read_header(file)
-        try:
-            cache.make_directories(repo_id, commit, file.name, file.digest)
-            if not has_header:
-                atomic_write(cache.blob(repo_id, file.digest), header, file.size)
-            pointer = cache.link(repo_id, commit, file.name, file.digest)
-            for directory in (cache.blob(repo_id, file.digest).parent, pointer.parent):
-                fsync_directory(directory)
-            cache.write_ref(repo_id, listing.revision, commit)
-        except OSError as error:
-            hint = "make it writable, then try again"
-            if is_disk_full(error):
-                hint = f"free some disk space; without support for sparse files, {format_size(file.size)} is needed"
-            raise PullError(f"{cache.directory}: {error.strerror or error}", hint) from error
 
 
 def require_confirmation(plan: DownloadPlan, confirm: Confirm) -> None:

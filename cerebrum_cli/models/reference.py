@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from cerebrum_cli.core.errors import UsageError
 
@@ -118,27 +118,19 @@ def _parse_url(text: str, scheme: str, rest: str, endpoint: str | None) -> HubRe
     if scheme.lower() == "hf":
         return _parse_hub_path(text, rest)
     try:
-        parts, own = urlsplit(text), urlsplit(endpoint or "")
-        host, hosts = _host(parts), (*HUB_HOSTS, _host(own))
+        parts, own_host = urlsplit(text), urlsplit(endpoint or "").netloc.lower()
     except ValueError as error:
         raise UsageError(f"{text!r} is not a URL: {error}", _FORMS) from error
-    if scheme.lower() not in ("http", "https") or host not in hosts or "@" in parts.netloc:
+    if scheme.lower() not in ("http", "https") or parts.netloc.lower() not in (*HUB_HOSTS, own_host):
         raise UsageError(
-            f"{host!r}: can only pull from the Hugging Face Hub",
+            f"{parts.hostname or ''!r}: can only pull from the Hugging Face Hub",
             "download the file, then: cerebrum pull PATH  (for another Hub, set HF_ENDPOINT to its URL)",
         )
-    prefix = f"{own.path.rstrip('/')}/" if host == _host(own) else "/"  # a mirror may be below a path
-    path = parts.path.removeprefix(prefix).removeprefix("/")
+    path = parts.path.removeprefix("/")
     shown = parse_qs(parts.query).get(_FILE_QUERY, [""])[0]
-    if shown and "/blob/" not in parts.path and "/resolve/" not in parts.path:  # the Hub's GGUF viewer
-        return _parse_hub_path(text, f"{'/'.join(path.split('/')[:2])}/resolve/{MAIN}/{quote(shown)}")
+    if shown and not any(f"/{view}/" in parts.path for view in _FILE_VIEWS):
+        path = f"{'/'.join(path.split('/')[:2])}/resolve/{MAIN}/{quote(shown)}"
     return _parse_hub_path(text, path)
-
-
-def _host(parts: SplitResult) -> str:
-    """Host of a URL, with its port unless that is 80 or 443."""
-    port = "" if parts.port in (None, 80, 443) else f":{parts.port}"
-    return f"{parts.hostname or ''}{port}".lower()
 
 
 def _parse_hub_path(text: str, path: str) -> HubReference:

@@ -24,7 +24,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFile:
+class RegistryEntry:
     """A registered model; the digest belongs to this size and modification time."""
 
     name: str
@@ -52,11 +52,11 @@ class Digest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    models: tuple[ModelFile, ...] = ()
+    models: tuple[RegistryEntry, ...] = ()
     default: str | None = None
     digests: tuple[Digest, ...] = ()
 
-    def find(self, name: str) -> ModelFile | None:
+    def find(self, name: str) -> RegistryEntry | None:
         matches = [model for model in self.models if model.name.lower() == name.lower()]
         return next((model for model in matches if model.name == name), matches[0] if matches else None)
 
@@ -72,21 +72,21 @@ class Registry:
     def default(self) -> str | None:
         return self._read().default
 
-    def entries(self) -> tuple[ModelFile, ...]:
+    def entries(self) -> tuple[RegistryEntry, ...]:
         """All models, oldest first. Raises ConfigError if registry.json is damaged."""
         return self._read().models
 
-    def find(self, name: str) -> ModelFile | None:
+    def find(self, name: str) -> RegistryEntry | None:
         """The model with this name; an exact match comes before one that ignores case."""
         return self._read().find(name)
 
-    def add(self, model: ModelFile) -> None:
+    def add(self, model: RegistryEntry) -> None:
         """Add a model, or replace the one with the same name."""
         with self._locked_content() as content:
             others = tuple(other for other in content.models if other.name != model.name)
             self._write(replace(content, models=(*others, model)))
 
-    def remove(self, name: str) -> ModelFile | None:
+    def remove(self, name: str) -> RegistryEntry | None:
         """Remove a model and return it, or None if there is none; its file is kept."""
         with self._locked_content() as content:
             found = content.find(name)
@@ -189,18 +189,8 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
 
 
 def _encode(content: _Content) -> bytes:
-    value = {
-        "version": _VERSION,
-        "default": content.default,
-        "models": [_model_to_json(model) for model in content.models],
-        "digests": [digest._asdict() | {"path": str(digest.path)} for digest in content.digests],
-    }
-    return json.dumps(value, indent=2).encode("ascii")
-
-
-def _model_to_json(model: ModelFile) -> dict[str, str | int]:
-    """JSON object of a model."""
-    return asdict(model) | {"path": str(model.path)}
+    value = {"version": _VERSION, **asdict(content), "digests": [digest._asdict() for digest in content.digests]}
+    return json.dumps(value, indent=2, default=str).encode("ascii")
 
 
 def _decode(text: bytes) -> _Content:
@@ -208,22 +198,15 @@ def _decode(text: bytes) -> _Content:
     value = json.loads(text)
     if value["version"] != _VERSION:
         raise ValueError(f"version {value['version']!r}, not {_VERSION}")
-    models = tuple(_model_from_json(**item) for item in value["models"])
+    for item in (*value["models"], *value["digests"]):
+        for key, each in item.items():
+            if type(each) is not (int if key in ("size", "mtime_ns") else str):
+                raise TypeError(f"invalid {key}: {each!r}")
+    models = tuple(RegistryEntry(**item | {"path": Path(item["path"])}) for item in value["models"])
+    digests = tuple(Digest(**item | {"path": Path(item["path"])}) for item in value["digests"])
     default = value["default"]
     if len({model.name for model in models}) < len(models) or not isinstance(default, str | None):
         raise ValueError("duplicate names or invalid default")
-    return _Content(models, default, tuple(_digest_from_json(**item) for item in value["digests"]))
-
-
-def _digest_from_json(*, path: str, size: int, mtime_ns: int, sha256: str) -> Digest:
-    if not (isinstance(sha256, str) and type(size) is int and type(mtime_ns) is int):
-        raise TypeError(f"wrong type in the digest of {path!r}")
-    return Digest(Path(path), size, mtime_ns, sha256)
-
-
-def _model_from_json(*, name: str, path: str, size: int, sha256: str, mtime_ns: int, source: Source) -> ModelFile:
-    texts_valid = all(isinstance(value, str) for value in (name, path, sha256))
-    numbers_valid = all(type(value) is int for value in (size, mtime_ns))
-    if not (texts_valid and numbers_valid and source in get_args(Source)):
-        raise TypeError(f"wrong type in {name!r}")
-    return ModelFile(name, Path(path), size, sha256, mtime_ns, source)
+    if unknown := {model.source for model in models} - set(get_args(Source)):
+        raise ValueError(f"unknown source {unknown.pop()!r}")
+    return _Content(models, default, digests)

@@ -68,10 +68,9 @@ def parts_of(name: str) -> tuple[str, ...]:
     return tuple(f"{split.stem}-{part:05}-of-{split.total:05}{end}" for part in range(1, split.total + 1))
 
 
-def unsplit_name(name: str) -> str:
-    """File name of a model if it were not split, from the name of one part."""
-    split = _parse_split(name)
-    return f"{split.stem}{name[-len(_SUFFIX) :]}" if split.is_split else name
+def is_part(name: str) -> bool:
+    """Whether a file name is that of one part of a split file."""
+    return _parse_split(name).is_split
 
 
 def quantization_of(file: str) -> str:

@@ -136,7 +136,7 @@ def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
 
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
     """Print the quantizations of a model, their memory needs, and whether they fit this machine."""
-    head = f"{plan.availability.name} at a context of {plan.context} tokens; {capacity_text(plan.capacity)}"
+    head = f"{plan.name} at a context of {plan.context} tokens; {capacity_text(plan.capacity)}"
     streams.answer(f"\n{wrapped(streams, head)}\n\n")
     rows = [
         (

@@ -41,7 +41,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.doctor.selftest import NANO
 from cerebrum_cli.inference.reply import Reply, ReplyCollector
 from cerebrum_cli.models.model import Model
-from cerebrum_cli.models.registry import ModelFile
+from cerebrum_cli.models.registry import RegistryEntry
 
 ONLY = SequenceId(0)
 TIMINGS = Timings(load_s=1.0, prefill_s=0.5, ttft_s=0.75, decode_s=0.3, prefill_tokens=16, decode_steps=1)
@@ -57,7 +57,7 @@ FINISH = FinishEvent(
 )
 FOUR = Reply("Four.", "2 and 2", FINISH, (7, 8))
 SIX = Reply("Six.", None, FINISH, (9,))
-MODEL = Model("mine", (NANO,), file=ModelFile("mine", NANO, 1, "00", 1, "local"))
+MODEL = Model("mine", (NANO,), file=RegistryEntry("mine", NANO, 1, "00", 1, "local"))
 AUTHOR = Author(MODEL, "chatml")
 BIASES = (TokenBias(42, -1.5), TokenBias("hello", 2.0))
 SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",), logit_bias=BIASES)
@@ -238,7 +238,7 @@ def test_load_conversation_drops_tokens_of_unfinished_reasoning(history: History
 def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: History, chatml_model: Path) -> None:
     session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
     assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.", (7, 8))
-    renamed = Model("other", (NANO,), file=ModelFile("other", NANO, 1, "00", 1, "local"))
+    renamed = Model("other", (NANO,), file=RegistryEntry("other", NANO, 1, "00", 1, "local"))
     for other in (replace(MODEL, paths=(chatml_model,)), renamed):
         assert load_conversation(history.store, session, other) == SUM.assistant("Four.")
     [_, reply] = history.store.messages(session)

@@ -9,7 +9,7 @@ import pytest
 from command_line import COMMAND, CommandLine, fixed_reply_grammar
 from person import OpenTerminal
 
-from cerebrum_cli.models.registry import ModelFile, Registry
+from cerebrum_cli.models.registry import Registry, RegistryEntry
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
@@ -74,7 +74,7 @@ def test_shells_complete_after_colons_and_equal_signs(
         pytest.skip(f"needs {command[0]}")
     [registry], stat = user.home.rglob("registry.json"), chatml_model.stat()
     for name in ("tiny:Q4_0", "tiny:Q8_0", "tiny:Q8_1"):
-        entry = ModelFile(name, chatml_model, stat.st_size, "0" * 64, stat.st_mtime_ns, "hub")
+        entry = RegistryEntry(name, chatml_model, stat.st_size, "0" * 64, stat.st_mtime_ns, "hub")
         Registry(registry.parent).add(entry)
     script = user.run(env={"_CEREBRUM_COMPLETE": f"source_{command[0]}"}).out
     (user.home / ".zshrc").write_text(f"export PATH={Path(COMMAND).parent}:$PATH\n{setup}\n{script}\n")

@@ -20,8 +20,7 @@ from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.registry import ModelFile as RegisteredFile
-from cerebrum_cli.models.registry import hash_file
+from cerebrum_cli.models.registry import RegistryEntry, hash_file
 
 HAS_RAY = find_spec("ray") is not None
 ROWS = 300  # some seconds, on one thread each
@@ -82,9 +81,9 @@ def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Pa
     assert find_file(library, file).path == elsewhere
 
 
-def registered(path: Path) -> RegisteredFile:
+def registered(path: Path) -> RegistryEntry:
     digest = hash_file(path)
-    return RegisteredFile("mine", path, digest.size, digest.sha256, digest.mtime_ns, "local")
+    return RegistryEntry("mine", path, digest.size, digest.sha256, digest.mtime_ns, "local")
 
 
 class RayBatch:

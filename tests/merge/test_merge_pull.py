@@ -31,7 +31,7 @@ SIZES = {"Q4_K_M": 1_400_000, "Q8_0": 2_700_000}  # of the source, in the catalo
 KNOWN = "{Q4_K_M = 2700000, Q8_0 = 5300000}"  # of the merge
 TINY = f"""
 [models.tiny]
-system = "Tiny-1.0"
+title = "Tiny-1.0"
 repo_id = "{REPOSITORY}"
 file = "Tiny-{{quant}}.gguf"
 quantizations = {{Q4_K_M = {SIZES["Q4_K_M"]}, Q8_0 = {SIZES["Q8_0"]}}}
@@ -43,7 +43,7 @@ def row(name: str, recipe: str, quantizations: str = KNOWN) -> str:
     known = f"quantizations = {quantizations}\n" if quantizations else ""
     title = name.capitalize()
     file = f"{title}-{{quant}}.gguf"
-    return f'[models.{name}]\nsystem = "{title}-1.0"\nrecipe = "{recipe}"\nfile = "{file}"\n{known}\n'
+    return f'[models.{name}]\ntitle = "{title}-1.0"\nrecipe = "{recipe}"\nfile = "{file}"\n{known}\n'
 
 
 @pytest.fixture(scope="module")

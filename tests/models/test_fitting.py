@@ -27,7 +27,6 @@ from cerebrum_cli.models.fit import (
 GIB, GB = 2**30, 10**9
 KV = uniform_sizes(0, 32, 65_536)  # of Mistral-7B: 131,072 bytes per token
 CATALOGUE = {spec.name: spec for spec in load_catalogue([Path(__file__).parents[2] / "models.toml"])}
-SEVEN_B = ("cerebrum-7b", "collective-cognition-7b")
 VERDICTS = ("fits", "tight", "too big")
 
 
@@ -48,11 +47,6 @@ def chosen(candidates: tuple[QuantizationFit, ...]) -> str:
     """Return the one quantisation that is recommended."""
     (only,) = (each for each in candidates if each.recommended)
     return only.quantization
-
-
-def of_row(name: str, here: Capacity) -> tuple[QuantizationFit, ...]:
-    """Return a row of the packaged catalogue as a machine sees it."""
-    return assess_quantizations(CATALOGUE[name].quantizations, (), KV, DEFAULT_CONTEXT, here)
 
 
 def of_sizes(here: Capacity, **gigabytes: float) -> tuple[QuantizationFit, ...]:
@@ -121,56 +115,33 @@ def test_fit_usable_memory_is_of_the_host_and_of_gpus_with_their_own() -> None:
     assert metal(16 * GIB, 12 * GIB).usable_memory == 15 * GIB
 
 
-@pytest.mark.parametrize("name", SEVEN_B)
 @pytest.mark.parametrize(
-    ("here", "quantization"),
+    ("name", "here", "quantization", "verdict"),
     [
-        (machine(15 * GIB // 2), "Q4_K_M"),  # what is told of 8 GB
-        (machine(16 * GIB), "Q4_K_M"),
-        (machine(32 * GIB), "Q6_K"),
-        (machine(64 * GIB), "Q8_0"),
-        (machine(8 * GIB, 12 * GB), "Q8_0"),
-        (machine(16 * GIB, 24 * GB), "Q8_0"),
-        (machine(16 * GIB, 8 * GB), "Q6_K"),
-        (machine(16 * GIB, 2 * GB), "Q4_K_M"),
-        (machine(16 * GIB, 6 * GB, 6 * GB), "Q8_0"),
+        ("cerebrum-7b", machine(4 * GIB), "Q2_K", "too big"),
+        ("cerebrum-7b", machine(11 * GIB // 2), "Q2_K", "tight"),
+        ("cerebrum-7b", machine(6 * GIB), "Q2_K", "fits"),
+        ("cerebrum-7b", machine(7 * GIB), "Q3_K_L", "fits"),
+        ("cerebrum-7b", machine(15 * GIB // 2), "Q4_K_M", "fits"),  # what is told of 8 GB
+        ("collective-cognition-7b", machine(15 * GIB // 2), "Q4_K_M", "fits"),
+        ("cerebrum-7b", machine(16 * GIB), "Q4_K_M", "fits"),
+        ("cerebrum-7b", machine(32 * GIB), "Q6_K", "fits"),
+        ("cerebrum-7b", machine(64 * GIB), "Q8_0", "fits"),
+        ("cerebrum-7b", machine(8 * GIB, 12 * GB), "Q8_0", "fits"),
+        ("collective-cognition-7b", machine(16 * GIB, 24 * GB), "Q8_0", "fits"),
+        ("cerebrum-7b", machine(16 * GIB, 8 * GB), "Q6_K", "fits"),
+        ("cerebrum-7b", machine(16 * GIB, 2 * GB), "Q4_K_M", "fits"),
+        ("cerebrum-7b", machine(16 * GIB, 6 * GB, 6 * GB), "Q8_0", "fits"),
+        ("cerebrum-8x7b", machine(16 * GIB), "Q2_K", "too big"),
+        ("cerebrum-8x7b", machine(29 * GIB), "Q3_K_L", "fits"),
+        ("cerebrum-8x7b", machine(64 * GIB), "Q4_K_M", "fits"),
+        ("cerebrum-8x7b", machine(64 * GIB, 48 * GB), "Q6_K", "fits"),
+        ("cerebrum-8x7b", machine(512 * GIB), "Q8_0", "fits"),
     ],
 )
-def test_fit_recommends_comfortable_7b_quantizations(name: str, here: Capacity, quantization: str) -> None:
-    candidates = of_row(name, here)
-    assert chosen(candidates) == quantization
-    assert next(each for each in candidates if each.recommended).verdict == "fits"
-
-
-@pytest.mark.parametrize(
-    ("here", "quantization", "verdict"),
-    [
-        (machine(4 * GIB), "Q2_K", "too big"),
-        (machine(11 * GIB // 2), "Q2_K", "tight"),
-        (machine(6 * GIB), "Q2_K", "fits"),
-        (machine(7 * GIB), "Q3_K_L", "fits"),
-    ],
-)
-def test_fit_recommends_less_for_a_small_machine(here: Capacity, quantization: str, verdict: str) -> None:
-    candidates = of_row("cerebrum-7b", here)
-    assert (chosen(candidates), next(each.verdict for each in candidates if each.recommended)) == (
-        quantization,
-        verdict,
-    )
-
-
-@pytest.mark.parametrize(
-    ("here", "quantization"),
-    [
-        (machine(16 * GIB), "Q2_K"),
-        (machine(29 * GIB), "Q3_K_L"),
-        (machine(64 * GIB), "Q4_K_M"),
-        (machine(64 * GIB, 48 * GB), "Q6_K"),
-        (machine(512 * GIB), "Q8_0"),
-    ],
-)
-def test_fit_recommends_large_models_by_memory(here: Capacity, quantization: str) -> None:
-    assert chosen(of_row("cerebrum-8x7b", here)) == quantization
+def test_fit_recommends_by_memory(name: str, here: Capacity, quantization: str, verdict: str) -> None:
+    candidates = assess_quantizations(CATALOGUE[name].quantizations, (), KV, DEFAULT_CONTEXT, here)
+    assert [(each.quantization, each.verdict) for each in candidates if each.recommended] == [(quantization, verdict)]
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,18 @@ from libraries import open_library
 
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.listing import catalogue_rows, describe, rows
+from cerebrum_cli.models.listing import catalogue_rows, describe, row
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.pull import Puller
-from cerebrum_cli.models.registry import ModelFile
+from cerebrum_cli.models.registry import RegistryEntry
 
+COMMIT, DIGEST = "c" * 40, "d" * 64
+REPO = "someone/Thinker-GGUF"
 CATALOGUE = """
 [models.thinker]
-system = "Thinker-1.0"
+title = "Thinker-1.0"
 repo_id = "someone/Thinker-GGUF"
 file = "Thinker-{quant}.gguf"
 format = "cerebrum"
@@ -36,7 +39,7 @@ size = 10
 download_size = 10
 
 [models.unpublished]
-system = "Unpublished-9"
+title = "Unpublished-9"
 notes = "Merge it yourself."
 """ % ("0" * 64)
 
@@ -211,13 +214,13 @@ def test_library_registers_a_moved_file_by_the_same_name(library: Library, other
 @pytest.mark.parametrize(("name", "do"), [("packed", "cerebrum pull packed"), ("p", "cerebrum pull packed --name p")])
 def test_library_missing_file_suggests_pulling_again(library: Library, tmp_path: Path, name: str, do: str) -> None:
     gone = tmp_path / "models" / "Packed.Q4_1.gguf"
-    library.registry.add(ModelFile(name, gone, size=1, sha256="00", mtime_ns=1, source="package"))
+    library.registry.add(RegistryEntry(name, gone, size=1, sha256="00", mtime_ns=1, source="package"))
     with pytest.raises(ModelNotFound) as caught:
         library.resolve(name)
     assert caught.value.hint == do
-    [row] = rows(library)
-    assert row["error"] == f"{gone}: file not found"
-    assert (row["size"], row["format"]) == (1, None)
+    listed = row(library, *library.models())
+    assert listed["error"] == f"{gone}: file not found"
+    assert (listed["size"], listed["format"]) == (1, None)
 
 
 def test_library_unknown_name_suggests_similar_names(library: Library, other: Path) -> None:
@@ -292,7 +295,9 @@ def test_library_offline_pulls_local_files_only(library: Library, other: Path) -
 def test_library_digest_is_stored_until_the_file_changes(library: Library, other: Path) -> None:
     model = pulled(library, str(other))
     assert model.file is not None
-    library.registry.add(ModelFile("other", other, model.file.size, "remembered", model.file.mtime_ns, source="local"))
+    library.registry.add(
+        RegistryEntry("other", other, model.file.size, "remembered", model.file.mtime_ns, source="local")
+    )
     assert library.digest(library.resolve("other"), silent).sha256 == "remembered"
     changed(other)
     os.utime(other, ns=(1, 1))
@@ -334,5 +339,58 @@ def test_listing_describes_a_model_by_file_and_catalogue(library: Library, packe
         "default": True,
     }
     assert {key: description[key] for key in expected} == expected
-    [row] = rows(library)
-    assert (row["name"], row["size"], row["format"], row["error"]) == ("Packed.Q4_1", size, "embedded", None)
+    listed = row(library, *library.models())
+    assert (listed["name"], listed["size"], listed["format"], listed["error"]) == (
+        "Packed.Q4_1",
+        size,
+        "embedded",
+        None,
+    )
+
+
+def store(cache: Cache, model: Path) -> Path:
+    """Store a file in a cache."""
+    name = "Thinker-Q4_K_M.gguf"
+    cache.make_directories(REPO, COMMIT, name, DIGEST)
+    cache.blob(REPO, DIGEST).write_bytes(model.read_bytes())
+    return cache.link(REPO, COMMIT, name, DIGEST)
+
+
+REFERENCES = ["thinker", "thinker:q4_k_m", REPO, f"https://huggingface.co/{REPO}/resolve/{COMMIT}/Thinker-Q4_K_M.gguf"]
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_vocabulary_is_found_where_no_model_is_installed(library: Library, chatml_model: Path, reference: str) -> None:
+    path = store(library.vocabulary_cache, chatml_model)
+    found = library.resolve_vocabulary(reference)
+    assert (found.path, found.reference, found.is_vocabulary) == (path, "thinker:Q4_K_M", True)
+    assert library.models() == []
+    with pytest.raises(ModelNotFound, match=r"is not downloaded"):
+        library.resolve(reference)
+    whole = store(library.cache, chatml_model)
+    installed = library.resolve_vocabulary(reference)
+    assert (installed.path, installed.is_vocabulary) == (whole, False)
+    assert library.identity(installed) == library.identity(found) == f"{DIGEST} {chatml_model.stat().st_size}"
+
+
+def test_vocabulary_missing_has_a_hint_to_pull_it(library: Library) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        library.resolve_vocabulary("thinker:Q4_K_M")
+    command = "cerebrum pull --vocabulary thinker:Q4_K_M  (or the whole model: cerebrum pull thinker:Q4_K_M)"
+    assert (caught.value.message, caught.value.hint) == ("thinker:Q4_K_M is not downloaded", command)
+    with pytest.raises(ModelNotFound) as caught:
+        library.resolve_vocabulary("packed")
+    assert caught.value.hint == "cerebrum pull packed"
+    with pytest.raises(ModelNotFound) as caught:
+        library.resolve_vocabulary(None)
+    assert caught.value.hint == "name the model that the server runs: -m MODEL"
+
+
+def test_vocabulary_file_is_no_model_by_its_path(library: Library, chatml_model: Path, tmp_path: Path) -> None:
+    path = store(library.vocabulary_cache, chatml_model)
+    link = tmp_path / "link.gguf"
+    os.symlink(path, link)
+    for each in (path, path.resolve(), link):
+        with pytest.raises(ModelFileError, match="only a vocabulary, without weights") as caught:
+            library.model_at(each)
+        assert caught.value.hint == "cerebrum pull thinker:Q4_K_M"

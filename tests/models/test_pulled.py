@@ -256,18 +256,6 @@ def test_list_survives_a_missing_or_damaged_file(hub_user: HubUser, chatml_model
     assert len(errors) == 2
 
 
-@pytest.mark.slow
-def test_pull_replaces_a_damaged_file(hub_user: HubUser) -> None:
-    hub_user.pull(OWNED)
-    blob = hub_user.path("tiny-Q8_0.gguf", OWNED).resolve()
-    content = bytearray(blob.read_bytes())
-    content[100] ^= 255
-    blob.write_bytes(content)
-    said = hub_user.pull(OWNED).err
-    assert "note: tiny-Q8_0.gguf in the cache is damaged: downloading it again\n" in said
-    assert hub_user.ask("-m", OWNED)
-
-
 def test_offline_pull_names_an_installed_model(hub_user: HubUser) -> None:
     hub_user.pull(OWNED)
     hub_user.pull("--offline", "--name", "mine", OWNED)

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
-from cerebrum_cli.models.registry import Digest, ModelFile, Registry, hash_file
+from cerebrum_cli.models.registry import Digest, Registry, RegistryEntry, hash_file
 
 ROOT = Path(__file__).parents[2]
 
 
-def model(name: str, path: str = "/models/file.gguf") -> ModelFile:
-    return ModelFile(name, Path(path), size=7, sha256="ab" * 32, mtime_ns=1_700_000_000_123_456_789, source="local")
+def model(name: str, path: str = "/models/file.gguf") -> RegistryEntry:
+    return RegistryEntry(name, Path(path), size=7, sha256="ab" * 32, mtime_ns=1_700_000_000_123_456_789, source="local")
 
 
 def test_registry_reads_an_empty_directory_without_writing(tmp_path: Path) -> None:
@@ -28,19 +28,16 @@ def test_registry_reads_an_empty_directory_without_writing(tmp_path: Path) -> No
     assert not (tmp_path / "models").exists()
 
 
-def test_registry_entries_persist(tmp_path: Path) -> None:
+def test_registry_entries_are_added_replaced_and_removed(tmp_path: Path) -> None:
     strange = model("b", os.fsdecode("/models/ä \udcff.gguf"))
     Registry(tmp_path / "new" / "models").add(model("a"))
     Registry(tmp_path / "new" / "models").add(strange)
     registry = Registry(tmp_path / "new" / "models")
     assert registry.entries() == (model("a"), strange)
     assert registry.find("b") == strange
-
-
-def test_registry_add_replaces_the_same_name(tmp_path: Path) -> None:
-    registry = Registry(tmp_path)
-    registry.add(model("a"))
     registry.add(model("a", "/elsewhere.gguf"))
+    assert registry.entries() == (strange, model("a", "/elsewhere.gguf"))
+    assert (registry.remove("b"), registry.remove("b")) == (strange, None)
     assert registry.entries() == (model("a", "/elsewhere.gguf"),)
 
 
@@ -86,19 +83,11 @@ def test_registry_touch_sets_last_used(tmp_path: Path) -> None:
     Registry(tmp_path / "file").touch("a")  # cannot be written, and nobody minds
 
 
-def test_registry_remove_returns_the_entry(tmp_path: Path) -> None:
-    registry = Registry(tmp_path)
-    registry.add(model("a"))
-    assert registry.remove("a") == model("a")
-    assert registry.remove("a") is None
-    assert registry.entries() == ()
-
-
 def test_registry_concurrent_adds_lose_nothing(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from cerebrum_cli.models.registry import ModelFile, Registry\n"
+        "import sys; from pathlib import Path; from cerebrum_cli.models.registry import RegistryEntry, Registry\n"
         "for number in range(15): Registry(Path(sys.argv[1])).add("
-        "ModelFile(f'{sys.argv[2]}-{number}', Path('/m.gguf'), 1, '00', 1, 'local'))"
+        "RegistryEntry(f'{sys.argv[2]}-{number}', Path('/m.gguf'), 1, '00', 1, 'local'))"
     )
     argv = [sys.executable, "-c", script, str(tmp_path)]
     adders = [subprocess.Popen([*argv, str(number)], cwd=ROOT) for number in range(4)]

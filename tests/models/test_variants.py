@@ -70,76 +70,34 @@ def test_variants_compare_quantizations_loosely(one: str, other: str, same: bool
     assert same_quantization(other, one) is same
 
 
-def test_variants_are_sorted_by_name() -> None:
-    assert variants(["x-Q8_0.gguf", "README.md", "x-Q4_K_M.gguf", "config.json", "old/x.q4_0.gguf"]) == (
-        Variant("Q4_0", ("old/x.q4_0.gguf",)),
-        Variant("Q4_K_M", ("x-Q4_K_M.gguf",)),
-        Variant("Q8_0", ("x-Q8_0.gguf",)),
-    )
-    assert variants([]) == ()
-
-
-def test_variants_group_the_parts_of_a_split_file() -> None:
-    split = parts("x-Q8_0", 3)
-    assert variants([split[2], "x-Q4_0.gguf", split[0], split[1]]) == (
-        Variant("Q4_0", ("x-Q4_0.gguf",)),
-        Variant("Q8_0", split),
-    )
-
-
-def test_variants_separate_parts_by_directory() -> None:
-    inside, beside = parts("Q8_0/x-Q8_0", 2), parts("x-Q8_0", 2)
-    assert variants([*inside, *beside]) == (Variant("Q8_0", inside), Variant("Q8_0", beside))
-
-
-@pytest.mark.parametrize("missing", [0, 1, 2])
-def test_variants_ignore_incomplete_split_files(missing: int) -> None:
-    split = list(parts("x-Q8_0", 3))
-    del split[missing]
-    assert variants([*split, "x-Q4_0.gguf"]) == (Variant("Q4_0", ("x-Q4_0.gguf",)),)
-
-
-def test_variants_separate_splits_by_number_of_parts() -> None:
-    in_two, in_three = parts("x-Q8_0", 2), parts("x-Q8_0", 3)
-    assert set(variants([*in_three, *in_two])) == {Variant("Q8_0", in_two), Variant("Q8_0", in_three)}
-    assert variants([*in_three[1:], *in_two]) == (Variant("Q8_0", in_two),)
+IN_TWO, IN_THREE = parts("x-Q8_0", 2), parts("x-Q8_0", 3)
+WHOLE = Variant("Q4_0", ("x-Q4_0.gguf",))
+AUXILIARY = ("mmproj-F16.gguf", "mmproj-model-f16.gguf", "x.mmproj-Q8_0.gguf", "folder/MMPROJ-x.gguf", "imatrix.gguf")
+NO_MODELS = ("x-imatrix.gguf", "imatrix_unsloth.gguf", "x-Q4_0.gguf.part", "x-Q4_0.bin", "README.md", "config.json")
+INVALID_PARTS = ("x-Q4_0-00000-of-00000.gguf", "x-Q4_0-00001-of-00000.gguf", "x-Q4_0-00003-of-00002.gguf")
 
 
 @pytest.mark.parametrize(
-    "files",
+    ("files", "found"),
     [
-        ("x.gguf", "x-00001-of-00001.gguf"),
-        ("x.gguf", "x.GGUF"),
+        ((), ()),
+        ((*AUXILIARY, *NO_MODELS, *INVALID_PARTS), ()),
+        (
+            ("x-Q8_0.gguf", "old/x.q4_0.gguf"),
+            (Variant("Q4_0", ("old/x.q4_0.gguf",)), Variant("Q8_0", ("x-Q8_0.gguf",))),
+        ),
+        ((IN_THREE[2], "x-Q4_0.gguf", *IN_THREE[:2]), (WHOLE, Variant("Q8_0", IN_THREE))),
+        *((("x-Q4_0.gguf", *IN_THREE[:at], *IN_THREE[at + 1 :]), (WHOLE,)) for at in range(3)),
+        ((*parts("Q8_0/x", 2), *parts("x", 2)), (Variant("x", parts("Q8_0/x", 2)), Variant("x", parts("x", 2)))),
+        ((*IN_THREE, *IN_TWO), (Variant("Q8_0", IN_TWO), Variant("Q8_0", IN_THREE))),
+        ((*IN_THREE[1:], *IN_TWO), (Variant("Q8_0", IN_TWO),)),
+        (("x.gguf", "x.GGUF"), (Variant("x", ("x.GGUF",)), Variant("x", ("x.gguf",)))),
+        *(((name,), (Variant("Q4_0", (name,)),)) for name in ("mmprojected-Q4_0.gguf", "imatrixed-7b-Q4_0.gguf")),
+        (("mmproj/x-Q4_0.gguf",), (Variant("Q4_0", ("mmproj/x-Q4_0.gguf",)),)),
     ],
 )
-def test_variants_separate_different_names(files: tuple[str, ...]) -> None:
-    assert sorted(name for variant in variants(files) for name in variant.files) == sorted(files)
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        "mmproj-F16.gguf",
-        "mmproj-model-f16.gguf",
-        "x.mmproj-Q8_0.gguf",
-        "folder/MMPROJ-x.gguf",
-        "imatrix.gguf",
-        "x-imatrix.gguf",
-        "imatrix_unsloth.gguf",
-        "x-Q4_0.gguf.part",
-        "x-Q4_0.bin",
-        "x-Q4_0-00000-of-00000.gguf",
-        "x-Q4_0-00001-of-00000.gguf",
-        "x-Q4_0-00003-of-00002.gguf",
-    ],
-)
-def test_variants_ignore_projectors_and_imatrix_files(file: str) -> None:
-    assert variants([file]) == ()
-
-
-@pytest.mark.parametrize("file", ["mmprojected-Q4_0.gguf", "imatrixed-7b-Q4_0.gguf", "mmproj/x-Q4_0.gguf"])
-def test_variants_accept_names_that_begin_like_auxiliary_files(file: str) -> None:
-    assert variants([file]) == (Variant("Q4_0", (file,)),)
+def test_variants_group_files_into_models(files: tuple[str, ...], found: tuple[Variant, ...]) -> None:
+    assert variants(files) == found
 
 
 @pytest.mark.parametrize(

@@ -178,14 +178,6 @@ def test_vocabulary_pull_of_a_split_model_has_all_tables(
     assert blobs(hub_user) == {}
 
 
-@pytest.mark.slow
-def test_vocabulary_pull_replaces_a_damaged_file(hub_user: HubUser, mistral_model: Path) -> None:
-    hub_user.pull("--vocabulary", REPO)
-    path_of(hub_user).write_bytes(b"GGUF")
-    assert hub_user.pull("--vocabulary", REPO).err == pulled(hub_user)
-    assert tokens(path_of(hub_user)) == tokens(mistral_model)
-
-
 @pytest.mark.parametrize("variable", [False, True])
 def test_vocabulary_pull_offline_uses_the_stored_one(hub_user: HubUser, variable: bool) -> None:
     more = {"HF_HUB_OFFLINE": "1"} if variable else {}
@@ -209,8 +201,7 @@ def test_vocabulary_pull_on_a_full_disk_leaves_nothing(hub_user: HubUser) -> Non
         done = hub_user.run("pull", "--vocabulary", REPO)
     assert (done.code, cleaned(done)) == (
         1,
-        f"error: {stored(hub_user)}: File too large\n"
-        " hint: free some disk space; without support for sparse files, 9 MB is needed\n",
+        f"error: {stored(hub_user)}: File too large\n hint: free some disk space, then try again\n",
     )
     assert blobs(hub_user) == {}
 

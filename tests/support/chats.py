@@ -19,7 +19,7 @@ from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.inference.loading import CHAT, ReplySource, Resources, Servers, open_model
 from cerebrum_cli.models.model import Model
-from cerebrum_cli.models.registry import ModelFile
+from cerebrum_cli.models.registry import RegistryEntry
 
 
 class Loadable(Protocol):
@@ -47,7 +47,7 @@ def make_chat(
         if layer.get("model") == "missing":
             raise ModelNotFound("missing is not installed", "pull it")
         name = layer.get("model") or "small"
-        model = Model(name, (file,), file=ModelFile(name, file, 1, "00", 1, "local"))
+        model = Model(name, (file,), file=RegistryEntry(name, file, 1, "00", 1, "local"))
         place = Servers(endpoints) if endpoints else None
         return ReplySource(Resources(lambda _: backend().open, states), model, fold(layer), CHAT, place)
 

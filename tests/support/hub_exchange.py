@@ -16,7 +16,6 @@ from loopback import ArmedFault, CountedFault, Loopback, LoopbackHandler, reset
 
 Part = Literal["api", "resolve", "cdn", "other"]
 Headers = tuple[tuple[str, str], ...]
-Moment = int | Literal["request"]  # so many bytes of the body have been sent; or before a single byte of the answer
 Step = tuple[Literal["send", "flip", "hang", "cut"], int, int]
 
 BLOCK = 256 * 1024
@@ -105,20 +104,19 @@ class Fault(CountedFault):
     """
 
     part: Part
-    method: str | None = None
     path: str = ""  # any part of the request's path and query
     refusal: Refusal | None = None
-    cut_after: Moment | None = None
+    cut_after: int | None = None
     reset: bool = False  # how a cut ends: with TCP's RST instead of FIN; what was on its way may be lost
-    hang_after: Moment | None = None
+    hang_after: int | None = None
     flip_at: int | None = None
     ignore_range: bool = False
     bytes_per_second: int | None = None
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
         """Yield how bytes `start` to `stop` of a file are sent, one after the other."""
-        cut = start + self.cut_after if isinstance(self.cut_after, int) else None
-        hang = start + self.hang_after if isinstance(self.hang_after, int) else None
+        cut = None if self.cut_after is None else start + self.cut_after
+        hang = None if self.hang_after is None else start + self.hang_after
         end = stop if cut is None else min(cut, stop)
         inner = () if self.flip_at is None else (self.flip_at, self.flip_at + 1)
         marks = {mark for mark in (*inner, hang) if mark is not None and start < mark < end}
@@ -138,8 +136,7 @@ class Armed(ArmedFault[Fault]):
     def strike(self, request: Request) -> bool:
         """Return whether this request is one that the fault is for, and count it."""
         fault = self.fault
-        alike = request.part == fault.part and fault.path in request.path and fault.method in (None, request.method)
-        return alike and self.strike_next()
+        return request.part == fault.part and fault.path in request.path and self.strike_next()
 
     def release(self) -> None:
         """Let go on what hangs, now and later."""
@@ -175,11 +172,11 @@ class Log:
         with self._changed:
             self._requests.clear()
 
-    def requests(self, part: Part | None = None, method: str | None = None) -> tuple[Request, ...]:
-        """Return the requests for a part, with a method; without them, all."""
+    def requests(self, part: Part | None = None) -> tuple[Request, ...]:
+        """Return the requests for a part, or all."""
         with self._changed:
             noted = tuple(self._requests.values())
-        return tuple(each for each in noted if part in (None, each.part) and method in (None, each.method))
+        return tuple(each for each in noted if part in (None, each.part))
 
     def wait_for(self, seen: Callable[[Request], bool], timeout: float = 10.0) -> Request:
         """Wait until some request, perhaps under way, is as `seen` wants it; return the first such."""
@@ -235,11 +232,6 @@ class _Exchange(LoopbackHandler):
         number = site.log.add(request)
         armed = site.struck(request)
         fault = armed.fault
-        if fault.hang_after == "request":
-            self.hang(armed.released)
-        if fault.cut_after == "request":
-            self._cut(fault)
-            return
         heard = request.without_range() if fault.ignore_range else request
         reply = fault.refusal.reply if fault.refusal else site.reply(heard)
         site.log.answered(number, reply.status)

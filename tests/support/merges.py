@@ -131,14 +131,14 @@ def slerp(tensors: Sequence[Weights], t: float) -> Weights:
 
 CATALOGUE = """
 [models.tiny]
-system = "Tiny-1.0"
+title = "Tiny-1.0"
 aliases = ["small"]
 repo_id = "someone/Tiny-GGUF"
 file = "Tiny-{quant}.gguf"
 format = "collective-cognition"
 
 [models.own]
-system = "Own-1.0"
+title = "Own-1.0"
 recipe = "own.yaml"
 file = "Own-{quant}.gguf"
 quantizations = {Q4_K_M = 2700000}
