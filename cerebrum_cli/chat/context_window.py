@@ -25,7 +25,7 @@ class DroppedTurns(NamedTuple):
         return NoticeEvent(
             f"the context of {context_size} tokens is nearly full: dropped the"
             f" {self.messages} oldest messages ({self.tokens} tokens) from it",
-            f"they stay in the session; {larger_context} to fit more, or use --overflow stop to refuse the question"
+            f"they stay in the session; {larger_context} to fit more, or use --set overflow=stop to refuse the question"
             " instead",
         )
 

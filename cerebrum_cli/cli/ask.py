@@ -61,7 +61,6 @@ def answer(
     typed: frozenset[str],
 ) -> None:
     """Resolve the model and its settings, load it, and answer a question."""
-    given = {**given, "cache_gb": 0} if options.no_cache else given
     given = recorder.with_defaults(given, is_remote=bool(options.endpoint))
     model = find_model(runtime, given, options)
     vote = new_vote(options)

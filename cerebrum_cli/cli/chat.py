@@ -11,7 +11,6 @@ from cerebrum_cli.cli.models import find_model, find_profile
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.servers import find_endpoints, without_local
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
-from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.inference.loading import ModelLoader
 from cerebrum_cli.inference.question import template_options
 from cerebrum_cli.inference.text import read_piped
@@ -73,8 +72,7 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
                 prompts=runtime.config.prompts,
                 pending_prompt=saved if saved and saved.prompt else None,
             )
-            vi = runtime.settings(environment_layer("vi")).vi
-            repl.run(input_lines(runtime, repl, keyboard, vi), *words)
+            repl.run(input_lines(runtime, repl, keyboard, runtime.settings(given).vi), *words)
             return repl.exit_code
         finally:
             with signals.exiting():
@@ -84,13 +82,13 @@ def chat(runtime: Runtime, words: list[str], given: Layer, options: ChatOptions,
 
 def open_chat(runtime: Runtime, history: History, given: Layer, prompted: Layer, options: ChatOptions) -> Chat:
     """Start or continue a session, and start to load its model; the settings `prompted` include a saved prompt's."""
-    name, no_cache = options.session, {"cache_gb": 0} if options.no_cache else {}
+    name = options.session
     session = (
         history.acquire_latest() if options.continue_ else history.acquire_named(name) if name is not None else None
     )
 
     def with_defaults(layer: Layer) -> Layer:
-        return with_session_defaults(session, {**layer, **no_cache}, is_remote=bool(options.endpoint))
+        return with_session_defaults(session, layer, is_remote=bool(options.endpoint))
 
     overrides = with_defaults(prompted)
     model = find_model(runtime, overrides, options)
@@ -98,7 +96,7 @@ def open_chat(runtime: Runtime, history: History, given: Layer, prompted: Layer,
     settings = loader.fold(overrides, model)
     model = loader.adapted(model, settings)
     conversation = Chat(history, loader, overrides, loader.open(model, settings), settings, session, name)
-    if options.use is not None:
+    if options.saved_prompt is not None:
         own_system = {"system": session.system_prompt} if session else {}
         conversation.unprompted = with_defaults({**own_system, **given})
     return conversation

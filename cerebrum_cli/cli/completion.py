@@ -139,7 +139,7 @@ COMPLETIONS = {  # values of an option, by its name
     "format": formats,
     "session": sessions,
     "preset": presets,
-    "use": saved_prompts,
+    "saved_prompt": saved_prompts,
 }
 
 

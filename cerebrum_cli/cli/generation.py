@@ -161,11 +161,11 @@ def plan_parallel(requested: int | None, samples: int, pad_steps: bool = False) 
 
 
 def without_padded_drafts(given: Layer, options: ConcurrencyOptions) -> Layer:
-    """Turn drafts off with `--batch-invariant`. Raises UsageError if both are asked for."""
+    """Turn drafts off with `batch_invariant`. Raises UsageError if both are asked for."""
     if not options.batch_invariant:
         return given
     if given.get("drafts"):
-        raise UsageError("--batch-invariant and --drafts cannot be used together", "omit one of them")
+        raise UsageError("batch_invariant and drafts cannot be used together", "omit one of them")
     return {**given, "drafts": False}
 
 

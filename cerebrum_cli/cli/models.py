@@ -93,7 +93,7 @@ def show_download_plan(
 
 
 def find_profile(runtime: Runtime, model: Model, settings: Settings, options: AnswerOptions) -> Profile | None:
-    """Tuning profile of a model; None with `--no-profile`."""
+    """Tuning profile of a model; None with `no_profile`."""
     return None if options.no_profile else runtime.profile(model, settings)
 
 

@@ -15,11 +15,11 @@ from cerebrum_cli.cli.config_file import (
     without_prompt,
 )
 from cerebrum_cli.cli.generation import MAX_GRAMMAR_BYTES
-from cerebrum_cli.cli.saved_prompts import EXTRACT_OPTIONS, LAST
+from cerebrum_cli.cli.options import FIRST
 from cerebrum_cli.core.config import PROMPTS, parse_config
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import replace_user_file
-from cerebrum_cli.core.options import flag
+from cerebrum_cli.core.options import argument, options_of
 from cerebrum_cli.core.saved_prompt import SavedPrompt, find_prompt
 from cerebrum_cli.core.settings import KEYS, in_directory
 from cerebrum_cli.core.text import well_formed
@@ -39,7 +39,7 @@ SAVED = {
     *KEYS,
     "prompt",
     "schema",
-    *EXTRACT_OPTIONS,
+    "extract",
     "save_prompt",
     "yes",
     "quiet",
@@ -94,7 +94,8 @@ def save(
     """Save what is on the command line as a prompt; variables are not saved. Raises UsageError."""
     require_name(name)
     if other := min(typed - SAVED, default=None):
-        raise UsageError(f"{flag(other)} cannot be saved with a prompt", "omit it, and give it with each question")
+        problem = f"{argument(other, options_of(type(options))[other])} cannot be saved with a prompt"
+        raise UsageError(problem, "omit it, and give it with each question")
     settings = dict(in_directory({key: value for key, value in given.items() if key in typed}, Path.cwd()))
     if "model" in settings:
         settings["model"] = absolute_reference(settings["model"])
@@ -103,10 +104,12 @@ def save(
     schema = options.schema if "schema" in typed else None
     if schema:
         read_text(schema, MAX_GRAMMAR_BYTES)
-    extract = typed_extract(options, typed)
+    extract = options.extract if "extract" in typed and options.extract else False
     if schema and extract:
         raise UsageError(f"{options.extract_flag} and --schema cannot be used together", "give one of them")
-    values = SavedPrompt(name, settings, text.rstrip("\r\n") or None, schema and schema.resolve(), extract).table()
+    values = SavedPrompt(
+        name, settings, text.rstrip("\r\n") or None, schema and schema.resolve(), extract == FIRST or extract
+    ).table()
     if not values:
         raise UsageError(f"there is nothing to save as {name}", "give a PROMPT, a system prompt with -s, or a setting")
     is_new = name not in runtime.config.prompts
@@ -116,16 +119,6 @@ def save(
     replace_user_file(path, with_prompt(read_config_text(path), name, values).encode())
     if not options.quiet:
         runtime.streams.info(f"{name} saved in {path}; use it with cerebrum ask -p {quote(name)}")
-
-
-def typed_extract(options: AskOptions, typed: frozenset[str]) -> bool | str:
-    """The code block that the command line asks for. Raises UsageError for one that needs two options."""
-    asked = [key for key in EXTRACT_OPTIONS[1:] if key in typed and getattr(options, key)]
-    if len(asked) > 1:
-        raise UsageError(f"{' and '.join(map(flag, asked))} cannot be saved together", "give one of them")
-    if asked:
-        return options.extract_lang or LAST
-    return "extract" in typed and options.extract
 
 
 def delete(runtime: Runtime, names: Iterable[str]) -> None:

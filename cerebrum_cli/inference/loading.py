@@ -278,7 +278,7 @@ def draft_problem(model: Model) -> str | None:
 def draft_notice(model: Model, drafts: bool | None) -> NoticeEvent | None:
     """Notice that drafts were requested of a model that gets none."""
     problem = draft_problem(model) if drafts else None
-    return NoticeEvent(f"drafts are off for this model: {problem}", "omit --drafts") if problem else None
+    return NoticeEvent(f"speculative decoding is off for this model: {problem}", "omit drafts=on") if problem else None
 
 
 def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | None) -> StepCosts | None:

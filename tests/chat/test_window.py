@@ -62,7 +62,7 @@ def test_window_drops_nothing_when_that_does_not_help(sizes: tuple[int, ...]) ->
 def test_window_notice_names_what_is_dropped_and_the_options() -> None:
     notice = DroppedTurns(4, 120).notice(400, "raise --ctx")
     assert "dropped the 4 oldest messages (120 tokens)" in notice.message
-    assert "--overflow stop" in notice.hint
+    assert "--set overflow=stop" in notice.hint
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=41).map(lambda sizes: sizes[: len(sizes) // 2 * 2 - 1 or 1]))

@@ -206,7 +206,7 @@ def test_batch_signal_during_a_template_is_not_a_row_error(tmp_path: Path) -> No
     loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
     model = write_chatml(tmp_path / "endless.gguf", chat_template=loops)
     (tmp_path / "in.txt").write_text("a\nb\nc\n")
-    process = CommandLine(tmp_path).start("batch", "in.txt", "-o", "out", "-v", "-m", model)
+    process = CommandLine(tmp_path).start("batch", "in.txt", "-o", "out", "--set", "verbose=on", "-m", model)
     assert process.stderr
     while b"load_tensors: " not in process.stderr.readline():
         pass

@@ -107,7 +107,7 @@ def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums:
         (("--limit", "4", "--temperature", "0.5"), "another temperature (0.0, now 0.5)"),
         (("--limit", "4", "--match", "exact"), "another match (answer, now exact)"),
         (("--limit", "4", "--template", "{question}"), "another template (none, now {question})"),
-        (("--limit", "4", "--batch-invariant"), "another batch invariance (none, now all types)"),
+        (("--limit", "4", "--set", "batch_invariant=on"), "another batch invariance (none, now all types)"),
         (("--limit", "3"), "already has more questions (4, now 3)"),
     ):
         done = run_eval(command, sums, *arguments, "-o", run)

@@ -148,7 +148,7 @@ def test_chat_saves_the_prompt_cache_unless_no_cache(
     question = "word " * 60
     states = tmp_path / ".cache" / "cerebrum" / "states"
     for cached in (False, True):
-        person = open_small_chat("--session", f"cached-{cached}", *([] if cached else ["--no-cache"]))
+        person = open_small_chat("--session", f"cached-{cached}", *([] if cached else ["--set", "cache_gb=0"]))
         person.wait_for("context ")
         person.type(f"{question}\r")
         person.wait_for("truncated at 4 tokens")

@@ -173,7 +173,7 @@ def test_chat_full_context_drops_the_oldest_turns_or_stops(user: CommandLine) ->
     done = chat(user, questions, "--session", "long", "--ctx", "256")
     assert "note: the context of 256 tokens is nearly full: dropped the " in done.err
     assert len(user.contents("long")) == 12
-    stopped = chat(user, questions, "--session", "short", "--ctx", "256", "--overflow", "stop")
+    stopped = chat(user, questions, "--session", "short", "--ctx", "256", "--set", "overflow=stop")
     assert "nearly full" not in stopped.err
     assert "error: the prompt has " in stopped.err
     assert "/clear starts over" in " ".join(stopped.err.split())
@@ -190,9 +190,9 @@ def test_chat_script_without_an_answer_fails(user: CommandLine) -> None:
 
 
 def test_chat_rejects_an_unknown_overflow(user: CommandLine) -> None:
-    done = user.run("chat", "--overflow", "shift", stdin="hi\n")
+    done = user.run("chat", "--set", "overflow=shift", stdin="hi\n")
     assert done.code == 2
-    assert done.err.splitlines() == ["error: --overflow is 'shift'", " hint: it must be drop-oldest or stop"]
+    assert done.err.splitlines() == ["error: --set overflow is 'shift'", " hint: it must be drop-oldest or stop"]
 
 
 @pytest.mark.parametrize(

@@ -474,9 +474,9 @@ def test_batch_drafts_with_the_costs_measured_for_ask(runner: CommandRunner) -> 
         backend: ScriptedBackend = script["backends"][-1]
         return max(sum(row.output for row in step) for step in backend.steps)
 
-    assert (most_outputs(), most_outputs("--drafts")) == (1, 64)
+    assert (most_outputs(), most_outputs("--set", "drafts=on")) == (1, 64)
     runner.save_profile(profile(ask=replace(DEFAULT_USE, step_costs=StepCosts((1, 2), (1.0, 1.1)))))
-    assert (most_outputs(), most_outputs("--drafts")) == (1, 2)
+    assert (most_outputs(), most_outputs("--set", "drafts=on")) == (1, 2)
 
 
 def test_user_settings_take_precedence_over_the_profile(tuned: CommandRunner) -> None:
@@ -504,7 +504,7 @@ def test_no_profile_option_gives_default_settings(
     piped = None if "hello" in arguments else b"hello\n"
     untuned = CommandRunner(tmp_path_factory.mktemp("home"), tuned.model).load_options(*arguments, piped=piped)
     assert untuned.n_threads is None
-    assert tuned.load_options(*arguments, "--no-profile", piped=piped) == untuned
+    assert tuned.load_options(*arguments, "--set", "no_profile=on", piped=piped) == untuned
     assert tuned.load_options(*arguments, piped=piped) != untuned
     monkeypatch.setenv("CEREBRUM_NO_PROFILE", "1")
     assert tuned.load_options(*arguments, piped=piped) == untuned
@@ -565,7 +565,7 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypa
         "chat",
         "ask",
         "batch",
-        "no drafts",
+        "no speculative decoding",
     ]
     ask = [cell.strip() for cell in rows[2] if cell.strip()]
     assert ask == ["ask", "1.21 x", "not repacked", "45.0", "7.2", "2.0 s", "1 kB", "100.0%"]
@@ -585,7 +585,7 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypa
         "changed:",
         "  ask: not repacked (before: defaults)",
         "  batch: 16 sequences (before: defaults)",
-        "ask, chat and batch now use these settings for chatml with --threads 1; --no-profile ignores them",
+        "ask, chat and batch now use these settings for chatml with --threads 1; --set no_profile=on ignores them",
     ]
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
     quiet = runner.run("tune", runner.model, "--threads", "1", "--quiet")
@@ -603,7 +603,7 @@ def test_tune_reports_changes_from_the_previous_profile(runner: CommandRunner) -
     assert runner.run("tune", runner.model).err.splitlines()[-3:] == [
         "changed:",
         "  chat: not repacked (before: defaults)",
-        f"ask, chat and batch now use these settings for {name}; --no-profile ignores them",
+        f"ask, chat and batch now use these settings for {name}; --set no_profile=on ignores them",
     ]
 
 
@@ -632,7 +632,9 @@ def test_tune_on_a_busy_machine_saves_drafts_without_an_older_profile(runner: Co
     runner.speed_model, runner.disturbed_jobs, runner.row_cost = SpeedModel(), 1, 0.25
     done = runner.run("tune", runner.model)
     assert done.code == 0
-    assert done.err.splitlines()[-1].endswith(": no settings proved faster than the defaults; ask and chat use drafts")
+    assert done.err.splitlines()[-1].endswith(
+        ": no settings proved faster than the defaults; ask and chat use speculative decoding"
+    )
     assert len(list(runner.profiles.glob("*.json"))) == 1
 
 
@@ -651,7 +653,11 @@ def test_tune_saves_default_settings_only_with_drafts_that_pay(runner: CommandRu
         runner.row_cost = row_cost
         done = runner.run("tune", runner.model)
         assert done.code == 0
-        last = "drafts: verifying 2 tokens takes as long as generating 0.5" if saved else "no drafts"
+        last = (
+            "speculative decoding: verifying 2 tokens takes as long as generating 0.5"
+            if saved
+            else "no speculative decoding"
+        )
         assert done.out.splitlines()[-1] == last
         assert (runner.run("show", runner.model, "--json").object["profile"] is not None) == saved
         assert [*runner.benches[-1].stepped] == [Tuning(repack=True)] * (row_cost is not None), "once for both uses"

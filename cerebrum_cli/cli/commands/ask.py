@@ -11,7 +11,7 @@ from cerebrum_cli.cli.options import AskOptions
 from cerebrum_cli.cli.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
-SETTINGS = SettingKeys(REPLY_KEYS)
+SETTINGS = SettingKeys((*REPLY_KEYS, "cache_gb"))
 
 
 @composed

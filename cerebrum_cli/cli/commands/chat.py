@@ -11,7 +11,7 @@ from cerebrum_cli.cli.options import ChatOptions
 from cerebrum_cli.cli.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
-SETTINGS = SettingKeys((*REPLY_KEYS, "overflow"))
+SETTINGS = SettingKeys((*REPLY_KEYS, "overflow", "cache_gb", "vi"))
 
 
 @composed

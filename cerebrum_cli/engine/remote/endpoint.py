@@ -39,7 +39,8 @@ class Endpoint:
             return
         if not (self.is_encrypted or self.is_loopback or self.allow_http_key):
             raise UsageError(
-                f"{self.name}: the API key would be sent unencrypted", "use an https URL, or add --allow-http-key"
+                f"{self.name}: the API key would be sent unencrypted",
+                "use an https URL, or add --set allow_http_key=on",
             )
         if not (self.key.isascii() and self.key.isprintable()):
             raise UsageError(f"{self.name}: the API key is not printable ASCII", "check its variable for line breaks")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.tune.candidates import Candidate
     from cerebrum_cli.tune.tune import TuningResult
 
-NO_DRAFTS = "no drafts"
+FEATURE = "speculative decoding"
+NO_DRAFTS = f"no {FEATURE}"
 
 
 def print_profile(streams: Streams, profile: Profile) -> None:
@@ -22,8 +23,8 @@ def print_profile(streams: Streams, profile: Profile) -> None:
     rows = [_row(name, tuned) for name, tuned in profile.uses.items()]
     print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"), rows)
     chat, ask = (_draft_text(profile.uses[name]) for name in ("chat", "ask"))
-    shared = chat if chat == NO_DRAFTS else f"drafts: {chat}"
-    for line in [shared] if chat == ask else [f"drafts, chat: {chat}", f"drafts, ask: {ask}"]:
+    shared = chat if chat == NO_DRAFTS else f"{FEATURE}: {chat}"
+    for line in [shared] if chat == ask else [f"{FEATURE}, chat: {chat}", f"{FEATURE}, ask: {ask}"]:
         streams.answer(f"{line}\n")
 
 
@@ -86,8 +87,9 @@ def _conclusion(result: TuningResult, model: str) -> str:
             else "the same settings are fastest"
         )
         if names := sorted(result.profile.uses_with_drafts):
-            return f"settings unchanged for {model}: {reason}; {' and '.join(names)} use{'s' * (len(names) < 2)} drafts"
+            uses = f"{' and '.join(names)} use{'s' * (len(names) < 2)} {FEATURE}"
+            return f"settings unchanged for {model}: {reason}; {uses}"
         return f"nothing changed for {model}: {reason}"
     if result.profile.is_default:
         return f"ask, chat and batch use the defaults for {model} again"
-    return f"ask, chat and batch now use these settings for {model}; --no-profile ignores them"
+    return f"ask, chat and batch now use these settings for {model}; --set no_profile=on ignores them"
