@@ -48,8 +48,13 @@ COMMANDS = (
         (
             "cerebrum eval gsm8k -m cerebrum-7b --limit 200",
             "cerebrum eval exam.jsonl -m cerebrum-7b:Q8_0 --samples 8",
-            "cerebrum eval lm-eval:arc_easy -m cerebrum-7b",
         ),
+    ),
+    Command(
+        "lm-eval",
+        "lm_eval",
+        "Run tasks of lm-evaluation-harness",
+        ("cerebrum lm-eval arc_easy piqa -m cerebrum-7b --limit 200",),
     ),
     Command(
         "pull",

@@ -208,14 +208,23 @@ class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
 
 
 @option_group
-class LmEvalOptions:
-    """Options of `cerebrum eval lm-eval:TASK`."""
+class LmEvalOptions(ConcurrencyOptions, AnswerOptions):
+    """Options of `cerebrum lm-eval`, which scores given texts: no server and no cluster can."""
 
-    num_fewshot: int | None = option(None, "Few-shot examples per prompt [default: the task's]", "lm-eval", metavar="N")
-    include_path: Path | None = option(None, "Directory with your own tasks", "lm-eval", metavar="DIR")
-    gen_kwargs: str | None = option(None, "Generation settings for lm-eval tasks", "lm-eval", metavar="KEY=VALUE,...")
-    apply_chat_template: bool = option(False, "Apply the model's chat template", "lm-eval")
-    log_samples: bool = option(False, "Save every sample with the results", "lm-eval")
+    endpoint: tuple[str, ...] = ()
+    served_model_name: str | None = None
+    allow_http_key: bool = False
+    ray: str | None = None
+    preset: str | None = option(None, "Print the figures of a model card", "Output", metavar="NAME")
+    limit: int | None = option(None, "The first N documents of each task [default: all]", "Input", metavar="N")
+    num_fewshot: int | None = option(None, "Few-shot examples per prompt [default: the task's]", "Input", metavar="N")
+    include_path: Path | None = option(None, "Directory with your own tasks", "Input", metavar="DIR")
+    gen_kwargs: str | None = option(None, "Generation settings for the tasks", "Sampling", metavar="KEY=VALUE,...")
+    apply_chat_template: bool = option(False, "Apply the model's chat template", "Input")
+    output: Path | None = option(None, "File for all results", "Output", short="-o", metavar="RESULTS.json")
+    log_samples: bool = option(False, "Save every sample with the results", "Output")
+    restart: bool = option(False, "Start over; replace RESULTS.json", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
 
 
 @option_group

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any, Literal, NamedTuple, TypeVar, dataclass_transform, get_args
 
-Heading = Literal["Model", "Sampling", "Length", "Input", "Output", "Speed", "Server", "lm-eval"]
+Heading = Literal["Model", "Sampling", "Length", "Input", "Output", "Speed", "Server"]
 HEADINGS: tuple[Heading, ...] = get_args(Heading)
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import typer
 
 from cerebrum_cli.cli.completion import completing, tasks
 from cerebrum_cli.cli.context import runtime_of, typed_options
-from cerebrum_cli.cli.options import EvalOptions, LmEvalOptions
+from cerebrum_cli.cli.options import EvalOptions
 from cerebrum_cli.cli.signature import SettingKeys, composed, parameter
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
@@ -30,13 +30,12 @@ def evaluate(
         str,
         typer.Argument(
             metavar="TASK",
-            help="gsm8k, math500, arc-challenge, humaneval, a file like exam.jsonl, or lm-eval:TASK[,TASK...].",
+            help="gsm8k, math500, arc-challenge, humaneval, or a file like exam.jsonl.",
             autocompletion=completing(tasks),
         ),
     ],
     given: Annotated[Layer, SETTINGS],
     options: EvalOptions,
-    lm_eval: LmEvalOptions,
     output: Annotated[
         Path | None,
         parameter(
@@ -56,5 +55,5 @@ def evaluate(
     from cerebrum_cli.cli.eval import run_eval
 
     runtime, typed = runtime_of(context, options.verbose), typed_options(context)
-    if run_eval(runtime, source, output, given, options, lm_eval, typed):
+    if run_eval(runtime, source, output, given, options, typed):
         raise typer.Exit(SOME_FAILED)
