@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 from typer.models import TyperPath
 
 from cerebrum_cli.cli.assignments import HELP, SET, assignments, parse_assignments, print_settings
-from cerebrum_cli.cli.completion import completing, completion_of
+from cerebrum_cli.cli.completion import Values, completing, completion_of
 from cerebrum_cli.cli.options import BARE_VALUES
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.options import HEADINGS, Heading, Option, flag, options_of, variable
@@ -180,6 +180,11 @@ def parameter_of(name: str, declared: Option, hint: Any) -> inspect.Parameter:
 def parameter(name: str, help: str, heading: Heading, **details: Any) -> Any:
     """Typer option of a single parameter, declared like those of a group."""
     return typer_option(name, Option(help, heading, **details))
+
+
+def positional(metavar: str, help: str, values: Values | None = None) -> Any:
+    """Typer argument of a single parameter; `values` are what Tab offers."""
+    return typer.Argument(metavar=metavar, help=f"{help}.", autocompletion=completing(values) if values else None)
 
 
 def typer_option(

@@ -8,7 +8,7 @@ import typer
 
 from cerebrum_cli.cli.context import runtime_of
 from cerebrum_cli.cli.options import LmEvalOptions
-from cerebrum_cli.cli.signature import SettingKeys, composed
+from cerebrum_cli.cli.signature import SettingKeys, composed, positional
 from cerebrum_cli.core.settings import LOAD_KEYS, Layer
 
 SETTINGS = SettingKeys((*LOAD_KEYS, "seed"), {"seed": "Random seed [default: 0]"})
@@ -17,10 +17,7 @@ SETTINGS = SettingKeys((*LOAD_KEYS, "seed"), {"seed": "Random seed [default: 0]"
 @composed
 def lm_eval(
     context: typer.Context,
-    tasks: Annotated[
-        list[str],
-        typer.Argument(metavar="TASK...", help="Names from `lm_eval ls tasks`, which may have wildcards."),
-    ],
+    tasks: Annotated[list[str], positional("TASK...", "Names from `lm_eval ls tasks`, which may have wildcards")],
     given: Annotated[Layer, SETTINGS],
     options: LmEvalOptions,
 ) -> None:
