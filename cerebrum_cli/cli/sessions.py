@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -114,23 +115,23 @@ def rm(
     from cerebrum_cli.chat.archive import delete_sessions, sessions_older_than
 
     runtime = runtime_of(context)
-    history = runtime.history
-    chosen = {name: history.get(name) for name in names or ()}
-    if older_than:
-        chosen |= {session.name: session for session in sessions_older_than(history.store, older_than)}
-    elif not names:
-        raise UsageError("no session named", "name one or more, or use --older-than")
-    if not chosen:
-        runtime.streams.info(f"no session is older than {older_than}")
-        return
-    for session in chosen.values():  # before the question: one that is open cannot be deleted
-        history.lock.acquire(session)
-    listed = ", ".join(chosen)
-    what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
-    require_agreement(runtime, f"Delete {what}?", listed, options.yes)
-    for session, count in delete_sessions(history, list(chosen.values()), runtime.clear_prompt_cache):
-        if not options.quiet:
-            runtime.streams.info(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
+    with closing(runtime.history) as history:  # which frees its locks
+        chosen = {name: history.get(name) for name in names or ()}
+        if older_than:
+            chosen |= {session.name: session for session in sessions_older_than(history.store, older_than)}
+        elif not names:
+            raise UsageError("no session named", "name one or more, or use --older-than")
+        if not chosen:
+            runtime.streams.info(f"no session is older than {older_than}")
+            return
+        for session in chosen.values():  # before the question: one that is open cannot be deleted
+            history.lock.acquire(session)
+        listed = ", ".join(chosen)
+        what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
+        require_agreement(runtime, f"Delete {what}?", listed, options.yes)
+        for session, count in delete_sessions(history, list(chosen.values()), runtime.clear_prompt_cache):
+            if not options.quiet:
+                runtime.streams.info(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
 
 
 @app.command(cls=SectionedCommand)

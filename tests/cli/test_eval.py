@@ -369,7 +369,6 @@ def test_several_samples_need_a_temperature(command: CommandLine, sums: Path, tm
         (("gsm8k", "--samples", f"{MAX_SAMPLES + 1}"), f"--samples is {MAX_SAMPLES + 1}"),
         (("gsm8k", "--preset", "cerebrum"), "unknown preset 'cerebrum'"),
         (("gsm8k", "--match", "same"), "--match is 'same'"),
-        (("gsm8k", "--num-fewshot", "5"), "--num-fewshot applies only to lm-eval tasks"),
     ],
 )
 def test_invalid_eval_is_one_line_and_a_hint(command: CommandLine, arguments: tuple[str, ...], message: str) -> None:

@@ -226,7 +226,7 @@ def test_batch_records_that_it_is_invariant(models: Path, new_user: CommandLine)
         texts.append([json.loads(line)["text"] for line in out.read_text().splitlines()])
         settings = json.loads(Path(f"{out}.meta.json").read_text())
         assert "all types" in json.dumps(settings)
-        changed = new_user.run("batch", source, "-o", out, "-m", path, *options[:-1])
+        changed = new_user.run("batch", source, "-o", out, "-m", path, *options[:-2])
         assert (changed.code, "another batch invariance" in changed.err) == (1, True), changed.err
         drafted = new_user.run("batch", source, "-o", out, "-m", path, *options, "--set", "drafts=on")
         assert (drafted.code, "batch_invariant and drafts cannot be used together" in drafted.err) == (2, True)
