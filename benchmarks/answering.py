@@ -55,7 +55,7 @@ class BatchJob:
     """A batch to run; `settings` come on top of the benchmark's format and threads, `parallel` None means `auto`.
 
     With `ignore_eos`, every reply has the maximum length: neither the end token nor a stop string ends it.
-    `batch_invariant` is `--batch-invariant`, and `endpoint` the URL of a server that answers.
+    `batch_invariant` is the setting of that name, and `endpoint` the URL of a server that answers.
     """
 
     model: str

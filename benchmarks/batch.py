@@ -24,7 +24,7 @@ share       Python's share of a decode step of SLOTS sequences: the part of the 
             in the engine's thread that is spent outside of it, including sampling with numpy. The CPU time in which the
             main thread consumes the step's tokens and writes rows is added, because it may take a core from llama.cpp;
             most of it overlaps with the computation, so the sum is an upper bound.
-invariant   The cost of `--batch-invariant`: INVARIANT_QUESTIONS questions of INVARIANT_TOKENS tokens with and without,
+invariant   The cost of `batch_invariant`: INVARIANT_QUESTIONS questions of INVARIANT_TOKENS tokens with and without,
             all in parallel and one after another, and the load average before; with FILE also fewer on that model,
             in one round.
 shape       With FILE, a model that benchmarks/mistral_shape.py has written: SHAPE_QUESTIONS questions of SHAPE_TOKENS
@@ -226,7 +226,7 @@ def sized_questions(model: str, questions: Sequence[Question], sizes: Sequence[i
 def invariant_row(
     name: str, model: str, questions: Sequence[Question], tokens: int, parallel: int | None, runs: int
 ) -> Row:
-    """Compare `--batch-invariant` with the default, in tokens per second; a single round has no warm-up."""
+    """Compare `batch_invariant` with the default, in tokens per second; a single round has no warm-up."""
     prompts, load = in_subprocess(tokenized_prompts, model, questions), os.getloadavg()[0]
 
     def measure(batch_invariant: bool) -> float:

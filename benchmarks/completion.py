@@ -27,7 +27,7 @@ def completion_peers(ask: Sequence[str], model: str, tokens: int, environment: E
     First with the context that the question gets, then with its own default.
     """
     prompt = preview(ask, environment)
-    context = logged(r"llama_context: n_ctx += (\d+)", [*ask, "--verbose"], environment)
+    context = logged(r"llama_context: n_ctx += (\d+)", [*ask, "--set", "verbose=on"], environment)
     text = prompt["prompt"].removeprefix("<s>")  # llama-completion adds it by itself
     command = [str(PEER_PROGRAMS / "llama-completion"), "--no-warmup", "-m", model, "-p", text]
     command += ["-n", str(tokens), "--temp", "0", "-t", str(THREADS), "-no-cnv", "--no-display-prompt"]

@@ -40,7 +40,7 @@ def loop_row(environment: Environment) -> Row:
         tokens = engine.vocabulary.tokenize((Text(RESULTS.read_text(encoding="utf-8")),))
     seconds = median(time_check(tokens) for _ in range(PASSES)) / len(tokens)
     command = [SCRIPT, "ask", "-m", str(model_path("starter")), "-n", str(TOKENS), "--no-log", "--json"]
-    command.append("--no-loop-check")
+    command += ["--set", "loop_check=off"]
     rates = [json.loads(run([*command, "I am"], environment=environment).output)["timings"] for _ in range(PASSES)]
     step = 1 / median(timings["tokens_per_second"] for timings in rates)
     cells = f"{seconds * 1e6:.2f} us", f"{step * 1e3:.2f} ms"

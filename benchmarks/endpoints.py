@@ -130,7 +130,9 @@ def text_rows(model: Path, prompts: Sequence[str], environment: Environment) -> 
             completion(server.port, CLEARING)
             command = [SCRIPT, "ask", "-m", str(model), "-n", str(TEXT_TOKENS), "--no-log", "--json", prompt]
             ids = json.loads(run([*command, "--dry-run"], environment=environment).output)["token_ids"]
-            local = json.loads(run([*command, "--threads", str(THREADS), "--no-cache"], environment=environment).output)
+            local = json.loads(
+                run([*command, "--threads", str(THREADS), "--set", "cache_gb=0"], environment=environment).output
+            )
             remote = json.loads(run([*command, "--endpoint", relay.url], environment=environment).output)
             (exchange,) = relay.take_completions()
             same_ids += exchange.body["prompt"] == ids and exchange.reply[-1]["tokens_evaluated"] == len(ids)
@@ -252,7 +254,7 @@ def vote_rows(model: Path, environment: Environment) -> Iterator[Row]:
     with running_server(model, CONTEXT, THREADS, VOTES) as server, running_relay(server) as relay:
         remote = vote(command, "--endpoint", relay.url, environment=environment)
         exchanges, log = relay.take_completions(), server.log
-    local = vote(command, "--threads", str(THREADS), "--no-cache", environment=environment)
+    local = vote(command, "--threads", str(THREADS), "--set", "cache_gb=0", environment=environment)
     evaluations, samples = log.count("is_child = 0"), [sample for each in exchanges for sample in each.reply]
     timings = [sample["timings"] for sample in samples]
     print(f"prompt_n {[each['prompt_n'] for each in timings]}, cache_n {[each['cache_n'] for each in timings]}")
@@ -372,7 +374,7 @@ def ask_rows(model: Path, environment: Environment, runs: int) -> Iterator[Row]:
     with running_server(model, CONTEXT, THREADS, 1) as server:
         remote_s, local_s, ratio = alternate(
             lambda: run([*command, "--endpoint", server.url], environment=environment).seconds,
-            lambda: run([*command, "--threads", str(THREADS), "--no-cache"], environment=environment).seconds,
+            lambda: run([*command, "--threads", str(THREADS), "--set", "cache_gb=0"], environment=environment).seconds,
             runs,
         )
     print(f"ask -n 1: {remote_s:.3f} s with --endpoint, {local_s:.3f} s without, ratio {ratio:.3f}")

@@ -166,7 +166,19 @@ def first_token_rows(model: str, ask: Sequence[str], environment: Environment, r
 
 def large_model_rows(model: str, environment: Environment, runs: int | None) -> Iterator[Row]:
     """Compare the first token, and a whole answer, with those of llama-completion with and without repacking."""
-    ask = [SCRIPT, "ask", "-m", model, "--threads", str(THREADS), "--no-profile", "--no-log", "--no-cache"]
+    ask = [
+        SCRIPT,
+        "ask",
+        "-m",
+        model,
+        "--threads",
+        str(THREADS),
+        "--set",
+        "no_profile=on",
+        "--no-log",
+        "--set",
+        "cache_gb=0",
+    ]
     ask += ["--temperature", "0", "--raw", text_of_length(LARGE_PROMPT, ask, environment)]
     for what, tokens, measure, pairs, targets in (
         ("first token", 1, time_to_first_byte, runs or RUNS, ("<= 0.7", "<= 1.25")),
@@ -201,7 +213,7 @@ def second_question_row(model: str, system: str | None, runs: int) -> Row:
     """Compare the first token of a second question with evaluating the same number of tokens, after loading."""
     with tempfile.TemporaryDirectory() as name:
         environment = isolated_environment(Path(name))
-        ask = [*ask_command(model), "--no-profile"]
+        ask = [*ask_command(model), "--set", "no_profile=on"]
         with_system = [*ask, "--format", "cerebrum", *(["-s", system] if system else [])]
         run([*with_system, FIRST], environment=environment)
         second = [*with_system, SECOND, "--no-log"]
@@ -209,7 +221,7 @@ def second_question_row(model: str, system: str | None, runs: int) -> Row:
         own_tokens = reply["prompt_tokens"] - reply["cached_tokens"]
         if not reply["cached_tokens"]:
             raise RuntimeError(f"the first question was not cached: {reply['timings']}")
-        without_cache = [*ask, "--raw", text_of_length(own_tokens, ask, environment), "--no-cache", "--no-log"]
+        without_cache = [*ask, "--raw", text_of_length(own_tokens, ask, environment), "--set", "cache_gb=0", "--no-log"]
         pairs = [
             pair(lambda: seconds(second, environment), lambda: seconds(without_cache, environment), number)
             for number in range(runs)

@@ -4,7 +4,7 @@ Needs `cerebrum pull starter`.
 Usage: python benchmarks/tune.py [--shape FILE] [--only MODEL] [--runs N] [--dry-run]
 
 The starter model, and FILE if benchmarks/mistral_shape.py has written it, are each tuned in an empty data directory.
-Each use is then timed as a whole process, with and without --no-profile in alternation; the starter model after a
+Each use is then timed as a whole process, with and without the profile in alternation; the starter model after a
 warm-up of both. Nothing is cached between runs. A use whose tuned settings are the defaults is not measured.
 
 chat   Questions piped in, one per turn.
@@ -25,7 +25,7 @@ from answering import model_path
 from harness import SCRIPT, Row, Run, isolated_environment, medians, record, run
 
 LIMIT_S = 120
-DEFAULT = "--no-profile"
+DEFAULT = ("--set", "no_profile=on")
 STORY = "Tell me a long story about seven apples and a boat."
 TURNS = (
     STORY,
@@ -99,8 +99,8 @@ def measure_pairs(use: Scenario, case: Case, settings: Mapping[str, Any]) -> lis
     if not settings:
         return []
     if case.warms_up:
-        use([DEFAULT]), use([])
-    return [(use([DEFAULT]), use([])) for _ in range(case.runs)]
+        use(DEFAULT), use([])
+    return [(use(DEFAULT), use([])) for _ in range(case.runs)]
 
 
 def process_row(use: str, case: Case, settings: Mapping[str, Any], pairs: Sequence[tuple[float, float]]) -> Row:
@@ -130,7 +130,9 @@ class Scenarios:
     def chat(self, extra_options: Sequence[str]) -> float:
         """Chat; print a note if the replies differ from those of the previous run."""
         turns = "".join(f"{turn}\n" for turn in TURNS[: self._case.turns])
-        finished = self._run("chat", "-n", str(self._case.reply // 2), "--no-cache", *extra_options, stdin_text=turns)
+        finished = self._run(
+            "chat", "-n", str(self._case.reply // 2), "--set", "cache_gb=0", *extra_options, stdin_text=turns
+        )
         if self._transcript not in (None, finished.output):
             print("the replies of this chat differ from those of the previous run")
         self._transcript = finished.output
@@ -147,7 +149,7 @@ class Scenarios:
 
     def _ask(self, *arguments: str) -> float:
         """Measure one question; RuntimeError if the reply is too short or the prompt was cached."""
-        finished = self._run("ask", *arguments, "--no-cache", "--no-log", "--json")
+        finished = self._run("ask", *arguments, "--set", "cache_gb=0", "--no-log", "--json")
         reply = json.loads(finished.output)
         if reply["finish_reason"] != "length" or reply["cached_tokens"]:
             raise RuntimeError(f"unexpected reply: {reply}")

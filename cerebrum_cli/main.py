@@ -50,7 +50,7 @@ def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
 
 def add_command(app: typer.Typer, command: Command) -> None:
     """Import a command and add it with its help: summary, details and examples."""
-    function = getattr(import_module(f"cerebrum_cli.cli.commands.{command.name}"), command.attribute)
+    function = getattr(import_module(f"cerebrum_cli.cli.{command.module}"), command.attribute)
     examples = "\n".join(("\b", "Examples:", *(f"  {example}" for example in command.examples)))
     if isinstance(function, typer.Typer):
         app.add_typer(

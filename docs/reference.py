@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import typer
 
 from cerebrum_cli.cli import COMMANDS
+from cerebrum_cli.cli.signature import SectionedCommand
 from cerebrum_cli.main import assembled
 from cerebrum_cli.terminal.repl.slash_table import KEYS, SLASH_COMMANDS
 
@@ -29,29 +32,70 @@ def pages() -> dict[str, str]:
 
 
 def cli_page() -> str:
-    """Every command with its help, as `cerebrum COMMAND --help` prints it."""
+    """Every command with its help; options that several commands have are described once, before them."""
     group: Any = typer.main.get_command(assembled())
+    commands: dict[str, Any] = {}
+    for row in COMMANDS:
+        command = group.commands[row.name]
+        children = getattr(command, "commands", {})
+        commands |= {row.name: command, **{f"{row.name} {child}": each for child, each in children.items()}}
+    parameters = [each for command in commands.values() for each in command.params]
+    counts = Counter((each.opts[-1], each.help) for each in parameters)
+    usual = dict(key for key, count in reversed(counts.most_common()) if count > 1)  # help by flag, most common last
+    shared = set(usual.items())
+    options = {each.opts[-1]: each for each in parameters if is_in(each, shared)}
+    all_shared = SectionedCommand("shared", params=list(options.values()), add_help_option=False)
     lines = [
         "# Commands",
         "",
         NOTE,
         "",
         "Every option can also be set by an environment variable: `--max-tokens` is `CEREBRUM_MAX_TOKENS`.",
+        "[Settings](settings.md) describes what `--set` changes.",
         "",
+        "## Shared options",
+        "",
+        "A command has the options that its section below names; `cerebrum COMMAND --help` shows them together.",
+        "",
+        *block(options_help(all_shared)),
     ]
-    for row in COMMANDS:
-        command = group.commands[row.name]
-        children = getattr(command, "commands", {})
-        for name, each in [(row.name, command), *((f"{row.name} {child}", children[child]) for child in children)]:
-            lines += [f"## cerebrum {name}", "", "```text", help_of(each, f"cerebrum {name}"), "```", ""]
+    for path, command in commands.items():
+        names = [f"`{each.opts[-1]}`" for each in command.params if is_in(each, shared)]
+        command.params = [each for each in command.params if not is_in(each, shared)]
+        command.add_help_option = False
+        lines += [f"## cerebrum {path}", "", *block(help_of(command, f"cerebrum {path}"))]
+        if names:
+            lines += [fill(f"Shared options: {', '.join(names)}", 120, break_on_hyphens=False), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def is_in(parameter: Any, shared: set[tuple[str, str]]) -> bool:
+    """Whether a parameter is one of the shared options."""
+    return (parameter.opts[-1], parameter.help) in shared and parameter.param_type_name == "option"
+
+
+def block(text: str) -> list[str]:
+    """Lines of a block of text, and a blank line."""
+    return ["```text", text, "```", ""]
 
 
 def help_of(command: Any, path: str) -> str:
     """Help of a command, as a terminal of 80 columns shows it."""
-    names = ["-h", "--help"]  # as the parent command sets them
-    context = command.context_class(command, info_name=path, terminal_width=WIDTH, help_option_names=names)
-    return "\n".join(line.rstrip() for line in command.get_help(context).splitlines()).strip()
+    context = command.context_class(command, info_name=path, terminal_width=WIDTH)
+    return plain(command.get_help(context))
+
+
+def options_help(command: Any) -> str:
+    """The options in the help of a command."""
+    context = command.context_class(command, terminal_width=WIDTH)
+    formatter = context.make_formatter()
+    command.format_options(context, formatter)
+    return plain(formatter.getvalue())
+
+
+def plain(text: str) -> str:
+    """Text without spaces at the ends of lines."""
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
 
 def chat_page() -> str:

@@ -88,7 +88,7 @@ case "$*" in
         while [ "$1" != --raw ]; do shift; done
         echo "{\\"prompt_tokens\\": $(echo "$2" | wc -w)}";;
     *--dry-run*) echo '{"prompt": "<s>Why?", "prompt_tokens": 3}';;
-    *--verbose*) echo "llama_context: n_ctx         = 512" >&2;;
+    *verbose=on*) echo "llama_context: n_ctx         = 512" >&2;;
     *--raw*--json*) echo '{"timings": {"ttft_s": 2.0}}';;
     *--json*) echo '{"prompt_tokens": 30, "cached_tokens": 20, "timings": {"ttft_s": 1.0}}';;
 esac

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from cerebrum_cli.cli.options import option_names
 from cerebrum_cli.core.config import read_config
+from cerebrum_cli.core.settings import SHORTHANDS
+from cerebrum_cli.main import assembled
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -48,3 +54,25 @@ def test_readme_shows_pictures(name: str, signs: tuple[str, ...]) -> None:
     assert picture.startswith("<svg")
     assert [sign for sign in signs if sign not in picture] == []
     assert f"(docs/{name}.svg)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_examples_have_valid_options(page: Path) -> None:
+    group: Any = get_command(assembled())
+    blocks = re.findall(r"^```(?:sh|console)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    for line in lines:
+        for found in re.finditer(r"(?<![\w./-])cerebrum (?!-)([^|>#&]*)", line.partition("  # ")[0]):
+            try:
+                words = shlex.split(found[1].strip().rstrip(")"))
+            except ValueError:  # a sign of the shell's in quotes
+                continue
+            command = group
+            while words and words[0] in getattr(command, "commands", {}):
+                command = command.commands[words.pop(0)]
+            assert command is not group, line
+            if not words and hasattr(command, "commands"):
+                continue
+            context = command.make_context("cerebrum", [word for word in words if word != "..."])
+            names = {text.partition("=")[0] for text in context.params.get("set") or ()}
+            assert names <= {*option_names(), *SHORTHANDS, "help"}, line

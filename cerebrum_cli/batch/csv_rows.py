@@ -31,7 +31,7 @@ class TableRows:
     delimiter: str
     header: Sequence[str]
     template: Template | None
-    carry: bool
+    include_input: bool
 
     def find(self, lines: Iterable[bytes], start: int) -> Iterator[int]:
         """Yield the offsets of the rows in a whole input that begins at `start`. Raises UsageError for bad quoting."""
@@ -45,7 +45,7 @@ class TableRows:
         with closing(_records(lines, self.delimiter)) as records:
             _, record = next(records)
         row = self._row(number, record)
-        return replace(row, input=dict(zip(self.header, record, strict=False))) if self.carry else row
+        return replace(row, input=dict(zip(self.header, record, strict=False))) if self.include_input else row
 
     def _row(self, number: int, record: list[str]) -> Row:
         fields = dict(zip(self.header, record, strict=False))
@@ -60,14 +60,14 @@ class TableRows:
             return invalid_row(number, id, None, invalid)
 
 
-def open_table(lines: Iterable[bytes], delimiter: str, template: Template | None, carry: bool) -> TableRows:
+def open_table(lines: Iterable[bytes], delimiter: str, template: Template | None, include_input: bool) -> TableRows:
     """Read the header of a table. Raises UsageError for bad quoting, and for a missing or duplicate column."""
     with closing(_records(lines, delimiter)) as records:
         _, record = next(records, (0, []))
     header = [name.strip() for name in record]
     for name in template.fields if template else (PROMPT_COLUMN,):
         _require_column(name, header, has_template=template is not None)
-    return TableRows(delimiter, header, template, carry)
+    return TableRows(delimiter, header, template, include_input)
 
 
 def _require_column(name: str, header: Sequence[str], has_template: bool) -> None:

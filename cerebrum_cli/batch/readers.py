@@ -143,7 +143,7 @@ class LineRows:
 
     shape: Shape
     template: Template | None
-    carry: bool
+    include_input: bool
 
     def find(self, lines: Iterable[bytes], start: int) -> Iterator[int | None]:
         """Yield the offset of each row in a whole input that begins at `start`, and None for each line skipped."""
@@ -164,7 +164,7 @@ class LineRows:
         else:
             prompt = self.template.render(dict.fromkeys(_TEXT_FIELDS, text)) if self.template else text
             row = prompt_row(number, number, require_prompt(prompt))
-        return replace(row, input=_carried(text, self.shape)) if self.carry else row
+        return replace(row, input=_input_value(text, self.shape)) if self.include_input else row
 
 
 class IndexedRows:
@@ -207,12 +207,14 @@ def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
             return shape
     known = ", ".join(SHAPES)
     if given is not None:
-        raise UsageError(f"unknown --shape {given!r}", f"use one of {known}")
+        raise UsageError(f"unknown --input-format {given!r}", f"use one of {known}")
     suffix = source.suffix.lower()
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]
     if suffix:
-        raise UsageError(f"{source}: unsupported file type {suffix}", f"rename it, or set --shape to one of {known}")
+        raise UsageError(
+            f"{source}: unsupported file type {suffix}", f"rename it, or set --input-format to one of {known}"
+        )
     return "jsonl" if head.removeprefix(BOM).lstrip().startswith(b"{") else "txt"
 
 
@@ -220,35 +222,35 @@ def read_rows(
     source: InputFile,
     shape: Shape,
     template: str | None = None,
-    carry: bool = False,
+    include_input: bool = False,
     saved: SavedPrompt | None = None,
 ) -> IndexedRows:
     """Find the rows of an input, at least one; each is read when it is asked for. Raises UsageError.
 
     `template` renders a prompt from the fields of each row; the field of a txt line is `text` or `prompt`. The result
-    is the input of a `saved` prompt. With `carry`, each row has its `input`: text, a JSON value, or fields by name.
+    is the input of a `saved` prompt. With `include_input`, each row has its `input`: text, a JSON value, or fields.
     """
     parsed_template = None if template is None else parse_template(template)
     if source.head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError("the input is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
-    rows = IndexedRows(source, _form(source, shape, parsed_template, carry), saved)
+    rows = IndexedRows(source, _form(source, shape, parsed_template, include_input), saved)
     if not rows:
         raise UsageError("the input has no prompts", "put one prompt on each line" if shape == "txt" else "")
     return rows
 
 
-def _form(source: InputFile, shape: Shape, template: Template | None, carry: bool) -> LineRows | TableRows:
+def _form(source: InputFile, shape: Shape, template: Template | None, include_input: bool) -> LineRows | TableRows:
     if shape in _DELIMITERS:
-        return open_table(source.lines(source.start), _DELIMITERS[shape], template, carry)
+        return open_table(source.lines(source.start), _DELIMITERS[shape], template, include_input)
     if shape == "txt" and template:
         for name in template.fields:
             if name not in _TEXT_FIELDS:
                 raise UsageError(f"a line of text has no field `{name}`", f"use {{{_TEXT_FIELDS[0]}}}")
-    return LineRows(shape, template, carry)
+    return LineRows(shape, template, include_input)
 
 
-def _carried(line: str, shape: Shape) -> Any:
-    """A line as the output carries it; one that is not JSON as text."""
+def _input_value(line: str, shape: Shape) -> Any:
+    """A line as the output has it; one that is not JSON as text."""
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(line) if shape == "jsonl" else line
     return line

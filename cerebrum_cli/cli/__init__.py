@@ -1,4 +1,4 @@
-"""The command line: one module a command, its signature and one deferred import; and the table of all commands."""
+"""The command line: the table of all commands; a module for each has its signature and runs it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """A command: its name, the function or Typer app of the module of that name, its summary and examples."""
+    """A command: its name, the module below this one and the function or Typer app in it, its summary and examples."""
 
     name: str
+    module: str
     attribute: str
     summary: str
     examples: tuple[str, ...]
@@ -17,6 +18,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command(
         "ask",
+        "commands.ask",
         "ask",
         "Answer one question",
         (
@@ -27,12 +29,14 @@ COMMANDS = (
     ),
     Command(
         "chat",
+        "commands.chat",
         "chat",
         "Chat interactively",
         ("cerebrum chat", "cerebrum chat -m cerebrum-7b --session physics", "cerebrum chat -c"),
     ),
     Command(
         "batch",
+        "commands.batch",
         "batch",
         "Answer many questions from a file",
         (
@@ -43,15 +47,23 @@ COMMANDS = (
     ),
     Command(
         "eval",
+        "commands.eval",
         "evaluate",
         "Measure how well a model answers",
         (
             "cerebrum eval gsm8k -m cerebrum-7b --limit 200",
             "cerebrum eval exam.jsonl -m cerebrum-7b:Q8_0 --samples 8",
-            "cerebrum eval lm-eval:arc_easy -m cerebrum-7b",
         ),
     ),
     Command(
+        "lm-eval",
+        "commands.lm_eval",
+        "lm_eval",
+        "Run tasks of lm-evaluation-harness",
+        ("cerebrum lm-eval arc_easy piqa -m cerebrum-7b --limit 200",),
+    ),
+    Command(
+        "pull",
         "pull",
         "pull",
         "Download a model, or register a local file",
@@ -61,15 +73,17 @@ COMMANDS = (
             "cerebrum pull --dry-run cerebrum-8x7b",
         ),
     ),
-    Command("list", "list_models", "List installed models", ("cerebrum list", "cerebrum list --available")),
+    Command("list", "listing", "list_models", "List installed models", ("cerebrum list", "cerebrum list --available")),
     Command(
         "show",
+        "listing",
         "show",
         "Show a model's metadata and prompt format",
         ("cerebrum show starter", "cerebrum show cerebrum-7b --json"),
     ),
-    Command("rm", "rm", "Delete a model", ("cerebrum rm starter", "cerebrum rm -y cerebrum-7b:Q4_K_M")),
+    Command("rm", "rm", "rm", "Delete a model", ("cerebrum rm starter", "cerebrum rm -y cerebrum-7b:Q4_K_M")),
     Command(
+        "merge",
         "merge",
         "merge",
         "Merge models from a recipe",
@@ -81,16 +95,19 @@ COMMANDS = (
     Command(
         "tune",
         "tune",
+        "tune",
         "Find the fastest settings for a model",
         ("cerebrum tune cerebrum-7b",),
     ),
     Command(
         "doctor",
         "doctor",
+        "doctor",
         "Check the whole installation",
         ("cerebrum doctor", "cerebrum doctor --endpoint http://localhost:8080 -m starter"),
     ),
     Command(
+        "runs",
         "runs",
         "app",
         "Show and compare the results of cerebrum eval",
@@ -102,11 +119,13 @@ COMMANDS = (
     ),
     Command(
         "sessions",
+        "sessions",
         "app",
         "List, search, export and delete saved sessions",
         ("cerebrum sessions list", 'cerebrum sessions search "sky"', "cerebrum sessions export physics > physics.md"),
     ),
     Command(
+        "prompts",
         "prompts",
         "app",
         "List, show, edit and delete saved prompts",

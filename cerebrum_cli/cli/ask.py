@@ -55,7 +55,6 @@ def run_question(
     on_command_line: frozenset[str],
 ) -> None:
     """Resolve the model and its settings, load it, and answer a question."""
-    overrides = {**overrides, "cache_gb": 0} if options.no_cache else overrides
     overrides = recorder.with_defaults(overrides, is_remote=bool(options.endpoint))
     vote = new_vote(options)
     source = find_source(runtime, overrides, options, "--votes" if vote else None)

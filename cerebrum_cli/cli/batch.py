@@ -63,8 +63,8 @@ def batch(
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
     with closing(open_source(runtime, source)) as file:
-        shape = detect_shape(source, options.shape, file.head)
-        rows = read_rows(file, shape, options.template, options.carry, saved)
+        shape = detect_shape(source, options.input_format, file.head)
+        rows = read_rows(file, shape, options.template, options.include_input, saved)
         return run_rows(runtime, rows, output, overrides, options, on_command_line, saved)
 
 
@@ -114,7 +114,7 @@ def input_fingerprint(rows: IndexedRows, options: BatchOptions, saved: SavedProm
     return {
         "input": rows.sha256,
         "template": options.template,
-        **({"carry": True} if options.carry else {}),
+        **({"include input": True} if options.include_input else {}),
         **({"prompt": saved.prompt} if saved and saved.prompt else {}),
     }
 
@@ -154,7 +154,7 @@ def count_unanswered(rows: Rows, result: Result) -> int:
 
 
 def notify_of_experts(runtime: Runtime, file: Model, options: BatchOptions) -> None:
-    """Print a notice if the answers of a model with experts may vary in spite of `--batch-invariant`."""
+    """Print a notice if the answers of a model with experts may vary in spite of `batch_invariant`."""
     notice = expert_notice(file.header.expert_count, file.header.tensor_types)
     if notice and options.batch_invariant and not options.quiet and environment("GGML_CPU_TILED_MM") != "0":
         runtime.streams.notice(notice)

@@ -12,7 +12,6 @@ from cerebrum_cli.cli.generation import find_source
 from cerebrum_cli.cli.models import find_model
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
-from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.inference.loading import CHAT, ReplySource, open_model
 from cerebrum_cli.inference.prompt_sources import read_piped
 from cerebrum_cli.models.model import as_path, is_file
@@ -72,8 +71,7 @@ def chat(
                 prompts=runtime.config.prompts,
                 pending_prompt=saved if saved and saved.prompt else None,
             )
-            vi = runtime.settings(environment_layer("vi")).vi
-            repl.run(input_lines(runtime, repl, keyboard, vi), *words)
+            repl.run(input_lines(runtime, repl, keyboard, runtime.settings(given).vi), *words)
             return repl.exit_code
         finally:
             with signals.exiting():
@@ -83,7 +81,7 @@ def chat(
 
 def open_chat(runtime: Runtime, history: History, given: Layer, prompted: Layer, options: ChatOptions) -> Chat:
     """Start or continue a session, and start to load its model; the settings `prompted` include a saved prompt's."""
-    name, no_cache = options.session, {"cache_gb": 0} if options.no_cache else {}
+    name = options.session
     session = (
         history.acquire_latest() if options.continue_ else history.acquire_named(name) if name is not None else None
     )
@@ -94,12 +92,12 @@ def open_chat(runtime: Runtime, history: History, given: Layer, prompted: Layer,
         return chat_source(runtime, layer, options, model)
 
     def with_defaults(layer: Layer) -> Layer:
-        return with_session_defaults(session, {**layer, **no_cache}, is_remote=bool(options.endpoint))
+        return with_session_defaults(session, layer, is_remote=bool(options.endpoint))
 
     overrides = with_defaults(prompted)
     source = chat_source(runtime, overrides, options, find_model(runtime, overrides, options))
     conversation = Chat(history, resolve, overrides, open_model(source), source.settings, session, name)
-    if options.use is not None:
+    if options.saved_prompt is not None:
         own_system = {"system": session.system_prompt} if session else {}
         conversation.unprompted = with_defaults({**own_system, **given})
     return conversation

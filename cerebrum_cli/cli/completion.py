@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 from typer._click.shell_completion import ShellComplete
 from typer._completion_classes import BashComplete, FishComplete, ZshComplete
@@ -89,14 +89,17 @@ def completed_command() -> str | None:
     return line[1] if len(line) > 2 else None
 
 
+Values: TypeAlias = Callable[["Runtime"], Iterable[str]]
+"""What Tab offers, read when it is pressed."""
+
+
 def installed_models(runtime: Runtime) -> Iterable[str]:
     return (model.reference for model in runtime.library.models())
 
 
 def stored_models(runtime: Runtime) -> Iterable[str]:
     """Installed models, and those of which only the vocabulary is here."""
-    library = runtime.library
-    return (model.reference for model in (*library.models(), *library.vocabularies()))
+    return (model.reference for model in (*runtime.library.models(), *runtime.library.vocabularies()))
 
 
 def known_models(runtime: Runtime) -> Iterable[str]:
@@ -106,6 +109,14 @@ def known_models(runtime: Runtime) -> Iterable[str]:
 
 def sessions(runtime: Runtime) -> Iterable[str]:
     return runtime.history.store.names()
+
+
+def run_names(runtime: Runtime) -> Iterable[str]:
+    return (run.name for run in runtime.runs)
+
+
+def saved_prompts(runtime: Runtime) -> Iterable[str]:
+    return runtime.config.prompts
 
 
 def formats(_: Runtime) -> Iterable[str]:
@@ -126,31 +137,23 @@ def presets(_: Runtime) -> Iterable[str]:
     return (preset.name for preset in PRESETS)
 
 
-def run_names(runtime: Runtime) -> Iterable[str]:
-    return (run.name for run in runtime.runs)
-
-
-def saved_prompts(runtime: Runtime) -> Iterable[str]:
-    return runtime.config.prompts
-
-
-COMPLETIONS = {  # values of an option, by its name
+COMPLETIONS: Mapping[str, Values] = {  # values of an option, by its name
     "model": installed_models,
     "format": formats,
     "session": sessions,
     "preset": presets,
-    "use": saved_prompts,
+    "saved_prompt": saved_prompts,
 }
 
 
-def completion_of(name: str, declared: Option) -> Callable[[Runtime], Iterable[str]] | None:
+def completion_of(name: str, declared: Option) -> Values | None:
     """Where the values of an option come from; None if any text may follow, or none."""
     if declared.choices and declared.metavar:
         return lambda _: declared.choices
     return COMPLETIONS.get(name)
 
 
-def completing(values: Callable[[Runtime], Iterable[str]]) -> Callable[[str], list[str]]:
+def completing(values: Values) -> Callable[[str], list[str]]:
     """Completion of a Typer parameter from a list of values; nothing if they cannot be read."""
 
     def complete(incomplete: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from cerebrum_cli.cli.assignments import SET, assigned_keys
 from cerebrum_cli.cli.options import option_names
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import unknown_variables
@@ -28,9 +29,10 @@ def runtime_of(context: typer.Context, verbose: bool = False) -> Runtime:
 
 
 def typed_options(context: typer.Context) -> frozenset[str]:
-    """Names of the parameters that are on the command line."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+    """Names of the options that are on the command line, as flags or after `--set`."""
+    sources = {name: context.get_parameter_source(name) for name in context.params if name != SET}
+    flags = (name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+    return assigned_keys(context.params.get(SET)).union(flags)
 
 
 def require_agreement(runtime: Runtime, question: str, name: str, yes: bool) -> None:

@@ -1,26 +1,39 @@
-"""Check the whole installation, or servers: the run of `cerebrum doctor`."""
+"""`cerebrum doctor`: check the whole installation, or servers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from cerebrum_cli.cli.servers import find_endpoints
-from cerebrum_cli.core.settings import environment_layer
-from cerebrum_cli.doctor.checks import run_checks
-from cerebrum_cli.terminal.doctor import print_check_result
-from cerebrum_cli.terminal.interrupts import interruptible
+import typer
+
+from cerebrum_cli.cli.context import runtime_of
+from cerebrum_cli.cli.options import DoctorOptions
+from cerebrum_cli.cli.signature import SettingKeys, composed
+from cerebrum_cli.core.settings import Layer, environment_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cerebrum_cli.cli.app import Runtime
-    from cerebrum_cli.cli.options import DoctorOptions
-    from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.doctor.assessment import CheckResult
 
+SETTINGS = SettingKeys(("model",), {"model": "Model to check [default: the default model]"})
 
-def doctor(runtime: Runtime, given: Layer, options: DoctorOptions) -> bool:
-    """Run and print all checks; whether none failed."""
+
+@composed
+def doctor(context: typer.Context, given: Annotated[Layer, SETTINGS], options: DoctorOptions) -> None:
+    """Each line is ok, a warning or a failure. Warnings and failures come with a hint on how to fix them.
+
+    A small bundled model answers a question with a known answer.
+
+    With --endpoint, only servers are checked: their kind, their replies, and whether their vocabulary is MODEL's.
+
+    Exits with code 1 if anything fails.
+    """
+    from cerebrum_cli.terminal.doctor import print_check_result
+    from cerebrum_cli.terminal.interrupts import interruptible
+
+    runtime = runtime_of(context)
     results: list[CheckResult] = []
     shown = ""
     with interruptible(""):
@@ -34,11 +47,15 @@ def doctor(runtime: Runtime, given: Layer, options: DoctorOptions) -> bool:
             print_check_result(runtime.streams, result)
     if options.json:
         runtime.streams.answer_object([result.recorded for result in results])
-    return all(result.status != "failure" for result in results)
+    if any(result.status == "failure" for result in results):
+        raise typer.Exit(1)
 
 
 def start_checks(runtime: Runtime, given: Layer, options: DoctorOptions) -> Iterator[CheckResult]:
     """The checks of this machine, or of the servers that `--endpoint` names; each runs as its result is read."""
+    from cerebrum_cli.cli.servers import find_endpoints
+    from cerebrum_cli.doctor.checks import run_checks
+
     endpoints = find_endpoints(runtime, options)
     context = runtime.doctor_context({**environment_layer("threads"), **given}, options.offline)
     if not endpoints:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from cerebrum_cli.cli.generation import naming_grammar_file, open_for, progress_
 from cerebrum_cli.cli.runs import no_sample_counts, print_run
 from cerebrum_cli.cli.servers import noted_servers, noting_servers
 from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
-from cerebrum_cli.core.options import flag
 from cerebrum_cli.eval.evaluate import evaluate
 from cerebrum_cli.eval.runs import Run, require_run, samples_to_keep
 from cerebrum_cli.terminal.sinks import render
@@ -25,10 +23,8 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.batch.journal import Journal
     from cerebrum_cli.cli.app import Runtime
-    from cerebrum_cli.cli.options import EvalOptions, LmEvalOptions
+    from cerebrum_cli.cli.options import EvalOptions
     from cerebrum_cli.core.settings import Layer
-
-LM_EVAL = "lm-eval:"
 
 
 def run_eval(
@@ -37,18 +33,12 @@ def run_eval(
     output: Path | None,
     overrides: Layer,
     options: EvalOptions,
-    lm_eval: LmEvalOptions,
     on_command_line: frozenset[str],
 ) -> int:
     """Ask the questions of a task or a file, and print the report; return how many questions do not count.
 
     Raises Interrupted with how to resume.
     """
-    if source.startswith(LM_EVAL):
-        from cerebrum_cli.cli.lm_eval import run_lm_eval
-
-        return run_lm_eval(runtime, source.removeprefix(LM_EVAL), output, overrides, options, lm_eval)
-    require_unset(lm_eval)
     prepared = prepare(runtime, source, overrides, options, on_command_line)
     if output:
         require_file(output, source)
@@ -115,12 +105,3 @@ def remember_time(run: Journal, samples: int, seconds: float) -> None:
     if samples:
         total, timed = run.notes.get("seconds", 0.0) + seconds, run.notes.get("timed_samples", 0) + samples
         run.write_notes({**run.notes, "seconds": round(total, 3), "timed_samples": timed})
-
-
-def require_unset(lm_eval: LmEvalOptions) -> None:
-    """Raise UsageError for an option that only lm-eval has."""
-    for name, value in asdict(lm_eval).items():
-        if value:
-            raise UsageError(
-                f"{flag(name)} applies only to lm-eval tasks", "omit it, or name one like lm-eval:arc_easy"
-            )

@@ -106,11 +106,11 @@ def parse_parallel(text: str | None) -> int:
 
 
 def without_padded_drafts(overrides: Layer, options: ConcurrencyOptions) -> Layer:
-    """Turn drafts off with `--batch-invariant`. Raises UsageError if both are asked for."""
+    """Turn drafts off with `batch_invariant`. Raises UsageError if both are asked for."""
     if not options.batch_invariant:
         return overrides
     if overrides.get("drafts"):
-        raise UsageError("--batch-invariant and --drafts cannot be used together", "omit one of them")
+        raise UsageError("batch_invariant and drafts cannot be used together", "omit one of them")
     return {**overrides, "drafts": False}
 
 

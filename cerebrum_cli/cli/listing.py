@@ -1,29 +1,35 @@
-"""List and show models: the runs of `cerebrum list` and `cerebrum show`."""
+"""`cerebrum list` and `cerebrum show`: the models that are installed, and one of them in detail."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from cerebrum_cli.cli.completion import stored_models
+from cerebrum_cli.cli.context import runtime_of
+from cerebrum_cli.cli.options import ListOptions, ShowOptions
+from cerebrum_cli.cli.signature import composed, positional
 from cerebrum_cli.core.errors import ModelNotFound
-from cerebrum_cli.core.settings import environment_layer
-from cerebrum_cli.models import listing
-from cerebrum_cli.terminal.tables import print_candidates, print_catalogue, print_description, print_models
+from cerebrum_cli.core.settings import Settings, environment_layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
-    from cerebrum_cli.cli.options import ListOptions, ShowOptions
-    from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.inference.profiles import Profile
     from cerebrum_cli.models.model import Model
-    from cerebrum_cli.models.reference import Reference
 
 
-def list_models(runtime: Runtime, options: ListOptions) -> None:
-    """Print the installed models, or the whole catalog."""
+@composed
+def list_models(context: typer.Context, options: ListOptions) -> None:
+    """Includes models that other tools have put into the Hugging Face cache. The network is not used."""
+    from cerebrum_cli.models import listing
+    from cerebrum_cli.terminal.tables import print_catalogue, print_models
+
+    runtime = runtime_of(context)
     library, streams = runtime.library, runtime.streams
-    context = runtime.readable_settings(environment_layer("ctx")).ctx
+    ctx = runtime.readable_settings(environment_layer("ctx")).ctx
     installed = (listing.row(library, model) for model in library.models())
-    listed = list(listing.catalogue_rows(library, context) if options.available else installed)
+    listed = list(listing.catalogue_rows(library, ctx) if options.available else installed)
     if options.json:
         streams.answer_object(listed)
     elif options.available:
@@ -42,13 +48,24 @@ def list_models(runtime: Runtime, options: ListOptions) -> None:
             streams.info(f"vocabulary only, for --endpoint: {model.reference}")
 
 
-def show(runtime: Runtime, reference: Reference, options: ShowOptions) -> None:
-    """Print a model's metadata, prompt format, profile and quantizations."""
+@composed
+def show(
+    context: typer.Context,
+    name: Annotated[str, positional("MODEL", "A model reference, as for `cerebrum pull`", stored_models)],
+    options: ShowOptions,
+) -> None:
+    """Also shows its tuning profile, and which quantizations fit this machine.
+
+    The network is not used; `cerebrum pull --dry-run` queries the Hub.
+    """
     from cerebrum_cli.inference.profiles import profile_object
+    from cerebrum_cli.models import listing
     from cerebrum_cli.terminal.progress import FileProgress
     from cerebrum_cli.terminal.reports import print_profile
+    from cerebrum_cli.terminal.tables import print_candidates, print_description
 
-    profile, library = None, runtime.library
+    runtime, profile = runtime_of(context), None
+    library, reference = runtime.library, runtime.library.parse(name)
     settings = runtime.readable_settings(environment_layer("ctx", "threads", "gpu_layers"))
     try:
         model = library.find(reference)

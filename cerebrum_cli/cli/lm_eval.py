@@ -1,4 +1,4 @@
-"""Run tasks of lm-eval: `cerebrum eval lm-eval:TASK`."""
+"""Run tasks of lm-eval: the run of `cerebrum lm-eval`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from cerebrum_cli.cli.generation import AUTO_PARALLEL, find_source
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.files import atomic_write
-from cerebrum_cli.core.options import flag
-from cerebrum_cli.core.settings import GENERATION_KEYS, set_environment_default
+from cerebrum_cli.core.settings import set_environment_default
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import ContextOptions
@@ -28,16 +27,13 @@ from cerebrum_cli.terminal.progress import StageProgress
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
-    from cerebrum_cli.cli.options import EvalOptions, LmEvalOptions
+    from cerebrum_cli.cli.options import LmEvalOptions
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.eval.lm_harness import Use
 
 EXACT = Tuning(flash_attention=False, cache_type="f32")
 SCORING = ContextOptions(slots=16, kv_unified=True)  # in one cache, common prefixes are stored once
-# Options that other tasks have and lm-eval's do not; temperature and others are in --gen-kwargs.
-UNUSED = ("template", "samples", "match", "run_code", "dry_run", "schema", "grammar")
-UNUSED_SETTINGS = tuple(key for key in GENERATION_KEYS if key != "seed")
 
 
 def for_lm_eval(source: ReplySource, use: Use) -> ReplySource:
@@ -54,16 +50,11 @@ def opener(source: ReplySource) -> Callable[[Use], LoadedModel]:
     return lambda use: open_model(for_lm_eval(source, use))
 
 
-def run_lm_eval(
-    runtime: Runtime, tasks: str, output: Path | None, overrides: Layer, options: EvalOptions, lm_eval: LmEvalOptions
-) -> int:
-    """Run tasks, separated by commas, and print lm-eval's table; return how many questions do not count: none.
-
-    Raises Interrupted with how to resume.
-    """
-    require_usable(tasks, output, overrides, options, lm_eval)
+def run_lm_eval(runtime: Runtime, tasks: Sequence[str], overrides: Layer, options: LmEvalOptions) -> None:
+    """Run tasks and print lm-eval's table. Raises Interrupted with how to resume."""
+    require_usable(overrides, options)
     preset = find_preset(options.preset) if options.preset else None
-    source = find_source(runtime, overrides, options).used(raw=not lm_eval.apply_chat_template)
+    source = find_source(runtime, overrides, options).used(raw=not options.apply_chat_template)
     if options.offline:
         set_environment_default("HF_HUB_OFFLINE", "1")
         set_environment_default("HF_DATASETS_OFFLINE", "1")
@@ -71,40 +62,27 @@ def run_lm_eval(
     if options.restart:
         remove_cache(cache)
     with interruptible("run it again to resume"):
-        results = evaluate(runtime, source, tasks.split(","), cache, options, lm_eval)
-    if output:
-        atomic_write(output, json.dumps(results, ensure_ascii=False).encode())
+        results = evaluate(runtime, source, tasks, cache, options)
+    if options.output:
+        atomic_write(options.output, json.dumps(results, ensure_ascii=False).encode())
     print_results(runtime, results, preset, options)
     remove_cache(cache)
-    return 0
 
 
-def require_usable(
-    tasks: str, output: Path | None, overrides: Layer, options: EvalOptions, lm_eval: LmEvalOptions
-) -> None:
-    """Raise UsageError for options that have no effect or exclude each other, and if lm-eval is not installed."""
+def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
+    """Raise UsageError for options that are invalid or have no effect, and if lm-eval is not installed."""
+    output, include_path = options.output, options.include_path
     if find_spec("lm_eval") is None:
         raise UsageError("lm-eval is not installed", pip_install('"cerebrum-cli[lm-eval]"'))
-    if not all(task.strip() for task in tasks.split(",")):
-        raise UsageError(f"lm-eval:{tasks} lacks the name of a task", "write lm-eval:arc_easy or lm-eval:arc_easy,piqa")
-    if options.endpoint or options.ray:
-        option = "--endpoint" if options.endpoint else "--ray"
-        raise UsageError(f"{option} cannot score given texts, as lm-eval's tasks need", f"omit {option}")
-    for name in UNUSED:
-        if getattr(options, name):
-            raise UsageError(f"{flag(name)} has no effect on the tasks of lm-eval", "omit it")
-    for name in UNUSED_SETTINGS:
-        if name in overrides:
-            raise UsageError(f"{flag(name)} has no effect on the tasks of lm-eval", "use --gen-kwargs NAME=VALUE,...")
-    if overrides.get("system") is not None and not lm_eval.apply_chat_template:
+    if overrides.get("system") is not None and not options.apply_chat_template:
         raise UsageError("--system has no effect without --apply-chat-template", "add it, or omit --system")
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit is {options.limit}", "it must be 1 or more")
-    if lm_eval.num_fewshot is not None and lm_eval.num_fewshot < 0:
-        raise UsageError(f"--num-fewshot is {lm_eval.num_fewshot}", "it must be 0 or more")
-    if lm_eval.include_path and not lm_eval.include_path.is_dir():
-        raise UsageError(f"--include-path {lm_eval.include_path} is not a directory", "check the path")
-    if lm_eval.log_samples and not output:
+    if options.num_fewshot is not None and options.num_fewshot < 0:
+        raise UsageError(f"--num-fewshot is {options.num_fewshot}", "it must be 0 or more")
+    if include_path and not include_path.is_dir():
+        raise UsageError(f"--include-path {include_path} is not a directory", "check the path")
+    if options.log_samples and not output:
         raise UsageError("--log-samples requires -o", "add -o RESULTS.json")
     if output == Path("-"):
         raise UsageError("-o is `-`, but the results are a file", "omit -o; --json prints the results")
@@ -119,8 +97,7 @@ def evaluate(
     source: ReplySource,
     tasks: Sequence[str],
     cache: Path,
-    options: EvalOptions,
-    lm_eval: LmEvalOptions,
+    options: LmEvalOptions,
 ) -> dict[str, Any]:
     """Run the tasks with progress on standard error, and return lm-eval's results as JSON values."""
     progress = StageProgress(runtime.streams, options.quiet or options.verbose)
@@ -139,13 +116,13 @@ def evaluate(
         from cerebrum_cli.eval.lm_tasks import TaskOptions, evaluate_tasks
 
         task_options = TaskOptions(
-            lm_eval.num_fewshot,
-            lm_eval.include_path,
-            lm_eval.gen_kwargs,
-            lm_eval.log_samples,
+            options.num_fewshot,
+            options.include_path,
+            options.gen_kwargs,
+            options.log_samples,
             options.limit,
-            lm_eval.apply_chat_template,
-            source.settings.system if lm_eval.apply_chat_template else None,
+            options.apply_chat_template,
+            source.settings.system if options.apply_chat_template else None,
             cache,
         )
         with closing(CerebrumLM(opener(source), emit, source.settings.seed or 0)) as harness_model:
@@ -154,7 +131,7 @@ def evaluate(
         progress.close()
 
 
-def print_results(runtime: Runtime, results: Mapping[str, Any], preset: Preset | None, options: EvalOptions) -> None:
+def print_results(runtime: Runtime, results: Mapping[str, Any], preset: Preset | None, options: LmEvalOptions) -> None:
     """Print lm-eval's table, or all results without the answers as JSON, and what a preset's card states."""
     from cerebrum_cli.eval.lm_tasks import averages, remarks, results_table
 

@@ -1,40 +1,53 @@
-"""Merge models from a recipe: the run of `cerebrum merge`."""
+"""`cerebrum merge`: merge models from a recipe."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from cerebrum_cli.cli.context import runtime_of
 from cerebrum_cli.cli.models import file_progress, find_model
+from cerebrum_cli.cli.options import MergeCommandOptions
+from cerebrum_cli.cli.signature import composed, positional
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import is_directory
 from cerebrum_cli.core.settings import environment_layer
-from cerebrum_cli.merge.merge import (
-    Merge,
-    MergeOptions,
-    merge_object,
-    read_recipe,
-    require_not_source,
-    resolve_models,
-    source_references,
-)
-from cerebrum_cli.merge.target_types import parse_type
-from cerebrum_cli.models.library import require_free_name
-from cerebrum_cli.models.model import as_path, is_file, name_from_stem
-from cerebrum_cli.models.variants import is_part
-from cerebrum_cli.terminal.interrupts import interruptible
-from cerebrum_cli.terminal.reports import print_merge
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
-    from cerebrum_cli.cli.options import MergeCommandOptions
     from cerebrum_cli.merge.execute import WrittenFile
+    from cerebrum_cli.merge.merge import Merge, MergeOptions
     from cerebrum_cli.models.model import Model
 
 
-def merge(runtime: Runtime, recipe: str, options: MergeCommandOptions) -> None:
-    """Plan a merge, write it unless it is a dry run, and register the result."""
+@composed
+def merge(
+    context: typer.Context,
+    recipe: Annotated[
+        str, positional("RECIPE", "A mergekit recipe in YAML, or a catalog model that is built by merging")
+    ],
+    options: MergeCommandOptions,
+) -> None:
+    """Stacks layers, copied byte for byte, or combines the weights of several models. No full-precision files are
+    needed.
+
+    Prints the SHA-256 of each file written.
+    """
+    from cerebrum_cli.merge.merge import (
+        merge_object,
+        read_recipe,
+        require_not_source,
+        resolve_models,
+        source_references,
+    )
+    from cerebrum_cli.models.library import require_free_name
+    from cerebrum_cli.terminal.interrupts import interruptible
+    from cerebrum_cli.terminal.reports import print_merge
+
+    runtime = runtime_of(context)
     library, merger, streams = runtime.library, runtime.merger, runtime.streams
     requested = read_recipe(library, recipe)
     target = merge_options(options, Path(recipe).stem)
@@ -53,8 +66,8 @@ def merge(runtime: Runtime, recipe: str, options: MergeCommandOptions) -> None:
         require_new(runtime, target.output, options.yes)
     with interruptible("nothing was written"):
         plan = merger.prepare(requested.recipe, models, target)
-    context = runtime.settings(environment_layer("ctx")).ctx
-    description = merge_object(plan, context, merger.free_bytes(target.output.parent))
+    ctx = runtime.settings(environment_layer("ctx")).ctx
+    description = merge_object(plan, ctx, merger.free_bytes(target.output.parent))
     if not options.quiet:
         warn(runtime, plan)
     if options.dry_run:
@@ -74,6 +87,11 @@ def merge(runtime: Runtime, recipe: str, options: MergeCommandOptions) -> None:
 
 def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
     """Options of a merge, with its output file checked; a dry run needs none. Raises UsageError."""
+    from cerebrum_cli.merge.merge import MergeOptions
+    from cerebrum_cli.merge.target_types import parse_type
+    from cerebrum_cli.models.model import as_path, name_from_stem
+    from cerebrum_cli.models.variants import is_part
+
     if options.output is None and not options.dry_run:
         raise UsageError("no output file given (-o)", "name a file: -o OUT.gguf")
     path = as_path(str(options.output)) if options.output else Path(f"{stem}.gguf")
@@ -92,6 +110,8 @@ def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
 
 def require_new(runtime: Runtime, path: Path, yes: bool) -> None:
     """Ask before replacing a file. Raises UsageError if the answer is no."""
+    from cerebrum_cli.models.model import is_file
+
     if is_file(path) and not (yes or runtime.streams.confirm(f"{path} already exists. Replace it?", False)):
         raise UsageError(f"{path} already exists", "choose another file, or replace it with -y")
 
@@ -109,5 +129,7 @@ def warn(runtime: Runtime, plan: Merge) -> None:
 
 
 def write(runtime: Runtime, plan: Merge, options: MergeCommandOptions) -> WrittenFile:
+    from cerebrum_cli.terminal.interrupts import interruptible
+
     with interruptible("nothing was written"), file_progress(runtime, options) as progress:
         return runtime.merger.write(plan, lambda done, total: progress.update("merge", done, total))

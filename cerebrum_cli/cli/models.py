@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli.options import AnswerOptions, ConcurrencyOptions
 from cerebrum_cli.core.errors import ModelNotFound
-from cerebrum_cli.core.settings import environment_layer
 from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cerebrum_cli.cli.app import Runtime
-    from cerebrum_cli.cli.options import PullCommandOptions, PullOptions, QuietOptions
+    from cerebrum_cli.cli.options import PullOptions, QuietOptions
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
     from cerebrum_cli.terminal.progress import FileProgress
@@ -73,58 +72,8 @@ def pull_model(
     return model
 
 
-def show_download_plan(
-    runtime: Runtime, reference: Reference, context: int | None, json: bool, options: PullOptions
-) -> None:
-    """Print the quantizations a reference offers and which fit; download nothing."""
-    from cerebrum_cli.models.listing import download_plan_object
-    from cerebrum_cli.terminal.tables import print_candidates
-
-    with file_progress(runtime, options) as progress:
-        plan = runtime.puller(progress, options.offline).planner.plan(reference, context)
-    if json:
-        runtime.streams.answer_object(download_plan_object(plan))
-        return
-    print_candidates(runtime.streams, plan)
-    if not options.quiet:
-        runtime.streams.info(f"cerebrum pull {reference} would download {plan.reference}")
-
-
 def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:
     """Progress bar for files, unless `--quiet`."""
     from cerebrum_cli.terminal.progress import FileProgress
 
     return FileProgress(runtime.streams, options.quiet)
-
-
-def pull(runtime: Runtime, reference: Reference, options: PullCommandOptions) -> None:
-    """Download a model, or show what could be downloaded: the run of `cerebrum pull`."""
-    options.validate()
-    context = runtime.settings(environment_layer("ctx")).ctx
-    if options.dry_run:
-        show_download_plan(runtime, reference, context, options.json, options)
-        return
-    if options.vocabulary:
-        model = pull_vocabulary(runtime, reference, context, options)
-    else:
-        model = pull_model(runtime, reference, options.name, context, options)
-        if options.default:
-            runtime.library.registry.set_default(model.reference)
-        if runtime.streams.err_is_terminal and not options.quiet:
-            runtime.streams.info(f"next: cerebrum chat {model.reference}")
-    if options.json:
-        from cerebrum_cli.models.listing import row
-
-        runtime.streams.answer_object(row(runtime.library, model))
-
-
-def pull_vocabulary(runtime: Runtime, reference: Reference, context: int | None, options: PullCommandOptions) -> Model:
-    """Download a model's vocabulary with a progress bar, unless the model is installed."""
-    from cerebrum_cli.terminal.interrupts import interruptible
-
-    with file_progress(runtime, options) as progress, interruptible("run it again"):
-        model = runtime.puller(progress, options.offline).pull_vocabulary(reference, context)
-    if not options.quiet:
-        installed = "installed the vocabulary of" if model.is_vocabulary else "its vocabulary is in the installed"
-        runtime.streams.info(f"{installed} {model.reference}: {model.path}")
-    return model

@@ -6,8 +6,9 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.core.conversion import SWITCH_WORDS
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.options import flag, option, option_group, options_of
+from cerebrum_cli.core.options import flag, option, option_group, options_of, setting
 from cerebrum_cli.core.settings import OPTIONS
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 SINGLE_OPTIONS = ("output", "as", "number", "all", "older_than", "kl")  # of commands that declare them as parameters
 OTHER_VARIABLES = ("api_key",)
+FIRST, LAST = "first", "last"  # code blocks of a reply
+BARE_VALUES = {"extract": FIRST}  # of options whose value is optional
 
 
 @option_group
@@ -46,19 +49,17 @@ class ServerOptions(QuietOptions):
     endpoint: tuple[str, ...] = option(
         (), "Generate on this server (repeatable)", "Server", metavar="URL|NAME", splits=True
     )
-    served_model_name: str | None = option(None, "Model to request if the server has several", "Server", metavar="ID")
-    allow_http_key: bool = option(False, "Send the API key without encryption", "Server")
+    served_model_name: str | None = setting(None, "Model to request if the server has several")
+    allow_http_key: bool = setting(False, "Send the API key without encryption [default: off]")
 
 
 @option_group
 class AnswerOptions(ServerOptions, PullOptions):
     """Options of commands that generate text."""
 
-    template_arg: tuple[str, ...] = option(
-        (), "Variable for the embedded template (repeatable)", "Model", metavar="KEY=VALUE"
-    )
-    no_profile: bool = option(False, "Ignore the tuning profile", "Speed", local=True)
-    verbose: bool = option(False, "Show llama.cpp's log on standard error", "Output", short="-v")
+    template_arg: tuple[str, ...] = setting((), "Variable for the embedded template, as KEY=VALUE (repeatable)")
+    no_profile: bool = setting(False, "Ignore the tuning profile [default: off]", local=True)
+    verbose: bool = setting(False, "Show llama.cpp's log on standard error [default: off]")
 
 
 @option_group
@@ -91,7 +92,7 @@ class GenerationOptions(ConstrainedOptions):
 class SavedPromptOptions:
     """Options of commands that use saved prompts."""
 
-    use: str | None = option(None, "Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
+    saved_prompt: str | None = option(None, "Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
 
 
 @option_group
@@ -104,9 +105,9 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     save_prompt: str | None = option(None, "Save PROMPT and settings for -p; generate nothing", "Input", metavar="NAME")
     final: bool = option(False, "Print only the final answer; exit code 5 if there is none", "Output")
-    extract: bool = option(False, "Print only the first code block; exit code 5 if none", "Output", short="-x")
-    extract_last: bool = option(False, "Print only the last code block", "Output")
-    extract_lang: str | None = option(None, "Print only a code block in this language", "Output", metavar="LANG")
+    extract: str | None = option(
+        None, "Print only the first code block, the last, or one in LANG", "Output", short="-x", metavar="[=LANG|last]"
+    )
     json: bool = option(False, "Print a JSON object", "Output")
     stats: bool = option(False, "Print speed, context and seed on standard error", "Output")
     top_logprobs: int | None = option(
@@ -115,12 +116,21 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
     dry_run: bool = option(False, "Print the exact prompt without evaluating it", "Output")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
     no_log: bool = option(False, "Do not save this exchange as a session", "Output")
-    no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed", local=True)
 
     @property
     def extract_flag(self) -> str | None:
         """The option that asks for a code block; None without one."""
-        return next((flag(name) for name in ("extract_lang", "extract_last", "extract") if getattr(self, name)), None)
+        return None if SWITCH_WORDS.get(self.extract or "off") is False else "--extract"
+
+    @property
+    def extract_last(self) -> bool:
+        """Whether the last code block is asked for."""
+        return self.extract == LAST
+
+    @property
+    def extract_lang(self) -> str | None:
+        """Language of the code block that is asked for; None for any."""
+        return None if self.extract in (None, FIRST, LAST, *SWITCH_WORDS) else self.extract
 
     @property
     def streams_answer(self) -> bool:
@@ -129,8 +139,8 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
 
     def validate(self) -> None:
         """Raise UsageError for options that exclude each other."""
-        if self.extract_lang == "":
-            raise UsageError("--extract-lang is ''", "name a language, such as python")
+        if self.extract == "":
+            raise UsageError("--extract is ''", "name a language: --extract=python")
         part = "--final" if self.final else self.extract_flag
         if self.final and self.extract_flag:
             raise UsageError(f"--final and {self.extract_flag} cannot be used together", "give one of them")
@@ -153,7 +163,6 @@ class ChatOptions(SavedPromptOptions, AnswerOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
-    no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed", local=True)
 
 
 @option_group
@@ -162,7 +171,7 @@ class ConcurrencyOptions:
 
     parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
     ray: str | None = option(None, "Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
-    batch_invariant: bool = option(False, "Make answers independent of concurrency; slower", "Speed", local=True)
+    batch_invariant: bool = setting(False, "Make answers independent of concurrency; slower [default: off]", local=True)
 
 
 @option_group
@@ -172,9 +181,11 @@ class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
     template: str | None = option(
         None, "Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT"
     )
-    shape: str | None = option(None, "Type of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
+    input_format: str | None = option(
+        None, "Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv"
+    )
     ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Length")
-    carry: bool = option(False, "Copy each row of INPUT to the key `input` of its answer", "Output")
+    include_input: bool = option(False, "Copy each row of INPUT to the key `input` of its answer", "Output")
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
     retry_failed: bool = option(False, "Re-answer rows that failed or have no winner", "Output")
 
@@ -197,14 +208,23 @@ class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
 
 
 @option_group
-class LmEvalOptions:
-    """Options of `cerebrum eval lm-eval:TASK`."""
+class LmEvalOptions(ConcurrencyOptions, AnswerOptions):
+    """Options of `cerebrum lm-eval`, which scores given texts: no server and no cluster can."""
 
-    num_fewshot: int | None = option(None, "Few-shot examples per prompt [default: the task's]", "lm-eval", metavar="N")
-    include_path: Path | None = option(None, "Directory with your own tasks", "lm-eval", metavar="DIR")
-    gen_kwargs: str | None = option(None, "Generation settings for lm-eval tasks", "lm-eval", metavar="KEY=VALUE,...")
-    apply_chat_template: bool = option(False, "Apply the model's chat template", "lm-eval")
-    log_samples: bool = option(False, "Save every sample with the results", "lm-eval")
+    endpoint: tuple[str, ...] = ()
+    served_model_name: str | None = None
+    allow_http_key: bool = False
+    ray: str | None = None
+    preset: str | None = option(None, "Print the figures of a model card", "Output", metavar="NAME")
+    limit: int | None = option(None, "The first N documents of each task [default: all]", "Input", metavar="N")
+    num_fewshot: int | None = option(None, "Few-shot examples per prompt [default: the task's]", "Input", metavar="N")
+    include_path: Path | None = option(None, "Directory with your own tasks", "Input", metavar="DIR")
+    gen_kwargs: str | None = option(None, "Generation settings for the tasks", "Sampling", metavar="KEY=VALUE,...")
+    apply_chat_template: bool = option(False, "Apply the model's chat template", "Input")
+    output: Path | None = option(None, "File for all results", "Output", short="-o", metavar="RESULTS.json")
+    log_samples: bool = option(False, "Save every sample with the results", "Output")
+    restart: bool = option(False, "Start over; replace RESULTS.json", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
 
 
 @option_group

@@ -1,12 +1,15 @@
-"""List, show, edit, save and delete saved prompts."""
+"""`cerebrum prompts`: list, show, edit, save and delete saved prompts."""
 
 from __future__ import annotations
 
 import tomllib
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from cerebrum_cli.cli.completion import saved_prompts
 from cerebrum_cli.cli.config_file import (
     prompt_table,
     table_line,
@@ -14,47 +17,49 @@ from cerebrum_cli.cli.config_file import (
     with_skeleton,
     without_prompt,
 )
-from cerebrum_cli.cli.generation import MAX_GRAMMAR_BYTES
-from cerebrum_cli.cli.saved_prompts import EXTRACT_OPTIONS, LAST
+from cerebrum_cli.cli.context import require_agreement, runtime_of
+from cerebrum_cli.cli.options import FIRST, DeleteOptions, QuietOptions
+from cerebrum_cli.cli.signature import SectionedCommand, composed, parameter, positional
 from cerebrum_cli.core.config import PROMPTS, parse_config
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import replace_user_file
-from cerebrum_cli.core.options import flag
+from cerebrum_cli.core.options import argument, options_of
 from cerebrum_cli.core.saved_prompt import SavedPrompt, find_prompt
 from cerebrum_cli.core.settings import KEYS, in_directory
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.inference.prompt_sources import read_piped, read_text
-from cerebrum_cli.models.model import absolute_reference
-from cerebrum_cli.terminal.repl.programs import edit_file
-from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from cerebrum_cli.cli.app import Runtime
-    from cerebrum_cli.cli.options import AskOptions, QuietOptions
+    from cerebrum_cli.cli.options import AskOptions
     from cerebrum_cli.core.settings import Layer
 
-SAVED = {
-    *KEYS,
-    "prompt",
-    "schema",
-    *EXTRACT_OPTIONS,
-    "save_prompt",
-    "yes",
-    "quiet",
-}  # what may be typed with --save-prompt
+SAVED = {*KEYS, "prompt", "schema", "extract", "save_prompt", "yes", "quiet"}  # what may be typed with --save-prompt
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+NAME_HELP = "A name from `cerebrum prompts list`"
+Name = Annotated[str, positional("NAME", NAME_HELP, saved_prompts)]
+NewName = Annotated[str, positional("NAME", "A new name, or a saved one", saved_prompts)]
+Names = Annotated[list[str], positional("NAME...", NAME_HELP, saved_prompts)]
+Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
+JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
 
 
-def list_prompts(runtime: Runtime, json: bool, options: QuietOptions) -> None:
-    """List saved prompts in the order of config.toml."""
+@app.command(name="list", cls=SectionedCommand, short_help="List saved prompts.")
+@composed
+def list_prompts(context: typer.Context, options: QuietOptions, json: JsonArray = False) -> None:
+    """List saved prompts, in the order of config.toml."""
+    from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
+
+    runtime = runtime_of(context)
     rows = [saved.as_object() for saved in runtime.config.prompts.values()]
     empty = "" if options.quiet else NO_PROMPTS
     print_rows(runtime.streams, rows, json, print_prompts, empty)
 
 
-def show(runtime: Runtime, name: str, json: bool) -> None:
-    """Print a saved prompt as its table in config.toml, or as a JSON object."""
+@app.command(cls=SectionedCommand)
+@composed
+def show(context: typer.Context, name: Name, json: Json = False) -> None:
+    """Show a saved prompt."""
+    runtime = runtime_of(context)
     saved = find_prompt(runtime.config.prompts, name)
     if json:
         runtime.streams.answer_object(saved.as_object())
@@ -62,8 +67,13 @@ def show(runtime: Runtime, name: str, json: bool) -> None:
         runtime.streams.answer(prompt_table(name, saved.table()))
 
 
-def edit(runtime: Runtime, name: str, options: QuietOptions) -> None:
-    """Open config.toml in an editor at a prompt's table, and check what was saved. Raises ConfigError."""
+@app.command(cls=SectionedCommand, short_help="Edit a saved prompt, or create it.")
+@composed
+def edit(context: typer.Context, name: NewName, options: QuietOptions) -> None:
+    """Open config.toml in $VISUAL or $EDITOR at a saved prompt. A new prompt starts with a commented example."""
+    from cerebrum_cli.terminal.repl.programs import edit_file
+
+    runtime = runtime_of(context)
     path = config_path(runtime)
     before = read_config_text(path)
     text = before if has_prompt(before, name) else with_skeleton(before, require_name(name))
@@ -88,13 +98,35 @@ def edit(runtime: Runtime, name: str, options: QuietOptions) -> None:
         runtime.streams.info(f"{name} saved in {path}" if name in prompts else f"{path} saved, without {name}")
 
 
+@app.command(cls=SectionedCommand)
+@composed
+def rm(context: typer.Context, names: Names, options: DeleteOptions) -> None:
+    """Delete saved prompts."""
+    runtime = runtime_of(context)
+    chosen = list(dict.fromkeys(find_prompt(runtime.config.prompts, name).name for name in names))
+    listed = ", ".join(chosen)
+    require_agreement(runtime, f"Delete the saved prompt{'s' * (len(chosen) > 1)} {listed}?", listed, options.yes)
+    path = config_path(runtime)
+    text = read_config_text(path)
+    for name in chosen:
+        text = without_prompt(text, name)
+    replace_user_file(path, text.encode())
+    if not options.quiet:
+        runtime.streams.info(f"deleted {listed}")
+
+
 def save(
     runtime: Runtime, name: str, prompt: str | None, given: Layer, options: AskOptions, typed: frozenset[str]
 ) -> None:
     """Save what is on the command line as a prompt; variables are not saved. Raises UsageError."""
+    from cerebrum_cli.cli.generation import MAX_GRAMMAR_BYTES
+    from cerebrum_cli.inference.prompt_sources import read_piped, read_text
+    from cerebrum_cli.models.model import absolute_reference
+
     require_name(name)
     if other := min(typed - SAVED, default=None):
-        raise UsageError(f"{flag(other)} cannot be saved with a prompt", "omit it, and give it with each question")
+        problem = f"{argument(other, options_of(type(options))[other])} cannot be saved with a prompt"
+        raise UsageError(problem, "omit it, and give it with each question")
     settings = dict(in_directory({key: value for key, value in given.items() if key in typed}, Path.cwd()))
     if "model" in settings:
         settings["model"] = absolute_reference(settings["model"])
@@ -103,10 +135,12 @@ def save(
     schema = options.schema if "schema" in typed else None
     if schema:
         read_text(schema, MAX_GRAMMAR_BYTES)
-    extract = typed_extract(options, typed)
+    extract = options.extract if "extract" in typed and options.extract else False
     if schema and extract:
         raise UsageError(f"{options.extract_flag} and --schema cannot be used together", "give one of them")
-    values = SavedPrompt(name, settings, text.rstrip("\r\n") or None, schema and schema.resolve(), extract).table()
+    values = SavedPrompt(
+        name, settings, text.rstrip("\r\n") or None, schema and schema.resolve(), extract == FIRST or extract
+    ).table()
     if not values:
         raise UsageError(f"there is nothing to save as {name}", "give a PROMPT, a system prompt with -s, or a setting")
     is_new = name not in runtime.config.prompts
@@ -116,25 +150,6 @@ def save(
     replace_user_file(path, with_prompt(read_config_text(path), name, values).encode())
     if not options.quiet:
         runtime.streams.info(f"{name} saved in {path}; use it with cerebrum ask -p {quote(name)}")
-
-
-def typed_extract(options: AskOptions, typed: frozenset[str]) -> bool | str:
-    """The code block that the command line asks for. Raises UsageError for one that needs two options."""
-    asked = [key for key in EXTRACT_OPTIONS[1:] if key in typed and getattr(options, key)]
-    if len(asked) > 1:
-        raise UsageError(f"{' and '.join(map(flag, asked))} cannot be saved together", "give one of them")
-    if asked:
-        return options.extract_lang or LAST
-    return "extract" in typed and options.extract
-
-
-def delete(runtime: Runtime, names: Iterable[str]) -> None:
-    """Delete saved prompts from config.toml."""
-    path = config_path(runtime)
-    text = read_config_text(path)
-    for name in names:
-        text = without_prompt(text, name)
-    replace_user_file(path, text.encode())
 
 
 def restore(path: Path, text: str) -> None:

@@ -1,33 +1,45 @@
-"""Show and compare the results of `cerebrum eval`: the runs of `cerebrum runs`."""
+"""`cerebrum runs`: show and compare the results of `cerebrum eval`."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from cerebrum_cli.cli.completion import run_names
+from cerebrum_cli.cli.context import require_agreement, runtime_of
+from cerebrum_cli.cli.options import DeleteOptions, QuietOptions, RunOptions
+from cerebrum_cli.cli.signature import SectionedCommand, composed, parameter, positional
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
 from cerebrum_cli.core.lora import LORA
-from cerebrum_cli.eval.comparison import comparison_object, verdict
-from cerebrum_cli.eval.report import group_by_question, mean_accuracy, report_object
-from cerebrum_cli.eval.runs import compare_runs, report_of, rescored
-from cerebrum_cli.models.library import with_adapters
-from cerebrum_cli.terminal.progress import StageProgress
-from cerebrum_cli.terminal.reports import print_comparison, print_report, print_runs
-from cerebrum_cli.terminal.tables import print_rows, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cerebrum_cli.cli.app import Runtime
-    from cerebrum_cli.cli.options import QuietOptions, RunOptions
     from cerebrum_cli.eval.questions import Sample
     from cerebrum_cli.eval.runs import Run
     from cerebrum_cli.models.model import Model
 
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+RUN_HELP = "A name from `cerebrum runs list`, or a path"
+Name = Annotated[str, positional("RUN", RUN_HELP, run_names)]
+First = Annotated[str, positional("RUN_A", RUN_HELP, run_names)]
+Second = Annotated[str, positional("RUN_B", "The run to compare it with", run_names)]
+Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
+JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
 
-def list_runs(runtime: Runtime, json: bool, options: QuietOptions) -> None:
+
+@app.command(name="list", cls=SectionedCommand, short_help="List stored runs.")
+@composed
+def list_runs(context: typer.Context, options: QuietOptions, json: JsonArray = False) -> None:
     """List stored runs, latest last."""
+    from cerebrum_cli.terminal.reports import print_runs
+    from cerebrum_cli.terminal.tables import print_rows
+
+    runtime = runtime_of(context)
     empty = "" if options.quiet else "no stored runs; cerebrum eval creates them"
     rows = []
     for run in runtime.runs:
@@ -41,6 +53,8 @@ def list_runs(runtime: Runtime, json: bool, options: QuietOptions) -> None:
 
 def run_row(run: Run) -> dict[str, Any]:
     """One row of `cerebrum runs list`."""
+    from cerebrum_cli.eval.report import group_by_question, mean_accuracy
+
     questions = list(group_by_question(sample for sample in run.samples() if not sample.is_skipped).values())
     accuracy = mean_accuracy(questions) if questions else None
     changed = datetime.fromtimestamp(run.changed_at, UTC)
@@ -57,10 +71,15 @@ def run_row(run: Run) -> dict[str, Any]:
     }
 
 
-def show(runtime: Runtime, name: str, options: RunOptions) -> None:
-    """Print a run's report."""
+@app.command(cls=SectionedCommand, short_help="Show a run's results.")
+@composed
+def show(context: typer.Context, name: Name, options: RunOptions) -> None:
+    """Show accuracy, majority votes and unanswered samples, with intervals."""
+    from cerebrum_cli.eval.runs import report_of, rescored
+
     if options.run_code and not options.rescore:
         raise UsageError("--run-code requires --rescore", "add --rescore")
+    runtime = runtime_of(context)
     run = runtime.runs.find(name)
     samples = run.samples()
     if options.rescore:
@@ -81,6 +100,10 @@ def show(runtime: Runtime, name: str, options: RunOptions) -> None:
 
 def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool, quiet: bool) -> None:
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
+    from cerebrum_cli.eval.report import report_object
+    from cerebrum_cli.eval.runs import report_of
+    from cerebrum_cli.terminal.reports import print_report
+
     skipped = count_skipped(run, samples)
     report = report_of(run, samples)
     if json:
@@ -110,6 +133,8 @@ def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
 
 def model_of(runtime: Runtime, run: Run) -> Model:
     """The model file that a run used, with its adapters. Raises ModelNotFound, UsageError if it has changed."""
+    from cerebrum_cli.models.library import with_adapters
+
     library = runtime.library
     model = library.resolve(run.record.notes["reference"])
     model = with_adapters(library, model, run.record.notes.get(LORA, ()))
@@ -119,14 +144,27 @@ def model_of(runtime: Runtime, run: Run) -> Model:
     return model
 
 
-def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool) -> None:
-    """Print what changed from one run to another, and whether that could be chance."""
+@app.command(cls=SectionedCommand, short_help="Compare two runs of the same questions.")
+@composed
+def compare(
+    context: typer.Context,
+    before: First,
+    after: Second,
+    kl: Annotated[bool, parameter("kl", "Also measure KL divergence (quantizations of one model)", "Output")] = False,
+    json: Json = False,
+) -> None:
+    """Compare two models on the same questions, and report whether the difference is statistically significant."""
+    from cerebrum_cli.eval.comparison import comparison_object, verdict
+    from cerebrum_cli.eval.runs import compare_runs, measure_divergence
+    from cerebrum_cli.terminal.progress import StageProgress
+    from cerebrum_cli.terminal.reports import print_comparison
+    from cerebrum_cli.terminal.tables import wrapped
+
+    runtime = runtime_of(context)
     runs = runtime.runs.find(before), runtime.runs.find(after)
     comparison = compare_runs(*runs)
     closeness = None
     if kl:
-        from cerebrum_cli.eval.runs import measure_divergence
-
         reference, other = (model_of(runtime, run) for run in runs)
         progress = StageProgress(runtime.streams, quiet=False)
         try:
@@ -140,3 +178,15 @@ def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool) -> 
         return
     print_comparison(runtime.streams, comparison, *runs, closeness)
     runtime.streams.answer(f"\n{wrapped(runtime.streams, verdict(comparison, *(run.name for run in runs)))}\n")
+
+
+@app.command(cls=SectionedCommand, short_help="Delete a stored run.")
+@composed
+def rm(context: typer.Context, run: Name, options: DeleteOptions) -> None:
+    """Delete a run and its files."""
+    runtime = runtime_of(context)
+    found = runtime.runs.find(run)
+    require_agreement(runtime, f"Delete the run {found.name}?", found.name, options.yes)
+    runtime.runs.delete(found)
+    if not options.quiet:
+        runtime.streams.info(f"deleted {found.name}")

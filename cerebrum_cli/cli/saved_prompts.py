@@ -1,20 +1,18 @@
-"""Apply the saved prompt that `--use` names, beneath the options on the command line."""
+"""Apply the saved prompt that `-p` names, beneath the options on the command line."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from cerebrum_cli.cli.options import AskOptions, ConstrainedOptions, SavedPromptOptions
+from cerebrum_cli.cli.options import FIRST, AskOptions, ConstrainedOptions, SavedPromptOptions
 from cerebrum_cli.core.saved_prompt import SavedPrompt, find_prompt
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import Runtime
     from cerebrum_cli.core.settings import Layer
 
-EXTRACT_OPTIONS = ("extract", "extract_last", "extract_lang")
-LAST = "last"
-WHOLE_ANSWER = {"extract": False, "extract_last": False, "extract_lang": None, "final": False, "schema": None}
+WHOLE_ANSWER = {"extract": None, "final": False, "schema": None}
 Options = TypeVar("Options", bound=SavedPromptOptions)
 
 
@@ -25,9 +23,9 @@ def apply_prompt(
 
     Raises UsageError for an unknown name, and ConfigError.
     """
-    if options.use is None:
+    if options.saved_prompt is None:
         return None, overrides, options
-    saved = find_prompt(runtime.config.prompts, options.use, is_option=True)
+    saved = find_prompt(runtime.config.prompts, options.saved_prompt, is_option=True)
     overrides = {**overrides, **{key: value for key, value in saved.settings.items() if key not in on_command_line}}
     if not isinstance(options, ConstrainedOptions):
         saved.require_chat()
@@ -36,15 +34,8 @@ def apply_prompt(
         saved.require_without("extract", "a batch")
     elif saved.schema or saved.extract:  # these exclude what variables may ask for
         options = replace(options, **{key: value for key, value in WHOLE_ANSWER.items() if key not in on_command_line})
-    if saved.schema and not on_command_line & {"schema", "grammar", *EXTRACT_OPTIONS}:
+    if saved.schema and not on_command_line & {"schema", "grammar", "extract"}:
         options = replace(options, schema=saved.schema, grammar=None)
     if saved.extract and not on_command_line & {*WHOLE_ANSWER, "votes"}:
-        options = replace(options, **extract_options(saved.extract))
+        options = replace(options, extract=FIRST if saved.extract is True else saved.extract)
     return saved, overrides, options
-
-
-def extract_options(extract: bool | str) -> dict[str, Any]:
-    """Options of `ask` for the code block that a saved prompt extracts."""
-    is_language = isinstance(extract, str) and extract != LAST
-    values = extract is True, extract == LAST, extract if is_language else None
-    return dict(zip(EXTRACT_OPTIONS, values, strict=True))

@@ -5,19 +5,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+from typer._click.parser import _OptionParser, _ParsingState
 from typer.core import TyperCommand
 from typer.models import TyperPath
 
-from cerebrum_cli.cli.completion import completing, completion_of
+from cerebrum_cli.cli.assignments import HELP, SET, assignments, parse_assignments, print_settings
+from cerebrum_cli.cli.completion import Values, completing, completion_of
+from cerebrum_cli.cli.options import BARE_VALUES
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.options import HEADINGS, Heading, Option, flag, options_of, variable
-from cerebrum_cli.core.sampling import TokenBias
-from cerebrum_cli.core.settings import OPTIONS, Settings, environment, validate
+from cerebrum_cli.core.settings import OPTIONS, Settings, environment, environment_value, validate
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
@@ -45,7 +47,10 @@ class SettingKeys:
 
 
 def composed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Replace each parameter annotated with an option group, or with `SettingKeys`, by the options it stands for."""
+    """Replace each parameter annotated with an option group, or with `SettingKeys`, by the options it stands for.
+
+    Those without a flag are set by `--set`.
+    """
     signature = inspect.signature(function, eval_str=True)
     expanded: dict[str, Expansion] = {}
     parameters: list[inspect.Parameter] = []
@@ -55,18 +60,51 @@ def composed(function: Callable[..., Any]) -> Callable[..., Any]:
             parameters += expansion.parameters()
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    settable = {name: each for expansion in expanded.values() for name, each in expansion.settable.items()}
+    if settable:
+        parameters.append(set_parameter(settable))
 
     @wraps(function)
     def call(**arguments: Any) -> Any:
         context: typer.Context | None = arguments.get("context")
-        if arguments.get("endpoint"):
-            for expansion in expanded.values():
-                expansion.drop_local(arguments, context)
-        values = {name: expansion.take(arguments, context) for name, expansion in expanded.items()}
+        is_remote = bool(arguments.get("endpoint"))
+        given = Given(arguments, parse_assignments(arguments.pop(SET, ()), settable), context, is_remote)
+        values = {name: expansion.take(given) for name, expansion in expanded.items()}
         return function(**arguments, **values)
 
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return call
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a command line and the environment give: arguments by parameter, and assignments of `--set`."""
+
+    arguments: dict[str, Any]
+    assigned: Mapping[str, Any]
+    context: typer.Context | None
+    is_remote: bool
+
+    def take(self, name: str, declared: Option) -> Any:
+        """Value of an option, and its source for messages; None without one, and for a local one of a server.
+
+        Raises UsageError for a local one on the command line of a server, and for one that is given twice.
+        """
+        value = self.arguments.pop(name, None)
+        source = self.context.get_parameter_source(name) if self.context and declared.has_flag else None
+        has_flag = source is not None and source.name == "COMMANDLINE"
+        if has_flag and name in self.assigned:
+            raise UsageError(f"{flag(name)} and --set {name} are both given", "omit one of them")
+        if declared.local and self.is_remote:
+            if has_flag or name in self.assigned:
+                named = flag(name) if has_flag else f"--set {name}"
+                raise UsageError(f"{named} applies to local models, not to --endpoint", "omit one of them")
+            return None
+        if name in self.assigned:
+            return self.assigned[name]
+        if not declared.has_flag:
+            return environment_value(name, declared)
+        return None if value == [] else value
 
 
 class Expansion:
@@ -81,31 +119,26 @@ class Expansion:
         else:
             self._declared = options_of(group)
 
+    @property
+    def settable(self) -> Mapping[str, Option]:
+        """What `--set` changes: settings, and other options without a flag."""
+        are_settings = isinstance(self._group, SettingKeys)
+        return {name: each for name, each in self._declared.items() if are_settings or not each.has_flag}
+
     def parameters(self) -> list[inspect.Parameter]:
-        """One keyword-only parameter for each option."""
-        owner = Settings if isinstance(self._group, SettingKeys) else self._group
-        hints = get_type_hints(owner)
-        return [parameter_of(name, each, hints[name], owner is Settings) for name, each in self._declared.items()]
+        """One keyword-only parameter for each option with a flag."""
+        hints = get_type_hints(Settings if isinstance(self._group, SettingKeys) else self._group)
+        return [parameter_of(name, each, hints[name]) for name, each in self._declared.items() if each.has_flag]
 
-    def drop_local(self, arguments: dict[str, Any], context: typer.Context | None) -> None:
-        """Reset options that a server has no use for. Raises UsageError for one on the command line."""
-        for name, declared in self._declared.items():
-            source = context.get_parameter_source(name) if context and declared.local else None
-            if source is not None and source.name == "COMMANDLINE":
-                problem = f"{flag(name)} applies to local models, not to --endpoint"
-                raise UsageError(problem, "omit one of them")
-            if source is not None and source.name == "ENVIRONMENT":
-                arguments[name] = False if arguments[name] is True and name not in OPTIONS else None
-
-    def take(self, arguments: dict[str, Any], context: typer.Context | None) -> Any:
+    def take(self, given: Given) -> Any:
         """Remove the options' values from the arguments of a call, and return the group's value.
 
         Raises UsageError for an invalid setting, which names the environment variable if that set it.
         """
-        values = {name: arguments.pop(name) for name in self._declared}
+        taken = ((name, given.take(name, declared)) for name, declared in self._declared.items())
+        values = {name: value for name, value in taken if value is not None}
         if isinstance(self._group, SettingKeys):
-            given = {name: value for name, value in values.items() if value not in (None, [])}
-            return {name: validate(name, value, environment_source(name, context)) for name, value in given.items()}
+            return {key: validate(key, value, environment_source(key, given.context)) for key, value in values.items()}
         return self._group(
             **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         )
@@ -126,26 +159,19 @@ def expansion_of(annotation: Any) -> Expansion | None:
     return Expansion(annotation) if is_group else None
 
 
-def parameter_of(name: str, declared: Option, hint: Any, is_setting: bool) -> inspect.Parameter:
-    """Typer parameter of an option. Numbers and text without a value are None, lists are empty, switches off.
-
-    A setting that is a switch is on by default, and its flag turns it off.
-    """
+def parameter_of(name: str, declared: Option, hint: Any) -> inspect.Parameter:
+    """Typer parameter of an option. Numbers and text without a value are None, lists are empty, switches off."""
     default: bool | list[Any] | None = None
-    flags = flag(name)
     if get_origin(hint) is tuple:
-        hint, default = list[str if get_args(hint)[0] is TokenBias else get_args(hint)[0]], []  # type: ignore[misc]
-    elif hint is bool and not is_setting:
+        hint, default = list[get_args(hint)[0]], []  # type: ignore[misc]
+    elif hint is bool:
         default = False
-    elif hint is bool or hint == bool | None:
-        flags, hint = f"{' ' if hint is bool else flags}/{flag(f'no_{name}')}", bool | None
     else:
         hint = hint | None
     option = typer_option(
         name,
         declared,
         callback=whole if hint == list[str] and not declared.splits else None,
-        flags=flags,
         click_type=GivenPath(path_type=Path) if Path in (hint, *get_args(hint)) else None,
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
@@ -156,16 +182,20 @@ def parameter(name: str, help: str, heading: Heading, **details: Any) -> Any:
     return typer_option(name, Option(help, heading, **details))
 
 
+def positional(metavar: str, help: str, values: Values | None = None) -> Any:
+    """Typer argument of a single parameter; `values` are what Tab offers."""
+    return typer.Argument(metavar=metavar, help=f"{help}.", autocompletion=completing(values) if values else None)
+
+
 def typer_option(
     name: str,
     declared: Option,
     callback: Callable[..., Any] | None = None,
-    flags: str | None = None,
     click_type: GivenPath | None = None,
 ) -> Any:
     """Typer option that can also be set as CEREBRUM_ and its name."""
     return typer.Option(
-        *filter(None, (declared.short, flags or flag(name))),
+        *filter(None, (declared.short, flag(name))),
         help=f"{declared.help}.",
         metavar=declared.metavar,
         callback=callback,
@@ -178,6 +208,29 @@ def typer_option(
     )
 
 
+def set_parameter(settable: Mapping[str, Option]) -> inspect.Parameter:
+    """Typer parameter `--set`."""
+
+    def show_table(context: typer.Context, texts: list[str] | None) -> list[str] | None:
+        if HELP not in (texts or ()) or context.resilient_parsing:
+            return texts
+        print_settings(context.obj, settable)
+        raise typer.Exit
+
+    option = typer.Option(
+        f"--{SET}",
+        help=f"Change a setting; `--{SET} {HELP}` lists them (repeatable).",
+        metavar="KEY=VALUE",
+        callback=show_table,
+        is_eager=True,
+        show_default=False,
+        autocompletion=completing(partial(assignments, settable)),
+        rich_help_panel="Model",
+    )
+    annotation = Annotated[list[str] | None, option]
+    return inspect.Parameter(SET, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
 def whole(context: typer.Context, parameter: typer.CallbackParam, value: list[str] | None) -> list[str] | None:
     """Keep the environment's text of a repeatable option in one piece: Typer splits it at white space."""
     source = context.get_parameter_source(str(parameter.name))
@@ -187,8 +240,30 @@ def whole(context: typer.Context, parameter: typer.CallbackParam, value: list[st
     return [text] if text else []
 
 
+class Parser(_OptionParser):
+    """A parser for which the value of some options is optional: it must be attached, as in `--extract=python`."""
+
+    unread = 0
+
+    def _process_opts(self, arg: str, state: _ParsingState) -> None:
+        self.unread = len(state.rargs)
+        super()._process_opts(arg, state)
+
+    def _get_value_from_state(self, option_name: str, option: Any, state: _ParsingState) -> Any:
+        is_attached = len(state.rargs) > self.unread
+        if option.obj.name in BARE_VALUES and not is_attached:
+            return BARE_VALUES[option.obj.name]
+        return super()._get_value_from_state(option_name, option, state)
+
+
 class SectionedCommand(TyperCommand):
     """A command whose help lists its options under their headings."""
+
+    def make_parser(self, ctx: Context) -> Parser:
+        parser = Parser(ctx)
+        for each in self.get_params(ctx):
+            each.add_to_parser(parser, ctx)
+        return parser
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write arguments first, then a section for each heading, then the options without one."""
@@ -197,7 +272,7 @@ class SectionedCommand(TyperCommand):
             if record := each.get_help_record(ctx):
                 heading = getattr(each, "rich_help_panel", None) or "Options"
                 names, text = record
-                names = names.removeprefix(" / ")  # of a switch that is on by default
+                names = names.replace(" [=", "[=")  # an optional value is attached
                 sections["Arguments" if each.param_type_name == "argument" else heading].append((names, text))
         for heading, records in sections.items():
             if records:

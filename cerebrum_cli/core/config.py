@@ -12,7 +12,7 @@ from typing import Any
 from cerebrum_cli.core.conversion import InvalidValue
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.saved_prompt import SavedPrompt
-from cerebrum_cli.core.settings import KEYS, Layer, convert, in_directory
+from cerebrum_cli.core.settings import KEYS, Layer, convert, in_directory, keys_of
 
 ENDPOINTS = "endpoints"
 PROMPTS = "prompts"
@@ -63,24 +63,23 @@ def parse_config(text: str, path: Path) -> Config:
             raise ConfigError(problem, f'write {unquoted[1]} = "{unquoted[2]}"') from error
         raise ConfigError(f"{path}: {error}", "fix the file, or move it elsewhere") from error
     endpoints, prompts = values.pop(ENDPOINTS, {}), values.pop(PROMPTS, {})
-    layer = {}
+    layer: dict[str, Any] = {}
     for name, value in values.items():
         place = re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE)
         where = f"{path}:{line_of(text, place.start())}" if place else str(path)
-        key, converted = read_setting(name, value, where, (ENDPOINTS, PROMPTS))
-        layer[key] = converted
+        layer |= read_setting(name, value, where, (ENDPOINTS, PROMPTS))
     return Config(in_directory(layer, path.parent), read_endpoints(endpoints, path), read_prompts(prompts, path))
 
 
-def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...]) -> tuple[str, Any]:
-    """Key and converted value of a setting; `other_keys` are allowed beside it. Raises ConfigError."""
-    key = name.replace("-", "_")
-    if key not in KEYS:
+def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...]) -> Layer:
+    """The setting of a name, converted; `other_keys` are allowed beside it. Raises ConfigError."""
+    keys = keys_of(name)
+    if not keys:
         known = (*KEYS, *other_keys)
-        near = "".join(f"did you mean {match}? " for match in get_close_matches(key, known, 1))
+        near = "".join(f"did you mean {match}? " for match in get_close_matches(name.replace("-", "_"), known, 1))
         raise ConfigError(f"{where}: unknown key `{name}`", f"{near}known keys: {', '.join(known)}")
     try:
-        return key, convert(key, value)
+        return {key: convert(key, value) for key in keys}
     except InvalidValue as expected:
         raise ConfigError(f"{where}: {name} is {value!r}", f"it must be {expected}") from expected
 
@@ -120,9 +119,9 @@ def read_prompt(name: str, table: Mapping[str, Any], path: Path) -> SavedPrompt:
         raise ConfigError(f"{where}: extract is {extract!r}", 'it must be true, "last", or a language like "python"')
     if extract and "schema" in own:
         raise ConfigError(f"{where}: extract and schema cannot be used together", "remove one of them")
-    settings = dict(
-        read_setting(key, value, where, PROMPT_KEYS) for key, value in table.items() if key not in PROMPT_KEYS
-    )
+    settings: dict[str, Any] = {}
+    for key in (key for key in table if key not in PROMPT_KEYS):
+        settings |= read_setting(key, table[key], where, PROMPT_KEYS)
     prompt, schema = own.get("prompt"), own.get("schema")
     file = schema and path.parent / Path(schema).expanduser()
     return SavedPrompt(name, in_directory(settings, path.parent), prompt and prompt.rstrip("\r\n"), file, extract)

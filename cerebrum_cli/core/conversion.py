@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from math import inf
 from typing import Any, TypeAlias
 
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.lora import NONE, parse_adapter
 from cerebrum_cli.core.options import Option
 from cerebrum_cli.core.sampling import MAX_LOGIT, TokenBias
@@ -40,12 +43,10 @@ def to_float(declared: Option, value: Any) -> float:
 
 
 def to_text(declared: Option, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvalidValue("text")
-    if declared.choices and value not in declared.choices:
-        *others, last = declared.choices
-        raise InvalidValue(f"{', '.join(others)} or {last}")
-    return value
+    if isinstance(value, str) and (not declared.choices or value in declared.choices):
+        return value
+    *others, last = declared.choices or ("text",)
+    raise InvalidValue(f"{', '.join(others)} or {last}" if others else last)
 
 
 def to_texts(_: Option, value: Any) -> tuple[str, ...]:
@@ -104,6 +105,7 @@ def to_layers(declared: Option, value: Any) -> str:
 
 
 TYPES: Mapping[str, Converter] = {"bool": to_bool, "int": to_int, "float": to_float, "str": to_text}  # others: texts
+NUMBERS: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float}
 SPECIAL: Mapping[str, Converter] = {  # by setting
     "gpu_layers": to_layers,
     "lora": to_adapters,
@@ -111,6 +113,53 @@ SPECIAL: Mapping[str, Converter] = {  # by setting
     "logit_bias": to_biases,
     "think": to_thinking,
 }
+
+
+def convert(name: str, declared: Option, value: Any) -> Any:
+    """Convert the value of an option to its type. Raises InvalidValue."""
+    return (SPECIAL.get(name) or TYPES.get(declared.kind, to_texts))(declared, value)
+
+
+def validate(name: str, declared: Option, value: Any, source: str) -> Any:
+    """Convert the value of an option to its type. Raises UsageError, which names the source of the value."""
+    try:
+        return convert(name, declared, value)
+    except InvalidValue as expected:
+        wrong = _invalid_item(name, declared, value)
+        raise UsageError(f"{source} is {wrong!r}", f"it must be {expected}") from expected
+
+
+def parse(name: str, declared: Option, texts: Sequence[str], source: str) -> Any:
+    """Read the value of an option from text, the last one unless it is a list. Raises UsageError.
+
+    An item of a list is one text, or several that are in quotes, as in a shell.
+    """
+    value: Any = texts[-1]
+    with suppress(ValueError):
+        if declared.kind.startswith("tuple"):
+            value = [item for text in texts for item in (shlex.split(text) if text[:1] in ("'", '"') else [text])]
+        else:
+            value = NUMBERS.get(declared.kind, str)(value)
+    return validate(name, declared, value, source)
+
+
+def expected_value(name: str, declared: Option) -> str:
+    """What the values of an option must be, such as "a number from 0 to 1"."""
+    try:
+        convert(name, declared, object())
+    except InvalidValue as expected:
+        return str(expected)
+    raise AssertionError(name)
+
+
+def _invalid_item(name: str, declared: Option, value: Any) -> Any:
+    """The item of a list that is invalid by itself, or else the whole value."""
+    for item in value if isinstance(value, list) else ():
+        try:
+            convert(name, declared, [item])
+        except InvalidValue:
+            return item
+    return value
 
 
 def _is_number(declared: Option, value: Any, kind: Any) -> bool:

@@ -1,4 +1,7 @@
-"""Declare an option once, as a dataclass field that carries its flags, help, range and heading."""
+"""Declare an option once, as a dataclass field that carries its flags, help, range and heading.
+
+An option without a flag is a setting that only `--set`, a variable or config.toml changes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any, Literal, NamedTuple, TypeVar, dataclass_transform, get_args
 
-Heading = Literal["Model", "Sampling", "Penalties", "Length", "Input", "Output", "Speed", "Server", "lm-eval"]
+Heading = Literal["Model", "Sampling", "Length", "Input", "Output", "Speed", "Server"]
 HEADINGS: tuple[Heading, ...] = get_args(Heading)
 
 T = TypeVar("T")
@@ -17,11 +20,11 @@ class Option(NamedTuple):
 
     Numbers lie between `least` and `most`, inclusive. Text is one of `choices` where there are any. A `local` option
     concerns a model on this machine, and has no meaning for one on a server. The variable of a repeatable option holds
-    one value; if it `splits`, it holds several, separated by spaces.
+    one value; if it `splits`, it holds several, separated by spaces. `kind` is the type of its field, without None.
     """
 
     help: str
-    heading: Heading
+    heading: Heading | None = None
     short: str | None = None
     metavar: str | None = None
     least: float = -inf
@@ -29,6 +32,16 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
     local: bool = False
     splits: bool = False
+    kind: str = ""
+
+    @property
+    def has_flag(self) -> bool:
+        return self.heading is not None
+
+
+def setting(default: Any, help: str, **details: Any) -> Any:
+    """Declare a dataclass field as an option without a flag."""
+    return field(default=default, metadata={"option": Option(help, **details)})
 
 
 def option(default: Any, help: str, heading: Heading, **details: Any) -> Any:
@@ -44,12 +57,21 @@ def option_group(group: type[T]) -> type[T]:
 
 def options_of(group: type) -> dict[str, Option]:
     """Options that a dataclass declares, by field name."""
-    return {each.name: each.metadata["option"] for each in fields(group) if "option" in each.metadata}
+    return {
+        each.name: each.metadata["option"]._replace(kind=str(each.type).removesuffix(" | None"))
+        for each in fields(group)
+        if "option" in each.metadata
+    }
 
 
 def flag(name: str) -> str:
     """Flag of an option: "--max-tokens" for `max_tokens`."""
     return "--" + name.rstrip("_").replace("_", "-")
+
+
+def argument(name: str, declared: Option) -> str:
+    """How the command line names an option: "--max-tokens", or "--set overflow" for one without a flag."""
+    return flag(name) if declared.has_flag else f"--set {name}"
 
 
 def variable(name: str) -> str:

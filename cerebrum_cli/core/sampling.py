@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cerebrum_cli.core.options import option
+from cerebrum_cli.core.options import option, setting
 
 SEEDS = 2**32 - 1  # llama.cpp takes the next value for "draw a seed", which could not be reported
 DRY_BREAKERS = ("\n", ":", '"', "*")
@@ -43,54 +43,25 @@ class SamplingParams:
     min_p: float = option(
         0.05, "Drop tokens below P times the likeliest [default: 0.05]", "Sampling", metavar="P", least=0, most=1
     )
-    top_n_sigma: float = option(
-        -1.0, "Keep logits within N sigma [default: -1, off]", "Sampling", metavar="N", least=-1
+    top_n_sigma: float = setting(-1.0, "Keep logits within N sigma; 0 and below: off [default: -1]", least=-1)
+    typical_p: float = setting(1.0, "Locally typical sampling; 1: off [default: 1]", least=0, most=1)
+    repeat_penalty: float = setting(1.0, "Penalty for repeated tokens; 1: off [default: 1]", least=0.01)
+    presence_penalty: float = setting(
+        0.0, "Penalty for tokens in the last 64 [default: 0]", least=-MAX_LOGIT, most=MAX_LOGIT
     )
-    typical_p: float = option(
-        1.0, "Locally typical sampling [default: 1, off]", "Sampling", metavar="P", least=0, most=1
+    frequency_penalty: float = setting(
+        0.0, "Penalty per occurrence in the last 64 [default: 0]", least=-MAX_LOGIT, most=MAX_LOGIT
     )
-    repeat_penalty: float = option(
-        1.0, "Penalty for repeated tokens; 1: none [default: 1]", "Penalties", metavar="X", least=0.01
+    dry_multiplier: float = setting(0.0, "DRY penalty for repeats; 0: off [default: 0]", least=0, most=MAX_LOGIT)
+    dry_base: float = setting(1.75, "Growth of the DRY penalty per token [default: 1.75]", least=1)
+    dry_allowed_length: int = setting(
+        2, "Minimum repeat length for DRY, in tokens [default: 2]", least=0, most=MAX_COUNT
     )
-    presence_penalty: float = option(
-        0.0,
-        "Penalty for tokens in the last 64 [default: 0]",
-        "Penalties",
-        metavar="X",
-        least=-MAX_LOGIT,
-        most=MAX_LOGIT,
+    dry_penalty_last_n: int = setting(64, "Tokens that DRY searches for repeats [default: 64]", least=0, most=MAX_COUNT)
+    dry_sequence_breaker: tuple[str, ...] = setting(
+        DRY_BREAKERS, "Text that ends a repeat, or none (repeatable) [default: line break, colon, quote, *]"
     )
-    frequency_penalty: float = option(
-        0.0,
-        "Penalty per occurrence in the last 64 [default: 0]",
-        "Penalties",
-        metavar="X",
-        least=-MAX_LOGIT,
-        most=MAX_LOGIT,
-    )
-    dry_multiplier: float = option(
-        0.0, "DRY penalty for repeats [default: 0, off]", "Penalties", metavar="X", least=0, most=MAX_LOGIT
-    )
-    dry_base: float = option(
-        1.75, "Growth of the DRY penalty per token [default: 1.75]", "Penalties", metavar="X", least=1
-    )
-    dry_allowed_length: int = option(
-        2, "Minimum repeat length for DRY [default: 2]", "Penalties", metavar="N", least=0, most=MAX_COUNT
-    )
-    dry_penalty_last_n: int = option(
-        64,
-        "Tokens that DRY searches for repeats [default: 64]",
-        "Penalties",
-        metavar="N",
-        least=0,
-        most=MAX_COUNT,
-    )
-    dry_sequence_breaker: tuple[str, ...] = option(
-        DRY_BREAKERS, "Text that interrupts repeats, or none (repeatable)", "Penalties", metavar="TEXT"
-    )
-    logit_bias: tuple[TokenBias, ...] = option(
-        (), "Add BIAS to a token's logit (repeatable)", "Penalties", metavar="TOKEN=BIAS"
-    )
+    logit_bias: tuple[TokenBias, ...] = setting((), "Add BIAS to a token's logit (repeatable)")
     seed: int | None = option(
         None, "Random seed [default: random; reported]", "Sampling", metavar="N", least=0, most=SEEDS - 1
     )

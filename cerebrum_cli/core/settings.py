@@ -1,23 +1,21 @@
 """Settings: partial layers merged into one frozen value; the only module that reads the environment.
 
 Lowest layer first: the defaults below, the model's row in models.toml, config.toml, CEREBRUM_* variables, the saved
-prompt that `--use` names, the command line.
+prompt that `-p` names, the command line.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.core.conversion import SPECIAL, TYPES, InvalidValue, to_texts
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core import conversion
 from cerebrum_cli.core.lora import rebased
-from cerebrum_cli.core.options import flag, option, options_of, variable
+from cerebrum_cli.core.options import Option, argument, option, options_of, setting, variable
 from cerebrum_cli.core.sampling import SamplingParams
 
 Layer = Mapping[str, Any]
@@ -52,46 +50,24 @@ class Settings(SamplingParams):
         choices=("auto", "all"),
         local=True,
     )
-    cache_type_k: str | None = option(
-        None,
-        "Type of cached keys [default: f16]",
-        "Speed",
-        metavar="f16|q8_0|q4_0",
-        choices=CACHE_TYPES,
-        local=True,
-    )
-    cache_type_v: str | None = option(
-        None,
-        "Type of cached values [default: f16]",
-        "Speed",
-        metavar="f16|q8_0|q4_0",
-        choices=CACHE_TYPES,
-        local=True,
-    )
-    flash_attn: str | None = option(
-        None,
-        "Flash attention [default: auto]",
-        "Speed",
-        metavar="auto|on|off",
-        choices=("auto", "on", "off"),
-        local=True,
-    )
-    overflow: str = option(
-        "drop-oldest",
-        "What to do when the context is full [default: drop-oldest]",
-        "Input",
-        metavar="drop-oldest|stop",
-        choices=("drop-oldest", "stop"),
+    cache_type_k: str | None = setting(None, "Type of cached keys [default: f16]", choices=CACHE_TYPES, local=True)
+    cache_type_v: str | None = setting(None, "Type of cached values [default: f16]", choices=CACHE_TYPES, local=True)
+    flash_attn: str | None = setting(None, "Flash attention [default: auto]", choices=("auto", "on", "off"), local=True)
+    overflow: str = setting(
+        "drop-oldest", "When a chat fills the context [default: drop-oldest]", choices=("drop-oldest", "stop")
     )
     think: str | None = option(
         None, "Turn thinking on or off, or limit it to N tokens", "Length", metavar="on|off|N", choices=("on", "off")
     )
-    vi: bool = option(False, "Edit with vi keys", "Input", choices=("on", "off"))
-    loop_check: bool = option(True, "Do not end replies that repeat themselves", "Length", choices=("on", "off"))
-    drafts: bool | None = option(
-        None, "Draft tokens from earlier text [default: set by tune]", "Speed", choices=("on", "off"), local=True
+    vi: bool = setting(False, "Edit with vi keys [default: off]", choices=("on", "off"))
+    loop_check: bool = setting(True, "End replies that repeat themselves [default: on]", choices=("on", "off"))
+    drafts: bool | None = setting(
+        None,
+        "Speculative decoding (prompt lookup) [default: set by tune]",
+        choices=("on", "off"),
+        local=True,
     )
-    cache_gb: float = option(4.0, "Limit of the prompt cache on disk, in GB [default: 4]", "Speed", least=0, local=True)
+    cache_gb: float = setting(4.0, "Limit of the prompt cache in GB; 0: off [default: 4]", least=0, local=True)
 
     def sampling(self, format_stop: tuple[str, ...]) -> SamplingParams:
         """Sampling parameters, with the format's stop strings before the user's."""
@@ -113,11 +89,11 @@ OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
 GENERATION_KEYS = (*SAMPLING_KEYS, "think", "loop_check")
 KEYS = tuple(OPTIONS)
+SHORTHANDS = {"cache_type": ("cache_type_k", "cache_type_v")}  # names that stand for several keys
 ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")
-_LOAD_KEYS = ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "drafts")
-REPLY_KEYS = (*_LOAD_KEYS, *GENERATION_KEYS)  # of commands that generate replies
+LOAD_KEYS = ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS)
+REPLY_KEYS = (*LOAD_KEYS, "drafts", *GENERATION_KEYS)  # of commands that generate replies
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
-_TYPES = {each.name: str(each.type).removesuffix(" | None") for each in fields(Settings)}
 
 
 def fold(*layers: Layer) -> Settings:
@@ -128,45 +104,30 @@ def fold(*layers: Layer) -> Settings:
     return Settings(**values)
 
 
+def keys_of(name: str) -> tuple[str, ...]:
+    """Keys that a name stands for, which may have dashes; none if it is unknown."""
+    key = name.replace("-", "_")
+    return SHORTHANDS.get(key) or ((key,) if key in OPTIONS else ())
+
+
 def validate(key: str, value: Any, source: str | None = None) -> Any:
     """Convert the value of a setting to its type. Raises UsageError, which names the source, or else the option."""
-    try:
-        return convert(key, value)
-    except InvalidValue as expected:
-        wrong = invalid_item(key, value)
-        raise UsageError(f"{source or flag(key)} is {wrong!r}", f"it must be {expected}") from expected
-
-
-def invalid_item(key: str, value: Any) -> Any:
-    """The item of a list that is invalid by itself, or else the whole value."""
-    for item in value if isinstance(value, list) else ():
-        try:
-            convert(key, [item])
-        except InvalidValue:
-            return item
-    return value
+    return conversion.validate(key, OPTIONS[key], value, source or argument(key, OPTIONS[key]))
 
 
 def convert(key: str, value: Any) -> Any:
     """Convert the value of a setting to its type. Raises InvalidValue."""
-    converter = SPECIAL.get(key) or TYPES.get(_TYPES[key], to_texts)
-    return converter(OPTIONS[key], value)
+    return conversion.convert(key, OPTIONS[key], value)
+
+
+def as_arguments(key: str, value: Any) -> str:
+    """How the command line gives a value to a setting: "--threads 4", "--set flash_attn=on"."""
+    return f"{argument(key, OPTIONS[key])}{' ' if OPTIONS[key].has_flag else '='}{value}"
 
 
 def parse_value(key: str, text: str, source: str | None = None) -> Any:
-    """Read the value of a setting from text. Raises UsageError, which names the source, or else the option.
-
-    A list is one value, or several that are in quotes, as in a shell.
-    """
-    kind = _TYPES[key]
-    read: Any = {"int": int, "float": float}.get(kind, str)
-    if kind.startswith("tuple") and text.startswith(("'", '"')):
-        read = shlex.split
-    try:
-        value: Any = read(text)
-    except ValueError:
-        value = text
-    return validate(key, value, source)
+    """Read the value of a setting from text. Raises UsageError, which names the source, or else the option."""
+    return conversion.parse(key, OPTIONS[key], [text], source or argument(key, OPTIONS[key]))
 
 
 def in_directory(layer: Layer, directory: Path) -> Layer:
@@ -183,7 +144,7 @@ def wants_thought(think: str | None) -> bool | None:
 
 def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
     """CEREBRUM_* variables that set nothing, each with the known one that is most like it."""
-    names = {variable(name) for name in known}
+    names = {variable(name) for name in (*SHORTHANDS, *known)}
     unknown = (name for name in os.environ if name.startswith(variable("")) and name not in names)
     return {name: next(iter(get_close_matches(name, names, 1, cutoff=0.8)), None) for name in unknown}
 
@@ -195,8 +156,16 @@ def environment(name: str) -> str | None:
 
 def environment_layer(*keys: str) -> Layer:
     """Settings that CEREBRUM_* variables give to a command without options for them. Raises UsageError."""
-    given = ((key, variable(key), environment(variable(key))) for key in keys)
-    return {key: parse_value(key, text, name) for key, name, text in given if text is not None}
+    values = ((key, environment_value(key, OPTIONS[key])) for key in keys)
+    return {key: value for key, value in values if value is not None}
+
+
+def environment_value(name: str, declared: Option) -> Any:
+    """Value that a CEREBRUM_* variable gives to an option; None without one. Raises UsageError."""
+    for each in (name, *(shorthand for shorthand, keys in SHORTHANDS.items() if name in keys)):
+        if (text := environment(variable(each))) is not None:
+            return conversion.parse(name, declared, [text], variable(each))
+    return None
 
 
 def forget_empty_variable(name: str) -> None:

@@ -84,7 +84,7 @@ class LocalCompletions(RunningCompletions[Sequence]):
     def abort(self, index: int) -> None:
         """Cancel the running samples of a request after the current step; each finishes as `cancelled`.
 
-        Samples added later get no drafts.
+        Samples added later get no drafted tokens.
         """
         if index < len(self._submitted):
             self._free_drafter(index)
@@ -135,7 +135,7 @@ def checked_seed(request: Request) -> int:
 
 
 def new_drafter(request: Request) -> Drafter | None:
-    """The drafter of a request; None if it gets no drafts."""
+    """The drafter of a request; None without speculative decoding."""
     if request.step_costs is None:
         return None
     from cerebrum_cli.engine.drafts.drafter import Drafter

@@ -129,8 +129,8 @@ def plan_repacking(quantization: str | None, is_chat: bool, machine: str) -> boo
 def variance_notice(offloads: bool) -> NoticeEvent:
     """Notice that a model cannot be evaluated batch-invariantly: on a GPU, or recurrent."""
     if offloads:
-        return NoticeEvent("--batch-invariant has no effect on a GPU", "use the CPU with --gpu-layers 0")
-    return NoticeEvent("--batch-invariant has no effect on a recurrent model", "use --parallel 1")
+        return NoticeEvent("batch_invariant has no effect on a GPU", "use the CPU with --gpu-layers 0")
+    return NoticeEvent("batch_invariant has no effect on a recurrent model", "use --parallel 1")
 
 
 def expert_notice(expert_count: int, tensor_types: Iterable[str]) -> NoticeEvent | None:
@@ -142,7 +142,7 @@ def expert_notice(expert_count: int, tensor_types: Iterable[str]) -> NoticeEvent
     if not expert_count or not is_tiled:
         return None
     return NoticeEvent(
-        "--batch-invariant does not cover a mixture of experts in K-quants or I-quants",
+        "batch_invariant does not cover a mixture of experts in K-quants or I-quants",
         "set GGML_CPU_TILED_MM=0 too, which slows down prompts, or use a Q8_0 file",
     )
 

@@ -104,7 +104,7 @@ class Trial:
             result, self.peak_memory = pickle.load(self._child.stdout)
         except (BrokenPipeError, EOFError, pickle.UnpicklingError):
             reason = f"llama.cpp ended with {self._exit_reason()}"
-            raise TrialError(reason, "show its log with cerebrum ask -v") from None
+            raise TrialError(reason, "show its log with cerebrum ask --set verbose=on") from None
         if isinstance(result, TrialError):
             raise result
         return result

@@ -43,7 +43,7 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
     if name != EMBEDDED or template is None:
         if options:
             raise UsageError(
-                f"--template-arg needs the format embedded, and this model uses {name}",
+                f"template_arg needs the format embedded, and this model uses {name}",
                 "omit it, or add --format embedded",
             )
         plain = RAW if name == RAW.name else PLAIN_FORMATS[name]

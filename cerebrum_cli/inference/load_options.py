@@ -6,7 +6,6 @@ from dataclasses import replace
 from platform import machine
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings
 from cerebrum_cli.engine.load_options import AdapterFile, GgufFile, LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.memory import BLOCK_SIZE, SINGLE, ContextOptions, is_quantized
@@ -58,17 +57,17 @@ def load_options(
 def require_attention(model: Model, settings: Settings, pad_steps: bool = False) -> None:
     """Raise UsageError for cache types, or a choice of flash attention, that cannot be used with this model."""
     if pad_steps and settings.flash_attn == "off":
-        raise UsageError("--batch-invariant and --flash-attn off cannot be used together", "omit one of them")
+        raise UsageError("batch_invariant and flash_attn=off cannot be used together", "omit one of them")
     types = {"cache_type_k": settings.cache_type_k, "cache_type_v": settings.cache_type_v}
     header, name = model.header, model.header.architecture
     for index, (key, given) in enumerate(types.items()):
         if is_quantized(given):
-            _require_whole_blocks(f"{flag(key)} {given}", [lengths[index] for lengths in header.sizes.head_lengths])
-    wants_flash = "--flash-attn on" if settings.flash_attn == "on" else None
+            _require_whole_blocks(f"{key}={given}", [lengths[index] for lengths in header.sizes.head_lengths])
+    wants_flash = "flash_attn=on" if settings.flash_attn == "on" else None
     if is_quantized(settings.cache_type_v):
-        wants_flash = f"--cache-type-v {settings.cache_type_v}"
+        wants_flash = f"cache_type_v={settings.cache_type_v}"
         if settings.flash_attn == "off":
-            raise UsageError(f"{wants_flash} needs flash attention", "omit --flash-attn off, or the cache type")
+            raise UsageError(f"{wants_flash} needs flash attention", "omit flash_attn=off, or the cache type")
     if wants_flash and name in NO_FLASH_ATTENTION:
         raise UsageError(
             f"{wants_flash}: llama.cpp has no flash attention for the architecture {name}", f"omit {wants_flash}"
@@ -76,14 +75,14 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
     has_one_type = name in ONE_CACHE_TYPE or f"{name}.attention.key_length_mla" in header.metadata
     if has_one_type and len({given or "f16" for given in types.values()}) > 1:
         problem = f"the architecture {name} needs the same type for keys and values"
-        raise UsageError(problem, "give --cache-type-k and --cache-type-v the same value")
+        raise UsageError(problem, "give both the same type: --set cache_type=TYPE")
 
 
 def _require_whole_blocks(option: str, head_lengths: list[int]) -> None:
     wrong = next((length for length in head_lengths if length % BLOCK_SIZE), None)
     if wrong is not None:
         problem = f"{option} needs heads of a multiple of {BLOCK_SIZE} elements, but this model's have {wrong}"
-        raise UsageError(problem, f"omit {option.partition(' ')[0]}")
+        raise UsageError(problem, f"omit {option}")
 
 
 def reload_key(settings: Settings) -> tuple[object, ...]:

@@ -53,7 +53,7 @@ class ModelUse:
 
     - `context`: its sequences
     - `tuned_for`, `drafts_for`: the uses of a profile whose settings and costs of drafts apply; None for the defaults,
-      and for no drafts unless the settings ask for them
+      and for no speculative decoding unless the settings ask for them
     - `tuning`: settings that take precedence over those of a profile
     - `raw`: without a prompt format
     - `template_options`: variables of an embedded template
@@ -263,7 +263,7 @@ def draft_problem(model: Model) -> str | None:
 def draft_notice(model: Model, drafts: bool | None) -> NoticeEvent | None:
     """Notice that speculative decoding was requested of a model that gets none."""
     problem = draft_problem(model) if drafts else None
-    return NoticeEvent(f"speculative decoding is off for this model: {problem}", "omit --drafts") if problem else None
+    return NoticeEvent(f"speculative decoding is off for this model: {problem}", "omit drafts=on") if problem else None
 
 
 def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | None) -> StepCosts | None:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cerebrum_cli.core.files import atomic_write
-from cerebrum_cli.core.options import flag
-from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings
+from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings, as_arguments
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.models.library import ADAPTED
@@ -149,7 +148,7 @@ def settings_text(settings: Settings) -> str:
     """The user's settings that a profile was measured with, as text."""
     values = ((key, getattr(settings, key)) for key in MEASURED_SETTINGS)
     given = ((key, value) for key, value in values if value != getattr(UNSET, key))
-    return "".join(f", {flag(key)} {value}" for key, value in given)
+    return "".join(f", {as_arguments(key, value)}" for key, value in given)
 
 
 def general_settings(settings: Settings) -> Settings:

@@ -131,9 +131,9 @@ def template_options(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise UsageError(f"--template-arg {pair!r}", "write it as KEY=VALUE")
+            raise UsageError(f"template_arg {pair!r}", "write it as KEY=VALUE")
         if key == "messages":
-            raise UsageError("--template-arg messages would replace the conversation", "use --messages FILE")
+            raise UsageError("template_arg messages would replace the conversation", "use --messages FILE")
         try:
             options[key] = json.loads(value)
         except (ValueError, RecursionError):

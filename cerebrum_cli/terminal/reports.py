@@ -232,7 +232,7 @@ def used_from_now_on(result: TuningResult, model: str) -> str:
     if result.changes:
         if is_default:
             return f"ask, chat and batch use the defaults for {model} again"
-        return f"ask, chat and batch now use these settings for {model}; --no-profile ignores them"
+        return f"ask, chat and batch now use these settings for {model}; --set no_profile=on ignores them"
     reason = "no settings proved faster than the defaults" if is_default else "the same settings are fastest"
     if names := sorted(result.profile.uses_with_drafts):
         uses = f"{' and '.join(names)} use{'s' * (len(names) < 2)} speculative decoding"

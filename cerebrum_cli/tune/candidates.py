@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.options import flag
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.trials import JobKind
@@ -167,7 +166,7 @@ def unplanned(space: SearchSpace, settings: Settings) -> dict[str, str]:
         reasons["other GPU layers"] = f"--gpu-layers is {settings.gpu_layers}"
     if not space.tries_attention:
         given = next(key for key in ATTENTION_KEYS if getattr(settings, key) is not None)
-        reasons["flash attention, cache q8_0"] = f"{flag(given)} is {getattr(settings, given)}"
+        reasons["flash attention, cache q8_0"] = f"{given} is {getattr(settings, given)}"
     return reasons
 
 

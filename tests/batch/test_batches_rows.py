@@ -386,7 +386,7 @@ def test_input_type_is_given_or_from_the_name_or_the_bytes(
 
 
 def test_unknown_input_type_is_refused() -> None:
-    with pytest.raises(UsageError, match="unknown --shape 'xml'") as caught:
+    with pytest.raises(UsageError, match="unknown --input-format 'xml'") as caught:
         detect_shape(Path("a.txt"), "xml", b"")
     assert caught.value.hint == "use one of txt, jsonl, csv, tsv"
     with pytest.raises(UsageError, match=r"a\.xlsx: unsupported file type \.xlsx"):

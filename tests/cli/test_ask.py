@@ -138,7 +138,7 @@ def test_raw_prompt_is_unchanged(user: CommandLine) -> None:
 def test_template_arg_values_are_json_or_text(new_user: CommandLine) -> None:
     template = "{{ mood }}/{{ fast is true }}: {{ messages[0]['content'] }}"
     model = write_chatml(new_user.home / "moody.gguf", chat_template=template)
-    given = ("--template-arg", "mood=grim and old", "--template-arg", "fast=true")
+    given = ("--set", "template_arg=mood=grim and old", "--set", "template_arg=fast=true")
     assert new_user.run("ask", "--dry-run", "-m", model, *given, "hi").out == "grim and old/True: hi"
     variable = {"CEREBRUM_TEMPLATE_ARG": "mood=grim and old"}
     assert new_user.run("ask", "--dry-run", "-m", model, "hi", env=variable).out == "grim and old/False: hi"
@@ -221,10 +221,10 @@ CODE = "<think>```py\nno\n```</think>First:\n\n```py\na = 1\n```\n\nThen:\n\n```
     ("options", "code"),
     [
         (["-x"], "a = 1"),
-        (["--extract-last"], "ls"),
-        (["-x", "--extract-last"], "ls"),
-        (["--extract-lang", "bash"], "ls"),
-        (["--extract-last", "--extract-lang", "python"], "a = 1"),
+        (["--extract=last"], "ls"),
+        (["-xlast"], "ls"),
+        (["--extract=bash"], "ls"),
+        (["-qx"], "a = 1"),
     ],
 )
 def test_extract_prints_only_a_code_block_of_the_answer(user: CommandLine, options: list[str], code: str) -> None:
@@ -246,7 +246,7 @@ def test_extract_without_a_code_block_exits_5(user: CommandLine) -> None:
     assert unsaved.err.startswith("so `it` goes\nerror: the reply has no code block\n hint: drop --extract, or ask")
     described = user.run(*command, "--json")
     assert (described.code, described.object["text"], described.object["extracted"]) == (5, "so `it` goes", None)
-    rust = user.run("ask", "--extract-lang", "rust", "--grammar", fixed_reply_grammar(CODE, user.home), "hi")
+    rust = user.run("ask", "--extract=rust", "--grammar", fixed_reply_grammar(CODE, user.home), "hi")
     assert (rust.code, rust.out) == (5, "")
     assert rust.err.startswith("error: the reply has no rust code block\n")
 
@@ -312,7 +312,7 @@ def test_schema_constrains_the_answer_to_json(user: CommandLine) -> None:
 
 
 def test_verbose_writes_the_llama_cpp_log_to_stderr_only(user: CommandLine) -> None:
-    done = user.run("ask", "-v", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
+    done = user.run("ask", "--set", "verbose=on", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
     assert (done.code, done.out) == (0, "yes\n")
     assert "llama_model_loader: loaded meta data" in done.err
     assert "create_tensor" not in done.err
@@ -420,7 +420,7 @@ def test_interrupted_ask_prints_the_partial_answer(user: CommandLine, number: si
 def test_interrupt_ends_an_endless_template(user: CommandLine) -> None:
     loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
     model = write_chatml(user.home / "endless.gguf", chat_template=loops)
-    process = user.start("ask", "-v", "-m", model, "hi")
+    process = user.start("ask", "--set", "verbose=on", "-m", model, "hi")
     assert process.stderr
     while b"load_tensors: " not in process.stderr.readline():
         pass
@@ -432,7 +432,7 @@ def test_interrupt_ends_an_endless_template(user: CommandLine) -> None:
 
 @pytest.mark.slow
 def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
-    process = user.start("ask", "--json", "-v", "--grammar", endless_reply_grammar(user.home), "hi")
+    process = user.start("ask", "--json", "--set", "verbose=on", "--grammar", endless_reply_grammar(user.home), "hi")
     assert process.stdout and process.stderr
     while b"reserve took" not in process.stderr.readline():
         pass  # the model is loaded, and prefill is about to start
@@ -454,7 +454,7 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         ([], "error: no prompt given"),
         (["-"], "error: the prompt is `-`, but nothing is piped in"),
         (["-n", "0", "hi"], "error: --max-tokens is 0"),
-        (["--extract-lang", "", "hi"], "error: --extract-lang is ''"),
+        (["--extract=", "hi"], "error: --extract is ''"),
         (["--temperature", "-1", "hi"], "error: --temperature is -1.0"),
         (["--seed", "4294967295", "hi"], "error: --seed is 4294967295"),
         (["--gpu-layers", "many", "hi"], "error: --gpu-layers is 'many'"),
@@ -467,12 +467,12 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         (["--schema", "a", "--final", "hi"], "error: --final and --schema cannot be used together"),
         (["--schema", "a", "-x", "hi"], "error: --extract and --schema cannot be used together"),
         (["--votes", "3", "-x", "hi"], "error: --extract and --votes cannot be used together"),
-        (["--final", "--extract-last", "hi"], "error: --final and --extract-last cannot be used together"),
+        (["--final", "--extract=last", "hi"], "error: --final and --extract cannot be used together"),
         (["-f", "*.py", "hi"], "error: *.py: no text files found"),
         (["--schema", "bad.json", "hi"], "error: bad.json: cannot use the JSON schema"),
         (["--grammar", "bad.gbnf", "hi"], "error: bad.gbnf: cannot parse the grammar"),
         (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar cannot be used together"),
-        (["--template-arg", "x", "hi"], "error: --template-arg 'x'"),
+        (["--set", "template_arg=x", "hi"], "error: template_arg 'x'"),
     ]
     for arguments, message in cases:
         done = user.run("ask", *arguments)
@@ -598,7 +598,7 @@ def test_every_option_has_an_environment_variable() -> None:
     seen = 0
     for command, option in every_option():
         long = next(name for name in (*option.opts, *option.secondary_opts) if name.startswith("--"))
-        if long not in ("--help", "--version"):
+        if long not in ("--help", "--version", "--set"):
             name = long.removeprefix("--" if option.opts else "--no-")
             assert option.envvar == "CEREBRUM_" + name.replace("-", "_").upper(), f"{command} {long}"
             seen += 1
@@ -702,7 +702,7 @@ def test_deeply_nested_grammar_is_an_error_with_its_place(user: CommandLine) -> 
         (("ask", "--grammar", "/dev/zero", "hi"), 2, "/dev/zero is larger than 4 MB"),
         (("ask", "--schema", "/dev/zero", "hi"), 2, "/dev/zero is larger than 4 MB"),
         (("sessions", "import", "endless.json"), 2, "endless.json is larger than 1.00 GB"),
-        (("batch", "endless.json", "--shape", "txt", "-o", "-"), 2, "endless.json: line 1 is larger than 16 MB"),
+        (("batch", "endless.json", "--input-format", "txt", "-o", "-"), 2, "endless.json: line 1 is larger than 16 MB"),
         (("batch", "long.txt", "-o", "-"), 2, "long.txt: line 2 is larger than 16 MB"),
     ],
 )

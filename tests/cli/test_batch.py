@@ -109,9 +109,9 @@ SHAPES: list[tuple[str, str | bytes | list[Any], list[str], list[tuple[str | int
     ("in.jsonl", [{"q": 3, "prompt": "p"}], ["--template", "{{{q}}}"], [(1, "{3}")]),
     ("in.csv", 'n,q\r\n1,"a, ""b""\nc"\r\n2,d\r\n', ["--template", "{q}"], [(1, 'a, "b"\nc'), (2, "d")]),
     ("in.tsv", "q\ta\nx\ty\n", ["--template", "{q} is {a}"], [(1, "x is y")]),
-    ("in.data", "q\nx\n", ["--shape", "csv", "--template", "{q}"], [(1, "x")]),
+    ("in.data", "q\nx\n", ["--input-format", "csv", "--template", "{q}"], [(1, "x")]),
     ("-", LINES, [], [(1, "first"), (4, "  second ")]),
-    ("-", "prompt,more\nhi,x\n", ["--shape", "csv"], [(1, "hi")]),
+    ("-", "prompt,more\nhi,x\n", ["--input-format", "csv"], [(1, "hi")]),
 ]
 
 
@@ -286,14 +286,14 @@ def test_batch_ends_with_the_first_errors(runner: BatchRunner, third: str) -> No
         ("in.txt", "a\nb\n", ["a", "b"]),
     ],
 )
-def test_carry_copies_the_input(runner: BatchRunner, name: str, content: str, inputs: list[Any]) -> None:
-    rows = runner.answer(content, "--carry", name=name)
+def test_include_input_copies_the_input(runner: BatchRunner, name: str, content: str, inputs: list[Any]) -> None:
+    rows = runner.answer(content, "--include-input", name=name)
     assert [row["input"] for row in rows] == inputs
     assert list(rows[0]) == [*OUTPUT_KEYS, "input"]
     output, source = runner.home / "out", runner.home / name
-    assert runner.run(source, "-o", output, "--carry").code == (0 if name == "in.txt" else 6)
+    assert runner.run(source, "-o", output, "--include-input").code == (0 if name == "in.txt" else 6)
     assert [row["input"] for row in parse_lines(output.read_text())] == inputs
-    assert "another carry" in runner.run(source, "-o", output).err
+    assert "another include input" in runner.run(source, "-o", output).err
 
 
 def test_retry_failed_answers_only_failed_rows(runner: BatchRunner) -> None:
@@ -523,7 +523,7 @@ def test_usage_errors_exit_2(runner: BatchRunner) -> None:
         (["-"], "error: INPUT is `-`, but nothing is piped in"),
         ([table], "error: the input has no column `prompt`"),
         ([source, "--template", "{nope}"], "error: a line of text has no field `nope`"),
-        ([source, "--shape", "xml"], "error: unknown --shape 'xml'"),
+        ([source, "--input-format", "xml"], "error: unknown --input-format 'xml'"),
         ([source, "--votes", "none"], "error: --votes is 'none'"),
         ([runner.write("empty.txt", "# nothing\n")], "error: the input has no prompts"),
     ):

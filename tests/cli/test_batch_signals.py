@@ -185,7 +185,7 @@ def test_batch_signal_during_a_template_is_not_a_row_error(tmp_path: Path, monke
     monkeypatch.setattr(command_line, "SOUND_MODELS", [model])  # whose template is not tried before
     user = CommandLine(tmp_path)
     user.vouch_for_models()
-    process = user.start("batch", "in.txt", "-o", "out", "-v", "-m", model)
+    process = user.start("batch", "in.txt", "-o", "out", "--set", "verbose=on", "-m", model)
     assert process.stderr
     assert any(b"load_tensors: " in line for line in process.stderr)
     time.sleep(0.5)

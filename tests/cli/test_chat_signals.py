@@ -286,7 +286,7 @@ def test_starter_chat_ctrl_c_stops_decode_and_prefill(
     open_starter_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path
 ) -> None:
     (tmp_path / "my long notes.txt").write_text("The cat sleeps on the sofa in the afternoon. " * 400)
-    person = open_starter_chat("--session", "stops", "--no-markdown", "--no-loop-check")
+    person = open_starter_chat("--session", "stops", "--no-markdown", "--set", "loop_check=off")
     person.type("Tell me a very long story.\r")
     person.wait_for_lines(4)
     person.type("\x03", shows="reply interrupted")

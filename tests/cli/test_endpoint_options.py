@@ -21,28 +21,29 @@ CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its k
         ("ask", ("--ctx", "100")),
         ("ask", ("--threads", "2")),
         ("ask", ("--gpu-layers", "0")),
-        ("ask", ("--drafts", "off")),
-        ("ask", ("--drafts", "on")),
-        ("ask", ("--no-cache",)),
-        ("ask", ("--no-profile",)),
-        ("batch", ("--batch-invariant",)),
+        ("ask", ("--set", "drafts=off")),
+        ("ask", ("--set", "drafts=on")),
+        ("ask", ("--set", "cache_gb=0")),
+        ("ask", ("--set", "no_profile=on")),
+        ("batch", ("--set", "batch_invariant=on")),
         ("batch", ("--threads", "2")),
         ("chat", ("--ctx", "100")),
-        ("chat", ("--no-cache",)),
+        ("chat", ("--set", "cache_gb=0")),
     ],
 )
 def test_endpoint_refuses_local_options_on_the_command_line(
     served: Served, command: str, options: tuple[str, ...]
 ) -> None:
     subject = (served.questions(1), "-o", "out") if command == "batch" else ()
-    assert_error(served.run(command, *subject, *options), 2, options[0], "--endpoint")
+    named = " ".join(options).partition("=")[0] if "--set" in options else options[0]
+    assert_error(served.run(command, *subject, *options), 2, f"{named} applies to local models", "--endpoint")
     assert all(server.asked == [] for server in served.servers)
 
 
 def test_endpoint_ignores_local_options_set_elsewhere(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     served.config("ctx = 10\ngpu-layers = 3\n")
-    for name in ("CTX", "THREADS", "CACHE_GB", "NO_CACHE", "NO_PROFILE", "DRAFTS", "GPU_LAYERS"):
-        monkeypatch.setenv(f"CEREBRUM_{name}", "on" if name == "DRAFTS" else "1")
+    for name in ("CTX", "THREADS", "CACHE_GB", "CACHE_TYPE", "NO_PROFILE", "DRAFTS", "GPU_LAYERS"):
+        monkeypatch.setenv(f"CEREBRUM_{name}", {"DRAFTS": "on", "CACHE_TYPE": "q8_0"}.get(name, "1"))
     done = served.run("ask", "--seed", "0", "What is 2 + 2?")
     assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
 
@@ -96,7 +97,7 @@ def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.Mo
     done = served.run_alone("ask", "--endpoint", "big", "--seed", "0", "2 + 2?")
     assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
     assert served.asked()[0]["model"] == "b.gguf"
-    other = served.run_alone("ask", "--endpoint", "big", "--served-model-name", "a.gguf", "hi")
+    other = served.run_alone("ask", "--endpoint", "big", "--set", "served_model_name=a.gguf", "hi")
     assert (other.code, served.asked()[1]["model"]) == (0, "a.gguf")
     assert_error(served.run_alone("ask", "--endpoint", "small", "hi"), 2, "unknown endpoint 'small'", "big")
 
@@ -128,7 +129,7 @@ def test_endpoint_key_is_sent_to_the_server_alone(served: Served, monkeypatch: p
     server.key = "sesame"
     assert_error(served.run("ask", "hi"), 1, "requires an API key", "CEREBRUM_API_KEY")
     monkeypatch.setenv("CEREBRUM_API_KEY", "wrong-key")
-    done = served.run("ask", "-v", "hi")
+    done = served.run("ask", "--set", "verbose=on", "hi")
     assert_error(done, 1, "refuses this API key")
     assert "wrong-key" not in done.err + done.out
     monkeypatch.setenv("CEREBRUM_API_KEY", "sesame")
@@ -145,9 +146,9 @@ def test_endpoint_key_is_sent_to_the_server_alone(served: Served, monkeypatch: p
 def test_endpoint_key_over_plain_http_needs_consent(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CEREBRUM_API_KEY", "sesame")
     url = served.servers[0].url.replace("127.0.0.1", "0.0.0.0")  # reaches the same server, and is not loopback by name
-    assert_error(served.run_alone("ask", "--endpoint", url, "hi"), 2, "unencrypted", "--allow-http-key")
+    assert_error(served.run_alone("ask", "--endpoint", url, "hi"), 2, "unencrypted", "--set allow_http_key=on")
     assert served.servers[0].asked == []
-    done = served.run_alone("ask", "--endpoint", url, "--allow-http-key", "--seed", "0", "2 + 2?")
+    done = served.run_alone("ask", "--endpoint", url, "--set", "allow_http_key=on", "--seed", "0", "2 + 2?")
     assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
     assert {asked.key for asked in served.servers[0].asked} == {"Bearer sesame"}
 

@@ -110,7 +110,7 @@ def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums:
         (("--limit", "4", "--temperature", "0.5"), "another temperature (0.0, now 0.5)"),
         (("--limit", "4", "--match", "exact"), "another match (answer, now exact)"),
         (("--limit", "4", "--template", "{question}"), "another template (none, now {question})"),
-        (("--limit", "4", "--batch-invariant"), "another batch invariance (none, now all types)"),
+        (("--limit", "4", "--set", "batch_invariant=on"), "another batch invariance (none, now all types)"),
         (("--limit", "3"), "already has more questions (4, now 3)"),
     ):
         done = run_eval(command, sums, *arguments, "-o", run)
@@ -331,7 +331,6 @@ def test_dry_run_estimates_only_the_missing_samples(command: CommandLine, sums: 
         (("gsm8k", "--samples", f"{MAX_SAMPLES + 1}"), f"--samples is {MAX_SAMPLES + 1}"),
         (("gsm8k", "--preset", "cerebrum"), "unknown preset 'cerebrum'"),
         (("gsm8k", "--match", "same"), "--match is 'same'"),
-        (("gsm8k", "--num-fewshot", "5"), "--num-fewshot applies only to lm-eval tasks"),
     ],
 )
 def test_invalid_eval_is_one_line_and_a_hint(command: CommandLine, arguments: tuple[str, ...], message: str) -> None:

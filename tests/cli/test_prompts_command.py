@@ -220,7 +220,18 @@ def test_ask_saves_what_is_typed_as_a_prompt(home: Home, monkeypatch: pytest.Mon
 
 
 def test_ask_saves_settings_as_config_reads_them(home: Home) -> None:
-    more = ("--logit-bias", "5=-1.5", "--logit-bias", "yes=2", "--no-loop-check", "--drafts", "--top-k", "7")
+    more = (
+        "--set",
+        "logit_bias=5=-1.5",
+        "--set",
+        "logit_bias=yes=2",
+        "--set",
+        "loop_check=off",
+        "--set",
+        "drafts=on",
+        "--top-k",
+        "7",
+    )
     assert home.run("ask", *more, "--save-prompt", "new").code == 0
     saved = read_config(home.path).prompts["new"]
     assert saved.settings == {
@@ -254,12 +265,12 @@ def test_ask_replaces_a_prompt_only_if_confirmed(home: Home) -> None:
     ("arguments", "problem"),
     [
         (("x", "--votes", "3"), "--votes cannot be saved with a prompt"),
-        (("x", "-p", "sum"), "--use cannot be saved with a prompt"),
+        (("x", "-p", "sum"), "--saved-prompt cannot be saved with a prompt"),
         (("-f", "a.txt"), "--file cannot be saved with a prompt"),
         (("-c", "x"), "--continue cannot be saved with a prompt"),
         ((), "there is nothing to save as new"),
         (("x", "--schema", "none.json"), "none.json: No such file or directory"),
-        (("x", "--extract-last", "--extract-lang", "c"), "--extract-last and --extract-lang cannot be saved together"),
+        (("x", "--set", "no_profile=on"), "--set no_profile cannot be saved with a prompt"),
         (("x", "-x", "--schema", "config/cerebrum/config.toml"), "--extract and --schema cannot be used together"),
     ],
 )
@@ -270,7 +281,7 @@ def test_ask_reports_what_it_cannot_save(home: Home, arguments: tuple[str, ...],
 
 
 @pytest.mark.parametrize(
-    ("arguments", "value"), [(("-x",), True), (("--extract-last",), "last"), (("-x", "--extract-lang", "py"), "py")]
+    ("arguments", "value"), [(("-x",), True), (("--extract=last",), "last"), (("-x", "-xpy"), "py")]
 )
 def test_ask_saves_which_code_block_is_extracted(home: Home, arguments: tuple[str, ...], value: object) -> None:
     assert home.run("ask", "x", *arguments, "--save-prompt", "new").code == 0
@@ -343,7 +354,14 @@ def test_prompts_edit_opens_a_file_that_is_damaged(home: Home, monkeypatch: pyte
 @pytest.mark.slow
 def test_shell_completes_names_of_saved_prompts(new_user: CommandLine) -> None:
     (new_user.config / "config.toml").write_text(CONFIG)
-    for line in ("ask -p s", "chat --use s", "batch in.txt -p s", "prompts show s", "prompts edit s", "prompts rm s"):
+    for line in (
+        "ask -p s",
+        "chat --saved-prompt s",
+        "batch in.txt -p s",
+        "prompts show s",
+        "prompts edit s",
+        "prompts rm s",
+    ):
         words = f"cerebrum {line}"
         env = {"_CEREBRUM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
         assert new_user.run(env=env).out.split() == ["sum"], line

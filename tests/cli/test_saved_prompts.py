@@ -134,10 +134,10 @@ def test_ask_puts_argument_files_and_pipe_into_a_saved_prompt(home: Home, monkey
     question = "a.txt:\n```txt\nnote\n```\n\nthis\n\npiped"
     expected = chatml_prompt(f"Sum up: {question}\n{{braces}} {{0}} stay", "Be brief.")
     assert prompt_of(home, "-p", "sum", "-f", "a.txt", "this", piped=b"piped\n") == expected
-    assert prompt_of(home, "--use", "list") == chatml_prompt("List three")
-    assert prompt_of(home, "--use", "list", piped=b"birds") == chatml_prompt("List three\n\nbirds")
+    assert prompt_of(home, "--saved-prompt", "list") == chatml_prompt("List three")
+    assert prompt_of(home, "--saved-prompt", "list", piped=b"birds") == chatml_prompt("List three\n\nbirds")
     assert prompt_of(home, "-p", "list", "--raw", "of") == "List three\n\nof"
-    monkeypatch.setenv("CEREBRUM_USE", "list")
+    monkeypatch.setenv("CEREBRUM_SAVED_PROMPT", "list")
     assert prompt_of(home) == chatml_prompt("List three")
 
 
@@ -206,12 +206,12 @@ def test_saved_prompt_extracts_a_code_block(home: Home, value: str, code: str) -
 
 def test_typed_options_override_a_saved_extraction(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     home.config.write_text('[prompts.code]\nextract = "last"\n')
-    monkeypatch.setenv("CEREBRUM_EXTRACT_LANG", "python")
+    monkeypatch.setenv("CEREBRUM_EXTRACT", "python")
     assert home.run("ask", "-p", "code", "x", reply=BLOCKS).out == "3\n"
-    assert home.run("ask", "-p", "code", "x", "--extract-lang", "c", reply=BLOCKS).out == "1;\n"
+    assert home.run("ask", "-p", "code", "x", "--extract=c", reply=BLOCKS).out == "1;\n"
     monkeypatch.setenv("CEREBRUM_FINAL", "1")
     assert home.run("ask", "-p", "code", "x", reply=BLOCKS).out == "3\n"
-    monkeypatch.delenv("CEREBRUM_EXTRACT_LANG")
+    monkeypatch.delenv("CEREBRUM_EXTRACT")
     assert home.run("ask", "-p", "code", "x", "--final", reply="The answer is 4.").out == "4\n"
     voted = home.run("ask", "-p", "code", "x", "--votes", "2", reply="The answer is 4.")
     assert (voted.code, voted.err) == (0, "")
@@ -239,7 +239,7 @@ def test_saved_session_holds_the_question_and_not_the_name(home: Home) -> None:
 
 def test_batch_fills_in_each_row_after_the_template(home: Home) -> None:
     (home.home / "in.csv").write_text("a,b\n1,2\n3,{input}\n")
-    more = ("--template", "{a} and {b}", "-p", "list", "--carry")
+    more = ("--template", "{a} and {b}", "-p", "list", "--include-input")
     done = home.run("batch", "in.csv", "-o", "-", *more, rows={"1 and 2": "x"}, seeds=["y"])
     assert done.code == 0, done.err
     rows = [json.loads(line) for line in done.out.splitlines()]

@@ -9,8 +9,9 @@ import pytest
 
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.options import argument
 from cerebrum_cli.core.sampling import TokenBias
-from cerebrum_cli.core.settings import KEYS, Settings, environment, fold, unknown_variables, validate
+from cerebrum_cli.core.settings import KEYS, OPTIONS, Settings, environment, fold, unknown_variables, validate
 
 BIAS_HINT = "it must be TOKEN=BIAS, with a number from -10000 to 10000"
 GOOD: dict[str, Any] = {
@@ -96,6 +97,7 @@ def test_settings_convert_each_value_to_its_type() -> None:
         ("stop", 5, "it must be non-empty text"),
         ("temperature", float("inf"), "it must be a number of 0 or more"),
         ("model", 7, "it must be text"),
+        ("overflow", 7, "it must be drop-oldest or stop"),
         ("drafts", "maybe", "it must be on or off"),
         ("drafts", 2, "it must be on or off"),
         ("presence_penalty", float("-inf"), "it must be a number from -10000 to 10000"),
@@ -118,7 +120,7 @@ def test_settings_convert_each_value_to_its_type() -> None:
 def test_settings_reject_invalid_values_by_option(key: str, value: Any, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         validate(key, value)
-    assert caught.value.message == f"--{key.replace('_', '-')} is {value!r}"
+    assert caught.value.message == f"{argument(key, OPTIONS[key])} is {value!r}"
     assert caught.value.hint == hint
 
 
@@ -135,7 +137,7 @@ def test_settings_reject_invalid_values_by_option(key: str, value: Any, hint: st
 def test_settings_name_the_invalid_item_of_a_list(key: str, value: Any, named: str) -> None:
     with pytest.raises(UsageError) as caught:
         validate(key, value)
-    assert caught.value.message == f"--{key.replace('_', '-')} is {named}"
+    assert caught.value.message == f"{argument(key, OPTIONS[key])} is {named}"
 
 
 def test_settings_read_logit_biases_in_every_shape() -> None:

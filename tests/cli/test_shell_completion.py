@@ -34,7 +34,7 @@ def test_shell_completes_values(user: CommandLine) -> None:
     assert complete(user, "cerebrum ask --format c") == ["cerebrum", "collective-cognition"]
     for line in ("chat --session ", "sessions show wh", "sessions rm "):
         assert complete(user, f"cerebrum {line}") == ["why-is-it-so"], line
-    assert complete(user, "cerebrum ask --cache-type-k ") == ["f16", "q8_0", "q4_0"]
+    assert complete(user, "cerebrum ask --set cache_type_k=q") == ["cache_type_k=q8_0", "cache_type_k=q4_0"]
     assert complete(user, "cerebrum batch in.txt --think o") == ["on", "off"]
     assert complete(user, "cerebrum sess") == ["sessions"]
     assert "--max-tokens" in complete(user, "cerebrum ask --ma")

@@ -50,7 +50,7 @@ def test_much_random_input_is_an_error_at_worst(kind: str, seed: int) -> None:
 def test_two_interrupts_end_a_template(user: CommandLine, loop: str, options: tuple[str, ...]) -> None:
     template = f"{{% if messages[-1].content == 'loop' %}}{loop}{{% endif %}}"
     model = write_chatml(user.home / "endless.gguf", chat_template=template)
-    process = user.start("ask", "-v", "-m", model, "loop", *options)
+    process = user.start("ask", "--set", "verbose=on", "-m", model, "loop", *options)
     assert process.stderr
     while b"vocab_only" not in (line := process.stderr.readline()) and b"load_tensors: " not in line:
         assert line, "the process has ended"

@@ -103,7 +103,7 @@ def test_doctor_groups_results_by_server(new_user: CommandLine, server: LlamaSer
         ({"owner": "library"}, "failure", "is Ollama, which is not supported", "llama-server"),
         ({"key": KEY}, "failure", "requires an API key", "CEREBRUM_API_KEY"),
         ({"is_loading": True}, "warning", "is not ready: Loading model", "check again later"),
-        ({"models": ("a", "b")}, "failure", "serves several models", "--served-model-name: a, b"),
+        ({"models": ("a", "b")}, "failure", "serves several models", "--set served_model_name=NAME: a, b"),
     ],
 )
 def test_doctor_names_a_server_it_cannot_use(

@@ -222,16 +222,16 @@ def test_batch_records_that_it_is_invariant(models: Path, new_user: CommandLine)
     texts = []
     for parallel in ("1", "8"):
         out = new_user.home / f"out-{parallel}.jsonl"
-        options = ("--max-tokens", "20", "--ignore-eos", "--parallel", parallel, "--batch-invariant")
+        options = ("--max-tokens", "20", "--ignore-eos", "--parallel", parallel, "--set", "batch_invariant=on")
         done = new_user.run("batch", source, "-o", out, "-m", path, *options)
         assert done.code == 0, done.err
         texts.append([json.loads(line)["text"] for line in out.read_text().splitlines()])
         settings = json.loads(Path(f"{out}.meta.json").read_text())
         assert "all types" in json.dumps(settings)
-        changed = new_user.run("batch", source, "-o", out, "-m", path, *options[:-1])
+        changed = new_user.run("batch", source, "-o", out, "-m", path, *options[:-2])
         assert (changed.code, "another batch invariance" in changed.err) == (1, True), changed.err
-        drafted = new_user.run("batch", source, "-o", out, "-m", path, *options, "--drafts")
-        assert (drafted.code, "--batch-invariant and --drafts cannot be used together" in drafted.err) == (2, True)
+        drafted = new_user.run("batch", source, "-o", out, "-m", path, *options, "--set", "drafts=on")
+        assert (drafted.code, "batch_invariant and drafts cannot be used together" in drafted.err) == (2, True)
     assert texts[0] == texts[1]
 
 
@@ -242,7 +242,7 @@ def test_invariance_notices_for_experts_and_recurrent_models(
     source = new_user.home / "in.txt"
     source.write_text("Why?\n")
     mixtral = write_quantized(models / "mixtral.gguf", shape=SHAPE, experts=4)
-    command = ("batch", source, "-o", "-", "-n", "2", "--batch-invariant", "-m")
+    command = ("batch", source, "-o", "-", "-n", "2", "--set", "batch_invariant=on", "-m")
     assert "a mixture of experts in K-quants" in new_user.run(*command, mixtral).err
     assert "mixture" not in new_user.run(*command, mixtral, "-q").err
     assert "no effect on a recurrent model" in new_user.run(*command, recurrent_model).err
@@ -267,7 +267,8 @@ def test_experts_are_invariant_without_tiled_kernels(models: Path, new_user: Com
         "--ignore-eos",
         "--seed",
         "1",
-        "--batch-invariant",
+        "--set",
+        "batch_invariant=on",
     )
     environment = {"GGML_CPU_TILED_MM": "0"}  # llama.cpp reads it once in a process
     one, together = (new_user.run_process(*command, "--parallel", count, env=environment) for count in ("1", "8"))

@@ -49,16 +49,16 @@ def options_with(path: Path, tuning: Tuning = DEFAULT, /, **settings: Any) -> Lo
 
 
 def test_cache_type_that_does_not_divide_the_heads_is_refused(chatml_model: Path) -> None:
-    for key, name in (("cache_type_k", "--cache-type-k"), ("cache_type_v", "--cache-type-v")):
+    for key in ("cache_type_k", "cache_type_v"):
         with pytest.raises(UsageError) as caught:
             options_with(chatml_model, **{key: "q4_0"})
-        problem = f"{name} q4_0 needs heads of a multiple of 32 elements, but this model's have 16"
-        assert (caught.value.message, caught.value.hint) == (problem, f"omit {name}")
+        problem = f"{key}=q4_0 needs heads of a multiple of 32 elements, but this model's have 16"
+        assert (caught.value.message, caught.value.hint) == (problem, f"omit {key}=q4_0")
         assert options_with(chatml_model, **{key: "f16"})
 
 
 def test_quantized_values_need_flash_attention(wide: Path) -> None:
-    with pytest.raises(UsageError, match="--cache-type-v q8_0 needs flash attention"):
+    with pytest.raises(UsageError, match="cache_type_v=q8_0 needs flash attention"):
         options_with(wide, cache_type_v="q8_0", flash_attn="off")
     assert options_with(wide, cache_type_k="q8_0", flash_attn="off").context.flash_attention is False
 
@@ -83,7 +83,7 @@ def test_keys_and_values_in_one_cache_need_one_type(tmp_path: Path) -> None:
 
 def test_batch_invariance_needs_flash_attention(wide: Path) -> None:
     context = ContextOptions(slots=4, batch_invariant=True, pad_steps=True)
-    with pytest.raises(UsageError, match="--batch-invariant and --flash-attn off cannot be used together"):
+    with pytest.raises(UsageError, match="batch_invariant and flash_attn=off cannot be used together"):
         load_options(Model("tiny", (wide,)), Settings(flash_attn="off"), context)
 
 
@@ -98,9 +98,9 @@ def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine)
         ("tune", "small"),
     )
     for command in commands:
-        done = user.run(*command, "--cache-type-v", "q8_0", *(() if "small" in command else ("-m", "small")))
+        done = user.run(*command, "--set", "cache_type_v=q8_0", *(() if "small" in command else ("-m", "small")))
         assert (done.code, done.out) == (2, ""), command
-        assert done.err.startswith("error: --cache-type-v q8_0 needs heads of a multiple of 32 elements"), command
+        assert done.err.startswith("error: cache_type_v=q8_0 needs heads of a multiple of 32 elements"), command
     assert not (user.home / "out.jsonl.meta.json").exists()
 
 
@@ -165,7 +165,7 @@ def test_tune_does_not_try_what_the_user_has_set(wide: Path) -> None:
         assert ({"cache_type", "flash_attention"} <= tried) is expected
         reasons = unplanned(space, settings)
         assert ("flash attention, cache q8_0" in reasons) is (not expected)
-    assert reasons["flash attention, cache q8_0"] == "--flash-attn is on"
+    assert reasons["flash attention, cache q8_0"] == "flash_attn is on"
 
 
 def test_profile_of_another_cache_type_is_never_used(tmp_path: Path, wide: Path) -> None:
@@ -195,7 +195,7 @@ def test_prompt_cache_of_another_type_is_never_used(new_user: CommandLine, wide:
         assert done.code == 0, done.err
         return int(done.object["cached_tokens"])
 
-    choices = ((), ("--cache-type-k", "q8_0"), ("--cache-type-v", "q8_0"), ("--flash-attn", "off"))
+    choices = ((), ("--set", "cache_type_k=q8_0"), ("--set", "cache_type_v=q8_0"), ("--set", "flash_attn=off"))
     assert [cached(*choice) for choice in choices] == [0] * 4
     assert min(cached(*choice) for choice in choices) > 256
 
@@ -203,12 +203,12 @@ def test_prompt_cache_of_another_type_is_never_used(new_user: CommandLine, wide:
 def test_batch_is_not_resumed_with_another_cache_type(new_user: CommandLine, wide: Path) -> None:
     (new_user.home / "in.txt").write_text("one\ntwo\n")
     command = ("batch", "in.txt", "-o", "out.jsonl", "-m", wide, "--max-tokens", "2", "-q")
-    assert new_user.run(*command, "--cache-type-k", "q8_0").code == 0
-    for other in ((), ("--cache-type-k", "q4_0"), ("--cache-type-k", "q8_0", "--cache-type-v", "q8_0")):
+    assert new_user.run(*command, "--set", "cache_type_k=q8_0").code == 0
+    for other in ((), ("--set", "cache_type_k=q4_0"), ("--set", "cache_type_k=q8_0", "--set", "cache_type_v=q8_0")):
         done = new_user.run(*command, *other)
         assert done.code == 1
         assert "out.jsonl was made with another cache type" in done.err
-    assert new_user.run(*command, "--cache-type-k", "q8_0", "--flash-attn", "on").code == 0
+    assert new_user.run(*command, "--set", "cache_type_k=q8_0", "--set", "flash_attn=on").code == 0
 
 
 def test_exact_scores_keep_their_own_cache(wide: Path) -> None:
@@ -231,7 +231,7 @@ def test_exact_scores_keep_their_own_cache(wide: Path) -> None:
 
 
 def test_cache_types_have_no_effect_behind_an_endpoint(user: CommandLine) -> None:
-    for option in (("--cache-type-k", "q8_0"), ("--cache-type-v", "q8_0"), ("--flash-attn", "on")):
+    for option in (("--set", "cache_type_k=q8_0"), ("--set", "cache_type_v=q8_0"), ("--set", "flash_attn=on")):
         done = user.run("ask", "-m", "small", "--endpoint", "http://127.0.0.1:9", "hello", *option)
         assert done.code == 2
-        assert f"error: {option[0]} applies to local models" in done.err
+        assert f"error: {' '.join(option).partition('=')[0]} applies to local models" in done.err

@@ -64,7 +64,7 @@ def test_builder_returns_built_in_formats_unchanged(chatml: LlamaBackend) -> Non
 
 @pytest.mark.parametrize("name", ["cerebrum", "raw"])
 def test_template_options_of_a_built_in_format_are_an_error(name: str) -> None:
-    with pytest.raises(UsageError, match=f"--template-arg needs the format embedded.* uses {name}$"):
+    with pytest.raises(UsageError, match=f"template_arg needs the format embedded.* uses {name}$"):
         format_builder(name, CHATML_TEMPLATE, {"enable_thinking": False})
 
 

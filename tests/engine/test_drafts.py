@@ -410,7 +410,7 @@ def test_drafts_need_a_profile_or_the_option(
 
 def test_ask_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
     arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
-    asked, plain = CommandLine(tmp_path).run(*arguments, "--drafts"), CommandLine(tmp_path).run(*arguments)
+    asked, plain = CommandLine(tmp_path).run(*arguments, "--set", "drafts=on"), CommandLine(tmp_path).run(*arguments)
     assert asked.code == plain.code == 0
     assert "note: speculative decoding is off for this model: a recurrent state cannot be rolled back\n" in asked.err
     assert "drafts" not in plain.err
@@ -426,11 +426,13 @@ def test_chat_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_mode
 
 def test_ask_counts_drafts(tmp_path: Path, chatml_model: Path) -> None:
     run = CommandLine(tmp_path).run
-    arguments = ("-m", chatml_model, "--raw", "-n", "150", "--no-log", "--no-cache", STORY)
-    drafted_reply, plain = (run("ask", option, "--json", *arguments).object for option in ("--drafts", "--no-drafts"))
+    arguments = ("-m", chatml_model, "--raw", "-n", "150", "--no-log", "--set", "cache_gb=0", STORY)
+    drafted_reply, plain = (
+        run("ask", "--set", f"drafts={value}", "--json", *arguments).object for value in ("on", "off")
+    )
     timings = drafted_reply["timings"]
     assert timings["draft_n"] >= timings["draft_n_accepted"] > 0 == plain["timings"]["draft_n"]
-    stats = run("ask", "--drafts", "--stats", *arguments).err
+    stats = run("ask", "--set", "drafts=on", "--stats", *arguments).err
     assert f", {timings['draft_n_accepted']} of {timings['draft_n']} drafted tokens accepted | " in stats
 
 

@@ -373,7 +373,7 @@ def test_remote_served_model_is_chosen_by_name() -> None:
         error = load_error(server)
         assert (error.message, error.hint) == (
             f"{server.url} serves several models",
-            "choose with --served-model-name: a.gguf, b.gguf",
+            "choose with --set served_model_name=NAME: a.gguf, b.gguf",
         )
         assert load_error(server, served_model="c").message == f"{server.url} serves no model 'c'"
         with connected(server, served_model="b.gguf") as engine:

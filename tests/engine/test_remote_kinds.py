@@ -272,9 +272,9 @@ def test_kinds_sample_otherwise_than_llama_cpp(kind: ServerKind) -> None:
         f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
         f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
         f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens",
-        f"{name} does not support --dry-multiplier: it is ignored",
-        f"{name} does not support --top-n-sigma: it is ignored",
-        f"{name} does not support --typical-p: it is ignored",
+        f"{name} does not support dry_multiplier: it is ignored",
+        f"{name} does not support top_n_sigma: it is ignored",
+        f"{name} does not support typical_p: it is ignored",
     ]
     assert kind.differences(request_of("Q", temperature=1.0), info_of(kind)) == []
     assert kind.differences(request_of("Q", temperature=1.0), info_of(kind, has_seeds=False)) == [IGNORED_SEEDS]
@@ -283,7 +283,7 @@ def test_kinds_sample_otherwise_than_llama_cpp(kind: ServerKind) -> None:
 def test_kinds_llama_server_notes_samplers_that_it_cannot_combine() -> None:
     both = request_of("Q", temperature=0.7, top_n_sigma=1.5, typical_p=0.9)
     [(problem, _)] = LLAMA.differences(both, info_of(LLAMA))
-    assert problem == "llama-server does not compute --typical-p correctly after --top-n-sigma"
+    assert problem == "llama-server does not compute typical_p correctly after top_n_sigma"
     greedy = replace(both, params=replace(both.params, temperature=0.0))
     assert LLAMA.differences(greedy, info_of(LLAMA)) == ()
 

@@ -124,7 +124,7 @@ def test_sampler_dry_may_look_back_further_than_memory_reaches(chatml_model: Pat
 
 # Logit biases by text.
 
-BIAS = ("--logit-bias", "c=100")
+BIAS = ("--set", "logit_bias=c=100")
 
 
 def test_logit_bias_names_a_token_by_its_exact_text(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
@@ -155,19 +155,19 @@ def test_logit_bias_of_several_tokens_names_them(mistral: LlamaBackend) -> None:
 
 @pytest.mark.slow
 def test_logit_bias_works_in_ask_batch_and_chat(user: CommandLine, tmp_path: Path) -> None:
-    asked = user.run("ask", "-n", "5", "--raw", "--no-log", "--logit-bias", "a=100", "hi")
+    asked = user.run("ask", "-n", "5", "--raw", "--no-log", "--set", "logit_bias=a=100", "hi")
     assert (asked.code, asked.out) == (0, "aaaaa\n")
-    wrong = user.run("ask", "--logit-bias", "@#=1", "hi")
+    wrong = user.run("ask", "--set", "logit_bias=@#=1", "hi")
     assert wrong.code == 2
     assert "error: logit_bias: '@#' is not one token of this model but 2: " in wrong.err
     rows = tmp_path / "in.jsonl"
     given = [{"b": 100}, {str(ord("a") + 10**6): 1}, None]
     rows.write_text("".join(json.dumps({"prompt": "hi", "logit_bias": each}) + "\n" for each in given))
-    done = user.run("batch", rows, "-o", "-", "-n", "5", "--logit-bias", "c=100")
+    done = user.run("batch", rows, "-o", "-", "-n", "5", "--set", "logit_bias=c=100")
     first, second, third = map(json.loads, done.out.splitlines())
     assert (done.code, first["text"], third["text"]) == (6, "bbbbb", "ccccc")
     assert second["error"]["message"].startswith("logit_bias: this model has no token 1000097")
-    refused = user.run("batch", rows, "-o", tmp_path / "out.jsonl", "--logit-bias", "@#=1")
+    refused = user.run("batch", rows, "-o", tmp_path / "out.jsonl", "--set", "logit_bias=@#=1")
     assert (refused.code, (tmp_path / "out.jsonl").exists()) == (2, False)
     plain = tmp_path / "in.txt"
     plain.write_text("hi\n")

@@ -1,4 +1,4 @@
-"""`cerebrum eval lm-eval:TASK`: local tasks on the model in the package, published figures, refusals and resuming."""
+"""`cerebrum lm-eval TASK...`: local tasks on the model in the package, published figures, refusals and resuming."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def write_task(directory: Path, data: Path, name: str, details: dict[str, Any]) 
 
 
 def run_tasks(command: CommandLine, tasks: Path, names: str, *arguments: str | Path) -> Finished:
-    return command.run("eval", f"lm-eval:{names}", *MODEL, "--include-path", tasks, "--offline", *arguments)
+    return command.run("lm-eval", *names.split(","), *MODEL, "--include-path", tasks, "--offline", *arguments)
 
 
 def problem(done: Finished, code: int = 2) -> list[str]:
@@ -119,7 +119,7 @@ def test_lm_eval_passes_its_options_on(command: CommandLine, tasks: Path) -> Non
 def test_lm_eval_resumes_after_an_interrupt(command: CommandLine, tasks: Path, tmp_path: Path) -> None:
     cache = command.home / ".cache" / "cerebrum" / "lm-eval"
     output = tmp_path / "results.json"
-    arguments = ("eval", "lm-eval:replies", *MODEL, "--include-path", tasks, "--offline", "--log-samples", "-o", output)
+    arguments = ("lm-eval", "replies", *MODEL, "--include-path", tasks, "--offline", "--log-samples", "-o", output)
     process = command.start(*arguments)
     wait_until(lambda: process.poll() is not None or any(path.stat().st_size > 8000 for path in cache.glob("*")))
     process.send_signal(signal.SIGINT)
@@ -148,19 +148,13 @@ def test_lm_eval_refuses_what_it_cannot_run(
 
     def refused(names: str, *arguments: str | Path, include_path: Path = tasks) -> list[str]:
         """Run in this process, which imports lm-eval once."""
-        given = (f"lm-eval:{names}", *MODEL, "--include-path", include_path, "--offline", *arguments)
-        return problem(run_here({}, command.home, "eval", *given))
+        given = (*names.split(","), *MODEL, "--include-path", include_path, "--offline", *arguments)
+        return problem(run_here({}, command.home, "lm-eval", *given))
 
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # which --offline sets
         monkeypatch.setenv(variable, "1")
     # Names are looked up in the order given, so lm-eval's own humaneval was found, which takes seconds.
     assert refused("humaneval,choises") == ["error: lm-eval has no task 'choises'", " hint: did you mean choices?"]
-    assert refused("choices,")[0] == "error: lm-eval:choices, lacks the name of a task"
-    assert refused("choices", "--temperature", "0.5") == [
-        "error: --temperature has no effect on the tasks of lm-eval",
-        " hint: use --gen-kwargs NAME=VALUE,...",
-    ]
-    assert refused("choices", "--samples", "4")[0] == "error: --samples has no effect on the tasks of lm-eval"
     assert refused("choices", "--system", "Hi")[0].endswith("--system has no effect without --apply-chat-template")
     assert refused("choices", "-o", "-")[0] == "error: -o is `-`, but the results are a file"
     (tmp_path / "old.json").write_text("mine")
@@ -177,7 +171,7 @@ def test_lm_eval_refuses_what_it_cannot_run(
 
 def test_lm_eval_names_the_extra_where_it_is_missing(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # an import of it raises ModuleNotFoundError
-    assert problem(command.run("eval", "lm-eval:arc_easy", *MODEL)) == [
+    assert problem(command.run("lm-eval", "arc_easy", *MODEL)) == [
         "error: lm-eval is not installed",
         f' hint: {sys.executable} -m pip install "cerebrum-cli[lm-eval]"',
     ]

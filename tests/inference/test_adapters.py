@@ -254,7 +254,7 @@ def test_show_names_the_adapters_of_a_catalog_row(user: CommandLine, chatml_mode
 
 
 def test_prompt_cache_of_another_adapter_is_never_used(user: CommandLine, adapter: Path) -> None:
-    question = (TALE, "--no-profile")
+    question = (TALE, "--set", "no_profile=on")
     assert answer(user, *question)["cached_tokens"] == 0
     assert answer(user, *question)["cached_tokens"] > 256
     for lora in (f"{adapter}", f"{adapter}:0.5"):

@@ -157,10 +157,10 @@ def test_ask_reports_a_repetition(chatml_model: Path, tmp_path: Path) -> None:
     done = ask_scripted(chatml_model, tmp_path, "--json")
     answer = done.object
     assert (done.code, answer["finish_reason"], answer["completion_tokens"]) == (0, "repetition", 4 * len(LINE))
-    assert "the reply repeats itself" in done.err and "--repeat-penalty" in done.err
+    assert "the reply repeats itself" in done.err and "repeat_penalty" in done.err
 
 
-@pytest.mark.parametrize("options", [("--no-loop-check",), ("--raw",)])
+@pytest.mark.parametrize("options", [("--set", "loop_check=off"), ("--raw",)])
 def test_ask_lets_a_reply_repeat_itself(chatml_model: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     answer = ask_scripted(chatml_model, tmp_path, "--json", *options).object
     assert (answer["finish_reason"], answer["completion_tokens"]) == ("stop", 30 * len(LINE))

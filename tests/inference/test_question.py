@@ -279,7 +279,7 @@ def test_template_options_are_json_or_text() -> None:
 def test_template_option_must_be_key_and_value(pair: str) -> None:
     with pytest.raises(UsageError) as caught:
         template_options(["a=1", pair])
-    assert (caught.value.message, caught.value.hint) == (f"--template-arg {pair!r}", "write it as KEY=VALUE")
+    assert (caught.value.message, caught.value.hint) == (f"template_arg {pair!r}", "write it as KEY=VALUE")
 
 
 def test_template_option_cannot_replace_the_messages() -> None:

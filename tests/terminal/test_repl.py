@@ -185,9 +185,9 @@ def test_chat_script_without_an_answer_fails(user: CommandLine) -> None:
 
 
 def test_chat_rejects_an_unknown_overflow(user: CommandLine) -> None:
-    done = user.run("chat", "--overflow", "shift", stdin="hi\n")
+    done = user.run("chat", "--set", "overflow=shift", stdin="hi\n")
     assert done.code == 2
-    assert done.err.splitlines() == ["error: --overflow is 'shift'", " hint: it must be drop-oldest or stop"]
+    assert done.err.splitlines() == ["error: --set overflow is 'shift'", " hint: it must be drop-oldest or stop"]
 
 
 def test_slash_commands_report_their_results(user: CommandLine) -> None:
@@ -264,7 +264,7 @@ def test_slash_export_chooses_the_format_by_suffix(user: CommandLine, tmp_path: 
 def test_chat_saves_the_prompt_cache_unless_no_cache(user: CommandLine) -> None:
     states = user.home / ".cache" / "cerebrum" / "states"
     for cached in (False, True):
-        chat(user, f"{'word ' * 60}\n", "--session", f"cached-{cached}", *([] if cached else ["--no-cache"]))
+        chat(user, f"{'word ' * 60}\n", "--session", f"cached-{cached}", *([] if cached else ["--set", "cache_gb=0"]))
         assert len(list(states.glob("*.state"))) == cached
     again = chat(user, "And?\n/stats\n", "--session", "cached-True")
     assert " cached)" in again.out + again.err

@@ -481,9 +481,9 @@ def test_batch_drafts_with_the_costs_measured_for_ask(runner: CommandRunner) -> 
         backend: ScriptedBackend = script["backends"][-1]
         return max(sum(row.output for row in step) for step in backend.steps)
 
-    assert (most_outputs(), most_outputs("--drafts")) == (1, 64)
+    assert (most_outputs(), most_outputs("--set", "drafts=on")) == (1, 64)
     runner.save_profile(profile(ask=replace(DEFAULT_USE, step_costs=StepCosts((1, 2), (1.0, 1.1)))))
-    assert (most_outputs(), most_outputs("--drafts")) == (1, 2)
+    assert (most_outputs(), most_outputs("--set", "drafts=on")) == (1, 2)
 
 
 def test_user_settings_take_precedence_over_the_profile(tuned: CommandRunner) -> None:
@@ -511,7 +511,7 @@ def test_no_profile_option_gives_default_settings(
     piped = None if "hello" in arguments else b"hello\n"
     untuned = CommandRunner(tmp_path_factory.mktemp("home"), tuned.model).load_options(*arguments, piped=piped)
     assert untuned.context.n_threads == 0
-    assert tuned.load_options(*arguments, "--no-profile", piped=piped) == untuned
+    assert tuned.load_options(*arguments, "--set", "no_profile=on", piped=piped) == untuned
     assert tuned.load_options(*arguments, piped=piped) != untuned
     monkeypatch.setenv("CEREBRUM_NO_PROFILE", "1")
     assert tuned.load_options(*arguments, piped=piped) == untuned
@@ -579,7 +579,7 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypa
         "changed:",
         "  ask: not repacked (before: defaults)",
         "  batch: 16 sequences (before: defaults)",
-        "ask, chat and batch now use these settings for chatml with --threads 1; --no-profile ignores them",
+        "ask, chat and batch now use these settings for chatml with --threads 1; --set no_profile=on ignores them",
     ]
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
     quiet = runner.run("tune", runner.model, "--threads", "1", "--quiet")
@@ -597,7 +597,7 @@ def test_tune_reports_changes_from_the_previous_profile(runner: CommandRunner) -
     assert runner.run("tune", runner.model).err.splitlines()[-3:] == [
         "changed:",
         "  chat: not repacked (before: defaults)",
-        f"ask, chat and batch now use these settings for {name}; --no-profile ignores them",
+        f"ask, chat and batch now use these settings for {name}; --set no_profile=on ignores them",
     ]
 
 

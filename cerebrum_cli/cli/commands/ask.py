@@ -8,10 +8,10 @@ import typer
 
 from cerebrum_cli.cli.context import runtime_of, typed_options
 from cerebrum_cli.cli.options import AskOptions
-from cerebrum_cli.cli.signature import SettingKeys, composed
+from cerebrum_cli.cli.signature import SettingKeys, composed, positional
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
-SETTINGS = SettingKeys(REPLY_KEYS)
+SETTINGS = SettingKeys((*REPLY_KEYS, "cache_gb"))
 
 
 @composed
@@ -19,9 +19,7 @@ def ask(
     context: typer.Context,
     given: Annotated[Layer, SETTINGS],
     options: AskOptions,
-    prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="The question; `-` reads standard input.")
-    ] = None,
+    prompt: Annotated[str | None, positional("PROMPT", "The question; `-` reads standard input")] = None,
 ) -> None:
     """The prompt is built from the files, PROMPT and standard input, in that order.
 

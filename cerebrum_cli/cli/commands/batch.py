@@ -9,7 +9,7 @@ import typer
 
 from cerebrum_cli.cli.context import runtime_of, typed_options
 from cerebrum_cli.cli.options import BatchOptions
-from cerebrum_cli.cli.signature import SettingKeys, composed, parameter
+from cerebrum_cli.cli.signature import SettingKeys, composed, parameter, positional
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 SETTINGS = SettingKeys(REPLY_KEYS)
@@ -19,10 +19,7 @@ SOME_FAILED = 6
 @composed
 def batch(
     context: typer.Context,
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="INPUT", help="Questions: .txt, .jsonl, .csv or .tsv; `-` reads standard input."),
-    ],
+    source: Annotated[Path, positional("INPUT", "Questions: .txt, .jsonl, .csv or .tsv; `-` reads standard input")],
     output: Annotated[
         Path,
         parameter("output", "JSON Lines file; `-` streams to standard output", "Output", short="-o", metavar="OUTPUT"),

@@ -8,18 +8,17 @@ import typer
 
 from cerebrum_cli.cli.context import runtime_of, typed_options
 from cerebrum_cli.cli.options import ChatOptions
-from cerebrum_cli.cli.signature import SettingKeys, composed
+from cerebrum_cli.cli.signature import SettingKeys, composed, positional
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
-SETTINGS = SettingKeys((*REPLY_KEYS, "overflow"))
+SETTINGS = SettingKeys((*REPLY_KEYS, "overflow", "cache_gb", "vi"))
 
 
 @composed
 def chat(
     context: typer.Context,
     words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[MODEL] [QUESTION]", help="Model, then the first question; with -m, only a question."),
+        list[str] | None, positional("[MODEL] [QUESTION]", "Model, then the first question; with -m, only a question")
     ] = None,
     *,
     given: Annotated[Layer, SETTINGS],

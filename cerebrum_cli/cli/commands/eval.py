@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.cli.completion import completing, tasks
+from cerebrum_cli.cli.completion import tasks
 from cerebrum_cli.cli.context import runtime_of, typed_options
-from cerebrum_cli.cli.options import EvalOptions, LmEvalOptions
-from cerebrum_cli.cli.signature import SettingKeys, composed, parameter
+from cerebrum_cli.cli.options import EvalOptions
+from cerebrum_cli.cli.signature import SettingKeys, composed, parameter, positional
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 SETTINGS = SettingKeys(
@@ -27,16 +27,10 @@ SOME_FAILED = 6
 def evaluate(
     context: typer.Context,
     source: Annotated[
-        str,
-        typer.Argument(
-            metavar="TASK",
-            help="gsm8k, math500, arc-challenge, humaneval, a file like exam.jsonl, or lm-eval:TASK[,TASK...].",
-            autocompletion=completing(tasks),
-        ),
+        str, positional("TASK", "gsm8k, math500, arc-challenge, humaneval, or a file like exam.jsonl", tasks)
     ],
     given: Annotated[Layer, SETTINGS],
     options: EvalOptions,
-    lm_eval: LmEvalOptions,
     output: Annotated[
         Path | None,
         parameter(
@@ -56,5 +50,5 @@ def evaluate(
     from cerebrum_cli.cli.eval import run_eval
 
     runtime, typed = runtime_of(context, options.verbose), typed_options(context)
-    if run_eval(runtime, source, output, given, options, lm_eval, typed):
+    if run_eval(runtime, source, output, given, options, typed):
         raise typer.Exit(SOME_FAILED)

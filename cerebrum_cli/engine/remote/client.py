@@ -62,7 +62,7 @@ class Endpoint:
             return
         if not (self.is_encrypted or self.is_loopback or self.allow_http_key):
             problem = f"{self.name}: the API key would be sent unencrypted"
-            raise UsageError(problem, "use an https URL, or add --allow-http-key")
+            raise UsageError(problem, "use an https URL, or add --set allow_http_key=on")
         if not (self.key.isascii() and self.key.isprintable()):
             raise UsageError(f"{self.name}: the API key is not printable ASCII", "check its variable for line breaks")
 

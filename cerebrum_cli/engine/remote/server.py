@@ -271,7 +271,8 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
         base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
         return {**base, **{key: value for key, value in chosen.items() if value is not None}}
     if len(models) > 1:
-        raise EndpointError(f"{endpoint.name} serves several models", f"choose with --served-model-name: {names}")
+        hint = f"choose with --set served_model_name=NAME: {names}"
+        raise EndpointError(f"{endpoint.name} serves several models", hint)
     return next(iter(models.values()))
 
 

@@ -54,14 +54,14 @@ class _SharedFields:
             found.append((problem, "the sampling distribution differs, except at temperature 0 or 1"))
         if params.repeat_penalty != 1.0:
             problem = f"{name}'s repeat penalty counts the whole text, not the last 64 tokens"
-            found.append((problem, "replies differ from those of llama.cpp; omit --repeat-penalty"))
+            found.append((problem, "replies differ from those of llama.cpp; omit repeat_penalty"))
         if params.presence_penalty or params.frequency_penalty:
             problem = f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens"
             found.append((problem, "replies differ from those of llama.cpp"))
         ignored = {
-            "--dry-multiplier": params.has_dry,
-            "--top-n-sigma": params.temperature > 0 and params.top_n_sigma > 0,
-            "--typical-p": params.temperature > 0 and params.typical_p < 1,
+            "dry_multiplier": params.has_dry,
+            "top_n_sigma": params.temperature > 0 and params.top_n_sigma > 0,
+            "typical_p": params.temperature > 0 and params.typical_p < 1,
         }
         for option in (option for option, is_used in ignored.items() if is_used):
             found.append((f"{name} does not support {option}: it is ignored", f"omit {option}, or use llama-server"))

@@ -15,7 +15,7 @@ from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.core.saved_prompt import find_prompt
-from cerebrum_cli.core.settings import Settings, parse_value
+from cerebrum_cli.core.settings import SHORTHANDS, Settings, keys_of, parse_value
 from cerebrum_cli.inference.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.inference.prompt_sources import read_prompt_files
 from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, MajorityVote
@@ -91,14 +91,15 @@ def change_setting(repl: Repl, line: SlashLine) -> None:
     key, value = setting_key(key), value.strip()
     if key in OWN_COMMANDS:
         raise UsageError(f"/set cannot change {key}", f"use {OWN_COMMANDS[key]}")
-    if key not in SETTABLE:
+    if key not in (*SETTABLE, *SHORTHANDS):
         near = f"did you mean {closest}? " if (closest := closest_setting(key)) else ""
         message = f"unknown setting {key!r}" if key else "no setting given"
         settable = SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE
         raise UsageError(message, f"{near}settings: {', '.join(settable)}")
+    keys = keys_of(key)
     with unchanged_on_interrupt(f"{key} unchanged"):
-        repl.wait_for(repl.chat.change_settings({key: parse_value(key, value, key) if value else None}))
-    repl.streams.info(settings_lines({key: getattr(repl.chat.settings, key)}))
+        repl.wait_for(repl.chat.change_settings({key: parse_value(key, value, key) if value else None for key in keys}))
+    repl.streams.info(settings_lines({key: getattr(repl.chat.settings, key) for key in keys}))
 
 
 def show_settings(repl: Repl, _: SlashLine) -> None:

@@ -6,23 +6,16 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.cli.completion import completing, stored_models
+from cerebrum_cli.cli.completion import stored_models
 from cerebrum_cli.cli.context import require_agreement, runtime_of
 from cerebrum_cli.cli.options import DeleteOptions
-from cerebrum_cli.cli.signature import composed
+from cerebrum_cli.cli.signature import composed, positional
 
 
 @composed
 def rm(
     context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="An installed model or vocabulary.",
-            autocompletion=completing(stored_models),
-        ),
-    ],
+    model: Annotated[str, positional("MODEL", "An installed model or vocabulary", stored_models)],
     options: DeleteOptions,
 ) -> None:
     """A local file that was registered is unregistered, not deleted.

@@ -9,22 +9,17 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.cli.completion import completing, sessions
+from cerebrum_cli.cli.completion import sessions
 from cerebrum_cli.cli.context import require_agreement, runtime_of
 from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
-from cerebrum_cli.cli.signature import SectionedCommand, composed, parameter
+from cerebrum_cli.cli.signature import SectionedCommand, composed, parameter, positional
 from cerebrum_cli.core.errors import UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Name = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME", help="A session's name, as in `cerebrum sessions list`.", autocompletion=completing(sessions)
-    ),
-]
+Name = Annotated[str, positional("NAME", "A session's name, as in `cerebrum sessions list`", sessions)]
 LISTED = 20  # sessions that a terminal shows unless asked for more
 Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
 JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
@@ -87,7 +82,7 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
 @composed
 def search(
     context: typer.Context,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="Words that must all occur in one message.")],
+    text: Annotated[str, positional("TEXT", "Words that must all occur in one message")],
     options: QuietOptions,
     json: JsonArray = False,
 ) -> None:
@@ -111,10 +106,7 @@ def search(
 def rm(
     context: typer.Context,
     options: DeleteOptions,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Names of sessions.", autocompletion=completing(sessions)),
-    ] = None,
+    names: Annotated[list[str] | None, positional("[NAME]...", "Names of sessions", sessions)] = None,
     older_than: Annotated[
         str | None, parameter("older_than", "Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
     ] = None,
@@ -123,7 +115,7 @@ def rm(
     from cerebrum_cli.chat.archive import delete_sessions, sessions_older_than
 
     runtime = runtime_of(context)
-    with closing(runtime.history) as history:
+    with closing(runtime.history) as history:  # which frees its locks
         chosen = {name: history.get(name) for name in names or ()}
         if older_than:
             chosen |= {session.name: session for session in sessions_older_than(history.store, older_than)}
@@ -177,7 +169,7 @@ def export(
 @composed
 def import_session(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A JSON file in OpenAI messages or ShareGPT format.")],
+    file: Annotated[Path, positional("FILE", "A JSON file in OpenAI messages or ShareGPT format")],
     options: QuietOptions,
     name: Annotated[
         str | None, parameter("name", "Name of the session [default: from FILE]", "Input", metavar="NAME")

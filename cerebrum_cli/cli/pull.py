@@ -1,0 +1,83 @@
+"""`cerebrum pull`: download a model, or register a local file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cerebrum_cli.cli.completion import known_models
+from cerebrum_cli.cli.context import runtime_of
+from cerebrum_cli.cli.models import file_progress, pull_model
+from cerebrum_cli.cli.options import PullCommandOptions
+from cerebrum_cli.cli.signature import composed, positional
+from cerebrum_cli.core.settings import environment_layer
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.reference import Reference
+
+
+@composed
+def pull(
+    context: typer.Context,
+    model: Annotated[
+        str, positional("MODEL", "NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path", known_models)
+    ],
+    options: PullCommandOptions,
+) -> None:
+    """Models are downloaded from the Hugging Face Hub to the Hugging Face cache. A local file is used in place.
+
+    Without :QUANT, the quantization recommended for this machine is chosen. If a download is interrupted, run the
+    command again to resume. With --vocabulary, only the header of the file is downloaded, a few megabytes: enough to
+    build prompts for a server that runs the model.
+    """
+    runtime = runtime_of(context)
+    reference = runtime.library.parse(model)
+    options.validate()
+    ctx = runtime.settings(environment_layer("ctx")).ctx
+    if options.dry_run:
+        show_download_plan(runtime, reference, ctx, options)
+        return
+    if options.vocabulary:
+        installed = pull_vocabulary(runtime, reference, ctx, options)
+    else:
+        installed = pull_model(runtime, reference, options.name, ctx, options)
+        if options.default:
+            runtime.library.registry.set_default(installed.reference)
+        if runtime.streams.err_is_terminal and not options.quiet:
+            runtime.streams.info(f"next: cerebrum chat {installed.reference}")
+    if options.json:
+        from cerebrum_cli.models.listing import row
+
+        runtime.streams.answer_object(row(runtime.library, installed))
+
+
+def show_download_plan(
+    runtime: Runtime, reference: Reference, context: int | None, options: PullCommandOptions
+) -> None:
+    """Print the quantizations a reference offers and which fit; download nothing."""
+    from cerebrum_cli.models.listing import download_plan_object
+    from cerebrum_cli.terminal.tables import print_candidates
+
+    with file_progress(runtime, options) as progress:
+        plan = runtime.puller(progress, options.offline).planner.plan(reference, context)
+    if options.json:
+        runtime.streams.answer_object(download_plan_object(plan))
+        return
+    print_candidates(runtime.streams, plan)
+    if not options.quiet:
+        runtime.streams.info(f"cerebrum pull {reference} would download {plan.reference}")
+
+
+def pull_vocabulary(runtime: Runtime, reference: Reference, context: int | None, options: PullCommandOptions) -> Model:
+    """Download a model's vocabulary with a progress bar, unless the model is installed."""
+    from cerebrum_cli.terminal.interrupts import interruptible
+
+    with file_progress(runtime, options) as progress, interruptible("run it again"):
+        model = runtime.puller(progress, options.offline).pull_vocabulary(reference, context)
+    if not options.quiet:
+        installed = "installed the vocabulary of" if model.is_vocabulary else "its vocabulary is in the installed"
+        runtime.streams.info(f"{installed} {model.reference}: {model.path}")
+    return model
