@@ -114,7 +114,6 @@ class Repository:
     private: bool = False
     gated: Literal[False, "auto", "manual"] = False
     readers: tuple[str, ...] = ()  # tokens, for what is not public
-    license: str | None = "apache-2.0"
     branches: dict[str, Commit] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
 
@@ -148,8 +147,8 @@ class Repository:
             "private": self.private,
             "gated": self.gated,
             "disabled": False,
-            "tags": ["gguf", "region:us", *([f"license:{self.license}"] if self.license else [])],
-            "cardData": {"license": self.license} if self.license else {},
+            "tags": ["gguf", "region:us", "license:apache-2.0"],
+            "cardData": {"license": "apache-2.0"},
             "siblings": commit.siblings(blobs),
         }
 
@@ -188,10 +187,9 @@ class HubServer:
         private: bool = False,
         gated: Literal[False, "auto", "manual"] = False,
         readers: tuple[str, ...] = (),
-        license: str | None = "apache-2.0",
     ) -> Repository:
         """Create a repository with a first commit on `main`. `readers` are the tokens that open what is not public."""
-        repository = Repository(repo_id, private, gated, readers, license)
+        repository = Repository(repo_id, private, gated, readers)
         repository.commit(files)
         self.repositories[repo_id] = repository
         return repository
