@@ -63,11 +63,12 @@ def interrupt(model: str, prompt: str, wait_s: float) -> tuple[float, float]:
             "--temperature",
             "1",
             "--json",
-            "-v",
+            "--set",
+            "verbose=on",
         ]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None and process.stderr is not None
-        for line in process.stderr:  # -v: llama.cpp logs the creation of the context
+        for line in process.stderr:  # verbose: llama.cpp logs the creation of the context
             if b"sched_reserve: reserve took" in line:
                 break
         threading.Thread(target=process.stderr.read, daemon=True).start()
