@@ -15,6 +15,7 @@ from pathlib import Path
 from platform import machine
 from typing import Any
 
+import command_line
 import pytest
 import typer
 from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_reply_grammar
@@ -417,13 +418,15 @@ def test_interrupted_ask_prints_the_partial_answer(user: CommandLine, number: si
 
 
 @pytest.mark.slow
-def test_interrupt_ends_an_endless_template(user: CommandLine) -> None:
+def test_interrupt_ends_an_endless_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
-    model = write_chatml(user.home / "endless.gguf", chat_template=loops)
+    model = write_chatml(tmp_path / "endless.gguf", chat_template=loops)
+    monkeypatch.setattr(command_line, "SOUND_MODELS", [model])  # whose template is not tried before
+    user = CommandLine(tmp_path)
+    user.vouch_for_models()
     process = user.start("ask", "--set", "verbose=on", "-m", model, "hi")
     assert process.stderr
-    while b"load_tensors: " not in process.stderr.readline():
-        pass
+    assert any(b"load_tensors: " in line for line in process.stderr)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) == 130
