@@ -319,7 +319,7 @@ def test_merge_terminal_shows_progress_and_the_digest(job: MergeProcess, seven: 
         person.close()
     bar, digest, installed = person.screen.lines
     assert bar.startswith("merge ")
-    assert "10.8/10.8 MB" in bar
+    assert "11 MB of 11 MB" in bar
     assert (len(digest), digest[64:], installed) == (64 + 10, "  out.gguf", "out is installed: cerebrum ask -m out")
 
 
