@@ -77,11 +77,11 @@ TOKENIZE = """
 import sys
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.llama.vocabulary import Vocabulary
+from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 
 params = llama.llama_model_default_params()
 params.vocab_only = True
-vocabulary = Vocabulary(llama.llama_model_load_from_file(sys.argv[1].encode(), params))
+vocabulary = LlamaVocabulary(llama.llama_model_load_from_file(sys.argv[1].encode(), params))
 print("ready", flush=True)
 vocabulary.tokenize((Text("\\n" * 1_000_000),))  # its vocabulary takes a minute
 """
@@ -91,8 +91,7 @@ vocabulary.tokenize((Text("\\n" * 1_000_000),))  # its vocabulary takes a minute
 def test_second_interrupt_ends_the_process_during_tokenization() -> None:
     process = subprocess.Popen([sys.executable, "-c", TOKENIZE, NANO], stdout=subprocess.PIPE)
     assert process.stdout is not None
-    while process.stdout.readline() != b"ready\n":
-        pass
+    assert process.stdout.readline() == b"ready\n"
     for _ in range(2):
         time.sleep(0.5)
         assert process.poll() is None

@@ -413,13 +413,21 @@ for _ in run_programs(require_sandbox(), [(None, Program("while True: pass", "")
 """
 
 
+def user_seconds(process: psutil.Process) -> float:
+    """User time of a process; 0 if it has ended meanwhile."""
+    try:
+        return float(process.cpu_times().user)
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_sandbox_leaves_no_process_after(signum: signal.Signals, sandbox: Sandbox) -> None:
     command = [sys.executable, "-c", RUNNING]
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as parent:
         program = psutil.Process(parent.pid)
-        wait_until(lambda: any(each.cpu_times().user > 0.5 for each in program.children(recursive=True)))
+        wait_until(lambda: any(user_seconds(each) > 0.5 for each in program.children(recursive=True)))
         running = program.children(recursive=True)
         os.killpg(parent.pid, signum)
         assert parent.wait(10) == -signum
