@@ -258,3 +258,13 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.fixture
+def endless_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model whose chat template never ends; the user of `tmp_path` has loaded it before, so it is not tried."""
+    loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+    model = write_chatml(tmp_path / "endless.gguf", chat_template=loops)
+    monkeypatch.setattr("command_line.SOUND_MODELS", [model])
+    CommandLine(tmp_path).vouch_for_models()
+    return model

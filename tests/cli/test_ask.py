@@ -15,7 +15,6 @@ from pathlib import Path
 from platform import machine
 from typing import Any
 
-import command_line
 import pytest
 import typer
 from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_reply_grammar
@@ -418,13 +417,8 @@ def test_interrupted_ask_prints_the_partial_answer(user: CommandLine, number: si
 
 
 @pytest.mark.slow
-def test_interrupt_ends_an_endless_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
-    model = write_chatml(tmp_path / "endless.gguf", chat_template=loops)
-    monkeypatch.setattr(command_line, "SOUND_MODELS", [model])  # whose template is not tried before
-    user = CommandLine(tmp_path)
-    user.vouch_for_models()
-    process = user.start("ask", "--set", "verbose=on", "-m", model, "hi")
+def test_interrupt_ends_an_endless_template(endless_template: Path, tmp_path: Path) -> None:
+    process = CommandLine(tmp_path).start("ask", "--set", "verbose=on", "-m", endless_template, "hi")
     assert process.stderr
     assert any(b"load_tensors: " in line for line in process.stderr)
     time.sleep(0.5)
@@ -437,8 +431,7 @@ def test_interrupt_ends_an_endless_template(tmp_path: Path, monkeypatch: pytest.
 def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
     process = user.start("ask", "--json", "--set", "verbose=on", "--grammar", endless_reply_grammar(user.home), "hi")
     assert process.stdout and process.stderr
-    while b"reserve took" not in process.stderr.readline():
-        pass  # the model is loaded, and prefill is about to start
+    assert any(b"reserve took" in line for line in process.stderr)  # it is loaded, and prefill is about to start
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
