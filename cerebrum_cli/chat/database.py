@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cerebrum_cli.chat.session import printable_name
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.core.text import one_line
 
 BUSY_TIMEOUT_S = 10.0  # for another process's transaction
 NO_ACCESS = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
@@ -178,7 +179,7 @@ def check_integrity(path: Path) -> tuple[int, int, int] | None:
         require_known_version(database, path)
         (problem,) = database.execute("PRAGMA integrity_check(1)").fetchone()
         if problem != "ok":
-            raise _damaged(path, one_line(problem))
+            raise _damaged(path, printable_line(problem))
         if row := database.execute("PRAGMA foreign_key_check").fetchone():
             raise _damaged(path, f"a row of {row[0]} refers to a missing row of {row[2]}")
         if version := _version(database):
@@ -191,7 +192,7 @@ def check_integrity(path: Path) -> tuple[int, int, int] | None:
 
 def session_error(path: Path, error: Exception) -> SessionError:
     """SessionError for an error of SQLite: UnwritableSessions without permission or space."""
-    problem = one_line(str(error))
+    problem = printable_line(str(error))
     if any(sign in problem for sign in DAMAGE):
         return _damaged(path, problem)
     code = getattr(error, "sqlite_errorcode", 0) & PRIMARY_CODE
@@ -202,8 +203,8 @@ def session_error(path: Path, error: Exception) -> SessionError:
     return SessionError(f"{path}: {problem}", "close other programs that use the file, then try again")
 
 
-def one_line(problem: str) -> str:
-    return " ".join(printable_name(problem).split())  # SQLite quotes the statement of a damaged schema
+def printable_line(problem: str) -> str:
+    return one_line(printable_name(problem))  # SQLite quotes the statement of a damaged schema
 
 
 @contextlib.contextmanager

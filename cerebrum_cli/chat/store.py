@@ -19,8 +19,8 @@ from typing import Any, TypeVar, cast
 from cerebrum_cli.chat.database import (
     READ_ERRORS,
     copy_to_memory,
-    one_line,
     open_database,
+    printable_line,
     session_error,
     transaction,
     translated,
@@ -250,7 +250,7 @@ class Store:
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except READ_ERRORS as error:
             raise SessionError(
-                f"deleted text may remain in {self._path}: {one_line(str(error))}",
+                f"deleted text may remain in {self._path}: {printable_line(str(error))}",
                 "free disk space or close other programs that use the file; the next deletion tries again",
             ) from error
 

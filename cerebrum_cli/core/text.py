@@ -45,6 +45,11 @@ def format_utc(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
+def one_line(text: str) -> str:
+    """A text without its line breaks, and with single spaces."""
+    return " ".join(text.split())
+
+
 def well_formed(text: str) -> str:
     """Replace lone surrogates, which come from arguments that are not UTF-8 and from truncated JSON, with U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -17,7 +17,7 @@ from cerebrum_cli.doctor.assessment import CheckResult, check_result
 from cerebrum_cli.doctor.checks import DoctorContext, Skipped, run_table, run_with_timeout
 from cerebrum_cli.doctor.selftest import QUESTION
 from cerebrum_cli.engine.engine import raise_refusals
-from cerebrum_cli.engine.remote.client import BusyServerError, Endpoint, one_line
+from cerebrum_cli.engine.remote.client import BusyServerError, Endpoint, server_text
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.server import probe
@@ -99,7 +99,7 @@ def _check_server(server: CheckedServer) -> CheckResult:
 
 
 def _check_served_model(server: CheckedServer) -> CheckResult:
-    return check_result(one_line(server.info.model))
+    return check_result(server_text(server.info.model))
 
 
 def _check_context(server: CheckedServer) -> CheckResult:
@@ -138,7 +138,7 @@ def _check_reply(server: CheckedServer) -> CheckResult:
     events = server.responder.respond(ReplyRequest(Conversation().user(QUESTION), server.settings))
     server.reply = reply = _collect(server.responder, events)
     finish = reply.finish
-    text = one_line(reply.text or reply.reasoning or "")
+    text = server_text(reply.text or reply.reasoning or "")
     shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
     detail = f"{QUESTION} {shown} (prompt {finish.prompt_tokens} tokens, reply {finish.completion_tokens})"
     notice = reply_notice(reply, server.responder.larger_context)

@@ -23,7 +23,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.settings import environment
-from cerebrum_cli.core.text import format_count, format_duration, format_size
+from cerebrum_cli.core.text import format_count, format_duration, format_size, one_line
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
 
@@ -449,8 +449,3 @@ def result_text(event: TallyEvent) -> str:
     (winner, count), *others = event.tally
     runner_up = f"; runner-up {one_line(others[0][0])}: {others[0][1]}" if others else ""
     return f"{one_line(winner)}: {count} of {event.samples} votes ({count / event.samples:.0%}){runner_up}"
-
-
-def one_line(text: str) -> str:
-    """A text without its line breaks."""
-    return " ".join(text.split())

@@ -9,10 +9,9 @@ from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.text import format_count, format_size
+from cerebrum_cli.core.text import format_count, format_size, one_line
 from cerebrum_cli.inference.inspection import CERTAIN
 from cerebrum_cli.models.reference import looks_like_path
-from cerebrum_cli.terminal.progress import one_line
 from cerebrum_cli.terminal.streams import columns
 from cerebrum_cli.terminal.tables import PIPE_WIDTH, field_lines, print_table, table_lines, table_of, updated, wrapped
 

@@ -21,7 +21,7 @@ from cerebrum_cli.core.settings import set_environment_default
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.cluster.engine import AHEAD
 from cerebrum_cli.engine.cluster.worker import NodeInfo, OpenEngine, Worker
-from cerebrum_cli.engine.remote.client import LostServerError, one_line
+from cerebrum_cli.engine.remote.client import LostServerError, server_text
 from cerebrum_cli.engine.remote.kind import ReplyChunk
 from cerebrum_cli.engine.sequence import Request
 
@@ -161,16 +161,16 @@ async def answered(reference: Any) -> Any:
     try:
         return await reference
     except ray.exceptions.RayTaskError as error:
-        raise LostServerError(one_line(str(error).strip().splitlines()[-1])) from error
+        raise LostServerError(server_text(str(error).strip().splitlines()[-1])) from error
     except ray.exceptions.RayActorError as error:
         text = str(error)
         if "ModuleNotFoundError" in text or "ImportError" in text:
             last = text.strip().splitlines()[-1]
-            problem = f"cerebrum cannot be imported on a node: {one_line(last)}"
+            problem = f"cerebrum cannot be imported on a node: {server_text(last)}"
             raise EndpointError(problem, "install the same version of cerebrum there, for the same Python") from error
         raise LostServerError("its process has ended") from error
     except ray.exceptions.RayError as error:
-        raise LostServerError(one_line(str(error))) from error
+        raise LostServerError(server_text(str(error))) from error
 
 
 def require_reachable(address: str) -> None:
@@ -183,7 +183,7 @@ def require_reachable(address: str) -> None:
 def connection_error(address: str, error: Exception) -> CerebrumError:
     """The error of a cluster that cannot be connected to."""
     text = str(error)
-    problem = f"Ray at {address}: {one_line(text)}"
+    problem = f"Ray at {address}: {server_text(text)}"
     if "ersion mismatch" in text:
         return EndpointError(problem, "use the same versions of Ray and Python everywhere")
     if "uthenticat" in text or "AUTH" in text:
@@ -191,7 +191,7 @@ def connection_error(address: str, error: Exception) -> CerebrumError:
     hint = "start one with ray start --head, or use --ray local"
     if address == "auto":
         return EndpointError("no Ray cluster runs on this machine", hint)
-    reason = (isinstance(error, OSError) and error.strerror) or one_line(text)
+    reason = (isinstance(error, OSError) and error.strerror) or server_text(text)
     return EndpointError(f"no Ray cluster at {address}: {reason}", hint)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
-from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.text import one_line, well_formed
 
 if TYPE_CHECKING:
     import httpx2
@@ -150,7 +150,7 @@ class Client:
             problem = f"{endpoint.name}: the certificates cannot be read: {error.strerror or error}"
             raise EndpointError(problem, "check SSL_CERT_FILE and SSL_CERT_DIR") from error
         except (httpx2.InvalidURL, ValueError, ImportError) as error:
-            problem = f"{endpoint.name}: {one_line(str(error))}"
+            problem = f"{endpoint.name}: {server_text(str(error))}"
             raise EndpointError(problem, "check the URL, and the proxy that HTTP_PROXY or ALL_PROXY names") from error
 
     async def get(self, path: str, timeout_s: float, **query: str) -> Any:
@@ -230,7 +230,7 @@ class Client:
             return
         kind, message = _server_message(response)
         if response.is_redirect or response.has_redirect_location:
-            target = one_line(response.headers.get("Location", "another address"))
+            target = server_text(response.headers.get("Location", "another address"))
             raise EndpointError(f"{name} redirects to {target}", "if you trust it, give that URL as --endpoint")
         if status in (401, 403):
             problem = "refuses this API key" if self._has_key else "requires an API key"
@@ -261,7 +261,7 @@ def _checked(event: dict[str, Any]) -> dict[str, Any]:
     if error is None:
         return event
     detail = error if isinstance(error, dict) else {"message": error}
-    status, message = detail.get("code"), one_line(str(detail.get("message", "error")))
+    status, message = detail.get("code"), server_text(str(detail.get("message", "error")))
     raise failure(status if isinstance(status, int) else 500, message, str(detail.get("type", "")))
 
 
@@ -275,13 +275,13 @@ def _server_message(response: httpx2.Response) -> tuple[str, str]:
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
         message = error.get("message") or error.get("detail") or status
-        return str(error.get("type", "")), one_line(str(message))
-    return "", one_line(error) if isinstance(error, str) else status
+        return str(error.get("type", "")), server_text(str(message))
+    return "", server_text(error) if isinstance(error, str) else status
 
 
-def one_line(text: str) -> str:
+def server_text(text: str) -> str:
     """A server's text as part of a message."""
-    return well_formed(" ".join(text.split()))[:MAX_REASON]
+    return well_formed(one_line(text))[:MAX_REASON]
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

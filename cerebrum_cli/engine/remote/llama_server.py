@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cerebrum_cli.core.events import Timings
-from cerebrum_cli.engine.remote.client import one_line
+from cerebrum_cli.engine.remote.client import server_text
 from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd, ServerInfo, StopReason, file_name, text_of
 from cerebrum_cli.engine.sequence import Request
 
@@ -47,11 +47,11 @@ class LlamaServer:
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
         model, meta, slots = str(entry["id"]), entry.get("meta", {}), max(1, int(answer["total_slots"]))
-        weights = one_line(file_name(str(answer.get("model_path", model))))  # elsewhere on another machine
+        weights = server_text(file_name(str(answer.get("model_path", model))))  # elsewhere on another machine
         size = meta.get("n_vocab")
         return ServerInfo(
             self,
-            one_line(str(answer["build_info"])),
+            server_text(str(answer["build_info"])),
             model,
             f"{weights} ({int(meta['size'])} bytes)" if "size" in meta else weights,
             int(answer["default_generation_settings"]["n_ctx"]),

@@ -21,7 +21,7 @@ from cerebrum_cli.engine.remote.client import (
     LostServerError,
     RefusedRequestError,
     RequestError,
-    one_line,
+    server_text,
 )
 from cerebrum_cli.engine.remote.job import PoolJob, Server, ServerTimeouts
 from cerebrum_cli.engine.remote.kind import ReplyChunk, ServerInfo, ServerKind, origin
@@ -261,7 +261,7 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
         for entry in (entries if isinstance(entries, list) else ())
         if isinstance(entry, dict) and "id" in entry
     }
-    names = ", ".join(map(one_line, models))
+    names = ", ".join(map(server_text, models))
     if not models:
         raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL")
     if endpoint.served_model is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from cerebrum_cli.engine.remote.client import LostServerError, failure, one_line
+from cerebrum_cli.engine.remote.client import LostServerError, failure, server_text
 from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd, ServerInfo, StopReason, file_name, text_of
 from cerebrum_cli.engine.sequence import Request
 
@@ -79,7 +79,7 @@ class Vllm(_SharedFields):
     context_option = "--max-model-len"
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
-        build, weights = one_line(str(answer["version"])), _weights(entry, entry.get("root"))
+        build, weights = server_text(str(answer["version"])), _weights(entry, entry.get("root"))
         size = int(entry["max_model_len"])
         return ServerInfo(self, build, str(entry["id"]), weights, size, SEQUENCES, MAX_SAMPLES, has_other_weights=True)
 
@@ -150,7 +150,7 @@ class Sglang(_SharedFields):
         adapter = str(entry["id"]) if entry.get("parent") else None
         return ServerInfo(
             Sglang(bool(answer.get("incremental_streaming_output")), adapter),
-            one_line(str(answer["version"])),
+            server_text(str(answer["version"])),
             str(entry["id"]),
             _weights(entry, entry.get("root") if adapter else answer.get("model_path")),
             int(entry["max_model_len"]),
@@ -202,7 +202,7 @@ def _weights(entry: Mapping[str, Any], path: Any) -> str:
 def _repository(name: str) -> str:
     """The name of a model on the Hub, or of the folder that a path leads to."""
     is_path = name.startswith(("/", ".", "~", "\\")) or name[1:2] == ":"
-    return one_line(file_name(name) if is_path else name)
+    return server_text(file_name(name) if is_path else name)
 
 
 def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> ReplyChunk:
@@ -215,7 +215,7 @@ def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = Non
 def _vllm_end(choice: Mapping[str, Any], usage: Mapping[str, Any]) -> ReplyEnd:
     finish = choice.get("finish_reason")
     if finish not in ("stop", "length"):
-        raise LostServerError(f"the reply ended with {one_line(str(finish))}")
+        raise LostServerError(f"the reply ended with {server_text(str(finish))}")
     details = usage.get("prompt_tokens_details") or {}
     counts = usage.get("completion_tokens"), usage.get("prompt_tokens"), details.get("cached_tokens")
     return _end(finish, choice.get("stop_reason"), *counts)
@@ -236,7 +236,7 @@ def _sglang_end(meta: Mapping[str, Any]) -> ReplyEnd:
     """The end of a reply; a request that the server gives up may come back as one."""
     finish = meta["finish_reason"]
     if finish["type"] not in ("stop", "length"):
-        message = one_line(str(finish.get("message") or f"the reply ended with {finish['type']}"))
+        message = server_text(str(finish.get("message") or f"the reply ended with {finish['type']}"))
         raise failure(int(finish.get("status_code") or 500), message)
     counts = int(meta["completion_tokens"]), meta.get("prompt_tokens"), meta.get("cached_tokens")
     return _end(finish["type"], finish.get("matched"), *counts)
