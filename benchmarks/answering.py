@@ -16,7 +16,7 @@ from cerebrum_cli.batch.answering import BatchOptions, answer_rows
 from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.batch.rows import Row as Question
 from cerebrum_cli.batch.rows import prompt_row, result_rows
-from cerebrum_cli.cli.app import real_runtime
+from cerebrum_cli.cli.app import real_app
 from cerebrum_cli.cli.generation import AUTO_PARALLEL
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
@@ -78,7 +78,7 @@ def gsm8k(directory: Path, count: int) -> list[Question]:
 
 def model_path(model: str) -> Path:
     """Path of an installed model's file."""
-    return real_runtime().library.resolve(model).path
+    return real_app().library.resolve(model).path
 
 
 def benchmark_settings(overrides: Mapping[str, Any]) -> Settings:
@@ -91,9 +91,9 @@ def loaded_model(
     model: str, settings: Settings, context: ContextOptions = SINGLE, evaluate_all: bool = False
 ) -> Iterator[LoadedModel]:
     """Load a model as the commands do; with `evaluate_all`, every prompt is evaluated from its first token."""
-    runtime = real_runtime()
-    factory = without_prefix_reuse(runtime.open_backend) if evaluate_all else runtime.open_backend
-    source = ReplySource(Resources(factory), runtime.library.resolve(model), settings, ModelUse(context))
+    app = real_app()
+    factory = without_prefix_reuse(app.open_backend) if evaluate_all else app.open_backend
+    source = ReplySource(Resources(factory), app.library.resolve(model), settings, ModelUse(context))
     loaded = open_model(source)
     try:
         exhaust(loaded.responder.load())
@@ -105,9 +105,9 @@ def loaded_model(
 @contextmanager
 def connected_model(model: str, settings: Settings, url: str) -> Iterator[LoadedModel]:
     """Connect to a server of a model as the commands do."""
-    runtime = real_runtime()
+    app = real_app()
     servers = Servers([Endpoint(url, url)])
-    loaded = open_model(ReplySource(runtime.resources(), runtime.library.resolve(model), settings, place=servers))
+    loaded = open_model(ReplySource(app.resources(), app.library.resolve(model), settings, place=servers))
     try:
         exhaust(loaded.responder.load())
         yield loaded

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from harness import Row, alternate, in_subprocess, record
 
 from cerebrum_cli.chat.chat import Chat
-from cerebrum_cli.cli.app import real_runtime
+from cerebrum_cli.cli.app import real_app
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Layer
@@ -69,16 +69,16 @@ def main() -> None:
 
 def open_chat(directory: Path, *endpoints: Endpoint, **overrides: Any) -> Chat:
     """Open a chat as `cerebrum chat` does, with the installed models or servers, and its data in a directory."""
-    installed = real_runtime()
-    runtime = replace(installed, config_directory=directory, data_directory=directory, cache_directory=directory)
-    runtime.library = installed.library
+    installed = real_app()
+    app = replace(installed, config_directory=directory, data_directory=directory, cache_directory=directory)
+    app.library = installed.library
 
     def resolve(layer: Layer) -> ReplySource:
-        model, place = runtime.library.resolve(layer.get("model")), Servers(endpoints) if endpoints else None
-        return ReplySource(runtime.resources(no_profile=True), model, runtime.settings(layer, model), CHAT, place)
+        model, place = app.library.resolve(layer.get("model")), Servers(endpoints) if endpoints else None
+        return ReplySource(app.resources(no_profile=True), model, app.settings(layer, model), CHAT, place)
 
     source = resolve(overrides)
-    return Chat(runtime.history, resolve, overrides, open_model(source), source.settings)
+    return Chat(app.history, resolve, overrides, open_model(source), source.settings)
 
 
 def close_chat(chat: Chat) -> None:

@@ -33,7 +33,7 @@ from harness import ROOT, Row, in_subprocess, medians, pair, record, run
 from lm_eval_hf import CHOICES, TEXTS, encode_choices, evaluate
 from quantized import F32, quantize
 
-from cerebrum_cli.cli.app import real_runtime
+from cerebrum_cli.cli.app import real_app
 from cerebrum_cli.cli.lm_eval import opener
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
@@ -150,9 +150,9 @@ def run_ours(model: str, directory: Path) -> Outcome:
     """Run both tasks on the adapter; to be called in a subprocess."""
     from cerebrum_cli.eval.lm_harness import CerebrumLM
 
-    runtime = real_runtime()
-    found = runtime.library.resolve(model)
-    source = ReplySource(runtime.resources(no_profile=True), found, fold({"threads": THREADS}), ModelUse(raw=True))
+    app = real_app()
+    found = app.library.resolve(model)
+    source = ReplySource(app.resources(no_profile=True), found, fold({"threads": THREADS}), ModelUse(raw=True))
     rows: list[int] = []
 
     def count_rows(event: Event) -> None:

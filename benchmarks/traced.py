@@ -79,18 +79,18 @@ def wrap(
 
 
 def trace_command() -> None:
-    """Trace where a command gets its runtime."""
+    """Trace where a command gets its app."""
     from cerebrum_cli.cli.commands import ask
 
-    wrap(ask, "runtime_of", end_on_call=USE_CASE, on_return=trace_runtime)
+    wrap(ask, "app_of", end_on_call=USE_CASE, on_return=trace_app)
 
 
-def trace_runtime() -> None:
+def trace_app() -> None:
     """Trace where a model is opened and where the answer is printed."""
-    import cerebrum_cli.cli.app as runtime
+    import cerebrum_cli.cli.app as app
     from cerebrum_cli.terminal.streams import Streams
 
-    original = runtime.llama_opener
+    original = app.llama_opener
 
     def llama_opener(*arguments: Any) -> OpenBackend:
         open_backend = original(*arguments)
@@ -102,7 +102,7 @@ def trace_runtime() -> None:
 
         return load_backend
 
-    setattr(runtime, "llama_opener", llama_opener)  # noqa: B010
+    setattr(app, "llama_opener", llama_opener)  # noqa: B010
     wrap(Streams, "answer", end_on_return=SHOWN)
 
 

@@ -22,7 +22,7 @@ from cerebrum_cli.core.files import is_disk_full
 from cerebrum_cli.core.settings import environment
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
 
 
 def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
@@ -82,7 +82,7 @@ def options(
     """Options before a command."""
 
 
-def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> int:
+def run(arguments: list[str] | None = None, app: App | None = None) -> int:
     """Run one command line and return its exit code: the single error handler."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
@@ -93,12 +93,12 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
         if is_completing:
             complete(assembled(only))
         overview = given in ([], ["-h"], ["--help"])
-        return assembled(only, overview)(arguments, "cerebrum", obj=runtime, standalone_mode=False) or 0
+        return assembled(only, overview)(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
     except ClickException as error:
         if isinstance(error, NoArgsIsHelpError):
             error.show()
         else:
-            print_error(runtime, usage_error(error, only))
+            print_error(app, usage_error(error, only))
         return error.exit_code
     except SystemExit as exit:
         if isinstance(exit.__context__, BrokenPipeError):  # Typer turned it into exit 1
@@ -106,14 +106,14 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
         return exit.code if isinstance(exit.code, int) else 1
     except Interrupted as error:
         if error.hint:
-            print_error(runtime, error)
+            print_error(app, error)
         return error.exit_code
     except OSError as error:
         if not is_disk_full(error):
             raise
         return report_full_disk()
     except CerebrumError as error:
-        print_error(runtime, error)
+        print_error(app, error)
         return error.exit_code
 
 
@@ -133,10 +133,10 @@ def usage_error(error: ClickException, command: str | None) -> UsageError:
     return UsageError(text if text.startswith(("-", "CEREBRUM_")) else text[:1].lower() + text[1:], hint)
 
 
-def print_error(runtime: Runtime | None, error: CerebrumError) -> None:
+def print_error(app: App | None, error: CerebrumError) -> None:
     from cerebrum_cli.terminal.streams import standard_streams
 
-    (runtime.streams if runtime else standard_streams()).error(error)
+    (app.streams if app else standard_streams()).error(error)
 
 
 def report_full_disk() -> int:

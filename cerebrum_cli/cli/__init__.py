@@ -109,7 +109,7 @@ COMMANDS = (
     Command(
         "runs",
         "runs",
-        "app",
+        "group",
         "Show and compare the results of cerebrum eval",
         (
             "cerebrum runs list",
@@ -120,14 +120,14 @@ COMMANDS = (
     Command(
         "sessions",
         "sessions",
-        "app",
+        "group",
         "List, search, export and delete saved sessions",
         ("cerebrum sessions list", 'cerebrum sessions search "sky"', "cerebrum sessions export physics > physics.md"),
     ),
     Command(
         "prompts",
         "prompts",
-        "app",
+        "group",
         "List, show, edit and delete saved prompts",
         (
             "cerebrum prompts edit commit",

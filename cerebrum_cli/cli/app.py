@@ -62,7 +62,7 @@ def llama_codec() -> Codec:
 
 
 @dataclass(slots=True)
-class Runtime:
+class App:
     """What commands run on: directories, streams, the model library, and how a model is opened."""
 
     config_directory: Path
@@ -229,11 +229,11 @@ class Runtime:
         )
 
 
-def real_runtime() -> Runtime:
+def real_app() -> App:
     from platformdirs import PlatformDirs
 
     directories = PlatformDirs("cerebrum", appauthor=False)
-    return Runtime(
+    return App(
         config_directory=directories.user_config_path,
         data_directory=directories.user_data_path,
         cache_directory=directories.user_cache_path,

@@ -16,7 +16,7 @@ from cerebrum_cli.inference.reply_stream import ReplyRequest
 from cerebrum_cli.terminal.keyboard import Keyboard
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import AskOptions
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.settings import Layer
@@ -24,30 +24,26 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.voting import MajorityVote
 
 
-def ask(
-    runtime: Runtime, prompt: str | None, overrides: Layer, options: AskOptions, on_command_line: frozenset[str]
-) -> None:
+def ask(app: App, prompt: str | None, overrides: Layer, options: AskOptions, on_command_line: frozenset[str]) -> None:
     """Answer one question, by one reply or by a vote, and save the exchange; or save the question as a prompt."""
     if options.save_prompt is not None:
         from cerebrum_cli.cli.prompts import save
 
-        save(runtime, options.save_prompt, prompt, overrides, options, on_command_line)
+        save(app, options.save_prompt, prompt, overrides, options, on_command_line)
         return
-    saved, overrides, options = apply_prompt(runtime, overrides, options, on_command_line)
-    notice = (lambda _: None) if options.quiet else runtime.streams.notice
+    saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
+    notice = (lambda _: None) if options.quiet else app.streams.notice
     question = PromptSources(prompt, options.file, options.messages, options.raw, notice, saved)
-    question.validate(runtime.streams.piped)
+    question.validate(app.streams.piped)
     options.validate()
     saves = not (options.no_log or options.raw)
-    recorder = SessionRecorder(
-        lambda: runtime.history, runtime.streams.notice, continues=options.continue_, saves=saves
-    )
+    recorder = SessionRecorder(lambda: app.history, app.streams.notice, continues=options.continue_, saves=saves)
     with closing(recorder):
-        run_question(runtime, question, recorder, overrides, options, on_command_line)
+        run_question(app, question, recorder, overrides, options, on_command_line)
 
 
 def run_question(
-    runtime: Runtime,
+    app: App,
     question: PromptSources,
     recorder: SessionRecorder,
     overrides: Layer,
@@ -57,10 +53,10 @@ def run_question(
     """Resolve the model and its settings, load it, and answer a question."""
     overrides = recorder.with_defaults(overrides, is_remote=bool(options.endpoint))
     vote = new_vote(options)
-    source = find_source(runtime, overrides, options, "--votes" if vote else None)
+    source = find_source(app, overrides, options, "--votes" if vote else None)
     settings = source.settings
     require_effective(settings, on_command_line, options)
-    grammar, piped = read_grammar(runtime, options), runtime.streams.piped
+    grammar, piped = read_grammar(app, options), app.streams.piped
 
     def read() -> Conversation:
         conversation = recorder.prepend(
@@ -75,12 +71,12 @@ def run_question(
 
         conversation = conversation or read()
         if options.dry_run:
-            show_prompt(runtime.streams, loaded, conversation, options)
+            show_prompt(app.streams, loaded, conversation, options)
             return
         request = ReplyRequest(conversation, settings, grammar)
         keyboard = Keyboard()
-        with keyboard.without_echo() if runtime.streams.out_is_terminal else nullcontext():
-            AnswerPrinter(runtime.streams, loaded, recorder, request, options, keyboard).show(vote)
+        with keyboard.without_echo() if app.streams.out_is_terminal else nullcontext():
+            AnswerPrinter(app.streams, loaded, recorder, request, options, keyboard).show(vote)
 
 
 def start_loading(source: ReplySource, vote: MajorityVote | None, options: AskOptions) -> LoadedModel:

@@ -13,7 +13,7 @@ from cerebrum_cli.core.options import Option
 from cerebrum_cli.core.settings import SHORTHANDS
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
 
 SET = "set"
 HELP = "help"  # instead of KEY=VALUE
@@ -56,21 +56,21 @@ def rows(settable: Mapping[str, Option]) -> Iterator[tuple[str, str, str, str]]:
             yield shorthand, default, expected_value(key, declared), f"Type of the KV cache; {both} set one"
 
 
-def print_settings(runtime: Runtime | None, settable: Mapping[str, Option]) -> None:
+def print_settings(app: App | None, settable: Mapping[str, Option]) -> None:
     """Print the settings of a command as a table on standard output."""
     from cerebrum_cli.terminal.streams import standard_streams
     from cerebrum_cli.terminal.tables import print_table
 
-    streams = runtime.streams if runtime else standard_streams()
+    streams = app.streams if app else standard_streams()
     print_table(streams, ("key", "default", "range", "meaning"), list(rows(settable)), "range", ("range", "default"))
 
 
-def assignments(settable: Mapping[str, Option], runtime: Runtime) -> Iterator[str]:
+def assignments(settable: Mapping[str, Option], app: App) -> Iterator[str]:
     """What Tab offers after `--set`: each key, with its values if they can be listed."""
     for name, declared in {key: settable[keys[0]] for key, keys in SHORTHANDS.items() if keys[0] in settable}.items():
         yield from (f"{name}={value}" for value in declared.choices)
     for name, declared in settable.items():
         values: Sequence[str] = declared.choices or (SWITCH if declared.kind == "bool" else ())
         if source := completion_of(name, declared):
-            values = tuple(source(runtime))
+            values = tuple(source(app))
         yield from (f"{name}={value}" for value in values or ("",))

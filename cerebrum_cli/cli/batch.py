@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.batch.result import Result
     from cerebrum_cli.batch.rows import Rows
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import BatchOptions
     from cerebrum_cli.core.saved_prompt import SavedPrompt
     from cerebrum_cli.core.settings import Layer
@@ -48,7 +48,7 @@ STANDARD = Path("-")  # standard input or output
 
 
 def batch(
-    runtime: Runtime,
+    app: App,
     source: Path,
     output: Path,
     overrides: Layer,
@@ -59,17 +59,17 @@ def batch(
 
     Raises Interrupted with how to resume.
     """
-    saved, overrides, options = apply_prompt(runtime, overrides, options, on_command_line)
+    saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
-    with closing(open_source(runtime, source)) as file:
+    with closing(open_source(app, source)) as file:
         shape = detect_shape(source, options.input_format, file.head)
         rows = read_rows(file, shape, options.template, options.include_input, saved)
-        return run_rows(runtime, rows, output, overrides, options, on_command_line, saved)
+        return run_rows(app, rows, output, overrides, options, on_command_line, saved)
 
 
 def run_rows(
-    runtime: Runtime,
+    app: App,
     rows: IndexedRows,
     output: Path,
     overrides: Layer,
@@ -79,26 +79,26 @@ def run_rows(
 ) -> int:
     """Answer the rows of an input."""
     votes = options.vote_bounds
-    source = find_source(runtime, overrides, options, "--votes" if votes else None)
+    source = find_source(app, overrides, options, "--votes" if votes else None)
     require_effective(source.settings, on_command_line, options)
-    grammar, is_json = read_grammar(runtime, options), options.schema is not None
+    grammar, is_json = read_grammar(app, options), options.schema is not None
     row_options = batches.BatchOptions(source.settings, grammar, is_json, votes, options.ignore_eos)
     record = {
         **input_fingerprint(rows, options, saved),
         **source_fingerprint(source),
-        **batches.batch_fingerprint(row_options, source.model, runtime.library),
+        **batches.batch_fingerprint(row_options, source.model, app.library),
     }
-    result = open_result(runtime, output, record, source.model.adapter_params, rows, options)
+    result = open_result(app, output, record, source.model.adapter_params, rows, options)
     try:
         if unanswered := count_unanswered(rows, result):
-            notify_of_experts(runtime, source.model, options)
+            notify_of_experts(app, source.model, options)
             earlier = noted_servers(result) if isinstance(result, Journal) else ()
             loaded = open_for(source, unanswered * (votes.maximum if votes else 1), earlier)
-            generate(runtime, loaded, rows, row_options, result, output, options)
+            generate(app, loaded, rows, row_options, result, output, options)
         else:
             batches.write_row_errors(rows, result)
             if not options.quiet:
-                with closing(BatchProgress(runtime.streams, draws=False)) as summary:
+                with closing(BatchProgress(app.streams, draws=False)) as summary:
                     summary.emit(RowEvent(result.done, result.done, result.counts))
         result.complete()
     except Interrupted as error:
@@ -120,7 +120,7 @@ def input_fingerprint(rows: IndexedRows, options: BatchOptions, saved: SavedProm
 
 
 def generate(
-    runtime: Runtime,
+    app: App,
     loaded: LoadedModel,
     rows: IndexedRows,
     row_options: batches.BatchOptions,
@@ -133,18 +133,18 @@ def generate(
         events = batches.answer_rows(loaded.responder, rows, row_options, result, output == STANDARD)
         if isinstance(result, Journal):
             events = noting_servers(events, result, loaded)
-        shares_terminal = output == STANDARD and runtime.streams.out_is_terminal
-        sinks = progress_sinks(runtime, loaded.model.name, options, shares_terminal)
+        shares_terminal = output == STANDARD and app.streams.out_is_terminal
+        sinks = progress_sinks(app, loaded.model.name, options, shares_terminal)
         render(events, loaded.responder.cancel, sinks)
 
 
-def open_source(runtime: Runtime, source: Path) -> InputFile:
+def open_source(app: App, source: Path) -> InputFile:
     """Open the input; standard input is copied. Raises UsageError and BatchError."""
     if source != STANDARD:
         return open_input(source)
-    if runtime.streams.piped is None:
+    if app.streams.piped is None:
         raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
-    return spool_input(runtime.streams.piped.read, "standard input")
+    return spool_input(app.streams.piped.read, "standard input")
 
 
 def count_unanswered(rows: Rows, result: Result) -> int:
@@ -153,15 +153,15 @@ def count_unanswered(rows: Rows, result: Result) -> int:
     return sum(1 for _ in islice((at for at in unfinished if rows[at].conversation is not None), MAX_PARALLEL))
 
 
-def notify_of_experts(runtime: Runtime, file: Model, options: BatchOptions) -> None:
+def notify_of_experts(app: App, file: Model, options: BatchOptions) -> None:
     """Print a notice if the answers of a model with experts may vary in spite of `batch_invariant`."""
     notice = expert_notice(file.header.expert_count, file.header.tensor_types)
     if notice and options.batch_invariant and not options.quiet and environment("GGML_CPU_TILED_MM") != "0":
-        runtime.streams.notice(notice)
+        app.streams.notice(notice)
 
 
 def open_result(
-    runtime: Runtime,
+    app: App,
     output: Path,
     record: Mapping[str, Any],
     notes: Mapping[str, Any],
@@ -172,7 +172,7 @@ def open_result(
     if output == STANDARD:
         if options.retry_failed:
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
-        return StreamedResult(result_rows(rows), runtime.streams.answer)
+        return StreamedResult(result_rows(rows), app.streams.answer)
     return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed, notes=notes)
 
 

@@ -26,16 +26,14 @@ from cerebrum_cli.terminal.streams import is_plain_terminal
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import ChatOptions
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.terminal.repl.questions import InputSource
 
 
-def chat(
-    runtime: Runtime, words: list[str], given: Layer, options: ChatOptions, on_command_line: frozenset[str]
-) -> int:
+def chat(app: App, words: list[str], given: Layer, options: ChatOptions, on_command_line: frozenset[str]) -> int:
     """Chat at a terminal, or answer questions from a pipe, and save the session as it goes; return the exit code.
 
     `words` are a model, unless `-m` names it, and the first question. Raises UsageError for more.
@@ -47,39 +45,39 @@ def chat(
         raise UsageError("more than one question given", f"quote the first question: {quote(' '.join(words))}")
     if options.continue_ and options.session:
         raise UsageError("-c and --session cannot be used together", "give one of them")
-    saved, prompted, options = apply_prompt(runtime, given, options, on_command_line)
-    history = runtime.open_history(detaches=True)
+    saved, prompted, options = apply_prompt(app, given, options, on_command_line)
+    history = app.open_history(detaches=True)
     try:
-        conversation = open_chat(runtime, history, given, prompted, options)
+        conversation = open_chat(app, history, given, prompted, options)
     except BaseException:
         history.close()  # which frees its session
         raise
     system = prompted.get("system")
     keyboard = Keyboard()
-    with Signals(runtime.streams) as signals:
+    with Signals(app.streams) as signals:
         try:
             if conversation.session and system is not None:
                 conversation.set_system_prompt(system)
             repl = Repl(
                 conversation,
-                runtime.streams,
+                app.streams,
                 signals,
                 COMMANDS,
                 keyboard,
                 no_markdown=options.no_markdown,
                 quiet=options.quiet,
-                prompts=runtime.config.prompts,
+                prompts=app.config.prompts,
                 pending_prompt=saved if saved and saved.prompt else None,
             )
-            repl.run(input_lines(runtime, repl, keyboard, runtime.settings(given).vi), *words)
+            repl.run(input_lines(app, repl, keyboard, app.settings(given).vi), *words)
             return repl.exit_code
         finally:
             with signals.exiting():
                 if (notice := conversation.close()) and not options.quiet:
-                    runtime.streams.notice(notice)
+                    app.streams.notice(notice)
 
 
-def open_chat(runtime: Runtime, history: History, given: Layer, prompted: Layer, options: ChatOptions) -> Chat:
+def open_chat(app: App, history: History, given: Layer, prompted: Layer, options: ChatOptions) -> Chat:
     """Start or continue a session, and start to load its model; the settings `prompted` include a saved prompt's."""
     name = options.session
     session = (
@@ -87,15 +85,15 @@ def open_chat(runtime: Runtime, history: History, given: Layer, prompted: Layer,
     )
 
     def resolve(layer: Layer) -> ReplySource:
-        library, reference = runtime.library, layer.get("model")
+        library, reference = app.library, layer.get("model")
         model = library.resolve_vocabulary(reference) if options.endpoint else library.resolve(reference)
-        return chat_source(runtime, layer, options, model)
+        return chat_source(app, layer, options, model)
 
     def with_defaults(layer: Layer) -> Layer:
         return with_session_defaults(session, layer, is_remote=bool(options.endpoint))
 
     overrides = with_defaults(prompted)
-    source = chat_source(runtime, overrides, options, find_model(runtime, overrides, options))
+    source = chat_source(app, overrides, options, find_model(app, overrides, options))
     conversation = Chat(history, resolve, overrides, open_model(source), source.settings, session, name)
     if options.saved_prompt is not None:
         own_system = {"system": session.system_prompt} if session else {}
@@ -103,9 +101,9 @@ def open_chat(runtime: Runtime, history: History, given: Layer, prompted: Layer,
     return conversation
 
 
-def chat_source(runtime: Runtime, overrides: Layer, options: ChatOptions, model: Model) -> ReplySource:
+def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Model) -> ReplySource:
     """The source of a chat's replies. Raises UsageError, ConfigError, ModelFileError."""
-    source = find_source(runtime, overrides, options, model=model)
+    source = find_source(app, overrides, options, model=model)
     return replace(source, use=replace(CHAT, template_options=source.use.template_options))
 
 
@@ -117,9 +115,9 @@ def require_model_name(text: str) -> str:
     return text
 
 
-def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> InputSource:
+def input_lines(app: App, repl: Repl, keyboard: Keyboard, vi: bool) -> InputSource:
     """Where the questions come from: a pipe, a plain prompt, or a prompt with history and completion."""
-    streams, signals, piped = runtime.streams, repl.signals, runtime.streams.piped
+    streams, signals, piped = app.streams, repl.signals, app.streams.piped
     if piped is not None:
         with signals.running_command():
             return ScriptInput(read_piped(piped), streams.answer)
@@ -128,7 +126,7 @@ def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> I
     from cerebrum_cli.terminal.repl.prompt import Candidates, InteractivePrompt, SlashCompleter
 
     names: Candidates = {
-        "model": lambda: [model.reference for model in runtime.library.models()],
+        "model": lambda: [model.reference for model in app.library.models()],
         "session": repl.chat.history.store.names,
         "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
         "part": lambda: PARTS,
@@ -145,7 +143,7 @@ def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> I
         keyboard,
         signals,
         repl.quiet,
-        history=runtime.data_directory / "history",
+        history=app.data_directory / "history",
         toolbar=repl.toolbar,
         is_settled=is_settled,
         completer=SlashCompleter(names, SETTING_VALUES),

@@ -15,7 +15,7 @@ from cerebrum_cli.inference.loading import ModelUse, ReplySource, draft_costs, d
 from cerebrum_cli.inference.profiles import step_costs_of
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.engine.backend import OpenBackend
     from cerebrum_cli.engine.cluster.worker import Fingerprint, NodeEngine
     from cerebrum_cli.engine.engine import Engine
@@ -55,7 +55,7 @@ class RayNodes:
         return ClusterEngine(open_vocabulary, cluster, open_engine)
 
 
-def find_nodes(runtime: Runtime, model: Model, text: str, is_tuned: bool) -> RayNodes:
+def find_nodes(app: App, model: Model, text: str, is_tuned: bool) -> RayNodes:
     """The cluster that `--ray` names. Raises UsageError, EndpointError."""
     local = LOCAL.fullmatch(text)
     if not (local or text == "auto" or ADDRESS.fullmatch(text)):
@@ -63,7 +63,7 @@ def find_nodes(runtime: Runtime, model: Model, text: str, is_tuned: bool) -> Ray
     from cerebrum_cli.engine.cluster.ray_cluster import require_ray
 
     require_ray()
-    digest = runtime.library.digest(model, no_progress)
+    digest = app.library.digest(model, no_progress)
     file = NodeFile(digest.sha256, digest.size, model.path, model.reference)
     nodes = int((local[1] or ":1")[1:]) if local else 0
     return RayNodes(None if local else text, nodes, file, is_tuned)
@@ -74,19 +74,19 @@ def find_nodes(runtime: Runtime, model: Model, text: str, is_tuned: bool) -> Ray
 
 def open_on_node(file: NodeFile, settings: Settings, use: ModelUse, is_tuned: bool, processors: int) -> NodeEngine:
     """Start to load the model on the node where this runs, for so many processors of it. Raises ModelNotFound."""
-    from cerebrum_cli.cli.app import real_runtime
+    from cerebrum_cli.cli.app import real_app
     from cerebrum_cli.engine.cluster.worker import NodeEngine
     from cerebrum_cli.engine.machine import thread_count
 
-    runtime = real_runtime()
-    source = ReplySource(runtime.resources(not is_tuned), find_file(runtime.library, file), settings, use)
+    app = real_app()
+    source = ReplySource(app.resources(not is_tuned), find_file(app.library, file), settings, use)
     measured, problem = step_costs_of(source.profile, use.drafts_for), draft_problem(source.model)
     if settings.threads is None and processors < thread_count():
         source = replace(source, settings=replace(settings, threads=processors))
     engine = open_model(source.used(raw=True)).engine
     assert isinstance(engine, LocalEngine)
     costs = draft_costs(measured, problem, True) if settings.drafts else None
-    return NodeEngine(engine, partial(fingerprint, runtime), costs)
+    return NodeEngine(engine, partial(fingerprint, app), costs)
 
 
 def find_file(library: Library, file: NodeFile) -> Model:
@@ -113,11 +113,11 @@ def model_at(library: Library, path: Path) -> list[Model]:
         return []
 
 
-def fingerprint(runtime: Runtime) -> Fingerprint:
+def fingerprint(app: App) -> Fingerprint:
     """What this node's last bits depend on, once llama.cpp is loaded."""
     from cerebrum_cli.engine.cluster.worker import Fingerprint
     from cerebrum_cli.engine.machine import processor_name
 
-    build = runtime.build()
+    build = app.build()
     processors = (processor_name(), *(device.description for device in build.devices))
     return Fingerprint(", ".join(processors), f"{build.version} ({' '.join(build.cpu_features)})")

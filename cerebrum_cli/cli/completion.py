@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typer import Typer
     from typer._click.shell_completion import CompletionItem
 
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.options import Option
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
@@ -89,49 +89,49 @@ def completed_command() -> str | None:
     return line[1] if len(line) > 2 else None
 
 
-Values: TypeAlias = Callable[["Runtime"], Iterable[str]]
+Values: TypeAlias = Callable[["App"], Iterable[str]]
 """What Tab offers, read when it is pressed."""
 
 
-def installed_models(runtime: Runtime) -> Iterable[str]:
-    return (model.reference for model in runtime.library.models())
+def installed_models(app: App) -> Iterable[str]:
+    return (model.reference for model in app.library.models())
 
 
-def stored_models(runtime: Runtime) -> Iterable[str]:
+def stored_models(app: App) -> Iterable[str]:
     """Installed models, and those of which only the vocabulary is here."""
-    return (model.reference for model in (*runtime.library.models(), *runtime.library.vocabularies()))
+    return (model.reference for model in (*app.library.models(), *app.library.vocabularies()))
 
 
-def known_models(runtime: Runtime) -> Iterable[str]:
+def known_models(app: App) -> Iterable[str]:
     """Models of the catalog."""
-    return (spec.name for spec in runtime.library.specs)
+    return (spec.name for spec in app.library.specs)
 
 
-def sessions(runtime: Runtime) -> Iterable[str]:
-    return runtime.history.store.names()
+def sessions(app: App) -> Iterable[str]:
+    return app.history.store.names()
 
 
-def run_names(runtime: Runtime) -> Iterable[str]:
-    return (run.name for run in runtime.runs)
+def run_names(app: App) -> Iterable[str]:
+    return (run.name for run in app.runs)
 
 
-def saved_prompts(runtime: Runtime) -> Iterable[str]:
-    return runtime.config.prompts
+def saved_prompts(app: App) -> Iterable[str]:
+    return app.config.prompts
 
 
-def formats(_: Runtime) -> Iterable[str]:
+def formats(_: App) -> Iterable[str]:
     from cerebrum_cli.inference.format_choice import FORMAT_NAMES
 
     return FORMAT_NAMES
 
 
-def tasks(_: Runtime) -> Iterable[str]:
+def tasks(_: App) -> Iterable[str]:
     from cerebrum_cli.eval.tasks import TASKS
 
     return (task.name for task in TASKS)
 
 
-def presets(_: Runtime) -> Iterable[str]:
+def presets(_: App) -> Iterable[str]:
     from cerebrum_cli.eval.tasks import PRESETS
 
     return (preset.name for preset in PRESETS)
@@ -157,10 +157,10 @@ def completing(values: Values) -> Callable[[str], list[str]]:
     """Completion of a Typer parameter from a list of values; nothing if they cannot be read."""
 
     def complete(incomplete: str) -> list[str]:
-        from cerebrum_cli.cli.app import real_runtime
+        from cerebrum_cli.cli.app import real_app
 
         try:
-            return [value for value in values(real_runtime()) if value.startswith(incomplete)]
+            return [value for value in values(real_app()) if value.startswith(incomplete)]
         except (CerebrumError, OSError):
             return []
 

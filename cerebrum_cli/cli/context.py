@@ -12,20 +12,20 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import unknown_variables
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
 
 
-def runtime_of(context: typer.Context, verbose: bool = False) -> Runtime:
-    """The runtime a test has passed, or this machine's; `verbose` forwards llama.cpp's log to standard error."""
-    from cerebrum_cli.cli.app import Runtime, real_runtime
+def app_of(context: typer.Context, verbose: bool = False) -> App:
+    """The app a test has passed, or this machine's; `verbose` forwards llama.cpp's log to standard error."""
+    from cerebrum_cli.cli.app import App, real_app
 
-    runtime = context.obj if isinstance(context.obj, Runtime) else real_runtime()
+    app = context.obj if isinstance(context.obj, App) else real_app()
     for name, likely in unknown_variables(option_names()).items():
         hint = f"did you mean {likely}?" if likely else "see cerebrum COMMAND --help for the options"
-        runtime.streams.notice(NoticeEvent(f"the environment variable {name} sets nothing", hint))
+        app.streams.notice(NoticeEvent(f"the environment variable {name} sets nothing", hint))
     if verbose:
-        runtime.native_log(runtime.streams.info)
-    return runtime
+        app.native_log(app.streams.info)
+    return app
 
 
 def typed_options(context: typer.Context) -> frozenset[str]:
@@ -35,9 +35,9 @@ def typed_options(context: typer.Context) -> frozenset[str]:
     return assigned_keys(context.params.get(SET)).union(flags)
 
 
-def require_agreement(runtime: Runtime, question: str, name: str, yes: bool) -> None:
+def require_agreement(app: App, question: str, name: str, yes: bool) -> None:
     """Ask before deleting, unless `-y` is given; exit 1 with nothing deleted if the answer is no."""
-    streams = runtime.streams
+    streams = app.streams
     if not (yes or streams.confirm(question, default=False)):
         streams.info(f"{name} not deleted" + ("" if streams.in_is_terminal else "; confirm with -y"))
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.context import runtime_of
+from cerebrum_cli.cli.context import app_of
 from cerebrum_cli.cli.options import DoctorOptions
 from cerebrum_cli.cli.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer, environment_layer
@@ -14,7 +14,7 @@ from cerebrum_cli.core.settings import Layer, environment_layer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.doctor.assessment import CheckResult
 
 SETTINGS = SettingKeys(("model",), {"model": "Model to check [default: the default model]"})
@@ -33,31 +33,31 @@ def doctor(context: typer.Context, given: Annotated[Layer, SETTINGS], options: D
     from cerebrum_cli.terminal.doctor import print_check_result
     from cerebrum_cli.terminal.interrupts import interruptible
 
-    runtime = runtime_of(context)
+    app = app_of(context)
     results: list[CheckResult] = []
     shown = ""
     with interruptible(""):
-        for result in start_checks(runtime, given, options):
+        for result in start_checks(app, given, options):
             results.append(result)
             if options.json or (options.quiet and result.status == "ok"):
                 continue
             if result.endpoint != shown:
                 shown = result.endpoint
-                runtime.streams.answer(f"{shown}\n")
-            print_check_result(runtime.streams, result)
+                app.streams.answer(f"{shown}\n")
+            print_check_result(app.streams, result)
     if options.json:
-        runtime.streams.answer_object([result.recorded for result in results])
+        app.streams.answer_object([result.recorded for result in results])
     if any(result.status == "failure" for result in results):
         raise typer.Exit(1)
 
 
-def start_checks(runtime: Runtime, given: Layer, options: DoctorOptions) -> Iterator[CheckResult]:
+def start_checks(app: App, given: Layer, options: DoctorOptions) -> Iterator[CheckResult]:
     """The checks of this machine, or of the servers that `--endpoint` names; each runs as its result is read."""
     from cerebrum_cli.cli.servers import find_endpoints
     from cerebrum_cli.doctor.checks import run_checks
 
-    endpoints = find_endpoints(runtime, options)
-    context = runtime.doctor_context({**environment_layer("threads"), **given}, options.offline)
+    endpoints = find_endpoints(app, options)
+    context = app.doctor_context({**environment_layer("threads"), **given}, options.offline)
     if not endpoints:
         return run_checks(context)
     from cerebrum_cli.doctor.servers import run_server_checks

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cerebrum_cli.batch.journal import Journal
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import EvalOptions
     from cerebrum_cli.core.settings import Layer
 
 
 def run_eval(
-    runtime: Runtime,
+    app: App,
     source: str,
     output: Path | None,
     overrides: Layer,
@@ -39,26 +39,26 @@ def run_eval(
 
     Raises Interrupted with how to resume.
     """
-    prepared = prepare(runtime, source, overrides, options, on_command_line)
+    prepared = prepare(app, source, overrides, options, on_command_line)
     if output:
         require_file(output, source)
-    fingerprint = prepared.fingerprint(runtime)
-    path = output or runtime.runs.path_for(fingerprint)
+    fingerprint = prepared.fingerprint(app)
+    path = output or app.runs.path_for(fingerprint)
     if options.dry_run:
         from cerebrum_cli.cli.eval_preview import show_preview
 
         kept = [] if options.restart else samples_to_keep(path, fingerprint, prepared.extent)
-        show_preview(runtime, prepared, kept, options)
+        show_preview(app, prepared, kept, options)
         return 0
     if output is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    run = take_samples(runtime, prepared, path, fingerprint, options)
+    run = take_samples(app, prepared, path, fingerprint, options)
     samples = run.samples()
     skipped = sum(sample.is_skipped for sample in samples)
     if skipped == len(samples):
-        runtime.streams.error(no_sample_counts(run, samples))
+        app.streams.error(no_sample_counts(run, samples))
     else:
-        print_run(runtime, run, samples, options.json, options.quiet)
+        print_run(app, run, samples, options.json, options.quiet)
     return len(prepared.task.bad_rows) + skipped
 
 
@@ -70,7 +70,7 @@ def require_file(output: Path, source: str) -> None:
 
 
 def take_samples(
-    runtime: Runtime, prepared: PreparedEvaluation, path: Path, fingerprint: Mapping[str, Any], options: EvalOptions
+    app: App, prepared: PreparedEvaluation, path: Path, fingerprint: Mapping[str, Any], options: EvalOptions
 ) -> Run:
     """Take the samples that are missing, and complete the run file."""
     evaluation = prepared.evaluation
@@ -85,7 +85,7 @@ def take_samples(
             try:
                 with naming_grammar_file(options):
                     events = noting_servers(evaluate(loaded.responder, evaluation, run), run, loaded)
-                    render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, options))
+                    render(events, loaded.responder.cancel, progress_sinks(app, loaded.model.name, options))
             finally:
                 loaded.engine.close()
                 with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more

@@ -19,7 +19,7 @@ from cerebrum_cli.inference.profiles import tuning_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.eval_setup import PreparedEvaluation
     from cerebrum_cli.cli.options import EvalOptions
     from cerebrum_cli.eval.questions import Sample
@@ -29,7 +29,7 @@ BENCH_SLOTS = 16
 PREFILL, DECODE = BenchJob("prefill", 128), BenchJob("decode", 8, BENCH_SLOTS)
 
 
-def show_preview(runtime: Runtime, prepared: PreparedEvaluation, kept: Sequence[Sample], options: EvalOptions) -> None:
+def show_preview(app: App, prepared: PreparedEvaluation, kept: Sequence[Sample], options: EvalOptions) -> None:
     """Print the exact prompt of the first question on standard output, and what the run would be on standard error.
 
     `kept` are the samples that are not taken again.
@@ -45,9 +45,9 @@ def show_preview(runtime: Runtime, prepared: PreparedEvaluation, kept: Sequence[
     rows = [evaluation.rows.identity(position) for position in range(len(evaluation.rows))]
     finished = {(sample.id, sample.sample) for sample in kept}
     missing = [row for row in rows if row not in finished]
-    seconds, basis = estimate(runtime, prepared, missing, len(preview.token_ids))
+    seconds, basis = estimate(app, prepared, missing, len(preview.token_ids))
     if options.json:
-        runtime.streams.answer_object(
+        app.streams.answer_object(
             {
                 "prompt": preview.prompt,
                 "prompt_tokens": len(preview.token_ids),
@@ -60,30 +60,30 @@ def show_preview(runtime: Runtime, prepared: PreparedEvaluation, kept: Sequence[
             }
         )
         return
-    runtime.streams.answer(preview.prompt)
-    if runtime.streams.out_is_terminal and not preview.prompt.endswith("\n"):
-        runtime.streams.answer("\n")
+    app.streams.answer(preview.prompt)
+    if app.streams.out_is_terminal and not preview.prompt.endswith("\n"):
+        app.streams.answer("\n")
     if options.quiet:
         return
-    info = runtime.streams.info
+    info = app.streams.info
     info(f"expected answer: {question.gold}")
     questions = format_count(len(prepared.task.questions), "question")
     info(f"{len(evaluation.questions)} of {questions}, {format_count(evaluation.samples, 'sample')} each")
     for line in prepared.task.remarks:
-        runtime.streams.write_line("- ", line)
+        app.streams.write_line("- ", line)
     if kept:
         info(f"{len(rows) - len(missing)} of {format_count(len(rows), 'sample')} already in the run")
     info(f"about {format_duration(seconds)}, {basis}" if seconds else basis)
 
 
 def estimate(
-    runtime: Runtime, prepared: PreparedEvaluation, missing: Sequence[tuple[Any, ...]], prompt_tokens: int
+    app: App, prepared: PreparedEvaluation, missing: Sequence[tuple[Any, ...]], prompt_tokens: int
 ) -> tuple[float | None, str]:
     """Estimate the time of the missing samples in seconds, and what the estimate rests on; None if it is unknown."""
     if not missing:
         return 0.0, "nothing to generate"
     evaluation, source, samples = prepared.evaluation, prepared.source, len(missing)
-    runs = [run for run in runtime.runs if run.model == evaluation.model and run.record.notes.get("timed_samples")]
+    runs = [run for run in app.runs if run.model == evaluation.model and run.record.notes.get("timed_samples")]
     same = next((run for run in reversed(runs) if run.task == prepared.task.name), None)
     if same:
         notes = same.record.notes
@@ -96,7 +96,7 @@ def estimate(
     options = load_options(source.model, evaluation.settings)
     tuning = tuning_of(source.profile, "batch")
     try:
-        with closing(runtime.open_bench(options, source.model.paths)) as bench:
+        with closing(app.open_bench(options, source.model.paths)) as bench:
             prefill, decode = bench.speed(tuning, PREFILL), bench.speed(tuning, DECODE)
     except TrialError as error:
         return None, f"cannot estimate the run time: {error}"

@@ -19,7 +19,7 @@ from cerebrum_cli.eval.tasks import find_preset
 from cerebrum_cli.inference.loading import generation_fingerprint
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import EvalOptions
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.eval.tasks import Condition
@@ -46,54 +46,54 @@ class PreparedEvaluation:
         """What may grow from one run to the next."""
         return {QUESTIONS: len(self.evaluation.questions), SAMPLES: self.evaluation.samples}
 
-    def fingerprint(self, runtime: Runtime) -> dict[str, Any]:
+    def fingerprint(self, app: App) -> dict[str, Any]:
         """Everything the samples depend on, by readable names."""
         evaluation, source = self.evaluation, self.source
         return {
             **self.task.fingerprint,
             **source_fingerprint(source),
-            **generation_fingerprint(evaluation.settings, evaluation.grammar, source.model, runtime.library),
+            **generation_fingerprint(evaluation.settings, evaluation.grammar, source.model, app.library),
         }
 
 
 def prepare(
-    runtime: Runtime, source: str, overrides: Layer, options: EvalOptions, on_command_line: frozenset[str]
+    app: App, source: str, overrides: Layer, options: EvalOptions, on_command_line: frozenset[str]
 ) -> PreparedEvaluation:
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
     require_valid(overrides, options)  # before questions are downloaded
     require_count("--samples", options.samples, MAX_SAMPLES)
     require_count("--limit", options.limit)
-    task = read_task(runtime, source, options)
+    task = read_task(app, source, options)
     samples = options.samples or task.samples
     if samples > 1 and overrides.get("temperature") is None and task.settings.get("temperature") == 0:
         problem = f"--samples needs a temperature above 0, but preset {options.preset} sets 0"
         raise UsageError(problem, "add --temperature 0.7, or omit --samples")
     overrides = {**overrides, **{key: value for key, value in task.settings.items() if overrides.get(key) is None}}
-    reply_source = find_source(runtime, overrides, options, "--samples" if samples > 1 else None)
+    reply_source = find_source(app, overrides, options, "--samples" if samples > 1 else None)
     require_effective(reply_source.settings, on_command_line, options)
     settings = reply_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))
-    grammar, label = read_grammar(runtime, options), reply_source.model.label
+    grammar, label = read_grammar(app, options), reply_source.model.label
     questions = select(task.questions, options.limit)
     evaluation = Evaluation(questions, samples, settings, label, task.marker, grammar)
     return PreparedEvaluation(task, evaluation, replace(reply_source, settings=settings))
 
 
-def read_task(runtime: Runtime, source: str, options: EvalOptions) -> LoadedTask:
+def read_task(app: App, source: str, options: EvalOptions) -> LoadedTask:
     """Read the questions, with a progress bar if they are downloaded, and name the rows that do not count."""
     match = next((each for each in MATCHES if each == options.match), None)
     if options.match and match is None:
         raise UsageError(f"--match is {options.match!r}", f"it must be {', '.join(MATCHES)}")
     read_options = ReadOptions(options.template, match, options.run_code)
     preset = find_preset(options.preset) if options.preset else None
-    with file_progress(runtime, options) as progress:
+    with file_progress(app, options) as progress:
         task = read_source(source, read_options, preset, progress, options.offline)
     if not options.quiet:
         for bad in task.bad_rows[:SHOWN_ERRORS]:
-            runtime.streams.notice(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}", ""))
+            app.streams.notice(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}", ""))
         if (more := len(task.bad_rows) - SHOWN_ERRORS) > 0:
-            runtime.streams.notice(NoticeEvent(f"{more} more {'line' if more == 1 else 'lines'} skipped", ""))
+            app.streams.notice(NoticeEvent(f"{more} more {'line' if more == 1 else 'lines'} skipped", ""))
     return task
 
 

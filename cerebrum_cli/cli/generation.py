@@ -22,7 +22,7 @@ from cerebrum_cli.models.library import with_adapters
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import AnswerOptions, BatchOptions, ConstrainedOptions, EvalOptions
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.inference.loading import LoadedModel
@@ -35,7 +35,7 @@ AUTO_PARALLEL = 64  # more than this was nowhere faster
 
 
 def find_source(
-    runtime: Runtime,
+    app: App,
     overrides: Layer,
     options: AnswerOptions,
     samples_by: str | None = None,
@@ -46,16 +46,16 @@ def find_source(
     `samples_by` is the option that asks for several samples, which need a temperature. Without `--parallel`, the
     context has 0 slots. Raises UsageError, ConfigError, ModelNotFound, ModelFileError.
     """
-    endpoints, context = find_endpoints(runtime, options), SINGLE
+    endpoints, context = find_endpoints(app, options), SINGLE
     if isinstance(options, ConcurrencyOptions):
         if endpoints and options.ray is not None:
             raise UsageError("--ray and --endpoint cannot be used together", "give one of them")
         slots = parse_parallel(options.parallel)
         context = ContextOptions(slots=slots, batch_invariant=True, pad_steps=options.batch_invariant)
         overrides = without_padded_drafts(overrides, options)
-    model = model or find_model(runtime, overrides, options)
+    model = model or find_model(app, overrides, options)
     require_generative(model.path, model.header)
-    settings = generation_settings(runtime, overrides, model, samples_by)
+    settings = generation_settings(app, overrides, model, samples_by)
     place: Place | None = None
     if endpoints:
         place, settings = Servers(endpoints, context.slots or None), without_local(settings)
@@ -63,11 +63,11 @@ def find_source(
         from cerebrum_cli.cli.cluster import find_nodes
 
         require_no_adapters(settings, "--ray")
-        place = find_nodes(runtime, model, options.ray, not options.no_profile)
+        place = find_nodes(app, model, options.ray, not options.no_profile)
     require_attention(model, settings, context.pad_steps)
-    model = with_adapters(runtime.library, model, settings.lora)
+    model = with_adapters(app.library, model, settings.lora)
     use = ModelUse(context, template_options=template_options(options.template_arg))
-    return ReplySource(runtime.resources(options.no_profile), model, settings, use, place)
+    return ReplySource(app.resources(options.no_profile), model, settings, use, place)
 
 
 def open_for(source: ReplySource, samples: int, earlier: Sequence[Mapping[str, str]] = ()) -> LoadedModel:
@@ -114,16 +114,16 @@ def without_padded_drafts(overrides: Layer, options: ConcurrencyOptions) -> Laye
     return {**overrides, "drafts": False}
 
 
-def generation_settings(runtime: Runtime, overrides: Layer, model: Model, samples_by: str | None) -> Settings:
+def generation_settings(app: App, overrides: Layer, model: Model, samples_by: str | None) -> Settings:
     """Settings for a model; `samples_by` is the option that asks for several samples, which need a temperature.
 
     Raises UsageError.
     """
     if not samples_by:
-        return runtime.settings(overrides, model)
+        return app.settings(overrides, model)
     from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, require_sampling
 
-    settings = runtime.settings(overrides, model, {"temperature": VOTE_TEMPERATURE})
+    settings = app.settings(overrides, model, {"temperature": VOTE_TEMPERATURE})
     require_sampling(settings, samples_by)
     return settings
 
@@ -136,17 +136,17 @@ def require_effective(settings: Settings, on_command_line: frozenset[str], optio
         raise UsageError(f"--think N and {constraint} cannot be used together", "use --think off, or omit it")
 
 
-def read_grammar(runtime: Runtime, options: ConstrainedOptions) -> str | None:
+def read_grammar(app: App, options: ConstrainedOptions) -> str | None:
     """GBNF grammar that `--schema` or `--grammar` names; None without either. Raises UsageError, GrammarError."""
     schema, grammar = options.schema, options.grammar
     if schema and grammar:
         raise UsageError("--schema and --grammar cannot be used together", "give one of them")
     if schema:
         with naming_grammar_file(options):
-            text, ignored = runtime.schema_to_grammar(read_text(schema, MAX_GRAMMAR_BYTES))
+            text, ignored = app.schema_to_grammar(read_text(schema, MAX_GRAMMAR_BYTES))
         if ignored and not options.quiet:
             problem = f"{schema}: a grammar cannot express {', '.join(ignored)}, so answers may violate it"
-            runtime.streams.notice(NoticeEvent(problem, "check the answer against the schema"))
+            app.streams.notice(NoticeEvent(problem, "check the answer against the schema"))
         return text
     if not grammar:
         return None
@@ -166,7 +166,7 @@ def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
 
 
 def progress_sinks(
-    runtime: Runtime, model: str, options: BatchOptions | EvalOptions, shares_terminal: bool = False
+    app: App, model: str, options: BatchOptions | EvalOptions, shares_terminal: bool = False
 ) -> list[Sink]:
     """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
     if options.quiet:
@@ -174,5 +174,5 @@ def progress_sinks(
     from cerebrum_cli.terminal.progress import BatchProgress
     from cerebrum_cli.terminal.sinks import NoticeSink
 
-    streams, draws = runtime.streams, runtime.streams.can_redraw and not (options.verbose or shares_terminal)
+    streams, draws = app.streams, app.streams.can_redraw and not (options.verbose or shares_terminal)
     return [BatchProgress(streams, draws, None if options.verbose else model), NoticeSink(streams)]

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.completion import stored_models
-from cerebrum_cli.cli.context import runtime_of
+from cerebrum_cli.cli.context import app_of
 from cerebrum_cli.cli.options import ListOptions, ShowOptions
 from cerebrum_cli.cli.signature import composed, positional
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.settings import Settings, environment_layer
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.inference.profiles import Profile
     from cerebrum_cli.models.model import Model
 
@@ -25,9 +25,9 @@ def list_models(context: typer.Context, options: ListOptions) -> None:
     from cerebrum_cli.models import listing
     from cerebrum_cli.terminal.tables import print_catalogue, print_models
 
-    runtime = runtime_of(context)
-    library, streams = runtime.library, runtime.streams
-    ctx = runtime.readable_settings(environment_layer("ctx")).ctx
+    app = app_of(context)
+    library, streams = app.library, app.streams
+    ctx = app.readable_settings(environment_layer("ctx")).ctx
     installed = (listing.row(library, model) for model in library.models())
     listed = list(listing.catalogue_rows(library, ctx) if options.available else installed)
     if options.json:
@@ -64,9 +64,9 @@ def show(
     from cerebrum_cli.terminal.reports import print_profile
     from cerebrum_cli.terminal.tables import print_candidates, print_description
 
-    runtime, profile = runtime_of(context), None
-    library, reference = runtime.library, runtime.library.parse(name)
-    settings = runtime.readable_settings(environment_layer("ctx", "threads", "gpu_layers"))
+    app, profile = app_of(context), None
+    library, reference = app.library, app.library.parse(name)
+    settings = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers"))
     try:
         model = library.find(reference)
     except ModelNotFound as error:
@@ -80,28 +80,28 @@ def show(
             description = listing.describe(library, vocabulary, lambda *_: None)
             note = f"only its vocabulary is installed, for --endpoint; {note}"
     else:
-        with FileProgress(runtime.streams, options.quiet or options.json) as progress:
+        with FileProgress(app.streams, options.quiet or options.json) as progress:
             description = listing.describe(library, model, lambda done, total: progress.update("verify", done, total))
         plan = listing.quantization_plan(library, model, settings.ctx)
-        profile, note = profile_of(runtime, model, settings)
+        profile, note = profile_of(app, model, settings)
     if options.json:
         profile_row = {"profile": profile and profile_object(profile)}
-        runtime.streams.answer_object(description | profile_row | (listing.candidates_object(plan) if plan else {}))
+        app.streams.answer_object(description | profile_row | (listing.candidates_object(plan) if plan else {}))
         return
-    print_description(runtime.streams, description)
+    print_description(app.streams, description)
     if profile:
-        runtime.streams.answer(f"\nmeasured {profile.created}\n\n")
-        print_profile(runtime.streams, profile)
+        app.streams.answer(f"\nmeasured {profile.created}\n\n")
+        print_profile(app.streams, profile)
     if plan:
-        print_candidates(runtime.streams, plan)
+        print_candidates(app.streams, plan)
     if note and not options.quiet:
-        runtime.streams.info(note)
+        app.streams.info(note)
 
 
-def profile_of(runtime: Runtime, model: Model, settings: Settings) -> tuple[Profile | None, str]:
+def profile_of(app: App, model: Model, settings: Settings) -> tuple[Profile | None, str]:
     """Profile of a model, and a note if it was measured elsewhere."""
-    profile = runtime.profile(model, settings)
-    if profile is None and runtime.profiles().find_other(runtime.library.identity(model)):
+    profile = app.profile(model, settings)
+    if profile is None and app.profiles().find_other(app.library.identity(model)):
         command = f"cerebrum tune {model.reference}"
         return None, f"its profile is from another machine or build of llama.cpp; run {command}"
     return profile, ""

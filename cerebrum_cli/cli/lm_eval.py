@@ -26,7 +26,7 @@ from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import StageProgress
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import LmEvalOptions
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.core.settings import Layer
@@ -50,22 +50,22 @@ def opener(source: ReplySource) -> Callable[[Use], LoadedModel]:
     return lambda use: open_model(for_lm_eval(source, use))
 
 
-def run_lm_eval(runtime: Runtime, tasks: Sequence[str], overrides: Layer, options: LmEvalOptions) -> None:
+def run_lm_eval(app: App, tasks: Sequence[str], overrides: Layer, options: LmEvalOptions) -> None:
     """Run tasks and print lm-eval's table. Raises Interrupted with how to resume."""
     require_usable(overrides, options)
     preset = find_preset(options.preset) if options.preset else None
-    source = find_source(runtime, overrides, options).used(raw=not options.apply_chat_template)
+    source = find_source(app, overrides, options).used(raw=not options.apply_chat_template)
     if options.offline:
         set_environment_default("HF_HUB_OFFLINE", "1")
         set_environment_default("HF_DATASETS_OFFLINE", "1")
-    cache = cache_path(runtime, source)
+    cache = cache_path(app, source)
     if options.restart:
         remove_cache(cache)
     with interruptible("run it again to resume"):
-        results = evaluate(runtime, source, tasks, cache, options)
+        results = evaluate(app, source, tasks, cache, options)
     if options.output:
         atomic_write(options.output, json.dumps(results, ensure_ascii=False).encode())
-    print_results(runtime, results, preset, options)
+    print_results(app, results, preset, options)
     remove_cache(cache)
 
 
@@ -93,21 +93,21 @@ def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
 
 
 def evaluate(
-    runtime: Runtime,
+    app: App,
     source: ReplySource,
     tasks: Sequence[str],
     cache: Path,
     options: LmEvalOptions,
 ) -> dict[str, Any]:
     """Run the tasks with progress on standard error, and return lm-eval's results as JSON values."""
-    progress = StageProgress(runtime.streams, options.quiet or options.verbose)
+    progress = StageProgress(app.streams, options.quiet or options.verbose)
 
     def emit(event: Event) -> None:
         if isinstance(event, LoadEvent):
             event = StageEvent(f"loading {source.model.name}", round(100 * event.fraction), 100)
         progress.emit(event)
         if isinstance(event, NoticeEvent) and not options.quiet:
-            runtime.streams.notice(event)
+            app.streams.notice(event)
 
     cache.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -131,27 +131,27 @@ def evaluate(
         progress.close()
 
 
-def print_results(runtime: Runtime, results: Mapping[str, Any], preset: Preset | None, options: LmEvalOptions) -> None:
+def print_results(app: App, results: Mapping[str, Any], preset: Preset | None, options: LmEvalOptions) -> None:
     """Print lm-eval's table, or all results without the answers as JSON, and what a preset's card states."""
     from cerebrum_cli.eval.lm_tasks import averages, remarks, results_table
 
     if options.json:
-        runtime.streams.answer_object({key: value for key, value in results.items() if key != "samples"})
+        app.streams.answer_object({key: value for key, value in results.items() if key != "samples"})
         return
-    runtime.streams.answer(results_table(results, preset))
+    app.streams.answer(results_table(results, preset))
     if preset and not options.quiet:
         for line in (*averages(results, preset), *remarks(results, preset)):
-            runtime.streams.write_line("- ", line)
+            app.streams.write_line("- ", line)
 
 
-def cache_path(runtime: Runtime, source: ReplySource) -> Path:
+def cache_path(app: App, source: ReplySource) -> Path:
     """Where lm-eval saves results while they are computed: by model and settings, since its own keys are only texts."""
     settings, use = source.settings, source.use
-    identity = runtime.library.identity(source.model)
+    identity = app.library.identity(source.model)
     types = (settings.cache_type_k, settings.cache_type_v) if settings.cache_type_k or settings.cache_type_v else ()
     record = (identity, settings.ctx, settings.format, settings.seed, use.raw, dict(use.template_options), *types)
     digest = sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
-    return runtime.cache_directory / "lm-eval" / digest
+    return app.cache_directory / "lm-eval" / digest
 
 
 def remove_cache(cache: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from cerebrum_cli.cli.app import real_runtime
+from cerebrum_cli.cli.app import real_app
 from cerebrum_cli.cli.generation import AUTO_PARALLEL
 from cerebrum_cli.cli.lm_eval import opener
 from cerebrum_cli.core.errors import FormatError, UsageError
@@ -35,17 +35,17 @@ class CerebrumModel(CerebrumLM):
     ) -> None:
         for name in settings.keys() - set(SETTINGS):
             raise UsageError(f"--model_args has no {name!r}", f"it has {', '.join(SETTINGS)}")
-        runtime = real_runtime()
+        app = real_app()
         given = {"model": None if model is None else str(model), **settings}
-        found = runtime.library.resolve(runtime.settings(given).model)
-        merged = runtime.settings(given, found)
-        found = with_adapters(runtime.library, found, merged.lora)
+        found = app.library.resolve(app.settings(given).model)
+        merged = app.settings(given, found)
+        found = with_adapters(app.library, found, merged.lora)
         raw = True
         with suppress(FormatError):
             raw = not choose_format(merged.format, found.known_format, found.header.chat_template)
         use = ModelUse(ContextOptions(slots=AUTO_PARALLEL, batch_invariant=True), raw=raw)
-        source = ReplySource(runtime.resources(), found, merged, use)
-        sinks = (StageProgress(runtime.streams, quiet=False), NoticeSink(runtime.streams))
+        source = ReplySource(app.resources(), found, merged, use)
+        sinks = (StageProgress(app.streams, quiet=False), NoticeSink(app.streams))
 
         def emit(event: Event) -> None:
             for sink in sinks:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.context import runtime_of
+from cerebrum_cli.cli.context import app_of
 from cerebrum_cli.cli.models import file_progress, find_model
 from cerebrum_cli.cli.options import MergeCommandOptions
 from cerebrum_cli.cli.signature import composed, positional
@@ -17,7 +17,7 @@ from cerebrum_cli.core.files import is_directory
 from cerebrum_cli.core.settings import environment_layer
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.merge.execute import WrittenFile
     from cerebrum_cli.merge.merge import Merge, MergeOptions
     from cerebrum_cli.models.model import Model
@@ -47,8 +47,8 @@ def merge(
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.reports import print_merge
 
-    runtime = runtime_of(context)
-    library, merger, streams = runtime.library, runtime.merger, runtime.streams
+    app = app_of(context)
+    library, merger, streams = app.library, app.merger, app.streams
     requested = read_recipe(library, recipe)
     target = merge_options(options, Path(recipe).stem)
     references = source_references(library, requested, options.source)
@@ -58,23 +58,23 @@ def merge(
     def find(reference: str) -> Model:
         if options.dry_run:
             return library.resolve(reference)
-        return find_model(runtime, {"model": reference}, options)
+        return find_model(app, {"model": reference}, options)
 
     models = resolve_models(library, references, find)
     if not options.dry_run:
         require_not_source(models, target.output)
-        require_new(runtime, target.output, options.yes)
+        require_new(app, target.output, options.yes)
     with interruptible("nothing was written"):
         plan = merger.prepare(requested.recipe, models, target)
-    ctx = runtime.settings(environment_layer("ctx")).ctx
+    ctx = app.settings(environment_layer("ctx")).ctx
     description = merge_object(plan, ctx, merger.free_bytes(target.output.parent))
     if not options.quiet:
-        warn(runtime, plan)
+        warn(app, plan)
     if options.dry_run:
         streams.answer_object(description) if options.json else print_merge(streams, description)
         return
     merger.require_writable(plan)
-    written = write(runtime, plan, options)
+    written = write(app, plan, options)
     model = merger.register(plan, written)
     if options.json:
         files = [{"path": str(written.path), "size": written.size, "sha256": written.sha256}]
@@ -108,28 +108,28 @@ def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
     )
 
 
-def require_new(runtime: Runtime, path: Path, yes: bool) -> None:
+def require_new(app: App, path: Path, yes: bool) -> None:
     """Ask before replacing a file. Raises UsageError if the answer is no."""
     from cerebrum_cli.models.model import is_file
 
-    if is_file(path) and not (yes or runtime.streams.confirm(f"{path} already exists. Replace it?", False)):
+    if is_file(path) and not (yes or app.streams.confirm(f"{path} already exists. Replace it?", False)):
         raise UsageError(f"{path} already exists", "choose another file, or replace it with -y")
 
 
-def warn(runtime: Runtime, plan: Merge) -> None:
+def warn(app: App, plan: Merge) -> None:
     """Print a notice for each key and filter of the recipe that has no effect."""
     for key in plan.recipe.ignored_keys:
         problem = f"the recipe's key {key} is unknown and ignored"
-        runtime.streams.notice(
+        app.streams.notice(
             NoticeEvent(problem, "mergekit ignores it too; check the spelling if it should have an effect")
         )
     for each in plan.plan.unmatched_filters:
         problem = f"the recipe's filter {each} matches no tensor and is ignored"
-        runtime.streams.notice(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))
+        app.streams.notice(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))
 
 
-def write(runtime: Runtime, plan: Merge, options: MergeCommandOptions) -> WrittenFile:
+def write(app: App, plan: Merge, options: MergeCommandOptions) -> WrittenFile:
     from cerebrum_cli.terminal.interrupts import interruptible
 
-    with interruptible("nothing was written"), file_progress(runtime, options) as progress:
-        return runtime.merger.write(plan, lambda done, total: progress.update("merge", done, total))
+    with interruptible("nothing was written"), file_progress(app, options) as progress:
+        return app.merger.write(plan, lambda done, total: progress.update("merge", done, total))

@@ -11,69 +11,67 @@ from cerebrum_cli.core.text import format_size
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import PullOptions, QuietOptions
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
     from cerebrum_cli.terminal.progress import FileProgress
 
 
-def find_model(runtime: Runtime, overrides: Mapping[str, Any], options: PullOptions) -> Model:
+def find_model(app: App, overrides: Mapping[str, Any], options: PullOptions) -> Model:
     """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound.
 
     A model that servers or nodes open is needed here only with its vocabulary.
     """
-    settings = runtime.settings(overrides)
+    settings = app.settings(overrides)
     has_nodes = isinstance(options, ConcurrencyOptions) and options.ray
     if has_nodes or (isinstance(options, AnswerOptions) and options.endpoint):
-        return runtime.library.resolve_vocabulary(settings.model)
+        return app.library.resolve_vocabulary(settings.model)
     try:
-        model = runtime.library.resolve(settings.model)
+        model = app.library.resolve(settings.model)
     except ModelNotFound as error:
-        if error.pullable is None or not (options.yes or runtime.streams.can_ask):
+        if error.pullable is None or not (options.yes or app.streams.can_ask):
             raise
-        reference = runtime.library.parse(error.pullable)
-        with file_progress(runtime, options) as progress:
-            if runtime.puller(progress, options.offline).is_unavailable_offline(reference):
+        reference = app.library.parse(error.pullable)
+        with file_progress(app, options) as progress:
+            if app.puller(progress, options.offline).is_unavailable_offline(reference):
                 raise
-        if not (options.yes or confirm_pull(runtime, error, reference, settings.ctx, options)):
+        if not (options.yes or confirm_pull(app, error, reference, settings.ctx, options)):
             raise
-        model = pull_model(runtime, reference, None, settings.ctx, options)
-    runtime.library.registry.touch(model.usage_key)
+        model = pull_model(app, reference, None, settings.ctx, options)
+    app.library.registry.touch(model.usage_key)
     return model
 
 
 def confirm_pull(
-    runtime: Runtime, error: ModelNotFound, reference: Reference, context: int | None, options: PullOptions
+    app: App, error: ModelNotFound, reference: Reference, context: int | None, options: PullOptions
 ) -> bool:
     """Ask whether a model should be downloaded now, naming its quantization and size."""
-    with file_progress(runtime, options) as progress:
-        plan = runtime.puller(progress, options.offline).planner.plan(reference, context)
+    with file_progress(app, options) as progress:
+        plan = app.puller(progress, options.offline).planner.plan(reference, context)
     size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"
-    return runtime.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
+    return app.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
 
 
-def pull_model(
-    runtime: Runtime, reference: Reference, name: str | None, context: int | None, options: PullOptions
-) -> Model:
+def pull_model(app: App, reference: Reference, name: str | None, context: int | None, options: PullOptions) -> Model:
     """Download a model with a progress bar; ask before one that does not fit this machine."""
     from cerebrum_cli.terminal.interrupts import interruptible
 
-    with file_progress(runtime, options) as progress:
+    with file_progress(app, options) as progress:
 
         def agree(warning: str) -> bool:
             progress.pause()
-            return options.yes or runtime.streams.confirm(f"{warning}. Pull it anyway?", default=False)
+            return options.yes or app.streams.confirm(f"{warning}. Pull it anyway?", default=False)
 
         with interruptible("run it again to resume"):
-            model = runtime.puller(progress, options.offline).pull(reference, name, context, agree)
+            model = app.puller(progress, options.offline).pull(reference, name, context, agree)
     if not options.quiet:
-        runtime.streams.info(f"installed {model.reference}: {model.path}")
+        app.streams.info(f"installed {model.reference}: {model.path}")
     return model
 
 
-def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:
+def file_progress(app: App, options: QuietOptions) -> FileProgress:
     """Progress bar for files, unless `--quiet`."""
     from cerebrum_cli.terminal.progress import FileProgress
 
-    return FileProgress(runtime.streams, options.quiet)
+    return FileProgress(app.streams, options.quiet)

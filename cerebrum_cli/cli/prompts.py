@@ -17,7 +17,7 @@ from cerebrum_cli.cli.config_file import (
     with_skeleton,
     without_prompt,
 )
-from cerebrum_cli.cli.context import require_agreement, runtime_of
+from cerebrum_cli.cli.context import app_of, require_agreement
 from cerebrum_cli.cli.options import FIRST, DeleteOptions, QuietOptions
 from cerebrum_cli.cli.signature import SectionedCommand, composed, parameter, positional
 from cerebrum_cli.core.config import PROMPTS, parse_config
@@ -29,12 +29,12 @@ from cerebrum_cli.core.settings import KEYS, in_directory
 from cerebrum_cli.core.text import well_formed
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import AskOptions
     from cerebrum_cli.core.settings import Layer
 
 SAVED = {*KEYS, "prompt", "schema", "extract", "save_prompt", "yes", "quiet"}  # what may be typed with --save-prompt
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 NAME_HELP = "A name from `cerebrum prompts list`"
 Name = Annotated[str, positional("NAME", NAME_HELP, saved_prompts)]
 NewName = Annotated[str, positional("NAME", "A new name, or a saved one", saved_prompts)]
@@ -43,38 +43,38 @@ Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
 JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
 
 
-@app.command(name="list", cls=SectionedCommand, short_help="List saved prompts.")
+@group.command(name="list", cls=SectionedCommand, short_help="List saved prompts.")
 @composed
 def list_prompts(context: typer.Context, options: QuietOptions, json: JsonArray = False) -> None:
     """List saved prompts, in the order of config.toml."""
     from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
 
-    runtime = runtime_of(context)
-    rows = [saved.as_object() for saved in runtime.config.prompts.values()]
+    app = app_of(context)
+    rows = [saved.as_object() for saved in app.config.prompts.values()]
     empty = "" if options.quiet else NO_PROMPTS
-    print_rows(runtime.streams, rows, json, print_prompts, empty)
+    print_rows(app.streams, rows, json, print_prompts, empty)
 
 
-@app.command(cls=SectionedCommand)
+@group.command(cls=SectionedCommand)
 @composed
 def show(context: typer.Context, name: Name, json: Json = False) -> None:
     """Show a saved prompt."""
-    runtime = runtime_of(context)
-    saved = find_prompt(runtime.config.prompts, name)
+    app = app_of(context)
+    saved = find_prompt(app.config.prompts, name)
     if json:
-        runtime.streams.answer_object(saved.as_object())
+        app.streams.answer_object(saved.as_object())
     else:
-        runtime.streams.answer(prompt_table(name, saved.table()))
+        app.streams.answer(prompt_table(name, saved.table()))
 
 
-@app.command(cls=SectionedCommand, short_help="Edit a saved prompt, or create it.")
+@group.command(cls=SectionedCommand, short_help="Edit a saved prompt, or create it.")
 @composed
 def edit(context: typer.Context, name: NewName, options: QuietOptions) -> None:
     """Open config.toml in $VISUAL or $EDITOR at a saved prompt. A new prompt starts with a commented example."""
     from cerebrum_cli.terminal.repl.programs import edit_file
 
-    runtime = runtime_of(context)
-    path = config_path(runtime)
+    app = app_of(context)
+    path = config_path(app)
     before = read_config_text(path)
     text = before if has_prompt(before, name) else with_skeleton(before, require_name(name))
     if text != before:
@@ -87,7 +87,7 @@ def edit(context: typer.Context, name: NewName, options: QuietOptions) -> None:
             restore(path, before)
     if edited == text:
         if not options.quiet:
-            runtime.streams.info("no changes")
+            app.streams.info("no changes")
         return
     try:
         prompts = parse_config(edited, path).prompts
@@ -95,29 +95,27 @@ def edit(context: typer.Context, name: NewName, options: QuietOptions) -> None:
         again = f"cerebrum prompts edit {quote(name)}  opens the file again, with your text"
         raise ConfigError(error.message, f"{error.hint}; {again}") from error
     if not options.quiet:
-        runtime.streams.info(f"{name} saved in {path}" if name in prompts else f"{path} saved, without {name}")
+        app.streams.info(f"{name} saved in {path}" if name in prompts else f"{path} saved, without {name}")
 
 
-@app.command(cls=SectionedCommand)
+@group.command(cls=SectionedCommand)
 @composed
 def rm(context: typer.Context, names: Names, options: DeleteOptions) -> None:
     """Delete saved prompts."""
-    runtime = runtime_of(context)
-    chosen = list(dict.fromkeys(find_prompt(runtime.config.prompts, name).name for name in names))
+    app = app_of(context)
+    chosen = list(dict.fromkeys(find_prompt(app.config.prompts, name).name for name in names))
     listed = ", ".join(chosen)
-    require_agreement(runtime, f"Delete the saved prompt{'s' * (len(chosen) > 1)} {listed}?", listed, options.yes)
-    path = config_path(runtime)
+    require_agreement(app, f"Delete the saved prompt{'s' * (len(chosen) > 1)} {listed}?", listed, options.yes)
+    path = config_path(app)
     text = read_config_text(path)
     for name in chosen:
         text = without_prompt(text, name)
     replace_user_file(path, text.encode())
     if not options.quiet:
-        runtime.streams.info(f"deleted {listed}")
+        app.streams.info(f"deleted {listed}")
 
 
-def save(
-    runtime: Runtime, name: str, prompt: str | None, given: Layer, options: AskOptions, typed: frozenset[str]
-) -> None:
+def save(app: App, name: str, prompt: str | None, given: Layer, options: AskOptions, typed: frozenset[str]) -> None:
     """Save what is on the command line as a prompt; variables are not saved. Raises UsageError."""
     from cerebrum_cli.cli.generation import MAX_GRAMMAR_BYTES
     from cerebrum_cli.inference.prompt_sources import read_piped, read_text
@@ -130,7 +128,7 @@ def save(
     settings = dict(in_directory({key: value for key, value in given.items() if key in typed}, Path.cwd()))
     if "model" in settings:
         settings["model"] = absolute_reference(settings["model"])
-    piped = runtime.streams.piped
+    piped = app.streams.piped
     text = read_piped(piped) if prompt == "-" and piped else well_formed(prompt or "")
     schema = options.schema if "schema" in typed else None
     if schema:
@@ -143,13 +141,13 @@ def save(
     ).table()
     if not values:
         raise UsageError(f"there is nothing to save as {name}", "give a PROMPT, a system prompt with -s, or a setting")
-    is_new = name not in runtime.config.prompts
-    if not (is_new or options.yes or runtime.streams.confirm(f"Replace the saved prompt {name}?", default=False)):
+    is_new = name not in app.config.prompts
+    if not (is_new or options.yes or app.streams.confirm(f"Replace the saved prompt {name}?", default=False)):
         raise UsageError(f"there is a saved prompt {name} already", "choose another name, or replace it with -y")
-    path = config_path(runtime)
+    path = config_path(app)
     replace_user_file(path, with_prompt(read_config_text(path), name, values).encode())
     if not options.quiet:
-        runtime.streams.info(f"{name} saved in {path}; use it with cerebrum ask -p {quote(name)}")
+        app.streams.info(f"{name} saved in {path}; use it with cerebrum ask -p {quote(name)}")
 
 
 def restore(path: Path, text: str) -> None:
@@ -157,8 +155,8 @@ def restore(path: Path, text: str) -> None:
     replace_user_file(path, text.encode()) if text else path.unlink()
 
 
-def config_path(runtime: Runtime) -> Path:
-    return runtime.config_directory / "config.toml"
+def config_path(app: App) -> Path:
+    return app.config_directory / "config.toml"
 
 
 def read_config_text(path: Path) -> str:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.completion import known_models
-from cerebrum_cli.cli.context import runtime_of
+from cerebrum_cli.cli.context import app_of
 from cerebrum_cli.cli.models import file_progress, pull_model
 from cerebrum_cli.cli.options import PullCommandOptions
 from cerebrum_cli.cli.signature import composed, positional
 from cerebrum_cli.core.settings import environment_layer
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
 
@@ -33,51 +33,49 @@ def pull(
     command again to resume. With --vocabulary, only the header of the file is downloaded, a few megabytes: enough to
     build prompts for a server that runs the model.
     """
-    runtime = runtime_of(context)
-    reference = runtime.library.parse(model)
+    app = app_of(context)
+    reference = app.library.parse(model)
     options.validate()
-    ctx = runtime.settings(environment_layer("ctx")).ctx
+    ctx = app.settings(environment_layer("ctx")).ctx
     if options.dry_run:
-        show_download_plan(runtime, reference, ctx, options)
+        show_download_plan(app, reference, ctx, options)
         return
     if options.vocabulary:
-        installed = pull_vocabulary(runtime, reference, ctx, options)
+        installed = pull_vocabulary(app, reference, ctx, options)
     else:
-        installed = pull_model(runtime, reference, options.name, ctx, options)
+        installed = pull_model(app, reference, options.name, ctx, options)
         if options.default:
-            runtime.library.registry.set_default(installed.reference)
-        if runtime.streams.err_is_terminal and not options.quiet:
-            runtime.streams.info(f"next: cerebrum chat {installed.reference}")
+            app.library.registry.set_default(installed.reference)
+        if app.streams.err_is_terminal and not options.quiet:
+            app.streams.info(f"next: cerebrum chat {installed.reference}")
     if options.json:
         from cerebrum_cli.models.listing import row
 
-        runtime.streams.answer_object(row(runtime.library, installed))
+        app.streams.answer_object(row(app.library, installed))
 
 
-def show_download_plan(
-    runtime: Runtime, reference: Reference, context: int | None, options: PullCommandOptions
-) -> None:
+def show_download_plan(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> None:
     """Print the quantizations a reference offers and which fit; download nothing."""
     from cerebrum_cli.models.listing import download_plan_object
     from cerebrum_cli.terminal.tables import print_candidates
 
-    with file_progress(runtime, options) as progress:
-        plan = runtime.puller(progress, options.offline).planner.plan(reference, context)
+    with file_progress(app, options) as progress:
+        plan = app.puller(progress, options.offline).planner.plan(reference, context)
     if options.json:
-        runtime.streams.answer_object(download_plan_object(plan))
+        app.streams.answer_object(download_plan_object(plan))
         return
-    print_candidates(runtime.streams, plan)
+    print_candidates(app.streams, plan)
     if not options.quiet:
-        runtime.streams.info(f"cerebrum pull {reference} would download {plan.reference}")
+        app.streams.info(f"cerebrum pull {reference} would download {plan.reference}")
 
 
-def pull_vocabulary(runtime: Runtime, reference: Reference, context: int | None, options: PullCommandOptions) -> Model:
+def pull_vocabulary(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> Model:
     """Download a model's vocabulary with a progress bar, unless the model is installed."""
     from cerebrum_cli.terminal.interrupts import interruptible
 
-    with file_progress(runtime, options) as progress, interruptible("run it again"):
-        model = runtime.puller(progress, options.offline).pull_vocabulary(reference, context)
+    with file_progress(app, options) as progress, interruptible("run it again"):
+        model = app.puller(progress, options.offline).pull_vocabulary(reference, context)
     if not options.quiet:
         installed = "installed the vocabulary of" if model.is_vocabulary else "its vocabulary is in the installed"
-        runtime.streams.info(f"{installed} {model.reference}: {model.path}")
+        app.streams.info(f"{installed} {model.reference}: {model.path}")
     return model

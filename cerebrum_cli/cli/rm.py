@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cerebrum_cli.cli.completion import stored_models
-from cerebrum_cli.cli.context import require_agreement, runtime_of
+from cerebrum_cli.cli.context import app_of, require_agreement
 from cerebrum_cli.cli.options import DeleteOptions
 from cerebrum_cli.cli.signature import composed, positional
 
@@ -24,11 +24,11 @@ def rm(
     """
     from cerebrum_cli.models.removal import plan_removal
 
-    runtime = runtime_of(context)
-    removal = plan_removal(runtime.library, runtime.library.parse(model))
-    require_agreement(runtime, removal.question, removal.model.reference, options.yes)
+    app = app_of(context)
+    removal = plan_removal(app.library, app.library.parse(model))
+    require_agreement(app, removal.question, removal.model.reference, options.yes)
     identity, report = removal.identity, removal.execute()
     if identity:
-        runtime.profiles().delete(identity)
+        app.profiles().delete(identity)
     if not options.quiet:
-        runtime.streams.info(report)
+        app.streams.info(report)

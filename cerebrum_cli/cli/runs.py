@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cerebrum_cli.cli.completion import run_names
-from cerebrum_cli.cli.context import require_agreement, runtime_of
+from cerebrum_cli.cli.context import app_of, require_agreement
 from cerebrum_cli.cli.options import DeleteOptions, QuietOptions, RunOptions
 from cerebrum_cli.cli.signature import SectionedCommand, composed, parameter, positional
 from cerebrum_cli.core.errors import UsageError
@@ -18,12 +18,12 @@ from cerebrum_cli.core.lora import LORA
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.questions import Sample
     from cerebrum_cli.eval.runs import Run
     from cerebrum_cli.models.model import Model
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 RUN_HELP = "A name from `cerebrum runs list`, or a path"
 Name = Annotated[str, positional("RUN", RUN_HELP, run_names)]
 First = Annotated[str, positional("RUN_A", RUN_HELP, run_names)]
@@ -32,23 +32,23 @@ Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
 JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
 
 
-@app.command(name="list", cls=SectionedCommand, short_help="List stored runs.")
+@group.command(name="list", cls=SectionedCommand, short_help="List stored runs.")
 @composed
 def list_runs(context: typer.Context, options: QuietOptions, json: JsonArray = False) -> None:
     """List stored runs, latest last."""
     from cerebrum_cli.terminal.reports import print_runs
     from cerebrum_cli.terminal.tables import print_rows
 
-    runtime = runtime_of(context)
+    app = app_of(context)
     empty = "" if options.quiet else "no stored runs; cerebrum eval creates them"
     rows = []
-    for run in runtime.runs:
+    for run in app.runs:
         try:
             rows.append(run_row(run))
         except UsageError as error:  # the others can be listed
             if not options.quiet:
-                runtime.streams.notice(NoticeEvent(error.message, f"cerebrum runs rm {run.name}  deletes it"))
-    print_rows(runtime.streams, rows, json, print_runs, empty)
+                app.streams.notice(NoticeEvent(error.message, f"cerebrum runs rm {run.name}  deletes it"))
+    print_rows(app.streams, rows, json, print_runs, empty)
 
 
 def run_row(run: Run) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def run_row(run: Run) -> dict[str, Any]:
     }
 
 
-@app.command(cls=SectionedCommand, short_help="Show a run's results.")
+@group.command(cls=SectionedCommand, short_help="Show a run's results.")
 @composed
 def show(context: typer.Context, name: Name, options: RunOptions) -> None:
     """Show accuracy, majority votes and unanswered samples, with intervals."""
@@ -79,26 +79,26 @@ def show(context: typer.Context, name: Name, options: RunOptions) -> None:
 
     if options.run_code and not options.rescore:
         raise UsageError("--run-code requires --rescore", "add --rescore")
-    runtime = runtime_of(context)
-    run = runtime.runs.find(name)
+    app = app_of(context)
+    run = app.runs.find(name)
     samples = run.samples()
     if options.rescore:
         before = samples
         samples = rescored(run, samples, options.run_code)
         if not options.quiet:
             changed = sum(old.correct != new.correct for old, new in zip(before, samples, strict=True))
-            runtime.streams.info(f"{changed} of {len(samples)} samples changed their score")
+            app.streams.info(f"{changed} of {len(samples)} samples changed their score")
     if options.plot:  # first: a report is not followed by an error
         from cerebrum_cli.terminal.plot import plot_report
 
         count_skipped(run, samples)
         plot_report(report_of(run, samples), options.plot)
-    print_run(runtime, run, samples, options.json, options.quiet)
+    print_run(app, run, samples, options.json, options.quiet)
     if options.plot and not options.quiet:
-        runtime.streams.info(f"wrote {options.plot}")
+        app.streams.info(f"wrote {options.plot}")
 
 
-def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool, quiet: bool) -> None:
+def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, quiet: bool) -> None:
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
     from cerebrum_cli.eval.report import report_object
     from cerebrum_cli.eval.runs import report_of
@@ -108,13 +108,13 @@ def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool,
     report = report_of(run, samples)
     if json:
         bad_rows = run.record.notes.get("bad_rows", 0)
-        runtime.streams.answer_object({**report_object(report), "skipped": skipped, "bad_rows": bad_rows})
+        app.streams.answer_object({**report_object(report), "skipped": skipped, "bad_rows": bad_rows})
         return
-    print_report(runtime.streams, report, run, skipped)
+    print_report(app.streams, report, run, skipped)
     if not quiet:
         for remark in run.record.notes.get("remarks", ()):
-            runtime.streams.write_line("- ", remark)
-        runtime.streams.info(f"run {run.name}: {run.path}")
+            app.streams.write_line("- ", remark)
+        app.streams.info(f"run {run.name}: {run.path}")
 
 
 def count_skipped(run: Run, samples: Sequence[Sample]) -> int:
@@ -131,11 +131,11 @@ def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
     return UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again, with other settings")
 
 
-def model_of(runtime: Runtime, run: Run) -> Model:
+def model_of(app: App, run: Run) -> Model:
     """The model file that a run used, with its adapters. Raises ModelNotFound, UsageError if it has changed."""
     from cerebrum_cli.models.library import with_adapters
 
-    library = runtime.library
+    library = app.library
     model = library.resolve(run.record.notes["reference"])
     model = with_adapters(library, model, run.record.notes.get(LORA, ()))
     recorded = run.record.fingerprint
@@ -144,7 +144,7 @@ def model_of(runtime: Runtime, run: Run) -> Model:
     return model
 
 
-@app.command(cls=SectionedCommand, short_help="Compare two runs of the same questions.")
+@group.command(cls=SectionedCommand, short_help="Compare two runs of the same questions.")
 @composed
 def compare(
     context: typer.Context,
@@ -160,33 +160,33 @@ def compare(
     from cerebrum_cli.terminal.reports import print_comparison
     from cerebrum_cli.terminal.tables import wrapped
 
-    runtime = runtime_of(context)
-    runs = runtime.runs.find(before), runtime.runs.find(after)
+    app = app_of(context)
+    runs = app.runs.find(before), app.runs.find(after)
     comparison = compare_runs(*runs)
     closeness = None
     if kl:
-        reference, other = (model_of(runtime, run) for run in runs)
-        progress = StageProgress(runtime.streams, quiet=False)
+        reference, other = (model_of(app, run) for run in runs)
+        progress = StageProgress(app.streams, quiet=False)
         try:
             progress.emit(StageEvent("measuring the KL divergence", 0, 1))
-            closeness = measure_divergence(reference, other, runtime.settings({}), runtime.open_bench)
+            closeness = measure_divergence(reference, other, app.settings({}), app.open_bench)
         finally:
             progress.close()
     if json:
         more = {} if closeness is None else {"mean_kld": closeness.mean_kld, "top1_agreement": closeness.top1_agreement}
-        runtime.streams.answer_object({**comparison_object(comparison), **more})
+        app.streams.answer_object({**comparison_object(comparison), **more})
         return
-    print_comparison(runtime.streams, comparison, *runs, closeness)
-    runtime.streams.answer(f"\n{wrapped(runtime.streams, verdict(comparison, *(run.name for run in runs)))}\n")
+    print_comparison(app.streams, comparison, *runs, closeness)
+    app.streams.answer(f"\n{wrapped(app.streams, verdict(comparison, *(run.name for run in runs)))}\n")
 
 
-@app.command(cls=SectionedCommand, short_help="Delete a stored run.")
+@group.command(cls=SectionedCommand, short_help="Delete a stored run.")
 @composed
 def rm(context: typer.Context, run: Name, options: DeleteOptions) -> None:
     """Delete a run and its files."""
-    runtime = runtime_of(context)
-    found = runtime.runs.find(run)
-    require_agreement(runtime, f"Delete the run {found.name}?", found.name, options.yes)
-    runtime.runs.delete(found)
+    app = app_of(context)
+    found = app.runs.find(run)
+    require_agreement(app, f"Delete the run {found.name}?", found.name, options.yes)
+    app.runs.delete(found)
     if not options.quiet:
-        runtime.streams.info(f"deleted {found.name}")
+        app.streams.info(f"deleted {found.name}")

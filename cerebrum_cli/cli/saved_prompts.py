@@ -9,7 +9,7 @@ from cerebrum_cli.cli.options import FIRST, AskOptions, ConstrainedOptions, Save
 from cerebrum_cli.core.saved_prompt import SavedPrompt, find_prompt
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.settings import Layer
 
 WHOLE_ANSWER = {"extract": None, "final": False, "schema": None}
@@ -17,7 +17,7 @@ Options = TypeVar("Options", bound=SavedPromptOptions)
 
 
 def apply_prompt(
-    runtime: Runtime, overrides: Layer, options: Options, on_command_line: frozenset[str]
+    app: App, overrides: Layer, options: Options, on_command_line: frozenset[str]
 ) -> tuple[SavedPrompt | None, Layer, Options]:
     """The saved prompt, and the settings and options with what it sets, except for those `on_command_line`.
 
@@ -25,7 +25,7 @@ def apply_prompt(
     """
     if options.saved_prompt is None:
         return None, overrides, options
-    saved = find_prompt(runtime.config.prompts, options.saved_prompt, is_option=True)
+    saved = find_prompt(app.config.prompts, options.saved_prompt, is_option=True)
     overrides = {**overrides, **{key: value for key, value in saved.settings.items() if key not in on_command_line}}
     if not isinstance(options, ConstrainedOptions):
         saved.require_chat()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
     from cerebrum_cli.batch.journal import Journal
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import ServerOptions
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.remote.client import Endpoint
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     Servers = Sequence[Mapping[str, str]]  # as they are recorded
 
 
-def find_endpoints(runtime: Runtime, options: ServerOptions) -> tuple[Endpoint, ...]:
+def find_endpoints(app: App, options: ServerOptions) -> tuple[Endpoint, ...]:
     """The servers to use; none without `--endpoint`. Raises UsageError, ConfigError."""
     if not options.endpoint:
         return ()
-    endpoints = tuple(find_endpoint(runtime, text, options) for text in options.endpoint)
+    endpoints = tuple(find_endpoint(app, text, options) for text in options.endpoint)
     urls = [endpoint.url for endpoint in endpoints]
     if repeated := next((url for url in urls if urls.count(url) > 1), None):
         raise UsageError(f"endpoint {repeated} is given twice", "omit one of them")
@@ -36,11 +36,11 @@ def find_endpoints(runtime: Runtime, options: ServerOptions) -> tuple[Endpoint, 
     return endpoints
 
 
-def find_endpoint(runtime: Runtime, text: str, options: ServerOptions) -> Endpoint:
+def find_endpoint(app: App, text: str, options: ServerOptions) -> Endpoint:
     """The server that a URL or a name stands for."""
     from cerebrum_cli.engine.remote.client import KEY_VARIABLE, Endpoint, is_url, parse_url
 
-    tables = runtime.config.endpoints
+    tables = app.config.endpoints
     if text in tables:
         table = tables[text]
         key = environment(table.key_env or KEY_VARIABLE)

@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from cerebrum_cli.cli.completion import sessions
-from cerebrum_cli.cli.context import require_agreement, runtime_of
+from cerebrum_cli.cli.context import app_of, require_agreement
 from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
 from cerebrum_cli.cli.signature import SectionedCommand, composed, parameter, positional
 from cerebrum_cli.core.errors import UsageError
 
-app = typer.Typer(
+group = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -34,7 +34,7 @@ class ExportFormat(StrEnum):
     TRANSCRIPT = "transcript"
 
 
-@app.command(name="list", cls=SectionedCommand, short_help="List sessions.")
+@group.command(name="list", cls=SectionedCommand, short_help="List sessions.")
 @composed
 def list_sessions(
     context: typer.Context,
@@ -50,35 +50,35 @@ def list_sessions(
     from cerebrum_cli.chat.archive import session_rows
     from cerebrum_cli.terminal.tables import print_rows, print_sessions
 
-    runtime = runtime_of(context)
-    at_terminal = runtime.streams.out_is_terminal and not json
+    app = app_of(context)
+    at_terminal = app.streams.out_is_terminal and not json
     limit = None if all else number or (LISTED if at_terminal else None)
-    rows = session_rows(runtime.history.store)
+    rows = session_rows(app.history.store)
     listed = rows[:limit][:: -1 if at_terminal else 1]
     empty = "" if options.quiet else "no saved sessions; cerebrum ask and cerebrum chat create them"
-    print_rows(runtime.streams, listed, json, print_sessions, empty)
+    print_rows(app.streams, listed, json, print_sessions, empty)
     if at_terminal and number is None and len(listed) < len(rows) and not options.quiet:
-        runtime.streams.info(f"the latest {len(listed)} of {len(rows)}; --all lists the others")
+        app.streams.info(f"the latest {len(listed)} of {len(rows)}; --all lists the others")
 
 
-@app.command(cls=SectionedCommand)
+@group.command(cls=SectionedCommand)
 @composed
 def show(context: typer.Context, name: Name, json: Json = False) -> None:
     """Show a session's messages."""
     from cerebrum_cli.chat.archive import export_session, session_object
 
-    runtime = runtime_of(context)
-    history = runtime.history
+    app = app_of(context)
+    history = app.history
     session = history.get(name)
     if json:
-        runtime.streams.answer_object(session_object(history.store, session))
+        app.streams.answer_object(session_object(history.store, session))
     else:
         from cerebrum_cli.terminal.sinks import page_markdown
 
-        page_markdown(runtime.streams, export_session(history.store, session, ExportFormat.MARKDOWN.value))
+        page_markdown(app.streams, export_session(history.store, session, ExportFormat.MARKDOWN.value))
 
 
-@app.command(cls=SectionedCommand, short_help="Search all messages.")
+@group.command(cls=SectionedCommand, short_help="Search all messages.")
 @composed
 def search(
     context: typer.Context,
@@ -90,10 +90,10 @@ def search(
     from cerebrum_cli.chat.archive import search_rows, without_marks
     from cerebrum_cli.terminal.tables import print_matches, print_rows
 
-    runtime = runtime_of(context)
-    rows = search_rows(runtime.history.store, text)
+    app = app_of(context)
+    rows = search_rows(app.history.store, text)
     print_rows(
-        runtime.streams,
+        app.streams,
         without_marks(rows) if json else rows,
         json,
         print_matches,
@@ -101,7 +101,7 @@ def search(
     )
 
 
-@app.command(cls=SectionedCommand, short_help="Delete sessions, and their prompt cache.")
+@group.command(cls=SectionedCommand, short_help="Delete sessions, and their prompt cache.")
 @composed
 def rm(
     context: typer.Context,
@@ -114,27 +114,27 @@ def rm(
     """Delete sessions, the messages that only they use, and what the prompt cache has of them."""
     from cerebrum_cli.chat.archive import delete_sessions, sessions_older_than
 
-    runtime = runtime_of(context)
-    with closing(runtime.history) as history:  # which frees its locks
+    app = app_of(context)
+    with closing(app.history) as history:  # which frees its locks
         chosen = {name: history.get(name) for name in names or ()}
         if older_than:
             chosen |= {session.name: session for session in sessions_older_than(history.store, older_than)}
         elif not names:
             raise UsageError("no session named", "name one or more, or use --older-than")
         if not chosen:
-            runtime.streams.info(f"no session is older than {older_than}")
+            app.streams.info(f"no session is older than {older_than}")
             return
         for session in chosen.values():  # before the question: one that is open cannot be deleted
             history.lock(session)
         listed = ", ".join(chosen)
         what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
-        require_agreement(runtime, f"Delete {what}?", listed, options.yes)
-        for session, count in delete_sessions(history, list(chosen.values()), runtime.states):
+        require_agreement(app, f"Delete {what}?", listed, options.yes)
+        for session, count in delete_sessions(history, list(chosen.values()), app.states):
             if not options.quiet:
-                runtime.streams.info(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
+                app.streams.info(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
 
 
-@app.command(cls=SectionedCommand)
+@group.command(cls=SectionedCommand)
 @composed
 def export(
     context: typer.Context,
@@ -153,19 +153,19 @@ def export(
     from cerebrum_cli.chat.archive import export_session, export_transcript
     from cerebrum_cli.inference.loading import ReplySource
 
-    runtime = runtime_of(context)
-    history = runtime.history
+    app = app_of(context)
+    history = app.history
     session = history.get(name)
     if export_format is ExportFormat.TRANSCRIPT:
-        model = runtime.library.resolve(session.model)
-        source = ReplySource(runtime.resources(), model, runtime.settings({}, model))
+        model = app.library.resolve(session.model)
+        source = ReplySource(app.resources(), model, app.settings({}, model))
         text = export_transcript(source, history.store, session)
     else:
         text = export_session(history.store, session, export_format.value)
-    runtime.streams.answer(text)
+    app.streams.answer(text)
 
 
-@app.command(name="import", cls=SectionedCommand)
+@group.command(name="import", cls=SectionedCommand)
 @composed
 def import_session(
     context: typer.Context,
@@ -178,7 +178,7 @@ def import_session(
     """Import a conversation from another program as a session."""
     from cerebrum_cli.chat import archive
 
-    runtime = runtime_of(context)
-    session = archive.import_session(runtime.history.store, file, name)
+    app = app_of(context)
+    session = archive.import_session(app.history.store, file, name)
     if not options.quiet:
-        runtime.streams.info(f"Imported as {session.name}; continue with cerebrum ask -c")
+        app.streams.info(f"Imported as {session.name}; continue with cerebrum ask -c")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cerebrum_cli.cli.completion import installed_models
-from cerebrum_cli.cli.context import runtime_of
+from cerebrum_cli.cli.context import app_of
 from cerebrum_cli.cli.models import find_model
 from cerebrum_cli.cli.options import TuneOptions
 from cerebrum_cli.cli.signature import SettingKeys, composed, positional
@@ -18,7 +18,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Layer, Settings
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import Runtime
+    from cerebrum_cli.cli.app import App
     from cerebrum_cli.engine.memory import Device
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.tune.candidates import Candidate
@@ -43,11 +43,11 @@ def tune(
     from cerebrum_cli.models.library import with_adapters
     from cerebrum_cli.terminal.reports import print_profile, print_summary
 
-    runtime, given = runtime_of(context), {**given, "model": reference}
-    model = find_model(runtime, given, options)
-    settings, streams = runtime.settings(given, model), runtime.streams
-    model = with_adapters(runtime.library, model, settings.lora)
-    result = measure(runtime, model, settings, options.json or options.quiet)
+    app, given = app_of(context), {**given, "model": reference}
+    model = find_model(app, given, options)
+    settings, streams = app.settings(given, model), app.streams
+    model = with_adapters(app.library, model, settings.lora)
+    result = measure(app, model, settings, options.json or options.quiet)
     if options.json:
         tried = [candidate_object(each) for each in result.tried]
         head = {"model": model.label, "file": str(model.path)}
@@ -61,7 +61,7 @@ def tune(
         print_summary(streams, result, model.label + settings_text(settings).replace(", ", " with ", 1))
 
 
-def measure(runtime: Runtime, model: Model, settings: Settings, quiet: bool) -> TuningResult:
+def measure(app: App, model: Model, settings: Settings, quiet: bool) -> TuningResult:
     """Search for the fastest settings with a progress bar, and save them. Raises ModelFileError, Interrupted."""
     from cerebrum_cli.cli.app import devices_file
     from cerebrum_cli.engine.machine import save_devices
@@ -73,24 +73,24 @@ def measure(runtime: Runtime, model: Model, settings: Settings, quiet: bool) -> 
     from cerebrum_cli.tune.tune import trial_options, tune_model, tuning_lock, update_store
 
     def profile_key(devices: tuple[Device, ...]) -> tuple[str, str, str]:
-        save_devices(devices_file(runtime.data_directory), devices)
-        store = runtime.profiles(settings)
+        save_devices(devices_file(app.data_directory), devices)
+        store = app.profiles(settings)
         return identity, store.machine, store.build
 
-    with interruptible("nothing was saved"), tuning_lock(runtime.profiles().directory):
-        with FileProgress(runtime.streams, quiet) as progress:
-            runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
-        identity, previous = runtime.library.identity(model), runtime.profile(model, settings)
-        with closing(runtime.open_bench(trial_options(model, settings), model.paths)) as bench:
+    with interruptible("nothing was saved"), tuning_lock(app.profiles().directory):
+        with FileProgress(app.streams, quiet) as progress:
+            app.library.digest(model, lambda done, total: progress.update("verify", done, total))
+        identity, previous = app.library.identity(model), app.profile(model, settings)
+        with closing(app.open_bench(trial_options(model, settings), model.paths)) as bench:
             search = tune_model(bench, model, settings, previous, profile_key)
-            result = render_stages(search, StageProgress(runtime.streams, quiet))
-        if any(map(is_missing, model.paths)) or runtime.library.identity(model) != identity:
+            result = render_stages(search, StageProgress(app.streams, quiet))
+        if any(map(is_missing, model.paths)) or app.library.identity(model) != identity:
             raise ModelFileError(model.path, "changed while it was measured", "tune it again")
         general = general_settings(settings)
-        fallback = runtime.profiles(general).find(identity) if general != settings else None
+        fallback = app.profiles(general).find(identity) if general != settings else None
         if previous and result.is_disturbed and result.profile.is_default:
             return replace(result, changes={})  # nothing was found out: the previous profile stays
-        update_store(runtime.profiles(settings), result.profile, fallback)
+        update_store(app.profiles(settings), result.profile, fallback)
     return result
 
 

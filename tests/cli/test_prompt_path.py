@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scripted_command import runtime_for
+from scripted_command import app_for
 
 from cerebrum_cli.cli.app import llama_opener
 from cerebrum_cli.main import run
@@ -61,13 +61,13 @@ def functions_on(frame: FrameType | None) -> list[Function]:
 
 
 def test_prompt_passes_few_functions_on_its_way_to_llama_decode(tmp_path: Path) -> None:
-    runtime = runtime_for({}, tmp_path, Streams(StringIO(), StringIO(), None, False, False, False))
-    runtime.open_backend = lambda options: llama_opener(options, tmp_path)
+    app = app_for({}, tmp_path, Streams(StringIO(), StringIO(), None, False, False, False))
+    app.open_backend = lambda options: llama_opener(options, tmp_path)
     path = PromptPath()
     threading.setprofile(path)
     sys.setprofile(path)
     try:
-        code = run(["ask", "-m", str(PACKAGE / "nano.gguf"), "-n", "1", "--no-log", "-q", "What is 3 plus 4?"], runtime)
+        code = run(["ask", "-m", str(PACKAGE / "nano.gguf"), "-n", "1", "--no-log", "-q", "What is 3 plus 4?"], app)
     finally:
         sys.setprofile(None)
         threading.setprofile(None)

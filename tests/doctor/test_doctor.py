@@ -17,7 +17,7 @@ import pytest
 from command_line import COMMAND, CommandLine, Finished, start_python
 from hub_server import HubServer
 from screen import Screen
-from scripted_command import runtime_for
+from scripted_command import app_for
 
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Message
@@ -82,12 +82,12 @@ def scripted(
 ) -> Finished:
     """Run `doctor` on a scripted model with these replies on the CPU and with all layers offloaded."""
     out, err = StringIO(), StringIO()
-    runtime = runtime_for({"reply": cpu}, home, Streams(out, err, None, False, False, False))
-    on_cpu, on_gpu = runtime.open_backend, runtime_for({"reply": gpu}, home, runtime.streams).open_backend
-    runtime.open_backend = lambda options: (on_cpu if options.gpu_layers == "0" else on_gpu)(options)
-    runtime.build = build
-    runtime.library.given_cache = Cache(home / "hub")
-    code = run(["doctor", "--offline", *arguments], runtime)
+    app = app_for({"reply": cpu}, home, Streams(out, err, None, False, False, False))
+    on_cpu, on_gpu = app.open_backend, app_for({"reply": gpu}, home, app.streams).open_backend
+    app.open_backend = lambda options: (on_cpu if options.gpu_layers == "0" else on_gpu)(options)
+    app.build = build
+    app.library.given_cache = Cache(home / "hub")
+    code = run(["doctor", "--offline", *arguments], app)
     return Finished(code, out.getvalue(), err.getvalue())
 
 

@@ -12,7 +12,7 @@ import pytest
 from command_line import CommandLine
 from gguf_files import write_model
 from llama_engines import TALE, options
-from scripted_command import runtime_for
+from scripted_command import app_for
 from tiny_models import Shape, write_chatml
 
 from cerebrum_cli.cli.lm_eval import for_lm_eval
@@ -169,7 +169,7 @@ def test_tune_does_not_try_what_the_user_has_set(wide: Path) -> None:
 
 
 def test_profile_of_another_cache_type_is_never_used(tmp_path: Path, wide: Path) -> None:
-    here = runtime_for({}, tmp_path)
+    here = app_for({}, tmp_path)
     model = Model("tiny", (wide,))
     identity, uses = here.library.identity(model), dict.fromkeys(("chat", "ask", "batch"), USE)
 

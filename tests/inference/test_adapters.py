@@ -15,7 +15,7 @@ import pytest
 from adapters import factors_for, write_adapter, write_merged
 from command_line import CommandLine
 from llama_engines import TALE, options
-from scripted_command import runtime_for
+from scripted_command import app_for
 from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.cli.generation import find_source
@@ -287,7 +287,7 @@ def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_mod
 
 
 def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
-    here, settings = runtime_for({}, tmp_path), Settings()
+    here, settings = app_for({}, tmp_path), Settings()
     plain = Model("tiny", (chatml_model,))
     models = [plain, *(with_adapters(here.library, plain, [f"{adapter}:{scale}"]) for scale in (1.0, 0.5))]
     store = here.profiles(settings)
@@ -305,7 +305,7 @@ def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: 
 
 
 def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
-    library, plain = runtime_for({}, tmp_path).library, Model("tiny", (chatml_model,))
+    library, plain = app_for({}, tmp_path).library, Model("tiny", (chatml_model,))
     assert with_adapters(library, plain, [f"{adapter}:0"]) == plain
     assert library.file_identity(with_adapters(library, plain, [str(adapter)])) == library.identity(plain)
     assert load_options(with_adapters(library, plain, [str(adapter)]), Settings()).file.adapters == (
@@ -361,7 +361,7 @@ def test_adapter_and_endpoint_exclude_each_other(user: CommandLine, adapter: Pat
 def test_adapter_and_ray_exclude_each_other(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
     model, options = Model("tiny", (chatml_model,)), BatchOptions(ray="auto")
     with pytest.raises(UsageError, match="--ray cannot apply the adapter"):
-        find_source(runtime_for({}, tmp_path), {"lora": (str(adapter),)}, options, model=model)
+        find_source(app_for({}, tmp_path), {"lora": (str(adapter),)}, options, model=model)
 
 
 def test_saved_prompt_keeps_the_place_of_its_adapter(user: CommandLine, adapter: Path) -> None:

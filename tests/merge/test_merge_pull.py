@@ -13,7 +13,7 @@ import pytest
 from hub_user import CATALOGUED, HubUser, cleaned, named
 from merges import FOUR_LAYERS, LAYERS_12B, TWICE, TWO_TIMES, Home, assert_layers_copied, metadata_bytes, stack
 from mistral_shape import METADATA, model_tensors
-from scripted_command import runtime_for
+from scripted_command import app_for
 from tiny_models import write_quantized
 
 from cerebrum_cli.core.errors import MergeError, ModelNotFound
@@ -197,8 +197,8 @@ def starts_pulling(home: Home, free: int) -> bool:
 
 def merge_of_own(home: Home, free: int) -> CatalogueMerge:
     """The merge of `own`, with this many bytes of free disk space."""
-    runtime = runtime_for({}, home.path)
-    library = runtime.library
+    app = app_for({}, home.path)
+    library = app.library
     library.given_cache = Cache(home.path / "hub")
     spec = library.spec_named("own")
     assert spec

@@ -14,7 +14,7 @@ import numpy as np
 from command_line import CommandLine, Finished
 from gguf_files import write_file
 from numpy.typing import NDArray
-from scripted_command import runtime_for
+from scripted_command import app_for
 from tiny_models import Shape
 
 from cerebrum_cli.engine.llama.codec import LlamaCodec
@@ -162,9 +162,9 @@ class Home:
     def run(self, *arguments: str | Path) -> Finished:
         """Run one command in this process, with an empty Hugging Face cache and no model to generate with."""
         out, err = StringIO(), StringIO()
-        runtime = runtime_for({}, self.path, Streams(out, err, None, False, False, False))
-        runtime.library.given_cache = Cache(self.path / "hub")
-        code = run([str(argument) for argument in arguments], runtime)
+        app = app_for({}, self.path, Streams(out, err, None, False, False, False))
+        app.library.given_cache = Cache(self.path / "hub")
+        code = run([str(argument) for argument in arguments], app)
         return Finished(code, out.getvalue(), err.getvalue())
 
     def merge(self, *arguments: str | Path) -> Finished:

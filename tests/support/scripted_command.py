@@ -22,7 +22,7 @@ from typing import Any
 from command_line import CommandLine, Finished
 from scripted_backend import END, ScriptedBackend, ScriptedSampler
 
-from cerebrum_cli.cli.app import Runtime
+from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.core.sampling import SamplingParams
@@ -87,8 +87,8 @@ def batch_backend(script: dict[str, Any], slots: int) -> RecordingBackend:
     )
 
 
-def runtime_for(script: dict[str, Any], home: Path, streams: Streams | None = None) -> Runtime:
-    """A runtime with its directories in `home`, and pipes unless it is given streams.
+def app_for(script: dict[str, Any], home: Path, streams: Streams | None = None) -> App:
+    """An app with its directories in `home`, and pipes unless it is given streams.
 
     Every backend opened is added to `backends` of the script.
     """
@@ -108,7 +108,7 @@ def runtime_for(script: dict[str, Any], home: Path, streams: Streams | None = No
         script.setdefault("backends", []).append(backend)
         return backend.open(tell, stop)
 
-    return Runtime(
+    return App(
         config_directory=home / "config" / "cerebrum",
         data_directory=home / "data" / "cerebrum",
         cache_directory=home / "cache" / "cerebrum",
@@ -123,7 +123,7 @@ def run_here(script: dict[str, Any], home: Path, *arguments: str | Path, piped: 
     """Run a command line on the scripted model in this process, with pipes."""
     out, err = StringIO(), StringIO()
     streams = Streams(out, err, None if piped is None else BytesIO(piped), False, False, False)
-    code = run([str(argument) for argument in arguments], runtime_for(script, home, streams))
+    code = run([str(argument) for argument in arguments], app_for(script, home, streams))
     return Finished(code, out.getvalue(), err.getvalue())
 
 
@@ -161,7 +161,7 @@ def main() -> None:
     """Run a command line on the scripted model."""
     script = json.loads(sys.argv[1])
     progress.SHOW_AFTER_S = 0.05
-    sys.exit(run(sys.argv[2:], runtime_for(script, Path(os.environ["HOME"]), standard_streams())))
+    sys.exit(run(sys.argv[2:], app_for(script, Path(os.environ["HOME"]), standard_streams())))
 
 
 if __name__ == "__main__":

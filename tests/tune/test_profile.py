@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from screen import Screen
 from scripted_backend import ScriptedBackend
 from scripted_bench import ScriptedBench, SpeedModel
-from scripted_command import run_here, runtime_for
+from scripted_command import app_for, run_here
 from tiny_models import Shape, write_quantized
 
-from cerebrum_cli.cli.app import Runtime
+from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.doctor.selftest import NANO
@@ -383,12 +383,12 @@ class CommandRunner:
         self.disturbed_jobs = 0
         self.row_cost: float | None = None
 
-    def runtime(self, piped: bytes | None = None, streams: Streams | None = None) -> Runtime:
-        """Create a runtime that records the load options of models."""
+    def app(self, piped: bytes | None = None, streams: Streams | None = None) -> App:
+        """Create an app that records the load options of models."""
         piped_input = None if piped is None else BytesIO(piped)
         streams = streams or Streams(StringIO(), StringIO(), piped_input, False, False, False)
-        runtime = runtime_for({"rows": {}, "seeds": ["The answer is 7."]}, self.home, streams)
-        open_scripted = runtime.open_backend
+        app = app_for({"rows": {}, "seeds": ["The answer is 7."]}, self.home, streams)
+        open_scripted = app.open_backend
 
         def open_backend(options: LoadOptions) -> Any:
             self.loaded.append(options)
@@ -401,18 +401,18 @@ class CommandRunner:
             self.benches.append(bench)
             return bench
 
-        runtime.open_backend, runtime.bench = open_backend, bench
-        return runtime
+        app.open_backend, app.bench = open_backend, bench
+        return app
 
     def run(self, *arguments: str | Path, piped: bytes | None = None) -> Finished:
         """Run one command line."""
-        runtime = self.runtime(piped)
-        return self.run_with(runtime, *arguments)
+        app = self.app(piped)
+        return self.run_with(app, *arguments)
 
-    def run_with(self, runtime: Runtime, *arguments: str | Path) -> Finished:
-        """Run one command line in a runtime."""
-        code = run([str(argument) for argument in arguments], runtime)
-        out, err = runtime.streams.out, runtime.streams.err
+    def run_with(self, app: App, *arguments: str | Path) -> Finished:
+        """Run one command line in an app."""
+        code = run([str(argument) for argument in arguments], app)
+        out, err = app.streams.out, app.streams.err
         assert isinstance(out, StringIO) and isinstance(err, StringIO)
         return Finished(code, out.getvalue(), err.getvalue())
 
@@ -426,12 +426,12 @@ class CommandRunner:
 
     def save_profile(self, measured: Profile) -> None:
         """Save a profile of the model, as measured on this machine."""
-        store = self.runtime().profiles()
+        store = self.app().profiles()
         store.save(replace(measured, model=self.identity(), machine=store.machine, build=store.build))
 
     def identity(self) -> str:
         """Identity of the model, after computing its digest."""
-        library = self.runtime().library
+        library = self.app().library
         model = library.resolve(str(self.model))
         library.digest(model, lambda *_: None)
         return library.identity(model)
@@ -602,7 +602,7 @@ def test_tune_reports_changes_from_the_previous_profile(runner: CommandRunner) -
 
 
 def test_tune_deletes_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> None:
-    name, store = tuned.model.stem, tuned.runtime().profiles()
+    name, store = tuned.model.stem, tuned.app().profiles()
     for other in (("there", store.build), (store.machine, "another build")):
         store.save(profile(tuned.identity(), *other))
     tuned.speed_model = SpeedModel()
@@ -698,7 +698,7 @@ def test_show_prints_no_profile_for_an_untuned_model(runner: CommandRunner) -> N
 
 
 def test_profile_of_another_machine_is_reported_and_not_used(runner: CommandRunner) -> None:
-    runner.runtime().profiles().save(profile(runner.identity(), ask=tuned_use(12)))
+    runner.app().profiles().save(profile(runner.identity(), ask=tuned_use(12)))
     assert runner.load_options("ask", "hello").context.n_threads == 0
     done = runner.run("show", runner.model)
     assert "another machine" in done.err
@@ -724,8 +724,8 @@ def test_tune_shows_progress_and_a_table_on_a_terminal(runner: CommandRunner, mo
     shown = StringIO()
     monkeypatch.setattr(shown, "isatty", lambda: True)
     runner.row_cost = 0.5
-    runtime = runner.runtime(streams=Streams(shown, shown, None, True, True, True))
-    assert run(["tune", str(runner.model)], runtime) == 0
+    app = runner.app(streams=Streams(shown, shown, None, True, True, True))
+    assert run(["tune", str(runner.model)], app) == 0
     assert "steps with drafted tokens" in shown.getvalue()
     screen = Screen(100, 60)
     screen.feed(shown.getvalue().replace("\n", "\r\n").encode())
@@ -747,9 +747,9 @@ def test_tune_saves_nothing_if_the_model_is_deleted_meanwhile(runner: CommandRun
 
     model = runner.home / "mine.gguf"
     model.write_bytes(runner.model.read_bytes())
-    runtime = runner.runtime()
-    runtime.bench = lambda *_: DeletingBench()
-    assert run(["tune", str(model)], runtime) == 1
+    app = runner.app()
+    app.bench = lambda *_: DeletingBench()
+    assert run(["tune", str(model)], app) == 1
     assert list(runner.profiles.glob("*.json")) == []
 
 
@@ -775,16 +775,16 @@ def test_tune_reports_a_profile_that_cannot_be_saved(runner: CommandRunner) -> N
 
 def test_tune_saves_nothing_if_the_model_cannot_be_measured(runner: CommandRunner) -> None:
     bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
-    runtime = runner.runtime()
-    runtime.bench = lambda *_: bench
-    done = runner.run_with(runtime, "tune", runner.model)
+    app = runner.app()
+    app.bench = lambda *_: bench
+    done = runner.run_with(app, "tune", runner.model)
     assert (done.code, "error: cannot measure this model: needs 99.0 GB" in done.err) == (1, True)
     assert (bench.closed, list(runner.profiles.glob("*.json"))) == (True, [])
 
 
 def test_ask_falls_back_to_defaults_if_tuned_settings_fail_to_load(tuned: CommandRunner) -> None:
-    runtime = tuned.runtime()
-    open_scripted = runtime.open_backend
+    app = tuned.app()
+    open_scripted = app.open_backend
 
     def refusing(options: LoadOptions) -> Any:
         def open_backend(on_notice: Any, stop: Any) -> Any:
@@ -794,7 +794,7 @@ def test_ask_falls_back_to_defaults_if_tuned_settings_fail_to_load(tuned: Comman
 
         return open_backend
 
-    runtime.open_backend = refusing
-    done = tuned.run_with(runtime, "ask", "-m", tuned.model, "hello")
+    app.open_backend = refusing
+    done = tuned.run_with(app, "ask", "-m", tuned.model, "hello")
     assert (done.code, done.out) == (0, "The answer is 7.\n")
     assert done.err.startswith("note: cannot use the tuned settings: no memory on the GPU\n")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.cli.context import runtime_of, typed_options
+from cerebrum_cli.cli.context import app_of, typed_options
 from cerebrum_cli.cli.options import AskOptions
 from cerebrum_cli.cli.signature import SettingKeys, composed, positional
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
@@ -27,4 +27,4 @@ def ask(
     """
     from cerebrum_cli.cli import ask
 
-    ask.ask(runtime_of(context, options.verbose), prompt, given, options, typed_options(context))
+    ask.ask(app_of(context, options.verbose), prompt, given, options, typed_options(context))

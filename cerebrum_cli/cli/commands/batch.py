@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.cli.context import runtime_of, typed_options
+from cerebrum_cli.cli.context import app_of, typed_options
 from cerebrum_cli.cli.options import BatchOptions
 from cerebrum_cli.cli.signature import SettingKeys, composed, parameter, positional
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
@@ -33,6 +33,6 @@ def batch(
     """
     from cerebrum_cli.cli import batch
 
-    runtime = runtime_of(context, options.verbose)
-    if batch.batch(runtime, source, output, given, options, typed_options(context)):
+    app = app_of(context, options.verbose)
+    if batch.batch(app, source, output, given, options, typed_options(context)):
         raise typer.Exit(SOME_FAILED)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.cli.context import runtime_of, typed_options
+from cerebrum_cli.cli.context import app_of, typed_options
 from cerebrum_cli.cli.options import ChatOptions
 from cerebrum_cli.cli.signature import SettingKeys, composed, positional
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
@@ -30,6 +30,6 @@ def chat(
     """
     from cerebrum_cli.cli import chat
 
-    runtime = runtime_of(context, options.verbose)
-    if code := chat.chat(runtime, words or [], given, options, typed_options(context)):
+    app = app_of(context, options.verbose)
+    if code := chat.chat(app, words or [], given, options, typed_options(context)):
         raise typer.Exit(code)

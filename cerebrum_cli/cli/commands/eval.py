@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cerebrum_cli.cli.completion import tasks
-from cerebrum_cli.cli.context import runtime_of, typed_options
+from cerebrum_cli.cli.context import app_of, typed_options
 from cerebrum_cli.cli.options import EvalOptions
 from cerebrum_cli.cli.signature import SettingKeys, composed, parameter, positional
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
@@ -49,6 +49,6 @@ def evaluate(
     """
     from cerebrum_cli.cli.eval import run_eval
 
-    runtime, typed = runtime_of(context, options.verbose), typed_options(context)
-    if run_eval(runtime, source, output, given, options, typed):
+    app, typed = app_of(context, options.verbose), typed_options(context)
+    if run_eval(app, source, output, given, options, typed):
         raise typer.Exit(SOME_FAILED)

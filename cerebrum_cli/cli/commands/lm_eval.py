@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.cli.context import runtime_of
+from cerebrum_cli.cli.context import app_of
 from cerebrum_cli.cli.options import LmEvalOptions
 from cerebrum_cli.cli.signature import SettingKeys, composed, positional
 from cerebrum_cli.core.settings import LOAD_KEYS, Layer
@@ -27,4 +27,4 @@ def lm_eval(
     """
     from cerebrum_cli.cli.lm_eval import run_lm_eval
 
-    run_lm_eval(runtime_of(context, options.verbose), tasks, given, options)
+    run_lm_eval(app_of(context, options.verbose), tasks, given, options)
