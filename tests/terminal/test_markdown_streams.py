@@ -1,6 +1,6 @@
 """Recorded replies, streamed by token and split at every position, end up on the screen like the complete reply.
 
-`data/streams` holds replies of the starter model, and handwritten ones for what it does not generate.
+`data/streams.json` holds replies of the starter model, and handwritten ones for what it does not generate.
 """
 
 from __future__ import annotations
@@ -30,21 +30,17 @@ from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("redraw_always")]
 
-STREAMS = {path.stem: path for path in sorted((Path(__file__).parents[1] / "data" / "streams").glob("*.json"))}
+STREAMS: dict[str, list[str]] = json.loads(
+    (Path(__file__).parents[1] / "data" / "streams.json").read_text(encoding="utf-8")
+)
 SIZES = [(80, 24), (20, 6), (33, 12)]
 HANDWRITTEN = ("made_line_ends", "made_wide_table", "nested_list")
 
 
 @cache
-def chunks(name: str) -> tuple[str, ...]:
-    """Recorded chunks of a reply."""
-    return tuple(json.loads(STREAMS[name].read_text(encoding="utf-8")))
-
-
-@cache
 def rendered(name: str, columns: int, height: int) -> Screen:
     """Render a complete reply on a screen."""
-    return render_whole("".join(chunks(name)), columns, height)
+    return render_whole("".join(STREAMS[name]), columns, height)
 
 
 def console(columns: int, height: int) -> Console:
@@ -64,7 +60,7 @@ def test_recorded_stream_ends_like_the_document_with_its_colors(name: str, colum
     window, expected = console(columns, height), rendered(name, columns, height)
     stream = MarkdownStream(window)
     scrolled = 0
-    for chunk in chunks(name):
+    for chunk in STREAMS[name]:
         stream.feed(chunk)
         if screen(window).scrolled_rows > scrolled:  # rows in the scrollback are final and not duplicated
             scrolled = screen(window).scrolled_rows
@@ -82,7 +78,7 @@ def test_recorded_stream_ends_like_the_document_with_its_colors(name: str, colum
     ],
 )
 def test_recorded_stream_split_anywhere_ends_like_the_document(name: str, splits: int) -> None:
-    text = "".join(chunks(name))
+    text = "".join(STREAMS[name])
     stride = max(1, len(text) // splits)  # with more splits than characters, everywhere
     for at in range(0, len(text) + 1, stride):
         columns, height = SIZES[at // stride % 3]
@@ -97,7 +93,7 @@ def test_recorded_stream_split_anywhere_ends_like_the_document(name: str, splits
 @pytest.mark.parametrize("name", STREAMS)
 def test_slices_of_a_reply_render_like_the_whole(name: str) -> None:
     window = console(50, 24)
-    tokens = parse("".join(chunks(name)))
+    tokens = parse("".join(STREAMS[name]))
     expected = render_rows(window, window.options, slice_tokens(tokens, TextPosition(), END))
     for position in positions(name):
         before = render_rows(window, window.options, slice_tokens(tokens, TextPosition(), position))
@@ -107,7 +103,7 @@ def test_slices_of_a_reply_render_like_the_whole(name: str) -> None:
 def positions(name: str) -> list[TextPosition]:
     """Every position at which a reply can be split."""
     leaves = [
-        step[0] for step in split_leaves(parse("".join(chunks(name)))) if step[0].type not in (*OPENINGS, *CLOSINGS)
+        step[0] for step in split_leaves(parse("".join(STREAMS[name]))) if step[0].type not in (*OPENINGS, *CLOSINGS)
     ]
     lines = [
         TextPosition(leaf, end)
