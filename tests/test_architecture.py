@@ -51,7 +51,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "click": (),
 }
 ENVIRONMENT = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")
-ENVIRONMENT_ADAPTER = "core.settings"
+ENVIRONMENT_ADAPTER = "core.environment"
 
 
 def violations(source: str, module: str) -> list[str]:
@@ -215,11 +215,11 @@ def test_every_package_has_a_layer() -> None:
         ("main", "from platformdirs import PlatformDirs", "platformdirs may only"),
         ("main", "import click", "click may not be imported"),
         ("cli.ask", "from click import echo", "click may not be imported"),
-        ("terminal.streams", "import os\nterm = os.environ['TERM']", "os.environ belongs in core.settings"),
-        ("terminal.streams", "import os\nterm = os.getenv('TERM')", "os.getenv belongs in core.settings"),
-        ("main", "from os import path, environ", "os.environ belongs in core.settings"),
+        ("terminal.streams", "import os\nterm = os.environ['TERM']", "os.environ belongs in core.environment"),
+        ("terminal.streams", "import os\nterm = os.getenv('TERM')", "os.getenv belongs in core.environment"),
+        ("main", "from os import path, environ", "os.environ belongs in core.environment"),
         ("terminal.tables", "print('hello')", "print() is not allowed"),
-        ("core.settings", "if True:\n    print('hello')", "print() is not allowed"),
+        ("core.environment", "if True:\n    print('hello')", "print() is not allowed"),
     ],
 )
 def test_architecture_catches_a_planted_violation(module: str, source: str, rule: str) -> None:
@@ -240,7 +240,7 @@ def test_architecture_catches_a_planted_violation(module: str, source: str, rule
         ("engine.engine", "from cerebrum_cli.core.events import Event\nfrom .scheduler import Step"),
         ("models.hub", "import huggingface_hub"),
         ("gguf.adapter", "from gguf import GGUFReader"),
-        ("core.settings", "import os\nos.environ.get('TERM')"),
+        ("core.environment", "import os\nos.environ.get('TERM')"),
         ("terminal.markdown", "from rich.markdown import Markdown\nconsole.print('a')"),
         ("inference.reply", "import ggufs, clickhouse"),
     ],

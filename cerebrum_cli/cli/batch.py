@@ -25,9 +25,9 @@ from cerebrum_cli.cli.generation import (
 )
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.servers import noted_servers, noting_servers
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
-from cerebrum_cli.core.settings import environment
 from cerebrum_cli.engine.load_options import expert_notice
 from cerebrum_cli.terminal.progress import BatchProgress
 from cerebrum_cli.terminal.sinks import render

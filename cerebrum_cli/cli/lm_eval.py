@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.batch.output_files import output_paths
 from cerebrum_cli.cli.generation import AUTO_PARALLEL, find_source
+from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.files import atomic_write
-from cerebrum_cli.core.settings import set_environment_default
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import ContextOptions

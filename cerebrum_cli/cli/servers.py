@@ -6,9 +6,10 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import BatchError, ConfigError, UsageError
 from cerebrum_cli.core.events import ServersEvent
-from cerebrum_cli.core.settings import LOCAL_KEYS, Settings, environment
+from cerebrum_cli.core.settings import LOCAL_KEYS, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence

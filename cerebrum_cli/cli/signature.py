@@ -17,9 +17,10 @@ from typer.models import TyperPath
 from cerebrum_cli.cli.assignments import HELP, SET, assignments, parse_assignments, print_settings
 from cerebrum_cli.cli.completion import Values, completing, completion_of
 from cerebrum_cli.cli.options import BARE_VALUES
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.options import HEADINGS, Heading, Option, flag, options_of, variable
-from cerebrum_cli.core.settings import OPTIONS, Settings, environment, environment_value, validate
+from cerebrum_cli.core.settings import OPTIONS, Settings, environment_value, validate
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter

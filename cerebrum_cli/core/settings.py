@@ -1,4 +1,4 @@
-"""Settings: partial layers merged into one frozen value; the only module that reads the environment.
+"""Settings: partial layers merged into one frozen value.
 
 Lowest layer first: the defaults below, the model's row in models.toml, config.toml, CEREBRUM_* variables, the saved
 prompt that `-p` names, the command line.
@@ -6,7 +6,6 @@ prompt that `-p` names, the command line.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core import conversion
+from cerebrum_cli.core.environment import environment, environment_names
 from cerebrum_cli.core.lora import rebased
 from cerebrum_cli.core.options import Option, argument, option, options_of, setting, variable
 from cerebrum_cli.core.sampling import SamplingParams
@@ -145,13 +145,8 @@ def wants_thought(think: str | None) -> bool | None:
 def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
     """CEREBRUM_* variables that set nothing, each with the known one that is most like it."""
     names = {variable(name) for name in (*SHORTHANDS, *known)}
-    unknown = (name for name in os.environ if name.startswith(variable("")) and name not in names)
+    unknown = (name for name in environment_names() if name.startswith(variable("")) and name not in names)
     return {name: next(iter(get_close_matches(name, names, 1, cutoff=0.8)), None) for name in unknown}
-
-
-def environment(name: str) -> str | None:
-    """Value of an environment variable; None if it is unset or empty."""
-    return os.environ.get(name) or None
 
 
 def environment_layer(*keys: str) -> Layer:
@@ -166,14 +161,3 @@ def environment_value(name: str, declared: Option) -> Any:
         if (text := environment(variable(each))) is not None:
             return conversion.parse(name, declared, [text], variable(each))
     return None
-
-
-def forget_empty_variable(name: str) -> None:
-    """Unset a variable that is empty, for libraries that take the empty text for a value."""
-    if os.environ.get(name) == "":
-        del os.environ[name]
-
-
-def set_environment_default(name: str, value: str) -> None:
-    """Set a variable for libraries, unless the user has set it."""
-    os.environ.setdefault(name, value)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from cerebrum_cli import __version__
+from cerebrum_cli.core.environment import environment, forget_empty_variable
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, PullError
-from cerebrum_cli.core.settings import environment, forget_empty_variable
 from cerebrum_cli.models.cache import COMMIT, SHA256
 from cerebrum_cli.models.hub_errors import HubError, Token, connection_error, response_error
 from cerebrum_cli.models.reference import HUB_HOSTS, MAIN, RepositoryKind, is_safe_path

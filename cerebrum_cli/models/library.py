@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.lora import parse_adapter
-from cerebrum_cli.core.settings import environment
 from cerebrum_cli.gguf.lora import adapter_sizes
 from cerebrum_cli.models.cache import Cache, CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec, load_catalogue

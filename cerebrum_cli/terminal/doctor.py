@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from cerebrum_cli.core.settings import environment
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.doctor.assessment import CheckResult, Status, check_result
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, is_plain_terminal

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.events import (
     EvalProgress,
     Event,
@@ -22,7 +23,6 @@ from cerebrum_cli.core.events import (
     TallyEvent,
     TokenEvent,
 )
-from cerebrum_cli.core.settings import environment
 from cerebrum_cli.core.text import format_count, format_duration, format_size, one_line
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns

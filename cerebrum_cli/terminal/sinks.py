@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
+from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
-from cerebrum_cli.core.settings import set_environment_default
 from cerebrum_cli.terminal.escapes import ControlFilter, strip_controls
 from cerebrum_cli.terminal.interrupts import CancelOnInterrupt, Interrupts
 from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard

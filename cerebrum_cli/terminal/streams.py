@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from io import StringIO, TextIOWrapper
 from typing import Any, BinaryIO, TextIO
 
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import CerebrumError, EngineError, OutputError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.settings import environment
 from cerebrum_cli.terminal.escapes import strip_controls
 
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close

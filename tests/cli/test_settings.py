@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from cerebrum_cli.core.config import read_config
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.options import argument
 from cerebrum_cli.core.sampling import TokenBias
-from cerebrum_cli.core.settings import KEYS, OPTIONS, Settings, environment, fold, unknown_variables, validate
+from cerebrum_cli.core.settings import KEYS, OPTIONS, Settings, fold, unknown_variables, validate
 
 BIAS_HINT = "it must be TOKEN=BIAS, with a number from -10000 to 10000"
 GOOD: dict[str, Any] = {

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
-from cerebrum_cli.core.settings import set_environment_default
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.cluster.engine import AHEAD
 from cerebrum_cli.engine.cluster.worker import NodeInfo, OpenEngine, Worker

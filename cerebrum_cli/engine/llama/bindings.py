@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from cerebrum_cli.core.environment import environment, set_environment_default
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.settings import environment, set_environment_default
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.build import CPU_FLAGS, REQUIREMENT, lacking, rebuild_command
 from cerebrum_cli.engine.machine import processor_flags

@@ -1,0 +1,26 @@
+"""Environment variables: the only module that reads or sets them. It imports nothing, so that start-up is fast."""
+
+from __future__ import annotations
+
+import os
+
+
+def environment(name: str) -> str | None:
+    """Value of an environment variable; None if it is unset or empty."""
+    return os.environ.get(name) or None
+
+
+def environment_names() -> tuple[str, ...]:
+    """Names of all environment variables."""
+    return tuple(os.environ)
+
+
+def forget_empty_variable(name: str) -> None:
+    """Unset a variable that is empty, for libraries that take the empty text for a value."""
+    if os.environ.get(name) == "":
+        del os.environ[name]
+
+
+def set_environment_default(name: str, value: str) -> None:
+    """Set a variable for libraries, unless the user has set it."""
+    os.environ.setdefault(name, value)
