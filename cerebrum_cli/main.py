@@ -15,14 +15,13 @@ from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
 from cerebrum_cli import __version__
 from cerebrum_cli.cli import COMMANDS, Command
-from cerebrum_cli.cli.completion import COMPLETION, complete, completed_command
-from cerebrum_cli.cli.signature import SectionedCommand, environment_source
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, UsageError
-from cerebrum_cli.core.files import is_disk_full
-from cerebrum_cli.core.settings import environment
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
+
+COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
 
 
 def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
@@ -50,6 +49,8 @@ def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
 
 def add_command(app: typer.Typer, command: Command) -> None:
     """Import a command and add it with its help: summary, details and examples."""
+    from cerebrum_cli.cli.signature import SectionedCommand
+
     function = getattr(import_module(f"cerebrum_cli.cli.{command.module}"), command.attribute)
     examples = "\n".join(("\b", "Examples:", *(f"  {example}" for example in command.examples)))
     if isinstance(function, typer.Typer):
@@ -86,12 +87,11 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
     """Run one command line and return its exit code: the single error handler."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        names = [command.name for command in COMMANDS]
-        is_completing = environment(COMPLETION) is not None
-        first = completed_command() if is_completing else next(iter(given), None)
-        only = first if first in names else None
-        if is_completing:
-            complete(assembled(only))
+        if environment(COMPLETION) is not None:
+            from cerebrum_cli.cli.completion import complete, completed_command
+
+            complete(assembled(known_command(completed_command())))
+        only = known_command(next(iter(given), None))
         overview = given in ([], ["-h"], ["--help"])
         return assembled(only, overview)(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
     except ClickException as error:
@@ -109,12 +109,19 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
             print_error(app, error)
         return error.exit_code
     except OSError as error:
+        from cerebrum_cli.core.files import is_disk_full
+
         if not is_disk_full(error):
             raise
         return report_full_disk()
     except CerebrumError as error:
         print_error(app, error)
         return error.exit_code
+
+
+def known_command(word: str | None) -> str | None:
+    """The first word of a command line, if it is a command."""
+    return word if any(word == command.name for command in COMMANDS) else None
 
 
 def usage_error(error: ClickException, command: str | None) -> UsageError:
@@ -126,6 +133,8 @@ def usage_error(error: ClickException, command: str | None) -> UsageError:
     if near := re.search(r" (?:Did you mean|\(Possible options:) ([^)?]+)[)?]+", text):
         text, hint = text[: near.start()], f"did you mean {near[1]}?"
     if isinstance(error, typer.BadParameter) and error.message and error.param and error.param.name:
+        from cerebrum_cli.cli.signature import environment_source
+
         source = environment_source(error.param.name, context) or error.param.opts[0]
         text = f"{source}: {error.message.rstrip('.')}"
         for kind, meaning in (("valid int", "whole number"), ("valid float", "number")):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from typer._click.shell_completion import ShellComplete
 from typer._completion_classes import BashComplete, FishComplete, ZshComplete
 
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.settings import environment
 
 if TYPE_CHECKING:
     from typer import Typer
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.options import Option
 
-COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
 WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")  # the command line so far: bash's, other shells'
 WORD_BREAKS = ":="  # at which bash splits words, by default
 
