@@ -68,7 +68,7 @@ from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.scoring.request import LogprobScores, ScoreRequest
+from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.inference.reply_stream import ReplyRequest
 
 PARTS = ("texts", "cache", "votes", "batch", "failover", "ask")

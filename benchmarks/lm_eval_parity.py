@@ -37,8 +37,7 @@ from cerebrum_cli.cli.app import real_app
 from cerebrum_cli.cli.lm_eval import opener
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.engine.scoring.plan import build_paths, node_count
-from cerebrum_cli.engine.scoring.request import ScoreRequest
+from cerebrum_cli.engine.scoring_plan import build_paths, node_count
 from cerebrum_cli.inference.loading import ModelUse, ReplySource
 
 TOLERANCE = 1e-2
@@ -207,8 +206,8 @@ def argmaxes(scores: Sequence[float]) -> list[int]:
 
 def allowed_rows(tokens: Sequence[tuple[list[int], list[int]]]) -> int:
     """Unique nodes of the trie of all texts, and one for each context."""
-    requests = [ScoreRequest(tuple(context), (tuple(choice),)) for context, choice in tokens]
-    return node_count(build_paths(requests)) + len({request.context for request in requests})
+    terms = [(tuple(context), tuple(choice)) for context, choice in tokens]
+    return node_count(build_paths(terms)) + len({context for context, _ in terms})
 
 
 if __name__ == "__main__":

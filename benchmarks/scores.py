@@ -27,7 +27,7 @@ from quantized import F32, quantize
 
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.engine.scoring.request import LogprobScores, ScoreRequest, ScoringEvent
+from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest, ScoringEvent
 
 PARTS = ("choices", "rate")
 CONTEXT_TOKENS, CHOICES, CHOICE_TOKENS = 200, 4, 8

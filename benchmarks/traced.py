@@ -109,7 +109,7 @@ def trace_app() -> None:
 def trace_engine() -> None:
     """Trace the calls of llama.cpp; the engine's thread would import the same modules next."""
     import cerebrum_cli.engine.llama.load as load
-    from cerebrum_cli.engine.llama.backend import LlamaBackend
+    from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 
     end_phase(BINDINGS)
     wrap(load, "load_model", end_on_call=PLANNED, end_on_return=LOADED)

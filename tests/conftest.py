@@ -32,8 +32,8 @@ from tiny_models import write_chatml, write_mistral, write_quantized, write_recu
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.engine.remote import engine as remote_engine
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
+from cerebrum_cli.engine.remote import remote_engine
 from cerebrum_cli.models import hub_errors
 from cerebrum_cli.terminal.markdown import renderer
 

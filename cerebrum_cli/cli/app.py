@@ -255,11 +255,11 @@ def llama_opener(options: LoadOptions, data_directory: Path) -> OpenBackend:
     loaded_files = None if is_known else data_directory / "loaded_files.json"
 
     def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
-        from cerebrum_cli.engine.llama.first_load import Trial
+        from cerebrum_cli.engine.llama.first_load import FileCheck
         from cerebrum_cli.engine.llama.load import open_llama
 
-        trial = Trial("cerebrum_cli.formats.template", "try_template", "chat template")
-        return open_llama(options, emit, stop, devices_file(data_directory), loaded_files, trial)
+        check = FileCheck("cerebrum_cli.formats.template", "try_template", "chat template")
+        return open_llama(options, emit, stop, devices_file(data_directory), loaded_files, check)
 
     return open_backend
 

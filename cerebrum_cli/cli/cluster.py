@@ -47,7 +47,7 @@ class RayNodes:
 
     def connect(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:
         """Start to load the model on the nodes."""
-        from cerebrum_cli.engine.cluster.engine import ClusterEngine
+        from cerebrum_cli.engine.cluster.cluster_engine import ClusterEngine
         from cerebrum_cli.engine.cluster.ray_cluster import RayCluster
 
         cluster = RayCluster(self.address, self.local_nodes, source.use.context.slots, source.settings.threads)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from cerebrum_cli.core.conversation import PromptPart
+from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
 from cerebrum_cli.core.events import Event, NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 
@@ -69,6 +69,13 @@ class Vocabulary(Protocol):
 
     def special_token_text(self, name: str) -> str:
         """Text of the vocabulary's `bos` or `eos` token; empty if it has none."""
+
+
+def continuation(vocabulary: Vocabulary, parts: Iterable[PromptPart]) -> tuple[int, ...]:
+    """Tokenize text that continues other text: without BOS, and without the space that a vocabulary may put first."""
+    anchor = vocabulary.tokenize((Text("a"),))[-1]
+    tokens = vocabulary.tokenize((Tokens((anchor,)), *parts))
+    return tokens[tokens.index(anchor) + 1 :]
 
 
 class Backend(Vocabulary, Protocol):

@@ -15,7 +15,7 @@ from cerebrum_cli.engine.messages import Abort, Cancel, Commands, Submit
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences, first_seed, next_item
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.drafts.drafter import Drafter
+    from cerebrum_cli.engine.drafter import Drafter
 
 MAX_BACKLOG = 10_000  # events; with a slow reader, no sequence is admitted above it
 
@@ -138,6 +138,6 @@ def new_drafter(request: Request) -> Drafter | None:
     """The drafter of a request; None without speculative decoding."""
     if request.step_costs is None:
         return None
-    from cerebrum_cli.engine.drafts.drafter import Drafter
+    from cerebrum_cli.engine.drafter import Drafter
 
     return Drafter(request.prompt_tokens)

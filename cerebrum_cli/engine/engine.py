@@ -12,7 +12,7 @@ from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.sequence import Failure, Request, next_item
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
+    from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from cerebrum_cli.engine.sequence import Failure, Request, next_item
 from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
+    from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 
 CAPABILITIES = Capabilities()
@@ -129,8 +129,7 @@ class LocalEngine:
         Nothing else runs meanwhile, and all slots are empty afterwards. After a cancel the stream ends early:
         `scope.is_cancelled`. Closing the generator frees the slots before returning. The model must be loaded.
         """
-        from cerebrum_cli.engine.scoring.request import refusal
-        from cerebrum_cli.engine.scoring.scorer import ScoreJob
+        from cerebrum_cli.engine.scoring import ScoreJob, refusal
 
         context_size = self.backend.context_size
         accepted: dict[int, ScoreRequest] = {}

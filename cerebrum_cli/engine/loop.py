@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.drafts.costs import draft_lengths
 from cerebrum_cli.engine.memory import EXPECTED_LENGTH
 from cerebrum_cli.engine.messages import Abort, Cancel, Commands, SavePromptCache, Submit, SubmitScores
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Slot, Step
-from cerebrum_cli.engine.scoring.scorer import ScoreJob, Scorer
+from cerebrum_cli.engine.scoring import ScoreJob, Scorer
 from cerebrum_cli.engine.sequence import Failure, Sequence
 from cerebrum_cli.engine.state_store import StateStore
+from cerebrum_cli.engine.step_costs import draft_lengths
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.drafts.drafter import DraftToken
+    from cerebrum_cli.engine.drafter import DraftToken
 
 BACKLOG_POLL_S = 0.01
 

@@ -12,7 +12,7 @@ from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.sequence import Failure, Sequence
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.scoring.scorer import ScoreJob
+    from cerebrum_cli.engine.scoring import ScoreJob
 
 
 class Submit(NamedTuple):

@@ -29,8 +29,8 @@ from cerebrum_cli.engine.control import ControlFactory, Controls, EndReply
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.drafts.costs import StepCosts
-    from cerebrum_cli.engine.drafts.drafter import Drafter, DraftState
+    from cerebrum_cli.engine.drafter import Drafter, DraftState
+    from cerebrum_cli.engine.step_costs import StepCosts
 
 Tokens: TypeAlias = "tuple[int, ...] | array[int]"
 """Token ids; an array takes a tenth of a tuple's memory."""

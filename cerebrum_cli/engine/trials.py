@@ -1,4 +1,4 @@
-"""Measurements of a model, each way of loading it in a child process of its own (`engine/llama/trial.py`).
+"""Measurements of a model, each way of loading it in a child process of its own (`engine/llama/trial_process.py`).
 
 Thread pools of different sizes slow each other down within one process, peak memory is measured per process, and a
 crash costs only one trial. Trials that are compared stay loaded together while memory allows.
@@ -19,7 +19,6 @@ from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.locks import work_directory
-from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import (
@@ -31,8 +30,9 @@ from cerebrum_cli.engine.memory import (
     memory_needs,
     plan_layers,
 )
+from cerebrum_cli.engine.step_costs import StepCosts
 
-CHILD = "cerebrum_cli.engine.llama.trial"
+CHILD = "cerebrum_cli.engine.llama.trial_process"
 EXIT_TIMEOUT_S = 10.0  # after a process has closed its output
 MIN_AGREEMENT = 0.97  # below this, the output counts as changed
 MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to another program it would be about half
@@ -72,7 +72,7 @@ class TrialError(EngineError):
 
 
 class Trial:
-    """A child process with a loaded model, which runs functions of `engine/llama/trial.py` by name."""
+    """A child process with a loaded model, which runs functions of `engine/llama/trial_process.py` by name."""
 
     load_s: float
     devices: tuple[Device, ...]

@@ -22,7 +22,7 @@ from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, StageEvent, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.scoring.request import LogprobScores, ScoreRequest
+from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import RAW
 

@@ -13,12 +13,12 @@ from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import GENERATION_KEYS, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
-from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning, fallback_notice
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.state_store import StateStore
+from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.inference.format_choice import FormatBuilder, choose_format, format_builder, prepare_format
 from cerebrum_cli.inference.load_options import CHAT_CONTEXT, load_options, require_attention
@@ -96,7 +96,7 @@ class Servers:
     earlier: Sequence[Mapping[str, str]] = ()
 
     def connect(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:  # noqa: ARG002
-        from cerebrum_cli.engine.remote.engine import RemoteEngine
+        from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
 
         return RemoteEngine(open_vocabulary, self.endpoints, self.window, earlier=self.earlier)
 

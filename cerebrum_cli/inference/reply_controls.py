@@ -11,9 +11,8 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import partial_marker_length
-from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import ControlFactory, Force, LoopCheck
-from cerebrum_cli.engine.turns import continuation
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.inference.reply_stream import ReplyChannels, ReplyRequest
 

@@ -15,10 +15,10 @@ from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Inspection, Request
+from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
 from cerebrum_cli.inference.format_choice import FormatBuilder
@@ -29,7 +29,7 @@ from cerebrum_cli.inference.reply_stream import ReplyChannels, ReplyRequest, Rep
 from cerebrum_cli.inference.tokens import last_text, least_tokens, resolve_biases
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
+    from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 

@@ -15,11 +15,11 @@ from cerebrum_cli.core.files import translate_os_errors
 from cerebrum_cli.core.locks import lock_file
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeMemory, plan_slots
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
+from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.trials import Bench, TrialError
 from cerebrum_cli.inference.load_options import load_options
 from cerebrum_cli.inference.loading import draft_problem

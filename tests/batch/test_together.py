@@ -211,7 +211,7 @@ def memory_for_three(monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = HEADROOM + compute_bytes(sizes, context)
     each = sequence_bytes(sizes.layers, context) + 4 * sizes.vocabulary_size
     free = FreeMemory(fixed + 3 * each)
-    monkeypatch.setattr("cerebrum_cli.engine.llama.backend.free_memory", lambda: free)
+    monkeypatch.setattr("cerebrum_cli.engine.llama.llama_backend.free_memory", lambda: free)
 
 
 @pytest.mark.usefixtures("memory_for_three")

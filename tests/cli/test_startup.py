@@ -30,8 +30,8 @@ HEAVY = (
 )
 # What `ask` needs neither without drafts, nor for a single answer, nor without servers.
 UNUSED_BY_ASK = {
-    "engine.drafts.drafter",
-    "engine.scoring.plan",
+    "engine.drafter",
+    "engine.scoring_plan",
     "batch.answering",
     "inference.voting",
     "tune.tune",
@@ -118,7 +118,7 @@ def test_startup_batch_imports_neither_servers_nor_a_cluster(tmp_path: Path, cha
     modules = imported_modules(CommandLine(tmp_path), "batch", *paths)
     assert "llama_cpp" in modules
     assert modules.isdisjoint(
-        {"ray", "httpx2", "cerebrum_cli.engine.remote.pool", "cerebrum_cli.engine.cluster.engine"}
+        {"ray", "httpx2", "cerebrum_cli.engine.remote.pool", "cerebrum_cli.engine.cluster.cluster_engine"}
     )
 
 

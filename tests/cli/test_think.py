@@ -14,7 +14,7 @@ from tiny_models import write_chatml
 from vocabularies import text_of
 
 from cerebrum_cli.core.conversation import Conversation, Tokens
-from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 
 SWITCHES = {
     "qwen3": "enable_thinking",

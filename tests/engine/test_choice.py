@@ -8,7 +8,7 @@ from vocabularies import MARKS, text_of
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
-from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, RAW
 from cerebrum_cli.inference.format_choice import FORMAT_NAMES, choose_format, format_builder, special_tokens
 

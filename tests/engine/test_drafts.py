@@ -19,10 +19,10 @@ from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expecte
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.drafts import drafter
-from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts, draft_lengths
-from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Acceptance, Drafter, DraftState
+from cerebrum_cli.engine import drafter
+from cerebrum_cli.engine.drafter import MAX_DRAFT, Acceptance, Drafter, DraftState
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, StepCosts, draft_lengths
 from cerebrum_cli.inference.loading import draft_costs
 
 DEAR_ROWS = StepCosts((1, 2, 4), (1.0, 1.65, 3.3))
@@ -249,7 +249,7 @@ def test_engine_drafts_no_more_than_max_tokens() -> None:
 
 
 def test_engine_makes_no_more_drafts_after_misses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cerebrum_cli.engine.drafts.costs.MIN_PROBABILITY", 0.1)
+    monkeypatch.setattr("cerebrum_cli.engine.step_costs.MIN_PROBABILITY", 0.1)
     monkeypatch.setattr(drafter, "MAX_MISSES", 1)
     prompt = "abc1 def2 ghi3? "
     backend = ScriptedBackend(replies({prompt: "abcX defY ghiZ"}), context_size=300, batch_size=64)

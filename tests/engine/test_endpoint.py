@@ -17,7 +17,7 @@ from server_kinds import BUILD, SglangServer, VllmServer
 from waiting import TIMEOUT_S
 
 from cerebrum_cli.batch import answering as batch
-from cerebrum_cli.engine.remote import engine as remote_engine
+from cerebrum_cli.engine.remote import remote_engine
 
 ROWS = 200
 

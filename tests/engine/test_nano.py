@@ -17,9 +17,9 @@ from nano.questions import held_out, questions
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.step_costs import DEFAULT_COSTS
 from cerebrum_cli.formats.plain import CEREBRUM
 
 pytestmark = pytest.mark.slow

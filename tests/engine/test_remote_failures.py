@@ -35,7 +35,7 @@ from cerebrum_cli.core.errors import EndpointError, EngineError
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.engine.remote.engine import RemoteEngine
+from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
 OTHER_MODEL = {"body": b'{"tokens":[1,2,3]}', "path": "/tokenize"}

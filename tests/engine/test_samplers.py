@@ -16,8 +16,8 @@ from llama_engines import STORY, open_engine
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.sampling import SamplingParams, TokenBias
-from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.bindings import llama
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.sampler import SamplerChains
 from cerebrum_cli.inference.tokens import resolve_biases
 

@@ -22,8 +22,7 @@ from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.messages import Commands, Submit, SubmitScores
-from cerebrum_cli.engine.scoring.request import LogprobScores, Score, ScoreRequest, ScoringEvent
-from cerebrum_cli.engine.scoring.scorer import ScoreJob
+from cerebrum_cli.engine.scoring import LogprobScores, Score, ScoreJob, ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.sequence import Request, create_sequences
 
 

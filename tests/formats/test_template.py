@@ -18,7 +18,7 @@ from vocabularies import marked_up, text_of
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import FormatError
-from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
 from cerebrum_cli.inference.responder import detokenize
 

@@ -20,8 +20,8 @@ from scripted_command import batch_here, run_here
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.control import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopCheck
-from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.step_costs import StepCosts
 
 ROOT = Path(__file__).parents[2]
 CODE_FILES, CHARACTERS = 120, 12_000

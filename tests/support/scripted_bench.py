@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.engine.trials import Bench, BenchJob, Closeness, TrialError, load_settings
 from cerebrum_cli.inference.profiles import Speeds
 

@@ -12,7 +12,7 @@ from tiny_models import SPECIAL_TOKENS, USER_DEFINED
 
 from cerebrum_cli.core.conversation import PromptPart, Text
 from cerebrum_cli.engine.backend import StopFlag
-from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.memory import ContextOptions

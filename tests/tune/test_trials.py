@@ -74,7 +74,7 @@ def trial_processes(pid: int | None = None) -> list[psutil.Process]:
     """Running trials that a process has started."""
     with contextlib.suppress(psutil.NoSuchProcess):
         found = psutil.Process(pid).children(recursive=True)
-        return [child for child in found if "cerebrum_cli.engine.llama.trial" in command_of(child)]
+        return [child for child in found if "cerebrum_cli.engine.llama.trial_process" in command_of(child)]
     return []
 
 

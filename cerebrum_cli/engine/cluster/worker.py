@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from cerebrum_cli import __version__
 from cerebrum_cli.core.errors import CerebrumError, EngineError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
-from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd, StopReason
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.step_costs import StepCosts
 
 REFUSALS = (GrammarError, PromptTooLong)  # errors of a request that no other node will answer either
 

@@ -1,7 +1,7 @@
 """Load a file for the first time in a child process, since llama.cpp aborts on some damaged or hostile files.
 
 Files that loaded are remembered by device, inode, size and modification time. Run as a module, this is the child: it
-runs the caller's trial of the file, then maps the file, converts text to tokens and back, creates a small context and
+runs the caller's check of the file, then maps the file, converts text to tokens and back, creates a small context and
 decodes nothing. A file whose vocabulary alone is used is not mapped: it may have no weights. An adapter is loaded after
 its model.
 """
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 
 MAX_DATA_BYTES, MAX_CPU_S = 2 * 2**30, 20  # of the child: an honest file is mapped, and takes less than a second
-MAX_TRIAL_S = 5  # of CPU
+MAX_CHECK_S = 5  # of CPU
 OUT_OF_MEMORY = 3  # exit status of the child
 CRASHES = {-getattr(signal, f"SIG{name}") for name in ("ABRT", "SEGV", "BUS", "FPE", "ILL", "XCPU")}
-TRIAL_FAILURES = {OUT_OF_MEMORY: "takes too much memory", -signal.SIGPROF: f"takes longer than {MAX_TRIAL_S} s"}
+CHECK_FAILURES = {OUT_OF_MEMORY: "takes too much memory", -signal.SIGPROF: f"takes longer than {MAX_CHECK_S} s"}
 TRUSTED = "pull it from a source you trust"
 FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})(\.gguf)")
 MAX_REMEMBERED = 1000
@@ -41,8 +41,8 @@ VOCABULARY = "vocabulary"  # argument of the child, and suffix of a key
 ADAPTER = "adapter"  # argument of the child, before an adapter's path
 
 
-class Trial(NamedTuple):
-    """What the child tries before it loads a file: a function of its path, and the name of what that function tries.
+class FileCheck(NamedTuple):
+    """What the child checks before it loads a file: a function of its path, and the name of what that function checks.
 
     The function may take some seconds, and raises MemoryError if memory does not suffice.
     """
@@ -53,9 +53,9 @@ class Trial(NamedTuple):
 
 
 def require_loads(
-    path: Path, remembered: Path, stop: StopFlag, vocabulary_only: bool = False, trial: Trial | None = None
+    path: Path, remembered: Path, stop: StopFlag, vocabulary_only: bool = False, check: FileCheck | None = None
 ) -> None:
-    """Raise ModelFileError if a trial fails, or llama.cpp crashes, on a file that was not loaded before.
+    """Raise ModelFileError if a check fails, or llama.cpp crashes, on a file that was not loaded before.
 
     `remembered` is a JSON file with the files that loaded. Other failures are left to the load itself.
     """
@@ -63,9 +63,9 @@ def require_loads(
     key = f"{whole} {VOCABULARY}" if vocabulary_only else whole
     if key in known or whole in known:
         return
-    code, log = _load_in_child((*(trial[:2] if trial else ("", "")), path, VOCABULARY * vocabulary_only), stop)
-    if trial and code in TRIAL_FAILURES:
-        raise ModelFileError(path, f"its {trial.subject} {TRIAL_FAILURES[code]}", TRUSTED)
+    code, log = _load_in_child((*(check[:2] if check else ("", "")), path, VOCABULARY * vocabulary_only), stop)
+    if check and code in CHECK_FAILURES:
+        raise ModelFileError(path, f"its {check.subject} {CHECK_FAILURES[code]}", TRUSTED)
     _remember_unless_crashed(path, code, log, [*known, key], remembered)
 
 
@@ -134,10 +134,9 @@ def _try_and_load(module: str, function: str, path: str, kind: str = "", adapter
     """What the child does, within its limits; the system ends it when time is up."""
     _limit_resources()
     if module:
-        trial = getattr(importlib.import_module(module), function)
-        signal.setitimer(signal.ITIMER_PROF, MAX_TRIAL_S)
+        signal.setitimer(signal.ITIMER_PROF, MAX_CHECK_S)
         try:
-            trial(Path(path))
+            getattr(importlib.import_module(module), function)(Path(path))
         except MemoryError:
             os._exit(OUT_OF_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)

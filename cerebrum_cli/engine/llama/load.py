@@ -12,11 +12,11 @@ from typing import Any
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.engine.backend import StopFlag
-from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.bindings import llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state
 from cerebrum_cli.engine.llama.devices import can_offload, free_memory
-from cerebrum_cli.engine.llama.first_load import Trial, require_adapter_loads, require_loads
+from cerebrum_cli.engine.llama.first_load import FileCheck, require_adapter_loads, require_loads
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.load_options import (
     MAX_VALUES,
     AdapterFile,
@@ -46,17 +46,17 @@ def open_llama(
     stop: StopFlag,
     devices_file: Path | None = None,
     loaded_files: Path | None = None,
-    trial: Trial | None = None,
+    check: FileCheck | None = None,
 ) -> LlamaBackend:
     """Load the model with llama.cpp on this thread; ModelFileError if it rejects the file.
 
     The GPUs found are cached in `devices_file`, for commands that do not load llama.cpp. A file that is not yet in
-    `loaded_files` is first loaded in a child process, after a `trial`.
+    `loaded_files` is first loaded in a child process, after a `check`.
     """
     emit(LoadEvent(0.0))
     file = options.file
     if loaded_files:
-        require_loads(file.path, loaded_files, stop, options.vocabulary_only, trial)
+        require_loads(file.path, loaded_files, stop, options.vocabulary_only, check)
         for path, _ in () if options.vocabulary_only else file.adapters:
             require_adapter_loads(Path(path), file.path, loaded_files, stop)
     free = free_memory()

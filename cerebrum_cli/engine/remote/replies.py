@@ -19,13 +19,13 @@ from cerebrum_cli.core.events import (
     Timings,
     TokenEvent,
 )
-from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import EndReply, Force
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd
+from cerebrum_cli.engine.remote.turns import Turns
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.engine.turns import Turns, continuation
 
 
 class RemoteSample:

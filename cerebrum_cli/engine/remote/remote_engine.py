@@ -30,7 +30,7 @@ from cerebrum_cli.engine.remote.server import ExpectedModel, HttpServer
 from cerebrum_cli.engine.sequence import Request
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
+    from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 CAPABILITIES = Capabilities(scores=False, prompt_cache=False, schedules_rows=True)
 REPORT_S = 1.0  # between reports of what each server has generated

@@ -14,9 +14,9 @@ from cerebrum_cli.core.events import NoticeEvent, StageEvent
 from cerebrum_cli.engine.backend import OpenBackend
 from cerebrum_cli.engine.cluster.worker import REFUSALS, NodeInfo, OpenEngine
 from cerebrum_cli.engine.remote.client import BusyServerError, LostServerError, RefusedRequestError
-from cerebrum_cli.engine.remote.engine import PooledEngine
 from cerebrum_cli.engine.remote.job import PoolJob, Server, ServerTimeouts
 from cerebrum_cli.engine.remote.kind import ReplyChunk
+from cerebrum_cli.engine.remote.remote_engine import PooledEngine
 from cerebrum_cli.engine.remote.replies import read_replies
 from cerebrum_cli.engine.sequence import Request
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.scoring.request import ScoreRequest
+from cerebrum_cli.engine.sequence import Tokens
 
 Lookups = dict[int, dict[int, list[int]]]
 """Readers of probabilities: by number of evaluated tokens, and by the token after these."""
@@ -47,17 +47,21 @@ class Path(NamedTuple):
         return dict(found)
 
 
-def build_paths(requests: Sequence[ScoreRequest]) -> tuple[Path, ...]:
-    """Build the trie of contexts and continuations, without the last token of each.
+def build_paths(terms: Sequence[tuple[Tokens, Tokens]]) -> tuple[Path, ...]:
+    """Build the trie of contexts and continuations, given in pairs, without the last token of each.
 
-    Readers number the continuations of all requests, in order. The paths depend on the set of requests alone, not on
-    their order. Contexts may not be empty.
+    A reader is the index of a pair. The paths depend on the set of pairs alone, not on their order. Contexts may not be
+    empty; nothing is evaluated for an empty continuation.
     """
-    terms = [(request.context, continuation) for request in requests for continuation in request.continuations]
+    texts = sorted(
+        (array("i", [*context, *continuation[:-1]]), reader)
+        for reader, (context, continuation) in enumerate(terms)
+        if continuation
+    )
     paths: list[Path] = []
     starts: list[int] = []  # a node of the current path belongs to the first path that has it: the last of `owners`
     owners: list[int] = []  # whose start is less than the node's depth
-    for leaf, shared, readers in _leaves(_evaluated_texts(terms)):
+    for leaf, shared, readers in _leaves(texts):
         while starts and starts[-1] >= shared:
             del starts[-1], owners[-1]
         starts.append(shared)
@@ -74,15 +78,6 @@ def build_paths(requests: Sequence[ScoreRequest]) -> tuple[Path, ...]:
 def node_count(paths: Sequence[Path]) -> int:
     """Number of nodes of the trie below its root."""
     return sum(len(path.tokens) - path.shared for path in paths)
-
-
-def _evaluated_texts(terms: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[array[int], int]]:
-    """The tokens to evaluate for each reader, in lexicographic order; nothing for an empty continuation."""
-    texts = []
-    for reader, (context, continuation) in enumerate(terms):
-        if continuation:
-            texts.append((array("i", [*context, *continuation[:-1]]), reader))
-    return sorted(texts)
 
 
 def _leaves(texts: Sequence[tuple[array[int], int]]) -> Iterator[tuple[array[int], int, list[int]]]:
@@ -181,19 +176,13 @@ class Running:
         return self.evaluated == self.length
 
 
-def plan_steps(paths: Sequence[Path], limits: Limits) -> Iterator[ScoreStep]:
-    """Yield the steps that evaluate all paths; no path may be longer than the memory."""
-    planner = ScorePlanner(paths, limits)
-    while step := planner.next_step():
-        yield step
-
-
 class ScorePlanner:
-    """The state of memory after the steps planned so far."""
+    """The state of memory after the steps planned so far; no path may be longer than the memory."""
 
     def __init__(self, paths: Sequence[Path], limits: Limits) -> None:
         self._paths = paths
         self._limits = limits
+        self._is_trimmable = limits.is_trimmable
         self._longest = max((len(path.tokens) for path in paths), default=0)
         self._first = 0  # path that has not started
         self._overtaking: set[int] = set()  # paths after the first that have started
@@ -204,8 +193,7 @@ class ScorePlanner:
     def next_step(self) -> ScoreStep | None:
         """Plan the next step; None if all is evaluated."""
         self._start_paths()
-        runs = self._choose_runs()
-        if not runs:
+        if not (runs := self._choose_runs()):
             assert self._first == len(self._paths), "no path can continue"
             return None
         rows: list[TokenRow] = []
@@ -307,9 +295,6 @@ class ScorePlanner:
 
     def _has_started(self, index: int) -> bool:
         return index < self._first or index in self._overtaking
-
-    def _is_trimmable(self, held: int, length: int) -> bool:
-        return self._limits.is_trimmable(held, length)
 
 
 def used_cells(slots: Iterable[Iterable[Piece]]) -> int:

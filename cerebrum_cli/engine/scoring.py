@@ -1,82 +1,113 @@
-"""Score queued jobs, one after another, a step at a time; `plan.py` is imported with the first one."""
+"""Scores of given texts: requests and results, and queued jobs, one after another, a step at a time."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import StageEvent
+from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
+from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, StageEvent
 from cerebrum_cli.engine.backend import Backend, TokenRow, TokenScore
-from cerebrum_cli.engine.sequence import Failure
+from cerebrum_cli.engine.sequence import Failure, Tokens
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.scoring.plan import Path, RowRange, ScoreStep
-    from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
+    from cerebrum_cli.engine.scoring_plan import RowRange, ScoreStep
 
 STAGE = "scoring"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Continuations of one context to score; an empty one has the score 0, whatever its context."""
+
+    context: Tokens
+    continuations: tuple[Tokens, ...]
+
+
+class Score(NamedTuple):
+    """Log-probability of a continuation after its context, summed over `tokens`.
+
+    It `is_greedy` if each of the tokens is the most likely one at its place.
+    """
+
+    logprob_sum: float
+    is_greedy: bool
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobScores:
+    """The index of a finished request, and a score for each of its continuations, in order."""
+
+    request: int
+    scores: tuple[Score, ...]
+
+
+ScoringEvent = LogprobScores | RefusedEvent | StageEvent | NoticeEvent
+"""What scoring yields; a StageEvent counts evaluated rows."""
+
+
+def refusal(request: ScoreRequest, context_size: int) -> CerebrumError | None:
+    """Why a request cannot be scored, if it cannot. The last token of a continuation is not evaluated."""
+    longest = max(map(len, request.continuations), default=0)
+    length = len(request.context) + longest
+    if longest and not request.context:
+        return UsageError("the context of a text to score is empty", "start it with the model's BOS token")
+    if longest and length - 1 > context_size:
+        return PromptTooLong(
+            f"the text to score has {length} tokens, but the context has {context_size}", "shorten it, or raise --ctx"
+        )
+    return None
+
+
 class ScoreJob:
     """Requests by their index, the trie of their tokens, and where their events go: the last is None or a Failure."""
 
-    requests: Mapping[int, ScoreRequest]
-    emit: Callable[[ScoringEvent | Failure | None], None]
-    paths: tuple[Path, ...] = field(init=False)
+    def __init__(
+        self, requests: Mapping[int, ScoreRequest], emit: Callable[[ScoringEvent | Failure | None], None]
+    ) -> None:
+        from cerebrum_cli.engine.scoring_plan import build_paths
 
-    def __post_init__(self) -> None:
-        from cerebrum_cli.engine.scoring.plan import build_paths
-
-        object.__setattr__(self, "paths", build_paths(tuple(self.requests.values())))
+        self.requests = requests
+        self.emit = emit
+        self.paths = build_paths([(each.context, text) for each in requests.values() for text in each.continuations])
 
 
 class Results:
-    """Sums over the tokens of each continuation; readers number the continuations, as `build_paths` does."""
+    """Sums over the tokens of each continuation; readers number the continuations, as in the paths of the job."""
 
     def __init__(self, job: ScoreJob) -> None:
-        self._job = job
-        self._sums: list[float] = []
-        self._is_greedy: list[bool] = []
+        self._emit = job.emit
+        self._scores: list[Score] = []
         self._requests: list[int] = []  # by reader
-        self._first_readers: dict[int, int] = {}
-        self._pending: dict[int, int] = {}  # tokens, by request
+        self._readers: dict[int, range] = {}  # by request, as the next one
+        self._pending: dict[int, int] = {}  # tokens
         for index, request in job.requests.items():
-            count = len(request.continuations)
-            self._first_readers[index] = len(self._sums)
-            self._sums += [0.0] * count
-            self._is_greedy += [True] * count
-            self._requests += [index] * count
-            self._pending[index] = sum(map(len, request.continuations))
-            if not self._pending[index]:
-                self._finish(index)
+            first = len(self._scores)
+            self._scores += [Score(0.0, True, len(each)) for each in request.continuations]
+            self._readers[index] = range(first, len(self._scores))
+            self._requests += [index] * len(request.continuations)
+            self._count_down(index, -sum(map(len, request.continuations)))
 
     def add(self, reader: int, token: TokenScore) -> None:
         """Add a token of a continuation; emit the scores of its request if it was the last."""
-        index = self._requests[reader]
-        self._sums[reader] += token.logprob
-        self._is_greedy[reader] &= token.is_argmax
-        self._pending[index] -= 1
+        total, is_greedy, tokens = self._scores[reader]
+        self._scores[reader] = Score(total + token.logprob, is_greedy and token.is_argmax, tokens)
+        self._count_down(self._requests[reader], 1)
+
+    def _count_down(self, index: int, tokens: int) -> None:
+        self._pending[index] = self._pending.get(index, 0) - tokens
         if not self._pending[index]:
-            self._finish(index)
-
-    def _finish(self, index: int) -> None:
-        from cerebrum_cli.engine.scoring.request import LogprobScores, Score
-
-        scores = tuple(
-            Score(self._sums[reader], self._is_greedy[reader], len(continuation))
-            for reader, continuation in enumerate(self._job.requests[index].continuations, self._first_readers[index])
-        )
-        self._job.emit(LogprobScores(index, scores))
+            self._emit(LogprobScores(index, tuple(self._scores[reader] for reader in self._readers[index])))
 
 
 class ScoreRun:
     """A job that has started: memory is reserved and empty, which makes scores independent of what was in it."""
 
     def __init__(self, backend: Backend, job: ScoreJob) -> None:
-        from cerebrum_cli.engine.scoring.plan import Limits, node_count, plan_steps
+        from cerebrum_cli.engine.scoring_plan import Limits, ScorePlanner, node_count
 
         self._backend = backend
         self._job = job
@@ -89,7 +120,7 @@ class ScoreRun:
             backend.clear_all()
         slots = backend.slots if backend.kv_unified else 1  # copies between separate caches cost time and memory
         limits = Limits(backend.batch_size, backend.max_outputs, slots, backend.capacity, backend.is_trimmable)
-        self._steps = plan_steps(job.paths, limits)
+        self._steps = iter(ScorePlanner(job.paths, limits).next_step, None)
 
     def step(self) -> bool:
         """Execute the next step, or the interrupted one again; False if none is left."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
 from cerebrum_cli.core.events import Forced, Timings
-from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import Controls, Force, Intervention
 from cerebrum_cli.engine.sequence import Request
-
-ANCHOR = "a"
 
 
 @dataclass(slots=True)
@@ -96,10 +92,3 @@ class Turns:
         self.end = min(limits, default=None)
         most = None if self.end is None else self.end - self.start
         return replace(request, params=replace(request.params, max_tokens=most))
-
-
-def continuation(vocabulary: Vocabulary, parts: Iterable[PromptPart]) -> tuple[int, ...]:
-    """Tokenize text that continues other text: without BOS, and without the space that a vocabulary may put first."""
-    anchor = vocabulary.tokenize((Text(ANCHOR),))[-1]
-    tokens = vocabulary.tokenize((Tokens((anchor,)), *parts))
-    return tokens[tokens.index(anchor) + 1 :]

@@ -1,1 +1,0 @@
-"""Speculative decoding (prompt lookup): tokens copied from earlier text, which the sampler verifies."""

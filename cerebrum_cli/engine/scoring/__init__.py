@@ -1,1 +1,0 @@
-"""Log-probabilities of given continuations: a token trie, the steps that evaluate it once, and their execution."""
