@@ -2,7 +2,7 @@
 #   make setup [ACCEL=cuda|metal|vulkan|rpc]   .venv, with llama.cpp built for this machine
 #   make setup WHEELS=URL   the same without a compiler: llama.cpp from a package index or a directory of wheels
 #   make demo     pull the starter model and ask it a question
-#   make test     the test suite; ARGS are pytest's: make test ARGS="tests/test_ask.py -k stop"
+#   make test     the test suite; ARGS are pytest's: make test ARGS="tests/cli/test_ask.py -k stop"
 #   make fuzz     many damaged and hostile inputs, and thousands of cases of each property, in minutes
 #   make quick    tests that start no processes or terminals, under a minute
 #   make check    format, lint, types
