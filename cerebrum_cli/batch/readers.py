@@ -31,9 +31,9 @@ from cerebrum_cli.batch.rows import (
     prompt_row,
     require_prompt,
 )
+from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import write_all
-from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:

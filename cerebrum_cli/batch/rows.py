@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
+from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import TRUNCATED, RowCounts
-from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.text import well_formed
 
 OUTPUT_KEYS = (

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.batch.rows import Rows
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import BatchOptions
-    from cerebrum_cli.core.saved_prompt import SavedPrompt
+    from cerebrum_cli.core.config import SavedPrompt
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.inference.loading import LoadedModel
     from cerebrum_cli.models.model import Model

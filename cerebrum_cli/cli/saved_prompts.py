@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from cerebrum_cli.cli.options import FIRST, AskOptions, ConstrainedOptions, SavedPromptOptions
-from cerebrum_cli.core.saved_prompt import SavedPrompt, find_prompt
+from cerebrum_cli.core.config import SavedPrompt, find_prompt
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App

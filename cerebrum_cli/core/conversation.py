@@ -42,6 +42,12 @@ class Conversation:
         return replace(self, messages=(*self.messages, Message("assistant", content, tokens, self.thinks)))
 
     @property
+    def openai_messages(self) -> list[dict[str, str]]:
+        """System prompt and turns as an OpenAI messages list."""
+        head = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
+        return head + [{"role": message.role, "content": message.content} for message in self.messages]
+
+    @property
     def question(self) -> str:
         """Text of the last message."""
         return self.messages[-1].content
@@ -91,12 +97,9 @@ def text_of(content: Any) -> str | None:
     """The text of an OpenAI message's content: a string, or a list of text parts; None for anything else."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
-    texts = [part["text"] for part in content if _is_text_part(part)]
-    return "".join(texts) if len(texts) == len(content) else None
-
-
-def _is_text_part(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    found = [text for text in texts if isinstance(text, str)]
+    return "".join(found) if len(found) == len(content) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,8 @@ from person import OpenTerminal
 from scripted_command import run_here
 from templates import chatml_prompt
 
-from cerebrum_cli.core.config import read_config
+from cerebrum_cli.core.config import SavedPrompt, read_config
 from cerebrum_cli.core.errors import ConfigError
-from cerebrum_cli.core.saved_prompt import SavedPrompt
 
 CONFIG = '''
 temperature = 0.1
