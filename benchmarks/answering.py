@@ -107,7 +107,7 @@ def connected_model(model: str, settings: Settings, url: str) -> Iterator[Loaded
     """Connect to a server of a model as the commands do."""
     app = real_app()
     servers = Servers([Endpoint(url, url)])
-    loaded = open_model(ReplySource(app.resources(), app.library.resolve(model), settings, place=servers))
+    loaded = open_model(ReplySource(app.resources(), app.library.resolve(model), settings, host=servers))
     try:
         exhaust(loaded.responder.load())
         yield loaded

@@ -188,7 +188,7 @@ def test_every_package_has_a_layer() -> None:
         ("models.library", "import cerebrum_cli.terminal.streams", "models is below terminal"),
         ("terminal.sinks", "def f():\n    from cerebrum_cli import cli", "terminal is below cli"),
         ("cli.ask", "from ..main import run", "cli is below main"),
-        ("engine.engine", "from cerebrum_cli.formats.format import PromptFormat", "are in one layer"),
+        ("engine.engine", "from cerebrum_cli.formats.plain import PromptFormat", "are in one layer"),
         ("engine.llama.load", "from ...answers import vote", "engine and answers are in one layer"),
         ("doctor.checks", "import cerebrum_cli.chat", "doctor and chat are in one layer"),
         ("batch.journal", "from cerebrum_cli.eval import runs", "batch and eval are in one layer"),

@@ -1,4 +1,4 @@
-"""Saved sessions as rows and objects for `cerebrum sessions`; their export, import and deletion."""
+"""Saved sessions for `cerebrum sessions`: rows and objects, export, import and deletion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.chat.exports import parse_conversation, to_markdown, to_openai_messages, to_sharegpt
 from cerebrum_cli.chat.history import (
     History,
     has_valid_tokens,
@@ -20,10 +19,10 @@ from cerebrum_cli.chat.history import (
 )
 from cerebrum_cli.chat.session import Session, StoredMessage, printable_name
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.conversation import Conversation, Message, Role, text_of
+from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.locks import remove
-from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
+from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc, well_formed
 from cerebrum_cli.engine.sequence import TOKEN_BYTES
 from cerebrum_cli.engine.state_store import read_states
 from cerebrum_cli.inference.loading import LoadedModel, ReplySource, open_model
@@ -35,6 +34,17 @@ MAX_IMPORT_BYTES = 1_000_000_000
 MIN_REPLY_TOKENS = 8  # shorter ones may occur in any conversation
 MAX_END_TOKENS = 4  # of a reply's last token and the end of its turn
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
+HEADINGS = {"user": "User", "assistant": "Assistant"}
+END_LABELS = {
+    "cancelled": "interrupted",
+    None: "interrupted",
+    "length": "truncated",
+    "context": "truncated",
+    "repetition": "ended: repetition",
+}
+_SHAREGPT: Mapping[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})\s*(.*)")
+_EXPECTED = 'expected OpenAI\'s {"messages": [...]} or ShareGPT\'s {"conversations": [...]}'
 
 
 def session_rows(store: Store) -> list[dict[str, Any]]:
@@ -76,8 +86,43 @@ def export_session(store: Store, session: Session, export_format: str) -> str:
     conversation = store.conversation(session)
     if export_format == "sharegpt":
         return _format_json(to_sharegpt(session.name, conversation))
-    messages = to_openai_messages(conversation)
+    messages = conversation.openai_messages
     return _format_json({"name": session.name, "model": session.model, "messages": messages})
+
+
+def to_markdown(name: str, system_prompt: str | None, messages: Sequence[StoredMessage]) -> str:
+    """Format a conversation as Markdown: one heading per turn, and a note after each incomplete reply."""
+    system = () if system_prompt is None else ("## System", system_prompt)
+    turns = [part for stored in messages for part in _markdown_turn(stored)]
+    return "\n\n".join((f"# {name}", *system, *turns)) + "\n"
+
+
+def to_sharegpt(name: str, conversation: Conversation) -> dict[str, Any]:
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    turns = [{"from": names[each["role"]], "value": each["content"]} for each in conversation.openai_messages]
+    return {"id": name, "conversations": turns}
+
+
+def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation]:
+    """Parse either JSON format into the conversation's name, if it has one, and the conversation.
+
+    Raises SessionError, naming `source`, if the text is malformed.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SessionError(f"{source} is not JSON: {error}", _EXPECTED) from error
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "conversations" in value[0]:
+        if len(value) > 1:
+            raise SessionError(f"{source} holds {len(value)} conversations", "import them one at a time")
+        value = value[0]  # ShareGPT files are lists of conversations
+    outer = value if isinstance(value, dict) else {"messages": value}
+    name = outer.get("name") or outer.get("id")
+    items = outer.get("messages") or outer.get("conversations")
+    if not isinstance(items, list):
+        raise SessionError(f"{source} holds no conversation", _EXPECTED)
+    turns = [_parse_turn(item, f"{source}: message {number}") for number, item in enumerate(items, 1)]
+    return (printable_name(name) or None if isinstance(name, str) else None), _conversation(turns, source)
 
 
 def export_transcript(source: ReplySource, store: Store, session: Session) -> str:
@@ -209,3 +254,53 @@ def _message_object(stored: StoredMessage) -> dict[str, Any]:
 
 def _format_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+
+
+def _markdown_turn(stored: StoredMessage) -> Iterable[str]:
+    message, metadata = stored.message, stored.metadata
+    yield f"## {HEADINGS[message.role]}"
+    content = message.content.strip()
+    is_sampled = metadata.model or metadata.finish_reason  # imported and edited replies have no finish reason to show
+    end = END_LABELS.get(metadata.finish_reason) if message.role == "assistant" and is_sampled else None
+    if content:
+        yield f"{content}\n{fence}" if end and (fence := _open_fence(content)) else content
+    if end:
+        yield f"*({end})*"
+
+
+def _open_fence(text: str) -> str:
+    """Find the fence that closes the code block a text ends in; empty if it ends in none."""
+    fence = ""
+    for line in text.splitlines():
+        if not (match := _FENCE.match(line)):
+            continue
+        if not fence:
+            fence = match[1]
+        elif match[1].startswith(fence) and not match[2]:
+            fence = ""
+    return fence
+
+
+def _parse_turn(item: Any, where: str) -> tuple[str, str]:
+    if not isinstance(item, dict):
+        raise SessionError(f"{where} is not an object", _EXPECTED)
+    role, content = item.get("role", item.get("from")), text_of(item.get("content", item.get("value")))
+    role = "system" if role == "developer" else role
+    if role not in ("system", *_SHAREGPT) or content is None:
+        raise SessionError(f"{where} has no text or no known role", _EXPECTED)
+    return role, well_formed(content)
+
+
+def _conversation(turns: list[tuple[str, str]], source: str) -> Conversation:
+    system = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
+    messages = []
+    for number, (name, content) in enumerate(turns):
+        role = _SHAREGPT.get(name)
+        if role != ("user", "assistant")[number % 2]:
+            raise SessionError(
+                f"{source}: the turns do not alternate, starting with the user", "one system message may come first"
+            )
+        messages.append(Message(role, content))
+    if not messages:
+        raise SessionError(f"{source} holds no turns", _EXPECTED)
+    return Conversation(tuple(messages), system)

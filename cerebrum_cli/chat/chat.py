@@ -24,14 +24,13 @@ from cerebrum_cli.chat.history import (
 )
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
+from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.core.saved_prompt import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, Layer, Settings
 from cerebrum_cli.inference.inspection import GivenReply
-from cerebrum_cli.inference.load_options import reload_key
-from cerebrum_cli.inference.loading import LoadedModel, ReplySource, draft_notice, open_model
+from cerebrum_cli.inference.loading import LoadedModel, ReplySource, draft_notice, open_model, reload_key
 from cerebrum_cli.inference.voting import MajorityVote
 
 Events = Generator[Event, None, None]

@@ -12,8 +12,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_count, format_duration
 from cerebrum_cli.engine.memory import SINGLE
 from cerebrum_cli.engine.trials import BenchJob, TrialError
-from cerebrum_cli.inference.load_options import load_options
-from cerebrum_cli.inference.loading import open_model
+from cerebrum_cli.inference.loading import load_options, open_model
 from cerebrum_cli.inference.profiles import tuning_of
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def estimate(
     if same:
         notes = same.record.notes
         return notes["seconds"] / notes["timed_samples"] * samples, f"based on run {same.name}"
-    if source.place:
+    if source.host:
         return None, "the time depends on the servers"
     tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
     with contextlib.suppress(UsageError, IndexError, StatisticsError):  # no run, a damaged one, or one without samples

@@ -125,7 +125,7 @@ def _check_vocabulary(server: CheckedServer) -> CheckResult:
         problem = f"skipped, along with all replies: {error.message}"
         return check_result("", (problem, error.hint))
     server.loaded = loaded = open_model(
-        ReplySource(Resources(context.open_backend), model, server.settings, place=Servers([server.endpoint]))
+        ReplySource(Resources(context.open_backend), model, server.settings, host=Servers([server.endpoint]))
     )
     with _time_limit(loaded.responder):
         for _ in loaded.responder.load():

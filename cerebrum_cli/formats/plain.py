@@ -1,4 +1,4 @@
-"""The built-in prompt formats: a system line, then turns that start with the speaker's name.
+"""What a prompt format is, and the built-in ones: a system line, then turns that start with the speaker's name.
 
 Sources: the model cards of Cerebrum-1.0-7b and -8x7b and their chat template; the card of
 CollectiveCognition-v1-Mistral-7B and the EOS token that its training tool put after each reply. How that tool joined
@@ -7,30 +7,55 @@ turns is not published; here they follow each other without a line break.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
-from cerebrum_cli.formats.format import ThoughtMarkup
+from cerebrum_cli.formats.thinking import ThoughtMarkup
 
 
-@dataclass(frozen=True, slots=True)
-class PlainFormat:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptFormat(ABC):
+    """A conversation as the exact prompt the model was trained on; `name` is the value of `--format`.
+
+    - `stop`: stop strings, in addition to the model's end-of-text token
+    - `default_system`: the system prompt of a conversation that has none
+    - `thoughts`: the reasoning markup a reply may start with
+    - `verbatim`: replies are passed on unchanged, with surrounding white space and reasoning markup
+    """
+
+    name: str
+    stop: tuple[str, ...] = ()
+    default_system: str | None = None
+    thoughts: tuple[ThoughtMarkup, ...] = ()
+    verbatim: bool = False
+
+    @property
+    def marks_thought(self) -> bool:
+        """Whether the format itself has reasoning markup."""
+        return False
+
+    @property
+    def has_switch(self) -> bool:
+        """Whether a prompt turns reasoning on and off."""
+        return False
+
+    @abstractmethod
+    def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
+        """Render the prompt of the next reply, without BOS unless the format itself writes it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainFormat(PromptFormat):
     """A built-in format: `user` and `assistant` are the speakers' names, `reply_end` is the markup after a reply.
 
     `removed_text` is removed from every message except the first, where it is plain text.
     """
 
-    name: str
     user: str
     assistant: str
     reply_end: str
-    stop: tuple[str, ...]
-    default_system: str | None = None
     removed_text: str = ""
-    thoughts: tuple[ThoughtMarkup, ...] = ()
-    marks_thought: bool = False
-    has_switch: bool = False
-    verbatim: bool = False
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the system prompt and a line break, the turns, and the assistant's name."""
@@ -48,17 +73,8 @@ class PlainFormat:
         return Text(self.assistant, True), reply, Text(self.reply_end, True)
 
 
-@dataclass(frozen=True, slots=True)
-class RawFormat:
+class RawFormat(PromptFormat):
     """No format: the last message is the prompt, and special tokens spelled in it are recognized."""
-
-    name: str = "raw"
-    stop: tuple[str, ...] = ()
-    default_system: str | None = None
-    thoughts: tuple[ThoughtMarkup, ...] = ()
-    marks_thought: bool = False
-    has_switch: bool = False
-    verbatim: bool = True
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the last message as trusted text."""
@@ -87,5 +103,5 @@ COLLECTIVE_COGNITION = PlainFormat(
 )
 
 PLAIN_FORMATS = {plain.name: plain for plain in (CEREBRUM, COLLECTIVE_COGNITION)}
-RAW = RawFormat()
+RAW = RawFormat(name="raw", verbatim=True)
 EMBEDDED = "embedded"

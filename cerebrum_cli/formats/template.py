@@ -20,10 +20,9 @@ from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
-from cerebrum_cli.formats.format import ThoughtMarkup
-from cerebrum_cli.formats.plain import EMBEDDED
+from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.template_sandbox import run_template
-from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
+from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup, open_thought
 from cerebrum_cli.gguf.header import read_header
 
 SWITCHES = ("enable_thinking", "thinking")  # variables by which templates turn reasoning on and off
@@ -65,8 +64,8 @@ class Placeholders:
         return first, list(zip(map(int, rest[::2]), rest[1::2], strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddedFormat:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedFormat(PromptFormat):
     """A chat template, with the `bos` and `eos` of its vocabulary and the user's template options.
 
     `special_tokens` returns the special tokens that a text spells out, in order. If a template rewrites its messages,
@@ -79,10 +78,7 @@ class EmbeddedFormat:
     special_tokens: Callable[[str], tuple[int, ...]]
     options: Mapping[str, Any] = field(default_factory=dict)
     name: str = EMBEDDED
-    stop: tuple[str, ...] = ()
-    default_system: str | None = None
     thoughts: tuple[ThoughtMarkup, ...] = THOUGHTS
-    verbatim: bool = False
 
     @property
     def marks_thought(self) -> bool:
@@ -94,20 +90,14 @@ class EmbeddedFormat:
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the prompt; only the template's own text is trusted. Raises FormatError if the template fails."""
-        messages = _messages(conversation)
+        messages = conversation.openai_messages
         offset = len(messages) - len(conversation.messages)
         replies = {
             index: message for index, message in enumerate(conversation.messages, offset) if message.tokens is not None
         }
-        placeholders, now = Placeholders(), datetime.now()
-        real = [
-            placeholders.put(index, message) if index in replies else message for index, message in enumerate(messages)
-        ]
-        placed = [
-            placeholders.put(index, message) if message["content"].strip() else message
-            for index, message in enumerate(real)
-        ]
-        thinks = conversation.thinks
+        placeholders, now, thinks = Placeholders(), datetime.now(), conversation.thinks
+        real = [placeholders.put(index, turn) if index in replies else turn for index, turn in enumerate(messages)]
+        placed = [placeholders.put(index, turn) if turn["content"].strip() else turn for index, turn in enumerate(real)]
         pieces = self._pieces(self._fill(real, now, thinks), self._fill(placed, now, thinks), real, placeholders)
 
         def header(thinks: bool | None) -> str:
@@ -116,13 +106,12 @@ class EmbeddedFormat:
             if thinks != conversation.thinks and self._switch:
                 _, rest = placeholders.split(self._fill(placed, now, thinks))
                 text = rest[-1][1] if rest else text
-            return text if thinks is not False or self._is_fixed else _without_thought(text, self.thoughts)
+            thought = open_thought(text, self.thoughts) if thinks is False and not self._is_fixed else None
+            return text + thought.ending(text) if thought else text
 
         headers = {each: header(each) for each in {thinks, *(reply.thinks for reply in replies.values())}}
-        out = _restore_headers(
-            pieces, {index: headers[reply.thinks] for index, reply in replies.items()}, len(messages) - 1
-        )
-        out[-1] = (FROM_TEMPLATE, headers[thinks])
+        before = {index: headers[reply.thinks] for index, reply in replies.items()}
+        out = [*_restore_headers(pieces, before, len(messages) - 1)[:-1], (FROM_TEMPLATE, headers[thinks])]
         return join_parts(tuple(_part(piece, replies) for piece in out))
 
     def _pieces(self, prompt: str, skeleton: str, real: list[Turn], placeholders: Placeholders) -> list[Piece]:
@@ -178,9 +167,7 @@ def find_switch(source: str, bos: str, eos: str) -> str | None:
     values = {**_variables(bos, eos, datetime.now()), "messages": [{"role": "user", "content": "?"}]}
     for name in SWITCHES:
         with suppress(FormatError):  # raised again where the prompt is rendered
-            if name in source and run_template(source, {**values, name: True}) != run_template(
-                source, {**values, name: False}
-            ):
+            if name in source and len({run_template(source, {**values, name: value}) for value in (True, False)}) > 1:
                 return name
     return None
 
@@ -194,18 +181,6 @@ def _variables(bos: str, eos: str, now: datetime) -> dict[str, Any]:
         "documents": None,
         "strftime_now": now.strftime,
     }
-
-
-def _without_thought(header: str, thoughts: tuple[ThoughtMarkup, ...]) -> str:
-    """End the reasoning that a header leaves open."""
-    thought = open_thought(header, thoughts)
-    return header + thought.ending(header) if thought else header
-
-
-def _messages(conversation: Conversation) -> list[Turn]:
-    system = conversation.system_prompt
-    head = [] if system is None else [{"role": "system", "content": system}]
-    return head + [{"role": message.role, "content": message.content} for message in conversation.messages]
 
 
 def _align(first: str, placed: list[tuple[int, str]], real: str, contents: Sequence[str]) -> list[Piece] | None:

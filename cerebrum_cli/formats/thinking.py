@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from cerebrum_cli.core.events import Channel
 from cerebrum_cli.core.text import partial_marker_length
-from cerebrum_cli.formats.format import ThoughtMarkup
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtMarkup:
+    """The markup of a model's reasoning: `open` before it, `close` after it, `header` before the answer, if any.
+
+    With `own_lines`, the reasoning is on lines of its own, and a blank line precedes the answer. `final` is the header
+    behind this reasoning, where that is another one.
+    """
+
+    open: str
+    close: str
+    header: str = ""
+    own_lines: bool = False
+    final: str = ""
+
+    def ending(self, text: str = "") -> str:
+        """What ends the reasoning behind a text, which may include `open`, and begins the answer."""
+        if not self.own_lines:
+            return self.close + (self.final or self.header)
+        body = text.rstrip("\n")
+        breaks = 2 if body.endswith(self.open) else 1  # no reasoning leaves a blank line
+        return "\n" * max(0, breaks - len(text) + len(body)) + self.close + "\n\n"
+
 
 HARMONY_FINAL = "<|start|>assistant<|channel|>final<|message|>"
 THOUGHTS = (

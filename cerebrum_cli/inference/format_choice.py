@@ -8,8 +8,7 @@ from typing import Any
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.formats.format import PromptFormat
-from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW
+from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, PromptFormat
 from cerebrum_cli.inference.tokens import least_tokens
 
 FormatBuilder = Callable[[Vocabulary, int], PromptFormat]

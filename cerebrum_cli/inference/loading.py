@@ -6,23 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
+from platform import machine
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError
+from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.core.settings import GENERATION_KEYS, Settings
+from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.load_options import LoadOptions, Tuning, fallback_notice
+from cerebrum_cli.engine.load_options import AdapterFile, GgufFile, LoadOptions, Tuning, fallback_notice, plan_repacking
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.memory import SINGLE, ContextOptions
+from cerebrum_cli.engine.memory import BLOCK_SIZE, SINGLE, ContextOptions, is_quantized
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.inference.format_choice import FormatBuilder, choose_format, format_builder, prepare_format
-from cerebrum_cli.inference.load_options import CHAT_CONTEXT, load_options, require_attention
-from cerebrum_cli.inference.profiles import DEFAULT, Profile, UseName, step_costs_of, tuning_of
+from cerebrum_cli.inference.profiles import DEFAULT, Profile, UseName, step_costs_of, tuning_of, without_user_settings
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.models.generative import require_generative
 from cerebrum_cli.models.library import Library
@@ -30,6 +30,12 @@ from cerebrum_cli.models.model import Model
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.remote.client import Endpoint
+
+RELOADING = ("format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "cache_gb")
+FLASH_ATTENTION = {"on": True, "off": False}
+NO_FLASH_ATTENTION = ("grok",)  # architectures for which llama.cpp turns it off
+ONE_CACHE_TYPE = ("deepseek4",)  # architectures that need equal types of keys and values, besides those with MLA
+CHAT_CONTEXT = ContextOptions(slots=16, kv_unified=True)  # one sequence, except for votes
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]
 """Creates the function that opens a model: llama.cpp, or something smaller in tests."""
@@ -77,7 +83,7 @@ ONCE = ModelUse()
 CHAT = ModelUse(CHAT_CONTEXT, "chat", "chat", is_chat=True, caches_prompts=True)
 
 
-class Place(Protocol):
+class Host(Protocol):
     """Where a model runs, if it is not loaded by this process."""
 
     def connect(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:
@@ -109,7 +115,7 @@ class ReplySource:
     model: Model
     settings: Settings
     use: ModelUse = ONCE
-    place: Place | None = None
+    host: Host | None = None
 
     def used(self, **changes: Any) -> ReplySource:
         """The same source, used in another way."""
@@ -118,7 +124,7 @@ class ReplySource:
     @property
     def profile(self) -> Profile | None:
         """What was measured for the model on this machine; None if it was never tuned, or runs elsewhere."""
-        return None if self.place else self.resources.profile(self.model, self.settings)
+        return None if self.host else self.resources.profile(self.model, self.settings)
 
     @property
     def format_name(self) -> str:
@@ -235,9 +241,9 @@ def open_model(source: ReplySource) -> LoadedModel:
     model, settings, use, resources = source.model, source.settings, source.use, source.resources
     require_generative(model.path, model.header)
     name, build, prepare = source.format_name, source.format_builder, partial(prepare_format, source.format_name)
-    if source.place and not use.vocabulary_only:
+    if source.host and not use.vocabulary_only:
         vocabulary = resources.open_backend(load_options(model, settings, vocabulary_only=True))
-        engine = source.place.connect(vocabulary, source)
+        engine = source.host.connect(vocabulary, source)
         return LoadedModel(source, name, engine, Responder(engine, build, model.trained_context, prepare))
     profile = source.profile if use.tuned_for or use.drafts_for else None
     tuning = replace(tuning_of(profile, use.tuned_for), **use.tuning.overrides)
@@ -249,6 +255,75 @@ def open_model(source: ReplySource) -> LoadedModel:
     choose_drafts = partial(draft_costs, step_costs_of(profile, use.drafts_for), draft_problem(model))
     responder = Responder(local, build, model.trained_context, prepare, choose_drafts)
     return LoadedModel(source, name, local, responder, opener)
+
+
+def load_options(
+    model: Model,
+    settings: Settings,
+    context: ContextOptions = SINGLE,
+    tuning: Tuning = DEFAULT,
+    vocabulary_only: bool = False,
+    whole_context: bool = False,
+) -> LoadOptions:
+    """The load options of a model: those of the context, then the tuning, then the user's settings.
+
+    Raises UsageError for attention settings that llama.cpp would reject.
+    """
+    require_attention(model, settings, context.pad_steps)
+    adapters = tuple(AdapterFile(str(each.path), each.scale) for each in model.adapters)
+    context = replace(
+        context,
+        length=settings.ctx or 0,
+        n_threads=settings.threads or 0,
+        flash_attention=FLASH_ATTENTION.get(settings.flash_attn or ""),
+        cache_type_k=settings.cache_type_k or "f16",
+        cache_type_v=settings.cache_type_v or "f16",
+    )
+    options = LoadOptions(
+        GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified),
+        context,
+        settings.gpu_layers,
+        plan_repacking(model.quantization, whole_context, machine()),
+        vocabulary_only,
+        whole_context,
+    )
+    return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings))
+
+
+def require_attention(model: Model, settings: Settings, pad_steps: bool = False) -> None:
+    """Raise UsageError for cache types, or a choice of flash attention, that cannot be used with this model."""
+    if pad_steps and settings.flash_attn == "off":
+        raise UsageError("batch_invariant and flash_attn=off cannot be used together", "omit one of them")
+    types = {"cache_type_k": settings.cache_type_k, "cache_type_v": settings.cache_type_v}
+    header, name = model.header, model.header.architecture
+    for index, (key, given) in enumerate(types.items()):
+        if is_quantized(given):
+            _require_whole_blocks(f"{key}={given}", [lengths[index] for lengths in header.sizes.head_lengths])
+    wants_flash = "flash_attn=on" if settings.flash_attn == "on" else None
+    if is_quantized(settings.cache_type_v):
+        wants_flash = f"cache_type_v={settings.cache_type_v}"
+        if settings.flash_attn == "off":
+            raise UsageError(f"{wants_flash} needs flash attention", "omit flash_attn=off, or the cache type")
+    if wants_flash and name in NO_FLASH_ATTENTION:
+        raise UsageError(
+            f"{wants_flash}: llama.cpp has no flash attention for the architecture {name}", f"omit {wants_flash}"
+        )
+    has_one_type = name in ONE_CACHE_TYPE or f"{name}.attention.key_length_mla" in header.metadata
+    if has_one_type and len({given or "f16" for given in types.values()}) > 1:
+        problem = f"the architecture {name} needs the same type for keys and values"
+        raise UsageError(problem, "give both the same type: --set cache_type=TYPE")
+
+
+def _require_whole_blocks(option: str, head_lengths: list[int]) -> None:
+    wrong = next((length for length in head_lengths if length % BLOCK_SIZE), None)
+    if wrong is not None:
+        problem = f"{option} needs heads of a multiple of {BLOCK_SIZE} elements, but this model's have {wrong}"
+        raise UsageError(problem, f"omit {option}")
+
+
+def reload_key(settings: Settings) -> tuple[object, ...]:
+    """The settings that require the model to be reloaded when they change."""
+    return tuple(getattr(settings, key) for key in RELOADING)
 
 
 def draft_problem(model: Model) -> str | None:

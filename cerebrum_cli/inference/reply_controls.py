@@ -13,7 +13,8 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import ControlFactory, Force, LoopCheck
-from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
+from cerebrum_cli.formats.plain import PromptFormat
+from cerebrum_cli.formats.thinking import ThoughtMarkup
 from cerebrum_cli.inference.reply_stream import ReplyChannels, ReplyRequest
 
 SENTENCE_TOKENS = 16  # to wait for the end of a sentence

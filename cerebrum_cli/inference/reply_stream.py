@@ -11,8 +11,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceI
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope, Engine
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.formats.format import ThoughtMarkup
-from cerebrum_cli.formats.thinking import ThoughtSplitter
+from cerebrum_cli.formats.thinking import ThoughtMarkup, ThoughtSplitter
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Inspection, Request
 from cerebrum_cli.engine.step_costs import StepCosts
-from cerebrum_cli.formats.format import PromptFormat
+from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
 from cerebrum_cli.inference.format_choice import FormatBuilder
 from cerebrum_cli.inference.inspection import GivenReply

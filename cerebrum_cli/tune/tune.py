@@ -21,8 +21,7 @@ from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeM
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.trials import Bench, TrialError
-from cerebrum_cli.inference.load_options import load_options
-from cerebrum_cli.inference.loading import draft_problem
+from cerebrum_cli.inference.loading import draft_problem, load_options
 from cerebrum_cli.inference.profiles import (
     Profile,
     ProfileStore,

@@ -11,8 +11,7 @@ from disks import full_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.chat.archive import export_to_file
-from cerebrum_cli.chat.exports import parse_conversation, to_markdown, to_openai_messages, to_sharegpt
+from cerebrum_cli.chat.archive import export_to_file, parse_conversation, to_markdown, to_sharegpt
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, printable_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.cli.app import llama_opener
@@ -81,14 +80,14 @@ def test_markdown_notes_why_a_reply_is_incomplete(
 
 
 def test_openai_messages_list() -> None:
-    assert to_openai_messages(SUMS) == [
+    assert SUMS.openai_messages == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "What is 2 + 2?\n"},
         {"role": "assistant", "content": "Four."},
         {"role": "user", "content": "And 3 + 3?"},
     ]
-    assert to_openai_messages(BARE) == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello 😀"}]
-    assert to_openai_messages(Conversation(system_prompt="")) == [{"role": "system", "content": ""}]
+    assert BARE.openai_messages == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello 😀"}]
+    assert Conversation(system_prompt="").openai_messages == [{"role": "system", "content": ""}]
 
 
 def test_sharegpt_uses_its_own_role_names() -> None:
@@ -106,7 +105,7 @@ def test_sharegpt_uses_its_own_role_names() -> None:
 @given(st.text(min_size=1), conversations())
 def test_both_formats_parse_back(name: str, conversation: Conversation) -> None:
     for ascii_only in (True, False):
-        text = json.dumps(to_openai_messages(conversation), ensure_ascii=ascii_only)
+        text = json.dumps(conversation.openai_messages, ensure_ascii=ascii_only)
         assert parse_conversation(text, "here") == (None, conversation)
         text = json.dumps(to_sharegpt(name, conversation), ensure_ascii=ascii_only)
         assert parse_conversation(text, "here") == (printable_name(name) or None, conversation)
@@ -115,17 +114,17 @@ def test_both_formats_parse_back(name: str, conversation: Conversation) -> None:
 @pytest.mark.parametrize(
     ("value", "name"),
     [
-        (to_openai_messages(SUMS), None),
-        ({"messages": to_openai_messages(SUMS)}, None),
-        ({"name": "sums", "model": "a", "messages": to_openai_messages(SUMS)}, "sums"),
-        ({"id": "sums", "messages": to_openai_messages(SUMS)}, "sums"),
-        ({"name": 7, "messages": to_openai_messages(SUMS)}, None),
-        ({"messages": [{"role": "developer", "content": "Be brief."}, *to_openai_messages(SUMS)[1:]]}, None),
-        ([{**each, "content": [{"type": "text", "text": each["content"]}]} for each in to_openai_messages(SUMS)], None),
+        (SUMS.openai_messages, None),
+        ({"messages": SUMS.openai_messages}, None),
+        ({"name": "sums", "model": "a", "messages": SUMS.openai_messages}, "sums"),
+        ({"id": "sums", "messages": SUMS.openai_messages}, "sums"),
+        ({"name": 7, "messages": SUMS.openai_messages}, None),
+        ({"messages": [{"role": "developer", "content": "Be brief."}, *SUMS.openai_messages[1:]]}, None),
+        ([{**each, "content": [{"type": "text", "text": each["content"]}]} for each in SUMS.openai_messages], None),
         (to_sharegpt("sums", SUMS), "sums"),
         ([to_sharegpt("sums", SUMS)], "sums"),
         (
-            {"conversations": [{"from": each["role"], "value": each["content"]} for each in to_openai_messages(SUMS)]},
+            {"conversations": [{"from": each["role"], "value": each["content"]} for each in SUMS.openai_messages]},
             None,
         ),
     ],

@@ -22,8 +22,7 @@ from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, sequence_bytes
-from cerebrum_cli.inference.load_options import load_options
-from cerebrum_cli.inference.loading import ModelUse, ReplySource, Resources, open_model
+from cerebrum_cli.inference.loading import ModelUse, ReplySource, Resources, load_options, open_model
 from cerebrum_cli.inference.profiles import DEFAULT, Profile, Speeds, TunedUse
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.candidates import plan_stages, unplanned

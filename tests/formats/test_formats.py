@@ -13,8 +13,7 @@ from vocabularies import text_of
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.format import PromptFormat
-from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, RAW
+from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, RAW, PromptFormat
 from cerebrum_cli.inference.responder import detokenize
 
 BOS, EOS = 1, 2

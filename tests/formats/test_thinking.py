@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.core.events import Channel
-from cerebrum_cli.formats.format import ThoughtMarkup
-from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtSplitter, open_thought
+from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup, ThoughtSplitter, open_thought
 
 THINK = THOUGHTS[0]
 ANALYSIS = "<|channel|>analysis<|message|>"

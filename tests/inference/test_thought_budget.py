@@ -23,9 +23,8 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.control import MIN_TOKENS, Force, LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.formats.format import ThoughtMarkup
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.formats.thinking import HARMONY_FINAL, THOUGHTS
+from cerebrum_cli.formats.thinking import HARMONY_FINAL, THOUGHTS, ThoughtMarkup
 from cerebrum_cli.inference.format_choice import format_builder
 from cerebrum_cli.inference.reply import ReplyCollector
 from cerebrum_cli.inference.reply_controls import SENTENCE_TOKENS, plan_endings

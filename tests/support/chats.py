@@ -48,8 +48,8 @@ def make_chat(
             raise ModelNotFound("missing is not installed", "pull it")
         name = layer.get("model") or "small"
         model = Model(name, (file,), file=RegistryEntry(name, file, 1, "00", 1, "local"))
-        place = Servers(endpoints) if endpoints else None
-        return ReplySource(Resources(lambda _: backend().open, states), model, fold(layer), CHAT, place)
+        host = Servers(endpoints) if endpoints else None
+        return ReplySource(Resources(lambda _: backend().open, states), model, fold(layer), CHAT, host)
 
     def states(model: Model, form: str, settings: Settings) -> StateStore | None:
         return StateStore(directory / "states", 10**9, model.name, form) if settings.cache_gb else None

@@ -7,8 +7,7 @@ from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, Text
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.format import PromptFormat
-from cerebrum_cli.formats.plain import EMBEDDED
+from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.inference.format_choice import format_builder
 
 TEMPLATES = {

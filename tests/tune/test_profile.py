@@ -28,7 +28,7 @@ from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, Device
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.gguf.sizes import uniform_sizes
-from cerebrum_cli.inference.load_options import CHAT_CONTEXT, load_options
+from cerebrum_cli.inference.loading import CHAT_CONTEXT, load_options
 from cerebrum_cli.inference.profiles import (
     Profile,
     ProfileStore,
