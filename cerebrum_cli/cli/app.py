@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.profiles import Profile, ProfileStore
     from cerebrum_cli.merge.merge import Merger
     from cerebrum_cli.merge.weights import Codec
-    from cerebrum_cli.models.hub_errors import Progress
+    from cerebrum_cli.models.hub import Progress
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.pull import Puller
 

@@ -12,11 +12,11 @@ from cerebrum_cli.cli.servers import find_endpoints, require_no_adapters, withou
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
+from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.inference.loading import Host, ModelUse, ReplySource, Servers, open_model, require_attention
 from cerebrum_cli.inference.profiles import tuning_of
 from cerebrum_cli.inference.prompt_sources import read_text, template_options
-from cerebrum_cli.models.generative import require_generative
-from cerebrum_cli.models.library import with_adapters
+from cerebrum_cli.models.adapters import with_adapters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

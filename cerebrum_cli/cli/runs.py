@@ -133,7 +133,7 @@ def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
 
 def model_of(app: App, run: Run) -> Model:
     """The model file that a run used, with its adapters. Raises ModelNotFound, UsageError if it has changed."""
-    from cerebrum_cli.models.library import with_adapters
+    from cerebrum_cli.models.adapters import with_adapters
 
     library = app.library
     model = library.resolve(run.record.notes["reference"])

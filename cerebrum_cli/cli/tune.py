@@ -40,7 +40,7 @@ def tune(
     Settings that noticeably change the output are rejected, and settings that do not fit in memory are not tried.
     """
     from cerebrum_cli.inference.profiles import profile_object, settings_text
-    from cerebrum_cli.models.library import with_adapters
+    from cerebrum_cli.models.adapters import with_adapters
     from cerebrum_cli.terminal.reports import print_profile, print_summary
 
     app, given = app_of(context), {**given, "model": reference}

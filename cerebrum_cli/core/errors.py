@@ -10,7 +10,7 @@
     |-- Interrupted               exit 128 + signal
     |-- ModelFileError            exit 1   truncated, unreadable, or not GGUF
     |-- FormatError               exit 1   no prompt format, or a chat template that fails
-    |-- PullError                 exit 1   `- HubError in models/hub_errors.py, where a retry may help
+    |-- PullError                 exit 1   `- HubError in models/hub.py, where a retry may help
     |-- ConfigError               exit 1   config.toml or models.toml
     |-- SessionError              exit 1   a session, or the session database
     |   `-- UnwritableSessions    exit 1   no permission to write the session database, or no space

@@ -143,11 +143,11 @@ def _check_hugging_face_cache(context: DoctorContext) -> CheckResult:
 
 
 def _check_token(_: DoctorContext) -> CheckResult:
-    from cerebrum_cli.models.hub import token
+    from cerebrum_cli.models.hub import token_location
 
-    found = token()
+    location = token_location()
     none = "none; private and gated models need one (hf auth login)"
-    return check_result(f"found in {found.location}" if found.is_set else none)
+    return check_result(f"found in {location}" if location else none)
 
 
 def _check_network(context: DoctorContext) -> CheckResult:

@@ -262,8 +262,8 @@ def measure_divergence(reference: Model, other: Model, settings: Settings, open_
     """
     from cerebrum_cli.engine.load_options import Tuning
     from cerebrum_cli.engine.trials import TrialError
+    from cerebrum_cli.gguf.header import require_generative
     from cerebrum_cli.inference.loading import load_options
-    from cerebrum_cli.models.generative import require_generative
 
     for model in (reference, other):
         require_generative(model.path, model.header)

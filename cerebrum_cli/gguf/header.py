@@ -1,4 +1,4 @@
-"""Read the header of a model in milliseconds, and reject files that llama.cpp could not load."""
+"""Read the header of a model in milliseconds, and refuse what llama.cpp cannot load, or what generates no text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,21 @@ from cerebrum_cli.gguf.types import FILE_TYPES
 
 # Layout of Mixtral files before April 2024, one tensor per expert, which llama.cpp no longer loads.
 _EXPERT_TENSOR = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight")
-DIGEST_BYTES = 16
+MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+GENERATIVE_HINT = "use a decoder-only model; cerebrum list --available shows some"
+
+_EMBEDS = "which computes embeddings and generates no text"
+_ENCODER_ONLY = f"an encoder-only model, {_EMBEDS}"
+_POOLING = {4: "a reranker, which scores texts and generates none"}  # LLAMA_POOLING_TYPE_RANK; 0 is none
+# By general.architecture (llama.cpp 0c1e57098). Other files say it in their metadata, and what neither shows,
+# `require_decoder` in engine/llama/load.py finds after loading.
+_ARCHITECTURES = {
+    **dict.fromkeys(("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2"), _ENCODER_ONLY),
+    **dict.fromkeys(("jina-bert-v3", "eurobert", "gemma-embedding", "llama-embed", "t5encoder"), _ENCODER_ONLY),
+    **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), "a diffusion model, which is not supported"),
+    "t5": "an encoder-decoder model, which is not supported",
+    "wavtokenizer-dec": "a vocoder, which turns audio tokens into sound and generates no text",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +54,6 @@ class Header:
 
     architecture: str
     quantization: str | None
-    tensor_count: int
     tensor_types: Mapping[str, int]
     parameters: int
     n_layers: int
@@ -78,18 +91,10 @@ def parse_header(path: Path, data: mmap.mmap | bytes, size: int) -> Header:
     return _header(path, parse_tables(path, data, size))
 
 
-def header_length(path: Path, data: mmap.mmap | bytes, size: int) -> int:
-    """Number of bytes before the tensor data of a GGUF file, which may be a part without a model's metadata.
-
-    Arguments and errors are those of `parse_header`.
-    """
-    return parse_tables(path, data, size).length
-
-
 def vocabulary_digest(path: Path, header: Header) -> str | None:
     """Digest in hexadecimal of the vocabulary in a file with this header; None if the file cannot be read.
 
-    It covers the bytes as they are in the file, a few megabytes: about a millisecond for 49,000 tokens.
+    It has 16 bytes, and covers those of the vocabulary in the file, a few megabytes: a millisecond for 49,000 tokens.
     """
     import hashlib
 
@@ -103,7 +108,7 @@ def vocabulary_digest(path: Path, header: Header) -> str | None:
                 digest.update(file.read(end - start))
     except OSError:
         return None
-    return digest.hexdigest()[: 2 * DIGEST_BYTES]
+    return digest.hexdigest()[:32]
 
 
 def _header(path: Path, tables: Tables) -> Header:
@@ -123,7 +128,6 @@ def _header(path: Path, tables: Tables) -> Header:
     return Header(
         architecture=architecture,
         quantization=None if file_type is None else FILE_TYPES.get(file_type),
-        tensor_count=len(tensors),
         tensor_types=Counter(tensor.type_name for tensor in tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
         n_layers=integers.layers(),
@@ -147,7 +151,7 @@ class _Integers:
 
     path: Path
     metadata: Metadata
-    architecture: str = ""
+    architecture: str
 
     def optional(self, key: str) -> int | None:
         value = self.metadata.get(key)
@@ -171,3 +175,46 @@ class _Integers:
         if layers > MAX_TENSORS:
             raise ModelFileError(self.path, f"damaged: {layers:,} layers")
         return layers
+
+
+def unsupported_kind(header: Header) -> str | None:
+    """The kind of a model that cannot answer a prompt; None for one that can."""
+    name, metadata = header.architecture, header.metadata
+    if kind := _ARCHITECTURES.get(name):
+        return kind
+    if metadata.get(f"{name}.attention.causal") is False:
+        return _ENCODER_ONLY
+    if pooling := metadata.get(f"{name}.pooling_type"):
+        return _POOLING.get(pooling, f"an embedding model, {_EMBEDS}") if isinstance(pooling, int) else None
+    return None
+
+
+def require_generative(path: Path, header: Header) -> None:
+    """Raise ModelFileError for a model that llama.cpp cannot load, or that cannot answer a prompt."""
+    require_loadable(path, header)
+    if kind := unsupported_kind(header):
+        raise ModelFileError(path, f"{kind} (architecture {header.architecture})", GENERATIVE_HINT)
+
+
+def require_loadable(path: Path, header: Header) -> None:
+    """Raise ModelFileError for a file that llama.cpp would crash on or does not support, before a load or download."""
+    if header.per_expert_tensors:
+        raise ModelFileError(
+            path,
+            "made before April 2024 with one tensor per expert, which llama.cpp no longer loads",
+            "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b",
+        )
+    if problem := _defect(header):
+        raise ModelFileError(path, f"damaged: {problem}", "pull it again, or pull another conversion of this model")
+
+
+def _defect(header: Header) -> str | None:
+    """Value of a header that llama.cpp asserts to be otherwise; None if there is none."""
+    if not header.tensor_types:
+        return "it has no tensors"
+    if not 0 < header.n_layers <= MAX_LAYERS:
+        return f"it has {header.n_layers:,} layers"
+    for key, value in header.metadata.items():
+        if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf:
+            return f"its {key} is {value}"
+    return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import MergeError, ModelFileError
+from cerebrum_cli.gguf.header import MAX_LAYERS
 from cerebrum_cli.gguf.parser import SCALARS, VALUE_TYPES, Value, aligned, read_values
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 
@@ -19,7 +20,6 @@ ARCHITECTURE = "general.architecture"
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 DAMAGED_HINT = "the file is damaged: download it again"
 VERSION = 3  # of the files written
-_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 # Arrays that are not per layer, though their length may equal the number of layers.
 _NOT_PER_LAYER = ("rope.dimension_sections", "rope.scaling.")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
@@ -74,7 +74,7 @@ class Table:
         count = self.hyperparameter("block_count")
         if not isinstance(count, int) or count < 1:
             raise MergeError(f"{self.name}: the file does not state a number of layers", "merge language models only")
-        if count > _MAX_LAYERS:
+        if count > MAX_LAYERS:
             raise MergeError(f"{self.name}: the file states {count:,} layers", DAMAGED_HINT)
         return count
 

@@ -21,10 +21,10 @@ from cerebrum_cli.engine.memory import BLOCK_SIZE, SINGLE, ContextOptions, is_qu
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.formats.plain import RAW
+from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.inference.format_choice import FormatBuilder, choose_format, format_builder, prepare_format
 from cerebrum_cli.inference.profiles import DEFAULT, Profile, UseName, step_costs_of, tuning_of, without_user_settings
 from cerebrum_cli.inference.responder import Responder
-from cerebrum_cli.models.generative import require_generative
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model
 

@@ -16,7 +16,7 @@ from cerebrum_cli.core.locks import PART
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.gguf.header import Header, parse_header, read_header
+from cerebrum_cli.gguf.header import Header, parse_header, read_header, require_loadable
 from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.merge.execute import OutputFile, WrittenFile, execute, plan_file, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
@@ -27,7 +27,6 @@ from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.merge.weights import CHUNK_WEIGHTS, PENDING_PER_THREAD, CodecFactory
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import Capacity, fit_memory, planned_context
-from cerebrum_cli.models.generative import require_loadable
 from cerebrum_cli.models.library import Library, OnProgress
 from cerebrum_cli.models.model import (
     MERGE_FORMAT,

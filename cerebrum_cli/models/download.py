@@ -22,8 +22,7 @@ from cerebrum_cli.core.files import existing_parent, exists, translate_os_errors
 from cerebrum_cli.core.locks import wait_for_lock
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.hub import HubFile, Listing, open_file
-from cerebrum_cli.models.hub_errors import HubError, Progress, RetryPolicy
+from cerebrum_cli.models.hub import HubError, HubFile, Listing, Progress, RetryPolicy, open_file
 from cerebrum_cli.models.registry import Digest, hash_file
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ class Download:
                     self._receive(writer, file)
                 except HubError as error:
                     if writer.done > before:
-                        retry_policy.reset()
+                        retry_policy.failures = 0
                     retry_policy.wait(error)
             out.flush()
             os.fsync(out.fileno())
@@ -150,11 +149,14 @@ class Download:
     def _receive(self, writer: _Writer, file: HubFile) -> None:
         """Write the bytes of one request, a range of limited length: the Hub's CDN serves none over 50 GB."""
         end = min(writer.done + RANGE_BYTES, file.size)
-        with open_file(self.listing, file.name, writer.done, None if file.size <= RANGE_BYTES else end) as body:
-            if body.start != writer.done:
+        with open_file(self.listing, file.name, writer.done, None if file.size <= RANGE_BYTES else end) as (
+            start,
+            chunks,
+        ):
+            if start != writer.done:
                 writer.restart()
                 end = file.size  # the server ignores ranges
-            for chunk in body.chunks:
+            for chunk in chunks:
                 writer.write(chunk)
         if writer.done < end:
             raise HubError(f"the connection ended at byte {writer.done:,}", "check the network", retries=5)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.gguf.header import Header, header_length, parse_header
-from cerebrum_cli.gguf.parser import HeaderTruncated
+from cerebrum_cli.gguf.header import Header, parse_header
+from cerebrum_cli.gguf.parser import HeaderTruncated, parse_tables
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import (
     DownloadPlan,
@@ -19,8 +19,7 @@ from cerebrum_cli.models.fit import (
     planned_context,
     spec_sizes,
 )
-from cerebrum_cli.models.hub import HubFile, Listing, is_offline, list_repository, open_file
-from cerebrum_cli.models.hub_errors import Progress, RetryPolicy
+from cerebrum_cli.models.hub import HubFile, Listing, Progress, RetryPolicy, is_offline, list_repository, open_file
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.listing import quantization_plan
 from cerebrum_cli.models.not_found import require_not_refused
@@ -136,10 +135,10 @@ def _read_header(listing: Listing, file: HubFile) -> bytes:
     path = Path(listing.repo_id, file.name)
     data = b""
     for end in HEADER_BYTES:
-        with open_file(listing, file.name, len(data), min(end, file.size)) as body:
-            data = data[: body.start] + b"".join(_up_to(body.chunks, end - body.start))
+        with open_file(listing, file.name, len(data), min(end, file.size)) as (start, chunks):
+            data = data[:start] + b"".join(_up_to(chunks, end - start))
         try:
-            return data[: header_length(path, data, file.size)]
+            return data[: parse_tables(path, data, file.size).length]
         except HeaderTruncated:
             if len(data) >= file.size or end == HEADER_BYTES[-1]:
                 raise

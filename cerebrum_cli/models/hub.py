@@ -1,23 +1,21 @@
-"""The Hugging Face Hub through huggingface_hub: its URLs, tokens, locks and errors.
-
-Only this module imports huggingface_hub. It raises errors of this program, which state whether a retry may help.
-"""
+"""The Hugging Face Hub through huggingface_hub, which only this module imports: listings, files, errors and retries."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from time import sleep
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from cerebrum_cli import __version__
 from cerebrum_cli.core.environment import environment, forget_empty_variable
-from cerebrum_cli.core.errors import CerebrumError, ConfigError, PullError
+from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.models.cache import COMMIT, SHA256
-from cerebrum_cli.models.hub_errors import HubError, Token, connection_error, response_error
 from cerebrum_cli.models.reference import HUB_HOSTS, MAIN, RepositoryKind, is_safe_path
 
 if TYPE_CHECKING:
@@ -25,9 +23,61 @@ if TYPE_CHECKING:
 
     import httpx2
 
+T = TypeVar("T")
+
+MAX_WAIT_S = 600.0  # longest delay accepted from the Hub, whose rate limits last 300
+_MAX_BACKOFF_S = 16.0
+_RATE_LIMIT = re.compile(r"\br=0\b.*?\bt=(\d+)")  # header `RateLimit: "api";r=0;t=55`: seconds to reset
 _VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")  # empty counts as unset
 _LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+
+
+class HubError(PullError):
+    """The Hub did not respond as expected. `retries` is how often to retry, `wait_s` the delay it asks for."""
+
+    def __init__(self, problem: str, hint: str, retries: int = 0, wait_s: float | None = None) -> None:
+        super().__init__(problem, hint)
+        self.retries = retries
+        self.wait_s = wait_s
+
+
+class Progress(Protocol):
+    """Receiver of a download's progress."""
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Report how many bytes of a stage are done."""
+
+    def notice(self, event: NoticeEvent) -> None:
+        """Report an event to the user."""
+
+
+@dataclass(slots=True)
+class RetryPolicy:
+    """Waits between retries: exponential backoff, or as long as the Hub asks; each error sets its number of retries."""
+
+    progress: Progress
+    failures: int = 0  # in a row
+
+    def run(self, request: Callable[[], T]) -> T:
+        """Send a request, with retries."""
+        while True:
+            try:
+                return request()
+            except HubError as error:
+                self.wait(error)
+
+    def wait(self, error: HubError) -> None:
+        """Sleep until the next attempt; raise the error if no retries are left."""
+        self.failures += 1
+        if self.failures > error.retries:
+            raise error
+        seconds = min(_MAX_BACKOFF_S, 2.0 ** (self.failures - 1)) if error.wait_s is None else error.wait_s
+        if seconds > MAX_WAIT_S:
+            problem = f"{error.message} and asks to wait {seconds / 60:.0f} minutes"
+            raise HubError(problem, "try again after that") from error
+        self.progress.notice(NoticeEvent(error.message, f"retrying in {seconds:.0f} s"))
+        sleep(seconds)
 
 
 class HubFile(NamedTuple):
@@ -64,13 +114,6 @@ class Listing:
         return next(file for file in self.files if file.name == name)
 
 
-class Body(NamedTuple):
-    """The bytes of a file as they arrive, and their offset in it."""
-
-    start: int
-    chunks: Iterator[bytes]
-
-
 def cache_directory() -> Path:
     """Directory of huggingface_hub's cache, set by HF_HUB_CACHE, HF_HOME and similar variables."""
     return Path(_constants().HF_HUB_CACHE).absolute()
@@ -81,15 +124,15 @@ def is_offline() -> bool:
     return bool(_constants().is_offline_mode())
 
 
-def token() -> Token:
-    """Where the user's token is stored and whether one is set. Uses no network, not even to renew the token."""
+def token_location() -> str | None:
+    """Where the user's token is stored; None without one. Uses no network, not even to renew it. Raises PullError."""
     location, text = _token_location(), environment("HF_TOKEN") or ""
     if not text:
         with contextlib.suppress(FileNotFoundError):
             text = Path(location).read_text(encoding="utf-8", errors="surrogateescape")
     if not text.isascii() or len(text.split()) > 1:
         raise PullError(f"invalid characters in the token from {location}", "fix it")
-    return Token(location, bool(text.strip()))
+    return location if text.strip() else None
 
 
 def check_reachable(timeout: float) -> str:
@@ -160,10 +203,12 @@ def _matching(pattern: re.Pattern[str], digest: str | None) -> str | None:
 
 
 @contextlib.contextmanager
-def open_file(listing: Listing, name: str, start: int = 0, end: int | None = None) -> Iterator[Body]:
+def open_file(
+    listing: Listing, name: str, start: int = 0, end: int | None = None
+) -> Iterator[tuple[int, Iterator[bytes]]]:
     """Open a file of a listing from byte `start` up to `end` or its end. Raises the errors of `list_repository`.
 
-    A server without range support sends the whole file, which Body.start shows.
+    Yields where the bytes begin, which is 0 for a server without range support, and the bytes as they arrive.
     """
     timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
     from huggingface_hub import get_session, hf_hub_url
@@ -185,7 +230,7 @@ def open_file(listing: Listing, name: str, start: int = 0, end: int | None = Non
             with _translated(subject, listing.kind):
                 yield from response.iter_raw()
 
-        yield Body(_body_start(response, start), chunks())
+        yield _body_start(response, start), chunks()
 
 
 def delete(paths: tuple[Path, ...], directory: Path) -> int:
@@ -244,7 +289,7 @@ def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[None]:
     except (HFValidationError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         raise HubError(f"{subject}: {error}", "check the reference, and HF_ENDPOINT if it is set") from error
     except httpx2.TransportError as error:
-        raise connection_error(error.request.url.netloc.decode("ascii", "replace"), error) from error
+        raise _connection_error(error.request.url.netloc.decode("ascii", "replace"), error) from error
     except UnicodeEncodeError as error:
         raise HubError(f"invalid characters in the token from {_token_location()}", "set another") from error
     except (ImportError, OSError) as error:  # no library for a proxy; an unreadable token or certificate
@@ -254,16 +299,73 @@ def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[None]:
 
 
 def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Response) -> CerebrumError:
-    import httpx2
+    """Error for an HTTP error response; `subject` begins with the id of the repository."""
     from huggingface_hub import get_token
 
-    token = Token(_token_location(), get_token() is not None)
-    # The Hub redirects a renamed repository to itself, and files to its storage on another host.
-    own = httpx2.URL(_endpoint())  # which drops the default port, as the response's does
-    is_hub = response.url.host in HUB_HOSTS or (response.url.host, response.url.port) == (own.host, own.port)
-    repo_id = "/".join(subject.split("/")[:2])
+    status, headers = response.status_code, response.headers
+    location, has_token = _token_location(), get_token() is not None
+    message, code = headers.get("X-Error-Message", ""), headers.get("X-Error-Code")
+    repo_id, hint = "/".join(subject.split("/")[:2]), "try again later"
     page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
-    return response_error(subject, page, response.status_code, response.headers, token, not is_hub)
+    if status in (401, 403, 404) and not _is_from_hub(response):  # URLs of the storage are valid for an hour
+        return HubError(f"the Hub's storage rejected the download URL ({status})", hint, retries=2)
+    if code == "GatedRepo":
+        login = ", then set HF_TOKEN, or run: hf auth login"
+        then = f" with the account of the token in {location}" if has_token else login
+        return HubError(f"{repo_id} is gated: you must accept its terms first", f"accept them at {page}{then}")
+    if code == "RevisionNotFound":
+        return ModelNotFound(f"{repo_id} has no such revision", f"see its branches at {page}/tree/main")
+    if code == "EntryNotFound":
+        return ModelNotFound(f"{subject} is not in this revision", f"see its files at {page}/tree/main")
+    if status == 401 and "credentials in Authorization" in message:
+        hint = "set it to a valid one, or unset it" if location == "HF_TOKEN" else "replace it: hf auth login"
+        return HubError(f"the Hub rejected the token in {location}", hint)
+    if status in (401, 404):
+        private = "" if has_token else "; for a private repository set HF_TOKEN, or run: hf auth login"
+        problem = f"{repo_id}: no such repository on the Hub, or it is private"
+        return ModelNotFound(problem, f"check the spelling{private}")
+    if status == 403:
+        hint = f"allow the token in {location} to read it" if has_token else "set HF_TOKEN to one with access"
+        return HubError(f"the Hub denied access to {subject}: {message or 'forbidden'}", hint)
+    if status in (408, 429) or status >= 500:
+        problem = "is rate-limiting requests" if status == 429 else "reported a server error"
+        return HubError(f"the Hub {problem} ({status})", hint, retries=5, wait_s=_retry_after_s(headers))
+    return HubError(f"the Hub responded {status} for {subject}", hint)
+
+
+def _is_from_hub(response: httpx2.Response) -> bool:
+    """Whether the Hub itself responded, which redirects renamed repositories to itself, and files to its storage."""
+    import httpx2
+
+    own = httpx2.URL(_endpoint())  # which drops the default port, as the response's does
+    return response.url.host in HUB_HOSTS or (response.url.host, response.url.port) == (own.host, own.port)
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, from the Hub's rate limit header, or from Retry-After."""
+    if limit := _RATE_LIMIT.search(headers.get("RateLimit", "")):
+        return float(limit[1])
+    text = headers.get("Retry-After", "").strip()
+    return float(text) if text.isdecimal() else None
+
+
+def _connection_error(host: str, error: BaseException) -> HubError:
+    """Error for a request without a response, by the causes of the exception."""
+    import socket
+    import ssl
+
+    causes: tuple[tuple[type[BaseException], str, str, int], ...] = (  # the first match wins
+        (socket.gaierror, "cannot resolve the host name", "check the network, and HF_ENDPOINT if it is set", 1),
+        (ssl.SSLError, "cannot verify its certificate", "check the clock, or set SSL_CERT_FILE for a proxy", 0),
+        (TimeoutError, "timed out", "check the network, or raise HF_HUB_DOWNLOAD_TIMEOUT", 5),
+        (ConnectionRefusedError, "connection refused", "check the network, and HF_ENDPOINT if it is set", 1),
+        (BaseException, "connection lost", "check the network", 5),
+    )
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    problem, hint, retries = next(row[1:] for row in causes if any(isinstance(link, row[0]) for link in chain))
+    return HubError(f"{host}: {problem}", f"{hint}, then try again", retries=retries)
 
 
 def _token_location() -> str:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, NoModel, UsageError
-from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.lora import parse_adapter
-from cerebrum_cli.gguf.lora import adapter_sizes
 from cerebrum_cli.models.cache import Cache, CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec, load_catalogue
 from cerebrum_cli.models.fit import Capacity, assess_quantizations, planned_context
 from cerebrum_cli.models.model import (
-    Adapter,
     Model,
     absolute_path,
     as_path,
@@ -48,39 +45,33 @@ OnProgress = Callable[[int, int], None]
 """Receives the bytes done and the total."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Library:
     """The catalog, the registry in `directory`, the Hugging Face cache, and the capacity of this machine."""
 
     catalogue_paths: tuple[Path, ...]
     directory: Path
     capacity: Callable[[], Capacity]
-    given_cache: Cache | None = None
-    _specs: tuple[ModelSpec, ...] | None = field(default=None, init=False)
 
     @property
     def registry(self) -> Registry:
         """Registered models, digests and times of use."""
         return Registry(self.directory)
 
-    @property
+    @cached_property
     def cache(self) -> Cache:
-        if self.given_cache is None:
-            from cerebrum_cli.models.hub import cache_directory
+        from cerebrum_cli.models.hub import cache_directory
 
-            self.given_cache = Cache(cache_directory())
-        return self.given_cache
+        return Cache(cache_directory())
 
     @property
     def vocabulary_cache(self) -> Cache:
         """Headers of models that are not installed, as sparse files, in the layout of the Hugging Face cache."""
         return Cache((self.directory / "vocabularies").resolve())
 
-    @property
+    @cached_property
     def specs(self) -> tuple[ModelSpec, ...]:
-        if self._specs is None:
-            self._specs = load_catalogue(self.catalogue_paths)
-        return self._specs
+        return load_catalogue(self.catalogue_paths)
 
     @property
     def merge_directory(self) -> Path:
@@ -329,24 +320,6 @@ def _marked(models: Iterable[Model]) -> list[Model]:
         marked.append(replace(model, is_shadowed=model.reference in seen))
         seen.add(model.reference)
     return marked
-
-
-def with_adapters(library: Library, model: Model, texts: Iterable[str]) -> Model:
-    """The model with the adapters that `--lora` names; one with scale 0 is only checked.
-
-    Raises UsageError for a missing file, and ModelFileError for one that is no adapter, or does not fit the model.
-    """
-    adapters = []
-    for text in texts:
-        name, scale = parse_adapter(text)
-        path = absolute_path(as_path(name))
-        if not exists(path):
-            raise UsageError(f"adapter {path} does not exist", "check the path, or give --lora none")
-        sizes = adapter_sizes(path, model.paths)
-        digest = library.remembered_digest(path, lambda *_: None).sha256
-        adapters.append(Adapter(path, scale, digest, sizes))
-    applied = tuple(adapter for adapter in adapters if adapter.scale)
-    return replace(model, adapters=applied) if applied != model.adapters else model
 
 
 def require_free_name(

@@ -8,9 +8,9 @@ from typing import Any
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.text import format_utc
+from cerebrum_cli.gguf.header import unsupported_kind
 from cerebrum_cli.gguf.parser import Array, Scalar
 from cerebrum_cli.models.fit import DownloadPlan, known_plan, planned_context
-from cerebrum_cli.models.generative import unsupported_kind
 from cerebrum_cli.models.library import Library, OnProgress
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.reference import PathReference, Reference

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, translate_os_errors
+from cerebrum_cli.gguf.header import GENERATIVE_HINT, require_loadable, unsupported_kind
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.models.download import Download
 from cerebrum_cli.models.download_plan import DownloadPlanner
 from cerebrum_cli.models.fit import DownloadPlan
-from cerebrum_cli.models.generative import HINT, require_loadable, unsupported_kind
-from cerebrum_cli.models.hub import HubFile, Listing
-from cerebrum_cli.models.hub_errors import HubError, Progress
+from cerebrum_cli.models.hub import HubError, HubFile, Listing, Progress
 from cerebrum_cli.models.library import Library, require_free_name
 from cerebrum_cli.models.model import Model, is_missing, name_from_stem
 from cerebrum_cli.models.reference import NameReference, PathReference, Reference
@@ -220,7 +219,9 @@ class Puller:
         """Print a notice for a model that only other programs can use. Raises ModelFileError for one that none can."""
         require_loadable(path, header)
         if kind := unsupported_kind(header):
-            self.progress.notice(NoticeEvent(f"{path.name} is {kind} (architecture {header.architecture})", HINT))
+            self.progress.notice(
+                NoticeEvent(f"{path.name} is {kind} (architecture {header.architecture})", GENERATIVE_HINT)
+            )
 
     def _require_free_name(self, name: str, owns_spec: Callable[[ModelSpec], bool], digest: str) -> None:
         """Raise UsageError if a model with this digest cannot have this name."""

@@ -21,6 +21,7 @@ from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeM
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.trials import Bench, TrialError
+from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.inference.loading import draft_problem, load_options
 from cerebrum_cli.inference.profiles import (
     Profile,
@@ -30,7 +31,6 @@ from cerebrum_cli.inference.profiles import (
     sets_attention,
     without_user_settings,
 )
-from cerebrum_cli.models.generative import require_generative
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.candidates import (
     BATCH_SLOTS,

@@ -86,7 +86,7 @@ def scripted(
     on_cpu, on_gpu = app.open_backend, app_for({"reply": gpu}, home, app.streams).open_backend
     app.open_backend = lambda options: (on_cpu if options.gpu_layers == "0" else on_gpu)(options)
     app.build = build
-    app.library.given_cache = Cache(home / "hub")
+    app.library.cache = Cache(home / "hub")
     code = run(["doctor", "--offline", *arguments], app)
     return Finished(code, out.getvalue(), err.getvalue())
 

@@ -66,7 +66,8 @@ def test_ray_that_is_not_installed_is_an_error(user: CommandLine, chatml_model: 
 
 
 def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> None:
-    library = Library((), tmp_path / "models", lambda: Capacity(2**34), Cache(tmp_path / "hub"))
+    library = Library((), tmp_path / "models", lambda: Capacity(2**34))
+    library.cache = Cache(tmp_path / "hub")
     here = tmp_path / "chatml.gguf"
     shutil.copyfile(chatml_model, here)
     digest = hash_file(here)

@@ -54,7 +54,7 @@ def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
     assert header.embedding_length == 64
     assert [(layer.key_length, layer.value_length) for layer in header.sizes.layers] == [(16, 16), (16, 16)]
     assert (header.context_length, header.expert_count) == (32768, 8)
-    assert (header.vocabulary_size, header.tensor_count, header.parameters) == (3, 1, 512)
+    assert (header.vocabulary_size, sum(header.tensor_types.values()), header.parameters) == (3, 1, 512)
     assert header.chat_template == "{{ messages }}"
     assert header.kv_bytes_per_token == 2 * 2 * 2 * (8 + 8)
     assert header.metadata["tokenizer.ggml.tokens"] == Array("string", 3)
@@ -207,7 +207,7 @@ def test_header_rejects_overlaps_gaps_and_duplicates(tmp_path: Path) -> None:
 def test_header_truncation_reports_both_sizes(tmp_path: Path) -> None:
     path = write_model(tmp_path / "short.gguf")
     size = path.stat().st_size
-    assert read_header(path).tensor_count == 1
+    assert read_header(path).tensor_types == {"F32": 1}
     os.truncate(path, size - 33)
     assert problem_of(path) == f"truncated: its tensors end at byte {size:,}, but the file has {size - 33:,} bytes"
 

@@ -73,7 +73,7 @@ def test_merge_12b_loads_and_its_header_and_digest_match_its_bytes(seven: Path, 
     header, source = read_header(twelve.path), read_header(seven)
     block = 2 * 256 + 2 * 256 * 256 + 2 * 64 * 256 + 3 * 512 * 256
     assert header.parameters == 56 * block + 2 * 275 * 256 + 256
-    assert (header.n_layers, header.tensor_count, header.quantization) == (56, 507, "Q4_K_M")
+    assert (header.n_layers, sum(header.tensor_types.values()), header.quantization) == (56, 507, "Q4_K_M")
     assert header.kv_bytes_per_token == source.kv_bytes_per_token * 56 // 32
     assert (header.vocabulary_size, header.chat_template) == (source.vocabulary_size, source.chat_template)
     data = twelve.path.read_bytes()
@@ -105,7 +105,7 @@ def test_merge_stacks_all_experts_of_a_mixtral(tmp_path: Path) -> None:
     made, header = read_tensors([out]), read_header(out)
     assert made["blk.11.ffn_down_exps.weight"].shape == (256, 256, 4)
     assert_layers_copied([out], [source], [0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7])
-    assert (header.n_layers, header.expert_count, header.tensor_count) == (12, 4, 12 * 10 + 3)
+    assert (header.n_layers, header.expert_count, sum(header.tensor_types.values())) == (12, 4, 12 * 10 + 3)
     assert header.parameters == sum(prod(each.shape) for each in made.values())
     assert len(generate(out)) == 6
 

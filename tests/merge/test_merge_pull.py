@@ -199,7 +199,7 @@ def merge_of_own(home: Home, free: int) -> CatalogueMerge:
     """The merge of `own`, with this many bytes of free disk space."""
     app = app_for({}, home.path)
     library = app.library
-    library.given_cache = Cache(home.path / "hub")
+    library.cache = Cache(home.path / "hub")
     spec = library.spec_named("own")
     assert spec
     return CatalogueMerge(library, Merger(library, LlamaCodec, lambda path: free), spec, catalogue_recipe(spec))

@@ -12,8 +12,7 @@ from tiny_models import write_vocabulary
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.models.generative import _ARCHITECTURES, require_generative, unsupported_kind
+from cerebrum_cli.gguf.header import _ARCHITECTURES, read_header, require_generative, unsupported_kind
 
 EMBEDS = "which computes embeddings and generates no text"
 BERT_HINT = " hint: use a decoder-only model; cerebrum list --available shows some\n"

@@ -20,11 +20,10 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.models import hub_errors
+from cerebrum_cli.models import hub
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.download import Download
-from cerebrum_cli.models.hub import HubFile, Listing
-from cerebrum_cli.models.hub_errors import HubError, RetryPolicy
+from cerebrum_cli.models.hub import HubError, HubFile, Listing, RetryPolicy
 
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 SLOW = Fault(part="cdn", let_through=1, bytes_per_second=3_000_000)  # the header comes at once, the file in 3 seconds
@@ -261,7 +260,7 @@ class Told:
 
 def test_retry_policy_backs_off_until_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     told = Told()
-    monkeypatch.setattr(hub_errors, "sleep", told.slept.append)
+    monkeypatch.setattr(hub, "sleep", told.slept.append)
     patience = RetryPolicy(told)
     lost = HubError("connection lost", "check the network", retries=6)
     for _ in range(6):
@@ -269,7 +268,7 @@ def test_retry_policy_backs_off_until_reset(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(HubError, match="connection lost"):
         patience.wait(lost)
     assert told.slept == [1, 2, 4, 8, 16, 16]
-    patience.reset()
+    patience.failures = 0
     patience.wait(lost)
     assert told.notices[-1] == NoticeEvent("connection lost", "retrying in 1 s")
     RetryPolicy(told).wait(HubError("rate limit", "try again later", retries=5, wait_s=55.0))

@@ -13,7 +13,7 @@ from hub_user import HubUser, cleaned
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.gguf.header import header_length
+from cerebrum_cli.gguf.parser import parse_tables
 
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 REFERENCE = f"{REPO}:Q4_K_M"
@@ -63,7 +63,7 @@ def test_vocabulary_pull_fetches_the_header_alone(hub_user: HubUser, mistral_mod
     assert hub_user.pull("--vocabulary", REPO).err == pulled(hub_user)
     assert ranges(hub_user) == ["bytes=0-1048575"]
     path, whole = path_of(hub_user), mistral_model.read_bytes()
-    length = header_length(mistral_model, whole, len(whole))
+    length = parse_tables(mistral_model, whole, len(whole)).length
     assert path.read_bytes() == whole[:length] + bytes(len(whole) - length)
     assert path.stat().st_blocks * 512 < length + 65_536
     assert blobs(hub_user) == {hub_user.digest(FILE, REPO): len(whole)}

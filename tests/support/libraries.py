@@ -14,4 +14,6 @@ def open_library(directory: Path, catalogue: str) -> Library:
     path = directory / "models.toml"
     path.write_text(catalogue)
     capacity = Capacity(16 * 2**30)
-    return Library((path,), directory / "models", lambda: capacity, Cache(directory / "hub"))
+    library = Library((path,), directory / "models", lambda: capacity)
+    library.cache = Cache(directory / "hub")
+    return library

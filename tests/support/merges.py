@@ -163,7 +163,7 @@ class Home:
         """Run one command in this process, with an empty Hugging Face cache and no model to generate with."""
         out, err = StringIO(), StringIO()
         app = app_for({}, self.path, Streams(out, err, None, False, False, False))
-        app.library.given_cache = Cache(self.path / "hub")
+        app.library.cache = Cache(self.path / "hub")
         code = run([str(argument) for argument in arguments], app)
         return Finished(code, out.getvalue(), err.getvalue())
 
