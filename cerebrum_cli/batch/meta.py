@@ -81,7 +81,7 @@ def read_record(path: Path) -> BatchRecord | None:
         )
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         message = f"{path} is not a batch record"
         raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to replace it") from error
 

@@ -13,8 +13,7 @@ from cerebrum_cli.engine.build import rebuild_command
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions, Device
 from cerebrum_cli.gguf.sizes import ModelSizes
 
-TUNED_CACHE_TYPES = ("f32", "f16", "q8_0")  # of a profile, for keys and values
-MAX_VALUES = {"slots": 256, "n_ubatch": 65536}  # of tuning settings; 1024 for all others
+MAX_SLOTS = 256
 
 
 class AdapterFile(NamedTuple):
@@ -83,22 +82,6 @@ class Tuning:
     def overrides(self) -> dict[str, Any]:
         """Settings other than the default, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
-
-    def validated(self) -> Tuning:
-        """The tuning itself, if all its values, read from a file, have valid types and ranges; ValueError otherwise."""
-        kinds: dict[str, type] = {"repack": bool, "flash_attention": bool, "cache_type": str, "gpu_layers": str}
-        for name, value in self.overrides.items():
-            wrong = type(value) is not kinds.get(name, int)
-            if wrong or (type(value) is int and not 1 <= value <= MAX_VALUES.get(name, 1024)):
-                raise ValueError(f"{name} is {value!r}")
-        if self.cache_type not in (None, *TUNED_CACHE_TYPES):
-            raise ValueError(f"cache_type is {self.cache_type!r}")
-        if self.cache_type == "q8_0" and self.flash_attention is False:
-            raise ValueError("a quantized cache requires flash attention")
-        layers = self.gpu_layers
-        if layers not in (None, "auto", "all") and not (layers.isdecimal() and len(layers) < 6):
-            raise ValueError(f"gpu_layers is {layers!r}")
-        return self
 
 
 def fallback_notice(error: CerebrumError) -> NoticeEvent:

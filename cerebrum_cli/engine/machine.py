@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
@@ -227,10 +227,6 @@ def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
 def load_devices(path: Path) -> tuple[Device, ...] | None:
     """Read the cached GPUs; None before the first model was loaded."""
     try:
-        listed = json.loads(path.read_bytes())
-        devices = tuple(Device(**each) for each in listed)
-    except (OSError, ValueError, TypeError, RecursionError):
+        return tuple(Device(**each) for each in json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
         return None
-    kinds = (str, str, int, int, bool)
-    is_valid = all(tuple(map(type, astuple(each))) == kinds for each in devices)
-    return devices if is_valid and isinstance(listed, list) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -34,23 +34,6 @@ class StepCosts:
         """Number of rows with the lowest cost per row, and the cost of their step; None if drafting cannot pay."""
         rows, cost = min(zip(self.rows, self.costs, strict=True), key=lambda step: step[1] / step[0])
         return (rows, cost) if cost < MAX_ROW_COST * rows else None
-
-    def validated(self) -> StepCosts:
-        """The costs themselves, if they were read from a file and are well-formed; ValueError otherwise."""
-        ascending = all(type(rows) is int for rows in self.rows) and tuple(sorted(set(self.rows))) == self.rows
-        if not (ascending and len(self.rows) == len(self.costs) > 1 and self.rows[0] == 1 and self.rows[-1] <= 64):
-            raise ValueError(f"row counts are {self.rows!r}")
-        if not all(isinstance(cost, (int, float)) and 0 < cost < 1000 for cost in self.costs):
-            raise ValueError(f"costs are {self.costs!r}")
-        return self
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, object]) -> StepCosts:
-        """Read costs from a file; ValueError, TypeError or KeyError if they are not well-formed."""
-        rows, costs = value["rows"], value["costs"]
-        if not isinstance(rows, list) or not isinstance(costs, list):
-            raise TypeError("step costs are not lists")
-        return cls(tuple(rows), tuple(costs)).validated()
 
 
 # A model of 135M parameters in BF16 on two cores with AVX-512.

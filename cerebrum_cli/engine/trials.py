@@ -186,7 +186,7 @@ class Bench:
         """
         length = DRAFT_PREFIX_TOKENS + max(rows)
         measured, durations = zip(*self._request(tuning, length, 1, "time_steps", length, rows, seconds), strict=True)
-        return StepCosts(measured, tuple(round(each / durations[0], 3) for each in durations)).validated()
+        return StepCosts(measured, tuple(round(each / durations[0], 3) for each in durations))
 
     def load_stats(self, tuning: Tuning) -> tuple[float, int]:
         """Load time in seconds, and peak memory of the process in bytes."""

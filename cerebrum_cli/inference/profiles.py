@@ -18,7 +18,6 @@ from cerebrum_cli.models.library import ADAPTED
 
 UseName = Literal["chat", "ask", "batch"]
 VERSION = 1
-MAX_VALUE = 1e12  # of seconds and of tokens per second; larger values cannot have been measured
 DEFAULT = Tuning()
 UNSET = Settings()
 MEASURED_SETTINGS = ("threads", "gpu_layers", *ATTENTION_KEYS)
@@ -199,31 +198,16 @@ def _digest(text: str) -> str:
 
 
 def _read(path: Path) -> Profile | None:
-    """Load a profile; None if the file is missing or damaged."""
+    """Load a profile; None if the file is missing, damaged or of another version."""
     try:
-        return _parse(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
+        value = json.loads(path.read_bytes())
+        if value.pop("version") == VERSION:
+            return Profile(**value | {"uses": {name: _parse_use(**value["uses"][name]) for name in get_args(UseName)}})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass
+    return None
 
 
-def _parse(*, version: object, uses: Mapping[str, Any], **texts: object) -> Profile:
-    """Validate a profile; any lookup or conversion error means that it is damaged."""
-    if version != VERSION or not all(isinstance(text, str) for text in texts.values()):
-        raise ValueError("another version, or not a string")
-    return Profile(**texts, uses={name: _parse_use(**uses[name]) for name in get_args(UseName)})  # type: ignore[arg-type]
-
-
-def _parse_use(
-    *, tuning: Any, speeds: Any, gain: float, agreement: float | None, step_costs: Mapping[str, object] | None
-) -> TunedUse:
-    if not (0 < gain < MAX_VALUE and (agreement is None or 0 <= agreement <= 1)):
-        raise ValueError("gain or agreement out of range")
-    costs = None if step_costs is None else StepCosts.from_dict(step_costs)
-    return TunedUse(Tuning(**tuning).validated(), _parse_speeds(**speeds), float(gain), agreement, costs)
-
-
-def _parse_speeds(*, load_s: float, prompt: float, generate: float, memory: int) -> Speeds:
-    are_possible = all(1 / MAX_VALUE < speed < MAX_VALUE for speed in (prompt, generate))
-    if not (are_possible and 0 <= load_s < MAX_VALUE and 0 <= memory < 2**63):
-        raise ValueError("speed out of range")
-    return Speeds(float(load_s), float(prompt), float(generate), int(memory))
+def _parse_use(*, tuning: Any, speeds: Any, step_costs: Any, **values: Any) -> TunedUse:
+    costs = step_costs and StepCosts(tuple(step_costs["rows"]), tuple(step_costs["costs"]))
+    return TunedUse(Tuning(**tuning), Speeds(**speeds), step_costs=costs, **values)

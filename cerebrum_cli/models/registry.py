@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
 from cerebrum_cli.core.files import atomic_write, exists, translate_os_errors
@@ -147,7 +147,7 @@ class Registry:
             with translate_os_errors(ConfigError, self._path), contextlib.suppress(FileNotFoundError):
                 return _decode(self._path.read_bytes())
             return _Content()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
                 f"{self._path}: damaged registry ({type(error).__name__}: {error})",
                 "move it elsewhere and pull your models again; the model files are intact",
@@ -198,15 +198,6 @@ def _decode(text: bytes) -> _Content:
     value = json.loads(text)
     if value["version"] != _VERSION:
         raise ValueError(f"version {value['version']!r}, not {_VERSION}")
-    for item in (*value["models"], *value["digests"]):
-        for key, each in item.items():
-            if type(each) is not (int if key in ("size", "mtime_ns") else str):
-                raise TypeError(f"invalid {key}: {each!r}")
     models = tuple(RegistryEntry(**item | {"path": Path(item["path"])}) for item in value["models"])
     digests = tuple(Digest(**item | {"path": Path(item["path"])}) for item in value["digests"])
-    default = value["default"]
-    if len({model.name for model in models}) < len(models) or not isinstance(default, str | None):
-        raise ValueError("duplicate names or invalid default")
-    if unknown := {model.source for model in models} - set(get_args(Source)):
-        raise ValueError(f"unknown source {unknown.pop()!r}")
-    return _Content(models, default, digests)
+    return _Content(models, value["default"], digests)

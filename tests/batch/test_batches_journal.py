@@ -378,9 +378,7 @@ def test_partial_file_without_a_record_is_refused(output: Path) -> None:
     assert run(output, restart=True) == list(ORDER)
 
 
-@pytest.mark.parametrize(
-    "record", [b"", b"mine", b"[]", b"{}", b'{"version": 1}', b'{"version": 2}', b"\xff", b"[" * 100_000]
-)
+@pytest.mark.parametrize("record", [b"", b"mine", b"[]", b"{}", b'{"version": 1}', b'{"version": 2}', b"\xff"])
 def test_invalid_record_is_refused(output: Path, record: bytes) -> None:
     meta = output_paths(output).meta
     meta.write_bytes(record)

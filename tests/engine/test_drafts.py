@@ -163,15 +163,6 @@ def test_draft_lengths_compare_with_several_rows_that_were_not_measured() -> Non
     assert draft_lengths([[0.8], [0.8]], costs, 64, is_equal=True) == [0, 0]
 
 
-def test_step_costs_reject_what_was_not_measured() -> None:
-    assert StepCosts.from_dict({"rows": [1, 2], "costs": [1.0, 1.5]}) == StepCosts((1, 2), (1.0, 1.5))
-    for rows, costs in (([2, 1], [1.0, 1.5]), ([1], [1.0]), ([1, 2], [1.0]), ([1, 2], [1.0, 0.0]), ([1, 128], [1, 2])):
-        with pytest.raises(ValueError, match="are"):
-            StepCosts.from_dict({"rows": rows, "costs": costs})
-    with pytest.raises(TypeError):
-        StepCosts.from_dict({"rows": "12", "costs": [1.0, 1.5]})
-
-
 # The engine.
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -53,25 +52,7 @@ def test_devices_are_written_only_if_changed(tmp_path: Path) -> None:
     assert load_devices(path) == ()
 
 
-GOOD = {"name": "CUDA0", "description": "NVIDIA H200", "free": 1, "total": 2}
-DAMAGED = [
-    b"",
-    b"\xff\xfe",
-    b"[",
-    b"7",
-    b"null",
-    b"{}",
-    b'"CUDA0"',
-    b"[1]",
-    b"[[]]",
-    b"[{}]",
-    json.dumps([GOOD | {"more": 1}]).encode(),
-    json.dumps([GOOD | {"free": "1"}]).encode(),
-    json.dumps([GOOD | {"free": None}]).encode(),
-    json.dumps([GOOD | {"name": 1}]).encode(),
-    json.dumps([GOOD]).encode()[:-9],
-    b"[" * 100_000,
-]
+DAMAGED = [b"", b"\xff\xfe", b"[", b"[1]", b"[{}]", b'[{"name": "CUDA0", "more": 1}]']
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:40].decode(errors="replace"))

@@ -104,28 +104,16 @@ def test_registry_works_where_the_file_system_has_no_locks(tmp_path: Path) -> No
     assert (Registry(tmp_path).entries(), Registry(tmp_path).default) == ((model("a"),), "a")
 
 
-GOOD = {"name": "a", "path": "/a", "size": 1, "sha256": "00", "mtime_ns": 1, "source": "local"}
-
-
 @pytest.mark.parametrize(
     "content",
     [
         "",
         "{",
         "[]",
-        "7",
         "\udcff",
         '{"version": 1}',
-        json.dumps({"version": 2, "default": None, "models": []}),
-        json.dumps({"version": 1, "default": None, "models": [1]}),
-        json.dumps({"version": 1, "default": None, "models": [{"name": "a"}]}),
-        json.dumps({"version": 1, "default": None, "models": [GOOD | {"size": "1"}]}),
-        json.dumps({"version": 1, "default": None, "models": [GOOD | {"source": "elsewhere"}]}),
-        json.dumps({"version": 1, "default": None, "models": [GOOD, GOOD]}),
-        json.dumps({"version": 1, "default": None, "models": [GOOD | {"unknown": "ab 7"}]}),
-        json.dumps({"version": 1, "default": 1, "models": [GOOD]}),
-        json.dumps({"version": 1, "default": None, "models": [GOOD], "digests": [{"path": "/a"}]}),
-        "[" * 100_000,
+        '{"version": 2, "default": null, "models": [], "digests": []}',
+        '{"version": 1, "default": null, "models": [{"name": "a"}], "digests": []}',
     ],
 )
 def test_registry_reports_and_keeps_a_damaged_file(tmp_path: Path, content: str) -> None:

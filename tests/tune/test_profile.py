@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Finished
-from hypothesis import given
-from hypothesis import strategies as st
 from screen import Screen
 from scripted_backend import ScriptedBackend
 from scripted_bench import ScriptedBench, SpeedModel
@@ -35,13 +32,11 @@ from cerebrum_cli.inference.profiles import (
     Speeds,
     TunedUse,
     UseName,
-    profile_object,
     step_costs_of,
     without_user_settings,
 )
 from cerebrum_cli.main import run
 from cerebrum_cli.models.model import Model
-from cerebrum_cli.terminal.reports import print_profile
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.tune.tune import search_space, trial_options, tuning_lock
 
@@ -120,38 +115,6 @@ def test_load_options_with_tuning_change_only_its_overrides() -> None:
     overrides |= dict.fromkeys(("cache_type_k", "cache_type_v"), overrides.pop("cache_type"))
     own = {name: overrides.pop(name) for name in ("repack", "gpu_layers")}
     assert tuned == replace(OPTIONS, **own, context=replace(OPTIONS.context, **overrides))
-    assert ALL_SETTINGS.validated() is ALL_SETTINGS
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"repack": 1},
-        {"repack": "yes"},
-        {"flash_attention": 0},
-        {"n_threads": 0},
-        {"n_threads": -4},
-        {"n_threads": 2.0},
-        {"n_threads": True},
-        {"n_threads": "4"},
-        {"n_threads": 1025},
-        {"n_threads_batch": 10**20},
-        {"n_ubatch": 65537},
-        {"slots": 257},
-        {"slots": [4]},
-        {"cache_type": "q4_0"},
-        {"cache_type": 8},
-        {"gpu_layers": 12},
-        {"gpu_layers": "many"},
-        {"gpu_layers": ""},
-        {"gpu_layers": "-1"},
-        {"gpu_layers": "9" * 5000},
-    ],
-    ids=lambda wrong: repr(wrong)[:30],
-)
-def test_tuning_rejects_invalid_values(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} is "):
-        Tuning(**wrong).validated()
 
 
 def test_load_options_prefer_user_settings_over_the_tuning() -> None:
@@ -200,7 +163,7 @@ def store(tmp_path: Path) -> ProfileStore:
 
 def test_profile_store_saves_replaces_and_deletes(store: ProfileStore) -> None:
     assert (store.find("sha 1"), store.find_other("sha 1")) == (None, None)
-    saved = profile(batch=TunedUse(ALL_SETTINGS, TUNED_SPEEDS, 1.2, None))
+    saved = profile(chat=replace(DEFAULT_USE, step_costs=STEP_COSTS), batch=TunedUse(ALL_SETTINGS, TUNED_SPEEDS, 1.2))
     store.save(saved)
     assert store.find("sha 1") == saved
     assert store.find_other("sha 1") is None
@@ -259,112 +222,14 @@ def test_profile_store_saves_atomically(store: ProfileStore, tmp_path: Path) -> 
     assert {each.name for each in (tmp_path / "profiles").iterdir()} == {path.name, "tmp123.part"}
 
 
-WITH_COSTS = profile(chat=replace(DEFAULT_USE, step_costs=STEP_COSTS))
-VALID: dict[str, Any] = {"version": 1, **asdict(WITH_COSTS)}
-
-
-def find_content(content: bytes, folder: Path) -> Profile | None:
-    """Load a profile file with this content; if it is valid, it can also be used and printed."""
-    store = ProfileStore(folder, "here", "b1")
-    store.save(profile())
-    [path] = folder.iterdir()
-    path.write_bytes(content)
-    found = store.find("sha 1")
-    store.find_other("sha 1")
-    if found:
-        assert all(used.tuning.validated() for used in found.uses.values())
-        json.dumps(profile_object(found), allow_nan=False)
-        print_profile(Streams(StringIO(), StringIO(), None, False, False, False), found)
-    return found
-
-
-def replaced(value: Any, path: tuple[str, ...], new: Any) -> Any:
-    """Copy an object with the value at a path replaced."""
-    return {**value, path[0]: replaced(value[path[0]], path[1:], new) if len(path) > 1 else new}
-
-
 @pytest.mark.parametrize(
-    ("at", "new"),
-    [
-        (("version",), 2),
-        (("version",), "1"),
-        (("version",), None),
-        (("model",), 7),
-        (("created",), None),
-        (("machine",), ["here"]),
-        (("uses",), []),
-        (("uses",), {"chat": VALID["uses"]["chat"]}),
-        (("uses", "chat"), None),
-        (("uses", "chat", "tuning"), None),
-        (("uses", "chat", "tuning"), {"colour": "red"}),
-        (("uses", "chat", "tuning", "n_threads"), 10**9),
-        (("uses", "chat", "tuning", "gpu_layers"), "many"),
-        (("uses", "chat", "new"), 1),
-        (("uses", "chat", "gain"), None),
-        (("uses", "chat", "gain"), "1.5"),
-        (("uses", "chat", "gain"), math.nan),
-        (("uses", "chat", "gain"), math.inf),
-        (("uses", "chat", "agreement"), "all"),
-        (("uses", "chat", "agreement"), math.nan),
-        (("uses", "chat", "agreement"), 97),
-        (("uses", "ask", "speeds", "prompt"), 0),
-        (("uses", "ask", "speeds", "prompt"), -30.0),
-        (("uses", "ask", "speeds", "prompt"), math.inf),
-        (("uses", "ask", "speeds", "prompt"), 5e-324),
-        pytest.param(("uses", "ask", "speeds", "prompt"), 10**400, id="prompt-10**400"),
-        (("uses", "ask", "speeds", "generate"), math.nan),
-        (("uses", "ask", "speeds", "generate"), "8"),
-        (("uses", "ask", "speeds", "generate"), {}),
-        (("uses", "ask", "speeds", "load_s"), -1),
-        (("uses", "ask", "speeds", "load_s"), math.inf),
-        (("uses", "ask", "speeds", "memory"), math.inf),
-        (("uses", "ask", "speeds", "memory"), None),
-        (("uses", "ask", "speeds", "memory"), 10**30),
-        (("uses", "ask", "speeds", "colour"), 1),
-        (("uses", "chat", "step_costs"), {}),
-        (("uses", "chat", "step_costs"), [1.0, 2.0]),
-        (("uses", "chat", "step_costs", "rows"), [2, 4, 8, 16]),
-        (("uses", "chat", "step_costs", "rows"), [1, 4, 8]),
-        (("uses", "chat", "step_costs", "costs"), [1.0, 2.9, math.nan, 5.5]),
-        (("uses", "chat", "step_costs", "costs"), "1234"),
-    ],
+    "content", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"version": 1}', b'{"version": 2, "uses": {}}']
 )
-def test_profile_store_ignores_impossible_values(tmp_path: Path, at: tuple[str, ...], new: Any) -> None:
-    assert find_content(json.dumps(VALID).encode(), tmp_path) == WITH_COSTS
-    assert find_content(json.dumps(replaced(VALID, at, new)).encode(), tmp_path) is None
-
-
-@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"7", b'"x"', b"{}", b"\xff\xfe", b"[" * 100_000, b"{" * 9])
-def test_profile_store_ignores_a_file_that_is_not_a_profile(tmp_path: Path, content: bytes) -> None:
-    assert find_content(content, tmp_path) is None
-
-
-def paths(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Paths of all values in an object."""
-    inner = (
-        [place for key, each in value.items() for place in paths(each, (*path, key))] if isinstance(value, dict) else []
-    )
-    return [*([path] if path else []), *inner]
-
-
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from([10**400, 1e308]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=4,
-)
-
-
-@given(at=st.sampled_from(paths(VALID)), new=ANYTHING)
-def test_profile_store_loads_or_ignores_any_value(tmp_path_factory: Any, at: Any, new: Any) -> None:
-    find_content(json.dumps(replaced(VALID, at, new)).encode("utf-8", "surrogatepass"), tmp_path_factory.mktemp("p"))
-
-
-@given(cut=st.integers(0, len(json.dumps(VALID)) - 1), byte=st.integers(0, 255), is_cut=st.booleans())
-def test_profile_store_loads_or_ignores_damaged_files(tmp_path_factory: Any, cut: int, byte: int, is_cut: bool) -> None:
-    whole = json.dumps(VALID).encode()
-    content = whole[:cut] if is_cut else whole[:cut] + bytes([byte]) + whole[cut + 1 :]
-    found = find_content(content, tmp_path_factory.mktemp("p"))
-    assert not (found and is_cut)
+def test_profile_store_ignores_a_damaged_file(store: ProfileStore, tmp_path: Path, content: bytes) -> None:
+    store.save(profile(chat=replace(DEFAULT_USE, step_costs=STEP_COSTS)))
+    [path] = (tmp_path / "profiles").iterdir()
+    path.write_bytes(content)
+    assert (store.find("sha 1"), store.find_other("sha 1")) == (None, None)
 
 
 # Use by commands.
@@ -519,10 +384,8 @@ def test_no_profile_option_gives_default_settings(
 
 def test_damaged_profile_gives_default_settings(tuned: CommandRunner) -> None:
     [path] = tuned.profiles.iterdir()
-    path.write_text(path.read_text().replace("30.0", "Infinity"))
-    assert tuned.load_options("ask", "hello").context.n_threads == 0
-    assert tuned.run("show", tuned.model, "--json").object["profile"] is None
     path.write_bytes(b"\x00")
+    assert tuned.run("show", tuned.model, "--json").object["profile"] is None
     assert tuned.load_options("chat", piped=b"hello\n").context.n_threads == 0
 
 

@@ -18,7 +18,7 @@ from cerebrum_cli.engine.llama.devices import can_offload, free_memory
 from cerebrum_cli.engine.llama.first_load import FileCheck, require_adapter_loads, require_loads
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.load_options import (
-    MAX_VALUES,
+    MAX_SLOTS,
     AdapterFile,
     LoadOptions,
     option_notices,
@@ -107,7 +107,7 @@ def expected_context(options: ContextOptions) -> ContextOptions:
 def resolve(options: ContextOptions, can_unify: bool, offloads: bool) -> ContextOptions:
     """Choose what is left to this machine, besides the length."""
     slots = 1 if options.kv_unified and not can_unify else options.slots
-    min_ubatch = MAX_VALUES["slots"] if options.pad_steps else slots + 1
+    min_ubatch = MAX_SLOTS if options.pad_steps else slots + 1
     return replace(
         options,
         slots=slots,
