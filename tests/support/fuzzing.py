@@ -1,4 +1,4 @@
-"""Random chat templates, grammars and session databases, tried in a process of 2 GB: `fuzzing.py KIND SEED COUNT`.
+"""Random chat templates and grammars, tried in a process of 2 GB: `fuzzing.py KIND SEED COUNT`.
 
 A case may end with one of this project's errors, in one line; with anything else the process fails.
 """
@@ -14,7 +14,6 @@ import resource
 import signal
 import struct
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,7 +21,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
-from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import CerebrumError
 
 MEMORY = 2_000_000_000
@@ -135,50 +133,7 @@ def grammar_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
             yield lambda text=text: follow(schema_to_grammar(text)[0])  # type: ignore[misc]
 
 
-def database_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
-    from cerebrum_cli.chat.archive import export_session, search_rows, session_object, session_rows
-    from cerebrum_cli.chat.database import check_integrity
-    from cerebrum_cli.chat.store import Store
-
-    folder = Path(tempfile.mkdtemp())
-    path = folder / "sessions.db"
-    store = Store(path)
-    for number in range(3):
-        session = store.create(f"s{number}", "chat", model="m", params={"seed": 1})
-        for text in ("one äöü", "two words", "three", "four"):
-            is_question = text in ("one äöü", "three")
-            message = Message("user", text) if is_question else Message("assistant", text, (1, 2, 3))
-            session = store.add_message(session, message)
-    store.vacuum()
-    store.close()
-    seed = path.read_bytes()
-
-    def export_all() -> None:
-        for summary in store.summaries():
-            session_object(store, summary.session)
-            for kind in ("markdown", "json", "sharegpt"):
-                export_session(store, summary.session, kind)
-
-    while True:
-        store.close()
-        for file in folder.iterdir():
-            file.unlink()
-        data = bytearray(seed)
-        limit = rng.choice((100, 4096, len(data)))
-        for _ in range(rng.randint(1, 6)):
-            at = rng.randrange(limit)
-            data[at : at + 4] = bytes(rng.choice((0, 1, 65, 128, 195, 255)) for _ in range(rng.choice((1, 4))))
-        path.write_bytes(data[: rng.choice((len(data), len(data), rng.randrange(len(data))))])
-        yield lambda: check_integrity(path)
-        yield lambda: session_rows(store)
-        yield lambda: search_rows(store, "words")
-        yield export_all
-        yield lambda: store.add_message(store.create("new", "ask"), Message("user", "hello"))
-        yield lambda: [store.remove(summary.session) for summary in store.summaries()]
-        yield store.vacuum
-
-
-KINDS = {"templates": template_cases, "grammars": grammar_cases, "databases": database_cases}
+KINDS = {"templates": template_cases, "grammars": grammar_cases}
 
 
 def main(kind: str, seed: int, count: int) -> None:
