@@ -17,7 +17,7 @@ from cerebrum_cli.inference.profiles import step_costs_of
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.engine.backend import OpenBackend
-    from cerebrum_cli.engine.cluster.worker import Fingerprint, NodeEngine
+    from cerebrum_cli.engine.cluster.cluster_engine import Fingerprint, NodeEngine
     from cerebrum_cli.engine.engine import Engine
     from cerebrum_cli.models.library import Library
     from cerebrum_cli.models.model import Model
@@ -75,7 +75,7 @@ def find_nodes(app: App, model: Model, text: str, is_tuned: bool) -> RayNodes:
 def open_on_node(file: NodeFile, settings: Settings, use: ModelUse, is_tuned: bool, processors: int) -> NodeEngine:
     """Start to load the model on the node where this runs, for so many processors of it. Raises ModelNotFound."""
     from cerebrum_cli.cli.app import real_app
-    from cerebrum_cli.engine.cluster.worker import NodeEngine
+    from cerebrum_cli.engine.cluster.cluster_engine import NodeEngine
     from cerebrum_cli.engine.machine import thread_count
 
     app = real_app()
@@ -115,7 +115,7 @@ def model_at(library: Library, path: Path) -> list[Model]:
 
 def fingerprint(app: App) -> Fingerprint:
     """What this node's last bits depend on, once llama.cpp is loaded."""
-    from cerebrum_cli.engine.cluster.worker import Fingerprint
+    from cerebrum_cli.engine.cluster.cluster_engine import Fingerprint
     from cerebrum_cli.engine.machine import processor_name
 
     build = app.build()

@@ -51,7 +51,6 @@ class Build:
 
     @property
     def cpu_features(self) -> tuple[str, ...]:
-        """CPU features and libraries that this build uses."""
         return tuple(name for name, value in self.features.get("CPU", {}).items() if value != "0")
 
     def unsupported_features(self, flags: frozenset[str] | None) -> tuple[str, ...]:
@@ -59,7 +58,6 @@ class Build:
         return lacking(self.cpu_features, flags)
 
     def unused_features(self, flags: frozenset[str] | None) -> tuple[str, ...]:
-        """Key features of a CPU with these flags that the build does not use."""
         return tuple(
             name for name in KEY_FEATURES if CPU_FLAGS[name] in (flags or ()) and name not in self.cpu_features
         )

@@ -56,12 +56,10 @@ class Controls:
         self._controls = [create() for create in factories]
 
     def feed(self, token: int, text: str) -> None:
-        """Add a token, sampled or forced, and the text that it completes."""
         for control in self._controls:
             control.feed(token, text)
 
     def intervene(self) -> Intervention | None:
-        """What is to be done after the last token; not to be called while forced tokens are pending."""
         for control in self._controls:
             if intervention := control.intervene():
                 return intervention
@@ -69,7 +67,6 @@ class Controls:
 
     @property
     def horizon(self) -> int | None:
-        """Number of tokens after which all have decided whether to force any; None if none will."""
         return min((control.horizon for control in self._controls if control.horizon is not None), default=None)
 
 

@@ -49,7 +49,6 @@ class TokenIndex:
         return self.prompt[position] if position < length else self.reply[position - length]
 
     def window(self, start: int, stop: int) -> tuple[int, ...]:
-        """The tokens from `start` to `stop`."""
         length = len(self.prompt)
         if stop <= length:
             return tuple(self.prompt[start:stop])
@@ -97,7 +96,6 @@ class Acceptance:
         self.counts[key] = right + is_right, total + 1
 
     def probability(self, kind: SourceKind, match: int) -> float:
-        """Estimated probability that the next token of a lookup is right."""
         match_class = bisect_right(MATCH_CLASSES, match)
         right, total = self.counts.get((kind, match_class), (0, 0))
         return (PRIORS[kind][match_class] * PRIOR_WEIGHT + right) / (PRIOR_WEIGHT + total)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from cerebrum_cli.core.events import Event, RefusedEvent
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
+from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.sequence import Failure, Request, next_item
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
+
+LiveSample = TypeVar("LiveSample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,6 @@ class LoadEvents:
         self._events.put(event)
 
     def end(self, error: BaseException | None = None) -> None:
-        """End with success, or with an error."""
         self._events.put(Failure(error) if error else None)
 
     def __iter__(self) -> Iterator[Event]:
@@ -69,22 +74,47 @@ class CancelScope:
         return self._cancel_count() != self._start
 
 
-class Completions(Protocol):
+class Completions(ABC, Generic[LiveSample]):
     """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
 
     It stops when no sample is running. Closing it frees what the samples hold before returning. Samples added after
     its scope was cancelled finish as `cancelled`.
     """
 
+    def __init__(self, scope: CancelScope) -> None:
+        self._scope = scope
+        self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
+        self._live: dict[SequenceId, LiveSample] = {}  # samples that have not finished
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        if not self._live:
+            raise StopIteration
+        event = next_item(self._outbox)
+        if isinstance(event, Failure):
+            raise event.error
+        if isinstance(event, FinishEvent | RefusedEvent):
+            del self._live[event.sequence]
+            self._end_sample(event.sequence.request)
+        return event
+
+    @abstractmethod
     def add_samples(self, index: int, count: int) -> None:
         """Add `count` samples to a request; their seeds continue the sequence."""
 
+    @abstractmethod
     def abort(self, index: int) -> None:
         """Cancel the running samples of a request, without loss to others; each finishes as `cancelled`."""
 
-    def __iter__(self) -> Iterator[Event]: ...
+    @abstractmethod
+    def close(self) -> None:
+        """Cancel all that is running."""
 
-    def close(self) -> None: ...
+    @abstractmethod
+    def _end_sample(self, index: int) -> None:
+        """Free what a request no longer needs after one of its samples has finished."""
 
 
 class Engine(Protocol):
@@ -117,7 +147,7 @@ class Engine(Protocol):
     def builds(self) -> Sequence[Mapping[str, str]]:
         """What generates, to be recorded with the output: kind and build of each server, each once; none here."""
 
-    def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> Completions:
+    def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> Completions[Any]:
         """Submit requests, whose prompts must be shorter than the context; close the result when done.
 
         None stands for none now: an engine that `schedules_rows` reads on after the next event, others skip it. A
@@ -154,3 +184,10 @@ def raise_refusals(events: Iterable[Event]) -> Iterator[Event]:
         if isinstance(event, RefusedEvent):
             raise event.error
         yield event
+
+
+def first_seed(request: Request) -> int:
+    """Seed of a request's first sample: that requested, or a random one. Raises UsageError if its prompt is empty."""
+    if not request.prompt_tokens:
+        raise UsageError("the prompt is empty", "write a prompt")
+    return secrets.randbelow(SEEDS) if request.params.seed is None else request.params.seed

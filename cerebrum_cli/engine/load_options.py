@@ -57,7 +57,6 @@ class LoadOptions:
     baseline: LoadOptions | None = None
 
     def with_tuning(self, tuning: Tuning) -> LoadOptions:
-        """Options with the settings of a tuning."""
         overrides = tuning.overrides
         if cache_type := overrides.pop("cache_type", None):
             overrides |= {"cache_type_k": cache_type, "cache_type_v": cache_type}
@@ -110,7 +109,6 @@ def plan_repacking(quantization: str | None, is_chat: bool, machine: str) -> boo
 
 
 def variance_notice(offloads: bool) -> NoticeEvent:
-    """Notice that a model cannot be evaluated batch-invariantly: on a GPU, or recurrent."""
     if offloads:
         return NoticeEvent("batch_invariant has no effect on a GPU", "use the CPU with --gpu-layers 0")
     return NoticeEvent("batch_invariant has no effect on a recurrent model", "use --parallel 1")

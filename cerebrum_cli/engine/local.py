@@ -12,6 +12,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from queue import SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -19,26 +20,102 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, RefusedEvent, SequenceId
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
-from cerebrum_cli.engine.completions import LocalCompletions
-from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents, raise_refusals
+from cerebrum_cli.engine.engine import (
+    CancelScope,
+    Capabilities,
+    Completions,
+    LoadEvents,
+    first_seed,
+    raise_refusals,
+)
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.memory import group_lengths
-from cerebrum_cli.engine.messages import (
-    Cancel,
-    Close,
-    Commands,
-    SavePromptCache,
-    Submit,
-    SubmitScores,
-)
-from cerebrum_cli.engine.sequence import Failure, Request, next_item
+from cerebrum_cli.engine.messages import Abort, Cancel, Close, Commands, SavePromptCache, Submit, SubmitScores
+from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences, next_item
 from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
+    from cerebrum_cli.engine.drafter import Drafter
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 
+MAX_BACKLOG = 10_000  # events; with a slow reader, no sequence is admitted above it
 CAPABILITIES = Capabilities()
+
+
+@dataclass(slots=True)
+class SubmittedRequest:
+    """A request, the seed of its first sample, their number so far, and their drafter until the last is done."""
+
+    request: Request
+    seed: int
+    drafter: Drafter | None
+    samples: int = 0
+
+
+class LocalCompletions(Completions[Sequence]):
+    """Completions of the model on this machine. Closing them frees the slots before returning."""
+
+    def __init__(self, commands: Commands, scope: CancelScope) -> None:
+        super().__init__(scope)
+        self._commands = commands
+        self._submitted: list[SubmittedRequest] = []
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Submit requests, numbered in the order they are added; EngineError if the engine is closed."""
+        first = len(self._submitted)
+        self._submitted += [SubmittedRequest(each, first_seed(each), new_drafter(each)) for each in requests]
+        self._submit((index, each.request.n) for index, each in enumerate(self._submitted[first:], first))
+
+    def add_samples(self, index: int, count: int) -> None:
+        self._submit([(index, count)])
+
+    def abort(self, index: int) -> None:
+        """Cancel the running samples after the current step; samples added later get no drafted tokens."""
+        if index < len(self._submitted):
+            self._submitted[index].drafter = None
+            self._commands.send(Abort(self._live_samples(index)))
+
+    def close(self) -> None:
+        command = Cancel(list(self._live.values()), threading.Event())
+        if self._live and self._commands.send(command):
+            command.done.wait()
+        self._live.clear()
+
+    def _submit(self, counts: Iterable[tuple[int, int]]) -> None:
+        new: list[Sequence] = []
+        for index, count in counts:
+            one = self._submitted[index]
+            samples = range(one.samples, one.samples + count)
+            new += create_sequences(
+                index, one.request, self._outbox.put, samples, one.seed, self._is_backlogged, one.drafter
+            )
+            one.samples += count
+        self._live.update((sequence.id, sequence) for sequence in new)
+        if not self._commands.send(Submit(new, self._scope)):
+            self._live.clear()
+            raise EngineError("the engine is closed")
+
+    def _live_samples(self, index: int) -> list[Sequence]:
+        ids = (SequenceId(index, sample) for sample in range(self._submitted[index].samples))
+        return [self._live[id] for id in ids if id in self._live]
+
+    def _end_sample(self, index: int) -> None:
+        one = self._submitted[index]
+        if one.samples >= max(one.request.n, one.request.max_n) and not self._live_samples(index):
+            one.drafter = None  # it takes half a kilobyte a token
+
+    def _is_backlogged(self) -> bool:
+        return self._outbox.qsize() > MAX_BACKLOG
+
+
+def new_drafter(request: Request) -> Drafter | None:
+    """The drafter of a request; None without speculative decoding."""
+    if request.step_costs is None:
+        return None
+    from cerebrum_cli.engine.drafter import Drafter
+
+    return Drafter(request.prompt_tokens)
 
 
 class LocalEngine:
@@ -63,12 +140,10 @@ class LocalEngine:
         return CAPABILITIES
 
     def load(self) -> Iterator[Event]:
-        """Yield load events until the model is ready; raise if loading failed. Later calls yield nothing."""
         return iter(self._loading)
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the model is ready; false while it loads, after a failure and after `close`."""
         return self._backend is not None
 
     @property
@@ -99,10 +174,6 @@ class LocalEngine:
         return ()
 
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> LocalCompletions:
-        """Submit requests; samples can be added and aborted while they run. Close the result when done.
-
-        A `scope` that began before makes a `cancel` in between count.
-        """
         completions = LocalCompletions(self._commands, scope or self.cancel_scope())
         completions.add(request for request in requests if request)
         return completions
@@ -157,11 +228,9 @@ class LocalEngine:
                 cancel.done.wait()
 
     def cancel_scope(self) -> CancelScope:
-        """Start a scope, for work that submits requests more than once."""
         return CancelScope(lambda: self._commands.cancel_count)
 
     def cancel(self) -> None:
-        """Cancel everything, loading included; streams end with the finish reason `cancelled`."""
         self._commands.send(Cancel(None, threading.Event()))
 
     def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:
@@ -186,7 +255,6 @@ class LocalEngine:
             raise failure.error
 
     def close(self) -> None:
-        """Cancel everything and free the model; the engine cannot be used again."""
         self._commands.send(Close())
         self._thread.join()
         atexit.unregister(self.close)

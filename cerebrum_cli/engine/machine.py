@@ -66,7 +66,6 @@ def processors() -> Processors:
 
 
 def allowed_processors() -> int:
-    """Number of logical CPUs in this process's affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -83,7 +83,6 @@ class ContextOptions:
         return 1 if self.kv_unified else self.slots
 
     def token_bytes(self, layer: LayerSizes) -> float:
-        """Bytes of the keys and values of one token in a layer."""
         keys, values = CACHE_ELEMENT_SIZE[self.cache_type_k], CACHE_ELEMENT_SIZE[self.cache_type_v]
         return layer.key_length * keys + layer.value_length * values
 
@@ -145,7 +144,6 @@ def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
 
 
 def is_quantized(cache_type: str | None) -> bool:
-    """Whether a type of the KV cache stores elements in blocks."""
     return cache_type is not None and cache_type.startswith("q")
 
 
@@ -187,7 +185,6 @@ def plan_layers(
 
 
 def default_context(trained: int) -> int:
-    """Context size if memory is sufficient."""
     return min(trained, DEFAULT_CONTEXT)
 
 

@@ -72,7 +72,6 @@ class Share(NamedTuple):
 
     @property
     def rows(self) -> list[TokenRow]:
-        """The rows of this share."""
         sequence, tokens = self.sequence, (*self.tokens, *self.draft)
         assert sequence.slot is not None
         first_output = len(tokens) - self.outputs
@@ -89,12 +88,10 @@ class Step(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of rows."""
         return sum(len(share.tokens) + len(share.draft) for share in self.shares)
 
     @property
     def rows(self) -> list[TokenRow]:
-        """The rows of all shares, in order."""
         return [row for share in self.shares for row in share.rows]
 
     def with_drafts(self, drafts: Iterable[tuple[int, ...]]) -> Step:
@@ -122,11 +119,9 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no sequence is waiting or running."""
         return not self.waiting and not self.running
 
     def clear_slots(self) -> None:
-        """Forget the contents of all slots."""
         for slot in self.slots:
             slot.clear()
 

@@ -190,7 +190,6 @@ class Scorer:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no job is left."""
         return not self._jobs
 
     def add(self, job: ScoreJob) -> None:
@@ -209,7 +208,6 @@ class Scorer:
             self._end(job)
 
     def fail(self, error: BaseException) -> None:
-        """End all jobs with the error."""
         for job in self._jobs:
             job.emit(Failure(error))
         self._jobs.clear()

@@ -39,7 +39,6 @@ class Path(NamedTuple):
     lookups: array[int]
 
     def lookups_by_node(self) -> Lookups:
-        """Readers of each probability."""
         found: Lookups = defaultdict(lambda: defaultdict(list))
         for at in range(0, len(self.lookups), 3):
             evaluated, token, reader = self.lookups[at : at + 3]

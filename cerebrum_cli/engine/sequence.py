@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -150,7 +149,6 @@ class Sequence:
 
     @property
     def prompt(self) -> Tokens:
-        """Token ids of the prompt."""
         return self.request.prompt_tokens
 
     @property
@@ -160,12 +158,10 @@ class Sequence:
 
     @property
     def tokens(self) -> Tokens:
-        """Token ids of prompt and reply."""
         return (*self.prompt, *self.generated) if self.generated else self.prompt
 
     @property
     def length(self) -> int:
-        """Number of tokens of prompt and reply."""
         return len(self.prompt) + len(self.generated)
 
     @property
@@ -287,12 +283,6 @@ def create_sequences(
         )
         for sample in samples
     ]
-
-
-def first_seed(request: Request) -> int:
-    """Seed of a request's first sample: the requested one, or a random one."""
-    seed = request.params.seed
-    return secrets.randbelow(SEEDS) if seed is None else seed
 
 
 def common_tokens(a: bytes, b: bytes) -> int:

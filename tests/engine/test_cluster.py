@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from asking import collect_replies
@@ -23,7 +24,7 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, ModelNotFound
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
-from cerebrum_cli.engine.cluster import cluster_engine
+from cerebrum_cli.engine.cluster.cluster_engine import NodeInfo, Worker
 from cerebrum_cli.engine.sequence import Request
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
@@ -161,12 +162,14 @@ def test_cluster_without_the_model_on_a_node_is_an_error() -> None:
 
 
 def test_cluster_node_of_another_version_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_engine, "__version__", "99")
+    def describe(worker: Worker) -> NodeInfo | None:
+        info = original(worker)
+        return replace(info, version="99") if isinstance(info, NodeInfo) else None
+
+    original = Worker.describe
+    monkeypatch.setattr(Worker, "describe", describe)
     nodes = Nodes(random_model)
-    with (
-        clustered(nodes, nodes.actor(), loads=False) as engine,
-        pytest.raises(EndpointError, match="of cerebrum, not 99"),
-    ):
+    with clustered(nodes, nodes.actor(), loads=False) as engine, pytest.raises(EndpointError, match="has version 99"):
         list(engine.load())
 
 

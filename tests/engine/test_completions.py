@@ -15,8 +15,7 @@ from waiting import wait_until
 from cerebrum_cli.core.errors import EngineError, GrammarError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.completions import LocalCompletions
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local import LocalCompletions, LocalEngine
 from cerebrum_cli.engine.sequence import Request
 
 LENGTH = 60  # tokens of a long reply
@@ -336,7 +335,7 @@ def test_refused_sequence_ends_alone() -> None:
 
 
 def test_slow_reader_pauses_admission_but_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cerebrum_cli.engine.completions.MAX_BACKLOG", 20)
+    monkeypatch.setattr("cerebrum_cli.engine.local.MAX_BACKLOG", 20)
     scripted = backend(slots=2)
     with running_engine(scripted) as engine, closing(engine.complete([request(f"q{n}") for n in range(50)])) as running:
         wait_until(lambda: running._outbox.qsize() > 20)
@@ -349,7 +348,7 @@ def test_slow_reader_pauses_admission_but_loses_nothing(monkeypatch: pytest.Monk
 
 
 def test_cancel_ends_what_a_slow_reader_has_paused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cerebrum_cli.engine.completions.MAX_BACKLOG", 20)
+    monkeypatch.setattr("cerebrum_cli.engine.local.MAX_BACKLOG", 20)
     with running_engine(backend(slots=2)) as engine:
         running = engine.complete([request(f"q{n}") for n in range(50)])
         wait_until(lambda: running._outbox.qsize() > 20)

@@ -12,8 +12,14 @@ from remote_engines import QUICK
 from scripted_backend import END, Model, ScriptedBackend
 
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.engine.cluster.cluster_engine import ClusterEngine
-from cerebrum_cli.engine.cluster.worker import Fingerprint, NodeEngine, NodeInfo, OpenEngine, Worker
+from cerebrum_cli.engine.cluster.cluster_engine import (
+    ClusterEngine,
+    Fingerprint,
+    NodeEngine,
+    NodeInfo,
+    OpenEngine,
+    Worker,
+)
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.client import LostServerError
 from cerebrum_cli.engine.remote.job import ServerTimeouts

@@ -19,8 +19,7 @@ from typing import Any
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
 from cerebrum_cli.core.text import pip_install
-from cerebrum_cli.engine.cluster.cluster_engine import AHEAD
-from cerebrum_cli.engine.cluster.worker import NodeInfo, OpenEngine, Worker
+from cerebrum_cli.engine.cluster.cluster_engine import AHEAD, NodeInfo, OpenEngine, Worker
 from cerebrum_cli.engine.remote.client import LostServerError, server_text
 from cerebrum_cli.engine.remote.kind import ReplyChunk
 from cerebrum_cli.engine.sequence import Request

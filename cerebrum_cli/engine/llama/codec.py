@@ -92,7 +92,6 @@ class LlamaCodec:
 
 
 def type_name(type: int) -> str:
-    """Name of a type, or its number if unknown."""
     return TENSOR_TYPES[type].name if type in TENSOR_TYPES else str(type)
 
 
@@ -135,5 +134,4 @@ def ggml_type(library: Any, number: int) -> TensorType:
 
 
 def copy_floats(data: bytes, out: NDArray[np.float32], _: int) -> None:
-    """Copy weights that already are float32."""
     np.copyto(out, np.frombuffer(data, np.float32).reshape(out.shape))

@@ -36,7 +36,6 @@ def has_recurrent_state(model: Any) -> bool:
 
 
 def context_params(options: ContextOptions) -> Any:
-    """llama.cpp's parameters of a context, without the abort callback."""
     params = llama.llama_context_default_params()
     params.n_ctx = pad_length(options.length) * options.n_streams
     params.n_seq_max = options.slots
@@ -85,7 +84,6 @@ class LlamaContext:
         self.pending_copies: set[int] = set()
 
     def decode(self, rows: Sequence[TokenRow]) -> bool:
-        """Evaluate the rows; False if the stop flag interrupted it."""
         batch = self._batch
         batch.n_tokens = len(rows)
         for index, (slot, position, token, output) in enumerate(rows):
@@ -173,7 +171,6 @@ def load_state(context: Any, slot: int, path: Path) -> bool:
 
 
 def state_size(context: Any, slot: int) -> int:
-    """Size of a saved sequence in bytes."""
     return int(llama.llama_state_seq_get_size(context, slot))
 
 

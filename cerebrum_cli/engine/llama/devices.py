@@ -15,7 +15,6 @@ UNIFIED = ("Metal", "MTL")  # names of GPUs of type GPU that use the memory of t
 
 
 def can_offload() -> bool:
-    """Whether this build of llama.cpp supports GPUs."""
     return bool(llama.llama_supports_gpu_offload())
 
 

@@ -77,7 +77,6 @@ def check_schema(schema: Any, place: str = "", depth: int = 0) -> int:
 
 
 def _repetitions(key: str | int, value: Any) -> Iterator[int]:
-    """Repetitions that a keyword of a JSON schema asks for."""
     if key in ("minItems", "maxItems", "minLength", "maxLength") and isinstance(value, int):
         yield value
     if key == "pattern" and isinstance(value, str):
@@ -161,7 +160,6 @@ def parse_grammar(vocab: Any, grammar: str) -> Any:
 
 
 def is_allowed(sampler: Any, token: int) -> bool:
-    """Whether the grammar of a sampler allows a token next."""
     single = llama.llama_token_data(id=token, logit=0.0, p=0.0)
     candidates = llama.llama_token_data_array(data=ctypes.pointer(single), size=1, selected=-1, sorted=False)
     llama.llama_sampler_apply(sampler, ctypes.byref(candidates))

@@ -93,11 +93,9 @@ class LlamaBackend(LlamaVocabulary):
 
     @property
     def capacity(self) -> int:
-        """Length of a sequence that memory is allocated for."""
         return self._context.capacity - self._room if self._context else 0
 
     def slots_for(self, length: int) -> int:
-        """Number of the requested slots that fit in memory."""
         if self._options.n_streams == 1:
             return self._options.slots
         options, free = replace(self._options, length=length + self._room), self._free or free_memory()
@@ -150,18 +148,15 @@ class LlamaBackend(LlamaVocabulary):
 
     @property
     def kv_unified(self) -> bool:
-        """Whether all slots share one KV cache."""
         return self._options.kv_unified
 
     def prefill_chunk(self, position: int) -> int:
-        """Maximum number of prompt tokens to evaluate in one step from this position."""
         if self._pad_steps:
             return batch_invariance.PREFILL_CHUNK
         size = self._options.n_ubatch
         return batch_invariance.prefill_chunk(position, size) if self._batch_invariant else size
 
     def reusable_prefix(self, length: int) -> int:
-        """Number of the first `length` tokens of a slot that another prompt may reuse."""
         if self._pad_steps or not self._batch_invariant:
             return length
         return batch_invariance.reusable_prefix(length, self._options.n_ubatch)
@@ -212,7 +207,6 @@ class LlamaBackend(LlamaVocabulary):
 
     @property
     def max_outputs(self) -> int:
-        """Maximum number of rows with logits in one decode of given texts."""
         return max(1, MAX_OUTPUT_BYTES // (4 * self.size))
 
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
@@ -231,11 +225,9 @@ class LlamaBackend(LlamaVocabulary):
         self._open_context.copy(source, target)
 
     def has_pending_copy(self, slot: int) -> bool:
-        """Whether the next decode completes a copy to or from the slot."""
         return slot in self._open_context.pending_copies
 
     def trim(self, slot: int, length: int) -> bool:
-        """Remove positions from `length` on, if the model supports it."""
         return self._open_context.trim(slot, length)
 
     def clear(self, slot: int) -> None:
@@ -246,7 +238,6 @@ class LlamaBackend(LlamaVocabulary):
             self._context.clear_all()
 
     def is_trimmable(self, held: int, length: int) -> bool:
-        """Whether a slot of `held` tokens can be trimmed to `length`."""
         if not self.can_trim:
             return length == held
         window = llama.llama_model_n_swa(self._model)
@@ -254,12 +245,10 @@ class LlamaBackend(LlamaVocabulary):
 
     @property
     def can_trim(self) -> bool:
-        """Whether tokens can be removed from the end of a slot."""
         return not has_recurrent_state(self._model)
 
     @property
     def state_kind(self) -> str | None:
-        """Build, cache types and layout that a saved state depends on."""
         return None if self._batch_invariant else state_kind(self._model, context_params(self._made_with))
 
     def state_size(self, slot: int) -> int:
@@ -269,7 +258,6 @@ class LlamaBackend(LlamaVocabulary):
         save_state(self._open_context.handle, slot, path)
 
     def load_state(self, slot: int, path: Path) -> bool:
-        """Restore the slot from a file; False if llama.cpp rejects it."""
         loaded = load_state(self._open_context.handle, slot, path)
         if not loaded:
             self.clear(slot)

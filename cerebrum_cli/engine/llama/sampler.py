@@ -83,7 +83,6 @@ class LlamaSampler:
         self._batch_position = batch_position
 
     def sample(self, row: int) -> int:
-        """Sample the next token from a row of logits, and accept it."""
         return int(llama.llama_sampler_sample(self._chain, *self._batch_position(row)))
 
     def accept(self, token: int) -> None:
@@ -162,7 +161,6 @@ def logits(context: Any, index: int, size: int) -> Any:
 
 
 def score_row(row_logits: Any, tokens: Iterable[int]) -> list[TokenScore]:
-    """Score tokens by a row of logits."""
     from numpy import exp, log
 
     argmax = int(row_logits.argmax())

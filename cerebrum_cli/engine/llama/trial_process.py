@@ -104,7 +104,6 @@ class TrialModel:
         file.flush()
 
     def compare_logits(self, text: tuple[int, ...], count: int, path: Path) -> Closeness:
-        """Compare the logits with those that were written before."""
         return closeness(numpy.load(path, mmap_mode="r"), self._logits(text[:count]))
 
     def _configure(self, tuning: Tuning, length: int) -> None:
@@ -150,7 +149,6 @@ class TrialModel:
             start = end
 
     def _time_decode(self, prefix: tuple[int, ...], steps: int, sequences: int) -> tuple[float, float]:
-        """Time decoding in a number of sequences that share a prefix."""
         backend = self.backend
         self._evaluate(prefix)
         for slot in range(1, sequences):
@@ -208,7 +206,6 @@ def closeness(reference: NDArray[numpy.float32], other: Iterable[NDArray[numpy.f
 
 
 def log_softmax(row: NDArray[numpy.float32]) -> NDArray[numpy.float64]:
-    """Convert logits to log probabilities."""
     shifted = row.astype("float64") - float(row.max())
     return shifted - float(numpy.log(numpy.exp(shifted).sum()))
 

@@ -90,7 +90,6 @@ class LlamaVocabulary:
 
     @cached_property
     def longest_token(self) -> int:
-        """Bytes of text that one token can stand for, at most."""
         if llama.llama_vocab_type(self._vocab) not in LOSSLESS_TYPES:
             return sys.maxsize
         return max(len(self._read_piece(token, special=True)) for token in range(self.size))
@@ -99,7 +98,6 @@ class LlamaVocabulary:
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
     def matches_grammar(self, grammar: str, tokens: Iterable[int]) -> bool:
-        """Whether a grammar allows the tokens as a reply or its beginning. Raises GrammarError if it is invalid."""
         sampler = parse_grammar(self._vocab, grammar)
         try:
             return all(accept_token(sampler, token) for token in self._checked_ids(tuple(tokens)))
@@ -107,7 +105,6 @@ class LlamaVocabulary:
             llama.llama_sampler_free(sampler)
 
     def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
-        """Ids of all control and user-defined tokens spelled out in the texts."""
         return frozenset(
             token
             for text in texts
@@ -116,7 +113,6 @@ class LlamaVocabulary:
         )
 
     def special_token_text(self, name: str) -> str:
-        """Text of the `bos` or `eos` token; empty if the vocabulary has none."""
         token = llama.llama_vocab_bos(self._vocab) if name == "bos" else llama.llama_vocab_eos(self._vocab)
         return self._spelling(token) if token >= 0 else ""
 

@@ -20,8 +20,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, LoadEvent, SequenceId, ServersEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
-from cerebrum_cli.engine.completions import RunningCompletions, checked_seed
-from cerebrum_cli.engine.engine import CancelScope, Capabilities, LoadEvents
+from cerebrum_cli.engine.engine import CancelScope, Capabilities, Completions, LoadEvents, first_seed
 from cerebrum_cli.engine.remote.client import Endpoint, import_http
 from cerebrum_cli.engine.remote.job import PoolJob, PromptServer, Server, ServerTimeouts
 from cerebrum_cli.engine.remote.pool import Pool
@@ -53,7 +52,7 @@ class Submitted:
         return not self.unfinished and (self.is_aborted or self.samples >= limit)
 
 
-class RemoteCompletions(RunningCompletions[RemoteSample]):
+class RemoteCompletions(Completions[RemoteSample]):
     """Completions of servers.
 
     The source is read on the caller's thread, no further than the servers have use for, and up to a None until the next
@@ -69,10 +68,6 @@ class RemoteCompletions(RunningCompletions[RemoteSample]):
         self._next_index = 0
         self._report_at = monotonic() + REPORT_S
         self._read_source()
-
-    def add_samples(self, index: int, count: int) -> None:
-        """Add `count` samples to a request; their seeds continue the sequence."""
-        self._submit(index, count)
 
     def abort(self, index: int) -> None:
         """Cancel the running samples of a request; each finishes as `cancelled`."""
@@ -91,7 +86,6 @@ class RemoteCompletions(RunningCompletions[RemoteSample]):
         return super().__next__()
 
     def close(self) -> None:
-        """Stop what still runs."""
         self._source, self._report_at = None, inf
         if self._live:
             self._call(lambda: self._pool.cancel(lambda job: job.emit == self._outbox.put))
@@ -114,10 +108,10 @@ class RemoteCompletions(RunningCompletions[RemoteSample]):
                 return
             index = self._next_index
             self._next_index += 1
-            self._submitted[index] = Submitted(request, checked_seed(request))
-            self._submit(index, request.n)
+            self._submitted[index] = Submitted(request, first_seed(request))
+            self.add_samples(index, request.n)
 
-    def _submit(self, index: int, count: int) -> None:
+    def add_samples(self, index: int, count: int) -> None:
         submitted = self._submitted[index]
         request, numbers = submitted.request, range(submitted.samples, submitted.samples + count)
         samples = [
@@ -175,7 +169,6 @@ class PooledEngine:
         return replace(CAPABILITIES, larger_context=self._pool.known[0].larger_context)
 
     def load(self) -> Iterator[Event]:
-        """Yield load events until the servers are ready; raise if they cannot be used. Later calls yield nothing."""
         return iter(self._loading)
 
     @property
@@ -201,12 +194,10 @@ class PooledEngine:
 
     @property
     def builds(self) -> list[dict[str, str]]:
-        """Kind and build of the servers, each once."""
         records = [server.recorded for server in self.pool.known]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> RemoteCompletions:
-        """Submit requests as the servers can take them; close the result when done."""
         return RemoteCompletions(self, requests, scope or self.cancel_scope())
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
@@ -225,7 +216,6 @@ class PooledEngine:
         return CancelScope(lambda: self._cancel_count)
 
     def cancel(self) -> None:
-        """Cancel everything, connecting included; streams end with the finish reason `cancelled`."""
         self._cancel_count += 1
         self._stop.set()
         self.call(self._stop_connecting)
@@ -239,7 +229,6 @@ class PooledEngine:
         """Do nothing: servers have their own caches."""
 
     def close(self) -> None:
-        """Close all connections; the engine cannot be used again."""
         self._stop.set()
         self.call(self._stop_connecting)
         self.call(self._closing.set)

@@ -1,9 +1,12 @@
-"""A server's reply as events, equal to those of a model on this machine wherever all token ids arrived."""
+"""A server's reply as events, equal to those of a model on this machine wherever all token ids arrived.
+
+Servers know no controls: a reply under controls is asked for in turns, each a request of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from time import perf_counter
 
@@ -20,12 +23,62 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.engine.backend import Vocabulary, continuation
-from cerebrum_cli.engine.control import EndReply, Force
+from cerebrum_cli.engine.control import Controls, EndReply, Force, Intervention
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd
-from cerebrum_cli.engine.remote.turns import Turns
 from cerebrum_cli.engine.sequence import Request
+
+
+@dataclass(slots=True)
+class Turns:
+    """The turns of one reply, whose controls have fed on all tokens so far; `intervention` ends the running turn.
+
+    A turn began after `start` tokens of the reply. It is asked for up to `end`: a whole reply comes without a chance to
+    intervene before, so it is no longer than its controls need to decide. `ends` are those of turns.
+    """
+
+    request: Request
+    controls: Controls
+    start: int = 0
+    end: int | None = None
+    intervention: Intervention | None = None
+    forced: list[Forced] = field(default_factory=list)
+    ends: list[ReplyEnd] = field(default_factory=list)
+
+    def next_request(self, tokens: Sequence[int] = (), generated: int = 0) -> Request:
+        """The request that continues the reply after these tokens, as far as they are known of those generated."""
+        self.start, self.intervention = generated, None
+        limits = self.request.params.max_tokens, None if self.request.stream else self.controls.horizon
+        self.end = min((each for each in limits if each is not None and each > generated), default=None)
+        params = replace(self.request.params, max_tokens=None if self.end is None else self.end - generated)
+        return replace(self.request, prompt_tokens=(*self.request.prompt_tokens, *tokens), params=params)
+
+    def feed(self, tokens: Sequence[int], text: str, is_forced: bool = False) -> None:
+        """Add tokens that complete a text, and let the controls intervene after them unless they were forced."""
+        for index, token in enumerate(tokens, start=1):
+            self.controls.feed(token, text if index == len(tokens) else "")
+        if not is_forced:
+            self.intervention = self.controls.intervene()
+
+    def was_shortened(self, generated: int) -> bool:
+        """Whether the running turn ended only because no more tokens were asked for."""
+        limit = self.request.params.max_tokens
+        return self.end is not None and self.end <= generated and (limit is None or generated < limit)
+
+    def add_end(self, end: ReplyEnd) -> ReplyEnd:
+        """The end of a turn, with the cached tokens of the first, and the times of all if the server states them."""
+        self.ends.append(end)
+        first, *others = (each.timings for each in self.ends)
+        timings = Timings()
+        if all(each.timings.decode_s for each in self.ends):
+            timings = replace(
+                first,
+                decode_s=first.decode_s + sum(each.prefill_s + each.decode_s for each in others),
+                draft_n=sum(each.timings.draft_n for each in self.ends),
+                draft_n_accepted=sum(each.timings.draft_n_accepted for each in self.ends),
+            )
+        return replace(end, cached_tokens=self.ends[0].cached_tokens, timings=timings)
 
 
 class RemoteSample:
@@ -65,11 +118,10 @@ class RemoteSample:
     def begin_turns(self) -> None:
         """Apply the controls of the request here, since the server has none."""
         if self.request.controls:
-            self._turns = Turns(self.request)
-            self._turn = self._turns.first()
+            self._turns = Turns(self.request, Controls(self.request.controls))
+            self._turn = self._turns.next_request()
 
     def take_turn(self) -> Request:
-        """What is to be asked for next."""
         self.needs_turn = False
         return self._turn
 
@@ -123,7 +175,6 @@ class RemoteSample:
             yield event
 
     def _add(self, token: int, logprob: float | None = None) -> TokenEvent:
-        """Add a token of the reply."""
         self.tokens += 1
         piece = self._vocabulary.piece(token, special=token in self.request.visible_tokens)
         text, self._by_stop_string = self._detokenizer.feed(piece)
@@ -168,14 +219,13 @@ class RemoteSample:
         if end.tokens not in (None, generated) and not (self._is_ended or self.is_interrupted):
             self.tokens, self.has_all_tokens = self._turn_start + (end.tokens or 0), False
         if turns := self._turns:
-            turns.end_turn(end.timings, end.cached_tokens)
-            end = replace(end, cached_tokens=turns.cached_tokens or 0, timings=turns.total)
+            end = turns.add_end(end)
             is_limited = end.reason == "limit" and not self._is_ended
             if isinstance(turns.intervention, Force) or (is_limited and turns.was_shortened(self.tokens)):
                 yield from self._force(turns)
                 if not (self._is_ended or self._is_full):
                     known = self._ids if self.has_all_tokens else self._guess_tokens("".join(self._texts))
-                    self._turn, self.needs_turn = turns.following(known, self.tokens), True
+                    self._turn, self.needs_turn = turns.next_request(known, self.tokens), True
                     return
                 turns.intervention, end = None, replace(end, reason="limit")
             end = replace(end, forced=tuple(turns.forced))
@@ -187,14 +237,14 @@ class RemoteSample:
 
     def _force(self, turns: Turns) -> Iterator[Event]:
         """Add the tokens that a control forces, as far as there is room."""
-        if not isinstance(turns.intervention, Force):
-            return
-        turns.force(turns.intervention, self.tokens)
-        for token in turns.intervention.tokens:
+        tokens = turns.intervention.tokens if isinstance(turns.intervention, Force) else ()
+        if tokens:
+            turns.forced.append(Forced(self.tokens, len(tokens)))
+        for token in tokens:
             if self._is_ended or self._is_full:
                 return
             event = self._add(token)
-            turns.feed_forced(token, event.text)
+            turns.feed((token,), event.text, is_forced=True)
             yield event
 
     def _finish_reply(self, end: ReplyEnd) -> Iterator[Event]:
@@ -263,8 +313,7 @@ class RemoteSample:
         now = perf_counter()
         first = self._first_at or now
         ttft_s = first - self._started_at
-        steps = max(0, self.tokens - 1)
-        return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - first, decode_steps=steps)
+        return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - first, decode_steps=max(0, self.tokens - 1))
 
     def _finish(
         self, reason: FinishReason, cached_tokens: int, timings: Timings, forced: tuple[Forced, ...] = ()

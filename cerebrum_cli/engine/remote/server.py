@@ -54,7 +54,6 @@ class ExpectedModel:
 
     @cached_property
     def end_tokens(self) -> tuple[int, ...]:
-        """The tokens that end a reply here."""
         return tuple(filter(self.vocabulary.is_eog, range(self.vocabulary.size)))
 
     @cached_property
