@@ -86,13 +86,13 @@ def options(
 def run(arguments: list[str] | None = None, app: App | None = None) -> int:
     """Run one command line and return its exit code: the single error handler."""
     try:
-        given = sys.argv[1:] if arguments is None else arguments
+        words = sys.argv[1:] if arguments is None else arguments
         if environment(COMPLETION) is not None:
             from cerebrum_cli.cli.completion import complete, completed_command
 
             complete(assembled(known_command(completed_command())))
-        only = known_command(next(iter(given), None))
-        overview = given in ([], ["-h"], ["--help"])
+        only = known_command(next(iter(words), None))
+        overview = words in ([], ["-h"], ["--help"])
         return assembled(only, overview)(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
     except ClickException as error:
         if isinstance(error, NoArgsIsHelpError):

@@ -196,18 +196,20 @@ def forced_tokens(metadata: ReplyMetadata) -> tuple[Forced, ...]:
     return tuple(Forced(*each) for each in (metadata.timings or {}).get("forced", ()))
 
 
-def with_session_defaults(session: Session | None, given: Mapping[str, Any], is_remote: bool = False) -> dict[str, Any]:
-    """Add a session's model, format and adapters to the settings given, unless these name another model.
+def with_session_defaults(
+    session: Session | None, overrides: Mapping[str, Any], is_remote: bool = False
+) -> dict[str, Any]:
+    """Add a session's model, format and adapters to the overrides, unless these name another model.
 
     A chat's sampling settings are added too; those of `ask` applied to one question. A server has adapters of its own.
     """
-    named = given.get("model")
+    named = overrides.get("model")
     if session is None or (named is not None and absolute_reference(named) != session.model):
-        return dict(given)
+        return dict(overrides)
     is_kept = session.origin == "chat"
     params = {key: value for key, value in session.params.items() if (not is_remote if key == LORA else is_kept)}
     defaults = {"model": session.model, "format": session.format, **params}
-    return {**{key: value for key, value in defaults.items() if value is not None}, **given}
+    return {**{key: value for key, value in defaults.items() if value is not None}, **overrides}
 
 
 def session_params(settings: Settings, model: Model) -> dict[str, Any]:

@@ -39,20 +39,20 @@ class SessionRecorder:
         self.session = self._history.acquire_latest() if continues else None
         self.saved_as: str | None = None  # the name of the session that has the exchange
 
-    def with_defaults(self, given: Mapping[str, Any], is_remote: bool) -> dict[str, Any]:
-        """Add the session's own model, format and adapters to the settings given."""
+    def with_defaults(self, overrides: Mapping[str, Any], is_remote: bool) -> dict[str, Any]:
+        """Add the session's own model, format and adapters to the overrides."""
         if self.session is None:
-            return dict(given)
+            return dict(overrides)
         from cerebrum_cli.chat.history import with_session_defaults
 
-        return with_session_defaults(self.session, given, is_remote)
+        return with_session_defaults(self.session, overrides, is_remote)
 
-    def prepend(self, conversation: Conversation, model: Model, given: Mapping[str, Any]) -> Conversation:
+    def prepend(self, conversation: Conversation, model: Model, overrides: Mapping[str, Any]) -> Conversation:
         if self.session is None:
             return conversation
         from cerebrum_cli.chat.history import continue_session
 
-        return continue_session(self._history.store, self.session, model, conversation, given.get("system"))
+        return continue_session(self._history.store, self.session, model, conversation, overrides.get("system"))
 
     def save(self, conversation: Conversation, loaded: LoadedModel, settings: Settings, reply: Reply) -> None:
         """Save the exchange; a failure is a notice, since the answer stands."""

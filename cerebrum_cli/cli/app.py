@@ -182,21 +182,21 @@ class App:
 
         return Merger(self.library, self.codec)
 
-    def settings(self, given: Layer, model: Model | None = None, preferred: Layer | None = None) -> Settings:
+    def settings(self, overrides: Layer, model: Model | None = None, preferred: Layer | None = None) -> Settings:
         """Merge all layers: defaults, the model's row, config.toml, then the environment and the command line.
 
         `preferred` is what a use of the model, such as a vote, sets over the first two. Raises ConfigError, UsageError.
         """
         row = model.spec.settings if model and model.spec else {}
-        return fold(row, preferred or {}, self.config.settings, given)
+        return fold(row, preferred or {}, self.config.settings, overrides)
 
-    def readable_settings(self, given: Layer) -> Settings:
+    def readable_settings(self, overrides: Layer) -> Settings:
         """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""
         try:
-            return self.settings(given)
+            return self.settings(overrides)
         except ConfigError as error:
             self.streams.notice(NoticeEvent(error.message, error.hint))
-            return fold(given)
+            return fold(overrides)
 
     @property
     def config(self) -> Config:
@@ -205,16 +205,16 @@ class App:
             self._config = read_config(self.config_directory / "config.toml")
         return self._config
 
-    def doctor_context(self, given: Layer, offline: bool) -> DoctorContext:
+    def doctor_context(self, overrides: Layer, offline: bool) -> DoctorContext:
         """Everything `doctor` checks; an unreadable config.toml is one of its results."""
         from cerebrum_cli.chat.database import check_integrity
         from cerebrum_cli.doctor.checks import DoctorContext
         from cerebrum_cli.terminal.doctor import check_terminal
 
         try:
-            settings = self.settings(given)
+            settings = self.settings(overrides)
         except ConfigError:
-            settings = fold(given)
+            settings = fold(overrides)
         return DoctorContext(
             config_directory=self.config_directory,
             data_directory=self.data_directory,

@@ -21,7 +21,7 @@ SETTINGS = SettingKeys(("model",), {"model": "Model to check [default: the defau
 
 
 @composed
-def doctor(context: typer.Context, given: Annotated[Layer, SETTINGS], options: DoctorOptions) -> None:
+def doctor(context: typer.Context, overrides: Annotated[Layer, SETTINGS], options: DoctorOptions) -> None:
     """Each line is ok, a warning or a failure. Warnings and failures come with a hint on how to fix them.
 
     A small bundled model answers a question with a known answer.
@@ -37,7 +37,7 @@ def doctor(context: typer.Context, given: Annotated[Layer, SETTINGS], options: D
     results: list[CheckResult] = []
     shown = ""
     with interruptible(""):
-        for result in start_checks(app, given, options):
+        for result in start_checks(app, overrides, options):
             results.append(result)
             if options.json or (options.quiet and result.status == "ok"):
                 continue
@@ -51,13 +51,13 @@ def doctor(context: typer.Context, given: Annotated[Layer, SETTINGS], options: D
         raise typer.Exit(1)
 
 
-def start_checks(app: App, given: Layer, options: DoctorOptions) -> Iterator[CheckResult]:
+def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator[CheckResult]:
     """The checks of this machine, or of the servers that `--endpoint` names; each runs as its result is read."""
     from cerebrum_cli.cli.servers import find_endpoints
     from cerebrum_cli.doctor.checks import run_checks
 
     endpoints = find_endpoints(app, options)
-    context = app.doctor_context({**environment_layer("threads"), **given}, options.offline)
+    context = app.doctor_context({**environment_layer("threads"), **overrides}, options.offline)
     if not endpoints:
         return run_checks(context)
     from cerebrum_cli.doctor.servers import run_server_checks

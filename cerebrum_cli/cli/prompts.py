@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.options import AskOptions
     from cerebrum_cli.core.settings import Layer
 
-SAVED = {*KEYS, "prompt", "schema", "extract", "save_prompt", "yes", "quiet"}  # what may be typed with --save-prompt
+SAVED = {*KEYS, "prompt", "schema", "extract", "save_prompt", "yes", "quiet"}  # what may be given with --save-prompt
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 NAME_HELP = "A name from `cerebrum prompts list`"
 Name = Annotated[str, positional("NAME", NAME_HELP, saved_prompts)]
@@ -114,25 +114,29 @@ def rm(context: typer.Context, names: Names, options: DeleteOptions) -> None:
         app.streams.info(f"deleted {listed}")
 
 
-def save(app: App, name: str, prompt: str | None, given: Layer, options: AskOptions, typed: frozenset[str]) -> None:
+def save(
+    app: App, name: str, prompt: str | None, overrides: Layer, options: AskOptions, on_command_line: frozenset[str]
+) -> None:
     """Save what is on the command line as a prompt; variables are not saved. Raises UsageError."""
     from cerebrum_cli.cli.generation import MAX_GRAMMAR_BYTES
     from cerebrum_cli.inference.prompt_sources import read_piped, read_text
     from cerebrum_cli.models.model import absolute_reference
 
     require_name(name)
-    if other := min(typed - SAVED, default=None):
+    if other := min(on_command_line - SAVED, default=None):
         problem = f"{argument(other, options_of(type(options))[other])} cannot be saved with a prompt"
         raise UsageError(problem, "omit it, and give it with each question")
-    settings = dict(in_directory({key: value for key, value in given.items() if key in typed}, Path.cwd()))
+    settings = dict(
+        in_directory({key: value for key, value in overrides.items() if key in on_command_line}, Path.cwd())
+    )
     if "model" in settings:
         settings["model"] = absolute_reference(settings["model"])
     piped = app.streams.piped
     text = read_piped(piped) if prompt == "-" and piped else well_formed(prompt or "")
-    schema = options.schema if "schema" in typed else None
+    schema = options.schema if "schema" in on_command_line else None
     if schema:
         read_text(schema, MAX_GRAMMAR_BYTES)
-    extract = options.extract if "extract" in typed and options.extract else False
+    extract = options.extract if "extract" in on_command_line and options.extract else False
     if schema and extract:
         raise UsageError(f"{options.extract_flag} and --schema cannot be used together", "give one of them")
     values = SavedPrompt(

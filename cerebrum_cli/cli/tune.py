@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @composed
 def tune(
     context: typer.Context,
-    given: Annotated[Layer, SettingKeys(("lora", "threads", "gpu_layers", *ATTENTION_KEYS))],
+    overrides: Annotated[Layer, SettingKeys(("lora", "threads", "gpu_layers", *ATTENTION_KEYS))],
     options: TuneOptions,
     reference: Annotated[
         str | None, positional("MODEL", "Model to tune [default: the default model]", installed_models)
@@ -43,9 +43,9 @@ def tune(
     from cerebrum_cli.models.adapters import with_adapters
     from cerebrum_cli.terminal.reports import print_profile, print_summary
 
-    app, given = app_of(context), {**given, "model": reference}
-    model = find_model(app, given, options)
-    settings, streams = app.settings(given, model), app.streams
+    app, overrides = app_of(context), {**overrides, "model": reference}
+    model = find_model(app, overrides, options)
+    settings, streams = app.settings(overrides, model), app.streams
     model = with_adapters(app.library, model, settings.lora)
     result = measure(app, model, settings, options.json or options.quiet)
     if options.json:
