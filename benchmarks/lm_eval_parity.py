@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ from lm_eval_hf import CHOICES, TEXTS, encode_choices, evaluate
 from quantized import F32, quantize
 
 from cerebrum_cli.cli.app import real_app
-from cerebrum_cli.cli.lm_eval import opener
+from cerebrum_cli.cli.lm_eval import open_for_lm_eval
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.scoring_plan import build_paths, node_count
@@ -158,7 +159,7 @@ def run_ours(model: str, directory: Path) -> Outcome:
         if isinstance(event, StageEvent):
             rows.append(event.done)
 
-    with closing(CerebrumLM(opener(source), count_rows)) as ours:
+    with closing(CerebrumLM(partial(open_for_lm_eval, source), count_rows)) as ours:
         tokens = encode_choices(ours, directory)  # loads the model
         choices = evaluate(ours, directory, CHOICES)
         evaluated = rows[-1]

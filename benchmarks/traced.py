@@ -80,7 +80,7 @@ def wrap(
 
 def trace_command() -> None:
     """Trace where a command gets its app."""
-    from cerebrum_cli.cli.commands import ask
+    from cerebrum_cli.cli import ask
 
     wrap(ask, "app_of", end_on_call=USE_CASE, on_return=trace_app)
 

@@ -18,7 +18,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command(
         "ask",
-        "commands.ask",
+        "ask",
         "ask",
         "Answer one question",
         (
@@ -29,14 +29,14 @@ COMMANDS = (
     ),
     Command(
         "chat",
-        "commands.chat",
+        "chat",
         "chat",
         "Chat interactively",
         ("cerebrum chat", "cerebrum chat -m cerebrum-7b --session physics", "cerebrum chat -c"),
     ),
     Command(
         "batch",
-        "commands.batch",
+        "batch",
         "batch",
         "Answer many questions from a file",
         (
@@ -47,8 +47,8 @@ COMMANDS = (
     ),
     Command(
         "eval",
-        "commands.eval",
-        "evaluate",
+        "eval",
+        "evaluate_model",
         "Measure how well a model answers",
         (
             "cerebrum eval gsm8k -m cerebrum-7b --limit 200",
@@ -57,7 +57,7 @@ COMMANDS = (
     ),
     Command(
         "lm-eval",
-        "commands.lm_eval",
+        "lm_eval",
         "lm_eval",
         "Run tasks of lm-evaluation-harness",
         ("cerebrum lm-eval arc_easy piqa -m cerebrum-7b --limit 200",),

@@ -18,6 +18,7 @@ from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, Sink, answer_
 from cerebrum_cli.terminal.tables import stats_line
 
 if TYPE_CHECKING:
+    from cerebrum_cli.answers.vote import Votes
     from cerebrum_cli.chat.session_recorder import SessionRecorder
     from cerebrum_cli.cli.options import AskOptions
     from cerebrum_cli.core.conversation import Conversation
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.loading import LoadedModel
     from cerebrum_cli.inference.reply import Reply
     from cerebrum_cli.inference.reply_stream import ReplyRequest
-    from cerebrum_cli.inference.voting import MajorityVote
     from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.streams import Streams
 
@@ -39,9 +39,7 @@ def show_prompt(streams: Streams, loaded: LoadedModel, conversation: Conversatio
     if options.json:
         streams.answer_object(prompt_object(preview, loaded.model.name, loaded.format_name))
         return
-    streams.answer(preview.prompt)
-    if streams.out_is_terminal and not preview.prompt.endswith("\n"):
-        streams.answer("\n")
+    streams.answer_prompt(preview.prompt)
     if not options.quiet:
         streams.info(f"{len(preview.token_ids)} tokens")
 
@@ -67,11 +65,12 @@ class AnswerPrinter:
         self._uncertain: tuple[UncertainToken, ...] | None = None
         self._markdown = not (options.no_markdown or options.raw or request.grammar)
 
-    def show(self, vote: MajorityVote | None) -> None:
+    def show(self) -> None:
         """Generate and print the answer. Raises NoAnswer if it is not what the options ask for."""
         try:
             with naming_grammar_file(self._options):
-                self._show_vote(vote) if vote else self._show_reply()
+                votes = self._options.vote_bounds
+                self._show_vote(votes) if votes else self._show_reply()
         except Interrupted:
             if self._recorder.saved_as and self._streams.err_is_terminal and not self._options.quiet:
                 self._streams.info("interrupted; the answer so far is saved, and cerebrum ask -c continues from it")
@@ -102,11 +101,11 @@ class AnswerPrinter:
             if options.final and final_answer is None:
                 raise NoAnswer("the reply states no final answer", self._hint_to_read(reply, "a final answer"))
 
-    def _show_vote(self, vote: MajorityVote) -> None:
+    def _show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
         from cerebrum_cli.inference import voting
 
-        options = self._options
+        options, vote = self._options, voting.MajorityVote(votes)
         events = voting.run_vote(self._loaded.responder, self._request, vote)
         try:
             render(

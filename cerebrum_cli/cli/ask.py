@@ -1,36 +1,46 @@
-"""Answer one question: the run of `cerebrum ask`."""
+"""`cerebrum ask`: answer one question, by one reply or by a vote."""
 
 from __future__ import annotations
 
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from cerebrum_cli.chat.session_recorder import SessionRecorder
-from cerebrum_cli.cli.generation import find_source, read_grammar, require_effective
+from cerebrum_cli.cli.context import app_of, options_on_command_line
+from cerebrum_cli.cli.options import AskOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
-from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-from cerebrum_cli.inference.loading import open_model
-from cerebrum_cli.inference.prompt_sources import PromptSources
-from cerebrum_cli.inference.reply_stream import ReplyRequest
-from cerebrum_cli.terminal.keyboard import Keyboard
+from cerebrum_cli.cli.signature import SettingKeys, composed, positional
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.cli.options import AskOptions
     from cerebrum_cli.core.conversation import Conversation
-    from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.inference.loading import LoadedModel, ReplySource
-    from cerebrum_cli.inference.voting import MajorityVote
+    from cerebrum_cli.inference.prompt_sources import PromptSources
 
 
-def ask(app: App, prompt: str | None, overrides: Layer, options: AskOptions, on_command_line: frozenset[str]) -> None:
-    """Answer one question, by one reply or by a vote, and save the exchange; or save the question as a prompt."""
+@composed
+def ask(
+    context: typer.Context,
+    overrides: Annotated[Layer, SettingKeys((*REPLY_KEYS, "cache_gb"))],
+    options: AskOptions,
+    prompt: Annotated[str | None, positional("PROMPT", "The question; `-` reads standard input")] = None,
+) -> None:
+    """The prompt is built from the files, PROMPT and standard input, in that order.
+
+    The exchange is saved as a session, which -c continues.
+    """
+    app, on_command_line = app_of(context, options.verbose), options_on_command_line(context)
     if options.save_prompt is not None:
         from cerebrum_cli.cli.prompts import save
 
         save(app, options.save_prompt, prompt, overrides, options, on_command_line)
         return
+    from cerebrum_cli.inference.prompt_sources import PromptSources
+
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     notice = (lambda _: None) if options.quiet else app.streams.notice
     question = PromptSources(prompt, options.file, options.messages, options.raw, notice, saved)
@@ -51,9 +61,10 @@ def run_question(
     on_command_line: frozenset[str],
 ) -> None:
     """Resolve the model and its settings, load it, and answer a question."""
+    from cerebrum_cli.cli.generation import find_source, read_grammar, require_effective
+
     overrides = recorder.with_defaults(overrides, is_remote=bool(options.endpoint))
-    vote = new_vote(options)
-    source = find_source(app, overrides, options, "--votes" if vote else None)
+    source = find_source(app, overrides, options, "--votes" if options.vote_bounds else None)
     settings = source.settings
     require_effective(settings, on_command_line, options)
     grammar, piped = read_grammar(app, options), app.streams.piped
@@ -65,9 +76,11 @@ def run_question(
         return replace(conversation, thinks=settings.thinks)
 
     conversation = None if piped else read()  # standard input is read while the model loads
-    loaded = start_loading(source, vote, options)
+    loaded = start_loading(source, options)
     with closing(loaded.engine):
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
+        from cerebrum_cli.inference.reply_stream import ReplyRequest
+        from cerebrum_cli.terminal.keyboard import Keyboard
 
         conversation = conversation or read()
         if options.dry_run:
@@ -76,28 +89,22 @@ def run_question(
         request = ReplyRequest(conversation, settings, grammar)
         keyboard = Keyboard()
         with keyboard.without_echo() if app.streams.out_is_terminal else nullcontext():
-            AnswerPrinter(app.streams, loaded, recorder, request, options, keyboard).show(vote)
+            AnswerPrinter(app.streams, loaded, recorder, request, options, keyboard).show()
 
 
-def start_loading(source: ReplySource, vote: MajorityVote | None, options: AskOptions) -> LoadedModel:
+def start_loading(source: ReplySource, options: AskOptions) -> LoadedModel:
     """Start to load the model, or to connect to its server. A dry run needs the vocabulary only."""
+    from cerebrum_cli.engine.memory import SINGLE, ContextOptions
+    from cerebrum_cli.inference.loading import open_model
+
+    votes = options.vote_bounds
     return open_model(
         source.used(
-            context=ContextOptions(slots=vote.max_samples) if vote else SINGLE,
-            tuned_for="batch" if vote else "ask",
+            context=ContextOptions(slots=votes.maximum) if votes else SINGLE,
+            tuned_for="batch" if votes else "ask",
             drafts_for="ask",
             raw=options.raw,
             vocabulary_only=options.dry_run,
             caches_prompts=True,
         )
     )
-
-
-def new_vote(options: AskOptions) -> MajorityVote | None:
-    """The vote that `--votes` asks for, before its first sample."""
-    bounds = options.vote_bounds
-    if bounds is None:
-        return None
-    from cerebrum_cli.inference.voting import MajorityVote
-
-    return MajorityVote(bounds)

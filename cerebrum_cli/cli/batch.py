@@ -1,71 +1,67 @@
-"""Answer many questions: the run of `cerebrum batch`."""
+"""`cerebrum batch`: answer many questions."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cerebrum_cli.batch import answering as batches
-from cerebrum_cli.batch.journal import Journal, open_journal
-from cerebrum_cli.batch.output_files import output_paths
-from cerebrum_cli.batch.readers import IndexedRows, InputFile, detect_shape, open_input, read_rows, spool_input
-from cerebrum_cli.batch.result import StreamedResult
-from cerebrum_cli.batch.rows import result_rows
-from cerebrum_cli.cli.generation import (
-    MAX_PARALLEL,
-    find_source,
-    naming_grammar_file,
-    open_for,
-    progress_sinks,
-    read_grammar,
-    require_effective,
-    source_fingerprint,
-)
+import typer
+
+from cerebrum_cli.cli.context import app_of, options_on_command_line
+from cerebrum_cli.cli.options import BatchCommandOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.servers import noted_servers, noting_servers
+from cerebrum_cli.cli.signature import SettingKeys, composed, parameter, positional
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
-from cerebrum_cli.engine.load_options import expert_notice
-from cerebrum_cli.terminal.progress import BatchProgress
-from cerebrum_cli.terminal.sinks import render
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cerebrum_cli.batch.answering import BatchOptions
+    from cerebrum_cli.batch.readers import IndexedRows, InputFile
     from cerebrum_cli.batch.result import Result
-    from cerebrum_cli.batch.rows import Rows
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.cli.options import BatchOptions
     from cerebrum_cli.core.config import SavedPrompt
-    from cerebrum_cli.core.settings import Layer
-    from cerebrum_cli.inference.loading import LoadedModel
+    from cerebrum_cli.inference.loading import ReplySource
     from cerebrum_cli.models.model import Model
 
 STANDARD = Path("-")  # standard input or output
+SOME_FAILED = 6
 
 
+@composed
 def batch(
-    app: App,
-    source: Path,
-    output: Path,
-    overrides: Layer,
-    options: BatchOptions,
-    on_command_line: frozenset[str],
-) -> int:
-    """Answer the rows that have no answer yet; return how many failed or have no winner.
+    context: typer.Context,
+    source: Annotated[Path, positional("INPUT", "Questions: .txt, .jsonl, .csv or .tsv; `-` reads standard input")],
+    output: Annotated[
+        Path,
+        parameter("output", "JSON Lines file; `-` streams to standard output", "Output", short="-o", metavar="OUTPUT"),
+    ],
+    overrides: Annotated[Layer, SettingKeys(REPLY_KEYS)],
+    options: BatchCommandOptions,
+) -> None:
+    """Each answer is written to OUTPUT.partial immediately; OUTPUT appears when all are done, in the order of INPUT.
 
-    Raises Interrupted with how to resume.
+    If the run is interrupted, run it again to resume. Settings are recorded in OUTPUT.meta.json.
     """
+    from cerebrum_cli.batch.output_files import output_paths
+    from cerebrum_cli.batch.readers import detect_shape, read_rows
+
+    app, on_command_line = app_of(context, options.verbose), options_on_command_line(context)
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
     with closing(open_source(app, source)) as file:
         shape = detect_shape(source, options.input_format, file.head)
         rows = read_rows(file, shape, options.template, options.include_input, saved)
-        return run_rows(app, rows, output, overrides, options, on_command_line, saved)
+        without_answer = run_rows(app, rows, output, overrides, options, on_command_line, saved)
+    if without_answer:
+        raise typer.Exit(SOME_FAILED)
 
 
 def run_rows(
@@ -73,43 +69,41 @@ def run_rows(
     rows: IndexedRows,
     output: Path,
     overrides: Layer,
-    options: BatchOptions,
+    options: BatchCommandOptions,
     on_command_line: frozenset[str],
     saved: SavedPrompt | None,
 ) -> int:
-    """Answer the rows of an input."""
+    """Answer the rows that have no answer yet; return how many failed or have no winner.
+
+    Raises Interrupted with how to resume.
+    """
+    from cerebrum_cli.batch import answering
+    from cerebrum_cli.cli.generation import find_source, read_grammar, require_effective, source_fingerprint
+
     votes = options.vote_bounds
     source = find_source(app, overrides, options, "--votes" if votes else None)
     require_effective(source.settings, on_command_line, options)
     grammar, is_json = read_grammar(app, options), options.schema is not None
-    row_options = batches.BatchOptions(source.settings, grammar, is_json, votes, options.ignore_eos)
+    row_options = answering.BatchOptions(source.settings, grammar, is_json, votes, options.ignore_eos)
     record = {
         **input_fingerprint(rows, options, saved),
         **source_fingerprint(source),
-        **batches.batch_fingerprint(row_options, source.model, app.library),
+        **answering.batch_fingerprint(row_options, source.model, app.library),
     }
     result = open_result(app, output, record, source.model.adapter_params, rows, options)
     try:
-        if unanswered := count_unanswered(rows, result):
-            notify_of_experts(app, source.model, options)
-            earlier = noted_servers(result) if isinstance(result, Journal) else ()
-            loaded = open_for(source, unanswered * (votes.maximum if votes else 1), earlier)
-            generate(app, loaded, rows, row_options, result, output, options)
-        else:
-            batches.write_row_errors(rows, result)
-            if not options.quiet:
-                with closing(BatchProgress(app.streams, draws=False)) as summary:
-                    summary.emit(RowEvent(result.done, result.done, result.counts))
+        generate(app, source, rows, row_options, result, options)
         result.complete()
     except Interrupted as error:
-        hint = "" if output == STANDARD else resume_hint(result, len(rows), options.restart)
+        again = " without --restart" if options.restart else ""
+        hint = "" if output == STANDARD else f"{result.done} of {len(rows)} rows done; run it again{again} to resume"
         raise Interrupted(error.exit_code - 128, hint) from error
     finally:
         result.close()
     return result.counts.failed + result.counts.undecided
 
 
-def input_fingerprint(rows: IndexedRows, options: BatchOptions, saved: SavedPrompt | None) -> dict[str, Any]:
+def input_fingerprint(rows: IndexedRows, options: BatchCommandOptions, saved: SavedPrompt | None) -> dict[str, Any]:
     """What the prompts depend on, by readable names."""
     return {
         "input": rows.sha256,
@@ -121,25 +115,43 @@ def input_fingerprint(rows: IndexedRows, options: BatchOptions, saved: SavedProm
 
 def generate(
     app: App,
-    loaded: LoadedModel,
+    source: ReplySource,
     rows: IndexedRows,
-    row_options: batches.BatchOptions,
+    row_options: BatchOptions,
     result: Result,
-    output: Path,
-    options: BatchOptions,
+    options: BatchCommandOptions,
 ) -> None:
     """Answer the unfinished rows, with progress, and note which servers did."""
+    from cerebrum_cli.batch.answering import answer_rows, write_row_errors
+    from cerebrum_cli.batch.journal import Journal
+    from cerebrum_cli.cli.generation import MAX_PARALLEL, naming_grammar_file, open_for, progress_sinks
+    from cerebrum_cli.terminal.progress import BatchProgress
+    from cerebrum_cli.terminal.sinks import render
+
+    unfinished = (rows[position] for position in range(len(rows)) if position not in result.finished)
+    questions = len(list(islice((row for row in unfinished if row.conversation is not None), MAX_PARALLEL)))
+    if not questions:
+        write_row_errors(rows, result)
+        if not options.quiet:
+            with closing(BatchProgress(app.streams, draws=False)) as summary:
+                summary.emit(RowEvent(result.done, result.done, result.counts))
+        return
+    notify_of_experts(app, source.model, options)
+    journal = result if isinstance(result, Journal) else None
+    samples = questions * (row_options.votes.maximum if row_options.votes else 1)
+    loaded = open_for(source, samples, noted_servers(journal) if journal else ())
     with closing(loaded.engine), naming_grammar_file(options):
-        events = batches.answer_rows(loaded.responder, rows, row_options, result, output == STANDARD)
-        if isinstance(result, Journal):
-            events = noting_servers(events, result, loaded)
-        shares_terminal = output == STANDARD and app.streams.out_is_terminal
-        sinks = progress_sinks(app, loaded.model.name, options, shares_terminal)
-        render(events, loaded.responder.cancel, sinks)
+        events = answer_rows(loaded.responder, rows, row_options, result, in_order=journal is None)
+        if journal:
+            events = noting_servers(events, journal, loaded)
+        shares_terminal = journal is None and app.streams.out_is_terminal
+        render(events, loaded.responder.cancel, progress_sinks(app, loaded.model.name, options, shares_terminal))
 
 
 def open_source(app: App, source: Path) -> InputFile:
     """Open the input; standard input is copied. Raises UsageError and BatchError."""
+    from cerebrum_cli.batch.readers import open_input, spool_input
+
     if source != STANDARD:
         return open_input(source)
     if app.streams.piped is None:
@@ -147,15 +159,11 @@ def open_source(app: App, source: Path) -> InputFile:
     return spool_input(app.streams.piped.read, "standard input")
 
 
-def count_unanswered(rows: Rows, result: Result) -> int:
-    """Number of unfinished rows with a question, up to as many as can run concurrently."""
-    unfinished = (position for position in range(len(rows)) if position not in result.finished)
-    return sum(1 for _ in islice((at for at in unfinished if rows[at].conversation is not None), MAX_PARALLEL))
-
-
-def notify_of_experts(app: App, file: Model, options: BatchOptions) -> None:
+def notify_of_experts(app: App, model: Model, options: BatchCommandOptions) -> None:
     """Print a notice if the answers of a model with experts may vary in spite of `batch_invariant`."""
-    notice = expert_notice(file.header.expert_count, file.header.tensor_types)
+    from cerebrum_cli.engine.load_options import expert_notice
+
+    notice = expert_notice(model.header.expert_count, model.header.tensor_types)
     if notice and options.batch_invariant and not options.quiet and environment("GGML_CPU_TILED_MM") != "0":
         app.streams.notice(notice)
 
@@ -165,16 +173,16 @@ def open_result(
     output: Path,
     record: Mapping[str, Any],
     notes: Mapping[str, Any],
-    rows: Rows,
-    options: BatchOptions,
+    rows: IndexedRows,
+    options: BatchCommandOptions,
 ) -> Result:
     """Open the result: a journal beside OUTPUT, or standard output."""
+    from cerebrum_cli.batch.journal import open_journal
+    from cerebrum_cli.batch.result import StreamedResult
+    from cerebrum_cli.batch.rows import result_rows
+
     if output == STANDARD:
         if options.retry_failed:
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
         return StreamedResult(result_rows(rows), app.streams.answer)
     return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed, notes=notes)
-
-
-def resume_hint(result: Result, total: int, restart: bool) -> str:
-    return f"{result.done} of {total} rows done; run it again{' without --restart' if restart else ''} to resume"

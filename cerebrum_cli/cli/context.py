@@ -28,7 +28,7 @@ def app_of(context: typer.Context, verbose: bool = False) -> App:
     return app
 
 
-def typed_options(context: typer.Context) -> frozenset[str]:
+def options_on_command_line(context: typer.Context) -> frozenset[str]:
     """Names of the options that are on the command line, as flags or after `--set`."""
     sources = {name: context.get_parameter_source(name) for name in context.params if name != SET}
     flags = (name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")

@@ -1,107 +1,320 @@
-"""Measure how well a model answers: the run of `cerebrum eval`."""
+"""`cerebrum eval`: measure how well a model answers."""
 
 from __future__ import annotations
 
-import contextlib
 import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cerebrum_cli.batch.journal import open_journal
-from cerebrum_cli.batch.output_files import output_paths
-from cerebrum_cli.cli.eval_setup import PreparedEvaluation, prepare
-from cerebrum_cli.cli.generation import naming_grammar_file, open_for, progress_sinks
-from cerebrum_cli.cli.runs import no_sample_counts, print_run
+import typer
+
+from cerebrum_cli.cli.completion import tasks
+from cerebrum_cli.cli.context import app_of, options_on_command_line
+from cerebrum_cli.cli.options import EvalOptions
 from cerebrum_cli.cli.servers import noted_servers, noting_servers
+from cerebrum_cli.cli.signature import SettingKeys, composed, parameter, positional
 from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
-from cerebrum_cli.eval.evaluate import evaluate
-from cerebrum_cli.eval.runs import Run, require_run, samples_to_keep
-from cerebrum_cli.terminal.sinks import render
+from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer, Settings
+from cerebrum_cli.core.text import format_count, format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from cerebrum_cli.batch.journal import Journal
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.cli.options import EvalOptions
-    from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.eval.evaluate import Evaluation
+    from cerebrum_cli.eval.runs import Run
+    from cerebrum_cli.eval.sources import LoadedTask
+    from cerebrum_cli.eval.tasks import Condition
+    from cerebrum_cli.inference.loading import ReplySource
+
+SETTINGS = SettingKeys(
+    REPLY_KEYS,
+    {
+        "temperature": "Sampling temperature [default: 0, or 0.7 with several samples]",
+        "seed": "Random seed [default: 0]",
+    },
+)
+SOME_FAILED = 6
+ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
+BENCH_SLOTS = 16
 
 
-def run_eval(
-    app: App,
-    source: str,
-    output: Path | None,
-    overrides: Layer,
+@composed
+def evaluate_model(
+    context: typer.Context,
+    source: Annotated[
+        str, positional("TASK", "gsm8k, math500, arc-challenge, humaneval, or a file like exam.jsonl", tasks)
+    ],
+    overrides: Annotated[Layer, SETTINGS],
     options: EvalOptions,
-    on_command_line: frozenset[str],
-) -> int:
-    """Ask the questions of a task or a file, and print the report; return how many questions do not count.
+    output: Annotated[
+        Path | None,
+        parameter(
+            "output",
+            "File for the run [default: named after task and model]",
+            "Output",
+            short="-o",
+            metavar="RUN.jsonl",
+        ),
+    ] = None,
+) -> None:
+    """A question file has one JSON object on each line, with `question`, `answer` and, for multiple choice, `choices`.
 
-    Raises Interrupted with how to resume.
+    Each sample is saved immediately; run the same command again to resume. A larger --limit extends the run, and so
+    does a larger --samples at the same temperature.
     """
-    prepared = prepare(app, source, overrides, options, on_command_line)
+    from cerebrum_cli.cli.runs import no_sample_counts, print_run
+
+    app = app_of(context, options.verbose)
     if output:
         require_file(output, source)
-    fingerprint = prepared.fingerprint(app)
-    path = output or app.runs.path_for(fingerprint)
+    prepared = prepare(app, source, overrides, options, options_on_command_line(context))
+    path = output or app.runs.path_for(prepared.fingerprint)
     if options.dry_run:
-        from cerebrum_cli.cli.eval_preview import show_preview
-
-        kept = [] if options.restart else samples_to_keep(path, fingerprint, prepared.extent)
-        show_preview(app, prepared, kept, options)
-        return 0
+        show_preview(app, prepared, path, options)
+        return
     if output is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    run = take_samples(app, prepared, path, fingerprint, options)
+    run = take_samples(app, prepared, path, options)
     samples = run.samples()
     skipped = sum(sample.is_skipped for sample in samples)
     if skipped == len(samples):
         app.streams.error(no_sample_counts(run, samples))
     else:
         print_run(app, run, samples, options.json, options.quiet)
-    return len(prepared.task.bad_rows) + skipped
+    if prepared.task.bad_rows or skipped:
+        raise typer.Exit(SOME_FAILED)
 
 
 def require_file(output: Path, source: str) -> None:
     """Raise UsageError for an output that is no file of its own."""
+    from cerebrum_cli.batch.output_files import output_paths
+
     if output == Path("-"):
         raise UsageError("-o is `-`, but a run is a file", "omit -o to store it by name; --json prints the report")
     output_paths(output, Path(source))
 
 
-def take_samples(
-    app: App, prepared: PreparedEvaluation, path: Path, fingerprint: Mapping[str, Any], options: EvalOptions
-) -> Run:
-    """Take the samples that are missing, and complete the run file."""
-    evaluation = prepared.evaluation
-    run = open_journal(
-        path, fingerprint, evaluation.rows, options.restart, extent=prepared.extent, notes=prepared.notes
-    )
+@dataclass(frozen=True, slots=True)
+class PreparedEvaluation:
+    """An evaluation, what generates its samples, and everything that they depend on, by readable names."""
+
+    task: LoadedTask
+    evaluation: Evaluation
+    source: ReplySource
+    fingerprint: Mapping[str, Any]
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the report of the run states, and the model that `runs compare --kl` loads."""
+        task, model = self.task, self.source.model
+        counts = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
+        return {"reference": model.reference, **model.adapter_params, **counts}
+
+    @property
+    def extent(self) -> dict[str, int]:
+        """What may grow from one run to the next."""
+        from cerebrum_cli.eval.runs import QUESTIONS, SAMPLES
+
+        return {QUESTIONS: len(self.evaluation.questions), SAMPLES: self.evaluation.samples}
+
+
+def prepare(
+    app: App, source: str, overrides: Layer, options: EvalOptions, on_command_line: frozenset[str]
+) -> PreparedEvaluation:
+    """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
+    from cerebrum_cli.cli import generation
+    from cerebrum_cli.eval.evaluate import Evaluation
+    from cerebrum_cli.eval.questions import MAX_SAMPLES, select
+    from cerebrum_cli.inference.loading import generation_fingerprint
+
+    generation.require_valid(overrides, options)  # before questions are downloaded
+    require_count("--samples", options.samples, MAX_SAMPLES)
+    require_count("--limit", options.limit)
+    task = read_task(app, source, options)
+    samples = options.samples or task.samples
+    if samples > 1 and overrides.get("temperature") is None and task.settings.get("temperature") == 0:
+        problem = f"--samples needs a temperature above 0, but preset {options.preset} sets 0"
+        raise UsageError(problem, "add --temperature 0.7, or omit --samples")
+    overrides = {**overrides, **{key: value for key, value in task.settings.items() if overrides.get(key) is None}}
+    reply_source = generation.find_source(app, overrides, options, "--samples" if samples > 1 else None)
+    generation.require_effective(reply_source.settings, on_command_line, options)
+    settings = reply_source.settings
+    settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
+    task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))
+    grammar, model = generation.read_grammar(app, options), reply_source.model
+    questions = select(task.questions, options.limit)
+    evaluation = Evaluation(questions, samples, settings, model.label, task.marker, grammar)
+    fingerprint = {
+        **task.fingerprint,
+        **generation.source_fingerprint(reply_source),
+        **generation_fingerprint(settings, grammar, model, app.library),
+    }
+    return PreparedEvaluation(task, evaluation, replace(reply_source, settings=settings), fingerprint)
+
+
+def read_task(app: App, source: str, options: EvalOptions) -> LoadedTask:
+    """Read the questions, with a progress bar if they are downloaded, and name the rows that do not count."""
+    from cerebrum_cli.cli.models import file_progress
+    from cerebrum_cli.eval.marking import MATCHES
+    from cerebrum_cli.eval.sources import ReadOptions, read_source
+    from cerebrum_cli.eval.tasks import find_preset
+
+    match = next((each for each in MATCHES if each == options.match), None)
+    if options.match and match is None:
+        raise UsageError(f"--match is {options.match!r}", f"it must be {', '.join(MATCHES)}")
+    read_options = ReadOptions(options.template, match, options.run_code)
+    preset = find_preset(options.preset) if options.preset else None
+    with file_progress(app, options) as progress:
+        task = read_source(source, read_options, preset, progress, options.offline)
+    if not options.quiet:
+        for bad in task.bad_rows[:SHOWN_ERRORS]:
+            app.streams.notice(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}", ""))
+        if (more := len(task.bad_rows) - SHOWN_ERRORS) > 0:
+            app.streams.notice(NoticeEvent(f"{more} more {'line' if more == 1 else 'lines'} skipped", ""))
+    return task
+
+
+def deviations(condition: Condition | None, settings: Settings, samples: int) -> Iterator[str]:
+    """Remarks on what the user set otherwise than a preset."""
+    if condition is None:
+        return
+    if condition.temperature is not None and settings.temperature != condition.temperature:
+        yield f"differs from the preset: temperature {settings.temperature:g} instead of {condition.temperature:g}"
+    if samples != condition.samples:
+        yield f"differs from the preset: samples {samples} instead of {condition.samples}"
+
+
+def require_count(option: str, value: int | None, most: int | None = None) -> None:
+    """Raise UsageError for a number below 1, or above the most that is allowed."""
+    if value is not None and (value < 1 or (most and value > most)):
+        raise UsageError(f"{option} is {value}", f"it must be from 1 to {most}" if most else "it must be 1 or more")
+
+
+def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> Run:
+    """Take the samples that are missing, and complete the run file. Raises Interrupted with how to resume."""
+    from cerebrum_cli.batch.journal import open_journal
+    from cerebrum_cli.eval.runs import require_run
+
+    rows, notes = prepared.evaluation.rows, prepared.notes
+    run = open_journal(path, prepared.fingerprint, rows, options.restart, extent=prepared.extent, notes=notes)
     try:
-        if missing := len(evaluation.rows) - run.done:
-            run.write_notes({**run.notes, **prepared.notes})
-            loaded = open_for(prepared.source, missing, noted_servers(run))
-            before, start = run.done, time.monotonic()
-            try:
-                with naming_grammar_file(options):
-                    events = noting_servers(evaluate(loaded.responder, evaluation, run), run, loaded)
-                    render(events, loaded.responder.cancel, progress_sinks(app, loaded.model.name, options))
-            finally:
-                loaded.engine.close()
-                with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more
-                    remember_time(run, run.done - before, time.monotonic() - start)
+        if missing := len(rows) - run.done:
+            run.write_notes({**run.notes, **notes})
+            generate(app, prepared, run, missing, options)
         run.complete()
     except Interrupted as error:
         again = " without --restart" if options.restart else ""
-        hint = f"{run.done} of {len(evaluation.rows)} samples done; run it again{again} to resume"
+        hint = f"{run.done} of {len(rows)} samples done; run it again{again} to resume"
         raise Interrupted(error.exit_code - 128, hint) from error
     finally:
         run.close()
     return require_run(path)
 
 
-def remember_time(run: Journal, samples: int, seconds: float) -> None:
-    """Add the time that samples took to the run's notes."""
-    if samples:
-        total, timed = run.notes.get("seconds", 0.0) + seconds, run.notes.get("timed_samples", 0) + samples
-        run.write_notes({**run.notes, "seconds": round(total, 3), "timed_samples": timed})
+def generate(app: App, prepared: PreparedEvaluation, run: Journal, missing: int, options: EvalOptions) -> None:
+    """Take samples, with progress, and add their time and the servers they are from to the run's notes."""
+    from cerebrum_cli.cli.generation import naming_grammar_file, open_for, progress_sinks
+    from cerebrum_cli.eval.evaluate import evaluate
+    from cerebrum_cli.terminal.sinks import render
+
+    loaded = open_for(prepared.source, missing, noted_servers(run))
+    before, start = run.done, time.monotonic()
+    try:
+        with naming_grammar_file(options):
+            events = noting_servers(evaluate(loaded.responder, prepared.evaluation, run), run, loaded)
+            render(events, loaded.responder.cancel, progress_sinks(app, loaded.model.name, options))
+    finally:
+        loaded.engine.close()
+        if samples := run.done - before:
+            seconds = run.notes.get("seconds", 0.0) + time.monotonic() - start
+            timed = run.notes.get("timed_samples", 0) + samples
+            with suppress(BatchError):  # of a full disk: what went wrong before it matters more
+                run.write_notes({**run.notes, "seconds": round(seconds, 3), "timed_samples": timed})
+
+
+def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> None:
+    """Print the exact prompt of the first question on standard output, and what the run would be on standard error."""
+    from cerebrum_cli.core.conversation import Conversation
+    from cerebrum_cli.engine.memory import SINGLE
+    from cerebrum_cli.eval.runs import samples_to_keep
+    from cerebrum_cli.inference.loading import open_model
+
+    streams, evaluation = app.streams, prepared.evaluation
+    kept = [] if options.restart else samples_to_keep(path, prepared.fingerprint, prepared.extent)
+    question = evaluation.questions[0]
+    loaded = open_model(prepared.source.used(context=SINGLE, vocabulary_only=True))
+    with closing(loaded.engine):
+        conversation = Conversation((), evaluation.settings.system, evaluation.settings.thinks).user(question.prompt)
+        preview = loaded.responder.preview(conversation)
+    rows = [evaluation.rows.identity(position) for position in range(len(evaluation.rows))]
+    finished = {(sample.id, sample.sample) for sample in kept}
+    missing = [row for row in rows if row not in finished]
+    seconds, basis = estimate(app, prepared, missing, len(preview.token_ids))
+    if options.json:
+        streams.answer_object(
+            {
+                "prompt": preview.prompt,
+                "prompt_tokens": len(preview.token_ids),
+                "gold": question.gold,
+                "questions": len(evaluation.questions),
+                "bad_rows": len(prepared.task.bad_rows),
+                "total_samples": len(rows),
+                "missing_samples": len(missing),
+                "seconds": None if seconds is None else round(seconds),
+            }
+        )
+        return
+    streams.answer_prompt(preview.prompt)
+    if options.quiet:
+        return
+    streams.info(f"expected answer: {question.gold}")
+    questions = format_count(len(prepared.task.questions), "question")
+    streams.info(f"{len(evaluation.questions)} of {questions}, {format_count(evaluation.samples, 'sample')} each")
+    for line in prepared.task.remarks:
+        streams.write_line("- ", line)
+    if kept:
+        streams.info(f"{len(rows) - len(missing)} of {format_count(len(rows), 'sample')} already in the run")
+    streams.info(f"about {format_duration(seconds)}, {basis}" if seconds else basis)
+
+
+def estimate(
+    app: App, prepared: PreparedEvaluation, missing: Sequence[tuple[Any, ...]], prompt_tokens: int
+) -> tuple[float | None, str]:
+    """Estimate the time of the missing samples in seconds, and what the estimate rests on; None if it is unknown."""
+    from statistics import StatisticsError, mean
+
+    from cerebrum_cli.engine.trials import BenchJob, TrialError
+    from cerebrum_cli.inference.loading import load_options
+    from cerebrum_cli.inference.profiles import tuning_of
+
+    if not missing:
+        return 0.0, "nothing to generate"
+    evaluation, source, samples = prepared.evaluation, prepared.source, len(missing)
+    runs = [run for run in app.runs if run.model == evaluation.model and run.record.notes.get("timed_samples")]
+    same = next((run for run in reversed(runs) if run.task == prepared.task.name), None)
+    if same:
+        notes = same.record.notes
+        return notes["seconds"] / notes["timed_samples"] * samples, f"based on run {same.name}"
+    if source.host:
+        return None, "the time depends on the servers"
+    tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
+    with suppress(UsageError, IndexError, StatisticsError):  # no run, a damaged one, or one without samples
+        tokens = round(mean(sample.completion_tokens for sample in runs[-1].samples() if not sample.is_skipped))
+    options = load_options(source.model, evaluation.settings)
+    tuning = tuning_of(source.profile, "batch")
+    try:
+        with closing(app.open_bench(options, source.model.paths)) as bench:
+            prefill = bench.speed(tuning, BenchJob("prefill", 128))
+            decode = bench.speed(tuning, BenchJob("decode", 8, BENCH_SLOTS))
+    except TrialError as error:
+        return None, f"cannot estimate the run time: {error}"
+    slots = min(BENCH_SLOTS, samples)
+    questions = len({id for id, _ in missing})
+    seconds = questions * prompt_tokens / prefill + samples * tokens / (decode * slots / BENCH_SLOTS)
+    return seconds, f"assuming {tokens} tokens per sample"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.cli.options import AnswerOptions, BatchOptions, ConstrainedOptions, EvalOptions
+    from cerebrum_cli.cli.options import AnswerOptions, BatchCommandOptions, ConstrainedOptions, EvalOptions
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.inference.loading import LoadedModel
     from cerebrum_cli.models.model import Model
@@ -165,7 +165,7 @@ def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
 
 
 def progress_sinks(
-    app: App, model: str, options: BatchOptions | EvalOptions, shares_terminal: bool = False
+    app: App, model: str, options: BatchCommandOptions | EvalOptions, shares_terminal: bool = False
 ) -> list[Sink]:
     """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
     if options.quiet:

@@ -1,57 +1,54 @@
-"""Run tasks of lm-eval: the run of `cerebrum lm-eval`."""
+"""`cerebrum lm-eval`: run tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cerebrum_cli.batch.output_files import output_paths
-from cerebrum_cli.cli.generation import AUTO_PARALLEL, find_source
+import typer
+
+from cerebrum_cli.cli.context import app_of
+from cerebrum_cli.cli.options import LmEvalOptions
+from cerebrum_cli.cli.signature import SettingKeys, composed, positional
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent
-from cerebrum_cli.core.files import atomic_write
+from cerebrum_cli.core.settings import LOAD_KEYS, Layer
 from cerebrum_cli.core.text import pip_install
-from cerebrum_cli.engine.load_options import Tuning
-from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.eval.tasks import Preset, find_preset
-from cerebrum_cli.inference.loading import LoadedModel, ReplySource, open_model
-from cerebrum_cli.terminal.interrupts import interruptible
-from cerebrum_cli.terminal.progress import StageProgress
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.cli.options import LmEvalOptions
     from cerebrum_cli.core.events import Event
-    from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.eval.lm_harness import Use
-
-EXACT = Tuning(flash_attention=False, cache_type="f32")
-SCORING = ContextOptions(slots=16, kv_unified=True)  # in one cache, common prefixes are stored once
-
-
-def for_lm_eval(source: ReplySource, use: Use) -> ReplySource:
-    """The source as lm-eval's requests use it; a score does not depend on what is scored beside it."""
-    context = source.use.context
-    if use == "generation":
-        return source.used(context=replace(context, slots=context.slots or AUTO_PARALLEL), tuned_for="batch")
-    settings = replace(source.settings, cache_type_k=None, cache_type_v=None, flash_attn=None)
-    return replace(source, settings=settings).used(context=SCORING, tuned_for="batch", tuning=EXACT)
+    from cerebrum_cli.eval.tasks import Preset
+    from cerebrum_cli.inference.loading import LoadedModel, ReplySource
 
 
-def opener(source: ReplySource) -> Callable[[Use], LoadedModel]:
-    """What starts to load the model for a use."""
-    return lambda use: open_model(for_lm_eval(source, use))
+@composed
+def lm_eval(
+    context: typer.Context,
+    tasks: Annotated[list[str], positional("TASK...", "Names from `lm_eval ls tasks`, which may have wildcards")],
+    overrides: Annotated[Layer, SettingKeys((*LOAD_KEYS, "seed"), {"seed": "Random seed [default: 0]"})],
+    options: LmEvalOptions,
+) -> None:
+    """Prints lm-eval's own table. Needs the extra lm-eval.
 
+    Settings of generation are the task's; --gen-kwargs changes them. If the run is interrupted, run it again to resume.
+    """
+    from cerebrum_cli.cli.generation import find_source
+    from cerebrum_cli.core.files import atomic_write
+    from cerebrum_cli.eval.tasks import find_preset
+    from cerebrum_cli.terminal.interrupts import interruptible
 
-def run_lm_eval(app: App, tasks: Sequence[str], overrides: Layer, options: LmEvalOptions) -> None:
-    """Run tasks and print lm-eval's table. Raises Interrupted with how to resume."""
+    app = app_of(context, options.verbose)
     require_usable(overrides, options)
     preset = find_preset(options.preset) if options.preset else None
     source = find_source(app, overrides, options).used(raw=not options.apply_chat_template)
@@ -62,7 +59,7 @@ def run_lm_eval(app: App, tasks: Sequence[str], overrides: Layer, options: LmEva
     if options.restart:
         remove_cache(cache)
     with interruptible("run it again to resume"):
-        results = evaluate(app, source, tasks, cache, options)
+        results = run_tasks(app, source, tasks, cache, options)
     if options.output:
         atomic_write(options.output, json.dumps(results, ensure_ascii=False).encode())
     print_results(app, results, preset, options)
@@ -71,6 +68,8 @@ def run_lm_eval(app: App, tasks: Sequence[str], overrides: Layer, options: LmEva
 
 def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
     """Raise UsageError for options that are invalid or have no effect, and if lm-eval is not installed."""
+    from cerebrum_cli.batch.output_files import output_paths
+
     output, include_path = options.output, options.include_path
     if find_spec("lm_eval") is None:
         raise UsageError("lm-eval is not installed", pip_install('"cerebrum-cli[lm-eval]"'))
@@ -92,14 +91,12 @@ def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
             raise UsageError(f"{output} already exists", "choose another -o, or use --restart to replace it")
 
 
-def evaluate(
-    app: App,
-    source: ReplySource,
-    tasks: Sequence[str],
-    cache: Path,
-    options: LmEvalOptions,
+def run_tasks(
+    app: App, source: ReplySource, tasks: Sequence[str], cache: Path, options: LmEvalOptions
 ) -> dict[str, Any]:
     """Run the tasks with progress on standard error, and return lm-eval's results as JSON values."""
+    from cerebrum_cli.terminal.progress import StageProgress
+
     progress = StageProgress(app.streams, options.quiet or options.verbose)
 
     def emit(event: Event) -> None:
@@ -125,10 +122,26 @@ def evaluate(
             source.settings.system if options.apply_chat_template else None,
             cache,
         )
-        with closing(CerebrumLM(opener(source), emit, source.settings.seed or 0)) as harness_model:
+        with closing(CerebrumLM(partial(open_for_lm_eval, source), emit, source.settings.seed or 0)) as harness_model:
             return evaluate_tasks(harness_model, tasks, task_options)
     finally:
         progress.close()
+
+
+def open_for_lm_eval(source: ReplySource, use: Use) -> LoadedModel:
+    """Start to load the model for lm-eval's requests; a score does not depend on what is scored beside it."""
+    from cerebrum_cli.cli.generation import AUTO_PARALLEL
+    from cerebrum_cli.engine.load_options import Tuning
+    from cerebrum_cli.engine.memory import ContextOptions
+    from cerebrum_cli.inference.loading import open_model
+
+    if use == "generation":
+        context = replace(source.use.context, slots=source.use.context.slots or AUTO_PARALLEL)
+        return open_model(source.used(context=context, tuned_for="batch"))
+    settings = replace(source.settings, cache_type_k=None, cache_type_v=None, flash_attn=None)
+    context = ContextOptions(slots=16, kv_unified=True)  # in one cache, common prefixes are stored once
+    exact = Tuning(flash_attention=False, cache_type="f32")
+    return open_model(replace(source, settings=settings).used(context=context, tuned_for="batch", tuning=exact))
 
 
 def print_results(app: App, results: Mapping[str, Any], preset: Preset | None, options: LmEvalOptions) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from cerebrum_cli.cli.app import real_app
 from cerebrum_cli.cli.generation import AUTO_PARALLEL
-from cerebrum_cli.cli.lm_eval import opener
+from cerebrum_cli.cli.lm_eval import open_for_lm_eval
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS
@@ -36,9 +37,9 @@ class CerebrumModel(CerebrumLM):
         for name in settings.keys() - set(SETTINGS):
             raise UsageError(f"--model_args has no {name!r}", f"it has {', '.join(SETTINGS)}")
         app = real_app()
-        given = {"model": None if model is None else str(model), **settings}
-        found = app.library.resolve(app.settings(given).model)
-        merged = app.settings(given, found)
+        overrides = {"model": None if model is None else str(model), **settings}
+        found = app.library.resolve(app.settings(overrides).model)
+        merged = app.settings(overrides, found)
         found = with_adapters(app.library, found, merged.lora)
         raw = True
         with suppress(FormatError):
@@ -51,4 +52,4 @@ class CerebrumModel(CerebrumLM):
             for sink in sinks:
                 sink.emit(event)
 
-        super().__init__(opener(source), emit, merged.seed or 0)
+        super().__init__(partial(open_for_lm_eval, source), emit, merged.seed or 0)

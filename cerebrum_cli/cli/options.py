@@ -175,7 +175,7 @@ class ConcurrencyOptions:
 
 
 @option_group
-class BatchOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
+class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
     """Options of `cerebrum batch`, apart from INPUT and OUTPUT."""
 
     template: str | None = option(

@@ -97,6 +97,10 @@ class Streams:
         self.out.write(sequence)
         self.out.flush()
 
+    def answer_prompt(self, text: str) -> None:
+        """Write an exact prompt: byte for byte in a pipe, with a line break at the end on a terminal."""
+        self.answer(f"{text}\n" if self.out_is_terminal and not text.endswith("\n") else text)
+
     def answer_object(self, value: dict[str, Any] | list[dict[str, Any]]) -> None:
         """Write a JSON value as one line."""
         self.answer(json.dumps(value, ensure_ascii=False) + "\n")

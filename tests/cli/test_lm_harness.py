@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
 from quantized import F32, quantize  # noqa: E402
 
-from cerebrum_cli.cli.lm_eval import for_lm_eval  # noqa: E402
+from cerebrum_cli.cli.lm_eval import open_for_lm_eval  # noqa: E402
 from cerebrum_cli.core.conversation import Conversation  # noqa: E402
 from cerebrum_cli.core.errors import PromptTooLong, UsageError  # noqa: E402
 from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent  # noqa: E402
@@ -28,7 +28,7 @@ from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
 from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning  # noqa: E402
 from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
 from cerebrum_cli.eval.lm_harness import CerebrumLM, Use  # noqa: E402
-from cerebrum_cli.inference.loading import LoadedModel, ModelUse, ReplySource, Resources, open_model  # noqa: E402
+from cerebrum_cli.inference.loading import LoadedModel, ModelUse, ReplySource, Resources  # noqa: E402
 from cerebrum_cli.models.model import Model  # noqa: E402
 
 CONTEXT = 512
@@ -52,7 +52,7 @@ class Harness(CerebrumLM):
 
         def opener(use: Use) -> LoadedModel:
             self.opened.append(use)
-            return open_model(for_lm_eval(source, use))
+            return open_for_lm_eval(source, use)
 
         super().__init__(opener, self.events.append)
 

@@ -15,14 +15,14 @@ from llama_engines import TALE, options
 from scripted_command import app_for
 from tiny_models import Shape, write_chatml
 
-from cerebrum_cli.cli.lm_eval import for_lm_eval
+from cerebrum_cli.cli.lm_eval import open_for_lm_eval
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, sequence_bytes
-from cerebrum_cli.inference.loading import ModelUse, ReplySource, Resources, load_options, open_model
+from cerebrum_cli.inference.loading import ModelUse, ReplySource, Resources, load_options
 from cerebrum_cli.inference.profiles import DEFAULT, Profile, Speeds, TunedUse
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.candidates import plan_stages, unplanned
@@ -222,7 +222,7 @@ def test_exact_scores_keep_their_own_cache(wide: Path) -> None:
     uses: tuple[Literal["scoring", "generation"], ...] = ("scoring", "generation")
     source = ReplySource(Resources(factory), model, settings, ModelUse(raw=True))
     for use in uses:
-        loaded = open_model(for_lm_eval(source, use))
+        loaded = open_for_lm_eval(source, use)
         list(loaded.engine.load())
         loaded.engine.close()
     types = [(each.context.cache_type_k, each.context.cache_type_v, each.context.flash_attention) for each in opened]
