@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 LiveSample = TypeVar("LiveSample")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +36,21 @@ class Capabilities:
     larger_context: str = "raise --ctx"
 
 
-class LoadEvents:
-    """The events of loading up to its end, from the thread that loads to those that wait for it."""
+class EventQueue(Generic[T]):
+    """The events of some work, from the thread that does it to those that wait; None or a Failure ends them."""
 
     def __init__(self) -> None:
-        self._events: SimpleQueue[Event | Failure | None] = SimpleQueue()
+        self._events: SimpleQueue[T | Failure | None] = SimpleQueue()
+        self.put = self._events.put
 
-    def emit(self, event: Event) -> None:
-        self._events.put(event)
-
-    def end(self, error: BaseException | None = None) -> None:
-        self._events.put(Failure(error) if error else None)
-
-    def __iter__(self) -> Iterator[Event]:
-        """Yield events until loading ends; raise if it failed. Later calls yield nothing, or raise again."""
-        while True:
-            event = next_item(self._events)
-            if event is None or isinstance(event, Failure):
-                self._events.put(event)  # for later calls
-                if event is None:
-                    return
+    def __iter__(self) -> Iterator[T]:
+        """Yield events until the work ends; raise if it failed. Later calls yield nothing, or raise again."""
+        while (event := next_item(self._events)) is not None:
+            if isinstance(event, Failure):
+                self.put(event)  # for later calls
                 raise event.error
             yield event
+        self.put(None)
 
 
 class CancelScope:

@@ -24,14 +24,14 @@ from cerebrum_cli.engine.engine import (
     CancelScope,
     Capabilities,
     Completions,
-    LoadEvents,
+    EventQueue,
     first_seed,
     raise_refusals,
 )
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.memory import group_lengths
 from cerebrum_cli.engine.messages import Abort, Cancel, Close, Commands, SavePromptCache, Submit, SubmitScores
-from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences, next_item
+from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences
 from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class LocalEngine:
         self._state_store = state_store
         self._stop = StopFlag()
         self._commands = Commands(self._stop)
-        self._loading = LoadEvents()
+        self._loading = EventQueue[Event]()
         self._backend: Backend | None = None
         self.has_failed = False  # to load the model
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -209,19 +209,14 @@ class LocalEngine:
                 yield RefusedEvent(SequenceId(index), error)
             else:
                 accepted[index] = request
-        outbox: SimpleQueue[ScoringEvent | Failure | None] = SimpleQueue()
-        job = ScoreJob(accepted, outbox.put)
+        events = EventQueue["ScoringEvent"]()
+        job = ScoreJob(accepted, events.put)
         if not self._commands.send(SubmitScores(job, scope or self.cancel_scope())):
             raise EngineError("the engine is closed")
         is_running = True
         try:
-            while is_running:
-                event = next_item(outbox)
-                is_running = not (event is None or isinstance(event, Failure))
-                if isinstance(event, Failure):
-                    raise event.error
-                if event is not None:
-                    yield event
+            yield from events
+            is_running = False
         finally:
             cancel = Cancel([job], threading.Event())
             if is_running and self._commands.send(cancel):
@@ -264,14 +259,14 @@ class LocalEngine:
     def _run(self) -> None:
         start = perf_counter()
         try:
-            backend = self._open(self._loading.emit, self._stop)
+            backend = self._open(self._loading.put, self._stop)
         except BaseException as error:
             self.has_failed = True
-            self._loading.end(error)
+            self._loading.put(Failure(error))
             fail_commands(self._commands, error)
             return
         self._backend = backend
-        self._loading.end()
+        self._loading.put(None)
         loop = Loop(backend, perf_counter() - start, self._state_store)
         try:
             while loop.process_commands(self._commands):

@@ -110,8 +110,7 @@ def likely_accelerator(root: Path = Path("/")) -> Literal["cuda", "metal", "vulk
         return "cuda"
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return "metal"
-    renderers = (root / "dev" / "dri").glob("renderD*")  # absent for a card that can only display
-    return "vulkan" if next(renderers, None) else None
+    return "vulkan" if any((root / "dev" / "dri").glob("renderD*")) else None  # a card that can only display has none
 
 
 def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> set[Path]:
@@ -193,16 +192,9 @@ def _cached_bytes(root: Path) -> int:
 
 
 def machine_memory() -> int:
-    """Bytes of memory of this machine, ignoring cgroups."""
-    import psutil
-
-    return int(psutil.virtual_memory().total)
-
-
-def memory_gb() -> int:
-    """Memory of this machine in whole GB; 0 if unknown."""
+    """Bytes of memory of this machine, ignoring cgroups; 0 if unknown."""
     try:
-        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9)
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return 0
 
@@ -211,7 +203,7 @@ def machine_fingerprint(devices: Sequence[Device] | None) -> str:
     """Text that identifies the hardware, for which measured speeds are valid: processor, cores, memory in GB, GPUs."""
     count = math.ceil(min(allowed_processors(), processor_quota()))
     gpus = ", ".join(device.description for device in devices or ()) or "no GPU"
-    return f"{processor_name()}, {count} processors, {memory_gb()} GB, {gpus}"
+    return f"{processor_name()}, {count} processors, {round(machine_memory() / 1e9)} GB, {gpus}"
 
 
 def save_devices(path: Path, devices: tuple[Device, ...]) -> None:

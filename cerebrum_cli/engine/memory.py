@@ -114,13 +114,10 @@ def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence
     layers = [_layer_bytes(layer, context) for layer in sizes.layers]
     on_host = max(0, len(layers) + 1 - sum(offloaded))
     host = sizes.input_bytes + sum(layers[:on_host]) + 4 * context.slots * sizes.vocabulary_size  # and the logits
-    if on_host:
-        host += compute_bytes(sizes, context)
-    else:
-        host += 4 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
+    inputs = 4 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
+    host += compute_bytes(sizes, context) if on_host else inputs
     host += sizes.output_bytes if on_host > len(layers) else 0
-    devices = []
-    start = on_host
+    devices, start = list[int](), on_host
     for count in offloaded:
         end = start + count
         need = sum(layers[start:end]) + (compute_bytes(sizes, context) if count else 0)
@@ -155,7 +152,10 @@ def sequence_bytes(layers: Sequence[LayerSizes], context: ContextOptions) -> int
 
 def fits(needs: MemoryNeeds, free: FreeMemory) -> bool:
     """Whether it fits with some memory left on the host and on each GPU."""
-    return host_bytes(needs, free.devices) + HEADROOM <= free.host and _fits_devices(needs, free.devices)
+    pairs = zip(needs.devices, free.devices, strict=True)
+    return host_bytes(needs, free.devices) + HEADROOM <= free.host and all(
+        not need or need + HEADROOM <= device.free for need, device in pairs
+    )
 
 
 def host_bytes(needs: MemoryNeeds, devices: Sequence[Device]) -> int:
@@ -193,8 +193,7 @@ def plan_context(sizes: ModelSizes, default: ContextOptions, gpu_layers: str, fr
 
     def fits_with(length: int) -> bool:
         context = replace(default, length=length)
-        offloaded = plan_layers(sizes, gpu_layers, context, free.devices)
-        return fits(memory_needs(sizes, context, offloaded), free)
+        return fits(memory_needs(sizes, context, plan_layers(sizes, gpu_layers, context, free.devices)), free)
 
     if fits_with(default.length):
         return default.length
@@ -218,8 +217,7 @@ def require_context(
     needed = host_bytes(memory_needs(weightless, context, offloaded), free.devices)
     if needed <= free.host:
         return
-    token_bytes = sum(map(context.token_bytes, sizes.layers))
-    most = int(free.host / 2 / max(1.0, token_bytes)) // PADDING * PADDING
+    most = int(free.host / 2 / max(1.0, sum(map(context.token_bytes, sizes.layers)))) // PADDING * PADDING
     raise EngineError(
         f"a context of {context.length} tokens needs {needed / 1e9:.1f} GB,"
         f" but only {free.host / 1e9:.1f} GB of memory is free",
@@ -248,8 +246,7 @@ def plan_slots(
     state = max((layer.state_bytes for layer in layers), default=0) + 4 * sizes.vocabulary_size
 
     def count(memory: int, held: Sequence[LayerSizes]) -> int:
-        each = sequence_bytes(held, context) + state
-        return max(0, memory - working) // max(1, each)
+        return max(0, memory - working) // max(1, sequence_bytes(held, context) + state)
 
     slots = [requested]
     on_host = [*layers[:start]]
@@ -275,15 +272,12 @@ def group_lengths(lengths: Iterable[int], slots_for: Callable[[int], int]) -> li
         candidates = []
         for start in range(end - 1, -1, -1):
             count += counts[start][1]
-            cost, groups = cheapest[start]
-            candidates.append((cost + _group_cost(count, min(slots, count), length), [*groups, length]))
+            rows = min(slots, count)
+            masked = length / MASKED_CELLS if rows > 1 else 0.0
+            cost = GROUP_COST + STEP_COST * max(1.0, count / rows) + count * (1 + masked)
+            candidates.append((cheapest[start][0] + cost, [*cheapest[start][1], length]))
         cheapest.append(min(candidates))
     return cheapest[-1][1]
-
-
-def _group_cost(count: int, slots: int, length: int) -> float:
-    masked = length / MASKED_CELLS if slots > 1 else 0.0
-    return GROUP_COST + STEP_COST * max(1.0, count / slots) + count * (1 + masked)
 
 
 def _layer_bytes(layer: LayerSizes, context: ContextOptions) -> int:
@@ -295,10 +289,6 @@ def _layer_bytes(layer: LayerSizes, context: ContextOptions) -> int:
 def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     element = 4 if context.flash_attention is False else 2
     return element * sizes.n_masks * context.n_ubatch * pad_length(context.length) * bool(sizes.kv_length)
-
-
-def _fits_devices(needs: MemoryNeeds, devices: Sequence[Device]) -> bool:
-    return all(not need or need + HEADROOM <= each.free for need, each in zip(needs.devices, devices, strict=True))
 
 
 def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...], count: int) -> tuple[int, ...]:

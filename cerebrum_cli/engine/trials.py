@@ -148,8 +148,8 @@ class Bench:
         self._unread_paths = tuple(paths or (options.file.path,))
         self._trials: dict[Tuning, Trial] = {}
         self._resources = contextlib.ExitStack()
-        parent = directory or Path(tempfile.gettempdir())
-        self._folder = self._resources.enter_context(work_directory(parent, "cerebrum-tune"))
+        folder = work_directory(directory or Path(tempfile.gettempdir()), "cerebrum-tune")
+        self._folder = self._resources.enter_context(folder)
         self._gpus = gpus
         self._devices: tuple[Device, ...] | None = None
         self._is_busy = False
@@ -250,12 +250,14 @@ class Bench:
         context = context or ContextOptions(0, 1, 1, CPU_UBATCH)
         sizes = options.file.sizes
         offloaded = plan_layers(sizes, options.gpu_layers, context, self._gpus)
-        total = host_bytes(memory_needs(sizes, context, offloaded), self._gpus)
-        needed = total - trial.host_bytes if trial else total
+        planned = host_bytes(memory_needs(sizes, context, offloaded), self._gpus)
+        needed = planned - trial.host_bytes if trial else planned
         try:
             while self._trials and not has_memory(needed):
                 self._close_trial(next(iter(self._trials)))
-            require_memory(needed)
+            if not has_memory(needed):  # before the system kills this process or another
+                total, free = (needed + HEADROOM) / 1e9, available_memory() / 1e9
+                raise TrialError(f"needs {total:.1f} GB of memory, but only {free:.1f} GB is free")
         finally:
             if trial:
                 self._trials[settings] = trial
@@ -265,7 +267,7 @@ class Bench:
             log = self._folder / f"{len(self._trials)}-{time.monotonic_ns()}.log"
             trial = self._trials[settings] = Trial(options, log)
             self._devices = trial.devices
-        trial.host_bytes = max(total, trial.host_bytes)
+        trial.host_bytes = max(planned, trial.host_bytes)
         return trial
 
     def _close_trial(self, settings: Tuning) -> None:
@@ -285,13 +287,6 @@ def load_settings(tuning: Tuning) -> Tuning:
 def has_memory(needed: int) -> bool:
     """Whether this many more bytes fit, leaving some memory free."""
     return needed <= 0 or needed + HEADROOM <= available_memory()
-
-
-def require_memory(needed: int) -> None:
-    """Raise TrialError before memory runs out and the system kills this process or another."""
-    if not has_memory(needed):
-        total, free = (needed + HEADROOM) / 1e9, available_memory() / 1e9
-        raise TrialError(f"needs {total:.1f} GB of memory, but only {free:.1f} GB is free")
 
 
 def read_files(paths: Sequence[Path]) -> None:

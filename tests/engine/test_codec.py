@@ -161,31 +161,14 @@ def test_codec_rejects_arrays_of_the_wrong_layout() -> None:
             CODEC.quantize(array, NUMBERS["Q4_K"])
 
 
-@pytest.mark.parametrize(
-    ("missing", "unread", "unwritten"),
-    [
-        ("dequantize_row_q4_K", {"Q4_K"}, {"Q4_K"}),
-        ("quantize_iq4_nl", set(), {"IQ4_NL"}),
-        ("ggml_bf16_to_fp32_row", {"BF16"}, {"BF16"}),
-        ("ggml_quantize_chunk", set(), ERRORS.keys()),
-        ("", NUMBERS.keys() - {"F32"}, ERRORS.keys()),  # all
-    ],
-)
-def test_codec_lacks_types_that_the_library_lacks(missing: str, unread: set[str], unwritten: set[str]) -> None:
-    class Other:
-        def __getattr__(self, symbol: str) -> Any:
-            if not missing or symbol == missing:
-                raise AttributeError(symbol)
-            return getattr(llama._lib, symbol)
-
-    codec = LlamaCodec(Other())
-    assert {name for name in NUMBERS if not codec.readable(NUMBERS[name])} == UNREAD | unread
-    assert {name for name in NUMBERS if not codec.writable(NUMBERS[name])} == UNWRITTEN | unwritten
-
-
-def test_codec_lacks_types_with_another_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TENSOR_TYPES, 12, TENSOR_TYPES[12]._replace(block_bytes=145))
-    assert not LlamaCodec().readable(12) and not LlamaCodec().writable(12)
+def test_codec_has_the_types_and_layouts_of_ggml() -> None:
+    name = bind(llama._lib, "ggml_type_name", ctypes.c_char_p, (ctypes.c_int,))
+    block_size = bind(llama._lib, "ggml_blck_size", ctypes.c_int64, (ctypes.c_int,))
+    block_bytes = bind(llama._lib, "ggml_type_size", ctypes.c_size_t, (ctypes.c_int,))
+    requires_imatrix = bind(llama._lib, "ggml_quantize_requires_imatrix", ctypes.c_bool, (ctypes.c_int,))
+    for number, kind in TENSOR_TYPES.items():
+        assert (name(number).decode().upper(), block_size(number), block_bytes(number)) == kind
+        assert not (CODEC.writable(number) and requires_imatrix(number))
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "IQ3_S", "F16"])

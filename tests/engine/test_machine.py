@@ -22,7 +22,7 @@ from cerebrum_cli.engine.machine import (
     cgroup_limit,
     load_devices,
     machine_fingerprint,
-    memory_gb,
+    machine_memory,
     processor_name,
     save_devices,
     total_memory,
@@ -179,8 +179,8 @@ def test_machine_fingerprint_has_cores_memory_and_gpus() -> None:
     assert re.fullmatch(r".+, \d+ processors, \d+ GB, no GPU", alone)
     assert alone == machine_fingerprint(None)
     assert with_gpus == alone.replace("no GPU", "NVIDIA H200, NVIDIA H200")
-    assert f", {memory_gb()} GB" in alone
-    assert memory_gb() > 0
+    assert f", {round(machine_memory() / 1e9)} GB" in alone
+    assert machine_memory() > 0
 
 
 def test_machine_fingerprint_ignores_free_gpu_memory() -> None:

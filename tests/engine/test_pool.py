@@ -24,7 +24,7 @@ class SilentServer(Server):
 
     async def open(self) -> None:
         self.context_size, self.max_samples = 100, 1
-        self.resize(1)
+        self.limit = self.window = 1
 
     async def close(self) -> None:
         """Do nothing: it holds nothing."""

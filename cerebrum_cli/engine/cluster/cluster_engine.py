@@ -108,7 +108,7 @@ class ClusterEngine(PooledEngine):
             await asyncio.to_thread(self._cluster.close)
 
     async def _find_servers(self) -> Sequence[Node]:
-        self._loading.emit(StageEvent("starting the nodes", 0, 1))
+        self._loading.put(StageEvent("starting the nodes", 0, 1))
         actors = await asyncio.to_thread(self._cluster.start, self._open_engine)
         return [Node(number, actor) for number, actor in enumerate(actors, 1)]
 
@@ -143,7 +143,7 @@ class Node(Server):
         self.variant = f"{processor}, llama.cpp {build}"
         self.recorded = {"kind": "ray", "build": build, "processor": processor}
         self.remarks = [NoticeEvent(f"{self.name}: {notice.message}", notice.hint) for notice in info.notices]
-        self.resize(info.slots + AHEAD)
+        self.limit = self.window = info.slots + AHEAD
 
     async def answer(self, job: PoolJob) -> None:
         first = job.samples[0]

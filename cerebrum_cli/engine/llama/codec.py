@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.ctypeslib import ndpointer
@@ -18,11 +17,12 @@ from numpy.typing import NDArray
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.devices import bind
-from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
+from cerebrum_cli.gguf.types import TENSOR_TYPES
 
 # Without an importance matrix ggml aborts the process for some of these, and llama.cpp rejects all
 # (`tensor_requires_imatrix` in llama-quant.cpp), since the result would be unusable.
 REQUIRES_IMATRIX = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
+UNREADABLE = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})  # of which files hold no weights
 UNSCALED = frozenset({"F32", "BF16"})
 MAX_MAGNITUDE = 65504  # of half precision, the type of scales; for infinities IQ3_S aborts the process
 MAX_WEIGHTS = 2**31 - 1  # in one call: ggml counts those of some types in an int
@@ -35,21 +35,21 @@ Reader = Callable[[bytes, NDArray[np.float32], int], object]
 
 
 class LlamaCodec:
-    """Converter for those of `TENSOR_TYPES`, by number, that a build of ggml supports."""
+    """Converter for those of `TENSOR_TYPES`, by number, that ggml supports."""
 
-    def __init__(self, library: Any = llama._lib) -> None:
-        self._readers = {number: found for number in TENSOR_TYPES if (found := find_reader(library, number))}
-        self._writable = frozenset(number for number in self._readers if can_write(library, number))
+    def __init__(self) -> None:
+        kinds = {number: kind for number, kind in TENSOR_TYPES.items() if kind.name not in UNREADABLE}
+        self._readers = {number: find_reader(kind.name) for number, kind in kinds.items()}
         integers = (ctypes.c_int64,) * 3  # the first weight, rows, row length
         chunk = (ctypes.c_int, FLOATS, BYTES_OUT, *integers, ctypes.c_void_p)
-        self._write = bind(library, "ggml_quantize_chunk", ctypes.c_size_t, chunk) if self._writable else None
+        self._write = bind(llama._lib, "ggml_quantize_chunk", ctypes.c_size_t, chunk)
 
     def readable(self, type: int) -> bool:
         return type in self._readers
 
     def writable(self, type: int) -> bool:
         """Whether weights can be quantized to a type without an importance matrix."""
-        return type in self._writable
+        return self.readable(type) and TENSOR_TYPES[type].name not in REQUIRES_IMATRIX
 
     def dequantize(self, data: bytes, type: int, out: NDArray[np.float32]) -> None:
         """Dequantize bytes into a C-contiguous array of any shape.
@@ -73,7 +73,7 @@ class LlamaCodec:
         and BF16 exceed half precision.
         """
         kind = TENSOR_TYPES.get(type)
-        if kind is None or self._write is None or not self.writable(type):
+        if kind is None or not self.writable(type):
             raise EngineError(f"cannot write weights as {type_name(type)}", "use another type, such as Q8_0")
         rows, length = values.shape
         if not 0 < values.size <= MAX_WEIGHTS or length % kind.block_size:
@@ -95,43 +95,11 @@ def type_name(type: int) -> str:
     return TENSOR_TYPES[type].name if type in TENSOR_TYPES else str(type)
 
 
-def find_reader(library: Any, number: int) -> Reader | None:
-    """Function that dequantizes a type; None if this library does not have it, or numbers it differently."""
-    kind = TENSOR_TYPES[number]
-    if kind.name == "F32":
-        return copy_floats
-    others = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}
-    symbol = others.get(kind.name, f"dequantize_row_{ggml_spelling(kind)}")
-    # ggml does not check the range of a number; a type with a function is in its table. Q8_K does not occur in files.
-    if kind.name == "Q8_K" or not hasattr(library, symbol) or ggml_type(library, number) != kind:
-        return None
-    dequantize: Reader = bind(library, symbol, None, (ctypes.c_char_p, FLOATS_OUT, ctypes.c_int64))
+def find_reader(name: str) -> Reader:
+    """Function that dequantizes a type."""
+    if name == "F32":
+        return lambda data, out, _: np.copyto(out, np.frombuffer(data, np.float32).reshape(out.shape))
+    symbols = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}
+    symbol = symbols.get(name, f"dequantize_row_{name.lower().replace('_k', '_K')}")
+    dequantize: Reader = bind(llama._lib, symbol, None, (ctypes.c_char_p, FLOATS_OUT, ctypes.c_int64))
     return dequantize
-
-
-def can_write(library: Any, number: int) -> bool:
-    """Whether ggml quantizes a readable type without an importance matrix; for others it aborts the process."""
-    kind = TENSOR_TYPES[number]
-    symbols = ["ggml_quantize_chunk", "ggml_quantize_requires_imatrix"]
-    if kind.block_size > 1:
-        symbols.append(f"quantize_{ggml_spelling(kind)}")
-    if kind.name in REQUIRES_IMATRIX or not all(hasattr(library, symbol) for symbol in symbols):
-        return False
-    return not bind(library, "ggml_quantize_requires_imatrix", ctypes.c_bool, (ctypes.c_int,))(number)
-
-
-def ggml_spelling(kind: TensorType) -> str:
-    """Spelling of a type in the names of ggml's functions: q4_K."""
-    return kind.name.lower().replace("_k", "_K")
-
-
-def ggml_type(library: Any, number: int) -> TensorType:
-    """Name and block layout of a type as ggml defines it."""
-    name = bind(library, "ggml_type_name", ctypes.c_char_p, (ctypes.c_int,))
-    block_size = bind(library, "ggml_blck_size", ctypes.c_int64, (ctypes.c_int,))
-    block_bytes = bind(library, "ggml_type_size", ctypes.c_size_t, (ctypes.c_int,))
-    return TensorType(name(number).decode().upper(), block_size(number), block_bytes(number))
-
-
-def copy_floats(data: bytes, out: NDArray[np.float32], _: int) -> None:
-    np.copyto(out, np.frombuffer(data, np.float32).reshape(out.shape))

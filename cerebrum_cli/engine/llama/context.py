@@ -74,7 +74,9 @@ class LlamaContext:
                 "use a smaller --ctx",
                 list(log.problems),
             )
-        apply_adapters(self.handle, adapters)
+        handles = (llama.llama_adapter_lora_p_ctypes * len(adapters))(*(adapter for adapter, _ in adapters))
+        scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
+        llama.llama_set_adapters_lora(self.handle, handles, len(adapters), scales)
         self.capacity: int = llama.llama_n_ctx_seq(self.handle)
         self._memory = llama.llama_get_memory(self.handle)
         self._window: int = llama.llama_model_n_swa(model)
@@ -102,8 +104,8 @@ class LlamaContext:
                     self.clear(slot)
             return False
         if status != DONE:
-            what = "the context is full" if status == NO_ROOM else f"llama.cpp failed to decode ({status})"
-            raise EngineError(what, "show its log with -v", list(log.problems))
+            problem = "the context is full" if status == NO_ROOM else f"llama.cpp failed to decode ({status})"
+            raise EngineError(problem, "show its log with -v", list(log.problems))
         return True
 
     def length(self, slot: int) -> int:
@@ -135,13 +137,6 @@ class LlamaContext:
     def close(self) -> None:
         llama.llama_batch_free(self._batch)
         llama.llama_free(self.handle)
-
-
-def apply_adapters(context: Any, adapters: Sequence[tuple[Any, float]]) -> None:
-    """Apply LoRA adapters, each with its scale, to everything that the context evaluates."""
-    count = len(adapters)
-    handles = (llama.llama_adapter_lora_p_ctypes * count)(*(adapter for adapter, _ in adapters))
-    llama.llama_set_adapters_lora(context, handles, count, (ctypes.c_float * count)(*(scale for _, scale in adapters)))
 
 
 def state_kind(model: Any, params: Any) -> str | None:

@@ -94,16 +94,15 @@ def file_key(path: Path) -> str:
     paths = [path]
     if first := FIRST_PART.fullmatch(path.name):
         paths = [path.with_name(f"{first[1]}-{n + 1:05}-of-{first[2]}{first[3]}") for n in range(int(first[2]))]
-    stats = [each.stat() for each in paths if each.exists()]
+    stats = (each.stat() for each in paths if each.exists())
     return " ".join(f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
 
 
 def _read_keys(remembered: Path) -> list[str]:
     try:
-        keys = json.loads(remembered.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return [str(key) for key in json.loads(remembered.read_bytes())]
+    except (OSError, ValueError, TypeError):
         return []
-    return [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
 
 
 def _load_in_child(arguments: tuple[Path | str, ...], stop: StopFlag) -> tuple[int, list[str]]:

@@ -142,8 +142,8 @@ def check_grammar(grammar: str) -> None:
         else:
             continue
         line, start = 1 + grammar.count("\n", 0, match.start()), grammar.rfind("\n", 0, match.start())
-        where = f"line {line}, column {match.start() - start}"
-        raise GrammarError(f"cannot parse the grammar: {where}: {problem}", "simplify the grammar there")
+        problem = f"cannot parse the grammar: line {line}, column {match.start() - start}: {problem}"
+        raise GrammarError(problem, "simplify the grammar there")
 
 
 def parse_grammar(vocab: Any, grammar: str) -> Any:

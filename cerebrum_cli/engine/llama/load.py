@@ -64,8 +64,7 @@ def open_llama(
         save_devices(devices_file, free.devices)
     for notice in option_notices(options, can_offload(), free.devices):
         emit(notice)
-    has_state = any(layer.state_bytes for layer in file.sizes.layers)
-    planned = resolve(options.context, not has_state, bool(free.devices))
+    planned = resolve(options.context, not any(layer.state_bytes for layer in file.sizes.layers), bool(free.devices))
     if planned.length:
         require_context(file.sizes, replace(planned, slots=1), file.trained_context, options.gpu_layers, free)
     else:
@@ -74,7 +73,9 @@ def open_llama(
         planned = replace(planned, length=length)
         if shortage := short_context_notice(length, default):
             emit(shortage)
-    expected = expected_context(planned)
+    expected = planned
+    if planned.n_streams > 1:  # concurrent sequences are rarely as long as the context
+        expected = replace(planned, length=max(planned.length // planned.slots, EXPECTED_LENGTH))
     offloaded = plan_layers(file.sizes, options.gpu_layers, expected, free.devices)
     if options.baseline:
         require_devices(memory_needs(file.sizes, expected, offloaded), free.devices)
@@ -95,13 +96,6 @@ def open_llama(
     if options.whole_context and (replaced := backend.reserve(planned.length)):
         emit(replaced)
     return backend
-
-
-def expected_context(options: ContextOptions) -> ContextOptions:
-    """The context to plan offloading for: concurrent sequences are rarely as long as the context."""
-    if options.n_streams == 1:
-        return options
-    return replace(options, length=max(options.length // options.slots, EXPECTED_LENGTH))
 
 
 def resolve(options: ContextOptions, can_unify: bool, offloads: bool) -> ContextOptions:
@@ -130,14 +124,12 @@ def load_model(options: LoadOptions, offloaded: tuple[int, ...], emit: Callable[
         return not stop
 
     params = llama.llama_model_default_params()
-    params.n_gpu_layers = sum(offloaded)
+    params.n_gpu_layers, params.vocab_only = sum(offloaded), options.vocabulary_only
+    params.use_extra_bufts = options.repack
     split = (ctypes.c_float * llama.llama_max_devices())(*offloaded)
     if len(offloaded) > 1:
         params.tensor_split = split
-    params.vocab_only = options.vocabulary_only
-    params.use_extra_bufts = options.repack
-    callback = llama.llama_progress_callback(progress)
-    params.progress_callback = callback
+    params.progress_callback = llama.llama_progress_callback(progress)
     log.problems.clear()
     with suppress_log():
         model = llama.llama_model_load_from_file(os.fsencode(options.file.path), params)

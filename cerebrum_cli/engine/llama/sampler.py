@@ -127,7 +127,8 @@ class GrammarSampler(LlamaSampler):
         row_logits = logits(*self._batch_position(row), len(self._data))
         token = self._draw(self._candidates(row_logits))
         if not is_allowed(self._grammar, token):
-            allowed = self._apply_grammar(self._candidates(row_logits))
+            allowed = self._candidates(row_logits)
+            llama.llama_sampler_apply(self._grammar, ctypes.byref(allowed))
             if self._data["logit"].max() == float("-inf"):
                 raise GrammarError("the grammar rejects every possible next token", "check that it can be completed")
             token = self._draw(allowed)
@@ -138,11 +139,8 @@ class GrammarSampler(LlamaSampler):
     def _candidates(self, row_logits: Any) -> Any:
         self._data["id"] = self._ids
         self._data["logit"] = row_logits
-        return _array(self._data.ctypes.data_as(llama.llama_token_data_p), len(self._data))
-
-    def _apply_grammar(self, candidates: Any) -> Any:
-        llama.llama_sampler_apply(self._grammar, ctypes.byref(candidates))
-        return candidates
+        data = self._data.ctypes.data_as(llama.llama_token_data_p)
+        return llama.llama_token_data_array(data=data, size=len(self._data), selected=-1, sorted=False)
 
     def _draw(self, candidates: Any) -> int:
         llama.llama_sampler_apply(self._chain, ctypes.byref(candidates))
@@ -194,7 +192,3 @@ def _selection(params: SamplingParams, seed: int) -> Iterator[Any]:
     yield llama.llama_sampler_init_min_p(params.min_p, 1)
     yield llama.llama_sampler_init_temp(params.temperature)
     yield llama.llama_sampler_init_dist(seed)
-
-
-def _array(data: Any, size: int) -> Any:
-    return llama.llama_token_data_array(data=data, size=size, selected=-1, sorted=False)

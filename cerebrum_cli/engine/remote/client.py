@@ -155,28 +155,26 @@ class Client:
 
     async def get(self, path: str, timeout_s: float, **query: str) -> Any:
         """The JSON value at a path."""
-        return self._read(await self._respond("GET", path, timeout_s, params=query))
+        return await self._request("GET", path, timeout_s, params=query)
 
     async def check(self, path: str, timeout_s: float) -> None:
         """Raise unless a path answers with success; its content does not matter."""
-        await self._respond("GET", path, timeout_s)
+        await self._request("GET", path, timeout_s, is_json=False)
 
     async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
         """The JSON value that a path answers a JSON body with; without a timeout, however long it takes."""
-        return self._read(await self._respond("POST", path, timeout_s, json=body))
+        return await self._request("POST", path, timeout_s, json=body)
 
-    def _read(self, response: httpx2.Response) -> Any:
-        with self._translated():
-            return response.json()
-
-    async def _respond(self, method: str, path: str, timeout_s: float | None, **content: Any) -> httpx2.Response:
+    async def _request(
+        self, method: str, path: str, timeout_s: float | None, is_json: bool = True, **content: Any
+    ) -> Any:
         import httpx2
 
         with self._translated():
             timeout = httpx2.Timeout(timeout_s, connect=CONNECT_S, write=WRITE_S)
             response = await self._http.request(method, path, timeout=timeout, **content)
             self._raise_for_status(response)
-            return response
+            return response.json() if is_json else None
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the JSON objects of server-sent events; closing the iterator closes the connection."""

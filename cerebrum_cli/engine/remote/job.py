@@ -134,14 +134,9 @@ class Server(ABC):
         """Whether it was ever opened, and so has a context and a record."""
         return self.limit > 0
 
-    def resize(self, limit: int) -> None:
-        """Give it so many samples at a time from now on."""
-        self.limit = self.window = limit
-
     def has_room(self, job: PoolJob) -> bool:
         """Whether it can be given a job now."""
         if self.state != "ready" or job.bound_to not in (None, self):
             return False
-        samples = min(len(job.samples), self.max_samples)
-        fits = self.outstanding + samples <= self.window and not job.is_suspect
+        fits = self.outstanding + min(len(job.samples), self.max_samples) <= self.window and not job.is_suspect
         return fits or self.outstanding == 0

@@ -20,13 +20,13 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, LoadEvent, SequenceId, ServersEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
-from cerebrum_cli.engine.engine import CancelScope, Capabilities, Completions, LoadEvents, first_seed
+from cerebrum_cli.engine.engine import CancelScope, Capabilities, Completions, EventQueue, first_seed
 from cerebrum_cli.engine.remote.client import Endpoint, import_http
 from cerebrum_cli.engine.remote.job import PoolJob, PromptServer, Server, ServerTimeouts
 from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.remote.server import ExpectedModel, HttpServer
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import Failure, Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
@@ -142,7 +142,7 @@ class PooledEngine:
         self._timeouts = timeouts or ServerTimeouts()
         self._stop = StopFlag()
         self._cancel_count = 0
-        self._loading = LoadEvents()
+        self._loading = EventQueue[Event]()
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
         self._connecting: asyncio.Task[Pool] | None = None
@@ -152,9 +152,6 @@ class PooledEngine:
         self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
         self._thread.start()
         atexit.register(self.close)
-
-    def _prepare(self) -> None:
-        """Import what connecting needs, while native code loads the vocabulary."""
 
     async def _find_servers(self) -> Sequence[Server]:
         """The servers to open. Raises EndpointError."""
@@ -245,14 +242,11 @@ class PooledEngine:
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-                preparing = threading.Thread(target=self._prepare, name="servers: imports")
-                preparing.start()
                 self._backend = self._open_vocabulary(self._emit_progress, self._stop)
-                preparing.join()
                 runner.run(self._serve())
         except BaseException as error:
             self.has_failed = True
-            self._loading.end(error)
+            self._loading.put(Failure(error))
         finally:
             self._pool = None
             if self._backend:
@@ -268,15 +262,14 @@ class PooledEngine:
             pool = await self._connecting
         except asyncio.CancelledError as error:
             raise EngineError("loading interrupted") from error
-        self._connecting = None
         self._pool = pool
-        self._loading.end()
+        self._loading.put(None)
         await self._closing.wait()
         await pool.close()
 
     async def _connect(self) -> Pool:
         """Open the servers. Raises EndpointError if none answers, or one does not fit."""
-        pool = Pool(await self._find_servers(), self._timeouts, self._loading.emit)
+        pool = Pool(await self._find_servers(), self._timeouts, self._loading.put)
         try:
             await pool.connect()
         except BaseException:
@@ -291,7 +284,7 @@ class PooledEngine:
     def _emit_progress(self, event: Event) -> None:
         """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""
         if isinstance(event, LoadEvent):
-            self._loading.emit(event)
+            self._loading.put(event)
 
 
 class RemoteEngine(PooledEngine):
@@ -313,10 +306,8 @@ class RemoteEngine(PooledEngine):
         self._endpoints = endpoints
         self._earlier = earlier
         self._window = window
+        threading.Thread(target=import_http).start()  # while native code loads the vocabulary
         super().__init__(open_vocabulary, timeouts)
-
-    def _prepare(self) -> None:
-        import_http()
 
     async def _find_servers(self) -> Sequence[HttpServer]:
         expected = ExpectedModel(self.vocabulary, self._earlier)

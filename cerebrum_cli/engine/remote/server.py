@@ -110,7 +110,7 @@ class HttpServer(Server):
         problem = f"{kind.name} serves the model's original weights, not those of the local file"
         notice = NoticeEvent(problem, "answers differ from those of llama.cpp")
         self.remarks = [notice] if info.has_other_weights else []
-        self.resize(min(self._window or info.slots, info.slots))
+        self.limit = self.window = min(self._window or info.slots, info.slots)
 
     async def close(self) -> None:
         await self._client.close()
