@@ -69,7 +69,7 @@ def time_choices(model: str, runs: int) -> list[tuple[float, float]]:
 
         def seconds(requests: Sequence[ScoreRequest]) -> float:
             start = time.perf_counter()
-            require_scores(list(loaded.responder.score(requests)), requests)
+            require_scores(list(loaded.engine.score(requests)), requests)
             return time.perf_counter() - start
 
         seconds([draw_request(random)])
@@ -99,9 +99,9 @@ def rows_per_second(model: str) -> float:
     random = Random(2)
     requests = [draw_request(random) for _ in range(REQUESTS)]
     with loaded_model(model, benchmark_settings({}), ContextOptions(slots=SLOTS, kv_unified=True)) as loaded:
-        list(loaded.responder.score([draw_request(random)]))
+        list(loaded.engine.score([draw_request(random)]))
         start = time.perf_counter()
-        events = list(loaded.responder.score(requests))
+        events = list(loaded.engine.score(requests))
         seconds = time.perf_counter() - start
     require_scores(events, requests)
     (rows,) = {event.total for event in events if isinstance(event, StageEvent)}

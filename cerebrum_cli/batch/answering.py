@@ -121,11 +121,12 @@ def answer_rows(
     get rows in the order of the input, as they can take them; `in_order`, no more than READ_AHEAD past the first
     unfinished one. The caller completes the result; after a cancel, rows are missing.
     """
-    answering = Answering(responder, rows, options, result, responder.cancel_scope())
+    answering = Answering(responder, rows, options, result, responder.engine.cancel_scope())
     yield from responder.load()
     responder.check_settings(options.settings)
     yield answering.progress
-    yield from answering.run_steadily(in_order) if responder.schedules_rows else answering.run_windows(in_order)
+    schedules_rows = responder.engine.capabilities.schedules_rows
+    yield from answering.run_steadily(in_order) if schedules_rows else answering.run_windows(in_order)
 
 
 @dataclass(slots=True)
@@ -249,7 +250,7 @@ def write_row_errors(rows: Rows, result: Result) -> None:
 
 def _group_rows(responder: Responder, pending: Sequence[PendingRow]) -> Iterator[list[PendingRow]]:
     """Yield groups of rows of similar lengths, the shortest first, in each of which rows are sorted by their tokens."""
-    for group in responder.group_by_length(row.request for row in pending):
+    for group in responder.engine.group_by_length(row.request for row in pending):
         yield sorted((pending[index] for index in group), key=lambda row: row.request.prompt_tokens)
 
 

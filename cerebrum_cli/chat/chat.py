@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cerebrum_cli.chat.context_window import fit_session
 from cerebrum_cli.chat.history import (
@@ -195,19 +196,9 @@ class Chat:
         """Copy the conversation to a new session and switch to it; the previous session is unchanged."""
         if self.session is None:
             raise SessionError("no messages yet", "ask something first")
-        store, source = self.history.store, self.session
-        self.switch_session(
-            store.create(
-                store.unused_name(name or source.name),
-                "chat",
-                system_prompt=source.system_prompt,
-                model=source.model,
-                format=source.format,
-                params=source.params,
-                leaf=source.leaf,
-                first=source.first,
-            )
-        )
+        store, copied = self.history.store, ("system_prompt", "model", "format", "params", "leaf", "first")
+        values = {key: getattr(self.session, key) for key in copied}
+        self.switch_session(store.create(store.unused_name(name or self.session.name), "chat", **values))
         return self.session
 
     def switch_session(self, session: Session | None, name: str | None = None) -> None:
@@ -319,17 +310,23 @@ class Chat:
     def _start_session(self, text: str) -> None:
         """Create the session with its first question, in one step: a killed process leaves no empty one."""
         name = self.name or unused_session_name(self.history.store, Conversation().user(text))
-        session = self.history.create_session(
-            name, "chat", self.author, self.settings, self.settings.system, Message("user", text)
+        session = self.history.store.create(
+            name, "chat", **self._session_values, system_prompt=self.settings.system, question=Message("user", text)
         )
         self.history.hold(session)
         self.session = session
 
+    @property
+    def _session_values(self) -> dict[str, Any]:
+        """What a session records of the model, the format and the sampling settings that answer in it."""
+        model = self.loaded.model
+        params = session_params(self.settings, model)
+        return {"model": model.reference, "format": self.loaded.format_name, "params": params}
+
     def _update_session(self) -> Session:
         """Store the current model, format and sampling settings with the session."""
         assert self.session is not None
-        author, params = self.author, session_params(self.settings, self.author.model)
-        values = {"model": author.model.reference, "format": author.format, "params": params}
+        values = self._session_values
         if any(getattr(self.session, key) != value for key, value in values.items()):
             self.session = self.history.store.update_session(self.session, **values)
         return self.session
@@ -366,7 +363,7 @@ class Chat:
         try:
             yield from self.load()
             recorder.session, notice = fit_session(
-                recorder.store, session, self.author.model, responder, len(prefix_tokens), settings
+                recorder.store, session, self.loaded.model, responder, len(prefix_tokens), settings
             )
             self.session = recorder.session
             if notice:

@@ -11,7 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.chat.session import Origin, ReplyMetadata, Session, StoredMessage, validated_name
+from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, validated_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
@@ -62,9 +62,15 @@ class History:
         return self.acquire(session)
 
     def acquire(self, session: Session) -> Session:
-        """Lock a session and make sure that a question can follow. Raises SessionError if another process holds it."""
+        """Lock a session, for a question to follow. Raises SessionError if another process holds it.
+
+        If it ends in a question, because its process was killed, an empty interrupted reply is appended.
+        """
         self.hold(session)
-        return self.close_unanswered(session)
+        messages = self.store.messages(session)
+        if messages and messages[-1].message.role == "user":
+            return self.store.add_message(session, Message("assistant", ""), ReplyMetadata(finish_reason="cancelled"))
+        return session
 
     def hold(self, session: Session) -> None:
         """Lock a session as it is; one that exists only in memory needs no lock."""
@@ -116,33 +122,6 @@ class History:
         self.release()
         self.store.close()
 
-    def close_unanswered(self, session: Session) -> Session:
-        """Append an empty interrupted reply to a session that ends in a question, because its process was killed."""
-        messages = self.store.messages(session)
-        if messages and messages[-1].message.role == "user":
-            return self.store.add_message(session, Message("assistant", ""), ReplyMetadata(finish_reason="cancelled"))
-        return session
-
-    def create_session(
-        self,
-        name: str,
-        origin: Origin,
-        author: Author,
-        settings: Settings,
-        system_prompt: str | None,
-        question: Message | None = None,
-    ) -> Session:
-        """Create a session, with its first question if given. Raises SessionError if the name is in use."""
-        return self.store.create(
-            name,
-            origin,
-            system_prompt=system_prompt,
-            model=author.model.reference,
-            format=author.format,
-            params=session_params(settings, author.model),
-            question=question,
-        )
-
     def record(
         self,
         session: Session | None,
@@ -155,14 +134,14 @@ class History:
         params = session_params(settings, author.model)
         with self.store.transaction():
             if session is None:
-                name = unused_session_name(self.store, conversation)
-                session = self.create_session(name, "ask", author, settings, conversation.system_prompt)
+                session = self.store.create(unused_session_name(self.store, conversation), "ask", params=params)
+            others = {key: value for key, value in session.params.items() if key != LORA}
             session = self.store.update_session(
                 session,
                 system_prompt=conversation.system_prompt,
                 model=author.model.reference,
                 format=author.format,
-                params=updated_params(session, author.model),
+                params=others | author.model.adapter_params,
             )
             for message in conversation.messages[len(visible_messages(self.store, session)) :]:
                 session = self.store.add_message(session, message)
@@ -219,17 +198,13 @@ def session_params(settings: Settings, model: Model) -> dict[str, Any]:
     return {**values, **texts, **model.adapter_params}
 
 
-def updated_params(session: Session, model: Model) -> dict[str, Any]:
-    """The settings of a session, with the adapters of the model that it is now answered by."""
-    others = {key: value for key, value in session.params.items() if key != LORA}
-    return {**others, **model.adapter_params}
-
-
 def suggest_name(conversation: Conversation) -> str:
     """Derive a session's name from the first words of its first question, ignoring files quoted before it."""
     first = conversation.messages[0].content if conversation.messages else ""
     first = _QUOTED_FILE.sub("", first).strip() or first
-    words = "".join(char if _is_word_char(char) else " " for char in first.lower()).split()[:_MAX_WORDS]
+    # In many scripts, marks combine with letters.
+    is_word = {char: char.isalnum() or unicodedata.category(char).startswith("M") for char in first.lower()}
+    words = "".join(char if is_word[char] else " " for char in first.lower()).split()[:_MAX_WORDS]
     return "-".join(words)[:_MAX_CHARS].strip("-") or "session"
 
 
@@ -237,10 +212,6 @@ def unused_session_name(store: Store, conversation: Conversation) -> str:
     """A name from the first words of a conversation, with the date if another session has the same."""
     name = suggest_name(conversation)
     return name if store.find(name) is None else store.unused_name(f"{name}-{date.today().isoformat()}")
-
-
-def _is_word_char(char: str) -> bool:
-    return char.isalnum() or unicodedata.category(char).startswith("M")  # in many scripts, marks combine with letters
 
 
 def load_conversation(store: Store, session: Session, model: Model, settings: Settings | None = None) -> Conversation:
@@ -251,13 +222,12 @@ def load_conversation(store: Store, session: Session, model: Model, settings: Se
     Its own replies keep their tokens; those of other models are tokenized again. So are replies that ended while
     reasoning: their markup is unclosed, and everything after it would be reasoning.
     """
-    messages = tuple(
-        with_thinking(stored)
-        if has_valid_tokens(stored, model) and not _is_unfinished_reasoning(stored)
-        else replace(with_thinking(stored), tokens=None)
-        for stored in visible_messages(store, session)
-    )
-    return Conversation(messages, session.system_prompt, settings.thinks if settings else None)
+    messages = []
+    for stored in visible_messages(store, session):
+        is_unfinished = stored.metadata.reasoning and not stored.message.content
+        keeps_tokens = has_valid_tokens(stored, model) and not is_unfinished
+        messages.append(with_thinking(stored) if keeps_tokens else replace(with_thinking(stored), tokens=None))
+    return Conversation(tuple(messages), session.system_prompt, settings.thinks if settings else None)
 
 
 def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:
@@ -273,10 +243,6 @@ def is_author(model: Model, metadata: ReplyMetadata) -> bool:
         and metadata.vocabulary == model.vocabulary
         and (metadata.params or {}).get(LORA, []) == model.adapter_names
     )
-
-
-def _is_unfinished_reasoning(stored: StoredMessage) -> bool:
-    return bool(stored.metadata.reasoning) and not stored.message.content
 
 
 def with_thinking(stored: StoredMessage) -> Message:

@@ -42,7 +42,7 @@ class ReplyRecorder:
     _is_stored: bool = field(default=False, init=False)
     _is_finished: bool = field(default=False, init=False)
     _start: float = field(default_factory=time.monotonic, init=False)
-    _next_save: float = field(default_factory=lambda: time.monotonic() + SAVE_EVERY_S, init=False)
+    _next_save: float = field(default_factory=lambda: time.monotonic() + save_interval(0.0), init=False)
 
     def record(
         self, responder: Responder, conversation: Conversation, majority_vote: MajorityVote | None = None

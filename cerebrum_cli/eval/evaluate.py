@@ -184,7 +184,7 @@ def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Gene
     A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do
     not count. The caller completes the run; after a cancel, samples are missing.
     """
-    scope = responder.cancel_scope()
+    scope = responder.engine.cancel_scope()
     yield from responder.load()
     responder.check_settings(evaluation.settings)
     writer = SampleWriter(evaluation, run)
@@ -202,7 +202,7 @@ def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Gene
         else:
             pending.append(PendingQuestion(position, first, request.compact(), {}))
     with closing(evaluation.marker):
-        for group in responder.group_by_length(each.request for each in pending):
+        for group in responder.engine.group_by_length(each.request for each in pending):
             yield from _take_samples(responder, scope, [pending[index] for index in group], writer)
             if scope.is_cancelled:
                 break

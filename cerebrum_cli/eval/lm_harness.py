@@ -179,7 +179,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     def _plan_prompts(self, requests: Sequence[Instance]) -> list[PlannedPrompt]:
         prompts = []
         ignored: set[str] = set()
-        stop = self._model.responder.stop if self._is_chat else ()
+        stop = self._model.responder.format.stop if self._is_chat else ()
         size = self.max_length
         truncated = 0
         for key, group in groupby(enumerate(requests), key=lambda pair: pair[1].args):
@@ -247,7 +247,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         self._notify_of_truncation(truncated, len(pairs))
         indices = [*groups.values()]
         requests = [ScoreRequest(each, tuple(tuple(pairs[at][2]) for at in group)) for each, group in groups.items()]
-        with closing(self._model.responder.score(requests)) as events:
+        with closing(self._model.engine.score(requests)) as events:
             for event in events:
                 if isinstance(event, LogprobScores):
                     for index, score in zip(indices[event.request], event.scores, strict=True):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
@@ -27,9 +26,6 @@ from cerebrum_cli.inference.reply import Preview
 from cerebrum_cli.inference.reply_controls import AnswerNow, ReplyControls
 from cerebrum_cli.inference.reply_stream import ReplyChannels, ReplyRequest, ReplyStream
 from cerebrum_cli.inference.tokens import last_text, least_tokens, resolve_biases
-
-if TYPE_CHECKING:
-    from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 
@@ -52,7 +48,7 @@ class Responder:
         prepare: Callable[[], None] | None = None,
         choose_drafts: DraftChoice = lambda _: None,
     ) -> None:
-        self._engine = engine
+        self.engine = engine
         self._build_format = build
         self._trained_context = trained_context
         self._prepare = prepare
@@ -72,14 +68,13 @@ class Responder:
         Raises PromptTooLong if no room is left for a reply, FormatError if the format cannot render the conversation,
         UsageError as `check_settings` does.
         """
-        prompt_format, settings, prefix = self._format, request.settings, request.prefix_tokens
+        prompt_format, settings, prefix = self.format, request.settings, request.prefix_tokens
         self._controls.require_marked_thought(settings, request.conversation.system_prompt)
         prompt = self._render(replace(request.conversation, thinks=settings.thinks))
-        channels = ReplyChannels(
-            prompt_format.thoughts,
-            open_thought(_trusted_end(prompt), prompt_format.thoughts),
-            self._decode_prefix(prefix),
-        )
+        pieces = (self.engine.vocabulary.piece(token, special=token in self._visible_tokens) for token in prefix)
+        last = prompt[-1] if prompt else None
+        thought = open_thought(last.value, prompt_format.thoughts) if isinstance(last, Text) and last.trusted else None
+        channels = ReplyChannels(prompt_format.thoughts, thought, b"".join(pieces).decode("utf-8", "replace"))
         tokens = (*self._tokenize(prompt), *prefix)
         self._require_room(tokens)
         return Request(
@@ -107,16 +102,7 @@ class Responder:
 
         An engine that schedules rows takes None for none now, and reads on after the next event.
         """
-        return ReplyStream(self._engine, requests, scope)
-
-    def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
-        return self._engine.group_by_length(requests)
-
-    def score(
-        self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None
-    ) -> Generator[ScoringEvent, None, None]:
-        """Yield the scores of given continuations as requests finish; closing the generator stops it."""
-        return self._engine.score(requests, scope)
+        return ReplyStream(self.engine, requests, scope)
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
         """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.
@@ -131,39 +117,31 @@ class Responder:
             self._require_room(prompt)
             inspection = Inspection(reply.tokens, likeliest + 1)
             request = Request(prompt, SamplingParams(max_tokens=1), inspection=inspection)
-            with closing(self._engine.complete([request])) as events:
+            with closing(self.engine.complete([request])) as events:
                 yield from raise_refusals(events)
 
     def require_inspection(self) -> None:
         """Raise UsageError if the engine cannot inspect replies."""
-        if not self._engine.capabilities.scores:
+        if not self.engine.capabilities.scores:
             raise UsageError(
                 "servers cannot compute the probabilities of an existing reply", "use a model on this machine"
             )
 
     @property
-    def schedules_rows(self) -> bool:
-        """Whether the engine takes thousands of requests, and starts them as slots become free."""
-        return self._engine.capabilities.schedules_rows
-
-    @property
     def larger_context(self) -> str:
         """The advice to a user whose context is full."""
-        return self._engine.capabilities.larger_context
+        return self.engine.capabilities.larger_context
 
     @property
     def prefix_token(self) -> int | None:
         """The token that a text without a context is scored after: BOS, or EOS in a vocabulary without it."""
-        vocabulary = self._engine.vocabulary
+        vocabulary = self.engine.vocabulary
         texts = filter(None, map(vocabulary.special_token_text, ("bos", "eos")))
         return next((token for text in texts for token in vocabulary.special_token_ids([text])), None)
 
-    def cancel_scope(self) -> CancelScope:
-        return self._engine.cancel_scope()
-
     def load(self) -> Iterator[Event]:
         """Load the model and yield the events of loading. Raises what made it fail."""
-        for event in self._engine.load():
+        for event in self.engine.load():
             yield event
             if self._prepare and isinstance(event, LoadEvent):
                 self._prepare()  # while native code loads the model
@@ -172,8 +150,8 @@ class Responder:
         """Number of tokens in the prompt of a conversation; the least possible number of one that cannot fit."""
         if least := self._least_tokens(last_text(conversation)):
             return least
-        parts = self._format.render(conversation)
-        return self._least_tokens(parts) or len(self._engine.vocabulary.tokenize(parts))
+        parts = self.format.render(conversation)
+        return self._least_tokens(parts) or len(self.engine.vocabulary.tokenize(parts))
 
     def tokenize(self, conversation: Conversation) -> tuple[int, ...]:
         """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""
@@ -191,13 +169,13 @@ class Responder:
     @property
     def context_size(self) -> int | None:
         """Tokens in the context of the loaded model; None before it is loaded."""
-        return self._engine.context_size if self._engine.is_loaded else None
+        return self.engine.context_size if self.engine.is_loaded else None
 
     def preview(self, conversation: Conversation) -> Preview:
         """Load the model, and return the exact prompt of a conversation without evaluating it."""
         for _ in self.load():
             pass
-        vocabulary = self._engine.vocabulary
+        vocabulary = self.engine.vocabulary
         parts = self._render(conversation)
         ids, text = self._tokenize(parts), self._spell(parts)
         bos = vocabulary.special_token_text("bos")
@@ -209,39 +187,30 @@ class Responder:
         return self._spell(self._render(conversation))
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return detokenize(self._engine.vocabulary, ids)
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Stop strings of the prompt format; the model must be loaded."""
-        return self._format.stop
-
-    @property
-    def default_system(self) -> str | None:
-        """System prompt of a conversation that has none of its own; the model must be loaded."""
-        return self._format.default_system
+        return detokenize(self.engine.vocabulary, ids)
 
     def drop_partial_character(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Drop tokens at the end that hold only part of a character."""
-        piece, length = self._engine.vocabulary.piece, len(ids)
+        piece, length = self.engine.vocabulary.piece, len(ids)
         while length and not _is_whole(b"".join(map(piece, ids[:length][-MAX_CHARACTER_BYTES:]))):
             length -= 1
         return ids[:length]
 
     @cached_property
-    def _format(self) -> PromptFormat:
-        return self._build_format(self._engine.vocabulary, self._engine.context_size)
+    def format(self) -> PromptFormat:
+        """The prompt format."""
+        return self._build_format(self.engine.vocabulary, self.engine.context_size)
 
     @cached_property
     def _visible_tokens(self) -> frozenset[int]:
-        thoughts = self._format.thoughts
-        return self._engine.vocabulary.special_token_ids(
+        thoughts = self.format.thoughts
+        return self.engine.vocabulary.special_token_ids(
             marker for thought in thoughts for marker in (thought.open, thought.close, thought.header)
         )
 
     @cached_property
     def _controls(self) -> ReplyControls:
-        return ReplyControls(self._engine.vocabulary, self._format)
+        return ReplyControls(self.engine.vocabulary, self.format)
 
     @property
     def can_answer_now(self) -> bool:
@@ -253,44 +222,38 @@ class Responder:
         self._answer_now.is_requested = True
 
     def cancel(self) -> None:
-        self._engine.cancel()
+        self.engine.cancel()
 
     def _sampling(self, settings: Settings, stop: tuple[str, ...]) -> SamplingParams:
         params = settings.sampling(stop)
-        return replace(params, logit_bias=resolve_biases(self._engine.vocabulary, params.logit_bias))
-
-    def _decode_prefix(self, tokens: Sequence[int]) -> str:
-        vocabulary = self._engine.vocabulary
-        pieces = (vocabulary.piece(token, special=token in self._visible_tokens) for token in tokens)
-        return b"".join(pieces).decode("utf-8", "replace")
+        return replace(params, logit_bias=resolve_biases(self.engine.vocabulary, params.logit_bias))
 
     def _require_room(self, tokens: tuple[int, ...]) -> None:
-        """Raise PromptTooLong if a prompt leaves no room for a reply."""
-        if len(tokens) >= self._engine.context_size:
+        if len(tokens) >= self.engine.context_size:
             raise self._too_long(str(len(tokens)))
 
     def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         self._require_possible(last_text(conversation))
-        return self._format.render(conversation)
+        return self.format.render(conversation)
 
     def _spell(self, prompt: Sequence[PromptPart]) -> str:
         return "".join(part.value if isinstance(part, Text) else self.detokenize(part.ids) for part in prompt)
 
     def _tokenize(self, prompt: Sequence[PromptPart]) -> tuple[int, ...]:
         self._require_possible(prompt)
-        return self._engine.vocabulary.tokenize(prompt)
+        return self.engine.vocabulary.tokenize(prompt)
 
     def _require_possible(self, prompt: Iterable[PromptPart]) -> None:
         if least := self._least_tokens(prompt):
             raise self._too_long(f"at least {least}")
 
     def _too_long(self, tokens: str) -> PromptTooLong:
-        size, trained = self._engine.context_size, self._trained_context
+        size, trained = self.engine.context_size, self._trained_context
         advice = f" or {self.larger_context} (trained context: {trained})" if size < trained else ""
         return PromptTooLong.for_context(tokens, size, advice)
 
     def _least_tokens(self, prompt: Iterable[PromptPart]) -> int | None:
-        return least_tokens(self._engine.vocabulary, self._engine.context_size, prompt)
+        return least_tokens(self.engine.vocabulary, self.engine.context_size, prompt)
 
 
 def detokenize(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
@@ -303,8 +266,3 @@ def _is_whole(data: bytes) -> bool:
     decoder = getincrementaldecoder("utf-8")("replace")
     decoder.decode(data)
     return not decoder.getstate()[0]
-
-
-def _trusted_end(prompt: Sequence[PromptPart]) -> str:
-    last = prompt[-1] if prompt else None
-    return last.value if isinstance(last, Text) and last.trusted else ""

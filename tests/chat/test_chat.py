@@ -131,7 +131,7 @@ def test_chat_saves_an_empty_reply_interrupted_before_its_first_token(endless_ch
 def test_chat_saves_a_reply_while_it_is_generated(
     endless_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cerebrum_cli.chat.reply_recorder.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("cerebrum_cli.chat.reply_recorder.save_interval", lambda elapsed_s: 0.0)
     events = endless_chat.send("One?")
     for event in events:
         if isinstance(event, TokenEvent) and event.token == ord("o"):

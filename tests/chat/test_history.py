@@ -28,6 +28,7 @@ from cerebrum_cli.chat.history import (
     History,
     continue_session,
     load_conversation,
+    session_params,
     suggest_name,
     with_session_defaults,
 )
@@ -147,7 +148,7 @@ def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: Hi
     assert history.store.conversation(session) == whole
     assert history.store.messages(session)[-1].metadata == ReplyMetadata(finish_reason="cancelled")
     empty = history.store.create("empty", "chat")
-    assert [history.close_unanswered(each) for each in (session, empty)] == [session, empty]
+    assert [history.acquire(each) for each in (session, empty)] == [session, empty]
 
 
 def test_history_acquires_sessions_by_valid_names_only(history: History) -> None:
@@ -254,7 +255,8 @@ def test_session_defaults_apply_to_the_same_file_by_any_path(
     history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, is_same: bool
 ) -> None:
     model = Model("model", (tmp_path / "model.gguf",))
-    session = history.create_session("talk", "chat", Author(model, "chatml"), SETTINGS, None)
+    params = session_params(SETTINGS, model)
+    session = history.store.create("talk", "chat", model=model.reference, format="chatml", params=params)
     monkeypatch.chdir(tmp_path)
     defaults = with_session_defaults(session, {} if given is None else {"model": given})
     assert (defaults.get("format"), defaults.get("temperature")) == (("chatml", 0.5) if is_same else (None, None))

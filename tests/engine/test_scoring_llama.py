@@ -154,7 +154,7 @@ def test_responder_scores_a_text_after_the_prefix_token(chatml_model: Path, mist
             responder = Responder(engine, format_builder("cerebrum", None, {}), 2048)
             prefix = responder.prefix_token
             assert prefix is not None and responder.detokenize([prefix]) == text
-            events = list(responder.score([ScoreRequest((prefix,), ((40, 41, 42),))]))
+            events = list(responder.engine.score([ScoreRequest((prefix,), ((40, 41, 42),))]))
             assert [event.scores[0].tokens for event in events if isinstance(event, LogprobScores)] == [3]
 
 

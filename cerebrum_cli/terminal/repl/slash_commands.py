@@ -74,7 +74,7 @@ def set_system_prompt(repl: Repl, line: SlashLine) -> None:
     repl.wait_for(repl.chat.load())
     shown = repl.chat.conversation.system_prompt
     if shown is None:
-        shown = repl.chat.loaded.responder.default_system
+        shown = repl.chat.loaded.responder.format.default_system
     repl.streams.info(f"system prompt: {shown}" if shown else "no system prompt")
 
 
