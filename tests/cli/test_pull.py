@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_exchange import Fault
+from hub_server import Fault
 from hub_user import CATALOGUED, READER, HubUser, cleaned, named
 from tiny_models import write_chatml
 

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from command_line import environment_of
 from dataset_files import table
-from hub_exchange import Fault
-from hub_server import DATASETS
+from hub_server import DATASETS, Fault
 from hub_user import OTHER, READER, HubUser
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError

@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from disks import full_disk
-from hub_exchange import Fault, Part
-from hub_server import RATE_LIMITED, SERVER_ERROR, UNAVAILABLE
+from hub_server import RATE_LIMITED, SERVER_ERROR, UNAVAILABLE, Fault, Part
 from hub_user import HubUser, cleaned
 from waiting import wait_until
 

@@ -9,8 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from hub_exchange import Fault, Refusal
-from hub_server import FORBIDDEN
+from hub_server import FORBIDDEN, Fault, Refusal
 from hub_user import CATALOGUED, OTHER, READER, HubUser, named
 
 PAGE = f"https://huggingface.co/{CATALOGUED}"

@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hub_exchange import Fault, Refusal
-from hub_server import UNAVAILABLE
+from hub_server import UNAVAILABLE, Fault, Refusal
 from hub_user import CATALOGUED, HubUser, cleaned, named
 from tiny_models import write_chatml
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from disks import full_disk
 from gguf_files import write_model
-from hub_exchange import Fault
-from hub_server import UNAVAILABLE
+from hub_server import UNAVAILABLE, Fault
 from hub_user import HubUser, cleaned
 from vocabularies import open_vocabulary
 

@@ -1,28 +1,97 @@
 """A Hugging Face Hub on loopback, for the real client: repositories, their commits, and a CDN on another port.
 
-A dataset is a repository whose id has the prefix DATASETS here, as its address has on the Hub.
+Faults strike requests, and a log holds what was asked for. A dataset is a repository whose id has the prefix DATASETS
+here, as its address has on the Hub.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from threading import Condition
 from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from hub_exchange import Armed, Fault, Headers, Listener, Log, Part, Refusal, Reply, Request, opened
+from loopback import ArmedFault, CountedFault, Loopback, LoopbackHandler, reset
 
+Part = Literal["api", "resolve", "cdn", "other"]
+Headers = tuple[tuple[str, str], ...]
+
+BLOCK = 256 * 1024
 DATASETS = "datasets/"
 LFS_SUFFIXES = {".gguf", ".safetensors", ".bin", ".parquet"}  # in a new repository's .gitattributes, in part
 API = re.compile(r"/api/(?:models/|(datasets/))([^/]+/[^/]+)(?:/revision/([^/]+))?")
 RESOLVE = re.compile(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 SIGNED = "Expires=3600&Signature=signed"
-HEALTHY = Armed(Fault(part="other"))
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """What a client asked and what it got so far; `sent` counts the body's bytes as the socket takes them."""
+
+    part: Part
+    method: str
+    path: str  # with its query, as on the wire
+    headers: Mapping[str, str]  # names in lower case
+    status: int | None = None
+    sent: int = 0
+
+    @property
+    def range(self) -> str | None:
+        return self.headers.get("range")
+
+    @property
+    def authorization(self) -> str | None:
+        return self.headers.get("authorization")
+
+    @property
+    def token(self) -> str | None:
+        return self.authorization and self.authorization.removeprefix("Bearer ")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer ready to be sent: bytes `start` to `stop` of the body."""
+
+    status: int
+    headers: Headers
+    body: bytes | Path
+    start: int
+    stop: int
+
+
+def json_reply(value: Any, headers: Headers = (), status: int = 200) -> Reply:
+    body = json.dumps(value).encode()
+    return Reply(status, (("Content-Type", "application/json; charset=utf-8"), *headers), body, 0, len(body))
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer that is no success, in the Hub's shape; in `message`, {} stands for what was asked for."""
+
+    status: int
+    message: str
+    code: str | None = None
+    headers: Headers = ()
+
+    def with_header(self, name: str, value: str) -> Refusal:
+        return replace(self, headers=(*self.headers, (name, value)))
+
+    def reply(self, subject: str = "{}") -> Reply:
+        message = self.message.replace("{}", subject)
+        code = () if self.code is None else (("X-Error-Code", self.code),)
+        plain = message.encode("ascii", "replace").decode()  # all that a header can carry
+        return json_reply({"error": message}, (*code, ("X-Error-Message", plain), *self.headers), self.status)
+
 
 # The real Hub says 401 to a stranger who asks for what does not exist. Its client sees through it on https only; so
 # that it does here too, the code says what the client would have guessed.
@@ -37,15 +106,12 @@ SERVER_ERROR = Refusal(500, "Internal Error - We're working hard to fix this as 
 UNAVAILABLE = Refusal(503, "Service Unavailable")
 UNSATISFIABLE = Refusal(416, "The requested range is not satisfiable")
 NO_SUCH_PAGE = Refusal(404, "Sorry, we can't find the page you are looking for.")
-GATED_STRANGER = Refusal(
-    401,
-    "Access to model {} is restricted. You must have access to it and be authenticated to access it. Please log in.",
-    "GatedRepo",
-)
+RESTRICTED = "Access to model {} is restricted"
+LOG_IN = "You must have access to it and be authenticated to access it. Please log in."
+GATED_STRANGER = Refusal(401, f"{RESTRICTED}. {LOG_IN}", "GatedRepo")
 GATED = Refusal(
     403,
-    "Access to model {} is restricted and you are not in the authorized list. "
-    "Visit https://huggingface.co/{} to ask for access.",
+    f"{RESTRICTED} and you are not in the authorized list. Visit https://huggingface.co/{{}} to ask for access.",
     "GatedRepo",
 )
 
@@ -53,9 +119,141 @@ GATED = Refusal(
 class Refused(Exception):
     """The Hub's answer to a request is a refusal."""
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: Refusal, subject: str = "{}") -> None:
         super().__init__(refusal.message)
-        self.refusal = refusal
+        self.reply = refusal.reply(subject)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault(CountedFault):
+    """What goes wrong with requests for a part.
+
+    Bytes of `cut_after` and `hang_after` count from the start of the answer's body, `flip_at` from the file's start.
+    A request that hangs goes on when released. Several misfortunes may strike one request.
+    """
+
+    part: Part
+    path: str = ""  # any part of the request's path and query
+    refusal: Refusal | None = None
+    cut_after: int | None = None
+    reset: bool = False  # how a cut ends: with TCP's RST instead of FIN; what was on its way may be lost
+    hang_after: int | None = None
+    flip_at: int | None = None
+    ignore_range: bool = False
+    bytes_per_second: int | None = None
+
+    def ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Split what is sent of a body where something goes wrong; the last range is empty."""
+        end = stop if self.cut_after is None else min(start + self.cut_after, stop)
+        flip = () if self.flip_at is None else (self.flip_at, self.flip_at + 1)
+        hang = () if self.hang_after is None else (start + self.hang_after,)
+        yield from pairwise([*sorted({start, end, *(mark for mark in (*flip, *hang) if start < mark < end)}), end])
+
+
+class Armed(ArmedFault[Fault]):
+    """A fault of the Hub in place."""
+
+    def strike(self, request: Request) -> bool:
+        fault = self.fault
+        return request.part == fault.part and fault.path in request.path and self.strike_next()
+
+    def release(self) -> None:
+        """Let go on what hangs, now and later."""
+        self.released.set()
+
+
+HEALTHY = Armed(Fault(part="other"))
+
+
+class Log:
+    """The requests in the order of their arrival, those under way included."""
+
+    def __init__(self) -> None:
+        self._requests: list[Request] = []
+        self._changed = Condition()
+
+    def add(self, request: Request) -> None:
+        with self._changed:
+            self._requests.append(request)
+            self._changed.notify_all()
+
+    def note(self, request: Request, status: int | None = None, sent: int = 0) -> None:
+        """Note the status of an answer that is about to be sent, or a number of bytes more of its body."""
+        with self._changed:
+            request.status, request.sent = status or request.status, request.sent + sent
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        with self._changed:
+            self._requests.clear()
+
+    def requests(self, part: Part | None = None) -> tuple[Request, ...]:
+        with self._changed:
+            return tuple(each for each in self._requests if part in (None, each.part))
+
+    def wait_for(self, condition: Callable[[Request], bool], timeout: float = 10.0) -> Request:
+        """Wait for a request, perhaps under way, of which the condition holds; return the first."""
+        with self._changed:
+            found = self._changed.wait_for(lambda: next(filter(condition, [*self._requests]), None), timeout)
+        if found is None:
+            raise TimeoutError(f"no such request within {timeout} s among {self._requests}")
+        return found
+
+
+class Listener(Loopback):
+    """One port of a Hub."""
+
+    def __init__(self, hub: HubServer, part: Callable[[str], Part]) -> None:
+        super().__init__(_Exchange)
+        self.hub = hub
+        self.part = part
+
+
+class _Exchange(LoopbackHandler):
+    """One connection: requests, each noted, struck by its fault if there is one, and answered."""
+
+    server: Listener
+
+    def do_GET(self) -> None:
+        hub, headers = self.server.hub, {name.lower(): value for name, value in self.headers.items()}
+        request = Request(self.server.part(self.path), self.command, self.path, headers)
+        hub.log.add(request)
+        armed = next((armed for armed in hub.armed if armed.strike(request)), HEALTHY)
+        refusal = armed.fault.refusal
+        reply = refusal.reply() if refusal else hub.reply(request, ignore_range=armed.fault.ignore_range)
+        hub.log.note(request, reply.status)
+        self.write_head(reply.status, (*reply.headers, ("Content-Length", str(reply.stop - reply.start))))
+        if self.command != "HEAD":
+            self._write_body(reply, armed, request)
+
+    do_HEAD = do_GET
+
+    def _write_body(self, reply: Reply, armed: Armed, request: Request) -> None:
+        """Send what the fault lets through, from the disk without a copy in memory."""
+        fault = armed.fault
+        block = max(1, fault.bytes_per_second // 20) if fault.bytes_per_second else BLOCK
+        with opened(reply.body) as body:
+            for start, stop in fault.ranges(reply.start, reply.stop):
+                if fault.hang_after is not None and start == reply.start + fault.hang_after:
+                    self.hang(armed.released)
+                for first in range(start, stop, block):
+                    size = min(block, stop - first)
+                    self.server.hub.log.note(request, sent=size)
+                    body.seek(first)
+                    if first == fault.flip_at:
+                        self.connection.sendall(bytes(byte ^ 0xFF for byte in body.read(size)))
+                    else:
+                        self.connection.sendfile(body, first, size)
+                    if fault.bytes_per_second:
+                        time.sleep(size / fault.bytes_per_second)
+        if fault.cut_after is not None:
+            self.close_connection = True
+            if fault.reset:
+                reset(self.connection)
+
+
+def opened(source: bytes | Path) -> io.BytesIO | io.BufferedReader:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +272,21 @@ class Content:
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         with opened(source) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if PurePosixPath(name).suffix in LFS_SUFFIXES:
-            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-            return cls(source, size, sha256, pointer, _blob_id(pointer))
-        return cls(source, size, sha256, None, _blob_id(source if isinstance(source, bytes) else source.read_bytes()))
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+        is_large = PurePosixPath(name).suffix in LFS_SUFFIXES
+        data = pointer if is_large else source if isinstance(source, bytes) else source.read_bytes()
+        blob_id = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        return cls(source, size, sha256, pointer if is_large else None, blob_id)
 
     @property
     def etag(self) -> str:
         return self.blob_id if self.pointer is None else self.sha256
 
     @property
-    def lfs(self) -> dict[str, Any]:
-        """What the API says of a file in LFS."""
-        if self.pointer is None:
-            return {}
-        return {"lfs": {"sha256": self.sha256, "size": self.size, "pointerSize": len(self.pointer)}}
+    def listed(self) -> dict[str, Any]:
+        """What the API says of a file's content."""
+        lfs = self.pointer and {"sha256": self.sha256, "size": self.size, "pointerSize": len(self.pointer)}
+        return {"size": self.size, "blobId": self.blob_id, **({"lfs": lfs} if lfs else {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +295,6 @@ class Commit:
 
     hash: str
     files: Mapping[str, Content]
-
-    def siblings(self, blobs: bool) -> list[dict[str, Any]]:
-        """Return the files as `/api/models/...` lists them, with their sizes and digests if `blobs`."""
-        return [
-            {"rfilename": name, **({"size": file.size, "blobId": file.blob_id, **file.lfs} if blobs else {})}
-            for name, file in self.files.items()
-        ]
 
 
 @dataclass(slots=True)
@@ -123,20 +314,20 @@ class Repository:
         changed = {name: Content.of(name, source) for name, source in files.items() if source is not None}
         kept = {name: file for name, file in parent.files.items() if name not in files}
         content = dict(sorted({**kept, **changed}.items()))
-        said = [parent.hash, self.repo_id, str(len(self.commits)), *(f"{n} {f.blob_id}" for n, f in content.items())]
-        commit = Commit(hashlib.sha1("\n".join(said).encode()).hexdigest(), content)
+        names = [parent.hash, self.repo_id, str(len(self.commits)), *(f"{n} {f.blob_id}" for n, f in content.items())]
+        commit = Commit(hashlib.sha1("\n".join(names).encode()).hexdigest(), content)
         self.commits[commit.hash] = self.branches[branch] = commit
         return commit.hash
 
     def at(self, revision: str) -> Commit:
-        """Return the commit of a branch or of a whole hash."""
+        """The commit of a branch or of a whole hash."""
         commit = self.branches.get(revision) or self.commits.get(revision)
         if commit is None:
-            raise Refused(REVISION_NOT_FOUND.about(revision))
+            raise Refused(REVISION_NOT_FOUND, revision)
         return commit
 
-    def about(self, commit: Commit, blobs: bool) -> dict[str, Any]:
-        """Return what `/api/models/...` says."""
+    def listed(self, commit: Commit, blobs: bool) -> dict[str, Any]:
+        """The page `/api/models/...`, with the sizes and digests of files if `blobs`."""
         repo_id = self.repo_id.removeprefix(DATASETS)
         return {
             "id": repo_id,
@@ -149,21 +340,21 @@ class Repository:
             "disabled": False,
             "tags": ["gguf", "region:us", "license:apache-2.0"],
             "cardData": {"license": "apache-2.0"},
-            "siblings": commit.siblings(blobs),
+            "siblings": [{"rfilename": name, **(file.listed if blobs else {})} for name, file in commit.files.items()],
         }
 
 
 class HubServer:
-    """A Hub and its CDN, each on a port of its own, and what a test holds of them.
+    """A Hub and its CDN, each on a port of its own. `tokens` are those the Hub knows; any other is refused everywhere.
 
-    `tokens` are those the Hub knows; any other is refused everywhere.
+    Of several faults in `armed` that fit a request, the first strikes.
     """
 
     def __init__(self, *, tokens: tuple[str, ...] = ()) -> None:
         self.tokens = tokens
         self.log = Log()
         self.repositories: dict[str, Repository] = {}
-        self._armed: list[Armed] = []
+        self.armed: list[Armed] = []
         self._listeners = (Listener(self, part_of_hub), Listener(self, lambda path: "cdn"))
         self.url, self.cdn_url = (f"http://127.0.0.1:{listener.server_port}" for listener in self._listeners)
 
@@ -179,33 +370,18 @@ class HubServer:
         if bugs and error is None:
             raise bugs[0]
 
-    def repository(
-        self,
-        repo_id: str,
-        files: Mapping[str, bytes | Path],
-        *,
-        private: bool = False,
-        gated: Literal[False, "auto", "manual"] = False,
-        readers: tuple[str, ...] = (),
-    ) -> Repository:
-        """Create a repository with a first commit on `main`. `readers` are the tokens that open what is not public."""
-        repository = Repository(repo_id, private, gated, readers)
+    def repository(self, repo_id: str, files: Mapping[str, bytes | Path], **access: Any) -> Repository:
+        """Create a repository with a first commit on `main`; `access` are fields of `Repository`."""
+        self.repositories[repo_id] = repository = Repository(repo_id, **access)
         repository.commit(files)
-        self.repositories[repo_id] = repository
         return repository
 
     def arm(self, fault: Fault) -> Armed:
-        """Put a fault in place. Of several that fit a request, the one armed first strikes."""
-        armed = Armed(fault)
-        self._armed.append(armed)
-        return armed
-
-    def struck(self, request: Request) -> Armed:
-        """Return the fault that strikes a request."""
-        return next((armed for armed in self._armed if armed.strike(request)), HEALTHY)
+        self.armed.append(Armed(fault))
+        return self.armed[-1]
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Return what a process must have in its environment to meet this Hub and no other, caching in `home`."""
+        """What a process must have in its environment to meet this Hub and no other, caching in `home`."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
@@ -218,52 +394,49 @@ class HubServer:
             "no_proxy": "127.0.0.1",
         }
 
-    def reply(self, request: Request) -> Reply:
-        """Return the answer to a request that nothing goes wrong with."""
-        url = urlsplit(request.path)
+    def reply(self, request: Request, ignore_range: bool) -> Reply:
+        """The answer to a request that nothing else goes wrong with."""
+        url, asked_range = urlsplit(request.path), "" if ignore_range else request.range or ""
         try:
             if request.part == "cdn":
-                return self._blob(request, url.path)
+                return self._blob(request, url.path, asked_range)
             if match := RESOLVE.fullmatch(url.path):
-                return self._file(request, *map(unquote, match.groups()))
+                return self._file(request, asked_range, *map(unquote, match.groups()))
             if match := API.fullmatch(url.path):
-                return self._page(request, match, parse_qs(url.query))
+                repository = self._readable(request, (match[1] or "") + unquote(match[2]))
+                commit = repository.at(unquote(match[3] or "main"))
+                return json_reply(repository.listed(commit, blobs=parse_qs(url.query).get("blobs") == ["true"]))
             raise Refused(NO_SUCH_PAGE)
         except Refused as refused:
-            return refused.refusal.reply
+            return refused.reply
 
     def _readable(self, request: Request, repo_id: str) -> Repository:
-        """Return the repository if the client may know of it, and read it if it wants a file."""
+        """The repository if the client may know of it, and read it if it wants a file."""
         repository, token = self.repositories.get(repo_id), request.token
         if token is not None and token not in self.tokens:
             raise Refused(WRONG_TOKEN)
         if repository is None or (repository.private and token not in repository.readers):
             raise Refused(STRANGER if token is None else REPO_NOT_FOUND)
         if repository.gated and request.part == "resolve" and token not in repository.readers:
-            raise Refused((GATED_STRANGER if token is None else GATED).about(repo_id))
+            raise Refused(GATED_STRANGER if token is None else GATED, repo_id)
         return repository
 
-    def _page(self, request: Request, match: re.Match[str], query: Mapping[str, list[str]]) -> Reply:
-        repository = self._readable(request, (match[1] or "") + unquote(match[2]))
-        commit = repository.at(unquote(match[3] or "main"))
-        return Reply.telling(repository.about(commit, blobs=query.get("blobs") == ["true"]))
-
-    def _file(self, request: Request, repo_id: str, revision: str, name: str) -> Reply:
+    def _file(self, request: Request, asked_range: str, repo_id: str, revision: str, name: str) -> Reply:
         """Redirect to the CDN for a file in LFS; hand out a small one here."""
         commit = self._readable(request, repo_id).at(revision)
-        said = (("X-Repo-Commit", commit.hash), ("Accept-Ranges", "bytes"))
+        headers = (("X-Repo-Commit", commit.hash), ("Accept-Ranges", "bytes"))
         file = commit.files.get(name)
         if file is None:
-            raise Refused(replace(ENTRY_NOT_FOUND, headers=said))
+            raise Refused(replace(ENTRY_NOT_FOUND, headers=headers))
         if file.pointer is None:
-            return ranged(request, file.source, file.size, file.etag, said)
+            return ranged(asked_range, file, headers)
         place = f"{self.cdn_url}/{repo_id}/{file.sha256}/{quote(PurePosixPath(name).name)}?{SIGNED}"
         body = f"Found. Redirecting to {place}".encode()
         linked = (("X-Linked-Size", str(file.size)), ("X-Linked-Etag", f'"{file.sha256}"'))
-        headers = (("Location", place), *said, *linked, ("ETag", f'"{file.blob_id}"'), ("Content-Type", "text/plain"))
-        return Reply(302, headers, body, 0, len(body))
+        named = (("ETag", f'"{file.blob_id}"'), ("Content-Type", "text/plain"))
+        return Reply(302, (("Location", place), *headers, *linked, *named), body, 0, len(body))
 
-    def _blob(self, request: Request, path: str) -> Reply:
+    def _blob(self, request: Request, path: str, asked_range: str) -> Reply:
         """Hand out a file of the CDN, which knows it by its digest."""
         *owner_and_name, digest, name = path.strip("/").split("/")
         repository = self.repositories.get("/".join(owner_and_name))
@@ -272,31 +445,24 @@ class HubServer:
         if digest not in known or SIGNED not in request.path:
             raise Refused(FORBIDDEN)
         named = ("Content-Disposition", f'attachment; filename="{name}";')
-        file = known[digest]
-        return ranged(request, file.source, file.size, file.etag, (("Accept-Ranges", "bytes"), named))
+        return ranged(asked_range, known[digest], (("Accept-Ranges", "bytes"), named))
 
 
 def part_of_hub(path: str) -> Part:
-    """Return which part of the Hub a path belongs to."""
     plain = urlsplit(path).path
     return "api" if API.fullmatch(plain) else "resolve" if RESOLVE.fullmatch(plain) else "other"
 
 
-def ranged(request: Request, body: bytes | Path, size: int, etag: str, headers: Headers) -> Reply:
-    """Return a file, or of it what the request's one Range asks for; several ranges count as none."""
-    headers = (("Content-Type", "application/octet-stream"), ("ETag", f'"{etag}"'), *headers)
-    match = RANGE.fullmatch(request.range or "")
+def ranged(asked_range: str, file: Content, headers: Headers) -> Reply:
+    """A file, or of it what one Range asks for; several ranges count as none."""
+    headers = (("Content-Type", "application/octet-stream"), ("ETag", f'"{file.etag}"'), *headers)
+    match = RANGE.fullmatch(asked_range)
     if match is None or match[0] == "bytes=-":
-        return Reply(200, headers, body, 0, size)
+        return Reply(200, headers, file.source, 0, file.size)
     first, last = match.groups()
-    start = int(first) if first else max(0, size - int(last))
-    stop = min(size, int(last) + 1) if first and last else size
+    start = int(first) if first else max(0, file.size - int(last))
+    stop = min(file.size, int(last) + 1) if first and last else file.size
     if start >= stop:
-        raise Refused(UNSATISFIABLE.with_header("Content-Range", f"bytes */{size}"))
-    within = ("Content-Range", f"bytes {start}-{stop - 1}/{size}")
-    return Reply(206, (*headers, within), body, start, stop)
-
-
-def _blob_id(data: bytes) -> str:
-    """Return what git calls a file's bytes."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        raise Refused(UNSATISFIABLE.with_header("Content-Range", f"bytes */{file.size}"))
+    within = ("Content-Range", f"bytes {start}-{stop - 1}/{file.size}")
+    return Reply(206, (*headers, within), file.source, start, stop)

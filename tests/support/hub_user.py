@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import CommandLine, Finished
-from hub_exchange import Request
-from hub_server import DATASETS, HubServer
+from hub_server import DATASETS, HubServer, Request
 
 CATALOGUED = "bartowski/Cerebrum-1.0-7b-GGUF"  # where the catalogue's cerebrum-7b comes from
 READER, OTHER = "hf_reader", "hf_other"  # the tokens the Hub knows
