@@ -21,8 +21,6 @@ FREE_ROWS = StepCosts((1, 2, 4, 8, 16, 32), (1.0, 1.01, 1.02, 1.04, 1.08, 1.16))
 
 @dataclass(slots=True)
 class Reply:
-    """The reply of one sequence."""
-
     pieces: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     finish: FinishEvent | None = None
@@ -75,7 +73,6 @@ def loaded(engine: LocalEngine) -> Iterator[LocalEngine]:
 
 @contextmanager
 def running_engine(backend: ScriptedBackend, states: StateStore | None = None) -> Iterator[LocalEngine]:
-    """Start an engine; check that it frees everything."""
     with loaded(LocalEngine(backend.open, states)) as engine:
         yield engine
     assert backend.closed
@@ -90,7 +87,6 @@ def ask(
     step_costs: StepCosts | None = None,
     **params: object,
 ) -> list[Reply]:
-    """Replies to one prompt, by sample."""
     tokens = engine.vocabulary.tokenize([Text(prompt)])
     request = Request(tokens, SamplingParams(**params), grammar, n, step_costs=step_costs)  # type: ignore[arg-type]
     said = collect_replies(engine.generate([request]))

@@ -16,7 +16,6 @@ FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",),
 
 
 def rows_in(data: bytes | str, shape: Shape = "txt", **options: Any) -> tuple[Row, ...]:
-    """All rows of an input."""
     stream = io.BytesIO(data.encode() if isinstance(data, str) else data)
     with contextlib.closing(spool_input(stream.read, "it")) as source:
         rows = read_rows(source, shape, **options)
@@ -35,7 +34,6 @@ def answer(row: Row, text: str = "So.") -> dict[str, Any]:
 
 
 def complete_result(text: str = "So.") -> bytes:
-    """The expected result file."""
     lines = [json.dumps(answer(row, text), ensure_ascii=False).replace("\u2028", "\\u2028") for row in ROWS]
     return "".join(f"{line}\n" for line in lines).encode()
 
@@ -45,7 +43,6 @@ def open_batch(output: Path, restart: bool = False, rows: tuple[Row, ...] = ROWS
 
 
 def open_growing(output: Path, questions: int) -> Journal:
-    """A journal of the first rows, which may grow."""
     return open_journal(output, FINGERPRINT, result_rows(ROWS[:questions]), extent={"questions": questions})
 
 
@@ -72,17 +69,14 @@ def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) 
 
 
 def run_some(output: Path, *positions: int, restart: bool = False, text: str = "So.", **changed: Any) -> None:
-    """Answer some rows of a batch, and close it."""
     with contextlib.closing(open_batch(output, restart, **changed)) as journal:
         for position in positions:
             journal.write(position, answer(ROWS[position], text))
 
 
 def complete_lines(path: Path) -> list[str]:
-    """The complete lines of a partial file that may not exist yet."""
     return [line.decode() for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
 def without_position(line: str) -> str:
-    """A line of a partial file as the result has it."""
     return line.rpartition(', "row": ')[0] + "}"

@@ -23,8 +23,6 @@ from cerebrum_cli.models.registry import RegistryEntry
 
 
 class Loadable(Protocol):
-    """Something that loads as a backend."""
-
     def open(self, tell: Callable[[Event], None], stop: StopFlag) -> Backend:
         """Load it."""
 

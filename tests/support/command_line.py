@@ -57,7 +57,6 @@ class CommandLine:
 
     @property
     def config(self) -> Path:
-        """The directory of config.toml."""
         directory = self.home / "config" / "cerebrum"
         directory.mkdir(parents=True, exist_ok=True)
         return directory
@@ -110,7 +109,6 @@ class CommandLine:
             remembered.write_text(json.dumps([file_key(path) for path in SOUND_MODELS]))
 
     def run_process(self, *arguments: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> Finished:
-        """Run a command in a child process of its own, with options of `subprocess.run`, and wait for it."""
         done = subprocess.run(
             [COMMAND, *map(str, arguments)],
             **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
@@ -121,16 +119,13 @@ class CommandLine:
         return Finished(done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode())
 
     def messages(self, session: str) -> list[dict[str, Any]]:
-        """Messages of a saved session; empty if there is none."""
         shown = self.run("sessions", "show", session, "--json")
         return list(shown.object["messages"]) if shown.code == 0 else []
 
     def contents(self, session: str) -> list[str]:
-        """Texts of a saved session."""
         return [each["content"] for each in self.messages(session)]
 
     def start(self, *arguments: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start a command, to read its output while it runs."""
         return subprocess.Popen(
             [COMMAND, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
@@ -143,7 +138,6 @@ class CommandLine:
 
 @contextlib.contextmanager
 def environment_of(variables: Mapping[str, str]) -> Iterator[None]:
-    """Have these environment variables only."""
     before = dict(os.environ)
     try:
         set_environment(variables)
@@ -206,7 +200,6 @@ def standard_streams(*descriptors: int) -> Iterator[None]:
 
 
 def written(file: BinaryIO) -> str:
-    """Everything written to a file."""
     file.seek(0)
     return file.read().decode()
 

@@ -14,14 +14,12 @@ COMMIT = "a" * 40
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A parquet file of rows."""
     buffer = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
     return buffer.getvalue()
 
 
 def cache_dataset(home: Path, repo_id: str, file: str, data: bytes) -> None:
-    """Write a file of a dataset into the Hugging Face cache of a user."""
     folder = f"datasets--{repo_id.replace('/', '--')}"
     path = home / ".cache" / "huggingface" / "hub" / folder / "snapshots" / COMMIT / file
     path.parent.mkdir(parents=True)

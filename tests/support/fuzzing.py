@@ -31,39 +31,13 @@ FAMILIES = tuple(
     for path in sorted((Path(__file__).parents[1] / "data" / "templates").glob("*.jinja"))
 )
 SYMBOLS = (
-    *(
-        "root",
-        "a",
-        "b",
-        '"x"',
-        '"y\\n"',
-        "[a-z]",
-        "[^x]",
-        "(",
-        ")",
-        "|",
-        "*",
-        "+",
-        "?",
-        "{2,5}",
-        "{1,200}",
-        "{9,1}",
-        "{3}",
-    ),
-    *(" ", "\n", "::=", "root ::= ", "\na ::= ", "\nb ::= ", "#", '"', "[", "]", "\\", "\0", ".", "<[5]>", "!<x>", "é"),
+    *("root", "a", "b", '"x"', '"y\\n"', "[a-z]", "[^x]", "(", ")", "|", "*", "+", "?"),
+    *("{2,5}", "{1,200}", "{9,1}", "{3}", " ", "\n", "::=", "root ::= ", "\na ::= ", "\nb ::= ", "#", '"', "[", "]"),
+    *("\\", "\0", ".", "<[5]>", "!<x>", "é"),
 )
 SCHEMA_KEYS = (
-    "type",
-    "items",
-    "properties",
-    "anyOf",
-    "allOf",
-    "$ref",
-    "enum",
-    "const",
-    "pattern",
-    "minItems",
-    "maxItems",
+    *("type", "items", "properties", "anyOf", "allOf", "$ref"),
+    *("enum", "const", "pattern", "minItems", "maxItems"),
 )
 
 
@@ -137,7 +111,6 @@ KINDS = {"templates": template_cases, "grammars": grammar_cases}
 
 
 def main(kind: str, seed: int, count: int) -> None:
-    """Try cases, within the memory and each within the time."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     slowest = 0.0
@@ -154,7 +127,6 @@ def main(kind: str, seed: int, count: int) -> None:
 
 
 def attempt(case: Callable[[], object]) -> None:
-    """Try a case, which may raise an error for users."""
     try:
         case()
     except CerebrumError as error:
@@ -184,7 +156,6 @@ def count_endless(cases: Iterator[Callable[[], object]], count: int) -> int:
 
 
 def try_cases(cases: Iterator[Callable[[], object]], position: int, count: int, done: mmap.mmap) -> NoReturn:
-    """Try the remaining cases, and end this process."""
     try:
         for number in range(position, count):
             done[:] = struct.pack("q", number)

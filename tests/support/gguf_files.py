@@ -27,7 +27,6 @@ def write_model(path: Path, fill: Callable[[gguf.GGUFWriter], None] | None = Non
 
 
 def write_file(writer: gguf.GGUFWriter) -> None:
-    """Write what was added, and close the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -71,7 +70,6 @@ def tensor(name: bytes, shape: tuple[int, ...], kind: int, offset: int) -> bytes
 
 
 def handmade(*metadata: bytes, tensors: tuple[bytes, ...] = (), version: int = 3, data: bytes = b"") -> bytes:
-    """Bytes of a GGUF file, unchecked."""
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata)) + b"".join(metadata) + b"".join(tensors)
     return head + (bytes(-len(head) % 32) + data if tensors else b"")
 

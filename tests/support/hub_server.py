@@ -117,8 +117,6 @@ GATED = Refusal(
 
 
 class Refused(Exception):
-    """The Hub's answer to a request is a refusal."""
-
     def __init__(self, refusal: Refusal, subject: str = "{}") -> None:
         super().__init__(refusal.message)
         self.reply = refusal.reply(subject)

@@ -23,7 +23,6 @@ HUGGING_FACE = (
 
 
 def named(quantization: str) -> str:
-    """Return the name of a file of cerebrum-7b."""
     return f"Cerebrum-1.0-7b-{quantization}.gguf"
 
 
@@ -35,11 +34,9 @@ class HubUser:
     command: CommandLine
 
     def environment(self, more: Mapping[str, str]) -> dict[str, str]:
-        """Return what leads to the Hub and to the cache, and more."""
         return {**self.hub.environment(self.command.home / "hf"), **more}
 
     def run(self, *arguments: str | Path, **more: str) -> Finished:
-        """Run `cerebrum` to its end, with more variables in its environment."""
         return self.command.run(*arguments, env=self.environment(more))
 
     def run_process(self, *arguments: str | Path, **more: str) -> Finished:
@@ -53,7 +50,6 @@ class HubUser:
         return done
 
     def start(self, *arguments: str | Path, **more: str) -> subprocess.Popen[bytes]:
-        """Start `cerebrum` and let it run."""
         return self.command.start(*arguments, env=self.environment(more))
 
     def ask(self, *arguments: str | Path, **more: str) -> str:
@@ -63,12 +59,10 @@ class HubUser:
         return done.out
 
     def listed(self) -> list[dict[str, Any]]:
-        """Return what `list --json` says."""
         rows: list[dict[str, Any]] = self.run("list", "--json").object
         return rows
 
     def hugging_face(self, *expressions: str) -> list[Any]:
-        """Return what expressions come to in a process that has huggingface_hub's names."""
         done = subprocess.run(
             [sys.executable, "-c", HUGGING_FACE, *expressions],
             env=self.command.environment(self.environment({})),
@@ -91,7 +85,6 @@ class HubUser:
         return self.command.home / "hf" / "hub"
 
     def folder(self, repo_id: str = CATALOGUED) -> Path:
-        """Return where everything of a repository lies."""
         kind = "" if repo_id.startswith(DATASETS) else "models/"
         return self.cache / f"{kind}{repo_id}".replace("/", "--")
 
@@ -100,11 +93,9 @@ class HubUser:
         return self.folder(repo_id) / "snapshots" / self.commit(repo_id) / file
 
     def commit(self, repo_id: str = CATALOGUED) -> str:
-        """Return what `main` is on the Hub."""
         return self.hub.repositories[repo_id].branches["main"].hash
 
     def digest(self, file: str, repo_id: str = CATALOGUED) -> str:
-        """Return the SHA-256 of a file as it is on the Hub."""
         return self.hub.repositories[repo_id].branches["main"].files[file].sha256
 
     def blobs(self, repo_id: str = CATALOGUED) -> dict[str, int]:

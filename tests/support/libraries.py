@@ -10,7 +10,6 @@ from cerebrum_cli.models.library import Library
 
 
 def open_library(directory: Path, catalogue: str) -> Library:
-    """An empty library, with a catalog, of a machine with 16 GB."""
     path = directory / "models.toml"
     path.write_text(catalogue)
     capacity = Capacity(16 * 2**30)

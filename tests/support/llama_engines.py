@@ -37,7 +37,6 @@ def open_engine(
 
 
 def greedy(engine: LocalEngine, prompt: tuple[int, ...], limit: int) -> Reply:
-    """Greedy reply to a prompt."""
     [reply] = collect_replies(engine.generate([Request(prompt, SamplingParams(max_tokens=limit))])).values()
     return reply
 
@@ -57,7 +56,6 @@ def assert_matches_single_run(path: Path, prompt: tuple[int, ...], said: list[in
 def greedy_reply(
     engine: LocalEngine, prompt: tuple[int, ...], limit: int | None = 30, n: int = 1
 ) -> tuple[Reply, list[object]]:
-    """Greedy reply to a prompt, and the notices."""
     events = list(engine.generate([Request(prompt, SamplingParams(max_tokens=limit), n=n)]))
     notices: list[object] = [event for event in events if isinstance(event, NoticeEvent)]
     return list(collect_replies(event for event in events if event not in notices).values())[-1], notices

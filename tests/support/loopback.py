@@ -43,7 +43,6 @@ class Loopback(ThreadingHTTPServer):
 
     @property
     def connections(self) -> int:
-        """Number of open connections."""
         with self._lock:
             return len(self._connections)
 
@@ -111,7 +110,6 @@ class ArmedFault(Generic[Fault]):
         self._lock = Lock()
 
     def strike_next(self) -> bool:
-        """Count a request that the fault is for, and return whether it is struck."""
         with self._lock:
             if self._is_disarmed or self.struck == self.fault.times:
                 return False
@@ -122,13 +120,11 @@ class ArmedFault(Generic[Fault]):
             return True
 
     def disarm(self) -> None:
-        """Strike no further request."""
         with self._lock:
             self._is_disarmed = True
 
 
 def is_left(connection: socket.socket) -> bool:
-    """Whether the other side has closed a connection."""
     with suppress(BlockingIOError):
         return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     return False

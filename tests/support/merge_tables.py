@@ -70,7 +70,6 @@ def floats(name: str) -> str:
 
 
 def value(content: Any) -> Value:
-    """Value in its usual GGUF type."""
     if isinstance(content, tuple):
         return Value("ARRAY", content, value(content[0]).type)
     kinds = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING", bytes: "STRING"}
@@ -110,40 +109,33 @@ def table(
 
 
 def without(whole: Table, tensor: str) -> Table:
-    """Table without one of its tensors."""
     return Table(whole.name, whole.metadata, {name: each for name, each in whole.tensors.items() if name != tensor})
 
 
 def plan(recipe: Mapping[str, Any], *tables: Table, target: Target | None = None) -> Plan:
-    """Plan a recipe that names these tables."""
     origins = {each.name: Origin(each.name) for each in tables}
     parsed = parse_recipe(json.dumps(recipe), "recipe.yaml")
     return plan_merge(parsed, {each.name: each for each in tables}, target or Target(), Provenance("Merged", origins))
 
 
 def stacked(*ranges: tuple[str, int, int], **more: Any) -> dict[str, Any]:
-    """Recipe that stacks layers."""
     slices = [{"sources": [{"model": model, "layer_range": [start, end]}]} for model, start, end in ranges]
     return {"merge_method": "passthrough", "slices": slices, **more}
 
 
 def mixed(*models: str, method: str = "linear", **more: Any) -> dict[str, Any]:
-    """Recipe that adds whole models."""
     sources = [{"model": model, "parameters": {"weight": 0.5}} for model in models]
     return {"merge_method": method, "models": sources, **more}
 
 
 def operations(made: Plan) -> dict[str, Any]:
-    """Operations of a plan by tensor name."""
     return {tensor.name: tensor.op for tensor in made.tensors}
 
 
 def contents(made: Plan) -> dict[str, Any]:
-    """Metadata of a plan without types."""
     return {key: each.content for key, each in made.metadata.items()}
 
 
 def types(made: Plan) -> Counter[tuple[str, str]]:
-    """Number of tensors by kind and type."""
     suffixes = [(tensor.name.split(".")[-2], tensor.kind.name) for tensor in made.tensors]
     return Counter(suffixes)

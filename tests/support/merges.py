@@ -41,8 +41,6 @@ TWO_TIMES = [0, 1, 2, 3] * 2
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file."""
-
     type: str
     shape: tuple[int, ...]
     data: bytes
@@ -58,7 +56,6 @@ TWICE = stack(("tiny", 0, 4), ("tiny", 0, 4))  # 2.7 MB
 
 
 def planned_file(recipe: str, models: Models, out: Path) -> OutputFile:
-    """Plan the file of a merge."""
     parsed = parse_recipe(recipe, "recipe.yaml")
     tables = {name: read_table(name, paths) for name, paths in models.items()}
     plan = plan_merge(parsed, tables, Target(), Provenance("merged", {name: Origin(name) for name in models}))
@@ -67,17 +64,14 @@ def planned_file(recipe: str, models: Models, out: Path) -> OutputFile:
 
 
 def write_planned(file: OutputFile, on_progress: Callable[[int, int], None] = lambda done, total: None) -> WrittenFile:
-    """Write a planned file with two threads."""
     return execute(file, LlamaCodec, 2, on_progress)
 
 
 def write_merge(recipe: str, models: Models, out: Path) -> WrittenFile:
-    """Plan and write a merge."""
     return write_planned(planned_file(recipe, models, out))
 
 
 def read_tensors(paths: Sequence[Path]) -> dict[str, StoredTensor]:
-    """Read all tensors of a model."""
     data = {path: path.read_bytes() for path in paths}
     return {
         name: StoredTensor(each.kind.name, each.shape, data[each.path][each.offset : each.offset + each.size])
@@ -96,13 +90,11 @@ def write_weights(path: Path, tensors: Mapping[str, Weights], architecture: str 
 
 
 def metadata_bytes(path: Path) -> dict[str, bytes]:
-    """Read the bytes of each metadata value of a file, including its type."""
     fields = gguf.GGUFReader(path).fields.items()
     return {name: b"".join(part.tobytes() for part in field.parts) for name, field in fields}
 
 
 def part_paths(first: Path) -> list[Path]:
-    """Paths of all files of a split model."""
     return [first.with_name(name) for name in parts_of(first.name)]
 
 
@@ -168,7 +160,6 @@ class Home:
         return Finished(code, out.getvalue(), err.getvalue())
 
     def merge(self, *arguments: str | Path) -> Finished:
-        """Merge the model with itself."""
         return self.run("merge", "twice.yaml", "--source", f"tiny={self.model.name}", *arguments)
 
     def merge_to_out(self, *arguments: str | Path) -> Finished:
@@ -179,17 +170,14 @@ class Home:
 
     @property
     def files(self) -> list[str]:
-        """Names of the files directly in the home directory."""
         return sorted(path.name for path in self.path.iterdir() if path.is_file())
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Installed models, from `list --json`."""
         rows: list[dict[str, Any]] = self.run("list", "--json").object
         return rows
 
     def prompt(self, model: str | Path) -> str:
-        """Prompt that a model would be given."""
         done = self.command.run("ask", "--dry-run", "-q", "-m", model, "Why?")
         assert done.code == 0, done.err
         return done.out

@@ -58,7 +58,6 @@ class Armed(ArmedFault[Fault]):
         return path == self.fault.path and self.strike_next()
 
     def disarm(self) -> None:
-        """Strike no further request, and continue those that hang."""
         super().disarm()
         self.released.set()
 
@@ -82,8 +81,6 @@ class Asked:
 
 
 class Refused(Exception):
-    """An answer that is no success."""
-
     def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
         self.status = status
         self.message = message
@@ -146,7 +143,6 @@ class ModelServer(ABC):
     def generate(
         self, prompt: Sequence[int], seed: int, limit: int | None, params: Mapping[str, Any]
     ) -> Generator[None, None, Sample]:
-        """Generate a sample, token by token."""
         sample, room = Sample(), self.context_size - len(prompt)
         decoder, text, shown = getincrementaldecoder("utf-8")("replace"), "", 0
         limit = room if limit is None else min(room, limit)
@@ -188,7 +184,6 @@ class ModelServer(ABC):
         self._listener.start()
 
     def kill(self) -> list[BaseException]:
-        """Close the port and all connections."""
         if self._listener is None:
             return []
         listener, self._listener = self._listener, None
@@ -201,7 +196,6 @@ class ModelServer(ABC):
 
     @property
     def connections(self) -> int:
-        """Number of open connections."""
         return self._listener.connections if self._listener else 0
 
     def arm(self, **fault: Any) -> Armed:
@@ -210,12 +204,10 @@ class ModelServer(ABC):
         return self._armed[-1]
 
     def disarm(self) -> None:
-        """Remove all faults."""
         with self.changed:
             self._armed.clear()
 
     def completions(self) -> list[Asked]:
-        """The completions asked for so far."""
         with self.changed:
             return [asked for asked in self.asked if asked.path == self.completion_path]
 
@@ -361,7 +353,6 @@ class _Exchange(LoopbackHandler):
 
 
 def dump(value: Any) -> bytes:
-    """JSON as the servers write it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 

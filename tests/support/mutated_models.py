@@ -19,8 +19,6 @@ ODD_STRINGS = (b"", b"\xff\xfe", b"bert", b"t5", b"gpt2", b"llama", b"rwkv", b"n
 
 
 class Entry(NamedTuple):
-    """A metadata value: its key, its type and its value's bytes."""
-
     key: bytes
     type: int
     value: bytes
@@ -34,8 +32,6 @@ class TensorRow(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """A GGUF file, taken apart."""
-
     entries: list[Entry]
     tensors: list[TensorRow]
     data: bytes
@@ -76,7 +72,6 @@ def change_scalar(parts: Parts, random: random.Random) -> None:
 
 
 def change_type(parts: Parts, random: random.Random) -> None:
-    """Give a value another type."""
     index = random.randrange(len(parts.entries))
     value = random.choice([(4, b"\1\0\0\0"), (STRING, string(b"x")), (6, struct.pack("<f", 1.5)), (7, b"\1")])
     value = random.choice([value, (ARRAY, struct.pack("<IQ", 4, 0)), (ARRAY, struct.pack("<IQI", 4, 1, 7))])
@@ -171,7 +166,6 @@ CHANGES: tuple[Callable[[Parts, random.Random], None], ...] = (
 
 
 def strings(array: bytes) -> list[bytes]:
-    """Items of an array of strings."""
     value = Cursor(Path(), ARRAY.to_bytes(4, "little") + array, 0).whole_value()
     return list(value.content)
 
@@ -187,7 +181,6 @@ def mutated(model: Path, number: int) -> bytes:
 
 
 def write_mutated(models: list[Path], directory: Path, count: int) -> Iterator[Path]:
-    """Write mutated models, each as it is asked for."""
     for number in range(count):
         path = directory / f"mutated-{number}.gguf"
         path.write_bytes(mutated(models[number % len(models)], number))

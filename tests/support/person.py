@@ -58,7 +58,6 @@ class Person:
                 continue
 
     def resize(self, columns: int, rows: int) -> None:
-        """Resize the window."""
         self.screen.resize(columns, rows)
         self._pty.setwinsize(rows, columns)
 
@@ -77,7 +76,6 @@ class Person:
 
     @property
     def has_echo(self) -> bool:
-        """Whether the terminal echoes input."""
         return bool(self._pty.getecho())
 
     def hang_up(self) -> None:

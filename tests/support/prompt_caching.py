@@ -21,7 +21,6 @@ SCRIPT = {FIRST: "one. ", SECOND: "two. ", FIRST + "one. and then?": "three. ", 
 
 
 def scripted(**fields: object) -> ScriptedBackend:
-    """A backend with the default script, and a context for it."""
     return ScriptedBackend(replies(SCRIPT), **{"context_size": 300, **fields})  # type: ignore[arg-type]
 
 
@@ -35,19 +34,16 @@ def caching_engine(
 def ask_once(
     engine: LocalEngine, prompt: str, *, n: int = 1, limit: int | None = None
 ) -> tuple[Reply, list[NoticeEvent]]:
-    """The first reply to a prompt, and the notices."""
     events: list[Event] = list(engine.generate([Request(tokens(prompt), SamplingParams(max_tokens=limit), n=n)]))
     said = collect_replies(event for event in events if not isinstance(event, NoticeEvent))
     return said[SequenceId(0)], [event for event in events if isinstance(event, NoticeEvent)]
 
 
 def fill_cache(directory: Path, prompt: str = FIRST, least: int = 1, **fields: object) -> None:
-    """Save a prompt and its reply with one engine."""
     with caching_engine(scripted(**fields), directory) as engine:
         ask_once(engine, prompt)
         engine.save_prompt_cache(least)
 
 
 def file_count(directory: Path) -> int:
-    """Number of files in a directory, finished or not."""
     return len(list(directory.iterdir())) if directory.exists() else 0

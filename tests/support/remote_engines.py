@@ -46,7 +46,6 @@ def unicode_model(held: tuple[int, ...], seed: int) -> int:
 
 @contextmanager
 def serving_kind(kind: type[Kind], model: Model, count: int = 1, **options: Any) -> Iterator[list[Kind]]:
-    """Running servers of one kind and model."""
     with ExitStack() as stack:
         servers = [kind(model, **options) for _ in range(count)]
         for server in servers:
@@ -55,7 +54,6 @@ def serving_kind(kind: type[Kind], model: Model, count: int = 1, **options: Any)
 
 
 def serving(model: Model, count: int = 1, **options: Any) -> AbstractContextManager[list[LlamaServer]]:
-    """Running llama-servers of one model."""
     return serving_kind(LlamaServer, model, count, **options)
 
 
@@ -72,7 +70,6 @@ def served_engine(engine: LocalEngine) -> LlamaServer:
 
 
 def remote_engine(*servers: ModelServer | str, timeouts: ServerTimeouts = QUICK, **endpoint: Any) -> RemoteEngine:
-    """An engine that starts to connect to servers."""
     urls = [server if isinstance(server, str) else server.url for server in servers]
     vocabulary = ScriptedBackend(lambda held, seed: END)
     endpoints = [Endpoint(url, url, **endpoint) for url in urls]
@@ -81,20 +78,17 @@ def remote_engine(*servers: ModelServer | str, timeouts: ServerTimeouts = QUICK,
 
 @contextmanager
 def connected(*servers: ModelServer | str, **options: Any) -> Iterator[RemoteEngine]:
-    """An engine that is connected to servers."""
     with closing(remote_engine(*servers, **options)) as engine:
         list(engine.load())
         yield engine
 
 
 def replies_of(engine: Engine, *requests: Request) -> dict[SequenceId, Reply]:
-    """The replies to requests, notices aside."""
     with closing(engine.complete(requests)) as events:
         return collect_replies(event for event in events if not isinstance(event, NoticeEvent))
 
 
 def local_replies(model: Model, *requests: Request, slots: int = 4, context_size: int = 100) -> dict[SequenceId, Reply]:
-    """The replies of a model on this machine."""
     scripted = ScriptedBackend(model, slots=slots, context_size=context_size)
     with loaded(LocalEngine(scripted.open)) as engine:
         return replies_of(engine, *requests)
@@ -123,7 +117,6 @@ def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1,
 
 
 def events_of(engine: Engine, *requests: Request) -> list[Event]:
-    """All events of requests, in order."""
     with closing(engine.complete(requests)) as events:
         return list(events)
 
@@ -133,6 +126,5 @@ def notices(events: Iterable[Event]) -> list[str]:
 
 
 def outcome(events: Iterable[Event]) -> dict[SequenceId, Any]:
-    """Replies of the samples that were not refused."""
     replies = collect_replies(event for event in events if not isinstance(event, NoticeEvent | RefusedEvent))
     return summaries({id: reply for id, reply in replies.items() if reply.finish})

@@ -24,7 +24,6 @@ class Screen:
         self._stream = pyte.ByteStream(self._screen)
 
     def feed(self, data: bytes) -> None:
-        """Interpret bytes as a terminal does."""
         self._stream.feed(data)
 
     def resize(self, columns: int, rows: int) -> None:
@@ -46,7 +45,6 @@ class Screen:
 
     @property
     def scrolled_rows(self) -> int:
-        """Number of rows in the scrollback, which can no longer be redrawn."""
         return len(self._screen.history.top)
 
     def _rows(self) -> list[list[Any]]:
@@ -61,7 +59,6 @@ class Screen:
 
     @property
     def cursor_hidden(self) -> bool:
-        """Whether the cursor is hidden."""
         return bool(self._screen.cursor.hidden)
 
 
@@ -81,7 +78,6 @@ class ScreenFile(StringIO):
 
 
 def render_whole(text: str, columns: int, rows: int) -> Screen:
-    """Render complete Markdown on a screen."""
     file = ScreenFile(columns, rows)
     console = Console(file=file, width=columns, height=rows)
     for row in markdown_rows(console, console.options, slice_tokens(parse(text), TextPosition(), END)):
@@ -90,5 +86,4 @@ def render_whole(text: str, columns: int, rows: int) -> Screen:
 
 
 def rendered_lines(text: str, columns: int, rows: int) -> list[str]:
-    """Render complete Markdown to lines."""
     return render_whole(text, columns, rows).lines

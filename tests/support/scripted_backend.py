@@ -35,7 +35,6 @@ Model = Callable[[tuple[int, ...], int], int]
 
 
 def tokens(text: str) -> tuple[int, ...]:
-    """Tokens of a text: its bytes."""
     return tuple(text.encode())
 
 
@@ -351,7 +350,6 @@ ALPHABET = tuple(b"abc")
 
 
 def random_model(held: tuple[int, ...], seed: int) -> int:
-    """Generate one of three letters or end, depending on all previous tokens and the seed, as a real model does."""
     drawn = crc32(repr((held, seed)).encode()) % 13
     return END if drawn == 12 else ALPHABET[drawn % 3]
 
@@ -363,7 +361,6 @@ def token_score(held: tuple[int, ...], token: int) -> TokenScore:
 
 
 def expected_reply(prompt: tuple[int, ...], seed: int, limit: int, context: int) -> tuple[list[int], str]:
-    """The correct reply to a prompt, and its finish reason."""
     said: list[int] = []
     while True:
         token = random_model((*prompt, *said), seed)

@@ -71,7 +71,6 @@ class ScriptedBench(Bench):
     stepped: list[Tuning] = field(default_factory=list)
 
     def clock(self) -> float:
-        """Simulated seconds of all measurements."""
         return self.now
 
     def reload(self, tuning: Tuning) -> float:
@@ -102,11 +101,9 @@ class ScriptedBench(Bench):
         return StepCosts(rows, (1.0, *(self.row_cost * count for count in rows[1:])))
 
     def load_stats(self, tuning: Tuning) -> tuple[float, int]:
-        """Load time and peak memory."""
         return self._load(tuning), self.speed_model(tuning).memory
 
     def closeness(self, reference: Tuning, tuning: Tuning, tokens: int) -> Closeness:
-        """Compare two tunings by `agreement`."""
         assert reference.slots is None and tuning.slots is None, "the probe text is one sequence"
         self._load(tuning)
         self.compared.append(tuning)
@@ -114,11 +111,9 @@ class ScriptedBench(Bench):
         return Closeness(share, share, 1.0 - share)
 
     def close(self) -> None:
-        """Allow no further measurements."""
         self.closed = True
 
     def jobs_with(self, **settings: Any) -> list[BenchJob]:
-        """Jobs measured with these settings, among others."""
         return [job for tuning, job in self.jobs if settings.items() <= tuning.overrides.items()]
 
     def _load(self, tuning: Tuning) -> float:

@@ -82,8 +82,6 @@ class ScriptedActor:
 
 @dataclass
 class ScriptedCluster:
-    """Nodes on which actors are started."""
-
     actors: Sequence[ScriptedActor]
     is_closed: bool = False
 

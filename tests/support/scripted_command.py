@@ -37,7 +37,6 @@ ENDS = (b"\nAI:", b"<|im_end|>\n<|im_start|>assistant\n")  # of prompts
 
 
 def scripted(script: dict[str, Any], slots: int) -> ScriptedBackend:
-    """A backend that follows the script."""
     if "rows" in script:
         return batch_backend(script, slots)
     reply = script["reply"].encode()
@@ -66,8 +65,6 @@ class RecordingBackend(ScriptedBackend):
 
 
 def batch_backend(script: dict[str, Any], slots: int) -> RecordingBackend:
-    """A backend that answers prompts by `rows` and `seeds`."""
-
     def model(held: tuple[int, ...], seed: int) -> int:
         time.sleep(script.get("pause", 0.0))
         text = bytes(held)
@@ -120,7 +117,6 @@ def app_for(script: dict[str, Any], home: Path, streams: Streams | None = None) 
 
 
 def run_here(script: dict[str, Any], home: Path, *arguments: str | Path, piped: bytes | None = None) -> Finished:
-    """Run a command line on the scripted model in this process, with pipes."""
     out, err = StringIO(), StringIO()
     streams = Streams(out, err, None if piped is None else BytesIO(piped), False, False, False)
     code = run([str(argument) for argument in arguments], app_for(script, home, streams))
@@ -153,12 +149,10 @@ def start_scripted(
 
 
 def install(home: Path, model: Path, name: str) -> None:
-    """Install a model file for the user with this home directory."""
     assert run_here({}, home, "pull", model, "--name", name).code == 0
 
 
 def main() -> None:
-    """Run a command line on the scripted model."""
     script = json.loads(sys.argv[1])
     progress.SHOW_AFTER_S = 0.05
     sys.exit(run(sys.argv[2:], app_for(script, Path(os.environ["HOME"]), standard_streams())))

@@ -18,28 +18,22 @@ SLOTS = 8
 
 
 class Served:
-    """A user of two servers, and of the same model on this machine."""
-
     def __init__(self, home: Path, model: Path, servers: list[LlamaServer]) -> None:
         self.home = home
         self.model = model
         self.servers = servers
 
     def run(self, command: str, *arguments: str | Path, servers: int = 1, piped: bytes | None = None) -> Finished:
-        """Run a command on some of the servers."""
         urls = [part for server in self.servers[:servers] for part in ("--endpoint", server.url)]
         return self.run_alone(command, *arguments, *urls, piped=piped)
 
     def run_alone(self, command: str, *arguments: str | Path, piped: bytes | None = None) -> Finished:
-        """Run a command without these servers."""
         return run_here(dict(REPLIES), self.home, command, "-m", self.model, *arguments, piped=piped)
 
     def asked(self) -> list[dict[str, Any]]:
-        """The bodies of all completions asked for."""
         return [asked.body for server in self.servers for asked in server.completions()]
 
     def config(self, text: str) -> None:
-        """Write config.toml."""
         (CommandLine(self.home).config / "config.toml").write_text(text, encoding="utf-8")
 
     def questions(self, count: int) -> Path:
@@ -50,7 +44,6 @@ class Served:
 
 @contextmanager
 def serving_user(home: Path, model: Path) -> Iterator[Served]:
-    """Run the servers of a user with this home directory; `model` gives the vocabulary."""
     model_of = batch_backend(dict(REPLIES), SLOTS).model
     with serving(model_of, 2, slots=SLOTS, context_size=100_000) as servers:
         yield Served(home, model, servers)

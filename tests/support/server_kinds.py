@@ -147,7 +147,6 @@ class VllmServer(OtherServer):
         yield b"data: [DONE]\n\n"
 
     def _choice(self, index: int, sample: Sample, start: int, end: int, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The tokens from `start` to `end`."""
         tokens, is_last = sample.tokens[start:end], end == len(sample.tokens)
         logprobs = {"text_offset": [0] * len(tokens), "token_logprobs": sample.logprobs[start:end], "top_logprobs": []}
         return {
@@ -194,7 +193,6 @@ class SglangServer(OtherServer):
         yield b"data: [DONE]\n\n"
 
     def _output(self, body: Mapping[str, Any], sample: Sample, start: int, end: int) -> dict[str, Any]:
-        """The tokens from `start` to `end`."""
         matched = sample.matched
         finish = {"type": "length", "length": end} if matched is None else {"type": "stop", "matched": matched}
         scores = [[*each, None] for each in zip(sample.logprobs, sample.tokens, strict=True)][start:end]

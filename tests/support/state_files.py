@@ -13,13 +13,10 @@ TOKENS = (1, 2, 3, 70_000)
 
 
 def open_store(directory: Path, *, limit: int = 10**9, model: str = "digest", format: str = "chatml") -> StateStore:
-    """Open a state directory, as a new process does."""
     return StateStore(directory, limit, model, format)
 
 
 def put(states: StateStore, tokens: Sequence[int], *, body: bytes = BODY, kind: str = "kind") -> None:
-    """Write a state."""
-
     def save(path: Path) -> None:
         path.write_bytes(body)
 
@@ -27,6 +24,5 @@ def put(states: StateStore, tokens: Sequence[int], *, body: bytes = BODY, kind: 
 
 
 def find(states: StateStore, prompt: Sequence[int], *, kind: str = "kind") -> tuple[State | None, list[NoticeEvent]]:
-    """Find the state for a prompt; also return the notices."""
     told: list[NoticeEvent] = []
     return states.find_longest(prompt, kind, lambda length, shared: True, told.append), told

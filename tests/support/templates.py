@@ -30,11 +30,9 @@ def embedded(backend: LlamaBackend, template: str, **options: Any) -> PromptForm
 
 
 def untrusted(parts: tuple[PromptPart, ...]) -> list[str]:
-    """The untrusted texts of a prompt."""
     return [part.value for part in parts if isinstance(part, Text) and not part.trusted]
 
 
 def chatml_prompt(question: str, system: str | None = None) -> str:
-    """The prompt of the tiny model's template."""
     before = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
     return f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"

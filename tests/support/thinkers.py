@@ -31,6 +31,5 @@ def speaker(reply: Callable[[int], str], prompt: int = 2) -> Model:
 
 
 def budget(limit: int = LIMIT) -> ThoughtBudget:
-    """A budget for tokens that are bytes."""
     endings = plan_endings(ScriptedBackend(lambda held, seed: END), THOUGHTS)
     return ThoughtBudget(limit, endings, ReplyChannels(THOUGHTS))

@@ -318,7 +318,6 @@ def _tensors(architecture: Architecture, sizes: Mapping[str, int]) -> Iterator[t
 
 
 def _values(name: str, dimensions: tuple[int, ...], random: np.random.Generator) -> tuple[Values, Any]:
-    """Draw weights that preserve the norm of activations."""
     precision = np.float32 if len(dimensions) == 1 or name.endswith(FULL_PRECISION) else np.float16
     for ending, constant in CONSTANTS.items():
         if name.endswith(ending):

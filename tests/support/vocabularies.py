@@ -27,7 +27,6 @@ marked_up = st.lists(markup | st.text(max_size=2), max_size=12).map("".join)
 
 @contextmanager
 def open_vocabulary(path: Path) -> Iterator[LlamaBackend]:
-    """Open a model's vocabulary."""
     options = LoadOptions(GgufFile(path, 2048, uniform_sizes(0, 1, 1)), ContextOptions(256), vocabulary_only=True)
     backend = open_llama(options, lambda _: None, StopFlag())
     try:
