@@ -59,85 +59,79 @@ def ask(model: Path, home: Path, reply: str, think: str | int, *options: str | P
     return run_here({"reply": reply}, home, "ask", "Why?", "-m", model, "--think", str(think), *options)
 
 
-@pytest.mark.parametrize("name", ["switch", "none"])
-def test_ask_ends_a_thought_at_the_end_of_a_sentence(models: dict[str, Path], tmp_path: Path, name: str) -> None:
-    reply = reply_around(THOUGHT.rstrip(), ENDING, "It is 42.")
-    answer = ask(models[name], tmp_path, reply, LIMIT, "--json").object
-    assert (answer["reasoning"], answer["text"], answer["finish_reason"]) == ("Let me see.", "It is 42.", "stop")
-    assert answer["thought_closed_at"] == len(THOUGHT.rstrip())
-    assert answer["completion_tokens"] == len(reply)
+SENTENCE = THOUGHT.rstrip()
+LONG = "<think>" + ("and so on " * 9)[: LIMIT + SENTENCE_TOKENS]
+COMMENT = "<|channel|>commentary<|message|>Hm.<|end|><|start|>assistant"
+ANALYSIS = "<|channel|>analysis<|message|>Let me see."
+FINAL = "<|end|>" + HARMONY_FINAL
+ANSWER = "It is a long answer, with two sentences. Yes."
 
 
-def test_ask_ends_a_thought_within_a_long_sentence(models: dict[str, Path], tmp_path: Path) -> None:
-    thought = "<think>" + ("and so on " * 9)[: LIMIT + SENTENCE_TOKENS]
-    answer = ask(models["none"], tmp_path, reply_around(thought, ENDING, "Yes."), LIMIT, "--json").object
-    assert (answer["thought_closed_at"], answer["text"]) == (len(thought), "Yes.")
+@dataclass(frozen=True)
+class Case:
+    """A reply whose thought is ended `at` a number of tokens by a `forced` text, or by itself if there is none."""
 
-
-def test_ask_counts_a_thought_that_the_prompt_begins(models: dict[str, Path], tmp_path: Path) -> None:
-    answer = ask(models["in prompt"], tmp_path, reply_around("Let me see.", ENDING, "Yes."), LIMIT, "--json").object
-    assert (answer["reasoning"], answer["thought_closed_at"], answer["text"]) == (
-        "Let me see.",
-        len("Let me see."),
-        "Yes.",
-    )
+    model: str
+    thought: str
+    forced: str = ""
+    answer: str = "Yes."
+    reasoning: str | None = "Let me see."
+    at: int | None = None
+    think: str | int = LIMIT
 
 
 @pytest.mark.parametrize(
-    ("name", "reply", "reasoning"),
+    "case",
     [
-        ("none", "<think>\nShort.\n</think>\n\nIt is a long answer, with two sentences. Yes.", "Short."),
-        ("none", "An answer, without any thought. It is long.", None),
-        ("in prompt", "Short.\n</think>\n\nIt is a long answer, with two sentences. Yes.", "Short."),
-        ("none", "<think>\nLet me see</think>\n\nA long answer.", "Let me see"),  # closed while it was waited for
+        pytest.param(Case("switch", SENTENCE, ENDING, at=len(SENTENCE)), id="end of a sentence"),
+        pytest.param(Case("none", SENTENCE, ENDING, at=len(SENTENCE)), id="without a switch"),
+        pytest.param(Case("none", LONG, ENDING, reasoning=LONG[7:].rstrip(), at=len(LONG)), id="long sentence"),
+        pytest.param(Case("in prompt", "Let me see.", ENDING, at=11), id="thought in the prompt"),
+        pytest.param(Case("none", "<think>", "\n\n</think>\n\n", reasoning=None, at=7, think="off"), id="off"),
+        pytest.param(Case("in prompt", "", reasoning=None, think="off"), id="off in the prompt"),
+        pytest.param(Case("gpt-oss", ANALYSIS, FINAL, at=len(ANALYSIS)), id="channels"),
+        pytest.param(
+            Case("gpt-oss", COMMENT + ANALYSIS, FINAL, reasoning="Hm.Let me see.", at=len(COMMENT + ANALYSIS)),
+            id="several channels",
+        ),
+        pytest.param(
+            Case("none", reply_around(SENTENCE, ENDING, "<think>"), "\n" + ENDING, at=len(SENTENCE)),
+            id="thought that begins again",
+        ),
+        pytest.param(
+            Case(
+                "none",
+                "<think>" + ("and so " * 4)[: LIMIT + SENTENCE_TOKENS - 3] + "</think>\n\n",
+                reasoning="and so " * 3 + "an",
+            ),
+            id="marker that the model has started",
+        ),
+        pytest.param(Case("none", "<think>\nShort.\n</think>\n\n", answer=ANSWER, reasoning="Short."), id="short"),
+        pytest.param(
+            Case("in prompt", "Short.\n</think>\n\n", answer=ANSWER, reasoning="Short."), id="short in the prompt"
+        ),
+        pytest.param(Case("none", "", answer="An answer, without any thought. It is long.", reasoning=None), id="none"),
+        pytest.param(
+            Case("none", "<think>\nLet me see</think>\n\n", answer="A long answer.", reasoning="Let me see"),
+            id="closed while it was waited for",
+        ),
     ],
 )
-def test_ask_leaves_short_thoughts_and_answers(
-    models: dict[str, Path], tmp_path: Path, name: str, reply: str, reasoning: str | None
-) -> None:
-    answer = ask(models[name], tmp_path, reply, LIMIT, "--json").object
-    assert (answer["reasoning"], answer["thought_closed_at"]) == (reasoning, None)
-    assert answer["text"] == reply.rpartition("</think>")[2].strip()
+def test_ask_ends_a_thought(models: dict[str, Path], tmp_path: Path, case: Case) -> None:
+    reply = reply_around(case.thought, case.forced, case.answer)
+    answer = ask(models[case.model], tmp_path, reply, case.think, "--json").object
+    assert (answer["reasoning"], answer["thought_closed_at"], answer["text"]) == (case.reasoning, case.at, case.answer)
+    assert (answer["finish_reason"], answer["completion_tokens"]) == ("stop", len(reply))
 
 
-def test_ask_waits_for_a_marker_that_the_model_has_started(models: dict[str, Path], tmp_path: Path) -> None:
-    thought = "<think>" + "and so " * 4  # the limit is reached within the marker
-    reply = thought[: 7 + LIMIT + SENTENCE_TOKENS - 3] + "</think>\n\nYes."
-    answer = ask(models["none"], tmp_path, reply, LIMIT, "--json").object
-    assert (answer["text"], answer["thought_closed_at"]) == ("Yes.", None)
-
-
-def test_ask_turns_off_a_thought_where_it_is_opened(models: dict[str, Path], tmp_path: Path) -> None:
-    empty = "\n\n</think>\n\n"
-    answer = ask(models["none"], tmp_path, reply_around("<think>", empty, "Yes."), "off", "--json").object
-    assert (answer["reasoning"], answer["thought_closed_at"], answer["text"]) == (None, len("<think>"), "Yes.")
-
-
-def test_ask_turns_off_a_thought_in_the_prompt(models: dict[str, Path], tmp_path: Path) -> None:
-    answer = ask(models["in prompt"], tmp_path, "Yes.", "off", "--json").object
-    assert (answer["reasoning"], answer["thought_closed_at"], answer["text"]) == (None, None, "Yes.")
+def test_prompt_ends_a_thought_that_is_off(models: dict[str, Path], tmp_path: Path) -> None:
     assert ask(models["in prompt"], tmp_path, "", "off", "--dry-run").out.endswith("<think>\n\n</think>\n\n")
 
 
-@pytest.mark.parametrize("opening", ["", "<|channel|>commentary<|message|>Hm.<|end|><|start|>assistant"])
-def test_ask_continues_a_channel_with_the_final_one(models: dict[str, Path], tmp_path: Path, opening: str) -> None:
-    thought = opening + "<|channel|>analysis<|message|>Let me see."
-    reply = reply_around(thought, "<|end|>" + HARMONY_FINAL, "Yes.")
-    answer = ask(models["gpt-oss"], tmp_path, reply, LIMIT, "--json").object
-    assert (answer["text"], answer["thought_closed_at"]) == ("Yes.", len(thought))
-    assert answer["reasoning"].endswith("Let me see.")
-
-
-def test_ask_ends_a_thought_that_begins_again(models: dict[str, Path], tmp_path: Path) -> None:
-    reply = reply_around(reply_around(THOUGHT.rstrip(), ENDING, "<think>"), "\n" + ENDING, "Yes.")
-    answer = ask(models["none"], tmp_path, reply, LIMIT, "--json").object
-    assert (answer["reasoning"], answer["text"]) == ("Let me see.", "Yes.")
-
-
 def test_ask_continues_a_conversation_whose_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
-    ask(models["none"], tmp_path, reply_around(THOUGHT.rstrip(), ENDING, "Yes."), LIMIT)
+    ask(models["none"], tmp_path, reply_around(SENTENCE, ENDING, "Yes."), LIMIT)
     shown = ask(models["none"], tmp_path, "", LIMIT, "-c", "--dry-run").out
-    assert f"assistant\n{THOUGHT.rstrip()}{ENDING}Yes.<|im_end|>" in shown
+    assert f"assistant\n{SENTENCE}{ENDING}Yes.<|im_end|>" in shown
 
 
 def test_ask_refuses_to_limit_thought_within_a_grammar(models: dict[str, Path], tmp_path: Path) -> None:
@@ -148,30 +142,30 @@ def test_ask_refuses_to_limit_thought_within_a_grammar(models: dict[str, Path], 
 
 
 def test_vote_limits_the_thought_of_each_sample(models: dict[str, Path], tmp_path: Path) -> None:
-    seeds = [reply_around(THOUGHT.rstrip(), ENDING, "The answer is 42."), "<think>Hm.</think>The answer is 42."]
+    seeds = [reply_around(SENTENCE, ENDING, "The answer is 42."), "<think>Hm.</think>The answer is 42."]
     options = ("--votes", "2", "--seed", "0", "--json", "--think", str(LIMIT))
     answer = run_here({"rows": {}, "seeds": seeds}, tmp_path, "ask", "Why?", "-m", models["none"], *options).object
     assert [chain["final_answer"] for chain in answer["votes"]["chains"]] == ["42", "42"]
-    assert answer["thought_closed_at"] == len(THOUGHT.rstrip())
+    assert answer["thought_closed_at"] == len(SENTENCE)
 
 
 def test_batch_rows_state_where_a_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"prompt": "one", "think": LIMIT}, {"prompt": "two"}]
-    script = {"rows": {"two": "Two."}, "seeds": [reply_around(THOUGHT.rstrip(), ENDING, "Yes.")]}
+    script = {"rows": {"two": "Two."}, "seeds": [reply_around(SENTENCE, ENDING, "Yes.")]}
     done, [one, two] = batch_here(script, tmp_path, models["none"], *rows)
     assert done.code == 0, done.err
-    assert (one["thought_closed_at"], one["text"]) == (len(THOUGHT.rstrip()), "Yes.")
+    assert (one["thought_closed_at"], one["text"]) == (len(SENTENCE), "Yes.")
     assert list(one)[-1] == "thought_closed_at" and "thought_closed_at" not in two
 
 
 def test_eval_samples_state_where_a_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"question": "Why?", "answer": "42"}\n')
-    script = {"rows": {}, "seeds": [reply_around(THOUGHT.rstrip(), ENDING, "The answer is 42.")]}
+    script = {"rows": {}, "seeds": [reply_around(SENTENCE, ENDING, "The answer is 42.")]}
     options = ("-m", models["none"], "--think", str(LIMIT), "-o", tmp_path / "run.jsonl")
     done = run_here(script, tmp_path, "eval", tmp_path / "in.jsonl", *options)
     assert done.code == 0, done.err
     [sample] = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
-    assert (sample["correct"], sample["thought_closed_at"]) == (True, len(THOUGHT.rstrip()))
+    assert (sample["correct"], sample["thought_closed_at"]) == (True, len(SENTENCE))
 
 
 # The tokens that end a thought.
