@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from chats import Loadable, contents, finish, make_chat, text
 from disks import full_disk
-from scripted_backend import FIRST_WORD, ScriptedBackend, endless, replies
+from scripted_backend import ScriptedBackend, endless, replies
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.store import Store
@@ -238,20 +238,6 @@ def test_continue_completes_a_character_split_between_tokens(start_chat: Callabl
     assert content.startswith("🦜🦜 🦜🦜")
     assert "\ufffd" not in content[:-1]
     assert bytes(chat.last_reply.message.tokens or ()).decode("utf-8", "ignore").startswith(" 🦜🦜 🦜🦜")
-
-
-def test_responder_drops_only_incomplete_characters(start_chat: Callable[..., Chat]) -> None:
-    words = ("🦜".encode()[:2], "🦜".encode()[2:], "ab🦜".encode()[:-1])
-    backend = ScriptedBackend(replies(SCRIPT), context_size=200, words=words)
-    chat = start_chat(lambda: backend)
-    list(chat.load())
-    whole = chat.loaded.responder.drop_partial_character
-    half, rest, partial = FIRST_WORD, FIRST_WORD + 1, FIRST_WORD + 2
-    assert whole((97, half, rest)) == (97, half, rest)
-    assert whole((97, half)) == (97,)
-    assert whole((97, partial)) == (97,)
-    assert whole((0xFF, 0x80)) == (0xFF, 0x80)
-    assert whole(()) == whole((half,)) == ()
 
 
 def test_chat_saves_no_prompt_cache_when_it_is_disabled(start_chat: Callable[..., Chat], tmp_path: Path) -> None:

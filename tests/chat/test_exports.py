@@ -79,17 +79,6 @@ def test_markdown_notes_why_a_reply_is_incomplete(
     assert markdown == f"# count\n\n## User\n\nCount!\n\n## Assistant\n\n{expected}\n"
 
 
-def test_openai_messages_list() -> None:
-    assert SUMS.openai_messages == [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "What is 2 + 2?\n"},
-        {"role": "assistant", "content": "Four."},
-        {"role": "user", "content": "And 3 + 3?"},
-    ]
-    assert BARE.openai_messages == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello 😀"}]
-    assert Conversation(system_prompt="").openai_messages == [{"role": "system", "content": ""}]
-
-
 def test_sharegpt_uses_its_own_role_names() -> None:
     assert to_sharegpt("sums", SUMS) == {
         "id": "sums",

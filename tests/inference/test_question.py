@@ -101,14 +101,6 @@ def test_question_has_the_system_prompt_of_the_settings() -> None:
     assert ask("Why?").system_prompt is None
 
 
-@pytest.mark.parametrize(
-    ("text", "fence"),
-    [("x", "```"), ("a `b` c", "```"), ("```py\nx\n```", "````"), ("`````", "``````"), ("a```", "````")],
-)
-def test_fence_is_longer_than_any_inside(text: str, fence: str) -> None:
-    assert fence_file("a.md", text) == f"a.md:\n{fence}md\n{text}\n{fence}"
-
-
 @given(st.text(alphabet="`~ab\n", max_size=40))
 def test_no_line_of_a_file_closes_its_fence(text: str) -> None:
     opening, *lines, closing = fence_file("a", text).split("\n")[1:]
@@ -203,6 +195,7 @@ NOT_A_LIST = "m.json has no messages"
         ([USER, SYSTEM], "m.json: message 2 has the role system, expected assistant"),
         ([USER, ASSISTANT], "m.json: no question to answer"),
         ([SYSTEM], "m.json: no question to answer"),
+        ([{"role": "user", "content": " \n"}], "m.json: message 1 is empty"),
     ],
 )
 def test_invalid_messages_list_is_a_one_line_error(messages: Any, what: str) -> None:
@@ -280,13 +273,5 @@ def test_template_option_must_be_key_and_value(pair: str) -> None:
     with pytest.raises(UsageError) as caught:
         template_options(["a=1", pair])
     assert (caught.value.message, caught.value.hint) == (f"template_arg {pair!r}", "write it as KEY=VALUE")
-
-
-def test_template_option_cannot_replace_the_messages() -> None:
     with pytest.raises(UsageError, match="would replace the conversation"):
         template_options(["messages=[]"])
-
-
-def test_blank_question_in_messages_is_an_error() -> None:
-    with pytest.raises(UsageError, match="message 1 is empty"):
-        parse_messages(json.dumps([{"role": "user", "content": " \n"}]), "m.json")

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cerebrum_cli.core.events import (
-    Channel,
-    Event,
     FinishEvent,
     FinishReason,
-    LoadEvent,
     SequenceId,
     Timings,
     TokenEvent,
 )
-from cerebrum_cli.engine.engine import Capabilities
 from cerebrum_cli.inference.reply import (
-    Preview,
     Reply,
     ReplyCollector,
-    prompt_object,
     reply_notice,
     reply_object,
 )
@@ -41,44 +34,13 @@ FINISH = FinishEvent(
 )
 
 
-def tokens(*texts: tuple[Channel, str]) -> list[Event]:
-    return [TokenEvent(SEQUENCE, text, channel) for channel, text in texts]
-
-
-def collect(*events: Event) -> ReplyCollector:
-    collector = ReplyCollector()
-    for event in events:
-        collector.emit(event)
-    collector.close()
-    return collector
-
-
-def test_collector_has_a_reply_after_the_finish_event() -> None:
-    events = tokens(("answer", "Four"), ("answer", ""), ("answer", "."))
-    assert collect(LoadEvent(1.0), *events).reply is None
-    reply = collect(LoadEvent(1.0), *events, FINISH).reply
-    assert reply is not None
-    assert (reply.text, reply.reasoning, reply.finish) == ("Four.", None, FINISH)
-
-
-def test_collector_separates_reasoning_and_answer() -> None:
-    reply = collect(
-        *tokens(("thinking", "The answer "), ("thinking", "is 5."), ("answer", "So the answer is 4.")), FINISH
-    ).reply
-    assert reply is not None
-    assert (reply.text, reply.reasoning, reply.final_answer) == ("So the answer is 4.", "The answer is 5.", "4")
-
-
-def test_reply_may_be_empty() -> None:
-    reply = collect(FINISH).reply
-    assert reply is not None
-    assert (reply.text, reply.reasoning, reply.final_answer) == ("", None, None)
-
-
 def test_reply_object_has_all_keys() -> None:
-    reply = collect(*tokens(("thinking", "hm"), ("answer", "The answer is 4.")), FINISH).reply
-    assert reply is not None
-    assert reply_object(reply, "cerebrum-7b", Path("7b.gguf"), "cerebrum", "4") == {
+    collector = ReplyCollector()
+    for event in (TokenEvent(SEQUENCE, "hm", "thinking"), TokenEvent(SEQUENCE, "The answer is 4."), FINISH):
+        assert collector.reply is None
+        collector.emit(event)
+    assert collector.reply
+    assert reply_object(collector.reply, "cerebrum-7b", Path("7b.gguf"), "cerebrum", "4") == {
         "model": "cerebrum-7b",
         "file": "7b.gguf",
         "format": "cerebrum",
@@ -106,21 +68,6 @@ def test_reply_object_has_all_keys() -> None:
     }
 
 
-def test_timings_without_time_have_zero_speed() -> None:
-    assert (Timings().prompt_tokens_per_second, Timings().tokens_per_second) == (0.0, 0.0)
-
-
-def test_prompt_object_has_all_keys() -> None:
-    shown = prompt_object(Preview("<s>é", (1, 28797)), "m", "raw")
-    assert json.loads(json.dumps(shown)) == {
-        "prompt": "<s>é",
-        "prompt_tokens": 2,
-        "token_ids": [1, 28797],
-        "format": "raw",
-        "model": "m",
-    }
-
-
 @pytest.mark.parametrize(
     ("text", "reasoning", "reason", "message"),
     [
@@ -137,15 +84,4 @@ def test_reply_notice_names_the_exhausted_limit(
 ) -> None:
     notice = reply_notice(Reply(text, reasoning, replace(FINISH, reason=reason)), "raise --ctx")
     assert (notice and notice.message) == message
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "advice"),
-    [
-        (Capabilities(), "raise --ctx"),
-        (Capabilities(larger_context="restart the server with a larger -c"), "restart the server with a larger -c"),
-    ],
-)
-def test_full_context_advice_is_that_of_the_engine(capabilities: Capabilities, advice: str) -> None:
-    notice = reply_notice(Reply("Fo", None, replace(FINISH, reason="context")), capabilities.larger_context)
-    assert notice and notice.hint == f"{advice}, or ask for less"
+    assert reason != "context" or (notice and notice.hint == "raise --ctx, or ask for less")

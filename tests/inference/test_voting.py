@@ -111,10 +111,6 @@ def test_vote_warns_of_a_winner_without_a_majority(runner: VoteRunner) -> None:
     assert "the winner has only 2 of 5 votes" in done.err
 
 
-def test_json_without_votes_has_null(runner: VoteRunner) -> None:
-    assert runner.run("q", "--json", replies=["ok"]).object["votes"] is None
-
-
 @pytest.mark.parametrize("arguments", [(), ("--final",), ("--json",)])
 def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tuple[str, ...]) -> None:
     done = runner.run("q", "--votes", "3", *arguments, replies=["I went on and on. " * 3, "so it goes on, and"])
@@ -278,11 +274,6 @@ def test_session_saves_and_continues_the_winning_sample(runner: VoteRunner) -> N
     again = runner.run("-c", "and then?", "--votes", "3", "--json", replies=[reply(8)])
     assert again.object["final_answer"] == "8"
     assert runner.run("-c", "x", "--dry-run").out.count("<|im_start|>user") == 3
-
-
-def test_vote_with_no_log_is_not_saved(runner: VoteRunner) -> None:
-    runner.run("q", "--votes", "3", "--no-log", replies=SPLIT_VOTE)
-    assert run_here(runner.script, runner.home, "sessions", "list", "--json").object == []
 
 
 # Batches.
