@@ -18,7 +18,6 @@ from cerebrum_cli.core.settings import environment_layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.merge.execute import WrittenFile
     from cerebrum_cli.merge.merge import Merge, MergeOptions
     from cerebrum_cli.models.model import Model
 
@@ -74,13 +73,13 @@ def merge(
         streams.answer_object(description) if options.json else print_merge(streams, description)
         return
     merger.require_writable(plan)
-    written = write(app, plan, options)
-    model = merger.register(plan, written)
+    sha256 = write(app, plan, options)
+    model = merger.register(plan, sha256)
     if options.json:
-        files = [{"path": str(written.path), "size": written.size, "sha256": written.sha256}]
+        files = [file | {"sha256": sha256} for file in description["files"]]
         streams.answer_object(description | {"reference": target.name, "files": files})
     else:
-        streams.answer(f"{written.sha256}  {written.path}\n")
+        streams.answer(f"{sha256}  {target.output}\n")
     if not options.quiet:
         streams.info(f"{model.reference} is installed: cerebrum ask -m {model.reference}")
 
@@ -128,7 +127,7 @@ def warn(app: App, plan: Merge) -> None:
         app.streams.notice(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))
 
 
-def write(app: App, plan: Merge, options: MergeCommandOptions) -> WrittenFile:
+def write(app: App, plan: Merge, options: MergeCommandOptions) -> str:
     from cerebrum_cli.terminal.interrupts import interruptible
 
     with interruptible("nothing was written"), file_progress(app, options) as progress:

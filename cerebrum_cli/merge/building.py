@@ -45,8 +45,8 @@ def pull_merge(
         require_confirmation(plan, confirm)
         quantization = plan.chosen.quantization
     merge = catalogue_merge.build(quantization, name, lambda each: inner.find_or_pull(each, None, context, confirm))
-    written = merger.write(merge, lambda done, total: puller.progress.update("merge", done, total))
-    return merger.register(merge, written)
+    sha256 = merger.write(merge, lambda done, total: puller.progress.update("merge", done, total))
+    return merger.register(merge, sha256)
 
 
 @dataclass(frozen=True, slots=True)

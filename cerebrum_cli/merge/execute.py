@@ -6,82 +6,53 @@ import contextlib
 import hashlib
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.core.files import fsync_directory, translate_os_errors, write_all
-from cerebrum_cli.core.locks import PART, lock_file
+from cerebrum_cli.core.files import commit_file, translate_os_errors, write_all
+from cerebrum_cli.core.locks import PART, UnfinishedFile, lock_file
 from cerebrum_cli.gguf.parser import aligned
-from cerebrum_cli.gguf.table import encode_header
 from cerebrum_cli.merge.methods import input_tensors
-from cerebrum_cli.merge.plan import OutputTensor, Plan
+from cerebrum_cli.merge.plan import Plan
 from cerebrum_cli.merge.weights import CodecFactory, TensorEvaluator, block_scale
+from cerebrum_cli.models.library import OnProgress
 
-MAX_UNHASHED = 4  # chunks written but not hashed yet
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 PROGRESS_INTERVAL_S = 0.02  # between two progress reports
 
-OnProgress = Callable[[int, int], None]
-"""Called with the bytes done and the total."""
 
-
-@dataclass(frozen=True, slots=True)
-class OutputFile:
-    """The file of a merge: its header and tensors."""
-
-    path: Path
-    header: bytes
-    tensors: tuple[OutputTensor, ...]
-
-    @property
-    def size(self) -> int:
-        """Size in bytes."""
-        return len(self.header) + sum(aligned(tensor.size) for tensor in self.tensors)
-
-
-class WrittenFile(NamedTuple):
-    """A complete file: its path, size in bytes, and SHA-256."""
-
-    path: Path
-    size: int
-    sha256: str
-
-
-def plan_file(plan: Plan, path: Path) -> OutputFile:
-    """The file that a plan is written to."""
-    return OutputFile(path, encode_header(plan.metadata, (tensor[:3] for tensor in plan.tensors)), plan.tensors)
-
-
-def execute(file: OutputFile, codec: CodecFactory, threads: int, on_progress: OnProgress) -> WrittenFile:
-    """Write a file and report progress.
+def execute(plan: Plan, path: Path, codec: CodecFactory, threads: int, on_progress: OnProgress) -> str:
+    """Write a plan to a file, report bytes done and total, and return the file's SHA-256.
 
     Raises MergeError if it cannot be written or weights cannot be computed, ModelFileError for an unreadable source.
     A separate thread does the work, so that the exception of a signal handler is raised here, in the waiting thread,
     and never while a lock is taken or the file is renamed.
     """
-    writer = MergeWriter(file, codec, threads)
+    writer = MergeWriter(plan, path, codec, threads)
     try:
         Thread(target=writer.run, name="merge", daemon=True).start()
         while not writer.is_finished:
             time.sleep(PROGRESS_INTERVAL_S)  # not join(): an exception raised in it loses the thread (Python 3.11)
-            on_progress(writer.done, file.size)
-        if writer.written:
-            on_progress(file.size, file.size)
+            on_progress(writer.done, plan.size)
+        if writer.sha256:
+            on_progress(plan.size, plan.size)
     except BaseException:
         writer.is_cancelled = True
         while writer.is_started and not writer.is_finished:
             time.sleep(PROGRESS_INTERVAL_S)
-        if not writer.written:  # otherwise the file has been renamed already
+        if not writer.sha256:  # otherwise the file has been renamed already
             raise
     if writer.error:
         raise writer.error
-    assert writer.written, "the writer is finished"
-    return writer.written
+    assert writer.sha256, "the writer is finished"
+    return writer.sha256
 
 
 class Cancelled(Exception):
@@ -92,34 +63,31 @@ class Cancelled(Exception):
 class MergeWriter:
     """A merge being written by a thread: its progress, cancellation flag and result."""
 
-    file: OutputFile
+    plan: Plan
+    path: Path
     codec: CodecFactory
     threads: int
     done: int = 0
     is_cancelled: bool = False
     is_started: bool = False
     is_finished: bool = False
-    written: WrittenFile | None = None
+    sha256: str | None = None
     error: BaseException | None = None
 
     def run(self) -> None:
-        """Write the file; store the result or the exception."""
+        """Write the file; store its digest or the exception."""
         self.is_started = True
         try:
-            self.written = self._write()
+            self.sha256 = self._write()
         except BaseException as error:  # raised by the waiting thread
             self.error = error
         finally:
             self.is_finished = True
 
-    def _write(self) -> WrittenFile:
+    def _write(self) -> str:
         self._raise_if_cancelled()
-        with (
-            write_errors(self.file.path),
-            HashedFile(self.file.path) as target,
-            TensorEvaluator(self.codec, self.threads) as evaluator,
-        ):
-            for chunk in chunks(self.file, evaluator):
+        with hashed_file(self.path) as target, TensorEvaluator(self.codec, self.threads) as evaluator:
+            for chunk in chunks(self.plan, evaluator):
                 self._raise_if_cancelled()
                 target.write(chunk)
                 self.done += len(chunk)
@@ -131,10 +99,10 @@ class MergeWriter:
             raise Cancelled
 
 
-def chunks(file: OutputFile, evaluator: TensorEvaluator) -> Iterator[bytes]:
+def chunks(plan: Plan, evaluator: TensorEvaluator) -> Iterator[bytes]:
     """Yield the bytes of a file in chunks."""
-    yield file.header
-    for tensor in file.tensors:
+    yield plan.header
+    for tensor in plan.tensors:
         yield from evaluator.chunks(tensor)
         yield bytes(aligned(tensor.size) - tensor.size)
 
@@ -148,65 +116,58 @@ def require_supported_types(plan: Plan, codec: CodecFactory) -> None:
     for tensor in computed:
         for source in input_tensors(tensor.op):
             if not instance.readable(source.type):
-                raise MergeError(
-                    f"{source.name} is {source.kind.name}, which cannot be dequantized", "merge other files"
-                )
+                problem = f"{source.name} is {source.kind.name}, which cannot be dequantized"
+                raise MergeError(problem, "merge other files")
         if not instance.writable(tensor.type):
             problem = f"{tensor.name} is {tensor.kind.name}, which cannot be written without an importance matrix"
             raise MergeError(problem, "choose another type with --type, such as Q4_K")
 
 
+@dataclass(slots=True)
 class HashedFile:
-    """A file that appears complete or not at all: until `commit`, its name ends in `.part`.
+    """A file that a thread hashes while it is written; until `commit`, it has the name of its part."""
 
-    A thread hashes each chunk while the next one is produced. Opening raises MergeError, also if another merge is
-    writing the file; the methods raise OSError.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self._part = path.with_name(path.name + PART)
-        self._digest = hashlib.sha256()
-        self._hashing: deque[Future[None]] = deque()
-        self._resources = contextlib.ExitStack()
-        self._is_committed = False
-
-    def __enter__(self) -> HashedFile:
-        with contextlib.ExitStack() as opened, write_errors(self.path):
-            self._pool = opened.enter_context(ThreadPoolExecutor(1))
-            busy = MergeError(f"another cerebrum merge is writing {self.path}", "wait until it has finished")
-            self._file = opened.enter_context(lock_file(self._part, busy))  # locked until it is complete
-            opened.callback(self._remove)  # while it is still locked
-            self._file.truncate(0)
-            self._resources = opened.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._resources.close()
+    path: Path
+    part: UnfinishedFile
+    pool: ThreadPoolExecutor
+    digest: _Hash = field(default_factory=hashlib.sha256)
+    size: int = 0
+    hashing: Future[None] | None = None  # of the chunk before
+    is_committed: bool = False
 
     def write(self, data: bytes) -> None:
-        if len(self._hashing) >= MAX_UNHASHED:
-            self._hashing.popleft().result()
-        self._hashing.append(self._pool.submit(self._digest.update, data))
-        write_all(self._file.fileno(), data)
+        self._finish_hashing()
+        self.hashing = self.pool.submit(self.digest.update, data)
+        write_all(self.part.file.fileno(), data)
         self.size += len(data)
 
-    def commit(self) -> WrittenFile:
-        """Flush the file to disk and give it its name."""
-        while self._hashing:
-            self._hashing.popleft().result()
-        os.fsync(self._file.fileno())
-        self._part.replace(self.path)
-        self._is_committed = True
-        fsync_directory(self.path.parent)
-        return WrittenFile(self.path, self.size, self._digest.hexdigest())
+    def commit(self) -> str:
+        """Flush the file to disk, give it its name, and return its SHA-256."""
+        self._finish_hashing()
+        os.fsync(self.part.file.fileno())
+        commit_file(self.part, self.path)
+        self.is_committed = True
+        return self.digest.hexdigest()
 
-    def _remove(self) -> None:
-        if not self._is_committed:
-            self._part.unlink(missing_ok=True)
+    def _finish_hashing(self) -> None:
+        if self.hashing:
+            self.hashing.result()
 
 
-def write_errors(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Raise MergeError for an OSError."""
-    return translate_os_errors(MergeError, path, ", or write elsewhere", "write to another disk")
+@contextlib.contextmanager
+def hashed_file(path: Path) -> Iterator[HashedFile]:
+    """A file that appears complete or not at all. Raises MergeError for an OSError, or if another merge writes it."""
+    part = path.with_name(path.name + PART)
+    busy = MergeError(f"another cerebrum merge is writing {path}", "wait until it has finished")
+    with (
+        translate_os_errors(MergeError, path, ", or write elsewhere", "write to another disk"),
+        ThreadPoolExecutor(1) as pool,
+        lock_file(part, busy) as file,
+    ):
+        hashed = HashedFile(path, UnfinishedFile(part, file), pool)
+        try:
+            file.truncate(0)
+            yield hashed
+        finally:
+            if not hashed.is_committed:
+                part.unlink(missing_ok=True)  # while it is still locked

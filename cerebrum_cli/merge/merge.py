@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
@@ -16,12 +15,12 @@ from cerebrum_cli.core.locks import PART
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.gguf.header import Header, parse_header, read_header, require_loadable
+from cerebrum_cli.gguf.header import parse_header, read_header, require_loadable
 from cerebrum_cli.gguf.table import read_table
-from cerebrum_cli.merge.execute import OutputFile, WrittenFile, execute, plan_file, require_supported_types
+from cerebrum_cli.merge.execute import execute, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import input_tensors
-from cerebrum_cli.merge.plan import Plan, plan_merge
+from cerebrum_cli.merge.plan import MergePlanner, Plan
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.merge.weights import CHUNK_WEIGHTS, PENDING_PER_THREAD, CodecFactory
@@ -160,17 +159,7 @@ class Merge:
     models: Mapping[str, Model]
     options: MergeOptions
     plan: Plan
-    file: OutputFile
     array_items: int
-
-    @property
-    def size(self) -> int:
-        """Size of the file in bytes."""
-        return self.file.size
-
-    @cached_property
-    def header(self) -> Header:
-        return parse_header(self.file.path, self.file.header, self.size)
 
     @property
     def memory(self) -> int:
@@ -181,10 +170,6 @@ class Merge:
             + self.array_items * MEMORY_PER_ITEM
             + thread_count() * PENDING_PER_THREAD * (most + 1) * CHUNK_WEIGHTS * 4
         )
-
-    @property
-    def copied_bytes(self) -> int:
-        return sum(each.size for each in self.plan.tensors if each.is_copy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,18 +190,17 @@ class Merger:
         dtype = None if recipe.method == "passthrough" else recipe.dtype
         target = Target(options.type, dtype, options.quantization)
         title = recipe.name or options.title or options.name
-        plan = plan_merge(recipe, tables, target, provenance(recipe, models, title))
+        plan = MergePlanner(recipe, tables, target).plan(provenance(recipe, models, title))
         require_supported_types(plan, self.codec)
-        file = plan_file(plan, options.output)
-        return Merge(recipe, models, options, plan, file, sum(each.array_items for each in tables.values()))
+        return Merge(recipe, models, options, plan, sum(each.array_items for each in tables.values()))
 
     def require_writable(self, merge: Merge) -> None:
         """Raise UsageError if the file is one of the sources, MergeError if the disk has too little space."""
-        path = merge.file.path
+        path = merge.options.output
         require_not_source(merge.models, path)
         part = path.with_name(path.name + PART)  # that of a killed process is overwritten
         reclaimed = part.stat().st_size if is_file(part) else 0
-        self.require_disk_space(path.parent, merge.size - reclaimed)
+        self.require_disk_space(path.parent, merge.plan.size - reclaimed)
 
     def require_disk_space(self, folder: Path, size: int) -> None:
         """Raise MergeError if the disk of a directory has too little space for `size` bytes."""
@@ -225,21 +209,21 @@ class Merger:
             problem = f"not enough disk space: {format_size(free)} free, {format_size(need)} needed"
             raise MergeError(f"{folder.resolve()}: {problem}", f"free {format_size(need - free)}, or write elsewhere")
 
-    def write(self, merge: Merge, on_progress: OnProgress) -> WrittenFile:
-        """Write the file of a merge, reporting bytes done and total.
+    def write(self, merge: Merge, on_progress: OnProgress) -> str:
+        """Write the file of a merge, report bytes done and total, and return its SHA-256.
 
         Raises MergeError if it cannot be written. No partial file remains after an error or an interruption.
         """
-        return execute(merge.file, self.codec, thread_count(), on_progress)
+        return execute(merge.plan, merge.options.output, self.codec, thread_count(), on_progress)
 
-    def register(self, merge: Merge, written: WrittenFile) -> Model:
+    def register(self, merge: Merge, sha256: str) -> Model:
         """Register the written model, and remove the entry of the model it replaced.
 
         Raises ConfigError if that fails: the file is kept, since writing it may have taken an hour.
         """
-        registry, path, name = self.library.registry, written.path, merge.options.name
+        registry, path, name = self.library.registry, merge.options.output, merge.options.name
         stat = path.stat()
-        model = RegistryEntry(name, path.resolve(), stat.st_size, written.sha256, stat.st_mtime_ns, "merge")
+        model = RegistryEntry(name, path.resolve(), stat.st_size, sha256, stat.st_mtime_ns, "merge")
         try:
             for entry in registry.entries():
                 if entry.source == "merge" and entry.name != name and merge.options.replaces(entry):
@@ -278,7 +262,8 @@ def provenance(recipe: Recipe, models: Mapping[str, Model], name: str) -> Proven
 
 def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]:
     """Keys of `merge --dry-run --json`; sizes in bytes."""
-    header = merge.header
+    size, path, tensors = merge.plan.size, merge.options.output, merge.plan.tensors
+    header = parse_header(path, merge.plan.header, size)
     context = planned_context(context, header.context_length)
     return {
         "name": merge.options.name,
@@ -288,17 +273,17 @@ def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]
             {"layer": layer.number, "sources": [{"model": model, "layer": number} for model, number in layer.sources]}
             for layer in merge.plan.layers
         ],
-        "tensors": len(merge.plan.tensors),
-        "tensor_types": dict(Counter(tensor.kind.name for tensor in merge.plan.tensors)),
-        "parameters": merge.plan.n_parameters,
-        "size": merge.size,
-        "files": [{"path": str(merge.file.path), "size": merge.size}],
-        "copied": merge.copied_bytes,
+        "tensors": len(tensors),
+        "tensor_types": dict(Counter(tensor.kind.name for tensor in tensors)),
+        "parameters": header.parameters,
+        "size": size,
+        "files": [{"path": str(path), "size": size}],
+        "copied": sum(tensor.size for tensor in tensors if tensor.is_copy),
         "unmatched_filters": list(merge.plan.unmatched_filters),
         "ignored_keys": list(merge.recipe.ignored_keys),
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "context": context,
-        "memory": fit_memory(header.sizes.with_weights(merge.size), context, Capacity(0)).needed,
+        "memory": fit_memory(header.sizes.with_weights(size), context, Capacity(0)).needed,
         "memory_to_merge": merge.memory,
         "free": free,
     }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.parser import Value
-from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensor
+from cerebrum_cli.gguf.parser import Value, aligned
+from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensor, encode_header
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, require_compatible, require_layer_pattern
 from cerebrum_cli.merge.metadata import Provenance, merged_metadata
@@ -51,7 +52,7 @@ class Layer(NamedTuple):
     sources: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """A planned merge: metadata and tensors in file order, and the sources of each layer."""
 
@@ -60,9 +61,15 @@ class Plan:
     layers: tuple[Layer, ...]
     unmatched_filters: tuple[str, ...] = ()
 
+    @cached_property
+    def header(self) -> bytes:
+        """Bytes of the file before those of the first tensor."""
+        return encode_header(self.metadata, (tensor[:3] for tensor in self.tensors))
+
     @property
-    def n_parameters(self) -> int:
-        return sum(prod(tensor.shape) for tensor in self.tensors)
+    def size(self) -> int:
+        """Size of the file in bytes."""
+        return len(self.header) + sum(aligned(tensor.size) for tensor in self.tensors)
 
 
 class MergeStep(NamedTuple):
@@ -192,8 +199,3 @@ class MergePlanner:
         """Whether the merge has an output head besides its embeddings."""
         first, last = (tuple(source.model for source in self.recipe.slices[at].sources) for at in (0, -1))
         return first != last or any(HEAD in self.tables[model].global_tensors for model in last)
-
-
-def plan_merge(recipe: Recipe, tables: Mapping[str, Table], target: Target, provenance: Provenance) -> Plan:
-    """Plan a recipe for models. Raises MergeError if they do not fit it or each other."""
-    return MergePlanner(recipe, tables, target).plan(provenance)

@@ -16,7 +16,7 @@ from merges import (
     assert_layers_copied,
     metadata_bytes,
     part_paths,
-    planned_file,
+    plan_merge,
     read_tensors,
     stack,
     write_merge,
@@ -29,7 +29,6 @@ from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.merge.execute import WrittenFile
 
 BLOCK_TENSORS = {
     *("attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"),
@@ -50,37 +49,32 @@ def generate(path: Path, tokens: int = 6) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of the models that several tests read."""
-    return tmp_path_factory.mktemp("merges")
+def twelve(tmp_path_factory: pytest.TempPathFactory, seven: Path) -> Path:
+    """Merge of the 7B by the packaged recipe."""
+    path = tmp_path_factory.mktemp("merges") / "twelve.gguf"
+    digest = write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, path)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    return path
 
 
-@pytest.fixture(scope="module")
-def twelve(folder: Path, seven: Path) -> WrittenFile:
-    """Its merge by the packaged recipe."""
-    return write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, folder / "twelve.gguf")
-
-
-def test_merge_12b_copies_each_tensor_from_its_source_block(seven: Path, twelve: WrittenFile) -> None:
-    made, source = read_tensors([twelve.path]), read_tensors([seven])
+def test_merge_12b_copies_each_tensor_from_its_source_block(seven: Path, twelve: Path) -> None:
+    made, source = read_tensors([twelve]), read_tensors([seven])
     assert len({each.data for each in source.values()}) == len(source)  # the comparison below needs distinct tensors
     assert (len(made), len(LAYERS_12B)) == (507, 56)
     assert {name.removeprefix("blk.55.") for name in made if name.startswith("blk.55.")} == BLOCK_TENSORS
-    assert_layers_copied([twelve.path], [seven], LAYERS_12B)
+    assert_layers_copied([twelve], [seven], LAYERS_12B)
 
 
-def test_merge_12b_loads_and_its_header_and_digest_match_its_bytes(seven: Path, twelve: WrittenFile) -> None:
-    header, source = read_header(twelve.path), read_header(seven)
+def test_merge_12b_loads_and_its_header_and_digest_match_its_bytes(seven: Path, twelve: Path) -> None:
+    header, source = read_header(twelve), read_header(seven)
     block = 2 * 256 + 2 * 256 * 256 + 2 * 64 * 256 + 3 * 512 * 256
     assert header.parameters == 56 * block + 2 * 275 * 256 + 256
     assert (header.n_layers, sum(header.tensor_types.values()), header.quantization) == (56, 507, "Q4_K_M")
     assert header.kv_bytes_per_token == source.kv_bytes_per_token * 56 // 32
     assert (header.vocabulary_size, header.chat_template) == (source.vocabulary_size, source.chat_template)
-    data = twelve.path.read_bytes()
-    assert (len(data), hashlib.sha256(data).hexdigest()) == (twelve.size, twelve.sha256)
-    file = planned_file(RECIPE_12B, {"cerebrum-7b": [seven]}, twelve.path)
-    assert (file.size, file.header) == (len(data), data[: len(file.header)])
-    assert len(generate(twelve.path)) == 6
+    plan, data = plan_merge(RECIPE_12B, {"cerebrum-7b": [seven]}), twelve.read_bytes()
+    assert (plan.size, plan.header) == (len(data), data[: len(plan.header)])
+    assert len(generate(twelve)) == 6
 
 
 def test_merge_of_one_whole_model_changes_only_its_name(seven: Path, tmp_path: Path) -> None:
@@ -128,12 +122,12 @@ def test_merge_reads_a_source_with_another_alignment(six_layers: Path, tmp_path:
     assert generate(out) == generate(six_layers)
 
 
-def test_merge_reads_a_split_source(seven: Path, twelve: WrittenFile, tmp_path: Path) -> None:
+def test_merge_reads_a_split_source(seven: Path, twelve: Path, tmp_path: Path) -> None:
     first = rewritten(seven, tmp_path / "seven.gguf", tensors=97)
     assert [path.name for path in part_paths(first)] == [f"seven-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
-    written = write_merge(RECIPE_12B, {"cerebrum-7b": part_paths(first)}, tmp_path / "twelve.gguf")
-    assert written._replace(path=twelve.path) == twelve
-    assert not [name for name in metadata_bytes(written.path) if name.startswith("split.")]
+    write_merge(RECIPE_12B, {"cerebrum-7b": part_paths(first)}, tmp_path / "twelve.gguf")
+    assert (tmp_path / "twelve.gguf").read_bytes() == twelve.read_bytes()
+    assert not [name for name in metadata_bytes(twelve) if name.startswith("split.")]
 
 
 @pytest.mark.parametrize("number", [0, 2])

@@ -108,7 +108,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def merge(recipe: Mapping[str, Any], sources: Sequence[Path], out: Path) -> Path:
     """Write the merge of the models `a`, `b` and so on."""
-    return write_merge(json.dumps(recipe), {name: [path] for name, path in zip("abc", sources, strict=False)}, out).path
+    write_merge(json.dumps(recipe), {name: [path] for name, path in zip("abc", sources, strict=False)}, out)
+    return out
 
 
 # mergekit's formulas: merge_methods/linear.py and generalized_task_arithmetic.py.

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from command_line import COMMAND, CommandLine
-from merges import SIX_LAYERS, planned_file, read_tensors, stack, write_merge, write_planned
+from merges import SIX_LAYERS, plan_merge, read_tensors, stack, write_merge
 from person import Person
 from tiny_models import write_quantized
 
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.merge.execute import Cancelled, HashedFile, MergeWriter
+from cerebrum_cli.merge.execute import Cancelled, HashedFile, MergeWriter, hashed_file
 from cerebrum_cli.terminal.interrupts import interruptible
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
@@ -98,12 +98,12 @@ def test_merge_raises_an_error_of_its_writing_thread(
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
 def test_merge_reports_the_systems_file_size_limit(small: Path, out: Path, share: float) -> None:
-    file = planned_file(WHOLE, {"a": [small]}, out)
+    size = plan_merge(WHOLE, {"a": [small]}).size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(file.size * share), limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * share), limits[1]))
     try:
         with pytest.raises(MergeError) as caught:
-            write_planned(file)
+            write_merge(WHOLE, {"a": [small]}, out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (caught.value.message, caught.value.hint) == (
@@ -151,10 +151,10 @@ def test_merge_second_interrupt_does_not_stop_the_cleanup(
 
 
 def test_merge_removes_an_uncommitted_file(out: Path) -> None:
-    with HashedFile(out) as file:
+    with hashed_file(out) as file:
         file.write(b"GGUF")
     nowhere = out.parent / "no" / "folder.gguf"
-    with pytest.raises(MergeError) as caught, HashedFile(nowhere):
+    with pytest.raises(MergeError) as caught, hashed_file(nowhere):
         pass
     assert caught.value.message == f"{nowhere}.part: No such file or directory"
 
@@ -325,7 +325,7 @@ def test_merge_terminal_shows_progress_and_the_digest(job: MergeProcess, seven: 
 
 @pytest.mark.usefixtures("no_locks")
 def test_merge_is_refused_where_the_file_system_has_no_locks(out: Path) -> None:
-    with pytest.raises(MergeError) as caught, HashedFile(out):
+    with pytest.raises(MergeError) as caught, hashed_file(out):
         pytest.fail("two merges could write one file")
     assert caught.value.message == f"{out}.part: this file system has no file locks"
     assert caught.value.hint == "write to another disk"
@@ -359,7 +359,7 @@ def test_merge_interrupt_leaves_a_whole_file_or_none(
 ) -> None:
     out, on_progress, before = tmp_path / "out.gguf", InterruptAt(monkeypatch, share), threading.active_count()
     try:
-        write_planned(planned_file(WHOLE, {"a": [small]}, out), on_progress)
+        write_merge(WHOLE, {"a": [small]}, out, on_progress)
     except KeyboardInterrupt:
         assert list(tmp_path.iterdir()) == []
     else:
@@ -375,7 +375,7 @@ def test_merge_interrupt_leaves_a_whole_file_or_none(
 def test_merge_cancelled_before_it_starts_opens_no_file(small: Path, tmp_path: Path) -> None:
     out, part = tmp_path / "out.gguf", tmp_path / "out.gguf.part"
     part.write_bytes(b"of another merge")
-    writer = MergeWriter(planned_file(WHOLE, {"a": [small]}, out), LlamaCodec, 2, is_cancelled=True)
+    writer = MergeWriter(plan_merge(WHOLE, {"a": [small]}), out, LlamaCodec, 2, is_cancelled=True)
     writer.run()
-    assert (writer.is_finished, writer.written, writer.done, part.read_bytes()) == (True, None, 0, b"of another merge")
+    assert (writer.is_finished, writer.sha256, writer.done, part.read_bytes()) == (True, None, 0, b"of another merge")
     assert isinstance(writer.error, Cancelled)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.gguf.parser import Value
 from cerebrum_cli.gguf.table import Table, Tensor
 from cerebrum_cli.merge.metadata import Origin, Provenance
-from cerebrum_cli.merge.plan import Plan, plan_merge
+from cerebrum_cli.merge.plan import MergePlanner, Plan
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import TYPE_NUMBERS, Target
 
@@ -115,7 +115,8 @@ def without(whole: Table, tensor: str) -> Table:
 def plan(recipe: Mapping[str, Any], *tables: Table, target: Target | None = None) -> Plan:
     origins = {each.name: Origin(each.name) for each in tables}
     parsed = parse_recipe(json.dumps(recipe), "recipe.yaml")
-    return plan_merge(parsed, {each.name: each for each in tables}, target or Target(), Provenance("Merged", origins))
+    planner = MergePlanner(parsed, {each.name: each for each in tables}, target or Target())
+    return planner.plan(Provenance("Merged", origins))
 
 
 def stacked(*ranges: tuple[str, int, int], **more: Any) -> dict[str, Any]:

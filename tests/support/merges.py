@@ -20,9 +20,9 @@ from tiny_models import Shape
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.main import run
-from cerebrum_cli.merge.execute import OutputFile, WrittenFile, execute, plan_file, require_supported_types
+from cerebrum_cli.merge.execute import execute, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
-from cerebrum_cli.merge.plan import plan_merge
+from cerebrum_cli.merge.plan import MergePlanner, Plan
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.models.cache import Cache
@@ -55,20 +55,20 @@ def stack(*slices: tuple[str, int, int]) -> str:
 TWICE = stack(("tiny", 0, 4), ("tiny", 0, 4))  # 2.7 MB
 
 
-def planned_file(recipe: str, models: Models, out: Path) -> OutputFile:
+def plan_merge(recipe: str, models: Models) -> Plan:
     parsed = parse_recipe(recipe, "recipe.yaml")
     tables = {name: read_table(name, paths) for name, paths in models.items()}
-    plan = plan_merge(parsed, tables, Target(), Provenance("merged", {name: Origin(name) for name in models}))
+    planner = MergePlanner(parsed, tables, Target())
+    plan = planner.plan(Provenance("merged", {name: Origin(name) for name in models}))
     require_supported_types(plan, LlamaCodec)
-    return plan_file(plan, out)
+    return plan
 
 
-def write_planned(file: OutputFile, on_progress: Callable[[int, int], None] = lambda done, total: None) -> WrittenFile:
-    return execute(file, LlamaCodec, 2, on_progress)
-
-
-def write_merge(recipe: str, models: Models, out: Path) -> WrittenFile:
-    return write_planned(planned_file(recipe, models, out))
+def write_merge(
+    recipe: str, models: Models, out: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> str:
+    """Write a merge with two threads, and return its digest."""
+    return execute(plan_merge(recipe, models), out, LlamaCodec, 2, on_progress)
 
 
 def read_tensors(paths: Sequence[Path]) -> dict[str, StoredTensor]:
