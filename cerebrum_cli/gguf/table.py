@@ -96,15 +96,19 @@ class Table:
         """Tensors of a layer by name without the layer number."""
         return self.tensors_by_layer.get(index, {})
 
+    def content(self, key: str, default: Any = None) -> Any:
+        """Content of a metadata value, or the default if it is missing."""
+        value = self.metadata.get(key)
+        return default if value is None else value.content
+
     def text(self, key: str) -> str | None:
         """A text in the metadata, None if it is missing or empty."""
-        value = self.metadata.get(key)
-        return str(value.content) if value and value.type == "STRING" and value.content else None
+        content = self.content(key)
+        return content if isinstance(content, str) and content else None
 
     def hyperparameter(self, key: str) -> Any:
         """Content of a hyperparameter, None if the file has none."""
-        value = self.metadata.get(f"{self.architecture}.{key}")
-        return value.content if value else None
+        return self.content(f"{self.architecture}.{key}")
 
     def whole_number(self, key: str, layer: int | None = None) -> int | None:
         """A hyperparameter that is a whole number or a flag; with a layer it may have an item for each of them.
@@ -112,8 +116,7 @@ class Table:
         None if it is missing. Raises MergeError for a value of another type.
         """
         key = f"{self.architecture}.{key}"
-        stated = self.metadata.get(key)
-        value = stated and stated.content if layer is None else self.layer_value(key, layer)
+        value = self.content(key) if layer is None else self.layer_value(key, layer)
         if value is not None and not isinstance(value, int):
             raise MergeError(f"{self.name}: {key} is not a whole number: {str(value)[:60]!r}", DAMAGED_HINT)
         return value
@@ -127,13 +130,13 @@ class Table:
 
     def layer_value(self, key: str, layer: int) -> Any:
         """Value of a key for one layer, None if it is missing. Raises MergeError for an array of another length."""
-        value = self.metadata.get(key)
-        if value is None or not value.is_array:
-            return value and value.content
-        if len(value.content) != self.n_layers:
-            problem = f"{self.name} has {len(value.content)} items in {key} and {self.n_layers} layers"
+        content = self.content(key)
+        if not isinstance(content, tuple):
+            return content
+        if len(content) != self.n_layers:
+            problem = f"{self.name} has {len(content)} items in {key} and {self.n_layers} layers"
             raise MergeError(problem, DAMAGED_HINT)
-        return value.content[layer]
+        return content[layer]
 
 
 def read_table(name: str, paths: Sequence[Path]) -> Table:

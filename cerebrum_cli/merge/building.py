@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.files import existing_parent
@@ -17,7 +16,6 @@ from cerebrum_cli.models.library import Library, require_free_name
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.pull import Confirm, Puller, require_confirmation
 from cerebrum_cli.models.reference import NameReference, PathReference, Reference
-from cerebrum_cli.models.variants import same_quantization
 
 PullReference = Callable[[Reference], Model]
 """Returns the model of a reference, pulled if it is not installed."""
@@ -36,7 +34,7 @@ def pull_merge(
     if spec.name in puller.merge_stack:
         raise ConfigError(f"{spec.name}: circular recipe", "fix its row in models.toml")
     inner = replace(puller, merge_stack=(*puller.merge_stack, spec.name))
-    catalogue_merge = CatalogueMerge(puller.library, merger, spec, catalogue_recipe(spec))
+    catalogue_merge = CatalogueMerge(merger, spec, catalogue_recipe(spec))
     quantization = reference.quantization
     if spec.quantizations:
         plan = catalogue_merge.plan(puller.planner, reference, context)
@@ -53,10 +51,13 @@ def pull_merge(
 class CatalogueMerge:
     """A catalog model with a recipe, and its merge."""
 
-    library: Library
     merger: Merger
     spec: ModelSpec
     recipe: Recipe
+
+    @property
+    def library(self) -> Library:
+        return self.merger.library
 
     def plan(self, planner: DownloadPlanner, reference: NameReference, context: int | None) -> DownloadPlan:
         """Plan the download; without a quantization in the reference, prefer one whose models are installed."""
@@ -64,42 +65,35 @@ class CatalogueMerge:
         if plan.chosen.installed or reference.quantization:
             return plan
         installed = [each for each in plan.candidates if each.installed] if planner.is_offline else []
-        ready = installed or [each for each in plan.candidates if self.is_ready(each.quantization)]
+        ready = installed or [each for each in plan.candidates if not self._missing(each.quantization)]
         if not ready:
             return plan
         best = min(ready, key=lambda each: (not each.recommended, each.verdict != "fits", -each.size))
         return planner.plan(NameReference(self.spec.name, best.quantization), context)
-
-    def is_ready(self, quantization: str) -> bool:
-        """Whether all source models are installed in a quantization."""
-        return not any(map(self._is_missing, self._references(quantization)))
 
     def build(self, quantization: str | None, name: str | None, pull: PullReference) -> Merge:
         """Pull the source models and prepare the merge. Raises UsageError for a name in use.
 
         Without a quantization it takes that of the first source model.
         """
+        directory = self.library.merge_directory
         if name:
             require_free_name(
-                self.library, name, lambda row: row is self.spec, lambda entry: entry.path.parent == self.directory
+                self.library, name, lambda row: row is self.spec, lambda entry: entry.path.parent == directory
             )
-        self.directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         if quantization:
-            self.merger.require_disk_space(self.directory, self._needed_space(quantization))
+            self.merger.require_disk_space(directory, self._needed_space(quantization))
         models = {}
         for each, reference in zip(self.recipe.models, self._references(quantization), strict=True):
             is_path = isinstance(reference, PathReference)  # a file is used as it is, and not registered
             models[each] = self.library.find(reference) if is_path else pull(reference)
         label = quantization or models[self.recipe.models[0]].display_name
-        output, name = self.directory / self.spec.merged_name(label), name or f"{self.spec.name}:{label}"
+        output, name = directory / self.spec.merged_name(label), name or f"{self.spec.name}:{label}"
         options = MergeOptions(output, name, title=self.spec.title, quantization=quantization)
         merge = self.merger.prepare(self.recipe, models, options)
         self.merger.require_writable(merge)
         return merge
-
-    @property
-    def directory(self) -> Path:
-        return self.library.merge_directory
 
     def _references(self, quantization: str | None) -> list[Reference]:
         library, names = self.library, self.recipe.models
@@ -107,22 +101,19 @@ class CatalogueMerge:
             library.parse(with_quantization(library, each, quantization) if quantization else each) for each in names
         ]
 
-    def _is_missing(self, reference: Reference) -> bool:
-        try:
-            self.library.find(reference)
-        except CerebrumError:
-            return True
-        return False
+    def _missing(self, quantization: str) -> list[Reference]:
+        """Source models that are not installed in a quantization."""
+        missing = []
+        for reference in self._references(quantization):
+            try:
+                self.library.find(reference)
+            except CerebrumError:
+                missing.append(reference)
+        return missing
 
     def _needed_space(self, quantization: str) -> int:
-        """Bytes that the merge needs, including downloads to the same disk."""
-        existing = existing_parent(self.library.cache.directory)
-        missing = [each for each in self._references(quantization) if self._is_missing(each)]
-        downloads = missing if existing.stat().st_dev == self.directory.stat().st_dev else []
-        return sum(_size(spec, quantization) for spec in (self.spec, *map(self.library.spec_for, downloads)))
-
-
-def _size(spec: ModelSpec | None, quantization: str) -> int:
-    """Size of a model in bytes; 0 if the catalog does not list it."""
-    known = spec.known_quantizations if spec else ()
-    return next((each.size for each in known if same_quantization(each.name, quantization)), 0)
+        """Bytes that the merge needs, including downloads to the same disk, as far as the catalog lists sizes."""
+        disks = (existing_parent(self.library.cache.directory), self.library.merge_directory)
+        downloads = self._missing(quantization) if len({path.stat().st_dev for path in disks}) == 1 else []
+        specs = (self.spec, *map(self.library.spec_for, downloads))
+        return sum(spec.size_in(quantization) for spec in specs if spec)

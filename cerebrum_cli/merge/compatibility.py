@@ -13,6 +13,8 @@ from typing import Any
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import HEAD, Table
 
+LayerSources = tuple[tuple[str, int], ...]  # of a layer of the merge: the model and layer number of each source
+
 SAME_SHAPE_HINT = "merge models of the same shape"
 HINT = "merge models with the same architecture, shape and vocabulary"
 VOCABULARY = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.merges")
@@ -57,7 +59,7 @@ def differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
         name = key.removeprefix(prefix)
         is_per_layer = table.is_per_layer(key) or first.is_per_layer(key)
         if key.startswith(prefix) and name not in MAY_DIFFER and not is_per_layer:
-            actual, expected = (content_or_default(each, key, DEFAULTS.get(name)) for each in (table, first))
+            actual, expected = (each.content(key, DEFAULTS.get(name)) for each in (table, first))
             if None not in (actual, expected) and actual != expected:
                 yield key, actual, expected
     yield from vocabulary_differences(table, first)
@@ -67,7 +69,7 @@ def differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
 def vocabulary_differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
     """Yield the differences of two vocabularies: for lists the lengths, or the first differing item."""
     for key in VOCABULARY:
-        actual, expected = content_or_default(table, key, None), content_or_default(first, key, None)
+        actual, expected = table.content(key), first.content(key)
         if actual == expected or (None in (actual, expected) and key == "tokenizer.ggml.pre"):  # missing in older files
             continue
         if isinstance(actual, tuple) and isinstance(expected, tuple):
@@ -96,12 +98,6 @@ def require_global_tensors(table: Table, other: Table) -> None:
         raise MergeError(f"{table.name} has no {missing[0]}, unlike {other.name}", HINT)
 
 
-def content_or_default(table: Table, key: str, default: Any) -> Any:
-    """Content of a metadata key, or the default if it is missing."""
-    value = table.metadata.get(key)
-    return default if value is None else value.content
-
-
 def display(value: Any) -> str:
     """Format a value for an error message, at most 63 characters."""
     if isinstance(value, bytes):
@@ -112,17 +108,17 @@ def display(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def require_layer_pattern(tables: Mapping[str, Table], layers: Sequence[tuple[int, Sequence[tuple[str, int]]]]) -> None:
+def require_layer_pattern(tables: Mapping[str, Table], layers: Sequence[LayerSources]) -> None:
     """Raise MergeError if a layer moves to a number at which its architecture evaluates it differently."""
     patterns = {name: layer_pattern(table) for name, table in tables.items()}
     if len(set(patterns.values())) > 1:
         raise MergeError("the models' layer patterns differ (attention.sliding_window_pattern)", "merge other files")
-    stays = all(number == layer for number, sources in layers for _, layer in sources)
+    stays = all(number == layer for number, sources in enumerate(layers) for _, layer in sources)
     for name, table in tables.items():
         if EMBEDDING_PER_LAYER in table.global_tensors and not (stays and len(layers) == table.n_layers):
             problem = f"{name} has embeddings for each of its {table.n_layers} layers, which cannot be stacked"
             raise MergeError(problem, "keep all layers of such a model, in order")
-    for number, sources in layers:
+    for number, sources in enumerate(layers):
         for name, layer in sources:
             if (number - layer) % (period := lcm(*patterns[name])):
                 problem = f"layer {layer} of {name} would become layer {number}, which {tables[name].architecture}"

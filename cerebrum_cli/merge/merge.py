@@ -270,8 +270,8 @@ def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]
         "merge_method": merge.recipe.method,
         "models": {name: model.reference for name, model in merge.models.items()},
         "layers": [
-            {"layer": layer.number, "sources": [{"model": model, "layer": number} for model, number in layer.sources]}
-            for layer in merge.plan.layers
+            {"layer": number, "sources": [{"model": model, "layer": layer} for model, layer in sources]}
+            for number, sources in enumerate(merge.plan.layers)
         ],
         "tensors": len(tensors),
         "tensor_types": dict(Counter(tensor.kind.name for tensor in tensors)),

@@ -96,8 +96,8 @@ def dominant_file_type(origins: Sequence[tuple[Table, int]]) -> int | None:
     """File type of the model that most layers come from, None if it states no valid one."""
     counts = Counter(table.name for table, _ in origins)
     table = next(table for table, _ in origins if table.name == counts.most_common(1)[0][0])
-    value = table.metadata.get("general.file_type")
-    return value.content if value and isinstance(value.content, int) and 0 <= value.content < 2**32 else None
+    number = table.content("general.file_type")
+    return number if isinstance(number, int) and 0 <= number < 2**32 else None
 
 
 def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provenance) -> dict[str, Value]:

@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.parser import Value, aligned
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensor, encode_header
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
-from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, require_compatible, require_layer_pattern
+from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, LayerSources, require_compatible, require_layer_pattern
 from cerebrum_cli.merge.metadata import Provenance, merged_metadata
 from cerebrum_cli.merge.methods import Copy, Inputs, TensorOp, TensorPosition, base_tensor, tensor_op
 from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
@@ -45,20 +45,13 @@ class OutputTensor(NamedTuple):
         return isinstance(self.op, Copy) and self.op.tensor.type == self.type
 
 
-class Layer(NamedTuple):
-    """A layer of the merge, with the model name and layer number of each source."""
-
-    number: int
-    sources: tuple[tuple[str, int], ...]
-
-
 @dataclass(frozen=True)
 class Plan:
     """A planned merge: metadata and tensors in file order, and the sources of each layer."""
 
     metadata: Mapping[str, Value]
     tensors: tuple[OutputTensor, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerSources, ...]
     unmatched_filters: tuple[str, ...] = ()
 
     @cached_property
@@ -107,10 +100,7 @@ class MergePlanner:
             *self._layer_tensors(steps),
             *self._global_tensors(steps[-1], True),
         )
-        layers = tuple(
-            Layer(index, tuple(zip(step.models, (layer for _, layer in step.origins), strict=True)))
-            for index, step in enumerate(steps)
-        )
+        layers = tuple(tuple(zip(step.models, (layer for _, layer in step.origins), strict=True)) for step in steps)
         require_layer_pattern(self.tables, layers)
         origins = [step.base for step in steps]
         shapes = {tensor.name: tensor.shape for tensor in tensors}

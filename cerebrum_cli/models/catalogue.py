@@ -108,10 +108,13 @@ class ModelSpec:
         merged = self.quantizations if self.recipe else ()
         return (*merged, *(each for source in self.sources for each in source.quantizations))
 
+    def size_in(self, quantization: str) -> int:
+        """Size in bytes in a quantization; 0 if no source or merge is known to have it."""
+        return next((each.size for each in self.known_quantizations if same_quantization(each.name, quantization)), 0)
+
     def is_available_in(self, quantization: str | None) -> bool:
         """Whether a source or a merge has this quantization, as far as known."""
-        known = [each.name for each in self.known_quantizations]
-        return quantization is None or not known or any(same_quantization(quantization, name) for name in known)
+        return quantization is None or not self.known_quantizations or self.size_in(quantization) > 0
 
     def has_name(self, name: str) -> bool:
         """Whether this is the model's name or an alias, ignoring case."""
@@ -145,7 +148,7 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
     rows: dict[str, dict[str, Any]] = {}
     for path in paths:
         try:
-            for name, row in _table({"models": _models})(_read(path)).get("models", {}).items():
+            for name, row in _table({"models": _models}, _read(path)).get("models", {}).items():
                 rows[name] = rows.get(name, {}) | row
                 specs[name] = _at(f"models.{name}", partial(_spec, path.parent, name), rows[name])
         except _Invalid as error:
@@ -170,24 +173,20 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        problem = f"{path}: cannot be read: {error.strerror}"
-        raise ConfigError(problem, "make it readable, or move it elsewhere") from error
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}", "make it readable, or move it elsewhere"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}", "fix it, or move it elsewhere") from error
 
 
 def _spec(directory: Path, name: str, row: dict[str, Any]) -> ModelSpec:
-    checks: dict[str, Check] = {
-        **_ROW,
-        "recipe": partial(_recipe, directory),
-        "settings": partial(_settings, directory),
-    }
-    values = _table(checks, ("file",) if "repo_id" in row else ())(row)
+    checks = _ROW | {"recipe": partial(_recipe, directory), "settings": partial(_settings, directory)}
+    values = _table(checks, row, ("file",) if "repo_id" in row else ())
     return ModelSpec(name, **{"title": name, **values})
 
 
 def _at(key: str, check: Check, value: object) -> Any:
-    """The checked value of a key."""
     try:
         return check(value)
     except _Invalid as error:
@@ -200,24 +199,17 @@ def _dict(value: object) -> dict[str, Any]:
     return value
 
 
-def _table(checks: Mapping[str, Check], required: Collection[str] = ()) -> Check:
-    """A check of a table with these keys."""
-
-    def check(value: object) -> dict[str, Any]:
-        row = _dict(value)
-        for key in (*row, *required):
-            if key not in checks:
-                raise _Invalid(f"unknown key; the keys are {', '.join(checks)}", key)
-            if key not in row:
-                raise _Invalid("missing", key)
-        return {key: _at(key, checks[key], item) for key, item in row.items()}
-
-    return check
+def _table(checks: Mapping[str, Check], value: object, required: Collection[str] = ()) -> dict[str, Any]:
+    row = _dict(value)
+    for key in (*row, *required):
+        if key not in checks:
+            raise _Invalid(f"unknown key; the keys are {', '.join(checks)}", key)
+        if key not in row:
+            raise _Invalid("missing", key)
+    return {key: _at(key, checks[key], item) for key, item in row.items()}
 
 
 def _list(check: Check) -> Check:
-    """A check of a list, whose items are numbered from 1."""
-
     def checked(value: object) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise _Invalid("must be a list")
@@ -226,13 +218,17 @@ def _list(check: Check) -> Check:
     return checked
 
 
-def _matching(pattern: str, problem: str) -> Check:
+def _text_that(is_valid: Callable[[str], object], problem: str) -> Check:
     def check(value: object) -> str:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        if not isinstance(value, str) or not is_valid(value):
             raise _Invalid(problem)
         return value
 
     return check
+
+
+def _matching(pattern: str, problem: str) -> Check:
+    return _text_that(re.compile(pattern).fullmatch, problem)
 
 
 def _models(value: object) -> dict[str, dict[str, Any]]:
@@ -247,7 +243,7 @@ def _settings(directory: Path, value: object) -> Mapping[str, object]:
             raise _Invalid(f"{error.message}: {error.hint}") from error
         return item
 
-    return in_directory(_table({key: partial(check, key) for key in KEYS})(value), directory)
+    return in_directory(_table({key: partial(check, key) for key in KEYS}, value), directory)
 
 
 def _quantizations(value: object) -> tuple[Quantization, ...]:
@@ -269,19 +265,13 @@ def _positive_integer(value: object) -> int:
     return value
 
 
-def _revision(value: object) -> str:
-    if not isinstance(value, str) or not is_safe_path(value):
-        raise _Invalid("must be a commit, branch or tag")
-    return value
-
-
 _text = _matching(r"(?s).*\S.*", "must be non-empty text")
 _name = _matching(MODEL_NAME.pattern, "must be a name of letters, digits, `.`, `_` and `-`")
 _REPOSITORY: dict[str, Check] = {
     "repo_id": _matching(REPO_ID.pattern, "must be OWNER/NAME"),
     "file": _matching(r"(?i)[^/\\]+\.gguf", "must be the name of a .gguf file"),
     "quantizations": _quantizations,
-    "revision": _revision,
+    "revision": _text_that(is_safe_path, "must be a commit, branch or tag"),
 }
 _PACKAGE: dict[str, Check] = {
     "requirement": _matching(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+", "pin one version: NAME==VERSION"),
@@ -300,7 +290,7 @@ _ROW: dict[str, Check] = {
     "kv_bytes_per_token": _positive_integer,
     "license": _text,
     "notes": _text,
-    "package": lambda value: PackageSource(**_table(_PACKAGE, _PACKAGE)(value)),
-    "alternatives": _list(lambda value: Repository(**_table(_REPOSITORY, ("repo_id", "file"))(value))),
-    "refuse": _list(lambda value: Refusal(**_table(_REFUSAL, _REFUSAL)(value))),
+    "package": lambda value: PackageSource(**_table(_PACKAGE, value, _PACKAGE)),
+    "alternatives": _list(lambda value: Repository(**_table(_REPOSITORY, value, ("repo_id", "file")))),
+    "refuse": _list(lambda value: Refusal(**_table(_REFUSAL, value, _REFUSAL))),
 }

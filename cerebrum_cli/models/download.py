@@ -12,9 +12,10 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
@@ -32,6 +33,10 @@ DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
 RANGE_BYTES = 4_000_000_000  # of one request
 _REPORT_S = 0.5  # between two looks at the download of another process
 _PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
+
+
+OnDownload = Callable[[int], None]
+"""Receives the bytes of a file that are done."""
 
 
 def free_space(directory: Path) -> float:
@@ -55,22 +60,15 @@ class Download:
     digest_of: Callable[[Path, Callable[[int, int], None]], Digest] = hash_file
     free_bytes: Callable[[Path], float] = free_space
 
-    def missing_bytes(self, files: tuple[HubFile, ...]) -> int:
-        """Bytes of these files that are not downloaded yet."""
-        return sum(file.size - self._present_bytes(file) for file in files)
-
     def require_space(self, files: tuple[HubFile, ...]) -> None:
         """Raise PullError if the disk has no room for the missing bytes."""
-        missing = self.missing_bytes(files)
+        missing = sum(file.size - self._present_bytes(file) for file in files)
         directory = existing_parent(self.cache.directory)
-        free = self.free_bytes(directory)
-        need = missing + DISK_MARGIN
+        free, need = self.free_bytes(directory), missing + DISK_MARGIN
         if missing and free < need:
-            available, lacking = format_size(int(free)), format_size(int(need - free))
-            raise PullError(
-                f"{directory}: not enough disk space: {available} free, {format_size(need)} needed",
-                f"free {lacking}, or set HF_HUB_CACHE to a directory on another disk",
-            )
+            problem = f"not enough disk space: {format_size(int(free))} free, {format_size(need)} needed"
+            hint = f"free {format_size(int(need - free))}, or set HF_HUB_CACHE to a directory on another disk"
+            raise PullError(f"{directory}: {problem}", hint)
 
     def fetch(self, files: tuple[HubFile, ...]) -> tuple[Path, ...]:
         """Download and verify the files that are not in the cache, and return the paths of all."""
@@ -78,55 +76,61 @@ class Download:
         elsewhere = "set HF_HUB_CACHE to a directory on another disk"
         with translate_os_errors(PullError, Path(files[0].name), ", then try again to resume", elsewhere):
             for file in files:
-                paths.append(self._fetch(file, _FileProgress(self.progress, before, total)))
+                paths.append(self._fetch(file, partial(self._report, before, total)))
                 before += file.size
             self.cache.write_ref(self.listing.repo_id, self.listing.revision, self.listing.commit)
         return tuple(paths)
 
-    def _fetch(self, file: HubFile, progress: _FileProgress) -> Path:
+    def _report(self, before: int, total: int, done: int) -> None:
+        """Report the bytes of a file and of those before it."""
+        self.progress.update("download", before + done, total)
+
+    def _fetch(self, file: HubFile, on_download: OnDownload) -> Path:
         cache, repo_id, commit = self.cache, self.listing.repo_id, self.listing.commit
         pointer, blob = cache.pointer(repo_id, commit, file.name), cache.blob(repo_id, file.digest)
-        if exists(pointer) and pointer.samefile(blob) and self._is_valid(blob, file, progress):
+        if exists(pointer) and pointer.samefile(blob) and self._is_valid(blob, file):
             return pointer
         cache.make_directories(repo_id, commit, file.name, file.digest)
-        report = self._report_other_process(file, progress)
+        report = self._report_other_process(file, on_download)
         with wait_for_lock(cache.lock(repo_id, file.digest), lambda: next(report), interval_s=_REPORT_S):
-            if exists(blob) and not self._is_valid(blob, file, progress):
+            if exists(blob) and not self._is_valid(blob, file):
                 self.progress.notice(NoticeEvent(f"{file.name} in the cache is damaged", "downloading it again"))
                 blob.unlink()
             if not exists(blob):
-                partial = cache.partial(repo_id, file.digest)
-                self._complete(partial, file, progress)
-                partial.replace(blob)
+                partial_file = cache.partial(repo_id, file.digest)
+                self._complete(partial_file, file, on_download)
+                partial_file.replace(blob)
             return cache.link(repo_id, commit, file.name, file.digest)
 
     def _present_bytes(self, file: HubFile) -> int:
-        """Bytes of a file that are on disk."""
         for path in (each(self.listing.repo_id, file.digest) for each in (self.cache.blob, self.cache.partial)):
             with contextlib.suppress(OSError):
                 return min(file.size, path.stat().st_size)
         return 0
 
-    def _report_other_process(self, file: HubFile, progress: _FileProgress) -> Iterator[None]:
+    def _report_other_process(self, file: HubFile, on_download: OnDownload) -> Iterator[None]:
         """Report the progress of the process that holds the lock, at every step."""
         self.progress.notice(NoticeEvent(f"another process is downloading {file.name}", "waiting for it"))
         while True:
             yield
-            progress.download(self._present_bytes(file), file.size)
+            on_download(self._present_bytes(file))
 
-    def _is_valid(self, blob: Path, file: HubFile, progress: _FileProgress) -> bool:
+    def _verify(self, done: int, total: int) -> None:
+        self.progress.update("verify", done, total)
+
+    def _is_valid(self, blob: Path, file: HubFile) -> bool:
         if blob.stat().st_size != file.size:
             return False
-        digest = self.digest_of(blob, progress.verify).sha256 if file.sha256 else git_hash(blob.read_bytes())
+        digest = self.digest_of(blob, self._verify).sha256 if file.sha256 else git_hash(blob.read_bytes())
         return digest == file.digest
 
-    def _complete(self, partial: Path, file: HubFile, progress: _FileProgress) -> None:
+    def _complete(self, partial_file: Path, file: HubFile, on_download: OnDownload) -> None:
         """Download the rest of a partial file and verify it; delete it if its digest is wrong."""
         retry_policy = RetryPolicy(self.progress)
-        with partial.open("ab+") as out:
-            writer = _Writer(out, file, progress.download)
-            writer.hash_existing(progress.verify)
-            progress.download(writer.done, file.size)
+        with partial_file.open("ab+") as out:
+            writer = _Writer(out, file, on_download, _new_hash(file))
+            writer.hash_existing(self._verify)
+            on_download(writer.done)
             while writer.done < file.size:
                 before = writer.done
                 try:
@@ -139,7 +143,7 @@ class Download:
             os.fsync(out.fileno())
         digest = writer.digest.hexdigest()
         if digest != file.digest:
-            partial.unlink()
+            partial_file.unlink()
             name = "SHA-256" if file.sha256 else "git hash"
             raise PullError(
                 f"{file.name} was not downloaded correctly: its {name} is {digest}, not {file.digest}",
@@ -162,35 +166,16 @@ class Download:
             raise HubError(f"the connection ended at byte {writer.done:,}", "check the network", retries=5)
 
 
-class _FileProgress(NamedTuple):
-    """Progress of one file of several; the files before it have `offset` bytes of `total`."""
-
-    progress: Progress
-    offset: int
-    total: int
-
-    def download(self, done: int, _: int) -> None:
-        """Report the bytes downloaded, of all files."""
-        self.progress.update("download", self.offset + done, self.total)
-
-    def verify(self, done: int, total: int) -> None:
-        """Report the bytes hashed."""
-        self.progress.update("verify", done, total)
-
-
 @dataclass(slots=True)
 class _Writer:
     """A partial file with the number and the digest of its bytes."""
 
     out: BinaryIO
     file: HubFile
-    on_progress: Callable[[int, int], None]
-    digest: _Hash = field(init=False)
-    done: int = field(init=False)
+    on_download: OnDownload
+    digest: _Hash
+    done: int = 0
     next_report: int = 0
-
-    def __post_init__(self) -> None:
-        self._reset_digest()
 
     def hash_existing(self, on_progress: Callable[[int, int], None]) -> None:
         """Hash the bytes of an earlier process."""
@@ -206,7 +191,7 @@ class _Writer:
 
     def restart(self) -> None:
         self.out.truncate(0)
-        self._reset_digest()
+        self.digest, self.done = _new_hash(self.file), 0
 
     def write(self, chunk: bytes) -> None:
         """Append bytes. Raises PullError beyond the file's size."""
@@ -218,10 +203,10 @@ class _Writer:
         self.digest.update(chunk)
         self.done += len(chunk)
         if self.done >= self.next_report or self.done == size:
-            self.on_progress(self.done, size)
+            self.on_download(self.done)
             self.next_report = self.done + _PROGRESS_BYTES
 
-    def _reset_digest(self) -> None:
-        git_header = b"blob %d\0" % self.file.size
-        self.digest = hashlib.sha256() if self.file.sha256 else hashlib.sha1(git_header, usedforsecurity=False)
-        self.done = 0
+
+def _new_hash(file: HubFile) -> _Hash:
+    git_header = b"blob %d\0" % file.size
+    return hashlib.sha256() if file.sha256 else hashlib.sha1(git_header, usedforsecurity=False)

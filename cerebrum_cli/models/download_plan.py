@@ -26,7 +26,7 @@ from cerebrum_cli.models.not_found import require_not_refused
 from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, Reference
 from cerebrum_cli.models.variants import Variant, variants
 
-HEADER_BYTES = tuple(1 << shift for shift in (20, 22, 24, 26))  # tried in turn: vocabularies take up to 20 MB
+FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
 
 
 @dataclass(slots=True)
@@ -131,18 +131,16 @@ def _variants(listing: Listing) -> tuple[Variant, ...]:
     return variants(file.name for file in listing.files)
 
 
-def _read_header(listing: Listing, file: HubFile) -> bytes:
-    path = Path(listing.repo_id, file.name)
-    data = b""
-    for end in HEADER_BYTES:
-        with open_file(listing, file.name, len(data), min(end, file.size)) as (start, chunks):
-            data = data[:start] + b"".join(_up_to(chunks, end - start))
-        try:
-            return data[: parse_tables(path, data, file.size).length]
-        except HeaderTruncated:
-            if len(data) >= file.size or end == HEADER_BYTES[-1]:
-                raise
-    raise AssertionError("the last length raises or returns")
+def _read_header(listing: Listing, file: HubFile, data: bytes = b"", end: int = FIRST_BYTES) -> bytes:
+    """Read a header, given its first bytes, from those up to `end`, or else from more."""
+    with open_file(listing, file.name, len(data), min(end, file.size)) as (start, chunks):
+        data = data[:start] + b"".join(_up_to(chunks, end - start))
+    try:
+        return data[: parse_tables(Path(listing.repo_id, file.name), data, file.size).length]
+    except HeaderTruncated:
+        if len(data) >= file.size or end >= MOST_BYTES:
+            raise
+    return _read_header(listing, file, data, 4 * end)
 
 
 def _up_to(chunks: Iterable[bytes], size: int) -> Iterable[bytes]:

@@ -172,7 +172,6 @@ class DownloadPlan:
 
     @property
     def reference(self) -> NameReference:
-        """Reference of the chosen quantization."""
         return NameReference(self.name, self.chosen.quantization)
 
     @property
@@ -180,10 +179,8 @@ class DownloadPlan:
         """Warning before the download of a model that does not fit."""
         if self.chosen.verdict != "too big":
             return None
-        return (
-            f"{self.reference} needs {format_size(self.chosen.needed)} of memory at {self.context} tokens of context;"
-            f" {format_size(self.capacity.usable_memory)} is available"
-        )
+        needs = f"needs {format_size(self.chosen.needed)} of memory at {self.context} tokens of context"
+        return f"{self.reference} {needs}; {format_size(self.capacity.usable_memory)} is available"
 
     @property
     def variant(self) -> Variant:
@@ -198,8 +195,9 @@ class DownloadPlan:
 
 def choose_candidate(name: str, candidates: Sequence[QuantizationFit], quantization: str | None) -> QuantizationFit:
     """Choose the requested quantization of a model, or the recommended one. Raises ModelNotFound."""
-    is_any = quantization is None
-    matching = [each for each in candidates if is_any or same_quantization(quantization or "", each.quantization)]
+    matching = [
+        each for each in candidates if quantization is None or same_quantization(quantization, each.quantization)
+    ]
     if not matching:
         names = sorted({each.quantization for each in candidates})
         raise ModelNotFound(f"{name} has no quantization {quantization}", f"available: {', '.join(names)}")

@@ -89,7 +89,6 @@ class Library:
         return _marked(replace(model, is_vocabulary=True) for model in models)
 
     def cached_models(self) -> Iterator[Model]:
-        """Models in the Hugging Face cache, including other tools'."""
         return map(self.model_from_cache, self.cache.models())
 
     def model_from_cache(self, cached: CachedModel) -> Model:
@@ -153,10 +152,10 @@ class Library:
         if isinstance(reference, PathReference):
             return self.model_at(reference.path)
         if entry := self.registry.find(str(reference)):
+            registered = self.model_from_entry(entry)
             if is_missing(entry.path):
-                cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
-                raise file_missing(entry, self._spec_of_entry(entry), cached, self.merge_directory)
-            return self.model_from_entry(entry)
+                raise file_missing(registered, self.merge_directory)
+            return registered
         if found := [model for model in self.models() if self._matches(reference, model)]:
             return self._best(found)
         if isinstance(reference, HubReference):
@@ -173,22 +172,21 @@ class Library:
         if vocabulary := self._vocabulary_at(path):
             raise ModelFileError(path, "only a vocabulary, without weights", f"cerebrum pull {vocabulary.reference}")
         resolved = absolute_path(path)
-        for entry in self.registry.entries():
-            if entry.path == resolved:
-                return self.model_from_entry(entry)
+        if entry := next((each for each in self.registry.entries() if each.path == resolved), None):
+            return self.model_from_entry(entry)
         model = Model(path.stem, model_paths(resolved), self.spec_of_file(path))
         _ = model.header
         return model
 
     def model_from_entry(self, entry: RegistryEntry) -> Model:
-        spec = self._spec_of_entry(entry)
+        spec = self.spec_named(entry.name) or self.spec_of_file(entry.path)
         cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
         return Model(entry.name, model_paths(entry.path), spec, entry, cached)
 
     def spec_named(self, name: str) -> ModelSpec | None:
         """The catalog model with this name or alias."""
-        matches = [spec for spec in self.specs if spec.has_name(name)]
-        return next((spec for spec in matches if spec.name.lower() == name.lower()), matches[0] if matches else None)
+        matches = (spec for spec in self.specs if spec.has_name(name))
+        return min(matches, key=lambda spec: spec.name.lower() != name.lower(), default=None)
 
     def spec_for(self, reference: Reference) -> ModelSpec | None:
         """The catalog model of a reference, by name or by repository."""
@@ -307,10 +305,6 @@ class Library:
     def spec_of_file(self, path: Path) -> ModelSpec | None:
         """The catalog model with files of this name."""
         return next((spec for spec in self.specs if spec.matches(path.name)), None)
-
-    def _spec_of_entry(self, entry: RegistryEntry) -> ModelSpec | None:
-        """The catalog model of a registry entry."""
-        return self.spec_named(entry.name) or self.spec_of_file(entry.path)
 
 
 def _marked(models: Iterable[Model]) -> list[Model]:

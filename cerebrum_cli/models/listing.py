@@ -18,16 +18,17 @@ from cerebrum_cli.models.reference import PathReference, Reference
 
 def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[str, Any]:
     """Object of `show --json`, without the table of quantizations."""
-    header, spec, cached = model.header, model.spec, model.cached
+    header, spec, cached, format_name = model.header, model.spec, model.cached, model.default_format
+    settings = spec.settings if spec else {}
     license_name = header.metadata.get("general.license")
     return {
         "name": model.name,
         "reference": model.reference,
         "path": str(model.path),
         "size": model.size,
-        "format": model.default_format,
+        "format": format_name,
         "context_size": model.trained_context,
-        "ask": _default_request(model),
+        "ask": {"format": format_name, "context": planned_context(None, model.trained_context), **settings},
         "sha256": library.digest(model, on_progress).sha256,
         "quantization": model.quantization,
         "tensor_types": dict(header.tensor_types),
@@ -52,12 +53,6 @@ def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[st
         "files": [str(path) for path in model.paths],
         "metadata": {key: metadata_json(value) for key, value in header.metadata.items()},
     }
-
-
-def _default_request(model: Model) -> dict[str, Any]:
-    """Settings that `ask` uses by default: format, context in tokens, and the model's own settings."""
-    settings = model.spec.settings if model.spec else {}
-    return {"format": model.default_format, "context": planned_context(None, model.trained_context), **settings}
 
 
 def describe_available(
@@ -180,7 +175,6 @@ def source_of(model: Model) -> str:
 
 
 def last_used(library: Library, model: Model) -> str | None:
-    """Time of a model's last use in UTC."""
     timestamp = library.registry.last_used(model.usage_key)
     return None if timestamp is None else format_utc(timestamp)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -192,11 +191,6 @@ def model_paths(path: Path) -> tuple[Path, ...]:
     if names[0] != path.name:
         raise ModelFileError(path, "is not the first part of its model", f"use {path.parent / names[0]}")
     return tuple(path.parent / name for name in names)
-
-
-def name_from_stem(stem: str) -> str:
-    """Name of a model from a file name's stem, without spaces and colons."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")
 
 
 def as_path(reference: str) -> Path:

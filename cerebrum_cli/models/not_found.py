@@ -8,28 +8,25 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelNotFound, PullError
-from cerebrum_cli.models.cache import CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec
-from cerebrum_cli.models.model import is_file
+from cerebrum_cli.models.model import Model, is_file
 from cerebrum_cli.models.reference import HubReference, NameReference
-from cerebrum_cli.models.registry import RegistryEntry
 
 _OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
 
 
-def file_missing(
-    entry: RegistryEntry, spec: ModelSpec | None, cached: CachedModel | None, merge_directory: Path
-) -> ModelNotFound:
+def file_missing(model: Model, merge_directory: Path) -> ModelNotFound:
     """Error for a registered model whose file no longer exists."""
-    problem = f"{entry.name}: its file {entry.path} no longer exists"
+    name, spec, cached = model.name, model.spec, model.cached
+    problem = f"{name}: its file {model.path} no longer exists"
     if cached:
-        return ModelNotFound(problem, f"cerebrum pull {cached.repo_id}:{cached.quantization} --name {entry.name}")
+        return ModelNotFound(problem, f"cerebrum pull {cached.repo_id}:{cached.quantization} --name {name}")
     if spec and spec.package:
-        option = "" if entry.name == spec.name else f" --name {entry.name}"
+        option = "" if name == spec.name else f" --name {name}"
         return ModelNotFound(problem, f"cerebrum pull {spec.name}{option}", None if option else spec.name)
-    if spec and entry.path.parent == merge_directory:
-        return ModelNotFound(problem, f"cerebrum pull {entry.name}", entry.name)
-    return ModelNotFound(problem, f"cerebrum pull PATH --name {entry.name}  (PATH: where the file is now)")
+    if spec and model.path.parent == merge_directory:
+        return ModelNotFound(problem, f"cerebrum pull {name}", name)
+    return ModelNotFound(problem, f"cerebrum pull PATH --name {name}  (PATH: where the file is now)")
 
 
 def not_installed(reference: NameReference | HubReference, spec: ModelSpec | None = None) -> ModelNotFound:

@@ -19,10 +19,11 @@ from cerebrum_cli.models.download_plan import DownloadPlanner
 from cerebrum_cli.models.fit import DownloadPlan
 from cerebrum_cli.models.hub import HubError, HubFile, Listing, Progress
 from cerebrum_cli.models.library import Library, require_free_name
-from cerebrum_cli.models.model import Model, is_missing, name_from_stem
+from cerebrum_cli.models.model import Model, is_missing
 from cerebrum_cli.models.reference import NameReference, PathReference, Reference
 from cerebrum_cli.models.registry import Digest, RegistryEntry, Source
 from cerebrum_cli.models.removal import Removal
+from cerebrum_cli.models.variants import name_from_stem
 
 if TYPE_CHECKING:
     from cerebrum_cli.gguf.header import Header

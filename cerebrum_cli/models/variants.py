@@ -77,7 +77,12 @@ def quantization_of(file: str) -> str:
     """Quantization at the end of a file name, in capitals; else its stem in characters a reference allows."""
     stem = PurePosixPath(_parse_split(file).stem).name
     label = _LABEL.search(stem)
-    return label[1].upper() if label else re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "model"
+    return label[1].upper() if label else name_from_stem(stem) or "model"
+
+
+def name_from_stem(stem: str) -> str:
+    """A file name's stem in characters that a reference allows."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")
 
 
 def same_quantization(one: str, other: str) -> bool:

@@ -202,7 +202,7 @@ def merge_of_own(home: Home, free: int) -> CatalogueMerge:
     library.cache = Cache(home.path / "hub")
     spec = library.spec_named("own")
     assert spec
-    return CatalogueMerge(library, Merger(library, LlamaCodec, lambda path: free), spec, catalogue_recipe(spec))
+    return CatalogueMerge(Merger(library, LlamaCodec, lambda path: free), spec, catalogue_recipe(spec))
 
 
 def test_merge_pull_builds_and_deletes_a_models_toml_row(home: Home, tinies: dict[str, Path]) -> None:
