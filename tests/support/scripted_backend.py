@@ -104,7 +104,7 @@ class ScriptedBackend:
     `fitting_cells` are the tokens that all slots together can hold; `reserved` records length and slots of each memory.
 
     By number of a step, `fails` raises an error, `interrupts` stops after some rows, and `holds` waits for the stop
-    flag first. `unwritable` fails saves, and `refuses` rejects loads.
+    flag first. `unwritable` fails saves.
     """
 
     model: Model
@@ -122,7 +122,6 @@ class ScriptedBackend:
     max_outputs: int = 8
     kv_unified: bool = False
     unwritable: bool = False
-    refuses: bool = False
     fitting_cells: int = 1_000_000
 
     requested: int = 0
@@ -316,10 +315,10 @@ class ScriptedBackend:
         held = list(array("i", body))
         assert end and held and len(held) <= self.capacity
         self.memory[slot], self.cells[slot] = [], []
-        for token in [] if self.refuses else held:
+        for token in held:
             self.memory[slot].append(token)
             self._take_cell(slot)
-        return not self.refuses
+        return True
 
     def close(self) -> None:
         self._working()
