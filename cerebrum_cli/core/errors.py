@@ -1,27 +1,4 @@
-"""The tree of errors a user can meet; each has a message and a hint.
-
-    CerebrumError                 exit 1
-    |-- UsageError                exit 2   an invalid option, file or value
-    |   `-- GrammarError          exit 2
-    |-- ModelNotFound             exit 3   unknown, or not downloaded
-    |   `-- NoModel               exit 3   no model is installed
-    |-- PromptTooLong             exit 4
-    |-- NoAnswer                  exit 5
-    |-- Interrupted               exit 128 + signal
-    |-- ModelFileError            exit 1   truncated, unreadable, or not GGUF
-    |-- FormatError               exit 1   no prompt format, or a chat template that fails
-    |-- PullError                 exit 1   `- HubError in models/hub.py, where a retry may help
-    |-- ConfigError               exit 1   config.toml or models.toml
-    |-- SessionError              exit 1   a session, or the session database
-    |   `-- UnwritableSessions    exit 1   no permission to write the session database, or no space
-    |-- BatchError                exit 1   the result of a batch, or its journal
-    |-- MergeError                exit 1   incompatible models, or a merge that cannot be written
-    |-- OutputError               exit 1   standard output cannot be written
-    |-- EndpointError             exit 1   a server that cannot be used, or is gone
-    `-- EngineError               exit 1   llama.cpp failed
-
-Any other exception is a bug and keeps its traceback.
-"""
+"""The tree of errors a user can meet, each with a message and a hint. Any other exception is a bug with a traceback."""
 
 from __future__ import annotations
 

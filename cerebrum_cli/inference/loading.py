@@ -79,7 +79,6 @@ class ModelUse:
     caches_prompts: bool = False
 
 
-ONCE = ModelUse()
 CHAT = ModelUse(CHAT_CONTEXT, "chat", "chat", is_chat=True, caches_prompts=True)
 
 
@@ -114,7 +113,7 @@ class ReplySource:
     resources: Resources
     model: Model
     settings: Settings
-    use: ModelUse = ONCE
+    use: ModelUse = ModelUse()
     host: Host | None = None
 
     def used(self, **changes: Any) -> ReplySource:
@@ -297,8 +296,10 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
     types = {"cache_type_k": settings.cache_type_k, "cache_type_v": settings.cache_type_v}
     header, name = model.header, model.header.architecture
     for index, (key, given) in enumerate(types.items()):
-        if is_quantized(given):
-            _require_whole_blocks(f"{key}={given}", [lengths[index] for lengths in header.sizes.head_lengths])
+        lengths = [each[index] for each in header.sizes.head_lengths] if is_quantized(given) else []
+        if wrong := next((length for length in lengths if length % BLOCK_SIZE), None):
+            problem = f"{key}={given} needs heads of a multiple of {BLOCK_SIZE} elements, but this model's have {wrong}"
+            raise UsageError(problem, f"omit {key}={given}")
     wants_flash = "flash_attn=on" if settings.flash_attn == "on" else None
     if is_quantized(settings.cache_type_v):
         wants_flash = f"cache_type_v={settings.cache_type_v}"
@@ -312,13 +313,6 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
     if has_one_type and len({given or "f16" for given in types.values()}) > 1:
         problem = f"the architecture {name} needs the same type for keys and values"
         raise UsageError(problem, "give both the same type: --set cache_type=TYPE")
-
-
-def _require_whole_blocks(option: str, head_lengths: list[int]) -> None:
-    wrong = next((length for length in head_lengths if length % BLOCK_SIZE), None)
-    if wrong is not None:
-        problem = f"{option} needs heads of a multiple of {BLOCK_SIZE} elements, but this model's have {wrong}"
-        raise UsageError(problem, f"omit {option}")
 
 
 def reload_key(settings: Settings) -> tuple[object, ...]:

@@ -16,8 +16,8 @@ from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import read_at_most
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import format_names, format_size, well_formed
-from cerebrum_cli.inference.search import FileSearch, Skipped, search_of
+from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
+from cerebrum_cli.inference.search import Skipped, search_of
 
 MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
 STANDARD_INPUT = Path("-")  # to other programs
@@ -158,10 +158,14 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
             files.append((well_formed(str(path)), read_prompt(path)))
             continue
         left_out: list[Skipped] = []
-        found = {os.path.realpath(each): each for each in find_files(path, search, left_out)}
+        try:
+            found = {os.path.realpath(each): each for each in search.find(left_out)}
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
         texts = list(read_found(path, (each for real, each in found.items() if real not in seen), left_out))
         if not texts and seen.isdisjoint(found):
-            raise no_files(path, left_out)
+            hint = "hidden files and those in .gitignore are left out"
+            raise UsageError(f"{path}: no text files found", skipped_notice(left_out).message if left_out else hint)
         seen.update(found)
         files += texts
         skipped += left_out
@@ -170,18 +174,12 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
     return files
 
 
-def find_files(path: Path, search: FileSearch, skipped: list[Skipped]) -> list[Path]:
-    """Find the files of a directory or a pattern. Raises UsageError if its directory cannot be read."""
-    try:
-        return search.find(skipped)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
-
-
 def read_found(source: Path, paths: Iterable[Path], skipped: list[Skipped]) -> Iterator[tuple[str, str]]:
     """Yield the files that are text, as names and texts, and add the others to `skipped`. Raises PromptTooLong."""
     size = 0
-    for path in map(shorten, paths):
+    for found in paths:
+        is_below = found.is_absolute() and found.is_relative_to(Path.cwd())
+        path = found.relative_to(Path.cwd()) if is_below else found
         data, reason = read_small_text(path)
         if data is None:
             skipped.append(Skipped(path, reason))
@@ -211,20 +209,10 @@ def read_small_text(path: Path) -> tuple[str | None, str]:
         return None, "binary"
 
 
-def shorten(path: Path) -> Path:
-    """A path relative to the working directory, if it is below that."""
-    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
-
-
-def no_files(path: Path, skipped: Sequence[Skipped]) -> UsageError:
-    hint = skipped_notice(skipped).message if skipped else "hidden files and those in .gitignore are left out"
-    return UsageError(f"{path}: no text files found", hint)
-
-
 def skipped_notice(skipped: Sequence[Skipped]) -> NoticeEvent:
     names = format_names([f"{well_formed(str(each.path))} ({each.reason})" for each in skipped])
     hint = "to include a large file, name it" if any(each.reason == TOO_LARGE for each in skipped) else ""
-    return NoticeEvent(f"{len(skipped)} file{'' if len(skipped) == 1 else 's'} skipped: {names}", hint)
+    return NoticeEvent(f"{format_count(len(skipped), 'file')} skipped: {names}", hint)
 
 
 class Readable(Protocol):
@@ -256,7 +244,7 @@ def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageErr
     return decode_text(data, str(path))
 
 
-def too_large(name: str, limit: int, error_type: type[CerebrumError] = UsageError) -> CerebrumError:
+def too_large(name: str, limit: int, error_type: type[CerebrumError]) -> CerebrumError:
     return error_type(f"{name} is larger than {format_size(limit)}", "shorten it, or split it")
 
 

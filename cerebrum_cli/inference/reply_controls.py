@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
@@ -65,7 +64,7 @@ class ReplyControls:
 
     def _thought_budget(
         self, request: ReplyRequest, channels: ReplyChannels, answer_now: AnswerNow
-    ) -> ThoughtBudget | None:
+    ) -> ControlFactory | None:
         """What may end the reasoning of a reply: a limit, or the user who watches it stream; None for neither."""
         limit = request.settings.thought_limit
         if limit == 0 and self._format.has_switch:
@@ -75,7 +74,7 @@ class ReplyControls:
             return None
         answer_now.is_watched = can_hurry
         watched = answer_now if can_hurry else None
-        return ThoughtBudget(limit, self._endings, channels, watched, len(request.prefix_tokens))
+        return partial(ThoughtBudget, limit, self._endings, channels, watched, len(request.prefix_tokens))
 
     def _marks_thought(self, system_prompt: str | None) -> bool:
         """Whether the format, the vocabulary or the system prompt has markup of reasoning."""
@@ -94,72 +93,60 @@ class ReplyControls:
         return plan_endings(self._vocabulary, self._format.thoughts)
 
 
-@dataclass(frozen=True, slots=True)
 class ThoughtBudget:
-    """Creates the budgets of replies that reason for at most `limit` tokens; None is no limit.
+    """Ends a thought that is longer than `limit` tokens: at the end of a sentence, or soon after; None is no limit.
 
-    `endings` are the tokens of each text that ends a thought. A reply that continues another begins with the prefix of
-    `channels`, of `prefix_length` tokens.
+    It is ended without delay if the user asks for that. Several thoughts share one budget: once it is used up, another
+    one is ended where it begins. `endings` are the tokens of each text that ends a thought. A reply that continues
+    another begins with the prefix of `channels`, of `prefix_length` tokens.
     """
 
-    limit: int | None
-    endings: Mapping[str, tuple[int, ...]]
-    channels: ReplyChannels
-    answer_now: AnswerNow | None = None
-    prefix_length: int = 0
-
-    def __call__(self) -> RunningBudget:
-        return RunningBudget(self)
-
-
-class RunningBudget:
-    """Forces the end of a thought: at the end of a sentence, or soon after; without delay if the user asks for it.
-
-    Several thoughts share one budget. Once it is used up, another thought is ended where it begins.
-    """
-
-    def __init__(self, plan: ThoughtBudget) -> None:
-        self._plan = plan
-        self._splitter = plan.channels()
+    def __init__(
+        self,
+        limit: int | None,
+        endings: Mapping[str, tuple[int, ...]],
+        channels: ReplyChannels,
+        answer_now: AnswerNow | None = None,
+        prefix_length: int = 0,
+    ) -> None:
+        self._limit = limit
+        self._endings = endings
+        self._answer_now = answer_now
+        self._splitter = channels()
         self._sentences = Sentences()
         self._count = 0  # tokens of the reply
-        self._is_used_up = plan.limit == 0
+        self._is_used_up = limit == 0
         self._has_forced = False
-        self._sentences.read(plan.channels.prefix_text)
-        self._used = plan.prefix_length if self._splitter.open_thought else 0
+        self._sentences.read(channels.prefix_text)
+        self._used = prefix_length if self._splitter.open_thought else 0
 
     @property
     def horizon(self) -> int | None:
-        limit = self._plan.limit
-        if limit is None or self._has_forced or self._splitter.is_in_answer:
+        if self._limit is None or self._has_forced or self._splitter.is_in_answer:
             return None
         opening = 0 if self._splitter.open_thought else OPENING_TOKENS
-        return self._count + opening + max(1, limit + SENTENCE_TOKENS - self._used)
+        return self._count + opening + max(1, self._limit + SENTENCE_TOKENS - self._used)
 
     def feed(self, token: int, text: str) -> None:  # noqa: ARG002
         if not self._splitter.is_in_answer:
             self._count += 1
             self._used += self._splitter.open_thought is not None
-            self._read(text)
+            self._sentences.read(text)
+            self._splitter.feed(text)
 
     def intervene(self) -> Force | None:
         thought, tail = self._splitter.open_thought, self._sentences.tail
         if thought is None or not self._is_due or partial_marker_length(tail, (thought.close,)):
             return None
         self._is_used_up = self._has_forced = True
-        return Force(self._plan.endings[thought.ending(tail)])
+        return Force(self._endings[thought.ending(tail)])
 
     @property
     def _is_due(self) -> bool:
-        limit, answer_now = self._plan.limit, self._plan.answer_now
-        if self._is_used_up or (answer_now and answer_now.is_requested):
+        if self._is_used_up or (self._answer_now and self._answer_now.is_requested):
             return True
-        late = -1 if limit is None else self._used - limit
+        late = -1 if self._limit is None else self._used - self._limit
         return late >= SENTENCE_TOKENS or (late >= 0 and self._sentences.is_at_end)
-
-    def _read(self, text: str) -> None:
-        self._sentences.read(text)
-        self._splitter.feed(text)
 
 
 def plan_endings(vocabulary: Vocabulary, thoughts: tuple[ThoughtMarkup, ...]) -> dict[str, tuple[int, ...]]:

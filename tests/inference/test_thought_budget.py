@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import dumps, loads
 from typing import Any
@@ -225,8 +225,7 @@ def test_engine_truncates_forced_tokens_at_the_limits(limit: int | None, context
 
 def test_engine_counts_the_thought_of_a_prefix() -> None:
     channels = ReplyChannels(THOUGHTS, prefix_text="<think>" + "and so " * 9)
-    factory = replace(budget(), channels=channels, prefix_length=70)
-    request = Request(tokens("go"), SamplingParams(seed=7), controls=(factory,))
+    request = Request(tokens("go"), SamplingParams(seed=7), controls=(budget(channels=channels, prefix_length=70),))
     with running_engine(ScriptedBackend(speaker(lambda seed: "I see. " * 20), context_size=400)) as engine:
         [reply] = collect_replies(engine.generate([request])).values()
     assert "</think>" in reply.text[:12]

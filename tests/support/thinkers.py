@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from scripted_backend import END, Model, ScriptedBackend
 
+from cerebrum_cli.engine.control import ControlFactory
 from cerebrum_cli.formats.thinking import THOUGHTS
 from cerebrum_cli.inference.reply_controls import ThoughtBudget, plan_endings
 from cerebrum_cli.inference.reply_stream import ReplyChannels
@@ -30,6 +33,6 @@ def speaker(reply: Callable[[int], str], prompt: int = 2) -> Model:
     return model
 
 
-def budget(limit: int = LIMIT) -> ThoughtBudget:
+def budget(limit: int = LIMIT, **options: Any) -> ControlFactory:
     endings = plan_endings(ScriptedBackend(lambda held, seed: END), THOUGHTS)
-    return ThoughtBudget(limit, endings, ReplyChannels(THOUGHTS))
+    return partial(ThoughtBudget, limit, endings, **{"channels": ReplyChannels(THOUGHTS), **options})
