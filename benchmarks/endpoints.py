@@ -69,7 +69,7 @@ from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
-from cerebrum_cli.inference.reply_stream import ReplyRequest
+from cerebrum_cli.inference.reply import ReplyRequest
 
 PARTS = ("texts", "cache", "votes", "batch", "failover", "ask")
 PROMPTS, TEXT_TOKENS = 20, 64

@@ -38,7 +38,7 @@ from cerebrum_cli.batch.rows import result_rows
 from cerebrum_cli.core.events import Event, FinishEvent, RowEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.inference.reply_stream import ReplyRequest
+from cerebrum_cli.inference.reply import ReplyRequest
 
 ROWS = 1_000_000
 PARTS = 10

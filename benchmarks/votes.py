@@ -44,7 +44,7 @@ from cerebrum_cli.batch.rows import Row as Question
 from cerebrum_cli.batch.rows import prompt_row
 from cerebrum_cli.core.events import Event, FinishEvent
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-from cerebrum_cli.inference.reply_stream import ReplyRequest
+from cerebrum_cli.inference.reply import ReplyRequest
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, MajorityVote, run_vote
 

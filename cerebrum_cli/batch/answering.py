@@ -26,8 +26,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.inference.loading import generation_fingerprint
-from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
-from cerebrum_cli.inference.reply_stream import ReplyRequest, ReplyStream
+from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest, ReplyStream, reply_notice
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import MajorityVote, require_sampling, votes_object
 from cerebrum_cli.models.library import Library

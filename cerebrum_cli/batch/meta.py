@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from cerebrum_cli.batch.output_files import Identity, OutputPaths
 from cerebrum_cli.batch.result import to_json
+from cerebrum_cli.core.conversion import LORA, parse_adapter
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import RowCounts
-from cerebrum_cli.core.lora import LORA, parse_adapter
 
 VERSION = 1
 _MAX_DIFFERENCES = 3  # in an error message

@@ -14,8 +14,7 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.inference.reply import Reply, ReplyCollector
-from cerebrum_cli.inference.reply_stream import ReplyRequest
+from cerebrum_cli.inference.reply import ReplyCollector, ReplyRequest
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import MajorityVote, run_vote
 
@@ -74,7 +73,7 @@ class ReplyRecorder:
                 self.finish()
             elif self.has_tokens and now >= self._next_save:
                 self._next_save = now + save_interval(now - self._start)
-                self._save(self._metadata(None))
+                self._save(is_over=False)
 
     @property
     def has_tokens(self) -> bool:
@@ -91,32 +90,25 @@ class ReplyRecorder:
         Raises SessionError if it cannot be saved.
         """
         if not self._is_finished:
-            self._save(self._metadata("cancelled"))
+            self._save(is_over=True)
             self._is_finished = True
         return self.session
 
-    def _metadata(self, reason: str | None) -> ReplyMetadata:
-        """Metadata of the reply; `reason` is why it has not finished."""
-        model, reply = self.author.model, self.collector.reply
+    def _save(self, is_over: bool) -> None:
+        """Save the reply so far, with what it continues; one that `is_over` before its end was cancelled."""
+        reply, model, before = self.collector.reply, self.author.model, self.continued
         params = session_params(self.settings, model)
         if reply:
-            return reply_metadata(self._with_all_forced(reply), self.author, params)
-        return ReplyMetadata(finish_reason=reason, model=model.reference, vocabulary=model.vocabulary, params=params)
-
-    def _with_all_forced(self, reply: Reply) -> Reply:
-        """The reply with the forced tokens of what it continues."""
-        earlier = forced_tokens(self.continued.metadata) if self.continued else ()
-        own = (each._replace(at=each.at + len(self.prefix_tokens)) for each in reply.finish.forced)
-        return replace(reply, finish=replace(reply.finish, forced=(*earlier, *own)))
-
-    def _save(self, metadata: ReplyMetadata) -> None:
-        """Save the reply so far, with what it continues."""
-        reply, begin = self.collector.reply, ("", "")
-        if self.continued:
-            begin = self.continued.message.content, self.continued.metadata.reasoning or ""
+            own = (each._replace(at=each.at + len(self.prefix_tokens)) for each in reply.finish.forced)
+            forced = (*(forced_tokens(before.metadata) if before else ()), *own)
+            metadata = reply_metadata(replace(reply, finish=replace(reply.finish, forced=forced)), self.author, params)
+        else:
+            reason = "cancelled" if is_over else None
+            metadata = ReplyMetadata(None, reason, model.reference, vocabulary=model.vocabulary, params=params)
+        text, reasoning = (before.message.content, before.metadata.reasoning or "") if before else ("", "")
         tokens = None if reply and reply.tokens is None else self.sampled
-        message = Message("assistant", begin[0] + self.collector.text, tokens)
-        metadata = replace(metadata, reasoning=begin[1] + (self.collector.reasoning or "") or None)
+        message = Message("assistant", text + self.collector.text, tokens)
+        metadata = replace(metadata, reasoning=reasoning + (self.collector.reasoning or "") or None)
         if self._is_stored:
             self.store.update_message(self.session, message, metadata)
         else:

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.inference.inspection import UncertainToken
     from cerebrum_cli.inference.loading import LoadedModel
-    from cerebrum_cli.inference.reply import Reply
-    from cerebrum_cli.inference.reply_stream import ReplyRequest
+    from cerebrum_cli.inference.reply import Reply, ReplyRequest
     from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.streams import Streams
 

@@ -79,7 +79,7 @@ def run_question(
     loaded = start_loading(source, options)
     with closing(loaded.engine):
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
-        from cerebrum_cli.inference.reply_stream import ReplyRequest
+        from cerebrum_cli.inference.reply import ReplyRequest
         from cerebrum_cli.terminal.keyboard import Keyboard
 
         conversation = conversation or read()

@@ -11,9 +11,9 @@ from cerebrum_cli.cli.completion import run_names
 from cerebrum_cli.cli.context import app_of, require_agreement
 from cerebrum_cli.cli.options import DeleteOptions, QuietOptions, RunOptions
 from cerebrum_cli.cli.signature import SectionedCommand, composed, parameter, positional
+from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
-from cerebrum_cli.core.lora import LORA
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

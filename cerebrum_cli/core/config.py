@@ -120,7 +120,9 @@ def parse_config(text: str, path: Path) -> Config:
         place = re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE)
         where = f"{path}:{line_of(text, place.start())}" if place else str(path)
         layer |= read_setting(name, value, where, (ENDPOINTS, PROMPTS))
-    return Config(in_directory(layer, path.parent), read_endpoints(endpoints, path), read_prompts(prompts, path))
+    require_tables(prompts, f"{path}: `{PROMPTS}`", '[prompts.NAME] with prompt = "..."')
+    saved = {name: read_prompt(name, table, path) for name, table in prompts.items()}
+    return Config(in_directory(layer, path.parent), read_endpoints(endpoints, path), saved)
 
 
 def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...]) -> Layer:
@@ -154,14 +156,8 @@ def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
     return endpoints
 
 
-def read_prompts(tables: Any, path: Path) -> dict[str, SavedPrompt]:
-    """Read the tables `[prompts.NAME]`; relative paths are relative to config.toml. Raises ConfigError."""
-    require_tables(tables, f"{path}: `{PROMPTS}`", '[prompts.NAME] with prompt = "..."')
-    return {name: read_prompt(name, table, path) for name, table in tables.items()}
-
-
 def read_prompt(name: str, table: Mapping[str, Any], path: Path) -> SavedPrompt:
-    """Read one table `[prompts.NAME]`. Raises ConfigError."""
+    """Read a table `[prompts.NAME]`; relative paths in it are relative to config.toml. Raises ConfigError."""
     where = f"{path}: [{PROMPTS}.{name}]"
     own = {key: table[key] for key in ("prompt", "schema") if key in table}
     extract = table.get("extract", False)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from math import inf
-from typing import Any, TypeAlias
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.lora import NONE, parse_adapter
 from cerebrum_cli.core.options import Option
 from cerebrum_cli.core.sampling import MAX_LOGIT, TokenBias
 
+LORA = "lora"  # key of the adapters among recorded settings
+NONE = "none"  # instead of a file: no adapter, whatever a layer below sets
 SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 
 Converter: TypeAlias = Callable[[Option, Any], Any]
@@ -68,6 +70,30 @@ def to_adapters(declared: Option, value: Any) -> tuple[str, ...]:
     if not is_valid:
         raise InvalidValue("FILE or FILE:SCALE, with a finite number as the scale, or only none")
     return texts
+
+
+class AdapterReference(NamedTuple):
+    """An adapter's file, and the factor of its effect."""
+
+    path: str
+    scale: float = 1.0
+
+
+def parse_adapter(text: str) -> AdapterReference:
+    """Read FILE or FILE:SCALE. Raises ValueError for a scale that is not finite, and for a missing file name."""
+    name, colon, number = text.rpartition(":")
+    try:
+        reference = AdapterReference(name, float(number)) if colon else AdapterReference(text)
+    except ValueError:  # a colon in the name
+        reference = AdapterReference(text)
+    if not reference.path or not isfinite(reference.scale):
+        raise ValueError(text)
+    return reference
+
+
+def rebased(text: str, directory: Path) -> str:
+    """An adapter as a file in this directory names it: its path is relative to the directory."""
+    return text if text == NONE else str(directory / Path(text).expanduser())
 
 
 def to_breakers(declared: Option, value: Any) -> tuple[str, ...]:

@@ -10,8 +10,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.doctor.assessment import CheckResult, check_result
 from cerebrum_cli.engine.build import rebuild_command
 from cerebrum_cli.inference.loading import BackendFactory, ReplySource, Resources, open_model
-from cerebrum_cli.inference.reply import Reply, ReplyCollector
-from cerebrum_cli.inference.reply_stream import ReplyRequest
+from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest
 from cerebrum_cli.models.model import Model
 
 NANO = Path(__file__).parents[1] / "nano.gguf"

@@ -23,8 +23,7 @@ from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.server import probe
 from cerebrum_cli.engine.remote.vllm_sglang import IGNORED_SEEDS
 from cerebrum_cli.inference.loading import LoadedModel, ReplySource, Resources, Servers, open_model
-from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
-from cerebrum_cli.inference.reply_stream import ReplyRequest
+from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest, reply_notice
 from cerebrum_cli.inference.responder import Responder
 
 PROBE_TIMEOUT_S = 30.0

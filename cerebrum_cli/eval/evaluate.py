@@ -36,8 +36,7 @@ from cerebrum_cli.eval.questions import (
     sample_seed,
 )
 from cerebrum_cli.eval.report import RunningScore
-from cerebrum_cli.inference.reply import Reply, ReplyCollector
-from cerebrum_cli.inference.reply_stream import ReplyRequest
+from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest
 from cerebrum_cli.inference.responder import Responder
 
 SCHEMA = Schema(

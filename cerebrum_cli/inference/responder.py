@@ -22,9 +22,8 @@ from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
 from cerebrum_cli.inference.format_choice import FormatBuilder
 from cerebrum_cli.inference.inspection import GivenReply
-from cerebrum_cli.inference.reply import Preview
+from cerebrum_cli.inference.reply import Preview, ReplyChannels, ReplyRequest, ReplyStream
 from cerebrum_cli.inference.reply_controls import AnswerNow, ReplyControls
-from cerebrum_cli.inference.reply_stream import ReplyChannels, ReplyRequest, ReplyStream
 from cerebrum_cli.inference.tokens import last_text, least_tokens, resolve_biases
 
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens

@@ -11,8 +11,7 @@ from cerebrum_cli.answers.vote import Count, Tally, Votes
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.inference.reply import LONG_PROMPT, Reply, ReplyCollector
-from cerebrum_cli.inference.reply_stream import ReplyRequest, ReplyStream
+from cerebrum_cli.inference.reply import LONG_PROMPT, Reply, ReplyCollector, ReplyRequest, ReplyStream
 from cerebrum_cli.inference.responder import Responder
 
 VOTE_TEMPERATURE = 0.7  # default of a vote: at 0 all samples would be the same

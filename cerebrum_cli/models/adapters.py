@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from cerebrum_cli.core.conversion import parse_adapter
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.lora import parse_adapter
 from cerebrum_cli.gguf.parser import Tables, TensorEntry, quoted, read_tables
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD
 from cerebrum_cli.models.library import Library

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.lora import LORA
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
 from cerebrum_cli.gguf.header import Header, read_header, vocabulary_digest
 from cerebrum_cli.gguf.sizes import ModelSizes

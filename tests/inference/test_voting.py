@@ -20,7 +20,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.inference.format_choice import format_builder
-from cerebrum_cli.inference.reply_stream import ReplyRequest, ReplyStream
+from cerebrum_cli.inference.reply import ReplyRequest, ReplyStream
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import MajorityVote, run_vote
 
