@@ -1,16 +1,61 @@
-"""Generation on servers that imitate llama-server: the same events as from a model on this machine."""
+"""Generation on llama-servers: the same events as from a model on this machine, and what happens when servers fail."""
 
 from __future__ import annotations
 
-from contextlib import closing
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pytest
 from asking import collect_replies
-from remote_engines import connected, local_replies, replies_of, request_of, serving, summaries, unicode_model
-from scripted_backend import endless, random_model
+from person import OpenTerminal
+from remote_engines import (
+    HASTY,
+    QUICK,
+    connected,
+    events_of,
+    local_replies,
+    notices,
+    outcome,
+    remote_engine,
+    replies_of,
+    request_of,
+    serving,
+    summaries,
+    unicode_model,
+)
+from scripted_backend import ScriptedBackend, endless, random_model
+from scripted_command import SCRIPTED
+from server_kinds import LlamaServer
+from waiting import wait_until
 
-from cerebrum_cli.core.events import FinishEvent, NoticeEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.errors import EndpointError, EngineError
+from cerebrum_cli.core.events import (
+    Event,
+    FinishEvent,
+    NoticeEvent,
+    RefusedEvent,
+    SequenceId,
+    ServersEvent,
+    ServerTokens,
+    StageEvent,
+    TokenEvent,
+)
+from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.engine.remote.client import Endpoint
+from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
+from cerebrum_cli.terminal.progress import server_rates
 
+REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
 STORY = endless({"Q": "once upon a time "})
+OTHER_MODEL = {"body": b'{"tokens":[1,2,3]}', "path": "/tokenize"}
 
 
 def test_remote_logprobs_belong_to_the_tokens_whose_text_was_complete() -> None:
@@ -77,15 +122,430 @@ def test_remote_cancel_keeps_what_has_arrived() -> None:
 
 
 def test_remote_requests_after_a_cancel_are_not_sent() -> None:
-    with serving(random_model) as servers, connected(*servers) as engine:
+    with serving(random_model) as [server], connected(server) as engine:
         scope = engine.cancel_scope()
         engine.cancel()
         with closing(engine.complete([request_of("Q")], scope)) as events:
             assert list(events) == []
-        with closing(engine.complete([request_of("Q", max_n=2)])) as events:
-            replies = collect_replies(event for event in events)
+        assert not server.completions()
+
+
+def test_remote_reports_what_each_server_generated() -> None:
+    with serving(unicode_model, 2) as servers, connected(*servers) as engine:
+        events = events_of(engine, *REQUESTS)
+        assert not any(isinstance(event, ServersEvent) for event in events_of(engine))
+    last = events[-1]
+    assert isinstance(last, ServersEvent)
+    assert [server.name for server in last.servers] == [server.url for server in servers]
+    assert not any(server.is_lost for server in last.servers)
+    generated = sum(event.completion_tokens for event in events if isinstance(event, FinishEvent))
+    assert sum(server.tokens for server in last.servers) == generated > 0
+
+
+# Servers that fail.
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"status": 500}, "scripted"),
+        ({"reset_after": 0}, "connection lost"),
+        ({"is_truncated": True}, ""),
+        ({"body": b"not JSON"}, "damaged reply"),
+        ({"status": 502, "message": "two\nlines" + "x" * 5000}, "two lines" + "x" * 190),
+        ({"edit": lambda _, reply: {**reply, "tokens": "x"}}, "damaged reply"),
+    ],
+)
+def test_remote_request_of_a_failing_server_is_asked_again(fault: dict[str, Any], reason: str) -> None:
+    with serving(unicode_model, 2) as servers, connected(*servers) as engine:
+        armed = servers[0].arm(times=3, **fault)
+        events = events_of(engine, *REQUESTS)
+        asked = [asked.body["seed"] for server in servers for asked in server.completions()]
+        assert len(asked) == len(REQUESTS) + armed.struck
+    assert armed.struck and len(set(asked)) == len(REQUESTS)
+    assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
+    assert f"{servers[0].url} is unavailable: {reason}" in notices(events)[0]
+
+
+def test_remote_all_servers_gone_ends_with_an_error() -> None:
+    with serving(unicode_model, 2) as servers, connected(*servers, timeouts=HASTY) as engine:
+        stuck = [server.arm(hang_after=0, times=None) for server in servers]
+        with closing(engine.complete(REQUESTS)) as replies:
+            assert all(each.is_hanging.wait(10) for each in stuck)
+            for server in servers:
+                server.kill()
+            with pytest.raises(EndpointError) as raised:
+                list(replies)
+    assert raised.value.message == (
+        f"no server answers ({servers[0].url}: Connection refused; {servers[1].url}: Connection refused)"
+    )
+    assert raised.value.hint == "start one or correct the URL, then run the same command again"
+
+
+def test_remote_request_that_three_servers_failed_at_is_refused() -> None:
+    with serving(unicode_model) as [server], connected(server) as engine:
+        server.arm(times=3, status=500, message="assertion failed")
+        events = events_of(engine, request_of("bad"))
+        [refused] = [event for event in events if isinstance(event, RefusedEvent)]
+        assert refused.error.message == ("3 servers failed on this request; the last, the server: assertion failed")
+        assert outcome(events_of(engine, REQUESTS[0])) == summaries(local_replies(unicode_model, REQUESTS[0]))
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_remote_busy_server_is_asked_later(status: int) -> None:
+    with serving(unicode_model) as servers, connected(*servers) as engine:
+        armed = servers[0].arm(times=5, status=status)
+        events = events_of(engine, *REQUESTS)
+        assert len(servers[0].completions()) == len(REQUESTS) + 5
+    assert armed.struck == 5 and notices(events) == []
+    assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
+
+
+@pytest.mark.parametrize(
+    ("headers", "hint"),
+    [
+        ({}, "retrying, until it is available"),
+        ({"Retry-After": "1000"}, "retrying in 1000 s, as requested, until it is available"),
+    ],
+)
+def test_remote_busy_server_is_noted_once_after_a_while(headers: dict[str, str], hint: str) -> None:
+    timeouts = replace(QUICK, busy_notice=0.1)
+    with serving(unicode_model) as [server], connected(server, timeouts=timeouts) as engine:
+        server.arm(times=20, status=429, message="no slot", headers=headers)
+        with closing(engine.complete([request_of("Q")])) as replies:
+            found = [next(event for event in replies if isinstance(event, NoticeEvent))]
+            if headers:
+                engine.cancel()
+            found += [event for event in replies if isinstance(event, NoticeEvent)]
+        assert found == [NoticeEvent(f"{server.url} is busy: no slot", hint)]
+        assert len(server.completions()) == (1 if headers else 21)
+
+
+def test_remote_busy_server_holds_no_request_that_another_has_room_for() -> None:
+    timeouts = replace(QUICK, busy=1000.0)
+    with serving(unicode_model, 2) as servers, connected(*servers, timeouts=timeouts) as engine:
+        servers[0].arm(times=None, status=429)
+        events = events_of(engine, *REQUESTS)
+    assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
+
+
+def test_remote_healthy_silence_is_waited_out() -> None:
+    with serving(unicode_model) as [server], connected(server) as engine:
+        stuck = server.arm(hang_after=0)
+        with closing(engine.complete([REQUESTS[0]])) as replies:
+            server.wait_for(lambda: sum(asked.path == "/health" for asked in server.asked) >= 3)
+            stuck.released.set()
+            events = list(replies)
+        assert len(server.completions()) == 1
+    assert outcome(events) == summaries(local_replies(unicode_model, REQUESTS[0]))
+
+
+@pytest.mark.parametrize("health", [{"hang_after": 0}, {"status": 503, "message": "Loading model"}])
+def test_remote_silent_server_without_health_is_lost(health: dict[str, Any]) -> None:
+    with serving(unicode_model, 2) as servers, connected(*servers, timeouts=HASTY) as engine:
+        first = servers[0]
+        first.arm(hang_after=0, times=None)
+        first.arm(path="/health", times=None, **health)
+        first.arm(path="/v1/models", times=None, status=500)
+        events = events_of(engine, *REQUESTS)
+        first.wait_for(lambda: all(asked.is_left for asked in first.completions()))
+    assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"reset_after": 12},
+        {"edit": lambda at, chunk: b"data: {\n\n" if at == 12 else chunk},
+        {"edit": lambda at, chunk: {**chunk, "tokens": [None]} if at == 12 else chunk},
+    ],
+)
+def test_remote_stream_that_breaks_in_the_middle_is_an_error(fault: dict[str, Any]) -> None:
+    with serving(STORY, 2) as servers, connected(*servers) as engine:
+        for server in servers:
+            server.arm(**fault)
+        texts: list[str] = []
+        with closing(engine.complete([request_of("Q", stream=True)])) as replies:
+            with pytest.raises(EndpointError) as raised:
+                texts += [event.text for event in replies if isinstance(event, TokenEvent)]
+            assert raised.value.hint == "check the server, then ask again"
+        assert len([asked for server in servers for asked in server.completions()]) == 1
+        again = replies_of(engine, request_of("Q", stream=True, max_tokens=5))
+    assert [reply.text for reply in again.values()] == ["once "]
+
+
+def test_remote_stream_before_its_first_token_is_asked_elsewhere() -> None:
+    request = request_of("Q", stream=True)
+    with serving(random_model, 2) as servers, connected(*servers) as engine:
+        servers[0].arm(reset_after=1)
+        events = events_of(engine, request)
+    assert len(notices(events)) >= 1
+    assert outcome(events) == summaries(local_replies(random_model, request))
+
+
+def test_remote_reply_without_ids_has_its_text_alone() -> None:
+    whole, streamed = request_of("Q", logprobs=True), request_of("Q", stream=True)
+    with serving(random_model) as servers, connected(*servers) as engine:
+        servers[0].arm(times=2, edit=lambda _, reply: {**reply, "tokens": []})
+        replies = [*replies_of(engine, whole).values(), *replies_of(engine, streamed).values()]
+    [local] = local_replies(random_model, whole).values()
+    assert [reply.text for reply in replies] == [local.text] * 2
+    assert not any(reply.finish and reply.finish.has_all_tokens for reply in replies)
+    assert [reply.finish and reply.finish.completion_tokens for reply in replies] == [len(local.ids)] * 2
+
+
+# What ends everything.
+
+
+def load_error(*servers: LlamaServer | str, **options: Any) -> EndpointError:
+    """The error that connecting ends with."""
+    with closing(remote_engine(*servers, **options)) as engine, pytest.raises(EndpointError) as raised:
+        list(engine.load())
+    assert engine.has_failed
+    assert raised.value.hint and "\n" not in raised.value.message
+    return raised.value
+
+
+def test_remote_vocabulary_of_another_model_is_refused() -> None:
+    with serving(random_model) as [server]:
+        server.arm(**OTHER_MODEL)
+        assert "tiny.gguf, whose vocabulary differs from the model's" in load_error(server).message
+        server.n_vocab = 999
+        assert "tiny.gguf, whose vocabulary differs from the model's" in load_error(server).message
+
+
+def test_remote_prompt_of_another_length_ends_everything() -> None:
+    with serving(random_model) as servers, connected(*servers) as engine:
+        servers[0].arm(edit=lambda _, reply: {**reply, "tokens_evaluated": 3})
+        with pytest.raises(EndpointError, match="evaluated 3 prompt tokens instead of 2"):
+            events_of(engine, request_of("QQ"), *REQUESTS)
+
+
+def test_remote_server_back_with_other_weights_ends_everything() -> None:
+    with serving(random_model) as [server], connected(server) as engine:
+        server.arm(status=500)
+        server.size = 2000
+        with pytest.raises(EndpointError) as raised:
+            events_of(engine, *REQUESTS)
+    was, now = (f"tiny.gguf ({size} bytes) on llama-server" for size in (1000, 2000))
+    assert raised.value.message == f"{server.url} now serves {now} instead of {was}"
+
+
+def test_remote_servers_of_different_weights_are_noted_once() -> None:
+    with serving(random_model, 3) as servers:
+        servers[1].size = 2000
+        with closing(remote_engine(*servers)) as engine:
+            [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
+            assert notices(events_of(engine, *REQUESTS)) == []
+    assert notice.message == (
+        "the servers differ, so answers may depend on the server "
+        f"({servers[0].url}: tiny.gguf (1000 bytes) on llama-server; "
+        f"{servers[1].url}: tiny.gguf (2000 bytes) on llama-server)"
+    )
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/models", 301), ("/completion", 308)])
+def test_remote_redirect_is_not_followed(path: str, status: int) -> None:
+    with serving(random_model, 2) as servers:
+        server, other = servers
+        server.arm(path=path, times=None, status=status, headers={"Location": f"{other.url}{path}"})
+        with closing(remote_engine(server, key="sesame")) as engine, pytest.raises(EndpointError) as raised:
+            list(engine.load())
+            events_of(engine, *REQUESTS)
+        assert f"redirects to {other.url}{path}" in raised.value.message
+        assert other.asked == []
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b'{"object":"list","data":[{"id":"x","object":"model","owned_by":"library"}]}', "is Ollama"),
+        (b'{"object":"list","data":[{"id":"x","object":"model","owned_by":"organization_owner"}]}', "is LM Studio"),
+        (b'{"object":"list","data":[{"id":"x"}]}', "unknown kind"),
+        (b"[]", "not a language model server"),
+        (b"<html>", "no server answers"),
+    ],
+)
+def test_remote_server_of_another_kind_is_refused(body: bytes, problem: str) -> None:
+    with serving(random_model) as servers:
+        servers[0].arm(path="/v1/models", body=body)
+        assert problem in load_error(servers[0]).message
+
+
+@pytest.mark.parametrize("path", ["/props", "/tokenize"])
+@pytest.mark.parametrize("body", [b"{}", b"[]"])
+def test_remote_unexpected_description_is_an_error(path: str, body: bytes) -> None:
+    with serving(random_model) as servers:
+        servers[0].arm(path=path, body=body)
+        assert servers[0].url in load_error(servers[0]).message
+
+
+def test_remote_server_is_used_again_once_it_has_its_own_model() -> None:
+    with serving(random_model) as [server], connected(server) as engine:
+        server.arm(status=500)
+        other = server.arm(times=None, **OTHER_MODEL)
+        with pytest.raises(EndpointError, match="whose vocabulary differs from the model's"):
+            events_of(engine, *REQUESTS)
+        other.disarm()
+
+        def answers() -> bool:
+            with suppress(EndpointError):
+                return outcome(events_of(engine, REQUESTS[0])) == summaries(local_replies(random_model, REQUESTS[0]))
+            return False
+
+        wait_until(answers)
+
+
+def test_remote_key_is_required_sent_and_never_shown() -> None:
+    with serving(random_model) as [server]:
+        server.key = "sesame"
+        assert load_error(server).message == f"{server.url} requires an API key"
+        error = load_error(server, key="wrong-key")
+        assert error.message == f"{server.url} refuses this API key" and "wrong-key" not in repr(error)
+        with connected(server, key="sesame") as engine:
+            assert len(replies_of(engine, REQUESTS[0])) == 1
+            server.arm(status=403)
+            with pytest.raises(EndpointError, match="refuses this API key") as raised:
+                events_of(engine, *REQUESTS)
+        assert "sesame" not in raised.value.message + raised.value.hint
+
+
+def test_remote_served_model_is_chosen_by_name() -> None:
+    with serving(random_model) as [server]:
+        server.models = ("a.gguf", "b.gguf")
+        error = load_error(server)
+        assert error.message == f"{server.url} serves several models"
+        assert error.hint == "choose with --set served_model_name=NAME: a.gguf, b.gguf"
+        assert load_error(server, served_model="c").message == f"{server.url} serves no model 'c'"
+        with connected(server, served_model="b.gguf") as engine:
+            replies_of(engine, REQUESTS[0])
+        assert server.completions()[0].body["model"] == "b.gguf"
+
+
+# Connecting and closing.
+
+
+def test_remote_loading_server_is_waited_for_with_progress() -> None:
+    with serving(random_model) as [server]:
+        server.is_loading = True
+        with closing(remote_engine(server)) as engine:
+            loading = iter(engine.load())
+            stages = [event for event in (next(loading), next(loading)) if isinstance(event, StageEvent)]
+            assert {stage.stage for stage in stages} == {f"waiting for {server.url}: Loading model"}
+            server.is_loading = False
+            assert all(isinstance(event, StageEvent) for event in loading)
+            assert engine.is_loaded and len(replies_of(engine, REQUESTS[0])) == 1
+
+
+def test_remote_server_missing_at_the_start_is_noted_and_joins() -> None:
+    with serving(random_model, 2) as [first, missing]:
+        missing.kill()
+        with closing(remote_engine(first, missing)) as engine:
+            [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
+            assert notice.message == f"{missing.url} is not available yet: Connection refused"
+            stuck = first.arm(hang_after=0, times=None)
+            with closing(engine.complete(REQUESTS)) as replies:
+                assert stuck.is_hanging.wait(10)
+                missing.start()
+                missing.wait_for(missing.completions)
+                stuck.disarm()
+                events = list(replies)
+    assert notices(events) == [f"{missing.url} is available now"]
+    assert outcome(events) == summaries(local_replies(random_model, *REQUESTS))
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"hang_after": 0}])
+def test_remote_server_that_never_loads_holds_up_no_other(fault: dict[str, Any]) -> None:
+    timeouts = replace(QUICK, join=0.05)
+    with serving(random_model, 2) as [first, loading]:
+        loading.arm(path="/v1/models", times=None, **fault)
+        with closing(remote_engine(first, loading, timeouts=timeouts)) as engine:
+            [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
+            assert outcome(events_of(engine, *REQUESTS)) == summaries(local_replies(random_model, *REQUESTS))
+        reason = "scripted" if "status" in fault else "no answer yet"
+        assert notice.message == f"{loading.url} is not available yet: {reason}"
+        assert loading.completions() == []
+
+
+@pytest.mark.parametrize("fault", [{"path": "/v1/models", "hang_after": 0}, {"path": "/tokenize", "status": 503}])
+def test_remote_cancel_ends_connecting(fault: dict[str, Any]) -> None:
+    with serving(random_model) as [server]:
+        armed = server.arm(times=None, **fault)
+        with closing(remote_engine(server)) as engine:
+            server.wait_for(lambda: armed.struck)
             engine.cancel()
-            events.add_samples(0, 1)
-            [late] = collect_replies(events).values()
-        assert [reply.reason for reply in replies.values()] == ["stop"] and late.reason == "cancelled"
-        assert len(servers[0].completions()) == 1
+            with pytest.raises(EngineError, match="loading interrupted"):
+                list(engine.load())
+        wait_until(lambda: server.connections == 0)
+
+
+def test_remote_cancel_before_connecting_is_not_lost() -> None:
+    may_open = threading.Event()
+
+    def open_slowly(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
+        may_open.wait()
+        return ScriptedBackend(random_model).open(emit, stop)
+
+    with serving(random_model) as [server]:
+        engine = RemoteEngine(open_slowly, [Endpoint(server.url, server.url)])
+        engine.cancel()
+        may_open.set()
+        with closing(engine), pytest.raises(EngineError, match="loading interrupted"):
+            list(engine.load())
+
+
+@pytest.mark.parametrize("moment", ["connecting", "running", "restoring"])
+def test_remote_close_leaves_nothing_behind(moment: str) -> None:
+    with serving(random_model) as [server]:
+        is_connecting = moment == "connecting"
+        armed = server.arm(path="/props", hang_after=0) if is_connecting else None
+        engine = remote_engine(server, timeouts=replace(QUICK, retries=(1000.0,), give_up=1000.0))
+        if not armed:
+            list(engine.load())
+            armed = server.arm(**({"hang_after": 0} if moment == "running" else {"status": 500}))
+            engine.complete([request_of("Q")])
+        server.wait_for(lambda: armed.struck)
+        engine.close()
+        wait_until(lambda: server.connections == 0)
+        assert not [thread for thread in threading.enumerate() if "servers" in thread.name]
+        with pytest.raises(EngineError):
+            engine.complete([request_of("Q")])
+        engine.close()
+
+
+# What the progress of a batch shows of servers.
+
+
+def test_server_rates_of_many_are_a_range() -> None:
+    servers = [ServerTokens(f"https://gpu{at}:8080", 100 * at, at == 1) for at in range(1, 10)]
+    assert server_rates(servers[:2], 10.0) == "gpu1:8080 lost, gpu2:8080 20.0"
+    assert server_rates(servers, 10.0) == "9 servers, 10.0 to 90.0 each, 1 lost"
+
+
+def slow_model(held: tuple[int, ...], seed: int) -> int:
+    """Repeat a letter endlessly, 50 times a second."""
+    time.sleep(0.02)
+    return ord("a")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_batch_bar_shows_the_rate_of_each_server(
+    open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in.txt").write_text("".join(f"question {row}\n" for row in range(40)))
+    command = [sys.executable, SCRIPTED, json.dumps({"reply": ""}), "batch", "in.txt", "-o", "out.jsonl", "-n", "20"]
+    address = r"127\.0\.0\.1:\d+"
+    with serving(slow_model, 2, context_size=1000) as servers:
+        endpoints = [part for server in servers for part in ("--endpoint", server.url)]
+        person = open_terminal(*command, "-m", chatml_model, *endpoints, size=(120, 24))
+        person.wait_for("tokens/s (127.0.0.1:")
+        bar = person.screen.lines[0]
+        rates = rf"\d+\.\d tokens/s \({address} \d+\.\d, {address} \d+\.\d\)"
+        assert re.search(rf"━ \d+ truncated {rates} 0:\d\d left$", bar)
+        assert person.end() == 0
+        totals = rf"40 of 40 done, 40 truncated, 800 tokens in (\S+) s \((\S+) t/s: {address} (\S+), {address} (\S+)\)"
+        found = re.fullmatch(totals, "".join(person.screen.lines))
+        assert found
+        _, total, *each = map(float, found.groups())
+        assert sum(each) == pytest.approx(total, abs=0.2)

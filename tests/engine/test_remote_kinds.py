@@ -111,25 +111,6 @@ def test_kinds_end_replies_at_the_limit_or_the_context(
             assert reply.finish and reply.finish.has_all_tokens
 
 
-@both_kinds
-def test_kinds_reply_that_ran_past_its_end_ends_there(kind: type[ModelServer]) -> None:
-    def late(_: int, reply: dict[str, Any]) -> dict[str, Any]:
-        """The reply of a server to which the vocabulary's end token is an ordinary one."""
-        if "choices" in reply:
-            [choice] = reply["choices"]
-            choice = {**choice, "finish_reason": "length", "token_ids": [*choice["token_ids"], 97, 98]}
-            return {**reply, "choices": [choice], "usage": {**reply["usage"], "completion_tokens": 99}}
-        meta = {**reply["meta_info"], "finish_reason": {"type": "length", "length": 99}, "completion_tokens": 99}
-        return {**reply, "output_ids": [*reply["output_ids"], 97, 98], "meta_info": meta}
-
-    request = request_of("Q")
-    with serving_kind(kind, random_model) as servers, connected(*servers) as engine:
-        servers[0].arm(edit=late)
-        remote = replies_of(engine, request)
-    assert summaries(remote) == summaries(local_replies(random_model, request))
-    assert all(reply.reason == "stop" and reply.finish and reply.finish.has_all_tokens for reply in remote.values())
-
-
 @other_kinds
 @pytest.mark.parametrize(("n", "stream", "limit"), [(1, True, 40), (3, False, 3), (3, False, 40)])
 def test_kinds_reply_without_ids_is_text(kind: type[OtherServer], n: int, stream: bool, limit: int) -> None:
@@ -165,31 +146,15 @@ def test_kinds_adapter_has_the_context_of_its_base(kind: type[OtherServer]) -> N
 # What they are asked, and what they sample otherwise.
 
 
-PENALTIES: dict[str, Any] = {"repeat_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": -0.5}
+PENALTIES: dict[str, Any] = {"presence_penalty": 0.5, "frequency_penalty": -0.5}
 TRUNCATIONS: dict[str, Any] = {"top_k": 5, "top_p": 0.9, "min_p": 0.1}
 BIASES = (TokenBias(97, -1.5), TokenBias(98, 100.0))
-EVERY_FIELD = request_of(
-    "Q",
-    n=2,
-    temperature=0.5,
-    stop=("x",),
-    seed=7,
-    logprobs=True,
-    ignore_eos=True,
-    grammar="root",
-    max_tokens=None,
-    logit_bias=BIASES,
-    **TRUNCATIONS,
-    **PENALTIES,
-)
+VALUES: dict[str, Any] = {"temperature": 0.5, **TRUNCATIONS, **PENALTIES}
+OTHERS: dict[str, Any] = {"stop": ("x",), "ignore_eos": True, "logprobs": True, "grammar": "root", "max_tokens": None}
+EVERY_FIELD = request_of("Q", n=2, seed=7, repeat_penalty=1.1, logit_bias=BIASES, **VALUES, **OTHERS)
 OF_OTHER_KINDS = {
-    "temperature": 0.5,
-    "top_k": 5,
-    "top_p": 0.9,
-    "min_p": 0.1,
+    **VALUES,
     "repetition_penalty": 1.1,
-    "presence_penalty": 0.5,
-    "frequency_penalty": -0.5,
     "logit_bias": {"97": -1.5, "98": 100.0},
     "skip_special_tokens": False,
     "ignore_eos": True,
@@ -246,6 +211,7 @@ def test_kinds_llama_server_is_sent_every_sampler() -> None:
     params: dict[str, Any] = {
         **PENALTIES,
         **TRUNCATIONS,
+        "repeat_penalty": 1.1,
         "top_n_sigma": 1.5,
         "typical_p": 0.9,
         "dry_multiplier": 0.8,
@@ -266,8 +232,8 @@ def test_kinds_llama_server_is_sent_every_sampler() -> None:
 
 @pytest.mark.parametrize("kind", [VLLM, SGLANG])
 def test_kinds_sample_otherwise_than_llama_cpp(kind: ServerKind) -> None:
-    name, lacking = kind.name, {"dry_multiplier": 0.8, "top_n_sigma": 1.5, "typical_p": 0.9}
-    request = request_of("Q", temperature=0.7, **(PENALTIES | lacking))
+    name, lacking = kind.name, {"repeat_penalty": 1.1, "dry_multiplier": 0.8, "top_n_sigma": 1.5, "typical_p": 0.9}
+    request = request_of("Q", temperature=0.7, **PENALTIES, **lacking)
     assert [problem for problem, _ in kind.differences(request, info_of(kind))] == [
         f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
         f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
@@ -356,18 +322,16 @@ def test_kinds_refuse_a_request_and_answer_the_others(
 # Servers that fail.
 
 
-DAMAGE: list[tuple[type[OtherServer], bytes]] = [
-    *((VllmServer, body) for body in (b"[]", b"null", b"{}", b'{"choices":[]}')),
-    (VllmServer, b'{"choices":[{"index":0,"text":"","token_ids":["x"],"finish_reason":"stop"}]}'),
-    (VllmServer, b'{"choices":[{"index":0,"text":"","token_ids":[],"finish_reason":"abort"}]}'),
-    *((SglangServer, body) for body in (b"[]", b"null", b"{}")),
-    (SglangServer, b'{"output_ids":[],"meta_info":{"completion_tokens":0}}'),
-    (SglangServer, b'{"output_ids":[],"meta_info":{"completion_tokens":0,"finish_reason":{"type":"abort"}}}'),
-    (SglangServer, b'{"output_ids":[],"meta_info":{"completion_tokens":0,"finish_reason":"stop"}}'),
-]
-
-
-@pytest.mark.parametrize(("kind", "body"), DAMAGE)
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (VllmServer, b"[]"),
+        (VllmServer, b'{"choices":[{"index":0,"text":"","token_ids":["x"],"finish_reason":"stop"}]}'),
+        (VllmServer, b'{"choices":[{"index":0,"text":"","token_ids":[],"finish_reason":"abort"}]}'),
+        (SglangServer, b"{}"),
+        (SglangServer, b'{"output_ids":[],"meta_info":{"completion_tokens":0,"finish_reason":{"type":"abort"}}}'),
+    ],
+)
 def test_kinds_damaged_reply_is_asked_again(kind: type[OtherServer], body: bytes) -> None:
     with serving_kind(kind, random_model) as [server], connected(server) as engine:
         server.arm(body=body)
@@ -376,18 +340,18 @@ def test_kinds_damaged_reply_is_asked_again(kind: type[OtherServer], body: bytes
     assert outcome(events) == summaries(local_replies(random_model, request_of("Q")))
 
 
-def error_event(kind: type[OtherServer], code: int) -> dict[str, Any]:
-    """An error in a stream of vLLM's; a request that SGLang's scheduler gives up."""
-    if kind is VllmServer:
+def error_event(kind: type[ModelServer], code: int) -> dict[str, Any]:
+    """An error in a stream; of SGLang, a request that its scheduler gives up."""
+    if kind is not SglangServer:
         return {"error": {"message": "scripted", "type": "Error", "param": None, "code": code}}
     finish = {"type": "abort", "message": "scripted", "status_code": code, "err_type": None}
     meta = {"finish_reason": finish, "prompt_tokens": 1, "completion_tokens": 0}
     return {"text": "", "output_ids": [], "meta_info": meta}
 
 
-@other_kinds
-@pytest.mark.parametrize("code", [429, 500, 503])
-def test_kinds_error_that_begins_a_stream_is_asked_again(kind: type[OtherServer], code: int) -> None:
+@every_kind
+@pytest.mark.parametrize("code", [429, 500])
+def test_kinds_error_that_begins_a_stream_is_asked_again(kind: type[ModelServer], code: int) -> None:
     request = request_of("Q", stream=True)
     with serving_kind(kind, random_model, 2) as servers, connected(*servers) as engine:
         servers[0].arm(edit=lambda at, chunk: error_event(kind, code))
@@ -396,21 +360,18 @@ def test_kinds_error_that_begins_a_stream_is_asked_again(kind: type[OtherServer]
     assert outcome(events) == summaries(local_replies(random_model, request))
 
 
-@other_kinds
+@every_kind
 @pytest.mark.parametrize("code", [400, 429, 500])
-def test_kinds_error_within_a_stream_ends_it(kind: type[OtherServer], code: int) -> None:
+def test_kinds_error_within_a_stream_ends_it(kind: type[ModelServer], code: int) -> None:
     with serving_kind(kind, STORY) as [server], connected(server) as engine:
         server.arm(edit=lambda at, chunk: error_event(kind, code) if at == 5 else chunk)
         if code == 400:
-            found = events_of(engine, request_of("Q", stream=True))
-            [refused] = [event for event in found if isinstance(event, RefusedEvent)]
-            assert refused.error.message.endswith(": scripted")
+            *_, refused = events_of(engine, request_of("Q", stream=True))
+            assert isinstance(refused, RefusedEvent) and refused.error.message.endswith(": scripted")
         else:
             with pytest.raises(EndpointError, match="scripted"):
                 events_of(engine, request_of("Q", stream=True))
         assert len(server.completions()) == 1
-        [again] = replies_of(engine, request_of("Q", stream=True, max_tokens=3)).values()
-    assert again.text == "onc"
 
 
 # What ends everything.
@@ -426,13 +387,11 @@ def test_kinds_that_cannot_be_used_are_named(kind: type[OtherServer], path: str)
         return raised.value.message.removeprefix(server.url)
 
     with serving_kind(kind, random_model) as [server]:
-        server.arm(path="/v1/models", status=401, body=b'{"error":"Unauthorized"}', times=2)
-        assert (error(), error(key="wrong")) == (" requires an API key", " refuses this API key")
+        server.arm(path="/v1/models", status=401, body=b'{"error":"Unauthorized"}')
+        assert error() == " requires an API key"
         server.arm(path="/tokenize", body=b'{"tokens":[1,2,3]}')
         assert error() == " serves tiny.gguf, whose vocabulary differs from the model's"
         server.arm(status=404, message="The model `x` does not exist.")
         assert error() == ": The model `x` does not exist."
         server.arm(path=path, body=b"[]")
         assert error().startswith(": unexpected response to /")
-        server.arm(path=path, status=307, headers={"Location": "http://192.0.2.1/"})
-        assert error() == " redirects to http://192.0.2.1/"
