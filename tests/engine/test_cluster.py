@@ -6,7 +6,6 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
-from asking import collect_replies
 from remote_engines import (
     HASTY,
     events_of,
@@ -42,17 +41,6 @@ def test_cluster_replies_equal_local_ones() -> None:
     local = local_replies(unicode_model, *requests)
     assert summaries(remote) == summaries(local)
     assert any(reply.finish and reply.finish.by_stop_string for reply in remote.values())
-
-
-def test_cluster_vote_stays_on_one_node() -> None:
-    nodes = Nodes(unicode_model)
-    actors = [nodes.actor(), nodes.actor()]
-    request = request_of("Q", n=4, max_n=7, seed=3)
-    with clustered(nodes, *actors) as engine, closing(engine.complete([request])) as events:
-        events.add_samples(0, 3)
-        remote = collect_replies(events)
-    assert sorted(len(actor.asked) for actor in actors) == [0, 2]
-    assert summaries(remote) == summaries(local_replies(unicode_model, request_of("Q", n=7, seed=3)))
 
 
 def test_cluster_requests_of_a_lost_node_are_answered_elsewhere() -> None:
@@ -137,17 +125,6 @@ def test_cluster_cancel_stops_the_workers() -> None:
         assert [event.reason for event in finishes] == ["cancelled"] * 4
         wait_until(lambda: all(actor.cancelled for actor in actors))
         wait_until(lambda: outcome(events_of(engine, request_of("Q"))) != {})
-
-
-def test_cluster_abort_stops_one_request() -> None:
-    nodes = Nodes(STORY, slots=1, context_size=100_000)
-    actor = nodes.actor()
-    requests = [request_of("Q", max_tokens=None), request_of("Q", max_tokens=5)]
-    with clustered(nodes, actor) as engine, closing(engine.complete(requests)) as events:
-        wait_until(lambda: len(actor.asked) == 2)
-        events.abort(0)
-        remote = collect_replies(events)
-    assert [reply.reason for _, reply in sorted(remote.items())] == ["cancelled", "length"]
 
 
 def test_cluster_without_the_model_on_a_node_is_an_error() -> None:

@@ -19,7 +19,7 @@ from waiting import TIMEOUT_S
 from cerebrum_cli.batch import answering as batch
 from cerebrum_cli.engine.remote import remote_engine
 
-ROWS = 200
+ROWS = 100
 
 
 def without_times(reply: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def test_endpoint_ask_continues_with_the_tokens_it_generated(served: Served) -> 
     assert two[: len(one) + len(text)] == [*one, *text]
 
 
-@pytest.mark.parametrize("votes", ["3", "5", "auto:2..7"])
+@pytest.mark.parametrize("votes", ["5", "auto:2..7"])
 def test_endpoint_vote_has_the_local_tally_in_one_request(served: Served, votes: str) -> None:
     arguments = ("ask", "--json", "--votes", votes, "--seed", "1", "--no-log", "What is 2 + 2?")
     remote, local = served.run(*arguments, servers=2), served.run_alone(*arguments)
@@ -67,7 +67,7 @@ def test_endpoint_vote_without_probabilities_breaks_ties_by_order(served: Served
         assert done.object["final_answer"] == winner
 
 
-@pytest.mark.parametrize("options", [(), ("--votes", "3"), ("--votes", "auto:2..5"), ("--parallel", "2")])
+@pytest.mark.parametrize("options", [("--parallel", "2"), ("--votes", "auto:2..5")])
 def test_endpoint_batch_writes_the_local_result(served: Served, options: tuple[str, ...]) -> None:
     questions = served.questions(12)
     arguments: tuple[str | Path, ...] = (questions, "--seed", "7", "-q", *options)
@@ -94,12 +94,6 @@ def test_endpoint_batch_on_other_kinds_writes_the_local_result(
     assert (remote.code, local.code) == (0, 0), remote.err
     assert remote.err.count(f"{name} serves the model's original weights") == 1
     assert Path("remote.jsonl").read_bytes() == Path("local.jsonl").read_bytes()
-
-
-def test_endpoint_batch_streams_rows_in_any_order(served: Served) -> None:
-    done = served.run("batch", served.questions(12), "--seed", "7", "-q", "-o", "-", servers=2)
-    rows = [json.loads(line) for line in done.out.splitlines()]
-    assert len({row["id"] for row in rows}) == len(rows) == 12
 
 
 def test_endpoint_batch_reads_a_bounded_number_of_rows_ahead(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +146,7 @@ def test_endpoint_batch_survives_a_killed_server(served: Served) -> None:
     questions = served.questions(ROWS)
 
     def kill_and_restart() -> None:
-        stuck = first.arm(hang_after=0, times=None, let_through=40)
+        stuck = first.arm(hang_after=0, times=None, let_through=20)
         assert stuck.is_hanging.wait(TIMEOUT_S)
         first.kill()
         held = second.arm(hang_after=0, times=None, let_through=10)
@@ -172,7 +166,7 @@ def test_endpoint_batch_without_servers_stops_and_resumes(served: Served, monkey
     questions = served.questions(ROWS)
 
     def kill_both() -> None:
-        stuck = [server.arm(hang_after=0, times=None, let_through=40) for server in served.servers]
+        stuck = [server.arm(hang_after=0, times=None, let_through=20) for server in served.servers]
         assert all(each.is_hanging.wait(TIMEOUT_S) for each in stuck)
         for server, each in zip(served.servers, stuck, strict=True):
             server.kill()
@@ -184,7 +178,7 @@ def test_endpoint_batch_without_servers_stops_and_resumes(served: Served, monkey
         done = run_batch(served, command, kill_both)
     assert_error(done, 1, "no server answers", *(server.url for server in served.servers), "run the same command again")
     finished = [json.loads(line) for line in Path("out.jsonl.partial").read_text().splitlines()]
-    assert len(finished) >= 60 and not any(row["error"] for row in finished)
+    assert len(finished) >= 30 and not any(row["error"] for row in finished)
     before = len(served.asked())
     for server in served.servers:
         server.start()
@@ -198,7 +192,7 @@ def interrupted_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> tuple[
     [server, _] = served.servers
     with monkeypatch.context() as hasty:
         hasty.setattr(remote_engine, "ServerTimeouts", lambda: HASTY)
-        server.arm(times=None, let_through=40, status=500)
+        server.arm(times=None, let_through=20, status=500)
         server.arm(path="/v1/models", times=None, let_through=1, reset_after=0)
         command = (served.questions(ROWS), "--seed", "7", "-o", "out.jsonl")
         assert_error(served.run("batch", *command), 1, "no server answers")
@@ -220,11 +214,8 @@ def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, mon
     second.models = first.models
     path = Path("out.jsonl.meta.json")
     record = json.loads(path.read_text())
-    of_another_kind = {
-        **record,
-        "notes": {**record["notes"], "servers": [{"kind": "vLLM", "build": "1", "model": "x"}]},
-    }
-    path.write_text(json.dumps(of_another_kind))
+    earlier = {"servers": [{"kind": "vLLM", "build": "1", "model": "x"}]}
+    path.write_text(json.dumps({**record, "notes": {**record["notes"], **earlier}}))
     assert_error(served.run("batch", *command), 1, "on llama-server, but earlier replies are from x on vLLM")
     path.write_text(json.dumps(record))
     assert served.run("batch", *command, "-q", servers=2).code == 0
@@ -237,20 +228,11 @@ def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, mon
 @pytest.mark.parametrize(
     ("fault", "parts"),
     [
-        ({"status": 500}, ("scripted",)),
         ({"status": 400}, ("scripted",)),
         ({"status": 401}, ("requires an API key", "CEREBRUM_API_KEY")),
-        ({"status": 404}, ("scripted",)),
-        ({"status": 307, "headers": {"Location": "http://192.0.2.1/"}}, ("redirects to http://192.0.2.1/",)),
-        ({"reset_after": 0}, ("connection lost",)),
         ({"reset_after": 9}, ()),
-        ({"is_truncated": True}, ()),
-        ({"body": b"{}"}, ()),
         ({"path": "/v1/models", "status": 404}, ("check the URL",)),
-        ({"path": "/v1/models", "body": b"<html>"}, ("damaged reply",)),
-        ({"path": "/props", "body": b"{}"}, ("/props",)),
         ({"path": "/tokenize", "body": b'{"tokens":[1]}'}, ("vocabulary", "-m")),
-        ({"edit": lambda _, chunk: {**chunk, "tokens_evaluated": 2}}, ("instead of", "-m")),
     ],
 )
 def test_endpoint_fault_is_one_problem_and_one_fix(
@@ -271,26 +253,19 @@ def test_endpoint_prompt_too_long_exits_4_or_is_an_error_row(served: Served) -> 
     assert (rows["x"]["error"]["type"], rows["S"]["error"]) == ("context_length_exceeded", None)
 
 
-def test_endpoint_results_hold_no_address(served: Served) -> None:
+def test_endpoint_results_name_servers_without_their_addresses(served: Served) -> None:
+    first, second = served.servers
+    served.config(f'[endpoints.big]\nurl = "{first.url}"\n')
     for server in served.servers:
         server.arm(times=1, status=400)
         server.arm(times=3, status=500, let_through=8)
-    done = served.run("batch", served.questions(12), "-o", "out.jsonl", servers=2)
+    endpoints = ("--endpoint", "big", "--endpoint", second.url)
+    done = served.run_alone("batch", served.questions(12), "-o", "out.jsonl", *endpoints)
     assert done.code == 6
-    errors = [
-        row["error"]["message"] for row in map(json.loads, Path("out.jsonl").read_text().splitlines()) if row["error"]
-    ]
-    assert {error.partition(":")[0] for error in errors} >= {"server 1", "server 2"}
-    assert "127.0.0.1" not in Path("out.jsonl").read_text() + Path("out.jsonl.meta.json").read_text()
-
-
-def test_endpoint_result_names_a_server_of_the_configuration(served: Served) -> None:
-    [server, _] = served.servers
-    served.config(f'[endpoints.big]\nurl = "{server.url}"\n')
-    server.arm(times=3, status=500)
-    done = served.run_alone("batch", served.questions(1), "-o", "-", "--endpoint", "big", "-q")
-    error = "3 servers failed on this request; the last, big: scripted: check the log of the server"
-    assert json.loads(done.out)["error"]["message"] == error
+    result = Path("out.jsonl").read_text()
+    errors = [row["error"]["message"] for row in map(json.loads, result.splitlines()) if row["error"]]
+    assert {error.partition(":")[0] for error in errors} >= {"big", "server 2"}
+    assert "127.0.0.1" not in result + Path("out.jsonl.meta.json").read_text()
 
 
 def test_endpoint_without_a_server_is_an_error(served: Served) -> None:

@@ -78,13 +78,9 @@ def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Pa
     shutil.copyfile(mistral_model, here)  # another model at the same path
     with pytest.raises(ModelNotFound, match=f"chatml is not installed .* SHA-256, {digest.sha256[:12]}"):
         find_file(library, file)
-    library.registry.add(registered(elsewhere))
+    moved = hash_file(elsewhere)
+    library.registry.add(RegistryEntry("mine", elsewhere, moved.size, moved.sha256, moved.mtime_ns, "local"))
     assert find_file(library, file).path == elsewhere
-
-
-def registered(path: Path) -> RegistryEntry:
-    digest = hash_file(path)
-    return RegistryEntry("mine", path, digest.size, digest.sha256, digest.mtime_ns, "local")
 
 
 class RayBatch:

@@ -88,7 +88,11 @@ def test_remote_chat_continues_a_truncated_reply(chat: Chat, server: LlamaServer
 
 
 def test_remote_chat_cancelled_reply_is_saved(chat: Chat, server: LlamaServer) -> None:
-    stuck = server.arm(hang_after=8)
+    def add_cached(at: int, part: dict[str, Any]) -> dict[str, Any]:
+        progress = part.get("prompt_progress")
+        return {**part, "prompt_progress": {**progress, "cache": 7}} if progress else part
+
+    stuck = server.arm(edit=add_cached, hang_after=8)
     generated = ""
     for event in chat.send("Long?"):
         generated += getattr(event, "text", "")
@@ -96,21 +100,9 @@ def test_remote_chat_cancelled_reply_is_saved(chat: Chat, server: LlamaServer) -
             assert stuck.is_hanging.wait(10)
             chat.loaded.responder.cancel()
     server.wait_for(lambda: server.completions()[0].is_left)
+    assert isinstance(event, FinishEvent) and (event.reason, event.cached_tokens) == ("cancelled", 7)
     assert chat.last_reply and chat.last_reply.metadata.finish_reason == "cancelled"
     assert contents(chat)[1] == generated and ", of course".startswith(generated[3:])
-
-
-def test_remote_chat_cancelled_reply_has_its_cached_tokens(chat: Chat, server: LlamaServer) -> None:
-    def add_cached(at: int, part: dict[str, Any]) -> dict[str, Any]:
-        progress = part.get("prompt_progress")
-        return {**part, "prompt_progress": {**progress, "cache": 7}} if progress else part
-
-    stuck = server.arm(edit=add_cached, hang_after=8)
-    for event in chat.send("Long?"):
-        if getattr(event, "text", "") and stuck.is_hanging.wait(10):
-            chat.loaded.responder.cancel()
-    assert isinstance(event, FinishEvent)
-    assert (event.reason, event.cached_tokens) == ("cancelled", 7)
 
 
 def test_remote_chat_refuses_settings_of_a_local_model(chat: Chat) -> None:

@@ -85,15 +85,6 @@ def test_remote_thought_asks_for_no_more_than_it_needs() -> None:
     assert next(iter(replies.values())).text == f"<think>\nI can see 3.{ENDING}It is 3. So there."
 
 
-def test_remote_thought_that_is_off_asks_for_few_tokens() -> None:
-    model = speaker(lambda seed: reply_around("<think>", "\n" + ENDING, "It is {seed}. So there.") + "x" * 200)
-    request = request_of("go", seed=3, controls=(budget(0),), **UNLIMITED)
-    with serving_kind(LlamaServer, model, context_size=300) as [server], connected(server) as engine:
-        replies_of(engine, request)
-        first, second = (asked.body["n_predict"] for asked in server.completions())
-    assert 0 < first <= 2 * SENTENCE_TOKENS < second
-
-
 def test_remote_stream_is_left_at_a_repetition() -> None:
     request = request_of("go", stream=True, controls=(LoopCheck,), **UNLIMITED)
     with serving_kind(LlamaServer, MODELS["loop"], context_size=300) as [server], connected(server) as engine:

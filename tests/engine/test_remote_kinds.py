@@ -232,8 +232,9 @@ def test_kinds_llama_server_is_sent_every_sampler() -> None:
 
 @pytest.mark.parametrize("kind", [VLLM, SGLANG])
 def test_kinds_sample_otherwise_than_llama_cpp(kind: ServerKind) -> None:
-    name, lacking = kind.name, {"repeat_penalty": 1.1, "dry_multiplier": 0.8, "top_n_sigma": 1.5, "typical_p": 0.9}
-    request = request_of("Q", temperature=0.7, **PENALTIES, **lacking)
+    name = kind.name
+    params = {**PENALTIES, "repeat_penalty": 1.1, "dry_multiplier": 0.8, "top_n_sigma": 1.5, "typical_p": 0.9}
+    request = request_of("Q", temperature=0.7, **params)
     assert [problem for problem, _ in kind.differences(request, info_of(kind))] == [
         f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
         f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
