@@ -1,20 +1,94 @@
-"""Tab completion of slash commands and their arguments."""
+"""Completion in shells (models, formats, sessions, saved prompts) and of slash commands in a chat."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from command_line import COMMAND, CommandLine, fixed_reply_grammar
+from person import OpenTerminal
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
-from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.models.registry import Registry, RegistryEntry
 from cerebrum_cli.terminal.repl.prompt import SlashCompleter
 from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SETTING_VALUES, SLASH_COMMANDS
 
 
-def unreadable() -> list[str]:
-    raise SessionError("the database is gone")
+def complete(user: CommandLine, line: str) -> list[str]:
+    """Words that bash would offer for the last word of a line."""
+    words = line.split(" ")
+    env = {"_CEREBRUM_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    return user.run(env=env).out.split()
+
+
+@pytest.mark.slow
+def test_shell_completes_values(user: CommandLine, tmp_path: Path) -> None:
+    assert user.run("ask", "--grammar", fixed_reply_grammar("Yes.", tmp_path), "Why is it so?").code == 0
+    (user.config / "config.toml").write_text('[prompts.sum]\nprompt = "x"\n')
+    for line in ("ask -m ", "ask --model sm", "show ", "rm s", "tune sm", "batch in.txt -m "):
+        assert complete(user, f"cerebrum {line}") == ["small"], line
+    for line in ("chat --session ", "sessions show wh", "sessions rm "):
+        assert complete(user, f"cerebrum {line}") == ["why-is-it-so"], line
+    for line in ("ask -p s", "chat --saved-prompt s", "batch in.txt -p s", "prompts show s", "prompts edit s"):
+        assert complete(user, f"cerebrum {line}") == ["sum"], line
+    for line in ("ask -f fix", "batch ", "merge fix"):  # files, which the shell completes
+        assert complete(user, f"cerebrum {line}") == [], line
+    assert complete(user, "cerebrum pull cerebrum-7") == ["cerebrum-7b"]
+    assert complete(user, "cerebrum ask --format c") == ["cerebrum", "collective-cognition"]
+    assert complete(user, "cerebrum ask --set cache_type_k=q") == ["cache_type_k=q8_0", "cache_type_k=q4_0"]
+    assert complete(user, "cerebrum batch in.txt --think o") == ["on", "off"]
+    assert complete(user, "cerebrum sess") == ["sessions"]
+    assert "--max-tokens" in complete(user, "cerebrum ask --ma")
+    env = {"_CEREBRUM_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    found = user.run(env={**env, "_TYPER_COMPLETE_ARGS": "cerebrum ask --max-t"}).out
+    assert found == "--max-tokens\tMaximum tokens to generate\n"
+    [registry] = user.home.rglob("registry.json")
+    registry.write_text("{")
+    assert complete(user, "cerebrum ask -m ") == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("command", "setup"),
+    [
+        (("bash", "--rcfile", ".zshrc"), "PS1='shell% '"),
+        (("bash", "--rcfile", ".zshrc"), "PS1='shell% '; COMP_WORDBREAKS=' :'"),
+        (("zsh", "--no-globalrcs"), "PS1='shell%% '; autoload -Uz compinit; compinit -u"),
+        (("fish", "--no-config", "-C", ". ./.zshrc"), "function fish_prompt; echo -n 'shell% '; end"),
+    ],
+)
+def test_shells_complete_after_colons_and_equal_signs(
+    user: CommandLine, open_terminal: OpenTerminal, chatml_model: Path, command: tuple[str, ...], setup: str
+) -> None:
+    if not (program := shutil.which(command[0])):
+        pytest.skip(f"needs {command[0]}")
+    [registry], stat = user.home.rglob("registry.json"), chatml_model.stat()
+    for name in ("tiny:Q4_0", "tiny:Q8_0", "tiny:Q8_1"):
+        entry = RegistryEntry(name, chatml_model, stat.st_size, "0" * 64, stat.st_mtime_ns, "hub")
+        Registry(registry.parent).add(entry)
+    script = user.run(env={"_CEREBRUM_COMPLETE": f"source_{command[0]}"}).out
+    (user.home / ".zshrc").write_text(f"export PATH={Path(COMMAND).parent}:$PATH\n{setup}\n{script}\n")
+    home = str(user.home)
+    shell = open_terminal(program, *command[1:], size=(100, 40), INPUTRC="/dev/null", ZDOTDIR=home)
+    shell.wait_for("shell%")
+    for line, completed in (
+        ("show tiny:Q4", "show tiny:Q4_0"),
+        ("show tin", "show tiny:Q"),
+        ("ask -m tiny:", "ask -m tiny:Q"),
+        ("ask --model=tiny:Q4", "ask --model=tiny:Q4_0"),
+        ("ask --model=sm", "ask --model=small"),
+        ("ask -m tiny:Q4_0 --format coll", "ask -m tiny:Q4_0 --format collective-cognition"),
+    ):
+        shell.type(f"cerebrum {line}\t")
+        shell.wait_for(f"cerebrum {completed}")
+        shell.type("\x15\n")
+        shell.wait_for("shell%")
+
+
+# Slash commands.
 
 
 COMPLETER = SlashCompleter(
@@ -28,10 +102,10 @@ COMPLETER = SlashCompleter(
 )
 
 
-def completed(text: str, completer: SlashCompleter = COMPLETER) -> list[str]:
+def completed(text: str) -> list[str]:
     """Lines that Tab would complete a line to."""
     document = Document(text, len(text))
-    completions = completer.get_completions(document, CompleteEvent(completion_requested=True))
+    completions = COMPLETER.get_completions(document, CompleteEvent(completion_requested=True))
     return [text[: len(text) + each.start_position] + each.text for each in completions]
 
 
@@ -50,17 +124,13 @@ def completed(text: str, completer: SlashCompleter = COMPLETER) -> list[str]:
         ("/set top_k ", []),
         ("/edit ", ["/edit question", "/edit answer"]),
         ("/undo ", []),
-        ("/nothing x", []),
         ("tell me", []),
         ("what is /s", []),
+        ("/", [f"/{slash.name}" for slash in SLASH_COMMANDS]),
     ],
 )
 def test_completion_of_commands_and_arguments(text: str, lines: list[str]) -> None:
     assert completed(text) == lines
-
-
-def test_completion_of_a_slash_lists_every_command() -> None:
-    assert completed("/") == [f"/{slash.name}" for slash in SLASH_COMMANDS]
 
 
 @pytest.mark.parametrize("command", ["/file", "/export"])
@@ -70,8 +140,3 @@ def test_completion_of_file_names_with_spaces(tmp_path: Path, command: str, monk
     monkeypatch.chdir(tmp_path)
     assert completed(f"{command} my") == [f"{command} my folder", f"{command} my notes.txt"]
     assert completed(f"{command} {tmp_path}/my n") == [f"{command} {tmp_path}/my notes.txt"]
-
-
-def test_completion_ignores_candidates_that_cannot_be_listed() -> None:
-    assert completed("/load t", SlashCompleter({"session": unreadable}, {})) == []
-    assert completed("/model t", SlashCompleter({}, {})) == []

@@ -1,17 +1,24 @@
-"""Saved prompts: how config.toml defines them, and what `ask`, `chat` and `batch` do with one."""
+"""Saved prompts: config.toml, what `ask`, `chat` and `batch` do with one, and `cerebrum prompts`, which edits them."""
 
 from __future__ import annotations
 
 import json
+import os
+import stat
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from person import OpenTerminal
 from scripted_command import run_here
 from templates import chatml_prompt
 
+from cerebrum_cli.cli.config_file import prompt_table, table_line, with_prompt, without_prompt
 from cerebrum_cli.core.config import SavedPrompt, read_config
 from cerebrum_cli.core.errors import ConfigError
 
@@ -33,17 +40,20 @@ max-tokens = 7
 schema = "answer.json"
 '''
 BLOCKS = "One:\n```c\n1;\n```\nTwo:\n```python\n2\n```\nThree:\n```\n3\n```\n"
-SCHEMA = '{"type": "object"}'
 
 
 class Home:
-    """A user with one model, scripted, and saved prompts."""
+    """A user with one model, scripted, and a config.toml with saved prompts."""
 
-    def __init__(self, user: CommandLine) -> None:
+    def __init__(self, user: CommandLine, text: str) -> None:
         self.home = user.home
         self.config = user.config / "config.toml"
-        self.config.write_text(CONFIG, encoding="utf-8")
-        (user.config / "answer.json").write_text(SCHEMA, encoding="utf-8")
+        self.config.write_text(text, encoding="utf-8")
+        (user.config / "answer.json").write_text('{"type": "object"}', encoding="utf-8")
+
+    @property
+    def text(self) -> str:
+        return self.config.read_text(encoding="utf-8")
 
     def run(self, *arguments: str | Path, piped: bytes | None = None, **script: Any) -> Finished:
         return run_here({"reply": "Yes.", **script}, self.home, *arguments, piped=piped)
@@ -60,8 +70,16 @@ class Home:
 
 @pytest.fixture
 def home(user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A user who has the prompts of CONFIG."""
     monkeypatch.chdir(user.home)
-    return Home(user)
+    return Home(user, CONFIG)
+
+
+@pytest.fixture
+def editable(new_user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A user who has FILE, with its comments."""
+    monkeypatch.chdir(new_user.home)
+    return Home(new_user, FILE)
 
 
 def prompt_of(home: Home, *arguments: str | Path, piped: bytes | None = None) -> str:
@@ -90,13 +108,10 @@ def test_config_reads_saved_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("prompts = 1", "`prompts` must contain only tables"),
         ("[prompts]\nsum = 1", "`prompts` must contain only tables"),
         ("[prompts.sum]\nprmpt = 'x'", "[prompts.sum]: unknown key `prmpt`"),
         ("[prompts.sum]\nprompt = ' '", "[prompts.sum]: prompt is ' '"),
-        ("[prompts.sum]\nprompt = 1", "[prompts.sum]: prompt is 1"),
         ("[prompts.sum]\nschema = {}", "[prompts.sum]: schema is {}"),
-        ("[prompts.sum]\nextract = 1", "[prompts.sum]: extract is 1"),
         ("[prompts.sum]\nextract = ''", "[prompts.sum]: extract is ''"),
         ("[prompts.sum]\nextract = true\nschema = 'x'", "[prompts.sum]: extract and schema cannot be used together"),
         ("[prompts.sum]\ntop_p = 2", "[prompts.sum]: top_p is 2"),
@@ -195,25 +210,22 @@ def test_saved_schema_yields_to_a_typed_constraint(user: CommandLine, home: Home
     assert (final.code, final.err.splitlines()[0]) == (2, "error: --final and --schema cannot be used together")
 
 
-@pytest.mark.parametrize(
-    ("value", "code"), [("true", "1;\n"), ('"last"', "3\n"), ('"python"', "2\n"), ("false", BLOCKS)]
-)
-def test_saved_prompt_extracts_a_code_block(home: Home, value: str, code: str) -> None:
-    home.config.write_text(f"[prompts.code]\nextract = {value}\n")
-    assert home.run("ask", "-p", "code", "x", reply=BLOCKS).out == code
+def test_saved_prompt_extracts_a_code_block_unless_told_otherwise(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def code(*arguments: str, reply: str = BLOCKS) -> str:
+        done = home.run("ask", "-p", "code", "x", *arguments, reply=reply)
+        assert (done.code, done.err) == (0, "")
+        return done.out
 
-
-def test_typed_options_override_a_saved_extraction(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    home.config.write_text('[prompts.code]\nextract = "last"\n')
+    for value, block in (("true", "1;\n"), ('"python"', "2\n"), ("false", BLOCKS), ('"last"', "3\n")):
+        home.config.write_text(f"[prompts.code]\nextract = {value}\n")
+        assert code() == block
     monkeypatch.setenv("CEREBRUM_EXTRACT", "python")
-    assert home.run("ask", "-p", "code", "x", reply=BLOCKS).out == "3\n"
-    assert home.run("ask", "-p", "code", "x", "--extract=c", reply=BLOCKS).out == "1;\n"
+    assert (code(), code("--extract=c")) == ("3\n", "1;\n")
     monkeypatch.setenv("CEREBRUM_FINAL", "1")
-    assert home.run("ask", "-p", "code", "x", reply=BLOCKS).out == "3\n"
+    assert code() == "3\n"
     monkeypatch.delenv("CEREBRUM_EXTRACT")
-    assert home.run("ask", "-p", "code", "x", "--final", reply="The answer is 4.").out == "4\n"
-    voted = home.run("ask", "-p", "code", "x", "--votes", "2", reply="The answer is 4.")
-    assert (voted.code, voted.err) == (0, "")
+    assert code("--final", reply="The answer is 4.") == "4\n"
+    code("--votes", "2", reply="The answer is 4.")
 
 
 def test_batch_and_chat_refuse_a_saved_extraction(home: Home) -> None:
@@ -236,7 +248,7 @@ def test_saved_session_holds_the_question_and_not_the_name(home: Home) -> None:
 # cerebrum batch.
 
 
-def test_batch_fills_in_each_row_after_the_template(home: Home) -> None:
+def test_batch_fills_in_rows_and_keeps_their_errors(home: Home) -> None:
     (home.home / "in.csv").write_text("a,b\n1,2\n3,{input}\n")
     more = ("--template", "{a} and {b}", "-p", "list", "--include-input")
     done = home.run("batch", "in.csv", "-o", "-", *more, rows={"1 and 2": "x"}, seeds=["y"])
@@ -245,18 +257,13 @@ def test_batch_fills_in_each_row_after_the_template(home: Home) -> None:
     assert [row["prompt"] for row in rows] == ["List three\n\n1 and 2", "List three\n\n3 and {input}"]
     assert [row["text"] for row in rows] == ["x", "y"]
     assert rows[0]["input"] == {"a": "1", "b": "2"}
-
-
-def test_batch_keeps_errors_and_messages_of_rows(home: Home) -> None:
-    roles = ("user", "assistant", "user")
-    messages = [{"role": role, "content": text} for role, text in zip(roles, "abc", strict=True)]
-    lines = [{"messages": messages}, {"prompt": ""}, {"prompt": "x", "temperature": 0.3}]
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    lines = [{"messages": [*messages, {"role": "user", "content": "c"}]}, {"prompt": ""}]
     (home.home / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = home.run("batch", "in.jsonl", "-o", "-", "-p", "list", rows={"x": "x"}, seeds=["y"])
-    assert done.code == 6
-    rows = [json.loads(line) for line in done.out.splitlines()]
-    assert [row["prompt"] for row in rows] == ["List three\n\nc", None, "List three\n\nx"]
-    assert rows[1]["error"]["type"] == "no_prompt"
+    done = home.run("batch", "in.jsonl", "-o", "-", "-p", "list", rows={}, seeds=["y"])
+    last, empty = (json.loads(line) for line in done.out.splitlines())
+    assert (done.code, last["prompt"], empty["prompt"]) == (6, "List three\n\nc", None)
+    assert empty["error"]["type"] == "no_prompt"
 
 
 def test_batch_records_the_text_of_a_saved_prompt(home: Home) -> None:
@@ -295,9 +302,12 @@ def shown_values(done: Finished, setting: str) -> list[str]:
 
 
 def test_chat_uses_a_saved_prompt_for_the_first_question(home: Home) -> None:
-    done, questions = script(home, "birds\nshorter\n", "-p", "list")
+    done, questions = script(home, "birds\nshorter\n/params\n/use list\n/params\n/system\n", "-p", "sum", "-n", "5")
     assert done.code == 0, done.err
-    assert questions == ["List three\n\nbirds", "shorter"]
+    assert questions == ["Sum up: birds\n{braces} {0} stay", "shorter"]
+    assert shown_values(done, "temperature") == ["0.9", "0.1"]  # those of the prompt are removed with it
+    assert shown_values(done, "max_tokens") == ["5", "5"]
+    assert "no system prompt\n" in done.err
 
 
 def test_chat_switches_saved_prompts(home: Home) -> None:
@@ -314,20 +324,10 @@ def test_chat_switches_saved_prompts(home: Home) -> None:
     assert "no system prompt\n" in done.err
 
 
-def test_chat_removes_the_settings_of_an_earlier_prompt(home: Home) -> None:
-    done, _ = script(home, "/params\n/use list\n/params\n/system\n", "-p", "sum", "-n", "5")
-    assert shown_values(done, "temperature") == ["0.9", "0.1"]
-    assert shown_values(done, "max_tokens") == ["5", "5"]
-    assert "no system prompt\n" in done.err
-
-
 def test_chat_keeps_what_the_user_set_after_a_prompt(home: Home) -> None:
     done, _ = script(home, "/set top_k 3\n/system Mine.\n/use list\n/params\n/system\n", "-p", "sum")
     assert shown_values(done, "top_k") == ["3", "3"]
     assert done.err.count("system prompt: Mine.\n") == 2
-
-
-def test_chat_restores_the_system_prompt_of_its_session(home: Home) -> None:
     script(home, "One?\n", "-s", "Of the session.")
     done, _ = script(home, "/system\n/use list\n/system\n", "-p", "tone")
     assert done.err.index("system prompt: Be kind.") < done.err.index("system prompt: Of the session.")
@@ -354,3 +354,249 @@ def test_chat_completes_and_shows_a_saved_prompt(open_chat: OpenTerminal, new_us
     person.type("birds\r")
     person.wait_for("Fine.")
     assert not any("with list" in line for line in person.screen.lines)
+
+
+FILE = '''\
+# My settings.
+top_k = 3  # few
+
+# Two prompts.
+[prompts.sum]  # short
+temperature = 0.9  # warm
+prompt = """
+Sum up: {input}
+[prompts.list]
+"""
+
+# The server.
+[endpoints.lab]
+url = "http://localhost:1"
+
+# Another.
+[prompts."a b"]
+system = "Be kind."
+'''
+WITHOUT_SUM = """\
+# My settings.
+top_k = 3  # few
+
+# Two prompts.
+# The server.
+[endpoints.lab]
+url = "http://localhost:1"
+
+# Another.
+[prompts."a b"]
+system = "Be kind."
+"""
+
+
+def editor(directory: Path, code: str) -> str:
+    """An editor: a Python program that changes the text `text` of the file."""
+    program = directory / "editor.py"
+    opened = "import sys, pathlib\npath = pathlib.Path(sys.argv[-1])\ntext = path.read_text()"
+    program.write_text(f"{opened}\n{code}\npath.write_text(text)\n")
+    return f"'{sys.executable}' '{program}'"
+
+
+# Text of config.toml.
+
+
+def test_config_file_keeps_everything_else() -> None:
+    assert without_prompt(FILE, "sum") == WITHOUT_SUM
+    assert without_prompt(FILE, "a b") == FILE[: FILE.index('[prompts."a b"]')]
+    assert with_prompt(FILE, "new", {"prompt": "x"}) == FILE + '\n[prompts.new]\nprompt = "x"\n'
+    changed = with_prompt(FILE, "sum", {"temperature": 0.5, "system": "A\nB"})
+    assert "temperature = 0.5 # warm\n" in changed.replace("  #", " #")
+    assert 'system = """\nA\nB"""\n' in changed
+    assert [line for line in FILE.splitlines() if "#" in line and "warm" not in line] == [
+        line for line in changed.splitlines() if "#" in line and "warm" not in line
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '[prompts]\na = {prompt = "x"}\nsum = {prompt = "y"}\n',
+        'prompts.sum.prompt = "y"\nmodel = "z"\n',
+        '[ prompts . "sum" ]\r\nprompt = "y"\r\n[endpoints.b]\r\nurl = "u"\r\n',
+        '[prompts.a]\nprompt = "[prompts.sum]\\n"\n[prompts.sum]\nprompt = """\n[prompts.a]\n"""\n',
+    ],
+)
+def test_config_file_is_written_in_many_ways(text: str) -> None:
+    values = tomllib.loads(text)
+    others = {key: table for key, table in values.get("prompts", {}).items() if key != "sum"}
+    changed = tomllib.loads(with_prompt(text, "sum", {"prompt": "a\nb", "top_k": 1}))
+    assert changed == {**values, "prompts": {**others, "sum": {"prompt": "a\nb", "top_k": 1}}}
+    if "sum" in values.get("prompts", {}):
+        removed = tomllib.loads(without_prompt(text, "sum"))
+        assert {"prompts": {}, **removed} == {**values, "prompts": others}
+
+
+def test_config_file_that_would_be_damaged_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        with_prompt('prompts = {a = {prompt = "x"}}\n', "sum", {"prompt": "y"})
+    assert caught.value.hint == "edit the file: cerebrum prompts edit sum"
+
+
+@settings(max_examples=25)
+@given(st.text(st.characters(codec="utf-8")), st.text("ab_-.\"' é", min_size=1))
+def test_prompt_table_holds_any_text(text: str, name: str) -> None:
+    table = prompt_table(name, {"prompt": text, "stop": [text], "drafts": False, "temperature": 0.5})
+    [(found, values)] = tomllib.loads(table)["prompts"].items()
+    assert (found, values["prompt"], values["stop"]) == (name, text, [text])
+    assert table_line(f"\n{table}", name) == 2
+
+
+# cerebrum prompts list, show, rm.
+
+
+def test_prompts_are_listed_and_shown(editable: Home) -> None:
+    assert editable.run("prompts", "list").out == (
+        "name  model  prompt\n"
+        "sum   -      Sum up: {input} [prompts.list]\n"
+        "a b   -      Be kind.\n"
+    )  # fmt: skip
+    first, second = editable.run("prompts", "list", "--json").object
+    assert first == {
+        "name": "sum",
+        "prompt": "Sum up: {input}\n[prompts.list]",
+        "system": None,
+        "model": None,
+        "schema": None,
+        "extract": None,
+        "settings": {"temperature": 0.9},
+    }
+    assert editable.run("prompts", "show", "a b", "--json").object == second
+    assert editable.run("prompts", "show", "a b").out == '[prompts."a b"]\nsystem = "Be kind."\n'
+    unknown = editable.run("prompts", "show", "su")
+    assert (unknown.code, unknown.err.splitlines()[0]) == (2, "error: no saved prompt named 'su'")
+
+
+def test_prompts_rm_deletes_what_is_confirmed(editable: Home) -> None:
+    asked = editable.run("prompts", "rm", "sum")
+    assert (asked.code, asked.err) == (1, "sum not deleted; confirm with -y\n")
+    assert editable.run("prompts", "rm", "-y", "sum", "nothing").code == 2
+    assert editable.text == FILE
+    assert editable.run("prompts", "rm", "-y", "sum").err == "deleted sum\n"
+    assert editable.text == WITHOUT_SUM
+    editable.config.unlink()
+    deleted = editable.run("prompts", "rm", "old")
+    assert deleted.err.endswith(" hint: none are saved; cerebrum prompts edit old creates it\n")
+    assert editable.run("prompts", "list").err == "no saved prompts; cerebrum prompts edit NAME creates one\n"
+    assert editable.run("prompts", "list", "--json").object == []
+
+
+def test_prompts_keep_permissions_and_symlinks(editable: Home) -> None:
+    real = editable.home / "dotfiles" / "config.toml"
+    real.parent.mkdir()
+    editable.config.rename(real)
+    editable.config.symlink_to(real)
+    real.chmod(0o664)
+    assert editable.run("prompts", "rm", "-y", "sum").code == 0
+    assert editable.config.is_symlink() and real.read_text() == WITHOUT_SUM
+    assert stat.S_IMODE(real.stat().st_mode) == 0o664
+    assert os.listdir(real.parent) == ["config.toml"]
+
+
+# cerebrum ask --save-prompt.
+
+
+def test_ask_saves_what_is_typed_as_a_prompt(editable: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CEREBRUM_MAX_TOKENS", "5")
+    (editable.home / "a.json").write_text("{}")
+    more = ("-s", "Be brief.", "--temperature", "0.5", "--stop", "x", "--schema", "a.json", "-m", "./m.gguf")
+    done = editable.run("ask", "Sum up:\n\n{input}", *more, "--save-prompt", "new")
+    assert (done.code, done.out) == (0, "")
+    assert done.err == f"new saved in {editable.config}; use it with cerebrum ask -p new\n"
+    assert editable.text.startswith(FILE + "\n[prompts.new]\n")
+    assert tomllib.loads(editable.text)["prompts"]["new"] == {
+        "model": str(editable.home / "m.gguf"),
+        "system": "Be brief.",
+        "temperature": 0.5,
+        "stop": ["x"],
+        "prompt": "Sum up:\n\n{input}",
+        "schema": str(editable.home / "a.json"),
+    }
+
+
+def test_ask_replaces_a_prompt_only_if_confirmed(editable: Home) -> None:
+    refused = editable.run("ask", "New", "--save-prompt", "sum")
+    assert (refused.code, editable.text) == (2, FILE)
+    assert refused.err.startswith("error: there is a saved prompt sum already\n hint: choose another name")
+    assert editable.run("ask", "New", "--save-prompt", "sum", "-y").code == 0
+    assert tomllib.loads(editable.text)["prompts"]["sum"] == {"prompt": "New"}
+    assert "# short" in editable.text and "# The server." in editable.text
+    editable.config.unlink()
+    assert editable.run("ask", "-", "--save-prompt", "new", "-q", piped=b"From a pipe\n").err == ""
+    assert editable.text == '[prompts.new]\nprompt = "From a pipe"\n'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("x", "--votes", "3"), "--votes cannot be saved with a prompt"),
+        (("x", "-p", "sum"), "--saved-prompt cannot be saved with a prompt"),
+        (("-f", "a.txt"), "--file cannot be saved with a prompt"),
+        (("-c", "x"), "--continue cannot be saved with a prompt"),
+        ((), "there is nothing to save as new"),
+        (("x", "--schema", "none.json"), "none.json: No such file or directory"),
+        (("x", "--set", "no_profile=on"), "--set no_profile cannot be saved with a prompt"),
+        (("x", "-x", "--schema", "config/cerebrum/config.toml"), "--extract and --schema cannot be used together"),
+        (("x", "--save-prompt=-x"), "a saved prompt cannot be named '-x'"),
+        (("x", "--save-prompt=a b"), "a saved prompt cannot be named 'a b'"),
+    ],
+)
+def test_ask_reports_what_it_cannot_save(editable: Home, arguments: tuple[str, ...], problem: str) -> None:
+    done = editable.run("ask", "--save-prompt", "new", *arguments)
+    assert (done.code, done.err.splitlines()[0]) == (2, f"error: {problem}")
+    assert editable.text == FILE
+
+
+@pytest.mark.parametrize(("arguments", "value"), [(("-x",), True), (("-x", "-xpy"), "py")])
+def test_ask_saves_which_code_block_is_extracted(editable: Home, arguments: tuple[str, ...], value: object) -> None:
+    assert editable.run("ask", "x", *arguments, "--save-prompt", "new").code == 0
+    assert tomllib.loads(editable.text)["prompts"]["new"] == {"prompt": "x", "extract": value}
+
+
+# cerebrum prompts edit.
+
+
+def test_prompts_edit_creates_a_table(editable: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    change = "assert '[prompts.new]\\n# prompt = ' in text\ntext = text.replace('# temperature', 'temperature')"
+    monkeypatch.setenv("VISUAL", editor(editable.home, change))
+    done = editable.run("prompts", "edit", "new")
+    assert (done.code, done.err) == (0, f"new saved in {editable.config}\n")
+    assert editable.text.startswith(FILE + "\n[prompts.new]\n# prompt = ")
+    assert tomllib.loads(editable.text)["prompts"]["new"] == {"temperature": 0.2}
+
+
+def test_prompts_edit_without_changes_adds_nothing(editable: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    vim = editable.home / "vim"
+    vim.write_text('#!/bin/sh\necho "$@" > arguments\n')
+    vim.chmod(0o700)
+    monkeypatch.setenv("VISUAL", str(vim))
+    assert editable.run("prompts", "edit", "a b").err == "no changes\n"
+    assert (editable.home / "arguments").read_text() == f"+17 {editable.config}\n"  # the line of its table
+    assert editable.run("prompts", "edit", "new").err == "no changes\n"
+    monkeypatch.setenv("VISUAL", "false")
+    failed = editable.run("prompts", "edit", "new")
+    assert (failed.code, editable.text) == (2, FILE)
+    assert failed.err.startswith("error: the editor false failed: ")
+    editable.config.unlink()
+    assert editable.run("prompts", "edit", "new").code == 2
+    assert not editable.config.exists()
+
+
+def test_prompts_edit_keeps_the_text_of_a_fault(editable: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISUAL", editor(editable.home, "text += 'prmpt = \"x\"\\n'"))
+    done = editable.run("prompts", "edit", "a b")
+    assert (done.code, editable.text) == (1, FILE + 'prmpt = "x"\n')
+    problem = f"error: {editable.config}: [prompts.a b]: unknown key `prmpt`\n hint: did you mean prompt?"
+    assert done.err.startswith(problem)
+    assert done.err.endswith("cerebrum prompts edit 'a b'  opens the file again, with your text\n")
+    editable.config.write_text(editable.text + "top_k = = 1\n")
+    monkeypatch.setenv("VISUAL", editor(editable.home, "text = text.replace('prmpt', 'prompt').replace('= =', '=')"))
+    assert editable.run("prompts", "edit", "a b").code == 0
+    assert editable.run("prompts", "show", "a b", "--json").object["prompt"] == "x"
