@@ -51,17 +51,6 @@ def test_chat_evaluates_only_new_tokens_of_each_turn(chat: Chat) -> None:
     assert contents(chat) == ["One?", "First.", "Two?", "Second.", "Three?", "Third."]
 
 
-def test_chat_stores_how_each_reply_was_generated(chat: Chat, store: Store) -> None:
-    list(chat.send("One?"))
-    session = store.find("one")
-    assert session
-    assert (session.origin, session.model, session.format, session.system_prompt) == ("chat", "small", "cerebrum", "S")
-    question, reply = store.messages(session)
-    assert (question.message.role, reply.parent) == ("user", question.id)
-    assert reply.message.tokens == tuple(b" First.")
-    assert (reply.metadata.finish_reason, reply.metadata.model, reply.metadata.format) == ("stop", "small", "cerebrum")
-
-
 def test_undo_keeps_the_turn_in_the_tree_and_its_prefix_evaluated(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
     list(chat.send("Two?"))

@@ -94,20 +94,6 @@ def history(tmp_path: Path) -> Iterator[History]:
 other_history = history  # that of another process
 
 
-def test_record_names_the_session_after_its_first_words(history: History) -> None:
-    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
-    assert (session.name, session.origin) == ("what-is-2-2-think", "ask")
-    found = history.get(session.name)
-    assert found == session
-    assert (found.system_prompt, found.model, found.format, found.params) == (
-        "Be brief.",
-        "mine",
-        "chatml",
-        PARAMS,
-    )
-    assert history.store.conversation(found) == SUM.assistant("Four.", (7, 8))
-
-
 def test_record_stores_how_the_reply_was_generated(history: History) -> None:
     question, reply = history.store.messages(history.record(None, SUM, FOUR, AUTHOR, SETTINGS))
     assert question.metadata == ReplyMetadata()
@@ -121,16 +107,6 @@ def test_record_stores_how_the_reply_was_generated(history: History) -> None:
         seed=2**32 - 2,
         timings={**asdict(TIMINGS), "prompt_tokens": 20, "cached_tokens": 4},
     )
-
-
-def test_record_appends_only_new_messages_to_a_session(history: History) -> None:
-    first = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
-    whole = continue_session(history.store, history.acquire_latest(), MODEL, Conversation().user("And 3 + 3?"), None)
-    session = history.record(history.acquire_latest(), whole, SIX, AUTHOR, SETTINGS)
-    assert (session.id, session.name) == (first.id, first.name)
-    assert history.store.conversation(session) == whole.assistant("Six.", (9,))
-    assert [summary.messages for summary in history.store.summaries()] == [4]
-    assert history.store.messages(session)[:2] == history.store.messages(first)
 
 
 def test_record_is_atomic(history: History) -> None:
@@ -158,15 +134,6 @@ def test_history_acquires_sessions_by_valid_names_only(history: History) -> None
     for name in ("", " tea", "a\nb"):
         with pytest.raises(SessionError):
             history.acquire_named(name)
-
-
-def test_history_acquires_the_most_recently_changed_session(history: History) -> None:
-    older, newer = history.store.create("older", "chat"), history.store.create("newer", "chat")
-    assert history.acquire_latest() == newer
-    changed = history.store.add_message(
-        history.store.add_message(older, Message("user", "a")), Message("assistant", "b")
-    )
-    assert history.acquire_latest() == changed
 
 
 def test_history_reports_missing_sessions(history: History) -> None:

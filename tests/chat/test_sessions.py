@@ -136,22 +136,6 @@ def test_unused_name_appends_a_number_if_needed(sessions: Store) -> None:
     assert [sessions.unused_name(base) for base in bases] == unused
 
 
-def test_update_session_changes_name_and_settings(sessions: Store) -> None:
-    session = add_texts(sessions, sessions.create("a", "chat", system_prompt="x", model="m"), "hello")
-    updated = sessions.update_session(
-        session, name="b", system_prompt=None, model="n", format="raw", params={"top_k": 1}
-    )
-    assert updated == sessions.find("b")
-    assert (updated.id, updated.system_prompt, updated.model, updated.format, updated.params) == (
-        session.id,
-        None,
-        "n",
-        "raw",
-        {"top_k": 1},
-    )
-    assert (updated.leaf, sessions.find("a")) == (session.leaf, None)
-
-
 def test_summaries_list_the_most_recently_changed_first(sessions: Store) -> None:
     a, b, c = (sessions.create(name, "chat") for name in "abc")
     assert sessions.latest() == c
@@ -221,32 +205,6 @@ def test_update_message_replaces_the_last_message(sessions: Store) -> None:
 
 
 # The tree.
-
-
-def test_moving_back_keeps_both_branches(sessions: Store) -> None:
-    first = add_texts(sessions, sessions.create("a", "chat"), "2 + 2?", "Five.")
-    [question, _] = sessions.messages(first)
-    back = sessions.move(first, question.id)
-    assert (back.leaf, back == sessions.find("a")) == (question.id, True)
-    assert texts(sessions.messages(back)) == ["2 + 2?"]
-    again = add_texts(sessions, back, "Four.", "Sure?")
-    assert texts(sessions.messages(again)) == ["2 + 2?", "Four.", "Sure?"]
-    assert children(sessions, question.id) == ["Five.", "Four."]
-    assert texts(sessions.messages(sessions.move(again, first.leaf))) == ["2 + 2?", "Five."]
-    before = add_texts(sessions, sessions.move(again, None), "One?")
-    assert (texts(sessions.messages(before)), children(sessions, None)) == (["One?"], ["2 + 2?", "One?"])
-
-
-def test_fork_shares_the_messages_before_it(sessions: Store) -> None:
-    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "four")
-    shared = sessions.messages(session)[1]
-    fork = add_texts(sessions, sessions.create("b", "chat", leaf=shared.id), "other three")
-    session = add_texts(sessions, session, "five")
-    assert texts(sessions.messages(fork)) == ["one", "two", "other three"]
-    assert texts(sessions.messages(session)) == ["one", "two", "three", "four", "five"]
-    assert sessions.messages(fork)[:2] == sessions.messages(session)[:2]
-    assert children(sessions, shared.id) == ["three", "other three"]
-    assert len(children(sessions, None)) == 1
 
 
 def test_remove_deletes_unshared_messages(sessions: Store, path: Path) -> None:
@@ -443,43 +401,6 @@ def test_database_is_readable_only_by_its_owner(sessions: Store, path: Path) -> 
 # Transactions and other processes.
 
 
-class Stopped(Exception):
-    """Raised within a transaction."""
-
-
-def test_transaction_is_atomic(sessions: Store) -> None:
-    kept = add_texts(sessions, sessions.create("kept", "chat"), "one")
-
-    def change(stop: bool) -> None:
-        with sessions.transaction():
-            temporary = add_texts(sessions, sessions.create("made", "chat"), "elephant")
-            with sessions.transaction():
-                add_texts(sessions, sessions.move(kept, None), "another")
-            sessions.remove(temporary)
-            sessions.create("last", "chat")
-            if stop:
-                raise Stopped
-
-    with pytest.raises(Stopped):
-        change(stop=True)
-    assert [summary.session for summary in sessions.summaries()] == [kept]
-    assert (children(sessions, None), sessions.search("elephant")) == (["one"], [])
-    change(stop=False)
-    assert [summary.session.name for summary in sessions.summaries()] == ["last", "kept"]
-    assert children(sessions, None) == ["one", "another"]
-
-
-def test_reader_sees_only_committed_changes(sessions: Store, path: Path) -> None:
-    session = add_texts(sessions, sessions.create("a", "chat"), "one")
-    with contextlib.closing(Store(path)) as reader:
-        assert reader.find("a") == session
-        with sessions.transaction():
-            changed = add_texts(sessions, session, "elephant")
-            assert (reader.find("a"), reader.search("elephant")) == (session, [])
-        assert reader.find("a") == changed
-        assert search_results(reader, "elephant") == [("a", "elephant")]
-
-
 def test_busy_database_is_a_session_error(sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_database, "BUSY_TIMEOUT_S", 0.05)
     with contextlib.closing(Store(path)) as other, sessions.transaction():
@@ -562,18 +483,6 @@ def test_killed_process_leaves_every_committed_message(path: Path) -> None:
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("INSERT INTO texts (texts) VALUES ('integrity-check')")
-
-
-def test_context_start_is_reset_when_the_branch_ends_before_it(sessions: Store) -> None:
-    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "four", "five")
-    path = sessions.messages(session)
-    session = sessions.update_session(session, first=path[2].id)
-    assert sessions.find("a") == session
-    assert add_texts(sessions, session, "six").first == path[2].id
-    assert sessions.move(session, path[3].id).first == path[2].id
-    assert sessions.move(session, path[1].id).first is None
-    fork = sessions.create("b", "chat", leaf=session.leaf, first=session.first)
-    assert fork.first == path[2].id
 
 
 # Unusable databases.

@@ -24,28 +24,9 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step_costs import StepCosts
 
 ROOT = Path(__file__).parents[2]
-CODE_FILES, CHARACTERS = 120, 12_000
+CODE_FILES, CHARACTERS = 130, 12_000
 LINE = "The same line once more, and nothing else.\n"
 
-RAVEN = """Once upon a midnight dreary, while I pondered, weak and weary,
-Over many a quaint and curious volume of forgotten lore—
-While I nodded, nearly napping, suddenly there came a tapping,
-As of some one gently rapping, rapping at my chamber door.
-“'Tis some visitor,” I muttered, “tapping at my chamber door—
-Only this and nothing more.”
-"""
-BUILT = (
-    "house that Jack built.",
-    "malt\nThat lay in the ",
-    "rat,\nThat ate the ",
-    "cat,\nThat killed the ",
-    "dog,\nThat worried the ",
-    "cow with the crumpled horn,\nThat tossed the ",
-    "maiden all forlorn,\nThat milked the ",
-    "man all tattered and torn,\nThat kissed the ",
-    "priest all shaven and shorn,\nThat married the ",
-    "cock that crowed in the morn,\nThat waked the ",
-)
 FARM = {"cow": "moo", "pig": "oink", "duck": "quack", "horse": "neigh", "lamb": "baa", "chick": "cluck", "dog": "woof"}
 
 
@@ -59,10 +40,8 @@ def found_at(reply: Sequence[int]) -> int | None:
     return None
 
 
-def poems() -> Iterator[str]:
-    """Poems and songs, most with a refrain."""
-    yield RAVEN
-    yield "\n\n".join("This is the " + "".join(reversed(BUILT[: count + 1])) for count in range(len(BUILT)))
+def songs() -> Iterator[str]:
+    """Songs with a refrain."""
     yield "\n".join(
         f"{count} green bottles hanging on the wall,\n{count} green bottles hanging on the wall,\n"
         f"And if one green bottle should accidentally fall,\nThere'll be {count - 1} green bottles hanging on the wall."
@@ -89,7 +68,7 @@ def tables() -> Iterator[str]:
 
 
 def real_texts() -> list[str]:
-    """Texts as models write them: prose with tables, code, configuration, JSON, lists, poems."""
+    """Texts as models write them: prose with tables, code, configuration, JSON, lists, songs."""
     standard_library = Path(sysconfig.get_path("stdlib"))
     files = [
         *sorted(ROOT.glob("docs/**/*.md")),
@@ -101,7 +80,7 @@ def real_texts() -> list[str]:
         *sorted(ROOT.glob("cerebrum_cli/inference/**/*.py")),
     ]
     read = [path.read_text(encoding="utf-8")[:CHARACTERS] for path in files]
-    return [*poems(), *tables(), *filter(None, read)]
+    return [*songs(), *tables(), *filter(None, read)]
 
 
 @pytest.mark.parametrize("before", ["", "An answer that begins well, "])

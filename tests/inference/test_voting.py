@@ -156,11 +156,6 @@ def test_vote_counts_a_failed_sample_as_one_without_an_answer(
     assert done.err.endswith("no token is allowed\n hint: check the grammar\n")
 
 
-def test_vote_of_one_sample(runner: VoteRunner) -> None:
-    answer = runner.vote("1", replies=[reply(7)])
-    assert (answer["final_answer"], answer["votes"]["samples"], answer["votes"]["agreement"]) == ("7", 1, 1.0)
-
-
 def test_vote_ignores_marked_reasoning(runner: VoteRunner) -> None:
     answer = runner.vote("2", replies=[f"<think>{reply(5)}</think>{reply(4)}"])
     assert (answer["text"], answer["reasoning"]) == ("The answer is 4.", "The answer is 5.")
@@ -177,13 +172,6 @@ def test_vote_stops_samples_that_cannot_change_the_outcome(runner: VoteRunner) -
     assert [sample["seed"] for sample in early["votes"]["chains"]] == [0, 1, 2]
     assert (early["votes"]["samples"], early["votes"]["agreement"], early["final_answer"]) == (3, 1.0, "4")
     assert steps < 60  # running samples are not completed
-
-
-def test_vote_evaluates_the_prompt_once(runner: VoteRunner) -> None:
-    prompt = "q" * 300
-    runner.run(prompt, "--votes", "8", replies=[reply(4)])
-    assert runner.backend.evaluated < 300 + 100 + 8 * len(reply(4))
-    assert runner.backend.slots == 8
 
 
 @pytest.mark.parametrize(

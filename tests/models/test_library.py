@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from libraries import open_library
 
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.models.cache import Cache
+from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.listing import catalogue_rows, describe, row
 from cerebrum_cli.models.model import Model
@@ -47,7 +47,11 @@ notes = "Merge it yourself."
 @pytest.fixture
 def library(tmp_path: Path) -> Library:
     """Return an empty library whose catalogue knows three models; a package ships one."""
-    return open_library(tmp_path, CATALOGUE)
+    path = tmp_path / "models.toml"
+    path.write_text(CATALOGUE)
+    library = Library((path,), tmp_path / "models", lambda: Capacity(16 * 2**30))
+    library.cache = Cache(tmp_path / "hub")
+    return library
 
 
 @pytest.fixture
