@@ -149,7 +149,7 @@ def answer_file(source: Path, output: Path, name: str) -> None:
                     report(event.done)
                     tenth = event.done * PARTS // event.total + 1
             result.complete()
-            report(result.done)
+            report(len(result.finished))
 
 
 class SimulatedResponder:

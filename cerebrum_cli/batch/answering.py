@@ -142,7 +142,7 @@ class Answering:
 
     @property
     def progress(self) -> RowEvent:
-        return RowEvent(self.result.done, len(self.rows), self.result.counts + RowCounts(len(self.failed)))
+        return RowEvent(len(self.result.finished), len(self.rows), self.result.counts + RowCounts(len(self.failed)))
 
     def run_windows(self, in_order: bool) -> Iterator[Event]:
         """Answer the rows in windows, and those of a window in groups."""

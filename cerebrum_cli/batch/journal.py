@@ -14,13 +14,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.batch.meta import BatchRecord, decide, encode_record, normalize, read_record
 from cerebrum_cli.batch.output_files import (
+    BatchRecord,
     OutputPaths,
+    decide,
     file_stamp,
     identify,
     journal_errors,
+    normalize,
     output_paths,
+    read_record,
+    write_record,
     write_result,
 )
 from cerebrum_cli.batch.partial import PartialFile
@@ -97,13 +101,6 @@ def _open(
     return Journal(paths, partial, rows, record, step == "complete", file_stamp(paths.output))
 
 
-def write_record(paths: OutputPaths, record: BatchRecord) -> None:
-    """Replace the record atomically. Raises BatchError."""
-    with journal_errors(paths.meta), unfinished_file(paths.meta, 0o666) as part:
-        write_result(part.file, [encode_record(record)])
-        commit_file(part, paths.meta)
-
-
 @dataclass(slots=True, eq=False)
 class Journal:
     """A `Result` on disk; create it with `open_journal`. Not thread-safe. `replaced` is the stamp of an old result."""
@@ -119,10 +116,6 @@ class Journal:
     @property
     def finished(self) -> Collection[int]:
         return range(len(self.rows)) if self.is_complete else self.partial.finished
-
-    @property
-    def done(self) -> int:
-        return len(self.finished)
 
     @property
     def counts(self) -> RowCounts:

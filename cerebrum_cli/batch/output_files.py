@@ -1,24 +1,37 @@
-"""The files of a batch result, written so that a process may be killed at any time."""
+"""The files of a batch result, and what they say about the next run: begin, resume, complete or refuse.
+
+The record beside a result, OUTPUT.meta.json, has the settings, the identity of a file that may be replaced, and that of
+the result.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import json
 import os
+import re
 import stat
-import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from typing import Any, Literal
 
+from cerebrum_cli.batch.result import to_json
+from cerebrum_cli.core.conversion import LORA, parse_adapter
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.core.files import translate_os_errors, write_all
-from cerebrum_cli.core.locks import lock_file
+from cerebrum_cli.core.events import RowCounts
+from cerebrum_cli.core.files import commit_file, translate_os_errors, write_all
+from cerebrum_cli.core.locks import lock_file, unfinished_file
 
-SYNC_INTERVAL_S = 1.0
+VERSION = 1
+_MAX_DIFFERENCES = 3  # in an error message
+_MAX_VALUE = 40  # characters
+_DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
+_SMALLER = "use the same number or more, choose another -o, or use --restart to start over"
+_REPLACE = "use --restart to replace it, or choose another -o"
+Step = Literal["begin", "resume", "extend", "complete"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +51,17 @@ class OutputPaths:
     @property
     def partial(self) -> Path:
         """The finished rows, in the order in which they finished."""
-        return self._beside(".partial")
+        return self.output.with_name(f"{self.output.name}.partial")
 
     @property
     def meta(self) -> Path:
         """The settings that the result was made with."""
-        return self._beside(".meta.json")
+        return self.output.with_name(f"{self.output.name}.meta.json")
 
     @property
     def all(self) -> tuple[Path, ...]:
         """Every file that may be written."""
         return (self.output, self.partial, self.meta)
-
-    def _beside(self, suffix: str) -> Path:
-        return self.output.with_name(self.output.name + suffix)
 
 
 def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
@@ -98,59 +108,6 @@ def write_result(file: FileIO, chunks: Iterable[bytes]) -> Identity:
     return Identity(size, digest.hexdigest())
 
 
-class PeriodicSync:
-    """Syncs a file on a thread of its own, once a second while it changes."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._is_changed = False
-        self._error: OSError | None = None
-        self._thread: threading.Thread | None = None
-        self._stop: SimpleQueue[None] = SimpleQueue()
-
-    def file_changed(self) -> None:
-        """Have the file synced within a second."""
-        self._is_changed = True
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
-            self._thread.start()
-
-    def raise_error(self) -> None:
-        """Raise the OSError of a sync that failed, once."""
-        error, self._error = self._error, None
-        if error:
-            raise error
-
-    def discard(self) -> None:
-        """Leave the changes so far unsynced."""
-        self._is_changed, self._error = False, None
-
-    def close(self) -> None:
-        """End the thread, and sync what has changed. Raises OSError."""
-        if self._thread is None:
-            return
-        self._stop.put(None)
-        self._thread.join()
-        self._thread = None
-        self._sync()
-        self.raise_error()
-
-    def _run(self) -> None:
-        while True:
-            with contextlib.suppress(Empty):
-                return self._stop.get(timeout=SYNC_INTERVAL_S)
-            self._sync()
-
-    def _sync(self) -> None:
-        if not self._is_changed:
-            return
-        self._is_changed = False  # before the call: it may miss what is written meanwhile
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            self._is_changed, self._error = True, error
-
-
 def identify(path: Path) -> Identity | None:
     """Size and hash of a file; None if it does not exist."""
     try:
@@ -175,3 +132,149 @@ def journal_errors(path: Path) -> AbstractContextManager[None]:
     return translate_os_errors(
         BatchError, path, ", then run it again without --restart to resume", "choose an -o on another file system"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """The record of a batch: `fingerprint` holds everything the answers depend on, by readable names.
+
+    `replaces` identifies an older result to replace. `result` is None until all rows are finished. `extent` holds what
+    may grow from one run to the next, such as the number of questions, and `notes` what is worth remembering.
+    """
+
+    fingerprint: Mapping[str, Any]
+    rows: int
+    replaces: Identity | None = None
+    failed: int | None = None
+    truncated: int | None = None
+    undecided: int | None = None
+    result: Identity | None = None
+    extent: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> RowCounts:
+        """Counts of a complete result."""
+        return RowCounts(self.failed or 0, self.truncated or 0, self.undecided or 0)
+
+    @property
+    def adapter_files(self) -> str:
+        """Names of the adapters' files, each with its scale unless that is 1."""
+        adapters = map(parse_adapter, self.notes.get(LORA, ()))
+        return ", ".join(Path(path).name + (f":{scale:g}" if scale != 1 else "") for path, scale in adapters) or "none"
+
+
+def read_record(path: Path) -> BatchRecord | None:
+    """Read a record; None if the file does not exist. Raises BatchError if it is not a record."""
+    try:
+        value = json.loads(path.read_bytes())
+        if value.pop("version") != VERSION:
+            raise BatchError(f"{path} was written by another version of cerebrum", "choose another -o, or --restart")
+        identities = {key: value[key] and Identity(**value[key]) for key in ("replaces", "result")}
+        return BatchRecord(**{**value, **identities, "fingerprint": dict(value["fingerprint"])})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        message = f"{path} is not a batch record"
+        raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to replace it") from error
+
+
+def write_record(paths: OutputPaths, record: BatchRecord) -> None:
+    """Replace the record atomically. Raises BatchError."""
+    fields = {key: value for key, value in asdict(record).items() if value != {}}
+    value = json.loads(to_json({"version": VERSION, **fields}))
+    data = (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
+    with journal_errors(paths.meta), unfinished_file(paths.meta, 0o666) as part:
+        write_result(part.file, [data])
+        commit_file(part, paths.meta)
+
+
+def normalize(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert a fingerprint to the values that JSON gives back."""
+    value: dict[str, Any] = json.loads(to_json(dict(fingerprint)))
+    return value
+
+
+def describe_difference(before: BatchRecord, now: BatchRecord) -> str | None:
+    """Describe how two fingerprints differ, like "another model (a, now b)"; None if they are equal."""
+    old, new = before.fingerprint, now.fingerprint
+    names = [name for name in {**new, **old} if to_json(old.get(name)) != to_json(new.get(name))]
+    if not names:
+        return None
+    descriptions = []
+    for name in names[:_MAX_DIFFERENCES]:
+        is_adapter = name == "adapter"  # the names of its files show more than the digests of their contents
+        values = (before.adapter_files, now.adapter_files) if is_adapter else (old.get(name), new.get(name))
+        descriptions.append(f"another {name.replace('_', ' ')}{shown_values(values[0], ', now', values[1])}")
+    if more := len(names) - len(descriptions):
+        descriptions.append(f"{more} more")
+    return enumeration(descriptions)
+
+
+def shown_values(before: Any, between: str, after: Any) -> str:
+    """Two values of a fingerprint in parentheses; empty where they look alike, or are digests of files."""
+    texts = [short_value(value) for value in (before, after)]
+    if texts[0] == texts[1] or all(_DIGEST.match(text) for text in texts):
+        return ""
+    return f" ({texts[0]}{between} {texts[1]})"
+
+
+def enumeration(clauses: Sequence[str]) -> str:
+    """Clauses with commas, and with "and" before the last."""
+    return " and ".join(filter(None, [", ".join(clauses[:-1]), clauses[-1]]))
+
+
+def short_value(value: Any) -> str:
+    """A value of a fingerprint as text for a message."""
+    text = "none" if value is None else value if isinstance(value, str) else to_json(value)
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 1]}…"
+
+
+def decide(
+    record: BatchRecord | None, has_rows: bool, output: Identity | None, new: BatchRecord, paths: OutputPaths
+) -> Step:
+    """Decide the next step without --restart. Raises BatchError where it would lose or mix answers.
+
+    The files on disk are a record, a partial file if it `has_rows`, and an output. `new` is the record of a result that
+    would begin. With a larger extent, a complete result is extended.
+
+    The files are written in this order, each synced before the next, so that they show how far a batch came: the
+    record; rows in the partial file; the record with the hash of the result; the result. Then the partial file is
+    deleted.
+    """
+    if record is None:
+        if has_rows:
+            message = f"{paths.partial} exists, but its record {paths.meta.name} is missing"
+            raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to start over")
+        if output:
+            raise BatchError(f"{paths.output} already exists", _REPLACE)
+        return "begin"
+    if difference := describe_difference(record, new):
+        if has_rows:
+            message = f"{paths.partial} was started with {difference}"
+            raise BatchError(message, "run the previous command to resume, or use --restart to start over")
+        if output:
+            problem = f"was made with {difference}" if output == record.result else "already exists"
+            raise BatchError(f"{paths.output} {problem}", _REPLACE)
+        return "begin"
+    if smaller := describe_smaller(record.extent, new.extent):
+        raise BatchError(f"{paths.output} already has more {smaller}", _SMALLER)
+    if record.result and record.result == output:
+        return "complete" if record.extent == new.extent else "extend"
+    if output is None:
+        return "resume" if has_rows else "begin"
+    if has_rows:
+        if output == record.replaces:
+            return "resume"
+        message = f"{paths.output} was changed after {paths.partial} was started"
+        raise BatchError(message, "move it elsewhere to resume, or use --restart to start over and replace it")
+    if output == record.replaces and record.result is None:
+        return "begin"  # --restart was interrupted before the first row
+    raise BatchError(f"{paths.output} was changed after it was completed", _REPLACE)
+
+
+def describe_smaller(before: Mapping[str, int], now: Mapping[str, int]) -> str | None:
+    """Describe what an extent has less of, like "questions (40, now 20)"; None if it has not."""
+    smaller = [f"{name} ({before[name]}, now {now[name]})" for name in now if now[name] < before.get(name, 0)]
+    return " and ".join(smaller) or None

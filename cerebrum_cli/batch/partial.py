@@ -6,20 +6,23 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
-from cerebrum_cli.batch.output_files import PeriodicSync, lock_partial
+from cerebrum_cli.batch.output_files import lock_partial
 from cerebrum_cli.batch.result import FinishedRows, ResultRows, to_json
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import SHOWN_ERRORS, RowCounts
 from cerebrum_cli.core.files import write_all
 
+SYNC_INTERVAL_S = 1.0
 ROW = "row"  # the key of a row's position, in this file only
 _ROW = b', "row": '
 
@@ -189,3 +192,56 @@ def _without_position(line: bytes) -> bytes:
 
 def _key(identity: tuple[Any, ...]) -> bytes:
     return hashlib.sha256(to_json(identity).encode()).digest()
+
+
+class PeriodicSync:
+    """Syncs a file on a thread of its own, once a second while it changes."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._is_changed = False
+        self._error: OSError | None = None
+        self._thread: threading.Thread | None = None
+        self._stop: SimpleQueue[None] = SimpleQueue()
+
+    def file_changed(self) -> None:
+        """Have the file synced within a second."""
+        self._is_changed = True
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
+            self._thread.start()
+
+    def raise_error(self) -> None:
+        """Raise the OSError of a sync that failed, once."""
+        error, self._error = self._error, None
+        if error:
+            raise error
+
+    def discard(self) -> None:
+        """Leave the changes so far unsynced."""
+        self._is_changed, self._error = False, None
+
+    def close(self) -> None:
+        """End the thread, and sync what has changed. Raises OSError."""
+        if self._thread is None:
+            return
+        self._stop.put(None)
+        self._thread.join()
+        self._thread = None
+        self._sync()
+        self.raise_error()
+
+    def _run(self) -> None:
+        while True:
+            with contextlib.suppress(Empty):
+                return self._stop.get(timeout=SYNC_INTERVAL_S)
+            self._sync()
+
+    def _sync(self) -> None:
+        if not self._is_changed:
+            return
+        self._is_changed = False  # before the call: it may miss what is written meanwhile
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._is_changed, self._error = True, error

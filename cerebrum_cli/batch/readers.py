@@ -1,40 +1,33 @@
 """Read the rows of a batch from txt, jsonl, csv or tsv, each when it is asked for.
 
 The input is a file that is read by offset and must not change while the batch runs. A problem with one row becomes that
-row's error; UsageError is for problems with the whole input.
+row's error; UsageError is for problems with the whole input, such as bad quoting in a table: an unclosed quote swallows
+the records after it.
 """
 
 from __future__ import annotations
 
-import contextlib
+import csv
+import io
 import json
 import os
 import stat
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from io import FileIO
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from cerebrum_cli.batch.csv_rows import MAX_LINE_BYTES, TableRows, open_table
-from cerebrum_cli.batch.json_rows import read_json_row
-from cerebrum_cli.batch.rows import (
-    InvalidRow,
-    Row,
-    Template,
-    filled_row,
-    invalid_row,
-    parse_template,
-    prompt_row,
-    require_prompt,
-)
+from cerebrum_cli.batch.json_rows import ID_KEYS, read_json_row
+from cerebrum_cli.batch.rows import InvalidRow, Row, Template, invalid_row, parse_template, prompt_row
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import write_all
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.text import format_size, well_formed
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -44,6 +37,8 @@ SHAPES: tuple[Shape, ...] = get_args(Shape)
 _SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl"}
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
+_PROMPT_COLUMN = "prompt"
+MAX_LINE_BYTES = 16_000_000
 BOM = b"\xef\xbb\xbf"
 _HEAD = 1 << 16  # bytes that decide what the input is
 _FIRST_READ = 1 << 12  # one row is read at a time, except when all rows are indexed
@@ -56,7 +51,7 @@ class InputFile:
     `head` is its beginning, and `start` where its text begins, after a byte order mark.
     """
 
-    def __init__(self, file: FileIO, name: str) -> None:
+    def __init__(self, file: io.FileIO, name: str) -> None:
         self._file = file
         self._name = name
         self._stamp = self._current_stamp()
@@ -163,8 +158,102 @@ class LineRows:
             row = read_json_row(number, text, self.template)
         else:
             prompt = self.template.render(dict.fromkeys(_TEXT_FIELDS, text)) if self.template else text
-            row = prompt_row(number, number, require_prompt(prompt))
-        return replace(row, input=_input_value(text, self.shape)) if self.include_input else row
+            row = prompt_row(number, number, prompt)
+        return replace(row, input=self._input(text)) if self.include_input else row
+
+    def _input(self, line: str) -> Any:
+        """A line as the output has it; one that is not JSON as text."""
+        with suppress(ValueError, RecursionError):
+            return json.loads(line) if self.shape == "jsonl" else line
+        return line
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """The rows of a table with a header: CSV (RFC 4180), or the same with tabs.
+
+    The prompt is in the column `prompt`, or is rendered from the record by `template`. A record with too many or too
+    few fields is an error of its row.
+    """
+
+    delimiter: str
+    header: Sequence[str]
+    template: Template | None
+    include_input: bool
+
+    def find(self, lines: Iterable[bytes], start: int) -> Iterator[int]:
+        """Yield the offsets of the rows in a whole input that begins at `start`. Raises UsageError for bad quoting."""
+        records = _records(lines, self.delimiter, start)
+        return (offset for offset, _ in islice(records, 1, None))  # without the header
+
+    def read(self, number: int, lines: Iterable[bytes]) -> Row:
+        """Read the row that begins with the first of some lines."""
+        with closing(_records(lines, self.delimiter)) as records:
+            _, record = next(records)
+        fields = dict(zip(self.header, record, strict=False))
+        id = well_formed(next(filter(None, map(fields.get, ID_KEYS)), "")) or number
+        try:
+            if len(record) != len(self.header):
+                problem = f"the record has {len(record)} fields, but the header has {len(self.header)}"
+                raise InvalidRow("invalid_record", problem)
+            row = prompt_row(number, id, self.template.render(fields) if self.template else fields[_PROMPT_COLUMN])
+        except InvalidRow as invalid:
+            row = invalid_row(number, id, None, invalid)
+        return replace(row, input=fields) if self.include_input else row
+
+
+def open_table(lines: Iterable[bytes], delimiter: str, template: Template | None, include_input: bool) -> TableRows:
+    """Read the header of a table. Raises UsageError for bad quoting, and for a missing or duplicate column."""
+    with closing(_records(lines, delimiter)) as records:
+        _, record = next(records, (0, []))
+    header = [name.strip() for name in record]
+    for name in template.fields if template else (_PROMPT_COLUMN,):
+        if header and header.count(name) != 1:
+            problem = "no column" if name not in header else "more than one column"
+            hint = "" if template else 'use --template "{NAME}"; '
+            raise UsageError(f"the input has {problem} `{name}`", f"{hint}the columns are: {', '.join(header)}")
+    return TableRows(delimiter, header, template, include_input)
+
+
+def _records(lines: Iterable[bytes], delimiter: str, start: int = 0) -> Generator[tuple[int, list[str]], None, None]:
+    """Yield the records that are not blank, each with the offset at which it begins."""
+    before = csv.field_size_limit(MAX_LINE_BYTES)  # of an unclosed quote, the rest of the input would be a field
+    end = start  # offset behind the lines that the reader has taken
+
+    def taken() -> Iterator[str]:
+        nonlocal end
+        for text in _decoded(lines):
+            end += len(text) if text.isascii() else len(text.encode())
+            yield text
+
+    try:
+        reader = csv.reader(taken(), delimiter=delimiter, strict=True)
+        while True:
+            offset, line = end, reader.line_num + 1
+            try:
+                record = next(reader, None)
+            except csv.Error as error:
+                message = f"invalid quoting in the input: {error} (record at line {line})"
+                raise UsageError(message, 'double the quotes in a quoted field: "like ""this"""') from error
+            if record is None:
+                return
+            if record:
+                yield offset, record
+    finally:
+        csv.field_size_limit(before)
+
+
+def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
+    """Yield lines with their ends; a carriage return ends one, too."""
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode() + "\n"
+        except UnicodeDecodeError as error:
+            raise UsageError(f"the input is not UTF-8 text (line {number})", "convert it to UTF-8") from error
+        if text.find("\r", 0, -2) < 0:
+            yield text
+        else:
+            yield from io.StringIO(text, newline="")
 
 
 class IndexedRows:
@@ -194,7 +283,10 @@ class IndexedRows:
         """Read a row. Raises BatchError if the input has changed."""
         number = position + 1 + bisect_right(self._skipped, position)
         row = self._form.read(number, self._source.lines(self._offsets[position]))
-        return filled_row(row, self._saved) if self._saved else row
+        if self._saved is None or row.conversation is None:
+            return row
+        conversation = row.conversation.with_question(self._saved.fill(row.conversation.question))
+        return replace(row, prompt=conversation.question, conversation=conversation)
 
 
 def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
@@ -230,27 +322,16 @@ def read_rows(
     `template` renders a prompt from the fields of each row; the field of a txt line is `text` or `prompt`. The result
     is the input of a `saved` prompt. With `include_input`, each row has its `input`: text, a JSON value, or fields.
     """
-    parsed_template = None if template is None else parse_template(template)
+    parsed = None if template is None else parse_template(template)
     if source.head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError("the input is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
-    rows = IndexedRows(source, _form(source, shape, parsed_template, include_input), saved)
+    if shape == "txt" and parsed and (unknown := [name for name in parsed.fields if name not in _TEXT_FIELDS]):
+        raise UsageError(f"a line of text has no field `{unknown[0]}`", f"use {{{_TEXT_FIELDS[0]}}}")
+    if delimiter := _DELIMITERS.get(shape):
+        form: LineRows | TableRows = open_table(source.lines(source.start), delimiter, parsed, include_input)
+    else:
+        form = LineRows(shape, parsed, include_input)
+    rows = IndexedRows(source, form, saved)
     if not rows:
         raise UsageError("the input has no prompts", "put one prompt on each line" if shape == "txt" else "")
     return rows
-
-
-def _form(source: InputFile, shape: Shape, template: Template | None, include_input: bool) -> LineRows | TableRows:
-    if shape in _DELIMITERS:
-        return open_table(source.lines(source.start), _DELIMITERS[shape], template, include_input)
-    if shape == "txt" and template:
-        for name in template.fields:
-            if name not in _TEXT_FIELDS:
-                raise UsageError(f"a line of text has no field `{name}`", f"use {{{_TEXT_FIELDS[0]}}}")
-    return LineRows(shape, template, include_input)
-
-
-def _input_value(line: str, shape: Shape) -> Any:
-    """A line as the output has it; one that is not JSON as text."""
-    with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(line) if shape == "jsonl" else line
-    return line

@@ -120,10 +120,6 @@ class Result(Protocol):
         """The positions of the finished rows; to look one up takes constant time."""
 
     @property
-    def done(self) -> int:
-        """Number of finished rows."""
-
-    @property
     def counts(self) -> RowCounts:
         """Finished rows that failed, were truncated, or have no winner."""
 
@@ -146,10 +142,6 @@ class StreamedResult:
         self.finished = FinishedRows(len(rows))
         self._waiting: dict[int, str] = {}
         self._next = 0
-
-    @property
-    def done(self) -> int:
-        return len(self.finished)
 
     @property
     def counts(self) -> RowCounts:

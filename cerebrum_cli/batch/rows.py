@@ -17,11 +17,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
-from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import TRUNCATED, RowCounts
@@ -102,19 +101,13 @@ def require_prompt(text: str) -> str:
 
 
 def prompt_row(number: int, id: RowId, prompt: str) -> Row:
+    """The row of a question alone. Raises InvalidRow if it is blank."""
+    prompt = require_prompt(prompt)
     return Row(number, id, prompt, Conversation().user(prompt), {}, None)
 
 
 def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow) -> Row:
     return Row(number, id, prompt, None, {}, invalid.error)
-
-
-def filled_row(row: Row, saved: SavedPrompt) -> Row:
-    """A row whose question is the input of a saved prompt; one with an error stays as it is."""
-    if row.conversation is None:
-        return row
-    conversation = row.conversation.with_question(saved.fill(row.conversation.question))
-    return replace(row, prompt=conversation.question, conversation=conversation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +129,8 @@ class Template:
         for name in self.fields:
             if name not in fields:
                 raise InvalidRow("unknown_field", f"no field `{name}`; the fields are: {', '.join(fields) or 'none'}")
-        return "".join(_to_text(fields[text]) if is_field else text for text, is_field in self.pieces)
+        values = (fields[text] if is_field else text for text, is_field in self.pieces)
+        return "".join(each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in values)
 
 
 def parse_template(text: str) -> Template:
@@ -156,10 +150,6 @@ def parse_template(text: str) -> Template:
     if not template.fields:
         raise UsageError("the template has no field, so all prompts would be the same", "add one, like {text}")
     return template
-
-
-def _to_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def count_row(object: Mapping[str, Any]) -> RowCounts:

@@ -96,8 +96,12 @@ def run_rows(
         result.complete()
     except Interrupted as error:
         again = " without --restart" if options.restart else ""
-        hint = "" if output == STANDARD else f"{result.done} of {len(rows)} rows done; run it again{again} to resume"
-        raise Interrupted(error.exit_code - 128, hint) from error
+        hint = (
+            ""
+            if output == STANDARD
+            else f"{len(result.finished)} of {len(rows)} rows done; run it again{again} to resume"
+        )
+        raise Interrupted(error.exit_code - 128, "" if output == STANDARD else hint) from error
     finally:
         result.close()
     return result.counts.failed + result.counts.undecided
@@ -134,7 +138,7 @@ def generate(
         write_row_errors(rows, result)
         if not options.quiet:
             with closing(BatchProgress(app.streams, draws=False)) as summary:
-                summary.emit(RowEvent(result.done, result.done, result.counts))
+                summary.emit(RowEvent(len(rows), len(rows), result.counts))
         return
     notify_of_experts(app, source.model, options)
     journal = result if isinstance(result, Journal) else None

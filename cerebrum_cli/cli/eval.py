@@ -204,13 +204,13 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     rows, notes = prepared.evaluation.rows, prepared.notes
     run = open_journal(path, prepared.fingerprint, rows, options.restart, extent=prepared.extent, notes=notes)
     try:
-        if missing := len(rows) - run.done:
+        if missing := len(rows) - len(run.finished):
             run.write_notes({**run.notes, **notes})
             generate(app, prepared, run, missing, options)
         run.complete()
     except Interrupted as error:
         again = " without --restart" if options.restart else ""
-        hint = f"{run.done} of {len(rows)} samples done; run it again{again} to resume"
+        hint = f"{len(run.finished)} of {len(rows)} samples done; run it again{again} to resume"
         raise Interrupted(error.exit_code - 128, hint) from error
     finally:
         run.close()
@@ -224,14 +224,14 @@ def generate(app: App, prepared: PreparedEvaluation, run: Journal, missing: int,
     from cerebrum_cli.terminal.sinks import render
 
     loaded = open_for(prepared.source, missing, noted_servers(run))
-    before, start = run.done, time.monotonic()
+    before, start = len(run.finished), time.monotonic()
     try:
         with naming_grammar_file(options):
             events = noting_servers(evaluate(loaded.responder, prepared.evaluation, run), run, loaded)
             render(events, loaded.responder.cancel, progress_sinks(app, loaded.model.name, options))
     finally:
         loaded.engine.close()
-        if samples := run.done - before:
+        if samples := len(run.finished) - before:
             seconds = run.notes.get("seconds", 0.0) + time.monotonic() - start
             timed = run.notes.get("timed_samples", 0) + samples
             with suppress(BatchError):  # of a full disk: what went wrong before it matters more

@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.batch.meta import (
+from cerebrum_cli.batch.output_files import (
     BatchRecord,
+    OutputPaths,
     decide,
     describe_difference,
     enumeration,
+    identify,
+    journal_errors,
+    lock_partial,
     normalize,
+    output_paths,
     read_record,
     shown_values,
 )
-from cerebrum_cli.batch.output_files import OutputPaths, identify, journal_errors, lock_partial, output_paths
 from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.locks import remove_abandoned

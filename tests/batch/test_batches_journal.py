@@ -34,7 +34,8 @@ from waiting import wait_until
 
 from cerebrum_cli.batch import output_files
 from cerebrum_cli.batch.journal import open_journal
-from cerebrum_cli.batch.output_files import SYNC_INTERVAL_S, output_paths
+from cerebrum_cli.batch.output_files import output_paths
+from cerebrum_cli.batch.partial import SYNC_INTERVAL_S
 from cerebrum_cli.batch.result import Result, ResultRows, StreamedResult
 from cerebrum_cli.batch.rows import OUTPUT_KEYS, SCHEMA, Row, result_rows
 from cerebrum_cli.core.errors import BatchError, UsageError
@@ -89,12 +90,12 @@ def test_finished_rows_are_on_disk_immediately(output: Path) -> None:
         journal.write(position, answer(ROWS[position]))
         lines = output_paths(output).partial.read_bytes().splitlines(keepends=True)
         assert [json.loads(line) for line in lines] == [{**answer(ROWS[done]), "row": done} for done in ORDER[:count]]
-        assert (journal.done, set(journal.finished)) == (count, set(ORDER[:count]))
+        assert set(journal.finished) == set(ORDER[:count])
         assert not output.exists()
     assert journal.counts.failed == 1
     assert not journal.is_complete
     journal.complete()
-    assert (journal.is_complete, journal.done, journal.counts.failed) == (True, 4, 1)
+    assert (journal.is_complete, len(journal.finished), journal.counts.failed) == (True, 4, 1)
     assert set(journal.finished) == {0, 1, 2, 3}
     journal.complete()
     journal.close()
@@ -147,7 +148,7 @@ def test_object_of_another_row_is_a_value_error(output: Path) -> None:
             each.write(0, good)
         with pytest.raises(ValueError, match="3 rows are not finished"):
             each.complete()
-        assert (each.done, each.counts.failed, set(each.finished)) == (1, 0, {0})
+        assert (each.counts.failed, set(each.finished)) == (0, {0})
         each.close()
         each.close()
     assert len(written) == 1
@@ -161,7 +162,7 @@ def test_journal_resumes_with_the_missing_rows(output: Path) -> None:
     assert names(output.parent) == set()
     run_some(output, 3, 1)
     with contextlib.closing(open_batch(output)) as journal:
-        assert (journal.done, journal.counts.failed, set(journal.finished)) == (2, 1, {1, 3})
+        assert (journal.counts.failed, set(journal.finished)) == (1, {1, 3})
     assert run(output) == [2, 0]
     assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
 
@@ -170,7 +171,7 @@ def test_complete_batch_is_not_run_again(output: Path) -> None:
     run(output)
     before = output_files.file_stamp(output)
     with contextlib.closing(open_batch(output)) as journal:
-        assert (journal.is_complete, journal.done, journal.counts.failed) == (True, 4, 1)
+        assert (journal.is_complete, len(journal.finished), journal.counts.failed) == (True, 4, 1)
         journal.complete()
     assert (output_files.file_stamp(output), names(output.parent)) == (before, COMPLETE)
 
@@ -675,7 +676,7 @@ def test_failed_write_does_not_affect_the_next(output: Path, monkeypatch: pytest
         message, _ = batch_error(lambda: journal.write(1, answer(ROWS[1], "x" * 1000)))
         assert message == f"{output}.partial: No space left on device"
     assert (output_paths(output).partial.read_bytes() == before) != stuck
-    assert (journal.done, journal.counts.failed) == (1, 0)
+    assert (len(journal.finished), journal.counts.failed) == (1, 0)
     for position in (1, 3, 2):
         journal.write(position, answer(ROWS[position]))
     assert len(output_paths(output).partial.read_bytes()) == len(complete_result()) + 4 * len(', "row": 0')
@@ -771,7 +772,7 @@ def test_streamed_result_writes_in_input_order() -> None:
     streamed.complete()
     streamed.close()
     assert "".join(written).encode() == complete_result()
-    assert (streamed.done, streamed.counts.failed, set(streamed.finished)) == (4, 1, {0, 1, 2, 3})
+    assert (streamed.counts.failed, set(streamed.finished)) == (1, {0, 1, 2, 3})
 
 
 def test_closed_streamed_result_writes_finished_rows() -> None:

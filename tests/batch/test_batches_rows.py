@@ -19,8 +19,7 @@ from batch_files import rows_in
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.batch.csv_rows import MAX_LINE_BYTES
-from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
+from cerebrum_cli.batch.readers import MAX_LINE_BYTES, SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
 from cerebrum_cli.batch.rows import Row, RowError, failed_object, parse_template
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import BatchError, UsageError
