@@ -144,7 +144,7 @@ def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
     """Run a batch as `cerebrum batch` does, writing to a file; to be called in a subprocess."""
     settings = benchmark_settings(job.settings)
     votes = Votes(job.votes, job.votes) if job.votes else None
-    options = BatchOptions(settings, votes=votes, ignore_eos=job.ignore_eos, stops_early=False)
+    options = BatchOptions(settings, votes=votes, ignore_eos=job.ignore_eos)
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
         with (

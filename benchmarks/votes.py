@@ -26,7 +26,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -39,14 +39,13 @@ from harness import ROOT, Row, in_subprocess, medians, record
 from nano.questions import held_out
 
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.batch.rows import Row as Question
 from cerebrum_cli.batch.rows import prompt_row
 from cerebrum_cli.core.events import Event, FinishEvent
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.inference.reply import ReplyRequest
 from cerebrum_cli.inference.responder import Responder
-from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, MajorityVote, run_vote
+from cerebrum_cli.inference.voting import VOTE_TEMPERATURE
 
 PARTS = ("cost", "accuracy", "repeat")
 NANO = str(ROOT / "cerebrum_cli" / "nano.gguf")
@@ -127,12 +126,11 @@ def time_row(label: str, pairs: Sequence[tuple[float, float]], target: str) -> R
 
 
 def time_vote(model: str, question: Question, tokens: int) -> float:
-    """Seconds of a vote, run as `cerebrum ask` does; to be called in a subprocess."""
+    """Seconds of the samples of a vote; to be called in a subprocess."""
     request = make_request(question, tokens)
     with loaded_model(model, request.settings, ContextOptions(slots=VOTES)) as loaded:
-        timing = measure_events(
-            lambda: run_vote(loaded.responder, request, MajorityVote(Votes(VOTES, VOTES), stops_early=False))
-        )
+        samples = replace(request, n=VOTES, max_n=VOTES, logprobs=True)  # all of them, as no vote ends early
+        timing = measure_events(lambda: generate(loaded.responder, samples))
     return checked_seconds(timing, tokens, [0] + [timing.finishes[0].prompt_tokens] * (VOTES - 1))
 
 
@@ -159,8 +157,13 @@ def make_request(question: Question, tokens: int, seed: int = SEED) -> ReplyRequ
 def generate_sequentially(responder: Responder, question: Question, tokens: int) -> Iterator[Event]:
     """Yield the events of single answers with the same seeds as the vote's samples."""
     for seed in range(SEED, SEED + VOTES):
-        with closing(responder.generate([responder.tokenize_request(make_request(question, tokens, seed))])) as replies:
-            yield from replies
+        yield from generate(responder, make_request(question, tokens, seed))
+
+
+def generate(responder: Responder, request: ReplyRequest) -> Iterator[Event]:
+    """Yield the events of a request."""
+    with closing(responder.generate([responder.tokenize_request(request)])) as replies:
+        yield from replies
 
 
 def measure_events(start_events: Callable[[], Iterator[Event]]) -> Timing:
@@ -185,18 +188,12 @@ def accuracy_row(count: int) -> Row:
     """Compare the accuracy of votes with that of single samples, for nano."""
     problems = [(turns[0], answer) for turns, answer in held_out()[:count]]
     rows = [prompt_row(number, number, text) for number, (text, _) in enumerate(problems, 1)]
-    seeded_rows = [replace(row, settings={"seed": SEED + VOTES * index}) for index, row in enumerate(rows)]
-    results = in_subprocess(
-        run_batch, BatchJob(NANO, seeded_rows, {"max_tokens": 64, "temperature": 0.8}, PARALLEL, VOTES)
-    ).rows
+    job = BatchJob(NANO, rows, {"max_tokens": 64, "temperature": 0.8, "seed": SEED}, PARALLEL)
+    votes = in_subprocess(run_batch, replace(job, votes=VOTES)).rows
+    singles = in_subprocess(run_batch, replace(job, questions=[row for row in rows for _ in range(VOTES)])).rows
     correct_answers = [canonical(answer) for _, answer in problems]
-    votes = [each["votes"] for each in results]
-    sample_accuracy = np.array(
-        [share_correct(each, answer) for each, answer in zip(votes, correct_answers, strict=True)]
-    )
-    vote_accuracy = np.array(
-        [is_correct(each["winner"], answer) for each, answer in zip(votes, correct_answers, strict=True)], float
-    )
+    vote_accuracy = correctness(votes, correct_answers)
+    sample_accuracy = correctness(singles, np.repeat(correct_answers, VOTES)).reshape(count, VOTES).mean(axis=1)
     resampled = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
     difference = vote_accuracy - sample_accuracy
     low, high = confidence_interval(difference[resampled])
@@ -210,14 +207,10 @@ def accuracy_row(count: int) -> Row:
     )
 
 
-def share_correct(votes: dict[str, Any], correct_answer: str) -> float:
-    """Share of a vote's samples that are correct."""
-    return float(np.mean([is_correct(sample["final_answer"], correct_answer) for sample in votes["chains"]]))
-
-
-def is_correct(answer: str | None, correct_answer: str) -> bool:
-    """Whether an answer is the correct one in canonical form."""
-    return answer is not None and canonical(answer) == correct_answer
+def correctness(rows: Sequence[dict[str, Any]], correct_answers: Iterable[str]) -> npt.NDArray[Any]:
+    """1 for each row whose final answer is the correct one in canonical form, 0 for the others."""
+    answers = [row["final_answer"] and canonical(row["final_answer"]) for row in rows]
+    return np.array([answer == correct for answer, correct in zip(answers, correct_answers, strict=True)], float)
 
 
 def mean_with_interval(shares: npt.NDArray[Any], resampled: npt.NDArray[Any]) -> str:

@@ -52,7 +52,6 @@ class BatchOptions:
     is_json: bool = False
     votes: Votes | None = None
     ignore_eos: bool = False
-    stops_early: bool = True
 
     def seed(self, position: int) -> int | None:
         """The seed of a row's first sample; no two samples of the batch share a seed."""
@@ -260,7 +259,7 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
     conversation = row.conversation
     if conversation.system_prompt is None:
         conversation = replace(conversation, system_prompt=settings.system)
-    vote = MajorityVote(options.votes, options.stops_early) if options.votes else None
+    vote = MajorityVote(options.votes) if options.votes else None
     request = ReplyRequest(conversation, settings, options.grammar, ignore_eos=options.ignore_eos)
     try:
         if vote:

@@ -21,13 +21,11 @@ class MajorityVote:
     """A vote on the samples of one request: their replies, the tally, and how many samples to request.
 
     Samples are counted in the order of their seeds, whichever finishes first: the outcome and the number of samples
-    depend on the seeds alone. Samples that can no longer change the outcome are stopped, unless a benchmark needs
-    them: `stops_early`.
+    depend on the seeds alone. Samples that can no longer change the outcome are stopped.
     """
 
-    def __init__(self, votes: Votes, stops_early: bool = True) -> None:
-        self._stops_early = stops_early
-        self.tally = Tally(votes if stops_early else Votes(votes.maximum, votes.maximum))
+    def __init__(self, votes: Votes) -> None:
+        self.tally = Tally(votes)
         self.replies: dict[int, Reply] = {}  # of the samples in the tally
         self.requested = self.tally.votes.minimum
         self._collectors: dict[int, ReplyCollector] = {}
@@ -102,7 +100,7 @@ class MajorityVote:
     @property
     def is_over(self) -> bool:
         """Whether the vote is complete; False after an interrupt."""
-        return self.tally.samples == self.max_samples or (self._stops_early and self.tally.is_decided)
+        return self.tally.is_decided
 
     @property
     def tally_event(self) -> TallyEvent:
