@@ -16,12 +16,13 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.eval.code import extract_program
-from cerebrum_cli.eval.code_sandbox import Program, require_sandbox, run_programs
+from cerebrum_cli.eval.code_sandbox import CodeResult, Program, ProgramPool, require_sandbox
 from cerebrum_cli.eval.tasks import complete_test
 
 
@@ -99,10 +100,15 @@ def read_problems(path: Path) -> list[Problem]:
 
 def check_form(problems: Sequence[Problem], form: str, reply_to: Callable[[Problem], str], expected: bool) -> list[str]:
     """Answer all problems in a form and print how many pass; list those with another result than expected."""
-    sandbox, started = require_sandbox(), time.perf_counter()
+    started = time.perf_counter()
     programs = {problem.task_id: program_of(problem, reply_to(problem)) for problem in problems}
     runs = [(task_id, program) for task_id, program in programs.items() if program]
-    results = dict(run_programs(sandbox, runs))
+    results: dict[str, CodeResult] = {}
+    with closing(ProgramPool[str](require_sandbox())) as pool:
+        for task_id, program in runs:
+            pool.add(task_id, program)
+        while found := pool.results(wait=True):
+            results |= dict(found)
     seconds = time.perf_counter() - started
     passed = sum(result.passed for result in results.values())
     print(f"{form}: {passed} of {len(problems)} pass, {len(runs)} with code, {seconds:.1f} s", flush=True)

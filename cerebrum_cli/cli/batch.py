@@ -96,11 +96,7 @@ def run_rows(
         result.complete()
     except Interrupted as error:
         again = " without --restart" if options.restart else ""
-        hint = (
-            ""
-            if output == STANDARD
-            else f"{len(result.finished)} of {len(rows)} rows done; run it again{again} to resume"
-        )
+        hint = f"{len(result.finished)} of {len(rows)} rows done; run it again{again} to resume"
         raise Interrupted(error.exit_code - 128, "" if output == STANDARD else hint) from error
     finally:
         result.close()

@@ -110,20 +110,21 @@ def run_tasks(
     try:
         emit(StageEvent("importing lm-eval", 0, 1))
         from cerebrum_cli.eval.lm_harness import CerebrumLM
-        from cerebrum_cli.eval.lm_tasks import TaskOptions, evaluate_tasks
+        from cerebrum_cli.eval.lm_tasks import evaluate_tasks
 
-        task_options = TaskOptions(
-            options.num_fewshot,
-            options.include_path,
-            options.gen_kwargs,
-            options.log_samples,
-            options.limit,
-            options.apply_chat_template,
-            source.settings.system if options.apply_chat_template else None,
-            cache,
-        )
         with closing(CerebrumLM(partial(open_for_lm_eval, source), emit, source.settings.seed or 0)) as harness_model:
-            return evaluate_tasks(harness_model, tasks, task_options)
+            return evaluate_tasks(
+                harness_model,
+                tasks,
+                options.include_path,
+                num_fewshot=options.num_fewshot,
+                limit=options.limit,
+                gen_kwargs=options.gen_kwargs,
+                log_samples=options.log_samples,
+                apply_chat_template=options.apply_chat_template,
+                system_instruction=source.settings.system if options.apply_chat_template else None,
+                use_cache=str(cache),
+            )
     finally:
         progress.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,7 +155,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare two models on the same questions, and report whether the difference is statistically significant."""
-    from cerebrum_cli.eval.comparison import comparison_object, verdict
+    from cerebrum_cli.eval.comparison import verdict
     from cerebrum_cli.eval.runs import compare_runs, measure_divergence
     from cerebrum_cli.terminal.progress import StageProgress
     from cerebrum_cli.terminal.reports import print_comparison
@@ -174,7 +175,7 @@ def compare(
             progress.close()
     if json:
         more = {} if closeness is None else {"mean_kld": closeness.mean_kld, "top1_agreement": closeness.top1_agreement}
-        app.streams.answer_object({**comparison_object(comparison), **more})
+        app.streams.answer_object({**asdict(comparison), **more})
         return
     print_comparison(app.streams, comparison, *runs, closeness)
     app.streams.answer(f"\n{wrapped(app.streams, verdict(comparison, *(run.name for run in runs)))}\n")

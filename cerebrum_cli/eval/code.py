@@ -6,6 +6,7 @@ import ast
 import re
 import textwrap
 import warnings
+from itertools import takewhile
 from typing import NamedTuple
 
 FENCE = re.compile(r"(?P<indent> *)(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)")
@@ -29,13 +30,18 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
     """
     reply = reply.replace("\r\n", "\n")
     blocks = fenced_blocks(reply)
-    preamble = _before_function(prompt, entry_point)
+    name = re.escape(entry_point)
+    opening = re.search(rf"^(@.*\n)*(async )?def {name}\b", prompt, re.MULTILINE)
+    preamble = prompt[: opening.start()].strip("\n") if opening else ""
+    definition = re.compile(rf"^((async )?def {name}\b|{name} *(:[^=\n]+)?=[^=])", re.MULTILINE)
     for block in reversed(blocks):
-        if _defines(block.text, entry_point):
+        if definition.search(block.text):
             return _with_preamble(preamble, block.text if block.is_closed else _valid_prefix(block.text))
     if function := _bare_function(reply, entry_point):
         return _with_preamble(preamble, function)
-    for block in (*reversed(blocks), Block(_before_fence(reply), is_closed=False)):
+    # A first fence may close a block that was opened by the prompt.
+    before_fence = "\n".join(takewhile(lambda line: not FENCE.fullmatch(line), reply.split("\n")))
+    for block in (*reversed(blocks), Block(before_fence, is_closed=False)):
         if program := _continue_prompt(prompt, block, entry_point):
             return program
     return _with_preamble(preamble, blocks[-1].text) if blocks else None
@@ -60,25 +66,6 @@ def fenced_blocks(text: str) -> list[Block]:
     return [block for block in blocks if block.text.strip()]
 
 
-def _before_fence(text: str) -> str:
-    """Text before the first fence, which closes a block that was opened by the prompt."""
-    lines = text.split("\n")
-    end = next((number for number, line in enumerate(lines) if FENCE.fullmatch(line)), len(lines))
-    return "\n".join(lines[:end])
-
-
-def _defines(code: str, entry_point: str) -> bool:
-    """Whether code defines a name on its top level; it may be invalid."""
-    name = re.escape(entry_point)
-    return bool(re.search(rf"^((async )?def {name}\b|{name} *(:[^=\n]+)?=[^=])", code, re.MULTILINE))
-
-
-def _before_function(prompt: str, entry_point: str) -> str:
-    """Imports and helpers in a prompt, before the function that it begins."""
-    found = re.search(rf"^(@.*\n)*(async )?def {re.escape(entry_point)}\b", prompt, re.MULTILINE)
-    return prompt[: found.start()].strip("\n") if found else ""
-
-
 def _with_preamble(preamble: str, code: str) -> str:
     """Put a preamble before code, but after imports from `__future__`, which come first in a file."""
     if preamble in code:
@@ -99,7 +86,7 @@ def _bare_function(text: str, entry_point: str) -> str | None:
     start = line
     for number in range(line - 1, -1, -1):
         if TOP_LEVEL.match(lines[number]):
-            if not _is_valid("\n".join([*lines[number:start], "def following(): pass"])):
+            if _first_error("\n".join([*lines[number:start], "def following(): pass"])) is not None:
                 break
             start = number
     return _without_last_words(_valid_prefix("\n".join(lines[start:])))
@@ -124,8 +111,9 @@ def _continue_prompt(prompt: str, block: Block, entry_point: str) -> str | None:
 
 def _has_body(program: str, entry_point: str, start: int) -> bool:
     """Whether a program is valid and its function has a statement, not only words, after that many lines."""
-    nodes = _parse(program).body if _is_valid(program) else ()
-    functions = (node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    if _first_error(program) is not None:
+        return False
+    functions = (node for node in _parse(program).body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     body = (statement for function in functions if function.name == entry_point for statement in function.body)
     return any(statement.lineno > start and not _is_words(statement) for statement in body)
 
@@ -154,10 +142,6 @@ def _valid_prefix(code: str) -> str:
     while (error := _first_error("\n".join(lines))) is not None:
         del lines[max(0, min(error, len(lines)) - 1) :]
     return "\n".join(lines)
-
-
-def _is_valid(code: str) -> bool:
-    return _first_error(code) is None
 
 
 def _first_error(code: str) -> int | None:

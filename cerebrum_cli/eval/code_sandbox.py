@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Generic, Literal, NamedTuple, TypeVar, cast
@@ -180,20 +180,9 @@ def require_sandbox() -> Sandbox:
 
 def run_program(sandbox: Sandbox, program: Program, timeout_s: float = TIMEOUT_S) -> CodeResult:
     """Run one program and its test."""
-    with contextlib.closing(run_programs(sandbox, [(None, program)], timeout_s)) as results:
-        return next(results)[1]
-
-
-def run_programs(
-    sandbox: Sandbox, programs: Iterable[tuple[Key, Program]], timeout_s: float = TIMEOUT_S
-) -> Generator[tuple[Key, CodeResult], None, None]:
-    """Run programs in a pool; yield the results by key, as programs end. `programs` is read as cores become free."""
-    with contextlib.closing(ProgramPool[Key](sandbox, timeout_s)) as pool:
-        for key, program in programs:
-            pool.add(key, program)
-            yield from pool.results()
-        while results := pool.results(wait=True):
-            yield from results
+    with contextlib.closing(ProgramPool[None](sandbox, timeout_s)) as pool:
+        pool.add(None, program)
+        return pool.results(wait=True)[0][1]
 
 
 class ProgramPool(Generic[Key]):
@@ -332,7 +321,6 @@ def _file(data: bytes) -> Iterator[IO[bytes]]:
 
 
 def _not_working(problem: str) -> UsageError:
-    """Error for a sandbox that does not start, or does not isolate."""
     return UsageError(
         f"bubblewrap does not work here: {problem.splitlines()[-1]}",
         "it needs user namespaces, which many containers forbid; try: bwrap --unshare-all --ro-bind / / true",

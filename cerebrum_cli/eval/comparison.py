@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import asin, atan, pi, sin, sqrt
 from statistics import NormalDist
-from typing import Any
 
 from cerebrum_cli.eval.estimates import ROUNDING, SEED, Clusters, Interval, Z, mean, standard_error, wilson, winner
 from cerebrum_cli.eval.questions import QuestionId, Sample
@@ -160,11 +159,6 @@ def _smallest_difference_of(differences: Sequence[float], clusters: Clusters, is
     return smallest_difference(n, disagreement)
 
 
-def comparison_object(comparison: Comparison) -> dict[str, Any]:
-    """Object that `--json` prints."""
-    return {**asdict(comparison), "interval": list(comparison.interval)}
-
-
 def verdict(comparison: Comparison, a: str, b: str) -> str:
     """The result in a sentence; `a` and `b` name the runs."""
     difference, (low, high) = comparison.difference, comparison.interval
@@ -188,5 +182,4 @@ def verdict(comparison: Comparison, a: str, b: str) -> str:
 
 
 def _points(share: float) -> str:
-    """A share in percentage points."""
     return f"{100 * share:z.1f}"

@@ -88,7 +88,6 @@ def count_totals(scores: Sequence[float], clusters: Clusters = None) -> Counter[
 
 
 def _error(center: float, totals: Counter[Totals]) -> float:
-    """Standard error of the mean `center`."""
     count = totals.total()
     if count == 1:
         return 0.0
@@ -97,7 +96,6 @@ def _error(center: float, totals: Counter[Totals]) -> float:
 
 
 def _size(totals: Counter[Totals]) -> float:
-    """Number of scores."""
     return sum(times * each.size for each, times in totals.items())
 
 
@@ -109,11 +107,6 @@ def wilson(value: float, n: float) -> Interval:
     low = min(value, (n * value + square / 2 - reach) / (n + square)) if value > 0 else 0.0
     high = max(value, (n * value + square / 2 + reach) / (n + square)) if value < 1 else 1.0
     return Interval(max(0.0, low), min(1.0, high))
-
-
-def interval_of(scores: Sequence[float], clusters: Clusters = None) -> Interval:
-    """Interval of the mean of scores from 0 to 1."""
-    return interval_of_totals(mean(scores), count_totals(scores, clusters))
 
 
 def interval_of_totals(value: float, totals: Counter[Totals]) -> Interval:
@@ -138,7 +131,8 @@ def _effective(value: float, error: float) -> float:
 
 def estimate(scores: Sequence[float], clusters: Clusters = None) -> Estimate:
     """The mean of scores from 0 to 1, with its interval."""
-    return Estimate(mean(scores), interval_of(scores, clusters))
+    value = mean(scores)
+    return Estimate(value, interval_of_totals(value, count_totals(scores, clusters)))
 
 
 def pass_at(n: int, c: int, k: int) -> float:

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
@@ -26,40 +25,18 @@ CODE_METRIC = "code_eval"
 TASK_DEFINITIONS = "lm_eval.api.task"  # the logger of warnings about what a task's file leaves to defaults
 
 
-@dataclass(frozen=True, slots=True)
-class TaskOptions:
-    """Options of lm-eval; `cache` is where it saves results while they are computed."""
-
-    num_fewshot: int | None = None
-    include_path: Path | None = None
-    gen_kwargs: str | None = None
-    log_samples: bool = False
-    limit: int | None = None
-    apply_chat_template: bool = False
-    system: str | None = None
-    cache: Path | None = None
-
-
-def evaluate_tasks(model: CerebrumLM, tasks: Sequence[str], options: TaskOptions) -> dict[str, Any]:
+def evaluate_tasks(
+    model: CerebrumLM, tasks: Sequence[str], include_path: Path | None, **arguments: Any
+) -> dict[str, Any]:
     """Run tasks, groups or tags by their names, which may have wildcards, and return lm-eval's results.
 
-    Raises UsageError for unknown tasks, CerebrumError for data that cannot be loaded.
+    The arguments are those of its `simple_evaluate`. Raises UsageError for unknown tasks, CerebrumError for data that
+    cannot be loaded.
     """
     with own_output(model.on_event):
         model.on_event(StageEvent("loading tasks", 0, 1))
-        manager, names = find_tasks(tasks, options.include_path)
-        results = evaluator.simple_evaluate(
-            model=model,
-            tasks=names,
-            num_fewshot=options.num_fewshot,
-            limit=options.limit,
-            gen_kwargs=options.gen_kwargs,
-            log_samples=options.log_samples,
-            apply_chat_template=options.apply_chat_template,
-            system_instruction=options.system,
-            use_cache=options.cache and str(options.cache),
-            task_manager=manager,
-        )
+        manager, names = find_tasks(tasks, include_path)
+        results = evaluator.simple_evaluate(model=model, tasks=names, task_manager=manager, **arguments)
     plain: dict[str, Any] = json.loads(json.dumps(results, default=handle_non_serializable))  # functions become text
     return plain
 
@@ -90,7 +67,8 @@ class Tasks(TaskManager):  # type: ignore[misc]  # lm_eval is not a dependency
             if CODE_METRIC in str(error):  # which such tasks load on import
                 raise runs_code(names) from error
             raise CerebrumError(
-                f"cannot load {names}: {first_line(error)}", "check the task and the network"
+                f"cannot load {names}: {(str(error) or type(error).__name__).splitlines()[0]}",
+                "check the task and the network",
             ) from error
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False):
@@ -100,10 +78,6 @@ class Tasks(TaskManager):  # type: ignore[misc]  # lm_eval is not a dependency
 
 def runs_code(task: str) -> UsageError:
     return UsageError(f"{task} would run code that the model writes", "cerebrum eval humaneval --run-code")
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager
@@ -163,15 +137,11 @@ def add_published(table: str, results: Mapping[str, Any], preset: Preset) -> str
 def averages(results: Mapping[str, Any], preset: Preset) -> Iterator[str]:
     """A line for each published average of which all tasks were run."""
     for average in preset.averages:
-        measured = [main_metric(results["results"].get(task, {})) for task in average.tasks]
+        scores = [results["results"].get(task, {}) for task in average.tasks]
+        measured = [each.get("acc_norm,none", each.get("acc,none")) for each in scores]
         values = [value for value in measured if value is not None]
         if len(values) == len(average.tasks):
             yield f"{average.name}: {sum(values) / len(values):.4f} (published: {average.value:.4f})"
-
-
-def main_metric(values: Mapping[str, Any]) -> float | None:
-    """acc_norm of a task, or acc if it has no other."""
-    return next((values[name] for name in ("acc_norm,none", "acc,none") if name in values), None)
 
 
 def remarks(results: Mapping[str, Any], preset: Preset) -> list[str]:

@@ -92,7 +92,8 @@ class Report:
     `n` is the number of questions with a sample, of which `complete` have all. A question's samples are averaged first:
     `accuracy` is the mean over the `n` questions. `maj` and `pass_at` are over the complete ones, for every k from 1;
     empty if there are none. Every sample is correct, or wrong, or states no answer: `cut_off` is the share of those
-    that reached a limit first, `no_answer` of the others. `chance` is the accuracy of guessing choices.
+    that reached a limit first, `no_answer` of the others. `chance` is the accuracy of guessing choices, if there are
+    any.
     """
 
     task: str
@@ -117,6 +118,8 @@ def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seco
     """
     questions = list(group_by_question(run).values())
     complete = [question for question in questions if len(question) == samples]
+    clusters, choices = clusters_of(complete), [len(question[0].choices) for question in questions]
+    correct = [sum(sample.correct for sample in question) for question in complete]
     unstated = [sample for sample in run if sample.answer is None and not sample.correct]
     cut_off = sum(sample.is_cut_off for sample in unstated)
     return Report(
@@ -126,13 +129,17 @@ def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seco
         complete=len(complete),
         samples=samples,
         accuracy=mean_accuracy(questions),
-        maj=_majorities(complete, form),
-        pass_at=_passes(complete, samples),
+        maj=tuple(estimate(shares, clusters) for shares in majorities([votes_of(each, form) for each in complete])),
+        pass_at=tuple(
+            estimate([pass_at(samples, count, k) for count in correct], clusters)
+            for k in range(1, samples + 1)
+            if correct
+        ),
         no_answer=(len(unstated) - cut_off) / len(run),
         cut_off=cut_off / len(run),
         tokens_per_answer=mean([sample.completion_tokens for sample in run]),
         seconds_per_question=None if seconds is None else seconds / len(questions),
-        chance=_chance(questions),
+        chance=mean([1 / count if count else 0.0 for count in choices]) if any(choices) else None,
     )
 
 
@@ -171,23 +178,6 @@ def clusters_of(questions: Sequence[Sequence[Sample]]) -> Clusters:
     return [(sample.id,) if sample.cluster is None else sample.cluster for sample in firsts]
 
 
-def _majorities(questions: Sequence[Sequence[Sample]], form: FormOf) -> tuple[Estimate, ...]:
-    votes, clusters = [votes_of(question, form) for question in questions], clusters_of(questions)
-    return tuple(estimate(shares, clusters) for shares in majorities(votes))
-
-
-def _passes(questions: Sequence[Sequence[Sample]], samples: int) -> tuple[Estimate, ...]:
-    correct, clusters = [sum(sample.correct for sample in question) for question in questions], clusters_of(questions)
-    values = ([pass_at(samples, count, k) for count in correct] for k in range(1, samples + 1) if correct)
-    return tuple(estimate(each, clusters) for each in values)
-
-
-def _chance(questions: Sequence[Sequence[Sample]]) -> float | None:
-    """Mean over questions of one divided by the number of choices, where there are any."""
-    choices = [len(question[0].choices) for question in questions]
-    return mean([1 / count if count else 0.0 for count in choices]) if any(choices) else None
-
-
 def report_object(report: Report) -> dict[str, Any]:
     """Object that `--json` prints."""
     chance = {} if report.chance is None else {"chance": report.chance}
@@ -209,5 +199,4 @@ def report_object(report: Report) -> dict[str, Any]:
 
 
 def _estimates_object(estimates: Sequence[Estimate]) -> dict[str, dict[str, Any]]:
-    """Estimates by k."""
     return {str(k): {"value": each.value, "interval": list(each.interval)} for k, each in enumerate(estimates, start=1)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import sqrt
 
 import numpy
@@ -17,7 +17,6 @@ from cerebrum_cli.eval.comparison import (
     Outcome,
     bootstrap,
     compare,
-    comparison_object,
     is_flip,
     mcnemar,
     outcomes,
@@ -260,7 +259,7 @@ def test_verdict_states_what_would_show() -> None:
 
 def test_comparison_object_is_json() -> None:
     found = compare(*pair(100, 10, 30, 60))
-    shown = json.loads(json.dumps(comparison_object(found)))
+    shown = json.loads(json.dumps(asdict(found)))
     assert " ".join(shown) == (
         "n accuracy_a accuracy_b difference interval right_to_wrong wrong_to_right p_value flips smallest_difference"
         " is_significant"

@@ -18,10 +18,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from cerebrum_cli.answers.vote import Tally, Votes
 from cerebrum_cli.eval.estimates import (
-    Estimate,
     Vote,
     estimate,
-    interval_of,
     majorities,
     mean,
     pass_at,
@@ -110,37 +108,37 @@ def test_wilson_contains_the_value_within_0_and_1(value: float, n: float) -> Non
 
 @given(scores)
 def test_interval_contains_the_mean_within_0_and_1(values: list[float]) -> None:
-    low, high = interval_of(values)
+    low, high = estimate(values).interval
     assert 0 <= low <= mean(values) <= high <= 1
     assert low < high
 
 
 @given(scores)
 def test_interval_narrows_with_more_of_the_same_questions(values: list[float]) -> None:
-    few, many = interval_of(values), interval_of(values * 3)
+    few, many = estimate(values).interval, estimate(values * 3).interval
     assert many.high - many.low < few.high - few.low
 
 
 def test_interval_of_single_samples_is_wilsons() -> None:
     marks = [1.0] * 110 + [0.0] * 90
-    assert interval_of(marks) == pytest.approx(wilson(0.55, 199), abs=1e-9)  # the standard error divides by n - 1
-    assert estimate(marks) == Estimate(0.55, interval_of(marks))
+    assert estimate(marks).interval == pytest.approx(wilson(0.55, 199), abs=1e-9)  # the standard error divides by n - 1
+    assert estimate(marks).value == 0.55
 
 
 def test_interval_of_equal_scores_has_a_width() -> None:
-    assert interval_of([0.0] * 30) == wilson(0.0, 30) == pytest.approx((0.0, 0.1135), abs=1e-4)
-    assert interval_of([1.0] * 30) == pytest.approx((0.8865, 1.0), abs=1e-4)
-    assert (interval_of([0.0] * 30).low, interval_of([1.0] * 30).high) == (0.0, 1.0)
-    assert interval_of([0.1] * 30) == pytest.approx(wilson(0.1, 30))  # although 0.1 times 30 is not quite 3
-    assert interval_of([0.0]) == wilson(0.0, 1)
-    assert interval_of([1.0]) == wilson(1.0, 1)
+    assert estimate([0.0] * 30).interval == wilson(0.0, 30) == pytest.approx((0.0, 0.1135), abs=1e-4)
+    assert estimate([1.0] * 30).interval == pytest.approx((0.8865, 1.0), abs=1e-4)
+    assert (estimate([0.0] * 30).interval.low, estimate([1.0] * 30).interval.high) == (0.0, 1.0)
+    assert estimate([0.1] * 30).interval == pytest.approx(wilson(0.1, 30))  # although 0.1 times 30 is not quite 3
+    assert estimate([0.0]).interval == wilson(0.0, 1)
+    assert estimate([1.0]).interval == wilson(1.0, 1)
 
 
 def test_interval_of_equal_scores_counts_clusters() -> None:
     """Ten texts that a model understands or does not: with n = questions, the truth would often be outside."""
     clusters = [index // 10 for index in range(100)]
-    assert interval_of([0.0] * 100, clusters) == wilson(0.0, 10)
-    assert interval_of([0.0, 1.0] * 50, clusters) == wilson(0.5, 10)  # each cluster has the same mean
+    assert estimate([0.0] * 100, clusters).interval == wilson(0.0, 10)
+    assert estimate([0.0, 1.0] * 50, clusters).interval == wilson(0.5, 10)  # each cluster has the same mean
 
 
 @pytest.mark.parametrize(("questions", "samples"), [(30, 1), (200, 8)])
@@ -150,7 +148,7 @@ def test_interval_covers_the_truth_in_95_percent(questions: int, samples: int, d
     covered = 0
     for _ in range(runs):
         correct = generator.binomial(samples, generator.beta(a, b, questions))
-        low, high = interval_of((correct / samples).tolist())
+        low, high = estimate((correct / samples).tolist()).interval
         covered += low <= a / (a + b) <= high
     assert 0.925 <= covered / runs <= 0.975  # three standard errors of this simulation, and a little
 
@@ -165,17 +163,18 @@ def test_interval_near_0_and_1_covers_the_truth(questions: int, difficulty: tupl
     covered = numpy.zeros(2)
     for _ in range(runs):
         correct = generator.binomial(8, generator.beta(a, b, questions))
-        accuracy, pass_at_4 = interval_of((correct / 8).tolist()), interval_of([passed[count] for count in correct])
+        scores = (correct / 8).tolist(), [passed[count] for count in correct]
+        accuracy, pass_at_4 = (estimate(each).interval for each in scores)
         covered += accuracy.low <= a / (a + b) <= accuracy.high, pass_at_4.low <= truth <= pass_at_4.high
     assert (covered / runs >= 0.925).all()
 
 
 def test_interval_of_nearly_equal_scores_is_near_that_of_equal_ones() -> None:
-    equal, nearly = interval_of([1.0] * 50), interval_of([1.0] * 49 + [0.875])
+    equal, nearly = estimate([1.0] * 50).interval, estimate([1.0] * 49 + [0.875]).interval
     assert nearly.low == pytest.approx(equal.low, abs=0.003)
-    assert interval_of([0.0] * 49 + [0.125]) == pytest.approx((1 - nearly.high, 1 - nearly.low))
+    assert estimate([0.0] * 49 + [0.125]).interval == pytest.approx((1 - nearly.high, 1 - nearly.low))
     clusters = [index // 5 for index in range(50)]
-    assert interval_of([1.0] * 49 + [0.875], clusters).low == pytest.approx(wilson(1.0, 10).low, abs=0.005)
+    assert estimate([1.0] * 49 + [0.875], clusters).interval.low == pytest.approx(wilson(1.0, 10).low, abs=0.005)
 
 
 def test_clustered_interval_covers_the_truth_in_95_percent() -> None:
@@ -183,8 +182,8 @@ def test_clustered_interval_covers_the_truth_in_95_percent() -> None:
     covered = plain = 0
     for _ in range(runs):
         marks = generator.binomial(1, numpy.repeat(generator.beta(1, 1, 40), 5)).astype(float).tolist()
-        covered += interval_of(marks, clusters).low <= 0.5 <= interval_of(marks, clusters).high
-        plain += interval_of(marks).low <= 0.5 <= interval_of(marks).high
+        covered += estimate(marks, clusters).interval.low <= 0.5 <= estimate(marks, clusters).interval.high
+        plain += estimate(marks).interval.low <= 0.5 <= estimate(marks).interval.high
     assert 0.925 <= covered / runs <= 0.975
     assert plain / runs < 0.9  # what ignoring the clusters would promise
 

@@ -33,11 +33,11 @@ from cerebrum_cli.eval.code_sandbox import (
     MACHINES,
     CodeResult,
     Program,
+    ProgramPool,
     Sandbox,
     call_filter,
     require_sandbox,
     run_program,
-    run_programs,
     sandbox_command,
 )
 from cerebrum_cli.eval.marking import Mark, Unmarked, code_marker
@@ -396,20 +396,24 @@ def test_sandbox_runs_as_many_programs_as_cores(sandbox: Sandbox, monkeypatch: p
             started.append(key)
             yield key, Program(f"import time\ntime.sleep({0.6 if key == 0 else 0.2})", f"assert {key} % 2 == 0")
 
-    results = []
-    for key, result in run_programs(sandbox, programs(), timeout_s=20):
-        results.append((key, result.reason))
-        assert len(started) <= len(results) + 3
-    assert sorted(results) == [(key, "failed" if key % 2 else "passed") for key in range(7)]
+    results: list[tuple[int, CodeResult]] = []
+    with closing(ProgramPool[int](sandbox, timeout_s=20)) as pool:
+        for key, program in programs():
+            pool.add(key, program)
+            results += pool.results()
+            assert len(started) <= len(results) + 3
+        while found := pool.results(wait=True):
+            results += found
+    reasons = [(key, result.reason) for key, result in sorted(results)]
+    assert reasons == [(key, "failed" if key % 2 else "passed") for key in range(7)]
     assert results[0][0] != 0  # the slow one does not keep the others waiting
     assert psutil.Process().children(recursive=True) == []
 
 
 RUNNING = """
 import sys
-from cerebrum_cli.eval.code_sandbox import Program, require_sandbox, run_programs
-for _ in run_programs(require_sandbox(), [(None, Program("while True: pass", ""))] * 2, timeout_s=60):
-    pass
+from cerebrum_cli.eval.code_sandbox import Program, require_sandbox, run_program
+run_program(require_sandbox(), Program("while True: pass", ""), timeout_s=60)
 """
 
 

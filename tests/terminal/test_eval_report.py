@@ -21,7 +21,7 @@ from cerebrum_cli.core.events import EvalProgress
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.trials import Bench, Closeness, TrialError
-from cerebrum_cli.eval.estimates import interval_of, majorities, mean
+from cerebrum_cli.eval.estimates import estimate, majorities, mean
 from cerebrum_cli.eval.questions import SKIPPED, Sample
 from cerebrum_cli.eval.report import Report, RunningScore, report_object, summarize, votes_of
 from cerebrum_cli.eval.runs import measure_divergence
@@ -57,7 +57,7 @@ def test_report_averages_the_samples_of_a_question_first() -> None:
     found = report_of(*run, *(sample(3, number, "7" if number else "8") for number in range(4)), samples=4)
     assert (found.n, found.complete, found.samples) == (3, 3, 4)
     assert found.accuracy.value == mean([1.0, 0.0, 0.75])
-    assert found.accuracy.interval == interval_of([1.0, 0.0, 0.75])
+    assert found.accuracy.interval == estimate([1.0, 0.0, 0.75]).interval
 
 
 def test_report_has_votes_and_pass_at_of_every_size(votes: Report) -> None:
@@ -144,8 +144,8 @@ def test_score_counts_questions_with_all_their_samples() -> None:
         score.add(sample(id, number, answer))
     assert (score.done, score.event.total, score.questions, score.event.accuracy) == (3, 6, 1, 0.5)
     score.add(sample(1, 0, "7"))
-    assert (score.questions, score.event.accuracy, score.event.interval) == (2, 0.75, interval_of([0.5, 1.0]))
-    assert score.event == EvalProgress(4, 6, 2, 3, 0.75, interval_of([0.5, 1.0]), 0.0, 0.0, 0)
+    assert (score.questions, score.event.accuracy, score.event.interval) == (2, 0.75, estimate([0.5, 1.0]).interval)
+    assert score.event == EvalProgress(4, 6, 2, 3, 0.75, estimate([0.5, 1.0]).interval, 0.0, 0.0, 0)
 
 
 def test_score_shares_excludes_skipped_samples() -> None:
@@ -167,7 +167,7 @@ def test_score_in_progress_is_that_of_all_its_questions() -> None:
             score.add(replace(sample(id, number, "7" if is_correct else "8"), cluster=cluster))
         scores.append(mean(marks))
         clusters.append(cluster or f"question {id}")
-        assert score.event.interval == pytest.approx(interval_of(scores, clusters))
+        assert score.event.interval == pytest.approx(estimate(scores, clusters).interval)
         assert score.questions == id + 1
         assert score.event.accuracy == pytest.approx(mean(scores))
 
@@ -176,7 +176,7 @@ def test_score_tells_clusters_from_questions_of_one_name() -> None:
     score = RunningScore(questions=3, samples=1)
     for id, cluster, answer in (("a", None, "7"), ("b", "a", "7"), ("c", "a", "8")):
         score.add(replace(sample(id, 0, answer), cluster=cluster))
-    assert score.event.interval == interval_of([1.0, 1.0, 0.0], ["question a", "cluster", "cluster"])
+    assert score.event.interval == estimate([1.0, 1.0, 0.0], ["question a", "cluster", "cluster"]).interval
 
 
 # The picture.
