@@ -162,16 +162,23 @@ def read_task(app: App, source: str, options: EvalOptions) -> LoadedTask:
     """Read the questions, with a progress bar if they are downloaded, and name the rows that do not count."""
     from cerebrum_cli.cli.models import file_progress
     from cerebrum_cli.eval.marking import MATCHES
-    from cerebrum_cli.eval.sources import ReadOptions, read_source
+    from cerebrum_cli.eval.sources import read_source
     from cerebrum_cli.eval.tasks import find_preset
 
     match = next((each for each in MATCHES if each == options.match), None)
     if options.match and match is None:
         raise UsageError(f"--match is {options.match!r}", f"it must be {', '.join(MATCHES)}")
-    read_options = ReadOptions(options.template, match, options.run_code)
     preset = find_preset(options.preset) if options.preset else None
     with file_progress(app, options) as progress:
-        task = read_source(source, read_options, preset, progress, options.offline)
+        task = read_source(
+            source,
+            progress,
+            preset=preset,
+            template=options.template,
+            match=match,
+            run_code=options.run_code,
+            offline=options.offline,
+        )
     if not options.quiet:
         for bad in task.bad_rows[:SHOWN_ERRORS]:
             app.streams.notice(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}", ""))

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -168,10 +167,10 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         for prompt, sample, text in continue_prompts(self._model.engine, prompts, self.on_event):
             if self._ends_in_reply_space(prompt.key[0]):
                 text = text.removeprefix(REPLY_SPACE)
-            for position in prompt.positions(sample):
+            for position in prompt.positions[sample]:
                 texts[position] = text
                 done += 1
-            if not prompt.is_sampled:  # equal requests would get the same text from the cache
+            if prompt.request.params.temperature == 0:  # equal requests would get the same text from the cache
                 self.cache_hook.add_partial("generate_until", prompt.key, text)
             self.on_event(StageEvent("generating", done, len(requests)))
         return texts
@@ -180,16 +179,22 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         prompts = []
         ignored: set[str] = set()
         stop = self._model.responder.format.stop if self._is_chat else ()
-        size = self.max_length
-        truncated = 0
+        size, truncated = self.max_length, 0
         for key, group in groupby(enumerate(requests), key=lambda pair: pair[1].args):
             positions = [position for position, _ in group]
             settings = normalize_gen_kwargs(key[1], MAX_GEN_TOKENS)
             ignored |= settings.keys() - NEUTRAL.keys() - OTHER_KEYS
             params = sampling_params(settings, stop, self._seed + positions[0])
+            room = size - (params.max_tokens or 0)
+            if room < 1:
+                raise UsageError(
+                    f"max_gen_toks is {params.max_tokens}, but the context has {size} tokens",
+                    "raise --ctx, or set --gen-kwargs max_gen_toks=N",
+                )
             tokens = self._encode_prompt(key[0])
-            prompts.append(plan_prompt(key, positions[0], len(positions), tokens, params, size))
-            truncated += len(prompts[-1].request.prompt_tokens) < len(tokens)
+            truncated += len(tokens) > room
+            answered = [[position] for position in positions] if params.temperature > 0 else [positions]
+            prompts.append(PlannedPrompt(key, Request(tokens[-room:], params, n=len(answered)), answered))
         if ignored:
             self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
         self._notify_of_truncation(truncated, len(prompts))
@@ -298,41 +303,16 @@ NEUTRAL = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetiti
 OTHER_KEYS = {"until", "max_gen_toks", "do_sample", "seed"}
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedPrompt:
-    """Adjacent equal requests of lm-eval, from `position` on, as one request to the engine.
+class PlannedPrompt(NamedTuple):
+    """Adjacent equal requests of lm-eval as one request to the engine; tokens on the left give way to the reply.
 
-    `key` is theirs in lm-eval's cache.
+    `key` is theirs in lm-eval's cache. `positions` are those of the requests that each sample answers: of a sampled
+    text one each, of a greedy one all.
     """
 
     key: Any
-    position: int
-    count: int
     request: Request
-
-    @property
-    def is_sampled(self) -> bool:
-        """Whether the texts differ; otherwise one is generated for all."""
-        return self.request.params.temperature > 0
-
-    def positions(self, sample: int) -> range:
-        """The requests that a sample answers."""
-        first = self.position + sample
-        return range(first, first + (1 if self.is_sampled else self.count))
-
-
-def plan_prompt(
-    key: Any, position: int, count: int, tokens: Sequence[int], params: SamplingParams, size: int
-) -> PlannedPrompt:
-    """Plan `count` continuations of a text; tokens on the left give way to the reply in a context of this size."""
-    room = size - (params.max_tokens or 0)
-    if room < 1:
-        raise UsageError(
-            f"max_gen_toks is {params.max_tokens}, but the context has {size} tokens",
-            "raise --ctx, or set --gen-kwargs max_gen_toks=N",
-        )
-    samples = count if params.temperature > 0 else 1
-    return PlannedPrompt(key, position, count, Request(tuple(tokens[-room:]), params, n=samples))
+    positions: Sequence[Sequence[int]]
 
 
 def sampling_params(settings: Mapping[str, Any], stop: Sequence[str], seed: int) -> SamplingParams:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
+from cerebrum_cli.batch.rows import InvalidRow, Template
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.eval.questions import Question, QuestionId
@@ -27,9 +28,6 @@ _BOM = b"\xef\xbb\xbf"
 _MAX_SHOWN = 60  # characters of a value in a reason
 _FINAL = re.compile(r".*(?<!#)####(?!#)(.*)")  # in the last line of a solution in GSM8K
 _LETTER_MARKS = re.compile(r"\(?([^().:]+)[).:]?")  # B, (B), B), B.
-
-Render = Callable[[Mapping[str, Any]], str]
-"""Renders a prompt from the fields of a row. Raises ValueError, with the reason, for a row it cannot render."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +93,10 @@ def parse_lines(data: bytes) -> Iterator[Row]:
             yield number, _parse_line(number, line)
 
 
-def read_questions(rows: Iterable[Row], fields: Fields | None = None, render: Render | None = None) -> QuestionSet:
+def read_questions(rows: Iterable[Row], fields: Fields | None = None, template: Template | None = None) -> QuestionSet:
     """Read the questions of a source. Raises UsageError if none can be scored.
 
-    `render` gets the row's fields, with `choices` as lines. Without it, the prompt is the question, followed by its
+    A `template` gets the row's fields, with `choices` as lines. Without it, the prompt is the question, followed by its
     choices and CHOICE_INSTRUCTION.
     """
     drafts: list[_Draft] = []
@@ -108,7 +106,7 @@ def read_questions(rows: Iterable[Row], fields: Fields | None = None, render: Re
         try:
             if isinstance(row, BadRow):
                 raise _Invalid(row.reason)
-            draft = _draft(line, row, fields or Fields(), render)
+            draft = _draft(line, row, fields or Fields(), template)
             id = draft.question.id
             if lines.setdefault(id, line) != line:
                 raise _Invalid(f"duplicate id {_shown(id)}, first on line {lines[id]}")
@@ -118,7 +116,7 @@ def read_questions(rows: Iterable[Row], fields: Fields | None = None, render: Re
     questions, undecided, note = _resolve_indices(drafts)
     bad_rows = sorted([*bad_rows, *undecided], key=lambda bad: bad.line)
     if not questions:
-        raise _no_questions(bad_rows, render is not None)
+        raise _no_questions(bad_rows, template is not None)
     return QuestionSet(questions, tuple(bad_rows), note)
 
 
@@ -141,12 +139,12 @@ def _parse_line(number: int, line: bytes) -> Mapping[str, Any] | BadRow:
     return row if isinstance(row, dict) else BadRow(number, "not a JSON object")
 
 
-def _draft(line: int, row: Mapping[str, Any], fields: Fields, render: Render | None) -> _Draft:
+def _draft(line: int, row: Mapping[str, Any], fields: Fields, template: Template | None) -> _Draft:
     choices = _choices(row.get("choices"))
     question = Question(
         index=line - 1,
         id=_own_id(row.get(fields.id), fields.id, line),
-        prompt=_prompt(row, fields, choices, render),
+        prompt=_prompt(row, fields, choices, template),
         gold="",
         choices=choices.texts if choices else (),
         cluster=None if row.get("cluster") in (None, "") else _text(row["cluster"], "cluster"),
@@ -178,15 +176,15 @@ def _choices(value: Any) -> _Choices | None:
     )
 
 
-def _prompt(row: Mapping[str, Any], fields: Fields, choices: _Choices | None, render: Render | None) -> str:
+def _prompt(row: Mapping[str, Any], fields: Fields, choices: _Choices | None, template: Template | None) -> str:
     lines = choice_lines(choices.texts) if choices else None
-    if render is None:
+    if template is None:
         question = _required(row, fields.question)
         return question if lines is None else f"{question}\n\n{lines}\n\n{CHOICE_INSTRUCTION}"
     try:
-        prompt = well_formed(render(row if lines is None else {**row, "choices": lines}))
-    except ValueError as error:
-        raise _Invalid(str(error)) from error
+        prompt = well_formed(template.render(row if lines is None else {**row, "choices": lines}))
+    except InvalidRow as invalid:
+        raise _Invalid(invalid.error.message) from invalid
     if not prompt.strip():
         raise _Invalid("the prompt is blank")
     return prompt

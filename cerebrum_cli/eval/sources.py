@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.batch.readers import open_input
-from cerebrum_cli.batch.rows import InvalidRow, parse_template
+from cerebrum_cli.batch.rows import parse_template
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.eval.marking import Marker, Match, code_marker, marker
 from cerebrum_cli.eval.questions import Question
-from cerebrum_cli.eval.reading import BadRow, QuestionSet, Render, Row, parse_lines, read_questions
+from cerebrum_cli.eval.reading import BadRow, QuestionSet, Row, parse_lines, read_questions
 from cerebrum_cli.eval.tasks import TASKS, Condition, Preset, Task, find_condition, find_task
 from cerebrum_cli.models.cache import Cache, CachedFile
 from cerebrum_cli.models.download import Download, git_hash
@@ -42,7 +42,7 @@ def load_file(path: Path, template: str | None = None) -> tuple[QuestionSet, Que
     digest = hashlib.sha256()
     with closing(open_input(path)) as source:
         data = b"\n".join(source.lines(0, digest))
-    questions = read_questions(parse_lines(data), render=_renderer(template))
+    questions = read_questions(parse_lines(data), template=parse_template(template) if template is not None else None)
     return questions, QuestionSource(str(path), digest.hexdigest())
 
 
@@ -59,11 +59,11 @@ def load_task(
         except ImportError as error:
             problem = f"the dataset of {task.name} is a parquet file, which needs pyarrow: {error}"
             raise CerebrumError(problem, pip_install('"cerebrum-cli[eval]"')) from error
-    render = _renderer(template)
+    parsed = parse_template(template) if template is not None else None
     cached, data = _cached_or_downloaded(task, progress, offline)
     rows = _parquet_rows(task, cached, data) if cached.name.endswith(_PARQUET) else parse_lines(data)
     source = QuestionSource(cached.name, hashlib.sha256(data).hexdigest(), task.repo_id, cached.commit)
-    return read_questions(task.rows(rows), task.fields, render), source
+    return read_questions(task.rows(rows), task.fields, parsed), source
 
 
 def _cached_or_downloaded(task: Task, progress: Progress, offline: bool) -> tuple[CachedFile, bytes]:
@@ -103,20 +103,6 @@ def _read(cached: CachedFile) -> bytes:
         return cached.path.read_bytes()
     except OSError as error:
         raise PullError(f"{cached.path}: {error.strerror or error}", "make it readable") from error
-
-
-def _renderer(template: str | None) -> Render | None:
-    if template is None:
-        return None
-    parsed = parse_template(template)
-
-    def render(fields: Mapping[str, Any]) -> str:
-        try:
-            return parsed.render(fields)
-        except InvalidRow as invalid:
-            raise ValueError(invalid.error.message) from invalid
-
-    return render
 
 
 def _parquet_rows(task: Task, cached: CachedFile, data: bytes) -> Iterator[Row]:
@@ -160,17 +146,15 @@ class LoadedTask:
         return {} if temperature is None else {"temperature": temperature}
 
 
-@dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """How the questions are read and marked, as the command line says; None leaves it to the task."""
-
-    template: str | None = None
-    match: Match | None = None
-    run_code: bool = False
-
-
 def read_source(
-    source: str, options: ReadOptions, preset: Preset | None, progress: Progress, offline: bool
+    source: str,
+    progress: Progress,
+    *,
+    preset: Preset | None,
+    template: str | None,
+    match: Match | None,
+    run_code: bool,
+    offline: bool,
 ) -> LoadedTask:
     """Read a file, or a task by its name, which is downloaded unless it is installed.
 
@@ -183,27 +167,27 @@ def read_source(
         hint = f"did you mean {near}?" if near else f"use {', '.join(known)}, or a file such as exam.jsonl"
         raise UsageError(f"unknown task {source!r}", hint)
     condition = find_condition(preset, source) if preset else None
-    match: Match = "code" if task and task.scorer == "code" else options.match or "answer"
-    if match == "code" and options.match:
+    is_code = task is not None and task.scorer == "code"
+    if is_code and match:
         raise UsageError(f"--match has no effect on {source}, whose programs are tested", "omit --match")
-    if match != "code" and options.run_code:
+    if run_code and not is_code:
         raise UsageError("--run-code applies only to humaneval", "omit --run-code")
-    run_code = code_marker(options.run_code) if match == "code" else None  # refused before anything is downloaded
-    found, origin = (
-        load_task(task, progress, options.template, offline) if task else load_file(Path(source), options.template)
-    )
+    of_code = code_marker(run_code) if is_code else None  # refused before anything is downloaded
+    match = "code" if is_code else match or "answer"
+    found, origin = load_task(task, progress, template, offline) if task else load_file(Path(source), template)
+    name = task.name if task else Path(source).stem
     return LoadedTask(
-        name=task.name if task else Path(source).stem,
+        name=name,
         questions=found.questions,
         bad_rows=found.bad_rows,
         fingerprint={
-            "task": task.name if task else Path(source).stem,
+            "task": name,
             "question file": origin.sha256,
             "dataset": origin.repo_id and f"{origin.repo_id} at {origin.commit}",
-            "template": options.template,
+            "template": template,
             "match": match,
         },
-        marker=run_code or marker(match, found.questions),
+        marker=of_code or marker(match, found.questions),
         condition=condition,
         remarks=tuple(filter(None, (*_remarks(origin, task, preset, condition), found.note))),
     )

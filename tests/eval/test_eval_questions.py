@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cerebrum_cli.batch.rows import parse_template
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.eval.questions import MAX_SAMPLES, Question, sample_seed, select
@@ -160,20 +161,15 @@ def test_bad_rows_do_not_take_an_id() -> None:
 
 
 def test_questions_of_a_template_need_no_question_field() -> None:
-    def render(row: Any) -> str:
-        if "problem" not in row:
-            raise ValueError("no field `problem`")
-        return f"Solve: {row['problem']}\n{row.get('choices', '')}"
-
-    found = read(
-        {"problem": "P", "answer": "a"}, GOOD, {"problem": "Q", "choices": COLORS, "answer": "blue"}, render=render
-    )
-    assert [question.prompt for question in found.questions] == [
-        "Solve: P\n",
-        "Solve: Q\nA) red\nB) green\nC) blue\nD) white",
-    ]
-    assert found.bad_rows == (BadRow(2, "no field `problem`"),)
-    assert reason({"question": "", "answer": "2"}, render=lambda row: row["question"]) == "the prompt is blank"
+    template = parse_template("Solve: {problem}")
+    found = read({"problem": "P", "answer": "a"}, GOOD, template=template)
+    assert [question.prompt for question in found.questions] == ["Solve: P"]
+    assert found.bad_rows == (BadRow(2, "no field `problem`; the fields are: question, answer"),)
+    [question] = read(
+        {"q": "Q", "choices": COLORS, "answer": "blue"}, template=parse_template("{q}\n{choices}")
+    ).questions
+    assert question.prompt == "Q\nA) red\nB) green\nC) blue\nD) white"
+    assert reason({"question": "", "answer": "2"}, template=parse_template("{question}")) == "the prompt is blank"
 
 
 @pytest.mark.parametrize(
@@ -183,8 +179,8 @@ def test_questions_of_a_template_need_no_question_field() -> None:
         (b'{"q": 1}\n[', {}, "no question can be scored; line 1: no `question`; the fields are: q", "each line needs"),
         ('{"question": "?"}'.encode("utf-16"), {}, "the questions are UTF-16, not UTF-8", "convert them"),
         (
-            b'{"answer": 1}',
-            {"render": lambda _: " "},
+            b'{"q": " ", "answer": 1}',
+            {"template": parse_template("{q}")},
             "no question can be scored; line 1: the prompt is blank",
             "check the template",
         ),
