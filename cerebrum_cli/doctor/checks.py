@@ -1,4 +1,4 @@
-"""The checks of `cerebrum doctor`, in the order in which they run."""
+"""The checks of `cerebrum doctor`, in the order in which they run; in the last ones a bundled model answers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from cerebrum_cli import __version__
 from cerebrum_cli.core.config import read_config
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_size
@@ -26,21 +27,28 @@ from cerebrum_cli.doctor.assessment import (
     assess_threads,
     check_result,
 )
-from cerebrum_cli.doctor.selftest import run_selftest
 from cerebrum_cli.engine import machine
-from cerebrum_cli.engine.build import Build
+from cerebrum_cli.engine.build import Build, rebuild_command
 from cerebrum_cli.engine.state_store import STATE, list_names
-from cerebrum_cli.inference.loading import BackendFactory
+from cerebrum_cli.inference.loading import BackendFactory, ReplySource, Resources, open_model
+from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest
 from cerebrum_cli.models import listing
 from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.model import Model
 
 NETWORK_TIMEOUT_S = 3.0
+NANO = Path(__file__).parents[1] / "nano.gguf"
+QUESTION = "What is 17 plus 25?"
+ANSWER = "17 plus 20 makes 37, 37 plus 5 makes 42. The answer is 42."
+MAX_TOKENS = 64  # twice the length of the answer
+REINSTALL = f"reinstall llama.cpp: {rebuild_command()}"
+WITHOUT_GPU = "check the GPU's driver, and reinstall llama.cpp; until then use --gpu-layers 0"
 FIX_LLAMA_CPP = "fix the llama_cpp check first"
 
 T = TypeVar("T")
 
 
-class Skipped(Exception):
+class SkippedCheck(Exception):
     """Raised by a check that needs what an earlier one did not find; it has no result."""
 
 
@@ -72,7 +80,7 @@ def run_table(checks: Mapping[str, Callable[[T], CheckResult | None]], subject: 
             result = check(subject)
         except CerebrumError as error:
             result = CheckResult("failure", error.message, error.hint)
-        except Skipped:
+        except SkippedCheck:
             continue
         except OSError as error:
             problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -190,13 +198,13 @@ def _check_sessions(context: DoctorContext) -> CheckResult:
 def _check_self_test(context: DoctorContext) -> CheckResult:
     if problem := _unusable(context):
         return CheckResult("failure", f"skipped: {problem}", FIX_LLAMA_CPP)
-    return run_selftest(context.open_backend, context.settings.threads)
+    return run_selftest(context, on_gpu=False)
 
 
 def _check_self_test_gpu(context: DoctorContext) -> CheckResult | None:
     if _unusable(context) or not context.build().devices:
         return None
-    return run_selftest(context.open_backend, context.settings.threads, on_gpu=True)
+    return run_selftest(context, on_gpu=True)
 
 
 def _unusable(context: DoctorContext) -> str:
@@ -257,3 +265,37 @@ def run_with_timeout(function: Callable[[], T], seconds: float) -> T:
 
     Thread(target=run, daemon=True).start()
     return future.result(seconds)
+
+
+def run_selftest(context: DoctorContext, on_gpu: bool) -> CheckResult:
+    """Ask the bundled model on the CPU, where the whole text must match.
+
+    With all layers on a GPU, only the final answer must match, since a GPU rounds differently.
+    """
+    if not NANO.is_file():
+        return CheckResult("failure", f"{NANO} is missing", "reinstall cerebrum")
+    reply = _ask(context, "all" if on_gpu else "0")
+    if reply and (reply.final_answer == "42" if on_gpu else reply.text == ANSWER):
+        timings = reply.finish.timings
+        speed = f"loaded in {timings.load_s:.2f} s, {timings.tokens_per_second:.0f} t/s"
+        return check_result(f"{QUESTION} {reply.text} ({speed})")
+    problem = f"the bundled model answers {reply.text if reply else ''!r} to {QUESTION!r} instead of {ANSWER!r}"
+    return CheckResult("failure", problem, WITHOUT_GPU if on_gpu else REINSTALL)
+
+
+def _ask(context: DoctorContext, gpu_layers: str) -> Reply | None:
+    """The bundled model's reply, generated as a user's is; None if it has not finished one."""
+    threads = context.settings.threads
+    settings = Settings(format="cerebrum", max_tokens=MAX_TOKENS, threads=threads, gpu_layers=gpu_layers)
+
+    resources = Resources(
+        lambda options: context.open_backend(replace(options, file=replace(options.file, is_verified=True)))
+    )
+    loaded = open_model(ReplySource(resources, Model(NANO.stem, (NANO,)), settings))
+    collector = ReplyCollector()
+    try:
+        for event in loaded.responder.respond(ReplyRequest(Conversation().user(QUESTION), settings)):
+            collector.emit(event)
+    finally:
+        loaded.engine.close()
+    return collector.reply

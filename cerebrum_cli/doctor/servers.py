@@ -14,8 +14,7 @@ from cerebrum_cli.core.errors import EndpointError, ModelNotFound
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.doctor.assessment import CheckResult, check_result
-from cerebrum_cli.doctor.checks import DoctorContext, Skipped, run_table, run_with_timeout
-from cerebrum_cli.doctor.selftest import QUESTION
+from cerebrum_cli.doctor.checks import QUESTION, DoctorContext, SkippedCheck, run_table, run_with_timeout
 from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.remote.client import BusyServerError, Endpoint, server_text
 from cerebrum_cli.engine.remote.kind import ServerInfo
@@ -63,9 +62,9 @@ class CheckedServer:
 
     @property
     def responder(self) -> Responder:
-        """Answers questions. Raises Skipped if the server's vocabulary is not known to be that of the model."""
+        """Answers questions. Raises SkippedCheck if the server's vocabulary is not known to be that of the model."""
         if self.loaded is None or not self.has_vocabulary:
-            raise Skipped
+            raise SkippedCheck
         return self.loaded.responder
 
     def close(self) -> None:
@@ -153,7 +152,7 @@ def _check_reply(server: CheckedServer) -> CheckResult:
 
 def _check_speed(server: CheckedServer) -> CheckResult:
     if server.reply is None or server.reply.finish.completion_tokens == 0:
-        raise Skipped
+        raise SkippedCheck
     finish = server.reply.finish
     timings = finish.timings
     cached = f" ({finish.cached_tokens} of {finish.prompt_tokens} cached)" if finish.cached_tokens else ""
@@ -175,7 +174,7 @@ def _check_token_ids(server: CheckedServer) -> CheckResult:
 
 def _check_seeds(server: CheckedServer) -> CheckResult:
     if not server.samples:
-        raise Skipped
+        raise SkippedCheck
     if not server.info.has_seeds:
         return check_result("", IGNORED_SEEDS)
     while len(server.samples) < SAMPLES:

@@ -16,7 +16,7 @@ import pytest
 from command_line import CommandLine
 
 from cerebrum_cli.core.errors import Interrupted
-from cerebrum_cli.doctor.selftest import NANO
+from cerebrum_cli.doctor.checks import NANO
 from cerebrum_cli.terminal.interrupts import interruptible
 
 

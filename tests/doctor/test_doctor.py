@@ -32,8 +32,7 @@ from cerebrum_cli.doctor.assessment import (
     assess_prompt_cache,
     assess_threads,
 )
-from cerebrum_cli.doctor.checks import CHECKS, inspect_directory, run_with_timeout
-from cerebrum_cli.doctor.selftest import ANSWER, NANO, QUESTION
+from cerebrum_cli.doctor.checks import ANSWER, CHECKS, NANO, QUESTION, inspect_directory, run_with_timeout
 from cerebrum_cli.engine.build import CPU_FLAGS, Build, read_features
 from cerebrum_cli.engine.llama.devices import build as installed_build
 from cerebrum_cli.engine.machine import Processors, likely_accelerator, processor_flags

@@ -15,7 +15,7 @@ from remote_engines import served_engine
 from scripted_command import batch_backend, run_here
 from server_kinds import BUILD, LlamaServer, SglangServer, VllmServer
 
-from cerebrum_cli.doctor.selftest import ANSWER, NANO, QUESTION
+from cerebrum_cli.doctor.checks import ANSWER, NANO, QUESTION
 
 pytestmark = pytest.mark.slow
 

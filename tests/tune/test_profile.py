@@ -20,7 +20,7 @@ from tiny_models import Shape, write_quantized
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.doctor.selftest import NANO
+from cerebrum_cli.doctor.checks import NANO
 from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, Device
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts

@@ -21,7 +21,7 @@ from waiting import wait_for_end
 from cerebrum_cli.cli.app import PROBE
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.doctor.selftest import NANO
+from cerebrum_cli.doctor.checks import NANO
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import HEADROOM
