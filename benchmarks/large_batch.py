@@ -152,20 +152,29 @@ def answer_file(source: Path, output: Path, name: str) -> None:
             report(len(result.finished))
 
 
+class SimulatedEngine:
+    """An engine that is never cancelled, and answers rows in one group."""
+
+    capabilities = SimpleNamespace(schedules_rows=False)
+
+    def cancel_scope(self) -> Any:
+        return SimpleNamespace(is_cancelled=False)
+
+    def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
+        return [list(range(len(list(requests))))]
+
+
 class SimulatedResponder:
     """Answers every prompt with the same text; a token is a byte."""
 
-    schedules_rows = False
     larger_context = ""
 
     def __init__(self, text: str) -> None:
+        self.engine = SimulatedEngine()
         self._text = text
 
     def load(self) -> Iterator[Event]:
         return iter(())
-
-    def cancel_scope(self) -> Any:
-        return SimpleNamespace(is_cancelled=False)
 
     def check_settings(self, settings: Settings) -> None:
         """Do nothing: there is no vocabulary."""
@@ -173,9 +182,6 @@ class SimulatedResponder:
     def tokenize_request(self, request: ReplyRequest) -> Request:
         prompt = tuple(request.conversation.messages[-1].content.encode())
         return Request(prompt, request.settings.sampling(()))
-
-    def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
-        return [list(range(len(list(requests))))]
 
     def generate(self, requests: Iterable[Request], _: Any) -> SimulatedReplies:
         return SimulatedReplies(requests, self._text)
