@@ -34,7 +34,6 @@ KINDS = {kind.name: int(kind) for kind in GGUFValueType}
 
 
 def write(path: Path, values: Mapping[str, Value]) -> Path:
-    """Write a file without tensors with the `gguf` package."""
     writer = GGUFWriter(path, "llama")
     for key, value in values.items():
         sub_type = GGUFValueType[value.item_type] if value.is_array else None
@@ -46,7 +45,6 @@ def write(path: Path, values: Mapping[str, Value]) -> Path:
 
 
 def values_of_every_type() -> dict[str, Value]:
-    """Values of all types, alone and in arrays."""
     found = {f"{kind}.{at}": Value(kind, each) for kind, every in SCALARS.items() for at, each in enumerate(every)}
     found |= {f"{kind}.array": Value("ARRAY", every * 3, kind) for kind, every in SCALARS.items()}
     found |= {f"STRING.{at}": Value("STRING", each) for at, each in enumerate(STRINGS)}

@@ -38,7 +38,6 @@ WHOLE = stack(("a", 0, 6))
 
 
 def generate(path: Path, tokens: int = 6) -> list[int]:
-    """Generate tokens greedily with llama.cpp."""
     options = LoadOptions(GgufFile(path, 2048, read_header(path).sizes), ContextOptions(256, n_threads=1))
     engine = LocalEngine(lambda tell, stop: open_llama(options, tell, stop))
     try:
@@ -50,7 +49,6 @@ def generate(path: Path, tokens: int = 6) -> list[int]:
 
 @pytest.fixture(scope="module")
 def twelve(tmp_path_factory: pytest.TempPathFactory, seven: Path) -> Path:
-    """Merge of the 7B by the packaged recipe."""
     path = tmp_path_factory.mktemp("merges") / "twelve.gguf"
     digest = write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, path)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -39,7 +39,6 @@ CODEC = LlamaCodec()
 
 
 def random_model(seed: int) -> dict[str, Weights]:
-    """Random weights of three layers."""
     random = np.random.default_rng(seed)
     matrices = [f"blk.{layer}.{part}.weight" for layer in range(LAYERS) for part in MATRICES]
     norms = [*(f"blk.{layer}.attn_norm.weight" for layer in range(LAYERS)), NORM]
@@ -61,7 +60,6 @@ def related_model(first: Model) -> dict[str, Weights]:
 
 
 def encoded(values: Weights, kind: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Quantize rows of weights."""
     rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]), np.float32)
     return np.frombuffer(CODEC.quantize(rows, TYPE_NUMBERS[kind]), np.uint8).reshape(len(rows), -1)
 
@@ -87,19 +85,16 @@ def read(path: Path) -> dict[str, Weights]:
 
 
 def contents(path: Path) -> dict[str, tuple[str, bytes]]:
-    """Types and bytes of a file's tensors."""
     return {each.name: (each.tensor_type.name, each.data.tobytes()) for each in gguf.GGUFReader(path).tensors}
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute larger tensors in several chunks, the last of them shorter."""
     monkeypatch.setattr(working, "CHUNK_WEIGHTS", 7_000)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files of three models in F32, and two of them in several types."""
     folder, first = tmp_path_factory.mktemp("merges"), random_model(0)
     made = {"a": first, "b": related_model(first), "c": random_model(2)}
     files = {name: write_weights(folder / f"{name}.gguf", model, layers=LAYERS) for name, model in made.items()}
@@ -107,7 +102,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def merge(recipe: Mapping[str, Any], sources: Sequence[Path], out: Path) -> Path:
-    """Write the merge of the models `a`, `b` and so on."""
     write_merge(json.dumps(recipe), {name: [path] for name, path in zip("abc", sources, strict=False)}, out)
     return out
 
@@ -131,7 +125,6 @@ def task_arithmetic(
 
 
 def group(name: str) -> str:
-    """Filter of mergekit's examples that matches a tensor."""
     if "_norm" in name or not name.startswith("blk."):
         return "*"
     return "self_attn" if "attn_" in name else "mlp"

@@ -39,7 +39,6 @@ quantizations = {{Q4_K_M = {SIZES["Q4_K_M"]}, Q8_0 = {SIZES["Q8_0"]}}}
 
 
 def row(name: str, recipe: str, quantizations: str = KNOWN) -> str:
-    """A catalog row with a recipe."""
     known = f"quantizations = {quantizations}\n" if quantizations else ""
     title = name.capitalize()
     file = f"{title}-{{quant}}.gguf"
@@ -48,7 +47,6 @@ def row(name: str, recipe: str, quantizations: str = KNOWN) -> str:
 
 @pytest.fixture(scope="module")
 def tinies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model of four layers in two quantizations."""
     folder = tmp_path_factory.mktemp("tinies")
     return {
         each: write_quantized(folder / f"Tiny-{each}.gguf", shape=FOUR_LAYERS, encoding=each, seed=seed)
@@ -58,7 +56,6 @@ def tinies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def home(tmp_path: Path, tinies: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Home:
-    """A home directory whose catalog has `tiny`, and `own`, which stacks it twice."""
     monkeypatch.chdir(tmp_path)
     home = Home(tmp_path, tinies["Q4_K_M"])
     home.model.unlink()
@@ -68,32 +65,27 @@ def home(tmp_path: Path, tinies: dict[str, Path], monkeypatch: pytest.MonkeyPatc
 
 
 def write_catalogue(home: Home, rows: str) -> None:
-    """Write a catalog of `tiny` and these rows."""
     (home.command.config / "models.toml").write_text(TINY + rows)
 
 
 def install(home: Home, source: Path) -> Path:
-    """Copy a model file into the home directory and register it."""
     path = Path(shutil.copy(source, home.path))
     assert home.run("pull", path, "--offline").code == 0
     return path
 
 
 def pull(home: Home, *arguments: str) -> str:
-    """Pull offline; return the last line on standard error."""
     done = home.run("pull", "--offline", *arguments)
     assert (done.code, done.out) == (0, ""), done.err
     return done.err.splitlines()[-1]
 
 
 def merged_path(home: Home, file: str) -> Path:
-    """Path of a pulled merge."""
     return home.path / "data/cerebrum/models/merged" / file
 
 
 @pytest.fixture
 def tiny_user(hub_user: HubUser, tinies: dict[str, Path]) -> HubUser:
-    """A user with a Hub that has `tiny`, and the same catalog."""
     (hub_user.command.config / "models.toml").write_text(TINY + row("own", "own.yaml"))
     (hub_user.command.config / "own.yaml").write_text(TWICE)
     hub_user.hub.repository(REPOSITORY, {path.name: path for path in tinies.values()})
@@ -182,7 +174,6 @@ def test_merge_pull_needs_disk_space_for_the_download_too(home: Home, tinies: di
 
 
 def starts_pulling(home: Home, free: int) -> bool:
-    """Whether source models are pulled with this many bytes of free disk space."""
     requested: list[str] = []
 
     def refuse_pull(reference: Reference) -> Model:
@@ -196,7 +187,6 @@ def starts_pulling(home: Home, free: int) -> bool:
 
 
 def merge_of_own(home: Home, free: int) -> CatalogueMerge:
-    """The merge of `own`, with this many bytes of free disk space."""
     app = app_for({}, home.path)
     library = app.library
     library.cache = Cache(home.path / "hub")
@@ -289,7 +279,6 @@ TWELVE = "Cerebrum-1.0-12.25B-Q4_K_M.gguf"
 
 @pytest.fixture
 def seven_user(hub_user: HubUser, tmp_path: Path) -> HubUser:
-    """A user with a Hub that has a tiny 7B in one quantization."""
     (hub_user.command.config / "models.toml").write_text(SMALL_12B)
     hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): write_quantized(tmp_path / "seven.gguf")})
     return hub_user

@@ -36,7 +36,6 @@ FULL = Path("/dev/full")
 
 @pytest.fixture
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of six layers in half precision, which the test may damage."""
     return write_quantized(tmp_path_factory.mktemp("source") / "small.gguf", shape=SIX_LAYERS, encoding="F16")
 
 
@@ -71,7 +70,6 @@ def at_size(monkeypatch: pytest.MonkeyPatch) -> AtSize:
 
 
 def press_ctrl_c() -> None:
-    """Send this process the signal of Ctrl-C."""
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -217,12 +215,10 @@ class MergeProcess:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a process."""
         self.processes.append(self.command.start(*self.arguments, *arguments))
         return self.processes[-1]
 
     def wait_until_writing(self) -> None:
-        """Wait until there is a partial file."""
         deadline = time.monotonic() + TIMEOUT_S
         while not (self.part.exists() and self.part.stat().st_size > 1_000_000):
             assert time.monotonic() < deadline
@@ -230,11 +226,9 @@ class MergeProcess:
 
     @property
     def files(self) -> list[str]:
-        """Names of the merge and its partial files."""
         return sorted(path.name for path in self.home.glob("out*"))
 
     def wait(self, process: subprocess.Popen[bytes]) -> tuple[int, list[str]]:
-        """Wait for the process; return its exit code, as a shell reports it, and the lines on standard error."""
         out, err = process.communicate(timeout=TIMEOUT_S)
         assert out == b""
         code = process.returncode
@@ -243,7 +237,6 @@ class MergeProcess:
 
 @pytest.fixture
 def job(tmp_path: Path, seven: Path) -> Iterator[MergeProcess]:
-    """A merge that takes seconds."""
     job = MergeProcess(tmp_path, seven)
     yield job
     for process in job.processes:

@@ -32,12 +32,10 @@ Bytes = NDArray[np.uint8]
 
 
 def no_codec() -> LlamaCodec:
-    """Fail: no codec is needed."""
     raise AssertionError("a codec is not needed here")
 
 
 def store(path: Path, data: bytes, kind: str, shape: tuple[int, ...], name: str = "blk.0.attn_q.weight") -> Tensor:
-    """Append the bytes of a tensor to a file."""
     with path.open("ab") as file:
         offset = file.tell()
         file.write(data)
@@ -47,7 +45,6 @@ def store(path: Path, data: bytes, kind: str, shape: tuple[int, ...], name: str 
 def store_normal(
     path: Path, shape: tuple[int, ...], seed: int, kind: str = "F32", name: str = "blk.0.w.weight"
 ) -> Tensor:
-    """Append a tensor of normally distributed weights to a file."""
     values = np.random.default_rng(seed).standard_normal((int(np.prod(shape[1:])), shape[0]), np.float32)
     return store(path, CODEC.quantize(values, TYPE_NUMBERS[kind]), kind, shape, name)
 
@@ -57,7 +54,6 @@ def output(tensor: Tensor, op: TensorOp, kind: str | None = None) -> OutputTenso
 
 
 def evaluate(tensor: OutputTensor, threads: int = 2) -> bytes:
-    """All bytes of a tensor."""
     with TensorEvaluator(lambda: CODEC, threads) as weights:
         return b"".join(weights.chunks(tensor))
 
@@ -68,7 +64,6 @@ BLOCKS = 24
 
 
 def random_blocks(name: str) -> Bytes:
-    """Random blocks with realistic scales: normal and subnormal numbers of either sign."""
     random = np.random.default_rng(TYPE_NUMBERS[name])
     blocks = random.integers(0, 256, (BLOCKS, TENSOR_TYPES[TYPE_NUMBERS[name]].block_bytes), np.uint8)
     for offset in SCALE_OFFSETS[name]:
@@ -86,7 +81,6 @@ def dequantized(blocks: Bytes, name: str) -> NDArray[np.float64]:
 
 
 def with_scales(blocks: Bytes, name: str, one: int) -> Bytes:
-    """Blocks with one scale set to 1 and the others to 0."""
     blocks = blocks.copy()
     for offset in SCALE_OFFSETS[name]:
         blocks[:, offset : offset + 2] = np.array([offset == one], "<f2").view(np.uint8)
@@ -230,7 +224,6 @@ def test_merge_weights_reports_a_missing_source(method: str, tmp_path: Path) -> 
 
 
 def sample_tensors(path: Path) -> Iterator[OutputTensor]:
-    """Yield tensors of several chunks, one for each operation."""
     one, other = store_normal(path, (256, 300), 1, "Q4_K"), store_normal(path, (256, 300), 2, "Q6_K")
     row, third = store_normal(path, (1001,), 3), store_normal(path, (96, 7, 3), 4, "F16")
     yield output(one, Copy(one))
@@ -297,8 +290,6 @@ def test_merge_failed_rename_leaves_no_file(tmp_path: Path) -> None:
 
 
 class CountingCodec(LlamaCodec):
-    """A codec that counts the chunks it dequantized."""
-
     def __init__(self) -> None:
         super().__init__()
         self.read = 0
@@ -310,7 +301,6 @@ class CountingCodec(LlamaCodec):
             self.read += 1
 
     def settled_count(self) -> int:
-        """Number of dequantized chunks, once it stops growing."""
         before = -1
         while before != self.read:
             before = self.read
@@ -334,8 +324,6 @@ def test_merge_weights_limits_pending_chunks(threads: int, tmp_path: Path, monke
 
 
 class BlockedCodec(CountingCodec):
-    """A codec that dequantizes one chunk, and the others once it is released."""
-
     def __init__(self) -> None:
         super().__init__()
         self.released = threading.Event()
@@ -361,8 +349,6 @@ def test_merge_weights_closed_iterator_starts_no_chunks(tmp_path: Path, monkeypa
 
 
 class LimitedCodec(LlamaCodec):
-    """A codec that cannot read one type and cannot write another."""
-
     def readable(self, type: int) -> bool:
         return type != TYPE_NUMBERS["Q4_K"]
 

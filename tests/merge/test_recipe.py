@@ -23,7 +23,6 @@ def read(text: str) -> Recipe:
 
 
 def read_json(value: object) -> Recipe:
-    """Parse a recipe given as JSON, which is YAML too."""
     return parse_recipe(json.dumps(value), "r.yml")
 
 

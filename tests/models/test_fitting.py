@@ -12,10 +12,8 @@ from cerebrum_cli.engine.memory import DEFAULT_CONTEXT, HEADROOM, Device
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.models.catalogue import load_catalogue
 from cerebrum_cli.models.fit import (
-    COMFORTABLE_FRACTION,
     PREFERRED_QUANTIZATION,
     SYSTEM_RESERVE,
-    TIGHT_FRACTION,
     Capacity,
     MemoryFit,
     QuantizationFit,
@@ -44,7 +42,6 @@ def metal(memory: float, free: float) -> Capacity:
 
 
 def chosen(candidates: tuple[QuantizationFit, ...]) -> str:
-    """Return the one quantisation that is recommended."""
     (only,) = (each for each in candidates if each.recommended)
     return only.quantization
 
@@ -72,18 +69,9 @@ def test_fit_needed_memory_sums_weights_cache_and_headroom() -> None:
     assert longer.needed == 4_370_000_000 + 4 * GIB + 4 * mask + HEADROOM
 
 
-@pytest.mark.parametrize(
-    ("asked", "trained", "context"),
-    [
-        (None, None, 8192),
-        (None, 2048, 2048),
-        (512, 2048, 512),
-        (100_000, 2048, 100_000),
-        (16384, None, 16384),
-    ],
-)
-def test_fit_planned_context_is_requested_or_default(asked: int | None, trained: int | None, context: int) -> None:
-    assert planned_context(asked, trained) == context
+def test_fit_planned_context_is_requested_or_default() -> None:
+    assert [planned_context(None, trained) for trained in (None, 2048)] == [8192, 2048]
+    assert [planned_context(*each) for each in ((512, 2048), (100_000, 2048), (16384, None))] == [512, 100_000, 16384]
 
 
 @pytest.mark.parametrize(
@@ -107,12 +95,8 @@ def test_fit_planned_context_is_requested_or_default(asked: int | None, trained:
 )
 def test_fit_verdict_changes_at_its_limits(here: Capacity, size: float, verdict: str) -> None:
     assert plain(size, here) == verdict
-
-
-def test_fit_usable_memory_is_of_the_host_and_of_gpus_with_their_own() -> None:
-    assert machine(SYSTEM_RESERVE // 2).usable_memory == 0
-    assert machine(SYSTEM_RESERVE // 2, 10 * GB).usable_memory == 10 * GB - HEADROOM
-    assert metal(16 * GIB, 12 * GIB).usable_memory == 15 * GIB
+    unusable = machine(SYSTEM_RESERVE // 2), machine(SYSTEM_RESERVE // 2, 10 * GB), metal(16 * GIB, 12 * GIB)
+    assert [each.usable_memory for each in unusable] == [0, 10 * GB - HEADROOM, 15 * GIB]
 
 
 @pytest.mark.parametrize(
@@ -184,26 +168,12 @@ def test_fit_recommends_unquantized_files_last(unquantised: str, here: Capacity)
 
 def test_fit_marks_installed_quantizations_in_any_case() -> None:
     sizes = [("Q4_K_M", 4 * GB), ("Q8_0", 8 * GB), ("UD-Q4_K_XL", 5 * GB), ("model", GB)]
-    candidates = assess_quantizations(
-        sizes, ["q4_k_m", "UD-q4_K_xl", "MODEL", "Q6_K", ""], KV, DEFAULT_CONTEXT, machine(16 * GIB)
-    )
-    assert [(each.quantization, each.installed) for each in candidates] == [
-        ("model", True),
-        ("Q4_K_M", True),
-        ("UD-Q4_K_XL", True),
-        ("Q8_0", False),
-    ]
-
-
-def test_fit_candidates_are_sorted_by_size_and_name() -> None:
-    candidates = of_sizes(machine(16 * GIB), Q5_K_S=5.0, Q8_0=7.7, Q5_0=5.0, Q2_K=2.72)
-    assert [each.quantization for each in candidates] == ["Q2_K", "Q5_0", "Q5_K_S", "Q8_0"]
-    assert [each.size for each in candidates] == [2_720_000_000, 5 * GB, 5 * GB, 7_700_000_000]
-    assert all(each.needed == fit(each.size, machine(16 * GIB)).needed for each in candidates)
-
-
-def test_fit_of_no_sizes_is_empty() -> None:
-    assert assess_quantizations([], ["Q4_K_M"], KV, DEFAULT_CONTEXT, machine(16 * GIB)) == ()
+    installed, here = ["q4_k_m", "UD-q4_K_xl", "MODEL", "Q6_K", ""], machine(16 * GIB)
+    candidates = assess_quantizations(sizes, installed, KV, DEFAULT_CONTEXT, here)
+    states = [("model", True), ("Q4_K_M", True), ("UD-Q4_K_XL", True), ("Q8_0", False)]  # by size
+    assert [(each.quantization, each.installed) for each in candidates] == states
+    assert all(each.needed == fit(each.size, here).needed for each in candidates)
+    assert assess_quantizations([], ["Q4_K_M"], KV, DEFAULT_CONTEXT, here) == ()
 
 
 amounts = st.integers(0, 200 * GB) | st.sampled_from(
@@ -216,7 +186,6 @@ SIZES = st.integers(1, 100 * GB)
 
 @st.composite
 def stocks(draw: st.DrawFn) -> list[tuple[str, int]]:
-    """Return quantisations and their sizes, the unquantised ones larger than the rest."""
     names = draw(
         st.lists(st.sampled_from(["Q2_K", PREFERRED_QUANTIZATION, "Q4_K_S", "Q6_K", "Q8_0", "model"]), unique=True)
     )
@@ -261,7 +230,3 @@ def test_fit_more_memory_never_recommends_a_smaller_one(
         )
 
     assert size(Capacity(here.memory + memory, here.devices)) >= size(here)
-
-
-def test_fit_limits_are_fractions_of_memory() -> None:
-    assert (TIGHT_FRACTION, COMFORTABLE_FRACTION, SYSTEM_RESERVE, HEADROOM) == (0.875, 0.25, GIB, GIB // 2)

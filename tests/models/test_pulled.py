@@ -17,14 +17,12 @@ OWNED = "someone/tiny-GGUF"
 
 @pytest.fixture(autouse=True)
 def repositories(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
-    """Upload cerebrum-7b in two quantizations, and another model in one."""
     other = write_chatml(tmp_path / "other.gguf", seed=1)
     hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): other})
     hub_user.hub.repository(OWNED, {"tiny-Q8_0.gguf": other})
 
 
 def offline_error(hub_user: HubUser, *arguments: str, **more: str) -> str:
-    """Return the one line a command says in vain, offline; what to do stands below it."""
     done = hub_user.run(*arguments, **more)
     assert (done.code, done.out) == (3, "")
     error, do = done.err.splitlines()
@@ -117,10 +115,13 @@ def test_list_shows_installed_models(hub_user: HubUser, chatml_model: Path) -> N
 
 
 def test_show_describes_an_installed_model(hub_user: HubUser) -> None:
-    hub_user.pull("cerebrum-7b")
+    pulled = hub_user.run("pull", "cerebrum-7b", "--json", "--quiet")
+    assert (pulled.code, pulled.err) == (0, "")
+    [row] = hub_user.listed()
+    assert pulled.object == row
+    assert json.dumps(row, ensure_ascii=False) == pulled.out.strip()
     done = hub_user.run("show", "cerebrum-7b", "--json")
     assert (done.code, done.err) == (0, "")
-    [row] = hub_user.listed()
     row.pop("error")
     shown = done.object
     assert {key: shown[key] for key in row} == row
@@ -186,20 +187,14 @@ def test_default_model_is_the_first_until_another_is_set(hub_user: HubUser) -> N
 def test_pull_registers_a_name(hub_user: HubUser) -> None:
     done = hub_user.run("pull", OWNED, "--name", "mine", "--json")
     assert (done.code, done.object["name"], done.object["reference"]) == (0, "mine", "mine")
+    hub_user.pull("--offline", "--name", "mine", OWNED)
     assert [row["name"] for row in hub_user.listed()] == ["mine"]
-    assert hub_user.ask("-m", "mine")
+    assert hub_user.ask("-m", "MINE", "--offline")
     done = hub_user.run("pull", CATALOGUED, "--name", "mine")
     assert (done.code, done.err) == (
         2,
         "error: the name mine belongs to another model\n hint: choose another with --name\n",
     )
-
-
-def test_pull_json_equals_the_row_of_list(hub_user: HubUser) -> None:
-    done = hub_user.run("pull", "cerebrum-7b", "--json", "--quiet")
-    assert (done.code, done.err) == (0, "")
-    assert [done.object] == hub_user.listed()
-    assert json.dumps(done.object, ensure_ascii=False) == done.out.strip()
 
 
 @pytest.mark.slow
@@ -213,16 +208,11 @@ def test_pull_downloads_a_new_commit_and_keeps_the_old(hub_user: HubUser, tmp_pa
     assert new.read_bytes() == newer.read_bytes()
     assert hub_user.ask() == hub_user.ask("-m", new) != hub_user.ask("-m", old)
     assert len(hub_user.blobs()) == 2
-
-
-def test_pull_reuses_unchanged_files_of_a_new_commit(hub_user: HubUser) -> None:
-    hub_user.pull("cerebrum-7b")
     hub_user.hub.repositories[CATALOGUED].commit({"README.md": b"# Better\n"})
     hub_user.hub.log.clear()
-    new = hub_user.path(named("Q4_K_M"))
-    assert cleaned(hub_user.pull("cerebrum-7b")) == f"installed cerebrum-7b:Q4_K_M: {new}\n"
+    assert hub_user.path(named("Q4_K_M")) != new
+    assert cleaned(hub_user.pull("cerebrum-7b")).endswith(f" {hub_user.path(named('Q4_K_M'))}\n")
     assert not hub_user.downloads()
-    assert [row["path"] for row in hub_user.listed()] == [str(new)]
 
 
 def test_show_accepts_a_path(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
@@ -253,13 +243,6 @@ def test_list_survives_a_missing_or_damaged_file(hub_user: HubUser, chatml_model
     assert hub_user.ask("-m", "cerebrum-7b")
     errors = [line for line in hub_user.run("list").err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2
-
-
-def test_offline_pull_names_an_installed_model(hub_user: HubUser) -> None:
-    hub_user.pull(OWNED)
-    hub_user.pull("--offline", "--name", "mine", OWNED)
-    assert hub_user.ask("-m", "MINE", "--offline")
-    assert [row["name"] for row in hub_user.listed()] == ["mine"]
 
 
 @pytest.mark.slow

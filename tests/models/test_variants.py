@@ -14,7 +14,6 @@ from cerebrum_cli.models.variants import Variant, parts_of, quantization_of, sam
 
 
 def parts(stem: str, count: int, ending: str = ".gguf") -> tuple[str, ...]:
-    """Return the names llama.cpp gives the parts of a split file."""
     return tuple(f"{stem}-{number:05}-of-{count:05}{ending}" for number in range(1, count + 1))
 
 

@@ -23,32 +23,26 @@ TEXT = "Hello world,\n 12 + 3 = 15: é \U0001f600 <s>"
 
 @pytest.fixture(autouse=True)
 def repository(hub_user: HubUser, mistral_model: Path) -> None:
-    """Upload a model of 9 MB, whose header has 0.7 MB."""
     hub_user.hub.repository(REPO, {FILE: mistral_model})
 
 
 def stored(hub_user: HubUser) -> Path:
-    """Directory of all vocabulary files."""
     return hub_user.command.home / "data" / "cerebrum" / "models" / "vocabularies"
 
 
 def blobs(hub_user: HubUser) -> dict[str, int]:
-    """Names and sizes of the stored vocabulary files."""
     return {path.name: path.stat().st_size for path in stored(hub_user).glob("*/blobs/*")}
 
 
 def path_of(hub_user: HubUser, file: str = FILE, repo_id: str = REPO) -> Path:
-    """Path of a vocabulary file."""
     return stored(hub_user) / hub_user.path(file, repo_id).relative_to(hub_user.cache)
 
 
 def pulled(hub_user: HubUser) -> str:
-    """What a pull of the vocabulary prints at the end."""
     return f"installed the vocabulary of {REFERENCE}: {path_of(hub_user)}\n"
 
 
 def tokens(path: Path) -> tuple[int, ...]:
-    """Token ids of a text that llama.cpp makes from a vocabulary."""
     with open_vocabulary(path) as backend:
         return tuple(backend.tokenize([Text(TEXT), Text(TEXT, trusted=False)]))
 
@@ -178,7 +172,7 @@ def test_vocabulary_pull_of_a_split_model_has_all_tables(
 
 
 @pytest.mark.parametrize("variable", [False, True])
-def test_vocabulary_pull_offline_uses_the_stored_one(hub_user: HubUser, variable: bool) -> None:
+def test_vocabulary_pull_uses_the_stored_one_without_the_hub(hub_user: HubUser, variable: bool) -> None:
     more = {"HF_HUB_OFFLINE": "1"} if variable else {}
     offline = [] if variable else ["--offline"]
     done = hub_user.run("pull", "--vocabulary", REPO, *offline, **more)
@@ -187,10 +181,6 @@ def test_vocabulary_pull_offline_uses_the_stored_one(hub_user: HubUser, variable
     hub_user.hub.log.clear()
     assert hub_user.pull("--vocabulary", REPO, *offline, **more).err == pulled(hub_user)
     assert not hub_user.hub.log.requests()
-
-
-def test_vocabulary_pull_uses_the_stored_one_if_the_hub_fails(hub_user: HubUser) -> None:
-    hub_user.pull("--vocabulary", REPO)
     hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "7000")))
     assert hub_user.pull("--vocabulary", REPO).err.endswith(f"using the installed {REFERENCE}\n{pulled(hub_user)}")
 
