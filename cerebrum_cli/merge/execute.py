@@ -131,7 +131,6 @@ class HashedFile:
     part: UnfinishedFile
     pool: ThreadPoolExecutor
     digest: _Hash = field(default_factory=hashlib.sha256)
-    size: int = 0
     hashing: Future[None] | None = None  # of the chunk before
     is_committed: bool = False
 
@@ -139,7 +138,6 @@ class HashedFile:
         self._finish_hashing()
         self.hashing = self.pool.submit(self.digest.update, data)
         write_all(self.part.file.fileno(), data)
-        self.size += len(data)
 
     def commit(self) -> str:
         """Flush the file to disk, give it its name, and return its SHA-256."""

@@ -37,8 +37,11 @@ from cerebrum_cli.merge.target_types import Target
     ],
 )
 def test_merge_metadata_per_layer_moves_with_the_layers(first: Any, last: Any, stack: Any) -> None:
-    made = plan(stacked(("a", 0, 3), ("b", 2, 4)), table("a", {KV_HEADS: first}), table("b", {KV_HEADS: last}))
-    assert made.metadata[KV_HEADS] == value(stack)
+    sections, length = "llama.rope.dimension_sections", "llama.context_length"
+    same = {sections: (16, 24, 24, 0)}  # as many items as layers, but not per layer
+    tables = table("a", {KV_HEADS: first, **same}), table("b", {KV_HEADS: last, length: 4096, **same})
+    made = plan(stacked(("a", 0, 3), ("b", 2, 4)), *tables).metadata
+    assert (made[KV_HEADS], made[sections], made[length]) == (value(stack), value(same[sections]), value(4096))
 
 
 def test_merge_metadata_refuses_a_missing_per_layer_value() -> None:
@@ -57,16 +60,6 @@ GEMMA = {
 }
 
 
-def test_merge_metadata_moves_windows_with_their_layers() -> None:
-    first = table("a", {**GEMMA, WINDOWS: (True, False, True, False)})
-    second = table("b", {**GEMMA, WINDOWS: (True, True, False, False)})
-    for recipe, pattern in (
-        (stacked(("a", 0, 2), ("b", 1, 3)), (True, False, True, False)),
-        (stacked(("b", 0, 2), ("a", 1, 4)), (True, True, False, True, False)),
-    ):
-        assert plan(recipe, first, second).metadata[WINDOWS] == value(pattern)
-
-
 @pytest.mark.parametrize(
     ("metadata", "period"),
     [
@@ -83,11 +76,8 @@ def test_merge_metadata_window_period_limits_moves(metadata: dict[str, Any], per
         plan(stacked(("a", 0, 2), ("a", 1, 3)), source)
     assert caught.value.message == "layer 1 of a would become layer 2, which gemma2 evaluates differently"
     assert caught.value.hint == f"move layers by multiples of {period}"
-
-
-def test_merge_metadata_without_windows_allows_any_move() -> None:
-    source = {"general.architecture": "gemma3", "gemma3.block_count": 4}
-    assert plan(stacked(("a", 0, 1), ("a", 2, 4)), table("a", source)).layers
+    gemma3 = table("a", {"general.architecture": "gemma3", "gemma3.block_count": 4})  # without windows
+    assert plan(stacked(("a", 0, 1), ("a", 2, 4)), gemma3).layers
 
 
 @pytest.mark.parametrize("other", [None, 3])
@@ -112,19 +102,6 @@ def test_merge_metadata_refuses_arrays_of_the_wrong_length(
     with pytest.raises(MergeError) as caught:
         plan(stacked(("a", 0, 2), ("b", 2, 4)), table("a", metadata), table("b", {**metadata, key: items}))
     assert caught.value.message == f"b has {len(items)} items in {key} and 4 layers"
-
-
-def test_merge_metadata_copies_arrays_that_are_not_per_layer() -> None:
-    key = "llama.rope.dimension_sections"
-    made = plan(stacked(("a", 0, 4), ("a", 0, 4)), table("a", {key: (16, 24, 24, 0)}))
-    assert made.metadata[key] == value((16, 24, 24, 0))
-
-
-def test_merge_metadata_takes_the_shorter_context() -> None:
-    key = "llama.context_length"
-    for first, last in ((4096, 32768), (32768, 4096)):
-        made = plan(stacked(("a", 0, 2), ("b", 2, 4)), table("a", {key: first}), table("b", {key: last}))
-        assert made.metadata[key] == value(4096)
 
 
 @pytest.mark.parametrize(
@@ -177,13 +154,10 @@ def test_merge_metadata_drops_what_describes_the_sources() -> None:
     assert SOURCE_METADATA.keys() & made.keys() == {"general.size_label", "general.base_model.count"}
     assert (made["general.size_label"] != "7B", made["general.base_model.count"]) == (True, 2)
     assert (made["general.license"], made["general.tags"]) == ("mit", ("text-generation",))
-
-
-@pytest.mark.parametrize("other", ["apache-2.0", None])
-def test_merge_metadata_drops_different_licenses(other: str | None) -> None:
-    first = {"general.license": "mit", "general.license.name": "MIT", "general.license.link": "https://example.org"}
-    made = plan(mixed("a", "b"), table("a", first), table("b", {"general.license": other}))
-    assert not [key for key in made.metadata if key.startswith("general.license")]
+    first = table("a", {"general.license": "mit", "general.license.name": "MIT", "general.license.link": "there"})
+    for other in ("apache-2.0", None):
+        mixed_licenses = plan(mixed("a", "b"), first, table("b", {"general.license": other})).metadata
+        assert not [key for key in mixed_licenses if key.startswith("general.license")]
 
 
 def test_merge_metadata_size_label_counts_experts() -> None:
@@ -295,8 +269,3 @@ def test_merge_metadata_refuses_text_instead_of_a_number(key: str, content: Any)
         plan(stacked(("a", 0, 2)), table("a", {f"llama.{key}": content}))
     assert caught.value.message == f"a: llama.{key} is not a whole number: {str(content)[:60]!r}"
     assert caught.value.hint == "the file is damaged: download it again"
-
-
-@pytest.mark.parametrize("content", ["15", -1, 2**40, 1.5])
-def test_merge_metadata_ignores_an_invalid_file_type(content: Any) -> None:
-    assert "general.file_type" not in contents(plan(stacked(("a", 0, 2)), table("a", {"general.file_type": content})))

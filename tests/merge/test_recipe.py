@@ -29,34 +29,6 @@ def read_json(value: object) -> Recipe:
 # Published recipes.
 
 
-def test_recipe_reads_scaled_projections() -> None:
-    recipe = read("""\
-        dtype: bfloat16
-        merge_method: passthrough
-        slices:
-        - sources:
-          - layer_range: [0, 24]
-            model: meta-llama/Meta-Llama-3-8B-Instruct
-        - sources:
-          - layer_range: [8, 24]
-            model: meta-llama/Meta-Llama-3-8B-Instruct
-            parameters:
-              scale:
-              - filter: o_proj
-                value: 0.0
-              - filter: down_proj
-                value: 0.0
-              - value: 1.0
-        """)
-    model = "meta-llama/Meta-Llama-3-8B-Instruct"
-    scale = (ConditionalValue(0.0, "o_proj"), ConditionalValue(0.0, "down_proj"), ConditionalValue(1.0, None))
-    assert recipe.slices == (
-        Slice((SliceSource(model, (0, 24), {}),), {}, None),
-        Slice((SliceSource(model, (8, 24), {"scale": scale}),), {}, None),
-    )
-    assert recipe.models == (model,)
-
-
 def test_recipe_reads_a_slerp_with_filtered_gradients() -> None:
     text = dedent("""\
         slices:
@@ -217,15 +189,8 @@ def test_recipe_accepts_keys_that_mergekit_ignores() -> None:
         models:
         - {model: *m, parameters: *a}
         """)
-    assert recipe.ignored_keys == (
-        "const_tag",
-        "weights_a",
-        "favourite",
-        "random_seed",
-        "(int)",
-        "bell\\x07",
-        "model_name",
-    )
+    ignored = ("const_tag", "weights_a", "favourite", "random_seed", "(int)", "bell\\x07", "model_name")
+    assert recipe.ignored_keys == ignored
     assert recipe.slices[0].sources[0].parameters == {"weight": (ConditionalValue(0.7, None),)}
 
 

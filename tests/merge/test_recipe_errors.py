@@ -52,7 +52,6 @@ def whole(method: str = "passthrough", models: object = ({"model": "a"},), **key
         ("a: 1\n\tb: 2", "r.yml: not valid YAML at line 2, column 1: while scanning for the next token found"),
         ("a: 1\n---\nb: 2", "at line 2, column 1: expected a single document"),
         ("a: *b", "at line 1, column 4: found undefined alias 'b'"),
-        ("a: !!python/name:os.system x", "at line 1, column 4: could not determine a constructor for the tag"),
         ("a: 1\nb: '\x00'", "at line 2, column 5: special characters are not allowed"),
         ("a: 1\nname: 2024-99-99", "at line 2, column 7: invalid number, date or tagged value"),
         ("name: !!bool x", "at line 1, column 7: invalid number, date or tagged value"),
@@ -94,47 +93,23 @@ def test_recipe_error_escapes_control_characters() -> None:
         (whole("task-arithmetic"), "task-arithmetic is not supported", "did you mean task_arithmetic?"),
         (whole(slice=[]), "r.yml: unknown key slice", "did you mean slices? supported: merge_method, slices"),
         (whole(tokenizer={"tokens": {}}), "r.yml: tokenizer: unknown key tokens", "supported: source"),
-        (
-            whole(tokenizer={}, tokenizer_source="base"),
-            "both tokenizer and tokenizer_source are given",
-            "remove one of them",
-        ),
+        (whole(tokenizer={}, tokenizer_source="base"), "both tokenizer and tokenizer_source are given", "remove one"),
         (whole(chat_template="chatml"), "r.yml: chat_template: only `auto` is supported", "remove it"),
         (whole(slices=[{}]), "both slices and models are given", "give slices"),
         ({"merge_method": "linear"}, "neither slices nor models are given", "give slices"),
         (whole(models=[]), "r.yml: models: not a list with items", "`- `"),
-        (whole(models={"model": "a"}), "r.yml: models: not a list with items", "`- `"),
         (whole(models=["a"]), "r.yml: models[0]: not a mapping", "with these keys: model, parameters"),
         (whole(models=[source()]), "r.yml: models[0]: unknown key layer_range", "model, parameters"),
         (whole(models=[{}]), "r.yml: models[0].model: not a model name", "quoted"),
         (whole(models=[{"model": 7}]), "r.yml: models[0].model: not a model name", "quoted"),
-        (whole(models=[{"model": " "}]), "r.yml: models[0].model: not a model name", "quoted"),
-        (
-            whole(models=[{"model": "a+b"}]),
-            "r.yml: models[0].model: a+b: LoRA adapters are not supported",
-            "without a `+`",
-        ),
+        (whole(models=[{"model": "a+b"}]), "models[0].model: a+b: LoRA adapters are not supported", "without a `+`"),
         (whole(base_model={"model": {"path": "a"}, "lora": "b"}), "base_model: unknown key lora", "supported: model"),
         (whole(base_model={"model": {"revision": "a"}}), "r.yml: base_model.model.path: not a model name", "quoted"),
         (whole(tokenizer_source=["a"]), "r.yml: tokenizer_source: not a model name", "quoted"),
         (whole(dtype="int8"), "r.yml: dtype: int8 is not a supported dtype", "float32, float16 or bfloat16"),
-        (
-            whole(dtype="int8", out_dtype="float16"),
-            "r.yml: dtype: int8 is not a supported dtype",
-            "float32, float16 or bfloat16",
-        ),
         (whole(name=["a"]), "r.yml: name: not a name", "quoted"),
-        (
-            {"merge_method": "linear", "slices": ["a"]},
-            "slices[0]: not a mapping",
-            "with these keys: sources, parameters",
-        ),
+        ({"merge_method": "linear", "slices": ["a"]}, "slices[0]: not a mapping", "keys: sources, parameters"),
         ({"merge_method": "linear", "slices": [{}]}, "slices[0].sources: not a list with items", "`- `"),
-        (
-            {"merge_method": "linear", "slices": [{"residual_weight": 1}]},
-            "slices[0]: unknown key residual_weight",
-            "supported",
-        ),
     ],
 )
 def test_recipe_reports_the_location_of_a_wrong_value(recipe: Mapping[str, object], problem: str, hint: str) -> None:
@@ -152,15 +127,7 @@ def test_recipe_names_an_unsupported_method_before_other_errors(method: object) 
         assert caught.hint.endswith("supported: passthrough, linear, slerp, task_arithmetic")
 
 
-@pytest.mark.parametrize(
-    ("key", "meant"),
-    [
-        ("base_modle", "base_model"),
-        ("paramters", "parameters"),
-        ("tokenizer-source", "tokenizer_source"),
-        ("merge-method", "merge_method"),
-    ],
-)
+@pytest.mark.parametrize(("key", "meant"), [("base_modle", "base_model"), ("tokenizer-source", "tokenizer_source")])
 def test_recipe_refuses_a_key_that_is_misspelled(key: str, meant: str) -> None:
     caught = error(json.dumps(whole(**{key: "x"})))
     assert caught.message == f"r.yml: unknown key {key}"
@@ -200,12 +167,8 @@ def test_recipe_reports_the_location_of_a_wrong_parameter(parameters: object, lo
     at_slice = {"merge_method": "linear", "slices": [{"sources": [source()], "parameters": parameters}]}
     at_model = whole("linear", [{"model": "a", "parameters": parameters}])
     at_recipe = whole("linear", parameters=parameters)
-    for recipe, before in (
-        (at_source, "slices[0].sources[0]."),
-        (at_slice, "slices[0]."),
-        (at_model, "models[0]."),
-        (at_recipe, ""),
-    ):
+    recipes = {"slices[0].sources[0].": at_source, "slices[0].": at_slice, "models[0].": at_model, "": at_recipe}
+    for before, recipe in recipes.items():
         assert error(json.dumps(recipe)).message.startswith(f"r.yml: {before}{location}")
 
 
@@ -219,7 +182,7 @@ T, WEIGHT = {"t": 0.5}, {"weight": 1}
     [
         (
             sliced("linear", source(), source("b", 5), parameters=WEIGHT),
-            "slices[0].sources[1].layer_range: 5 layers, but the first source has 4",
+            ".layer_range: 5 layers, but the first source has 4",
         ),
         (sliced("passthrough", source(), source("b")), "slices[0]: passthrough takes one source per slice"),
         (whole(models=[{"model": "a"}, {"model": "b"}]), "models: passthrough takes one source per slice, not"),
@@ -227,20 +190,12 @@ T, WEIGHT = {"t": 0.5}, {"weight": 1}
         (sliced("linear", source(parameters=WEIGHT), source("b")), "slices[0].sources[1]: b has no weight"),
         (whole("linear", base_model="b", models=[{"model": "a", "parameters": WEIGHT}]), "base_model: b has no weight"),
         (sliced("task_arithmetic", source(), parameters=WEIGHT), "slices[0]: task_arithmetic needs a base_model"),
-        (
-            sliced("task_arithmetic", source(), base_model="b", parameters=WEIGHT),
-            "slices[0]: the base_model b is not among the sources",
-        ),
         (whole("task_arithmetic", base_model="b"), "models[0]: a has no weight"),
         (sliced("slerp", source(), source("b"), parameters=T), "slices[0]: slerp needs a base_model"),
         (sliced("slerp", source(), source("b"), base_model="c", parameters=T), "slices[0]: the base_model c is not"),
         (sliced("slerp", source(), source("b"), base_model="a"), "slices[0]: slerp needs t"),
         (sliced("slerp", source(), base_model="a", parameters=T), "slices[0]: slerp takes two sources"),
         (sliced("slerp", source(), source(), base_model="a", parameters=T), "of different models, not 2 of 1"),
-        (
-            sliced("slerp", source(), source("b"), source("c"), base_model="a", parameters=T),
-            "of different models, not 3 of 3",
-        ),
         (
             sliced("slerp", source(), source("b", parameters=T), base_model="a", parameters=T),
             "slices[0].sources[1].parameters.t: slerp takes one t for both sources",
