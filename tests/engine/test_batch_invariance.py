@@ -173,36 +173,6 @@ def pad(rows: list[TokenRow], slots: int) -> tuple[list[TokenRow], list[int]]:
     return pad_step(rows, slots, lambda slot: 100 + slot)
 
 
-def test_step_is_padded_in_its_own_slot() -> None:
-    [row] = rows_of(2)
-    assert pad([row], 3) == ([row, *(TokenRow(2, 303 + index, 9, True) for index in range(7))], [0])
-    assert pad(rows_of(0, 1), 2)[1] == [0, 4]
-
-
-def test_step_is_padded_in_free_slots() -> None:
-    rows = rows_of(*range(9))
-    padded, indices = pad(rows, 64)
-    assert padded == [*rows, *(TokenRow(slot, 100 + slot, 9, True) for slot in (9, 10, 11))]
-    assert indices == [*range(9)]
-
-
-def test_step_is_padded_in_slots_between_its_own() -> None:
-    rows = rows_of(*range(4, 8), *range(9, 12))
-    padded, indices = pad(rows, 12)
-    assert padded == [*rows[:4], TokenRow(8, 108, 9, True), *rows[4:]]
-    assert indices == [0, 1, 2, 3, 5, 6, 7]
-
-
-def test_padded_prefill_outputs_no_logits_or_several() -> None:
-    prefill = [TokenRow(1, position, 9, False) for position in range(5)]
-    padded, indices = pad(prefill, 4)
-    assert ([row.position for row in padded], indices) == ([*range(8)], [*range(5)])
-    assert not any(row.output for row in padded)
-    prefill = [TokenRow(1, position, 9, position == 56) for position in range(57)]
-    assert [row.position for row in pad(prefill, 4)[0] if row.output] == [*range(52, 60)]
-    assert all(row.output for row in pad([TokenRow(1, 5, 9, True)], 4)[0])
-
-
 @pytest.mark.parametrize("slots", [1, 2, 4, 8, 64])
 def test_padded_steps_are_small(slots: int) -> None:
     for running in range(1, slots + 1):

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 from asking import collect_replies, running_engine
-from scripted_backend import BAD_GRAMMAR, END, Model, ScriptedBackend, replies, tokens
+from scripted_backend import END, Model, ScriptedBackend, replies, tokens
 from waiting import wait_until
 
 from cerebrum_cli.core.errors import EngineError, GrammarError, UsageError
@@ -89,11 +89,6 @@ def test_completions_number_requests_and_end_when_none_is_running(engine: LocalE
         assert collect_replies(completions)[SequenceId(3, 0)].text == "bbb"
 
 
-def test_completions_without_requests_are_empty(engine: LocalEngine) -> None:
-    with closing(engine.complete([])) as completions:
-        assert list(completions) == []
-
-
 def test_added_samples_continue_the_seeds(engine: LocalEngine) -> None:
     with closing(engine.complete([request("x#", 2, seed=3), request("y#", seed=None)])) as completions:
         completions.add_samples(0, 2)
@@ -105,14 +100,6 @@ def test_added_samples_continue_the_seeds(engine: LocalEngine) -> None:
         completions.add_samples(0, 1)
         again = collect_replies(completions)
         assert [(id, reply.text) for id, reply in again.items()] == [(SequenceId(0, 4), "hhh")]
-
-
-def test_seeds_wrap_around_before_the_reserved_one() -> None:
-    with (
-        running_engine(backend()) as engine,
-        closing(engine.complete([request("x#", 2, seed=2**32 - 2)])) as completions,
-    ):
-        assert [reply.seed for _, reply in sorted(collect_replies(completions).items())] == [2**32 - 2, 0]
 
 
 def test_added_samples_share_the_prompt() -> None:
@@ -192,52 +179,6 @@ def test_aborted_request_accepts_new_samples(engine: LocalEngine, gate: threadin
         assert said[SequenceId(0, 1)].text == "b" * LENGTH
 
 
-def test_close_frees_the_slots_before_returning() -> None:
-    scripted = backend()
-    with running_engine(scripted) as engine:
-        completions = engine.complete([request("X#", 4), request("Y#", 4)])
-        events_until(completions, is_token_of(0))
-        completions.close()
-        assert scripted.samplers == []
-        assert list(completions) == []
-        completions.close()
-        with closing(engine.complete([request("x#")])) as others:
-            assert collect_replies(others)[SequenceId(0, 0)].text == "aaa"
-
-
-def test_two_streams_are_independent(engine: LocalEngine, gate: threading.Event) -> None:
-    with (
-        closing(engine.complete([request("X#", 2)])) as first,
-        closing(engine.complete([request("y#", seed=5)])) as second,
-    ):
-        gate.set()
-        assert collect_replies(second)[SequenceId(0, 0)].text == "fff"
-        second.abort(0)
-        second.close()
-        assert [reply.text for _, reply in sorted(collect_replies(first).items())] == ["a" * LENGTH, "b" * LENGTH]
-
-
-def test_failure_of_one_request_is_raised_and_close_cancels_the_rest() -> None:
-    scripted = backend()
-    with running_engine(scripted) as engine:
-        asked = [request("X#", 2), request("y#", grammar=BAD_GRAMMAR)]
-        with closing(engine.complete(asked)) as completions, pytest.raises(GrammarError):
-            list(completions)
-        assert scripted.samplers == []
-        with closing(engine.complete([request("x#")])) as completions:
-            assert collect_replies(completions)[SequenceId(0, 0)].text == "aaa"
-
-
-def test_failed_step_fails_all_and_the_engine_continues() -> None:
-    scripted = backend()
-    scripted.fails = {3: EngineError("llama.cpp gave up")}
-    with running_engine(scripted) as engine:
-        with closing(engine.complete([request("X#", 2)])) as completions, pytest.raises(EngineError, match="gave up"):
-            list(completions)
-        with closing(engine.complete([request("x#")])) as completions:
-            assert collect_replies(completions)[SequenceId(0, 0)].text == "aaa"
-
-
 def test_failed_step_empties_all_slots() -> None:
     error = EngineError("llama.cpp gave up")
     model = replies({"a" * 20: "b" * 20, "c" * 50: "done"})
@@ -264,16 +205,6 @@ def test_empty_prompts_and_closed_engines_are_errors() -> None:
     assert list(completions) == []
 
 
-def test_cancel_ends_all_and_delivers_their_events(engine: LocalEngine, gate: threading.Event) -> None:
-    with closing(engine.complete([request("X#", 3), request("Y#", 3, seed=5)])) as completions:
-        events = events_until(completions, is_token_of(0))
-        engine.cancel()
-        gate.set()
-        said = collect_replies([*events, *completions])
-        assert len(said) == 6
-        assert {reply.reason for reply in said.values()} == {"cancelled"}
-
-
 def test_samples_added_after_cancel_are_cancelled(engine: LocalEngine) -> None:
     with closing(engine.complete([request("x#")])) as completions:
         events = [next(completions)]
@@ -295,22 +226,6 @@ def test_cancel_between_two_streams_of_a_scope_counts(engine: LocalEngine, gate:
         assert collect_replies(completions)[SequenceId(0)].reason == "cancelled"
     with closing(engine.complete([request("x#")])) as completions:
         assert collect_replies(completions)[SequenceId(0)].reason == "stop"
-
-
-def test_more_requests_than_slots_all_finish() -> None:
-    scripted = backend(slots=3)
-    with running_engine(scripted) as engine:
-        with closing(engine.complete(request(f"{'xX'[n % 2]}{n}#", seed=n) for n in range(20))) as completions:
-            ended = 0
-            texts: dict[int, str] = {}
-            for event in completions:
-                if isinstance(event, TokenEvent):
-                    texts[event.sequence.request] = texts.get(event.sequence.request, "") + event.text
-                elif isinstance(event, FinishEvent):
-                    ended += 1
-        assert ended == 20
-        assert texts == {n: chr(ord("a") + n) * (LENGTH if n % 2 else 3) for n in range(20)}
-        assert max(len({row.slot for row in rows}) for rows in scripted.steps) == 3
 
 
 def test_refused_sequence_ends_alone() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,32 +64,6 @@ def test_detokenizer_holds_back_only_what_may_change(text: str, places: list[int
             begun = [one[:length] for one in stop for length in range(1, len(one))]
             certain = whole[: len(whole) - max((len(one) for one in begun if whole.endswith(one)), default=0)]
         assert now == certain
-
-
-def test_detokenizer_shows_a_character_with_its_last_byte() -> None:
-    shown, _ = fed([b"a\xf0", b"\x9f", b"\x99", b"\x82b"], ())
-    assert shown == ["a", "a", "a", "a🙂b", "a🙂b"]
-
-
-def test_detokenizer_replaces_an_incomplete_last_character() -> None:
-    shown, _ = fed([b"a\xf0\x9f"], ())
-    assert shown == ["a", "a�"]
-
-
-@pytest.mark.parametrize("piece", [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80"])
-def test_detokenizer_replaces_invalid_bytes_and_continues(piece: bytes) -> None:
-    shown, _ = fed([piece, b"after"], ())
-    assert shown[-1] == piece.decode("utf-8", "replace") + "after"
-
-
-def test_detokenizer_drops_what_follows_a_stop_string() -> None:
-    assert fed([b"one STOP two"], ("STOP",)) == (["one ", "one "], True)
-    assert fed([b"one STOP\xf0\x9f"], ("STOP",)) == (["one ", "one "], True)
-
-
-def test_detokenizer_uses_the_stop_string_that_completes_first() -> None:
-    for pieces in ([b"abcd"], [b"ab", b"cd"], [b"a", b"b", b"c", b"d"]):
-        assert fed(pieces, ("abcd", "c"))[0][-1] == "ab"
 
 
 def test_detokenizer_stop_string_may_be_the_replacement_character() -> None:

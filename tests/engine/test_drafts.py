@@ -20,7 +20,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import drafter
-from cerebrum_cli.engine.drafter import MAX_DRAFT, Acceptance, Drafter, DraftState
+from cerebrum_cli.engine.drafter import MAX_DRAFT, Drafter, DraftState
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, StepCosts, draft_lengths
 from cerebrum_cli.inference.loading import draft_costs
@@ -87,17 +87,6 @@ def test_drafter_learns_from_lookups_without_drafts() -> None:
     assert probabilities[0] < probabilities[1]
 
 
-def test_acceptance_follows_what_was_right_before() -> None:
-    acceptance = Acceptance()
-    before = acceptance.probability("own", 3), acceptance.probability("own", 8)
-    for _ in range(6):
-        acceptance.record("own", 4, is_right=False)
-        acceptance.record("own", 15, is_right=True)
-    assert acceptance.probability("own", 3) < before[0]
-    assert acceptance.probability("own", 8) > before[1]
-    assert acceptance.probability("sibling", 3) == Acceptance().probability("sibling", 3)
-
-
 def test_drafter_pauses_after_misses_until_a_long_match() -> None:
     text = "a long text that is repeated"
     drafter, reply = Drafter(tokens(text)), list[int]()
@@ -108,59 +97,39 @@ def test_drafter_pauses_after_misses_until_a_long_match() -> None:
     assert grow(drafter, state, reply, text[15:17]).startswith(text[17:])
 
 
-def test_drafter_is_deterministic() -> None:
-    def drafts() -> list[str]:
-        drafter, reply = Drafter(tokens(REPEATED)), list[int]()
-        state = drafter.start(reply)
-        return [grow(drafter, state, reply, text) for text in ("the cat", " sat on the cat", ". the mat")]
-
-    assert drafts() == drafts()
-
-
 # Lengths.
 
-
-def test_draft_lengths_are_row_counts_that_pay() -> None:
-    certain, unlikely = [0.99] * 63, [0.1] * 63
-    assert draft_lengths([certain], DEFAULT_COSTS, 64, is_equal=False) == [63]
-    assert draft_lengths([unlikely], DEFAULT_COSTS, 64, is_equal=False) == [0]
-    assert draft_lengths([[0.9, 0.8, 0.6, 0.05, 0.05]], DEFAULT_COSTS, 64, is_equal=False) == [2]
-    assert draft_lengths([[]], DEFAULT_COSTS, 64, is_equal=False) == [0]
+CERTAIN, UNLIKELY = [0.99] * 63, [0.1] * 63
+CHEAP_ROWS, LINEAR_ROWS = StepCosts((1, 2, 4), (1.0, 1.1, 1.2)), StepCosts((1, 2, 4, 8), (1.0, 2.0, 4.0, 8.0))
 
 
-def test_draft_lengths_are_0_where_rows_cost_as_much_as_steps() -> None:
-    costs = StepCosts((1, 2, 4, 8), (1.0, 2.0, 4.0, 8.0))
-    assert draft_lengths([[0.99] * 31], costs, 64, is_equal=False) == [0]
-
-
-def test_draft_lengths_prefer_the_likeliest_sequence() -> None:
-    costs = StepCosts((1, 2, 4), (1.0, 1.1, 1.2))
-    assert draft_lengths([[0.9, 0.8], [0.3, 0.2]], costs, 64, is_equal=False) == [2, 0]
-
-
-def test_draft_lengths_fit_into_a_step() -> None:
-    assert draft_lengths([[0.99] * 63], FREE_ROWS, 31, is_equal=False) == [15]
-    assert draft_lengths([[0.99] * 63, []], FREE_ROWS, 15, is_equal=False) == [6, 0]
-    assert draft_lengths([[0.99] * 63], FREE_ROWS, 1, is_equal=False) == [0]
-
-
-def test_draft_lengths_are_equal_for_separate_caches() -> None:
-    assert draft_lengths([[0.99] * 9, [0.99] * 3], FREE_ROWS, 64, is_equal=True) == [3, 3]
-    assert draft_lengths([[0.99] * 9, []], FREE_ROWS, 64, is_equal=True) == [0, 0]
-
-
-def test_draft_lengths_are_0_where_sequences_fill_a_tile() -> None:
-    assert draft_lengths([[0.99] * 9] * 16, FREE_ROWS, 64, is_equal=False) == [0] * 16
+@pytest.mark.parametrize(
+    ("costs", "probabilities", "max_rows", "is_equal", "lengths"),
+    [
+        pytest.param(DEFAULT_COSTS, [CERTAIN], 64, False, [63], id="all tokens pay"),
+        pytest.param(DEFAULT_COSTS, [UNLIKELY], 64, False, [0], id="no token pays"),
+        pytest.param(DEFAULT_COSTS, [[0.9, 0.8, 0.6, 0.05, 0.05]], 64, False, [2], id="some tokens pay"),
+        pytest.param(DEFAULT_COSTS, [[]], 64, False, [0], id="no tokens"),
+        pytest.param(LINEAR_ROWS, [CERTAIN], 64, False, [0], id="rows cost as much as steps"),
+        pytest.param(CHEAP_ROWS, [[0.9, 0.8], [0.3, 0.2]], 64, False, [2, 0], id="the likeliest sequence"),
+        pytest.param(FREE_ROWS, [CERTAIN], 31, False, [15], id="measured rows within a step"),
+        pytest.param(FREE_ROWS, [CERTAIN, []], 15, False, [6, 0], id="rows of others in a step"),
+        pytest.param(FREE_ROWS, [CERTAIN], 1, False, [0], id="a step of one row"),
+        pytest.param(FREE_ROWS, [CERTAIN[:9], CERTAIN[:3]], 64, True, [3, 3], id="separate caches"),
+        pytest.param(FREE_ROWS, [CERTAIN, []], 64, True, [0, 0], id="separate caches, one without tokens"),
+        pytest.param(FREE_ROWS, [CERTAIN[:9]] * 16, 64, False, [0] * 16, id="sequences fill a tile"),
+        pytest.param(StepCosts((1, 4), (1.0, 3.3)), [[0.8], [0.8]], 64, True, [0, 0], id="rows that were not measured"),
+    ],
+)
+def test_draft_lengths_are_those_that_pay(
+    costs: StepCosts, probabilities: list[list[float]], max_rows: int, is_equal: bool, lengths: list[int]
+) -> None:
+    assert draft_lengths(probabilities, costs, max_rows, is_equal) == lengths
 
 
 def test_step_costs_are_interpolated() -> None:
     costs = StepCosts((1, 4, 16), (1.0, 2.5, 4.0))
     assert [costs.cost(rows) for rows in (1, 2, 4, 10, 16, 32)] == [1.0, 1.5, 2.5, 3.25, 4.0, 8.0]
-
-
-def test_draft_lengths_compare_with_several_rows_that_were_not_measured() -> None:
-    costs = StepCosts((1, 4), (1.0, 3.3))
-    assert draft_lengths([[0.8], [0.8]], costs, 64, is_equal=True) == [0, 0]
 
 
 # The engine.
@@ -218,16 +187,6 @@ def test_engine_ends_at_a_stop_string_inside_a_draft() -> None:
     assert drafted(reply)[1] > 0
 
 
-def test_engine_ends_at_an_end_token_inside_a_draft() -> None:
-    prompt = "copy: abcdefgh. abcdefgh. "
-    backend = ScriptedBackend(replies({prompt: "abcdefg"}), context_size=300, batch_size=64)
-    with running_engine(backend) as engine:
-        [reply] = ask(engine, prompt, step_costs=FREE_ROWS)
-        held = bytes(backend.memory[0]).decode()
-    assert (reply.text, reply.reason, held) == ("abcdefg", "stop", prompt + "abcdefg")
-    assert drafted(reply)[0] > drafted(reply)[1] > 0
-
-
 def test_engine_drafts_no_more_than_max_tokens() -> None:
     for limit in range(1, 40):
         backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
@@ -237,17 +196,6 @@ def test_engine_drafts_no_more_than_max_tokens() -> None:
         assert (reply.text, reply.reason) == ((REPEATED * 2)[:limit], "length")
         evaluated = 1 + max(row.position for step in backend.steps for row in step)
         assert evaluated == len(prompt) + limit - 1, "the last token is not evaluated"
-
-
-def test_engine_makes_no_more_drafts_after_misses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cerebrum_cli.engine.step_costs.MIN_PROBABILITY", 0.1)
-    monkeypatch.setattr(drafter, "MAX_MISSES", 1)
-    prompt = "abc1 def2 ghi3? "
-    backend = ScriptedBackend(replies({prompt: "abcX defY ghiZ"}), context_size=300, batch_size=64)
-    with running_engine(backend) as engine:
-        [reply] = ask(engine, prompt, step_costs=FREE_ROWS)
-    assert reply.text == "abcX defY ghiZ"
-    assert sum(len(step) > 1 for step in backend.steps[1:]) == 1
 
 
 @pytest.mark.parametrize("context", range(35, 75))
@@ -399,20 +347,13 @@ def test_drafts_need_a_profile_or_the_option(
     assert draft_costs(measured, "a recurrent state cannot be rolled back", setting) is None
 
 
-def test_ask_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
+def test_commands_report_once_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
+    run = CommandLine(tmp_path).run
     arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
-    asked, plain = CommandLine(tmp_path).run(*arguments, "--set", "drafts=on"), CommandLine(tmp_path).run(*arguments)
-    assert asked.code == plain.code == 0
-    assert "note: speculative decoding is off for this model: a recurrent state cannot be rolled back\n" in asked.err
-    assert "drafts" not in plain.err
-
-
-def test_chat_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
-    typed = "/set drafts on\n/set drafts off\n"
-    done = CommandLine(tmp_path).run("chat", "-m", recurrent_model, stdin=typed)
-    assert done.code == 0
+    asked, plain = run(*arguments, "--set", "drafts=on"), run(*arguments)
+    chat = run("chat", "-m", recurrent_model, stdin="/set drafts on\n/set drafts off\n")
     note = "note: speculative decoding is off for this model: a recurrent state cannot be rolled back\n"
-    assert done.err.count(note) == 1
+    assert [(done.code, done.err.count(note)) for done in (asked, plain, chat)] == [(0, 1), (0, 0), (0, 1)]
 
 
 def test_ask_counts_drafts(tmp_path: Path, chatml_model: Path) -> None:
@@ -456,12 +397,6 @@ def test_llama_drafts_after_a_restored_sliding_window(sliding_window_model: Path
     count, accepted = drafted(reply)
     assert count > accepted > 10
     assert_matches_single_run(sliding_window_model, prompt, reply.ids)
-
-
-def test_llama_recurrent_models_get_no_drafts(recurrent_model: Path) -> None:
-    with open_engine(recurrent_model) as engine:
-        [reply] = ask(engine, STORY, step_costs=FREE_ROWS, max_tokens=60)
-    assert drafted(reply) == (0, 0)
 
 
 def test_llama_drafts_obey_grammar_penalty_and_seed(chatml_model: Path) -> None:

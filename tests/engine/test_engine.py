@@ -10,8 +10,7 @@ import pytest
 from asking import ask, collect_replies, running_engine
 from scripted_backend import FIRST_WORD, MARK, ScriptedBackend, replies, tokens
 
-from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.errors import EngineError, UsageError
+from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.sequence import Request
@@ -32,19 +31,6 @@ def test_engine_allows_an_empty_reply() -> None:
     with running_engine(ScriptedBackend(replies({"?": ""}))) as engine:
         [reply] = ask(engine, "?")
     assert (reply.text, reply.ids, reply.reason) == ("", [], "stop")
-
-
-def test_engine_answers_vocabulary_lookups_after_loading() -> None:
-    with running_engine(ScriptedBackend(GREETING)) as engine:
-        assert engine.vocabulary.tokenize([Text("hé")]) == tokens("hé")
-        assert engine.backend.special_token_text("eos") == "<end>"
-
-
-def test_engine_rejects_an_empty_prompt_before_evaluating() -> None:
-    backend = ScriptedBackend(GREETING)
-    with running_engine(backend) as engine, pytest.raises(UsageError):
-        list(engine.generate([Request(tokens("hello ")), Request(())]))
-    assert backend.steps == []
 
 
 def test_engine_yields_no_events_without_requests() -> None:

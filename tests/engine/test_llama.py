@@ -97,29 +97,6 @@ def test_llama_refills_a_sliding_window(sliding_window_model: Path) -> None:
             assert_matches_single_run(sliding_window_model, prompt, reply.ids)
 
 
-def test_llama_sampling_from_one_candidate_is_greedy(tiny_model: Path) -> None:
-    greedy = single_run(tiny_model, STORY, max_tokens=20)
-    assert single_run(tiny_model, STORY, temperature=1.0, top_k=1, max_tokens=20).ids == greedy.ids
-    assert (
-        single_run(tiny_model, STORY, temperature=1.0, top_k=0, top_p=1e-6, min_p=0.0, max_tokens=20).ids == greedy.ids
-    )
-    assert (
-        single_run(tiny_model, STORY, temperature=1.0, top_k=0, top_p=1.0, min_p=1.0, max_tokens=20).ids == greedy.ids
-    )
-
-
-def test_llama_repeat_penalty_covers_prompt_and_reply(chatml_model: Path) -> None:
-    with open_engine(chatml_model) as engine:
-        [plain], [varied] = (ask(engine, "aaaa", max_tokens=60, repeat_penalty=penalty) for penalty in (1.0, 1.5))
-        assert len(set(varied.ids)) > len(set(plain.ids))
-        first = plain.ids[0]
-        again = (*engine.vocabulary.tokenize([Text("aaaa")]), first)
-        [said] = collect_replies(
-            engine.generate([Request((first, *again[1:-1]), SamplingParams(max_tokens=1, repeat_penalty=100.0))])
-        ).values()
-    assert said.ids != [first]
-
-
 def test_llama_full_context_ends_the_reply(tiny_model: Path) -> None:
     with open_engine(tiny_model, context_size=300) as engine:
         [reply] = ask(engine, "the answer", seed=3, temperature=1.0)

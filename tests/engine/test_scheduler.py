@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-from array import array
 from dataclasses import dataclass, field
 from functools import partial
-from time import perf_counter
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -65,22 +63,6 @@ def scheduler_holding(*texts: str) -> Scheduler:
     return scheduler
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "length"), [("", "", 0), ("a", "", 0), ("abc", "abd", 2), ("ab", "abc", 2), ("abc", "ab", 2)]
-)
-def test_common_prefix_ends_at_a_difference_or_an_end(a: str, b: str, length: int) -> None:
-    assert common_prefix(a.encode(), b.encode()) == length
-
-
-def test_scheduler_fills_the_lowest_free_slot_first() -> None:
-    scheduler = Scheduler(3)
-    add_waiting(scheduler, "ab", "cd", "ef")
-    for slot in range(3):
-        assert admit_next(scheduler)[0] == slot
-        run_step(scheduler)
-    assert not scheduler.can_admit
-
-
 def test_scheduler_admits_only_with_a_free_slot_and_no_prefill() -> None:
     scheduler = Scheduler(2)
     assert not scheduler.can_admit
@@ -97,30 +79,6 @@ def test_scheduler_admits_only_with_a_free_slot_and_no_prefill() -> None:
     assert scheduler.can_admit
     scheduler.remove(second)
     assert scheduler.running == []
-
-
-def test_scheduler_reuses_the_longest_prefix() -> None:
-    scheduler = scheduler_holding("abxxx", "abcdx", "abcxx")
-    add_waiting(scheduler, "abcdef")
-    assert admit_next(scheduler) == (1, 1, 4)
-    assert list(scheduler.slots[1].tokens) == list(b"abcd")
-
-
-def test_scheduler_compares_long_prefixes_without_a_loop() -> None:
-    shared, scheduler = list(range(8000)), Scheduler(64)
-    for slot in scheduler.slots:
-        slot.extend([*shared, slot.index])
-    prompt = array("i", [*shared, 100])
-    scheduler.waiting.extend(create_sequences(0, Request(prompt), lambda event: None, range(1), 0))
-    searches, loops = [], []
-    for _ in range(5):
-        start = perf_counter()
-        assert scheduler.next_admission().prefix_length == 8000
-        searches.append(perf_counter() - start)
-        start = perf_counter()
-        assert sum(a == b for a, b in zip(shared, prompt, strict=False)) == 8000
-        loops.append(perf_counter() - start)
-    assert min(searches) < 10 * min(loops)  # for 64 slots; about 2 here
 
 
 def test_scheduler_copies_only_a_prefix_worth_the_copy() -> None:
@@ -143,13 +101,6 @@ def test_scheduler_prefers_an_idle_prefix_to_a_costly_copy() -> None:
         assert admit_next(scheduler, cells) == expected
 
 
-def test_scheduler_always_evaluates_the_last_prompt_token() -> None:
-    scheduler = scheduler_holding("abcdef")
-    add_waiting(scheduler, "abc")
-    assert admit_next(scheduler) == (0, 0, 2)
-    assert scheduler.schedule(lambda position: 100).rows == [TokenRow(0, 2, ord("c"), True)]
-
-
 def test_scheduler_copies_a_prefix_to_an_empty_slot_first() -> None:
     scheduler = scheduler_holding("", "old", "")
     add_waiting(scheduler, "abcd", "abce")
@@ -168,87 +119,6 @@ def test_scheduler_prefers_an_idle_slot_of_two_equal_prefixes() -> None:
     scheduler.slots[1].extend(b"ab")
     assert admit_next(scheduler) == (1, 1, 2)
     assert first.slot == 0
-
-
-def test_scheduler_admits_sibling_samples_together() -> None:
-    scheduler = Scheduler(3)
-    other, *samples = [*add_waiting(scheduler, "cd"), *add_waiting(scheduler, "ab", n=4)]
-    admit_next(scheduler)
-    run_step(scheduler)
-    scheduler.remove(other)
-    admit_next(scheduler)
-    run_step(scheduler)
-    twins = scheduler.sibling_samples(samples[0])
-    assert [(twin.sequence, twin.slot.index, twin.source.index, twin.prefix_length) for twin in twins] == [
-        (samples[1], 0, 1, 2),
-        (samples[2], 2, 1, 2),
-    ]
-    for twin in twins:
-        scheduler.admit(twin, twin.prefix_length)
-    assert [sequence.cached_tokens for sequence in samples] == [0, 2, 2, 0]
-    assert list(scheduler.waiting) == [samples[3]]
-
-
-def test_scheduler_prefills_one_prompt_with_logits_of_its_last_token() -> None:
-    scheduler = Scheduler(2)
-    add_waiting(scheduler, "ab", "cdefg")
-    admit_next(scheduler)
-    run_step(scheduler)
-    scheduler.running[0].generated.append(ord("!"))
-    admit_next(scheduler)
-    steps = []
-    for _ in range(3):
-        step = scheduler.schedule(lambda position: 2)
-        steps.append(step.rows)
-        record(scheduler, step)
-    assert steps == [
-        [TokenRow(1, 0, ord("c"), False), TokenRow(1, 1, ord("d"), False)],
-        [TokenRow(1, 2, ord("e"), False), TokenRow(1, 3, ord("f"), False)],
-        [TokenRow(1, 4, ord("g"), True)],
-    ]
-
-
-def test_scheduler_decodes_sequences_in_slot_order() -> None:
-    scheduler = Scheduler(3)
-    born = add_waiting(scheduler, "ab", "cde", "f")
-    for sequence in born:
-        admit_next(scheduler)
-        run_step(scheduler)
-        sequence.generated.append(ord("!"))
-    scheduler.remove(born[1])
-    step = scheduler.schedule(lambda position: 100)
-    assert step.rows == [TokenRow(0, 2, ord("!"), True), TokenRow(2, 1, ord("!"), True)]
-    assert [share.sequence for share in step.shares] == [born[0], born[2]]
-
-
-def test_scheduler_prefills_a_lost_reply_with_logits_of_its_last_token() -> None:
-    scheduler = Scheduler(1)
-    [sequence] = add_waiting(scheduler, "abc")
-    admit_next(scheduler)
-    run_step(scheduler)
-    sequence.generated.extend(b"de")
-    run_step(scheduler)
-    scheduler.resume(sequence, 0)
-    assert not scheduler.slots[0].tokens
-    rows = []
-    while sequence.evaluated < sequence.length:
-        step = scheduler.schedule(lambda position: 2)
-        rows += step.rows
-        record(scheduler, step)
-    assert rows == [TokenRow(0, place, token, place == 4) for place, token in enumerate(b"abcde")]
-    assert list(scheduler.slots[0].tokens) == list(b"abcde")
-
-
-def test_scheduler_keeps_the_progress_of_an_interrupted_step() -> None:
-    scheduler = Scheduler(1)
-    [sequence] = add_waiting(scheduler, "abcdef")
-    admit_next(scheduler)
-    scheduler.resume(sequence, 4)
-    assert list(scheduler.slots[0].tokens) == list(b"abcd")
-    assert scheduler.schedule(lambda position: 100).rows == [
-        TokenRow(0, 4, ord("e"), False),
-        TokenRow(0, 5, ord("f"), True),
-    ]
 
 
 def test_scheduler_gives_an_inspection_logits_of_its_last_rows() -> None:
