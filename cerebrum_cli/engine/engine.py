@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import secrets
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.backend import Backend, Vocabulary
 from cerebrum_cli.engine.sequence import Failure, Request, next_item
 
 if TYPE_CHECKING:
@@ -111,36 +113,61 @@ class Completions(ABC, Generic[LiveSample]):
         """Free what a request no longer needs after one of its samples has finished."""
 
 
-class Engine(Protocol):
-    """Generates completions of token sequences; it starts loading immediately."""
+class Engine(ABC):
+    """Generates completions of token sequences, on a thread of its own, which starts loading immediately.
+
+    `has_failed`: loading has. Subclasses are ready for their thread before they call the constructor of this one.
+    """
+
+    def __init__(self, thread: str) -> None:
+        self._loading = EventQueue[Event]()
+        self._backend: Backend | None = None
+        self.has_failed = False
+        self._thread = threading.Thread(target=self._run, name=thread, daemon=True)
+        self._thread.start()
+        atexit.register(self.close)  # native code must not outlive the interpreter
+
+    @abstractmethod
+    def _run(self) -> None:
+        """Load on this thread, then do all work until the engine is closed."""
 
     @property
     def capabilities(self) -> Capabilities:
         """What is supported."""
+        return Capabilities()
 
     def load(self) -> Iterator[Event]:
         """Yield load events until the model is ready; raise if loading failed. Later calls yield nothing."""
+        return iter(self._loading)
 
     @property
+    @abstractmethod
     def is_loaded(self) -> bool:
         """Whether the model is ready; false while it loads, after a failure and after `close`."""
 
     @property
-    def has_failed(self) -> bool:
-        """Whether loading failed."""
+    def backend(self) -> Backend:
+        """The model, or its vocabulary alone, as it is loaded here; EngineError before `load` and after `close`."""
+        if self._backend is None:
+            raise EngineError("the model is not loaded")
+        return self._backend
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The model's vocabulary; EngineError before `load` and after `close`."""
+        return self.backend
 
     @property
+    @abstractmethod
     def context_size(self) -> int:
         """Maximum length of a sequence, in tokens; EngineError before `load` and after `close`."""
 
     @property
     def builds(self) -> Sequence[Mapping[str, str]]:
         """What generates, to be recorded with the output: kind and build of each server, each once; none here."""
+        return ()
 
+    @abstractmethod
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> Completions[Any]:
         """Submit requests, whose prompts must be shorter than the context; close the result when done.
 
@@ -148,26 +175,31 @@ class Engine(Protocol):
         `scope` that began before makes a `cancel` in between count.
         """
 
+    @abstractmethod
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
         """Divide requests, named by index, into groups to complete one after the other, the shortest first."""
 
+    @abstractmethod
     def score(
         self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None
     ) -> Generator[ScoringEvent, None, None]:
         """Yield a ScoreEvent, or a RefusedEvent, for each request as it finishes, and progress in between."""
 
+    @abstractmethod
     def cancel_scope(self) -> CancelScope:
         """Start a scope, for work that submits requests more than once."""
 
+    @abstractmethod
     def cancel(self) -> None:
         """Cancel everything, loading included; streams end with the finish reason `cancelled`."""
 
-    def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:
+    def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:  # noqa: B027
         """Save evaluated prompts of at least `min_tokens` tokens, or the one that matches `prompt`, if supported."""
 
-    def save_prefix(self, tokens: tuple[int, ...]) -> None:
+    def save_prefix(self, tokens: tuple[int, ...]) -> None:  # noqa: B027
         """Save a common prefix of later prompts, if supported."""
 
+    @abstractmethod
     def close(self) -> None:
         """Cancel everything and free what the engine holds; it cannot be used again."""
 

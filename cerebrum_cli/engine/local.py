@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import threading
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, RefusedEvent, SequenceId
-from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
+from cerebrum_cli.engine.backend import OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import (
     CancelScope,
-    Capabilities,
     Completions,
+    Engine,
     EventQueue,
     first_seed,
     raise_refusals,
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 
 MAX_BACKLOG = 10_000  # events; with a slow reader, no sequence is admitted above it
-CAPABILITIES = Capabilities()
 
 
 @dataclass(slots=True)
@@ -118,7 +117,7 @@ def new_drafter(request: Request) -> Drafter | None:
     return Drafter(request.prompt_tokens)
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """A model on its own thread, which starts loading it immediately; prompts are cached on disk in `state_store`."""
 
     def __init__(self, open_backend: OpenBackend, state_store: StateStore | None = None) -> None:
@@ -126,36 +125,13 @@ class LocalEngine:
         self._state_store = state_store
         self._stop = StopFlag()
         self._commands = Commands(self._stop)
-        self._loading = EventQueue[Event]()
-        self._backend: Backend | None = None
-        self.has_failed = False  # to load the model
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
-        atexit.register(self.close)  # native code must not outlive the interpreter
+        super().__init__("engine")
 
     # For callers, on any thread.
 
     @property
-    def capabilities(self) -> Capabilities:
-        return CAPABILITIES
-
-    def load(self) -> Iterator[Event]:
-        return iter(self._loading)
-
-    @property
     def is_loaded(self) -> bool:
         return self._backend is not None
-
-    @property
-    def backend(self) -> Backend:
-        """The loaded model; EngineError before `load` and after `close`."""
-        if self._backend is None:
-            raise EngineError("the model is not loaded")
-        return self._backend
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self.backend
 
     @property
     def context_size(self) -> int:
@@ -168,10 +144,6 @@ class LocalEngine:
         """
         with closing(self.complete(requests)) as completions:
             yield from raise_refusals(completions)
-
-    @property
-    def builds(self) -> tuple[()]:
-        return ()
 
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> LocalCompletions:
         completions = LocalCompletions(self._commands, scope or self.cancel_scope())
@@ -245,8 +217,7 @@ class LocalEngine:
     def _save(self, command: SavePromptCache) -> None:
         if self._state_store is None or not self.is_loaded or not self._commands.send(command):
             return
-        failure = command.result.get()
-        if failure:
+        if failure := command.result.get():
             raise failure.error
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import atexit
 import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, ClassVar
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, ClassVar
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, LoadEvent, SequenceId, ServersEvent
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag, Vocabulary
-from cerebrum_cli.engine.engine import CancelScope, Capabilities, Completions, EventQueue, first_seed
+from cerebrum_cli.engine.backend import OpenBackend, StopFlag
+from cerebrum_cli.engine.engine import CancelScope, Capabilities, Completions, Engine, first_seed
 from cerebrum_cli.engine.remote.client import Endpoint, import_http
 from cerebrum_cli.engine.remote.job import PoolJob, PromptServer, Server, ServerTimeouts
 from cerebrum_cli.engine.remote.pool import Pool
@@ -31,7 +31,6 @@ from cerebrum_cli.engine.sequence import Failure, Request
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
-CAPABILITIES = Capabilities(scores=False, prompt_cache=False, schedules_rows=True)
 REPORT_S = 1.0  # between reports of what each server has generated
 
 
@@ -132,7 +131,7 @@ class RemoteCompletions(Completions[RemoteSample]):
             del self._submitted[index]
 
 
-class PooledEngine:
+class PooledEngine(Engine):
     """A pool of servers of one model, to which it starts to connect immediately; `option` is what asks for it."""
 
     option: ClassVar[str]
@@ -142,16 +141,11 @@ class PooledEngine:
         self._timeouts = timeouts or ServerTimeouts()
         self._stop = StopFlag()
         self._cancel_count = 0
-        self._loading = EventQueue[Event]()
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
         self._connecting: asyncio.Task[Pool] | None = None
-        self._backend: Backend | None = None
         self._pool: Pool | None = None  # once it is connected
-        self.has_failed = False
-        self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
-        self._thread.start()
-        atexit.register(self.close)
+        super().__init__("servers")
 
     async def _find_servers(self) -> Sequence[Server]:
         """The servers to open. Raises EndpointError."""
@@ -161,22 +155,12 @@ class PooledEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        if self._pool is None:
-            return CAPABILITIES
-        return replace(CAPABILITIES, larger_context=self._pool.known[0].larger_context)
-
-    def load(self) -> Iterator[Event]:
-        return iter(self._loading)
+        advice = {"larger_context": self._pool.known[0].larger_context} if self._pool else {}
+        return Capabilities(scores=False, prompt_cache=False, schedules_rows=True, **advice)
 
     @property
     def is_loaded(self) -> bool:
         return self._pool is not None
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        if self._backend is None:
-            raise EngineError("the vocabulary is not loaded")
-        return self._backend
 
     @property
     def context_size(self) -> int:
@@ -218,12 +202,6 @@ class PooledEngine:
         self.call(self._stop_connecting)
         if pool := self._pool:
             self.call(lambda: pool.cancel(lambda _: True))
-
-    def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:
-        """Do nothing: servers have their own caches."""
-
-    def save_prefix(self, tokens: tuple[int, ...]) -> None:
-        """Do nothing: servers have their own caches."""
 
     def close(self) -> None:
         self._stop.set()

@@ -48,26 +48,35 @@ class _SharedFields:
         }
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
-        found, params, name = list[tuple[str, str]](), request.params, self.name
-        if params.temperature not in (0.0, 1.0):
-            problem = f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them"
-            found.append((problem, "the sampling distribution differs, except at temperature 0 or 1"))
-        if params.repeat_penalty != 1.0:
-            problem = f"{name}'s repeat penalty counts the whole text, not the last 64 tokens"
-            found.append((problem, "replies differ from those of llama.cpp; omit repeat_penalty"))
-        if params.presence_penalty or params.frequency_penalty:
-            problem = f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens"
-            found.append((problem, "replies differ from those of llama.cpp"))
+        params, name = request.params, self.name
         ignored = {
             "dry_multiplier": params.has_dry,
             "top_n_sigma": params.temperature > 0 and params.top_n_sigma > 0,
             "typical_p": params.temperature > 0 and params.typical_p < 1,
         }
-        for option in (option for option, is_used in ignored.items() if is_used):
-            found.append((f"{name} does not support {option}: it is ignored", f"omit {option}, or use llama-server"))
-        if params.temperature and not info.has_seeds:
-            found.append(IGNORED_SEEDS)
-        return found
+        differences = (
+            (
+                params.temperature not in (0.0, 1.0),
+                f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
+                "the sampling distribution differs, except at temperature 0 or 1",
+            ),
+            (
+                params.repeat_penalty != 1.0,
+                f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
+                "replies differ from those of llama.cpp; omit repeat_penalty",
+            ),
+            (
+                params.presence_penalty or params.frequency_penalty,
+                f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens",
+                "replies differ from those of llama.cpp",
+            ),
+            *(
+                (is_used, f"{name} does not support {option}: it is ignored", f"omit {option}, or use llama-server")
+                for option, is_used in ignored.items()
+            ),
+            (params.temperature and not info.has_seeds, *IGNORED_SEEDS),
+        )
+        return [(problem, hint) for is_used, problem, hint in differences if is_used]
 
 
 class Vllm(_SharedFields):
