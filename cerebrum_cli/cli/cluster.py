@@ -45,7 +45,7 @@ class RayNodes:
     file: NodeFile
     is_tuned: bool
 
-    def connect(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:
+    def __call__(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:
         """Start to load the model on the nodes."""
         from cerebrum_cli.engine.cluster.cluster_engine import ClusterEngine
         from cerebrum_cli.engine.cluster.ray_cluster import RayCluster

@@ -107,7 +107,8 @@ def to_biases(_: Option, value: Any) -> tuple[TokenBias, ...]:
     try:
         if not isinstance(items, (Mapping, list, tuple)):
             raise TypeError
-        pairs = items.items() if isinstance(items, Mapping) else map(_split_bias, items)
+        texts = (item if isinstance(item, TokenBias) else str(item).rpartition("=")[::2] for item in items)
+        pairs = items.items() if isinstance(items, Mapping) else texts
         return tuple(_bias(token, number) for token, number in pairs)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidValue(f"TOKEN=BIAS, with a number from -{MAX_LOGIT} to {MAX_LOGIT}") from error
@@ -199,15 +200,7 @@ def _bounds(declared: Option) -> str:
     return f"from {declared.least:g} to {declared.most:.10g}"
 
 
-def _split_bias(item: Any) -> tuple[Any, Any]:
-    if isinstance(item, TokenBias):
-        return item
-    token, _, number = str(item).rpartition("=")
-    return token, number
-
-
 def _bias(token: Any, number: Any) -> TokenBias:
-    """Convert a bias. Raises ValueError and the like."""
     bias = float(number)
     if token == "" or isinstance(number, bool) or not abs(bias) <= MAX_LOGIT:
         raise ValueError

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from platform import machine
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError, UsageError
@@ -39,6 +39,9 @@ CHAT_CONTEXT = ContextOptions(slots=16, kv_unified=True)  # one sequence, except
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]
 """Creates the function that opens a model: llama.cpp, or something smaller in tests."""
+
+Host = Callable[[OpenBackend, "ReplySource"], Engine]
+"""Connects to where a model runs, if not in this process; the vocabulary is that of a file here."""
 
 PromptCacheFactory = Callable[[Model, str, Settings], StateStore | None]
 """Opens the prompt cache on disk of a model and prompt format; None if caching is off."""
@@ -82,13 +85,6 @@ class ModelUse:
 CHAT = ModelUse(CHAT_CONTEXT, "chat", "chat", is_chat=True, caches_prompts=True)
 
 
-class Host(Protocol):
-    """Where a model runs, if it is not loaded by this process."""
-
-    def connect(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:
-        """Start to connect to what generates; the vocabulary is that of a file here."""
-
-
 @dataclass(frozen=True, slots=True)
 class Servers:
     """Servers of a model, which are given at most `window` requests each at a time.
@@ -100,7 +96,7 @@ class Servers:
     window: int | None = None
     earlier: Sequence[Mapping[str, str]] = ()
 
-    def connect(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:  # noqa: ARG002
+    def __call__(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:  # noqa: ARG002
         from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
 
         return RemoteEngine(open_vocabulary, self.endpoints, self.window, earlier=self.earlier)
@@ -242,7 +238,7 @@ def open_model(source: ReplySource) -> LoadedModel:
     name, build, prepare = source.format_name, source.format_builder, partial(prepare_format, source.format_name)
     if source.host and not use.vocabulary_only:
         vocabulary = resources.open_backend(load_options(model, settings, vocabulary_only=True))
-        engine = source.host.connect(vocabulary, source)
+        engine = source.host(vocabulary, source)
         return LoadedModel(source, name, engine, Responder(engine, build, model.trained_context, prepare))
     profile = source.profile if use.tuned_for or use.drafts_for else None
     tuning = replace(tuning_of(profile, use.tuned_for), **use.tuning.overrides)

@@ -94,13 +94,13 @@ def step_costs_of(profile: Profile | None, use: UseName | None) -> StepCosts | N
     return profile.uses[use].step_costs if profile and use else None
 
 
+@dataclass(frozen=True, slots=True)
 class ProfileStore:
     """Directory of profiles, one file per model, machine and build; `machine` and `build` are the current ones."""
 
-    def __init__(self, directory: Path, machine: str, build: str) -> None:
-        self.machine = machine
-        self.build = build
-        self.directory = directory
+    directory: Path
+    machine: str
+    build: str
 
     def find(self, model: str) -> Profile | None:
         """Load the profile of a model; None if there is none, or it is damaged."""

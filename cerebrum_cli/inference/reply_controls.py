@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 from cerebrum_cli.core.conversation import Text
@@ -34,12 +35,12 @@ class AnswerNow:
     is_watched = False
 
 
+@dataclass(eq=False)
 class ReplyControls:
     """Creates the controls of replies in a format. What they force is tokenized when it is first needed."""
 
-    def __init__(self, vocabulary: Vocabulary, prompt_format: PromptFormat) -> None:
-        self._vocabulary = vocabulary
-        self._format = prompt_format
+    vocabulary: Vocabulary
+    format: PromptFormat
 
     def create(
         self, request: ReplyRequest, channels: ReplyChannels, answer_now: AnswerNow
@@ -49,7 +50,7 @@ class ReplyControls:
             return ()
         settings = request.settings
         controls: list[ControlFactory] = []
-        may_repeat = request.ignore_eos or self._format.verbatim  # text of a given length, or without a format
+        may_repeat = request.ignore_eos or self.format.verbatim  # text of a given length, or without a format
         if settings.loop_check and not may_repeat:
             controls.append(LoopCheck)
         if budget := self._thought_budget(request, channels, answer_now):
@@ -67,7 +68,7 @@ class ReplyControls:
     ) -> ControlFactory | None:
         """What may end the reasoning of a reply: a limit, or the user who watches it stream; None for neither."""
         limit = request.settings.thought_limit
-        if limit == 0 and self._format.has_switch:
+        if limit == 0 and self.format.has_switch:
             limit = None
         can_hurry = request.stream and self._marks_thought(request.conversation.system_prompt)
         if limit is None and not can_hurry:
@@ -79,18 +80,18 @@ class ReplyControls:
     def _marks_thought(self, system_prompt: str | None) -> bool:
         """Whether the format, the vocabulary or the system prompt has markup of reasoning."""
         return (
-            self._format.marks_thought
+            self.format.marks_thought
             or self._has_thought_tokens
-            or any(each.open in (system_prompt or "") for each in self._format.thoughts)
+            or any(each.open in (system_prompt or "") for each in self.format.thoughts)
         )
 
     @cached_property
     def _has_thought_tokens(self) -> bool:
-        return bool(self._vocabulary.special_token_ids(each.open for each in self._format.thoughts))
+        return bool(self.vocabulary.special_token_ids(each.open for each in self.format.thoughts))
 
     @cached_property
     def _endings(self) -> Mapping[str, tuple[int, ...]]:
-        return plan_endings(self._vocabulary, self._format.thoughts)
+        return plan_endings(self.vocabulary, self.format.thoughts)
 
 
 class ThoughtBudget:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
@@ -32,6 +32,7 @@ DraftChoice = Callable[[bool | None], StepCosts | None]
 """What steps cost, for a request with this setting of `drafts`; None if no tokens are drafted."""
 
 
+@dataclass(eq=False)
 class Responder:
     """Generates replies to conversations with an engine.
 
@@ -39,20 +40,12 @@ class Responder:
     called while the model loads, to import what the format needs.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        build: FormatBuilder,
-        trained_context: int,
-        prepare: Callable[[], None] | None = None,
-        choose_drafts: DraftChoice = lambda _: None,
-    ) -> None:
-        self.engine = engine
-        self._build_format = build
-        self._trained_context = trained_context
-        self._prepare = prepare
-        self._choose_drafts = choose_drafts
-        self._answer_now = AnswerNow()
+    engine: Engine
+    build_format: FormatBuilder
+    trained_context: int
+    prepare: Callable[[], None] = lambda: None
+    choose_drafts: DraftChoice = lambda _: None
+    _answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
 
     def respond(self, request: ReplyRequest) -> Generator[Event, None, None]:
         """Load the model if necessary, then generate one reply. Raises PromptTooLong before any evaluation."""
@@ -84,7 +77,7 @@ class Responder:
             self._visible_tokens,
             request.logprobs,
             request.ignore_eos,
-            step_costs=self._choose_drafts(settings.drafts),
+            step_costs=self.choose_drafts(settings.drafts),
             max_n=request.max_n,
             stream=request.stream,
             controls=self._controls.create(request, channels, self._answer_now),
@@ -142,8 +135,8 @@ class Responder:
         """Load the model and yield the events of loading. Raises what made it fail."""
         for event in self.engine.load():
             yield event
-            if self._prepare and isinstance(event, LoadEvent):
-                self._prepare()  # while native code loads the model
+            if isinstance(event, LoadEvent):
+                self.prepare()  # while native code loads the model
 
     def count_tokens(self, conversation: Conversation) -> int:
         """Number of tokens in the prompt of a conversation; the least possible number of one that cannot fit."""
@@ -198,7 +191,7 @@ class Responder:
     @cached_property
     def format(self) -> PromptFormat:
         """The prompt format."""
-        return self._build_format(self.engine.vocabulary, self.engine.context_size)
+        return self.build_format(self.engine.vocabulary, self.engine.context_size)
 
     @cached_property
     def _visible_tokens(self) -> frozenset[int]:
@@ -247,7 +240,7 @@ class Responder:
             raise self._too_long(f"at least {least}")
 
     def _too_long(self, tokens: str) -> PromptTooLong:
-        size, trained = self.engine.context_size, self._trained_context
+        size, trained = self.engine.context_size, self.trained_context
         advice = f" or {self.larger_context} (trained context: {trained})" if size < trained else ""
         return PromptTooLong.for_context(tokens, size, advice)
 
