@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.chat.session_recorder import SessionRecorder
-from cerebrum_cli.cli.context import app_of, options_on_command_line
 from cerebrum_cli.cli.options import AskOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
-from cerebrum_cli.cli.signature import SettingKeys, composed, positional
+from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, positional
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cerebrum_cli.cli.completion import completion_of
+import typer
+
+from cerebrum_cli.cli.completion import completing, completion_of
 from cerebrum_cli.core.conversion import expected_value, parse
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.options import Option
@@ -56,15 +60,6 @@ def rows(settable: Mapping[str, Option]) -> Iterator[tuple[str, str, str, str]]:
             yield shorthand, default, expected_value(key, declared), f"Type of the KV cache; {both} set one"
 
 
-def print_settings(app: App | None, settable: Mapping[str, Option]) -> None:
-    """Print the settings of a command as a table on standard output."""
-    from cerebrum_cli.terminal.streams import standard_streams
-    from cerebrum_cli.terminal.tables import print_table
-
-    streams = app.streams if app else standard_streams()
-    print_table(streams, ("key", "default", "range", "meaning"), list(rows(settable)), "range", ("range", "default"))
-
-
 def assignments(settable: Mapping[str, Option], app: App) -> Iterator[str]:
     """What Tab offers after `--set`: each key, with its values if they can be listed."""
     for name, declared in {key: settable[keys[0]] for key, keys in SHORTHANDS.items() if keys[0] in settable}.items():
@@ -74,3 +69,32 @@ def assignments(settable: Mapping[str, Option], app: App) -> Iterator[str]:
         if source := completion_of(name, declared):
             values = tuple(source(app))
         yield from (f"{name}={value}" for value in values or ("",))
+
+
+def set_parameter(settable: Mapping[str, Option]) -> inspect.Parameter:
+    """Typer parameter `--set`."""
+
+    def show_table(context: typer.Context, texts: list[str] | None) -> list[str] | None:
+        if HELP not in (texts or ()) or context.resilient_parsing:
+            return texts
+        from cerebrum_cli.terminal.streams import standard_streams
+        from cerebrum_cli.terminal.tables import print_table
+
+        streams = context.obj.streams if context.obj else standard_streams()
+        print_table(
+            streams, ("key", "default", "range", "meaning"), list(rows(settable)), "range", ("range", "default")
+        )
+        raise typer.Exit
+
+    option = typer.Option(
+        f"--{SET}",
+        help=f"Change a setting; `--{SET} {HELP}` lists them (repeatable).",
+        metavar="KEY=VALUE",
+        callback=show_table,
+        is_eager=True,
+        show_default=False,
+        autocompletion=completing(partial(assignments, settable)),
+        rich_help_panel="Model",
+    )
+    annotation = Annotated[list[str] | None, option]
+    return inspect.Parameter(SET, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

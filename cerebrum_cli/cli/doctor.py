@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.context import app_of
 from cerebrum_cli.cli.options import DoctorOptions
-from cerebrum_cli.cli.signature import SettingKeys, composed
+from cerebrum_cli.cli.signature import SettingKeys, app_of, composed
 from cerebrum_cli.core.settings import Layer, environment_layer
 
 if TYPE_CHECKING:

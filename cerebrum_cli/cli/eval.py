@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cerebrum_cli.cli.completion import tasks
-from cerebrum_cli.cli.context import app_of, options_on_command_line
 from cerebrum_cli.cli.options import EvalOptions
 from cerebrum_cli.cli.servers import noted_servers, noting_servers
-from cerebrum_cli.cli.signature import SettingKeys, composed, parameter, positional
+from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, parameter, positional
 from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, Settings

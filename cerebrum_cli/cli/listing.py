@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.completion import stored_models
-from cerebrum_cli.cli.context import app_of
 from cerebrum_cli.cli.options import ListOptions, ShowOptions
-from cerebrum_cli.cli.signature import composed, positional
+from cerebrum_cli.cli.signature import app_of, composed, positional
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.settings import Settings, environment_layer
 

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.cli.context import app_of
 from cerebrum_cli.cli.options import LmEvalOptions
-from cerebrum_cli.cli.signature import SettingKeys, composed, positional
+from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, positional
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.context import app_of
 from cerebrum_cli.cli.models import file_progress, find_model
 from cerebrum_cli.cli.options import MergeCommandOptions
-from cerebrum_cli.cli.signature import composed, positional
+from cerebrum_cli.cli.signature import app_of, composed, positional
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import is_directory

@@ -17,9 +17,8 @@ from cerebrum_cli.cli.config_file import (
     with_skeleton,
     without_prompt,
 )
-from cerebrum_cli.cli.context import app_of, require_agreement
 from cerebrum_cli.cli.options import FIRST, DeleteOptions, QuietOptions
-from cerebrum_cli.cli.signature import SectionedCommand, composed, parameter, positional
+from cerebrum_cli.cli.signature import Json, JsonArray, app_of, positional, require_agreement, subcommand
 from cerebrum_cli.core.config import PROMPTS, SavedPrompt, find_prompt, parse_config
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import replace_user_file
@@ -38,12 +37,9 @@ NAME_HELP = "A name from `cerebrum prompts list`"
 Name = Annotated[str, positional("NAME", NAME_HELP, saved_prompts)]
 NewName = Annotated[str, positional("NAME", "A new name, or a saved one", saved_prompts)]
 Names = Annotated[list[str], positional("NAME...", NAME_HELP, saved_prompts)]
-Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
-JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
 
 
-@group.command(name="list", cls=SectionedCommand, short_help="List saved prompts.")
-@composed
+@subcommand(group, name="list", short_help="List saved prompts.")
 def list_prompts(context: typer.Context, options: QuietOptions, json: JsonArray = False) -> None:
     """List saved prompts, in the order of config.toml."""
     from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
@@ -54,8 +50,7 @@ def list_prompts(context: typer.Context, options: QuietOptions, json: JsonArray 
     print_rows(app.streams, rows, json, print_prompts, empty)
 
 
-@group.command(cls=SectionedCommand)
-@composed
+@subcommand(group)
 def show(context: typer.Context, name: Name, json: Json = False) -> None:
     """Show a saved prompt."""
     app = app_of(context)
@@ -66,8 +61,7 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
         app.streams.answer(prompt_table(name, saved.table()))
 
 
-@group.command(cls=SectionedCommand, short_help="Edit a saved prompt, or create it.")
-@composed
+@subcommand(group, short_help="Edit a saved prompt, or create it.")
 def edit(context: typer.Context, name: NewName, options: QuietOptions) -> None:
     """Open config.toml in $VISUAL or $EDITOR at a saved prompt. A new prompt starts with a commented example."""
     from cerebrum_cli.terminal.repl.programs import edit_file
@@ -97,8 +91,7 @@ def edit(context: typer.Context, name: NewName, options: QuietOptions) -> None:
         app.streams.info(f"{name} saved in {path}" if name in prompts else f"{path} saved, without {name}")
 
 
-@group.command(cls=SectionedCommand)
-@composed
+@subcommand(group)
 def rm(context: typer.Context, names: Names, options: DeleteOptions) -> None:
     """Delete saved prompts."""
     app = app_of(context)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.completion import known_models
-from cerebrum_cli.cli.context import app_of
 from cerebrum_cli.cli.models import file_progress, pull_model
 from cerebrum_cli.cli.options import PullCommandOptions
-from cerebrum_cli.cli.signature import composed, positional
+from cerebrum_cli.cli.signature import app_of, composed, positional
 from cerebrum_cli.core.settings import environment_layer
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from cerebrum_cli.cli.completion import stored_models
-from cerebrum_cli.cli.context import app_of, require_agreement
 from cerebrum_cli.cli.options import DeleteOptions
-from cerebrum_cli.cli.signature import composed, positional
+from cerebrum_cli.cli.signature import app_of, composed, positional, require_agreement
 
 
 @composed

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cerebrum_cli.cli.completion import run_names
-from cerebrum_cli.cli.context import app_of, require_agreement
 from cerebrum_cli.cli.options import DeleteOptions, QuietOptions, RunOptions
-from cerebrum_cli.cli.signature import SectionedCommand, composed, parameter, positional
+from cerebrum_cli.cli.signature import Json, JsonArray, app_of, parameter, positional, require_agreement, subcommand
 from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
@@ -29,12 +28,9 @@ RUN_HELP = "A name from `cerebrum runs list`, or a path"
 Name = Annotated[str, positional("RUN", RUN_HELP, run_names)]
 First = Annotated[str, positional("RUN_A", RUN_HELP, run_names)]
 Second = Annotated[str, positional("RUN_B", "The run to compare it with", run_names)]
-Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
-JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
 
 
-@group.command(name="list", cls=SectionedCommand, short_help="List stored runs.")
-@composed
+@subcommand(group, name="list", short_help="List stored runs.")
 def list_runs(context: typer.Context, options: QuietOptions, json: JsonArray = False) -> None:
     """List stored runs, latest last."""
     from cerebrum_cli.terminal.reports import print_runs
@@ -72,8 +68,7 @@ def run_row(run: Run) -> dict[str, Any]:
     }
 
 
-@group.command(cls=SectionedCommand, short_help="Show a run's results.")
-@composed
+@subcommand(group, short_help="Show a run's results.")
 def show(context: typer.Context, name: Name, options: RunOptions) -> None:
     """Show accuracy, majority votes and unanswered samples, with intervals."""
     from cerebrum_cli.eval.runs import report_of, rescored
@@ -145,8 +140,7 @@ def model_of(app: App, run: Run) -> Model:
     return model
 
 
-@group.command(cls=SectionedCommand, short_help="Compare two runs of the same questions.")
-@composed
+@subcommand(group, short_help="Compare two runs of the same questions.")
 def compare(
     context: typer.Context,
     before: First,
@@ -181,8 +175,7 @@ def compare(
     app.streams.answer(f"\n{wrapped(app.streams, verdict(comparison, *(run.name for run in runs)))}\n")
 
 
-@group.command(cls=SectionedCommand, short_help="Delete a stored run.")
-@composed
+@subcommand(group, short_help="Delete a stored run.")
 def rm(context: typer.Context, run: Name, options: DeleteOptions) -> None:
     """Delete a run and its files."""
     app = app_of(context)

@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 
 from cerebrum_cli.cli.completion import sessions
-from cerebrum_cli.cli.context import app_of, require_agreement
 from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
-from cerebrum_cli.cli.signature import SectionedCommand, composed, parameter, positional
+from cerebrum_cli.cli.signature import Json, JsonArray, app_of, parameter, positional, require_agreement, subcommand
 from cerebrum_cli.core.errors import UsageError
 
 group = typer.Typer(
@@ -21,8 +20,6 @@ group = typer.Typer(
 )
 Name = Annotated[str, positional("NAME", "A session's name, as in `cerebrum sessions list`", sessions)]
 LISTED = 20  # sessions that a terminal shows unless asked for more
-Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
-JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
 
 
 class ExportFormat(StrEnum):
@@ -34,8 +31,7 @@ class ExportFormat(StrEnum):
     TRANSCRIPT = "transcript"
 
 
-@group.command(name="list", cls=SectionedCommand, short_help="List sessions.")
-@composed
+@subcommand(group, name="list", short_help="List sessions.")
 def list_sessions(
     context: typer.Context,
     options: QuietOptions,
@@ -61,8 +57,7 @@ def list_sessions(
         app.streams.info(f"the latest {len(listed)} of {len(rows)}; --all lists the others")
 
 
-@group.command(cls=SectionedCommand)
-@composed
+@subcommand(group)
 def show(context: typer.Context, name: Name, json: Json = False) -> None:
     """Show a session's messages."""
     from cerebrum_cli.chat.archive import export_session, session_object
@@ -78,8 +73,7 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
         page_markdown(app.streams, export_session(history.store, session, ExportFormat.MARKDOWN.value))
 
 
-@group.command(cls=SectionedCommand, short_help="Search all messages.")
-@composed
+@subcommand(group, short_help="Search all messages.")
 def search(
     context: typer.Context,
     text: Annotated[str, positional("TEXT", "Words that must all occur in one message")],
@@ -101,8 +95,7 @@ def search(
     )
 
 
-@group.command(cls=SectionedCommand, short_help="Delete sessions, and their prompt cache.")
-@composed
+@subcommand(group, short_help="Delete sessions, and their prompt cache.")
 def rm(
     context: typer.Context,
     options: DeleteOptions,
@@ -134,8 +127,7 @@ def rm(
                 app.streams.info(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
 
 
-@group.command(cls=SectionedCommand)
-@composed
+@subcommand(group)
 def export(
     context: typer.Context,
     name: Name,
@@ -165,8 +157,7 @@ def export(
     app.streams.answer(text)
 
 
-@group.command(name="import", cls=SectionedCommand)
-@composed
+@subcommand(group, name="import")
 def import_session(
     context: typer.Context,
     file: Annotated[Path, positional("FILE", "A JSON file in OpenAI messages or ShareGPT format")],

@@ -1,11 +1,11 @@
-"""Compose a command's Typer signature from option groups, and show its options under headings."""
+"""A command's signature, composed from option groups; its help under headings; what it takes from Typer's context."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial, wraps
+from dataclasses import dataclass, field, is_dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -14,16 +14,19 @@ from typer._click.parser import _OptionParser, _ParsingState
 from typer.core import TyperCommand
 from typer.models import TyperPath
 
-from cerebrum_cli.cli.assignments import HELP, SET, assignments, parse_assignments, print_settings
+from cerebrum_cli.cli.assignments import SET, assigned_keys, parse_assignments, set_parameter
 from cerebrum_cli.cli.completion import Values, completing, completion_of
-from cerebrum_cli.cli.options import BARE_VALUES
+from cerebrum_cli.cli.options import BARE_VALUES, option_names
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.options import HEADINGS, Heading, Option, flag, options_of, variable
-from cerebrum_cli.core.settings import OPTIONS, Settings, environment_value, validate
+from cerebrum_cli.core.settings import OPTIONS, Settings, environment_value, unknown_variables, validate
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
+
+    from cerebrum_cli.cli.app import App
 
 
 class GivenPath(TyperPath):
@@ -38,7 +41,7 @@ class GivenPath(TyperPath):
 
 @dataclass(frozen=True, slots=True)
 class SettingKeys:
-    """Settings that a command takes: annotate a parameter with these and it receives the ones given, as a layer.
+    """Settings that a command takes: annotate a parameter with these and it receives them as a layer.
 
     `help` replaces the help of some of them.
     """
@@ -46,118 +49,106 @@ class SettingKeys:
     keys: tuple[str, ...]
     help: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def options(self) -> dict[str, Option]:
+        return {key: OPTIONS[key]._replace(help=self.help.get(key, OPTIONS[key].help)) for key in self.keys}
+
+
+Group = type | SettingKeys
+"""What stands for several options in a signature: a dataclass of options, or settings."""
+
 
 def composed(function: Callable[..., Any]) -> Callable[..., Any]:
     """Replace each parameter annotated with an option group, or with `SettingKeys`, by the options it stands for.
 
-    Those without a flag are set by `--set`.
+    Those without a flag are set by `--set`, and so are settings.
     """
     signature = inspect.signature(function, eval_str=True)
-    expanded: dict[str, Expansion] = {}
+    groups: dict[str, Group] = {}
     parameters: list[inspect.Parameter] = []
+    settable: dict[str, Option] = {}
     for parameter in signature.parameters.values():
-        if expansion := expansion_of(parameter.annotation):
-            expanded[parameter.name] = expansion
-            parameters += expansion.parameters()
-        else:
+        group = group_of(parameter.annotation)
+        if group is None:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-    settable = {name: each for expansion in expanded.values() for name, each in expansion.settable.items()}
+            continue
+        groups[parameter.name], are_settings = group, isinstance(group, SettingKeys)
+        hints = get_type_hints(Settings if are_settings else group)
+        for name, each in options_in(group).items():
+            if each.has_flag:
+                parameters.append(parameter_of(name, each, hints[name]))
+            if are_settings or not each.has_flag:
+                settable[name] = each
     if settable:
         parameters.append(set_parameter(settable))
 
     @wraps(function)
     def call(**arguments: Any) -> Any:
-        context: typer.Context | None = arguments.get("context")
-        is_remote = bool(arguments.get("endpoint"))
-        given = Given(arguments, parse_assignments(arguments.pop(SET, ()), settable), context, is_remote)
-        values = {name: expansion.take(given) for name, expansion in expanded.items()}
+        given = Arguments(arguments, parse_assignments(arguments.pop(SET, ()), settable), arguments.get("context"))
+        values = {name: given.take_group(group) for name, group in groups.items()}
         return function(**arguments, **values)
 
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return call
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+def group_of(annotation: Any) -> Group | None:
+    """The group that a parameter's annotation stands for; None for a parameter of its own."""
+    if get_origin(annotation) is Annotated:
+        return next((each for each in get_args(annotation) if isinstance(each, SettingKeys)), None)
+    return annotation if is_dataclass(annotation) and isinstance(annotation, type) else None
+
+
+def options_in(group: Group) -> dict[str, Option]:
+    return group.options if isinstance(group, SettingKeys) else options_of(group)
+
+
+class Arguments:
     """What a command line and the environment give: arguments by parameter, and assignments of `--set`."""
 
-    arguments: dict[str, Any]
-    assigned: Mapping[str, Any]
-    context: typer.Context | None
-    is_remote: bool
+    def __init__(self, arguments: dict[str, Any], assigned: Mapping[str, Any], context: typer.Context | None) -> None:
+        self._arguments = arguments
+        self._assigned = assigned
+        self._context = context
+        self._is_remote = bool(arguments.get("endpoint"))
 
-    def take(self, name: str, declared: Option) -> Any:
-        """Value of an option, and its source for messages; None without one, and for a local one of a server.
-
-        Raises UsageError for a local one on the command line of a server, and for one that is given twice.
-        """
-        value = self.arguments.pop(name, None)
-        source = self.context.get_parameter_source(name) if self.context and declared.has_flag else None
-        has_flag = source is not None and source.name == "COMMANDLINE"
-        if has_flag and name in self.assigned:
-            raise UsageError(f"{flag(name)} and --set {name} are both given", "omit one of them")
-        if declared.local and self.is_remote:
-            if has_flag or name in self.assigned:
-                named = flag(name) if has_flag else f"--set {name}"
-                raise UsageError(f"{named} applies to local models, not to --endpoint", "omit one of them")
-            return None
-        if name in self.assigned:
-            return self.assigned[name]
-        if not declared.has_flag:
-            return environment_value(name, declared)
-        return None if value == [] else value
-
-
-class Expansion:
-    """Options behind one parameter of a command; `group` is a dataclass, or the settings it takes."""
-
-    def __init__(self, group: type | SettingKeys) -> None:
-        self._group = group
-        if isinstance(group, SettingKeys):
-            self._declared = {
-                key: OPTIONS[key]._replace(help=group.help.get(key, OPTIONS[key].help)) for key in group.keys
-            }
-        else:
-            self._declared = options_of(group)
-
-    @property
-    def settable(self) -> Mapping[str, Option]:
-        """What `--set` changes: settings, and other options without a flag."""
-        are_settings = isinstance(self._group, SettingKeys)
-        return {name: each for name, each in self._declared.items() if are_settings or not each.has_flag}
-
-    def parameters(self) -> list[inspect.Parameter]:
-        """One keyword-only parameter for each option with a flag."""
-        hints = get_type_hints(Settings if isinstance(self._group, SettingKeys) else self._group)
-        return [parameter_of(name, each, hints[name]) for name, each in self._declared.items() if each.has_flag]
-
-    def take(self, given: Given) -> Any:
-        """Remove the options' values from the arguments of a call, and return the group's value.
+    def take_group(self, group: Group) -> Any:
+        """Remove the options of a group from the arguments, and return its value: a layer, or an instance.
 
         Raises UsageError for an invalid setting, which names the environment variable if that set it.
         """
-        taken = ((name, given.take(name, declared)) for name, declared in self._declared.items())
+        taken = ((name, self._take(name, declared)) for name, declared in options_in(group).items())
         values = {name: value for name, value in taken if value is not None}
-        if isinstance(self._group, SettingKeys):
-            return {key: validate(key, value, environment_source(key, given.context)) for key, value in values.items()}
-        return self._group(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        )
+        if isinstance(group, SettingKeys):
+            return {key: validate(key, value, environment_source(key, self._context)) for key, value in values.items()}
+        return group(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def _take(self, name: str, declared: Option) -> Any:
+        """Value of an option; None without one, and for a local one of a server.
+
+        Raises UsageError for a local one on the command line of a server, and for one that is given twice.
+        """
+        value = self._arguments.pop(name, None)
+        source = self._context.get_parameter_source(name) if self._context and declared.has_flag else None
+        has_flag = source is not None and source.name == "COMMANDLINE"
+        if has_flag and name in self._assigned:
+            raise UsageError(f"{flag(name)} and --set {name} are both given", "omit one of them")
+        if declared.local and self._is_remote:
+            if has_flag or name in self._assigned:
+                named = flag(name) if has_flag else f"--set {name}"
+                raise UsageError(f"{named} applies to local models, not to --endpoint", "omit one of them")
+            return None
+        if name in self._assigned:
+            return self._assigned[name]
+        if not declared.has_flag:
+            return environment_value(name, declared)
+        return None if value == [] else value
 
 
 def environment_source(name: str, context: typer.Context | None) -> str | None:
     """Name of the environment variable that set an option; None if it was the command line."""
     source = context.get_parameter_source(name) if context else None
     return variable(name) if source is not None and source.name == "ENVIRONMENT" else None
-
-
-def expansion_of(annotation: Any) -> Expansion | None:
-    """What a parameter's annotation stands for; None for a parameter of its own."""
-    if get_origin(annotation) is Annotated:
-        keys = next((each for each in get_args(annotation) if isinstance(each, SettingKeys)), None)
-        return Expansion(keys) if keys else None
-    is_group = isinstance(annotation, type) and hasattr(annotation, "__dataclass_fields__") and options_of(annotation)
-    return Expansion(annotation) if is_group else None
 
 
 def parameter_of(name: str, declared: Option, hint: Any) -> inspect.Parameter:
@@ -209,27 +200,8 @@ def typer_option(
     )
 
 
-def set_parameter(settable: Mapping[str, Option]) -> inspect.Parameter:
-    """Typer parameter `--set`."""
-
-    def show_table(context: typer.Context, texts: list[str] | None) -> list[str] | None:
-        if HELP not in (texts or ()) or context.resilient_parsing:
-            return texts
-        print_settings(context.obj, settable)
-        raise typer.Exit
-
-    option = typer.Option(
-        f"--{SET}",
-        help=f"Change a setting; `--{SET} {HELP}` lists them (repeatable).",
-        metavar="KEY=VALUE",
-        callback=show_table,
-        is_eager=True,
-        show_default=False,
-        autocompletion=completing(partial(assignments, settable)),
-        rich_help_panel="Model",
-    )
-    annotation = Annotated[list[str] | None, option]
-    return inspect.Parameter(SET, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
+JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
 
 
 def whole(context: typer.Context, parameter: typer.CallbackParam, value: list[str] | None) -> list[str] | None:
@@ -279,3 +251,36 @@ class SectionedCommand(TyperCommand):
             if records:
                 with formatter.section(heading):
                     formatter.write_dl(records)
+
+
+def subcommand(group: typer.Typer, **details: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add a composed command to a group of commands."""
+    return lambda function: group.command(cls=SectionedCommand, **details)(composed(function))
+
+
+def app_of(context: typer.Context, verbose: bool = False) -> App:
+    """The app a test has passed, or this machine's; `verbose` forwards llama.cpp's log to standard error."""
+    from cerebrum_cli.cli.app import App, real_app
+
+    app = context.obj if isinstance(context.obj, App) else real_app()
+    for name, likely in unknown_variables(option_names()).items():
+        hint = f"did you mean {likely}?" if likely else "see cerebrum COMMAND --help for the options"
+        app.streams.notice(NoticeEvent(f"the environment variable {name} sets nothing", hint))
+    if verbose:
+        app.native_log(app.streams.info)
+    return app
+
+
+def options_on_command_line(context: typer.Context) -> frozenset[str]:
+    """Names of the options that are on the command line, as flags or after `--set`."""
+    sources = {name: context.get_parameter_source(name) for name in context.params if name != SET}
+    flags = (name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+    return assigned_keys(context.params.get(SET)).union(flags)
+
+
+def require_agreement(app: App, question: str, name: str, yes: bool) -> None:
+    """Ask before deleting, unless `-y` is given; exit 1 with nothing deleted if the answer is no."""
+    streams = app.streams
+    if not (yes or streams.confirm(question, default=False)):
+        streams.info(f"{name} not deleted" + ("" if streams.in_is_terminal else "; confirm with -y"))
+        raise typer.Exit(1)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cerebrum_cli.cli.completion import installed_models
-from cerebrum_cli.cli.context import app_of
 from cerebrum_cli.cli.models import find_model
 from cerebrum_cli.cli.options import TuneOptions
-from cerebrum_cli.cli.signature import SettingKeys, composed, positional
+from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, positional
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Layer, Settings
