@@ -48,7 +48,6 @@ def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
 
 
 def add_command(app: typer.Typer, command: Command) -> None:
-    """Import a command and add it with its help: summary, details and examples."""
     from cerebrum_cli.cli.signature import SectionedCommand
 
     function = getattr(import_module(f"cerebrum_cli.cli.{command.module}"), command.attribute)

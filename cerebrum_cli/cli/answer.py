@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -43,49 +44,44 @@ def show_prompt(streams: Streams, loaded: LoadedModel, conversation: Conversatio
         streams.info(f"{len(preview.token_ids)} tokens")
 
 
+@dataclass(slots=True)
 class AnswerPrinter:
     """The answer to one request: rendered, recorded, and printed in the form the options ask for."""
 
-    def __init__(
-        self,
-        streams: Streams,
-        loaded: LoadedModel,
-        recorder: SessionRecorder,
-        request: ReplyRequest,
-        options: AskOptions,
-        keyboard: Keyboard,
-    ) -> None:
-        self._keyboard = keyboard
-        self._streams = streams
-        self._loaded = loaded
-        self._recorder = recorder
-        self._request = request
-        self._options = options
-        self._uncertain: tuple[UncertainToken, ...] | None = None
-        self._markdown = not (options.no_markdown or options.raw or request.grammar)
+    streams: Streams
+    loaded: LoadedModel
+    recorder: SessionRecorder
+    request: ReplyRequest
+    options: AskOptions
+    keyboard: Keyboard
+    uncertain: tuple[UncertainToken, ...] | None = None
+
+    @property
+    def markdown(self) -> bool:
+        return not (self.options.no_markdown or self.options.raw or self.request.grammar)
 
     def show(self) -> None:
         """Generate and print the answer. Raises NoAnswer if it is not what the options ask for."""
         try:
-            with naming_grammar_file(self._options):
-                votes = self._options.vote_bounds
+            votes = self.options.vote_bounds
+            with naming_grammar_file(self.options):
                 self._show_vote(votes) if votes else self._show_reply()
         except Interrupted:
-            if self._recorder.saved_as and self._streams.err_is_terminal and not self._options.quiet:
-                self._streams.info("interrupted; the answer so far is saved, and cerebrum ask -c continues from it")
+            if self.recorder.saved_as and self.streams.err_is_terminal and not self.options.quiet:
+                self.streams.info("interrupted; the answer so far is saved, and cerebrum ask -c continues from it")
             raise
 
     def _show_reply(self) -> None:
-        request, options, collector = self._request, self._options, ReplyCollector()
-        events = self._loaded.responder.respond(request)
-        key = AnswerKeySink(self._keyboard, self._loaded.responder)
+        request, options, collector = self.request, self.options, ReplyCollector()
+        events = self.loaded.responder.respond(request)
+        key = AnswerKeySink(self.keyboard, self.loaded.responder)
         counts_answer = not options.streams_answer
-        line = StatusLine(self._streams, self._loaded.model.name, lambda: key.hint, counts_answer)
+        line = StatusLine(self.streams, self.loaded.model.name, lambda: key.hint, counts_answer)
         sinks = [*self._progress_sinks(line), key, collector]
         if options.streams_answer:
-            sinks.append(answer_sink(self._streams, self._markdown))
+            sinks.append(answer_sink(self.streams, self.markdown))
         try:
-            render(self._with_length_notice(events), self._loaded.responder.cancel, sinks)
+            render(self._with_length_notice(events), self.loaded.responder.cancel, sinks)
             self._inspect(collector.reply)
         finally:
             reply = collector.reply
@@ -93,10 +89,12 @@ class AnswerPrinter:
                 final_answer = None if options.schema else reply.final_answer
                 self._save(reply)
                 self._print_rest(reply, final_answer)
-                self._recorder.save_prompt_cache(self._loaded, request.conversation, reply)
+                self.recorder.save_prompt_cache(self.loaded, request.conversation, reply)
         if reply:
             self._require_complete(reply)
-            self._require_code(reply)
+            if options.extract_flag and self._find_code(reply) is None:
+                language = f"{options.extract_lang} " if options.extract_lang else ""
+                raise NoAnswer(f"the reply has no {language}code block", self._hint_to_read(reply, "a code block"))
             if options.final and final_answer is None:
                 raise NoAnswer("the reply states no final answer", self._hint_to_read(reply, "a final answer"))
 
@@ -104,13 +102,13 @@ class AnswerPrinter:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
         from cerebrum_cli.inference import voting
 
-        options, vote = self._options, voting.MajorityVote(votes)
-        events = voting.run_vote(self._loaded.responder, self._request, vote)
+        options, vote = self.options, voting.MajorityVote(votes)
+        events = voting.run_vote(self.loaded.responder, self.request, vote)
         try:
             render(
                 self._with_length_notice(events),
-                self._loaded.responder.cancel,
-                self._progress_sinks(StatusLine(self._streams, self._loaded.model.name, vote=vote.bounds)),
+                self.loaded.responder.cancel,
+                self._progress_sinks(StatusLine(self.streams, self.loaded.model.name, vote=vote.bounds)),
             )
             self._inspect(vote.reply)
         finally:
@@ -118,11 +116,11 @@ class AnswerPrinter:
             if reply:
                 self._save(reply)
                 if options.streams_answer:
-                    show_answer(self._streams, reply.text, self._markdown)
+                    show_answer(self.streams, reply.text, self.markdown)
                 self._print_rest(reply, vote.final_answer, voting.votes_object(vote))
-                if options.stats or (self._streams.err_is_terminal and not options.quiet):
-                    self._streams.info(result_text(vote.tally_event))
-                self._recorder.save_prompt_cache(self._loaded, self._request.conversation, vote)
+                if options.stats or (self.streams.err_is_terminal and not options.quiet):
+                    self.streams.info(result_text(vote.tally_event))
+                self.recorder.save_prompt_cache(self.loaded, self.request.conversation, vote)
         if reply:
             self._require_complete(reply)
             if vote.winner is None:
@@ -131,38 +129,32 @@ class AnswerPrinter:
                 )
             if vote.tally.agreement < MAJORITY and not options.quiet:
                 problem = f"the winner has only {vote.winner.count} of {vote.tally.samples} votes"
-                self._streams.notice(NoticeEvent(problem, "take more samples, or ask more precisely"))
+                self.streams.notice(NoticeEvent(problem, "take more samples, or ask more precisely"))
 
     def _inspect(self, reply: Reply | None) -> None:
         """Find the least certain tokens of a reply, if the options ask for them."""
-        count = self._options.top_logprobs
+        count = self.options.top_logprobs
         if count is None or reply is None:
             return
-        responder = self._loaded.responder
-        given = GivenReply(self._request.conversation, reply.sampled, reply.finish.forced)
+        responder = self.loaded.responder
+        given = GivenReply(self.request.conversation, reply.sampled, reply.finish.forced)
         least_certain = LeastCertain(given)
-        line = StatusLine(self._streams, self._loaded.model.name)
+        line = StatusLine(self.streams, self.loaded.model.name)
         render(responder.inspect(given, count), responder.cancel, [*self._progress_sinks(line), least_certain])
-        self._uncertain = least_certain.tokens(responder.detokenize)
+        self.uncertain = least_certain.tokens(responder.detokenize)
 
     def _require_complete(self, reply: Reply) -> None:
         """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
-        notice = reply_notice(reply, self._loaded.responder.larger_context)
-        if notice and self._request.grammar:
-            constraint = "schema" if self._options.schema else "grammar"
+        notice = reply_notice(reply, self.loaded.responder.larger_context)
+        if notice and self.request.grammar:
+            constraint = "schema" if self.options.schema else "grammar"
             raise NoAnswer(f"{notice.message}, so it does not match the {constraint}", notice.hint)
-        if notice and not self._options.quiet:
-            self._streams.notice(notice)
-
-    def _require_code(self, reply: Reply) -> None:
-        """Raise NoAnswer if a code block is asked for, and the reply has none."""
-        if self._options.extract_flag and self._find_code(reply) is None:
-            language = f"{self._options.extract_lang} " if self._options.extract_lang else ""
-            raise NoAnswer(f"the reply has no {language}code block", self._hint_to_read(reply, "a code block"))
+        if notice and not self.options.quiet:
+            self.streams.notice(notice)
 
     def _find_code(self, reply: Reply) -> str | None:
         """The code block that the options ask for; None without one, or if they ask for none."""
-        options = self._options
+        options = self.options
         if not options.extract_flag:
             return None
         from cerebrum_cli.terminal.markdown.code_blocks import find_code
@@ -171,13 +163,13 @@ class AnswerPrinter:
 
     def _hint_to_read(self, reply: Reply, missing: str) -> str:
         """Hint for reading a reply that lacks what was asked for; print it if it was neither printed nor saved."""
-        options = self._options
+        options = self.options
         if options.streams_answer or options.json:
             return f"ask for {missing} in the prompt"
-        if self._recorder.saved_as is None:
-            self._streams.info(reply.text)
+        if self.recorder.saved_as is None:
+            self.streams.info(reply.text)
             return f"drop {options.extract_flag or '--final'}, or ask for {missing} in the prompt"
-        return f"read the reply: cerebrum sessions show {quote(self._recorder.saved_as)}"
+        return f"read the reply: cerebrum sessions show {quote(self.recorder.saved_as)}"
 
     def _with_length_notice(self, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
         """Put a notice about a prompt that takes much of the context before its evaluation."""
@@ -186,38 +178,38 @@ class AnswerPrinter:
             for event in events:
                 if isinstance(event, PromptEvent) and not is_evaluating:
                     is_evaluating = True
-                    if notice := length_notice(event.total, self._loaded.responder.context_size or 0):
+                    if notice := length_notice(event.total, self.loaded.responder.context_size or 0):
                         yield notice
                 yield event
 
     def _progress_sinks(self, line: StatusLine) -> list[Sink]:
         """What standard error shows while the answer is generated; the line erases itself before others write."""
-        if self._options.quiet:
+        if self.options.quiet:
             return []
-        notices = NoticeSink(self._streams)
-        return [notices] if self._options.verbose else [line, notices]
+        notices = NoticeSink(self.streams)
+        return [notices] if self.options.verbose else [line, notices]
 
     def _save(self, reply: Reply) -> None:
-        self._recorder.save(self._request.conversation, self._loaded, self._request.settings, reply)
+        self.recorder.save(self.request.conversation, self.loaded, self.request.settings, reply)
 
     def _print_rest(self, reply: Reply, final_answer: str | None, votes: Mapping[str, Any] | None = None) -> None:
         """Print what is not streamed: the JSON object, final answer or code block, uncertain tokens, and statistics."""
-        streams, loaded, options = self._streams, self._loaded, self._options
+        streams, loaded, options = self.streams, self.loaded, self.options
         code = self._find_code(reply)
         if options.json:
             path = None if loaded.is_remote else loaded.model.path
             value = reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes, code)
             if options.top_logprobs:
-                uncertain = self._uncertain
+                uncertain = self.uncertain
                 value["least_certain"] = None if uncertain is None else [each.as_object() for each in uncertain]
             streams.answer_object(value)
         elif options.final and final_answer is not None:
             streams.answer(final_answer + "\n")
         elif code is not None:
             streams.answer(code + "\n")
-        if self._uncertain is not None and not options.json:
+        if self.uncertain is not None and not options.json:
             from cerebrum_cli.terminal.reports import print_uncertain
 
-            print_uncertain(streams, self._uncertain, to_error=True)
+            print_uncertain(streams, self.uncertain, to_error=True)
         if options.stats:
             streams.write_line("", stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks))

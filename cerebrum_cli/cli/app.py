@@ -93,7 +93,6 @@ class App:
 
     @property
     def history(self) -> History:
-        """Sessions of this user."""
         return self.open_history()
 
     def open_history(self, detaches: bool = False) -> History:
@@ -122,7 +121,6 @@ class App:
         return StateStore(self.states, int(settings.cache_gb * 1e9), identity, format_name)
 
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
-        """Profiles measured on this machine, with this build of llama.cpp and these settings."""
         from cerebrum_cli.engine.build import build_fingerprint
         from cerebrum_cli.engine.machine import load_devices, machine_fingerprint
         from cerebrum_cli.inference.profiles import ProfileStore, settings_text
@@ -143,7 +141,6 @@ class App:
 
     @property
     def runs(self) -> RunStore:
-        """Runs of `cerebrum eval` that are stored by name."""
         from cerebrum_cli.eval.runs import RunStore
 
         return RunStore(self.data_directory / "runs")
@@ -154,7 +151,6 @@ class App:
 
     @property
     def trials(self) -> Path:
-        """Directory for the files that trials compare while they run."""
         return self.cache_directory / "trials"
 
     @property
@@ -245,7 +241,6 @@ def real_app() -> App:
 
 
 def devices_file(data_directory: Path) -> Path:
-    """File that records the accelerators found."""
     return data_directory / "devices.json"
 
 

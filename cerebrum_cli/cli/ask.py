@@ -59,7 +59,6 @@ def run_question(
     options: AskOptions,
     on_command_line: frozenset[str],
 ) -> None:
-    """Resolve the model and its settings, load it, and answer a question."""
     from cerebrum_cli.cli.generation import find_source, read_grammar, require_effective
 
     overrides = recorder.with_defaults(overrides, is_remote=bool(options.endpoint))

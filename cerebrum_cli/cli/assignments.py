@@ -72,8 +72,6 @@ def assignments(settable: Mapping[str, Option], app: App) -> Iterator[str]:
 
 
 def set_parameter(settable: Mapping[str, Option]) -> inspect.Parameter:
-    """Typer parameter `--set`."""
-
     def show_table(context: typer.Context, texts: list[str] | None) -> list[str] | None:
         if HELP not in (texts or ()) or context.resilient_parsing:
             return texts

@@ -175,7 +175,6 @@ def open_result(
     rows: IndexedRows,
     options: BatchCommandOptions,
 ) -> Result:
-    """Open the result: a journal beside OUTPUT, or standard output."""
     from cerebrum_cli.batch.journal import open_journal
     from cerebrum_cli.batch.result import StreamedResult
     from cerebrum_cli.batch.rows import result_rows

@@ -162,7 +162,6 @@ def input_lines(app: App, repl: Repl, keyboard: Keyboard, vi: bool) -> InputSour
 
 
 def slash_completer(app: App, repl: Repl) -> SlashCompleter:
-    """What completes slash commands and their arguments."""
     from cerebrum_cli.terminal.repl.prompt import Candidates, SlashCompleter
     from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SETTING_VALUES
 

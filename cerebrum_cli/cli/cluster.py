@@ -46,7 +46,6 @@ class RayNodes:
     is_tuned: bool
 
     def __call__(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:
-        """Start to load the model on the nodes."""
         from cerebrum_cli.engine.cluster.cluster_engine import ClusterEngine
         from cerebrum_cli.engine.cluster.ray_cluster import RayCluster
 
@@ -56,7 +55,6 @@ class RayNodes:
 
 
 def find_nodes(app: App, model: Model, text: str, is_tuned: bool) -> RayNodes:
-    """The cluster that `--ray` names. Raises UsageError, EndpointError."""
     local = LOCAL.fullmatch(text)
     if not (local or text == "auto" or ADDRESS.fullmatch(text)):
         raise UsageError(f"--ray is {text!r}", "it must be auto, local, local:N, HOST:PORT or ray://HOST:PORT")
@@ -106,7 +104,6 @@ def no_progress(done: int, total: int) -> None:
 
 
 def model_at(library: Library, path: Path) -> list[Model]:
-    """The model at a path, if there is one."""
     try:
         return [library.model_at(path)]
     except (ModelNotFound, ModelFileError):

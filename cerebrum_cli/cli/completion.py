@@ -102,7 +102,6 @@ def stored_models(app: App) -> Iterable[str]:
 
 
 def known_models(app: App) -> Iterable[str]:
-    """Models of the catalog."""
     return (spec.name for spec in app.library.specs)
 
 

@@ -77,7 +77,6 @@ def without_prompt(text: str, name: str) -> str:
 
 
 def prompt_table(name: str, values: Mapping[str, Any]) -> str:
-    """A prompt's table as TOML."""
     import tomlkit
 
     table = tomlkit.table()
@@ -96,7 +95,6 @@ def _toml_value(value: Any) -> Any:
 
 
 def _trailing(table: Any) -> int:
-    """Number of comments and blank lines at the end of a table."""
     body = table.value.body
     return next((count for count, (key, _) in enumerate(reversed(body)) if key is not None), len(body))
 
@@ -118,7 +116,6 @@ def _parses_to(text: str, expected: Mapping[str, Any]) -> bool:
 
 
 def _separated(text: str) -> str:
-    """A text to which a table can be appended after a blank line."""
     return f"{text.rstrip()}\n\n" if text.strip() else ""
 
 
@@ -128,5 +125,4 @@ def _header(name: str) -> re.Pattern[str]:
 
 
 def _key(name: str) -> str:
-    """A name as a key of TOML, in quotes where it needs them."""
     return name if _BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)

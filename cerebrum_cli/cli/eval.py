@@ -91,7 +91,6 @@ def evaluate_model(
 
 
 def require_file(output: Path, source: str) -> None:
-    """Raise UsageError for an output that is no file of its own."""
     from cerebrum_cli.batch.output_files import output_paths
 
     if output == Path("-"):
@@ -117,7 +116,6 @@ class PreparedEvaluation:
 
     @property
     def extent(self) -> dict[str, int]:
-        """What may grow from one run to the next."""
         from cerebrum_cli.eval.runs import QUESTIONS, SAMPLES
 
         return {QUESTIONS: len(self.evaluation.questions), SAMPLES: self.evaluation.samples}

@@ -168,6 +168,5 @@ def cache_path(app: App, source: ReplySource) -> Path:
 
 
 def remove_cache(cache: Path) -> None:
-    """Delete saved results; lm-eval adds to the name."""
-    for path in cache.parent.glob(f"{cache.name}*"):
+    for path in cache.parent.glob(f"{cache.name}*"):  # lm-eval adds to the name
         path.unlink(missing_ok=True)

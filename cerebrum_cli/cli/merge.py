@@ -115,7 +115,6 @@ def require_new(app: App, path: Path, yes: bool) -> None:
 
 
 def warn(app: App, plan: Merge) -> None:
-    """Print a notice for each key and filter of the recipe that has no effect."""
     for key in plan.recipe.ignored_keys:
         problem = f"the recipe's key {key} is unknown and ignored"
         app.streams.notice(

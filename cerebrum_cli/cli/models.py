@@ -71,7 +71,6 @@ def pull_model(app: App, reference: Reference, name: str | None, context: int | 
 
 
 def file_progress(app: App, options: QuietOptions) -> FileProgress:
-    """Progress bar for files, unless `--quiet`."""
     from cerebrum_cli.terminal.progress import FileProgress
 
     return FileProgress(app.streams, options.quiet)

@@ -22,30 +22,22 @@ BARE_VALUES = {"extract": FIRST}  # of options whose value is optional
 
 @option_group
 class QuietOptions:
-    """Options of every command that prints notices."""
-
     quiet: bool = option(False, "No notices or progress on standard error", "Output", short="-q")
 
 
 @option_group
 class DeleteOptions(QuietOptions):
-    """Options of commands that delete something."""
-
     yes: bool = option(False, "Delete without asking", "Output", short="-y")
 
 
 @option_group
 class PullOptions(QuietOptions):
-    """Options of commands that download a model which is not installed."""
-
     offline: bool = option(False, "Do not use the network", "Model")
     yes: bool = option(False, "Answer yes to every question", "Output", short="-y")
 
 
 @option_group
 class ServerOptions(QuietOptions):
-    """Options of commands that use servers."""
-
     endpoint: tuple[str, ...] = option(
         (), "Generate on this server (repeatable)", "Server", metavar="URL|NAME", splits=True
     )
@@ -55,8 +47,6 @@ class ServerOptions(QuietOptions):
 
 @option_group
 class AnswerOptions(ServerOptions, PullOptions):
-    """Options of commands that generate text."""
-
     template_arg: tuple[str, ...] = setting((), "Variable for the embedded template, as KEY=VALUE (repeatable)")
     no_profile: bool = setting(False, "Ignore the tuning profile [default: off]", local=True)
     verbose: bool = setting(False, "Show llama.cpp's log on standard error [default: off]")
@@ -64,23 +54,18 @@ class AnswerOptions(ServerOptions, PullOptions):
 
 @option_group
 class ConstrainedOptions(AnswerOptions):
-    """Options of commands whose answers may have to match a grammar."""
-
     schema: Path | None = option(None, "Constrain the answer to a JSON Schema", "Output", metavar="FILE")
     grammar: Path | None = option(None, "Constrain the answer to a GBNF grammar", "Output", metavar="FILE")
 
 
 @option_group
 class GenerationOptions(ConstrainedOptions):
-    """Options of commands that answer with votes."""
-
     votes: str | None = option(
         None, "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
     )
 
     @property
     def vote_bounds(self) -> Votes | None:
-        """Numbers of samples of a vote; None for a single answer. Raises UsageError."""
         if self.votes is None:
             return None
         from cerebrum_cli.answers.vote import parse_votes
@@ -90,8 +75,6 @@ class GenerationOptions(ConstrainedOptions):
 
 @option_group
 class SavedPromptOptions:
-    """Options of commands that use saved prompts."""
-
     saved_prompt: str | None = option(None, "Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
 
 
@@ -119,12 +102,10 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
 
     @property
     def extract_flag(self) -> str | None:
-        """The option that asks for a code block; None without one."""
         return None if SWITCH_WORDS.get(self.extract or "off") is False else "--extract"
 
     @property
     def extract_last(self) -> bool:
-        """Whether the last code block is asked for."""
         return self.extract == LAST
 
     @property
@@ -134,11 +115,9 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
 
     @property
     def streams_answer(self) -> bool:
-        """Whether the answer is printed while it is generated, not a part of it at the end."""
         return not (self.final or self.json or self.extract_flag)
 
     def validate(self) -> None:
-        """Raise UsageError for options that exclude each other."""
         if self.extract == "":
             raise UsageError("--extract is ''", "name a language: --extract=python")
         part = "--final" if self.final else self.extract_flag
@@ -167,8 +146,6 @@ class ChatOptions(SavedPromptOptions, AnswerOptions):
 
 @option_group
 class ConcurrencyOptions:
-    """Options of commands that answer many prompts concurrently."""
-
     parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
     ray: str | None = option(None, "Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
     batch_invariant: bool = setting(False, "Make answers independent of concurrency; slower [default: off]", local=True)
@@ -176,8 +153,6 @@ class ConcurrencyOptions:
 
 @option_group
 class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
-    """Options of `cerebrum batch`, apart from INPUT and OUTPUT."""
-
     template: str | None = option(
         None, "Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT"
     )
@@ -192,8 +167,6 @@ class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOpti
 
 @option_group
 class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
-    """Options of `cerebrum eval`, apart from TASK and OUTPUT."""
-
     preset: str | None = option(None, "Use the evaluation settings of a model card", "Input", metavar="NAME")
     limit: int | None = option(None, "Number of questions, chosen at random [default: all]", "Input", metavar="N")
     template: str | None = option(None, "Build the prompt from a question's fields", "Input", metavar="TEXT")
@@ -234,8 +207,6 @@ class ShowOptions(QuietOptions):
 
 @option_group
 class RunOptions(QuietOptions):
-    """Options of `cerebrum runs show`."""
-
     plot: Path | None = option(None, "Plot accuracy against votes and tokens", "Output", metavar="FILE")
     rescore: bool = option(False, "Extract and score the answers again", "Output")
     run_code: bool = option(False, "With --rescore: run the programs again", "Output")
@@ -266,7 +237,6 @@ class PullCommandOptions(PullOptions):
     json: bool = option(False, "Print a JSON object", "Output")
 
     def validate(self) -> None:
-        """Raise UsageError for options that exclude each other."""
         given = (name for name in ("name", "default", "dry_run") if getattr(self, name))
         if self.vocabulary and (other := next(given, None)):
             raise UsageError(f"--vocabulary and {flag(other)} cannot be used together", "give one of them")

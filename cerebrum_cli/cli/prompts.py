@@ -147,7 +147,6 @@ def save(
 
 
 def restore(path: Path, text: str) -> None:
-    """Restore the text of config.toml; without any, there was no file."""
     replace_user_file(path, text.encode()) if text else path.unlink()
 
 
@@ -173,7 +172,6 @@ def require_name(name: str) -> str:
 
 
 def has_prompt(text: str, name: str) -> bool:
-    """Whether config.toml has a table of this name, even if it is damaged."""
     try:
         return name in tomllib.loads(text).get(PROMPTS, {})
     except tomllib.TOMLDecodeError:

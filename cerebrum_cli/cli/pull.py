@@ -54,7 +54,6 @@ def pull(
 
 
 def show_download_plan(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> None:
-    """Print the quantizations a reference offers and which fit; download nothing."""
     from cerebrum_cli.models.listing import download_plan_object
     from cerebrum_cli.terminal.tables import print_candidates
 
@@ -69,7 +68,6 @@ def show_download_plan(app: App, reference: Reference, context: int | None, opti
 
 
 def pull_vocabulary(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> Model:
-    """Download a model's vocabulary with a progress bar, unless the model is installed."""
     from cerebrum_cli.terminal.interrupts import interruptible
 
     with file_progress(app, options) as progress, interruptible("run it again"):

@@ -49,7 +49,6 @@ def list_runs(context: typer.Context, options: QuietOptions, json: JsonArray = F
 
 
 def run_row(run: Run) -> dict[str, Any]:
-    """One row of `cerebrum runs list`."""
     from cerebrum_cli.eval.report import group_by_question, mean_accuracy
 
     questions = list(group_by_question(sample for sample in run.samples() if not sample.is_skipped).values())
@@ -114,7 +113,6 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, quiet: 
 
 
 def count_skipped(run: Run, samples: Sequence[Sample]) -> int:
-    """Number of samples that could not be taken. Raises UsageError if no sample counts."""
     skipped = sum(sample.is_skipped for sample in samples)
     if skipped == len(samples):
         raise no_sample_counts(run, samples)

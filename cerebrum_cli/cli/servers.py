@@ -38,7 +38,6 @@ def find_endpoints(app: App, options: ServerOptions) -> tuple[Endpoint, ...]:
 
 
 def find_endpoint(app: App, text: str, options: ServerOptions) -> Endpoint:
-    """The server that a URL or a name stands for."""
     from cerebrum_cli.engine.remote.client import KEY_VARIABLE, Endpoint, is_url, parse_url
 
     tables = app.config.endpoints
@@ -88,7 +87,6 @@ def noting_servers(
 
 
 def noted_servers(run: Journal) -> Servers:
-    """The servers that the rows so far are from."""
     noted: Servers = run.notes.get("servers", ())
     return noted
 

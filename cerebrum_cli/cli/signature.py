@@ -146,7 +146,6 @@ class Arguments:
 
 
 def environment_source(name: str, context: typer.Context | None) -> str | None:
-    """Name of the environment variable that set an option; None if it was the command line."""
     source = context.get_parameter_source(name) if context else None
     return variable(name) if source is not None and source.name == "ENVIRONMENT" else None
 
@@ -170,7 +169,6 @@ def parameter_of(name: str, declared: Option, hint: Any) -> inspect.Parameter:
 
 
 def parameter(name: str, help: str, heading: Heading, **details: Any) -> Any:
-    """Typer option of a single parameter, declared like those of a group."""
     return typer_option(name, Option(help, heading, **details))
 
 

@@ -94,7 +94,6 @@ def measure(app: App, model: Model, settings: Settings, quiet: bool) -> TuningRe
 
 
 def candidate_object(candidate: Candidate) -> dict[str, Any]:
-    """Object that `--json` prints for a candidate; `ratios` are to the defaults."""
     return {
         "settings": candidate.tuning.overrides,
         "batch": candidate.is_batch,

@@ -43,7 +43,6 @@ def check_terminal(streams: Streams) -> CheckResult:
 
 
 def print_check_result(streams: Streams, result: CheckResult) -> None:
-    """Print a result: wrapped and colored on a terminal; in a pipe, one line and one for the hint."""
     text = format_check_result(result, columns(streams.out) - 1 if streams.out_is_terminal else None)
     if not streams.out_is_terminal or is_plain_terminal():
         streams.answer(text)

@@ -30,7 +30,6 @@ class ControlFilter:
         self._held = ""
 
     def feed(self, text: str) -> str:
-        """Text that can be shown now."""
         text = self._held + text
         self._held = ""
         unfinished = _UNFINISHED.search(text)

@@ -45,7 +45,6 @@ class Keyboard:
             self._initial_modes = termios.tcgetattr(self._descriptor)
 
     def restore(self) -> None:
-        """Restore the terminal's initial modes."""
         self._set_modes(self._initial_modes, marks_pastes=False)
 
     @contextlib.contextmanager
@@ -87,7 +86,6 @@ class Keyboard:
             self._apply(modes)
 
     def unbind_key(self) -> None:
-        """Undo `bind_key`."""
         modes = self._current_modes()
         if modes and self._initial_modes and self._on_key:
             modes[3] = modes[3] & ~termios.NOFLSH | self._initial_modes[3] & termios.NOFLSH
@@ -97,7 +95,6 @@ class Keyboard:
 
     @contextlib.contextmanager
     def prompting(self) -> Iterator[None]:
-        """Let a prompt set modes of its own, and mark pastes again after it."""
         modes, self._modes = self._modes, None
         try:
             yield
@@ -116,7 +113,6 @@ class Keyboard:
 
     @contextlib.contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """Restore the initial modes on exit, and while the process is stopped."""
         handlers: dict[int, Any] = {}
         if self._initial_modes and threading.current_thread() is threading.main_thread():
             handlers = {

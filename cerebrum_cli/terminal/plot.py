@@ -39,7 +39,6 @@ def plot_report(report: Report, path: Path) -> None:
 
 
 def draw_report(report: Report) -> Figure:
-    """Draw both panels; no window is opened."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -63,7 +62,6 @@ def draw_report(report: Report) -> Figure:
 
 
 def draw_votes(axes: Axes, report: Report, x: Sequence[float]) -> None:
-    """Draw the accuracy of votes at each x, its interval, and the accuracy of guessing if there are choices."""
     low, high = zip(*(each.interval for each in report.maj), strict=True)
     if len(x) > 1:
         axes.fill_between(x, low, high, color=BAND, linewidth=0, label="95% interval")

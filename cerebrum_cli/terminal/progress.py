@@ -162,7 +162,6 @@ class StatusLine:
         self._line.erase()
 
     def _vote_text(self, event: Event) -> str | None:
-        """Text to show for an event of a vote; None before its first token, and for other events."""
         if isinstance(event, TallyEvent):
             self._tally = event
         tokens = sum(self._tokens.values())
@@ -170,7 +169,6 @@ class StatusLine:
         return tally_text(self._tally, tokens) if self._tally and is_of_sample else None
 
     def _reply_text(self, event: Event) -> str | None:
-        """Text to show for an event of a reply; None if it ends the wait."""
         if isinstance(event, LoadEvent):
             return f"loading {self._model} {event.fraction:.0%}"
         if isinstance(event, StageEvent):
@@ -251,7 +249,6 @@ class BatchProgress:
         return time.monotonic() - self._started if self._started else 0.0
 
     def _summary(self) -> str:
-        """Rows done, exceptions or a score, and the throughput, also that of each of several servers."""
         assert self._rows
         speed, seconds = "", self._seconds
         if self._tokens and seconds:
@@ -331,7 +328,6 @@ class FileProgress:
         self.pause()
 
     def pause(self) -> None:
-        """Hide the bar until the next update."""
         self._line.erase()
 
     def notice(self, event: NoticeEvent) -> None:
@@ -378,7 +374,6 @@ class FileProgress:
 
 
 def bar(done: int, total: int, width: int) -> Iterator[Segment]:
-    """A bar of a number of columns."""
     filled = min(width, int(width * done / total)) if total else width
     yield "━" * filled, MAGENTA if done < total else GREEN
     yield "━" * (width - filled), GRAY
@@ -401,12 +396,10 @@ def batch_texts(event: Counts, speeds: Sequence[str], left: str) -> Iterator[tup
 
 
 def counter(event: Counts) -> tuple[int, int]:
-    """How many of all rows of a batch, or of all questions of an evaluation, are done."""
     return (event.questions, event.all_questions) if isinstance(event, EvalProgress) else (event.done, event.total)
 
 
 def exceptions(event: Counts) -> Iterator[str]:
-    """Clauses about a batch's exceptions, or about an evaluation's score so far; the most important one first."""
     if isinstance(event, RowEvent):
         counts = event.counts
         named = ((counts.failed, "failed"), (counts.truncated, "truncated"), (counts.undecided, "without a winner"))

@@ -34,7 +34,6 @@ MAX_TOKEN_TEXT = 16  # characters
 
 
 def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:
-    """Print the estimates of a run with their intervals, then what its answers cost."""
     temperature = run.record.fingerprint["temperature"]
     questions, samples = format_count(report.n, "question"), format_count(report.samples, "sample")
     title = f"{report.task}: {report.model}, {questions}, {samples} each, temperature {temperature:g}"
@@ -67,7 +66,6 @@ def shown_numbers(most: int) -> Iterator[int]:
 def print_comparison(
     streams: Streams, comparison: Comparison, before: Run, after: Run, closeness: Closeness | None
 ) -> None:
-    """Print what changed from one run to the other."""
     rows: list[Sequence[Any]] = [
         (f"accuracy of {before.name}", share(comparison.accuracy_a), ""),
         (f"accuracy of {after.name}", share(comparison.accuracy_b), ""),
@@ -91,7 +89,6 @@ def share(value: float) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference in percentage points."""
     return f"{100 * difference:+z.1f}"
 
 
@@ -117,7 +114,6 @@ print_runs = table_of(
 
 
 def print_merge(streams: Streams, merge: Mapping[str, Any]) -> None:
-    """Print the origin of each layer, and the resources a merge needs."""
     rows = [row for run in layer_runs(merge["layers"]) for row in source_rows(run, merge["models"])]
     print_table(streams, ("layers", "model", "source layers"), rows)
     types = ", ".join(f"{name} {count}" for name, count in merge["tensor_types"].items())
@@ -156,7 +152,6 @@ def source_rows(run: Sequence[Mapping[str, Any]], models: Mapping[str, str]) -> 
 
 
 def span(first: int, last: int) -> str:
-    """Format a range of layer numbers, such as "0-7"."""
     return str(first) if first == last else f"{first}-{last}"
 
 
@@ -218,7 +213,6 @@ def print_summary(streams: Streams, result: TuningResult, model: str) -> None:
 
 
 def measurement(candidate: Candidate) -> str:
-    """Speeds of a candidate relative to the defaults, and why it is not used."""
     ratios = zip(("prompt", "gen"), candidate.ratios, strict=True)
     speeds = ", ".join(f"{kind} {ratio:.2f} x" for kind, ratio in ratios if ratio is not None)
     rejection = f"; {candidate.dropped}" if candidate.dropped else ""
@@ -226,7 +220,6 @@ def measurement(candidate: Candidate) -> str:
 
 
 def used_from_now_on(result: TuningResult, model: str) -> str:
-    """Which settings are used from now on."""
     is_default = result.profile.is_default
     if result.changes:
         if is_default:
@@ -270,6 +263,5 @@ def quoted(text: str) -> str:
 
 
 def percentage(candidate: inspection.Candidate) -> str:
-    """The probability of a token."""
     probability = exp(candidate.logprob)
     return f"{probability:.0%}" if probability >= 0.01 else "<1%"

@@ -22,8 +22,6 @@ T = TypeVar("T")
 
 
 class Sink(Protocol):
-    """A consumer of a reply's events."""
-
     def emit(self, event: Event) -> None:
         """Consume one event."""
 
@@ -32,8 +30,6 @@ class Sink(Protocol):
 
 
 class TextSink:
-    """Write the answer as plain text that ends with a line break."""
-
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
         self._filter = ControlFilter() if streams.out_is_terminal else None
@@ -55,8 +51,6 @@ class TextSink:
 
 
 class MarkdownSink:
-    """Render the answer as Markdown on a terminal."""
-
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
         self._filter = ControlFilter()
@@ -82,15 +76,12 @@ class MarkdownSink:
 
 
 class ReasoningSink:
-    """Summarize reasoning in one line on standard error."""
-
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
         self._start: float | None = None
         self._tokens = 0
 
     def emit(self, event: Event) -> None:
-        """Count reasoning tokens; print the summary before the answer starts."""
         if not isinstance(event, TokenEvent) or not event.text:
             return
         if event.channel == "answer":
@@ -118,11 +109,9 @@ class AnswerKeySink:
 
     @property
     def hint(self) -> str:
-        """What the key does; empty where it does nothing."""
         return f"{ANSWER_KEY_NAME}: answer now" if self._keyboard.takes_key and self._responder.can_answer_now else ""
 
     def emit(self, event: Event) -> None:
-        """Bind the key with the first text of the reasoning, and unbind it with that of the answer."""
         if not isinstance(event, TokenEvent) or not event.text:
             return
         if event.channel == "answer":
@@ -138,8 +127,6 @@ class AnswerKeySink:
 
 
 class NoticeSink:
-    """Print notices to standard error."""
-
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
 

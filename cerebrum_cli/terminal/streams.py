@@ -102,12 +102,10 @@ class Streams:
         self.answer(f"{text}\n" if self.out_is_terminal and not text.endswith("\n") else text)
 
     def answer_object(self, value: dict[str, Any] | list[dict[str, Any]]) -> None:
-        """Write a JSON value as one line."""
         self.answer(json.dumps(value, ensure_ascii=False) + "\n")
 
     @property
     def can_ask(self) -> bool:
-        """Whether a user at a terminal can answer a question."""
         return self.in_is_terminal and self.err_is_terminal
 
     def confirm(self, question: str, default: bool = True) -> bool:
@@ -137,13 +135,11 @@ class Streams:
         self.info(head + text)
 
     def notice(self, event: NoticeEvent) -> None:
-        """Print a notice: the message and the hint."""
         self.write_line("note: ", event.message)
         if event.hint:
             self.write_line("      ", event.hint)
 
     def error(self, error: CerebrumError) -> None:
-        """Print an error: the message, the hint, and llama.cpp's log."""
         self.write_line("error: ", error.message)
         if error.hint:
             self.write_line(" hint: ", error.hint)

@@ -31,7 +31,6 @@ _ONE_LINE = str.maketrans("\t\n", "  ")
 
 
 def shorten_home(path: str) -> str:
-    """Path with `~` for the home directory."""
     with contextlib.suppress(ValueError, RuntimeError):
         return f"~/{Path(path).relative_to(Path.home())}"
     return path
@@ -58,7 +57,6 @@ def _location(row: Row) -> str:
 
 
 def _recommended(row: Row, key: str) -> Any:
-    """A value of the quantization that is recommended for this machine."""
     return next((each[key] for each in row["quantizations"] if each["recommended"]), None)
 
 
@@ -135,7 +133,6 @@ def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
 
 
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
-    """Print the quantizations of a model, their memory needs, and whether they fit this machine."""
     head = f"{plan.name} at a context of {plan.context} tokens; {capacity_text(plan.capacity)}"
     streams.answer(f"\n{wrapped(streams, head)}\n\n")
     rows = [
@@ -184,7 +181,6 @@ def _describe(key: str, value: Any) -> str:
 
 
 def _joined(value: Any) -> str:
-    """The text of a value, or the texts of several."""
     items = value if isinstance(value, (list, tuple)) else [value]
     return " and ".join(strip_controls(str(item)) for item in items)
 
@@ -242,7 +238,6 @@ def _table_width(streams: Streams) -> int:
 
 
 def _fit(cell: str, width: int) -> str:
-    """Pad or truncate a cell to a number of columns."""
     from rich.cells import cell_len, set_cell_size
 
     missing = width - cell_len(cell)
@@ -269,13 +264,11 @@ def _size(size: int | None) -> str | None:
 
 
 def field_lines(fields: Mapping[str, str]) -> str:
-    """Names and values, one per line."""
     width = max(map(len, fields))
     return "".join(f"{name:<{width}}  {value}\n" for name, value in fields.items())
 
 
 def settings_lines(values: Mapping[str, Any]) -> str:
-    """Settings, one per line."""
     return field_lines({key: _setting_text(value) for key, value in values.items()}).rstrip("\n")
 
 
@@ -328,5 +321,4 @@ def _rate(tokens_per_second: float) -> str:
 
 
 def context_text(used: int, size: int) -> str:
-    """Context usage in tokens."""
     return f"context {used}/{size} ({used / size:.0%})"

@@ -76,7 +76,6 @@ def find_code(text: str, language: str | None = None, last: bool = False) -> str
 
 
 def is_same_language(language: str, other: str) -> bool:
-    """Whether two names are of one language, like "py" and "Python"."""
     from rich.syntax import Syntax
 
     lexer, other_lexer = Syntax("", language).lexer, Syntax("", other).lexer
@@ -106,7 +105,6 @@ def parse(text: str, preceding: Preceding = Preceding()) -> list[Token]:
 
 
 def parse_inline(text: str) -> list[Token]:
-    """Parse inline content; an image becomes its description."""
     tokens = [child for token in _INLINE_PARSER.parseInline(text) for child in token.children or ()]
     return [_image_text(token) if token.type == "image" else token for token in tokens]
 
@@ -153,7 +151,6 @@ def slice_tokens(
 
 
 def split_leaves(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
-    """Split tokens into single container tokens and whole leaf blocks."""
     begin = 0
     while begin < len(tokens):
         end = begin + 1

@@ -42,7 +42,6 @@ Row = list[Segment]
 
 
 def render_rows(console: Console, options: ConsoleOptions, tokens: Sequence[Token]) -> list[Row]:
-    """Render tokens to rows without padding."""
     result: list[Row] = []
     for block in _top_level_blocks(tokens):
         for token in block:
@@ -91,19 +90,15 @@ def _has_background(segment: Segment) -> bool:
 
 
 class NumberedCode(CodeBlock):
-    """A code block under its number and language."""
-
     token: Token
 
     @classmethod
     def create(cls, markdown: Markdown, token: Token) -> NumberedCode:
-        """Create the block for a token of a slice."""
         block = cls(token.info.partition(" ")[0], markdown.code_theme)
         block.token = token
         return block
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the label, then the lines."""
         first, last = self.token.meta["lines"]
         if first == 0:
             label = f"[{self.token.meta['number']}] {self.lexer_name}"
@@ -127,7 +122,6 @@ def highlight_ranges(first: int, last: int | None, count: int) -> Iterator[tuple
 
 
 def highlight_lines(code: str, syntax: Syntax, begin: int, end: int) -> Text:
-    """Highlight a range of lines in the context of all the code."""
     lexer = syntax.lexer or syntax.default_lexer
     text = Text()
     line = 0
@@ -157,7 +151,6 @@ class ContinuableItem(ListItem):
 
     @classmethod
     def create(cls, _: Markdown, token: Token) -> ContinuableItem:
-        """Create the item for a token of a slice."""
         item = cls()
         item.token = token
         return item
@@ -167,7 +160,6 @@ class NumberedList(ListElement):
     """A list with room for two-digit numbers, since its length is not known yet."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the rows of all items."""
         bullets = self.list_type == "bullet_list_open"
         style = console.get_style("markdown.item.bullet" if bullets else "markdown.item.number", default="none")
         for item in self.items:
@@ -180,10 +172,7 @@ class NumberedList(ListElement):
 
 
 class LeftHeading(Heading):
-    """A heading at the left, of any level."""
-
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield its text, which rich centers or frames at the first level."""
         self.text.justify = "left"
         yield self.text
 
@@ -192,7 +181,6 @@ class ShortRule(HorizontalRule):
     """A rule that is not wider than text usually is."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the rule, and an empty row."""
         width = min(options.max_width, RULE_COLUMNS)
         yield from console.render(Rule(style="markdown.hr", characters="-"), options.update(width=width))
         yield Text()
@@ -204,8 +192,6 @@ def _without_new_line(element: type[MarkdownElement]) -> type[MarkdownElement]:
 
 
 class ReplyMarkdown(Markdown):
-    """rich's Markdown with the block types above."""
-
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {
         **{name: _without_new_line(element) for name, element in Markdown.elements.items()},
         **dict.fromkeys(("fence", "code_block"), _without_new_line(NumberedCode)),

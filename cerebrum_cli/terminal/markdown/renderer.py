@@ -146,7 +146,6 @@ _CLUSTER = re.compile(
 
 
 def row_text(row: Row) -> str:
-    """Visible text of a row."""
     return "".join(segment.text for segment in row if not segment.control)
 
 
@@ -162,7 +161,6 @@ def _without_ambiguous_line(text: str) -> str:
 
 
 def wrapped_row_count(text: str, width: int) -> int:
-    """Number of rows that a row wraps to; a wide character is never split."""
     if cell_len(text) <= width:
         return 1
     count, column = 1, 0

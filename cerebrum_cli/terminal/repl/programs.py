@@ -72,7 +72,6 @@ def edit_file(path: Path, line: int | None = None) -> None:
 
 @contextlib.contextmanager
 def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program, and end it on exit from this context."""
     program = subprocess.Popen(command)
     try:
         yield program

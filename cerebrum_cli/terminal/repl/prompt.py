@@ -36,14 +36,10 @@ Candidates = Mapping[ArgumentKind, Callable[[], Iterable[str]]]
 
 
 class OpenInEditor(NamedTuple):
-    """Text of a prompt to be edited in the editor."""
-
     text: str
 
 
 class InteractivePrompt(PlainPrompt):
-    """An interactive prompt with history, completion, an editor and a toolbar."""
-
     def __init__(
         self,
         streams: Streams,
@@ -108,7 +104,6 @@ class InteractivePrompt(PlainPrompt):
             raise EOFError from error
 
     def _exit_on_signal(self, signum: int) -> None:
-        """End the prompt from a signal handler, through its event loop."""
         app = self._session.app
 
         def end() -> None:
@@ -164,8 +159,6 @@ def _key_bindings() -> KeyBindings:
 
 
 class SlashCompleter(Completer):
-    """Complete commands, file paths, and other arguments from lists of candidates."""
-
     def __init__(self, candidates: Candidates, setting_values: Mapping[str, Iterable[str]]) -> None:
         self._candidates = candidates
         self._setting_values = setting_values

@@ -20,18 +20,14 @@ MAX_LINE, EDGE_LINES = 200, 4  # characters of a line, lines at each end of a qu
 
 
 class InputSource(ABC):
-    """Where the questions of a chat come from."""
-
     @abstractmethod
     def read(self) -> str:
         """Read the next question. Raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
 
     def edit(self, _: str, /) -> str:
-        """Let the user edit a text. Raises UsageError if that is impossible."""
         raise UsageError("cannot edit while questions are piped in", "ask again instead")
 
     def confirm(self, _: str, /) -> bool:
-        """Ask a yes-or-no question; without a terminal the answer is no."""
         return False
 
     def while_busy(self) -> AbstractContextManager[None]:
@@ -47,7 +43,6 @@ class ScriptInput(InputSource):
         self._echo = echo
 
     def read(self) -> str:
-        """Read the next question, and echo it so that the output is a transcript."""
         for question in self._questions:
             self._echo(prompt_text(question) + "\n")
             return question
@@ -55,7 +50,6 @@ class ScriptInput(InputSource):
 
 
 def prompt_text(question: str) -> str:
-    """Question as it looks at the prompt."""
     return PROMPT + question.replace("\n", f"\n{CONTINUATION}")
 
 
@@ -66,7 +60,6 @@ def shorten_question(question: str) -> str:
 
 
 def split_questions(text: str) -> Iterator[str]:
-    """Yield the questions in a text, skipping empty lines."""
     lines = iter(text.splitlines())
     for line in lines:
         if line.startswith(FENCE):
@@ -86,7 +79,6 @@ def lines_to_fence(first: str, lines: Iterator[str]) -> Iterator[str]:
 
 
 def is_complete(text: str) -> bool:
-    """Whether a text is not an open block; a first line with two fences opens none."""
     stripped = text.strip()
     return not _opens_block(stripped) or stripped[len(FENCE) :].endswith(FENCE)
 
@@ -117,17 +109,14 @@ class PlainPrompt(InputSource):
     quiet: bool = False
 
     def read(self) -> str:
-        """Read the next question. Raises Interrupted on SIGTERM or SIGHUP."""
         with self.signals.acting(raise_at_prompt):
             first = self._read_line(PROMPT)
             return strip_fences([first, *lines_to_fence(first, iter(lambda: self._read_line(CONTINUATION), None))])
 
     def edit(self, text: str) -> str:
-        """Let the user edit a text. Raises UsageError if the editor fails."""
         return edit_text(text, self.keyboard, self.signals)
 
     def confirm(self, question: str) -> bool:
-        """Ask a yes-or-no question; Ctrl-C raises Interrupted."""
         with self.keyboard.released():
             return self.streams.confirm(question)
 

@@ -102,7 +102,6 @@ class Repl:
         return None
 
     def toolbar(self, width: int) -> str:
-        """Session, model, format, context usage, last speed and pending files, as far as they fit the width."""
         chat, context = self.chat, ""
         if usage := chat.context_usage:
             warning = " nearly full" if usage[0] > NEARLY_FULL * usage[1] else ""
@@ -177,7 +176,6 @@ class Repl:
                 self.streams.answer("\n")
 
     def _print_greeting(self) -> None:
-        """Print the model, and the last exchange of a continued session."""
         chat = self.chat
         loaded = chat.loaded
         about = f"{loaded.model.label}, prompt format: {loaded.format_name}; /help lists commands and keys"
@@ -190,7 +188,6 @@ class Repl:
         self.show_last_exchange()
 
     def show_last_exchange(self) -> None:
-        """Print the last question and its reply."""
         for stored in self.chat.messages[-2:]:
             if stored.message.role == "user":
                 self.streams.answer(prompt_text(shorten_question(stored.message.content)) + "\n")
@@ -249,7 +246,6 @@ class Repl:
             self._report_unsaved()
 
     def _report_unsaved(self) -> None:
-        """Print once that the chat is not saved."""
         if not self._has_reported_unsaved and (notice := self.chat.unsaved_notice):
             self._has_reported_unsaved = True
             self.streams.notice(notice)

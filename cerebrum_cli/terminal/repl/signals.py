@@ -55,7 +55,6 @@ class Signals:
             self._action = previous
 
     def running_command(self) -> contextlib.AbstractContextManager[None]:
-        """Raise Interrupted immediately for any signal."""
         return self.acting(raise_interrupted)
 
     @contextlib.contextmanager
@@ -99,7 +98,6 @@ def raise_interrupted(signum: int) -> None:
 
 
 def raise_at_prompt(signum: int) -> None:
-    """Raise KeyboardInterrupt for Ctrl-C, Interrupted for other signals."""
     if signum == signal.SIGINT:
         raise KeyboardInterrupt
     raise Interrupted(signum)

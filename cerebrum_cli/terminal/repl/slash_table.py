@@ -27,8 +27,6 @@ ArgumentKind = Literal["", "path", "model", "session", "setting", "part", "promp
 
 
 class SlashCommand(NamedTuple):
-    """A slash command: its argument, its help, and what completes the argument."""
-
     name: str
     argument: str
     help: str
@@ -122,7 +120,6 @@ def parse_slash(line: str) -> SlashLine | None:
 
 
 def setting_key(text: str) -> str:
-    """Key of a setting, which may be written like the command-line option."""
     return text.removeprefix("--").replace("-", "_")
 
 
