@@ -26,8 +26,8 @@ from harness import Row, attach_to, in_subprocess, medians, pseudo_terminal, rec
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, SequenceId, TokenEvent
 from cerebrum_cli.engine.detokenizer import Detokenizer
+from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.repl.repl import Repl
-from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 from cerebrum_cli.terminal.sinks import MarkdownSink
 from cerebrum_cli.terminal.streams import standard_streams

@@ -39,9 +39,9 @@ def chat(
 
     Each reply is saved while it is being generated: -c continues the latest session, however it ended.
     """
+    from cerebrum_cli.terminal.interrupts import Signals
     from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.repl.repl import Repl
-    from cerebrum_cli.terminal.repl.signals import Signals
     from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 
     app, on_command_line, words = app_of(context, options.verbose), options_on_command_line(context), words or []

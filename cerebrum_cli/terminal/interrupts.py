@@ -1,4 +1,4 @@
-"""Cancel work on Ctrl-C, SIGTERM and SIGHUP, so that partial output can be saved."""
+"""Handle Ctrl-C, SIGTERM and SIGHUP: of a command, so that partial output can be saved, and of a chat."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import Interrupted
 from cerebrum_cli.core.signals import exit_process, is_importing
+from cerebrum_cli.terminal.streams import Streams, discard_closed
 
 # A terminal that closes sends SIGHUP, which Windows lacks.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -111,3 +112,96 @@ def install_handlers(handler: Callable[[int, FrameType | None], None]) -> dict[i
 def restore_handlers(handlers: Mapping[int, Any]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+SignalAction = Callable[[int], None]
+"""Called with a signal's number from its handler."""
+
+
+class Signals:
+    """Signal handlers of a chat: Ctrl-C stops the running reply or command, but not the chat.
+
+    A second Ctrl-C ends a process that does not react. The first SIGTERM or SIGHUP, `exit_signal`, is raised as
+    Interrupted on exit; later ones are ignored, since a closing terminal sends two, and saving takes time. Outside the
+    contexts below a signal is only recorded.
+    """
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._previous_handlers: dict[int, Any] = {}
+        self._action: SignalAction = ignore
+        self.exit_signal: int | None = None
+
+    def __enter__(self) -> Signals:
+        self._previous_handlers = install_handlers(self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        restore_handlers(self._previous_handlers)
+        if self.exit_signal is not None:
+            raise Interrupted(self.exit_signal) from None  # also instead of an error caused by the lost terminal
+
+    @contextlib.contextmanager
+    def acting(self, action: SignalAction) -> Iterator[None]:
+        """Use an action for signals in this context, including an exit signal already received."""
+        previous, self._action = self._action, action
+        try:
+            if self.exit_signal is not None:
+                action(self.exit_signal)
+            yield
+        finally:
+            self._action = previous
+
+    def running_command(self) -> contextlib.AbstractContextManager[None]:
+        return self.acting(raise_interrupted)
+
+    @contextlib.contextmanager
+    def generating(self, cancel: Callable[[], None]) -> Iterator[CancelOnInterrupt]:
+        """Cancel generation or loading; a second Ctrl-C exits the process immediately."""
+        with CancelOnInterrupt(cancel) as canceler, self.acting(self._exiting_on_second(canceler.handle)):
+            yield canceler
+
+    def exiting(self) -> contextlib.AbstractContextManager[None]:
+        """Let saving finish; a second Ctrl-C exits the process immediately."""
+        return self.acting(self._exiting_on_second(ignore))
+
+    def _exiting_on_second(self, action: SignalAction) -> SignalAction:
+        pressed = False
+
+        def act(signum: int) -> None:
+            nonlocal pressed
+            if signum == signal.SIGINT:
+                if pressed:
+                    exit_process(128 + signum)
+                pressed = True
+            action(signum)
+
+        return act
+
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        if signum != signal.SIGINT:
+            if self.exit_signal is not None:
+                return
+            self.exit_signal = signum
+            discard_closed(self._streams)
+        self._action(signum)
+
+
+def ignore(_: int) -> None:
+    """Do nothing: exit signals are recorded anyway."""
+
+
+def raise_interrupted(signum: int) -> None:
+    raise Interrupted(signum)
+
+
+def raise_at_prompt(signum: int) -> None:
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Interrupted(signum)
+
+
+def ignore_ctrl_c(signum: int) -> None:
+    """Leave Ctrl-C to another program that has the terminal; raise Interrupted for other signals."""
+    if signum != signal.SIGINT:
+        raise Interrupted(signum)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import Interrupted, UsageError
+from cerebrum_cli.terminal.interrupts import Signals, ignore_ctrl_c
 from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.repl.signals import Signals, ignore_ctrl_c
 from cerebrum_cli.terminal.streams import Streams, is_dumb_terminal
 
 DEFAULT_EDITORS = ("nano", "vi", "notepad")

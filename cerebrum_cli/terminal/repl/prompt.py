@@ -23,9 +23,9 @@ from prompt_toolkit.layout.processors import TabsProcessor
 from cerebrum_cli.core.errors import CerebrumError, Interrupted
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.questions import CONTINUATION, PROMPT, PlainPrompt, is_complete, strip_fences
-from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_table import SLASH_COMMANDS, ArgumentKind, setting_key
 from cerebrum_cli.terminal.streams import Streams, discard_closed
 

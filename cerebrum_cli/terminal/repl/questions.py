@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.terminal.interrupts import Signals, raise_at_prompt
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.programs import edit_text
-from cerebrum_cli.terminal.repl.signals import Signals, raise_at_prompt
 from cerebrum_cli.terminal.streams import Streams
 
 FENCE = '"""'

@@ -17,10 +17,10 @@ from cerebrum_cli.inference.prompt_sources import compose_prompt
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
 from cerebrum_cli.inference.voting import MajorityVote
 from cerebrum_cli.terminal.escapes import strip_controls
+from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.progress import StatusLine, result_text
 from cerebrum_cli.terminal.repl.questions import InputSource, prompt_text, shorten_question
-from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_table import BARE_EXITS, SlashLine, parse_slash
 from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, ReasoningSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.streams import Streams
