@@ -168,28 +168,6 @@ def test_config_accepts_dashes_and_underscores(tmp_path: Path) -> None:
     assert fold(read_config(path).settings) == Settings(max_tokens=5, top_k=3, stop=("a",))
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"top_k = \nseed = 1", "Invalid value (at line 1, column 9)"),
-        (b"\xff", "invalid start byte"),
-        (b"colour = 1\n", ":1: unknown key `colour`"),
-        (b"\n[ask]\ntop_k = 1\n", ":2: unknown key `ask`"),
-        (b"top_k = 1\nseed = -1\n", ":2: seed is -1"),
-        (b'temperature = "is hot"\n', ":1: temperature is 'is hot'"),
-        (b"# mine\n\nmodel = starter  # small\n", ":3: starter is text without quotes"),
-    ],
-)
-def test_config_reports_the_location_of_an_error(tmp_path: Path, content: bytes, problem: str) -> None:
-    path = tmp_path / "config.toml"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError) as caught:
-        read_config(path)
-    assert caught.value.message.startswith(f"{path}:")
-    assert problem in caught.value.message
-    assert caught.value.hint
-
-
 def test_config_has_logit_biases_as_a_table_or_a_list(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     for text in ('[logit_bias]\n42 = -1.5\n" hello" = 2\n', 'logit-bias = ["42=-1.5", " hello=2"]\n'):
