@@ -83,9 +83,18 @@ def test_endpoint_url_is_checked(served: Served, url: str, part: str) -> None:
     assert "secret" not in done.err
 
 
-def test_endpoint_given_twice_is_refused(served: Served) -> None:
+def test_endpoint_refuses_a_repeated_url_an_empty_grammar_and_a_key_that_is_no_header(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = served.servers[0].url
     assert_error(served.run("ask", "--endpoint", f"{url}/v1", "hi"), 2, f"{url} is given twice")
+    assert_error(served.run("ask", "--grammar", "/dev/null", "hi"), 2, "/dev/null: the grammar is empty")
+    for key in ("two\nlines", "schlüssel", "tab\t"):
+        monkeypatch.setenv("CEREBRUM_API_KEY", key)
+        done = served.run("ask", "hi")
+        assert_error(done, 2, "API key")
+        assert key not in done.err
+    assert served.asked() == []
 
 
 def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,19 +160,6 @@ def test_endpoint_key_over_plain_http_needs_consent(served: Served, monkeypatch:
     done = served.run_alone("ask", "--endpoint", url, "--set", "allow_http_key=on", "--seed", "0", "2 + 2?")
     assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
     assert {asked.key for asked in served.servers[0].asked} == {"Bearer sesame"}
-
-
-@pytest.mark.parametrize("key", ["two\nlines", "schlüssel", "tab\t"])
-def test_endpoint_key_that_is_no_header_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    monkeypatch.setenv("CEREBRUM_API_KEY", key)
-    done = served.run("ask", "hi")
-    assert_error(done, 2, "API key")
-    assert key not in done.err
-
-
-def test_endpoint_empty_grammar_is_refused(served: Served) -> None:
-    assert_error(served.run("ask", "--grammar", "/dev/null", "hi"), 2, "/dev/null: the grammar is empty")
-    assert served.asked() == []
 
 
 def test_endpoint_untrusted_certificate_stops_immediately(served: Served) -> None:

@@ -6,17 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND, CommandLine, Finished
+from command_line import COMMAND, CommandLine, Finished, assert_error
 from person import OpenTerminal
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.terminal.repl.questions import (
-    ScriptInput,
-    is_complete,
-    shorten_question,
-    split_questions,
-    strip_fences,
-)
+from cerebrum_cli.terminal.repl.questions import ScriptInput, shorten_question, split_questions
 from cerebrum_cli.terminal.repl.repl import fit_segments
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 from cerebrum_cli.terminal.repl.slash_table import SLASH_COMMANDS, SlashLine, closest_setting, help_text, parse_slash
@@ -32,6 +26,7 @@ from cerebrum_cli.terminal.repl.slash_table import SLASH_COMMANDS, SlashLine, cl
         ('"""\na\n\nb\n"""\nc', ["a\n\nb", "c"]),
         ('"""a"""\nb', ["a", "b"]),
         ('"""a\nb"""', ["a\nb"]),
+        ('"""\n  a\nb\n"""', ["  a\nb"]),
         ('"""\nnever closed\nat all', ["never closed\nat all"]),
         ('say """ here', ['say """ here']),
         ('"""doc""" is what?\nb', ['"""doc""" is what?', "b"]),
@@ -50,25 +45,6 @@ def test_script_input_echoes_questions_as_at_a_prompt() -> None:
     assert written == ["> one\n", "> a\n... b\n"]
     with pytest.raises(EOFError):
         lines.read()
-
-
-@pytest.mark.parametrize(
-    ("text", "complete"),
-    [
-        ("a", True),
-        ('"""', False),
-        ('"""a', False),
-        ('"""a"""', True),
-        ('"""\na\n"""', True),
-        ('"""doc""" is what?', True),
-    ],
-)
-def test_block_is_open_until_its_second_fence(text: str, complete: bool) -> None:
-    assert is_complete(text) is complete
-
-
-def test_strip_fences() -> None:
-    assert strip_fences(['"""', "  a", "b", '"""']) == "  a\nb"
 
 
 def test_long_questions_are_shortened_to_their_ends() -> None:
@@ -92,18 +68,14 @@ def test_slash_table_commands_have_a_function_and_help() -> None:
         assert help_text(width).split() == help.split()
 
 
-def test_parse_slash_splits_command_and_argument() -> None:
+def test_parse_slash_splits_a_command_or_suggests_a_close_one() -> None:
     assert parse_slash("/system  Be brief. ") == SlashLine("system", "Be brief.")
     assert parse_slash("/undo") == SlashLine("undo", "")
-    assert parse_slash("what is /undo?") is None
-    assert parse_slash(" /undo") is None
-
-
-@pytest.mark.parametrize(("line", "near"), [("/udno", "/undo"), ("/xyzzy", None), ("/usr/bin", None), ("/", None)])
-def test_parse_slash_suggests_a_close_command(line: str, near: str | None) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_slash(line)
-    assert caught.value.hint.startswith(f"did you mean {near}? " if near else "/help lists commands")
+    assert parse_slash("what is /undo?") is parse_slash(" /undo") is None
+    for line, hint in (("/udno", "did you mean /undo? "), ("/usr/bin", "/help lists commands"), ("/", "/help lists")):
+        with pytest.raises(UsageError) as caught:
+            parse_slash(line)
+        assert caught.value.hint.startswith(hint)
 
 
 # Piped scripts.
@@ -184,10 +156,15 @@ def test_chat_script_without_an_answer_fails(user: CommandLine) -> None:
     assert answered.err.count("error: the prompt has ") == 1
 
 
-def test_chat_rejects_an_unknown_overflow(user: CommandLine) -> None:
-    done = user.run("chat", "--set", "overflow=shift", stdin="hi\n")
-    assert done.code == 2
-    assert done.err.splitlines() == ["error: --set overflow is 'shift'", " hint: it must be drop-oldest or stop"]
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--set", "overflow=shift"), ("--set overflow is 'shift'", "it must be drop-oldest or stop")),
+        (("-c", "--session", "x"), ("-c and --session cannot be used together",)),
+    ],
+)
+def test_chat_rejects_invalid_options(user: CommandLine, arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    assert_error(user.run("chat", *arguments, stdin="hi\n"), 2, *parts)
 
 
 def test_slash_commands_report_their_results(user: CommandLine) -> None:
@@ -270,11 +247,6 @@ def test_chat_saves_the_prompt_cache_unless_no_cache(user: CommandLine) -> None:
     assert " cached)" in again.out + again.err
     assert user.run("sessions", "rm", "cached-True", "-y").code == 0
     assert not list(states.glob("*.state"))
-
-
-def test_chat_rejects_continue_with_session(user: CommandLine) -> None:
-    done = user.run("chat", "-c", "--session", "x", stdin="hi\n")
-    assert (done.code, done.err.splitlines()[0]) == (2, "error: -c and --session cannot be used together")
 
 
 # A user at a terminal.
