@@ -64,7 +64,3 @@ def test_detokenizer_holds_back_only_what_may_change(text: str, places: list[int
             begun = [one[:length] for one in stop for length in range(1, len(one))]
             certain = whole[: len(whole) - max((len(one) for one in begun if whole.endswith(one)), default=0)]
         assert now == certain
-
-
-def test_detokenizer_stop_string_may_be_the_replacement_character() -> None:
-    assert fed([b"a\xf0"], ("�",)) == (["a", "a"], True)

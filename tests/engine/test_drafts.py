@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
-from weakref import WeakSet
 
 import pytest
 from asking import FREE_ROWS, Reply, ask, collect_replies, running_engine
 from command_line import CommandLine
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_engines import STORY, assert_matches_single_run, open_engine
 from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expected_reply, random_model, replies, tokens
@@ -19,7 +15,6 @@ from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expecte
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine import drafter
 from cerebrum_cli.engine.drafter import MAX_DRAFT, Drafter, DraftState
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, StepCosts, draft_lengths
@@ -41,18 +36,13 @@ def grow(drafter: Drafter, state: DraftState, reply: list[int], text: str) -> st
 # Drafts.
 
 
-def test_drafter_continues_the_prompt_where_the_reply_repeats_it() -> None:
+def test_drafter_continues_what_the_reply_repeats() -> None:
     drafter, reply = Drafter(tokens("one two three four.")), list[int]()
     state = drafter.start(reply)
     assert grow(drafter, state, reply, "tw") == ""
     assert grow(drafter, state, reply, "o").startswith(" three four.")
     assert grow(drafter, state, reply, " th").startswith("ree four.")
     assert grow(drafter, state, reply, "e") == ""
-
-
-def test_drafter_extends_a_repetition_beyond_its_end() -> None:
-    drafter, reply = Drafter(tokens("?")), list[int]()
-    state = drafter.start(reply)
     assert grow(drafter, state, reply, "abcabc") == ("abc" * 21)[:MAX_DRAFT]
 
 
@@ -67,26 +57,6 @@ def test_drafter_follows_a_sibling_from_its_first_token() -> None:
     assert grow(drafter, state, second, "hus the a") == "nswer is 4"
 
 
-def test_drafter_looks_up_again_after_the_end_of_a_sibling() -> None:
-    drafter = Drafter(tokens("one two three four."))
-    first: list[int] = []
-    grow(drafter, drafter.start(first), first, "the")
-    second: list[int] = []
-    state = drafter.start(second)
-    assert grow(drafter, state, second, "the two").startswith(" three four.")
-
-
-def test_drafter_learns_from_lookups_without_drafts() -> None:
-    drafter, reply = Drafter(tokens("abcdefghij. uvwxyzuvw.")), list[int]()
-    state = drafter.start(reply)
-    probabilities = []
-    for start, rest in (("abcdef", "ghij."), ("uvwxyz", "!")):
-        grow(drafter, state, reply, start)
-        probabilities.append(drafter.draft(state, 1)[0].probability)
-        grow(drafter, state, reply, rest)
-    assert probabilities[0] < probabilities[1]
-
-
 def test_drafter_pauses_after_misses_until_a_long_match() -> None:
     text = "a long text that is repeated"
     drafter, reply = Drafter(tokens(text)), list[int]()
@@ -97,39 +67,25 @@ def test_drafter_pauses_after_misses_until_a_long_match() -> None:
     assert grow(drafter, state, reply, text[15:17]).startswith(text[17:])
 
 
-# Lengths.
-
-CERTAIN, UNLIKELY = [0.99] * 63, [0.1] * 63
-CHEAP_ROWS, LINEAR_ROWS = StepCosts((1, 2, 4), (1.0, 1.1, 1.2)), StepCosts((1, 2, 4, 8), (1.0, 2.0, 4.0, 8.0))
-
-
 @pytest.mark.parametrize(
-    ("costs", "probabilities", "max_rows", "is_equal", "lengths"),
+    ("probabilities", "costs", "max_rows", "is_equal", "lengths"),
     [
-        pytest.param(DEFAULT_COSTS, [CERTAIN], 64, False, [63], id="all tokens pay"),
-        pytest.param(DEFAULT_COSTS, [UNLIKELY], 64, False, [0], id="no token pays"),
-        pytest.param(DEFAULT_COSTS, [[0.9, 0.8, 0.6, 0.05, 0.05]], 64, False, [2], id="some tokens pay"),
-        pytest.param(DEFAULT_COSTS, [[]], 64, False, [0], id="no tokens"),
-        pytest.param(LINEAR_ROWS, [CERTAIN], 64, False, [0], id="rows cost as much as steps"),
-        pytest.param(CHEAP_ROWS, [[0.9, 0.8], [0.3, 0.2]], 64, False, [2, 0], id="the likeliest sequence"),
-        pytest.param(FREE_ROWS, [CERTAIN], 31, False, [15], id="measured rows within a step"),
-        pytest.param(FREE_ROWS, [CERTAIN, []], 15, False, [6, 0], id="rows of others in a step"),
-        pytest.param(FREE_ROWS, [CERTAIN], 1, False, [0], id="a step of one row"),
-        pytest.param(FREE_ROWS, [CERTAIN[:9], CERTAIN[:3]], 64, True, [3, 3], id="separate caches"),
-        pytest.param(FREE_ROWS, [CERTAIN, []], 64, True, [0, 0], id="separate caches, one without tokens"),
-        pytest.param(FREE_ROWS, [CERTAIN[:9]] * 16, 64, False, [0] * 16, id="sequences fill a tile"),
-        pytest.param(StepCosts((1, 4), (1.0, 3.3)), [[0.8], [0.8]], 64, True, [0, 0], id="rows that were not measured"),
+        ([[0.99] * 63], DEFAULT_COSTS, 64, False, [63]),
+        ([[0.1] * 63], DEFAULT_COSTS, 64, False, [0]),
+        ([[0.9, 0.8, 0.6, 0.05, 0.05]], DEFAULT_COSTS, 64, False, [2]),
+        ([[0.99] * 31], StepCosts((1, 2, 4, 8), (1.0, 2.0, 4.0, 8.0)), 64, False, [0]),
+        ([[0.9, 0.8], [0.3, 0.2]], StepCosts((1, 2, 4), (1.0, 1.1, 1.2)), 64, False, [2, 0]),
+        ([[0.99] * 63], FREE_ROWS, 31, False, [15]),
+        ([[0.99] * 63, []], FREE_ROWS, 15, False, [6, 0]),
+        ([[0.99] * 9, [0.99] * 3], FREE_ROWS, 64, True, [3, 3]),
+        ([[0.99] * 9] * 16, FREE_ROWS, 64, False, [0] * 16),  # they fill a tile
+        ([[0.8], [0.8]], StepCosts((1, 4), (1.0, 3.3)), 64, True, [0, 0]),  # two rows were not measured
     ],
 )
-def test_draft_lengths_are_those_that_pay(
-    costs: StepCosts, probabilities: list[list[float]], max_rows: int, is_equal: bool, lengths: list[int]
+def test_draft_lengths_are_row_counts_that_pay(
+    probabilities: list[list[float]], costs: StepCosts, max_rows: int, is_equal: bool, lengths: list[int]
 ) -> None:
-    assert draft_lengths(probabilities, costs, max_rows, is_equal) == lengths
-
-
-def test_step_costs_are_interpolated() -> None:
-    costs = StepCosts((1, 4, 16), (1.0, 2.5, 4.0))
-    assert [costs.cost(rows) for rows in (1, 2, 4, 10, 16, 32)] == [1.0, 1.5, 2.5, 3.25, 4.0, 8.0]
+    assert draft_lengths(probabilities, costs, max_rows, is_equal=is_equal) == lengths
 
 
 # The engine.
@@ -151,20 +107,32 @@ def test_engine_verifies_a_draft_in_one_step() -> None:
     assert count >= accepted > 60
 
 
-def test_engine_without_step_costs_makes_no_drafts() -> None:
-    backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
+@pytest.mark.parametrize(("costs", "can_trim"), [(None, True), (FREE_ROWS, False)])
+def test_engine_makes_no_drafts_without_costs_or_trimming(costs: StepCosts | None, can_trim: bool) -> None:
+    backend = ScriptedBackend(COPY, context_size=300, batch_size=64, can_trim=can_trim)
     with running_engine(backend) as engine:
-        [reply] = ask(engine, "copy: " + REPEATED)
-    assert drafted(reply) == (0, 0)
+        [reply] = ask(engine, "copy: " + REPEATED, step_costs=costs)
+    assert (reply.text, drafted(reply)) == (REPEATED * 4, (0, 0))
     assert all(len(step) == 1 for step in backend.steps[1:])
+
+
+@pytest.mark.parametrize("reason", ["length", "context"])
+def test_engine_drafts_end_at_max_tokens_or_the_context(reason: str) -> None:
+    prompt = "copy: " + REPEATED
+    for room in range(1, 40):
+        context, limit = (300, room) if reason == "length" else (len(prompt) + room, None)
+        backend = ScriptedBackend(COPY, context_size=context, batch_size=64)
+        with running_engine(backend) as engine:
+            [reply] = ask(engine, prompt, step_costs=FREE_ROWS, max_tokens=limit)
+        assert (reply.text, reply.reason) == ((REPEATED * 4)[:room], reason)
+        evaluated = 1 + max(row.position for step in backend.steps for row in step)
+        assert evaluated == len(prompt) + room - 1, "the last token is not evaluated"
 
 
 def test_engine_trims_a_rejected_draft() -> None:
     """Only the tokens of the reply can be reused by the next prompt."""
-    prompt, reply_text = (
-        "copy: the quick brown fox jumps over the lazy dog. ",
-        "the quick brown fox jumps over me. done",
-    )
+    prompt = "copy: the quick brown fox jumps over the lazy dog. "
+    reply_text = "the quick brown fox jumps over me. done"
     script = {prompt: reply_text, prompt + reply_text + " next": "ok"}
     backend = ScriptedBackend(replies(script), context_size=300, batch_size=64)
     with running_engine(backend) as engine:
@@ -187,32 +155,14 @@ def test_engine_ends_at_a_stop_string_inside_a_draft() -> None:
     assert drafted(reply)[1] > 0
 
 
-def test_engine_drafts_no_more_than_max_tokens() -> None:
-    for limit in range(1, 40):
-        backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
-        prompt = "copy: " + REPEATED
-        with running_engine(backend) as engine:
-            [reply] = ask(engine, prompt, step_costs=FREE_ROWS, max_tokens=limit)
-        assert (reply.text, reply.reason) == ((REPEATED * 2)[:limit], "length")
-        evaluated = 1 + max(row.position for step in backend.steps for row in step)
-        assert evaluated == len(prompt) + limit - 1, "the last token is not evaluated"
-
-
-@pytest.mark.parametrize("context", range(35, 75))
-def test_engine_drafts_fill_a_context_exactly(context: int) -> None:
-    prompt = "copy: " + REPEATED
-    backend = ScriptedBackend(COPY, context_size=context, batch_size=64)
+def test_engine_ends_at_an_end_token_inside_a_draft() -> None:
+    prompt = "copy: abcdefgh. abcdefgh. "
+    backend = ScriptedBackend(replies({prompt: "abcdefg"}), context_size=300, batch_size=64)
     with running_engine(backend) as engine:
         [reply] = ask(engine, prompt, step_costs=FREE_ROWS)
-    assert (len(prompt) + len(reply.ids), reply.reason) == (context, "context")
-    assert reply.text == (REPEATED * 4)[: context - len(prompt)]
-
-
-def test_engine_makes_no_drafts_where_memory_cannot_be_trimmed() -> None:
-    backend = ScriptedBackend(COPY, context_size=300, batch_size=64, can_trim=False)
-    with running_engine(backend) as engine:
-        [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS)
-    assert (reply.text, drafted(reply)) == (REPEATED * 4, (0, 0))
+        held = bytes(backend.memory[0]).decode()
+    assert (reply.text, reply.reason, held) == ("abcdefg", "stop", prompt + "abcdefg")
+    assert drafted(reply)[0] > drafted(reply)[1] > 0
 
 
 def test_engine_drafts_never_evict_or_preempt() -> None:
@@ -222,22 +172,6 @@ def test_engine_drafts_never_evict_or_preempt() -> None:
     with running_engine(backend) as engine:
         said = ask(engine, prompt, n=3, step_costs=FREE_ROWS, max_tokens=20)
     assert [reply.text for reply in said] == [REPEATED[:20]] * 3
-
-
-class UntrimmableBackend(ScriptedBackend):
-    """Memory that cannot go back by more than a token, as a sliding window may lose what it needs."""
-
-    def trim(self, slot: int, length: int) -> bool:
-        return len(self.memory[slot]) - length < 2 and super().trim(slot, length)
-
-
-def test_engine_evaluates_again_what_cannot_be_trimmed() -> None:
-    prompt = "copy: the quick brown fox jumps over the lazy dog. "
-    backend = UntrimmableBackend(replies({prompt: "the quick brown fox jumps over me. done"}), 1, 300, 64)
-    with running_engine(backend) as engine:
-        [reply] = ask(engine, prompt, step_costs=FREE_ROWS)
-    assert reply.text == "the quick brown fox jumps over me. done"
-    assert sum(len(step) > len(prompt) for step in backend.steps) == 1
 
 
 def test_engine_resumes_an_interrupted_verification() -> None:
@@ -266,33 +200,7 @@ def test_engine_aborts_siblings_that_are_drafting() -> None:
     assert reply.text == REPEATED * 4
 
 
-class CountedDrafter(Drafter):
-    """A drafter that is in a set while it exists."""
-
-    alive: ClassVar[WeakSet[Drafter]] = WeakSet()
-
-    def __init__(self, prompt: Sequence[int]) -> None:
-        super().__init__(prompt)
-        self.alive.add(self)
-
-
-def test_engine_frees_the_drafters_of_finished_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drafter, "Drafter", CountedDrafter)
-    backend = ScriptedBackend(COPY, context_size=300, batch_size=64, slots=2)
-    request = Request(tokens("copy: " + REPEATED), step_costs=FREE_ROWS)
-    requests = [*[request] * 20, replace(request, max_n=3)]  # the last one is aborted before its second sample
-    left = []
-    with running_engine(backend) as engine:
-        completions = engine.complete(requests)
-        for event in completions:
-            if isinstance(event, FinishEvent):
-                left.append(len(CountedDrafter.alive))
-        completions.abort(20)
-    assert left[0] >= 20
-    assert 1 <= left[-1] <= 3
-    assert not CountedDrafter.alive
-
-
+@settings(max_examples=50)
 @given(
     st.lists(st.text("abc", min_size=1, max_size=12), min_size=1, max_size=5),
     st.integers(1, 3),
@@ -347,13 +255,12 @@ def test_drafts_need_a_profile_or_the_option(
     assert draft_costs(measured, "a recurrent state cannot be rolled back", setting) is None
 
 
-def test_commands_report_once_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
-    run = CommandLine(tmp_path).run
+def test_ask_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
     arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
-    asked, plain = run(*arguments, "--set", "drafts=on"), run(*arguments)
-    chat = run("chat", "-m", recurrent_model, stdin="/set drafts on\n/set drafts off\n")
-    note = "note: speculative decoding is off for this model: a recurrent state cannot be rolled back\n"
-    assert [(done.code, done.err.count(note)) for done in (asked, plain, chat)] == [(0, 1), (0, 0), (0, 1)]
+    asked, plain = CommandLine(tmp_path).run(*arguments, "--set", "drafts=on"), CommandLine(tmp_path).run(*arguments)
+    assert asked.code == plain.code == 0
+    assert "note: speculative decoding is off for this model: a recurrent state cannot be rolled back\n" in asked.err
+    assert "drafts" not in plain.err
 
 
 def test_ask_counts_drafts(tmp_path: Path, chatml_model: Path) -> None:

@@ -63,32 +63,20 @@ def scheduler_holding(*texts: str) -> Scheduler:
     return scheduler
 
 
-def test_scheduler_admits_only_with_a_free_slot_and_no_prefill() -> None:
-    scheduler = Scheduler(2)
-    assert not scheduler.can_admit
-    first, second, _ = add_waiting(scheduler, "ab", "cd", "ef")
-    assert scheduler.can_admit
-    admit_next(scheduler)
-    assert not scheduler.can_admit
-    run_step(scheduler)
-    assert scheduler.can_admit
-    admit_next(scheduler)
-    run_step(scheduler)
-    assert not scheduler.can_admit
-    scheduler.remove(first)
-    assert scheduler.can_admit
-    scheduler.remove(second)
-    assert scheduler.running == []
-
-
-def test_scheduler_copies_only_a_prefix_worth_the_copy() -> None:
-    cells = 3 * CELLS_PER_TOKEN  # as slow to copy as 3 tokens to evaluate
-    for prompt, expected in (("abcx", (1, 1, 0)), ("abcdx", (1, 0, 4))):
-        scheduler = scheduler_holding("", "")
-        add_waiting(scheduler, "abcdef", prompt)
-        admit_next(scheduler, cells)
+def test_scheduler_fills_the_lowest_free_slot_first() -> None:
+    scheduler = Scheduler(3)
+    add_waiting(scheduler, "ab", "cd", "ef")
+    for slot in range(3):
+        assert admit_next(scheduler)[0] == slot
         run_step(scheduler)
-        assert admit_next(scheduler, cells) == expected
+    assert not scheduler.can_admit
+
+
+def test_scheduler_reuses_the_longest_prefix() -> None:
+    scheduler = scheduler_holding("abxxx", "abcdx", "abcxx")
+    add_waiting(scheduler, "abcdef")
+    assert admit_next(scheduler) == (1, 1, 4)
+    assert list(scheduler.slots[1].tokens) == list(b"abcd")
 
 
 def test_scheduler_prefers_an_idle_prefix_to_a_costly_copy() -> None:
@@ -121,24 +109,43 @@ def test_scheduler_prefers_an_idle_slot_of_two_equal_prefixes() -> None:
     assert first.slot == 0
 
 
-def test_scheduler_gives_an_inspection_logits_of_its_last_rows() -> None:
-    scheduler = scheduler_holding("abcdefg")
-    request = Request(tokens("abcdef"), inspection=Inspection(tokens("defg"), 1))
-    scheduler.waiting.extend(create_sequences(0, request, lambda event: None, range(1), 0))
-    assert admit_next(scheduler) == (0, 0, 2)
-    [sequence] = scheduler.running
+def test_scheduler_admits_sibling_samples_together() -> None:
+    scheduler = Scheduler(3)
+    other, *samples = [*add_waiting(scheduler, "cd"), *add_waiting(scheduler, "ab", n=4)]
+    admit_next(scheduler)
+    run_step(scheduler)
+    scheduler.remove(other)
+    admit_next(scheduler)
+    run_step(scheduler)
+    twins = scheduler.sibling_samples(samples[0])
+    assert [(twin.sequence, twin.slot.index, twin.source.index, twin.prefix_length) for twin in twins] == [
+        (samples[1], 0, 1, 2),
+        (samples[2], 2, 1, 2),
+    ]
+    for twin in twins:
+        scheduler.admit(twin, twin.prefix_length)
+    assert [sequence.cached_tokens for sequence in samples] == [0, 2, 2, 0]
+    assert list(scheduler.waiting) == [samples[3]]
+
+
+def test_scheduler_prefills_one_prompt_with_logits_of_its_last_token() -> None:
+    scheduler = Scheduler(2)
+    add_waiting(scheduler, "ab", "cdefg")
+    admit_next(scheduler)
+    run_step(scheduler)
+    scheduler.running[0].generated.append(ord("!"))
+    admit_next(scheduler)
     steps = []
-    while sequence.is_prefilling:
-        step = scheduler.schedule(lambda position: 100, max_outputs=3)
+    for _ in range(3):
+        step = scheduler.schedule(lambda position: 2)
         steps.append(step.rows)
         record(scheduler, step)
-        sequence.inspected += step.shares[0].outputs
-    assert steps == [[TokenRow(0, place, ord(letter), True) for place, letter in pairs] for pairs in INSPECTED]
-    scheduler.remove(sequence)
-    assert list(scheduler.slots[0].tokens) == list(b"abcdef")
+    assert steps == [
+        [TokenRow(1, 0, ord("c"), False), TokenRow(1, 1, ord("d"), False)],
+        [TokenRow(1, 2, ord("e"), False), TokenRow(1, 3, ord("f"), False)],
+        [TokenRow(1, 4, ord("g"), True)],
+    ]
 
-
-INSPECTED = ([(2, "c"), (3, "d"), (4, "e")], [(5, "f")])
 
 # Random requests, cancellations and interruptions, against a backend that checks every call.
 
