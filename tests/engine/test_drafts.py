@@ -155,16 +155,6 @@ def test_engine_ends_at_a_stop_string_inside_a_draft() -> None:
     assert drafted(reply)[1] > 0
 
 
-def test_engine_ends_at_an_end_token_inside_a_draft() -> None:
-    prompt = "copy: abcdefgh. abcdefgh. "
-    backend = ScriptedBackend(replies({prompt: "abcdefg"}), context_size=300, batch_size=64)
-    with running_engine(backend) as engine:
-        [reply] = ask(engine, prompt, step_costs=FREE_ROWS)
-        held = bytes(backend.memory[0]).decode()
-    assert (reply.text, reply.reason, held) == ("abcdefg", "stop", prompt + "abcdefg")
-    assert drafted(reply)[0] > drafted(reply)[1] > 0
-
-
 def test_engine_drafts_never_evict_or_preempt() -> None:
     """In a unified cache that is nearly full, rows are drafted only as far as cells are free."""
     prompt = "copy: " + REPEATED
@@ -255,12 +245,13 @@ def test_drafts_need_a_profile_or_the_option(
     assert draft_costs(measured, "a recurrent state cannot be rolled back", setting) is None
 
 
-def test_ask_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
+def test_commands_report_once_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
+    run = CommandLine(tmp_path).run
     arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
-    asked, plain = CommandLine(tmp_path).run(*arguments, "--set", "drafts=on"), CommandLine(tmp_path).run(*arguments)
-    assert asked.code == plain.code == 0
-    assert "note: speculative decoding is off for this model: a recurrent state cannot be rolled back\n" in asked.err
-    assert "drafts" not in plain.err
+    asked, plain = run(*arguments, "--set", "drafts=on"), run(*arguments)
+    chat = run("chat", "-m", recurrent_model, stdin="/set drafts on\n/set drafts off\n")
+    note = "note: speculative decoding is off for this model: a recurrent state cannot be rolled back\n"
+    assert [(done.code, done.err.count(note)) for done in (asked, plain, chat)] == [(0, 1), (0, 0), (0, 1)]
 
 
 def test_ask_counts_drafts(tmp_path: Path, chatml_model: Path) -> None:

@@ -16,135 +16,39 @@ from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, Prom
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
-from cerebrum_cli.engine.backend import StopFlag, TokenRow
+from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.messages import Abort, Cancel, Command, Commands, Submit
-from cerebrum_cli.engine.scheduler import CELLS_PER_TOKEN, Scheduler, Step, common_prefix
+from cerebrum_cli.engine.scheduler import CELLS_PER_TOKEN, Scheduler, common_prefix
 from cerebrum_cli.engine.sequence import Failure, Inspection, Request, Sequence, create_sequences
 
-# Cases.
+COSTLY = 3 * CELLS_PER_TOKEN  # cells that are as slow to copy as 3 tokens to evaluate
 
 
-def add_waiting(scheduler: Scheduler, *prompts: str, n: int = 1) -> list[Sequence]:
-    """Queue `n` samples of each prompt."""
-    born = [
-        one
-        for prompt in prompts
-        for one in create_sequences(0, Request(tokens(prompt), n=n), lambda event: None, range(n), 0)
-    ]
-    scheduler.waiting.extend(born)
-    return born
-
-
-def admit_next(scheduler: Scheduler, copied_cells: int = 0) -> tuple[int, int, int]:
-    """Admit the next sequence; return the indices of its slot and its source, and the length of the reused prefix."""
-    admission = scheduler.next_admission(copied_cells)
-    scheduler.admit(admission, admission.prefix_length)
-    return admission.slot.index, admission.source.index, admission.prefix_length
-
-
-def run_step(scheduler: Scheduler) -> None:
-    """Schedule the next step, and record it as evaluated."""
-    record(scheduler, scheduler.schedule(lambda position: 100))
-
-
-def record(scheduler: Scheduler, step: Step) -> None:
-    """Record a step as evaluated."""
-    for share in step.shares:
+@pytest.mark.parametrize(
+    ("idle", "prompt", "copied_cells", "slot", "source", "prefix_length"),
+    [
+        pytest.param({2: "abyy"}, "abcdx", 0, 1, 0, 4, id="the longest prefix"),
+        pytest.param({2: "abyy"}, "abcdx", COSTLY, 2, 2, 2, id="an idle prefix instead of a costly copy"),
+        pytest.param({1: "old"}, "abce", 0, 2, 0, 3, id="an empty slot"),
+        pytest.param({1: "ab"}, "abx", 0, 1, 1, 2, id="the idle one of two equal prefixes"),
+    ],
+)
+def test_scheduler_admits_where_the_least_is_lost(
+    idle: dict[int, str], prompt: str, copied_cells: int, slot: int, source: int, prefix_length: int
+) -> None:
+    scheduler = Scheduler(3)
+    for text in ("abcdef", prompt):
+        scheduler.waiting.extend(create_sequences(0, Request(tokens(text)), lambda event: None, range(1), 0))
+    first = scheduler.next_admission(copied_cells)
+    scheduler.admit(first, first.prefix_length)
+    for share in scheduler.schedule(lambda position: 100).shares:
         scheduler.record_evaluated(share.sequence, share.tokens)
-
-
-def scheduler_holding(*texts: str) -> Scheduler:
-    """Create a scheduler with idle slots that hold these texts."""
-    scheduler = Scheduler(len(texts))
-    for slot, text in zip(scheduler.slots, texts, strict=True):
-        slot.extend(tokens(text))
-    return scheduler
-
-
-def test_scheduler_fills_the_lowest_free_slot_first() -> None:
-    scheduler = Scheduler(3)
-    add_waiting(scheduler, "ab", "cd", "ef")
-    for slot in range(3):
-        assert admit_next(scheduler)[0] == slot
-        run_step(scheduler)
-    assert not scheduler.can_admit
-
-
-def test_scheduler_reuses_the_longest_prefix() -> None:
-    scheduler = scheduler_holding("abxxx", "abcdx", "abcxx")
-    add_waiting(scheduler, "abcdef")
-    assert admit_next(scheduler) == (1, 1, 4)
-    assert list(scheduler.slots[1].tokens) == list(b"abcd")
-
-
-def test_scheduler_prefers_an_idle_prefix_to_a_costly_copy() -> None:
-    for cells, expected in ((0, (1, 0, 4)), (3 * CELLS_PER_TOKEN, (2, 2, 2))):
-        scheduler = Scheduler(3)
-        add_waiting(scheduler, "abcdef", "abcdx")
-        admit_next(scheduler, cells)
-        run_step(scheduler)
-        scheduler.slots[2].extend(tokens("abyy"))
-        assert admit_next(scheduler, cells) == expected
-
-
-def test_scheduler_copies_a_prefix_to_an_empty_slot_first() -> None:
-    scheduler = scheduler_holding("", "old", "")
-    add_waiting(scheduler, "abcd", "abce")
-    assert admit_next(scheduler) == (0, 0, 0)
-    run_step(scheduler)
-    assert admit_next(scheduler) == (2, 0, 3)
-    assert [bytes(slot.tokens.tolist()) for slot in scheduler.slots] == [b"abcd", b"old", b"abc"]
-
-
-def test_scheduler_prefers_an_idle_slot_of_two_equal_prefixes() -> None:
-    scheduler = scheduler_holding("", "abc")
-    scheduler.slots[1].clear()
-    [first, _] = add_waiting(scheduler, "abx", "aby")
-    admit_next(scheduler)
-    run_step(scheduler)
-    scheduler.slots[1].extend(b"ab")
-    assert admit_next(scheduler) == (1, 1, 2)
-    assert first.slot == 0
-
-
-def test_scheduler_admits_sibling_samples_together() -> None:
-    scheduler = Scheduler(3)
-    other, *samples = [*add_waiting(scheduler, "cd"), *add_waiting(scheduler, "ab", n=4)]
-    admit_next(scheduler)
-    run_step(scheduler)
-    scheduler.remove(other)
-    admit_next(scheduler)
-    run_step(scheduler)
-    twins = scheduler.sibling_samples(samples[0])
-    assert [(twin.sequence, twin.slot.index, twin.source.index, twin.prefix_length) for twin in twins] == [
-        (samples[1], 0, 1, 2),
-        (samples[2], 2, 1, 2),
-    ]
-    for twin in twins:
-        scheduler.admit(twin, twin.prefix_length)
-    assert [sequence.cached_tokens for sequence in samples] == [0, 2, 2, 0]
-    assert list(scheduler.waiting) == [samples[3]]
-
-
-def test_scheduler_prefills_one_prompt_with_logits_of_its_last_token() -> None:
-    scheduler = Scheduler(2)
-    add_waiting(scheduler, "ab", "cdefg")
-    admit_next(scheduler)
-    run_step(scheduler)
-    scheduler.running[0].generated.append(ord("!"))
-    admit_next(scheduler)
-    steps = []
-    for _ in range(3):
-        step = scheduler.schedule(lambda position: 2)
-        steps.append(step.rows)
-        record(scheduler, step)
-    assert steps == [
-        [TokenRow(1, 0, ord("c"), False), TokenRow(1, 1, ord("d"), False)],
-        [TokenRow(1, 2, ord("e"), False), TokenRow(1, 3, ord("f"), False)],
-        [TokenRow(1, 4, ord("g"), True)],
-    ]
+    for index, text in idle.items():
+        scheduler.slots[index].extend(tokens(text))
+    second = scheduler.next_admission(copied_cells)
+    assert (second.slot.index, second.source.index, second.prefix_length) == (slot, source, prefix_length)
 
 
 # Random requests, cancellations and interruptions, against a backend that checks every call.
@@ -245,13 +149,14 @@ class AnyTraffic(RuleBasedStateMachine):
         self.commands.send(Submit([sequence], CancelScope(lambda: self.commands.cancel_count)))
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), closes=st.booleans())
+    def end(self, data: st.DataObject, closes: bool) -> None:
         live = [sample for sample in self.samples if sample.finish is None]
         chosen = data.draw(st.lists(st.sampled_from(live), min_size=1, unique_by=id))
-        self.commands.send(Abort([sample.sequence for sample in chosen]))
-        assert not self.stop
+        sequences, done = [sample.sequence for sample in chosen], threading.Event()
+        self.commands.send(Cancel(sequences, done) if closes else Abort(sequences))
         assert self.loop.process_commands(self.commands)
+        assert done.is_set() is closes and not self.stop
         assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
 
     @staticmethod
@@ -282,17 +187,6 @@ class AnyTraffic(RuleBasedStateMachine):
     def interrupt(self, kept: int) -> None:
         self.backend.interrupts[len(self.backend.steps)] = kept
         self.run_step()
-
-    @precondition(lambda self: any(sample.finish is None for sample in self.samples))
-    @rule(data=st.data())
-    def close(self, data: st.DataObject) -> None:
-        live = [sample for sample in self.samples if sample.finish is None]
-        chosen = data.draw(st.lists(st.sampled_from(live), min_size=1, unique_by=id))
-        done = threading.Event()
-        self.commands.send(Cancel([sample.sequence for sample in chosen], done))
-        assert self.loop.process_commands(self.commands)
-        assert done.is_set() and not self.stop
-        assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
 
     def run_step(self) -> None:
         """Run one step, and check that an admitted sequence reuses the longest prefix of any slot."""
