@@ -278,13 +278,13 @@ def test_cancel_works_in_a_signal_handler() -> None:
         return LONG(held, seed)
 
     def cancel(*_: object) -> None:
-        engine.cancel()
+        here.cancel()
         is_handled.set()
 
     previous = signal.signal(signal.SIGUSR1, cancel)
     try:
-        with running_engine(ScriptedBackend(model)) as engine:
-            [reply] = ask(engine, "count: ")
+        with running_engine(ScriptedBackend(model)) as here:
+            [reply] = ask(here, "count: ")
     finally:
         signal.signal(signal.SIGUSR1, previous)
     assert (reply.text, reply.reason) in [("0", "cancelled"), ("01", "cancelled")]
