@@ -7,20 +7,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
-from itertools import count
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from batch_files import complete_lines, without_position
 from command_line import CommandLine
-from scripted_backend import ScriptedBackend
 from scripted_command import RecordingBackend, run_here, start_scripted
 from waiting import TIMEOUT_S, wait_until
-
-from cerebrum_cli.batch import answering as batch
-from cerebrum_cli.core.conversation import PromptPart
 
 pytestmark = pytest.mark.slow
 
@@ -127,24 +122,6 @@ def test_batch_killed_repeatedly_loses_and_repeats_nothing(job: Job) -> None:
     assert job.finish() == ROWS - answered
     assert job.result == job.uninterrupted
     assert set(map(without_position, partial)) <= set(job.result.decode().splitlines())
-
-
-def test_batch_interrupted_between_windows_ends_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenize, calls = ScriptedBackend.tokenize, count(1)
-
-    def interrupting(backend: ScriptedBackend, parts: Iterable[PromptPart]) -> tuple[int, ...]:
-        if next(calls) == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return tokenize(backend, parts)
-
-    monkeypatch.setattr(batch, "SORT_WINDOW", 4)
-    with monkeypatch.context() as patch:
-        patch.setattr(ScriptedBackend, "tokenize", interrupting)
-        done = run_here(job.script, job.home, *job.arguments)
-    assert done.code == 143
-    assert done.err.splitlines()[-1] == f" hint: 4 of {ROWS} rows done; run it again to resume"
-    assert job.finish() == ROWS - 4
-    assert job.result == job.uninterrupted
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Signals in an interruptible block."""
+"""Signals: in an interruptible block, at startup, and from a shell with job control (Ctrl-Z and `fg`)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine
+from person import SHELL, OpenTerminal, Person
 
 from cerebrum_cli.core.errors import Interrupted
 from cerebrum_cli.doctor.checks import NANO
 from cerebrum_cli.terminal.interrupts import interruptible
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 @pytest.mark.parametrize("line", [1, 2, 3, 4])
@@ -54,8 +57,7 @@ def test_interruptible_lets_an_import_finish_first(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lines", [25, 100])
-def test_interrupt_of_the_first_imports_exits_quietly(tmp_path: Path, lines: int) -> None:
+def test_interrupt_of_the_first_imports_exits_quietly(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", "cerebrum_cli", "ask", "hello"],
         stdin=subprocess.DEVNULL,
@@ -65,7 +67,7 @@ def test_interrupt_of_the_first_imports_exits_quietly(tmp_path: Path, lines: int
     )
     assert process.stderr
     assert any(line.endswith(" cerebrum_cli\n") for line in process.stderr)
-    for _ in range(lines):
+    for _ in range(25):
         process.stderr.readline()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
@@ -98,3 +100,69 @@ def test_second_interrupt_ends_the_process_during_tokenization() -> None:
         process.send_signal(signal.SIGINT)
     assert process.wait(timeout=2) == 130
     process.stdout.close()
+
+
+# In a shell.
+
+WORDS = " ".join(f"word{number}" for number in range(120)) + "\nThe end."
+
+
+@pytest.fixture
+def shell(open_shell: OpenTerminal, chatml_model: Path) -> Person:
+    """A user at the prompt of an interactive shell; ./chat and ./ask answer with WORDS."""
+    return open_shell(chatml_model, {"rows": {}, "seeds": [WORDS], "pause": 0.004})
+
+
+@pytest.mark.slow
+def test_chat_continues_after_ctrl_z_without_echo(shell: Person) -> None:
+    shell.type("./chat\n", shows="/help")
+    shell.type("One?\r", shows="word5")
+    for columns in (40, 100):
+        shell.resize(columns, 24)
+        shell.type("\x1a", shows="Stopped")
+        assert shell.has_echo
+        shell.type("fg\n", shows="word")
+    shell.wait_for("The end.")
+    shell.type("Two?\r", shows="word5")
+    assert not shell.has_echo
+    shell.type("typed ahead")
+    shell.wait_for("> typed ahead")  # at the next prompt, and not within the reply
+    assert shell.output.count("typed ahead") == 1
+    shell.type("\x15/exit\r", shows=SHELL.strip())
+    shell.type("echo unusual: $(stty -a | grep -c -e ' -icanon' -e ' -echo ' -e ' -isig')\n", shows="unusual: 0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("keys", "code"), [("\x1akill -TERM %1; fg\n", 143), ("\x1c", 131), ("\x03", 130)])
+def test_ask_turns_echo_off_and_restores_it(shell: Person, keys: str, code: int) -> None:
+    shell.type("./ask hi\n", shows="word5")
+    assert not shell.has_echo
+    shell.type("\x1a", shows="Stopped")
+    assert shell.has_echo
+    shell.type("fg\n", shows="word40")
+    assert not shell.has_echo
+    shell.type(keys, shows=SHELL.strip())
+    shell.type("echo code $?\n", shows=f"code {code}")
+    assert shell.has_echo
+
+
+@pytest.mark.slow
+def test_ask_leaves_typed_text_to_the_shell(shell: Person) -> None:
+    shell.type("./ask hi\n", shows="word5")
+    shell.type("echo I was $((40 + 2))\n", shows="I was 42")
+    assert "The end." in shell.screen.lines
+    assert "echo" not in shell.output
+    shell.type("./ask hi > answer & wait; echo done\n", shows="done")  # in the background
+    assert shell.has_echo
+
+
+@pytest.mark.slow
+def test_paste_during_a_reply_is_one_draft_at_the_next_prompt(shell: Person) -> None:
+    shell.type("./chat\n", shows="/help")
+    shell.type("One?\r", shows="word5")
+    assert shell.output.rindex("\x1b[?2004h") > shell.output.rindex("\x1b[?2004l")
+    shell.type("\x1b[200~first\tline\r/exit\rlast line\x1b[201~", shows="... last line")
+    assert {"> first   line", "... /exit"} <= set(shell.screen.lines)
+    shell.type("\x03")
+    shell.type("/exit\r", shows=SHELL.strip())
+    assert shell.output.rindex("\x1b[?2004l") > shell.output.rindex("\x1b[?2004h")

@@ -69,47 +69,31 @@ def imported_packages(cerebrum: CommandLine, *arguments: str | Path) -> set[str]
     return {name.partition(".")[0] for name in imported_modules(cerebrum, *arguments)}
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["--version"], ["ask", "--help"], ["pull", "--help"], ["merge", "--help"], ["doctor", "--help"]],
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["ask", "--help"], ["merge", "--help"]])
 def test_startup_help_and_version_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     packages = imported_packages(CommandLine(tmp_path), *arguments)
     assert "cerebrum_cli" in packages
     assert packages.isdisjoint(HEAVY)
 
 
-def test_startup_list_and_show_do_not_import_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
+def test_startup_models_and_merges_do_not_import_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
     user = CommandLine(tmp_path)
-    engine = {"llama_cpp", "numpy", "jinja2", "httpx2", "prompt_toolkit", "pydantic"}
-    assert imported_packages(user, "pull", chatml_model).isdisjoint(engine)
-    assert imported_packages(user, "list").isdisjoint(engine)
-    assert imported_packages(user, "list", "--available").isdisjoint(engine)
-    assert imported_packages(user, "show", "chatml").isdisjoint(engine)
-
-
-def test_startup_merge_of_a_stack_does_not_import_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"merge_method: passthrough\nmodels: [{{model: {chatml_model}}}]")
-    packages = imported_packages(CommandLine(tmp_path), "merge", recipe, "-o", tmp_path / "merged.gguf")
+    for line in (("pull", chatml_model), ("list", "--available"), ("show", "chatml")):
+        engine = {"llama_cpp", "numpy", "jinja2", "httpx2", "prompt_toolkit", "pydantic"}
+        assert imported_packages(user, *line).isdisjoint(engine)
+    packages = imported_packages(user, "merge", recipe, "-o", tmp_path / "merged.gguf")
     assert packages.isdisjoint({"llama_cpp", "prompt_toolkit", "sqlite3"})
 
 
-def test_startup_ask_imports_only_the_bindings(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> None:
-    arguments = ("-m", mistral_model, "--format", "cerebrum", "-n", "2", "hi")
-    modules = imported_modules(CommandLine(tmp_path), "ask", *arguments)
-    assert "llama_cpp" in modules
-    assert modules.isdisjoint({"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit"})
-    assert modules.isdisjoint({"httpx2", "asyncio"})
-    assert modules.isdisjoint(f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK)
-
-
-def test_startup_reads_a_saved_prompt_without_an_editor_of_files(tmp_path: Path, chatml_model: Path) -> None:
+def test_startup_ask_imports_only_the_bindings(tmp_path: Path, mistral_model: Path) -> None:
     user = CommandLine(tmp_path)
-    (user.config / "config.toml").write_text("[prompts.short]\nmax_tokens = 1\n")
-    modules = imported_modules(user, "ask", "-m", chatml_model, "-p", "short", "hi")
-    assert "tomllib" in modules
-    assert modules.isdisjoint({"tomlkit", "cerebrum_cli.cli.prompts"})
+    (user.config / "config.toml").write_text('[prompts.short]\nmax_tokens = 1\nformat = "cerebrum"\n')
+    modules = imported_modules(user, "ask", "-m", mistral_model, "-p", "short", "hi")
+    assert {"llama_cpp", "tomllib"} <= modules
+    heavy = {"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "httpx2", "asyncio", "tomlkit"}
+    assert modules.isdisjoint(heavy | {f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK})
 
 
 def test_startup_batch_imports_neither_servers_nor_a_cluster(tmp_path: Path, chatml_model: Path) -> None:

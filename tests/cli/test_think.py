@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import assert_error
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_command import batch_here, run_here
@@ -39,11 +40,8 @@ def test_template_switch_is_set(template: str, thinks: bool, chatml: LlamaBacken
     assert prompt_format.has_switch
     assert prompt_format.render(replace(ONE_TURN, thinks=thinks)) == expected
     assert prompt_format.render(replace(ONE_TURN, thinks=not thinks)) != expected
-
-
-def test_template_arguments_win_over_the_switch(chatml: LlamaBackend) -> None:
-    prompt_format = embedded(chatml, "qwen3", enable_thinking=False)
-    assert prompt_format.render(replace(ONE_TURN, thinks=True)) == prompt_format.render(ONE_TURN)
+    fixed = embedded(chatml, template, **{SWITCHES[template]: not thinks})  # an argument wins over the switch
+    assert fixed.render(replace(ONE_TURN, thinks=thinks)) == fixed.render(ONE_TURN)
 
 
 @pytest.mark.parametrize("template", ["deepseek-r1", UNRELATED])
@@ -71,13 +69,13 @@ def test_switched_prompt_extends_prompt_and_reply(
         conversation = conversation.assistant(f"A{number}", (number,))
 
 
-@pytest.mark.parametrize(("value", "ending"), [("off", "<think>\n\n</think>\n\n"), ("on", "assistant\n")])
-def test_ask_switches_thought(thinker: Path, tmp_path: Path, value: str, ending: str) -> None:
-    script = {"reply": "Yes."}
-    shown = run_here(script, tmp_path, "ask", "Why?", "-m", thinker, "--think", value, "--dry-run")
-    assert shown.out.endswith(ending)
-    answer = run_here(script, tmp_path, "ask", "Why?", "-m", thinker, "--think", value, "--json").object
-    assert answer["prompt_tokens"] == len(shown.out.encode())
+def test_ask_switches_thought(thinker: Path, tmp_path: Path) -> None:
+    for value, ending in (("off", "<think>\n\n</think>\n\n"), ("on", "assistant\n")):
+        arguments = ("ask", "Why?", "-m", thinker, "--think", value)
+        shown = run_here({"reply": "Yes."}, tmp_path, *arguments, "--dry-run")
+        assert shown.out.endswith(ending)
+        answer = run_here({"reply": "Yes."}, tmp_path, *arguments, "--json").object
+        assert answer["prompt_tokens"] == len(shown.out.encode())
 
 
 def test_batch_rows_switch_thought(thinker: Path, tmp_path: Path) -> None:
@@ -87,13 +85,12 @@ def test_batch_rows_switch_thought(thinker: Path, tmp_path: Path) -> None:
     assert maybe["error"]["type"] == "invalid_setting"
 
 
-@pytest.mark.parametrize("think", ["off", "100"])
-def test_ask_refuses_to_limit_thought_that_nothing_marks(chatml_model: Path, tmp_path: Path, think: str) -> None:
+def test_ask_refuses_to_limit_thought_that_nothing_marks(chatml_model: Path, tmp_path: Path) -> None:
     options = ("ask", "Why?", "-m", chatml_model, "--format", "cerebrum")
-    done = run_here({"reply": "Yes."}, tmp_path, *options, "--think", think)
-    assert done.code == 2
-    assert done.err.splitlines()[0] == f"error: think is {think}, but this model does not mark its reasoning"
-    assert "--max-tokens limits" in done.err
+    for think in ("off", "100"):
+        done = run_here({"reply": "Yes."}, tmp_path, *options, "--think", think)
+        problem = f"think is {think}, but this model does not mark its reasoning"
+        assert_error(done, 2, problem, "--max-tokens limits")
     assert run_here({"reply": "Yes."}, tmp_path, *options, "--think", "on").code == 0
 
 
