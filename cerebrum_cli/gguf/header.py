@@ -123,12 +123,12 @@ def _header(path: Path, tables: Tables) -> Header:
     vocabulary_size = tokens.length if isinstance(tokens, Array) else integers.hyperparameter("vocab_size")
     pattern = metadata.get(f"{architecture}.attention.sliding_window_pattern")
     windows = pattern.values if isinstance(pattern, Array) else ()
-    sizes = [(tensor.name, tensor.size or 0) for tensor in tensors]
+    sizes = [(tensor.name, tensor.size) for tensor in tensors]
     file_type, template = integers.optional("general.file_type"), metadata.get("tokenizer.chat_template")
     return Header(
         architecture=architecture,
         quantization=None if file_type is None else FILE_TYPES.get(file_type),
-        tensor_types=Counter(tensor.type_name for tensor in tensors),
+        tensor_types=Counter(tensor.kind.name for tensor in tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
         n_layers=integers.layers(),
         n_heads=max(heads, default=0),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.types import TENSOR_TYPES
+from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 
 Scalar = str | int | float | bool
 
@@ -200,35 +200,36 @@ class Cursor:
 Metadata = Mapping[str, Scalar | Array]
 
 
-class TensorEntry(NamedTuple):
-    """Entry of the tensor table: `shape` with the row length first, `type` as ggml's number, `offset` in the data."""
+class Tensor(NamedTuple):
+    """A tensor in a file: its shape, row length first; ggml type number; file and offset in bytes."""
 
     name: str
     shape: tuple[int, ...]
     type: int
+    path: Path
     offset: int
 
     @property
-    def type_name(self) -> str:
-        known = TENSOR_TYPES.get(self.type)
-        return known.name if known else f"type {self.type}"
+    def kind(self) -> TensorType:
+        """Its type; an unknown one has no bytes."""
+        return TENSOR_TYPES.get(self.type) or TensorType(f"type {self.type}", 1, 0)
 
     @property
-    def size(self) -> int | None:
-        """Size in bytes; None for an unknown type."""
-        known = TENSOR_TYPES.get(self.type)
-        return known and known.bytes_of(math.prod(self.shape))
+    def size(self) -> int:
+        """Size in bytes; 0 for an unknown type."""
+        return self.kind.bytes_of(math.prod(self.shape))
 
 
 class Tables(NamedTuple):
     """What a header consists of; its `length` is in bytes, without the padding before the tensors' data.
 
-    `vocabulary` are the first byte and the end of each VOCABULARY_KEYS value that the file has.
+    Offsets of tensors count from the start of the data. `vocabulary` are the first byte and the end of each
+    VOCABULARY_KEYS value that the file has.
     """
 
     metadata: Metadata
     vocabulary: Mapping[str, tuple[int, int]]
-    tensors: list[TensorEntry]
+    tensors: list[Tensor]
     length: int
     alignment: int
 
@@ -283,7 +284,7 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int) -> Tables:
     if tensor_count > MAX_TENSORS or metadata_count > _METADATA_COUNT:
         cursor.fail(f"damaged: {tensor_count:,} tensors and {metadata_count:,} metadata values")
     metadata, vocabulary = _read_metadata(cursor, metadata_count)
-    tensors = _read_tensors(cursor, tensor_count)
+    tensors = _read_tensors(path, cursor, tensor_count)
     tables = Tables(metadata, vocabulary, tensors, cursor.position, _alignment(path, metadata))
     _check_extent(path, tables, size)
     return tables
@@ -337,7 +338,7 @@ def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Scalar | Array
     return metadata, vocabulary
 
 
-def _read_tensors(cursor: Cursor, count: int) -> list[TensorEntry]:
+def _read_tensors(path: Path, cursor: Cursor, count: int) -> list[Tensor]:
     tensors = []
     names = set()
     for _ in range(count):
@@ -351,7 +352,7 @@ def _read_tensors(cursor: Cursor, count: int) -> list[TensorEntry]:
         shape = cursor.dimensions(n_dims)
         if math.prod(shape) >= 1 << 63:
             cursor.fail(f"damaged: the tensor {quoted(name)} has {math.prod(shape):,} weights")
-        tensors.append(TensorEntry(name, shape, cursor.uint32(), cursor.uint64()))
+        tensors.append(Tensor(name, shape, cursor.uint32(), path, cursor.uint64()))
     return tensors
 
 
@@ -382,7 +383,7 @@ def _check_extent(path: Path, tables: Tables, size: int) -> None:
         if kind and row % kind.block_size:
             problem = f"the tensor {quoted(tensor.name)} has rows of {row:,} weights in blocks of {kind.block_size}"
             raise ModelFileError(path, f"damaged: {problem} ({kind.name})")
-        end = offset + (tensor.size or 0)
+        end = offset + tensor.size
         expected = aligned(end, tables.alignment) if kind else None
     needed = tables.data_start + end if end else tables.length
     if needed > size:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cerebrum_cli.core.errors import MergeError, ModelFileError
 from cerebrum_cli.gguf.header import MAX_LAYERS
-from cerebrum_cli.gguf.parser import SCALARS, VALUE_TYPES, Value, aligned, read_values
-from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
+from cerebrum_cli.gguf.parser import SCALARS, VALUE_TYPES, Tensor, Value, aligned, read_values
+from cerebrum_cli.gguf.types import TENSOR_TYPES
 
 ARCHITECTURE = "general.architecture"
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
@@ -23,25 +23,6 @@ VERSION = 3  # of the files written
 # Arrays that are not per layer, though their length may equal the number of layers.
 _NOT_PER_LAYER = ("rope.dimension_sections", "rope.scaling.")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
-
-
-class Tensor(NamedTuple):
-    """A tensor in a file: its shape, row length first; ggml type number; file and offset in bytes."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: int
-    path: Path
-    offset: int
-
-    @property
-    def kind(self) -> TensorType:
-        return TENSOR_TYPES[self.type]
-
-    @property
-    def size(self) -> int:
-        """Size in bytes."""
-        return self.kind.bytes_of(prod(self.shape))
 
 
 def split_layer(name: str) -> tuple[int | None, str]:
@@ -154,8 +135,7 @@ def read_table(name: str, paths: Sequence[Path]) -> Table:
                 raise ModelFileError(path, f"damaged: tensor {entry.name} is also in another part")
             if entry.type not in TENSOR_TYPES:
                 raise ModelFileError(path, f"tensor {entry.name} is of an unknown type, {entry.type}")
-            offset = tables.data_start + entry.offset
-            tensors[entry.name] = Tensor(entry.name, entry.shape, entry.type, path, offset)
+            tensors[entry.name] = entry._replace(offset=tables.data_start + entry.offset)
     return Table(name, metadata, tensors)
 
 

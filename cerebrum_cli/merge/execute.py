@@ -75,7 +75,6 @@ class MergeWriter:
     error: BaseException | None = None
 
     def run(self) -> None:
-        """Write the file; store its digest or the exception."""
         self.is_started = True
         try:
             self.sha256 = self._write()
@@ -100,7 +99,6 @@ class MergeWriter:
 
 
 def chunks(plan: Plan, evaluator: TensorEvaluator) -> Iterator[bytes]:
-    """Yield the bytes of a file in chunks."""
     yield plan.header
     for tensor in plan.tensors:
         yield from evaluator.chunks(tensor)

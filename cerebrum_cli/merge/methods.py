@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.table import Tensor, split_layer
+from cerebrum_cli.gguf.parser import Tensor
+from cerebrum_cli.gguf.table import split_layer
 from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
 from cerebrum_cli.merge.tensor_names import hugging_face_names, is_constant, stored_offset
 
@@ -20,8 +21,6 @@ MIN_NORM = 1e-8  # norm, or sum of weights, below which mergekit does not divide
 
 
 class Term(NamedTuple):
-    """A tensor and its coefficient."""
-
     tensor: Tensor
     coefficient: float
 

@@ -9,8 +9,8 @@ from math import prod
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.parser import Value, aligned
-from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensor, encode_header
+from cerebrum_cli.gguf.parser import Tensor, Value, aligned
+from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, encode_header
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, LayerSources, require_compatible, require_layer_pattern
 from cerebrum_cli.merge.metadata import Provenance, merged_metadata
@@ -112,7 +112,6 @@ class MergePlanner:
         return self.tables[self.recipe.models[0]].architecture
 
     def _unmatched_filters(self) -> tuple[str, ...]:
-        """Filters of the recipe that match no tensor of any model."""
         stored = {name for table in self.tables.values() for name in table.tensors}
         names = {each for name in stored for each in hugging_face_names(name, self._architecture)}
         levels = [self.recipe.parameters]

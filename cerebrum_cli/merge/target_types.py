@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.gguf.table import Tensor
+from cerebrum_cli.gguf.parser import Tensor
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 
 TYPE_NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}

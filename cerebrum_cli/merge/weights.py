@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
-from cerebrum_cli.gguf.table import Tensor
+from cerebrum_cli.gguf.parser import Tensor
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
 from cerebrum_cli.merge.plan import OutputTensor
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from cerebrum_cli.core.conversion import parse_adapter
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.gguf.parser import Tables, TensorEntry, quoted, read_tables
+from cerebrum_cli.gguf.parser import Tables, Tensor, quoted, read_tables
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Adapter, Model, absolute_path, as_path
@@ -21,7 +21,7 @@ from cerebrum_cli.models.model import Adapter, Model, absolute_path, as_path
 ALPHA = "adapter.lora.alpha"
 ACTIVATION = "adapter.alora.invocation_tokens"  # of an adapter that applies only after these tokens
 A, B = ".lora_a", ".lora_b"
-Factors = tuple[TensorEntry, TensorEntry]  # of the change to one tensor of a model
+Factors = tuple[Tensor, Tensor]  # of the change to one tensor of a model
 IGNORED = "_norm.weight"  # changed norms, which llama.cpp does not apply
 _NOT_MULTIPLIED = ("I8", "I16", "I32", "I64", "F64")  # ggml types without a kernel for products
 _HINT = "use an adapter that was made for this model"
@@ -58,7 +58,7 @@ def adapter_sizes(path: Path, model_paths: Iterable[Path]) -> tuple[tuple[str, i
     for name, pair in pairs.items():
         if problem := _misfit(name, pair, tensors):
             raise ModelFileError(path, problem, _HINT)
-    return tuple((name, sum(factor.size or 0 for factor in pair)) for name, pair in pairs.items())
+    return tuple((name, sum(factor.size for factor in pair)) for name, pair in pairs.items())
 
 
 def _check_metadata(path: Path, adapter: Tables, architecture: str) -> None:
@@ -78,9 +78,9 @@ def _check_metadata(path: Path, adapter: Tables, architecture: str) -> None:
         raise ModelFileError(path, f"damaged: its {ALPHA} is {quoted(str(alpha))}")
 
 
-def _pairs(path: Path, tensors: Iterable[TensorEntry]) -> dict[str, Factors]:
+def _pairs(path: Path, tensors: Iterable[Tensor]) -> dict[str, Factors]:
     """Pairs of factors by the name of the tensor they change."""
-    factors: dict[str, dict[str, TensorEntry]] = {A: {}, B: {}}
+    factors: dict[str, dict[str, Tensor]] = {A: {}, B: {}}
     for tensor in tensors:
         base, suffix = tensor.name[: -len(A)], tensor.name[-len(A) :]
         if suffix in factors:
@@ -96,18 +96,18 @@ def _pairs(path: Path, tensors: Iterable[TensorEntry]) -> dict[str, Factors]:
     return {base: (tensor, factors[B][base]) for base, tensor in factors[A].items()}
 
 
-def _misfit(name: str, pair: Factors, model: Mapping[str, TensorEntry]) -> str | None:
+def _misfit(name: str, pair: Factors, model: Mapping[str, Tensor]) -> str | None:
     """Why a change cannot be applied to a model; None if it can."""
     tensor = model.get(name)
     if tensor is None:
         return f"it changes the tensor {quoted(name)}, which the model does not have"
-    if len(tensor.shape) < 2 or tensor.type_name == "NVFP4":
+    if len(tensor.shape) < 2 or tensor.kind.name == "NVFP4":
         return f"it changes {quoted(name)}, which is not a matrix that llama.cpp can adapt"
     if name == EMBEDDING and HEAD not in model:
         return f"it changes {quoted(name)}, which is also this model's output matrix: llama.cpp cannot apply that"
     for factor in pair:
-        if factor.type_name in _NOT_MULTIPLIED or factor.size is None:
-            return f"the tensor {quoted(factor.name)} is of type {factor.type_name}, which cannot be multiplied"
+        if factor.kind.name in _NOT_MULTIPLIED or not factor.size:
+            return f"the tensor {quoted(factor.name)} is of type {factor.kind.name}, which cannot be multiplied"
     if not _fits(name == EMBEDDING, *(_padded(each.shape) for each in (tensor, *pair))):
         shapes = " and ".join("×".join(map(str, factor.shape)) for factor in pair)
         return f"it changes {quoted(name)} by {shapes}, but the model's is {'×'.join(map(str, tensor.shape))}"

@@ -110,7 +110,6 @@ class Cache:
             return None
 
     def blob(self, repo_id: str, digest: str) -> Path:
-        """Path of the bytes with this digest."""
         return self.repository_directory(repo_id) / "blobs" / digest
 
     def partial(self, repo_id: str, digest: str) -> Path:
@@ -122,11 +121,9 @@ class Cache:
         return self.directory / ".locks" / self.repository_directory(repo_id).name / f"{digest}.lock"
 
     def pointer(self, repo_id: str, commit: str, name: str) -> Path:
-        """Path of a file in the snapshot of a commit."""
         return self.repository_directory(repo_id) / "snapshots" / commit / PurePosixPath(name)
 
     def make_directories(self, repo_id: str, commit: str, name: str, digest: str) -> None:
-        """Create the directories that a download needs."""
         for path in (self.blob(repo_id, digest), self.pointer(repo_id, commit, name), self.lock(repo_id, digest)):
             path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -167,7 +164,6 @@ class Cache:
 
 
 def _files(snapshot: Path, is_wanted: Callable[[str], bool]) -> Iterator[str]:
-    """Yield the names of the wanted files of a snapshot, relative to the repository."""
     for directory, _, names in os.walk(snapshot):
         for name in names:
             path = Path(directory, name)
@@ -181,7 +177,6 @@ def _is_gguf(name: str) -> bool:
 
 
 def _repo_id_of(folder: str) -> str | None:
-    """Model repository that a directory belongs to; None for any other directory."""
     owner, dashes, name = folder.removeprefix(_MODELS).partition("--")
     return f"{owner}/{name}" if folder.startswith(_MODELS) and dashes else None
 

@@ -64,7 +64,6 @@ class PackageSource:
 
     @property
     def filename(self) -> str:
-        """File name outside the wheel."""
         return PurePosixPath(self.member).name
 
 

@@ -82,7 +82,6 @@ class Download:
         return tuple(paths)
 
     def _report(self, before: int, total: int, done: int) -> None:
-        """Report the bytes of a file and of those before it."""
         self.progress.update("download", before + done, total)
 
     def _fetch(self, file: HubFile, on_download: OnDownload) -> Path:

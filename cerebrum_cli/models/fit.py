@@ -176,7 +176,6 @@ class DownloadPlan:
 
     @property
     def warning(self) -> str | None:
-        """Warning before the download of a model that does not fit."""
         if self.chosen.verdict != "too big":
             return None
         needs = f"needs {format_size(self.chosen.needed)} of memory at {self.context} tokens of context"

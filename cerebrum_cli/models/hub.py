@@ -60,7 +60,6 @@ class RetryPolicy:
     failures: int = 0  # in a row
 
     def run(self, request: Callable[[], T]) -> T:
-        """Send a request, with retries."""
         while True:
             try:
                 return request()
@@ -274,7 +273,6 @@ def _not_a_hub() -> HubError:
 
 @contextlib.contextmanager
 def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[None]:
-    """Translate errors of huggingface_hub and the network into errors of this program."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -350,7 +348,6 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _connection_error(host: str, error: BaseException) -> HubError:
-    """Error for a request without a response, by the causes of the exception."""
     import socket
     import ssl
 

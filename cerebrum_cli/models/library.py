@@ -55,7 +55,6 @@ class Library:
 
     @property
     def registry(self) -> Registry:
-        """Registered models, digests and times of use."""
         return Registry(self.directory)
 
     @cached_property
@@ -184,12 +183,10 @@ class Library:
         return Model(entry.name, model_paths(entry.path), spec, entry, cached)
 
     def spec_named(self, name: str) -> ModelSpec | None:
-        """The catalog model with this name or alias."""
         matches = (spec for spec in self.specs if spec.has_name(name))
         return min(matches, key=lambda spec: spec.name.lower() != name.lower(), default=None)
 
     def spec_for(self, reference: Reference) -> ModelSpec | None:
-        """The catalog model of a reference, by name or by repository."""
         if isinstance(reference, NameReference):
             return self.spec_named(reference.name)
         repo_id = reference.repo_id.lower() if isinstance(reference, HubReference) else ""
@@ -197,7 +194,6 @@ class Library:
         return next(rows, None)
 
     def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
-        """The catalog model of a file in a repository."""
         name, repo_id = file.rpartition("/")[2], repo_id.lower()
         pairs = ((spec, source) for spec in self.specs for source in spec.sources)
         return next((spec for spec, each in pairs if each.repo_id.lower() == repo_id and each.matches(name)), None)
@@ -264,7 +260,6 @@ class Library:
         raise NoModel
 
     def _matches(self, reference: NameReference | HubReference, model: Model) -> bool:
-        """Whether a reference can mean an installed model."""
         if is_missing(model.path):
             return False
         if isinstance(reference, NameReference):
@@ -284,7 +279,6 @@ class Library:
         )
 
     def _vocabulary_at(self, path: Path) -> Model | None:
-        """The vocabulary file that a path leads to."""
         target = Path(os.path.realpath(path))
         if not target.is_relative_to(self.vocabulary_cache.directory):
             return None
@@ -303,7 +297,6 @@ class Library:
         return by_name[next(each.quantization for each in candidates if each.recommended)]
 
     def spec_of_file(self, path: Path) -> ModelSpec | None:
-        """The catalog model with files of this name."""
         return next((spec for spec in self.specs if spec.matches(path.name)), None)
 
 

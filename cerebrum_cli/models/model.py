@@ -81,7 +81,6 @@ class Model:
 
     @property
     def adapter_names(self) -> list[str]:
-        """The adapters as they are recorded, by path."""
         return [str(adapter) for adapter in self.adapters]
 
     @property

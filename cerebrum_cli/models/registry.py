@@ -136,7 +136,6 @@ class Registry:
 
     @contextlib.contextmanager
     def _locked_content(self) -> Iterator[_Content]:
-        """Lock the registry and yield its content."""
         with translate_os_errors(ConfigError, self._path):
             self._directory.mkdir(parents=True, exist_ok=True)
             with wait_for_lock(self._directory / "registry.lock", is_required=False):

@@ -64,7 +64,6 @@ class Removal:
 
     @property
     def _other_names(self) -> list[str]:
-        """Other names of the same file."""
         entries = self.library.registry.entries() if self.model.file else ()
         return [each.name for each in entries if each.path == self.model.path and each != self.model.file]
 

@@ -52,7 +52,6 @@ def variants(files: Iterable[str]) -> tuple[Variant, ...]:
 
 
 def is_model(file: str) -> bool:
-    """Whether a file name is that of a model, or of a part of one."""
     split = _parse_split(file)
     stem = PurePosixPath(split.stem).name
     is_auxiliary = _PROJECTOR.search(stem) or (_IMATRIX.search(stem) and not _LABEL.search(stem))
@@ -69,7 +68,6 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 
 def is_part(name: str) -> bool:
-    """Whether a file name is that of one part of a split file."""
     return _parse_split(name).is_split
 
 

@@ -22,7 +22,8 @@ from merge_tables import (
 )
 
 from cerebrum_cli.core.errors import MergeError, UsageError
-from cerebrum_cli.gguf.table import Table, Tensor
+from cerebrum_cli.gguf.parser import Tensor
+from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.merge.methods import Copy, Sum, Term
 from cerebrum_cli.merge.target_types import TYPE_NUMBERS, WRITABLE, Target, parse_type
 

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import MergeError, ModelFileError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.gguf.parser import Value
-from cerebrum_cli.gguf.table import Tensor
+from cerebrum_cli.gguf.parser import Tensor, Value
 from cerebrum_cli.gguf.types import TENSOR_TYPES
 from cerebrum_cli.merge import weights as weights_module
 from cerebrum_cli.merge.execute import execute, require_supported_types

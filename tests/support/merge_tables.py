@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cerebrum_cli.gguf.parser import Value
-from cerebrum_cli.gguf.table import Table, Tensor
+from cerebrum_cli.gguf.parser import Tensor, Value
+from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.plan import MergePlanner, Plan
 from cerebrum_cli.merge.recipe import parse_recipe

@@ -52,7 +52,7 @@ def take_apart(data: bytes) -> Parts:
         cursor.value()
         kind = int.from_bytes(data[start : start + 4], "little")
         entries.append(Entry(key, kind, data[start + 4 : cursor.position]))
-    tensors = [TensorRow(row.name.encode(), *row[1:]) for row in tables.tensors]
+    tensors = [TensorRow(row.name.encode(), row.shape, row.type, row.offset) for row in tables.tensors]
     return Parts(entries, tensors, data[tables.data_start :])
 
 
