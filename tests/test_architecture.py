@@ -41,7 +41,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "typer": ("main", "cli"),
     "sqlite3": ("chat",),
     "jinja2": ("formats",),
-    "pathspec": ("inference.search",),
+    "pathspec": ("inference.file_search",),
     "psutil": ("engine.machine", "formats.bounds"),
     "platformdirs": ("cli.app",),
     "lm_eval": ("eval.lm_harness", "eval.lm_tasks"),

@@ -12,8 +12,8 @@ import typer
 
 from cerebrum_cli.cli.completion import completing, completion_of
 from cerebrum_cli.core.conversion import expected_value, parse
+from cerebrum_cli.core.declaration import Option
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.options import Option
 from cerebrum_cli.core.settings import SHORTHANDS
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typer._click.shell_completion import CompletionItem
 
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.options import Option
+    from cerebrum_cli.core.declaration import Option
 
 WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")  # the command line so far: bash's, other shells'
 WORD_BREAKS = ":="  # at which bash splits words, by default

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversion import SWITCH_WORDS
+from cerebrum_cli.core.declaration import flag, option, option_group, options_of, setting
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.options import flag, option, option_group, options_of, setting
 from cerebrum_cli.core.settings import OPTIONS
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from cerebrum_cli.cli.config_file import (
 from cerebrum_cli.cli.options import FIRST, DeleteOptions, QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, app_of, positional, require_agreement, subcommand
 from cerebrum_cli.core.config import PROMPTS, SavedPrompt, find_prompt, parse_config
+from cerebrum_cli.core.declaration import argument, options_of
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import replace_user_file
-from cerebrum_cli.core.options import argument, options_of
 from cerebrum_cli.core.settings import KEYS, in_directory
 from cerebrum_cli.core.text import well_formed
 

@@ -17,10 +17,10 @@ from typer.models import TyperPath
 from cerebrum_cli.cli.assignments import SET, assigned_keys, parse_assignments, set_parameter
 from cerebrum_cli.cli.completion import Values, completing, completion_of
 from cerebrum_cli.cli.options import BARE_VALUES, option_names
+from cerebrum_cli.core.declaration import HEADINGS, Heading, Option, flag, options_of, variable
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.options import HEADINGS, Heading, Option, flag, options_of, variable
 from cerebrum_cli.core.settings import OPTIONS, Settings, environment_value, unknown_variables, validate
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from cerebrum_cli.core.declaration import Option
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.options import Option
 from cerebrum_cli.core.sampling import MAX_LOGIT, TokenBias
 
 LORA = "lora"  # key of the adapters among recorded settings

@@ -14,8 +14,8 @@ from typing import Any
 
 from cerebrum_cli.core import conversion
 from cerebrum_cli.core.conversion import rebased
+from cerebrum_cli.core.declaration import Option, argument, option, options_of, setting, variable
 from cerebrum_cli.core.environment import environment, environment_names
-from cerebrum_cli.core.options import Option, argument, option, options_of, setting, variable
 from cerebrum_cli.core.sampling import SamplingParams
 
 Layer = Mapping[str, Any]

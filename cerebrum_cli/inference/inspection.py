@@ -29,7 +29,7 @@ class GivenReply:
     forced: tuple[Forced, ...] = ()
 
 
-class Candidate(NamedTuple):
+class ScoredToken(NamedTuple):
     """A token that is, or could have been, in a place of a reply."""
 
     id: int
@@ -42,18 +42,18 @@ class UncertainToken(NamedTuple):
 
     position: int
     before: str
-    given: Candidate
-    likeliest: tuple[Candidate, ...]
+    given: ScoredToken
+    likeliest: tuple[ScoredToken, ...]
 
     @property
-    def alternatives(self) -> tuple[Candidate, ...]:
+    def alternatives(self) -> tuple[ScoredToken, ...]:
         """The likeliest tokens besides the given one, as many as asked for."""
         return tuple(each for each in self.likeliest if each.id != self.given.id)[: len(self.likeliest) - 1]
 
     def as_object(self) -> dict[str, Any]:
         """The object that `--json` prints; as in OpenAI's API, the given token may be one of the likeliest."""
-        likeliest = [_candidate_object(each) for each in self.likeliest[:-1]]
-        return {"position": self.position, **_candidate_object(self.given), "top_logprobs": likeliest}
+        likeliest = [_token_object(each) for each in self.likeliest[:-1]]
+        return {"position": self.position, **_token_object(self.given), "top_logprobs": likeliest}
 
 
 class LeastCertain:
@@ -76,8 +76,8 @@ class LeastCertain:
     def tokens(self, detokenize: Callable[[Sequence[int]], str]) -> tuple[UncertainToken, ...]:
         """The tokens, the least certain first; those with a probability near 1 are left out."""
 
-        def candidate(each: TokenLogprob) -> Candidate:
-            return Candidate(each.token, detokenize((each.token,)), each.logprob)
+        def candidate(each: TokenLogprob) -> ScoredToken:
+            return ScoredToken(each.token, detokenize((each.token,)), each.logprob)
 
         return tuple(
             UncertainToken(
@@ -106,5 +106,5 @@ def last_words(text: str) -> str:
     return cut.partition(" ")[2] or cut
 
 
-def _candidate_object(candidate: Candidate) -> dict[str, Any]:
+def _token_object(candidate: ScoredToken) -> dict[str, Any]:
     return {"id": candidate.id, "token": candidate.text, "logprob": round(candidate.logprob, LOGPROB_DIGITS)}

@@ -13,8 +13,8 @@ from typer.main import get_command
 
 from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.core.config import read_config
+from cerebrum_cli.core.declaration import argument
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.options import argument
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import KEYS, OPTIONS, Settings, fold, unknown_variables, validate
 from cerebrum_cli.main import assembled
