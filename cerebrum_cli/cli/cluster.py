@@ -17,7 +17,7 @@ from cerebrum_cli.inference.profiles import step_costs_of
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.engine.backend import OpenBackend
-    from cerebrum_cli.engine.cluster.cluster_engine import Fingerprint, NodeEngine
+    from cerebrum_cli.engine.cluster.cluster_engine import NodeEngine
     from cerebrum_cli.engine.engine import Engine
     from cerebrum_cli.models.library import Library
     from cerebrum_cli.models.model import Model
@@ -110,11 +110,10 @@ def model_at(library: Library, path: Path) -> list[Model]:
         return []
 
 
-def fingerprint(app: App) -> Fingerprint:
-    """What this node's last bits depend on, once llama.cpp is loaded."""
-    from cerebrum_cli.engine.cluster.cluster_engine import Fingerprint
+def fingerprint(app: App) -> tuple[str, str]:
+    """This node's processor and build of llama.cpp, once that is loaded."""
     from cerebrum_cli.engine.machine import processor_name
 
     build = app.build()
     processors = (processor_name(), *(device.description for device in build.devices))
-    return Fingerprint(", ".join(processors), f"{build.version} ({' '.join(build.cpu_features)})")
+    return ", ".join(processors), f"{build.version} ({' '.join(build.cpu_features)})"

@@ -38,7 +38,7 @@ def find_endpoints(app: App, options: ServerOptions) -> tuple[Endpoint, ...]:
 
 
 def find_endpoint(app: App, text: str, options: ServerOptions) -> Endpoint:
-    from cerebrum_cli.engine.remote.client import KEY_VARIABLE, Endpoint, is_url, parse_url
+    from cerebrum_cli.engine.remote.client import KEY_VARIABLE, Endpoint, parse_url
 
     tables = app.config.endpoints
     if text in tables:
@@ -47,7 +47,7 @@ def find_endpoint(app: App, text: str, options: ServerOptions) -> Endpoint:
         if table.key_env and key is None:
             raise ConfigError(f"endpoint {text}: the variable {table.key_env} is not set", "export it with the API key")
         url, served_model = parse_url(table.url), options.served_model_name or table.served_model
-    elif is_url(text):
+    elif "://" in text:
         url, served_model, key = parse_url(text), options.served_model_name, environment(KEY_VARIABLE)
     else:
         known = f"config.toml has {', '.join(tables)}" if tables else "config.toml has no table [endpoints.NAME]"

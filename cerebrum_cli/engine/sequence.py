@@ -114,7 +114,7 @@ class Sequence:
     """State of one sample; `evaluated` is the number of its tokens in its slot.
 
     `is_backlogged`: whether too many events wait for their reader. `draft_n` tokens were drafted. `pending` tokens are
-    forced: they follow instead of sampled ones. `max_tokens` is the limit of the reply. `inspected` tokens of an
+    forced: they follow instead of sampled ones. `inspected` tokens of an
     inspection are reported.
     """
 
@@ -139,11 +139,9 @@ class Sequence:
     controls: Controls | None = None
     pending: deque[int] = field(default_factory=deque)
     forced: list[Forced] = field(default_factory=list)
-    max_tokens: int | None = None
     inspected: int = 0
 
     def __post_init__(self) -> None:
-        self.max_tokens = self.request.params.max_tokens
         if self.request.controls:
             self.controls = Controls(self.request.controls)
 
@@ -190,7 +188,7 @@ class Sequence:
             return "stop"
         if self.controls and (reason := self._intervene(self.controls, token, text)):
             return reason
-        return "length" if len(self.generated) == self.max_tokens else None
+        return "length" if len(self.generated) == self.request.params.max_tokens else None
 
     def _intervene(self, controls: Controls, token: int, text: str) -> FinishReason | None:
         """Let the controls force tokens, or return the reason to end the reply."""

@@ -14,7 +14,6 @@ from scripted_backend import END, Model, ScriptedBackend
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.engine.cluster.cluster_engine import (
     ClusterEngine,
-    Fingerprint,
     NodeEngine,
     NodeInfo,
     OpenEngine,
@@ -112,7 +111,7 @@ class Nodes:
             scripted = ScriptedBackend(self.model, slots=self.slots, context_size=self.context_size)
             engine = LocalEngine(scripted.open)
             self.engines.append(engine)
-            return NodeEngine(engine, lambda: Fingerprint(processor, "1"))
+            return NodeEngine(engine, lambda: (processor, "1"))
 
         return open_engine
 

@@ -33,20 +33,16 @@ REFUSALS = (GrammarError, PromptTooLong)  # errors of a request that no other no
 
 
 @dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """What a node's last bits depend on: its processor and GPUs, and its build of llama.cpp."""
-
-    processor: str
-    build: str
-
-
-@dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """A node that is ready: its host, this program's version there, and what its engine offers."""
+    """A node that is ready: its host, this program's version there, and what its engine offers.
+
+    The last bits of replies depend on its processor and GPUs, and its build of llama.cpp.
+    """
 
     host: str
     version: str
-    fingerprint: Fingerprint
+    processor: str
+    build: str
     context_size: int
     slots: int
     notices: tuple[NoticeEvent, ...] = ()
@@ -54,10 +50,10 @@ class NodeInfo:
 
 @dataclass(frozen=True, slots=True)
 class NodeEngine:
-    """An engine that is loading on a node, and the fingerprint of the node once it has loaded."""
+    """An engine that is loading on a node, and once it has loaded, the node's processor and its build of llama.cpp."""
 
     engine: LocalEngine
-    fingerprint: Callable[[], Fingerprint]
+    fingerprint: Callable[[], tuple[str, str]]
     step_costs: StepCosts | None = None  # to draft with
 
 
@@ -138,10 +134,9 @@ class Node(Server):
         if info.version != __version__:
             problem = f"{self.name} has version {info.version} of cerebrum, not {__version__}"
             raise EndpointError(problem, "install the same version on all nodes")
-        processor, build = info.fingerprint.processor, info.fingerprint.build
         self.context_size, self.max_samples = info.context_size, info.slots
-        self.variant = f"{processor}, llama.cpp {build}"
-        self.recorded = {"kind": "ray", "build": build, "processor": processor}
+        self.variant = f"{info.processor}, llama.cpp {info.build}"
+        self.recorded = {"kind": "ray", "build": info.build, "processor": info.processor}
         self.remarks = [NoticeEvent(f"{self.name}: {notice.message}", notice.hint) for notice in info.notices]
         self.limit = self.window = info.slots + AHEAD
 
@@ -184,11 +179,10 @@ class Worker:
             return None
         try:
             notices = tuple(event for event in engine.load() if isinstance(event, NoticeEvent))
-            fingerprint = self._node.fingerprint()
-            slots = engine.backend.slots
+            fingerprint, slots = self._node.fingerprint(), engine.backend.slots
         except CerebrumError as error:
             return _sendable(error)
-        return NodeInfo(platform.node(), __version__, fingerprint, engine.context_size, slots, notices)
+        return NodeInfo(platform.node(), __version__, *fingerprint, engine.context_size, slots, notices)
 
     def answer(self, key: int, request: Request) -> tuple[ReplyChunk, ...] | CerebrumError:
         """Generate all samples of a request; `key` names it for `cancel`."""

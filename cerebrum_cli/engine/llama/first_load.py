@@ -16,6 +16,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,30 +64,17 @@ def require_loads(
     key = f"{whole} {VOCABULARY}" if vocabulary_only else whole
     if key in known or whole in known:
         return
-    code, log = _load_in_child((*(check[:2] if check else ("", "")), path, VOCABULARY * vocabulary_only), stop)
+    arguments = (*(check[:2] if check else ("", "")), path, VOCABULARY * vocabulary_only)
+    code = _load_in_child(path, arguments, [*known, key], remembered, stop)
     if check and code in CHECK_FAILURES:
         raise ModelFileError(path, f"its {check.subject} {CHECK_FAILURES[code]}", TRUSTED)
-    _remember_unless_crashed(path, code, log, [*known, key], remembered)
 
 
 def require_adapter_loads(adapter: Path, model: Path, remembered: Path, stop: StopFlag) -> None:
     """Raise ModelFileError if llama.cpp crashes on an adapter that it has not loaded for this model before."""
     known, key = _read_keys(remembered), f"{file_key(adapter)} {ADAPTER} {file_key(model)}"
     if key not in known:
-        code, log = _load_in_child(("", "", model, ADAPTER, adapter), stop)
-        _remember_unless_crashed(adapter, code, log, [*known, key], remembered)
-
-
-def _remember_unless_crashed(path: Path, code: int, log: list[str], keys: list[str], remembered: Path) -> None:
-    """Raise ModelFileError about a file if the child crashed; remember the keys if it did not fail."""
-    if code in CRASHES:
-        reason = next((line for line in reversed(log) if line.strip()), f"signal {-code}")
-        reason = reason.rpartition("/")[2].replace("what():", "").strip()
-        raise ModelFileError(path, f"llama.cpp crashes on it: {reason}", TRUSTED)
-    if code == 0:
-        with contextlib.suppress(OSError):
-            remembered.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(remembered, json.dumps(keys[-MAX_REMEMBERED:]).encode())
+        _load_in_child(adapter, ("", "", model, ADAPTER, adapter), [*known, key], remembered, stop)
 
 
 def file_key(path: Path) -> str:
@@ -105,8 +93,13 @@ def _read_keys(remembered: Path) -> list[str]:
         return []
 
 
-def _load_in_child(arguments: tuple[Path | str, ...], stop: StopFlag) -> tuple[int, list[str]]:
-    """Exit status and log of a child that loads a file; it is killed when loading is interrupted."""
+def _load_in_child(
+    path: Path, arguments: Sequence[Path | str], keys: list[str], remembered: Path, stop: StopFlag
+) -> int:
+    """Exit status of a child that loads a file: if it is 0, the keys are remembered. Raises ModelFileError on a crash.
+
+    The child is killed when loading is interrupted.
+    """
     import subprocess
 
     with TemporaryFile() as log:
@@ -126,12 +119,25 @@ def _load_in_child(arguments: tuple[Path | str, ...], stop: StopFlag) -> tuple[i
             child.kill()
             child.wait()
         log.seek(0)
-        return code, log.read().decode("utf-8", "replace").splitlines()
+        lines = log.read().decode("utf-8", "replace").splitlines()
+    if code in CRASHES:
+        reason = next((line for line in reversed(lines) if line.strip()), f"signal {-code}")
+        reason = reason.rpartition("/")[2].replace("what():", "").strip()
+        raise ModelFileError(path, f"llama.cpp crashes on it: {reason}", TRUSTED)
+    if code == 0:
+        with contextlib.suppress(OSError):
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(remembered, json.dumps(keys[-MAX_REMEMBERED:]).encode())
+    return code
 
 
 def _try_and_load(module: str, function: str, path: str, kind: str = "", adapter: str = "") -> None:
     """What the child does, within its limits; the system ends it when time is up."""
-    _limit_resources()
+    import resource
+
+    for limited, limit in ((resource.RLIMIT_DATA, MAX_DATA_BYTES), (resource.RLIMIT_CPU, MAX_CPU_S)):
+        with contextlib.suppress(ValueError, OSError):  # a lower limit is in force
+            resource.setrlimit(limited, (limit, limit))
     if module:
         signal.setitimer(signal.ITIMER_PROF, MAX_CHECK_S)
         try:
@@ -161,14 +167,6 @@ def _load(path: str, kind: str, adapter: str) -> None:
             options.n_ctx, options.n_batch, options.n_ubatch = 256, 32, 32
             llama.llama_init_from_model(model, options)
     os._exit(0)  # the system frees everything faster
-
-
-def _limit_resources() -> None:
-    import resource
-
-    for kind, limit in ((resource.RLIMIT_DATA, MAX_DATA_BYTES), (resource.RLIMIT_CPU, MAX_CPU_S)):
-        with contextlib.suppress(ValueError, OSError):  # a lower limit is in force
-            resource.setrlimit(kind, (limit, limit))
 
 
 def _use_vocabulary(vocabulary: LlamaVocabulary) -> None:

@@ -96,10 +96,9 @@ class RefusedRequestError(Exception):
 
 @dataclass(eq=False)
 class RequestError(Exception):
-    """A status of 400 to 499 that concerns one request: `kind` and `message` as the server states them."""
+    """A status of 400 to 499 that concerns one request; `message` is the server's."""
 
     status: int
-    kind: str
     message: str
 
     def __str__(self) -> str:
@@ -121,11 +120,6 @@ def parse_url(text: str) -> str:
         raise UsageError(f"{text!r} is not the URL of a server", URL_EXAMPLE)
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     return SplitResult(parts.scheme, parts.netloc, path, "", "").geturl()
-
-
-def is_url(text: str) -> bool:
-    """Whether a text is meant as a URL, not as the name of an endpoint in config.toml."""
-    return "://" in text
 
 
 class Client:
@@ -194,7 +188,6 @@ class Client:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """Translate errors of the network and of damaged replies."""
         import httpx2
 
         try:
@@ -202,8 +195,7 @@ class Client:
         except httpx2.ConnectTimeout as error:
             raise LostServerError(f"no connection within {CONNECT_S:g} s", was_sent=False) from error
         except httpx2.ConnectError as error:
-            self._raise_for_certificate(error)
-            raise LostServerError(_reason(error) or "no connection", was_sent=False) from error
+            raise _connection_error(self._name, error) from error
         except httpx2.TimeoutException as error:
             raise LostServerError("no reply in time") from error
         except (ValueError, RecursionError, httpx2.DecodingError, httpx2.SSEError) as error:
@@ -213,27 +205,19 @@ class Client:
         except httpx2.InvalidURL as error:
             raise EndpointError(f"{self._name}: {error}", "check the URL") from error
 
-    def _raise_for_certificate(self, error: Exception) -> None:
-        import ssl
-
-        for cause in _causes(error):
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                problem = f"{self._name}: untrusted certificate: {cause.verify_message.rstrip('.')}"
-                hint = "check the URL, or name trusted certificates with SSL_CERT_FILE"
-                raise EndpointError(problem, hint) from error
-
     def _raise_for_status(self, response: httpx2.Response) -> None:
         status, name = response.status_code, self._name
         if response.is_success:
             return
-        kind, message = _server_message(response)
         if response.is_redirect or response.has_redirect_location:
             target = server_text(response.headers.get("Location", "another address"))
             raise EndpointError(f"{name} redirects to {target}", "if you trust it, give that URL as --endpoint")
         if status in (401, 403):
             problem = "refuses this API key" if self._has_key else "requires an API key"
             raise EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env of its table in config.toml")
-        raise failure(status, message, kind, _retry_after(response))
+        retry_after = response.headers.get("Retry-After", "")
+        is_number = retry_after.isascii() and retry_after.isdecimal()
+        raise failure(status, _server_message(response), float(retry_after) if is_number else None)
 
 
 def import_http() -> None:
@@ -244,12 +228,12 @@ def import_http() -> None:
         httpx2.AsyncClient(trust_env=False, verify=False)
 
 
-def failure(status: int, message: str, kind: str = "", retry_after: float | None = None) -> Exception:
+def failure(status: int, message: str, retry_after: float | None = None) -> Exception:
     """What an error with an HTTP status means, whether it is that of the answer or comes in the middle of a stream."""
     if status in RETRY_LATER:
         return BusyServerError(message, retry_after)
     if 400 <= status < 500:
-        return RequestError(status, kind, message)
+        return RequestError(status, message)
     return LostServerError(message)
 
 
@@ -259,22 +243,20 @@ def _checked(event: dict[str, Any]) -> dict[str, Any]:
     if error is None:
         return event
     detail = error if isinstance(error, dict) else {"message": error}
-    status, message = detail.get("code"), server_text(str(detail.get("message", "error")))
-    raise failure(status if isinstance(status, int) else 500, message, str(detail.get("type", "")))
+    status = detail.get("code")
+    raise failure(status if isinstance(status, int) else 500, server_text(str(detail.get("message", "error"))))
 
 
-def _server_message(response: httpx2.Response) -> tuple[str, str]:
-    """Type and message of an error body; the message alone of one in another shape."""
-    status = f"status {response.status_code}"
+def _server_message(response: httpx2.Response) -> str:
+    """The message of an error body, if there is one."""
     try:
         body = response.json()
     except (ValueError, RecursionError):
-        return "", status
+        body = None
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
-        message = error.get("message") or error.get("detail") or status
-        return str(error.get("type", "")), server_text(str(message))
-    return "", server_text(error) if isinstance(error, str) else status
+        error = error.get("message") or error.get("detail")
+    return server_text(str(error)) if error else f"status {response.status_code}"
 
 
 def server_text(text: str) -> str:
@@ -282,27 +264,19 @@ def server_text(text: str) -> str:
     return well_formed(one_line(text))[:MAX_REASON]
 
 
-def _retry_after(response: httpx2.Response) -> float | None:
-    """Seconds that the server asks to wait; None without a number."""
-    text = response.headers.get("Retry-After", "")
-    return float(text) if text.isascii() and text.isdecimal() else None
-
-
-def _causes(error: Exception) -> Iterator[BaseException]:
-    """An error, and those that it came from."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
-def _reason(error: Exception) -> str:
-    """The operating system's words for a network error, or else the error's own."""
+def _connection_error(name: str, error: Exception) -> Exception:
+    """Why there is no connection: an untrusted certificate, or in the operating system's words if there are any."""
     import ssl
 
-    for cause in _causes(error):
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            problem = f"{name}: untrusted certificate: {cause.verify_message.rstrip('.')}"
+            return EndpointError(problem, "check the URL, or name trusted certificates with SSL_CERT_FILE")
         if isinstance(cause, ssl.SSLError):  # its number is not the operating system's
-            return f"no encrypted connection: {cause.reason}"
+            return LostServerError(f"no encrypted connection: {cause.reason}", was_sent=False)
         if isinstance(cause, OSError) and cause.errno:
-            return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or str(cause)
-    return str(error)
+            words = os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or str(cause)
+            return LostServerError(words, was_sent=False)
+        cause = cause.__cause__ or cause.__context__
+    return LostServerError(str(error) or "no connection", was_sent=False)

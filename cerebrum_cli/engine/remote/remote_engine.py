@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -147,9 +148,9 @@ class PooledEngine(Engine):
         self._pool: Pool | None = None  # once it is connected
         super().__init__("servers")
 
+    @abstractmethod
     async def _find_servers(self) -> Sequence[Server]:
         """The servers to open. Raises EndpointError."""
-        raise NotImplementedError
 
     # For callers, on any thread.
 

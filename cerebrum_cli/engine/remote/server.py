@@ -38,7 +38,7 @@ DESCRIBE_S = 30.0  # a busy server answers between two steps
 HEALTH = "/health"
 NOT_FOUND = 404
 OF_ONE_REQUEST = (400, 413)  # others concern every request
-TOO_LONG = ("exceed_context_size_error", "context length", "max_tokens must be at least 1")
+TOO_LONG = ("exceeds the available context size", "context length", "max_tokens must be at least 1")
 GUESSED = "repetition checks and --think use the text, and may be off by a few tokens"
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 
@@ -132,7 +132,6 @@ class HttpServer(Server):
             raise LostServerError("damaged reply") from error
 
     def _note(self, job: PoolJob, problem: str, hint: str) -> None:
-        """Emit a notice, once for all requests."""
         if (problem, hint) not in self._noted:
             self._noted.add((problem, hint))
             job.emit(NoticeEvent(problem, hint))
@@ -279,7 +278,7 @@ def _refusal(error: RequestError, request: Request, name: str) -> CerebrumError:
     """The error of a request that the server will not answer."""
     if error.status == NOT_FOUND:
         return EndpointError(f"{name}: {error.message}", "check the URL, and which model the server has")
-    if any(sign in f"{error.kind} {error.message}" for sign in TOO_LONG):
+    if any(sign in error.message for sign in TOO_LONG):
         return PromptTooLong(f"{name}: {error.message}", "shorten the prompt, or give the server a larger context")
     if request.grammar and "grammar" in error.message.lower():
         return GrammarError(error.message, "it must be GBNF with a rule named root")
