@@ -97,20 +97,15 @@ def test_devices_with_the_memory_of_the_host(
         assert (gpu.description, gpu.free, gpu.total) == (each.description, each.free * MIB, each.total * MIB)
 
 
-@pytest.mark.parametrize("listed", [APPLE, APPLE_NUMBERED, SPARK, RYZEN, UNIFIED_CUDA])
-def test_memory_of_the_host_is_counted_once(found: Any, listed: tuple[Listed, ...]) -> None:
+@pytest.mark.parametrize(
+    ("listed", "is_unified"),
+    [(APPLE, True), (APPLE_NUMBERED, True), (SPARK, True), (RYZEN, True), (UNIFIED_CUDA, True), ((DISCRETE,), False)],
+)
+def test_memory_of_the_host_is_counted_once(found: Any, listed: tuple[Listed, ...], is_unified: bool) -> None:
     context = ContextOptions(4096, 1, 1, 512)
-    for weights, fits_memory in ((GIB, True), (3 * GIB // 2, False)):  # 18 GB or 26 GB in all, of 24 GB
+    for weights, fits_memory in ((GIB, True), (3 * GIB // 2, not is_unified)):  # 18 GB or 26 GB in all, of 24 GB
         sizes = ModelSizes((LayerSizes(weights, 1024, 1024),) * 16, input_bytes=GIB, output_bytes=GIB)
         gpus = found(*listed)
         offloaded = plan_layers(sizes, "auto", context, gpus)
         assert offloaded == (17,), "the device alone would hold it"
         assert fits(memory_needs(sizes, context, offloaded), devices.free_memory()) is fits_memory
-
-
-def test_memory_of_a_discrete_gpu_is_its_own(found: Any) -> None:
-    context = ContextOptions(4096, 1, 1, 512)
-    sizes = ModelSizes((LayerSizes(3 * GIB // 2, 1024, 1024),) * 16, input_bytes=GIB, output_bytes=GIB)
-    offloaded = plan_layers(sizes, "auto", context, found(DISCRETE))
-    assert offloaded == (17,)
-    assert fits(memory_needs(sizes, context, offloaded), devices.free_memory())

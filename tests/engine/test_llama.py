@@ -55,12 +55,6 @@ def test_llama_samples_of_one_prompt_match_single_runs(tiny_model: Path, slots: 
     assert alike > 0.5 * sum(map(len, lone))  # last bits may differ, see above; with other seeds none match
 
 
-def test_llama_decodes_more_samples_than_a_prefill_chunk(chatml_model: Path) -> None:
-    with open_engine(chatml_model, slots=200, context_size=256) as engine:
-        said = ask(engine, "a", n=200, max_tokens=3)
-    assert {tuple(reply.ids) for reply in said} == {tuple(said[0].ids)}
-
-
 def test_llama_next_turn_reuses_the_cache_and_matches_a_single_run(tiny_model: Path) -> None:
     with open_engine(tiny_model) as engine:
         prompt, held = engine.vocabulary.tokenize([Text(STORY)]), 0
@@ -78,14 +72,6 @@ def test_llama_diverging_prompt_matches_a_single_run(tiny_model: Path) -> None:
         for prompt in prompts:
             [reply] = ask(engine, prompt, max_tokens=40)
             assert_matches_single_run(tiny_model, engine.vocabulary.tokenize([Text(prompt)]), reply.ids)
-
-
-def test_llama_recurrent_model_evaluates_a_diverging_prompt_again(recurrent_model: Path) -> None:
-    with open_engine(recurrent_model) as engine:
-        [first], [again] = ask(engine, STORY, max_tokens=1), ask(engine, STORY, max_tokens=1)
-        [other] = ask(engine, STORY[:40] + "?", max_tokens=5)
-    assert first.ids == again.ids
-    assert (first.cached, again.cached, other.cached) == (0, 0, 0)
 
 
 def test_llama_refills_a_sliding_window(sliding_window_model: Path) -> None:
@@ -108,15 +94,8 @@ def test_llama_full_context_ends_the_reply(tiny_model: Path) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 def test_llama_reply_matches_its_grammar(tiny_model: Path, temperature: float) -> None:
     with open_engine(tiny_model, slots=4) as engine:
-        said = ask(
-            engine,
-            STORY,
-            n=6,
-            grammar='root ::= "abc" [0-9]{2,5} ("é" | "🙂")',
-            temperature=temperature,
-            seed=0,
-            max_tokens=60,
-        )
+        grammar = 'root ::= "abc" [0-9]{2,5} ("é" | "🙂")'
+        said = ask(engine, STORY, n=6, grammar=grammar, temperature=temperature, seed=0, max_tokens=60)
     for reply in said:
         assert re.fullmatch("abc[0-9]{2,5}[é🙂]", reply.text) and reply.reason == "stop"
 
@@ -135,7 +114,7 @@ def test_llama_reply_matches_its_json_schema(tiny_model: Path) -> None:
     grammar, ignored = schema_to_grammar(json.dumps(schema))
     assert ignored == ()
     with open_engine(tiny_model, slots=4) as engine:
-        said = ask(engine, STORY, n=8, grammar=grammar, temperature=3.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
+        said = ask(engine, STORY, n=4, grammar=grammar, temperature=3.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
     for reply in said:
         value = json.loads(reply.text)
         assert list(value) == ["name", "kind", "ages", "wise"]
@@ -146,8 +125,6 @@ def test_llama_reply_matches_its_json_schema(tiny_model: Path) -> None:
     ("grammar", "reason"),
     [
         ('root ::= "a"\nfoo = 3\nbar ::= "b"', "cannot parse the grammar: line 2: expecting ::= at = 3"),
-        ('root ::= "\\q"', 'cannot parse the grammar: line 1: unknown escape at \\q"'),
-        ('root ::= ("a"', "cannot parse the grammar: line 1: expecting ')' at the end"),
         ("root ::= foo", "cannot parse the grammar: Undefined rule identifier 'foo'"),
         ('rot ::= "a"', "cannot parse the grammar: grammar does not contain a 'root' symbol"),
         ('root ::= root "a"', "cannot parse the grammar: unsupported grammar, left recursion detected"),
@@ -157,11 +134,10 @@ def test_llama_reply_matches_its_json_schema(tiny_model: Path) -> None:
             "cannot parse the grammar: line 2, column 2007: more than",
         ),
         ('root ::= "a"{5,2}', "cannot parse the grammar: line 1, column 13: invalid repetition {5,2}"),
-        ('root ::= "a"{99999999999999999999}', "cannot parse the grammar: line 1, column 13: invalid repetition {9999"),
         ('root ::= "a"\nb ::= "b\0"', "cannot parse the grammar: line 2, column 9: NUL character"),
-        ("".join(f"r{at} ::= r{at + 1} r{at + 1}\n" for at in range(20_000)), "cannot parse the grammar: line 10001, "),
+        ("root ::= <[0]>", "the grammar rejects every possible next token"),
     ],
-    ids=range(12),
+    ids=range(9),
 )
 def test_grammar_errors_are_one_line_and_print_nothing(
     chatml_model: Path, capfd: pytest.CaptureFixture[str], grammar: str, reason: str
@@ -174,22 +150,13 @@ def test_grammar_errors_are_one_line_and_print_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_grammar_that_rejects_every_token_is_an_error(chatml_model: Path) -> None:
-    with open_engine(chatml_model) as engine:
-        with pytest.raises(GrammarError, match="rejects every possible next token"):
-            ask(engine, "a", grammar="root ::= <[0]>")
-        assert ask(engine, "a", grammar='root ::= "yes"')[0].text == "yes"
-
-
 @pytest.mark.parametrize(
     "schema",
     [
-        *("{", "[]", "null", '{"type": "nope"}', '{"$ref": "https://example.com/a"}', "[" * 5000),
+        *("{", "[]", "true", '{"type": "nope"}', '{"$ref": "https://example.com/a"}', "[" * 5000),
         '{"items":' * 300 + "{}" + "}" * 300,
-        '{"anyOf":[' * 120 + "{}" + "]}" * 120,
         '{"type": "array", "items": {"type": "string"}, "minItems": 1000000000}',
         '{"type": "string", "pattern": "^a{1000000000}$"}',
-        '{"type": "string", "pattern": "^a{0,5000}$"}',
     ],
 )
 def test_schema_errors_are_one_line(schema: str) -> None:
@@ -289,13 +256,9 @@ def test_llama_copies_between_slots_at_the_next_decode(tmp_path: Path, chatml_mo
             assert (tmp_path / "again").read_bytes() == (tmp_path / str(slot)).read_bytes()
 
 
-@pytest.mark.parametrize("context_size", [2**32, 10**12])
-def test_llama_rejects_a_context_larger_than_memory(chatml_model: Path, context_size: int) -> None:
-    with (
-        pytest.raises(EngineError, match="GB of memory is free"),
-        open_engine(chatml_model, context_size=context_size) as engine,
-    ):
-        ask(engine, "a")
+def test_llama_rejects_a_context_larger_than_memory(chatml_model: Path) -> None:
+    with pytest.raises(EngineError, match="GB of memory is free"), open_engine(chatml_model, context_size=10**12):
+        pass
 
 
 def test_llama_reduces_slots_to_the_supported_number(chatml_model: Path) -> None:
@@ -322,17 +285,3 @@ def test_schema_reports_unenforced_keywords() -> None:
         "default": {"maximum": 1},
     }
     assert schema_to_grammar(json.dumps(schema))[1] == ("minimum", "uniqueItems")
-    for text in ("true", "[]", "{"):
-        with pytest.raises(GrammarError, match="cannot use the JSON schema"):
-            schema_to_grammar(text)
-
-
-def test_llama_evaluates_whole_batches_in_a_short_context(chatml_model: Path) -> None:
-    backend = open_llama(options(chatml_model), lambda _: None, StopFlag())
-    try:
-        backend.reserve(20)
-        assert backend.capacity == 256
-        count = backend.batch_size
-        assert backend.decode([TokenRow(0, at, 100, at == count - 1) for at in range(count)])
-    finally:
-        backend.close()

@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from command_line import start_python
 
 from cerebrum_cli.engine.build import build_fingerprint
 from cerebrum_cli.engine.machine import (
@@ -43,24 +43,9 @@ def test_devices_are_saved_if_changed_and_loaded(tmp_path: Path) -> None:
     os.utime(path, (1, 1))
     save_devices(path, (GPU, STRANGE))
     assert path.stat().st_mtime == 1
-
-
-def test_damaged_devices_file_is_ignored_and_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "devices.json"
-    for content in (b"", b"\xff\xfe", b"[", b"[1]", b"[{}]", b'[{"name": "CUDA0", "more": 1}]'):
-        path.write_bytes(content)
-        assert load_devices(path) is None
-    save_devices(path, (GPU,))
-    assert load_devices(path) == (GPU,)
-
-
-def test_unwritable_devices_file_is_ignored(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "file" / "devices.json", tmp_path / "folder"):
-        save_devices(path, (GPU,))
-        assert load_devices(path) is None
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder"]
+    unwritable = path / "devices.json"
+    save_devices(unwritable, (GPU,))
+    assert load_devices(unwritable) is None
 
 
 def test_cgroup_limit_is_parsed(tmp_path: Path) -> None:
@@ -69,10 +54,6 @@ def test_cgroup_limit_is_parsed(tmp_path: Path) -> None:
     for content, limit in (("max\n", math.inf), ("damaged", math.inf), ("8589934592\n", 8 * 2**30), ("0\n", 0)):
         path.write_text(content)
         assert cgroup_limit(tmp_path) == limit
-    assert cgroup_limit(path) == math.inf
-    path.unlink()
-    path.mkdir()
-    assert cgroup_limit(tmp_path) == math.inf
 
 
 def test_this_machine_reports_plausible_memory() -> None:
@@ -89,11 +70,6 @@ flags\t\t: fpu vme de pse : tsc
 processor\t: 1
 model name\t: another
 """
-NAMES = (
-    "from cerebrum_cli.engine import build, machine\n"
-    "print(build.build_fingerprint(), machine.machine_fingerprint(None))"
-)
-LOADED = "\nimport sys; print(sorted({'llama_cpp', 'numpy', 'psutil'} & {*sys.modules}))"
 GPUS = tuple(Device(name, "NVIDIA H200", 1, 2) for name in ("CUDA0", "CUDA1"))
 
 
@@ -116,11 +92,8 @@ def test_processor_name_is_that_of_the_first_core_or_the_platform(tmp_path: Path
     path = tmp_path / "cpuinfo"
     path.write_text(CPUINFO)
     assert processor_name(path) == "Intel(R) Xeon(R) Processor @ 2.10GHz"
-    for text in ("", "processor : 0\nBogoMIPS : 50.00\n", "model name\n", "model name :  \n"):
-        path.write_text(text)
-        assert processor_name(path) == processor_name(tmp_path / "nowhere") != ""
-    path.write_bytes(b"model name : " + "é".encode() * 4096)  # what is read may end within a character
-    assert processor_name(path).startswith("éé")
+    path.write_text("processor : 0\nBogoMIPS : 50.00\n")
+    assert processor_name(path) == processor_name(tmp_path / "nowhere") != ""
 
 
 def test_machine_fingerprint_has_cores_memory_and_gpus() -> None:
@@ -149,10 +122,8 @@ def test_build_fingerprint_changes_with_the_libraries(library: Path) -> None:
     changes: tuple[Callable[[], object], ...] = (
         partial(os.utime, library / "libllama.so", ns=(1, 2)),
         partial((library / "libllama.so").write_bytes, b"other code"),
-        partial(os.utime, library / "libllama.so", ns=(1, 1)),
         partial(shutil.copy2, library / "libggml.so", library / "libggml-cuda.so"),
         (library / "libggml.so").unlink,
-        partial((library / "libgone.so").symlink_to, library / "nowhere.so"),
     )
     for change in changes:
         change()
@@ -170,8 +141,12 @@ def test_build_fingerprint_ignores_the_directory(library: Path, monkeypatch: pyt
 
 
 def test_fingerprints_import_nothing_heavy() -> None:
-    script = [sys.executable, "-c", NAMES + LOADED]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=60, check=True)
-    fingerprints, loaded = done.stdout.splitlines()
+    script = (
+        "import sys\nfrom cerebrum_cli.engine import build, machine\n"
+        "print(build.build_fingerprint(), machine.machine_fingerprint(None))\n"
+        "print(sorted({'llama_cpp', 'numpy', 'psutil'} & {*sys.modules}))\n"
+    )
+    out, _ = start_python(script).communicate(timeout=60)
+    fingerprints, loaded = out.splitlines()
     assert fingerprints == f"{build_fingerprint()} {machine_fingerprint(None)}"
     assert loaded == "[]"

@@ -113,15 +113,6 @@ def test_sampler_top_n_sigma_keeps_the_highest_logits(mistral: LlamaBackend) -> 
     assert draws(mistral, logits, top_n_sigma=2.0, typical_p=0.99, **rest) == {10, 11}
 
 
-def test_sampler_dry_may_look_back_further_than_memory_reaches(chatml_model: Path) -> None:
-    with open_engine(chatml_model) as engine:
-        [far, whole] = (
-            ask(engine, STORY, max_tokens=20, dry_multiplier=2.0, dry_penalty_last_n=last_n)[0]
-            for last_n in (2**31 - 1, 2048)
-        )
-    assert far.ids == whole.ids
-
-
 # Logit biases by text.
 
 BIAS = ("--set", "logit_bias=c=100")
@@ -132,12 +123,6 @@ def test_logit_bias_names_a_token_by_its_exact_text(mistral: LlamaBackend, chatm
         biases = resolve_biases(vocabulary, [TokenBias(text, -1.0) for text in texts])
         pieces = [vocabulary.piece(int(each.token), special=True).decode() for each in biases]
         assert pieces == list(texts)
-
-
-def test_logit_bias_of_the_same_token_is_the_last(mistral: LlamaBackend) -> None:
-    [(token, _)] = resolve_biases(mistral, [TokenBias(" the", 1.0)])
-    both = [TokenBias(" the", 1.0), TokenBias(token, 2.0)]
-    assert resolve_biases(mistral, both) == (TokenBias(token, 2.0),)
 
 
 def test_logit_bias_of_several_tokens_names_them(mistral: LlamaBackend) -> None:
