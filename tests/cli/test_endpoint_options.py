@@ -57,23 +57,22 @@ def test_endpoint_variable_names_several_servers(served: Served, monkeypatch: py
     assert all(server.completions() for server in served.servers)
 
 
-@pytest.mark.parametrize("form", ["{}", "{}/", "{}/v1", "{}/v1/"])
-def test_endpoint_url_may_have_a_version_and_a_slash(served: Served, form: str) -> None:
-    done = served.run_alone("ask", "--endpoint", form.format(served.servers[0].url), "--seed", "0", "2 + 2?")
-    assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
+def test_endpoint_url_may_have_a_version_and_a_slash(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # unused: a server on loopback is asked directly
+    url = served.servers[0].url
+    for form in (f"{url}/", f"{url}/v1", f"{url}/v1/", url.replace("127.0.0.1", "localhost")):
+        done = served.run_alone("ask", "--endpoint", form, "--seed", "0", "2 + 2?")
+        assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
 
 
 @pytest.mark.parametrize(
     ("url", "part"),
     [
-        ("ftp://127.0.0.1:1", "not the URL of a server"),
         ("http://", "not the URL of a server"),
         ("http://127.0.0.1:99999", "http://127.0.0.1:99999"),
-        ("http://127.0.0.1:1?key=1", "not the URL of a server"),
         ("http://[::1", "http://[::1"),
         ("localhost:8080", "unknown endpoint 'localhost:8080'"),
-        ("big", "unknown endpoint 'big'"),
-        ("", "unknown endpoint ''"),
         ("http://me:secret@127.0.0.1:1", "CEREBRUM_API_KEY"),
     ],
 )
@@ -114,12 +113,9 @@ def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("table", "code", "part"),
     [
-        ("[endpoints]\nbig = 1\n", 1, "must contain only tables"),
         ("endpoints = 3\n", 1, "must contain only tables"),
         ("[endpoints.big]\n", 1, "url is missing"),
-        ('[endpoints.big]\nurl = ""\n', 1, "url"),
         ('[endpoints.big]\nurl = "http://x"\nkey = "sesame"\n', 1, "unknown key `key`"),
-        ('[endpoints.big]\nurl = "http://x"\nkey_env = 3\n', 1, "key_env is 3"),
         ('[endpoints.big]\nurl = "x"\n', 2, "not the URL of a server"),
     ],
 )
@@ -176,23 +172,12 @@ def test_endpoint_untrusted_certificate_stops_immediately(served: Served) -> Non
     assert_error(done, 1, f"{url}: untrusted certificate: ", "SSL_CERT_FILE")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_endpoint_on_loopback_uses_no_proxy(served: Served, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:1")
-    url = served.servers[0].url.replace("127.0.0.1", host)
-    done = served.run_alone("ask", "--endpoint", url, "--seed", "0", "2 + 2?")
-    assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
-
-
 @pytest.mark.parametrize(
     ("name", "value", "url", "part"),
     [
         ("HTTP_PROXY", "::bad", "http://0.0.0.0:1", "HTTP_PROXY"),
-        ("HTTP_PROXY", "foo://x", "http://0.0.0.0:1", "HTTP_PROXY"),
         ("ALL_PROXY", "socks5://127.0.0.1:1", "http://0.0.0.0:1", "ALL_PROXY"),
         ("SSL_CERT_FILE", "/nonexistent", "https://127.0.0.1:1", "SSL_CERT_FILE"),
-        ("SSL_CERT_FILE", __file__, "https://127.0.0.1:1", "SSL_CERT_FILE"),
         ("HTTP_PROXY", "", "http://xn--zzzzz\u00e9.example", "check the URL"),
     ],
 )

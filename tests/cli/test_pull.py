@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import assert_error
 from hub_server import Fault
 from hub_user import CATALOGUED, READER, HubUser, cleaned, named
 from tiny_models import write_chatml
@@ -46,25 +47,22 @@ REFERENCES = [
 ]
 
 
-@pytest.mark.parametrize(("reference", "quantization"), REFERENCES)
-def test_pull_accepts_any_name_of_a_model(hub_user: HubUser, reference: str, quantization: str) -> None:
-    reference = reference.replace("HUB", hub_user.hub.url).replace("COMMIT", hub_user.commit())
-    path = hub_user.path(named(quantization))
-    assert cleaned(hub_user.pull(reference)) == f"installed cerebrum-7b:{quantization}: {path}\n"
-    assert list(hub_user.blobs()) == [hub_user.digest(named(quantization))]
-
-
 @pytest.mark.slow
-def test_ask_accepts_any_name_of_a_model(hub_user: HubUser) -> None:
-    for quantization in ("Q4_K_M", "Q2_K"):
-        hub_user.pull(f"cerebrum-7b:{quantization}")
+def test_pull_and_ask_accept_any_name_of_a_model(hub_user: HubUser) -> None:
+    references = [
+        (reference.replace("HUB", hub_user.hub.url).replace("COMMIT", hub_user.commit()), quantization)
+        for reference, quantization in [("cerebrum-7b", "Q4_K_M"), *REFERENCES]
+    ]
+    for reference, quantization in references:
+        path = hub_user.path(named(quantization))
+        assert cleaned(hub_user.pull(reference)) == f"installed cerebrum-7b:{quantization}: {path}\n"
+    assert set(hub_user.blobs()) == {hub_user.digest(named(quantization)) for quantization in ("Q4_K_M", "Q2_K")}
     answers = {
         quantization: hub_user.ask("-m", hub_user.path(named(quantization))) for quantization in ("Q4_K_M", "Q2_K")
     }
     assert answers["Q4_K_M"] != answers["Q2_K"]
     hub_user.hub.log.clear()
-    for reference, quantization in [*REFERENCES, ("cerebrum-7b", "Q4_K_M")]:
-        reference = reference.replace("HUB", hub_user.hub.url).replace("COMMIT", hub_user.commit())
+    for reference, quantization in references:
         assert hub_user.ask("-m", reference) == answers[quantization], reference
     assert not hub_user.hub.log.requests()
 
@@ -80,17 +78,12 @@ def test_pull_downloads_an_old_commit_by_url(hub_user: HubUser, chatml_model: Pa
 
 
 @pytest.mark.slow
-def test_pull_names_other_models_by_repository(hub_user: HubUser) -> None:
+def test_pull_names_other_models_by_repository_and_downloads_once(hub_user: HubUser) -> None:
     done = hub_user.pull(OWNED)
     assert cleaned(done) == f"installed {OWNED}:Q8_0: {hub_user.path('tiny-Q8_0.gguf', OWNED)}\n"
     assert hub_user.ask("-m", f"hf.co/{OWNED}:q8_0")
-
-
-@pytest.mark.parametrize("reference", ["cerebrum-7b", OWNED])
-def test_pull_does_not_download_an_installed_model(hub_user: HubUser, reference: str) -> None:
-    first = hub_user.pull(reference)
     hub_user.hub.log.clear()
-    assert hub_user.pull(reference).err == cleaned(first)
+    assert hub_user.pull(OWNED).err == cleaned(done)
     assert [each.part for each in hub_user.hub.log.requests()] == ["api"]
 
 
@@ -184,22 +177,13 @@ def test_pull_downloads_all_parts_of_a_split_model(
     assert (row["reference"], row["size"]) == ("owner/split:Q8_0", sum(hub_user.blobs("owner/split").values()))
     answer = hub_user.ask("-m", "owner/split")
     assert answer == hub_user.ask("-m", chatml_model) == hub_user.ask("-m", first)
+    hub_user.hub.repository("owner/other", dict(parts))
+    hub_user.pull(f"https://huggingface.co/owner/other/resolve/main/{list(parts)[1]}")  # one part
+    assert len(hub_user.blobs("owner/other")) == 3
 
 
 def test_pull_ignores_incomplete_split_models(hub_user: HubUser, parts: dict[str, Path]) -> None:
     last = list(parts)[-1]
     hub_user.hub.repository("owner/split", {name: path for name, path in parts.items() if name != last})
     done = hub_user.run("pull", "owner/split")
-    assert (done.code, done.out, done.err) == (
-        3,
-        "",
-        "error: owner/split has no GGUF model\n hint: see its page on the Hub\n",
-    )
-
-
-@pytest.mark.slow
-def test_pull_of_one_part_downloads_all_parts(hub_user: HubUser, parts: dict[str, Path]) -> None:
-    hub_user.hub.repository("owner/split", dict(parts))
-    hub_user.pull(f"https://huggingface.co/owner/split/resolve/main/{list(parts)[1]}")
-    assert len(hub_user.blobs("owner/split")) == 3
-    assert hub_user.ask("-m", "owner/split")
+    assert_error(done, 3, "owner/split has no GGUF model", "see its page on the Hub")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
+from command_line import assert_error
 from hub_user import CATALOGUED, HubUser, named
 from tiny_models import write_chatml
 
@@ -31,10 +31,14 @@ def removed(hub_user: HubUser, reference: str) -> str:
     return done.err
 
 
-def test_rm_without_confirmation_removes_nothing(hub_user: HubUser) -> None:
+def test_rm_of_an_unregistered_file_or_without_confirmation_removes_nothing(hub_user: HubUser, tmp_path: Path) -> None:
     done = hub_user.run("rm", "cerebrum-7b")
     assert (done.code, done.out, done.err) == (1, "", "cerebrum-7b:Q4_K_M not deleted; confirm with -y\n")
     assert hub_user.path(named("Q4_K_M")).exists()
+    own = tmp_path / "other.gguf"
+    for reference in (own, "./other.gguf"):
+        assert_error(hub_user.run("rm", reference), 3, f"{own} is not registered", "delete the file yourself")
+    assert own.exists()
 
 
 @pytest.mark.slow
@@ -43,21 +47,19 @@ def test_rm_frees_the_bytes_of_a_model(hub_user: HubUser) -> None:
     assert hub_user.blobs() == {}
     assert not hub_user.folder().exists()
     assert hub_user.listed() == []
-    done = hub_user.run("rm", "-y", "cerebrum-7b")
-    assert (done.code, done.out, done.err) == (
-        3,
-        "",
-        "error: cerebrum-7b is not downloaded\n hint: list installed models with cerebrum list\n",
-    )
+    assert_error(hub_user.run("rm", "-y", "cerebrum-7b"), 3, "cerebrum-7b is not downloaded", "cerebrum list")
     assert hub_user.hugging_face("[*map(str, scan_cache_dir().warnings)]", "len(scan_cache_dir().repos)") == [[], 0]
 
 
 @pytest.mark.slow
-def test_rm_keeps_other_quantizations(hub_user: HubUser) -> None:
+def test_rm_keeps_other_quantizations_and_partial_downloads(hub_user: HubUser) -> None:
     hub_user.pull("cerebrum-7b:Q2_K")
     answer = hub_user.ask("-m", "cerebrum-7b:Q2_K")
-    removed(hub_user, "cerebrum-7b:Q4_K_M")
-    assert hub_user.blobs() == {hub_user.digest(named("Q2_K")): hub_user.path(named("Q2_K")).stat().st_size}
+    partial = hub_user.folder() / "blobs" / f"{'0' * 64}.incomplete"
+    partial.write_bytes(b"GGUF")
+    assert removed(hub_user, str(hub_user.path(named("Q4_K_M")))) == "deleted cerebrum-7b:Q4_K_M, freed 9 MB\n"
+    size = hub_user.path(named("Q2_K")).stat().st_size
+    assert hub_user.blobs() == {hub_user.digest(named("Q2_K")): size, partial.name: 4}
     assert hub_user.ask() == answer
 
 
@@ -77,21 +79,10 @@ def test_rm_keeps_the_file_of_a_local_model(hub_user: HubUser, tmp_path: Path) -
     hub_user.pull(own)
     assert removed(hub_user, "other") == f"removed other from the list; kept {own}\n"
     assert own.exists()
+    hub_user.pull(own)
+    own.unlink()
+    assert removed(hub_user, "other") == "removed other from the list; its file no longer exists\n"
     assert [row["name"] for row in hub_user.listed()] == ["cerebrum-7b"]
-
-
-def test_rm_rejects_a_file_that_is_not_registered(hub_user: HubUser, tmp_path: Path) -> None:
-    own = tmp_path / "other.gguf"
-    for reference in (own, "./other.gguf"):
-        done = hub_user.run("rm", reference)
-        hint = " hint: delete the file yourself; cerebrum list shows what rm removes\n"
-        assert (done.code, done.out, done.err) == (3, "", f"error: {own} is not registered\n{hint}")
-    assert own.exists()
-
-
-def test_rm_deletes_a_model_by_its_path_in_the_cache(hub_user: HubUser) -> None:
-    assert removed(hub_user, str(hub_user.path(named("Q4_K_M")))) == "deleted cerebrum-7b:Q4_K_M, freed 9 MB\n"
-    assert hub_user.blobs() == {}
 
 
 @pytest.mark.slow
@@ -110,29 +101,6 @@ def test_rm_of_the_default_chooses_another(hub_user: HubUser) -> None:
     assert hub_user.ask()
 
 
-def test_rm_deletes_the_files_of_a_named_model(hub_user: HubUser) -> None:
-    hub_user.pull(OWNED, "--name", "mine")
-    assert removed(hub_user, "mine").startswith("deleted mine, ")
-    assert hub_user.blobs(OWNED) == {}
-    assert [row["name"] for row in hub_user.listed()] == ["cerebrum-7b"]
-
-
-def test_rm_keeps_partial_downloads(hub_user: HubUser) -> None:
-    partial = hub_user.folder() / "blobs" / f"{hub_user.digest(named('Q2_K'))}.incomplete"
-    partial.write_bytes(b"GGUF")
-    removed(hub_user, "cerebrum-7b:Q4_K_M")
-    assert hub_user.blobs() == {partial.name: 4}
-    assert hub_user.listed() == []
-
-
-def test_rm_removes_a_model_without_its_file(hub_user: HubUser, tmp_path: Path) -> None:
-    own = Path(shutil.copy(tmp_path / "other.gguf", tmp_path / "own.gguf"))
-    hub_user.pull(own)
-    own.unlink()
-    assert removed(hub_user, "own") == "removed own from the list; its file no longer exists\n"
-    assert [row["name"] for row in hub_user.listed()] == ["cerebrum-7b"]
-
-
 def test_rm_keeps_files_of_another_name(hub_user: HubUser) -> None:
     hub_user.pull(OWNED, "--name", "one")
     hub_user.pull(OWNED, "--name", "two")
@@ -140,6 +108,7 @@ def test_rm_keeps_files_of_another_name(hub_user: HubUser) -> None:
     assert removed(hub_user, "one") == f"removed one from the list; kept {path}, two uses it\n"
     assert hub_user.ask("-m", "two")
     assert removed(hub_user, "two").startswith("deleted two, ")
+    assert hub_user.blobs(OWNED) == {}
 
 
 @pytest.mark.slow
