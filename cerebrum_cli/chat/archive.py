@@ -74,7 +74,6 @@ def search_rows(store: Store, text: str) -> list[dict[str, Any]]:
 
 
 def without_marks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a search as `--json` prints them."""
     marks = str.maketrans("", "", MATCH_BEGIN + MATCH_END)
     return [{**row, "excerpt": row["excerpt"].translate(marks)} for row in rows]
 

@@ -61,7 +61,6 @@ class Chat:
 
     @property
     def author(self) -> Author:
-        """The model and format that replies are attributed to."""
         return Author(self.loaded.model, self.loaded.format_name)
 
     @property
@@ -299,7 +298,6 @@ class Chat:
 
     @property
     def last_question(self) -> StoredMessage | None:
-        """The last question, whether or not it has a reply."""
         return next((each for each in reversed(self.messages) if each.message.role == "user"), None)
 
     def _reopen(self, source: ReplySource) -> None:
@@ -324,7 +322,6 @@ class Chat:
         return {"model": model.reference, "format": self.loaded.format_name, "params": params}
 
     def _update_session(self) -> Session:
-        """Store the current model, format and sampling settings with the session."""
         assert self.session is not None
         values = self._session_values
         if any(getattr(self.session, key) != value for key, value in values.items()):

@@ -84,5 +84,4 @@ def turns_to_drop(
 
 
 def drop_oldest(conversation: Conversation, messages: int) -> Conversation:
-    """Remove the oldest messages of a conversation."""
     return replace(conversation, messages=conversation.messages[messages:])

@@ -125,7 +125,6 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def require_known_version(database: sqlite3.Connection, path: Path) -> None:
-    """Raise SessionError for a database of another version of cerebrum."""
     if _version(database) not in (0, VERSION):
         problem = f"{path}: written by another version of cerebrum"
         raise SessionError(problem, "use that version, or move the file elsewhere; a new one will be created")
@@ -209,7 +208,6 @@ def printable_line(problem: str) -> str:
 
 @contextlib.contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Raise SessionError for an error of SQLite."""
     try:
         yield
     except READ_ERRORS as error:

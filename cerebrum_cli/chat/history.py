@@ -118,7 +118,6 @@ class History:
         return session
 
     def close(self) -> None:
-        """Release the lock and close the database."""
         self.release()
         self.store.close()
 
@@ -151,7 +150,6 @@ class History:
 
 
 def reply_metadata(reply: Reply, author: Author, params: dict[str, Any]) -> ReplyMetadata:
-    """Collect the metadata that is stored with a reply."""
     finish = reply.finish
     return ReplyMetadata(
         reasoning=reply.reasoning,
@@ -171,7 +169,6 @@ def reply_metadata(reply: Reply, author: Author, params: dict[str, Any]) -> Repl
 
 
 def forced_tokens(metadata: ReplyMetadata) -> tuple[Forced, ...]:
-    """Where tokens were forced into a stored reply."""
     return tuple(Forced(*each) for each in (metadata.timings or {}).get("forced", ()))
 
 

@@ -65,7 +65,6 @@ class ReplyRecorder:
         self.finish()
 
     def _process_event(self, event: Event) -> None:
-        """Process one event of the reply, and save the text so far when it is due."""
         self.collector.emit(event)
         now = time.monotonic()
         with contextlib.suppress(SessionError):  # generation continues; `finish` tries again

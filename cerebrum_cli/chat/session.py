@@ -100,7 +100,6 @@ def validated_name(name: str) -> str:
 
 
 def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]:
-    """Convert a message to the values of COLUMNS."""
     tokens = None if message.tokens is None else struct.pack(f"<{len(message.tokens)}i", *message.tokens)
     values = {name: getattr(metadata, name) for name in METADATA_COLUMNS}
     encoded = {name: json.dumps(values[name]) for name in JSON_COLUMNS if values[name] is not None}

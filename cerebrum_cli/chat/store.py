@@ -150,7 +150,6 @@ class Store:
         return name
 
     def latest(self) -> Session | None:
-        """The most recently changed session."""
         with self._read() as database:
             row = database.execute("SELECT * FROM sessions ORDER BY updated DESC, id DESC LIMIT 1").fetchone()
             return session_from_row(row) if row else None
@@ -192,7 +191,6 @@ class Store:
 
     @_detachable
     def update_message(self, session: Session, message: Message, metadata: ReplyMetadata) -> None:
-        """Replace a session's last message."""
         columns = ", ".join(f"{column} = ?" for column in COLUMNS)
         with self._write() as database:
             self._require(database, session)
@@ -278,7 +276,6 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Group the changes made within into one transaction."""
         with self._write():
             yield
 

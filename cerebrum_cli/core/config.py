@@ -77,7 +77,6 @@ class SavedPrompt:
         return settings | {key: value for key, value in own.items() if value is not None}
 
     def as_object(self) -> dict[str, Any]:
-        """The prompt in JSON."""
         settings = self.table()
         own = {key: settings.pop(key, None) for key in ("prompt", "system", "model", "schema", "extract")}
         return {"name": self.name, **own, "settings": settings}
@@ -85,8 +84,6 @@ class SavedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Contents of a config.toml."""
-
     settings: Layer = field(default_factory=dict)
     endpoints: Mapping[str, EndpointTable] = field(default_factory=dict)
     prompts: Mapping[str, SavedPrompt] = field(default_factory=dict)

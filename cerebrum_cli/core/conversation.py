@@ -49,11 +49,9 @@ class Conversation:
 
     @property
     def question(self) -> str:
-        """Text of the last message."""
         return self.messages[-1].content
 
     def with_question(self, content: str) -> Conversation:
-        """Replace the last message by a question."""
         return replace(self, messages=self.messages[:-1]).user(content)
 
 

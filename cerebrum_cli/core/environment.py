@@ -11,7 +11,6 @@ def environment(name: str) -> str | None:
 
 
 def environment_names() -> tuple[str, ...]:
-    """Names of all environment variables."""
     return tuple(os.environ)
 
 

@@ -53,8 +53,6 @@ def wait_for_lock(
 
 
 class UnfinishedFile(NamedTuple):
-    """A locked file with a name of its own."""
-
     path: Path
     file: FileIO
 

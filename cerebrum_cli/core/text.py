@@ -46,7 +46,6 @@ def format_utc(seconds: float) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text without its line breaks, and with single spaces."""
     return " ".join(text.split())
 
 

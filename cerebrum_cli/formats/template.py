@@ -55,7 +55,6 @@ class Placeholders:
         return f"{self._start}{index}\ue001"
 
     def put(self, index: int, turn: Turn) -> Turn:
-        """Replace the content of a message."""
         return {**turn, "content": self.text(index)}
 
     def split(self, rendered: str) -> tuple[str, list[tuple[int, str]]]:

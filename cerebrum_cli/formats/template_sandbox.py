@@ -23,7 +23,6 @@ class GenerationBlock(Extension):
     tags = {"generation"}  # noqa: RUF012 (Jinja declares it a plain set)
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Parse the block into a scope with the same content."""
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 

@@ -66,8 +66,6 @@ class FileSearch(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """A `.gitignore` file and its directory."""
-
     directory: Path
     spec: GitIgnoreSpec
 

@@ -98,7 +98,6 @@ def parse_likeliest(source: str, text: str) -> int:
 
 
 def last_words(text: str) -> str:
-    """The last words of a text, in one line."""
     line = " ".join(text.lstrip("\ufffd").split())
     if len(line) <= MAX_BEFORE:
         return line

@@ -113,7 +113,6 @@ class ReplySource:
     host: Host | None = None
 
     def used(self, **changes: Any) -> ReplySource:
-        """The same source, used in another way."""
         return replace(self, use=replace(self.use, **changes))
 
     @property
@@ -312,7 +311,6 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
 
 
 def reload_key(settings: Settings) -> tuple[object, ...]:
-    """The settings that require the model to be reloaded when they change."""
     return tuple(getattr(settings, key) for key in RELOADING)
 
 
@@ -341,7 +339,6 @@ def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | 
 
 
 def generation_fingerprint(settings: Settings, grammar: str | None, model: Model, library: Library) -> dict[str, Any]:
-    """The model, the settings and the grammar."""
     values = asdict(settings)
     keys = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
     return {

@@ -75,7 +75,6 @@ class Profile:
 
     @property
     def is_default(self) -> bool:
-        """Whether every use has the default settings."""
         return not any(used.tuning.overrides for used in self.uses.values())
 
     @property
@@ -135,7 +134,6 @@ class ProfileStore:
                 path.unlink()
 
     def _paths(self, model: str) -> list[Path]:
-        """Paths of the profiles of a model's file, with any adapters."""
         return sorted(self.directory.glob(f"{_digest(model.partition(ADAPTED)[0])}-*.json"))
 
     def _path(self, model: str, machine: str, build: str) -> Path:
@@ -161,7 +159,6 @@ def sets_attention(settings: Settings) -> bool:
 
 
 def without_user_settings(tuning: Tuning, settings: Settings) -> Tuning:
-    """Remove what the user has set from a tuning."""
     if settings.threads is not None:
         tuning = replace(tuning, n_threads=None, n_threads_batch=None)
     if sets_attention(settings):
@@ -170,7 +167,6 @@ def without_user_settings(tuning: Tuning, settings: Settings) -> Tuning:
 
 
 def profile_object(profile: Profile) -> dict[str, Any]:
-    """Object that `--json` prints for a profile."""
     return {
         "created": profile.created,
         "machine": profile.machine,

@@ -126,8 +126,6 @@ class Preview(NamedTuple):
 
 
 class ReplyCollector:
-    """Collects the events of one reply."""
-
     def __init__(self) -> None:
         self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
         self._tokens: list[int] = []
@@ -206,7 +204,6 @@ class ReplyStream:
         self._completions.close()
 
     def _read(self, requests: Iterable[Request | None]) -> Iterator[Request | None]:
-        """Yield the requests as the engine takes them."""
         indexes = count()
         for each in requests:
             if each:

@@ -151,7 +151,6 @@ class ThoughtBudget:
 
 
 def plan_endings(vocabulary: Vocabulary, thoughts: tuple[ThoughtMarkup, ...]) -> dict[str, tuple[int, ...]]:
-    """Tokenize all texts that can end a thought."""
     texts = {each.ending(each.open + breaks) for each in thoughts for breaks in ("", "\n", "\n\n")}
     return {text: continuation(vocabulary, (Text(text, True),)) for text in texts}
 
@@ -164,7 +163,6 @@ class Sentences:
         self._has_decimals = False
 
     def read(self, text: str) -> None:
-        """Add text."""
         self.tail = (self.tail + text)[-max(_TAIL, len(text)) :]
         self._has_decimals = self._has_decimals or re.search(_DECIMAL, self.tail) is not None
 

@@ -190,7 +190,6 @@ class Responder:
 
     @cached_property
     def format(self) -> PromptFormat:
-        """The prompt format."""
         return self.build_format(self.engine.vocabulary, self.engine.context_size)
 
     @cached_property

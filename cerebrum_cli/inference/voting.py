@@ -74,7 +74,6 @@ class MajorityVote:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Minimum and maximum number of samples."""
         return self.tally.votes.minimum, self.tally.votes.maximum
 
     @property
@@ -126,7 +125,6 @@ class MajorityVote:
 
     @property
     def reply(self) -> Reply | None:
-        """The reply of the sample to show."""
         return self.best_sample.reply if self.best_sample else None
 
     def _start_or_stop(self, index: int, replies: ReplyStream) -> None:
