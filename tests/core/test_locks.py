@@ -141,11 +141,6 @@ def test_lock_of_what_is_not_a_file_is_an_error(tmp_path: Path, make: Callable[[
         lock_file(tmp_path / "file", BUSY)
 
 
-def test_lock_file_has_the_given_mode(tmp_path: Path) -> None:
-    lock_file(tmp_path / "file", BUSY, mode=0o600).close()
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
-
-
 # A file system without locks.
 
 

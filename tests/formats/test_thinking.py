@@ -132,16 +132,6 @@ fragments = st.lists(
 openings = st.sampled_from([None, *THOUGHTS])
 
 
-@given(pieces=fragments, opened=openings, data=st.data())
-def test_chunk_boundaries_do_not_change_the_split(
-    pieces: list[str], opened: ThoughtMarkup | None, data: st.DataObject
-) -> None:
-    text = "".join(pieces)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    stream = [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
-    assert split(*stream, opened=opened) == split(text, opened=opened)
-
-
 def split_whole(text: str) -> tuple[str, str]:
     """Reasoning and answer of a complete text, as a reference for the stream."""
     thoughts = []

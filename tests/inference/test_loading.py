@@ -16,8 +16,8 @@ from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag
-from cerebrum_cli.engine.llama.bindings import Log, log
-from cerebrum_cli.engine.llama.devices import accelerators, can_offload
+from cerebrum_cli.engine.llama.bindings import Log
+from cerebrum_cli.engine.llama.devices import can_offload
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import (
     GgufFile,
@@ -28,7 +28,7 @@ from cerebrum_cli.engine.load_options import (
     short_context_notice,
 )
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.machine import available_memory, cgroup_memory, cgroup_quota, own_cgroups, thread_count
+from cerebrum_cli.engine.machine import cgroup_memory, cgroup_quota, own_cgroups
 from cerebrum_cli.engine.memory import (
     GPU_UBATCH,
     HEADROOM,
@@ -97,12 +97,6 @@ def test_cgroup_memory_ignores_cached_files(tmp_path: Path, files: dict[str, str
     assert cgroup_memory(tree(tmp_path, **files)) == left
 
 
-def test_this_machine_has_cpus_and_memory() -> None:
-    assert 1 <= thread_count() <= (os.cpu_count() or 1)
-    assert available_memory() > 0
-    assert can_offload() or accelerators() == ()
-
-
 def options(path: Path, gpu_layers: str = "auto", vocabulary_only: bool = False) -> LoadOptions:
     return LoadOptions(
         GgufFile(path, 2048, uniform_sizes(1_000_000, 2, 128)),
@@ -122,16 +116,6 @@ def test_load_reports_progress(chatml_model: Path) -> None:
     opened(told, options(chatml_model))
     fractions = [event.fraction for event in told if isinstance(event, LoadEvent)]
     assert fractions == sorted(fractions) and 0.0 <= fractions[0] <= fractions[-1] <= 1.0
-
-
-def test_load_logs_only_to_a_listener(chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log.lines.clear()
-    opened([], options(chatml_model))
-    assert not any(str(chatml_model) in line for line in log.lines)
-    heard: list[str] = []
-    monkeypatch.setattr(log, "forward", heard.append)
-    opened([], options(chatml_model))
-    assert any(str(chatml_model) in line for line in heard)
 
 
 def test_load_with_gpu_layers_but_no_gpu_gives_a_notice(chatml_model: Path) -> None:
@@ -167,12 +151,6 @@ def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
     load = LoadOptions(GgufFile(recurrent_model, 2048, sizes), context)
     backend = open_llama(load, lambda event: None, StopFlag())
     assert backend._offloaded == all_layers
-    backend.close()
-
-
-def test_load_vocabulary_only(chatml_model: Path) -> None:
-    backend = open_llama(options(chatml_model, vocabulary_only=True), lambda event: None, StopFlag())
-    assert backend.tokenize([Text("abc")])
     backend.close()
 
 
@@ -243,16 +221,6 @@ def test_own_cgroups_include_all_ancestors(tmp_path: Path) -> None:
     own_slice = [root / "user.slice" / "me.scope", root / "user.slice", root]
     assert own == {*own_slice, root / "cpu" / "elsewhere", root / "cpu"}
     assert own_cgroups(root, tmp_path / "nothing") == {root}
-
-
-def test_cgroup_memory_of_a_job_of_cgroup_v1(tmp_path: Path) -> None:
-    (tmp_path / "membership").write_text("11:memory:/slurm/job1\n")
-    folder = tmp_path / "cgroup" / "memory" / "slurm" / "job1"
-    folder.mkdir(parents=True)
-    for name, content in (("limit", "1000"), ("usage", "600")):
-        (folder / f"memory.{name}_in_bytes").write_text(content)
-    (folder / "memory.stat").write_text("total_active_file 100\ntotal_inactive_file 50\n")
-    assert min(map(cgroup_memory, own_cgroups(tmp_path / "cgroup", tmp_path / "membership"))) == 550
 
 
 def test_notice_for_a_context_beyond_the_trained_one(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded
-from vocabularies import marked_up, marks_in, text_of
+from vocabularies import marked_up, marks_in
 
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import FormatError
@@ -52,17 +52,6 @@ def test_markup_in_a_question_never_becomes_a_special_token(template: str, chatm
         ids = chatml.tokenize(embedded(chatml, template).render(conversation))
         assert marks_in(ids) == marks_in(chatml.tokenize(embedded(chatml, template).render(harmless))), text
         assert detokenize(chatml, ids).count(text.strip()) >= 2, text
-
-
-@pytest.mark.parametrize("template", ["mistral", "llama-2"])
-def test_eos_text_in_a_question_stays_text_for_mistral(template: str, mistral: LlamaBackend) -> None:
-    prompt_format = embedded(mistral, template)
-    for text in PASTED:
-        ids, expected = (
-            mistral.tokenize(prompt_format.render(TWO_TURNS.assistant("b").user(content))) for content in (text, "x")
-        )
-        assert [token for token in ids if token <= EOS] == [token for token in expected if token <= EOS], text
-        assert text.strip() in detokenize(mistral, ids), text
 
 
 @given(question=marked_up, reply=marked_up, template=st.sampled_from(["chatml", "gpt-oss"]))
@@ -132,9 +121,3 @@ def test_rewritten_message_must_not_become_a_special_token(source: str, text: st
 def test_unknown_characters_are_not_special_tokens(mistral: LlamaBackend) -> None:
     upper = embedded(mistral, "{{ messages[0].content | upper }}")
     assert upper.render(Conversation().user("a🙂\0é")) == (Text("A🙂\0É", trusted=True),)
-
-
-def test_template_may_omit_earlier_reasoning(chatml: LlamaBackend) -> None:
-    parts = embedded(chatml, "qwen3").render(Conversation().user("a").assistant("<think>\nhm\n</think>\n\nb").user("c"))
-    assert "hm" not in text_of(parts)
-    assert "<|im_start|>assistant\nb<|im_end|>" in text_of(parts)

@@ -138,6 +138,7 @@ MAMBA = Architecture(
     },
 )
 MAMBA_SIZES = {
+    "context_length": 2048,
     "layers": 2,
     "width": 32,
     "inner": 64,
@@ -164,45 +165,34 @@ SEVEN_B = Shape(layers=32, width=256, heads=8, kv_heads=2, ffn=512)  # layers of
 FULL_PRECISION = ("ssm_a", "ssm_conv1d.weight")  # and vectors: llama.cpp has no half-precision kernel for these
 
 
-def write_mistral(
-    path: Path,
-    *,
-    seed: int = 0,
-    context_length: int = 2048,
-    shape: Shape = Shape(),
-    name: str = "tiny mistral",
-    chat_template: str | None = None,
-) -> Path:
+def write_mistral(path: Path, *, name: str = "tiny mistral", chat_template: str | None = None, **options: Any) -> Path:
     """Write a Llama with Mistral-7B's vocabulary of 32,000 tokens; like the files of 2023, without a template."""
-    metadata = {**tokenizer_metadata(), **_described(name, chat_template)}
-    return _write(path, LLAMA, _transformer_sizes(shape, context_length), metadata, seed)
+    return _write_llama(path, {**tokenizer_metadata(), **_described(name, chat_template)}, **options)
 
 
 def write_chatml(
-    path: Path,
-    *,
-    seed: int = 0,
-    context_length: int = 2048,
-    shape: Shape = Shape(),
-    name: str = "tiny chatml",
-    chat_template: str | None = CHATML_TEMPLATE,
+    path: Path, *, name: str = "tiny chatml", chat_template: str | None = CHATML_TEMPLATE, **options: Any
 ) -> Path:
     """Write a Llama with a byte-level BPE vocabulary of 275 tokens, including ChatML's and thinking tokens."""
-    metadata = {**_bpe_metadata(), **_described(name, chat_template)}
+    return _write_llama(path, {**_bpe_metadata(), **_described(name, chat_template)}, **options)
+
+
+def _write_llama(
+    path: Path, metadata: Mapping[str, MetadataValue], seed: int = 0, context_length: int = 2048, shape: Shape = Shape()
+) -> Path:
     return _write(path, LLAMA, _transformer_sizes(shape, context_length), metadata, seed)
 
 
-def write_recurrent(path: Path, *, seed: int = 0, context_length: int = 2048) -> Path:
+def write_recurrent(path: Path) -> Path:
     """Write a Mamba, whose state cannot be rolled back. Vocabulary of `write_chatml`."""
     metadata = {**_bpe_metadata(), **_described("tiny mamba", CHATML_TEMPLATE)}
-    return _write(path, MAMBA, {**MAMBA_SIZES, "context_length": context_length}, metadata, seed)
+    return _write(path, MAMBA, MAMBA_SIZES, metadata, 0)
 
 
-def write_sliding_window(path: Path, *, seed: int = 0, context_length: int = 2048, window: int = 32) -> Path:
+def write_sliding_window(path: Path, *, window: int = 32) -> Path:
     """Write a Gemma 2, whose first layer has a sliding window. Vocabulary of `write_chatml`."""
     metadata = {**_bpe_metadata(), **_described("tiny gemma2", CHATML_TEMPLATE)}
-    sizes = {**_transformer_sizes(Shape(), context_length), "window": window}
-    return _write(path, GEMMA2, sizes, metadata, seed)
+    return _write(path, GEMMA2, {**_transformer_sizes(Shape(), 2048), "window": window}, metadata, 0)
 
 
 def write_vocabulary(path: Path, architecture: str, **keys: int | bool) -> Path:
