@@ -76,15 +76,15 @@ class LeastCertain:
     def tokens(self, detokenize: Callable[[Sequence[int]], str]) -> tuple[UncertainToken, ...]:
         """The tokens, the least certain first; those with a probability near 1 are left out."""
 
-        def candidate(each: TokenLogprob) -> ScoredToken:
+        def scored(each: TokenLogprob) -> ScoredToken:
             return ScoredToken(each.token, detokenize((each.token,)), each.logprob)
 
         return tuple(
             UncertainToken(
                 event.position,
                 last_words(detokenize(self._tokens[max(0, event.position - BEFORE_TOKENS) : event.position])),
-                candidate(event.given),
-                tuple(map(candidate, event.likeliest)),
+                scored(event.given),
+                tuple(map(scored, event.likeliest)),
             )
             for event in self._events
         )
@@ -105,5 +105,5 @@ def last_words(text: str) -> str:
     return cut.partition(" ")[2] or cut
 
 
-def _token_object(candidate: ScoredToken) -> dict[str, Any]:
-    return {"id": candidate.id, "token": candidate.text, "logprob": round(candidate.logprob, LOGPROB_DIGITS)}
+def _token_object(token: ScoredToken) -> dict[str, Any]:
+    return {"id": token.id, "token": token.text, "logprob": round(token.logprob, LOGPROB_DIGITS)}

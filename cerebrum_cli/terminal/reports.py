@@ -262,6 +262,6 @@ def quoted(text: str) -> str:
     return json.dumps(shown, ensure_ascii=False)
 
 
-def percentage(candidate: inspection.ScoredToken) -> str:
-    probability = exp(candidate.logprob)
+def percentage(token: inspection.ScoredToken) -> str:
+    probability = exp(token.logprob)
     return f"{probability:.0%}" if probability >= 0.01 else "<1%"
