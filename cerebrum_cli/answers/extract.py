@@ -116,17 +116,13 @@ def final_answer(text: str, is_complete: bool = True) -> str | None:
 
 def extract_answers(text: str, is_complete: bool) -> Extraction:
     """Find the final answer as `final_answer` does, and what a text states wherever it was truncated."""
-    text = _normalized(text)
+    text = text.replace("\r\n", "\n").replace("\N{MINUS SIGN}", "-")
     doubtful = None
     for answer, firm in _statements_from_last(text):
         if firm:
             return Extraction(answer, answer)
         doubtful = doubtful or answer
     return Extraction((last_value(text) if is_complete else None) or doubtful, doubtful)
-
-
-def _normalized(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\N{MINUS SIGN}", "-")
 
 
 def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
@@ -160,7 +156,6 @@ def _braced(text: str) -> str:
 
 
 def _stated(region: str) -> tuple[str, str]:
-    """Answer that a sentence states, and the text after that sentence."""
     line, newline, below = _LEAD.sub("", region, count=1).partition("\n")
     line = plain(line)
     end = _sentence_end(line)

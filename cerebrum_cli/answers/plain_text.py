@@ -128,7 +128,6 @@ def sentence_stop(line: str, mark: re.Match[str]) -> int | None:
 
 
 def _after(line: str, mark: re.Match[str]) -> str:
-    """First character behind a mark and the space after it; empty at the end of the line."""
     found = _NEXT.search(line, mark.end())
     return found[0] if found else ""
 

@@ -7,6 +7,7 @@ Step by Step: Adaptive-Consistency" (arXiv:2305.11860).
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from math import comb, fsum
 
@@ -20,15 +21,10 @@ _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{
 
 @dataclass(frozen=True, slots=True)
 class Votes:
-    """How many samples to take: from `least` to `most`, which may be equal."""
+    """How many samples to take, `minimum` and `maximum` may be equal; between them, until the outcome is likely."""
 
     minimum: int
     maximum: int
-
-    @property
-    def is_adaptive(self) -> bool:
-        """Whether sampling may stop once the outcome is likely, and not only once it is certain."""
-        return self.minimum < self.maximum
 
 
 AUTO = Votes(3, 16)
@@ -118,7 +114,6 @@ class Tally:
 
     @property
     def agreement(self) -> float:
-        """The winner's share of all samples counted."""
         return self.winner.count / self.samples if self.winner else 0.0
 
     @property
@@ -146,7 +141,8 @@ class Tally:
         leader = first + more
         if counted >= self.votes.maximum or leader > second + self.votes.maximum - counted:
             return True
-        return self.votes.is_adaptive and counted >= self.votes.minimum and is_lead_certain(leader, second)
+        is_adaptive = self.votes.minimum < self.votes.maximum  # a likely outcome is enough, it need not be certain
+        return is_adaptive and counted >= self.votes.minimum and is_lead_certain(leader, second)
 
 
 def is_lead_certain(leader: int, runner_up: int) -> bool:
@@ -163,8 +159,5 @@ def is_lead_certain(leader: int, runner_up: int) -> bool:
 
 def _count(form: str, group: list[SampleAnswer]) -> Count:
     """Count the samples that share a form; of two spellings that are equally frequent, the first is shown."""
-    written: dict[str, int] = {}
-    for each in group:
-        written[each.answer or ""] = written.get(each.answer or "", 0) + 1
-    answer = max(written, key=lambda answer: written[answer])
+    [(answer, _)] = Counter(each.answer or "" for each in group).most_common(1)
     return Count(answer, len(group), fsum(each.probability for each in group), form)

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from io import FileIO
@@ -24,6 +24,7 @@ from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.files import commit_file, translate_os_errors, write_all
 from cerebrum_cli.core.locks import lock_file, unfinished_file
+from cerebrum_cli.core.text import enumeration
 
 VERSION = 1
 _MAX_DIFFERENCES = 3  # in an error message
@@ -60,7 +61,6 @@ class OutputPaths:
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """Every file that may be written."""
         return (self.output, self.partial, self.meta)
 
 
@@ -98,7 +98,6 @@ def lock_partial(path: Path) -> FileIO:
 
 
 def write_result(file: FileIO, chunks: Iterable[bytes]) -> Identity:
-    """Write and sync a file."""
     digest, size = hashlib.sha256(), 0
     for chunk in chunks:
         write_all(file.fileno(), chunk)
@@ -213,19 +212,13 @@ def describe_difference(before: BatchRecord, now: BatchRecord) -> str | None:
 
 def shown_values(before: Any, between: str, after: Any) -> str:
     """Two values of a fingerprint in parentheses; empty where they look alike, or are digests of files."""
-    texts = [short_value(value) for value in (before, after)]
+    texts = [_short_value(value) for value in (before, after)]
     if texts[0] == texts[1] or all(_DIGEST.match(text) for text in texts):
         return ""
     return f" ({texts[0]}{between} {texts[1]})"
 
 
-def enumeration(clauses: Sequence[str]) -> str:
-    """Clauses with commas, and with "and" before the last."""
-    return " and ".join(filter(None, [", ".join(clauses[:-1]), clauses[-1]]))
-
-
-def short_value(value: Any) -> str:
-    """A value of a fingerprint as text for a message."""
+def _short_value(value: Any) -> str:
     text = "none" if value is None else value if isinstance(value, str) else to_json(value)
     text = " ".join(text.split())
     return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 1]}…"
@@ -258,10 +251,11 @@ def decide(
             problem = f"was made with {difference}" if output == record.result else "already exists"
             raise BatchError(f"{paths.output} {problem}", _REPLACE)
         return "begin"
-    if smaller := describe_smaller(record.extent, new.extent):
-        raise BatchError(f"{paths.output} already has more {smaller}", _SMALLER)
+    before, now = record.extent, new.extent
+    if smaller := [f"{name} ({before[name]}, now {now[name]})" for name in now if now[name] < before.get(name, 0)]:
+        raise BatchError(f"{paths.output} already has more {' and '.join(smaller)}", _SMALLER)
     if record.result and record.result == output:
-        return "complete" if record.extent == new.extent else "extend"
+        return "complete" if before == now else "extend"
     if output is None:
         return "resume" if has_rows else "begin"
     if has_rows:
@@ -272,9 +266,3 @@ def decide(
     if output == record.replaces and record.result is None:
         return "begin"  # --restart was interrupted before the first row
     raise BatchError(f"{paths.output} was changed after it was completed", _REPLACE)
-
-
-def describe_smaller(before: Mapping[str, int], now: Mapping[str, int]) -> str | None:
-    """Describe what an extent has less of, like "questions (40, now 20)"; None if it has not."""
-    smaller = [f"{name} ({before[name]}, now {now[name]})" for name in now if now[name] < before.get(name, 0)]
-    return " and ".join(smaller) or None

@@ -110,10 +110,12 @@ class PartialFile:
         self._sync.file_changed()
 
     def lines_in_order(self) -> Iterator[bytes]:
-        """Yield the lines in the order of the input. Raises BatchError if another program has changed the file."""
+        """Yield the lines as in the result. Raises BatchError if another program has changed the file."""
         with self._reader() as file:
             for position in self.finished:
-                yield _without_position(self._read_line(file, position))
+                line = self._read_line(file, position)
+                start, separator, end = line.rpartition(_ROW)
+                yield start + b"}\n" if separator and end.removesuffix(b"}\n").isdigit() else line
 
     def remove(self) -> None:
         """Delete the file while it is locked."""
@@ -182,12 +184,6 @@ class PartialFile:
             lines = [self._read_line(file, position) for position in islice(self.finished.failed, SHOWN_ERRORS)]
         errors = tuple(error for line in lines for error in self._rows.schema.count(json.loads(line)).errors)
         self.finished.counts = replace(self.finished.counts, errors=errors)
-
-
-def _without_position(line: bytes) -> bytes:
-    """Remove the position from a line, as in the result."""
-    start, separator, end = line.rpartition(_ROW)
-    return start + b"}\n" if separator and end.removesuffix(b"}\n").isdigit() else line
 
 
 def _key(identity: tuple[Any, ...]) -> bytes:

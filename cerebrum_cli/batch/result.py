@@ -26,7 +26,6 @@ class Schema:
     count: Callable[[Mapping[str, Any]], RowCounts]
 
     def identify(self, object: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What identifies the row of a line, as JSON values."""
         return tuple(object[key] for key in self.identity)
 
 
@@ -56,7 +55,6 @@ class ResultRows:
             raise ValueError(f"not an object of row {identity}: {list(object)}")
 
     def require_finished(self, finished: Collection[int]) -> None:
-        """Raise ValueError while rows are missing."""
         if len(finished) != len(self):
             raise ValueError(f"{len(self) - len(finished)} rows are not finished")
 
@@ -100,11 +98,9 @@ class FinishedRows(Collection[int]):
 
     @property
     def failed(self) -> Iterator[int]:
-        """The positions of the rows with an error."""
         return (position for position, flags in enumerate(self._flags) if flags & _FAILED)
 
     def forget_failed(self) -> None:
-        """Remove the rows without an answer."""
         self._flags = self._flags.translate(_FORGOTTEN)
         self.recount()
 

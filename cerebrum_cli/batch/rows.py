@@ -118,7 +118,6 @@ class Template:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The names of its fields, each once."""
         return tuple(dict.fromkeys(text for text, is_field in self.pieces if is_field))
 
     def render(self, fields: Mapping[str, Any]) -> str:
@@ -153,7 +152,6 @@ def parse_template(text: str) -> Template:
 
 
 def count_row(object: Mapping[str, Any]) -> RowCounts:
-    """Counts of one output object."""
     if object["error"] is not None:
         return RowCounts(failed=1, errors=(f"row {object['id']}: {object['error']['message']}",))
     is_undecided = object["votes"] is not None and object["votes"]["winner"] is None
@@ -164,8 +162,6 @@ SCHEMA = Schema(with_optional(OUTPUT_KEYS, MORE_KEYS), ("id", "prompt"), count_r
 
 
 def result_rows(rows: Rows) -> ResultRows:
-    """The rows of a batch's result."""
-
     def identity(position: int) -> tuple[Any, ...]:
         row = rows[position]
         return row.id, row.prompt

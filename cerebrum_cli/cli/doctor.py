@@ -53,12 +53,12 @@ def doctor(context: typer.Context, overrides: Annotated[Layer, SETTINGS], option
 def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator[CheckResult]:
     """The checks of this machine, or of the servers that `--endpoint` names; each runs as its result is read."""
     from cerebrum_cli.cli.servers import find_endpoints
-    from cerebrum_cli.doctor.checks import run_checks
+    from cerebrum_cli.doctor.checks import CHECKS, run_table
 
     endpoints = find_endpoints(app, options)
     context = app.doctor_context({**environment_layer("threads"), **overrides}, options.offline)
     if not endpoints:
-        return run_checks(context)
+        return run_table(CHECKS, context)
     from cerebrum_cli.doctor.servers import run_server_checks
 
     return run_server_checks(context, endpoints)

@@ -38,6 +38,11 @@ def format_names(names: Sequence[str], most: int = 3) -> str:
     return f"{shown}, and {len(names) - most} more" if len(names) > most else shown
 
 
+def enumeration(clauses: Sequence[str]) -> str:
+    """Clauses with commas, and with "and" before the last."""
+    return " and ".join(filter(None, [", ".join(clauses[:-1]), clauses[-1]]))
+
+
 def format_utc(seconds: float) -> str:
     """Format a Unix time as ISO 8601 in UTC."""
     from datetime import UTC, datetime

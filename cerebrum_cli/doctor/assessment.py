@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from cerebrum_cli.core.text import format_count, format_size
+from cerebrum_cli.core.text import enumeration, format_count, format_size
 from cerebrum_cli.engine.build import Build, rebuild_command
 from cerebrum_cli.engine.machine import Processors
 
@@ -36,10 +36,8 @@ class CheckResult:
     @property
     def recorded(self) -> dict[str, str]:
         """The object that `--json` prints."""
-        values = {key: asdict(self)[key] for key in ("name", "status", "detail", "hint", "endpoint")}
-        if not self.endpoint:
-            del values["endpoint"]
-        return values
+        values = {"name": self.name, **asdict(self)}
+        return {key: value for key, value in values.items() if value or key != "endpoint"}
 
 
 def check_result(detail: str, *problems: tuple[str, str] | None) -> CheckResult:
@@ -118,7 +116,7 @@ def assess_memory(free: int, total: int, machine: int) -> CheckResult:
 def assess_disk(directories: Sequence[DirectoryState]) -> CheckResult:
     """Assess free space by disk. Only a data directory that is not writable fails: chats could not be saved."""
     free = {directory.disk: directory.free for directory in directories}
-    uses = {disk: _enumerate([each.use for each in directories if each.disk == disk]) for disk in free}
+    uses = {disk: enumeration([each.use for each in directories if each.disk == disk]) for disk in free}
     detail = "; ".join(f"{format_size(free[disk])} free for {uses[disk]}" for disk in free)
     if data := next((each for each in directories if each.use == "data" and not each.writable), None):
         hint = "make it writable, or set XDG_DATA_HOME to a writable directory"
@@ -135,8 +133,3 @@ def assess_prompt_cache(directory: DirectoryState, files: int, size: int, limit:
     detail = f"{format_count(files, 'file')}, {format_size(size)} of at most {format_size(int(limit))}"
     problem = f"{directory.path} is not writable, so no prompt can be cached", "make it writable, or set cache_gb to 0"
     return check_result(detail, None if directory.writable else problem)
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last

@@ -68,11 +68,6 @@ class DoctorContext:
     session_counts: Callable[[Path], tuple[int, int, int] | None]  # sessions, messages and version of a database
 
 
-def run_checks(context: DoctorContext) -> Iterator[CheckResult]:
-    """Run all checks of this machine."""
-    return run_table(CHECKS, context)
-
-
 def run_table(checks: Mapping[str, Callable[[T], CheckResult | None]], subject: T) -> Iterator[CheckResult]:
     """Run checks by name, each independently of the others. A bug keeps its traceback."""
     for name, check in checks.items():

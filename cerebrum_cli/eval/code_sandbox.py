@@ -121,7 +121,6 @@ class CodeResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the whole test ran without an error."""
         return self.reason == "passed"
 
 
@@ -179,7 +178,6 @@ def require_sandbox() -> Sandbox:
 
 
 def run_program(sandbox: Sandbox, program: Program, timeout_s: float = TIMEOUT_S) -> CodeResult:
-    """Run one program and its test."""
     with contextlib.closing(ProgramPool[None](sandbox, timeout_s)) as pool:
         pool.add(None, program)
         return pool.results(wait=True)[0][1]
@@ -260,7 +258,6 @@ class _Run(Generic[Key]):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has closed its output, has printed too much, or is late."""
         return self._is_closed or len(self._output) > MAX_OUTPUT or time.monotonic() >= self.deadline
 
     def finish(self) -> CodeResult:
@@ -313,7 +310,6 @@ def _start(sandbox: Sandbox, request: bytes) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def _file(data: bytes) -> Iterator[IO[bytes]]:
-    """A nameless file to read from its start."""
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.seek(0)

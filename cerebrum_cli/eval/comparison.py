@@ -54,7 +54,6 @@ class Comparison:
 
 
 def outcomes(run: Iterable[Sample], form: FormOf) -> dict[QuestionId, Outcome]:
-    """Outcome of each question of a run."""
     questions = group_by_question(run)
     clusters = clusters_of(list(questions.values())) or list(questions)
     return {

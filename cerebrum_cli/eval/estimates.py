@@ -64,7 +64,6 @@ class Vote(NamedTuple):
 
 
 def mean(scores: Sequence[float]) -> float:
-    """Mean of scores, of which there must be one or more."""
     return fsum(scores) / len(scores)
 
 
@@ -215,6 +214,5 @@ def _winners(questions: Sequence[Sequence[Vote]], orders: NDArray[numpy.int64]) 
 
 
 def _labels(votes: Sequence[Vote]) -> list[int]:
-    """Number of each sample's form; -1 without one."""
     numbers: dict[str, int] = {}
     return [-1 if vote.form is None else numbers.setdefault(vote.form, len(numbers)) for vote in votes]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cerebrum_cli.batch.journal import Journal
 from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
@@ -23,13 +24,12 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.eval.marking import Mark, Marker, Unmarked
+from cerebrum_cli.eval.marking import Marker, Unmarked
 from cerebrum_cli.eval.questions import (
     OPTIONAL_KEYS,
     SAMPLE_KEYS,
     SKIPPED,
     Question,
-    QuestionId,
     Sample,
     parse_sample,
     sample_object,
@@ -63,12 +63,8 @@ class Evaluation:
     @property
     def rows(self) -> ResultRows:
         """The rows of the run file: all samples of the first question, then those of the next."""
-
-        def identity(position: int) -> tuple[QuestionId, int]:
-            question, sample = divmod(position, self.samples)
-            return self.questions[question].id, sample
-
-        return ResultRows(SCHEMA, len(self.questions) * self.samples, identity)
+        questions, samples = self.questions, self.samples
+        return ResultRows(SCHEMA, len(questions) * samples, lambda at: (questions[at // samples].id, at % samples))
 
     def seed(self, question: Question, sample: int) -> int:
         """The seed of a sample, the same for every model; that of the next sample follows it."""
@@ -125,37 +121,35 @@ class SampleWriter:
         """Write the samples that are marked by now, or, with `wait`, all that are being marked; yield the progress."""
         while marks := self._evaluation.marker.marks(wait):
             for (position, sample, reply), mark in marks:
-                self._write(position, self._marked(position, sample, reply, mark))
+                self._write(
+                    position,
+                    sample,
+                    seed=reply.finish.seed,
+                    text=reply.text,
+                    reasoning=reply.reasoning,
+                    answer=mark.answer,
+                    correct=mark.correct,
+                    probability=reply.probability,
+                    finish_reason=reply.finish.reason,
+                    completion_tokens=reply.finish.completion_tokens,
+                    thought_closed_at=reply.thought_closed_at,
+                )
                 yield self.progress
-
-    def _marked(self, position: int, sample: int, reply: Reply, mark: Mark) -> Sample:
-        return replace(
-            self._unmarked(position, sample),
-            seed=reply.finish.seed,
-            text=reply.text,
-            reasoning=reply.reasoning,
-            answer=mark.answer,
-            correct=mark.correct,
-            probability=reply.probability,
-            finish_reason=reply.finish.reason,
-            completion_tokens=reply.finish.completion_tokens,
-            thought_closed_at=reply.thought_closed_at,
-        )
 
     def skip(self, position: int, samples: Iterable[int], error: CerebrumError) -> Iterator[Event]:
         """Write samples that do not count, with the reason as their text; yield the first notices, and the progress."""
         for sample in samples:
-            self._write(position, replace(self._unmarked(position, sample), text=error.message))
+            self._write(position, sample, text=error.message)
         self._notices += 1
         if self._notices <= SHOWN_ERRORS:
             id = self._evaluation.questions[position].id
             yield NoticeEvent(f"question {id} skipped: {error.message}", error.hint)
         yield self.progress
 
-    def _unmarked(self, position: int, sample: int) -> Sample:
-        """A sample that could not be taken."""
+    def _write(self, position: int, sample: int, **taken: Any) -> None:
+        """Write a sample; what was not `taken` is that of a skipped one."""
         evaluation, question = self._evaluation, self._evaluation.questions[position]
-        return Sample(
+        skipped = Sample(
             id=question.id,
             sample=sample,
             model=evaluation.model,
@@ -171,10 +165,9 @@ class SampleWriter:
             choices=question.choices,
             cluster=question.cluster,
         )
-
-    def _write(self, position: int, sample: Sample) -> None:
-        self._run.write(position * self._evaluation.samples + sample.sample, sample_object(sample))
-        self._score.add(sample)
+        written = replace(skipped, **taken)
+        self._run.write(position * evaluation.samples + sample, sample_object(written))
+        self._score.add(written)
 
 
 def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Generator[Event, None, None]:

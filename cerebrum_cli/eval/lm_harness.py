@@ -88,11 +88,9 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         return f"{self._model.model.path.stem}-{self._model.format_name}"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Name of the prompt format, for lm-eval's record."""
         return self._model.format_name if chat_template else ""
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval records about the model."""
         loaded = self._model
         return {
             "model_name": loaded.model.name,

@@ -152,7 +152,6 @@ def group_by_question(run: Iterable[Sample]) -> dict[QuestionId, list[Sample]]:
 
 
 def mean_accuracy(questions: Sequence[Sequence[Sample]]) -> Estimate:
-    """Accuracy over questions, given the samples of each."""
     return estimate([accuracy_of(question) for question in questions], clusters_of(questions))
 
 
@@ -179,7 +178,6 @@ def clusters_of(questions: Sequence[Sequence[Sample]]) -> Clusters:
 
 
 def report_object(report: Report) -> dict[str, Any]:
-    """Object that `--json` prints."""
     chance = {} if report.chance is None else {"chance": report.chance}
     return {
         "task": report.task,

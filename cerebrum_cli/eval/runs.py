@@ -20,7 +20,6 @@ from cerebrum_cli.batch.output_files import (
     OutputPaths,
     decide,
     describe_difference,
-    enumeration,
     identify,
     journal_errors,
     lock_partial,
@@ -32,6 +31,7 @@ from cerebrum_cli.batch.output_files import (
 from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.locks import remove_abandoned
+from cerebrum_cli.core.text import enumeration
 from cerebrum_cli.eval.comparison import Comparison, compare, outcomes
 from cerebrum_cli.eval.marking import Match, Unmarked, marker
 from cerebrum_cli.eval.questions import Question, Sample, parse_sample
@@ -71,7 +71,6 @@ class Run:
 
     @property
     def match(self) -> Match:
-        """How replies were marked."""
         match: Match = self.record.fingerprint["match"]
         return match
 
@@ -186,7 +185,6 @@ def _name(*parts: str) -> str:
 
 
 def _has_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> bool:
-    """Whether the run at a path has this fingerprint."""
     with contextlib.suppress(BatchError):
         run = read_run(path)
         return run is not None and describe_difference(run.record, BatchRecord(fingerprint, 0)) is None
@@ -254,7 +252,6 @@ def _condition(run: Run) -> dict[str, Any]:
 
 
 def _finished_samples(run: Run) -> Iterator[Sample]:
-    """Samples of the questions that have all their samples."""
     questions = group_by_question(sample for sample in run.samples() if not sample.is_skipped)
     return chain.from_iterable(each for each in questions.values() if len(each) == run.samples_per_question)
 

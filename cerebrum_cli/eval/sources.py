@@ -67,7 +67,6 @@ def load_task(
 
 
 def _cached_or_downloaded(task: Task, progress: Progress, offline: bool) -> tuple[CachedFile, bytes]:
-    """The file of a task and its bytes."""
     cache = Cache(cache_directory(), "dataset")
     cached = cache.find_file(task.repo_id, task.file)
     if cached is not None:
@@ -106,7 +105,6 @@ def _read(cached: CachedFile) -> bytes:
 
 
 def _parquet_rows(task: Task, cached: CachedFile, data: bytes) -> Iterator[Row]:
-    """Rows of a parquet file, numbered from 1."""
     import pyarrow
     from pyarrow import parquet
 

@@ -33,7 +33,6 @@ class Task:
     convert: Convert | None = None
 
     def rows(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Convert rows of the file to those that `fields` describe."""
         for number, row in rows:
             if self.convert and not isinstance(row, BadRow):
                 try:
@@ -44,7 +43,6 @@ class Task:
 
 
 def find_task(name: str) -> Task | None:
-    """The task of this name."""
     return next((task for task in TASKS if task.name == name), None)
 
 

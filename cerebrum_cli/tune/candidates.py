@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings
@@ -105,7 +105,6 @@ class Candidate:
 
     @property
     def known_speeds(self) -> Speeds:
-        """Speeds of a candidate that was measured."""
         assert self.speeds
         return self.speeds
 
@@ -178,18 +177,7 @@ def thread_counts_to_try(default: int, usable: int) -> tuple[int, ...]:
 
 
 def load_key(tuning: Tuning) -> tuple[bool | None, str | None]:
-    """Settings that the load time depends on."""
     return tuning.repack, tuning.gpu_layers
-
-
-def thread_counts(tuning: Tuning) -> tuple[int | None, int | None]:
-    """Threads for decode and for prefill."""
-    return tuning.n_threads, tuning.n_threads_batch
-
-
-def numeric_settings(tuning: Tuning) -> Tuning:
-    """Settings that can change computed values, and not only who computes them and when."""
-    return replace(tuning, slots=None, n_threads=None, n_threads_batch=None)
 
 
 def differences(tuning: Tuning, baseline: Tuning) -> Tuning:

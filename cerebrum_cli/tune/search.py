@@ -29,9 +29,7 @@ from cerebrum_cli.tune.candidates import (
     Use,
     differences,
     load_key,
-    numeric_settings,
     plan_stages,
-    thread_counts,
 )
 
 SEARCH_S = 60.0  # between measuring the defaults and confirming the winners
@@ -197,7 +195,6 @@ class Search:
         self._try_on(candidate if candidate in self.best.values() else base, uses, Stage(base.is_batch, split))
 
     def _estimated_seconds(self, candidate: Candidate, base: Candidate, kinds: Iterable[JobKind]) -> float:
-        """Approximate duration of one pair of measurements of each kind."""
         speeds, seconds = base.known_speeds, 0.0
         for kind in kinds:
             job = self._job(candidate, kind)
@@ -275,8 +272,8 @@ class Search:
                     prefill, decode = (self._paired_speedup(best, baseline, kind, turn) for kind in JOB_KINDS)
                     speeds = replace(best.known_speeds, prompt=known.prompt * prefill, generate=known.generate * decode)
                     pairs.append(speeds)
-                changes_threads = thread_counts(best.tuning) != thread_counts(baseline.tuning)
-                if self.bench.disturbed_jobs > before and changes_threads:
+                changed = differences(best.tuning, baseline.tuning)
+                if self.bench.disturbed_jobs > before and (changed.n_threads or changed.n_threads_batch):
                     best.dropped = "inconclusive: the CPU was busy"
         except TrialError as error:  # another program may have taken the memory since the first measurement
             best.dropped = error.message
@@ -285,7 +282,10 @@ class Search:
     def _preserves_output(self, candidate: Candidate) -> bool:
         """Compare the predicted tokens of a text with the defaults; a candidate that changes them is dropped."""
         if candidate.agreement is None:
-            reference, tuning = (numeric_settings(each.tuning) for each in (candidate.baseline or candidate, candidate))
+            reference, tuning = (  # without what only changes who computes the same values, and when
+                replace(each.tuning, slots=None, n_threads=None, n_threads_batch=None)
+                for each in (candidate.baseline or candidate, candidate)
+            )
             if reference == tuning:
                 candidate.agreement = 1.0
             else:

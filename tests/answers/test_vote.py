@@ -30,15 +30,14 @@ def tally(*counted: str | None, votes: Votes | None = None, probability: float =
 
 
 @pytest.mark.parametrize(
-    ("text", "votes", "adaptive"),
+    ("text", "votes"),
     [
-        *(("8", Votes(8, 8), False), ("1", Votes(1, 1), False), ("256", Votes(256, 256), False)),
-        *(("auto", Votes(3, 16), True), ("auto:2..5", Votes(2, 5), True), ("auto:4..4", Votes(4, 4), False)),
+        *(("8", Votes(8, 8)), ("1", Votes(1, 1)), ("256", Votes(256, 256))),
+        *(("auto", Votes(3, 16)), ("auto:2..5", Votes(2, 5)), ("auto:4..4", Votes(4, 4))),
     ],
 )
-def test_votes_parse_a_number_or_bounds(text: str, votes: Votes, adaptive: bool) -> None:
+def test_votes_parse_a_number_or_bounds(text: str, votes: Votes) -> None:
     assert parse_votes(text) == votes
-    assert votes.is_adaptive is adaptive
 
 
 @pytest.mark.parametrize(
