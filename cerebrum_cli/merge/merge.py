@@ -27,15 +27,7 @@ from cerebrum_cli.merge.weights import CHUNK_WEIGHTS, PENDING_PER_THREAD, CodecF
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import Capacity, fit_memory, planned_context
 from cerebrum_cli.models.library import Library, OnProgress
-from cerebrum_cli.models.model import (
-    MERGE_FORMAT,
-    MERGE_RECIPE,
-    MERGE_SOURCES,
-    Model,
-    as_path,
-    is_file,
-    is_missing,
-)
+from cerebrum_cli.models.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, Model, as_path, is_file, is_missing
 from cerebrum_cli.models.reference import NameReference
 from cerebrum_cli.models.registry import RegistryEntry
 

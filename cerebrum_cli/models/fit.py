@@ -204,11 +204,7 @@ def choose_candidate(name: str, candidates: Sequence[QuantizationFit], quantizat
 
 
 def known_plan(
-    spec: ModelSpec | None,
-    models: Iterable[Model],
-    quantization: str | None,
-    context: int | None,
-    capacity: Capacity,
+    spec: ModelSpec | None, models: Iterable[Model], quantization: str | None, context: int | None, capacity: Capacity
 ) -> DownloadPlan | None:
     """Plan with the quantizations of a catalog model, or, without a `spec`, of installed models; None without any.
 

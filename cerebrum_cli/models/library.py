@@ -14,19 +14,8 @@ from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound,
 from cerebrum_cli.models.cache import Cache, CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec, load_catalogue
 from cerebrum_cli.models.fit import Capacity, assess_quantizations, planned_context
-from cerebrum_cli.models.model import (
-    Model,
-    absolute_path,
-    as_path,
-    is_missing,
-    model_paths,
-)
-from cerebrum_cli.models.not_found import (
-    file_missing,
-    not_installed,
-    require_not_refused,
-    unknown_model,
-)
+from cerebrum_cli.models.model import Model, absolute_path, as_path, is_missing, model_paths
+from cerebrum_cli.models.not_found import file_missing, not_installed, require_not_refused, unknown_model
 from cerebrum_cli.models.reference import (
     MODEL_NAME,
     HubReference,

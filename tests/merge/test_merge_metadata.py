@@ -7,16 +7,7 @@ from math import prod
 from typing import Any
 
 import pytest
-from merge_tables import (
-    KV_HEADS,
-    MIXTRAL,
-    contents,
-    mixed,
-    plan,
-    stacked,
-    table,
-    value,
-)
+from merge_tables import KV_HEADS, MIXTRAL, contents, mixed, plan, stacked, table, value
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.merge.metadata import Origin, Provenance, format_count

@@ -7,19 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from merge_tables import (
-    KV_HEADS,
-    Shape,
-    contents,
-    floats,
-    mixed,
-    operations,
-    plan,
-    stacked,
-    table,
-    types,
-    without,
-)
+from merge_tables import KV_HEADS, Shape, contents, floats, mixed, operations, plan, stacked, table, types, without
 
 from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.gguf.parser import Tensor

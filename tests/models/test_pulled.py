@@ -45,8 +45,7 @@ def test_offline_installed_models_work(hub_user: HubUser, variable: bool) -> Non
 
 
 @pytest.mark.parametrize(
-    ("reference", "variable"),
-    [("cerebrum-7b:Q2_K", False), (OWNED, True), ("starter", False), ("starter", True)],
+    ("reference", "variable"), [("cerebrum-7b:Q2_K", False), (OWNED, True), ("starter", False), ("starter", True)]
 )
 def test_offline_other_models_are_missing(hub_user: HubUser, reference: str, variable: bool) -> None:
     more = {"HF_HUB_OFFLINE": "1"} if variable else {}

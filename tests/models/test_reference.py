@@ -140,9 +140,7 @@ files = st.builds(
     "{}{}".format, st.lists(folders, min_size=1, max_size=3).map("/".join), st.sampled_from([".gguf", ".GGUF"])
 )
 paths = st.lists(
-    st.sampled_from(["..", "~", "a", "a.gguf", "ä \udcff", "a:b", "hf:", "\\", "\n"]) | WORDS,
-    min_size=1,
-    max_size=4,
+    st.sampled_from(["..", "~", "a", "a.gguf", "ä \udcff", "a:b", "hf:", "\\", "\n"]) | WORDS, min_size=1, max_size=4
 ).map(lambda parts: Path(*parts))
 
 references: st.SearchStrategy[Reference] = st.one_of(
