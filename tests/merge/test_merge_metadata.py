@@ -115,34 +115,19 @@ def test_merge_metadata_takes_tokenizer_and_template_from_one_model(more: dict[s
     assert made_tokenizer == {key: each for key, each in source.metadata.items() if key.startswith("tokenizer.")}
 
 
-SOURCE_METADATA = {
-    "general.repo_url": "https://example.org",
-    "general.uuid": "0",
-    "general.description": "a model",
-    "general.author": "somebody",
-    "general.organization": "somewhere",
-    "general.version": "1.0",
-    "general.finetune": "instruct",
-    "general.basename": "Model",
-    "general.quantized_by": "somebody",
-    "general.size_label": "7B",
-    "general.parameter_count": 7,
-    "general.alignment": 64,
-    "general.source.url": "https://example.org",
-    "general.base_model.count": 3,
-    "general.base_model.2.name": "another",
-    "split.no": 0,
-    "split.count": 3,
-    "split.tensors.count": 291,
-    "cerebrum.recipe": "an older one",
-    "quantize.imatrix.file": "some.dat",
-}
+DESCRIPTION = "repo_url uuid description author organization version finetune basename quantized_by size_label"
+SOURCE_KEYS = (
+    *(f"general.{key}" for key in f"{DESCRIPTION} source.url base_model.2.name".split()),
+    *("split.no", "split.count", "split.tensors.count", "cerebrum.recipe", "quantize.imatrix.file"),
+)
+SOURCE_NUMBERS = {"general.parameter_count": 7, "general.alignment": 64, "general.base_model.count": 3}
 
 
 def test_merge_metadata_drops_what_describes_the_sources() -> None:
-    metadata = {**SOURCE_METADATA, "general.license": "mit", "general.tags": ("text-generation",)}
+    source = {**dict.fromkeys(SOURCE_KEYS, "7B"), **SOURCE_NUMBERS}
+    metadata = {**source, "general.license": "mit", "general.tags": ("text-generation",)}
     made = contents(plan(stacked(("a", 0, 2), ("b", 2, 4)), table("a", metadata), table("b", metadata)))
-    assert SOURCE_METADATA.keys() & made.keys() == {"general.size_label", "general.base_model.count"}
+    assert source.keys() & made.keys() == {"general.size_label", "general.base_model.count"}
     assert (made["general.size_label"] != "7B", made["general.base_model.count"]) == (True, 2)
     assert (made["general.license"], made["general.tags"]) == ("mit", ("text-generation",))
     first = table("a", {"general.license": "mit", "general.license.name": "MIT", "general.license.link": "there"})
@@ -209,49 +194,30 @@ def test_merge_metadata_counts_layers_of_another_kind(
 
 
 @pytest.mark.parametrize(
-    ("metadata", "ranges", "problem", "hint"),
+    ("metadata", "second", "kind", "layer", "moved", "place"),
     [
-        (
-            {**DEEPSEEK, NEXTN: 1},
-            [(0, 3), (0, 3)],
-            "layer 0 of a, a layer without experts, would become layer 3 of 6",
-            "keep layers without experts first, or leave them out",
-        ),
-        (
-            {**DEEPSEEK, NEXTN: 1},
-            [(1, 4), (1, 3)],
-            "layer 3 of a, a layer for multi-token prediction, would become layer 2 of 5",
-            "keep layers for multi-token prediction last, or leave them out",
-        ),
-        (
-            GEMMA4,
-            [(0, 4), (1, 4)],
-            "layer 2 of a, a layer with shared keys and values, would become layer 2 of 7",
-            "keep layers with shared keys and values last, or leave them out",
-        ),
+        ({**DEEPSEEK, NEXTN: 1}, [(0, 3), (0, 3)], "without experts", 0, "layer 3 of 6", "first"),
+        ({**DEEPSEEK, NEXTN: 1}, [(1, 4), (1, 3)], "for multi-token prediction", 3, "layer 2 of 5", "last"),
+        (GEMMA4, [(0, 4), (1, 4)], "with shared keys and values", 2, "layer 2 of 7", "last"),
     ],
 )
 def test_merge_metadata_refuses_misplaced_layers(
-    metadata: dict[str, Any], ranges: list[tuple[int, int]], problem: str, hint: str
+    metadata: dict[str, Any], second: list[tuple[int, int]], kind: str, layer: int, moved: str, place: str
 ) -> None:
     with pytest.raises(MergeError) as caught:
-        plan(stacked(*(("a", start, end) for start, end in ranges)), table("a", metadata))
-    assert (caught.value.message, caught.value.hint) == (problem, hint)
+        plan(stacked(*(("a", start, end) for start, end in second)), table("a", metadata))
+    assert caught.value.message == f"layer {layer} of a, a layer {kind}, would become {moved}"
+    assert caught.value.hint == f"keep layers {kind} {place}, or leave them out"
 
 
-NUMBERS = (
-    "expert_count",
-    "context_length",
-    "full_attention_interval",
-    "leading_dense_block_count",
-    "nextn_predict_layers",
-    "attention.sliding_window_pattern",
-    "attention.shared_kv_layers",
-    "interleave_moe_layer_step",
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("expert_count", "context_length", "leading_dense_block_count", "nextn_predict_layers"),
+        *("full_attention_interval", "interleave_moe_layer_step"),
+        *("attention.sliding_window_pattern", "attention.shared_kv_layers"),
+    ],
 )
-
-
-@pytest.mark.parametrize("key", NUMBERS)
 @pytest.mark.parametrize("content", ["8", 8.5, "x" * 10_000, (8, 8, 8, 8)])
 def test_merge_metadata_refuses_text_instead_of_a_number(key: str, content: Any) -> None:
     if isinstance(content, tuple) and key == "attention.sliding_window_pattern":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
@@ -14,14 +13,11 @@ import gguf
 import numpy as np
 import pytest
 from gguf_files import write_file
-from hypothesis import given
-from hypothesis import strategies as st
 from merges import Weights, slerp, write_merge, write_weights
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.merge import weights as working
-from cerebrum_cli.merge.methods import slerp_coefficients
 from cerebrum_cli.merge.target_types import TYPE_NUMBERS
 from cerebrum_cli.merge.tensor_names import hugging_face_names
 
@@ -418,35 +414,3 @@ def test_merge_names_of_tensors_are_the_converters(architecture: str, stored: st
     names = [name.replace(*PARTS.get(stem, ("", ""))) for name in hugging_face_names(f"blk.0.{stored}", architecture)]
     found = {mapped.get_name(name, try_suffixes=(".weight", ".bias", "_bias")) or name for name in names}
     assert {re.sub(r"(.weight|.bias|_bias)$", "", name) for name in found} == {f"blk.0.{stem}"}
-
-
-# Coefficients of slerp.
-
-cosines = st.floats(-0.9995, 0.9995)
-ratios = st.floats(0, 1)
-norms = st.floats(1e-3, 1e3)
-
-
-@given(cosine=cosines | st.floats(-1, 1), first=norms, second=norms)
-def test_slerp_starts_and_ends_at_its_ends(cosine: float, first: float, second: float) -> None:
-    product = cosine * first * second
-    assert slerp_coefficients(0.0, first, second, product) == pytest.approx((1.0, 0.0), abs=1e-12)
-    assert slerp_coefficients(1.0, first, second, product) == pytest.approx((0.0, 1.0), abs=1e-12)
-
-
-@given(t=ratios, cosine=cosines)
-def test_slerp_keeps_the_length_and_divides_the_angle(t: float, cosine: float) -> None:
-    one, other = slerp_coefficients(t, 1.0, 1.0, cosine)
-    assert one**2 + other**2 + 2 * one * other * cosine == pytest.approx(1.0, abs=1e-9)
-    assert one + other * cosine == pytest.approx(math.cos(t * math.acos(cosine)), abs=1e-9)
-
-
-@given(t=ratios, cosine=st.sampled_from([-1.0, -0.9996, 0.9996, 1.0]), first=norms, second=norms)
-def test_slerp_of_parallel_vectors_is_linear(t: float, cosine: float, first: float, second: float) -> None:
-    assert slerp_coefficients(t, first, second, cosine * first * second) == (1 - t, t)
-
-
-@given(t=ratios, other=norms)
-def test_slerp_treats_a_zero_vector_as_orthogonal(t: float, other: float) -> None:
-    expected = (math.cos(t * math.pi / 2), math.sin(t * math.pi / 2))
-    assert slerp_coefficients(t, 0.0, other, 0.0) == pytest.approx(expected, abs=1e-12)

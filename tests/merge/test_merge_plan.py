@@ -183,16 +183,11 @@ def test_merge_plan_head_filter_matches_tied_embeddings() -> None:
 )
 def test_merge_filter_names_depend_on_the_architecture(architecture: str, pattern: str, tensor: str | None) -> None:
     metadata = {"general.architecture": architecture, f"{architecture}.block_count": 4}
-    shape = Shape(experts=2 if pattern.startswith(("block_sparse_moe", "mlp.gate.", "experts")) else 0)
-    tables = [table(each, metadata, shape) for each in "ab"]
-    weight = [{"filter": pattern, "value": 1.0}, {"value": 0.0}]
-    sources = [
-        {"model": "a", "parameters": {"weight": [{"filter": pattern, "value": 0.0}, {"value": 1.0}]}},
-        {"model": "b", "parameters": {"weight": weight}},
-    ]
-    made = plan({"merge_method": "linear", "models": sources}, *tables)
-    from_the_second = {name for name, op in operations(made).items() if op == Copy(tables[1].tensors[name])}
-    assert from_the_second == ({f"blk.{layer}.{tensor}.weight" for layer in range(4)} if tensor else set())
+    source = table("a", metadata, Shape(experts=2 if tensor == "ffn_gate_inp" or "experts" in pattern else 0))
+    scale = [{"filter": pattern, "value": 0.5}, {"value": 1.0}]
+    made = plan(stacked(("a", 0, 4), parameters={"scale": scale}), source)
+    scaled = {name for name, op in operations(made).items() if op != Copy(source.tensors[name])}
+    assert scaled == ({f"blk.{layer}.{tensor}.weight" for layer in range(4)} if tensor else set())
     assert made.unmatched_filters == (() if tensor else (pattern,))
 
 

@@ -13,16 +13,9 @@ import pytest
 from hub_user import CATALOGUED, HubUser, cleaned, named
 from merges import FOUR_LAYERS, LAYERS_12B, TWICE, TWO_TIMES, Home, assert_layers_copied, metadata_bytes, stack
 from mistral_shape import METADATA, model_tensors
-from scripted_command import app_for
 from tiny_models import write_quantized
 
-from cerebrum_cli.core.errors import MergeError, ModelNotFound
-from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.merge.building import CatalogueMerge
-from cerebrum_cli.merge.merge import DISK_RESERVE, Merger, catalogue_recipe
-from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.model import Model
-from cerebrum_cli.models.reference import Reference
+from cerebrum_cli.merge.merge import DISK_RESERVE
 
 pytestmark = pytest.mark.slow
 
@@ -165,34 +158,19 @@ def test_merge_pull_uses_a_path_without_listing_it(home: Home, tinies: dict[str,
     assert_layers_copied([Path(made["path"])], [source], range(4))
 
 
-def test_merge_pull_needs_disk_space_for_the_download_too(home: Home, tinies: dict[str, Path]) -> None:
+def test_merge_pull_needs_disk_space_for_the_download_too(
+    home: Home, tinies: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def problem(free: int) -> str:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        return home.run("pull", "--offline", "own:Q4_K_M").err
+
     need = 2_700_000 + SIZES["Q4_K_M"] + DISK_RESERVE
-    assert [starts_pulling(home, free) for free in (need - 1, need)] == [False, True]
+    assert "not enough disk space" in problem(need - 1)
+    assert "tiny:Q4_K_M is not downloaded" in problem(need)
     install(home, tinies["Q4_K_M"])
-    need -= SIZES["Q4_K_M"]
-    assert [starts_pulling(home, free) for free in (need - 1, need)] == [False, True]
-
-
-def starts_pulling(home: Home, free: int) -> bool:
-    requested: list[str] = []
-
-    def refuse_pull(reference: Reference) -> Model:
-        requested.append(str(reference))
-        raise ModelNotFound(f"{reference} is not there", "")
-
-    with pytest.raises((MergeError, ModelNotFound)) as caught:
-        merge_of_own(home, free).build("Q4_K_M", None, refuse_pull)
-    assert ("not enough disk space" in str(caught.value)) == (not requested)
-    return requested == ["tiny:Q4_K_M"]
-
-
-def merge_of_own(home: Home, free: int) -> CatalogueMerge:
-    app = app_for({}, home.path)
-    library = app.library
-    library.cache = Cache(home.path / "hub")
-    spec = library.spec_named("own")
-    assert spec
-    return CatalogueMerge(Merger(library, LlamaCodec, lambda path: free), spec, catalogue_recipe(spec))
+    assert "not enough disk space" in problem(need - SIZES["Q4_K_M"] - 1)
+    assert "installed own:Q4_K_M" in problem(need)
 
 
 def test_merge_pull_builds_and_deletes_a_models_toml_row(home: Home, tinies: dict[str, Path]) -> None:

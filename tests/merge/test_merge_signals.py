@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +29,6 @@ EXISTING = b"an existing file"
 INTERRUPTED = ["error: interrupted", " hint: nothing was written"]
 REPEATS = 6  # of all layers: writing the file takes seconds
 WHOLE = stack(("a", 0, 6))
-FULL = Path("/dev/full")
 
 
 @pytest.fixture
@@ -107,21 +105,6 @@ def test_merge_reports_the_systems_file_size_limit(small: Path, out: Path, share
         f"{out}: File too large",
         "free some disk space, or write elsewhere",
     )
-
-
-@pytest.mark.skipif(not FULL.exists(), reason="only Linux has a device that is always full")
-@pytest.mark.parametrize("size", [0, 150_000, 220_000])
-def test_merge_reports_a_full_disk(small: Path, out: Path, at_size: AtSize, size: int) -> None:
-    def fill_disk() -> None:
-        with FULL.open("wb") as full:
-            for link in Path("/proc/self/fd").iterdir():
-                if os.path.lexists(link) and os.readlink(link).endswith(".gguf.part"):
-                    os.dup2(full.fileno(), int(link.name))
-
-    at_size(size, fill_disk)
-    with pytest.raises(MergeError, match=r"out.*\.gguf: No space left on device$") as caught:
-        write_merge(WHOLE, {"a": [small]}, out)
-    assert caught.value.hint == "free some disk space, or write elsewhere"
 
 
 def test_merge_second_interrupt_does_not_stop_the_cleanup(
@@ -307,47 +290,6 @@ def test_merge_is_refused_where_the_file_system_has_no_locks(out: Path) -> None:
         pytest.fail("two merges could write one file")
     assert caught.value.message == f"{out}.part: this file system has no file locks"
     assert caught.value.hint == "write to another disk"
-
-
-class InterruptAt:
-    """Progress callback that lets a merge write chunk by chunk, and interrupts it at a share of its bytes."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-        self.share, self.reports = share, 0
-        self._step = threading.Semaphore(0)
-        write = HashedFile.write
-
-        def write_when_released(hashed: HashedFile, data: bytes) -> None:
-            self._step.acquire(timeout=0.005)
-            write(hashed, data)
-
-        monkeypatch.setattr(HashedFile, "write", write_when_released)
-        monkeypatch.setattr("cerebrum_cli.merge.execute.PROGRESS_INTERVAL_S", 0.001)
-
-    def __call__(self, done: int, total: int) -> None:
-        self.reports += 1
-        self._step.release()
-        if done >= total * self.share:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_merge_interrupt_leaves_a_whole_file_or_none(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
-) -> None:
-    out, on_progress, before = tmp_path / "out.gguf", InterruptAt(monkeypatch, share), threading.active_count()
-    try:
-        write_merge(WHOLE, {"a": [small]}, out, on_progress)
-    except KeyboardInterrupt:
-        assert list(tmp_path.iterdir()) == []
-    else:
-        assert share == 1.0
-        assert (read_tensors([out]), list(tmp_path.iterdir())) == (read_tensors([small]), [out])
-    assert (on_progress.reports == 1) == (share == 0)
-    for each in threading.enumerate():
-        if each.name == "merge":
-            each.join(5)
-    assert threading.active_count() == before
 
 
 def test_merge_cancelled_before_it_starts_opens_no_file(small: Path, tmp_path: Path) -> None:

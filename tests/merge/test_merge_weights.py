@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -250,21 +249,6 @@ def test_merge_weights_do_not_depend_on_threads_and_chunks(tmp_path: Path, monke
             assert path.read_bytes() == data
 
 
-def test_merge_weights_opens_a_source_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened, before = [], os.open
-
-    def slow(path: Any, *args: Any, **more: Any) -> int:
-        opened.append(path)
-        time.sleep(0.002)
-        return before(path, *args, **more)
-
-    monkeypatch.setattr(weights_module, "CHUNK_WEIGHTS", 64)
-    tensor = store_normal(tmp_path / "model", (64, 64), 0)
-    monkeypatch.setattr(os, "open", slow)
-    evaluate(output(tensor, Sum((Term(tensor, 0.5),))), threads=8)
-    assert opened == [tmp_path / "model"]
-
-
 def test_merge_failed_rename_leaves_no_file(tmp_path: Path) -> None:
     plan, path = plan_of(sample_tensors(tmp_path / "model")), tmp_path / "made.gguf"
     path.mkdir()
@@ -305,28 +289,6 @@ def test_merge_weights_limits_pending_chunks(threads: int, tmp_path: Path, monke
             assert taken <= codec.settled_count() <= taken + PENDING_PER_THREAD * threads
         assert len(list(chunks)) == 396
     assert codec.read == 400
-
-
-class BlockedCodec(CountingCodec):
-    def __init__(self) -> None:
-        super().__init__()
-        self.released = threading.Event()
-
-    def dequantize(self, data: bytes, type: int, out: Floats) -> None:
-        assert not self.read or self.released.wait(10)
-        super().dequantize(data, type, out)
-
-
-def test_merge_weights_closed_iterator_starts_no_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights_module, "CHUNK_WEIGHTS", 64)
-    tensor = store_normal(tmp_path / "model", (64, 400), 0)
-    codec = BlockedCodec()
-    with TensorEvaluator(lambda: codec, 1) as weights:
-        chunks = weights.chunks(output(tensor, Sum((Term(tensor, 0.5),))))
-        next(chunks)
-        chunks.close()  # type: ignore[attr-defined]
-        codec.released.set()
-        assert codec.settled_count() <= 2
 
 
 # Supported types.

@@ -1,8 +1,10 @@
-"""Recipe parser on published mergekit recipes and alternative spellings, and the lookup of a tensor's parameters."""
+"""Recipes: published ones, alternative spellings, and errors of one line with file, location and hint."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.gguf.parser import Tensor
 from cerebrum_cli.merge.methods import TensorPosition
 from cerebrum_cli.merge.recipe import ConditionalValue, Parameters, Recipe, Slice, SliceSource, parse_recipe
@@ -244,3 +247,243 @@ def test_merge_parameter_is_the_innermost_that_matches(levels: tuple[Parameters,
 def test_merge_parameter_interpolates_a_gradient_linearly(gradient: tuple[float, ...], t: float) -> None:
     expected = np.interp(t, np.linspace(0.0, 1.0, len(gradient)), gradient)
     assert lookup(weight(gradient), {}, {}, t=t) == pytest.approx(expected, rel=1e-9, abs=1e-6)
+
+
+# Errors.
+
+
+def error(text: str, where: str = "r.yml") -> UsageError:
+    """Error of a recipe; checks that its message and hint have one line each."""
+    with pytest.raises(UsageError) as caught:
+        parse_recipe(text, where)
+    assert is_one_line(caught.value.message) and is_one_line(caught.value.hint)
+    return caught.value
+
+
+def is_one_line(text: str) -> bool:
+    return text.strip() != "" and text.isprintable()
+
+
+def source(model: str = "a", end: object = 4, **keys: object) -> Mapping[str, object]:
+    return {"model": model, "layer_range": [0, end], **keys}
+
+
+def sliced(method: str, *sources: object, **keys: object) -> Mapping[str, object]:
+    return {"merge_method": method, "slices": [{"sources": sources}], **keys}
+
+
+def whole(method: str = "passthrough", models: object = ({"model": "a"},), **keys: object) -> Mapping[str, object]:
+    return {"merge_method": method, "models": models, **keys}
+
+
+# Invalid YAML, or too much of it.
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "r.yml: empty file"),
+        ("# nothing\n---\n", "r.yml: not a mapping"),
+        ("- a", "r.yml: not a mapping"),
+        ("a: [1\nb: 2", "r.yml: not valid YAML at line 2, column 2: while parsing a flow sequence expected"),
+        ("a: 1\n\tb: 2", "r.yml: not valid YAML at line 2, column 1: while scanning for the next token found"),
+        ("a: 1\n---\nb: 2", "at line 2, column 1: expected a single document"),
+        ("a: *b", "at line 1, column 4: found undefined alias 'b'"),
+        ("a: 1\nb: '\x00'", "at line 2, column 5: special characters are not allowed"),
+        ("a: 1\nname: 2024-99-99", "at line 2, column 7: invalid number, date or tagged value"),
+        ("name: !!bool x", "at line 1, column 7: invalid number, date or tagged value"),
+        ("name: !!timestamp {=: a}", "at line 1, column 7: invalid number, date or tagged value"),
+        (f"name: {'9' * 5000}", "at line 1, column 7: invalid number, date or tagged value"),
+        ('name: "\\U00999999"', "invalid number, date or tagged value"),
+        ("&a [*a]", "too many levels or aliases"),
+        ("a: &a {b: *a}", "too many levels or aliases"),
+        ("&a {<<: *a}", "too many levels or aliases"),
+        ("[" * 50 + "]" * 50, "too many levels"),
+        ("[" * 5000, "too many levels"),
+        ("- " * 5000, "too many levels"),
+    ],
+)
+def test_recipe_reports_invalid_yaml_by_line_and_column(text: str, problem: str) -> None:
+    assert problem in error(text).message
+
+
+@pytest.mark.parametrize("item", ["[*{0}, *{0}, *{0}, *{0}]", "{{<<: [*{0}, *{0}, *{0}, *{0}]}}"])
+def test_recipe_refuses_exponential_aliases(item: str) -> None:
+    names = "abcdefghijklmnop"
+    lines = [f"{name}: &{name} {item.format(before)}" for before, name in pairwise(names)]
+    assert "too many levels or aliases" in error("\n".join(["a: &a {x: 1}", *lines])).message
+
+
+def test_recipe_error_escapes_control_characters() -> None:
+    caught = error('merge_method: "k\\n\\e[2J"', where="a\nb.yml")
+    assert caught.message == r"a\nb.yml: merge_method: k\n\x1b[2J is not supported"
+
+
+# Wrong values.
+
+
+@pytest.mark.parametrize(
+    ("recipe", "problem", "hint"),
+    [
+        ({}, "r.yml: merge_method: missing", "passthrough, linear, slerp, task_arithmetic"),
+        (whole("tie"), "r.yml: merge_method: tie is not supported", "passthrough, linear, slerp, task_arith"),
+        (whole("task-arithmetic"), "task-arithmetic is not supported", "did you mean task_arithmetic?"),
+        (whole(slice=[]), "r.yml: unknown key slice", "did you mean slices? supported: merge_method, slices"),
+        (whole(tokenizer={"tokens": {}}), "r.yml: tokenizer: unknown key tokens", "supported: source"),
+        (whole(tokenizer={}, tokenizer_source="base"), "both tokenizer and tokenizer_source are given", "remove one"),
+        (whole(chat_template="chatml"), "r.yml: chat_template: only `auto` is supported", "remove it"),
+        (whole(slices=[{}]), "both slices and models are given", "give slices"),
+        ({"merge_method": "linear"}, "neither slices nor models are given", "give slices"),
+        (whole(models=[]), "r.yml: models: not a list with items", "`- `"),
+        (whole(models=["a"]), "r.yml: models[0]: not a mapping", "with these keys: model, parameters"),
+        (whole(models=[source()]), "r.yml: models[0]: unknown key layer_range", "model, parameters"),
+        (whole(models=[{}]), "r.yml: models[0].model: not a model name", "quoted"),
+        (whole(models=[{"model": 7}]), "r.yml: models[0].model: not a model name", "quoted"),
+        (whole(models=[{"model": "a+b"}]), "models[0].model: a+b: LoRA adapters are not supported", "without a `+`"),
+        (whole(base_model={"model": {"path": "a"}, "lora": "b"}), "base_model: unknown key lora", "supported: model"),
+        (whole(base_model={"model": {"revision": "a"}}), "r.yml: base_model.model.path: not a model name", "quoted"),
+        (whole(tokenizer_source=["a"]), "r.yml: tokenizer_source: not a model name", "quoted"),
+        (whole(dtype="int8"), "r.yml: dtype: int8 is not a supported dtype", "float32, float16 or bfloat16"),
+        (whole(name=["a"]), "r.yml: name: not a name", "quoted"),
+        ({"merge_method": "linear", "slices": ["a"]}, "slices[0]: not a mapping", "keys: sources, parameters"),
+        ({"merge_method": "linear", "slices": [{}]}, "slices[0].sources: not a list with items", "`- `"),
+    ],
+)
+def test_recipe_reports_the_location_of_a_wrong_value(recipe: Mapping[str, object], problem: str, hint: str) -> None:
+    caught = error(json.dumps(recipe))
+    assert problem in caught.message
+    assert hint in caught.hint
+
+
+@pytest.mark.parametrize("method", ["ties", "della_linear", "nuslerp", "core_space", ["ties"]])
+def test_recipe_names_an_unsupported_method_before_other_errors(method: object) -> None:
+    lora: Mapping[str, object] = {"models": [{"model": "a+b", "density": 1}], "dtype": "int8"}
+    for rest in (lora, {"random_seed": 1}, {"slice": []}):
+        caught = error(json.dumps({**rest, "merge_method": method}))
+        assert caught.message == f"r.yml: merge_method: {'(list)' if method == ['ties'] else method} is not supported"
+        assert caught.hint.endswith("supported: passthrough, linear, slerp, task_arithmetic")
+
+
+@pytest.mark.parametrize(("key", "meant"), [("base_modle", "base_model"), ("tokenizer-source", "tokenizer_source")])
+def test_recipe_refuses_a_key_that_is_misspelled(key: str, meant: str) -> None:
+    caught = error(json.dumps(whole(**{key: "x"})))
+    assert caught.message == f"r.yml: unknown key {key}"
+    assert caught.hint.startswith(f"did you mean {meant}? ")
+
+
+@pytest.mark.parametrize(
+    "layers", [None, 4, [], [0], [0, 1, 2], [4, 4], [5, 4], [-1, 4], [False, True], [0.0, 4.0], ["0", "4"]]
+)
+def test_recipe_layer_range_is_two_ascending_integers(layers: object) -> None:
+    caught = error(json.dumps(sliced("passthrough", {"model": "a", "layer_range": layers})))
+    assert caught.message.startswith("r.yml: slices[0].sources[0].layer_range: ")
+    assert caught.hint.startswith("write [START, END]")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "location"),
+    [
+        ([], "parameters: not a mapping"),
+        ({"wieght": 1}, "parameters: unknown key wieght"),
+        ({"weight": "high"}, "parameters.weight: not a finite number"),
+        ({"weight": float("inf")}, "parameters.weight: not a finite number"),
+        ({"weight": float("nan")}, "parameters.weight: not a finite number"),
+        ({"weight": 10**400}, "parameters.weight: not a finite number"),
+        ({"weight": []}, "parameters.weight: not a list with items"),
+        ({"weight": [0, [1]]}, "parameters.weight[1]: not a finite number"),
+        ({"weight": [0, ".nan"]}, "parameters.weight[1]: not a finite number"),
+        ({"weight": [{"value": 1}, 2]}, "parameters.weight[1]: not a mapping"),
+        ({"weight": {"filter": "mlp"}}, "parameters.weight.value: missing"),
+        ({"weight": [{"value": []}]}, "parameters.weight[0].value: not a list with items"),
+        ({"weight": {"value": 1, "filter": 3}}, "parameters.weight.filter: not text"),
+        ({"weight": {"value": 1, "pattern": "mlp"}}, "parameters.weight: unknown key pattern"),
+    ],
+)
+def test_recipe_reports_the_location_of_a_wrong_parameter(parameters: object, location: str) -> None:
+    at_source = {"merge_method": "linear", "slices": [{"sources": [source(parameters=parameters)]}]}
+    at_slice = {"merge_method": "linear", "slices": [{"sources": [source()], "parameters": parameters}]}
+    at_model = whole("linear", [{"model": "a", "parameters": parameters}])
+    at_recipe = whole("linear", parameters=parameters)
+    recipes = {"slices[0].sources[0].": at_source, "slices[0].": at_slice, "models[0].": at_model, "": at_recipe}
+    for before, recipe in recipes.items():
+        assert error(json.dumps(recipe)).message.startswith(f"r.yml: {before}{location}")
+
+
+# Requirements of a method.
+
+T, WEIGHT = {"t": 0.5}, {"weight": 1}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "problem"),
+    [
+        (
+            sliced("linear", source(), source("b", 5), parameters=WEIGHT),
+            ".layer_range: 5 layers, but the first source has 4",
+        ),
+        (sliced("passthrough", source(), source("b")), "slices[0]: passthrough takes one source per slice"),
+        (whole(models=[{"model": "a"}, {"model": "b"}]), "models: passthrough takes one source per slice, not"),
+        (whole(base_model="b"), "models: passthrough takes one source per slice, not"),
+        (sliced("linear", source(parameters=WEIGHT), source("b")), "slices[0].sources[1]: b has no weight"),
+        (whole("linear", base_model="b", models=[{"model": "a", "parameters": WEIGHT}]), "base_model: b has no weight"),
+        (sliced("task_arithmetic", source(), parameters=WEIGHT), "slices[0]: task_arithmetic needs a base_model"),
+        (whole("task_arithmetic", base_model="b"), "models[0]: a has no weight"),
+        (sliced("slerp", source(), source("b"), parameters=T), "slices[0]: slerp needs a base_model"),
+        (sliced("slerp", source(), source("b"), base_model="c", parameters=T), "slices[0]: the base_model c is not"),
+        (sliced("slerp", source(), source("b"), base_model="a"), "slices[0]: slerp needs t"),
+        (sliced("slerp", source(), base_model="a", parameters=T), "slices[0]: slerp takes two sources"),
+        (sliced("slerp", source(), source(), base_model="a", parameters=T), "of different models, not 2 of 1"),
+        (
+            sliced("slerp", source(), source("b", parameters=T), base_model="a", parameters=T),
+            "slices[0].sources[1].parameters.t: slerp takes one t for both sources",
+        ),
+    ],
+)
+def test_recipe_reports_what_a_method_needs(recipe: Mapping[str, object], problem: str) -> None:
+    assert problem in error(json.dumps(recipe)).message
+
+
+# Random recipes.
+
+CASES = [{"filter": "self_attn", "value": [0, 0.5, 1]}, {"value": 0.5}]
+VALID: tuple[Any, ...] = (
+    sliced("passthrough", source(), parameters={"scale": CASES}, dtype="float16", name="n"),
+    sliced("slerp", source(), source("b"), base_model="a", parameters={"t": CASES}, tokenizer={"source": "b"}),
+    sliced("linear", source(parameters={"weight": CASES}), source("b", parameters=WEIGHT), tokenizer_source="base"),
+    whole("task_arithmetic", [{"model": "a", "parameters": WEIGHT}], base_model={"path": "b", "revision": "c"}),
+)
+WORDS = ["model", "path", "value", "filter", "weight", "t", "a", "b", "union", "slerp", "linear", "1e-3", "int8", "a+b"]
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(WORDS)
+KEYS = st.sampled_from(WORDS) | st.text()
+ANYTHING = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner), max_leaves=8)
+SYNTAX = st.text(alphabet="[]{}:,-?&*!|>'\"%@ \n\t\\#.~=<0a")
+
+
+def assert_parses_or_raises(text: str, where: str = "r.yml") -> None:
+    try:
+        assert isinstance(parse_recipe(text, where), Recipe)
+    except UsageError as caught:
+        assert is_one_line(caught.message) and is_one_line(caught.hint)
+
+
+def containers(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        yield value
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from containers(inner)
+
+
+@given(st.sampled_from(VALID), st.data())
+def test_recipe_mutations_parse_or_raise_a_one_line_error(valid: Any, data: st.DataObject) -> None:
+    recipe = json.loads(json.dumps(valid))
+    for _ in range(data.draw(st.integers(0, 3))):
+        inside = data.draw(st.sampled_from([found for found in containers(recipe) if found]))
+        places = sorted(inside) if isinstance(inside, dict) else range(len(inside))
+        inside[data.draw(st.sampled_from(places))] = data.draw(ANYTHING)
+    assert_parses_or_raises(json.dumps(recipe))
+
+
+@given(st.text() | SYNTAX, st.text())
+def test_recipe_any_text_parses_or_raises_a_one_line_error(text: str, where: str) -> None:
+    assert_parses_or_raises(text, where)
+    assert_parses_or_raises(f"merge_method: passthrough\nmodels: {text}", where)

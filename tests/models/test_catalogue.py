@@ -129,7 +129,7 @@ def written(directory: Path, text: str, name: str = "models.toml") -> Path:
 
 
 def row(directory: Path, name: str, text: str) -> ModelSpec:
-    specs = load_catalogue([packaged_catalogue(), written(directory, text)])
+    specs = load_catalogue([packaged_catalogue(), directory / "missing.toml", written(directory, text)])
     return next(spec for spec in specs if spec.name == name)
 
 
@@ -179,35 +179,20 @@ def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
 
 
 def test_catalogue_user_file_overrides_single_keys(tmp_path: Path) -> None:
-    spec = row(tmp_path, "cerebrum-7b", '[models.cerebrum-7b]\naliases = ["c"]\nrevision = "v2"\nalternatives = []')
+    text = '[models.cerebrum-7b]\naliases = ["c"]\nrevision = "v2"\nalternatives = []\nquantizations = {Q6_K = 3}'
+    spec = row(tmp_path, "cerebrum-7b", text)
     packaged = PACKAGED["cerebrum-7b"]
     assert (spec.aliases, spec.revision, spec.alternatives) == (("c",), "v2", ())
-    assert (spec.repo_id, spec.file, spec.quantizations) == (packaged.repo_id, packaged.file, packaged.quantizations)
+    assert (spec.repo_id, spec.file, spec.format) == (packaged.repo_id, packaged.file, packaged.format)
+    assert spec.quantizations == (Quantization("Q6_K", 3),)
     assert not spec.has_name("cerebrum")
     assert [source.revision for source in spec.sources] == ["v2"]
 
 
 def test_spec_sources_may_be_alternatives_only(tmp_path: Path) -> None:
     text = '[models.a]\nalternatives = [{repo_id = "o/a", file = "a.gguf"}, {repo_id = "p/a", file = "a.gguf"}]'
-    assert [source.repo_id for source in row(tmp_path, "a", text).sources] == ["o/a", "p/a"]
-
-
-def test_catalogue_later_files_override_keys(tmp_path: Path) -> None:
-    first = written(
-        tmp_path,
-        '[models.a]\ntitle = "A"\nformat = "cerebrum"\ncontext_size = 4096\nquantizations = {Q4_0 = 1, Q8_0 = 2}\n',
-        "first.toml",
-    )
-    second = written(
-        tmp_path,
-        '[models.b]\nrepo_id = "o/b"\nfile = "b-{quant}.gguf"\n'
-        "[models.a]\ncontext_size = 8192\nquantizations = {Q6_K = 3}\n",
-        "second.toml",
-    )
-    assert load_catalogue([first, tmp_path / "missing.toml", second]) == (
-        ModelSpec("a", "A", format="cerebrum", context_size=8192, quantizations=(Quantization("Q6_K", 3),)),
-        ModelSpec("b", "b", repo_id="o/b", file="b-{quant}.gguf"),
-    )
+    spec = row(tmp_path, "a", text)
+    assert (spec.title, [source.repo_id for source in spec.sources]) == ("a", ["o/a", "p/a"])
 
 
 def test_library_name_takes_precedence_over_alias(tmp_path: Path) -> None:

@@ -202,13 +202,6 @@ def test_fit_more_memory_never_worsens_a_verdict(here: Capacity, size: int, memo
     assert then.is_comfortable(larger) or not now.is_comfortable(here)
 
 
-@given(st.builds(Capacity, amounts), amounts, amounts)
-def test_fit_smaller_need_never_worsens_a_verdict(here: Capacity, size: int, less: int) -> None:
-    large, small = fit(size, here), fit(max(0, size - less), here)
-    assert VERDICTS.index(small.verdict(here)) <= VERDICTS.index(large.verdict(here))
-    assert not large.is_comfortable(here) or large.verdict(here) == "fits"
-
-
 @given(stocks(), st.lists(st.sampled_from(["q2_k", "Q8_0", "other"])), capacities)
 def test_fit_recommends_exactly_one_that_fits_if_any(
     sizes: list[tuple[str, int]], installed: list[str], here: Capacity

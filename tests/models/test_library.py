@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hub_user import RecordedProgress
 
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, UsageError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
@@ -76,36 +76,28 @@ def silent(done: int, total: int) -> None:
     """Tell nobody."""
 
 
-class Watched:
-    def __init__(self) -> None:
-        self.stages: list[tuple[str, int, int]] = []
-        self.notices: list[NoticeEvent] = []
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        self.stages.append((stage, done, total))
-
-    def notice(self, event: NoticeEvent) -> None:
-        self.notices.append(event)
-
-
 def no_merge(*_: object) -> Model:
     raise AssertionError("nothing is merged here")
 
 
 def pulled(
-    library: Library, text: str, name: str | None = None, offline: bool = False, watched: Watched | None = None
+    library: Library,
+    text: str,
+    name: str | None = None,
+    offline: bool = False,
+    progress: RecordedProgress | None = None,
 ) -> Model:
-    return Puller(library, watched or Watched(), no_merge, offline).pull(library.parse(text), name)
+    return Puller(library, progress or RecordedProgress(), no_merge, offline).pull(library.parse(text), name)
 
 
 def test_library_registers_a_file_in_place(library: Library, other: Path) -> None:
     with pytest.raises(NoModel) as caught:
         library.resolve(None)
     assert (caught.value.exit_code, caught.value.pullable) == (3, "starter")
-    watched = Watched()
-    model = pulled(library, str(other), watched=watched)
+    progress = RecordedProgress()
+    model = pulled(library, str(other), progress=progress)
     assert (model.name, model.path, model.spec) == ("other", other, None)
-    assert watched.stages[-1] == ("verify", other.stat().st_size, other.stat().st_size)
+    assert progress.stages[-1] == ("verify", other.stat().st_size, other.stat().st_size)
     assert library.resolve("other") == model
     assert model.file is not None
     assert (model.file.source, model.file.sha256) == ("local", hashlib.sha256(other.read_bytes()).hexdigest())
@@ -339,13 +331,3 @@ def test_vocabulary_missing_has_a_hint_to_pull_it(library: Library) -> None:
     with pytest.raises(ModelNotFound) as caught:
         library.resolve_vocabulary(None)
     assert caught.value.hint == "name the model that the server runs: -m MODEL"
-
-
-def test_vocabulary_file_is_no_model_by_its_path(library: Library, chatml_model: Path, tmp_path: Path) -> None:
-    path = store(library.vocabulary_cache, chatml_model)
-    link = tmp_path / "link.gguf"
-    os.symlink(path, link)
-    for each in (path, path.resolve(), link):
-        with pytest.raises(ModelFileError, match="only a vocabulary, without weights") as caught:
-            library.model_at(each)
-        assert caught.value.hint == "cerebrum pull thinker:Q4_K_M"

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from disks import full_disk
 from hub_server import RATE_LIMITED, SERVER_ERROR, UNAVAILABLE, Fault
-from hub_user import HubUser, cleaned
+from hub_user import HubUser, RecordedProgress, cleaned
 from waiting import wait_until
 
 from cerebrum_cli.core.errors import PullError
@@ -182,7 +182,7 @@ def test_pull_is_refused_where_the_file_system_has_no_locks(hub_user: HubUser) -
 def test_pull_into_another_users_directory_is_refused(tmp_path: Path) -> None:
     file = HubFile(FILE, 4_000_000, "00" * 32)
     (tmp_path / "hub").mkdir(mode=0o700)
-    download = Download(Listing(REPO, "main", "0" * 40, (file,)), Cache(tmp_path / "hub" / "mine"), Told())
+    download = Download(Listing(REPO, "main", "0" * 40, (file,)), Cache(tmp_path / "hub" / "mine"), RecordedProgress())
     os.chmod(tmp_path, 0o755)
     os.seteuid(65534)
     try:
@@ -223,40 +223,28 @@ def test_pull_retries_a_timeout(hub_user: HubUser) -> None:
     assert hub_user.downloads()[1].range == "bytes=1000000-"
 
 
-class Told:
-    def __init__(self) -> None:
-        self.notices: list[NoticeEvent] = []
-        self.slept: list[float] = []
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        """Look away."""
-
-    def notice(self, event: NoticeEvent) -> None:
-        self.notices.append(event)
-
-
 def test_retry_policy_backs_off_until_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = Told()
-    monkeypatch.setattr(hub, "sleep", told.slept.append)
+    told, slept = RecordedProgress(), list[float]()
+    monkeypatch.setattr(hub, "sleep", slept.append)
     patience = RetryPolicy(told)
     lost = HubError("connection lost", "check the network", retries=6)
     for _ in range(6):
         patience.wait(lost)
     with pytest.raises(HubError, match="connection lost"):
         patience.wait(lost)
-    assert told.slept == [1, 2, 4, 8, 16, 16]
+    assert slept == [1, 2, 4, 8, 16, 16]
     patience.failures = 0
     patience.wait(lost)
     assert told.notices[-1] == NoticeEvent("connection lost", "retrying in 1 s")
     RetryPolicy(told).wait(HubError("rate limit", "try again later", retries=5, wait_s=55.0))
-    assert told.slept[6:] == [1, 55]
+    assert slept[6:] == [1, 55]
 
 
 def test_download_checks_disk_space_first(tmp_path: Path) -> None:
     file = HubFile(FILE, 4_000_000_000, "00" * 32)
     listing = Listing(REPO, "main", "0" * 40, (file,))
     cache = Cache(tmp_path / "hub")
-    download = Download(listing, cache, Told(), free_bytes=lambda _: 1_000_000_000)
+    download = Download(listing, cache, RecordedProgress(), free_bytes=lambda _: 1_000_000_000)
     with pytest.raises(PullError) as caught:
         download.require_space((file,))
     assert caught.value.message == f"{tmp_path}: not enough disk space: 1.00 GB free, 4.06 GB needed"

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from command_line import CommandLine, Finished
 from hub_server import DATASETS, HubServer, Request
+
+from cerebrum_cli.core.events import NoticeEvent
 
 CATALOGUED = "bartowski/Cerebrum-1.0-7b-GGUF"  # where the catalogue's cerebrum-7b comes from
 READER, OTHER = "hf_reader", "hf_other"  # the tokens the Hub knows
@@ -105,6 +107,20 @@ class HubUser:
     def downloads(self) -> list[Request]:
         """Return the requests for files themselves; those for a header end somewhere."""
         return [each for each in self.hub.log.requests("cdn") if each.range is None or each.range.endswith("-")]
+
+
+@dataclass(slots=True)
+class RecordedProgress:
+    """Progress of a download, recorded."""
+
+    stages: list[tuple[str, int, int]] = field(default_factory=list)
+    notices: list[NoticeEvent] = field(default_factory=list)
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        self.stages.append((stage, done, total))
+
+    def notice(self, event: NoticeEvent) -> None:
+        self.notices.append(event)
 
 
 def cleaned(done: Finished) -> str:
