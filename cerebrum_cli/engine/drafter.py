@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 SourceKind = Literal["own", "sibling"]
@@ -84,23 +84,6 @@ class DraftState:
         return self.misses >= MAX_MISSES and self.match < RETRY_MATCH
 
 
-@dataclass(slots=True)
-class Acceptance:
-    """How often lookups were right, by kind of source and length of the match."""
-
-    counts: dict[tuple[SourceKind, int], tuple[int, int]] = field(default_factory=dict)
-
-    def record(self, kind: SourceKind, match: int, is_right: bool) -> None:
-        key = kind, bisect_right(MATCH_CLASSES, match)
-        right, total = self.counts.get(key, (0, 0))
-        self.counts[key] = right + is_right, total + 1
-
-    def probability(self, kind: SourceKind, match: int) -> float:
-        match_class = bisect_right(MATCH_CLASSES, match)
-        right, total = self.counts.get((kind, match_class), (0, 0))
-        return (PRIORS[kind][match_class] * PRIOR_WEIGHT + right) / (PRIOR_WEIGHT + total)
-
-
 class Drafter:
     """Drafts tokens for all samples of one request."""
 
@@ -108,7 +91,7 @@ class Drafter:
         self._prompt = prompt
         self._index: dict[tuple[int, ...], tuple[TokenIndex | None, int]] = {}  # the text is None within the prompt
         self._texts: list[TokenIndex] = []
-        self._acceptance = Acceptance()
+        self._accepted: dict[tuple[SourceKind, int], tuple[int, int]] = {}  # right lookups, and all, by kind and match
 
     def start(self, reply: list[int]) -> DraftState:
         """Start to draft for a sample with its reply so far; the longest of the other replies is followed first."""
@@ -139,12 +122,17 @@ class Drafter:
                 token = tokens[position - len(source)].token
             else:
                 break
-            probability *= self._acceptance.probability(kind, state.match + index)
+            probability *= self._probability(kind, state.match + index)
             tokens.append(DraftToken(token, probability))
         return tokens
 
+    def _probability(self, kind: SourceKind, match: int) -> float:
+        """Estimated probability that the next token of a lookup is right."""
+        match_class = bisect_right(MATCH_CLASSES, match)
+        right, total = self._accepted.get((kind, match_class), (0, 0))
+        return (PRIORS[kind][match_class] * PRIOR_WEIGHT + right) / (PRIOR_WEIGHT + total)
+
     def _catch_up(self, state: DraftState) -> None:
-        """Process the tokens sampled since the last call."""
         text = state.text
         for position in range(state.indexed, len(text)):
             self._follow(state, text[position])
@@ -164,7 +152,9 @@ class Drafter:
             state.source = None
             return
         is_right = source[state.position] == token
-        self._acceptance.record(state.kind, state.match, is_right)
+        key = state.kind, bisect_right(MATCH_CLASSES, state.match)
+        right, total = self._accepted.get(key, (0, 0))
+        self._accepted[key] = right + is_right, total + 1
         if is_right:
             state.position, state.match = state.position + 1, min(state.match + 1, MAX_MATCH)
         else:

@@ -356,7 +356,6 @@ class Loop:
         sequence.emit(Failure(error))
 
     def fail(self, error: BaseException) -> None:
-        """End all work with the error."""
         self._scorer.fail(error)
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._fail_sequence(sequence, error)

@@ -75,7 +75,6 @@ def processor_quota() -> float:
 
 
 def thread_count() -> int:
-    """Fastest number of threads for decoding on this machine."""
     return processors().threads
 
 

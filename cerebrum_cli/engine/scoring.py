@@ -137,7 +137,6 @@ class ScoreRun:
         return True
 
     def close(self) -> None:
-        """Empty all slots."""
         for slot in range(self._backend.slots if self._backend.capacity else 0):
             self._backend.clear(slot)
 

@@ -69,8 +69,7 @@ def build_paths(terms: Sequence[tuple[Tokens, Tokens]]) -> tuple[Path, ...]:
         for reader in readers:
             context, continuation = terms[reader]
             for evaluated, token in enumerate(continuation, len(context)):
-                owner = owners[bisect_left(starts, evaluated) - 1]
-                paths[owner].lookups.extend((evaluated, token, reader))
+                paths[owners[bisect_left(starts, evaluated) - 1]].lookups.extend((evaluated, token, reader))
     return tuple(paths)
 
 

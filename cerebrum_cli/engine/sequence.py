@@ -105,8 +105,7 @@ class Request:
 
     def expected_length(self, context_size: int, generated: int = 0) -> int:
         """Length to reserve memory for; more is reserved if a sample outgrows it."""
-        reply = max(EXPECTED_REPLY_TOKENS, 2 * generated)
-        return min(self.max_length(context_size), len(self.prompt_tokens) + reply)
+        return min(self.max_length(context_size), len(self.prompt_tokens) + max(EXPECTED_REPLY_TOKENS, 2 * generated))
 
 
 @dataclass(slots=True, eq=False)

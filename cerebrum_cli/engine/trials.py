@@ -119,7 +119,6 @@ class Trial:
         self._child.wait()
 
     def _exit_reason(self) -> str:
-        """Signal, or exit code with the last line of the log."""
         code = self._child.wait(EXIT_TIMEOUT_S)
         if code < 0:
             return f"signal {-code}"
@@ -222,7 +221,6 @@ class Bench:
             self._close_trial(settings)
 
     def close(self) -> None:
-        """End all processes and delete temporary files."""
         self.release()
         self._resources.close()
 
@@ -235,8 +233,7 @@ class Bench:
     def _request(self, tuning: Tuning, length: int, sequences: int, name: str, *arguments: Any) -> Any:
         """Call a function on the probe text, in a context for a number of sequences of this length."""
         options = self._options.with_tuning(replace(tuning, slots=sequences, n_ubatch=None, flash_attention=None))
-        context = replace(options.context, length=length, n_ubatch=CPU_UBATCH, flash_attention=None)
-        trial = self._trial(tuning, context)
+        trial = self._trial(tuning, replace(options.context, length=length, n_ubatch=CPU_UBATCH, flash_attention=None))
         return trial.request("measure", replace(tuning, slots=sequences), length, self._text, name, *arguments)
 
     def _trial(self, tuning: Tuning, context: ContextOptions | None = None) -> Trial:
@@ -244,11 +241,9 @@ class Bench:
 
         TrialError if memory cannot hold it even alone.
         """
-        settings = load_settings(tuning)
-        options = self._options.with_tuning(settings)
+        settings, context = load_settings(tuning), context or ContextOptions(0, 1, 1, CPU_UBATCH)
+        options, sizes = self._options.with_tuning(settings), self._options.file.sizes
         trial = self._trials.pop(settings, None)  # reinserted last, so that the least recently used closes first
-        context = context or ContextOptions(0, 1, 1, CPU_UBATCH)
-        sizes = options.file.sizes
         offloaded = plan_layers(sizes, options.gpu_layers, context, self._gpus)
         planned = host_bytes(memory_needs(sizes, context, offloaded), self._gpus)
         needed = planned - trial.host_bytes if trial else planned

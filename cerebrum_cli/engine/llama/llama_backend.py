@@ -85,7 +85,6 @@ class LlamaBackend(LlamaVocabulary):
             self._context = None
         self._options = self._made_with = options
         self._batch_invariant = options.batch_invariant
-        self._pad_steps = options.pad_steps
         self._room = batch_invariance.PADDING_ROOM if options.pad_steps else 0
         self.context_size: int = max(1, options.length - self._room)
         self.slots: int = options.slots
@@ -128,13 +127,13 @@ class LlamaBackend(LlamaVocabulary):
         if not is_single:
             requested = min(requested, max_slots or requested)
         slots = requested
-        if self._pad_steps and slots > 2:
+        if self._options.pad_steps and slots > 2:
             slots = batch_invariance.stable_slots(slots + batch_invariance.ROW_GROUP - 1)
             slots = slots if is_single else plan_slots(self._sizes, slots, options, self._offloaded, self._free)
         while self._context is None:
-            if self._pad_steps:
+            if self._options.pad_steps:
                 slots = batch_invariance.stable_slots(slots)
-            needs_free_slot = self._batch_invariant and not self._pad_steps  # where single rows are padded
+            needs_free_slot = self._batch_invariant and not self._options.pad_steps  # where single rows are padded
             options = replace(options, slots=max(slots, 1 + needs_free_slot))
             try:
                 self._context = LlamaContext(self._model, options, self._stop, self._adapters)
@@ -151,13 +150,13 @@ class LlamaBackend(LlamaVocabulary):
         return self._options.kv_unified
 
     def prefill_chunk(self, position: int) -> int:
-        if self._pad_steps:
+        if self._options.pad_steps:
             return batch_invariance.PREFILL_CHUNK
         size = self._options.n_ubatch
         return batch_invariance.prefill_chunk(position, size) if self._batch_invariant else size
 
     def reusable_prefix(self, length: int) -> int:
-        if self._pad_steps or not self._batch_invariant:
+        if self._options.pad_steps or not self._batch_invariant:
             return length
         return batch_invariance.reusable_prefix(length, self._options.n_ubatch)
 
@@ -165,7 +164,7 @@ class LlamaBackend(LlamaVocabulary):
         if not self._batch_invariant:
             self._batch_indices = None
             return self._open_context.decode(rows)
-        if self._pad_steps:
+        if self._options.pad_steps:
             padded, indices = batch_invariance.pad_step(rows, self._made_with.slots, self.length)
         else:
             padded, indices = batch_invariance.pad_single_rows(rows, self.length, self._has_room)
@@ -181,7 +180,6 @@ class LlamaBackend(LlamaVocabulary):
         return self._open_context.length(slot)
 
     def _has_room(self, slot: int) -> bool:
-        """Whether the context has such a slot, with room for one more token."""
         return 0 <= slot < self._made_with.slots and self.length(slot) < self.capacity
 
     def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> Sampler:

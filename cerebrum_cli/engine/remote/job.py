@@ -78,7 +78,6 @@ class PoolJob:
                     sample.is_finished = sample.is_finished or sample.id == event.sequence
 
     def cancel(self) -> None:
-        """End the samples as `cancelled`."""
         self.report([sample.cancelled() for sample in self.samples if not sample.is_finished])
 
     def refuse(self, error: CerebrumError) -> None:

@@ -71,7 +71,6 @@ class Pool:
 
     @property
     def generated(self) -> tuple[ServerTokens, ...]:
-        """What each server has generated so far."""
         return tuple(ServerTokens(server.name, server.generated, server.state == "lost") for server in self.known)
 
     @property
@@ -104,7 +103,6 @@ class Pool:
                 task.cancel()
 
     async def close(self) -> None:
-        """Stop everything, and close all connections."""
         self.cancel(lambda _: True)
         for task in self._opening.values():
             task.cancel()
@@ -166,7 +164,6 @@ class Pool:
         self._assign()
 
     def _fail(self, error: BaseException) -> None:
-        """End all jobs with an error."""
         waiting, self._waiting = self._waiting, deque()
         for job in (*waiting, *self._running):
             job.emit(Failure(error))
@@ -278,7 +275,6 @@ class Pool:
 
     @property
     def _is_lost(self) -> bool:
-        """Whether no server answers."""
         return all(server.state == "lost" for server in self._servers)
 
     @property

@@ -48,8 +48,7 @@ class Submitted:
 
     @property
     def is_over(self) -> bool:
-        limit = max(self.request.n, self.request.max_n)
-        return not self.unfinished and (self.is_aborted or self.samples >= limit)
+        return not self.unfinished and (self.is_aborted or self.samples >= max(self.request.n, self.request.max_n))
 
 
 class RemoteCompletions(Completions[RemoteSample]):

@@ -195,7 +195,6 @@ class HttpServer(Server):
             await asyncio.gather(task, return_exceptions=True)
 
     async def _require_health(self) -> None:
-        """Raise LostServerError if the server no longer answers."""
         try:
             await asyncio.wait_for(self._client.check(HEALTH, self._timeouts.health), self._timeouts.health)
         except (LostServerError, TimeoutError, RequestError) as error:
@@ -275,7 +274,6 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
 
 
 def _refusal(error: RequestError, request: Request, name: str) -> CerebrumError:
-    """The error of a request that the server will not answer."""
     if error.status == NOT_FOUND:
         return EndpointError(f"{name}: {error.message}", "check the URL, and which model the server has")
     if any(sign in error.message for sign in TOO_LONG):

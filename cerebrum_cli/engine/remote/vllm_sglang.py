@@ -33,7 +33,6 @@ class _SharedFields:
         return {"model": info.model, "prompt": text, "add_special_tokens": False}
 
     def _sampling_fields(self, request: Request, info: ServerInfo) -> dict[str, Any]:
-        """Settings that both name alike."""
         params = request.params
         biases = {str(token): bias for token, bias in params.logit_bias}
         return {
@@ -192,7 +191,6 @@ class Sglang(_SharedFields):
         return [_sglang_chunk(reply) for reply in (answer if isinstance(answer, list) else [answer])]
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
-        """Yield parts with the ids of all tokens."""
         tokens = characters = 0
         async for event in events:
             chunk = _sglang_chunk(event, tokens, characters)
@@ -237,8 +235,7 @@ def _sglang_chunk(reply: Mapping[str, Any], seen: int = 0, characters: int = 0) 
     if ids is None:
         return ReplyChunk(text=text_of(reply, "text")[characters:], total=int(meta["completion_tokens"]), end=end)
     tokens = ids[seen:]
-    scores = [score for score, *_ in meta.get("output_token_logprobs") or ()][-len(tokens) :]
-    return _chunk(tokens, None, scores, end)
+    return _chunk(tokens, None, [score for score, *_ in meta.get("output_token_logprobs") or ()][-len(tokens) :], end)
 
 
 def _sglang_end(meta: Mapping[str, Any]) -> ReplyEnd:
