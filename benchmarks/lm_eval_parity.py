@@ -38,7 +38,7 @@ from cerebrum_cli.cli.app import real_app
 from cerebrum_cli.cli.lm_eval import open_for_lm_eval
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.engine.scoring_plan import build_paths, node_count
+from cerebrum_cli.engine.scoring_plan import build_paths
 from cerebrum_cli.inference.loading import ModelUse, ReplySource
 
 TOLERANCE = 1e-2
@@ -208,7 +208,7 @@ def argmaxes(scores: Sequence[float]) -> list[int]:
 def allowed_rows(tokens: Sequence[tuple[list[int], list[int]]]) -> int:
     """Unique nodes of the trie of all texts, and one for each context."""
     terms = [(tuple(context), tuple(choice)) for context, choice in tokens]
-    return node_count(build_paths(terms)) + len({context for context, _ in terms})
+    return sum(len(path.tokens) - path.shared for path in build_paths(terms)) + len({context for context, _ in terms})
 
 
 if __name__ == "__main__":

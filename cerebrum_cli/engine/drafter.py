@@ -78,11 +78,6 @@ class DraftState:
         """Record how many of the drafted tokens of a step were accepted."""
         self.misses = 0 if accepted else self.misses + 1
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether too many drafted tokens were rejected in a row, for a match of this length."""
-        return self.misses >= MAX_MISSES and self.match < RETRY_MATCH
-
 
 class Drafter:
     """Drafts tokens for all samples of one request."""
@@ -111,7 +106,7 @@ class Drafter:
         self._catch_up(state)
         tokens: list[DraftToken] = []
         source, text = state.source, state.text
-        if source is None or state.is_paused:
+        if source is None or (state.misses >= MAX_MISSES and state.match < RETRY_MATCH):
             return tokens
         kind, probability = state.kind, 1.0
         for index in range(min(limit, MAX_DRAFT)):

@@ -83,12 +83,11 @@ class LocalCompletions(Completions[Sequence]):
 
     def _submit(self, counts: Iterable[tuple[int, int]]) -> None:
         new: list[Sequence] = []
+        emit, is_backlogged = self._outbox.put, lambda: self._outbox.qsize() > MAX_BACKLOG
         for index, count in counts:
             one = self._submitted[index]
             samples = range(one.samples, one.samples + count)
-            new += create_sequences(
-                index, one.request, self._outbox.put, samples, one.seed, self._is_backlogged, one.drafter
-            )
+            new += create_sequences(index, one.request, emit, samples, one.seed, is_backlogged, one.drafter)
             one.samples += count
         self._live.update((sequence.id, sequence) for sequence in new)
         if not self._commands.send(Submit(new, self._scope)):
@@ -103,9 +102,6 @@ class LocalCompletions(Completions[Sequence]):
         one = self._submitted[index]
         if one.samples >= max(one.request.n, one.request.max_n) and not self._live_samples(index):
             one.drafter = None  # it takes half a kilobyte a token
-
-    def _is_backlogged(self) -> bool:
-        return self._outbox.qsize() > MAX_BACKLOG
 
 
 def new_drafter(request: Request) -> Drafter | None:

@@ -39,13 +39,13 @@ class Loop:
 
     def process_commands(self, commands: Commands) -> bool:
         """Execute all queued commands, waiting for one if no work is left; False after Close."""
-        while (command := commands.take(wait=self._scheduler.is_idle and self._scorer.is_idle)) is not None:
+        while (command := commands.take(wait=self._scheduler.is_idle and not self._scorer.jobs)) is not None:
             if isinstance(command, Submit):
                 self._scheduler.waiting.extend(command.sequences)
                 if command.scope.is_cancelled:
                     self._cancel(command.sequences)
             elif isinstance(command, SubmitScores):
-                self._scorer.add(command.job)
+                self._scorer.jobs.append(command.job)
                 if command.scope.is_cancelled:
                     self._cancel([command.job])
             elif isinstance(command, Cancel):
@@ -66,7 +66,7 @@ class Loop:
         While texts wait to be scored, no sequence is admitted; they are scored once none is running.
         """
         try:
-            if self._scorer.is_idle:
+            if not self._scorer.jobs:
                 self._admit()
             elif not self._scheduler.running:
                 return self._score()
@@ -114,8 +114,10 @@ class Loop:
 
     def _required_length(self, sequence: Sequence) -> int:
         """Length to reserve memory for: the maximum for a single slot, the expected length for many."""
-        context_size = self._backend.context_size
-        return sequence.max_length(context_size) if self._reserves_max else sequence.expected_length(context_size)
+        request, context_size = sequence.request, self._backend.context_size
+        if self._reserves_max:
+            return request.max_length(context_size)
+        return request.expected_length(context_size, len(sequence.generated))
 
     def _lacks_slots(self) -> bool:
         """Whether nothing runs, and memory for what waits would have more slots: the last sequences were longer."""
@@ -196,7 +198,7 @@ class Loop:
         if sequence.drafter is None:
             return []
         sequence.draft_state = sequence.draft_state or sequence.drafter.start(sequence.generated)
-        limit = sequence.max_length(self._backend.capacity) - sequence.length - 1
+        limit = sequence.request.max_length(self._backend.capacity) - sequence.length - 1
         return sequence.drafter.draft(sequence.draft_state, limit)
 
     def _compact(self) -> None:

@@ -107,12 +107,12 @@ class ScoreRun:
     """A job that has started: memory is reserved and empty, which makes scores independent of what was in it."""
 
     def __init__(self, backend: Backend, job: ScoreJob) -> None:
-        from cerebrum_cli.engine.scoring_plan import Limits, ScorePlanner, node_count
+        from cerebrum_cli.engine.scoring_plan import Limits, ScorePlanner
 
         self._backend = backend
         self._job = job
         self._results = Results(job)
-        self._nodes = node_count(job.paths)
+        self._nodes = sum(len(path.tokens) - path.shared for path in job.paths)  # of the trie below its root
         self._evaluated = 0
         self._step: ScoreStep | None = None  # that was interrupted
         if job.paths:
@@ -184,37 +184,30 @@ class Scorer:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._jobs: deque[ScoreJob] = deque()
+        self.jobs: deque[ScoreJob] = deque()
         self._run: ScoreRun | None = None
-
-    @property
-    def is_idle(self) -> bool:
-        return not self._jobs
-
-    def add(self, job: ScoreJob) -> None:
-        self._jobs.append(job)
 
     def step(self) -> None:
         """Execute a step of the first job; all slots are overwritten, and empty after its last step."""
         if self._run is None:
-            self._run = ScoreRun(self._backend, self._jobs[0])
+            self._run = ScoreRun(self._backend, self.jobs[0])
         if not self._run.step():
-            self._end(self._jobs[0])
+            self._end(self.jobs[0])
 
     def cancel(self, work: Collection[object] | None) -> None:
         """End those of these jobs that are left, or all, before they are finished."""
-        for job in [job for job in self._jobs if work is None or job in work]:
+        for job in [job for job in self.jobs if work is None or job in work]:
             self._end(job)
 
     def fail(self, error: BaseException) -> None:
-        for job in self._jobs:
+        for job in self.jobs:
             job.emit(Failure(error))
-        self._jobs.clear()
+        self.jobs.clear()
         self._run = None
 
     def _end(self, job: ScoreJob) -> None:
-        if self._run and job is self._jobs[0]:
+        if self._run and job is self.jobs[0]:
             self._run.close()
             self._run = None
-        self._jobs.remove(job)
+        self.jobs.remove(job)
         job.emit(None)

@@ -73,11 +73,6 @@ def build_paths(terms: Sequence[tuple[Tokens, Tokens]]) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def node_count(paths: Sequence[Path]) -> int:
-    """Number of nodes of the trie below its root."""
-    return sum(len(path.tokens) - path.shared for path in paths)
-
-
 def _leaves(texts: Sequence[tuple[array[int], int]]) -> Iterator[tuple[array[int], int, list[int]]]:
     """Yield each text that no other extends, its common prefix with the one before, and the readers along it."""
     readers: list[int] = []

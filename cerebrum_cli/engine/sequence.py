@@ -211,12 +211,6 @@ class Sequence:
             self.emit(AlternativesEvent(self.id, self.inspected, given, tuple(likeliest)))
             self.inspected += 1
 
-    def max_length(self, context_size: int) -> int:
-        return self.request.max_length(context_size)
-
-    def expected_length(self, context_size: int) -> int:
-        return self.request.expected_length(context_size, len(self.generated))
-
     def tokens_from(self, position: int, count: int) -> Tokens:
         """Up to so many token ids of prompt and reply from a position."""
         prompt, end = self.prompt, position + count

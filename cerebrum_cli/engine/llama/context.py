@@ -165,10 +165,6 @@ def load_state(context: Any, slot: int, path: Path) -> bool:
     return bool(llama.llama_state_seq_load_file(context, os.fsencode(path), slot, no_tokens, 0, ctypes.byref(count)))
 
 
-def state_size(context: Any, slot: int) -> int:
-    return int(llama.llama_state_seq_get_size(context, slot))
-
-
 @cache
 def _build() -> str:
     """Fingerprint of this build of llama.cpp: the size and checksum of its library, read in 2 ms."""

@@ -22,7 +22,6 @@ from cerebrum_cli.engine.llama.context import (
     load_state,
     save_state,
     state_kind,
-    state_size,
 )
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.grammar import parse_grammar
@@ -250,7 +249,7 @@ class LlamaBackend(LlamaVocabulary):
         return None if self._batch_invariant else state_kind(self._model, context_params(self._made_with))
 
     def state_size(self, slot: int) -> int:
-        return state_size(self._open_context.handle, slot)
+        return int(llama.llama_state_seq_get_size(self._open_context.handle, slot))
 
     def save_state(self, slot: int, path: Path) -> None:
         save_state(self._open_context.handle, slot, path)
