@@ -6,6 +6,7 @@ import json
 from itertools import product
 from pathlib import Path
 from platform import machine
+from typing import Any
 
 import pytest
 from asking import loaded
@@ -70,25 +71,17 @@ def replies(
     slots: int,
     requests: list[tuple[int, ...]],
     *,
-    pad_steps: bool = True,
     repack: bool | None = None,
     limit: int | None = 12,
     context_size: int = 1024,
-    flash_attention: bool | None = None,
-    threads: int = 1,
+    **context: Any,
 ) -> Replies:
     """Greedy replies to prompts, with at most so many at the same time."""
     header = read_header(path)
+    defaults = {"n_threads": 1, "batch_invariant": True, "pad_steps": True}
     options = LoadOptions(
         GgufFile(path, 2048, header.sizes),
-        ContextOptions(
-            context_size,
-            slots,
-            n_threads=threads,
-            batch_invariant=True,
-            pad_steps=pad_steps,
-            flash_attention=flash_attention,
-        ),
+        ContextOptions(context_size, slots, **(defaults | context)),
         repack=plan_repacking(header.quantization, True, machine()) if repack is None else repack,
     )
     said: Replies = [[] for _ in requests]
@@ -135,15 +128,15 @@ def test_types_that_vary_without_padded_steps(models: Path, encoding: str) -> No
 @pytest.mark.slow
 def test_padded_steps_are_invariant_after_preemption(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, requests = model_of(models, "Q4_K_M"), prompts(6, 230)  # replies outgrow the first 256 cells
-    alone = replies(path, 1, requests, limit=60, threads=2)
+    alone = replies(path, 1, requests, limit=60, n_threads=2)
     monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
-    assert replies(path, 5, requests, limit=60, threads=2) == alone
+    assert replies(path, 5, requests, limit=60, n_threads=2) == alone
 
 
 @pytest.mark.slow
 def test_padded_steps_are_invariant_with_a_profile_without_flash_attention(models: Path) -> None:
     path = model_of(models, "F16")
-    alone, together = (replies(path, slots, prompts(), flash_attention=False, threads=2) for slots in (1, 9))
+    alone, together = (replies(path, slots, prompts(), flash_attention=False, n_threads=2) for slots in (1, 9))
     assert together == alone
 
 
@@ -163,24 +156,12 @@ def test_padded_steps_leave_sliding_windows_intact(models: Path) -> None:
     assert replies(path, 5, requests[::-1], limit=40, context_size=2048)[::-1] == alone
 
 
-def rows_of(*slots: int, output: bool = True) -> list[TokenRow]:
-    """One row in each slot, at position 300 + slot."""
-    return [TokenRow(slot, 300 + slot, 9, output) for slot in slots]
-
-
-def pad(rows: list[TokenRow], slots: int) -> tuple[list[TokenRow], list[int]]:
-    """Pad rows where each slot holds 100 tokens and its index."""
-    return pad_step(rows, slots, lambda slot: 100 + slot)
-
-
-@pytest.mark.parametrize("slots", [1, 2, 4, 8, 64])
-def test_padded_steps_are_small(slots: int) -> None:
-    for running in range(1, slots + 1):
-        size = len(pad(rows_of(*range(running)), slots)[0])
-        assert size % 4 == 0 and 8 <= size < max(9, running + 4)
-
-
-def test_numbers_of_slots_need_little_padding() -> None:
+def test_padded_steps_and_numbers_of_slots_are_small() -> None:
+    for slots in (1, 2, 4, 8, 64):
+        for running in range(1, slots + 1):
+            rows = [TokenRow(slot, 300 + slot, 9, True) for slot in range(running)]
+            size = len(pad_step(rows, slots, lambda slot: 100 + slot)[0])
+            assert size % 4 == 0 and 8 <= size < max(9, running + 4)
     assert [stable_slots(slots) for slots in (1, 2, 3, 4, 5, 63, 64, 256)] == [1, 2, 2, 4, 4, 60, 64, 256]
 
 
@@ -225,21 +206,8 @@ def test_experts_are_invariant_without_tiled_kernels(models: Path, new_user: Com
     mixtral = write_quantized(models / "experts.gguf", shape=SHAPE, experts=4)
     source = new_user.home / "in.txt"
     source.write_text("".join(f"{'Why? ' * number}\n" for number in range(1, 9)))
-    command = (
-        "batch",
-        source,
-        "-o",
-        "-",
-        "-m",
-        mixtral,
-        "-n",
-        "20",
-        "--ignore-eos",
-        "--seed",
-        "1",
-        "--set",
-        "batch_invariant=on",
-    )
+    options = ["-o", "-", "-n", "20", "--ignore-eos", "--seed", "1", "--set", "batch_invariant=on"]
+    command = ("batch", source, "-m", mixtral, *options)
     environment = {"GGML_CPU_TILED_MM": "0"}  # llama.cpp reads it once in a process
     one, together = (new_user.run_process(*command, "--parallel", count, env=environment) for count in ("1", "8"))
     assert (one.code, together.code) == (0, 0), one.err + together.err

@@ -21,7 +21,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
-from cerebrum_cli.engine.memory import ContextOptions, sequence_bytes
+from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.inference.loading import ModelUse, ReplySource, Resources, load_options
 from cerebrum_cli.inference.profiles import DEFAULT, Profile, Speeds, TunedUse
 from cerebrum_cli.models.model import Model
@@ -47,19 +47,26 @@ def options_with(path: Path, tuning: Tuning = DEFAULT, /, **settings: Any) -> Lo
 # What is refused before loading.
 
 
-def test_cache_type_that_does_not_divide_the_heads_is_refused(chatml_model: Path) -> None:
-    for key in ("cache_type_k", "cache_type_v"):
-        with pytest.raises(UsageError) as caught:
-            options_with(chatml_model, **{key: "q4_0"})
-        problem = f"{key}=q4_0 needs heads of a multiple of 32 elements, but this model's have 16"
-        assert (caught.value.message, caught.value.hint) == (problem, f"omit {key}=q4_0")
-        assert options_with(chatml_model, **{key: "f16"})
-
-
-def test_quantized_values_need_flash_attention(wide: Path) -> None:
-    with pytest.raises(UsageError, match="cache_type_v=q8_0 needs flash attention"):
-        options_with(wide, cache_type_v="q8_0", flash_attn="off")
-    assert options_with(wide, cache_type_k="q8_0", flash_attn="off").context.flash_attention is False
+@pytest.mark.parametrize(
+    ("model", "settings", "problem"),
+    [
+        ("narrow", {"cache_type_k": "q4_0"}, "cache_type_k=q4_0 needs heads of a multiple of 32 elements.* have 16"),
+        ("narrow", {"cache_type_v": "q4_0"}, "cache_type_v=q4_0 needs heads of a multiple of 32 elements.* have 16"),
+        ("wide", {"cache_type_v": "q8_0", "flash_attn": "off"}, "cache_type_v=q8_0 needs flash attention"),
+        ("mla", {"cache_type_v": "q8_0", "ctx": 256}, "deepseek2 needs the same type for keys and values"),
+        ("batch", {"flash_attn": "off"}, "batch_invariant and flash_attn=off cannot be used together"),
+    ],
+)
+def test_cache_types_that_a_model_cannot_have_are_refused(
+    tmp_path: Path, chatml_model: Path, wide: Path, model: str, settings: dict[str, Any], problem: str
+) -> None:
+    mla = write_model(tmp_path / "mla.gguf", lambda writer: writer.add_key_length_mla(192), "deepseek2")
+    path = {"narrow": chatml_model, "mla": mla}.get(model, wide)
+    context = ContextOptions(slots=4, batch_invariant=model == "batch", pad_steps=model == "batch")
+    with pytest.raises(UsageError, match=problem):
+        load_options(Model("tiny", (path,)), Settings(**settings), context)
+    allowed = options_with(wide, cache_type_k="q8_0", flash_attn="off")
+    assert allowed.context.flash_attention is False
 
 
 @pytest.mark.parametrize("settings", [{"flash_attn": "on"}, {"cache_type_v": "q8_0"}])
@@ -72,18 +79,6 @@ def test_flash_attention_is_refused_where_llama_cpp_has_none(tmp_path: Path, set
     with pytest.raises(UsageError, match="has no flash attention for the architecture grok"):
         options_with(grok, **settings)
     assert options_with(grok, flash_attn="auto").context.flash_attention is None
-
-
-def test_keys_and_values_in_one_cache_need_one_type(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "mla.gguf", lambda writer: writer.add_key_length_mla(192), "deepseek2")
-    with pytest.raises(UsageError, match="deepseek2 needs the same type for keys and values"):
-        options_with(path, cache_type_k="f16", cache_type_v="q8_0", ctx=256)
-
-
-def test_batch_invariance_needs_flash_attention(wide: Path) -> None:
-    context = ContextOptions(slots=4, batch_invariant=True, pad_steps=True)
-    with pytest.raises(UsageError, match="batch_invariant and flash_attn=off cannot be used together"):
-        load_options(Model("tiny", (wide,)), Settings(flash_attn="off"), context)
 
 
 def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine) -> None:
@@ -126,16 +121,6 @@ def test_cache_types_change_the_memory_and_little_else(wide: Path, keys: str, va
     is_default = (keys, values) == ("f16", "f16")
     assert (np.abs(plain - other).max() == 0, size == plain_size, kind == plain_kind) == (is_default,) * 3
     assert np.corrcoef(plain, other)[0, 1] > 0.8
-
-
-def test_memory_is_planned_by_both_cache_types(wide: Path) -> None:
-    layers = Model("tiny", (wide,)).sizes.layers
-    each = [
-        sequence_bytes(layers, ContextOptions(1024, 1, 1, 32, cache_type_k=keys, cache_type_v=values))
-        for keys, values in (("f16", "f16"), ("q8_0", "f16"), ("f16", "q4_0"), ("q4_0", "q4_0"))
-    ]
-    length = sum(layer.key_length for layer in layers) * 1024
-    assert each == [4 * length, 98 * length // 32, 82 * length // 32, 36 * length // 32]
 
 
 # What they override, and what they are part of.

@@ -139,25 +139,6 @@ def test_abort_cancels_only_the_samples_of_its_request(engine: LocalEngine, gate
         assert said[SequenceId(0, 0)].text in "a" * LENGTH
 
 
-def test_abort_costs_other_requests_no_step() -> None:
-    def evaluated(ends: bool) -> int:
-        gate = threading.Event()
-        scripted = backend(gate=gate)
-        with (
-            running_engine(scripted) as engine,
-            closing(engine.complete([request("X#"), request("Y#", seed=5)])) as completions,
-        ):
-            events_until(completions, is_token_of(1))
-            if ends:
-                completions.abort(0)
-            gate.set()
-            said = collect_replies(completions)
-            assert said[SequenceId(1, 0)].text.endswith("f" * (LENGTH - 5))
-            return sum(row.slot == 1 for rows in scripted.steps for row in rows)
-
-    assert evaluated(ends=True) == evaluated(ends=False)  # nothing is evaluated again
-
-
 def test_abort_of_a_finished_or_unknown_request_does_nothing(engine: LocalEngine) -> None:
     with closing(engine.complete([request("x#"), request("y#", seed=5)])) as completions:
         events = events_until(completions, lambda event: isinstance(event, FinishEvent))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from asking import collect_replies
 from command_line import CommandLine
 from nano.measure import MODEL_FILE, generate, loaded_engine, majority_answer
-from nano.questions import held_out, questions
+from nano.questions import held_out
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.conversation import Conversation
@@ -43,10 +44,11 @@ def ask(home: Path, *arguments: str | Path) -> Any:
     return done.object
 
 
-def test_nano_file_is_the_measured_one() -> None:
+def test_nano_and_its_questions_are_the_measured_ones() -> None:
     data = MODEL_FILE.read_bytes()
     assert 2_000_000 < len(data) < 6_000_000
     assert hashlib.sha256(data).hexdigest() == SHA256
+    assert hashlib.sha256(repr(held_out()).encode()).hexdigest().startswith("837cb656acd29bb8")
 
 
 def test_nano_reply_ends_without_the_end_token(tmp_path: Path) -> None:
@@ -82,18 +84,11 @@ def test_nano_follows_up_on_the_previous_answer(tmp_path: Path) -> None:
 
 def test_nano_template_matches_the_training_format(tmp_path: Path) -> None:
     messages = tmp_path / "messages.json"
-    messages.write_text(
-        '[{"role": "user", "content": "What is 3 plus 4?"}, {"role": "assistant", "content": "3 plus 4 makes 7."},'
-        ' {"role": "user", "content": "Double it."}]',
-        encoding="utf-8",
-    )
-    plain, embedded = (
-        CommandLine(tmp_path).run(
-            "ask", "-m", MODEL_FILE, "--format", name, "--dry-run", "--json", "--messages", messages
-        )
-        for name in ("cerebrum", "embedded")
-    )
-    assert plain.object["token_ids"] == embedded.object["token_ids"]
+    turns = (("user", QUESTION), ("assistant", "3 plus 4 makes 7."), ("user", "Double it."))
+    messages.write_text(json.dumps([{"role": role, "content": content} for role, content in turns]))
+    arguments = ("--dry-run", "--messages", messages)
+    plain, embedded = (ask(tmp_path, *arguments, "--format", name)["token_ids"] for name in ("cerebrum", "embedded"))
+    assert plain == embedded
 
 
 def test_nano_greedy_answers_are_mostly_right(engine: LocalEngine) -> None:
@@ -126,12 +121,3 @@ def test_nano_stays_within_its_vocabulary_on_unusual_questions(engine: LocalEngi
         for [sample] in sampled:
             assert sample.ended
             assert re.fullmatch(r"[ \w.,]+", sample.text, re.ASCII)
-
-
-def test_nano_held_out_questions_are_unchanged() -> None:
-    problems = held_out()
-    assert len(dict(problems)) == 200
-    assert all(len(turns) == 1 and 0 <= int(answer) <= 99 for turns, answer in problems)
-    digest = hashlib.sha256(repr(problems).encode()).hexdigest()
-    assert digest[:16] == "837cb656acd29bb8"
-    assert all(len(turns) == 2 for turns, _ in questions(1, 20, turns=2))

@@ -79,20 +79,6 @@ def test_remote_vote_larger_than_a_server_takes_several_requests() -> None:
     assert summaries(remote) == summaries(local_replies(unicode_model, request))
 
 
-def test_remote_waiting_vote_is_divided_by_the_slots_at_its_start() -> None:
-    request = request_of("Q", n=4, seed=5)
-    with serving(random_model) as [server], connected(server) as engine:
-        stuck = server.arm(hang_after=0)
-        with closing(engine.complete([request, request])) as events:
-            assert stuck.is_hanging.wait(10)
-            server.kill()
-            server.slots = 2
-            server.start()
-            remote = collect_replies(event for event in events if not isinstance(event, NoticeEvent))
-        assert [asked.body["n_cmpl"] for asked in server.completions()] == [4, 2, 2, 2, 2]
-    assert summaries(remote) == summaries(local_replies(random_model, request, request))
-
-
 def test_remote_abort_closes_the_connection_and_keeps_others() -> None:
     with serving(random_model) as servers, connected(*servers) as engine:
         stuck = servers[0].arm(hang_after=0)

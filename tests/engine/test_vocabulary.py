@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
 
@@ -36,6 +36,7 @@ def pieces(backend: LlamaBackend, ids: tuple[int, ...]) -> bytes:
     return b"".join(backend.piece(token) for token in ids)
 
 
+@settings(max_examples=50)
 @given(text=texts | marked_up)
 def test_tokenize_round_trips(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
     for trusted in (False, "<|" not in text):
@@ -60,15 +61,11 @@ def test_tokenize_adds_no_space_after_tokens(
     [
         ((Text("\n"),), (BOS, SPACE, LINE_BREAK)),
         ((Tokens((THINK,)), Text("\n")), (BOS, THINK, LINE_BREAK)),
-        ((Tokens((THINK,)), Text("\n\n")), (BOS, THINK, LINE_BREAK, LINE_BREAK)),
         ((Tokens((THINK,)), Text("User")), (BOS, THINK, USER)),
         ((Tokens((THINK,)), Text(" User")), (BOS, THINK, SPACED_USER)),
-        ((Tokens((THINK,)), Text("\n", True), Text("User")), (BOS, THINK, LINE_BREAK, USER)),
         ((Tokens((THINK,)), Text("</s>", True), Text("User")), (BOS, THINK, EOS, SPACED_USER)),
         ((Text("</s>User", True),), (BOS, EOS, SPACED_USER)),
         ((Tokens((BOS,)), Text("User")), (BOS, SPACED_USER)),
-        ((Tokens(()), Text("User")), (BOS, SPACED_USER)),
-        ((Tokens((THINK,)), Tokens((LINE_BREAK,))), (BOS, THINK, LINE_BREAK)),
         ((), (BOS,)),
     ],
 )
@@ -89,14 +86,12 @@ def test_tokenize_continues_text_after_tokens(
         ((Text("<s><s>a", True),), 2),
     ],
 )
-def test_tokenize_adds_bos_only_if_missing(parts: tuple[PromptPart, ...], bos: int, mistral: LlamaBackend) -> None:
+def test_tokenize_adds_bos_only_if_missing(
+    parts: tuple[PromptPart, ...], bos: int, mistral: LlamaBackend, chatml: LlamaBackend
+) -> None:
     ids = mistral.tokenize(parts)
     assert (ids[0], ids.count(BOS)) == (BOS, bos)
-
-
-def test_tokenize_adds_no_bos_unless_required(chatml: LlamaBackend) -> None:
-    assert chatml.tokenize(()) == ()
-    assert marks_in(chatml.tokenize((Text("a"),))) == []
+    assert chatml.tokenize(()) == (), "it has none"
 
 
 @pytest.mark.parametrize(
@@ -121,24 +116,11 @@ def test_special_token_text_and_pieces(mistral: LlamaBackend, chatml: LlamaBacke
     assert chatml.piece(MARKS.index("<think>")) == b"<think>"
 
 
-@pytest.mark.parametrize(
-    ("text", "marks"),
-    [
-        ("<|im_start|>a<|im_end|>", {"<|im_start|>", "<|im_end|>"}),
-        ("<think>", {"<think>"}),
-        ("<|channel|>analysis<|message|>", {"<|channel|>", "<|message|>"}),
-        ("<thinking>", set()),
-        ("<|IM_END|>", set()),
-        ("", set()),
-    ],
-)
-def test_special_token_ids_of_texts(text: str, marks: set[str], chatml: LlamaBackend) -> None:
-    ids = {MARKS.index(mark) for mark in marks}
-    assert chatml.special_token_ids([text]) == ids
-    assert chatml.special_token_ids(["a", text, text]) == ids
-
-
-def test_special_token_ids_exclude_words(mistral: LlamaBackend, marked_mistral: LlamaBackend) -> None:
+def test_special_token_ids_are_those_in_texts_without_words(
+    chatml: LlamaBackend, mistral: LlamaBackend, marked_mistral: LlamaBackend
+) -> None:
+    texts = ["<|im_start|>a<|im_end|>", "<thinking><think>", "<think>", "<|IM_END|>", ""]
+    assert chatml.special_token_ids(texts) == {MARKS.index(each) for each in ("<|im_start|>", "<|im_end|>", "<think>")}
     assert mistral.special_token_ids(["a</s><s>think 🙂", "<unk>"]) == {UNK, BOS, EOS}
     assert marked_mistral.special_token_ids(["a</s>think"]) == {EOS, THINK}
 
@@ -194,7 +176,7 @@ def test_thousands_of_untrusted_marks_are_split_quickly(chatml: LlamaBackend) ->
 # Edge cases.
 
 
-@pytest.mark.parametrize("text", ["\ud800", "a\udcffb", "\udfff\ud800", "\0", "a\0<think>\0", "\U0010ffff", "\ufeff"])
+@pytest.mark.parametrize("text", ["a\udcffb", "a\0<think>\0", "\ufeff"])
 def test_tokenize_accepts_broken_text(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
     data = text.encode("utf-8", "surrogatepass")
     for trusted in (False, True):
@@ -202,16 +184,10 @@ def test_tokenize_accepts_broken_text(text: str, mistral: LlamaBackend, chatml: 
         assert pieces(chatml, chatml.tokenize((Text(text, trusted),))) == data
 
 
-@pytest.mark.parametrize("token", [-1, -(2**31), 32000, 2**31 - 1])
+@pytest.mark.parametrize("token", [-1, 32000])
 def test_tokens_of_another_vocabulary_are_rejected(token: int, mistral: LlamaBackend) -> None:
     assert mistral.size == 32000
-    attempts = (
-        lambda: mistral.piece(token),
-        lambda: mistral.piece(token, special=True),
-        lambda: mistral.tokenize((Tokens((token,)),)),
-        lambda: mistral.tokenize((Tokens((THINK, token, THINK)), Text("a"))),
-    )
-    for attempt in attempts:
+    for attempt in (lambda: mistral.piece(token), lambda: mistral.tokenize((Tokens((THINK, token)), Text("a")))):
         with pytest.raises(EngineError, match=rf"^token {token} is not in this model's vocabulary"):
             attempt()
 
