@@ -207,7 +207,7 @@ def test_experts_are_invariant_without_tiled_kernels(models: Path, new_user: Com
     source = new_user.home / "in.txt"
     source.write_text("".join(f"{'Why? ' * number}\n" for number in range(1, 9)))
     options = ["-o", "-", "-n", "20", "--ignore-eos", "--seed", "1", "--set", "batch_invariant=on"]
-    command = ("batch", source, "-m", mixtral, *options)
+    command: list[str | Path] = ["batch", source, "-m", mixtral, *options]
     environment = {"GGML_CPU_TILED_MM": "0"}  # llama.cpp reads it once in a process
     one, together = (new_user.run_process(*command, "--parallel", count, env=environment) for count in ("1", "8"))
     assert (one.code, together.code) == (0, 0), one.err + together.err

@@ -122,7 +122,6 @@ class ModelServer(ABC):
         self.key: str | None = None
         self.is_loading = False  # all answers are 503
         self.asked: list[Asked] = []
-        self.connections_made = 0
         self.changed = Condition()
         self._armed: list[Armed] = []
         self._port = 0
@@ -241,10 +240,6 @@ class _Exchange(LoopbackHandler):
     """One connection: requests, each noted, struck by its fault if there is one, and answered."""
 
     server: _Port
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.site.connections_made += 1
 
     def do_GET(self) -> None:
         site = self.server.site
