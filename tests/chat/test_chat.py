@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chats import children, contents, finish, make_chat, text
+from chats import Loadable, children, contents, finish, make_chat, text
+from disks import full_disk
 from scripted_backend import ScriptedBackend, endless, replies
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.history import with_session_defaults
 from cerebrum_cli.chat.reply_recorder import save_interval
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, SessionError, UsageError
-from cerebrum_cli.core.events import NoticeEvent, TokenEvent
+from cerebrum_cli.core.errors import EngineError, ModelNotFound, PromptTooLong, SessionError, UsageError
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, TokenEvent
+from cerebrum_cli.engine.backend import Backend, StopFlag
 
 FIRST_PROMPT = "S\nUser: One?\nAI:"
 SECOND_PROMPT = f"{FIRST_PROMPT} First.\nUser: Two?\nAI:"
-SCRIPT = {FIRST_PROMPT: " First.", SECOND_PROMPT: " Second.", f"{SECOND_PROMPT} Second.\nUser: Three?\nAI:": " Third."}
+SCRIPT = {
+    FIRST_PROMPT: " First.",
+    SECOND_PROMPT: " Second.",
+    f"{SECOND_PROMPT} Second.\nUser: Three?\nAI:": " Third.",
+    "S\nUser: Two?\nAI:": " Other.",
+}
 LONG = {FIRST_PROMPT: " and so on"}
 
 
@@ -99,7 +107,7 @@ def test_continue_refuses_a_complete_reply(chat: Chat) -> None:
     assert contents(chat) == ["One?", "First."]
 
 
-def test_chat_saves_the_part_of_an_interrupted_reply(endless_chat: Chat, store: Store) -> None:
+def test_chat_saves_the_part_of_an_interrupted_reply(endless_chat: Chat) -> None:
     events = endless_chat.send("One?")
     for event in events:
         if isinstance(event, TokenEvent) and event.token == ord("d"):
@@ -108,13 +116,10 @@ def test_chat_saves_the_part_of_an_interrupted_reply(endless_chat: Chat, store: 
     assert contents(endless_chat) == ["One?", "and"]
     assert endless_chat.last_reply
     assert endless_chat.last_reply.metadata.finish_reason == "cancelled"
-
-
-def test_chat_saves_an_empty_reply_interrupted_before_its_first_token(endless_chat: Chat) -> None:
-    events = endless_chat.send("One?")
+    events = endless_chat.send("Two?")
     next(events)
     events.close()
-    assert contents(endless_chat) == ["One?", ""]
+    assert contents(endless_chat)[2:] == ["Two?", ""]
 
 
 def test_chat_saves_a_reply_while_it_is_generated(
@@ -269,6 +274,9 @@ def test_session_defaults_include_sampling_settings_of_chats_only(chat: Chat, st
 def test_change_settings_switches_the_model_within_a_session(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
     before = chat.loaded
+    with pytest.raises(ModelNotFound):
+        list(chat.change_settings({"model": "missing"}))
+    assert chat.loaded is before
     list(chat.change_settings({"model": "large", "ctx": 400}))
     assert chat.loaded is not before
     assert text(chat.send("Two?")) == "Second."
@@ -276,14 +284,6 @@ def test_change_settings_switches_the_model_within_a_session(chat: Chat, store: 
     assert session
     assert (session.model, chat.author.model.reference) == ("large", "large")
     assert [stored.metadata.model for stored in chat.messages[1::2]] == ["small", "large"]
-
-
-def test_change_settings_keeps_the_model_if_the_new_one_is_missing(chat: Chat) -> None:
-    before = chat.loaded
-    with pytest.raises(ModelNotFound):
-        list(chat.change_settings({"model": "missing"}))
-    assert chat.loaded is before
-    assert text(chat.send("One?")) == "First."
 
 
 def test_next_chat_restores_the_prompt_cache(store: Store, tmp_path: Path, chatml_model: Path) -> None:
@@ -342,3 +342,176 @@ def test_continue_leaves_the_reply_unchanged_if_it_does_not_fit(endless_chat: Ch
     with pytest.raises(PromptTooLong):
         list(chat.continue_reply())
     assert contents(chat) == before
+
+
+# Failures: whatever goes wrong, the conversation can be continued.
+
+
+class BrokenModel:
+    """A model that cannot be loaded."""
+
+    def open(self, tell: Callable[[Event], None], stop: StopFlag) -> Backend:
+        raise EngineError("loading was interrupted")
+
+
+@pytest.fixture
+def start_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Callable[..., Chat]]:
+    """A factory of chats whose model is loaded as each of these in turn, then always as the last one."""
+    chats: list[Chat] = []
+
+    def start(*backends: Callable[[], Loadable]) -> Chat:
+        remaining = list(backends)
+        chats.append(
+            make_chat(
+                store, tmp_path, chatml_model, lambda: (remaining.pop(0) if len(remaining) > 1 else remaining[0])()
+            )
+        )
+        return chats[-1]
+
+    yield start
+    for chat in chats:
+        chat.close()
+
+
+def working_model() -> ScriptedBackend:
+    return ScriptedBackend(replies(SCRIPT), context_size=200)
+
+
+def test_chat_reloads_the_model_after_a_failed_load(start_chat: Callable[..., Chat]) -> None:
+    chat = start_chat(BrokenModel, working_model)
+    with pytest.raises(EngineError, match="loading was interrupted"):
+        list(chat.send("One?"))
+    assert chat.session is None
+    assert text(chat.send("One?")) == "First."
+    assert contents(chat) == ["One?", "First."]
+
+
+def test_chat_removes_a_question_that_cannot_be_answered(start_chat: Callable[..., Chat]) -> None:
+    chat = start_chat(working_model, BrokenModel, BrokenModel, working_model)
+    list(chat.send("One?"))
+    with pytest.raises(EngineError):
+        list(chat.change_settings({"ctx": 100}))
+    with pytest.raises(EngineError):
+        list(chat.send("Two?"))
+    assert contents(chat) == ["One?", "First."]
+    assert text(chat.send("Two?")) == "Second."
+    assert contents(chat) == ["One?", "First.", "Two?", "Second."]
+
+
+def test_interrupted_model_change_restores_the_previous_model(start_chat: Callable[..., Chat]) -> None:
+    chat = start_chat(
+        working_model, lambda: ScriptedBackend(replies(SCRIPT), load_events=(LoadEvent(0.5),)), working_model
+    )
+    list(chat.send("One?"))
+    change = chat.change_settings({"model": "large", "ctx": 100})
+    next(change)
+    change.close()
+    assert chat.author.model.reference == "small"
+    assert text(chat.send("Two?")) == "Second."
+
+
+@pytest.fixture
+def detaching_chat(tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
+    """A chat that continues without a writable database."""
+    store = Store(tmp_path / "sessions.db", detaches=True)
+    yield from closing_chat(store, tmp_path, chatml_model, working_model)
+
+
+def test_chat_continues_on_a_full_disk(detaching_chat: Chat, tmp_path: Path) -> None:
+    chat = detaching_chat
+    with full_disk():
+        assert text(chat.send("One?")) == "First."
+        assert text(chat.send("Two?")) == "Second."
+        assert chat.unsaved_notice
+        assert chat.unsaved_notice.message.startswith(f"this chat is not saved: {tmp_path}/sessions.db: ")
+        assert chat.undo() == "Two?"
+        assert contents(chat) == ["One?", "First."]
+        chat.rename("mine")
+    with contextlib.closing(Store(tmp_path / "sessions.db")) as saved:
+        assert saved.summaries() == []
+
+
+def test_chat_keeps_its_turns_when_the_disk_gets_full(detaching_chat: Chat, tmp_path: Path) -> None:
+    chat = detaching_chat
+    assert text(chat.send("One?")) == "First."
+    assert chat.unsaved_notice is None
+    with contextlib.ExitStack() as stack:
+        said = ""
+        for event in chat.send("Two?"):
+            if isinstance(event, TokenEvent):
+                said += event.text
+                if not chat.unsaved_notice:
+                    stack.enter_context(full_disk())
+        assert (said, bool(chat.unsaved_notice)) == ("Second.", True)
+        assert contents(chat) == ["One?", "First.", "Two?", "Second."]
+    with contextlib.closing(Store(tmp_path / "sessions.db")) as saved:
+        [summary] = saved.summaries()
+        assert summary.messages == 3
+
+
+def test_chat_deletes_the_session_if_its_first_question_does_not_fit(
+    start_chat: Callable[..., Chat], store: Store
+) -> None:
+    chat = start_chat(working_model)
+    chat.rename("mine")
+    with pytest.raises(PromptTooLong):
+        list(chat.send("x" * 300))
+    assert store.summaries() == []
+    assert text(chat.send("One?")) == "First."
+    assert [summary.session.name for summary in store.summaries()] == ["mine"]
+
+
+def test_edit_question_restores_the_turn_if_the_new_one_does_not_fit(start_chat: Callable[..., Chat]) -> None:
+    chat = start_chat(working_model)
+    list(chat.send("One?"))
+    with pytest.raises(PromptTooLong):
+        list(chat.edit_question("x" * 300))
+    assert contents(chat) == ["One?", "First."]
+    assert text(chat.edit_question("Two?")) == "Other."
+    assert contents(chat) == ["Two?", "Other."]
+
+
+PARROTS = "🦜🦜"
+BYTES = {FIRST_PROMPT: f" {PARROTS}", f"{FIRST_PROMPT} {PARROTS}\nUser: Two?\nAI:": " Yes."}
+
+
+def test_continue_completes_a_character_split_between_tokens(start_chat: Callable[..., Chat]) -> None:
+    chat = start_chat(lambda: ScriptedBackend(endless(BYTES), context_size=200))
+    list(chat.change_settings({"max_tokens": 3}))
+    list(chat.send("One?"))
+    assert chat.last_reply
+    assert chat.last_reply.message.content == ""
+    list(chat.change_settings({"max_tokens": 5}))
+    list(chat.continue_reply())
+    assert chat.last_reply.message.content == "🦜"
+    list(chat.change_settings({"max_tokens": 8}))
+    list(chat.continue_reply())
+    list(chat.continue_reply())
+    content = chat.last_reply.message.content
+    assert content.startswith("🦜🦜 🦜🦜")
+    assert "\ufffd" not in content[:-1]
+    assert bytes(chat.last_reply.message.tokens or ()).decode("utf-8", "ignore").startswith(" 🦜🦜 🦜🦜")
+
+
+def test_larger_context_restores_dropped_turns(store: Store, tmp_path: Path, chatml_model: Path) -> None:
+    question = "x" * 60
+    turn = f"User: {question}\nAI:"
+    script = {
+        (one := f"S\n{turn}"): " 1.",
+        (two := f"{one} 1.\n{turn}"): " 2.",
+        f"{two} 2.\nUser: More?\nAI:": " whole.",
+        f"S\n{turn} 2.\nUser: More?\nAI:": " short.",
+        f"S\n{turn} 2.\nUser: More?\nAI: short.\nUser: And?\nAI:": " still short.",
+        f"{two} 2.\nUser: More?\nAI: short.\nUser: And?\nAI:": " whole again.",
+    }
+    sizes = [175, 600]
+    chat = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=sizes.pop(0)))
+    for prompt in (question, question, "More?"):
+        last = text(chat.send(prompt))
+    assert (last, chat.dropped_count) == ("short.", 2)
+    list(chat.change_settings({"ctx": 600}))
+    again = list(chat.send("And?"))
+    assert text(again) == "whole again."
+    assert chat.dropped_count == 0
+    assert finish(again).prompt_tokens > 175
+    chat.close()

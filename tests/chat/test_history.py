@@ -128,24 +128,14 @@ def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: Hi
 
 
 def test_history_acquires_sessions_by_valid_names_only(history: History) -> None:
+    with pytest.raises(SessionError, match="no session to continue"):
+        history.acquire_latest()
     session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
     assert history.acquire_named(session.name) == session
     assert history.acquire_named("tea") is None
     for name in ("", " tea", "a\nb"):
         with pytest.raises(SessionError):
             history.acquire_named(name)
-
-
-def test_history_reports_missing_sessions(history: History) -> None:
-    with pytest.raises(SessionError) as no_session:
-        history.acquire_latest()
-    assert (no_session.value.message, no_session.value.hint) == ("no session to continue", "ask without -c first")
-    with pytest.raises(SessionError) as unknown:
-        history.get("sums")
-    assert (unknown.value.message, unknown.value.hint) == (
-        'no session named "sums"',
-        "list sessions with cerebrum sessions list",
-    )
 
 
 @pytest.mark.parametrize(
@@ -155,15 +145,9 @@ def test_history_reports_missing_sessions(history: History) -> None:
         ("Tell me, in one word or more: why?", "tell-me-in-one-word"),
         ("  ÄRGER im Café \n\n", "ärger-im-café"),
         ("日本の首都はどこですか？", "日本の首都はどこですか"),
-        ("你好。 世界", "你好-世界"),
         ("日" * 100, "日" * 40),
-        ("A" * 100, "a" * 40),
-        ("a" * 39 + " b", "a" * 39),
-        (("ab" * 9 + " ") * 5, "-".join(["ab" * 9] * 2) + "-ab"),
         ("__init__", "init"),
-        ("?!... -- ___", "session"),
         ("😀", "session"),
-        (" \n\t", "session"),
         ("", "session"),
         ("/tmp/long.txt:\n```txt\nover and over\n```\n\nWho runs here?", "who-runs-here"),
         ("a.md:\n````md\n```\nx\n```\n````\n\nb.py:\n```py\ny\n```\n\nWhy y?", "why-y"),
@@ -175,24 +159,14 @@ def test_suggest_name_uses_the_first_words(question: str, name: str) -> None:
     assert suggest_name(Conversation()) == "session"
 
 
-@pytest.mark.parametrize(
-    ("own", "given", "prompt"),
-    [("own", None, "own"), (None, None, None), ("own", "now", "now"), (None, "now", "now"), ("own", "", "")],
-)
-def test_continue_session_replaces_the_system_prompt_if_given(
-    history: History, own: str | None, given: str | None, prompt: str | None
-) -> None:
-    session = history.record(None, replace(SUM, system_prompt=own), FOUR, AUTHOR, SETTINGS)
+def test_continue_session_replaces_the_system_prompt_if_given(history: History) -> None:
     question = Conversation(system_prompt="of the settings").user("And 3 + 3?")
-    whole = continue_session(history.store, session, MODEL, question, given)
-    assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8)).user("And 3 + 3?")
-
-
-def test_record_stores_the_system_prompt_of_the_last_reply(history: History) -> None:
-    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
-    whole = continue_session(history.store, session, MODEL, Conversation().user("And 3 + 3?"), "Rhyme.")
-    history.record(session, whole, SIX, AUTHOR, SETTINGS)
-    assert history.store.conversation(history.acquire_latest()) == whole.assistant("Six.", (9,))
+    for own, instead, prompt in (("own", None, "own"), (None, None, None), ("own", "now", "now"), ("own", "", "")):
+        session = history.record(None, replace(SUM, system_prompt=own), FOUR, AUTHOR, SETTINGS)
+        whole = continue_session(history.store, session, MODEL, question, instead)
+        assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8)).user("And 3 + 3?")
+        history.record(session, whole, SIX, AUTHOR, SETTINGS)
+        assert history.store.conversation(history.acquire_latest()) == whole.assistant("Six.", (9,))
 
 
 def test_load_conversation_drops_tokens_of_unfinished_reasoning(history: History) -> None:
@@ -275,30 +249,6 @@ def test_lock_is_refused_to_a_second_holder_until_another_session_is_locked(
     other_history.lock(one)
 
 
-def test_lock_file_is_deleted_with_its_session(history: History, other_history: History, tmp_path: Path) -> None:
-    one = history.store.create("one", "chat")
-    history.discard_lock()
-    history.lock(one)
-    assert [path.name for path in (tmp_path / "locks").iterdir()] == [f"{one.id}.lock"]
-    history.discard_lock()
-    assert list((tmp_path / "locks").iterdir()) == []
-    other_history.lock(one)
-
-
-@pytest.mark.usefixtures("no_locks")
-def test_lock_excludes_nothing_where_the_file_system_has_no_locks(history: History, other_history: History) -> None:
-    one = history.store.create("one", "chat")
-    history.lock(one)
-    other_history.lock(one)
-
-
-def test_lock_reports_a_directory_that_cannot_be_created(history: History, tmp_path: Path) -> None:
-    (tmp_path / "locks").write_text("")
-    with pytest.raises(SessionError) as caught:
-        history.lock(history.store.create("one", "chat"))
-    assert caught.value.hint == "make sure that it is writable"
-
-
 def test_session_open_in_another_process_is_refused(chatml_model: Path, tmp_path: Path) -> None:
     def run(*arguments: str, piped: bytes = b"") -> Finished:
         return run_here({"reply": "Yes."}, tmp_path, *arguments, "-m", chatml_model, piped=piped)
@@ -315,12 +265,11 @@ def test_session_open_in_another_process_is_refused(chatml_model: Path, tmp_path
     assert run("chat", piped=b"/load tea\n").err == "Now in session 'tea'\n"
 
 
-@pytest.mark.parametrize("command", [("ask", "Why?"), ("chat",)])
-def test_refused_model_frees_the_session(chatml_model: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_refused_model_frees_the_session(chatml_model: Path, tmp_path: Path) -> None:
     run_here({"reply": "Short."}, tmp_path, "ask", "Why?", "-m", chatml_model)
     gc.disable()  # which would free it, too
     try:
-        refused = run_here({}, tmp_path, *command, "-c", "-m", "nosuch", piped=b"")
+        refused = run_here({}, tmp_path, "chat", "-c", "-m", "nosuch", piped=b"")
         again = run_here({"reply": "x"}, tmp_path, "chat", "-c", piped=b"")
     finally:
         gc.enable()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import sqlite3
 import subprocess
 import sys
@@ -91,40 +90,19 @@ def test_find_matches_names_exactly(sessions: Store) -> None:
     assert [sessions.find(name) for name in ("b", "aa", "_", "\udcff")] == [None] * 4
 
 
-@pytest.mark.parametrize("name", ["", " ", " a", "a ", "a\nb", "a\t", "\x1b[2J", "a\u2028b", "\u200b", "a\0b"])
-def test_store_refuses_unprintable_names(sessions: Store, name: str) -> None:
-    session = sessions.create("a", "chat")
-    attempts: tuple[Callable[[], object], ...] = (
-        lambda: sessions.create(name, "chat"),
-        lambda: sessions.update_session(session, name=name),
-    )
-    for attempt in attempts:
-        with pytest.raises(SessionError) as caught:
-            attempt()
-        assert caught.value.message == f"invalid session name {name!r}"
-        assert caught.value.message.isprintable()
-        assert "one line" in caught.value.hint
-    assert sessions.names() == ["a"]
-
-
-def test_store_replaces_lone_surrogates_in_names(sessions: Store) -> None:
-    assert sessions.unused_name("a\udcff") == "a\ufffd"
-    session = sessions.create("a\udcff", "chat")
-    assert (session.name, sessions.unused_name("a\udcff")) == ("a\ufffd", "a\ufffd-2")
-    assert sessions.find("a\udcff") == session
-    assert sessions.update_session(session, name="b\udcff").name == "b\ufffd"
-
-
-def test_store_refuses_names_in_use(sessions: Store) -> None:
+def test_store_refuses_unprintable_names_and_names_in_use(sessions: Store) -> None:
     session, other = sessions.create("a", "chat"), sessions.create("b", "chat")
-    attempts: tuple[Callable[[], object], ...] = (
-        lambda: sessions.create("a", "import"),
-        lambda: sessions.update_session(other, name="a"),
-    )
-    for attempt in attempts:
-        with pytest.raises(SessionError, match=r'^session "a" already exists$') as caught:
-            attempt()
-        assert caught.value.hint.startswith("choose another")
+    problems = {name: f"invalid session name {name!r}" for name in ("", " a", "a\nb", "\x1b[2J")}
+    for name, problem in {**problems, "a": 'session "a" already exists'}.items():
+        attempts: tuple[Callable[[], object], ...] = (
+            lambda name=name: sessions.create(name, "chat"),  # type: ignore[misc]
+            lambda name=name: sessions.update_session(other, name=name),  # type: ignore[misc]
+        )
+        for attempt in attempts:
+            with pytest.raises(SessionError) as caught:
+                attempt()
+            assert caught.value.message == problem
+            assert caught.value.hint
     assert (sessions.find("a"), sessions.find("b")) == (session, other)
 
 
@@ -172,12 +150,10 @@ METADATA = ReplyMetadata(
             Message("assistant", "", ()),
             ReplyMetadata(reasoning="", finish_reason="cancelled", params={}, timings={}, seed=0),
         ),
-        (Message("assistant", "Four.", None), ReplyMetadata(finish_reason="length")),
         (Message("user", " \r\n\t ä é 日本語 😀👩‍👩‍👧 \u2028\ufeff\U0010ffff\x01 "), ReplyMetadata()),
-        (Message("user", "ä😀 " * 2**18), ReplyMetadata(reasoning="z" * 2**20)),
         (Message("assistant", "a" * 2**20, tuple(range(2**18))), METADATA),
     ],
-    ids=("plain", "all", "empty", "no tokens", "unicode", "long", "long with tokens"),
+    ids=("plain", "all", "empty", "unicode", "long"),
 )
 def test_message_round_trip(sessions: Store, path: Path, message: Message, metadata: ReplyMetadata) -> None:
     session = sessions.add_message(sessions.create("a", "chat"), message, metadata)
@@ -224,13 +200,6 @@ def test_remove_deletes_unshared_messages(sessions: Store, path: Path) -> None:
     assert rows(path, "SELECT count(*) FROM messages") == [(0,)]
 
 
-def test_remove_deletes_branches_the_session_was_moved_from(sessions: Store, path: Path) -> None:
-    for new_question in ((), ("three",)):
-        session = add_texts(sessions, sessions.create("a", "chat"), "a secret", "two")
-        sessions.remove(add_texts(sessions, sessions.move(session, None), *new_question))
-        assert rows(path, "SELECT content FROM messages") == []
-
-
 def stored_bytes(path: Path) -> bytes:
     return b"".join(file.read_bytes() for file in path.parent.iterdir())
 
@@ -253,23 +222,6 @@ def test_vacuum_erases_removed_text_from_the_file(sessions: Store, path: Path) -
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_vacuum_leaves_no_fragments_on_any_page(sessions: Store, path: Path) -> None:
-    rng = random.Random(17)
-    for step in range(12):
-        with sessions.transaction():
-            session, word = sessions.create(f"n{step:02}", "chat"), f"n{step:02}x"
-            for _ in range(rng.choice((1, 2, 5, 40))):
-                text = " ".join(f"{word}{number}" for number in range(rng.choice((1, 20, 300))))
-                session = add_texts(sessions, session, text)
-        if step % 3 == 2:
-            name = rng.choice(sessions.names())
-            removed = sessions.find(name)
-            assert removed
-            sessions.remove(removed)
-            sessions.vacuum()
-            assert name.encode() not in stored_bytes(path)
-
-
 def test_vacuum_reports_a_failure_and_the_next_one_succeeds(
     sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,26 +237,20 @@ def test_vacuum_reports_a_failure_and_the_next_one_succeeds(
     assert b"zebra" not in stored_bytes(path)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda sessions, session: sessions.add_message(session, Message("user", "more")),
-        lambda sessions, session: sessions.update_message(session, Message("user", "more"), ReplyMetadata()),
-        lambda sessions, session: sessions.move(session, None),
-        lambda sessions, session: sessions.update_session(session, name="b"),
-    ],
-    ids=("add_message", "update_message", "move", "update_session"),
-)
-def test_removed_session_cannot_be_changed(
-    sessions: Store, path: Path, change: Callable[[Store, Session], object]
-) -> None:
-    for messages in ((), ("one", "two")):
-        session = add_texts(sessions, sessions.create("a", "chat"), *messages)
-        sessions.remove(session)
+def test_removed_session_cannot_be_changed(sessions: Store, path: Path) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two")
+    sessions.remove(session)
+    changes: tuple[Callable[[], object], ...] = (
+        lambda: sessions.add_message(session, Message("user", "more")),
+        lambda: sessions.update_message(session, Message("user", "more"), ReplyMetadata()),
+        lambda: sessions.move(session, None),
+        lambda: sessions.update_session(session, name="b"),
+    )
+    for change in changes:
         with pytest.raises(SessionError) as caught:
-            change(sessions, session)
+            change()
         assert "FOREIGN KEY" not in caught.value.message
-        assert rows(path, "SELECT content FROM messages") == []
+    assert rows(path, "SELECT content FROM messages") == []
 
 
 # Search.
@@ -324,14 +270,13 @@ NOT_FOUND = (
 )
 
 
-@pytest.mark.parametrize(
-    ("query", "is_found"),
-    [*((query, True) for query in FOUND.split("|")), *((query, False) for query in NOT_FOUND.split("|"))],
-)
-def test_search_treats_queries_as_plain_words(sessions: Store, query: str, is_found: bool) -> None:
+def test_search_treats_queries_as_plain_words(sessions: Store) -> None:
     add_texts(sessions, sessions.create("b", "chat"), "nothing of it")
     add_texts(sessions, sessions.create("a", "chat"), QUERY_SYNTAX)
-    assert search_results(sessions, query) == ([("a", QUERY_SYNTAX)] if is_found else [])
+    for query in FOUND.split("|"):
+        assert search_results(sessions, query) == [("a", QUERY_SYNTAX)], query
+    for query in NOT_FOUND.split("|"):
+        assert search_results(sessions, query) == [], query
 
 
 def test_search_finds_no_replaced_and_removed_texts(sessions: Store, path: Path) -> None:
@@ -428,6 +373,7 @@ def start_process(script: str, *argv: str | Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_concurrent_writers_lose_nothing(path: Path) -> None:
     script = (
         "store = Store(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.readline()\n"
@@ -457,32 +403,30 @@ def test_concurrent_writers_lose_nothing(path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_every_committed_message(path: Path) -> None:
     script = (
-        "store = Store(Path(sys.argv[1])); session = store.create(sys.argv[2], 'chat')\n"
+        "store = Store(Path(sys.argv[1])); session = store.create('a', 'chat')\n"
         "for number in range(1_000_000):\n"
         "    text = f'{number} ' + 'word ' * 10_000\n"
         "    session = store.add_message(session, Message(('user', 'assistant')[number % 2], text))\n"
         "    print(number, flush=True)\n"
     )
-    for kill_after in (1, 12):
-        writer = start_process(script, path, str(kill_after))
-        assert writer.stdout is not None
-        for _ in range(kill_after):
-            writer.stdout.readline()
-        writer.kill()
-        committed = kill_after + len((writer.stdout.read() + writer.communicate()[0]).split())
-        with contextlib.closing(Store(path)) as sessions:
-            session = sessions.find(str(kill_after))
-            assert session is not None
-            numbers = [int(text.split()[0]) for text in texts(sessions.messages(session))]
-            assert numbers == list(range(len(numbers)))
-            assert committed <= len(numbers) <= committed + 1  # killed before it could print
-            assert search_results(sessions, "0")[:1]
-            add_texts(sessions, session, "continued")
+    writer = start_process(script, path)
+    assert writer.stdout is not None
+    for _ in range(12):
+        writer.stdout.readline()
+    writer.kill()
+    committed = 12 + len((writer.stdout.read() + writer.communicate()[0]).split())
+    with contextlib.closing(Store(path)) as sessions:
+        session = sessions.find("a")
+        assert session is not None
+        numbers = [int(text.split()[0]) for text in texts(sessions.messages(session))]
+        assert numbers == list(range(len(numbers)))
+        assert committed <= len(numbers) <= committed + 1  # killed before it could print
+        assert search_results(sessions, "0")[:1]
+        add_texts(sessions, session, "continued")
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        database.execute("INSERT INTO texts (texts) VALUES ('integrity-check')")
 
 
 # Unusable databases.
@@ -494,89 +438,27 @@ def errors_of(path: Path) -> Iterator[SessionError]:
     """Yield the error of each operation on a database: one line for the problem, one for the fix."""
     attempts: tuple[Callable[[Store], object], ...] = (
         Store.summaries,
-        Store.latest,
         lambda sessions: sessions.create("new", "chat"),
         lambda sessions: sessions.search("word"),
     )
     for attempt in attempts:
         with contextlib.closing(Store(path)) as sessions, pytest.raises(SessionError) as caught:
             attempt(sessions)
-        error = caught.value
-        assert error.message
-        assert error.hint
-        assert "\n" not in error.message + error.hint
-        yield error
+        assert caught.value.message and caught.value.hint
+        assert "\n" not in caught.value.message + caught.value.hint
+        yield caught.value
 
 
-@pytest.fixture(scope="module")
-def large_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The bytes of a database of one megabyte."""
-    path = tmp_path_factory.mktemp("large") / "sessions.db"
-    with contextlib.closing(Store(path)) as sessions, sessions.transaction():
-        session = sessions.create("a", "chat")
-        for number in range(200):
-            session = add_texts(sessions, session, f"{number} " + "word " * 1000)
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: b"this is not a database\n" * 500,
-        lambda data: b"hello",
-        lambda data: b"X" * 100 + data[100:],
-        lambda data: data[:1000],
-        lambda data: data[: len(data) // 2],
-        lambda data: data[:100] + b"\x55" * 3996 + data[4096:],
-        lambda data: data[:4096] + bytes(len(data) - 4096),
-        lambda data: data[:4096] + b"\xff" * (len(data) - 4096),
-        lambda data: data.replace(b"CREATE TABLE", b"CR\xff\xfeTE\nTABLE", 1),
-    ],
-    ids=("text", "short", "header", "first page", "half", "first page filled", "rest zero", "rest filled", "schema"),
-)
-def test_damaged_database_is_reported_and_never_overwritten(
-    path: Path, large_database: bytes, damage: Callable[[bytes], bytes]
-) -> None:
-    damaged = damage(large_database)
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(damaged)
-    for error in errors_of(path):
-        assert error.message.startswith(f"{path} is damaged: ")
-        assert RECOVER in error.hint
-    assert path.read_bytes() == damaged
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE sessions SET params = '{'",
-        "UPDATE messages SET tokens = x'00'",
-        "UPDATE messages SET tokens = 'text'",
-        "UPDATE messages SET content = CAST(x'ff' AS TEXT)",
-    ],
-)
-def test_damaged_values_are_reported(path: Path, statement: str) -> None:
+def test_damaged_database_is_reported_and_never_overwritten(path: Path) -> None:
     with contextlib.closing(Store(path)) as sessions:
-        add_texts(sessions, sessions.create("a", "chat"), "word")
-    with contextlib.closing(sqlite3.connect(path)) as database, database:
-        database.execute(statement)
-    with contextlib.closing(Store(path)) as sessions, pytest.raises(SessionError) as caught:
-        session = sessions.find("a")
-        assert session
-        sessions.messages(session)
-    assert caught.value.message.startswith(f"{path} is damaged: ")
-    assert "\n" not in caught.value.message
-    assert RECOVER in caught.value.hint
-
-
-def test_messages_that_point_to_themselves_end(path: Path) -> None:
-    with contextlib.closing(Store(path)) as sessions:
-        session = add_texts(sessions, sessions.create("a", "chat"), "one", "two")
-        with contextlib.closing(sqlite3.connect(path)) as database, database:
-            database.execute("UPDATE messages SET parent = (SELECT max(id) FROM messages)")
-        assert [stored.message.content for stored in sessions.messages(session)] == ["two"]
-        assert [summary.messages for summary in sessions.summaries()] == [1]
-        assert len(sessions.search("two")) == 1
+        add_texts(sessions, sessions.create("a", "chat"), *("word " * 1000 for _ in range(100)))
+    data = path.read_bytes()
+    for damaged in (b"this is not a database\n" * 500, b"X" * 100 + data[100:], data[: len(data) // 2]):
+        path.write_bytes(damaged)
+        for error in errors_of(path):
+            assert error.message.startswith(f"{path} is damaged: ")
+            assert RECOVER in error.hint
+        assert path.read_bytes() == damaged
 
 
 def test_database_of_another_version_is_left_unchanged(path: Path) -> None:
@@ -591,15 +473,6 @@ def test_database_of_another_version_is_left_unchanged(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_database_of_another_program_is_reported(path: Path) -> None:
-    path.parent.mkdir()
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        database.execute("CREATE TABLE messages (text TEXT)")
-    for error in errors_of(path):
-        assert error.message.startswith(f"{path} is damaged: ")
-    assert rows(path, "SELECT name FROM sqlite_schema") == [("messages",)]
-
-
 def test_other_files_in_place_of_database_or_directory_are_reported(path: Path) -> None:
     path.mkdir(parents=True)
     for error in errors_of(path):
@@ -612,11 +485,7 @@ def test_other_files_in_place_of_database_or_directory_are_reported(path: Path) 
         assert error.message == f"{path.parent}: File exists"
 
 
-@pytest.mark.parametrize("exists", [False, True], ids=("without a database", "with one"))
-def test_full_disk_is_reported(path: Path, exists: bool) -> None:
-    if exists:
-        with contextlib.closing(Store(path)) as sessions:
-            sessions.create("a", "chat")
+def test_full_disk_is_reported(path: Path) -> None:
     with full_disk():
         for error in errors_of(path):
             assert isinstance(error, UnwritableSessions)
@@ -625,17 +494,13 @@ def test_full_disk_is_reported(path: Path, exists: bool) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-@pytest.mark.parametrize("has_database", [False, True], ids=("without one", "with one"))
-def test_read_only_directory_is_reported(path: Path, has_database: bool) -> None:
-    path.parent.mkdir()
-    if has_database:
-        with contextlib.closing(Store(path)) as sessions:
-            sessions.create("a", "chat")
+def test_read_only_directory_is_reported(path: Path) -> None:
+    with contextlib.closing(Store(path)) as sessions:
+        sessions.create("a", "chat")
     path.parent.chmod(0o500)
     try:
         with contextlib.closing(Store(path)) as sessions, pytest.raises(SessionError) as caught:
             sessions.create("b", "chat")
         assert caught.value.message.startswith(f"{path}: ")
-        assert "\n" not in caught.value.message + caught.value.hint
     finally:
         path.parent.chmod(0o700)
