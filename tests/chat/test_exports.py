@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from disks import full_disk
@@ -119,26 +120,28 @@ USER, REPLY = {"role": "user", "content": "a"}, {"role": "assistant", "content":
 SYSTEM = {"role": "system", "content": "c"}
 
 
-MALFORMED: list[tuple[object, str]] = [
-    *((value, " holds no conversation") for value in (7, [], {}, {"messages": 7}, {"conversations": 7})),
-    *((turns, " holds no turns") for turns in ([{"conversations": []}], [SYSTEM])),
-    ([USER, [REPLY]], ": message 2 is not an object"),
-    *(
-        ([USER, wrong], ": message 2 has no text or no known role")
+MALFORMED: dict[str, list[Any]] = {
+    " holds no conversation": [7, [], {}, {"messages": 7}, {"conversations": 7}],
+    " holds no turns": [[{"conversations": []}], [SYSTEM]],
+    ": message 2 is not an object": [[USER, [REPLY]]],
+    ": message 2 has no text or no known role": [
+        [USER, wrong]
         for wrong in ({}, {"content": "b"}, {**REPLY, "content": [{"type": "image_url"}]}, {**REPLY, "role": "tool"})
-    ),
-    *(
-        (turns, ": the turns do not alternate, starting with the user")
-        for turns in ([USER, USER], [SYSTEM, REPLY], [SYSTEM, SYSTEM, USER], [USER, REPLY, REPLY])
-    ),
-]
+    ],
+    ": the turns do not alternate, starting with the user": [
+        [USER, USER],
+        [SYSTEM, REPLY],
+        [SYSTEM, SYSTEM, USER],
+        [USER, REPLY, REPLY],
+    ],
+}
 
 
 @pytest.mark.parametrize(
     ("text", "what"),
     [
         *((text, " is not JSON: ") for text in ("", "hello\nthere", "[" * 100_000)),
-        *((json.dumps(value), what) for value, what in MALFORMED),
+        *((json.dumps(value), what) for what, values in MALFORMED.items() for value in values),
     ],
 )
 def test_parse_conversation_reports_malformed_input_in_one_line(text: str, what: str) -> None:
