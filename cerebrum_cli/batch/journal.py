@@ -31,8 +31,7 @@ from cerebrum_cli.batch.partial import PartialFile
 from cerebrum_cli.batch.result import ResultRows, to_json_line
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import RowCounts
-from cerebrum_cli.core.files import commit_file, fsync_directory
-from cerebrum_cli.core.locks import unfinished_file
+from cerebrum_cli.core.files import commit_file, fsync_directory, unfinished_file
 
 
 def open_journal(

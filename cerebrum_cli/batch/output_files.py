@@ -22,8 +22,7 @@ from cerebrum_cli.batch.result import to_json
 from cerebrum_cli.core.conversion import LORA, parse_adapter
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.events import RowCounts
-from cerebrum_cli.core.files import commit_file, translate_os_errors, write_all
-from cerebrum_cli.core.locks import lock_file, unfinished_file
+from cerebrum_cli.core.files import commit_file, lock_file, translate_os_errors, unfinished_file, write_all
 from cerebrum_cli.core.text import enumeration
 
 VERSION = 1

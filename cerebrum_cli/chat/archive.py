@@ -21,7 +21,7 @@ from cerebrum_cli.chat.session import Session, StoredMessage, printable_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message, Role, text_of
 from cerebrum_cli.core.errors import SessionError, UsageError
-from cerebrum_cli.core.locks import remove
+from cerebrum_cli.core.files import remove
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc, well_formed
 from cerebrum_cli.engine.sequence import TOKEN_BYTES
 from cerebrum_cli.engine.state_store import read_states

@@ -17,7 +17,7 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.core.events import Forced
-from cerebrum_cli.core.locks import lock_file, remove
+from cerebrum_cli.core.files import lock_file, remove
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings, wants_thought
 from cerebrum_cli.inference.reply import Reply
 from cerebrum_cli.models.model import Model, absolute_reference

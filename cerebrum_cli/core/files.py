@@ -1,16 +1,29 @@
-"""Atomic and durable writes of files, and the errors of a full or read-only disk."""
+"""Files: atomic and durable writes, exclusive locks, and unfinished files, which a later run removes.
+
+A lock is an flock(2) on an open file: closing the file releases it, and so does the end of the process, however it
+ends. An unfinished file is locked as long as it is written, so one whose lock is free was left by a killed process.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.locks import NoLocks, UnfinishedFile, unfinished_file
+
+PART = ".part"  # suffix of unfinished files
+_DIRECTORY = ".d"  # suffix of the directory that an unfinished file stands for
+_POLL_S = 0.02
+# As far as this user can see: a `Path` raises an error where directories of other users are closed.
+exists, is_directory = os.path.exists, os.path.isdir
 
 
 def read_at_most(path: Path, limit: int) -> bytes | None:
@@ -20,22 +33,6 @@ def read_at_most(path: Path, limit: int) -> bytes | None:
             return None
         data = file.read(limit + 1)
     return None if len(data) > limit else data
-
-
-def exists(path: Path) -> bool:
-    """Whether a path leads to something, as far as this user can see: other users' directories may be closed."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
-
-
-def is_directory(path: Path) -> bool:
-    """Whether a path leads to a directory, as far as this user can see."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
 
 
 def existing_parent(path: Path) -> Path:
@@ -110,3 +107,147 @@ def fsync_directory(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class NoLocks(OSError):
+    """A file on a file system without locks."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(errno.ENOLCK, "this file system has no file locks", str(path))
+
+
+def lock_file(path: Path, busy: CerebrumError, mode: int = 0o666, is_required: bool = True) -> FileIO:
+    """Open or create a file and lock it until it is closed. Raises `busy` if another process holds its lock.
+
+    On a file system without locks, NoLocks is raised, or the file is opened all the same if no lock `is_required`.
+    """
+    file = _try_lock(path, mode, is_required)
+    if file is None:
+        raise busy
+    return file
+
+
+def wait_for_lock(
+    path: Path, on_wait: Callable[[], object] = lambda: None, interval_s: float = _POLL_S, is_required: bool = True
+) -> FileIO:
+    """Lock a file as `lock_file` does, but while another process holds its lock, call `on_wait` and wait."""
+    while (file := _try_lock(path, is_required=is_required)) is None:
+        on_wait()
+        time.sleep(interval_s)
+    return file
+
+
+class UnfinishedFile(NamedTuple):
+    path: Path
+    file: FileIO
+
+
+@contextlib.contextmanager
+def unfinished_file(path: Path, mode: int = 0o600, is_required: bool = False) -> Iterator[UnfinishedFile]:
+    """Create a locked file beside `path`, to be renamed to it; removed at the end if it still has its own name.
+
+    Those of killed processes for the same path are removed first.
+    """
+    remove_abandoned(path.parent, f".{path.name}.")
+    while True:
+        part = path.with_name(f".{path.name}.{os.urandom(4).hex()}{PART}")
+        file = FileIO(part, "x+", opener=lambda name, flags: os.open(name, flags, mode))
+        try:
+            if _flock(file, part, is_required) and _is_at(file, part):
+                break
+        except BaseException:
+            remove(part)
+            file.close()
+            raise
+        file.close()  # another process has taken it for abandoned
+    try:
+        yield UnfinishedFile(part, file)
+    finally:
+        try:
+            _discard(part)
+        finally:
+            file.close()
+
+
+@contextlib.contextmanager
+def work_directory(parent: Path, name: str, is_required: bool = False) -> Iterator[Path]:
+    """Create a directory for temporary files in `parent`, removed at the end, or by a later run of the same name."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with unfinished_file(parent / name, is_required=is_required) as part:
+        directory = part.path.with_suffix(_DIRECTORY)
+        directory.mkdir(mode=0o700)
+        yield directory
+
+
+def remove_abandoned(directory: Path, prefix: str = "") -> None:
+    """Remove the unfinished files that killed processes left, as far as possible; none without locks."""
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            if path.name.startswith(prefix) and path.suffix == PART:
+                _remove_if_abandoned(path)
+
+
+def _remove_if_abandoned(part: Path) -> None:
+    with contextlib.suppress(OSError), FileIO(part, "r+") as file:
+        if _flock(file, part):  # held until it is removed
+            _discard(part)
+
+
+def _discard(part: Path) -> None:
+    """Remove an unfinished file, after the directory that it stands for."""
+    directory = part.with_suffix(_DIRECTORY)
+    if directory.is_dir():
+        from shutil import rmtree
+
+        rmtree(directory, ignore_errors=True)
+    if not directory.exists():
+        remove(part)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if possible."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _try_lock(path: Path, mode: int = 0o666, is_required: bool = True) -> FileIO | None:
+    """Open and lock a file; None if another process holds its lock."""
+    while True:
+        file = FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, mode))
+        try:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", str(path))
+            is_locked = _flock(file, path, is_required)
+            if is_locked and _is_at(file, path):
+                return file
+        except NoLocks:
+            if os.fstat(file.fileno()).st_size == 0:
+                remove(path)
+            file.close()
+            raise
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+        if not is_locked:
+            return None  # otherwise its last holder has renamed or removed it, and there is another one to lock
+
+
+def _flock(file: FileIO, path: Path, is_required: bool = True) -> bool:
+    """Whether a lock was taken; also True without locks, if none `is_required`."""
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if is_required:
+            raise NoLocks(path) from error
+    return True
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    """Whether an open file is still the one at this path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -26,7 +26,7 @@ from zlib import crc32
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.locks import remove, remove_abandoned, unfinished_file
+from cerebrum_cli.core.files import remove, remove_abandoned, unfinished_file
 from cerebrum_cli.engine.sequence import TOKEN_BYTES, common_tokens, pack_tokens
 
 STATE = ".state"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.locks import work_directory
+from cerebrum_cli.core.files import work_directory
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import (

@@ -29,8 +29,7 @@ from cerebrum_cli.batch.output_files import (
     shown_values,
 )
 from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
-from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.locks import remove_abandoned
+from cerebrum_cli.core.files import exists, remove_abandoned
 from cerebrum_cli.core.text import enumeration
 from cerebrum_cli.eval.comparison import Comparison, compare, outcomes
 from cerebrum_cli.eval.marking import Match, Unmarked, marker

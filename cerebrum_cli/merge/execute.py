@@ -14,8 +14,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.core.files import commit_file, translate_os_errors, write_all
-from cerebrum_cli.core.locks import PART, UnfinishedFile, lock_file
+from cerebrum_cli.core.files import PART, UnfinishedFile, commit_file, lock_file, translate_os_errors, write_all
 from cerebrum_cli.gguf.parser import aligned
 from cerebrum_cli.merge.methods import input_tensors
 from cerebrum_cli.merge.plan import Plan

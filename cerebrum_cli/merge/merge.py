@@ -11,7 +11,7 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import ConfigError, MergeError, ModelNotFound, PullError, UsageError
-from cerebrum_cli.core.locks import PART
+from cerebrum_cli.core.files import PART
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED

@@ -19,8 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.locks import unfinished_file
+from cerebrum_cli.core.files import exists, unfinished_file
 from cerebrum_cli.models.reference import MAIN, RepositoryKind
 from cerebrum_cli.models.variants import Variant, parts_of, quantization_of, variants
 

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import existing_parent, exists, translate_os_errors
-from cerebrum_cli.core.locks import wait_for_lock
+from cerebrum_cli.core.files import existing_parent, exists, translate_os_errors, wait_for_lock
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.hub import HubError, HubFile, Listing, Progress, RetryPolicy, open_file

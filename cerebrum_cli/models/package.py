@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cerebrum_cli.core.errors import PullError
-from cerebrum_cli.core.files import fsync_directory, translate_os_errors
-from cerebrum_cli.core.locks import work_directory
+from cerebrum_cli.core.files import fsync_directory, translate_os_errors, work_directory
 from cerebrum_cli.models.catalogue import PackageSource
 from cerebrum_cli.models.registry import hash_file
 

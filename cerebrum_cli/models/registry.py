@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
-from cerebrum_cli.core.files import atomic_write, exists, translate_os_errors
-from cerebrum_cli.core.locks import wait_for_lock
+from cerebrum_cli.core.files import atomic_write, exists, translate_os_errors, wait_for_lock
 
 Source = Literal["package", "local", "hub", "merge"]
 

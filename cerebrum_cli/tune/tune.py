@@ -11,8 +11,7 @@ from time import perf_counter, time
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.events import StageEvent
-from cerebrum_cli.core.files import translate_os_errors
-from cerebrum_cli.core.locks import lock_file
+from cerebrum_cli.core.files import lock_file, translate_os_errors
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning, plan_repacking

@@ -14,11 +14,12 @@ import pytest
 from command_line import start_python
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.core.files import atomic_write, translate_os_errors
-from cerebrum_cli.core.locks import (
+from cerebrum_cli.core.files import (
     NoLocks,
+    atomic_write,
     lock_file,
     remove_abandoned,
+    translate_os_errors,
     unfinished_file,
     wait_for_lock,
     work_directory,
@@ -32,7 +33,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.locks import lock_file, unfinished_file, work_directory
+from cerebrum_cli.core.files import lock_file, unfinished_file, work_directory
 how, path = sys.argv[1], Path(sys.argv[2])
 if how == "lock":
     held = lock_file(path, CerebrumError("busy"))

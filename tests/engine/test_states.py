@@ -19,7 +19,7 @@ from state_files import BODY, TOKENS, find, open_store, put
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, NoticeEvent, SequenceId, TokenEvent
-from cerebrum_cli.core.locks import PART
+from cerebrum_cli.core.files import PART
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.prompt_cache import MIN_SAVED_TOKENS
