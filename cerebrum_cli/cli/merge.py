@@ -86,7 +86,7 @@ def merge(
 def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
     """Options of a merge, with its output file checked; a dry run needs none. Raises UsageError."""
     from cerebrum_cli.merge.merge import MergeOptions
-    from cerebrum_cli.merge.target_types import parse_type
+    from cerebrum_cli.merge.plan import parse_type
     from cerebrum_cli.models.model import as_path
     from cerebrum_cli.models.variants import is_part, name_from_stem
 

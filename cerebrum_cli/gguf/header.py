@@ -76,18 +76,12 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a GGUF file and check its tensor table against the file's size.
-
-    Raises ModelFileError for a path or file that cannot be opened as a model.
-    """
+    """Read the header of a GGUF file. Raises ModelFileError for a path or file that cannot be opened as a model."""
     return _header(path, read_tables(path))
 
 
 def parse_header(path: Path, data: mmap.mmap | bytes, size: int) -> Header:
-    """Parse the header of a GGUF file of `size` bytes from its first bytes; `path` is for error messages.
-
-    Raises HeaderTruncated if `data` ends before the header, ModelFileError for other failures.
-    """
+    """Parse the header of a GGUF file from its first bytes. Arguments and errors are those of `parse_tables`."""
     return _header(path, parse_tables(path, data, size))
 
 

@@ -240,10 +240,7 @@ class Tables(NamedTuple):
 
 
 def read_tables(path: Path) -> Tables:
-    """Read the header of a GGUF file, and check its tensor table against the file's size.
-
-    Raises ModelFileError for a path or file that cannot be opened.
-    """
+    """Read the header of a GGUF file. Raises ModelFileError for a path or file that cannot be opened, or is damaged."""
     with _mapped(path) as (data, size):
         return parse_tables(path, data, size)
 

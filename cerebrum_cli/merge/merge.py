@@ -20,9 +20,8 @@ from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.merge.execute import execute, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import input_tensors
-from cerebrum_cli.merge.plan import MergePlanner, Plan
+from cerebrum_cli.merge.plan import MergePlanner, Plan, Target
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
-from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.merge.weights import CHUNK_WEIGHTS, PENDING_PER_THREAD, CodecFactory
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import Capacity, fit_memory, planned_context
@@ -142,10 +141,7 @@ class MergeOptions:
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge ready to be written: its plan and file.
-
-    `array_items` counts the items of all metadata arrays of its sources.
-    """
+    """A merge ready to be written; `array_items` counts the items of all metadata arrays of its sources."""
 
     recipe: Recipe
     models: Mapping[str, Model]

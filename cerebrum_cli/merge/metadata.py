@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -13,7 +12,6 @@ from cerebrum_cli.gguf.parser import Value
 from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, layer_counts
 from cerebrum_cli.merge.recipe import Recipe
-from cerebrum_cli.merge.target_types import Target
 
 HUB = "https://huggingface.co"
 
@@ -46,7 +44,7 @@ def merged_metadata(
     tables: Mapping[str, Table],
     origins: Sequence[tuple[Table, int]],
     shapes: Mapping[str, tuple[int, ...]],
-    target: Target,
+    file_type: int | None,
     provenance: Provenance,
 ) -> dict[str, Value]:
     """Build the metadata of a merge; tokenizer and chat template come from the recipe's `tokenizer_source`.
@@ -63,9 +61,8 @@ def merged_metadata(
     metadata |= hyperparameters(first, tables.values(), origins)
     metadata["general.name"] = string_value(provenance.name)
     metadata["general.size_label"] = string_value(size_label(shapes, first.whole_number("expert_count") or 0))
-    number = target.file_type(dominant_file_type(origins))
-    if number is not None:
-        metadata["general.file_type"] = Value("UINT32", number)
+    if file_type is not None:
+        metadata["general.file_type"] = Value("UINT32", file_type)
     if len({table.text("general.license") for table in tables.values()}) > 1:
         metadata = {key: value for key, value in metadata.items() if not key.startswith("general.license")}
     return metadata | base_models(recipe, tables, provenance)
@@ -90,14 +87,6 @@ def hyperparameters(first: Table, tables: Collection[Table], origins: Sequence[t
                 raise MergeError(f"{name} has no {key}, which another model has for each layer", SAME_SHAPE_HINT)
             result[key] = arrays[0]._replace(content=items)
     return result
-
-
-def dominant_file_type(origins: Sequence[tuple[Table, int]]) -> int | None:
-    """File type of the model that most layers come from, None if it states no valid one."""
-    counts = Counter(table.name for table, _ in origins)
-    table = next(table for table, _ in origins if table.name == counts.most_common(1)[0][0])
-    number = table.content("general.file_type")
-    return number if isinstance(number, int) and 0 <= number < 2**32 else None
 
 
 def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provenance) -> dict[str, Value]:

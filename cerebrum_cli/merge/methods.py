@@ -39,10 +39,7 @@ class Sum(NamedTuple):
 
 
 class Slerp(NamedTuple):
-    """Spherical linear interpolation from the first tensor (t = 0) to the second (t = 1).
-
-    Both are stored with `offset` added to their weights.
-    """
+    """Spherical interpolation from the first tensor (t = 0) to the second, whose weights are stored plus `offset`."""
 
     t: float
     first: Tensor
@@ -149,10 +146,7 @@ def linear(position: TensorPosition, inputs: Inputs) -> list[Term]:
 
 
 def task_arithmetic(position: TensorPosition, inputs: Inputs) -> list[Term]:
-    """The base plus the weighted differences of the other models from it, times `lambda`.
-
-    The weights are divided by their sum if `normalize` is true.
-    """
+    """The base plus the others' weighted differences, times `lambda`; weights are divided by their sum on request."""
     base, others = split_base(position, inputs)
     weights = [position.required("weight", source, tensor) for source, tensor in others]
     divisor = sum(weights) if position.parameter("normalize") else 1.0

@@ -1,25 +1,73 @@
-"""Plan a merge: from a recipe and tensor tables to the tensors of the result and the operation of each. Pure."""
+"""Plan a merge: the tensors of the result, the type of each, and the operation that computes it. Pure."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
-from cerebrum_cli.core.errors import MergeError
+from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.gguf.parser import Tensor, Value, aligned
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, encode_header
-from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
+from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, LayerSources, require_compatible, require_layer_pattern
 from cerebrum_cli.merge.metadata import Provenance, merged_metadata
 from cerebrum_cli.merge.methods import Copy, Inputs, TensorOp, TensorPosition, base_tensor, tensor_op
 from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
-from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.merge.tensor_names import hugging_face_names
 
+TYPE_NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
+# Values of --type: the types llama.cpp can write without an importance matrix.
+WRITABLE = (
+    *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0"),
+    *("Q4_K", "IQ4_NL", "Q4_1", "Q4_0", "Q3_K", "Q2_K"),
+)
+FLOAT_TYPES = ("F32", "F16", "BF16")
+# If a row is not a multiple of the block size, then for the rows where these do not fit either (llama-quant.cpp).
+FALLBACKS = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+LAST_FALLBACK = "F16"
+# Small tensors used at full precision, which llama.cpp does not quantize.
+NOT_QUANTIZED = (
+    *("_norm", "ffn_gate_inp", "ssm_conv1d", "shortconv"),
+    *("time_mix_", "attn_rel_b", "position_embd", "token_types"),
+)
+MIN_HEAD_TYPE = "Q6_K"  # minimum precision of the output head, which matters most and costs little
+MIXTURES = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # the closest file types
 HEAD_PREFIX = "output"  # of the tensors after the last layer: output_norm.weight, output.weight
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Type of all weights, or None for each tensor's own; then `dtype` is that of unquantized tensors.
+
+    `quantization` is that of the sources, for files that do not state it.
+    """
+
+    type: str | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+
+    def type_of(self, tensor: Tensor, is_head: bool) -> int:
+        """Type number to write a tensor in."""
+        name = tensor.kind.name
+        target = self.type or (self.dtype if name in FLOAT_TYPES else None)
+        if target is None or not is_quantizable(tensor):
+            return tensor.type
+        if is_head and bits_per_weight(target) < bits_per_weight(MIN_HEAD_TYPE):
+            target = MIN_HEAD_TYPE
+        return TYPE_NUMBERS[with_fallback(target, tensor.shape[0])]
+
+    def file_type(self, own: int | None) -> int | None:
+        """File type number (llama.cpp's ftype) of the merge, given that of its main source."""
+        target = self.type or (self.dtype if own is not None and FILE_TYPES.get(own) in FLOAT_TYPES else None)
+        if target is None and own is not None:
+            return own
+        target = target or self.quantization or ""
+        file_type = MIXTURES.get(target, target)
+        return next((number for number, name in FILE_TYPES.items() if name == file_type), None)
 
 
 class OutputTensor(NamedTuple):
@@ -103,8 +151,9 @@ class MergePlanner:
         layers = tuple(tuple(zip(step.models, (layer for _, layer in step.origins), strict=True)) for step in steps)
         require_layer_pattern(self.tables, layers)
         origins = [step.base for step in steps]
+        file_type = self.target.file_type(dominant_file_type(origins))
         shapes = {tensor.name: tensor.shape for tensor in tensors}
-        metadata = merged_metadata(self.recipe, self.tables, origins, shapes, self.target, provenance)
+        metadata = merged_metadata(self.recipe, self.tables, origins, shapes, file_type, provenance)
         return Plan(metadata, tensors, layers, self._unmatched_filters())
 
     @property
@@ -188,3 +237,40 @@ class MergePlanner:
         """Whether the merge has an output head besides its embeddings."""
         first, last = (tuple(source.model for source in self.recipe.slices[at].sources) for at in (0, -1))
         return first != last or any(HEAD in self.tables[model].global_tensors for model in last)
+
+
+def dominant_file_type(origins: Sequence[tuple[Table, int]]) -> int | None:
+    """File type of the model that most layers come from, None if it states no valid one."""
+    counts = Counter(table.name for table, _ in origins)
+    table = next(table for table, _ in origins if table.name == counts.most_common(1)[0][0])
+    number = table.content("general.file_type")
+    return number if isinstance(number, int) and 0 <= number < 2**32 else None
+
+
+def is_quantizable(tensor: Tensor) -> bool:
+    is_matrix = len(tensor.shape) > 1 and tensor.name.endswith(".weight")
+    return is_matrix and not any(part in tensor.name for part in NOT_QUANTIZED)
+
+
+def bits_per_weight(name: str) -> float:
+    kind = TENSOR_TYPES[TYPE_NUMBERS[name]]
+    return kind.block_bytes * 8 / kind.block_size
+
+
+def with_fallback(name: str, row_length: int) -> str:
+    """The type, or a fallback if rows of this length are not a multiple of its block size."""
+    for each in (name, FALLBACKS.get(name, name)):
+        if row_length % TENSOR_TYPES[TYPE_NUMBERS[each]].block_size == 0:
+            return each
+    return LAST_FALLBACK
+
+
+def parse_type(text: str) -> str:
+    """Parse a type name. Raises UsageError if it is not a type that can be written."""
+    name = text.upper().replace("-", "_")
+    if name in WRITABLE:
+        return name
+    is_mixture = name in FILE_TYPES.values() and name.startswith(tuple(MIXTURES))
+    problem = "mixture of types, not a weight type" if is_mixture else "unknown weight type"
+    hint = f"use one of {', '.join(WRITABLE)}; without --type each tensor keeps its type"
+    raise UsageError(f"--type {text}: {problem}", hint)

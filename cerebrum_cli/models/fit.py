@@ -113,10 +113,7 @@ def assess_quantizations(
     context: int,
     capacity: Capacity,
 ) -> tuple[QuantizationFit, ...]:
-    """Assess quantizations by the bytes of their files, smallest first; one of them is recommended.
-
-    `sizes` are those of any of them.
-    """
+    """Assess quantizations by the bytes of their files, smallest first; `sizes` are those of any of them."""
     installed_names = tuple(installed)
     candidates, comfortable = [], []
     for name, size in sorted(quantizations, key=lambda item: (item[1], item[0])):

@@ -89,14 +89,10 @@ class Library:
         return self._default_model() if text is None else self.find(self.parse(text))
 
     def resolve_vocabulary(self, text: str | None) -> Model:
-        """The installed model of a reference, or else its vocabulary file; the default model if None.
-
-        Raises ModelNotFound.
-        """
+        """The installed model, or else its vocabulary file; the default model if None. Raises ModelNotFound."""
         if text is None and (text := self.registry.default) is None:
-            raise ModelNotFound(
-                "no model given, and no default model is set", "name the model that the server runs: -m MODEL"
-            )
+            hint = "name the model that the server runs: -m MODEL"
+            raise ModelNotFound("no model given, and no default model is set", hint)
         return self.find_vocabulary(self.parse(text))
 
     def find_vocabulary(self, reference: Reference) -> Model:
@@ -121,10 +117,7 @@ class Library:
         return self._best(found) if found else None
 
     def parse(self, text: str) -> Reference:
-        """Parse a model reference; registered names come first.
-
-        Raises ModelNotFound for a text that is no reference, UsageError for an invalid URL.
-        """
+        """Parse a reference; registered names come first. Raises ModelNotFound, or UsageError for an invalid URL."""
         if self.registry.find(text):
             return NameReference(text)
         try:

@@ -110,10 +110,9 @@ class Puller:
             return model
 
     def _download_vocabulary(self, plan: DownloadPlan) -> Model:
-        """Store the headers of all parts of a model: llama.cpp opens the other parts for their tensor tables.
+        """Store the headers of all parts of a model, named after the SHA-256 that the Hub lists for the whole files.
 
-        The vocabulary cache has the layout of the Hugging Face cache: the name of a blob is the SHA-256 that the Hub
-        lists for the whole file.
+        llama.cpp opens the other parts for their tensor tables.
         """
         library, listing, variant = self.library, plan.listing, plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"

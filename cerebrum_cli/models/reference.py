@@ -79,10 +79,7 @@ Reference = NameReference | HubReference | PathReference
 
 
 def parse_reference(text: str, endpoint: str | None = None) -> Reference:
-    """Parse a reference; `endpoint` is the URL of another Hub besides the public one.
-
-    Raises UsageError for a text that is no reference.
-    """
+    """Parse a reference; `endpoint` is the URL of another Hub. Raises UsageError for a text that is no reference."""
     scheme, slashes, path = text.partition("://")
     if slashes:
         return _parse_url(text, scheme, path, endpoint)

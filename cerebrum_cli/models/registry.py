@@ -156,10 +156,7 @@ class Registry:
 
 
 def hash_file(path: Path, on_progress: Callable[[int, int], None] | None = None) -> Digest:
-    """Compute the digest of a file; `on_progress` receives the bytes done and the total.
-
-    Raises ModelFileError for an unreadable file, and for one that changes or is replaced meanwhile.
-    """
+    """Compute the digest of a file. Raises ModelFileError for an unreadable one, and if it changes meanwhile."""
     import hashlib
 
     digest = hashlib.sha256()

@@ -11,9 +11,8 @@ from merge_tables import KV_HEADS, MIXTRAL, contents, mixed, plan, stacked, tabl
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.merge.metadata import Origin, Provenance, format_count
-from cerebrum_cli.merge.plan import MergePlanner
+from cerebrum_cli.merge.plan import MergePlanner, Target
 from cerebrum_cli.merge.recipe import parse_recipe
-from cerebrum_cli.merge.target_types import Target
 
 
 @pytest.mark.parametrize(

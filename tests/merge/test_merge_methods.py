@@ -18,7 +18,7 @@ from merges import Weights, slerp, write_merge, write_weights
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.merge import weights as working
-from cerebrum_cli.merge.target_types import TYPE_NUMBERS
+from cerebrum_cli.merge.plan import TYPE_NUMBERS
 from cerebrum_cli.merge.tensor_names import hugging_face_names
 
 pytestmark = pytest.mark.slow

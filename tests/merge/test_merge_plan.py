@@ -13,7 +13,7 @@ from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.gguf.parser import Tensor
 from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.merge.methods import Copy, Sum, Term
-from cerebrum_cli.merge.target_types import TYPE_NUMBERS, WRITABLE, Target, parse_type
+from cerebrum_cli.merge.plan import TYPE_NUMBERS, WRITABLE, Target, parse_type
 
 
 def test_merge_plan_takes_first_models_embeddings_and_last_models_head() -> None:

@@ -21,8 +21,7 @@ from cerebrum_cli.gguf.types import TENSOR_TYPES
 from cerebrum_cli.merge import weights as weights_module
 from cerebrum_cli.merge.execute import execute, require_supported_types
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term
-from cerebrum_cli.merge.plan import OutputTensor, Plan
-from cerebrum_cli.merge.target_types import TYPE_NUMBERS
+from cerebrum_cli.merge.plan import TYPE_NUMBERS, OutputTensor, Plan
 from cerebrum_cli.merge.weights import PENDING_PER_THREAD, SCALE_OFFSETS, Floats, TensorEvaluator
 
 CODEC = LlamaCodec()

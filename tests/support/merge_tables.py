@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 from cerebrum_cli.gguf.parser import Tensor, Value
 from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.merge.metadata import Origin, Provenance
-from cerebrum_cli.merge.plan import MergePlanner, Plan
+from cerebrum_cli.merge.plan import TYPE_NUMBERS, MergePlanner, Plan, Target
 from cerebrum_cli.merge.recipe import parse_recipe
-from cerebrum_cli.merge.target_types import TYPE_NUMBERS, Target
 
 
 class Shape(NamedTuple):

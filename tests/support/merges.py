@@ -22,9 +22,8 @@ from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.main import run
 from cerebrum_cli.merge.execute import execute, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
-from cerebrum_cli.merge.plan import MergePlanner, Plan
+from cerebrum_cli.merge.plan import MergePlanner, Plan, Target
 from cerebrum_cli.merge.recipe import parse_recipe
-from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.catalogue import RECIPES
 from cerebrum_cli.models.variants import parts_of
