@@ -125,52 +125,34 @@ def adapter(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 # What it computes.
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("blk.0.attn_q.weight", "blk.1.attn_v.weight", "blk.1.ffn_down.weight"),
-        ("blk.0.ffn_up.weight", "output.weight"),
-    ],
-)
-def test_adapter_equals_its_change_merged_into_the_weights(
-    tmp_path: Path, chatml_model: Path, names: tuple[str, ...]
+def assert_equals_merged(
+    model: Path, folder: Path, *adapters: tuple[Factors, float, float], tolerance: float = 0.02
 ) -> None:
-    factors = factors_for(chatml_model, names)
-    path = write_adapter(tmp_path / "a.gguf", factors, alpha=6.0)
-    merged = logits(write_merged(tmp_path / "merged.gguf", chatml_model, (factors, 0.5 * 6.0 / 4)))
-    adapted, plain = logits(chatml_model, (path, 0.5)), logits(chatml_model)
-    assert np.abs(adapted - merged).max() < 0.02
-    assert np.abs(adapted - plain).max() > 0.5
+    """Check adapters, each of factors, an alpha and a scale, against the same changes made to the weights."""
+    paths = [write_adapter(folder / f"{at}.gguf", each, alpha=alpha) for at, (each, alpha, _) in enumerate(adapters)]
+    changes = [(each, alpha / RANK * scale) for each, alpha, scale in adapters]
+    adapted = logits(model, *((path, scale) for path, (_, _, scale) in zip(paths, adapters, strict=True)))
+    assert np.abs(adapted - logits(write_merged(folder / "merged.gguf", model, *changes))).max() < tolerance
+    assert np.abs(adapted - logits(model)).max() > 0.5
+    for path, (factors, _, _) in zip(paths, adapters, strict=True):
+        assert dict(adapter_sizes(path, [model])) == {name: a.nbytes + b.nbytes for name, (a, b) in factors.items()}
 
 
-def test_adapter_of_embeddings_equals_its_change_merged(tmp_path: Path, chatml_model: Path) -> None:
+def test_adapters_equal_their_changes_merged_into_the_weights(tmp_path: Path, chatml_model: Path) -> None:
+    assert_equals_merged(chatml_model, tmp_path, (factors_for(chatml_model), 6.0, 0.5))
+    names = ("blk.0.ffn_up.weight", "output.weight")
+    assert_equals_merged(chatml_model, tmp_path, (factors_for(chatml_model, names), 6.0, 0.5))
+    first, second = (factors_for(chatml_model, seed=seed) for seed in (1, 2))
+    assert_equals_merged(chatml_model, tmp_path, (first, 6.0, 0.5), (second, 6.0, -1.0))
     random = np.random.default_rng(3)
-    a, b = random.standard_normal((275, 4), np.float32), random.standard_normal((64, 4), np.float32)
-    path = write_adapter(tmp_path / "a.gguf", {"token_embd.weight": (a, b)}, alpha=0.5)
-    assert dict(adapter_sizes(path, [chatml_model])) == {"token_embd.weight": a.nbytes + b.nbytes}
-    merged = write_merged(tmp_path / "merged.gguf", chatml_model, ({"token_embd.weight": (a, b)}, 0.5 / 4))
-    adapted = logits(chatml_model, (path, 1.0))
-    assert np.abs(adapted - logits(merged)).max() < 0.02
-    assert np.abs(adapted - logits(chatml_model)).max() > 0.5
+    a, b = random.standard_normal((275, RANK), np.float32), random.standard_normal((64, RANK), np.float32)
+    assert_equals_merged(chatml_model, tmp_path, ({"token_embd.weight": (a, b)}, 0.5, 1.0))
 
 
 def test_adapter_of_experts_equals_its_change_merged(tmp_path: Path) -> None:
     model = write_quantized(tmp_path / "experts.gguf", shape=Shape(width=256, ffn=512), experts=4, encoding="F16")
     factors = factors_for(model, ("blk.0.ffn_up_exps.weight", "blk.1.ffn_down_exps.weight"))
-    path = write_adapter(tmp_path / "a.gguf", factors, alpha=4.0)
-    assert [name for name, _ in adapter_sizes(path, [model])] == [*factors]
-    adapted = logits(model, (path, 1.0))
-    assert np.abs(adapted - logits(write_merged(tmp_path / "merged.gguf", model, (factors, 1.0)))).max() < 0.1
-    assert np.abs(adapted - logits(model)).max() > 0.5
-
-
-def test_two_adapters_add_up(tmp_path: Path, chatml_model: Path) -> None:
-    first, second = (factors_for(chatml_model, seed=seed) for seed in (1, 2))
-    paths = [write_adapter(tmp_path / f"{index}.gguf", each) for index, each in enumerate((first, second))]
-    merged = write_merged(tmp_path / "merged.gguf", chatml_model, (first, 0.5 * 1.5), (second, -1.5))
-    both = logits(chatml_model, (paths[0], 0.5), (paths[1], -1.0))
-    assert np.abs(both - logits(merged)).max() < 0.02
-    assert np.abs(both - logits(chatml_model, (paths[0], 0.5))).max() > 0.5
+    assert_equals_merged(model, tmp_path, (factors, 4.0, 1.0), tolerance=0.1)
 
 
 def test_adapter_applies_to_repacked_quantized_weights(tmp_path: Path, seven: Path) -> None:
