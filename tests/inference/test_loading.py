@@ -71,26 +71,20 @@ def test_cgroup_quota_limits_the_cpus(tmp_path: Path, files: dict[str, str], quo
     assert cgroup_quota(tree(tmp_path, **files)) == quota
 
 
+V1_MEMORY = {"memory__memory.limit_in_bytes": "1000\n", "memory__memory.usage_in_bytes": "600\n"}
+V2_MEMORY = {"memory.max": "1000\n", "memory.current": "600\n"}
+
+
 @pytest.mark.parametrize(
     ("files", "left"),
     [
         ({}, math.inf),
         ({"memory.max": "max\n", "memory.current": "5\n", "memory.stat": ""}, math.inf),
         ({"memory__memory.limit_in_bytes": "1000\n"}, math.inf),
-        ({"memory__memory.limit_in_bytes": "1000\n", "memory__memory.usage_in_bytes": "600\n"}, 400),
-        (
-            {
-                "memory__memory.limit_in_bytes": "1000\n",
-                "memory__memory.usage_in_bytes": "600\n",
-                "memory__memory.stat": "active_file 1\ntotal_active_file 100\ntotal_inactive_file 250\n",
-            },
-            750,
-        ),
-        ({"memory.max": "1000\n", "memory.current": "600\n", "memory.stat": "anon 600\n"}, 400),
-        (
-            {"memory.max": "1000\n", "memory.current": "600\n", "memory.stat": "active_file 100\ninactive_file 250\n"},
-            750,
-        ),
+        (V1_MEMORY, 400),
+        ({**V1_MEMORY, "memory__memory.stat": "active_file 1\ntotal_active_file 100\ntotal_inactive_file 250\n"}, 750),
+        ({**V2_MEMORY, "memory.stat": "anon 600\n"}, 400),
+        ({**V2_MEMORY, "memory.stat": "active_file 100\ninactive_file 250\n"}, 750),
     ],
 )
 def test_cgroup_memory_ignores_cached_files(tmp_path: Path, files: dict[str, str], left: float) -> None:

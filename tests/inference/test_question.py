@@ -19,7 +19,6 @@ from cerebrum_cli.inference.prompt_sources import (
     PromptSources,
     fence_file,
     parse_messages,
-    read_text,
     template_options,
 )
 
@@ -65,15 +64,9 @@ def test_question_joins_files_prompt_and_piped_input(tmp_path: Path) -> None:
     code, notes = write(tmp_path, "a.py", "x = 1\n\n"), write(tmp_path, "notes", "  b\n")
     expected = f"{code}:\n```py\nx = 1\n```\n\n{notes}:\n```\n  b\n```\n\nWhy?\n\npiped\ntext"
     assert question_text("Why?\n", code, notes, piped=b"piped\ntext\n\n") == expected
-
-
-def test_question_needs_only_one_source(tmp_path: Path) -> None:
-    file = write(tmp_path, "a", "x")
-    assert question_text("Why?") == "Why?"
-    assert question_text("-", piped=b" Why?\n") == " Why?"
-    assert question_text(piped=b"Why?") == "Why?"
-    assert question_text(None, file) == f"{file}:\n```\nx\n```"
-    assert question_text(" ", file, piped=b"\n") == f"{file}:\n```\nx\n```"
+    assert question_text("-", piped=b"\xef\xbb\xbf Why?\n") == " Why?"
+    bare = write(tmp_path, "a", b"\xef\xbb\xbfx\xef\xbb\xbfy")
+    assert question_text(" ", bare, piped=b"\n") == f"{bare}:\n```\nx\ufeffy\n```"
 
 
 @pytest.mark.parametrize("options", [{}, {"piped": b""}, {"piped": b" \n"}, {"raw": True}, {"raw": True, "piped": b""}])
@@ -82,9 +75,6 @@ def test_empty_question_is_an_error(options: dict[str, Any]) -> None:
         with pytest.raises(UsageError, match="no prompt given") as caught:
             ask(prompt, **options)
         assert caught.value.hint
-
-
-def test_dash_prompt_needs_piped_input() -> None:
     with pytest.raises(UsageError, match="the prompt is `-`, but nothing is piped in"):
         ask("-")
 
@@ -109,12 +99,6 @@ def test_no_line_of_a_file_closes_its_fence(text: str) -> None:
     assert "\n".join(lines) == text.rstrip()
 
 
-def test_byte_order_mark_is_removed(tmp_path: Path) -> None:
-    file = write(tmp_path, "a", b"\xef\xbb\xbfx\xef\xbb\xbfy")
-    assert read_text(file, 100) == "x\ufeffy"
-    assert question_text(piped=b"\xef\xbb\xbfx") == "x"
-
-
 @pytest.mark.parametrize(
     ("data", "byte"),
     [(b"caf\xe9", 3), (b"\xff\xfeh\0", 0), (b"\xef\xbb\xbfabc\xff", 6), (b"ok\n\xc3", 3), (b"\xed\xa0\x80", 0)],
@@ -127,13 +111,6 @@ def test_text_that_is_not_utf_8_is_refused_with_the_offset(data: bytes, byte: in
     with pytest.raises(UsageError) as caught:
         ask(piped=data)
     assert caught.value.message == f"standard input is not UTF-8 text (byte {byte})"
-
-
-def test_unreadable_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "nowhere"
-    with pytest.raises(UsageError) as caught:
-        ask("Why?", path)
-    assert (caught.value.message, caught.value.exit_code) == (f"{path}: No such file or directory", 2)
 
 
 def test_argument_that_is_not_utf_8_gets_replacement_characters() -> None:
