@@ -46,8 +46,7 @@ def test_links_lead_to_files(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "signs"),
-    [("chat", (">context<", ">/undo<", ">is_even<")), ("vote", (">--votes<", ">25:<"))],
+    ("name", "signs"), [("chat", (">context<", ">/undo<", ">is_even<")), ("vote", (">--votes<", ">25:<"))]
 )
 def test_readme_shows_pictures(name: str, signs: tuple[str, ...]) -> None:
     picture = (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8")

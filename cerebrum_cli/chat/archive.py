@@ -10,13 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.chat.history import (
-    History,
-    has_valid_tokens,
-    load_conversation,
-    suggest_name,
-    with_thinking,
-)
+from cerebrum_cli.chat.history import History, has_valid_tokens, load_conversation, suggest_name, with_thinking
 from cerebrum_cli.chat.session import Session, StoredMessage, printable_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message, Role, text_of

@@ -132,8 +132,7 @@ class Chat:
         tokens = last.message.tokens if has_valid_tokens(last, self.loaded.model) else None
         if tokens is None or last.metadata.finish_reason == "stop":
             raise SessionError(
-                "nothing to continue: the reply is complete, or another model wrote it",
-                "ask a question, or use /retry",
+                "nothing to continue: the reply is complete, or another model wrote it", "ask a question, or use /retry"
             )
         yield from self.load()
         content = last.message.content

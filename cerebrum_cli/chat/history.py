@@ -122,12 +122,7 @@ class History:
         self.store.close()
 
     def record(
-        self,
-        session: Session | None,
-        conversation: Conversation,
-        reply: Reply,
-        author: Author,
-        settings: Settings,
+        self, session: Session | None, conversation: Conversation, reply: Reply, author: Author, settings: Settings
     ) -> Session:
         """Save the new messages of a conversation and its reply; without a session, create one."""
         params = session_params(settings, author.model)

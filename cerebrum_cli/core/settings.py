@@ -62,10 +62,7 @@ class Settings(SamplingParams):
     vi: bool = setting(False, "Edit with vi keys [default: off]", choices=("on", "off"))
     loop_check: bool = setting(True, "End replies that repeat themselves [default: on]", choices=("on", "off"))
     drafts: bool | None = setting(
-        None,
-        "Speculative decoding (prompt lookup) [default: set by tune]",
-        choices=("on", "off"),
-        local=True,
+        None, "Speculative decoding (prompt lookup) [default: set by tune]", choices=("on", "off"), local=True
     )
     cache_gb: float = setting(4.0, "Limit of the prompt cache in GB; 0: off [default: 4]", least=0, local=True)
 

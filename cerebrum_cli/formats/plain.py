@@ -95,11 +95,7 @@ CEREBRUM = PlainFormat(
 )
 
 COLLECTIVE_COGNITION = PlainFormat(
-    name="collective-cognition",
-    user="USER:",
-    assistant="ASSISTANT:",
-    reply_end="</s>",
-    stop=("\nUSER:",),
+    name="collective-cognition", user="USER:", assistant="ASSISTANT:", reply_end="</s>", stop=("\nUSER:",)
 )
 
 PLAIN_FORMATS = {plain.name: plain for plain in (CEREBRUM, COLLECTIVE_COGNITION)}

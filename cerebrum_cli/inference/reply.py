@@ -10,15 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.events import (
-    Channel,
-    Event,
-    FinishEvent,
-    NoticeEvent,
-    RefusedEvent,
-    SequenceId,
-    TokenEvent,
-)
+from cerebrum_cli.core.events import Channel, Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope, Engine
 from cerebrum_cli.engine.sequence import Request

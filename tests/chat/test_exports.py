@@ -106,10 +106,7 @@ def test_both_formats_parse_back(name: str, conversation: Conversation) -> None:
         ([{**each, "content": [{"type": "text", "text": each["content"]}]} for each in SUMS.openai_messages], None),
         (to_sharegpt("sums", SUMS), "sums"),
         ([to_sharegpt("sums", SUMS)], "sums"),
-        (
-            {"conversations": [{"from": each["role"], "value": each["content"]} for each in SUMS.openai_messages]},
-            None,
-        ),
+        ({"conversations": [{"from": each["role"], "value": each["content"]} for each in SUMS.openai_messages]}, None),
     ],
 )
 def test_parse_conversation_accepts_both_formats_and_their_names(value: object, name: str | None) -> None:

@@ -16,13 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_command import run_here
 
-from cerebrum_cli.chat.context_window import (
-    DROP_FRACTION,
-    REPLY_FRACTION,
-    DroppedTurns,
-    drop_oldest,
-    turns_to_drop,
-)
+from cerebrum_cli.chat.context_window import DROP_FRACTION, REPLY_FRACTION, DroppedTurns, drop_oldest, turns_to_drop
 from cerebrum_cli.chat.history import (
     Author,
     History,

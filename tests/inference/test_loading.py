@@ -29,14 +29,7 @@ from cerebrum_cli.engine.load_options import (
 )
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.machine import cgroup_memory, cgroup_quota, own_cgroups
-from cerebrum_cli.engine.memory import (
-    GPU_UBATCH,
-    HEADROOM,
-    ContextOptions,
-    Device,
-    FreeMemory,
-    memory_needs,
-)
+from cerebrum_cli.engine.memory import GPU_UBATCH, HEADROOM, ContextOptions, Device, FreeMemory, memory_needs
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.sizes import uniform_sizes

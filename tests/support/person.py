@@ -19,13 +19,7 @@ class Person:
     """A program in a terminal of its own, what is typed into it, and its screen."""
 
     def __init__(self, argv: list[str], env: dict[str, str], cwd: Path, columns: int = 80, rows: int = 24) -> None:
-        self._pty: Any = pexpect.spawn(
-            argv[0],
-            argv[1:],
-            env=env,
-            cwd=str(cwd),
-            dimensions=(rows, columns),
-        )
+        self._pty: Any = pexpect.spawn(argv[0], argv[1:], env=env, cwd=str(cwd), dimensions=(rows, columns))
         self.screen = Screen(columns, rows, self._pty.send)
         self.output = ""
         self._lines_before: list[str] = []

@@ -12,13 +12,7 @@ from remote_engines import QUICK
 from scripted_backend import END, Model, ScriptedBackend
 
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.engine.cluster.cluster_engine import (
-    ClusterEngine,
-    NodeEngine,
-    NodeInfo,
-    OpenEngine,
-    Worker,
-)
+from cerebrum_cli.engine.cluster.cluster_engine import ClusterEngine, NodeEngine, NodeInfo, OpenEngine, Worker
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.client import LostServerError
 from cerebrum_cli.engine.remote.job import ServerTimeouts
