@@ -28,13 +28,12 @@ CONNECT_S = 5.0
 PLACEMENT_S = 30.0  # for Ray to place workers on all nodes
 CONTROL = "control"  # calls that must not wait for answers
 OBJECT_STORE_BYTES = 150 * 2**20  # of shared memory, which requests and replies hardly use
-INSTALL = pip_install("'cerebrum-cli[ray]'")
 
 
 def require_ray() -> None:
     """Raise EndpointError if Ray is not installed; it is not imported."""
     if find_spec("ray") is None:
-        raise EndpointError("--ray needs the package ray, which is not installed", INSTALL)
+        raise EndpointError("--ray needs the package ray, which is not installed", pip_install("'cerebrum-cli[ray]'"))
 
 
 class RayCluster:
@@ -95,7 +94,9 @@ class RayCluster:
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         driver._worker_logs_enabled = False  # Ray prints messages of the nodes to standard output otherwise
         try:
-            require_reachable(address)
+            host, colon, port = address.rpartition("://")[2].rpartition(":")
+            if colon:  # Ray would try for minutes where nothing listens
+                socket.create_connection((host, int(port)), CONNECT_S).close()
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             raise connection_error(address, error) from error
@@ -170,13 +171,6 @@ async def answered(reference: Any) -> Any:
         raise LostServerError("its process has ended") from error
     except ray.exceptions.RayError as error:
         raise LostServerError(server_text(str(error))) from error
-
-
-def require_reachable(address: str) -> None:
-    """Raise OSError if nothing listens at an address with a port: Ray would try for minutes."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if colon:
-        socket.create_connection((host, int(port)), CONNECT_S).close()
 
 
 def connection_error(address: str, error: Exception) -> CerebrumError:

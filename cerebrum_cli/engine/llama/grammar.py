@@ -89,7 +89,11 @@ def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
 
     Raises GrammarError if it is not a JSON object, or cannot be expressed in GBNF.
     """
-    converter = _patched_converter()
+    converter = import_bindings("llama_grammar")
+    # Two fixes of llama.cpp's own: strings must not contain raw control characters, and backslashes are escaped.
+    converter.PRIMITIVE_RULES["char"].content = r"""[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})"""
+    converter.GRAMMAR_LITERAL_ESCAPE_RE = re.compile(r'[\r\n"\\]')
+    converter.GRAMMAR_LITERAL_ESCAPES["\\"] = r"\\"
     try:
         value = json.loads(schema)
         if not isinstance(value, dict):
@@ -106,18 +110,6 @@ def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
     except Exception as error:  # the converter raises ValueError, KeyError, AssertionError ...
         reason = shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
         raise GrammarError(f"cannot use the JSON schema: {reason}", "it must be a JSON Schema object") from error
-
-
-def _patched_converter() -> Any:
-    """Import the converter, with two fixes from llama.cpp's own.
-
-    JSON strings must not contain raw control characters, and backslashes in constants must be escaped.
-    """
-    converter = import_bindings("llama_grammar")
-    converter.PRIMITIVE_RULES["char"].content = r"""[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})"""
-    converter.GRAMMAR_LITERAL_ESCAPE_RE = re.compile(r'[\r\n"\\]')
-    converter.GRAMMAR_LITERAL_ESCAPES["\\"] = r"\\"
-    return converter
 
 
 def check_grammar(grammar: str) -> None:

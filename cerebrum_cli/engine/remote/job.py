@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent
 from cerebrum_cli.engine.remote.replies import RemoteSample
-from cerebrum_cli.engine.sequence import Failure
+from cerebrum_cli.engine.sequence import Failure, Request
 
 MAX_LOSSES = 3  # servers lost with one request, after which it is refused
 
@@ -34,10 +34,22 @@ class ServerTimeouts:
 
 
 @dataclass(eq=False, slots=True)
-class PromptServer:
-    """The server that has evaluated a request's prompt; None before one is chosen. All jobs of the request share it."""
+class PooledRequest:
+    """A request that has unfinished samples, or may get more; all its jobs go to the server that evaluates the prompt.
 
+    `seed` is that of the first sample.
+    """
+
+    request: Request
+    seed: int
     server: Server | None = None
+    samples: int = 0
+    unfinished: int = 0
+    is_aborted: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        return not self.unfinished and (self.is_aborted or self.samples >= max(self.request.n, self.request.max_n))
 
 
 @dataclass(eq=False, slots=True)
@@ -46,7 +58,7 @@ class PoolJob:
 
     samples: tuple[RemoteSample, ...]
     emit: Callable[[Event | Failure], None]
-    place: PromptServer
+    pooled: PooledRequest
     losses: int = 0
     has_output: bool = False
     is_cancelled: bool = False
@@ -59,19 +71,19 @@ class PoolJob:
     @property
     def bound_to(self) -> Server | None:
         """The server that has evaluated the prompt, unless it is lost."""
-        server = self.place.server
+        server = self.pooled.server
         return server if server and server.state != "lost" else None
 
     def take(self, count: int) -> PoolJob:
         """A job of the first samples, up to `count`; the others stay in this one."""
         taken, self.samples = self.samples[:count], self.samples[count:]
-        return PoolJob(taken, self.emit, self.place, self.losses)
+        return PoolJob(taken, self.emit, self.pooled, self.losses)
 
     def report(self, events: Iterable[Event]) -> None:
         """Emit events of the samples; count the tokens of those that finish, and remember which these are."""
         for event in events:
-            if isinstance(event, FinishEvent) and self.place.server:
-                self.place.server.generated += event.completion_tokens
+            if isinstance(event, FinishEvent) and self.pooled.server:
+                self.pooled.server.generated += event.completion_tokens
             self.emit(event)
             if isinstance(event, FinishEvent | RefusedEvent):
                 for sample in self.samples:

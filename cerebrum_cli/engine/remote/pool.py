@@ -131,7 +131,7 @@ class Pool:
         self._watch_for_the_end()
 
     def _start(self, job: PoolJob, server: Server) -> None:
-        job.place.server = server
+        job.pooled.server = server
         load = max(len(job.samples), server.window if job.is_suspect else 0)
         server.outstanding += load
         self._running[job] = task = asyncio.get_running_loop().create_task(self._answer(job, server))
@@ -175,7 +175,7 @@ class Pool:
         if job.has_output:
             job.emit(Failure(EndpointError(f"{server.name}: {busy.reason}", "ask again later")))
         else:
-            job.place.server = None
+            job.pooled.server = None
             self._waiting.appendleft(job)
         if server not in self._opening:
             self._rest(server, busy)

@@ -12,7 +12,6 @@ import contextlib
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, ClassVar
@@ -23,7 +22,7 @@ from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.backend import OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import CancelScope, Capabilities, Completions, Engine, first_seed
 from cerebrum_cli.engine.remote.client import Endpoint, import_http
-from cerebrum_cli.engine.remote.job import PoolJob, PromptServer, Server, ServerTimeouts
+from cerebrum_cli.engine.remote.job import PooledRequest, PoolJob, Server, ServerTimeouts
 from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.remote.server import ExpectedModel, HttpServer
@@ -33,22 +32,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 REPORT_S = 1.0  # between reports of what each server has generated
-
-
-@dataclass(slots=True)
-class Submitted:
-    """A request that has unfinished samples, or may get more."""
-
-    request: Request
-    seed: int
-    place: PromptServer = field(default_factory=PromptServer)
-    samples: int = 0
-    unfinished: int = 0
-    is_aborted: bool = False
-
-    @property
-    def is_over(self) -> bool:
-        return not self.unfinished and (self.is_aborted or self.samples >= max(self.request.n, self.request.max_n))
 
 
 class RemoteCompletions(Completions[RemoteSample]):
@@ -63,7 +46,7 @@ class RemoteCompletions(Completions[RemoteSample]):
         super().__init__(scope)
         self._pool, self._call, self._vocabulary = engine.pool, engine.call, engine.vocabulary
         self._source: Iterator[Request | None] | None = iter(requests)
-        self._submitted: dict[int, Submitted] = {}
+        self._submitted: dict[int, PooledRequest] = {}
         self._next_index = 0
         self._report_at = monotonic() + REPORT_S
         self._read_source()
@@ -72,8 +55,7 @@ class RemoteCompletions(Completions[RemoteSample]):
         """Cancel the running samples of a request; each finishes as `cancelled`."""
         if submitted := self._submitted.get(index):
             submitted.is_aborted = True
-            place = submitted.place
-            self._call(lambda: self._pool.cancel(lambda job: job.place is place))
+            self._call(lambda: self._pool.cancel(lambda job: job.pooled is submitted))
             if submitted.is_over:
                 del self._submitted[index]
 
@@ -107,7 +89,7 @@ class RemoteCompletions(Completions[RemoteSample]):
                 return
             index = self._next_index
             self._next_index += 1
-            self._submitted[index] = Submitted(request, first_seed(request))
+            self._submitted[index] = PooledRequest(request, first_seed(request))
             self.add_samples(index, request.n)
 
     def add_samples(self, index: int, count: int) -> None:
@@ -121,7 +103,7 @@ class RemoteCompletions(Completions[RemoteSample]):
         submitted.unfinished += count
         self._live.update((sample.id, sample) for sample in samples)
         groups = [(sample,) for sample in samples] if request.stream else [tuple(samples)]
-        jobs = [PoolJob(group, self._outbox.put, submitted.place) for group in groups]
+        jobs = [PoolJob(group, self._outbox.put, submitted) for group in groups]
         self._call(lambda: self._pool.submit(jobs, self._scope))
 
     def _end_sample(self, index: int) -> None:
@@ -142,8 +124,7 @@ class PooledEngine(Engine):
         self._stop = StopFlag()
         self._cancel_count = 0
         self._loop = asyncio.new_event_loop()
-        self._closing = asyncio.Event()
-        self._connecting: asyncio.Task[Pool] | None = None
+        self._serving: asyncio.Task[None] | None = None
         self._pool: Pool | None = None  # once it is connected
         super().__init__("servers")
 
@@ -199,14 +180,11 @@ class PooledEngine(Engine):
     def cancel(self) -> None:
         self._cancel_count += 1
         self._stop.set()
-        self.call(self._stop_connecting)
-        if pool := self._pool:
-            self.call(lambda: pool.cancel(lambda _: True))
+        self.call(lambda: self._pool.cancel(lambda _: True) if self._pool else self._stop_serving())
 
     def close(self) -> None:
         self._stop.set()
-        self.call(self._stop_connecting)
-        self.call(self._closing.set)
+        self.call(self._stop_serving)
         self._thread.join()
         atexit.unregister(self.close)
 
@@ -233,31 +211,26 @@ class PooledEngine(Engine):
 
     async def _serve(self) -> None:
         """Connect, and keep the event loop running until the engine is closed."""
-        self._connecting = asyncio.get_running_loop().create_task(self._connect())
         if self._stop:
-            self._stop_connecting()
+            raise EngineError("loading interrupted")
+        self._serving, pool = asyncio.current_task(), None
         try:
-            pool = await self._connecting
-        except asyncio.CancelledError as error:
-            raise EngineError("loading interrupted") from error
-        self._pool = pool
-        self._loading.put(None)
-        await self._closing.wait()
-        await pool.close()
-
-    async def _connect(self) -> Pool:
-        """Open the servers. Raises EndpointError if none answers, or one does not fit."""
-        pool = Pool(await self._find_servers(), self._timeouts, self._loading.put)
-        try:
+            pool = Pool(await self._find_servers(), self._timeouts, self._loading.put)
             await pool.connect()
-        except BaseException:
-            await pool.close()
-            raise
-        return pool
+            self._pool = pool
+            self._loading.put(None)
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            if self._pool is None:
+                raise EngineError("loading interrupted") from error
+        finally:
+            if pool:
+                await pool.close()
 
-    def _stop_connecting(self) -> None:
-        if self._connecting:
-            self._connecting.cancel()
+    def _stop_serving(self) -> None:
+        if self._serving:
+            self._serving.cancel()
+            self._serving = None  # a second time would interrupt the closing of connections
 
     def _emit_progress(self, event: Event) -> None:
         """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""
