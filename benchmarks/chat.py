@@ -78,7 +78,7 @@ def open_chat(directory: Path, *endpoints: Endpoint, **overrides: Any) -> Chat:
         return ReplySource(app.resources(no_profile=True), model, app.settings(layer, model), CHAT, place)
 
     source = resolve(overrides)
-    return Chat(app.history, resolve, overrides, open_model(source), source.settings)
+    return Chat(app.open_history(), resolve, overrides, open_model(source), source.settings)
 
 
 def close_chat(chat: Chat) -> None:

@@ -91,10 +91,6 @@ class App:
 
         return Capacity(total_memory(), load_devices(devices_file(self.data_directory)))
 
-    @property
-    def history(self) -> History:
-        return self.open_history()
-
     def open_history(self, detaches: bool = False) -> History:
         """Sessions of this user; the database is opened on first use. See `Store` for `detaches`."""
         from cerebrum_cli.chat.history import History
@@ -107,9 +103,7 @@ class App:
         """What models are opened with; `no_profile` leaves out what was measured on this machine."""
         from cerebrum_cli.inference.loading import Resources
 
-        if no_profile:
-            return Resources(self.open_backend, self.prompt_cache)
-        return Resources(self.open_backend, self.prompt_cache, self.profile)
+        return Resources(self.open_backend, self.prompt_cache, *(() if no_profile else (self.profile,)))
 
     def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
         """Prompt cache of a model in a format; None if it is turned off."""
@@ -147,11 +141,7 @@ class App:
 
     def open_bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> Bench:
         """A bench of a model file that may use this machine's GPUs."""
-        return self.bench(options, paths, self.trials, self.capacity().devices or ())
-
-    @property
-    def trials(self) -> Path:
-        return self.cache_directory / "trials"
+        return self.bench(options, paths, self.cache_directory / "trials", self.capacity().devices or ())
 
     @property
     def _profiles(self) -> Path:

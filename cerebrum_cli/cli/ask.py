@@ -46,7 +46,7 @@ def ask(
     question.validate(app.streams.piped)
     options.validate()
     saves = not (options.no_log or options.raw)
-    recorder = SessionRecorder(lambda: app.history, app.streams.notice, continues=options.continue_, saves=saves)
+    recorder = SessionRecorder(app.open_history, app.streams.notice, continues=options.continue_, saves=saves)
     with closing(recorder):
         run_question(app, question, recorder, overrides, options, on_command_line)
 

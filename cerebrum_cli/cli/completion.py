@@ -106,7 +106,7 @@ def known_models(app: App) -> Iterable[str]:
 
 
 def sessions(app: App) -> Iterable[str]:
-    return app.history.store.names()
+    return app.open_history().store.names()
 
 
 def run_names(app: App) -> Iterable[str]:

@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.completion import saved_prompts
-from cerebrum_cli.cli.config_file import (
-    prompt_table,
-    table_line,
-    with_prompt,
-    with_skeleton,
-    without_prompt,
-)
+from cerebrum_cli.cli.config_file import prompt_table, table_line, with_prompt, with_skeleton, without_prompt
 from cerebrum_cli.cli.options import FIRST, DeleteOptions, QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, app_of, positional, require_agreement, subcommand
 from cerebrum_cli.core.config import PROMPTS, SavedPrompt, find_prompt, parse_config
@@ -34,9 +28,6 @@ if TYPE_CHECKING:
 SAVED = {*KEYS, "prompt", "schema", "extract", "save_prompt", "yes", "quiet"}  # what may be given with --save-prompt
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 NAME_HELP = "A name from `cerebrum prompts list`"
-Name = Annotated[str, positional("NAME", NAME_HELP, saved_prompts)]
-NewName = Annotated[str, positional("NAME", "A new name, or a saved one", saved_prompts)]
-Names = Annotated[list[str], positional("NAME...", NAME_HELP, saved_prompts)]
 
 
 @subcommand(group, name="list", short_help="List saved prompts.")
@@ -46,12 +37,13 @@ def list_prompts(context: typer.Context, options: QuietOptions, json: JsonArray 
 
     app = app_of(context)
     rows = [saved.as_object() for saved in app.config.prompts.values()]
-    empty = "" if options.quiet else NO_PROMPTS
-    print_rows(app.streams, rows, json, print_prompts, empty)
+    print_rows(app.streams, rows, json, print_prompts, "" if options.quiet else NO_PROMPTS)
 
 
 @subcommand(group)
-def show(context: typer.Context, name: Name, json: Json = False) -> None:
+def show(
+    context: typer.Context, name: Annotated[str, positional("NAME", NAME_HELP, saved_prompts)], json: Json = False
+) -> None:
     """Show a saved prompt."""
     app = app_of(context)
     saved = find_prompt(app.config.prompts, name)
@@ -62,12 +54,16 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
 
 
 @subcommand(group, short_help="Edit a saved prompt, or create it.")
-def edit(context: typer.Context, name: NewName, options: QuietOptions) -> None:
+def edit(
+    context: typer.Context,
+    name: Annotated[str, positional("NAME", "A new name, or a saved one", saved_prompts)],
+    options: QuietOptions,
+) -> None:
     """Open config.toml in $VISUAL or $EDITOR at a saved prompt. A new prompt starts with a commented example."""
     from cerebrum_cli.terminal.repl.programs import edit_file
 
     app = app_of(context)
-    path = config_path(app)
+    path = app.config_directory / "config.toml"
     before = read_config_text(path)
     text = before if has_prompt(before, name) else with_skeleton(before, require_name(name))
     if text != before:
@@ -77,7 +73,7 @@ def edit(context: typer.Context, name: NewName, options: QuietOptions) -> None:
     finally:
         edited = read_config_text(path)
         if edited == text != before:  # only the skeleton was added
-            restore(path, before)
+            replace_user_file(path, before.encode()) if before else path.unlink()
     if edited == text:
         if not options.quiet:
             app.streams.info("no changes")
@@ -92,13 +88,17 @@ def edit(context: typer.Context, name: NewName, options: QuietOptions) -> None:
 
 
 @subcommand(group)
-def rm(context: typer.Context, names: Names, options: DeleteOptions) -> None:
+def rm(
+    context: typer.Context,
+    names: Annotated[list[str], positional("NAME...", NAME_HELP, saved_prompts)],
+    options: DeleteOptions,
+) -> None:
     """Delete saved prompts."""
     app = app_of(context)
     chosen = list(dict.fromkeys(find_prompt(app.config.prompts, name).name for name in names))
     listed = ", ".join(chosen)
     require_agreement(app, f"Delete the saved prompt{'s' * (len(chosen) > 1)} {listed}?", listed, options.yes)
-    path = config_path(app)
+    path = app.config_directory / "config.toml"
     text = read_config_text(path)
     for name in chosen:
         text = without_prompt(text, name)
@@ -140,18 +140,10 @@ def save(
     is_new = name not in app.config.prompts
     if not (is_new or options.yes or app.streams.confirm(f"Replace the saved prompt {name}?", default=False)):
         raise UsageError(f"there is a saved prompt {name} already", "choose another name, or replace it with -y")
-    path = config_path(app)
+    path = app.config_directory / "config.toml"
     replace_user_file(path, with_prompt(read_config_text(path), name, values).encode())
     if not options.quiet:
         app.streams.info(f"{name} saved in {path}; use it with cerebrum ask -p {quote(name)}")
-
-
-def restore(path: Path, text: str) -> None:
-    replace_user_file(path, text.encode()) if text else path.unlink()
-
-
-def config_path(app: App) -> Path:
-    return app.config_directory / "config.toml"
 
 
 def read_config_text(path: Path) -> str:

@@ -14,10 +14,7 @@ from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, app_of, parameter, positional, require_agreement, subcommand
 from cerebrum_cli.core.errors import UsageError
 
-group = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Name = Annotated[str, positional("NAME", "A session's name, as in `cerebrum sessions list`", sessions)]
 LISTED = 20  # sessions that a terminal shows unless asked for more
 
@@ -49,7 +46,7 @@ def list_sessions(
     app = app_of(context)
     at_terminal = app.streams.out_is_terminal and not json
     limit = None if all else number or (LISTED if at_terminal else None)
-    rows = session_rows(app.history.store)
+    rows = session_rows(app.open_history().store)
     listed = rows[:limit][:: -1 if at_terminal else 1]
     empty = "" if options.quiet else "no saved sessions; cerebrum ask and cerebrum chat create them"
     print_rows(app.streams, listed, json, print_sessions, empty)
@@ -63,7 +60,7 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
     from cerebrum_cli.chat.archive import export_session, session_object
 
     app = app_of(context)
-    history = app.history
+    history = app.open_history()
     session = history.get(name)
     if json:
         app.streams.answer_object(session_object(history.store, session))
@@ -85,14 +82,9 @@ def search(
     from cerebrum_cli.terminal.tables import print_matches, print_rows
 
     app = app_of(context)
-    rows = search_rows(app.history.store, text)
-    print_rows(
-        app.streams,
-        without_marks(rows) if json else rows,
-        json,
-        print_matches,
-        "" if options.quiet else "No matches",
-    )
+    rows = search_rows(app.open_history().store, text)
+    rows = without_marks(rows) if json else rows
+    print_rows(app.streams, rows, json, print_matches, "" if options.quiet else "No matches")
 
 
 @subcommand(group, short_help="Delete sessions, and their prompt cache.")
@@ -108,7 +100,7 @@ def rm(
     from cerebrum_cli.chat.archive import delete_sessions, sessions_older_than
 
     app = app_of(context)
-    with closing(app.history) as history:  # which frees its locks
+    with closing(app.open_history()) as history:  # which frees its locks
         chosen = {name: history.get(name) for name in names or ()}
         if older_than:
             chosen |= {session.name: session for session in sessions_older_than(history.store, older_than)}
@@ -146,7 +138,7 @@ def export(
     from cerebrum_cli.inference.loading import ReplySource
 
     app = app_of(context)
-    history = app.history
+    history = app.open_history()
     session = history.get(name)
     if export_format is ExportFormat.TRANSCRIPT:
         model = app.library.resolve(session.model)
@@ -170,6 +162,6 @@ def import_session(
     from cerebrum_cli.chat import archive
 
     app = app_of(context)
-    session = archive.import_session(app.history.store, file, name)
+    session = archive.import_session(app.open_history().store, file, name)
     if not options.quiet:
         app.streams.info(f"Imported as {session.name}; continue with cerebrum ask -c")
