@@ -40,8 +40,7 @@ def show_prompt(streams: Streams, loaded: LoadedModel, conversation: Conversatio
         streams.answer_object(prompt_object(preview, loaded.model.name, loaded.format_name))
         return
     streams.answer_prompt(preview.prompt)
-    if not options.quiet:
-        streams.info(f"{len(preview.token_ids)} tokens")
+    streams.report(f"{len(preview.token_ids)} tokens")
 
 
 @dataclass(slots=True)
@@ -67,8 +66,8 @@ class AnswerPrinter:
             with naming_grammar_file(self.options):
                 self._show_vote(votes) if votes else self._show_reply()
         except Interrupted:
-            if self.recorder.saved_as and self.streams.err_is_terminal and not self.options.quiet:
-                self.streams.info("interrupted; the answer so far is saved, and cerebrum ask -c continues from it")
+            if self.recorder.saved_as and self.streams.err_is_terminal:
+                self.streams.report("interrupted; the answer so far is saved, and cerebrum ask -c continues from it")
             raise
 
     def _show_reply(self) -> None:
@@ -118,7 +117,7 @@ class AnswerPrinter:
                 if options.streams_answer:
                     show_answer(self.streams, reply.text, self.markdown)
                 self._print_rest(reply, vote.final_answer, voting.votes_object(vote))
-                if options.stats or (self.streams.err_is_terminal and not options.quiet):
+                if options.stats or (self.streams.err_is_terminal and not self.streams.is_quiet):
                     self.streams.info(result_text(vote.tally_event))
                 self.recorder.save_prompt_cache(self.loaded, self.request.conversation, vote)
         if reply:
@@ -127,9 +126,9 @@ class AnswerPrinter:
                 raise NoAnswer(
                     f"no final answer in {vote.tally.samples} samples", self._hint_to_read(reply, "a final answer")
                 )
-            if vote.tally.agreement < MAJORITY and not options.quiet:
+            if vote.tally.agreement < MAJORITY:
                 problem = f"the winner has only {vote.winner.count} of {vote.tally.samples} votes"
-                self.streams.notice(NoticeEvent(problem, "take more samples, or ask more precisely"))
+                self.streams.report(NoticeEvent(problem, "take more samples, or ask more precisely"))
 
     def _inspect(self, reply: Reply | None) -> None:
         """Find the least certain tokens of a reply, if the options ask for them."""
@@ -149,8 +148,7 @@ class AnswerPrinter:
         if notice and self.request.grammar:
             constraint = "schema" if self.options.schema else "grammar"
             raise NoAnswer(f"{notice.message}, so it does not match the {constraint}", notice.hint)
-        if notice and not self.options.quiet:
-            self.streams.notice(notice)
+        self.streams.report(notice)
 
     def _find_code(self, reply: Reply) -> str | None:
         """The code block that the options ask for; None without one, or if they ask for none."""
@@ -184,8 +182,6 @@ class AnswerPrinter:
 
     def _progress_sinks(self, line: StatusLine) -> list[Sink]:
         """What standard error shows while the answer is generated; the line erases itself before others write."""
-        if self.options.quiet:
-            return []
         notices = NoticeSink(self.streams)
         return [notices] if self.options.verbose else [line, notices]
 

@@ -32,7 +32,7 @@ def ask(
 
     The exchange is saved as a session, which -c continues.
     """
-    app, on_command_line = app_of(context, options.verbose), options_on_command_line(context)
+    app, on_command_line = app_of(context, options), options_on_command_line(context)
     if options.save_prompt is not None:
         from cerebrum_cli.cli.prompts import save
 
@@ -41,8 +41,7 @@ def ask(
     from cerebrum_cli.inference.prompt_sources import PromptSources
 
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
-    notice = (lambda _: None) if options.quiet else app.streams.notice
-    question = PromptSources(prompt, options.file, options.messages, options.raw, notice, saved)
+    question = PromptSources(prompt, options.file, options.messages, options.raw, app.streams.report, saved)
     question.validate(app.streams.piped)
     options.validate()
     saves = not (options.no_log or options.raw)

@@ -51,7 +51,7 @@ def batch(
     from cerebrum_cli.batch.output_files import output_paths
     from cerebrum_cli.batch.readers import detect_shape, read_rows
 
-    app, on_command_line = app_of(context, options.verbose), options_on_command_line(context)
+    app, on_command_line = app_of(context, options), options_on_command_line(context)
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
@@ -131,9 +131,8 @@ def generate(
     questions = len(list(islice((row for row in unfinished if row.conversation is not None), MAX_PARALLEL)))
     if not questions:
         write_row_errors(rows, result)
-        if not options.quiet:
-            with closing(BatchProgress(app.streams, draws=False)) as summary:
-                summary.emit(RowEvent(len(rows), len(rows), result.counts))
+        with closing(BatchProgress(app.streams, draws=False)) as summary:
+            summary.emit(RowEvent(len(rows), len(rows), result.counts))
         return
     notify_of_experts(app, source.model, options)
     journal = result if isinstance(result, Journal) else None
@@ -162,9 +161,8 @@ def notify_of_experts(app: App, model: Model, options: BatchCommandOptions) -> N
     """Print a notice if the answers of a model with experts may vary in spite of `batch_invariant`."""
     from cerebrum_cli.engine.load_options import expert_notice
 
-    notice = expert_notice(model.header.expert_count, model.header.tensor_types)
-    if notice and options.batch_invariant and not options.quiet and environment("GGML_CPU_TILED_MM") != "0":
-        app.streams.notice(notice)
+    if options.batch_invariant and environment("GGML_CPU_TILED_MM") != "0":
+        app.streams.report(expert_notice(model.header.expert_count, model.header.tensor_types))
 
 
 def open_result(

@@ -44,7 +44,7 @@ def chat(
     from cerebrum_cli.terminal.repl.repl import Repl
     from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 
-    app, on_command_line, words = app_of(context, options.verbose), options_on_command_line(context), words or []
+    app, on_command_line, words = app_of(context, options), options_on_command_line(context), words or []
     if "model" not in on_command_line and words:
         reference, *words = words
         overrides, on_command_line = {**overrides, "model": require_model_name(reference)}, on_command_line | {"model"}
@@ -66,15 +66,13 @@ def chat(
                 COMMANDS,
                 keyboard,
                 no_markdown=options.no_markdown,
-                quiet=options.quiet,
                 prompts=app.config.prompts,
                 pending_prompt=saved if saved and saved.prompt else None,
             )
             repl.run(input_lines(app, repl, keyboard, app.settings(overrides).vi), *words)
         finally:
             with signals.exiting():
-                if (notice := conversation.close()) and not options.quiet:
-                    app.streams.notice(notice)
+                app.streams.report(conversation.close())
     if repl.exit_code:
         raise typer.Exit(repl.exit_code)
 
@@ -141,7 +139,7 @@ def input_lines(app: App, repl: Repl, keyboard: Keyboard, vi: bool) -> InputSour
         with signals.running_command():
             return ScriptInput(read_piped(piped), streams.answer)
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
-        return PlainPrompt(streams, keyboard, signals, repl.quiet)
+        return PlainPrompt(streams, keyboard, signals)
     from cerebrum_cli.terminal.repl.prompt import InteractivePrompt
 
     def is_settled() -> bool:
@@ -152,7 +150,6 @@ def input_lines(app: App, repl: Repl, keyboard: Keyboard, vi: bool) -> InputSour
         streams,
         keyboard,
         signals,
-        repl.quiet,
         history=app.data_directory / "history",
         toolbar=repl.toolbar,
         is_settled=is_settled,

@@ -69,7 +69,7 @@ def evaluate_model(
     """
     from cerebrum_cli.cli.runs import no_sample_counts, print_run
 
-    app = app_of(context, options.verbose)
+    app = app_of(context, options)
     if output:
         require_file(output, source)
     prepared = prepare(app, source, overrides, options, options_on_command_line(context))
@@ -85,7 +85,7 @@ def evaluate_model(
     if skipped == len(samples):
         app.streams.error(no_sample_counts(run, samples))
     else:
-        print_run(app, run, samples, options.json, options.quiet)
+        print_run(app, run, samples, options.json)
     if prepared.task.bad_rows or skipped:
         raise typer.Exit(SOME_FAILED)
 
@@ -157,16 +157,16 @@ def prepare(
 
 def read_task(app: App, source: str, options: EvalOptions) -> LoadedTask:
     """Read the questions, with a progress bar if they are downloaded, and name the rows that do not count."""
-    from cerebrum_cli.cli.models import file_progress
     from cerebrum_cli.eval.marking import MATCHES
     from cerebrum_cli.eval.sources import read_source
     from cerebrum_cli.eval.tasks import find_preset
+    from cerebrum_cli.terminal.progress import FileProgress
 
     match = next((each for each in MATCHES if each == options.match), None)
     if options.match and match is None:
         raise UsageError(f"--match is {options.match!r}", f"it must be {', '.join(MATCHES)}")
     preset = find_preset(options.preset) if options.preset else None
-    with file_progress(app, options) as progress:
+    with FileProgress(app.streams) as progress:
         task = read_source(
             source,
             progress,
@@ -176,11 +176,10 @@ def read_task(app: App, source: str, options: EvalOptions) -> LoadedTask:
             run_code=options.run_code,
             offline=options.offline,
         )
-    if not options.quiet:
-        for bad in task.bad_rows[:SHOWN_ERRORS]:
-            app.streams.notice(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}", ""))
-        if (more := len(task.bad_rows) - SHOWN_ERRORS) > 0:
-            app.streams.notice(NoticeEvent(f"{more} more {'line' if more == 1 else 'lines'} skipped", ""))
+    for bad in task.bad_rows[:SHOWN_ERRORS]:
+        app.streams.report(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}", ""))
+    if (more := len(task.bad_rows) - SHOWN_ERRORS) > 0:
+        app.streams.report(NoticeEvent(f"{more} more {'line' if more == 1 else 'lines'} skipped", ""))
     return task
 
 
@@ -275,7 +274,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         )
         return
     streams.answer_prompt(preview.prompt)
-    if options.quiet:
+    if streams.is_quiet:
         return
     streams.info(f"expected answer: {question.gold}")
     questions = format_count(len(prepared.task.questions), "question")

@@ -143,9 +143,9 @@ def read_grammar(app: App, options: ConstrainedOptions) -> str | None:
     if schema:
         with naming_grammar_file(options):
             text, ignored = app.schema_to_grammar(read_text(schema, MAX_GRAMMAR_BYTES))
-        if ignored and not options.quiet:
+        if ignored:
             problem = f"{schema}: a grammar cannot express {', '.join(ignored)}, so answers may violate it"
-            app.streams.notice(NoticeEvent(problem, "check the answer against the schema"))
+            app.streams.report(NoticeEvent(problem, "check the answer against the schema"))
         return text
     if not grammar:
         return None
@@ -168,8 +168,6 @@ def progress_sinks(
     app: App, model: str, options: BatchCommandOptions | EvalOptions, shares_terminal: bool = False
 ) -> list[Sink]:
     """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
-    if options.quiet:
-        return []
     from cerebrum_cli.terminal.progress import BatchProgress
     from cerebrum_cli.terminal.sinks import NoticeSink
 

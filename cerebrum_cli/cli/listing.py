@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,7 +25,7 @@ def list_models(context: typer.Context, options: ListOptions) -> None:
     from cerebrum_cli.models import listing
     from cerebrum_cli.terminal.tables import print_catalogue, print_models
 
-    app = app_of(context)
+    app = app_of(context, options)
     library, streams = app.library, app.streams
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     installed = (listing.row(library, model) for model in library.models())
@@ -38,13 +39,13 @@ def list_models(context: typer.Context, options: ListOptions) -> None:
         for row in listed:
             if row["error"]:
                 streams.info(f"error: {row['error']}")
-        if not options.quiet and any(row["default"] for row in listed):
-            streams.info("* default model")
-    elif not options.quiet:
-        streams.info("no model is installed; cerebrum list --available shows models to pull")
-    if not (options.json or options.available or options.quiet):
+        if any(row["default"] for row in listed):
+            streams.report("* default model")
+    else:
+        streams.report("no model is installed; cerebrum list --available shows models to pull")
+    if not (options.json or options.available):
         for model in library.vocabularies():
-            streams.info(f"vocabulary only, for --endpoint: {model.reference}")
+            streams.report(f"vocabulary only, for --endpoint: {model.reference}")
 
 
 @composed
@@ -63,7 +64,7 @@ def show(
     from cerebrum_cli.terminal.reports import print_profile
     from cerebrum_cli.terminal.tables import print_candidates, print_description
 
-    app, profile = app_of(context), None
+    app, profile = app_of(context, options), None
     library, reference = app.library, app.library.parse(name)
     settings = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers"))
     try:
@@ -79,7 +80,7 @@ def show(
             description = listing.describe(library, vocabulary, lambda *_: None)
             note = f"only its vocabulary is installed, for --endpoint; {note}"
     else:
-        with FileProgress(app.streams, options.quiet or options.json) as progress:
+        with FileProgress(replace(app.streams, is_quiet=options.quiet or options.json)) as progress:
             description = listing.describe(library, model, lambda done, total: progress.update("verify", done, total))
         plan = listing.quantization_plan(library, model, settings.ctx)
         profile, note = profile_of(app, model, settings)
@@ -93,8 +94,7 @@ def show(
         print_profile(app.streams, profile)
     if plan:
         print_candidates(app.streams, plan)
-    if note and not options.quiet:
-        app.streams.info(note)
+    app.streams.report(note)
 
 
 def profile_of(app: App, model: Model, settings: Settings) -> tuple[Profile | None, str]:

@@ -47,7 +47,7 @@ def lm_eval(
     from cerebrum_cli.eval.tasks import find_preset
     from cerebrum_cli.terminal.interrupts import interruptible
 
-    app = app_of(context, options.verbose)
+    app = app_of(context, options)
     require_usable(overrides, options)
     preset = find_preset(options.preset) if options.preset else None
     source = find_source(app, overrides, options).used(raw=not options.apply_chat_template)
@@ -96,14 +96,14 @@ def run_tasks(
     """Run the tasks with progress on standard error, and return lm-eval's results as JSON values."""
     from cerebrum_cli.terminal.progress import StageProgress
 
-    progress = StageProgress(app.streams, options.quiet or options.verbose)
+    progress = StageProgress(replace(app.streams, is_quiet=options.quiet or options.verbose))
 
     def emit(event: Event) -> None:
         if isinstance(event, LoadEvent):
             event = StageEvent(f"loading {source.model.name}", round(100 * event.fraction), 100)
         progress.emit(event)
-        if isinstance(event, NoticeEvent) and not options.quiet:
-            app.streams.notice(event)
+        if isinstance(event, NoticeEvent):
+            app.streams.report(event)
 
     cache.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -152,7 +152,7 @@ def print_results(app: App, results: Mapping[str, Any], preset: Preset | None, o
         app.streams.answer_object({key: value for key, value in results.items() if key != "samples"})
         return
     app.streams.answer(results_table(results, preset))
-    if preset and not options.quiet:
+    if preset and not app.streams.is_quiet:
         for line in (*averages(results, preset), *remarks(results, preset)):
             app.streams.write_line("- ", line)
 

@@ -46,7 +46,7 @@ class CerebrumModel(CerebrumLM):
             raw = not choose_format(merged.format, found.known_format, found.header.chat_template)
         use = ModelUse(ContextOptions(slots=AUTO_PARALLEL, batch_invariant=True), raw=raw)
         source = ReplySource(app.resources(), found, merged, use)
-        sinks = (StageProgress(app.streams, quiet=False), NoticeSink(app.streams))
+        sinks = (StageProgress(app.streams), NoticeSink(app.streams))
 
         def emit(event: Event) -> None:
             for sink in sinks:

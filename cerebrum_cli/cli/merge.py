@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.models import file_progress, find_model
+from cerebrum_cli.cli.models import find_model
 from cerebrum_cli.cli.options import MergeCommandOptions
 from cerebrum_cli.cli.signature import app_of, composed, positional
 from cerebrum_cli.core.errors import UsageError
@@ -45,7 +45,7 @@ def merge(
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.reports import print_merge
 
-    app = app_of(context)
+    app = app_of(context, options)
     library, merger, streams = app.library, app.merger, app.streams
     requested = read_recipe(library, recipe)
     target = merge_options(options, Path(recipe).stem)
@@ -66,21 +66,19 @@ def merge(
         plan = merger.prepare(requested.recipe, models, target)
     ctx = app.settings(environment_layer("ctx")).ctx
     description = merge_object(plan, ctx, merger.free_bytes(target.output.parent))
-    if not options.quiet:
-        warn(app, plan)
+    warn(app, plan)
     if options.dry_run:
         streams.answer_object(description) if options.json else print_merge(streams, description)
         return
     merger.require_writable(plan)
-    sha256 = write(app, plan, options)
+    sha256 = write(app, plan)
     model = merger.register(plan, sha256)
     if options.json:
         files = [file | {"sha256": sha256} for file in description["files"]]
         streams.answer_object(description | {"reference": target.name, "files": files})
     else:
         streams.answer(f"{sha256}  {target.output}\n")
-    if not options.quiet:
-        streams.info(f"{model.reference} is installed: cerebrum ask -m {model.reference}")
+    streams.report(f"{model.reference} is installed: cerebrum ask -m {model.reference}")
 
 
 def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
@@ -117,16 +115,17 @@ def require_new(app: App, path: Path, yes: bool) -> None:
 def warn(app: App, plan: Merge) -> None:
     for key in plan.recipe.ignored_keys:
         problem = f"the recipe's key {key} is unknown and ignored"
-        app.streams.notice(
+        app.streams.report(
             NoticeEvent(problem, "mergekit ignores it too; check the spelling if it should have an effect")
         )
     for each in plan.plan.unmatched_filters:
         problem = f"the recipe's filter {each} matches no tensor and is ignored"
-        app.streams.notice(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))
+        app.streams.report(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))
 
 
-def write(app: App, plan: Merge, options: MergeCommandOptions) -> str:
+def write(app: App, plan: Merge) -> str:
     from cerebrum_cli.terminal.interrupts import interruptible
+    from cerebrum_cli.terminal.progress import FileProgress
 
-    with interruptible("nothing was written"), file_progress(app, options) as progress:
+    with interruptible("nothing was written"), FileProgress(app.streams) as progress:
         return app.merger.write(plan, lambda done, total: progress.update("merge", done, total))

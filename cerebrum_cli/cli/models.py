@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.cli.options import AnswerOptions, ConcurrencyOptions
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.text import format_size
+from cerebrum_cli.terminal.progress import FileProgress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.cli.options import PullOptions, QuietOptions
+    from cerebrum_cli.cli.options import PullOptions
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
-    from cerebrum_cli.terminal.progress import FileProgress
 
 
 def find_model(app: App, overrides: Mapping[str, Any], options: PullOptions) -> Model:
@@ -33,7 +33,7 @@ def find_model(app: App, overrides: Mapping[str, Any], options: PullOptions) -> 
         if error.pullable is None or not (options.yes or app.streams.can_ask):
             raise
         reference = app.library.parse(error.pullable)
-        with file_progress(app, options) as progress:
+        with FileProgress(app.streams) as progress:
             if app.puller(progress, options.offline).is_unavailable_offline(reference):
                 raise
         if not (options.yes or confirm_pull(app, error, reference, settings.ctx, options)):
@@ -47,7 +47,7 @@ def confirm_pull(
     app: App, error: ModelNotFound, reference: Reference, context: int | None, options: PullOptions
 ) -> bool:
     """Ask whether a model should be downloaded now, naming its quantization and size."""
-    with file_progress(app, options) as progress:
+    with FileProgress(app.streams) as progress:
         plan = app.puller(progress, options.offline).planner.plan(reference, context)
     size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"
     return app.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
@@ -57,7 +57,7 @@ def pull_model(app: App, reference: Reference, name: str | None, context: int | 
     """Download a model with a progress bar; ask before one that does not fit this machine."""
     from cerebrum_cli.terminal.interrupts import interruptible
 
-    with file_progress(app, options) as progress:
+    with FileProgress(app.streams) as progress:
 
         def agree(warning: str) -> bool:
             progress.pause()
@@ -65,12 +65,5 @@ def pull_model(app: App, reference: Reference, name: str | None, context: int | 
 
         with interruptible("run it again to resume"):
             model = app.puller(progress, options.offline).pull(reference, name, context, agree)
-    if not options.quiet:
-        app.streams.info(f"installed {model.reference}: {model.path}")
+    app.streams.report(f"installed {model.reference}: {model.path}")
     return model
-
-
-def file_progress(app: App, options: QuietOptions) -> FileProgress:
-    from cerebrum_cli.terminal.progress import FileProgress
-
-    return FileProgress(app.streams, options.quiet)

@@ -35,9 +35,9 @@ def list_prompts(context: typer.Context, options: QuietOptions, json: JsonArray 
     """List saved prompts, in the order of config.toml."""
     from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
 
-    app = app_of(context)
+    app = app_of(context, options)
     rows = [saved.as_object() for saved in app.config.prompts.values()]
-    print_rows(app.streams, rows, json, print_prompts, "" if options.quiet else NO_PROMPTS)
+    print_rows(app.streams, rows, json, print_prompts, NO_PROMPTS)
 
 
 @subcommand(group)
@@ -62,7 +62,7 @@ def edit(
     """Open config.toml in $VISUAL or $EDITOR at a saved prompt. A new prompt starts with a commented example."""
     from cerebrum_cli.terminal.repl.programs import edit_file
 
-    app = app_of(context)
+    app = app_of(context, options)
     path = app.config_directory / "config.toml"
     before = read_config_text(path)
     text = before if has_prompt(before, name) else with_skeleton(before, require_name(name))
@@ -75,16 +75,14 @@ def edit(
         if edited == text != before:  # only the skeleton was added
             replace_user_file(path, before.encode()) if before else path.unlink()
     if edited == text:
-        if not options.quiet:
-            app.streams.info("no changes")
+        app.streams.report("no changes")
         return
     try:
         prompts = parse_config(edited, path).prompts
     except ConfigError as error:
         again = f"cerebrum prompts edit {quote(name)}  opens the file again, with your text"
         raise ConfigError(error.message, f"{error.hint}; {again}") from error
-    if not options.quiet:
-        app.streams.info(f"{name} saved in {path}" if name in prompts else f"{path} saved, without {name}")
+    app.streams.report(f"{name} saved in {path}" if name in prompts else f"{path} saved, without {name}")
 
 
 @subcommand(group)
@@ -94,7 +92,7 @@ def rm(
     options: DeleteOptions,
 ) -> None:
     """Delete saved prompts."""
-    app = app_of(context)
+    app = app_of(context, options)
     chosen = list(dict.fromkeys(find_prompt(app.config.prompts, name).name for name in names))
     listed = ", ".join(chosen)
     require_agreement(app, f"Delete the saved prompt{'s' * (len(chosen) > 1)} {listed}?", listed, options.yes)
@@ -103,8 +101,7 @@ def rm(
     for name in chosen:
         text = without_prompt(text, name)
     replace_user_file(path, text.encode())
-    if not options.quiet:
-        app.streams.info(f"deleted {listed}")
+    app.streams.report(f"deleted {listed}")
 
 
 def save(
@@ -142,8 +139,7 @@ def save(
         raise UsageError(f"there is a saved prompt {name} already", "choose another name, or replace it with -y")
     path = app.config_directory / "config.toml"
     replace_user_file(path, with_prompt(read_config_text(path), name, values).encode())
-    if not options.quiet:
-        app.streams.info(f"{name} saved in {path}; use it with cerebrum ask -p {quote(name)}")
+    app.streams.report(f"{name} saved in {path}; use it with cerebrum ask -p {quote(name)}")
 
 
 def read_config_text(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.completion import known_models
-from cerebrum_cli.cli.models import file_progress, pull_model
+from cerebrum_cli.cli.models import pull_model
 from cerebrum_cli.cli.options import PullCommandOptions
 from cerebrum_cli.cli.signature import app_of, composed, positional
 from cerebrum_cli.core.settings import environment_layer
@@ -32,7 +32,7 @@ def pull(
     command again to resume. With --vocabulary, only the header of the file is downloaded, a few megabytes: enough to
     build prompts for a server that runs the model.
     """
-    app = app_of(context)
+    app = app_of(context, options)
     reference = app.library.parse(model)
     options.validate()
     ctx = app.settings(environment_layer("ctx")).ctx
@@ -45,8 +45,8 @@ def pull(
         installed = pull_model(app, reference, options.name, ctx, options)
         if options.default:
             app.library.registry.set_default(installed.reference)
-        if app.streams.err_is_terminal and not options.quiet:
-            app.streams.info(f"next: cerebrum chat {installed.reference}")
+        if app.streams.err_is_terminal:
+            app.streams.report(f"next: cerebrum chat {installed.reference}")
     if options.json:
         from cerebrum_cli.models.listing import row
 
@@ -55,24 +55,24 @@ def pull(
 
 def show_download_plan(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> None:
     from cerebrum_cli.models.listing import download_plan_object
+    from cerebrum_cli.terminal.progress import FileProgress
     from cerebrum_cli.terminal.tables import print_candidates
 
-    with file_progress(app, options) as progress:
+    with FileProgress(app.streams) as progress:
         plan = app.puller(progress, options.offline).planner.plan(reference, context)
     if options.json:
         app.streams.answer_object(download_plan_object(plan))
         return
     print_candidates(app.streams, plan)
-    if not options.quiet:
-        app.streams.info(f"cerebrum pull {reference} would download {plan.reference}")
+    app.streams.report(f"cerebrum pull {reference} would download {plan.reference}")
 
 
 def pull_vocabulary(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> Model:
     from cerebrum_cli.terminal.interrupts import interruptible
+    from cerebrum_cli.terminal.progress import FileProgress
 
-    with file_progress(app, options) as progress, interruptible("run it again"):
+    with FileProgress(app.streams) as progress, interruptible("run it again"):
         model = app.puller(progress, options.offline).pull_vocabulary(reference, context)
-    if not options.quiet:
-        installed = "installed the vocabulary of" if model.is_vocabulary else "its vocabulary is in the installed"
-        app.streams.info(f"{installed} {model.reference}: {model.path}")
+    installed = "installed the vocabulary of" if model.is_vocabulary else "its vocabulary is in the installed"
+    app.streams.report(f"{installed} {model.reference}: {model.path}")
     return model

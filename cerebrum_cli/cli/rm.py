@@ -23,11 +23,10 @@ def rm(
     """
     from cerebrum_cli.models.removal import plan_removal
 
-    app = app_of(context)
+    app = app_of(context, options)
     removal = plan_removal(app.library, app.library.parse(model))
     require_agreement(app, removal.question, removal.model.reference, options.yes)
     identity, report = removal.identity, removal.execute()
     if identity:
         app.profiles().delete(identity)
-    if not options.quiet:
-        app.streams.info(report)
+    app.streams.report(report)

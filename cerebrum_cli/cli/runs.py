@@ -36,16 +36,14 @@ def list_runs(context: typer.Context, options: QuietOptions, json: JsonArray = F
     from cerebrum_cli.terminal.reports import print_runs
     from cerebrum_cli.terminal.tables import print_rows
 
-    app = app_of(context)
-    empty = "" if options.quiet else "no stored runs; cerebrum eval creates them"
+    app = app_of(context, options)
     rows = []
     for run in app.runs:
         try:
             rows.append(run_row(run))
         except UsageError as error:  # the others can be listed
-            if not options.quiet:
-                app.streams.notice(NoticeEvent(error.message, f"cerebrum runs rm {run.name}  deletes it"))
-    print_rows(app.streams, rows, json, print_runs, empty)
+            app.streams.report(NoticeEvent(error.message, f"cerebrum runs rm {run.name}  deletes it"))
+    print_rows(app.streams, rows, json, print_runs, "no stored runs; cerebrum eval creates them")
 
 
 def run_row(run: Run) -> dict[str, Any]:
@@ -74,26 +72,25 @@ def show(context: typer.Context, name: Name, options: RunOptions) -> None:
 
     if options.run_code and not options.rescore:
         raise UsageError("--run-code requires --rescore", "add --rescore")
-    app = app_of(context)
+    app = app_of(context, options)
     run = app.runs.find(name)
     samples = run.samples()
     if options.rescore:
         before = samples
         samples = rescored(run, samples, options.run_code)
-        if not options.quiet:
-            changed = sum(old.correct != new.correct for old, new in zip(before, samples, strict=True))
-            app.streams.info(f"{changed} of {len(samples)} samples changed their score")
+        changed = sum(old.correct != new.correct for old, new in zip(before, samples, strict=True))
+        app.streams.report(f"{changed} of {len(samples)} samples changed their score")
     if options.plot:  # first: a report is not followed by an error
         from cerebrum_cli.terminal.plot import plot_report
 
         count_skipped(run, samples)
         plot_report(report_of(run, samples), options.plot)
-    print_run(app, run, samples, options.json, options.quiet)
-    if options.plot and not options.quiet:
-        app.streams.info(f"wrote {options.plot}")
+    print_run(app, run, samples, options.json)
+    if options.plot:
+        app.streams.report(f"wrote {options.plot}")
 
 
-def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, quiet: bool) -> None:
+def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool) -> None:
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
     from cerebrum_cli.eval.report import report_object
     from cerebrum_cli.eval.runs import report_of
@@ -106,7 +103,7 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, quiet: 
         app.streams.answer_object({**report_object(report), "skipped": skipped, "bad_rows": bad_rows})
         return
     print_report(app.streams, report, run, skipped)
-    if not quiet:
+    if not app.streams.is_quiet:
         for remark in run.record.notes.get("remarks", ()):
             app.streams.write_line("- ", remark)
         app.streams.info(f"run {run.name}: {run.path}")
@@ -159,7 +156,7 @@ def compare(
     closeness = None
     if kl:
         reference, other = (model_of(app, run) for run in runs)
-        progress = StageProgress(app.streams, quiet=False)
+        progress = StageProgress(app.streams)
         try:
             progress.emit(StageEvent("measuring the KL divergence", 0, 1))
             closeness = measure_divergence(reference, other, app.settings({}), app.open_bench)
@@ -176,9 +173,8 @@ def compare(
 @subcommand(group, short_help="Delete a stored run.")
 def rm(context: typer.Context, run: Name, options: DeleteOptions) -> None:
     """Delete a run and its files."""
-    app = app_of(context)
+    app = app_of(context, options)
     found = app.runs.find(run)
     require_agreement(app, f"Delete the run {found.name}?", found.name, options.yes)
     app.runs.delete(found)
-    if not options.quiet:
-        app.streams.info(f"deleted {found.name}")
+    app.streams.report(f"deleted {found.name}")

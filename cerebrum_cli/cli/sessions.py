@@ -43,15 +43,15 @@ def list_sessions(
     from cerebrum_cli.chat.archive import session_rows
     from cerebrum_cli.terminal.tables import print_rows, print_sessions
 
-    app = app_of(context)
+    app = app_of(context, options)
     at_terminal = app.streams.out_is_terminal and not json
     limit = None if all else number or (LISTED if at_terminal else None)
     rows = session_rows(app.open_history().store)
     listed = rows[:limit][:: -1 if at_terminal else 1]
-    empty = "" if options.quiet else "no saved sessions; cerebrum ask and cerebrum chat create them"
+    empty = "no saved sessions; cerebrum ask and cerebrum chat create them"
     print_rows(app.streams, listed, json, print_sessions, empty)
-    if at_terminal and number is None and len(listed) < len(rows) and not options.quiet:
-        app.streams.info(f"the latest {len(listed)} of {len(rows)}; --all lists the others")
+    if at_terminal and number is None and len(listed) < len(rows):
+        app.streams.report(f"the latest {len(listed)} of {len(rows)}; --all lists the others")
 
 
 @subcommand(group)
@@ -81,10 +81,10 @@ def search(
     from cerebrum_cli.chat.archive import search_rows, without_marks
     from cerebrum_cli.terminal.tables import print_matches, print_rows
 
-    app = app_of(context)
+    app = app_of(context, options)
     rows = search_rows(app.open_history().store, text)
     rows = without_marks(rows) if json else rows
-    print_rows(app.streams, rows, json, print_matches, "" if options.quiet else "No matches")
+    print_rows(app.streams, rows, json, print_matches, "No matches")
 
 
 @subcommand(group, short_help="Delete sessions, and their prompt cache.")
@@ -99,7 +99,7 @@ def rm(
     """Delete sessions, the messages that only they use, and what the prompt cache has of them."""
     from cerebrum_cli.chat.archive import delete_sessions, sessions_older_than
 
-    app = app_of(context)
+    app = app_of(context, options)
     with closing(app.open_history()) as history:  # which frees its locks
         chosen = {name: history.get(name) for name in names or ()}
         if older_than:
@@ -115,8 +115,7 @@ def rm(
         what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
         require_agreement(app, f"Delete {what}?", listed, options.yes)
         for session, count in delete_sessions(history, list(chosen.values()), app.states):
-            if not options.quiet:
-                app.streams.info(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
+            app.streams.report(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
 
 
 @subcommand(group)
@@ -161,7 +160,6 @@ def import_session(
     """Import a conversation from another program as a session."""
     from cerebrum_cli.chat import archive
 
-    app = app_of(context)
+    app = app_of(context, options)
     session = archive.import_session(app.open_history().store, file, name)
-    if not options.quiet:
-        app.streams.info(f"Imported as {session.name}; continue with cerebrum ask -c")
+    app.streams.report(f"Imported as {session.name}; continue with cerebrum ask -c")

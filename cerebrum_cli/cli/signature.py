@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
@@ -16,7 +16,7 @@ from typer.models import TyperPath
 
 from cerebrum_cli.cli.assignments import SET, assigned_keys, parse_assignments, set_parameter
 from cerebrum_cli.cli.completion import Values, completing, completion_of
-from cerebrum_cli.cli.options import BARE_VALUES, option_names
+from cerebrum_cli.cli.options import BARE_VALUES, AnswerOptions, QuietOptions, option_names
 from cerebrum_cli.core.declaration import HEADINGS, Heading, Option, flag, options_of, variable
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import UsageError
@@ -256,15 +256,16 @@ def subcommand(group: typer.Typer, **details: Any) -> Callable[[Callable[..., An
     return lambda function: group.command(cls=SectionedCommand, **details)(composed(function))
 
 
-def app_of(context: typer.Context, verbose: bool = False) -> App:
-    """The app a test has passed, or this machine's; `verbose` forwards llama.cpp's log to standard error."""
+def app_of(context: typer.Context, options: QuietOptions | None = None) -> App:
+    """The app a test has passed, or this machine's, as quiet or verbose as the options ask for."""
     from cerebrum_cli.cli.app import App, real_app
 
     app = context.obj if isinstance(context.obj, App) else real_app()
     for name, likely in unknown_variables(option_names()).items():
         hint = f"did you mean {likely}?" if likely else "see cerebrum COMMAND --help for the options"
         app.streams.notice(NoticeEvent(f"the environment variable {name} sets nothing", hint))
-    if verbose:
+    app.streams = replace(app.streams, is_quiet=options is not None and options.quiet)
+    if isinstance(options, AnswerOptions) and options.verbose:
         app.native_log(app.streams.info)
     return app
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.engine.memory import Device
     from cerebrum_cli.models.model import Model
+    from cerebrum_cli.terminal.streams import Streams
     from cerebrum_cli.tune.candidates import Candidate
     from cerebrum_cli.tune.tune import TuningResult
 
@@ -42,11 +43,11 @@ def tune(
     from cerebrum_cli.models.adapters import with_adapters
     from cerebrum_cli.terminal.reports import print_profile, print_summary
 
-    app, overrides = app_of(context), {**overrides, "model": reference}
+    app, overrides = app_of(context, options), {**overrides, "model": reference}
     model = find_model(app, overrides, options)
     settings, streams = app.settings(overrides, model), app.streams
     model = with_adapters(app.library, model, settings.lora)
-    result = measure(app, model, settings, options.json or options.quiet)
+    result = measure(app, model, settings, replace(app.streams, is_quiet=options.json or options.quiet))
     if options.json:
         tried = [candidate_object(each) for each in result.tried]
         head = {"model": model.label, "file": str(model.path)}
@@ -56,11 +57,11 @@ def tune(
     if result.is_disturbed:
         problem = "other programs used the CPU during the measurement"
         streams.notice(NoticeEvent(problem, "results are unreliable; rerun when the machine is idle"))
-    if not options.quiet:
+    if not streams.is_quiet:
         print_summary(streams, result, model.label + settings_text(settings).replace(", ", " with ", 1))
 
 
-def measure(app: App, model: Model, settings: Settings, quiet: bool) -> TuningResult:
+def measure(app: App, model: Model, settings: Settings, streams: Streams) -> TuningResult:
     """Search for the fastest settings with a progress bar, and save them. Raises ModelFileError, Interrupted."""
     from cerebrum_cli.cli.app import devices_file
     from cerebrum_cli.engine.machine import save_devices
@@ -77,12 +78,12 @@ def measure(app: App, model: Model, settings: Settings, quiet: bool) -> TuningRe
         return identity, store.machine, store.build
 
     with interruptible("nothing was saved"), tuning_lock(app.profiles().directory):
-        with FileProgress(app.streams, quiet) as progress:
+        with FileProgress(streams) as progress:
             app.library.digest(model, lambda done, total: progress.update("verify", done, total))
         identity, previous = app.library.identity(model), app.profile(model, settings)
         with closing(app.open_bench(trial_options(model, settings), model.paths)) as bench:
             search = tune_model(bench, model, settings, previous, profile_key)
-            result = render_stages(search, StageProgress(app.streams, quiet))
+            result = render_stages(search, StageProgress(streams))
         if any(map(is_missing, model.paths)) or app.library.identity(model) != identity:
             raise ModelFileError(model.path, "changed while it was measured", "tune it again")
         general = general_settings(settings)

@@ -78,7 +78,7 @@ class Line:
             self._draw()
         elif self._log and not self.draws and time.monotonic() - self._last_log >= LOG_EVERY_S:
             self._last_log = time.monotonic()
-            self._streams.info(self._log())
+            self._streams.report(self._log())
 
     def erase(self) -> None:
         """Erase the line; needed before anything else is written to the terminal."""
@@ -211,7 +211,10 @@ class BatchProgress:
             if self._status:
                 self._status.emit(event)
             return
-        self._erase(only_status=not isinstance(event, NoticeEvent))
+        if self._status:
+            self._status.close()
+        if isinstance(event, NoticeEvent):
+            self._line.erase()
         if isinstance(event, PromptEvent) and self._phase != "generating":
             self._phase = "reading prompts"
             self._started = self._started or time.monotonic()
@@ -232,17 +235,13 @@ class BatchProgress:
             self._line.show()
 
     def close(self) -> None:
-        self._erase()
-        if self._rows and not isinstance(sys.exception(), BrokenPipeError):
+        if self._status:
+            self._status.close()
+        self._line.erase()
+        if self._rows and not self._streams.is_quiet and not isinstance(sys.exception(), BrokenPipeError):
             self._streams.write_line("", self._summary())
             for message in self._rows.counts.errors if isinstance(self._rows, RowEvent) else ():
                 self._streams.write_line("  ", message)
-
-    def _erase(self, only_status: bool = False) -> None:
-        if self._status:
-            self._status.close()
-        if not only_status:
-            self._line.erase()
 
     @property
     def _seconds(self) -> float:
@@ -281,8 +280,7 @@ class BatchProgress:
 class StageProgress:
     """Progress of a long operation and its current stage: a bar on a terminal, otherwise a line per minute."""
 
-    def __init__(self, streams: Streams, quiet: bool) -> None:
-        self._quiet = quiet
+    def __init__(self, streams: Streams) -> None:
         self._line = Line(streams, self._render, streams.can_redraw, log=self._text)
         self._started = time.monotonic()
         self._stage = StageEvent("", 0, 1)
@@ -290,7 +288,7 @@ class StageProgress:
     def emit(self, event: Event) -> None:
         if isinstance(event, NoticeEvent):  # which is printed next
             self.close()
-        elif isinstance(event, StageEvent) and not self._quiet:
+        elif isinstance(event, StageEvent):
             self._stage = event
             self._line.show(now=True)
 
@@ -313,9 +311,8 @@ class StageProgress:
 class FileProgress:
     """Progress of files: a bar for each stage on a terminal, otherwise lines at its start, every minute and its end."""
 
-    def __init__(self, streams: Streams, quiet: bool) -> None:
+    def __init__(self, streams: Streams) -> None:
         self._streams = streams
-        self._quiet = quiet
         self._line = Line(streams, self._render, streams.can_redraw)
         self._current = ("", 0, 0)  # the stage, its bytes and their total
         self._started: dict[str, tuple[float, int]] = {}  # of each stage: the time, and the bytes there were
@@ -331,13 +328,10 @@ class FileProgress:
         self._line.erase()
 
     def notice(self, event: NoticeEvent) -> None:
-        if not self._quiet:
-            self.pause()
-            self._streams.info(f"note: {event.message}: {event.hint}")
+        self.pause()
+        self._streams.report(f"note: {event.message}: {event.hint}")
 
     def update(self, stage: str, done: int, total: int) -> None:
-        if self._quiet:
-            return
         now = time.monotonic()
         self._started.setdefault(stage, (now, done))
         last, shown = self._shown.get(stage, (now - LOG_EVERY_S, 0))
@@ -348,7 +342,7 @@ class FileProgress:
         elif self._line.draws and done < total:
             self._line.show()
         elif not self._line.draws and (is_end or now - last >= LOG_EVERY_S):
-            self._streams.info(f"{stage}: {self._text()}")
+            self._streams.report(f"{stage}: {self._text()}")
         if is_end or now - last >= LOG_EVERY_S:
             self._shown[stage] = now, done
 

@@ -132,7 +132,7 @@ class NoticeSink:
 
     def emit(self, event: Event) -> None:
         if isinstance(event, NoticeEvent):
-            self._streams.notice(event)
+            self._streams.report(event)
 
     def close(self) -> None:
         """Do nothing."""

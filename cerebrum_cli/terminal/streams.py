@@ -58,11 +58,12 @@ class Streams:
     out_is_terminal: bool
     err_is_terminal: bool
     in_is_terminal: bool
+    is_quiet: bool = False  # without notices and progress
 
     @property
     def can_redraw(self) -> bool:
-        """Whether standard error can be redrawn: a terminal with control sequences and no screen reader."""
-        return self.err_is_terminal and not is_plain_terminal()
+        """Whether progress can be redrawn on standard error: a terminal with control sequences and no screen reader."""
+        return self.err_is_terminal and not is_plain_terminal() and not self.is_quiet
 
     def answer(self, text: str) -> None:
         """Write a chunk of the answer and flush; control sequences are stripped on a terminal.
@@ -122,6 +123,15 @@ class Streams:
     def info(self, text: str) -> None:
         """Write a line to standard error. A failure is ignored, so that the answer can still be written."""
         self.draw((strip_controls(text) if self.err_is_terminal else text) + "\n")
+
+    def report(self, message: str | NoticeEvent | None) -> None:
+        """Print a line or a notice, if there is one, unless standard error is to be quiet."""
+        if self.is_quiet or not message:
+            return
+        if isinstance(message, str):
+            self.info(message)
+        else:
+            self.notice(message)
 
     def write_line(self, head: str, text: str) -> None:
         """Write a line to standard error; a terminal's is wrapped at words and indented below `head`."""

@@ -292,8 +292,8 @@ def print_rows(
         streams.answer_object(rows)
     elif rows:
         as_table(streams, rows)
-    elif empty:
-        streams.info(empty)
+    else:
+        streams.report(empty)
 
 
 def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool | None) -> str:

@@ -191,7 +191,7 @@ def test_file_progress_in_a_pipe_prints_a_line_per_stage_minute_and_end(
 ) -> None:
     streams, quiet, now = piped(), piped(), [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with FileProgress(streams, quiet=False) as files, FileProgress(quiet, quiet=True) as silent:
+    with FileProgress(streams) as files, FileProgress(replace(quiet, is_quiet=True)) as silent:
         for stage, second, done in map(str.split, updates.split(", ")):
             now[0] = 1000.0 + int(second)
             files.update(stage, int(done) * MB, 30 * MB)
@@ -202,7 +202,7 @@ def test_file_progress_in_a_pipe_prints_a_line_per_stage_minute_and_end(
 
 def test_file_progress_on_a_terminal_is_a_bar() -> None:
     streams = shown()
-    with FileProgress(streams, quiet=False) as files:
+    with FileProgress(streams) as files:
         files.update("download", 15_000_000, 30_000_000)
         files.update("download", 30_000_000, 30_000_000)
     [line] = lines(streams.err)
@@ -216,7 +216,7 @@ def test_file_progress_prints_notices_above_its_bar(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sys.stdin", StringIO("no\n"))
     notice = NoticeEvent("the Hub is in trouble\x1b[2J (503)", "trying again in 2 s")
     streams, quiet, pipe = shown(), shown(), piped()
-    with FileProgress(streams, quiet=False) as files:
+    with FileProgress(streams) as files:
         files.update("download", 10_000_000, 30_000_000)
         files.notice(notice)
         files.pause()
@@ -226,10 +226,10 @@ def test_file_progress_prints_notices_above_its_bar(monkeypatch: pytest.MonkeyPa
     assert seen[0] == "note: the Hub is in trouble (503): trying again in 2 s"
     assert seen[-1].startswith("download")
     assert "30 MB of 30 MB" in seen[-1]
-    with FileProgress(pipe, quiet=False) as files:
+    with FileProgress(pipe) as files:
         files.notice(notice)
     assert written(pipe.err) == "note: the Hub is in trouble\x1b[2J (503): trying again in 2 s\n"
-    with FileProgress(quiet, quiet=True) as files:
+    with FileProgress(replace(quiet, is_quiet=True)) as files:
         files.notice(notice)
     assert lines(quiet.err) == []
 

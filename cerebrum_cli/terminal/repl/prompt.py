@@ -45,7 +45,6 @@ class InteractivePrompt(PlainPrompt):
         streams: Streams,
         keyboard: Keyboard,
         signals: Signals,
-        quiet: bool,
         *,
         history: Path,
         toolbar: Callable[[int], str],
@@ -53,16 +52,15 @@ class InteractivePrompt(PlainPrompt):
         completer: Completer,
         vi: bool,
     ) -> None:
-        super().__init__(streams, keyboard, signals, quiet)
+        super().__init__(streams, keyboard, signals)
         self._is_settled = is_settled
         past: History
         try:
             past = PromptHistory(history)
         except OSError as error:
             past = InMemoryHistory()
-            if not quiet:
-                problem = f"prompt history is not saved: {history}: {error.strerror}"
-                streams.notice(NoticeEvent(problem, "fix or remove that file"))
+            problem = f"prompt history is not saved: {history}: {error.strerror}"
+            streams.report(NoticeEvent(problem, "fix or remove that file"))
         self._draft = ""  # initial text of the prompt
         self._session: PromptSession[str | OpenInEditor] = PromptSession(
             history=past,

@@ -101,12 +101,11 @@ def _opens_block(stripped: str) -> bool:
 
 @dataclass
 class PlainPrompt(InputSource):
-    """A prompt for dumb terminals and screen readers, which reads plain lines; `quiet` suppresses notices."""
+    """A prompt for dumb terminals and screen readers, which reads plain lines."""
 
     streams: Streams
     keyboard: Keyboard
     signals: Signals
-    quiet: bool = False
 
     def read(self) -> str:
         with self.signals.acting(raise_at_prompt):

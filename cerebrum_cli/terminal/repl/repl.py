@@ -46,7 +46,6 @@ class Repl:
     commands: Mapping[str, Callable[[Repl, SlashLine], None]]
     keyboard: Keyboard = field(default_factory=Keyboard)
     no_markdown: bool = False
-    quiet: bool = False
     prompts: Mapping[str, SavedPrompt] = field(default_factory=dict)
     pending_prompt: SavedPrompt | None = None
     last_collector: ReplyCollector | None = None
@@ -70,7 +69,7 @@ class Repl:
         self._input = source
         with source.while_busy():
             self._report_unsaved()
-            if self.streams.in_is_terminal and not self.quiet:
+            if self.streams.in_is_terminal and not self.streams.is_quiet:
                 self._reporting_errors(self._print_greeting)
             if first is not None:
                 self.streams.answer(prompt_text(shorten_question(first)) + "\n")
@@ -141,10 +140,9 @@ class Repl:
         finally:
             reply = collector.reply
             self._has_replied = self._has_replied or reply is not None
-            larger_context = self.chat.loaded.responder.larger_context
-            notice = reply and chat_notice(reply, self.streams.in_is_terminal, larger_context)
-            if notice and not self.quiet:
-                self.streams.notice(notice)
+            if reply:
+                larger_context = self.chat.loaded.responder.larger_context
+                self.streams.report(chat_notice(reply, self.streams.in_is_terminal, larger_context))
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
 
@@ -170,8 +168,7 @@ class Repl:
             if majority_vote.reply:
                 self._has_replied = True
                 show_answer(self.streams, majority_vote.reply.text, not self.no_markdown)
-                if not self.quiet:
-                    self.streams.info(result_text(majority_vote.tally_event))
+                self.streams.report(result_text(majority_vote.tally_event))
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
 
@@ -197,10 +194,9 @@ class Repl:
 
     def wait_for(self, events: Generator[Event, None, None], *sinks: Sink, line: StatusLine | None = None) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
-        quiet: tuple[Sink, ...] = ()
-        if not self.quiet:  # first: the status line erases itself before others write
-            quiet = line or StatusLine(self.streams, self.chat.loaded.model.name), NoticeSink(self.streams)
-        render(events, lambda: self.chat.loaded.responder.cancel(), (*quiet, *sinks), self.signals.generating)
+        line = line or StatusLine(self.streams, self.chat.loaded.model.name)
+        first = line, NoticeSink(self.streams)  # the status line erases itself before others write
+        render(events, lambda: self.chat.loaded.responder.cancel(), (*first, *sinks), self.signals.generating)
 
     def _ask_with_files(self, text: str, ask: Callable[[str], None]) -> None:
         """Ask with the pending files and saved prompt; they stay pending if the question does not fit."""
