@@ -9,6 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli.generation import naming_grammar_file
+from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import Interrupted, NoAnswer
 from cerebrum_cli.core.events import NoticeEvent, PromptEvent
 from cerebrum_cli.inference.inspection import GivenReply, LeastCertain
@@ -21,7 +22,6 @@ from cerebrum_cli.terminal.tables import stats_line
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes
     from cerebrum_cli.chat.session_recorder import SessionRecorder
-    from cerebrum_cli.cli.options import AskOptions
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.inference.inspection import UncertainToken
@@ -157,7 +157,7 @@ class AnswerPrinter:
             return None
         from cerebrum_cli.terminal.markdown.code_blocks import find_code
 
-        return find_code(reply.text, options.extract_lang, options.extract_last)
+        return find_code(reply.text, options.extract_lang, options.extract == LAST)
 
     def _hint_to_read(self, reply: Reply, missing: str) -> str:
         """Hint for reading a reply that lacks what was asked for; print it if it was neither printed nor saved."""

@@ -85,7 +85,10 @@ def run_rows(
     grammar, is_json = read_grammar(app, options), options.schema is not None
     row_options = answering.BatchOptions(source.settings, grammar, is_json, votes, options.ignore_eos)
     record = {
-        **input_fingerprint(rows, options, saved),
+        "input": rows.sha256,
+        "template": options.template,
+        **({"include input": True} if options.include_input else {}),
+        **({"prompt": saved.prompt} if saved and saved.prompt else {}),
         **source_fingerprint(source),
         **answering.batch_fingerprint(row_options, source.model, app.library),
     }
@@ -100,16 +103,6 @@ def run_rows(
     finally:
         result.close()
     return result.counts.failed + result.counts.undecided
-
-
-def input_fingerprint(rows: IndexedRows, options: BatchCommandOptions, saved: SavedPrompt | None) -> dict[str, Any]:
-    """What the prompts depend on, by readable names."""
-    return {
-        "input": rows.sha256,
-        "template": options.template,
-        **({"include input": True} if options.include_input else {}),
-        **({"prompt": saved.prompt} if saved and saved.prompt else {}),
-    }
 
 
 def generate(

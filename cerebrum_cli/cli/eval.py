@@ -130,7 +130,8 @@ def prepare(
     from cerebrum_cli.eval.questions import MAX_SAMPLES, select
     from cerebrum_cli.inference.loading import generation_fingerprint
 
-    generation.require_valid(overrides, options)  # before questions are downloaded
+    generation.parse_parallel(options.parallel)  # what is invalid is refused before questions are downloaded
+    generation.without_padded_drafts(overrides, options)
     require_count("--samples", options.samples, MAX_SAMPLES)
     require_count("--limit", options.limit)
     task = read_task(app, source, options)

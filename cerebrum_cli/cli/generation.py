@@ -89,12 +89,6 @@ def source_fingerprint(source: ReplySource) -> dict[str, Any]:
     }
 
 
-def require_valid(overrides: Layer, options: ConcurrencyOptions) -> None:
-    """Raise UsageError for options of concurrency that are invalid, or exclude each other."""
-    parse_parallel(options.parallel)
-    without_padded_drafts(overrides, options)
-
-
 def parse_parallel(text: str | None) -> int:
     """Read `--parallel`; 0 chooses automatically. Raises UsageError."""
     if text in (None, "auto"):

@@ -105,10 +105,6 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
         return None if SWITCH_WORDS.get(self.extract or "off") is False else "--extract"
 
     @property
-    def extract_last(self) -> bool:
-        return self.extract == LAST
-
-    @property
     def extract_lang(self) -> str | None:
         """Language of the code block that is asked for; None for any."""
         return None if self.extract in (None, FIRST, LAST, *SWITCH_WORDS) else self.extract

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from cerebrum_cli.core.environment import environment
@@ -42,31 +43,23 @@ Counts = RowEvent | EvalProgress
 SAMPLE_EVENTS = (PromptEvent, TokenEvent, FinishEvent)
 
 
+@dataclass(slots=True)
 class Line:
     """A line on standard error that is redrawn while it shows, each time with what `render` returns for a width.
 
     If it is not to be drawn, the text of `log`, if there is one, is printed once a minute instead.
     """
 
-    def __init__(
-        self,
-        streams: Streams,
-        render: Callable[[int], Iterable[Segment]],
-        draws: bool,
-        delay: float = 0.0,
-        log: Callable[[], str] | None = None,
-    ) -> None:
-        self._streams = streams
-        self._render = render
-        self.draws = draws
-        self._delay = delay
-        self._log = log
-        self._last_log = time.monotonic()
-        self._has_colors = environment("NO_COLOR") is None
-        self._thread: threading.Thread | None = None
-        self._stopped = threading.Event()
-        self._lock = threading.Lock()
-        self._drawn = ""
+    streams: Streams
+    render: Callable[[int], Iterable[Segment]]
+    draws: bool
+    delay: float = 0.0
+    log: Callable[[], str] | None = None
+    _last_log: float = field(default_factory=time.monotonic, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _drawn: str = field(default="", init=False)
 
     def show(self, now: bool = False) -> None:
         """Show the line, after its delay, until `erase` or `keep`; redraw it `now` if it shows."""
@@ -74,11 +67,11 @@ class Line:
             self._stopped.clear()
             self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
             self._thread.start()
-        if now and self.draws and (self._drawn or not self._delay):
+        if now and self.draws and (self._drawn or not self.delay):
             self._draw()
-        elif self._log and not self.draws and time.monotonic() - self._last_log >= LOG_EVERY_S:
+        elif self.log and not self.draws and time.monotonic() - self._last_log >= LOG_EVERY_S:
             self._last_log = time.monotonic()
-            self._streams.report(self._log())
+            self.streams.report(self.log())
 
     def erase(self) -> None:
         """Erase the line; needed before anything else is written to the terminal."""
@@ -87,18 +80,18 @@ class Line:
             self._thread.join()
             self._thread = None
         if self._drawn:
-            self._streams.draw("\r\x1b[K")
+            self.streams.draw("\r\x1b[K")
             self._drawn = ""
 
     def keep(self) -> None:
         """Draw the line a last time, and leave it on the screen."""
         self.erase()
         self._draw()
-        self._streams.draw("\n")
+        self.streams.draw("\n")
         self._drawn = ""
 
     def _run(self) -> None:
-        pause = self._delay
+        pause = self.delay
         while not self._stopped.wait(pause):
             self._draw()
             pause = 1 / DRAWS_PER_S
@@ -106,16 +99,16 @@ class Line:
     def _draw(self) -> None:
         from rich.cells import cell_len, set_cell_size  # characters may be two columns wide
 
-        room = columns(self._streams.err) - ECHO_COLUMNS
-        drawn = ""
+        room = columns(self.streams.err) - ECHO_COLUMNS
+        drawn, has_colors = "", environment("NO_COLOR") is None
         with self._lock:
-            for text, color in self._render(room):
+            for text, color in self.render(room):
                 text = strip_controls(text)
                 text = text if cell_len(text) <= room else set_cell_size(text, room).rstrip()
                 room -= cell_len(text)
-                drawn += f"\x1b[{color}m{text}\x1b[0m" if color and self._has_colors else text
+                drawn += f"\x1b[{color}m{text}\x1b[0m" if color and has_colors else text
             if drawn != self._drawn:
-                self._streams.draw(f"\r\x1b[K{drawn}")
+                self.streams.draw(f"\r\x1b[K{drawn}")
                 self._drawn = drawn
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from cerebrum_cli.core.environment import set_environment_default
@@ -75,11 +76,11 @@ class MarkdownSink:
                 self._stream.close()
 
 
+@dataclass(slots=True)
 class ReasoningSink:
-    def __init__(self, streams: Streams) -> None:
-        self._streams = streams
-        self._start: float | None = None
-        self._tokens = 0
+    _streams: Streams
+    _start: float | None = None
+    _tokens: int = 0
 
     def emit(self, event: Event) -> None:
         if not isinstance(event, TokenEvent) or not event.text:
@@ -99,13 +100,13 @@ class ReasoningSink:
             self._start = None
 
 
+@dataclass(slots=True)
 class AnswerKeySink:
     """Lets a key end the reasoning of a reply while it streams."""
 
-    def __init__(self, keyboard: Keyboard, responder: Responder) -> None:
-        self._keyboard = keyboard
-        self._responder = responder
-        self._is_bound = False
+    _keyboard: Keyboard
+    _responder: Responder
+    _is_bound: bool = False
 
     @property
     def hint(self) -> str:
@@ -126,9 +127,9 @@ class AnswerKeySink:
             self._keyboard.unbind_key()
 
 
+@dataclass(slots=True)
 class NoticeSink:
-    def __init__(self, streams: Streams) -> None:
-        self._streams = streams
+    _streams: Streams
 
     def emit(self, event: Event) -> None:
         if isinstance(event, NoticeEvent):

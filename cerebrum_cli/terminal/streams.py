@@ -93,11 +93,6 @@ class Streams:
         except OSError:
             discard(self.err)
 
-    def send_control(self, sequence: str) -> None:
-        """Write a control sequence of our own to the terminal of standard output."""
-        self.out.write(sequence)
-        self.out.flush()
-
     def answer_prompt(self, text: str) -> None:
         """Write an exact prompt: byte for byte in a pipe, with a line break at the end on a terminal."""
         self.answer(f"{text}\n" if self.out_is_terminal and not text.endswith("\n") else text)

@@ -61,7 +61,9 @@ def _recommended(row: Row, key: str) -> Any:
 
 
 def _model(row: Row) -> str | None:
-    return row["model"] and short_reference(row["model"])
+    """The model of a row: of a path, the file's name."""
+    reference = row["model"]
+    return Path(reference).name if reference and Path(reference).is_absolute() else reference
 
 
 def _excerpt(text: str) -> str:
@@ -114,11 +116,6 @@ print_prompts = table_of(
     shorten="prompt",
     drop=("model",),
 )
-
-
-def short_reference(reference: str) -> str:
-    """A model reference for a table: of a path, the file's name."""
-    return Path(reference).name if Path(reference).is_absolute() else reference
 
 
 def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
@@ -176,13 +173,9 @@ def _describe(key: str, value: Any) -> str:
     if key == "merged_from":
         return ", ".join(map(strip_controls, value))
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_joined(item)}" for name, item in value.items())
+        items = {name: each if isinstance(each, (list, tuple)) else [each] for name, each in value.items()}
+        return ", ".join(f"{name} {strip_controls(' and '.join(map(str, each)))}" for name, each in items.items())
     return _cell(value)
-
-
-def _joined(value: Any) -> str:
-    items = value if isinstance(value, (list, tuple)) else [value]
-    return " and ".join(strip_controls(str(item)) for item in items)
 
 
 def print_table(
@@ -193,7 +186,10 @@ def print_table(
     drop: Sequence[str] = (),
 ) -> None:
     """Print a table on standard output, as wide as the terminal allows; see `table_lines`."""
-    head, *lines = table_lines(headings, rows, _table_width(streams), shorten, drop)
+    from rich.console import Console
+
+    width = Console(file=streams.out).width if streams.out_is_terminal else PIPE_WIDTH
+    head, *lines = table_lines(headings, rows, width, shorten, drop)
     if streams.out_is_terminal and not is_plain_terminal():
         head = f"\x1b[1m{head}\x1b[0m"
     with streams.writing_answer():
@@ -227,14 +223,6 @@ def table_lines(
         widths[shorten] = max(MIN_SHORTENED if len(widths) > MIN_COLUMNS else 1, widths[shorten] - excess)
     padded = [[_fit(cell, width) for cell in table[heading]] for heading, width in widths.items()]
     return ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
-
-
-def _table_width(streams: Streams) -> int:
-    if not streams.out_is_terminal:
-        return PIPE_WIDTH
-    from rich.console import Console
-
-    return Console(file=streams.out).width
 
 
 def _fit(cell: str, width: int) -> str:

@@ -78,15 +78,11 @@ def limit_redraw(tokens: list[Token], max_rows: int) -> list[Token]:
 
 def _without_padding(row: Row) -> Row:
     """Drop trailing spaces, which would be copied from the screen."""
-    while row and not _has_background(row[-1]):
+    while row and not (row[-1].style and row[-1].style.bgcolor):
         text, style, control = row.pop()
         if text := text.rstrip():
             return [*row, Segment(text, style, control)]
     return row
-
-
-def _has_background(segment: Segment) -> bool:
-    return segment.style is not None and segment.style.bgcolor is not None
 
 
 class NumberedCode(CodeBlock):

@@ -97,7 +97,8 @@ def copy_to_clipboard(streams: Streams, text: str) -> str:
     if not streams.out_is_terminal or is_dumb_terminal():
         raise UsageError("no clipboard available", "install wl-copy or xclip, or use /export")
     encoded = base64.b64encode(text.encode()).decode("ascii")
-    streams.send_control(f"\x1b]52;c;{encoded}\x07")
+    streams.out.write(f"\x1b]52;c;{encoded}\x07")
+    streams.out.flush()
     return "the terminal (OSC 52), if supported"
 
 
