@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,7 @@ def find_nodes(app: App, model: Model, text: str, is_tuned: bool) -> RayNodes:
     from cerebrum_cli.engine.cluster.ray_cluster import require_ray
 
     require_ray()
-    digest = app.library.digest(model, no_progress)
+    digest = app.library.digest(model, lambda *_: None)
     file = NodeFile(digest.sha256, digest.size, model.path, model.reference)
     nodes = int((local[1] or ":1")[1:]) if local else 0
     return RayNodes(None if local else text, nodes, file, is_tuned)
@@ -89,25 +90,15 @@ def open_on_node(file: NodeFile, settings: Settings, use: ModelUse, is_tuned: bo
 
 def find_file(library: Library, file: NodeFile) -> Model:
     """The model with this file on this machine. Raises ModelNotFound."""
-    for model in model_at(library, file.path):
-        if model.path.stat().st_size == file.size and library.digest(model, no_progress).sha256 == file.sha256:
+    with suppress(ModelNotFound, ModelFileError):
+        model = library.model_at(file.path)
+        if model.path.stat().st_size == file.size and library.digest(model, lambda *_: None).sha256 == file.sha256:
             return model
     for model in library.models():
         if model.is_readable and library.identity(model).partition(" ")[0] == file.sha256:
             return model
     problem = f"{file.reference} is not installed on this node: no file has its SHA-256, {file.sha256[:12]}..."
     raise ModelNotFound(problem, f"cerebrum pull {file.reference} there, or use a path that all nodes share")
-
-
-def no_progress(done: int, total: int) -> None:
-    """Show nothing."""
-
-
-def model_at(library: Library, path: Path) -> list[Model]:
-    try:
-        return [library.model_at(path)]
-    except (ModelNotFound, ModelFileError):
-        return []
 
 
 def fingerprint(app: App) -> tuple[str, str]:

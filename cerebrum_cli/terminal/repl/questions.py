@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,23 +18,7 @@ PROMPT, CONTINUATION = "> ", "... "
 MAX_LINE, EDGE_LINES = 200, 4  # characters of a line, lines at each end of a question shown again
 
 
-class InputSource(ABC):
-    @abstractmethod
-    def read(self) -> str:
-        """Read the next question. Raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
-
-    def edit(self, _: str, /) -> str:
-        raise UsageError("cannot edit while questions are piped in", "ask again instead")
-
-    def confirm(self, _: str, /) -> bool:
-        return False
-
-    def while_busy(self) -> AbstractContextManager[None]:
-        """Set the terminal's modes for a chat, whenever no question is being read."""
-        return nullcontext()
-
-
-class ScriptInput(InputSource):
+class ScriptInput:
     """Questions from a pipe: one per line, or a block of lines between fences."""
 
     def __init__(self, text: str, echo: Callable[[str], None]) -> None:
@@ -47,6 +30,15 @@ class ScriptInput(InputSource):
             self._echo(prompt_text(question) + "\n")
             return question
         raise EOFError
+
+    def edit(self, _: str, /) -> str:
+        raise UsageError("cannot edit while questions are piped in", "ask again instead")
+
+    def confirm(self, _: str, /) -> bool:
+        return False
+
+    def while_busy(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def prompt_text(question: str) -> str:
@@ -100,7 +92,7 @@ def _opens_block(stripped: str) -> bool:
 
 
 @dataclass
-class PlainPrompt(InputSource):
+class PlainPrompt:
     """A prompt for dumb terminals and screen readers, which reads plain lines."""
 
     streams: Streams
@@ -119,6 +111,10 @@ class PlainPrompt(InputSource):
         with self.keyboard.released():
             return self.streams.confirm(question)
 
+    def while_busy(self) -> AbstractContextManager[None]:
+        """Set the terminal's modes for a chat, whenever no question is being read."""
+        return nullcontext()
+
     def _read_line(self, prompt: str) -> str:
         if sys.stdin is None:  # closed by the parent process
             raise EOFError
@@ -127,3 +123,7 @@ class PlainPrompt(InputSource):
         if not line:
             raise EOFError
         return line.decode("utf-8", "replace").rstrip("\r\n")
+
+
+InputSource = ScriptInput | PlainPrompt
+"""Where the questions of a chat come from. `read` raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
