@@ -64,7 +64,7 @@ COMMANDS = (
     ),
     Command(
         "pull",
-        "pull",
+        "models",
         "pull",
         "Download a model, or register a local file",
         (
@@ -73,15 +73,15 @@ COMMANDS = (
             "cerebrum pull --dry-run cerebrum-8x7b",
         ),
     ),
-    Command("list", "listing", "list_models", "List installed models", ("cerebrum list", "cerebrum list --available")),
+    Command("list", "models", "list_models", "List installed models", ("cerebrum list", "cerebrum list --available")),
     Command(
         "show",
-        "listing",
+        "models",
         "show",
         "Show a model's metadata and prompt format",
         ("cerebrum show starter", "cerebrum show cerebrum-7b --json"),
     ),
-    Command("rm", "rm", "rm", "Delete a model", ("cerebrum rm starter", "cerebrum rm -y cerebrum-7b:Q4_K_M")),
+    Command("rm", "models", "rm", "Delete a model", ("cerebrum rm starter", "cerebrum rm -y cerebrum-7b:Q4_K_M")),
     Command(
         "merge",
         "merge",

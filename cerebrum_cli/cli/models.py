@@ -1,24 +1,200 @@
-"""Find the model a command uses, and download one that is not installed."""
+"""`cerebrum pull`, `list`, `show` and `rm`, and how the other commands find the model that they use."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
-from cerebrum_cli.cli.options import AnswerOptions, ConcurrencyOptions
+import typer
+
+from cerebrum_cli.cli.completion import known_models, stored_models
+from cerebrum_cli.cli.options import (
+    AnswerOptions,
+    ConcurrencyOptions,
+    DeleteOptions,
+    ListOptions,
+    PullCommandOptions,
+    PullOptions,
+    ShowOptions,
+)
+from cerebrum_cli.cli.signature import app_of, composed, positional, require_agreement
 from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.settings import Layer, Settings, environment_layer
 from cerebrum_cli.core.text import format_size
+from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.cli.options import PullOptions
+    from cerebrum_cli.inference.profiles import Profile
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
 
 
-def find_model(app: App, overrides: Mapping[str, Any], options: PullOptions) -> Model:
+@composed
+def pull(
+    context: typer.Context,
+    model: Annotated[
+        str, positional("MODEL", "NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path", known_models)
+    ],
+    options: PullCommandOptions,
+) -> None:
+    """Models are downloaded from the Hugging Face Hub to the Hugging Face cache. A local file is used in place.
+
+    Without :QUANT, the quantization recommended for this machine is chosen. If a download is interrupted, run the
+    command again to resume. With --vocabulary, only the header of the file is downloaded, a few megabytes: enough to
+    build prompts for a server that runs the model.
+    """
+    app = app_of(context, options)
+    reference = app.library.parse(model)
+    options.validate()
+    ctx = app.settings(environment_layer("ctx")).ctx
+    if options.dry_run:
+        show_download_plan(app, reference, ctx, options)
+        return
+    if options.vocabulary:
+        installed = pull_vocabulary(app, reference, ctx, options)
+    else:
+        installed = pull_model(app, reference, options.name, ctx, options)
+        if options.default:
+            app.library.registry.set_default(installed.reference)
+        if app.streams.err_is_terminal:
+            app.streams.report(f"next: cerebrum chat {installed.reference}")
+    if options.json:
+        from cerebrum_cli.models.listing import row
+
+        app.streams.answer_object(row(app.library, installed))
+
+
+def show_download_plan(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> None:
+    from cerebrum_cli.models.listing import download_plan_object
+    from cerebrum_cli.terminal.tables import print_candidates
+
+    with FileProgress(app.streams) as progress:
+        plan = app.puller(progress, options.offline).planner.plan(reference, context)
+    if options.json:
+        app.streams.answer_object(download_plan_object(plan))
+        return
+    print_candidates(app.streams, plan)
+    app.streams.report(f"cerebrum pull {reference} would download {plan.reference}")
+
+
+def pull_vocabulary(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> Model:
+    with FileProgress(app.streams) as progress, interruptible("run it again"):
+        model = app.puller(progress, options.offline).pull_vocabulary(reference, context)
+    installed = "installed the vocabulary of" if model.is_vocabulary else "its vocabulary is in the installed"
+    app.streams.report(f"{installed} {model.reference}: {model.path}")
+    return model
+
+
+@composed
+def list_models(context: typer.Context, options: ListOptions) -> None:
+    """Includes models that other tools have put into the Hugging Face cache. The network is not used."""
+    from cerebrum_cli.models import listing
+    from cerebrum_cli.terminal.tables import print_catalogue, print_models
+
+    app = app_of(context, options)
+    library, streams = app.library, app.streams
+    ctx = app.readable_settings(environment_layer("ctx")).ctx
+    installed = (listing.row(library, model) for model in library.models())
+    listed = list(listing.catalogue_rows(library, ctx) if options.available else installed)
+    if options.json:
+        streams.answer_object(listed)
+    elif options.available:
+        print_catalogue(streams, listed)
+    elif listed:
+        print_models(streams, listed)
+        for row in listed:
+            if row["error"]:
+                streams.info(f"error: {row['error']}")
+        if any(row["default"] for row in listed):
+            streams.report("* default model")
+    else:
+        streams.report("no model is installed; cerebrum list --available shows models to pull")
+    if not (options.json or options.available):
+        for model in library.vocabularies():
+            streams.report(f"vocabulary only, for --endpoint: {model.reference}")
+
+
+@composed
+def show(
+    context: typer.Context,
+    name: Annotated[str, positional("MODEL", "A model reference, as for `cerebrum pull`", stored_models)],
+    options: ShowOptions,
+) -> None:
+    """Also shows its tuning profile, and which quantizations fit this machine.
+
+    The network is not used; `cerebrum pull --dry-run` queries the Hub.
+    """
+    from cerebrum_cli.inference.profiles import profile_object
+    from cerebrum_cli.models import listing
+    from cerebrum_cli.terminal.reports import print_profile
+    from cerebrum_cli.terminal.tables import print_candidates, print_description
+
+    app, profile = app_of(context, options), None
+    library, reference = app.library, app.library.parse(name)
+    settings = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers"))
+    try:
+        model = library.find(reference)
+    except ModelNotFound as error:
+        available = listing.describe_available(library, reference, settings.ctx)
+        vocabulary = library.stored_vocabulary(reference)
+        if available is None and vocabulary is None:
+            raise
+        description, plan = available or ({}, None)
+        note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
+        if vocabulary:
+            description = listing.describe(library, vocabulary, lambda *_: None)
+            note = f"only its vocabulary is installed, for --endpoint; {note}"
+    else:
+        with FileProgress(replace(app.streams, is_quiet=options.quiet or options.json)) as progress:
+            description = listing.describe(library, model, lambda done, total: progress.update("verify", done, total))
+        plan = listing.quantization_plan(library, model, settings.ctx)
+        profile, note = profile_of(app, model, settings)
+    if options.json:
+        profile_row = {"profile": profile and profile_object(profile)}
+        app.streams.answer_object(description | profile_row | (listing.candidates_object(plan) if plan else {}))
+        return
+    print_description(app.streams, description)
+    if profile:
+        app.streams.answer(f"\nmeasured {profile.created}\n\n")
+        print_profile(app.streams, profile)
+    if plan:
+        print_candidates(app.streams, plan)
+    app.streams.report(note)
+
+
+def profile_of(app: App, model: Model, settings: Settings) -> tuple[Profile | None, str]:
+    """Profile of a model, and a note if it was measured elsewhere."""
+    profile = app.profile(model, settings)
+    if profile is None and app.profiles().find_other(app.library.identity(model)):
+        command = f"cerebrum tune {model.reference}"
+        return None, f"its profile is from another machine or build of llama.cpp; run {command}"
+    return profile, ""
+
+
+@composed
+def rm(
+    context: typer.Context,
+    model: Annotated[str, positional("MODEL", "An installed model or vocabulary", stored_models)],
+    options: DeleteOptions,
+) -> None:
+    """A local file that was registered is unregistered, not deleted.
+
+    Files shared with another revision in the Hugging Face cache are kept.
+    """
+    from cerebrum_cli.models.removal import plan_removal
+
+    app = app_of(context, options)
+    removal = plan_removal(app.library, app.library.parse(model))
+    require_agreement(app, removal.question, removal.model.reference, options.yes)
+    identity, report = removal.identity, removal.execute()
+    if identity:
+        app.profiles().delete(identity)
+    app.streams.report(report)
+
+
+def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
     """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound.
 
     A model that servers or nodes open is needed here only with its vocabulary.
@@ -55,8 +231,6 @@ def confirm_pull(
 
 def pull_model(app: App, reference: Reference, name: str | None, context: int | None, options: PullOptions) -> Model:
     """Download a model with a progress bar; ask before one that does not fit this machine."""
-    from cerebrum_cli.terminal.interrupts import interruptible
-
     with FileProgress(app.streams) as progress:
 
         def agree(warning: str) -> bool:
