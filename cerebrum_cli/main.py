@@ -8,7 +8,7 @@ import signal
 import sys
 from importlib import import_module
 from inspect import cleandoc
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError
@@ -48,20 +48,22 @@ def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
 
 
 def add_command(app: typer.Typer, command: Command) -> None:
+    """Import a command and add it; the docstring of its function, or of a group's module, ends with examples."""
     from cerebrum_cli.cli.signature import SectionedCommand
 
-    function = getattr(import_module(f"cerebrum_cli.cli.{command.module}"), command.attribute)
-    examples = "\n".join(("\b", "Examples:", *(f"  {example}" for example in command.examples)))
+    module = import_module(f"cerebrum_cli.cli.{command.module}")
+    function = getattr(module, command.attribute)
+    documented = module if isinstance(function, typer.Typer) else function
+    details, _, examples = cleandoc(documented.__doc__ or "").partition("\n\nExamples:\n")
+    shown: dict[str, Any] = {
+        "name": command.name,
+        "short_help": command.summary,
+        "epilog": f"\b\nExamples:\n{examples}",
+    }
     if isinstance(function, typer.Typer):
-        app.add_typer(
-            function, name=command.name, help=f"{command.summary}.", short_help=command.summary, epilog=examples
-        )
-        return
-    details = cleandoc(function.__doc__ or "")
-    help = f"{command.summary}.\n\n{details}"
-    app.command(name=command.name, cls=SectionedCommand, help=help, short_help=command.summary, epilog=examples)(
-        function
-    )
+        app.add_typer(function, help=f"{command.summary}.", **shown)
+    else:
+        app.command(cls=SectionedCommand, help=f"{command.summary}.\n\n{details}", **shown)(function)
 
 
 def placeholder() -> None:

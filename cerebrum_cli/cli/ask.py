@@ -31,6 +31,11 @@ def ask(
     """The prompt is built from the files, PROMPT and standard input, in that order.
 
     The exchange is saved as a session, which -c continues.
+
+    Examples:
+      cerebrum ask "Why is the sky blue?"
+      git diff | cerebrum ask "Write a commit message for this change"
+      cerebrum ask "What is 15% of 80?" --votes 8 --final
     """
     app, on_command_line = app_of(context, options), options_on_command_line(context)
     if options.save_prompt is not None:

@@ -47,6 +47,11 @@ def batch(
     """Each answer is written to OUTPUT.partial immediately; OUTPUT appears when all are done, in the order of INPUT.
 
     If the run is interrupted, run it again to resume. Settings are recorded in OUTPUT.meta.json.
+
+    Examples:
+      cerebrum batch questions.txt -o answers.jsonl
+      cerebrum batch rows.csv -o out.jsonl --template "Sum up: {text}"
+      cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
     from cerebrum_cli.batch.output_files import output_paths
     from cerebrum_cli.batch.readers import detect_shape, read_rows

@@ -38,6 +38,11 @@ def chat(
     """Type /help for commands and keys.
 
     Each reply is saved while it is being generated: -c continues the latest session, however it ended.
+
+    Examples:
+      cerebrum chat
+      cerebrum chat -m cerebrum-7b --session physics
+      cerebrum chat -c
     """
     from cerebrum_cli.terminal.interrupts import Signals
     from cerebrum_cli.terminal.keyboard import Keyboard

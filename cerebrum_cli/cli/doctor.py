@@ -28,6 +28,10 @@ def doctor(context: typer.Context, overrides: Annotated[Layer, SETTINGS], option
     With --endpoint, only servers are checked: their kind, their replies, and whether their vocabulary is MODEL's.
 
     Exits with code 1 if anything fails.
+
+    Examples:
+      cerebrum doctor
+      cerebrum doctor --endpoint http://localhost:8080 -m starter
     """
     from cerebrum_cli.terminal.doctor import print_check_result
     from cerebrum_cli.terminal.interrupts import interruptible

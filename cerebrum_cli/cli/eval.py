@@ -66,6 +66,10 @@ def evaluate_model(
 
     Each sample is saved immediately; run the same command again to resume. A larger --limit extends the run, and so
     does a larger --samples at the same temperature.
+
+    Examples:
+      cerebrum eval gsm8k -m cerebrum-7b --limit 200
+      cerebrum eval exam.jsonl -m cerebrum-7b:Q8_0 --samples 8
     """
     from cerebrum_cli.cli.runs import no_sample_counts, print_run
 

@@ -41,6 +41,9 @@ def lm_eval(
     """Prints lm-eval's own table. Needs the extra lm-eval.
 
     Settings of generation are the task's; --gen-kwargs changes them. If the run is interrupted, run it again to resume.
+
+    Examples:
+      cerebrum lm-eval arc_easy piqa -m cerebrum-7b --limit 200
     """
     from cerebrum_cli.cli.generation import find_source
     from cerebrum_cli.core.files import atomic_write

@@ -33,6 +33,10 @@ def merge(
     needed.
 
     Prints the SHA-256 of each file written.
+
+    Examples:
+      cerebrum merge recipe.yaml -o merged.gguf --dry-run
+      cerebrum merge recipe.yaml -o merged.gguf --source author/7b=cerebrum-7b
     """
     from cerebrum_cli.merge.merge import (
         merge_object,

@@ -44,6 +44,11 @@ def pull(
     Without :QUANT, the quantization recommended for this machine is chosen. If a download is interrupted, run the
     command again to resume. With --vocabulary, only the header of the file is downloaded, a few megabytes: enough to
     build prompts for a server that runs the model.
+
+    Examples:
+      cerebrum pull cerebrum-7b
+      cerebrum pull owner/repo:Q5_K_M --name mine
+      cerebrum pull --dry-run cerebrum-8x7b
     """
     app = app_of(context, options)
     reference = app.library.parse(model)
@@ -89,7 +94,12 @@ def pull_vocabulary(app: App, reference: Reference, context: int | None, options
 
 @composed
 def list_models(context: typer.Context, options: ListOptions) -> None:
-    """Includes models that other tools have put into the Hugging Face cache. The network is not used."""
+    """Includes models that other tools have put into the Hugging Face cache. The network is not used.
+
+    Examples:
+      cerebrum list
+      cerebrum list --available
+    """
     from cerebrum_cli.models import listing
     from cerebrum_cli.terminal.tables import print_catalogue, print_models
 
@@ -125,6 +135,10 @@ def show(
     """Also shows its tuning profile, and which quantizations fit this machine.
 
     The network is not used; `cerebrum pull --dry-run` queries the Hub.
+
+    Examples:
+      cerebrum show starter
+      cerebrum show cerebrum-7b --json
     """
     from cerebrum_cli.inference.profiles import profile_object
     from cerebrum_cli.models import listing
@@ -182,6 +196,10 @@ def rm(
     """A local file that was registered is unregistered, not deleted.
 
     Files shared with another revision in the Hugging Face cache are kept.
+
+    Examples:
+      cerebrum rm starter
+      cerebrum rm -y cerebrum-7b:Q4_K_M
     """
     from cerebrum_cli.models.removal import plan_removal
 

@@ -1,4 +1,10 @@
-"""`cerebrum prompts`: list, show, edit, save and delete saved prompts."""
+"""`cerebrum prompts`: list, show, edit, save and delete saved prompts.
+
+Examples:
+  cerebrum prompts edit commit
+  cerebrum ask -s "Translate into French." --save-prompt french
+  git diff | cerebrum ask -p commit
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""`cerebrum runs`: show and compare the results of `cerebrum eval`."""
+"""`cerebrum runs`: show and compare the results of `cerebrum eval`.
+
+Examples:
+  cerebrum runs list
+  cerebrum runs compare exam-a-Q4_0 exam-a-Q8_0
+  cerebrum runs show exam-a-Q8_0 --plot votes.png
+"""
 
 from __future__ import annotations
 

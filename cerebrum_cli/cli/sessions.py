@@ -1,4 +1,10 @@
-"""`cerebrum sessions`: manage saved conversations."""
+"""`cerebrum sessions`: manage saved conversations.
+
+Examples:
+  cerebrum sessions list
+  cerebrum sessions search "sky"
+  cerebrum sessions export physics > physics.md
+"""
 
 from __future__ import annotations
 

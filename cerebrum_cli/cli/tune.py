@@ -38,6 +38,9 @@ def tune(
     the fastest.
 
     Settings that noticeably change the output are rejected, and settings that do not fit in memory are not tried.
+
+    Examples:
+      cerebrum tune cerebrum-7b
     """
     from cerebrum_cli.inference.profiles import profile_object, settings_text
     from cerebrum_cli.models.adapters import with_adapters
