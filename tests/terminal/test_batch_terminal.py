@@ -6,12 +6,16 @@ import json
 import re
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine
+from batch_files import complete_lines, without_position
+from command_line import COMMAND
 from nano.measure import MODEL_FILE
+from nano.questions import held_out
 from person import OpenTerminal, Person
 from rich.cells import cell_len
 from scripted_command import SCRIPTED
@@ -87,46 +91,6 @@ def test_batch_bar_truncates_no_number_in_a_narrow_window(start: OpenTerminal, t
     assert [json.loads(line)["id"] for line in (tmp_path / "answers").read_text().splitlines()] == list(range(1, 41))
 
 
-@pytest.mark.parametrize(
-    ("columns", "text"),
-    [
-        (34, r" ?\d+/40 accuracy 0\.\d{3} \d:\d\d left"),
-        (110, r" ?\d+/40 ━\S* accuracy 0\.\d{3} \(0.\d{3} to \d.\d{3}\), \d+% no answer .*\d:\d\d left"),
-    ],
-)
-def test_evaluation_bar_shows_what_fits(start: OpenTerminal, tmp_path: Path, columns: int, text: str) -> None:
-    (tmp_path / "in.jsonl").write_text('{"question": "q", "answer": 5}\n' * 40)
-    script = {"seeds": ["the answer is 5.", "a reply of some length"], "pause": 0.001}
-    person = start(script, "eval", "in.jsonl", "--samples", "2", "--parallel", "4", size=(columns, 30))
-    person.wait_for("accuracy 0.")
-    person.wait_for(" left")
-    assert re.fullmatch(text, person.screen.lines[0])
-    assert person.end() == 0
-    assert "…" not in person.output
-
-
-def test_narrow_comparison_names_both_runs(open_terminal: OpenTerminal, new_user: CommandLine, tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('{"question": "What is 3 plus 4?", "answer": 7}\n')
-    for run in ("eight-bit.jsonl", "four-bit.jsonl"):
-        assert new_user.run("eval", tmp_path / "in.jsonl", "-m", MODEL_FILE, "-o", tmp_path / run).code == 0
-    argv = (sys.executable, "-m", "cerebrum_cli", "runs", "compare", "eight-bit.jsonl", "four-bit.jsonl")
-    person = open_terminal(*argv, size=(44, 24))
-    assert person.end() == 0
-    assert "accuracy of eight-bit" in person.screen.lines[1] and "accuracy of four-bit" in person.screen.lines[2]
-    verdict = "no significant difference: 1 question is too few to detect any"
-    assert verdict.split() == " ".join(person.screen.lines[-2:]).split()
-
-
-def test_notice_erases_the_bar_of_an_evaluation(start: OpenTerminal, tmp_path: Path) -> None:
-    questions = ["q", "too long " * 40, "r"]
-    rows = (json.dumps({"question": question, "answer": 5}) + "\n" for question in questions)
-    (tmp_path / "in.jsonl").write_text("".join(rows))
-    person = start({**QUICK, "context": 200}, "eval", "in.jsonl")
-    assert person.end() == 6
-    assert person.screen.lines[0].startswith("note: question 2 skipped: the prompt has ")
-    assert any(line.startswith("3 of 3 questions done, accuracy 0.000 (") for line in person.screen.lines)
-
-
 def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: OpenTerminal, tmp_path: Path) -> None:
     arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path, 12)]
     person = start(INSTANT, *arguments)
@@ -144,15 +108,6 @@ def test_batch_on_a_dumb_terminal_prints_one_line(start: OpenTerminal, tmp_path:
     assert "\x1b" not in person.output
     assert "\r" not in person.output.replace("\r\n", "")
     assert len(person.screen.lines) == 2
-
-
-def test_batch_reasoning_does_not_overwrite_the_bar(start: OpenTerminal, tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("p\nq\n")
-    script = {"seeds": ["<think>" + "hm " * 20 + "</think>yes"], "pause": 0.0025}
-    person = start(script, "batch", "in.txt", "-o", "out")
-    person.wait_for("0/2 ━")
-    assert person.end() == 0
-    assert "reasoning" not in person.output
 
 
 def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(start: OpenTerminal, tmp_path: Path) -> None:
@@ -230,9 +185,60 @@ def test_vote_ctrl_c_shows_the_leading_answer(start: OpenTerminal) -> None:
     assert "Traceback" not in person.output
 
 
-def test_vote_ctrl_c_before_any_sample_finishes_shows_nothing(start: OpenTerminal) -> None:
-    person = start({"seeds": ["y" * 2000], "pause": 0.01}, "ask", "q", "--votes", "3")
-    person.wait_for("no answer yet (0 of ")
+# An evaluation.
+
+QUESTIONS, PER_QUESTION = 40, 8
+TOTAL = QUESTIONS * PER_QUESTION
+
+ACCURACY, INTERVAL, BAR, LEFT = r"accuracy \d\.\d{3}", r"\(\d\.\d{3} to \d\.\d{3}\)", "[━╸╺]{8,}", r"\d+:\d\d left"
+
+
+@pytest.fixture
+def start_eval(open_terminal: OpenTerminal, tmp_path: Path) -> Callable[[int], Person]:
+    """A function that evaluates nano on its held-out sums in a terminal with a number of columns."""
+    rows = [{"question": turns[0], "answer": answer} for turns, answer in held_out()[:QUESTIONS]]
+    (tmp_path / "sums.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    options = ("-m", MODEL_FILE, "--format", "cerebrum", "--samples", str(PER_QUESTION), "-o", "run.jsonl")
+    return lambda columns: open_terminal(COMMAND, "eval", "sums.jsonl", *options, size=(columns, 24))
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (120, f"({BAR} )?{ACCURACY} {INTERVAL}, .*{LEFT}"),
+        (44, f"({BAR} )?{ACCURACY} {LEFT}"),
+        (24, LEFT),
+    ],
+)
+def test_eval_line_drops_the_least_important(start_eval: Callable[[int], Person], columns: int, shown: str) -> None:
+    person = start_eval(columns)
+    person.wait_for(" left" if columns == 24 else "accuracy 0.")
+    [line] = person.screen.lines
+    assert re.fullmatch(rf" *\d+/{QUESTIONS} {shown}", line), line
+    assert len(line) <= columns - len("^C")
+
+
+def test_eval_ctrl_c_keeps_samples_and_resumes(start_eval: Callable[[int], Person], tmp_path: Path) -> None:
+    columns = 44
+    person = start_eval(columns)
+    person.wait_for(f"/{QUESTIONS} ")
+    person.wait_for("accuracy 0.")
     person.type("\x03")
     assert person.end() == 130
-    assert [line for line in person.screen.lines if line != "^C"] == []
+    saved = complete_lines(tmp_path / "run.jsonl.partial")
+    assert 0 < len(saved) < TOTAL
+    taken = Counter(json.loads(line)["id"] for line in saved)
+    finished = list(taken.values()).count(PER_QUESTION)
+    text = "".join("".join(person.screen.lines).split())  # where lines wrap depends on the window
+    assert f"{finished}of{QUESTIONS}questionsdone,accuracy0." in text
+    assert text.endswith(f"error:interruptedhint:{len(saved)}of{TOTAL}samplesdone;runitagaintoresume")
+    assert "━" not in text
+    assert not person.screen.cursor_hidden
+    person = start_eval(columns)
+    person.wait_for(" left")
+    assert re.findall(rf"(\d+)/{QUESTIONS}", person.output)[0] == str(finished)
+    assert person.end() == 0
+    assert set(map(without_position, saved)) <= set(complete_lines(tmp_path / "run.jsonl"))
+    assert re.search(r"\naccuracy +0\.\d{3}  0\.\d{3} to 0\.\d{3}\nmaj@2 ", "\n".join(person.screen.lines))
+    assert person.screen.lines[-1] == "run run: run.jsonl"
+    assert max(map(len, person.screen.lines)) <= columns
