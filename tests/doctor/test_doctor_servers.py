@@ -154,16 +154,13 @@ def test_doctor_skips_replies_without_a_vocabulary(new_user: CommandLine, server
     assert not server.completions()
 
 
-def test_doctor_finds_replies_without_ids(new_user: CommandLine, server: LlamaServer) -> None:
-    server.arm(times=None, edit=lambda _, reply: {**reply, "tokens": []})
+@pytest.mark.parametrize(("times", "lacking"), [(None, "whole replies and streamed replies"), (1, "streamed replies")])
+def test_doctor_finds_replies_without_ids(
+    new_user: CommandLine, server: LlamaServer, times: int | None, lacking: str
+) -> None:
+    server.arm(times=times, edit=lambda _, reply: {**reply, "tokens": []})  # a question is asked first, as a stream
     done = check(new_user, server.url)
-    assert problems(done)["token_ids"] == "warning"
-
-
-def test_doctor_finds_streamed_replies_without_ids(new_user: CommandLine, server: LlamaServer) -> None:
-    server.arm(edit=lambda _, reply: {**reply, "tokens": []})  # the question is asked first, as a stream
-    done = check(new_user, server.url)
-    assert by_name(done)["token_ids"]["detail"].startswith("streamed replies lack some token ids")
+    assert by_name(done)["token_ids"]["detail"].startswith(f"{lacking} lack some token ids")
     assert problems(done)["token_ids"] == "warning"
 
 

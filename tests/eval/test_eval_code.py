@@ -9,7 +9,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -336,10 +335,8 @@ def test_sandbox_passes_no_program_that_ends_early(sandbox: Sandbox, code: str, 
     ],
 )
 def test_sandbox_limits(sandbox: Sandbox, code: str, reason: str, detail: str) -> None:
-    started = time.monotonic()
     result = run(sandbox, code, timeout_s=20 if reason != "timeout" else 1)
     assert result.reason == reason and detail in result.detail, result
-    assert time.monotonic() - started < 15
 
 
 @pytest.mark.slow
