@@ -91,15 +91,14 @@ def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
         right_to_wrong=right_to_wrong,
         wrong_to_right=wrong_to_right,
         p_value=p_value,
-        flips=sum(is_flip(before, after) for before, after in pairs),
+        flips=sum(
+            # Two spellings of a right answer are the same answer.
+            before.correct != after.correct or (not after.correct and before.form != after.form)
+            for before, after in pairs
+        ),
         smallest_difference=smallest,
         is_significant=is_unlikely and not interval.low <= 0 <= interval.high,
     )
-
-
-def is_flip(before: Outcome, after: Outcome) -> bool:
-    """Whether the majority answer changed; two spellings of a right answer are the same answer."""
-    return before.correct != after.correct or (not after.correct and before.form != after.form)
 
 
 def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:

@@ -58,12 +58,8 @@ def test_tally_counts_equivalent_answers_together() -> None:
     counted = tally("80%", "7", "4/5", "0.8", "0.8", None)
     assert counted.counts == (Count("0.8", 4, 2.0, "4/5"), Count("7", 1, 0.5, "7"))
     assert counted.winner == counted.counts[0]
-    assert counted.agreement == 4 / 6
-    assert counted.samples == 6
-
-
-def test_tally_shows_the_first_of_equally_frequent_spellings() -> None:
-    assert [count.answer for count in tally("80%", "0.8").counts] == ["80%"]
+    assert (counted.agreement, counted.samples) == (4 / 6, 6)
+    assert [count.answer for count in tally("80%", "0.8").counts] == ["80%"]  # the first of equally frequent ones
 
 
 def test_tally_breaks_ties_by_probability_then_order() -> None:
@@ -81,9 +77,6 @@ def test_tally_samples_without_an_answer_never_win() -> None:
     assert tally(None, None, "5").winner == Count("5", 1, 0.5, "5")
     none = tally(None, None)
     assert (none.winner, none.winning_sample, none.agreement, none.counts, none.samples) == (None, None, 0.0, (), 2)
-
-
-def test_tally_without_samples_is_undecided() -> None:
     empty = Tally(AUTO)
     assert (empty.winner, empty.winning_sample, empty.agreement, empty.is_decided) == (None, None, 0.0, False)
 
@@ -91,11 +84,6 @@ def test_tally_without_samples_is_undecided() -> None:
 def test_tally_refuses_a_sample_twice() -> None:
     with pytest.raises(ValueError, match="sample 1"):
         tally("5", "7").add(1, "5", 0.5)
-
-
-def test_tally_is_immutable() -> None:
-    first = tally("5")
-    assert first.add(1, "7", 0.5) != first == tally("5")
 
 
 @given(samples, st.randoms(use_true_random=False))
@@ -205,8 +193,3 @@ def test_vote_missing_samples_are_the_fewest_that_could_decide(votes: Votes, rep
     for more in range(1, missing + 1):
         counted = counted.add(counted.samples, leader, 0.5)
         assert counted.is_decided is (more == missing)
-
-
-def test_vote_of_the_maximum_size_is_counted_quickly() -> None:
-    counted = tally(*(("5", "7") * 100), votes=Votes(3, MAX_VOTES))
-    assert 0 < counted.missing_samples(0) < 30

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import sqrt
 
 import numpy
@@ -17,7 +16,6 @@ from cerebrum_cli.eval.comparison import (
     Outcome,
     bootstrap,
     compare,
-    is_flip,
     mcnemar,
     outcomes,
     smallest_difference,
@@ -155,21 +153,15 @@ def test_smallest_difference_grows_with_clusters() -> None:
 
 
 def test_compare_counts_changes_and_flips() -> None:
-    a = run((5, RIGHT), (1, RIGHT), (2, WRONG), (1, WRONG), (1, WRONG), (1, SILENT))
-    b = run((5, RIGHT), (1, WRONG), (2, RIGHT), (1, WRONG), (1, OTHER), (1, SILENT))
+    percent = Outcome(1.0, "3/5", True, 0)  # another spelling of a right answer is no flip
+    a = run((5, RIGHT), (1, RIGHT), (2, WRONG), (1, WRONG), (1, WRONG), (1, SILENT), (1, WRONG), (1, RIGHT))
+    b = run((5, RIGHT), (1, WRONG), (2, RIGHT), (1, WRONG), (1, OTHER), (1, SILENT), (1, SILENT), (1, percent))
     found = compare(a, b)
-    assert (found.n, found.right_to_wrong, found.wrong_to_right, found.flips) == (11, 1, 2, 4)
-    assert (found.accuracy_a, found.accuracy_b) == pytest.approx((6 / 11, 7 / 11))
-    assert found.difference == pytest.approx(1 / 11)
+    assert (found.n, found.right_to_wrong, found.wrong_to_right, found.flips) == (13, 1, 2, 5)
+    assert (found.accuracy_a, found.accuracy_b) == pytest.approx((7 / 13, 8 / 13))
+    assert found.difference == pytest.approx(1 / 13)
     assert found.p_value == mcnemar(1, 2) == 1.0
     assert not found.is_significant
-
-
-def test_flip_ignores_the_spelling_of_a_right_answer() -> None:
-    percent = Outcome(1.0, "3/5", True, 0)
-    assert not is_flip(RIGHT, percent)
-    assert is_flip(WRONG, OTHER) and is_flip(WRONG, SILENT) and is_flip(percent, WRONG)
-    assert not is_flip(SILENT, SILENT)
 
 
 def test_compare_reverses_with_its_runs() -> None:
@@ -236,32 +228,17 @@ def test_verdict_names_the_better_run_first() -> None:
     low, high = compare(a, b).interval
     figures = f"10.0 percentage points more accurate than %s (95%% interval: {100 * low:.1f} to {100 * high:.1f})"
     assert verdict(compare(a, b), "Q4", "Q8") == f"Q8 is {figures % 'Q4'}; the difference is statistically significant"
-    assert verdict(compare(b, a), "Q4", "Q8").startswith(
-        "Q4 is 10.0 percentage points more accurate than Q8 (95% interval: "
-    )
+    assert verdict(compare(b, a), "Q4", "Q8").startswith("Q4 is 10.0 percentage points more accurate than Q8 (95% inte")
 
 
 def test_verdict_states_what_would_show() -> None:
-    a, b = pair(100, 12, 14, 74)
-    found = compare(a, b)
-    assert verdict(compare(a, b), "Q4", "Q8") == (
+    found = compare(*pair(100, 12, 14, 74))
+    assert verdict(found, "Q4", "Q8") == (
         "no significant difference: Q8 is 1.0 percentage points ahead"
         f" (95% interval: {100 * found.interval.low:.1f} to {100 * found.interval.high:.1f});"
         " with 200 questions, only differences of at least about 7.1 percentage points are likely to be detected"
     )
     equal = verdict(compare(*pair(100, 12, 12, 76)), "Q4", "Q8")
     assert equal.startswith("no significant difference: the accuracies are equal; with 200 questions, only differences")
-    assert (
-        verdict(compare(*pair(1, 1, 2)), "Q4", "Q8")
-        == "no significant difference: 4 questions are too few to detect any"
-    )
-
-
-def test_comparison_object_is_json() -> None:
-    found = compare(*pair(100, 10, 30, 60))
-    shown = json.loads(json.dumps(asdict(found)))
-    assert " ".join(shown) == (
-        "n accuracy_a accuracy_b difference interval right_to_wrong wrong_to_right p_value flips smallest_difference"
-        " is_significant"
-    )
-    assert (shown["interval"], shown["is_significant"]) == (list(found.interval), True)
+    few = verdict(compare(*pair(1, 1, 2)), "Q4", "Q8")
+    assert few == "no significant difference: 4 questions are too few to detect any"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -53,13 +54,7 @@ class Notices(list[str]):
 
 
 def load(
-    hub_user: HubUser,
-    task: str,
-    notices: Notices | None = None,
-    /,
-    *,
-    variables: Mapping[str, str] = {},
-    **options: Any,
+    hub_user: HubUser, task: str, notices: Notices | None = None, *, variables: Mapping[str, str] = {}, **options: Any
 ) -> dict[str, Any]:
     """Load a task as a user with more environment variables, and return what JSON has of it."""
     found = find_task(task)
@@ -97,19 +92,18 @@ def test_dataset_is_downloaded_once_and_then_read_offline(hub_user: HubUser) -> 
 
 @pytest.mark.slow
 def test_dataset_is_shared_with_huggingface_hub(hub_user: HubUser) -> None:
-    task, repo_id = "gsm8k", GSM8K
-    arguments = f"'{repo_id}', '{GSM8K_FILE}', repo_type='dataset'"
+    arguments = f"'{GSM8K}', '{GSM8K_FILE}', repo_type='dataset'"
     [path] = hub_user.hugging_face(f"hf_hub_download({arguments})")
     hub_user.hub.log.clear()
-    theirs = load(hub_user, task)
+    theirs = load(hub_user, "gsm8k")
     assert not hub_user.hub.log.requests()
-    for blob in (hub_user.folder(DATASETS + repo_id) / "blobs").iterdir():
+    for blob in (hub_user.folder(DATASETS + GSM8K) / "blobs").iterdir():
         blob.unlink()
-    assert load(hub_user, task) == theirs
+    assert load(hub_user, "gsm8k") == theirs
     hub_user.hub.log.clear()
     assert hub_user.hugging_face(f"hf_hub_download({arguments}, local_files_only=True)") == [path]
     [scanned] = hub_user.hugging_face("[[r.repo_id, r.repo_type, r.nb_files] for r in scan_cache_dir().repos]")
-    assert scanned == [[repo_id, "dataset", 1]]
+    assert scanned == [[GSM8K, "dataset", 1]]
 
 
 @pytest.mark.slow
@@ -148,14 +142,13 @@ def test_dataset_with_wrong_bytes_is_refused(hub_user: HubUser, task: str, part:
 
 
 def test_dataset_damaged_in_the_cache_is_downloaded_again(hub_user: HubUser) -> None:
-    task, repo_id = "math500", MATH
-    found = load(hub_user, task)
-    [blob] = (hub_user.folder(DATASETS + repo_id) / "blobs").iterdir()
+    found = load(hub_user, "math500")
+    [blob] = (hub_user.folder(DATASETS + MATH) / "blobs").iterdir()
     blob.write_bytes(blob.read_bytes()[:-9] + b"#damaged\n")
-    problem, _ = refusal(hub_user, task, variables=OFFLINE)
-    assert problem == f"the dataset {repo_id} of {task} is damaged, and cerebrum is offline"
+    problem, _ = refusal(hub_user, "math500", variables=OFFLINE)
+    assert problem == f"the dataset {MATH} of math500 is damaged, and cerebrum is offline"
     notices = Notices()
-    assert load(hub_user, task, notices) == found
+    assert load(hub_user, "math500", notices) == found
     assert "in the cache is damaged" in "".join(notices)
 
 
@@ -168,8 +161,13 @@ def test_dataset_missing_offline_is_named(hub_user: HubUser, options: dict[str, 
     assert not hub_user.hub.log.requests()
 
 
-def test_dataset_or_split_that_is_missing_is_refused(hub_user: HubUser) -> None:
+def test_dataset_or_split_that_is_missing_or_no_parquet_is_refused(hub_user: HubUser) -> None:
     repository = hub_user.hub.repositories[DATASETS + GSM8K]
+    repository.commit({GSM8K_FILE: b"question,answer\n"})
+    problem, hint = refusal(hub_user, "gsm8k")
+    assert problem.startswith(f"openai/gsm8k/{GSM8K_FILE} is not a parquet file that pyarrow can read: ")
+    assert hint == "report it to the dataset's owner"
+    shutil.rmtree(hub_user.folder(DATASETS + GSM8K))
     repository.commit({GSM8K_FILE: None})
     problem, _ = refusal(hub_user, "gsm8k")
     assert problem == "the dataset openai/gsm8k has no file main/test-*.parquet for its split test"
@@ -199,13 +197,6 @@ def test_dataset_in_parquet_needs_pyarrow(hub_user: HubUser, monkeypatch: pytest
     assert hint == f'{sys.executable} -m pip install "cerebrum-cli[eval]"'
     assert not hub_user.hub.log.requests()
     assert load(hub_user, "math500")
-
-
-def test_dataset_that_is_no_parquet_is_refused(hub_user: HubUser) -> None:
-    hub_user.hub.repositories[DATASETS + GSM8K].commit({GSM8K_FILE: b"question,answer\n"})
-    problem, hint = refusal(hub_user, "gsm8k")
-    assert problem.startswith(f"openai/gsm8k/{GSM8K_FILE} is not a parquet file that pyarrow can read: ")
-    assert hint == "report it to the dataset's owner"
 
 
 def test_dataset_of_arc_has_choices(hub_user: HubUser) -> None:

@@ -116,13 +116,8 @@ def test_extraction_finds_a_program_in(reply: str) -> None:
 @pytest.mark.parametrize(
     "reply",
     [
-        "",
-        "I cannot do that.",
-        "Sorry",
-        "No: impossible",
-        "It is easy: loop, double, return.",
-        "- one\n  - two\n",
-        "2 * 3 = 6",
+        *("", "I cannot do that.", "Sorry", "No: impossible", "It is easy: loop, double, return."),
+        *("- one\n  - two\n", "2 * 3 = 6"),
     ],
 )
 def test_extraction_finds_no_code_in_words(reply: str) -> None:

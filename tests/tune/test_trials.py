@@ -106,14 +106,8 @@ def test_bench_measures_speeds_load_time_and_memory(bench: Bench) -> None:
 
 
 def test_bench_starts_a_process_for_each_load_settings(bench: Bench) -> None:
-    for tuning in (
-        REPACKED,
-        replace(REPACKED, n_threads=2),
-        replace(REPACKED, n_threads_batch=2),
-        NOT_REPACKED,
-        REPACKED,
-    ):
-        assert bench.speed(tuning, DECODE) > 0
+    others = replace(REPACKED, n_threads=2), replace(REPACKED, n_threads_batch=2), NOT_REPACKED
+    assert all(bench.speed(tuning, DECODE) > 0 for tuning in (REPACKED, *others, REPACKED))
     assert len(trial_processes()) == 4
     bench.release()
     assert trial_processes() == []
@@ -198,9 +192,8 @@ def test_bench_closes_trials_to_free_memory(options: LoadOptions) -> None:
 
 def test_bench_rejects_a_file_that_is_not_a_model(options: LoadOptions, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello")
-    with contextlib.closing(
-        Bench(replace(options, file=replace(options.file, path=tmp_path / "text.gguf")), TEXT)
-    ) as bench:
+    text = replace(options, file=replace(options.file, path=tmp_path / "text.gguf"))
+    with contextlib.closing(Bench(text, TEXT)) as bench:
         with pytest.raises(TrialError, match=r"text\.gguf: llama\.cpp cannot load it: "):
             bench.speed(REPACKED, DECODE)
         with pytest.raises(EngineError):
