@@ -13,10 +13,10 @@ from typing import Any
 from cerebrum_cli.chat.history import History, has_valid_tokens, load_conversation, suggest_name, with_thinking
 from cerebrum_cli.chat.session import Session, StoredMessage, printable_name
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.core.conversation import Conversation, Message, Role, text_of
+from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.files import remove
-from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc, well_formed
+from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
 from cerebrum_cli.engine.sequence import TOKEN_BYTES
 from cerebrum_cli.engine.state_store import read_states
 from cerebrum_cli.inference.loading import LoadedModel, ReplySource, open_model
@@ -36,7 +36,7 @@ END_LABELS = {
     "context": "truncated",
     "repetition": "ended: repetition",
 }
-_SHAREGPT: Mapping[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_SHAREGPT = {"human": "user", "gpt": "assistant"}
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})\s*(.*)")
 _EXPECTED = 'expected OpenAI\'s {"messages": [...]} or ShareGPT\'s {"conversations": [...]}'
 
@@ -114,8 +114,13 @@ def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation
     items = outer.get("messages") or outer.get("conversations")
     if not isinstance(items, list):
         raise SessionError(f"{source} holds no conversation", _EXPECTED)
-    turns = [_parse_turn(item, f"{source}: message {number}") for number, item in enumerate(items, 1)]
-    return (printable_name(name) or None if isinstance(name, str) else None), _conversation(turns, source)
+    try:
+        conversation = conversation_from_messages([*map(_openai_message, items)], source, is_request=False)
+    except UsageError as error:
+        raise SessionError(error.message, error.hint) from error
+    if not conversation.messages:
+        raise SessionError(f"{source} holds no turns", _EXPECTED)
+    return (printable_name(name) or None if isinstance(name, str) else None), conversation
 
 
 def export_transcript(source: ReplySource, store: Store, session: Session) -> str:
@@ -274,26 +279,9 @@ def _open_fence(text: str) -> str:
     return fence
 
 
-def _parse_turn(item: Any, where: str) -> tuple[str, str]:
+def _openai_message(item: Any) -> Any:
+    """A message of either format in OpenAI's."""
     if not isinstance(item, dict):
-        raise SessionError(f"{where} is not an object", _EXPECTED)
-    role, content = item.get("role", item.get("from")), text_of(item.get("content", item.get("value")))
-    role = "system" if role == "developer" else role
-    if role not in ("system", *_SHAREGPT) or content is None:
-        raise SessionError(f"{where} has no text or no known role", _EXPECTED)
-    return role, well_formed(content)
-
-
-def _conversation(turns: list[tuple[str, str]], source: str) -> Conversation:
-    system = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
-    messages = []
-    for number, (name, content) in enumerate(turns):
-        role = _SHAREGPT.get(name)
-        if role != ("user", "assistant")[number % 2]:
-            raise SessionError(
-                f"{source}: the turns do not alternate, starting with the user", "one system message may come first"
-            )
-        messages.append(Message(role, content))
-    if not messages:
-        raise SessionError(f"{source} holds no turns", _EXPECTED)
-    return Conversation(tuple(messages), system)
+        return item
+    role = item.get("role", item.get("from"))
+    return {"role": _SHAREGPT.get(str(role), role), "content": item.get("content", item.get("value"))}

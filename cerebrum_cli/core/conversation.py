@@ -9,6 +9,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import well_formed
 
 Role = Literal["user", "assistant"]
+ROLES: tuple[Role, Role] = ("user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +56,27 @@ class Conversation:
         return replace(self, messages=self.messages[:-1]).user(content)
 
 
-def conversation_from_messages(items: Any, name: str) -> Conversation:
-    """Convert an OpenAI messages list that ends with a question. Raises UsageError with `name` as the source."""
+def conversation_from_messages(items: Any, name: str, is_request: bool = True) -> Conversation:
+    """Convert an OpenAI messages list; a request ends with a question. Raises UsageError with `name` as the source."""
     if not isinstance(items, list) or not items:
         raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
     messages = [_message(item, f"{name}: message {number}") for number, item in enumerate(items, 1)]
     system = messages[0][1] if messages[0][0] == "system" else None
     turns = messages[1:] if system is not None else messages
-    for number, (role, _) in enumerate(turns):
-        expected = "user" if number % 2 == 0 else "assistant"
+    found = []
+    for number, (role, content) in enumerate(turns):
+        where, expected = f"{name}: message {number + 1 + len(messages) - len(turns)}", ROLES[number % 2]
         if role != expected:
-            at = number + 1 + len(messages) - len(turns)
             raise UsageError(
-                f"{name}: message {at} has the role {role}, expected {expected}",
+                f"{where} has the role {role}, expected {expected}",
                 "one system message may come first; then user and assistant alternate, starting with the user",
             )
-    if len(turns) % 2 == 0:
+        if is_request and role == "user" and not content.strip():
+            raise UsageError(f"{where} is empty", "a question must contain text")
+        found.append(Message(expected, content))
+    if is_request and len(turns) % 2 == 0:
         raise UsageError(f"{name}: no question to answer", "the last message must have the role user")
-    return Conversation(
-        tuple(Message("user" if role == "user" else "assistant", content) for role, content in turns), system
-    )
+    return Conversation(tuple(found), system)
 
 
 def _message(item: Any, where: str) -> tuple[str, str]:
@@ -83,15 +85,13 @@ def _message(item: Any, where: str) -> tuple[str, str]:
         role = "system"
     if role not in ("system", "user", "assistant"):
         raise UsageError(f"{where} has the role {role!r}", "roles are system, user and assistant")
-    content = text_of(item.get("content"))
+    content = _text_of(item.get("content"))
     if content is None:
         raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
-    if role == "user" and not content.strip():
-        raise UsageError(f"{where} is empty", "a question must contain text")
     return role, well_formed(content)
 
 
-def text_of(content: Any) -> str | None:
+def _text_of(content: Any) -> str | None:
     """The text of an OpenAI message's content: a string, or a list of text parts; None for anything else."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else None

@@ -119,18 +119,13 @@ SYSTEM = {"role": "system", "content": "c"}
 
 MALFORMED: dict[str, list[Any]] = {
     " holds no conversation": [7, [], {}, {"messages": 7}, {"conversations": 7}],
-    " holds no turns": [[{"conversations": []}], [SYSTEM]],
-    ": message 2 is not an object": [[USER, [REPLY]]],
-    ": message 2 has no text or no known role": [
-        [USER, wrong]
-        for wrong in ({}, {"content": "b"}, {**REPLY, "content": [{"type": "image_url"}]}, {**REPLY, "role": "tool"})
-    ],
-    ": the turns do not alternate, starting with the user": [
-        [USER, USER],
-        [SYSTEM, REPLY],
-        [SYSTEM, SYSTEM, USER],
-        [USER, REPLY, REPLY],
-    ],
+    " has no messages": [[{"conversations": []}]],
+    " holds no turns": [[SYSTEM]],
+    ": message 2 has the role None": [[USER, [REPLY]], [USER, {}], [USER, {"content": "b"}]],
+    ": message 2 has the role 'tool'": [[USER, {**REPLY, "role": "tool"}]],
+    ": message 2 has no text content": [[USER, {**REPLY, "content": [{"type": "image_url"}]}]],
+    ": message 2 has the role": [[USER, USER], [SYSTEM, REPLY], [SYSTEM, SYSTEM, USER]],
+    ": message 3 has the role assistant, expected user": [[USER, REPLY, REPLY]],
 }
 
 
