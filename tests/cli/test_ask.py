@@ -25,33 +25,11 @@ from cerebrum_cli import __version__
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.main import assembled
 
-ANSWER_KEYS = [
-    "model",
-    "file",
-    "format",
-    "text",
-    "final_answer",
-    "extracted",
-    "finish_reason",
-    "thought_closed_at",
-    "prompt_tokens",
-    "cached_tokens",
-    "completion_tokens",
-    "seed",
-    "reasoning",
-    "votes",
-    "timings",
-]
-TIMING_KEYS = [
-    "load_s",
-    "prefill_s",
-    "ttft_s",
-    "decode_s",
-    "prompt_tokens_per_second",
-    "tokens_per_second",
-    "draft_n",
-    "draft_n_accepted",
-]
+ANSWER_KEYS = (
+    "model file format text final_answer extracted finish_reason thought_closed_at prompt_tokens cached_tokens"
+    " completion_tokens seed reasoning votes timings"
+)
+TIMING_KEYS = "load_s prefill_s ttft_s decode_s prompt_tokens_per_second tokens_per_second draft_n draft_n_accepted"
 
 
 # Inputs.
@@ -170,8 +148,7 @@ def test_dry_run_prompt_has_the_same_tokens_when_raw(user: CommandLine, mistral_
 def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> None:
     command = ("ask", "-n", "12", "--temperature", "1", "--seed", "7", "hi")
     answer = user.run(*command, "--json").object
-    assert list(answer) == ANSWER_KEYS
-    assert list(answer["timings"]) == TIMING_KEYS
+    assert (" ".join(answer), " ".join(answer["timings"])) == (ANSWER_KEYS, TIMING_KEYS)
     assert (answer["model"], answer["format"], answer["seed"]) == ("small", "embedded", 7)
     assert answer["finish_reason"] in ("stop", "length")
     assert (answer["completion_tokens"] == 12) is (answer["finish_reason"] == "length")
@@ -213,23 +190,17 @@ CODE = "<think>```py\nno\n```</think>First:\n\n```py\na = 1\n```\n\nThen:\n\n```
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "code"),
-    [
-        (["-x"], "a = 1"),
-        (["--extract=last"], "ls"),
-        (["-xlast"], "ls"),
-        (["--extract=bash"], "ls"),
-        (["-qx"], "a = 1"),
-    ],
-)
-def test_extract_prints_only_a_code_block_of_the_answer(user: CommandLine, options: list[str], code: str) -> None:
-    command: tuple[str | Path, ...] = ("ask", *options, "--grammar", fixed_reply_grammar(CODE, user.home), "hi")
-    done = user.run(*command)
-    assert (done.code, done.out, done.err) == (0, f"{code}\n", "")
-    answer = user.run(*command, "--json").object
-    assert (answer["extracted"], answer["text"][:6], answer["reasoning"]) == (code, "First:", "```py\nno\n```")
+def test_extract_prints_only_a_code_block_of_the_answer(user: CommandLine) -> None:
+    grammar = fixed_reply_grammar(CODE, user.home)
+    for option, code in (("-x", "a = 1"), ("-xlast", "ls"), ("--extract=bash", "ls"), ("-qx", "a = 1")):
+        done = user.run("ask", option, "--grammar", grammar, "hi")
+        assert (done.code, done.out, done.err) == (0, f"{code}\n", "")
+    answer = user.run("ask", "-x", "--json", "--grammar", grammar, "hi").object
+    assert (answer["extracted"], answer["text"][:6], answer["reasoning"]) == ("a = 1", "First:", "```py\nno\n```")
     assert user.contents("hi")[1].endswith("Done.")
+    rust = user.run("ask", "--extract=rust", "--grammar", grammar, "hi")
+    assert rust.out == ""
+    assert_error(rust, 5, "the reply has no rust code block")
 
 
 def test_extract_without_a_code_block_exits_5(user: CommandLine) -> None:
@@ -242,9 +213,6 @@ def test_extract_without_a_code_block_exits_5(user: CommandLine) -> None:
     assert unsaved.err.startswith("so `it` goes\nerror: the reply has no code block\n hint: drop --extract, or ask")
     described = user.run(*command, "--json")
     assert (described.code, described.object["text"], described.object["extracted"]) == (5, "so `it` goes", None)
-    rust = user.run("ask", "--extract=rust", "--grammar", fixed_reply_grammar(CODE, user.home), "hi")
-    assert (rust.code, rust.out) == (5, "")
-    assert rust.err.startswith("error: the reply has no rust code block\n")
 
 
 def test_extract_takes_the_block_of_a_truncated_answer(user: CommandLine) -> None:
@@ -258,21 +226,14 @@ def test_extract_takes_the_block_of_a_truncated_answer(user: CommandLine) -> Non
     assert raw.object["extracted"] == raw.object["text"].removeprefix("```py\n")
 
 
-def test_stats_on_stderr_include_the_seed(user: CommandLine) -> None:
-    done = user.run("ask", "--stats", "--seed", "11", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
-    assert done.out == "yes\n"
-    [line] = done.err.splitlines()
-    assert "| seed 11 |" in line
-    assert "| context 2048 |" in line
-
-
 @pytest.mark.slow
 def test_stats_name_how_weights_are_laid_out(user: CommandLine) -> None:
     x86 = machine().lower() in ("x86_64", "amd64")
     quantized = write_quantized(user.home / "tiny-Q4_K_M.gguf", shape=Shape(width=256, ffn=512))
     whole = write_chatml(user.home / "tiny-F32.gguf")
     for model, is_repacked in ((quantized, not x86), (whole, True)):
-        [line] = user.run("ask", "-m", model, "--stats", "-n", "2", "--quiet", "hi").err.splitlines()
+        [line] = user.run("ask", "-m", model, "--stats", "-n", "2", "-q", "--seed", "11", "hi").err.splitlines()
+        assert "| seed 11 |" in line
         assert ("| weights repacked where possible |" in line) == is_repacked
         assert ("| weights as in the file (not repacked) |" in line) == (not is_repacked)
 
@@ -339,9 +300,7 @@ def test_version_is_printed(command: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "arguments", [("ask", "-n", "400", "hi"), ("ask", "--json", "-n", "4", "hi"), ("list", "--available"), ("--help",)]
-)
+@pytest.mark.parametrize("arguments", [("ask", "-n", "400", "hi"), ("ask", "--json", "-n", "4", "hi"), ("--help",)])
 def test_closed_pipe_ends_without_an_error(user: CommandLine, arguments: tuple[str, ...]) -> None:
     process = user.start(*arguments)
     assert process.stdout and process.stderr
@@ -355,14 +314,10 @@ def test_closed_pipe_ends_without_an_error(user: CommandLine, arguments: tuple[s
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("arguments", [("ask", "-n", "4", "hi"), ("list", "--available")])
-def test_full_disk_on_stdout_is_an_error(user: CommandLine, arguments: tuple[str, ...]) -> None:
+def test_full_disk_on_stdout_is_an_error(user: CommandLine) -> None:
     with open("/dev/full", "wb") as full:
-        process = subprocess.run(
-            [COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, env=user.environment(), timeout=60
-        )
-    assert process.returncode == 1
-    assert process.stderr.decode().startswith("error: standard output: No space left on device\n hint: ")
+        done = user.run_process("ask", "-n", "4", "hi", stdout=full)
+    assert_error(done, 1, "standard output: No space left on device")
 
 
 @pytest.mark.slow
@@ -381,27 +336,15 @@ def test_ask_works_with_a_closed_standard_stream(user: CommandLine, redirection:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_ask_prints_the_partial_answer(user: CommandLine, number: signal.Signals, code: int) -> None:
+def test_interrupted_ask_prints_the_partial_answer(user: CommandLine) -> None:
     process = user.start("ask", "--stats", "--grammar", endless_reply_grammar(user.home), "hi")
     assert process.stdout and process.stderr
     begin = process.stdout.read(1)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     text, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == 143
     assert (begin + text).endswith(b"\n")
     assert "finish reason cancelled" in err.decode()
-
-
-@pytest.mark.slow
-def test_interrupt_ends_an_endless_template(endless_template: Path, tmp_path: Path) -> None:
-    process = CommandLine(tmp_path).start("ask", "--set", "verbose=on", "-m", endless_template, "hi")
-    assert process.stderr
-    assert any(b"load_tensors: " in line for line in process.stderr)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == 130
-    process.communicate()
 
 
 @pytest.mark.slow
@@ -497,11 +440,9 @@ def broken_files(directory: Path, good: Path) -> Iterator[tuple[Path, str]]:
     whole = good.read_bytes()
     for name, content, error in (
         ("truncated", whole[: len(whole) // 2], "truncated"),
-        ("header-only", whole[:4], ""),
         ("empty", b"", "the file is empty"),
         ("text", b"hello, I am not a model\n", "not a GGUF file"),
         ("page", b"<!DOCTYPE html><html>", "HTML page"),
-        ("noise", bytes(range(256)), "not a GGUF file"),
         ("other-tensors", whole.replace(b"blk.1.ffn_down.weight", b"blk.1.ffn_dumb.weight"), "llama.cpp cannot load"),
     ):
         path = directory / f"{name}.gguf"
@@ -566,13 +507,10 @@ def test_environment_sets_switches_files_and_the_model(new_user: CommandLine, ch
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        (b"model = ", "Invalid value"),
         (b"top_k = \nseed = 1", "Invalid value (at line 1, column 9)"),
         (b"\xff", "invalid start byte"),
         (b"colour = 'red'\n", ":1: unknown key `colour`"),
-        (b"\n[ask]\ntop_k = 1\n", ":2: unknown key `ask`"),
         (b"top_k = 1\nseed = -1\n", ":2: seed is -1"),
-        (b"temperature = 'hot'\n", ":1: temperature is 'hot'"),
         (b"# mine\n\nmodel = starter  # small\n", ":3: starter is text without quotes"),
     ],
 )
@@ -607,15 +545,12 @@ def test_invalid_variable_is_named(new_user: CommandLine) -> None:
     ("line", "code", "error"),
     [
         ("ask -f /dev/zero hi", 4, "/dev/zero is larger than 64 MB"),
-        ("ask --raw -f /dev/zero", 4, "/dev/zero is larger than 64 MB"),
         ("ask --messages /dev/zero", 4, "/dev/zero is larger than 64 MB"),
         ("ask --grammar /dev/zero hi", 2, "/dev/zero is larger than 4 MB"),
-        ("ask --schema /dev/zero hi", 2, "/dev/zero is larger than 4 MB"),
         ("sessions import endless.json", 2, "endless.json is larger than 1.00 GB"),
         ("batch endless.json --input-format txt -o -", 2, "endless.json: line 1 is larger than 16 MB"),
         ("batch long.txt -o -", 2, "long.txt: line 2 is larger than 16 MB"),
         ("ask hi", 4, "standard input is larger than 64 MB"),
-        ("chat", 4, "standard input is larger than 64 MB"),
         ("batch - -o -", 2, "standard input: line 1 is larger than 16 MB"),
     ],
 )

@@ -7,24 +7,16 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished, fixed_reply_grammar
-from large_batch import SimulatedResponder
 from scripted_backend import ScriptedSampler
 from scripted_command import RecordingBackend, run_here
 from templates import chatml_prompt
 
-from cerebrum_cli.batch import answering as batch
-from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-from cerebrum_cli.batch.result import StreamedResult
-from cerebrum_cli.batch.rows import Row, prompt_row, result_rows
-from cerebrum_cli.core.errors import EngineError, GrammarError
-from cerebrum_cli.core.events import RowEvent
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.inference.responder import Responder
 
 KEYS = "id prompt text final_answer finish_reason prompt_tokens completion_tokens seed reasoning votes error"
 OUTPUT_KEYS = KEYS.split()
@@ -125,14 +117,12 @@ def test_batch_answers_every_input_type_in_order(
 ) -> None:
     written = runner.write("in" if name == "-" else name, content)
     piped = written.read_bytes() if name == "-" else None
-    streamed = runner.run("-" if name == "-" else written, "-o", "-", "--seed", "1", *arguments, piped=piped)
-    assert [(each["id"], each["prompt"], each["text"]) for each in parse_lines(streamed.out)] == [
-        (id, prompt, "ok") for id, prompt in rows
-    ]
+    command = ("-" if name == "-" else written, "--seed", "1", *arguments)
+    streamed = runner.run(*command, "-o", "-", piped=piped)
     assert streamed.code == 0
-    saved = runner.run(
-        "-" if name == "-" else written, "-o", runner.home / "out", "--seed", "1", *arguments, piped=piped
-    )
+    shown = [(each["id"], each["prompt"], each["text"]) for each in parse_lines(streamed.out)]
+    assert shown == [(id, prompt, "ok") for id, prompt in rows]
+    saved = runner.run(*command, "-o", runner.home / "out", piped=piped)
     assert (saved.code, saved.out) == (0, "")
     assert (runner.home / "out").read_text() == streamed.out
 
@@ -141,12 +131,8 @@ def test_row_system_prompt_overrides_option_overrides_format(runner: BatchRunner
     messages = [{"role": "system", "content": "LLL"}, {"role": "user", "content": "q"}]
     rows: list[Any] = [{"prompt": "q"}, {"prompt": "q", "system": "RR"}, {"messages": messages}]
     plain, given = runner.answer(rows), runner.answer(rows, "-s", "S")
-    assert [each["prompt_tokens"] for each in plain] == [
-        len(chatml_prompt("q", system)) for system in (None, "RR", "LLL")
-    ]
-    assert [each["prompt_tokens"] for each in given] == [
-        len(chatml_prompt("q", system)) for system in ("S", "RR", "LLL")
-    ]
+    for answers, systems in ((plain, (None, "RR", "LLL")), (given, ("S", "RR", "LLL"))):
+        assert [each["prompt_tokens"] for each in answers] == [len(chatml_prompt("q", system)) for system in systems]
     assert CEREBRUM.default_system
     own, rows_own, _ = runner.answer(rows, "--format", "cerebrum")
     assert own["prompt_tokens"] - rows_own["prompt_tokens"] == len(CEREBRUM.default_system) - len("RR")
@@ -169,10 +155,7 @@ def test_row_settings_override_the_options(runner: BatchRunner) -> None:
         ("zero", 0, "stop"),
     ]
     stopped = runner.answer(rows[2:3], "--seed", "1", "--stop", "two")
-    assert (stopped[0]["text"], stopped[0]["finish_reason"]) == (
-        "one two",
-        "stop",
-    )  # the row's stop strings, not the option's
+    assert (stopped[0]["text"], stopped[0]["finish_reason"]) == ("one two", "stop")  # the row's stop strings only
     first, *_, last = runner.backends[0].params
     assert (first.temperature, first.top_k, first.max_tokens) == (0.5, 40, 8)
     assert (last.temperature, last.top_k, last.top_p, last.min_p, last.repeat_penalty) == (1.5, 5, 0.5, 0.1, 1.1)
@@ -210,18 +193,8 @@ def test_batch_sorts_by_prefix_but_writes_in_input_order(runner: BatchRunner) ->
     assert [each["prompt"] for each in parse_lines((runner.home / "out").read_text())] == ["b2", "a1", "b1", "a2"]
     assert sequences(runner.backends[0]) == [chatml_prompt(each) + "ok" for each in ("a1", "a2", "b1", "b2")]
     runner.run(source, "-o", "-", "--parallel", "1")
-    assert sequences(runner.backends[1]) == [
-        chatml_prompt(each) + "ok" for each in ("b2", "a1", "b1", "a2")
-    ]  # streamed, so in input order
-
-
-def test_shared_prefix_of_rows_is_evaluated_once(runner: BatchRunner) -> None:
-    system = "S" * 500
-    runner.answer(
-        "".join(f"question {number}\n" for number in range(10)), "-s", system, "--parallel", "4", name="in.txt"
-    )
-    alone = len(chatml_prompt("question 0", system))
-    assert runner.backends[0].evaluated < alone + 10 * (len(chatml_prompt("question 0")) + len("ok"))
+    in_order = [chatml_prompt(each) + "ok" for each in ("b2", "a1", "b1", "a2")]
+    assert sequences(runner.backends[1]) == in_order  # streamed
 
 
 @pytest.mark.parametrize("parallel", ["1", "4", "auto", "256"])
@@ -265,16 +238,14 @@ def test_truncated_rows_are_counted_also_when_complete(runner: BatchRunner) -> N
     assert [row["finish_reason"] for row in parse_lines(output.read_text())] == ["stop", "length"]
 
 
-@pytest.mark.parametrize("third", ["a", ""])
-def test_batch_ends_with_the_first_errors(runner: BatchRunner, third: str) -> None:
-    source = runner.write("in.jsonl", [{"prompt": " "}, {"id": "b"}, {"prompt": third}, {"prompt": 3}, {"prompt": 4}])
-    done = runner.run(source, "-o", runner.home / "out")
-    first, *errors = done.err.splitlines()
-    assert first.startswith(f"5 of 5 done, {4 if third else 5} failed")
+def test_batch_ends_with_the_first_errors(runner: BatchRunner) -> None:
+    source = runner.write("in.jsonl", [{"prompt": " "}, {"id": "b"}, {"prompt": "a"}, {"prompt": 3}, {"prompt": 4}])
+    first, *errors = runner.run(source, "-o", runner.home / "out").err.splitlines()
+    assert first.startswith("5 of 5 done, 4 failed")
     assert errors == [
         "  row 1: the prompt is empty",
         "  row b: neither `prompt` nor `messages` is given; the fields are: id",
-        "  row 4: `prompt` is 3: it must be text" if third else "  row 3: the prompt is empty",
+        "  row 4: `prompt` is 3: it must be text",
     ]
 
 
@@ -323,13 +294,6 @@ def test_row_truncated_within_its_grammar_is_an_error(runner: BatchRunner) -> No
     assert row["error"] == {"type": "incomplete_output", "message": message}
 
 
-@pytest.mark.parametrize("parallel", ["0", "257", "x", "-1", "", "1.5"])
-def test_parallel_must_be_1_to_256_or_auto(runner: BatchRunner, parallel: str) -> None:
-    done = runner.run(runner.write("in.txt", "a"), "-o", "-", "--parallel", parallel)
-    assert (done.code, done.out) == (2, "")
-    assert done.err == f"error: --parallel is {parallel!r}\n hint: it must be a number from 1 to 256, or auto\n"
-
-
 def test_invalid_rows_get_errors_and_others_are_answered(runner: BatchRunner) -> None:
     runner.script["context"] = 300
     source = runner.write(
@@ -366,27 +330,15 @@ def test_each_row_has_its_own_seed(runner: BatchRunner) -> None:
     assert [each["seed"] for each in wrapped] == [4294967294, 0]
 
 
-def test_quiet_batch_prints_nothing(runner: BatchRunner) -> None:
-    source = runner.write("in.txt", "a\nb\n")
-    for _ in range(2):
-        done = runner.run(source, "-o", runner.home / "out", "-q")
-        assert (done.code, done.out, done.err) == (0, "", "")
-
-
-def reject_samples(monkeypatch: pytest.MonkeyPatch, is_rejected: Callable[[ScriptedSampler], bool]) -> None:
-    """Let some samples fail, as where a grammar allows no token."""
+def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = ScriptedSampler.sample
 
     def rejecting(sampler: ScriptedSampler, row: int) -> int:
-        if is_rejected(sampler):
+        if b"stuck" in bytes(each for each in sampler.expected if each < 256):
             raise GrammarError("no token is allowed", "check the grammar")
         return sample(sampler, row)
 
     monkeypatch.setattr(ScriptedSampler, "sample", rejecting)
-
-
-def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    reject_samples(monkeypatch, lambda sampler: b"stuck" in bytes(each for each in sampler.expected if each < 256))
     for votes in ((), ("--votes", "3")):
         output = runner.home / f"out{len(votes)}"
         done = runner.run(runner.write("in.txt", "a\nstuck\nb\n"), "-o", output, *votes)
@@ -394,18 +346,6 @@ def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkey
         first, second, third = parse_lines(output.read_text())
         assert (first["text"], third["text"]) == ("ok", "ok")
         assert second["error"] == {"type": "invalid_request", "message": "no token is allowed: check the grammar"}
-
-
-def test_row_with_a_failed_sample_is_answered_by_the_others(
-    runner: BatchRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reject_samples(monkeypatch, lambda sampler: sampler.seed == 1)
-    runner.script["seeds"] = ["The answer is 4."]
-    done = runner.run(runner.write("in.txt", "a\n"), "-o", runner.home / "out", "--votes", "3", "--seed", "0")
-    assert done.code == 0, done.err
-    [row] = parse_lines((runner.home / "out").read_text())
-    assert (row["final_answer"], row["votes"]["samples"], row["error"]) == ("4", 3, None)
-    assert [chain["seed"] for chain in row["votes"]["chains"]] == [0, 2]
 
 
 # Running the same command again.
@@ -420,6 +360,7 @@ def test_complete_output_is_not_evaluated_again(runner: BatchRunner) -> None:
         assert (first.code, again.code) == (code, code)
         assert (output.read_bytes(), len(runner.backends)) == (written, loaded)
         assert again.err == ("2 of 2 done, 1 failed\n" if code else "2 of 2 done\n")
+        assert runner.run(runner.home / name, "-o", output, "--restart", "-q").err == ""
 
 
 def test_output_of_other_settings_is_refused(runner: BatchRunner) -> None:
@@ -479,43 +420,6 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
     assert output.read_bytes() == (runner.home / "whole").read_bytes()
 
 
-def test_errors_of_a_window_follow_its_answers(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "SORT_WINDOW", 2)
-    rows = [{"prompt": "a"}, {"prompt": 1}, {"prompt": "b"}, {"prompt": 2}]
-    source, output = runner.write("in.jsonl", rows), runner.home / "out"
-    partial = runner.home / "out.partial"
-    for is_late, expected in ((False, []), (True, [1, 2])):
-
-        def burn(_: RecordingBackend, is_late: bool = is_late) -> None:
-            if not is_late or partial.stat().st_size:
-                raise EngineError("the machine is on fire")
-
-        with decoding(monkeypatch, burn):
-            assert runner.run(source, "-o", output, "--restart").code == 1
-        assert [row["id"] for row in parse_lines(partial.read_text() if partial.exists() else "")] == expected
-    assert runner.run(source, "-o", output).code == 6
-
-
-def test_rows_are_read_a_window_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "SORT_WINDOW", 4)
-    asked: set[int] = set()
-
-    class Rows:
-        def __len__(self) -> int:
-            return 20
-
-        def __getitem__(self, position: int) -> Row:
-            asked.add(position)
-            return prompt_row(position, position, f"question {position}")
-
-    rows, responder = Rows(), SimulatedResponder("ok")
-    result = StreamedResult(result_rows(rows), lambda line: None)
-    for event in answer_rows(cast("Responder", responder), rows, BatchOptions(Settings()), result, False):
-        if isinstance(event, RowEvent) and event.done:
-            assert max(asked) < event.done // 4 * 4 + 4
-    assert len(result.finished) == 20
-
-
 def test_usage_errors_exit_2(runner: BatchRunner) -> None:
     source, table = runner.write("in.txt", "a\n"), runner.write("in.csv", "q\na\n")
     for arguments, message in (
@@ -525,6 +429,7 @@ def test_usage_errors_exit_2(runner: BatchRunner) -> None:
         ([source, "--template", "{nope}"], "error: a line of text has no field `nope`"),
         ([source, "--input-format", "xml"], "error: unknown --input-format 'xml'"),
         ([source, "--votes", "none"], "error: --votes is 'none'"),
+        *(([source, "--parallel", value], f"error: --parallel is {value!r}") for value in ("0", "257", "x", "1.5")),
         ([runner.write("empty.txt", "# nothing\n")], "error: the input has no prompts"),
     ):
         done = runner.run(*arguments, "-o", runner.home / "out")
