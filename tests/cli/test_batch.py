@@ -429,7 +429,9 @@ def test_usage_errors_exit_2(runner: BatchRunner) -> None:
         ([source, "--template", "{nope}"], "error: a line of text has no field `nope`"),
         ([source, "--input-format", "xml"], "error: unknown --input-format 'xml'"),
         ([source, "--votes", "none"], "error: --votes is 'none'"),
-        *(([source, "--parallel", value], f"error: --parallel is {value!r}") for value in ("0", "257", "x", "1.5")),
+        ([source, "--parallel", "0"], "error: --parallel is '0'"),
+        ([source, "--parallel", "257"], "error: --parallel is '257'"),
+        ([source, "--parallel", "x"], "error: --parallel is 'x'"),
         ([runner.write("empty.txt", "# nothing\n")], "error: the input has no prompts"),
     ):
         done = runner.run(*arguments, "-o", runner.home / "out")
