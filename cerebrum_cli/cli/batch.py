@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cerebrum_cli.cli.endpoints import noted_servers, noting_servers
 from cerebrum_cli.cli.options import BatchCommandOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
-from cerebrum_cli.cli.servers import noted_servers, noting_servers
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, parameter, positional
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import Interrupted, UsageError

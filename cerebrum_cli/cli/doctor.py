@@ -56,7 +56,7 @@ def doctor(context: typer.Context, overrides: Annotated[Layer, SETTINGS], option
 
 def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator[CheckResult]:
     """The checks of this machine, or of the servers that `--endpoint` names; each runs as its result is read."""
-    from cerebrum_cli.cli.servers import find_endpoints
+    from cerebrum_cli.cli.endpoints import find_endpoints
     from cerebrum_cli.doctor.checks import CHECKS, run_table
 
     endpoints = find_endpoints(app, options)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cerebrum_cli.cli.completion import tasks
+from cerebrum_cli.cli.endpoints import noted_servers, noting_servers
 from cerebrum_cli.cli.options import EvalOptions
-from cerebrum_cli.cli.servers import noted_servers, noting_servers
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, parameter, positional
 from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.cli.endpoints import find_endpoints, require_no_adapters, without_local
 from cerebrum_cli.cli.models import find_model
 from cerebrum_cli.cli.options import ConcurrencyOptions
-from cerebrum_cli.cli.servers import find_endpoints, require_no_adapters, without_local
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
@@ -59,7 +59,7 @@ def find_source(
     if endpoints:
         host, settings = Servers(endpoints, context.slots or None), without_local(settings)
     elif isinstance(options, ConcurrencyOptions) and options.ray is not None:
-        from cerebrum_cli.cli.cluster import find_nodes
+        from cerebrum_cli.cli.ray_nodes import find_nodes
 
         require_no_adapters(settings, "--ray")
         host = find_nodes(app, model, options.ray, not options.no_profile)

@@ -15,7 +15,7 @@ from batch_files import complete_lines
 from command_line import COMMAND, CommandLine
 from waiting import TIMEOUT_S, wait_for_end, wait_until
 
-from cerebrum_cli.cli.cluster import NodeFile, find_file
+from cerebrum_cli.cli.ray_nodes import NodeFile, find_file
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
