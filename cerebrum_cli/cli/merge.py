@@ -69,7 +69,7 @@ def merge(
     with interruptible("nothing was written"):
         plan = merger.prepare(requested.recipe, models, target)
     ctx = app.settings(environment_layer("ctx")).ctx
-    description = merge_object(plan, ctx, merger.free_bytes(target.output.parent))
+    description = merge_object(plan, ctx)
     warn(app, plan)
     if options.dry_run:
         streams.answer_object(description) if options.json else print_merge(streams, description)

@@ -164,7 +164,6 @@ class Merge:
 class Merger:
     library: Library
     codec: CodecFactory
-    free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
 
     def prepare(self, recipe: Recipe, models: Mapping[str, Model], options: MergeOptions) -> Merge:
         """Plan a merge; `models` maps the recipe's names to models.
@@ -192,7 +191,7 @@ class Merger:
 
     def require_disk_space(self, folder: Path, size: int) -> None:
         """Raise MergeError if the disk of a directory has too little space for `size` bytes."""
-        free, need = self.free_bytes(folder), size + DISK_RESERVE
+        free, need = shutil.disk_usage(folder).free, size + DISK_RESERVE
         if free < need:
             problem = f"not enough disk space: {format_size(free)} free, {format_size(need)} needed"
             raise MergeError(f"{folder.resolve()}: {problem}", f"free {format_size(need - free)}, or write elsewhere")
@@ -248,7 +247,7 @@ def provenance(recipe: Recipe, models: Mapping[str, Model], name: str) -> Proven
     return Provenance(name, origins, extra)
 
 
-def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]:
+def merge_object(merge: Merge, context: int | None) -> dict[str, Any]:
     """Keys of `merge --dry-run --json`; sizes in bytes."""
     size, path, tensors = merge.plan.size, merge.options.output, merge.plan.tensors
     header = parse_header(path, merge.plan.header, size)
@@ -273,5 +272,5 @@ def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]
         "context": context,
         "memory": fit_memory(header.sizes.with_weights(size), context, Capacity(0)).needed,
         "memory_to_merge": merge.memory,
-        "free": free,
+        "free": shutil.disk_usage(path.parent).free,
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -38,12 +37,6 @@ OnDownload = Callable[[int], None]
 """Receives the bytes of a file that are done."""
 
 
-def free_space(directory: Path) -> float:
-    """Free bytes on the disk of a directory; infinity if the file system reports no size."""
-    usage = shutil.disk_usage(directory)
-    return usage.free if usage.total else math.inf
-
-
 def git_hash(data: bytes) -> str:
     """Hash by which git names a file, and the Hub a small one: SHA-1 over a header and the bytes."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
@@ -57,16 +50,15 @@ class Download:
     cache: Cache
     progress: Progress
     digest_of: Callable[[Path, Callable[[int, int], None]], Digest] = hash_file
-    free_bytes: Callable[[Path], float] = free_space
 
     def require_space(self, files: tuple[HubFile, ...]) -> None:
         """Raise PullError if the disk has no room for the missing bytes."""
         missing = sum(file.size - self._present_bytes(file) for file in files)
         directory = existing_parent(self.cache.directory)
-        free, need = self.free_bytes(directory), missing + DISK_MARGIN
-        if missing and free < need:
-            problem = f"not enough disk space: {format_size(int(free))} free, {format_size(need)} needed"
-            hint = f"free {format_size(int(need - free))}, or set HF_HUB_CACHE to a directory on another disk"
+        usage, need = shutil.disk_usage(directory), missing + DISK_MARGIN
+        if missing and usage.total and usage.free < need:  # some file systems report no size
+            problem = f"not enough disk space: {format_size(usage.free)} free, {format_size(need)} needed"
+            hint = f"free {format_size(need - usage.free)}, or set HF_HUB_CACHE to a directory on another disk"
             raise PullError(f"{directory}: {problem}", hint)
 
     def fetch(self, files: tuple[HubFile, ...]) -> tuple[Path, ...]:

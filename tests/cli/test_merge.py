@@ -125,7 +125,7 @@ def test_merge_interrupt_after_renaming_registers_the_model(home: Home, monkeypa
         os.kill(os.getpid(), signal.SIGINT)
         fsync_directory(folder)
 
-    monkeypatch.setattr("cerebrum_cli.merge.execute.fsync_directory", interrupt_and_sync)
+    monkeypatch.setattr("cerebrum_cli.core.files.fsync_directory", interrupt_and_sync)
     done = home.merge(*OUT)
     exists = "out.gguf" in home.files
     assert ([row["name"] for row in home.rows], "nothing was written" in done.err) == (["out"] * exists, not exists)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -240,11 +242,12 @@ def test_retry_policy_backs_off_until_reset(monkeypatch: pytest.MonkeyPatch) -> 
     assert slept[6:] == [1, 55]
 
 
-def test_download_checks_disk_space_first(tmp_path: Path) -> None:
+def test_download_checks_disk_space_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1, free=1_000_000_000))
     file = HubFile(FILE, 4_000_000_000, "00" * 32)
     listing = Listing(REPO, "main", "0" * 40, (file,))
     cache = Cache(tmp_path / "hub")
-    download = Download(listing, cache, RecordedProgress(), free_bytes=lambda _: 1_000_000_000)
+    download = Download(listing, cache, RecordedProgress())
     with pytest.raises(PullError) as caught:
         download.require_space((file,))
     assert caught.value.message == f"{tmp_path}: not enough disk space: 1.00 GB free, 4.06 GB needed"
