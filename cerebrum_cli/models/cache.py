@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.files import exists, unfinished_file
 from cerebrum_cli.models.reference import MAIN, RepositoryKind
-from cerebrum_cli.models.variants import Variant, parts_of, quantization_of, variants
+from cerebrum_cli.models.variants import Variant, is_model, parts_of, quantization_of, variants
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -146,7 +146,7 @@ class Cache:
     def _repository_models(self, repo_id: str) -> Iterator[CachedModel]:
         seen: set[tuple[tuple[str, ...], tuple[Path, ...]]] = set()
         for snapshot in self._snapshots(repo_id):
-            for variant in variants(_files(snapshot, _is_gguf)):
+            for variant in variants(_files(snapshot, is_model)):
                 model = self.model_from_files(repo_id, snapshot.name, variant)
                 if (model.names, model.blobs) not in seen:
                     seen.add((model.names, model.blobs))
@@ -169,10 +169,6 @@ def _files(snapshot: Path, is_wanted: Callable[[str], bool]) -> Iterator[str]:
             relative = path.relative_to(snapshot).as_posix()
             if is_wanted(relative) and exists(path):
                 yield relative
-
-
-def _is_gguf(name: str) -> bool:
-    return name.lower().endswith(".gguf")
 
 
 def _repo_id_of(folder: str) -> str | None:

@@ -12,7 +12,7 @@ from merge_tables import KV_HEADS, Shape, contents, floats, mixed, operations, p
 from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.gguf.parser import Tensor
 from cerebrum_cli.gguf.table import Table
-from cerebrum_cli.merge.methods import Copy, Sum, Term
+from cerebrum_cli.merge.methods import Copy, Sum
 from cerebrum_cli.merge.plan import TYPE_NUMBERS, WRITABLE, Target, parse_type
 
 
@@ -121,18 +121,6 @@ def test_merge_plan_moves_layers_by_their_period(ranges: list[tuple[str, int, in
     moved = [layer for _, start, end in ranges for layer in range(start, end)]
     made = plan(stacked(*ranges), position_dependent("a")).layers
     assert made == tuple((("a", layer),) for layer in moved)
-
-
-def test_merge_plan_scales_the_filtered_tensors_and_copies_the_rest() -> None:
-    cases = [{"filter": "o_proj", "value": 0.0}, {"filter": "down_proj", "value": 0.5}, {"value": 1.0}]
-    recipe = stacked(("a", 0, 2), ("a", 1, 3))
-    recipe["slices"][1]["sources"][0]["parameters"] = {"scale": cases}
-    source = table("a")
-    for name, op in operations(plan(recipe, source)).items():
-        layer = int(name.split(".")[1]) if name.startswith("blk.") else -1
-        origin = source.tensors[name if layer < 2 else name.replace(f"blk.{layer}", f"blk.{layer - 1}")]
-        factor = {"attn_output": 0.0, "ffn_down": 0.5}.get(name.split(".")[-2]) if layer >= 2 else None
-        assert op == (Copy(origin) if factor is None else Sum((Term(origin, factor),)))
 
 
 def test_merge_plan_filters_match_the_layer_number_in_the_source() -> None:
@@ -293,25 +281,16 @@ def test_merge_type_of_tied_embeddings_and_of_expert_routers() -> None:
     assert (made[("ffn_gate_inp", "F32")], made[("ffn_gate_exps", "Q4_K")]) == (2, 2)
 
 
-@pytest.mark.parametrize(
-    ("requested", "by_32", "by_none"),
-    [
-        ("Q4_K", "Q5_0", "F16"),
-        ("Q5_K", "Q5_1", "F16"),
-        ("Q6_K", "Q8_0", "F16"),
-        ("Q3_K", "IQ4_NL", "F16"),
-        ("Q2_K", "IQ4_NL", "F16"),
-        ("Q8_0", "Q8_0", "F16"),
-        ("BF16", "BF16", "BF16"),
-        ("F32", "F32", "F32"),
-    ],
-)
-def test_merge_type_falls_back_for_rows_of_partial_blocks(requested: str, by_32: str, by_none: str) -> None:
-    for row, name in ((288, by_32), (280, by_none)):
+FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "Q3_K": "IQ4_NL", "Q2_K": "IQ4_NL", "Q8_0": "Q8_0"}
+
+
+@pytest.mark.parametrize("requested", [*FALLBACKS, "BF16", "F32"])
+def test_merge_type_falls_back_for_rows_of_partial_blocks(requested: str) -> None:
+    is_quantized = requested in FALLBACKS
+    for row, name in ((288, FALLBACKS.get(requested, requested)), (280, "F16" if is_quantized else requested)):
         source = table("a", shape=Shape(ffn=row), type_of=floats)
         found = types(plan(stacked(("a", 0, 4)), source, target=Target(type=requested)))
-        assert found[("ffn_down", name)] == 4
-        assert found[("ffn_up", requested)] == 4
+        assert (found[("ffn_down", name)], found[("ffn_up", requested)]) == (4, 4)
 
 
 def test_merge_dtype_applies_to_unquantized_matrices_only() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,28 +103,6 @@ def test_merge_weights_scales_quantized_blocks(name: str, tmp_path: Path) -> Non
         assert (error <= rounding + 1e-6 * np.abs(expected).max(axis=-1, keepdims=True)).all()
         unchanged = [each for each in range(before.shape[1]) if not {each, each - 1} & {*SCALE_OFFSETS[name]}]
         assert (after[:, unchanged] == before[:, unchanged]).all()
-
-
-@pytest.mark.parametrize("factor", [2.0, -2.0])
-@pytest.mark.parametrize(
-    ("name", "offset"), [(name, offset) for name, places in SCALE_OFFSETS.items() for offset in places]
-)
-def test_merge_weights_reports_overflowing_scales(name: str, offset: int, factor: float, tmp_path: Path) -> None:
-    blocks = random_blocks(name)
-    blocks[BLOCKS // 2, offset : offset + 2] = np.array([60_000], "<f2").view(np.uint8)
-    tensor = store(tmp_path / "model", blocks.tobytes(), name, (BLOCKS * TENSOR_TYPES[TYPE_NUMBERS[name]].block_size,))
-    with pytest.raises(MergeError) as caught:
-        evaluate(output(tensor, Sum((Term(tensor, factor),))))
-    assert caught.value.message == f"{tensor.name} times {factor:g} overflows its type"
-
-
-@pytest.mark.parametrize(("kind", "made"), [("F32", "F32"), ("F16", "F16"), ("BF16", "BF16"), ("Q8_0", "F32")])
-def test_merge_weights_scales_by_computing(kind: str, made: str, tmp_path: Path) -> None:
-    tensor = store_normal(tmp_path / "model", (64, 10), 0, kind)
-    before, after = np.empty((10, 64), np.float32), np.empty((10, 64), np.float32)
-    CODEC.dequantize((tmp_path / "model").read_bytes(), tensor.type, before)
-    CODEC.dequantize(evaluate(output(tensor, Sum((Term(tensor, -0.75),)), made)), TYPE_NUMBERS[made], after)
-    np.testing.assert_allclose(after, -0.75 * before, rtol={"F32": 1e-7, "F16": 2**-11, "BF16": 2**-8}[made])
 
 
 # Damaged sources.
@@ -267,13 +244,6 @@ class CountingCodec(LlamaCodec):
         with self.lock:
             self.read += 1
 
-    def settled_count(self) -> int:
-        before = -1
-        while before != self.read:
-            before = self.read
-            time.sleep(0.03)
-        return before
-
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
 def test_merge_weights_limits_pending_chunks(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,10 +252,10 @@ def test_merge_weights_limits_pending_chunks(threads: int, tmp_path: Path, monke
     codec = CountingCodec()
     with TensorEvaluator(lambda: codec, threads) as weights:
         chunks = weights.chunks(output(tensor, Sum((Term(tensor, 0.5),))))
-        assert codec.settled_count() == 0
+        assert codec.read == 0
         for taken in range(1, 5):
             next(chunks)
-            assert taken <= codec.settled_count() <= taken + PENDING_PER_THREAD * threads
+            assert taken <= codec.read <= taken + PENDING_PER_THREAD * threads
         assert len(list(chunks)) == 396
     assert codec.read == 400
 

@@ -54,27 +54,27 @@ def test_catalogue_has_a_package_and_refuses_a_repository() -> None:
     assert all(source.repo_id != refusal.repo_id for _, source in SOURCES)
 
 
-@pytest.mark.parametrize(
-    ("called", "name"),
-    [
-        ("cerebrum", "cerebrum-7b"),
-        ("CEREBRUM-7B", "cerebrum-7b"),
-        ("Cerebrum-1.0-7b", "cerebrum-7b"),
-        ("Cerebrum-1.0-8x7b", "cerebrum-8x7b"),
-        ("CollectiveCognition-v1-Mistral-7B", "collective-cognition-7b"),
-        ("collective-cognition", "collective-cognition-7b"),
-        ("Cerebrum-1.0-12.25B", "cerebrum-12b"),
-        ("Mistral-C2F", "mistral-c2f-7b"),
-        ("SmolLM2-135M-Instruct", "starter"),
-        ("STARTER", "starter"),
-        ("cerebrum-7", None),
-        ("cerebrum-7b:Q4_K_M", None),
-        ("", None),
-        ("CollectiveCognition-v1.1-Mistral-7B", None),
-    ],
+NAMES = {
+    "cerebrum-7b": ("cerebrum", "CEREBRUM-7B", "Cerebrum-1.0-7b", "cerebrum-1.0-7B-q4_ks.GGUF"),
+    "cerebrum-8x7b": ("Cerebrum-1.0-8x7b",),
+    "collective-cognition-7b": ("CollectiveCognition-v1-Mistral-7B", "collective-cognition"),
+    "cerebrum-12b": ("Cerebrum-1.0-12.25B", "Cerebrum-1.0-12.25B-Q4_K_M.gguf"),
+    "mistral-c2f-7b": ("Mistral-C2F",),
+    "starter": ("SmolLM2-135M-Instruct", "STARTER", "smollm2-135m-instruct.q4_1.gguf"),
+}
+OTHERS = (
+    *("cerebrum-7", "cerebrum-7b:Q4_K_M", "", "CollectiveCognition-v1.1-Mistral-7B", "SmolLM2-135M-Instruct.Q8_0.gguf"),
+    *("collectivecognition-v1.1-mistral-7b.Q4_K_M.gguf", "Cerebrum-1.0-7b-Q4_K_M.gguf.part", "Cerebrum-1.0-7b-.gguf"),
+    *("Cerebrum-1.0-7b-Q4_K_M-00001-of-00002", "Cerebrum-1.0-7b-Q4_K_M-1-of-2.gguf", "Cerebrum-1.0-7b.imatrix"),
+    *("Cerebrum-1_0-7b-Q4_K_M.gguf", "old-Cerebrum-1.0-7b-Q4_K_M.gguf", "Cerebrum-1.0-12b-Q4_K_M.gguf"),
 )
-def test_spec_has_name_and_aliases_in_any_case(called: str, name: str | None) -> None:
-    assert [spec.name for spec in PACKAGED.values() if spec.has_name(called)] == ([name] if name else [])
+
+
+def test_spec_has_names_and_files_in_any_case() -> None:
+    for name, spellings in (*NAMES.items(), (None, OTHERS)):
+        for each in spellings:
+            found = [spec.name for spec in PACKAGED.values() if spec.has_name(each) or spec.matches(each)]
+            assert found == ([name] if name else []), each
 
 
 @pytest.mark.parametrize("spec", PACKAGED.values(), ids=list(PACKAGED))
@@ -97,29 +97,6 @@ def test_spec_matches_whole_and_split_files_in_any_case(spec: ModelSpec, source:
             assert [each.name for each in PACKAGED.values() if each.matches(spelling)] == [spec.name]
         assert same_quantization(quantization_of(file), name)
         assert 1_000_000_000 < size < 60_000_000_000
-
-
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("cerebrum-1.0-7B-q4_ks.GGUF", "cerebrum-7b"),
-        ("smollm2-135m-instruct.q4_1.gguf", "starter"),
-        ("Cerebrum-1.0-12.25B-Q4_K_M.gguf", "cerebrum-12b"),
-        ("SmolLM2-135M-Instruct.Q8_0.gguf", None),
-        ("collectivecognition-v1.1-mistral-7b.Q4_K_M.gguf", None),
-        ("Cerebrum-1.0-7b-Q4_K_M.gguf.part", None),
-        ("Cerebrum-1.0-7b-Q4_K_M-00001-of-00002", None),
-        ("Cerebrum-1.0-7b-Q4_K_M-1-of-2.gguf", None),
-        ("Cerebrum-1.0-7b-.gguf", None),
-        ("Cerebrum-1.0-7b.imatrix", None),
-        ("Cerebrum-1_0-7b-Q4_K_M.gguf", None),
-        ("old-Cerebrum-1.0-7b-Q4_K_M.gguf", None),
-        ("Cerebrum-1.0-12b-Q4_K_M.gguf", None),
-        ("", None),
-    ],
-)
-def test_spec_matches_its_file_names_only(file: str, name: str | None) -> None:
-    assert [spec.name for spec in PACKAGED.values() if spec.matches(file)] == ([name] if name else [])
 
 
 def written(directory: Path, text: str, name: str = "models.toml") -> Path:

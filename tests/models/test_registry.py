@@ -144,6 +144,8 @@ def test_sha256_reports_progress(tmp_path: Path) -> None:
     assert hash_file(path, lambda done, total: told.append((done, total))).sha256 == hashlib.sha256(content).hexdigest()
     assert told == [(1 << 20, 2_500_000), (2 << 20, 2_500_000), (2_500_000, 2_500_000)]
     assert hash_file(path).sha256 == hashlib.sha256(content).hexdigest()
+    with pytest.raises(ModelFileError, match="No such file"):
+        hash_file(tmp_path / "nowhere.gguf")
 
 
 @pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "written"])
@@ -160,8 +162,3 @@ def test_hash_of_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path, repla
 
     with pytest.raises(ModelFileError, match="changed while it was read"):
         hash_file(path, change)
-
-
-def test_hash_of_a_missing_file_is_a_model_file_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="No such file"):
-        hash_file(tmp_path / "nowhere.gguf")
