@@ -99,7 +99,6 @@ class LoopCheck:
 
 
 def ends_in_cycle(window: bytes) -> bool:
-    """Whether packed tokens end in a cycle."""
     start = len(window) - PROBE * TOKEN_BYTES
     probe, at = window[start:], start
     first = max(0, start - MAX_PERIOD * TOKEN_BYTES)

@@ -75,7 +75,6 @@ class DraftState:
         return "own" if self.source is self.text else "sibling"
 
     def record(self, accepted: int) -> None:
-        """Record how many of the drafted tokens of a step were accepted."""
         self.misses = 0 if accepted else self.misses + 1
 
 

@@ -31,12 +31,12 @@ from cerebrum_cli.engine.engine import (
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.memory import group_lengths
 from cerebrum_cli.engine.messages import Abort, Cancel, Close, Commands, SavePromptCache, Submit, SubmitScores
+from cerebrum_cli.engine.scoring import ScoreJob, ScoreRequest, ScoringEvent, refusal
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences
 from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.drafter import Drafter
-    from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 
 MAX_BACKLOG = 10_000  # events; with a slow reader, no sequence is admitted above it
@@ -168,8 +168,6 @@ class LocalEngine(Engine):
         Nothing else runs meanwhile, and all slots are empty afterwards. After a cancel the stream ends early:
         `scope.is_cancelled`. Closing the generator frees the slots before returning. The model must be loaded.
         """
-        from cerebrum_cli.engine.scoring import ScoreJob, refusal
-
         context_size = self.backend.context_size
         accepted: dict[int, ScoreRequest] = {}
         for index, request in enumerate(requests):
@@ -177,7 +175,7 @@ class LocalEngine(Engine):
                 yield RefusedEvent(SequenceId(index), error)
             else:
                 accepted[index] = request
-        events = EventQueue["ScoringEvent"]()
+        events = EventQueue[ScoringEvent]()
         job = ScoreJob(accepted, events.put)
         if not self._commands.send(SubmitScores(job, scope or self.cancel_scope())):
             raise EngineError("the engine is closed")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.engine.scoring import ScoreJob
 from cerebrum_cli.engine.sequence import Failure, Sequence
-
-if TYPE_CHECKING:
-    from cerebrum_cli.engine.scoring import ScoreJob
 
 
 class Submit(NamedTuple):

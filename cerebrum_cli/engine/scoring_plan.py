@@ -252,7 +252,6 @@ class ScorePlanner:
         return started
 
     def _choose_runs(self) -> list[tuple[Running, RowRange]]:
-        """Choose the rows of a step, from the first paths on."""
         runs = []
         rows, outputs = self._limits.batch_size, self._limits.max_outputs
         for one in sorted(self._running.values(), key=lambda one: one.index):

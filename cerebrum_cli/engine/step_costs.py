@@ -79,6 +79,5 @@ def _likeliest(probabilities: Sequence[Sequence[float]], rows: int) -> list[int]
 
 
 def _equal(probabilities: Sequence[Sequence[float]], rows: int) -> list[int]:
-    """Equal lengths for a step of at most so many rows."""
     length = min(rows // len(probabilities) - 1, *map(len, probabilities))
     return [max(0, length)] * len(probabilities)

@@ -96,7 +96,6 @@ def type_name(type: int) -> str:
 
 
 def find_reader(name: str) -> Reader:
-    """Function that dequantizes a type."""
     if name == "F32":
         return lambda data, out, _: np.copyto(out, np.frombuffer(data, np.float32).reshape(out.shape))
     symbols = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
+from numpy.typing import NDArray
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError
@@ -27,9 +28,6 @@ from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import peak_memory
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.trials import BenchJob, Closeness, TrialError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 PREFIX_TOKENS = 16  # evaluated before decoding
 SIMILAR = 0.95  # of the probability of the most likely token

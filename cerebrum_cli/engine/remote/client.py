@@ -248,7 +248,6 @@ def _checked(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _server_message(response: httpx2.Response) -> str:
-    """The message of an error body, if there is one."""
     try:
         body = response.json()
     except (ValueError, RecursionError):

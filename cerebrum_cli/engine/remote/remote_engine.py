@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, LoadEvent, SequenceId, ServersEvent
@@ -26,10 +26,8 @@ from cerebrum_cli.engine.remote.job import PooledRequest, PoolJob, Server, Serve
 from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.remote.server import ExpectedModel, HttpServer
+from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.sequence import Failure, Request
-
-if TYPE_CHECKING:
-    from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 REPORT_S = 1.0  # between reports of what each server has generated
 
