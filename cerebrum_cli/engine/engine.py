@@ -178,9 +178,7 @@ class Engine(ABC):
         """Divide requests, named by index, into groups to complete one after the other, the shortest first."""
 
     @abstractmethod
-    def score(
-        self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None
-    ) -> Generator[ScoringEvent, None, None]:
+    def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:
         """Yield a ScoreEvent, or a RefusedEvent, for each request as it finishes, and progress in between."""
 
     @abstractmethod

@@ -160,13 +160,11 @@ class LocalEngine(Engine):
             groups[bisect_left(limits, length)].append(index)
         return groups
 
-    def score(
-        self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None
-    ) -> Generator[ScoringEvent, None, None]:
+    def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:
         """Yield a ScoreEvent, or a RefusedEvent, for each request as it finishes, and progress in between.
 
-        Nothing else runs meanwhile, and all slots are empty afterwards. After a cancel the stream ends early:
-        `scope.is_cancelled`. Closing the generator frees the slots before returning. The model must be loaded.
+        Nothing else runs meanwhile, and all slots are empty afterwards. After a cancel the stream ends early. Closing
+        the generator frees the slots before returning. The model must be loaded.
         """
         context_size = self.backend.context_size
         accepted: dict[int, ScoreRequest] = {}
@@ -177,7 +175,7 @@ class LocalEngine(Engine):
                 accepted[index] = request
         events = EventQueue[ScoringEvent]()
         job = ScoreJob(accepted, events.put)
-        if not self._commands.send(SubmitScores(job, scope or self.cancel_scope())):
+        if not self._commands.send(SubmitScores(job, self.cancel_scope())):
             raise EngineError("the engine is closed")
         is_running = True
         try:

@@ -164,11 +164,7 @@ class PooledEngine(Engine):
         """All requests in one group: servers manage their own memory."""
         return [list(range(len(list(requests))))]
 
-    def score(
-        self,
-        requests: Iterable[ScoreRequest],  # noqa: ARG002
-        scope: CancelScope | None = None,  # noqa: ARG002
-    ) -> Generator[ScoringEvent, None, None]:
+    def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:  # noqa: ARG002
         """Raise EngineError: servers do not score given texts."""
         raise EngineError("only a local model can score given texts", f"omit {self.option}")
 

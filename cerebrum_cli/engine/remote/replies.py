@@ -43,6 +43,8 @@ class Turns:
     start: int = 0
     end: int | None = None
     intervention: Intervention | None = None
+    tokens: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     forced: list[Forced] = field(default_factory=list)
     ends: list[ReplyEnd] = field(default_factory=list)
 
@@ -56,6 +58,8 @@ class Turns:
 
     def feed(self, tokens: Sequence[int], text: str, is_forced: bool = False) -> None:
         """Add tokens that complete a text, and let the controls intervene after them unless they were forced."""
+        self.tokens += tokens
+        self.texts.append(text)
         for index, token in enumerate(tokens, start=1):
             self.controls.feed(token, text if index == len(tokens) else "")
         if not is_forced:
@@ -108,8 +112,6 @@ class RemoteSample:
         self._by_stop_string = False
         self._turns: Turns | None = None
         self._turn = request
-        self._ids: list[int] = []  # with turns: the reply so far, as tokens and as text
-        self._texts: list[str] = []
 
     def restarted(self, context_size: int) -> RemoteSample:
         """The sample before anything has arrived from a server with such a context."""
@@ -133,8 +135,7 @@ class RemoteSample:
     @property
     def was_guessed(self) -> bool:
         """Whether a control has acted on a reply of which not all ids arrived."""
-        has_acted = self._turns is not None and bool(self._turns.start or self._turns.intervention)
-        return has_acted and not self.has_all_tokens
+        return not self.has_all_tokens and self._turns is not None and bool(self._turns.start or self.is_interrupted)
 
     def add(self, chunk: ReplyChunk) -> Iterator[Event]:
         """Yield the events of a part of the reply.
@@ -179,13 +180,7 @@ class RemoteSample:
         piece = self._vocabulary.piece(token, special=token in self.request.visible_tokens)
         text, self._by_stop_string = self._detokenizer.feed(piece)
         self._is_ended = self._by_stop_string
-        self._remember((token,), text)
         return TokenEvent(self.id, text, token=token, logprob=logprob)
-
-    def _remember(self, tokens: Sequence[int], text: str) -> None:
-        if self._turns:
-            self._ids += tokens
-            self._texts.append(text)
 
     def _guess_tokens(self, text: str) -> tuple[int, ...]:
         """The tokens of a text whose ids did not arrive, as far as the text shows them."""
@@ -204,7 +199,6 @@ class RemoteSample:
         if not text and tokens and tokens[-1] in request.visible_tokens:
             text = vocabulary.piece(tokens[-1], special=True).decode("utf-8", "replace")
         if text or tokens:
-            self._remember(tokens, text)
             if self._turns:
                 self._turns.feed(tokens or self._guess_tokens(text), text)
             yield TokenEvent(self.id, text, token=tokens[-1] if tokens else None)
@@ -224,7 +218,7 @@ class RemoteSample:
             if isinstance(turns.intervention, Force) or (is_limited and turns.was_shortened(self.tokens)):
                 yield from self._force(turns)
                 if not (self._is_ended or self._is_full):
-                    known = self._ids if self.has_all_tokens else self._guess_tokens("".join(self._texts))
+                    known = turns.tokens if self.has_all_tokens else self._guess_tokens("".join(turns.texts))
                     self._turn, self.needs_turn = turns.next_request(known, self.tokens), True
                     return
                 turns.intervention, end = None, replace(end, reason="limit")
