@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.text import enumeration, format_count, format_size
-from cerebrum_cli.engine.build import Build, rebuild_command
+from cerebrum_cli.engine.build import CPU_FLAGS, KEY_FEATURES, Build, lacking, rebuild_command
 from cerebrum_cli.engine.machine import Processors
 
 MIN_MEMORY = 2 * 10**9  # bytes; a small model, its KV cache and other programs
@@ -64,10 +64,10 @@ def assess_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
     offload = "offload" if build.offloads else "no offload"
     backends = ", ".join(build.backends) or "none"
     detail = f"llama-cpp-python {build.version}, ggml {build.ggml}; backends {backends}; {offload}; CPU: {features}"
-    if unsupported := build.unsupported_features(flags):
+    if unsupported := lacking(build.cpu_features, flags):
         problem = f"{detail}; built for another CPU: this one lacks {', '.join(unsupported)}"
         return CheckResult("failure", problem, f"rebuild it on this machine: {rebuild_command()}")
-    unused = build.unused_features(flags)
+    unused = [name for name in KEY_FEATURES if CPU_FLAGS[name] in (flags or ()) and name not in build.cpu_features]
     slow = f"slow: it does not use this CPU's {', '.join(unused)}", f"rebuild it: {rebuild_command('-DGGML_NATIVE=on')}"
     return check_result(detail, slow if unused else None)
 

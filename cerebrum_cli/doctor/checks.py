@@ -28,7 +28,7 @@ from cerebrum_cli.doctor.assessment import (
     check_result,
 )
 from cerebrum_cli.engine import machine
-from cerebrum_cli.engine.build import Build, rebuild_command
+from cerebrum_cli.engine.build import Build, lacking, rebuild_command
 from cerebrum_cli.engine.state_store import STATE, list_names
 from cerebrum_cli.inference.loading import BackendFactory, ReplySource, Resources, open_model
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest
@@ -205,7 +205,7 @@ def _check_self_test_gpu(context: DoctorContext) -> CheckResult | None:
 def _unusable(context: DoctorContext) -> str:
     """Why no model can be loaded; empty if one can."""
     try:
-        unsupported = context.build().unsupported_features(machine.processor_flags())
+        unsupported = lacking(context.build().cpu_features, machine.processor_flags())
     except EngineError:
         return "llama.cpp cannot be loaded"
     return f"this CPU lacks {', '.join(unsupported)}" if unsupported else ""

@@ -53,15 +53,6 @@ class Build:
     def cpu_features(self) -> tuple[str, ...]:
         return tuple(name for name, value in self.features.get("CPU", {}).items() if value != "0")
 
-    def unsupported_features(self, flags: frozenset[str] | None) -> tuple[str, ...]:
-        """Features the build uses but a CPU with these flags lacks; empty if the flags are unknown."""
-        return lacking(self.cpu_features, flags)
-
-    def unused_features(self, flags: frozenset[str] | None) -> tuple[str, ...]:
-        return tuple(
-            name for name in KEY_FEATURES if CPU_FLAGS[name] in (flags or ()) and name not in self.cpu_features
-        )
-
 
 def lacking(features: Iterable[str], flags: frozenset[str] | None) -> tuple[str, ...]:
     """Features that a CPU with these flags lacks; empty if the flags are unknown."""
