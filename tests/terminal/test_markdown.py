@@ -21,20 +21,11 @@ from screen import Screen, ScreenFile, render_whole, rendered_lines
 
 from cerebrum_cli.terminal.markdown import renderer as markdown
 from cerebrum_cli.terminal.markdown.code_blocks import (
-    CLOSINGS,
-    CODE,
-    END,
-    OPENINGS,
-    TextPosition,
     code_blocks,
-    code_lines,
     find_code,
-    highlight_chunks,
     parse,
-    slice_tokens,
-    split_leaves,
 )
-from cerebrum_cli.terminal.markdown.elements import STYLES, render_rows
+from cerebrum_cli.terminal.markdown.elements import STYLES
 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 DOCUMENT = """# Title
@@ -405,27 +396,3 @@ def test_recorded_stream_ends_like_the_document_with_its_colors(name: str, colum
     stream.close()
     assert screen(window).lines == expected.lines
     assert screen(window).styled_cells == expected.styled_cells
-
-
-@pytest.mark.parametrize("name", STREAMS)
-def test_slices_of_a_reply_render_like_the_whole(name: str) -> None:
-    window = console(50, 24)
-    tokens = parse("".join(STREAMS[name]))
-    expected = render_rows(window, window.options, slice_tokens(tokens, TextPosition(), END))
-    for position in positions(name):
-        before = render_rows(window, window.options, slice_tokens(tokens, TextPosition(), position))
-        assert before + render_rows(window, window.options, slice_tokens(tokens, position, END)) == expected, position
-
-
-def positions(name: str) -> list[TextPosition]:
-    """Every position at which a reply can be split."""
-    leaves = [
-        step[0] for step in split_leaves(parse("".join(STREAMS[name]))) if step[0].type not in (*OPENINGS, *CLOSINGS)
-    ]
-    lines = [
-        TextPosition(leaf, end)
-        for leaf, token in enumerate(leaves)
-        if token.type in CODE
-        for _, end in highlight_chunks(len(code_lines(token)))
-    ]
-    return [*(TextPosition(leaf) for leaf in range(len(leaves) + 1)), *lines]
