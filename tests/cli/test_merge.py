@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import shutil
-import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from command_line import COMMAND
+from command_line import COMMAND, assert_error
 from merges import (
     FOUR_LAYERS,
     OUT,
@@ -30,8 +29,6 @@ from merges import (
 )
 from person import Person
 from tiny_models import write_quantized
-
-from cerebrum_cli.core.files import fsync_directory
 
 pytestmark = pytest.mark.slow
 
@@ -120,17 +117,6 @@ def test_merge_type_converts_all_matrices(home: Home) -> None:
     assert (done.code, done.object["completion_tokens"]) == (0, 4), done.err
 
 
-def test_merge_interrupt_after_renaming_registers_the_model(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt_and_sync(folder: Path) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        fsync_directory(folder)
-
-    monkeypatch.setattr("cerebrum_cli.core.files.fsync_directory", interrupt_and_sync)
-    done = home.merge(*OUT)
-    exists = "out.gguf" in home.files
-    assert ([row["name"] for row in home.rows], "nothing was written" in done.err) == (["out"] * exists, not exists)
-
-
 def test_merge_result_is_listed_and_shown_like_other_models(home: Home) -> None:
     assert home.run("pull", home.model).code == 0
     home.merge_to_out()
@@ -215,29 +201,6 @@ def test_merge_reports_ignored_keys_of_a_recipe(home: Home) -> None:
     assert home.run(*arguments, "-q").err == ""
 
 
-def test_merge_with_a_broken_pipe_is_registered(home: Home) -> None:
-    process = home.command.start("merge", "twice.yaml", "--source", f"tiny={home.model.name}", *OUT)
-    assert process.stdout and process.stderr
-    process.stdout.close()
-    assert process.stderr.read() is not None
-    process.stderr.close()
-    assert process.wait(60) == 0
-    assert [row["name"] for row in home.rows] == ["out"]
-
-
-def test_merge_that_cannot_be_registered_keeps_its_file(home: Home) -> None:
-    lock = home.path / "data" / "cerebrum" / "models" / "registry.lock"
-    lock.mkdir(parents=True)
-    done = home.merge(*OUT)
-    assert (done.code, done.out) == (1, "")
-    *_, problem, hint = done.err.splitlines()
-    assert problem == f"error: out.gguf is complete, but not registered: {lock}: Is a directory"
-    assert hint == " hint: check its permissions, then run cerebrum pull out.gguf --name out"
-    lock.rmdir()
-    assert home.run("pull", "out.gguf", "--name", "out").code == 0
-    assert [row["name"] for row in home.rows] == ["out"]
-
-
 # What is refused, with one line for the problem and one for the fix.
 
 
@@ -255,19 +218,14 @@ ONCE = "give --source tiny=MODEL once"
         (["-o", "no/out.gguf"], "-o no/out.gguf: directory no does not exist", "create it first, or write elsewhere"),
         (["-o", "a.gguf"], "-o a.gguf: is a directory", "name a file"),
         (["-o", PART], f"-o {PART}: is the name of one part of a split model", "omit the part number"),
-        (["-o", PART, "--dry-run"], f"-o {PART}: is the name of one part of a split model", "omit the part number"),
         (["-o", MODEL, *SOURCE], f"{MODEL} is a source of this merge", "choose another output file"),
         (["-o", "link.gguf", *SOURCE], "link.gguf is a source of this merge", "choose another output file"),
         ([*OUT, "--name", "starter"], "the name starter belongs to another model", "choose another with --name"),
         ([*OUT, "--name", "SMALL"], "the name SMALL belongs to another model", "choose another with --name"),
         ([*OUT, "--source", "tidy=b"], "--source tidy=b: the recipe does not name this model", USE),
         ([*OUT, "--source", "tiny"], "--source tiny: the recipe does not name this model", USE),
-        ([*OUT, "--source", "=b"], "--source =b: the recipe does not name this model", USE),
-        ([*OUT, "--source", "TINY=b"], "--source TINY=b: the recipe does not name this model", USE),
-        ([*OUT, "--source", "tiny ="], "--source tiny =: the recipe does not name this model", USE),
         ([*OUT, "--source", "tiny="], "--source tiny=: no model after the =", ONCE),
         ([*OUT, *SOURCE, "--source", "tiny=x.gguf"], "--source tiny=x.gguf: a second model for tiny", ONCE),
-        ([*OUT, *SOURCE, *SOURCE], "--source tiny=Tiny-Q4_K_M.gguf: a second model for tiny", ONCE),
     ],
 )
 def test_merge_refuses_invalid_options(arguments: list[str], problem: str, hint: str, home: Home) -> None:
@@ -283,7 +241,6 @@ def test_merge_refuses_invalid_options(arguments: list[str], problem: str, hint:
     ("recipe", "problem"),
     [
         ("none.yaml", "none.yaml: no such recipe"),
-        ("starter", "starter: no such recipe"),
         ("a", "a: cannot be read: Is a directory"),
         ("Tiny-Q4_K_M.gguf", "Tiny-Q4_K_M.gguf: larger than 1048576 bytes"),
         ("short.gguf", "short.gguf: not UTF-8 text"),
@@ -294,49 +251,28 @@ def test_merge_reports_what_is_not_a_recipe(recipe: str, problem: str, home: Hom
     (home.path / "a").mkdir()
     (home.path / "short.gguf").write_bytes(b"GGUF\xff")
     (home.path / "broken.yaml").write_text(TWICE.replace("[0, 4]", "[4, 0]"))
-    done = home.run("merge", recipe, *OUT)
-    error, hint = done.err.splitlines()
-    assert (done.code, done.out, error) == (2, "", f"error: {problem}")
-    assert hint.startswith(" hint: ")
+    assert_error(home.run("merge", recipe, *OUT), 2, problem)
 
 
 def test_merge_reports_missing_models_with_a_hint(home: Home) -> None:
     (home.path / "published.yaml").write_text(stack(("/home/him/Tiny", 0, 4)))
-    (home.path / "spaced.yaml").write_text(stack(("my model", 0, 4)))
+    name_it = "name the model to use: --source /home/him/Tiny=MODEL"
     for arguments, error, hint in (
-        (
-            ["published.yaml"],
-            "the recipe's model /home/him/Tiny: /home/him/Tiny: file not found",
-            "name the model to use: --source /home/him/Tiny=MODEL",
-        ),
+        (["published.yaml"], "the recipe's model /home/him/Tiny: /home/him/Tiny: file not found", name_it),
         (["published.yaml", "--source", "/home/him/Tiny=./no.gguf"], "no.gguf: file not found", "check the path"),
-        (
-            ["spaced.yaml"],
-            "the recipe's model my model: unknown model 'my model'",
-            "name the model to use: --source my model=MODEL",
-        ),
         (["cerebrum-12b", "--offline"], "cerebrum-7b is not downloaded", "cerebrum pull cerebrum-7b"),
         (["twice.yaml", "--dry-run"], "tiny is not downloaded", "cerebrum pull tiny"),
     ):
-        done = home.run("merge", *arguments, *OUT)
-        assert (done.code, done.out) == (3, "")
-        assert done.err.startswith(f"error: {error}\n hint: {hint}")
-    done = home.run("merge", "published.yaml", "--source", "/home/him/Tiny=Tiny-Q4_K_M.gguf", *OUT)
-    assert (done.code, home.rows[0]["merged_from"]) == (0, ["Tiny-Q4_K_M.gguf"])
-
-
-def test_merge_published_recipe_needs_source_options(home: Home) -> None:
+        assert_error(home.run("merge", *arguments, *OUT), 3, error, hint)
     names = ("mistralai/Mistral-7B-v0.1", "teknium/OpenHermes-2.5-Mistral-7B")
     mix = f"merge_method: slerp\nbase_model: {names[0]}\nparameters: {{t: 0.5}}\nmodels: [{{model: {names[0]}}}, "
     for text in (f"{mix}{{model: {names[1]}}}]", stack(*((each, 0, 4) for each in names))):
         (home.path / "published.yaml").write_text(text)
         for more in ("--offline", "--dry-run"):
-            done = home.run("merge", "published.yaml", *OUT, more)
-            error, hint = done.err.splitlines()
-            assert (done.code, done.out, names[0] in error) == (3, "", True)
-            assert f"--source {names[0]}=MODEL" in hint
+            assert_error(home.run("merge", "published.yaml", *OUT, more), 3, f"--source {names[0]}=MODEL")
     given = [part for each in names for part in ("--source", f"{each}={home.model.name}")]
     assert home.run("merge", "published.yaml", *OUT, *given).code == 0
+    assert home.rows[0]["merged_from"] == ["Tiny-Q4_K_M.gguf"]
 
 
 def test_merge_reports_too_little_disk_space_before_writing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,13 +287,4 @@ def test_merge_reports_too_little_disk_space_before_writing(home: Home, monkeypa
 def test_merge_refuses_a_mixtral_with_one_tensor_per_expert(home: Home) -> None:
     write_weights(home.path / "old.gguf", {"blk.0.ffn_gate.0.weight": np.ones((32, 32))})
     done = home.run("merge", "twice.yaml", *OUT, "--source", "tiny=old.gguf")
-    assert (done.code, done.err.count("\n")) == (1, 2)
-    assert "made before April 2024 with one tensor per expert" in done.err
-
-
-@pytest.mark.parametrize("name", [f"{'x' * 300}.gguf", f"{'x' * 248}.gguf", f"{'ü' * 140}.gguf"])
-def test_merge_reports_a_file_name_that_is_too_long(name: str, home: Home) -> None:
-    done = home.merge("-o", name, "-q")
-    error, hint = done.err.splitlines()
-    assert (done.code in (1, 2), done.out, error[:7], hint[:7]) == (True, "", "error: ", " hint: "), done.err
-    assert (home.rows, home.files) == ([], ["Tiny-Q4_K_M.gguf", "twice.yaml"])
+    assert_error(done, 1, "made before April 2024 with one tensor per expert")
