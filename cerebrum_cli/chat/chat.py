@@ -13,7 +13,6 @@ from typing import Any
 
 from cerebrum_cli.chat.context_window import fit_session
 from cerebrum_cli.chat.history import (
-    Author,
     History,
     forced_tokens,
     has_valid_tokens,
@@ -58,10 +57,6 @@ class Chat:
     unprompted: Layer | None = None
     _counted: tuple[object, int] | None = field(default=None, init=False)
     _sampled: tuple[int | None, tuple[int, ...]] | None = field(default=None, init=False)  # of the message with this id
-
-    @property
-    def author(self) -> Author:
-        return Author(self.loaded.model, self.loaded.format_name)
 
     @property
     def messages(self) -> list[StoredMessage]:
@@ -355,7 +350,7 @@ class Chat:
         """
         settings, responder = settings or self.settings, self.loaded.responder
         session = self._update_session()
-        recorder = ReplyRecorder(self.history.store, session, self.author, settings, prefix_tokens, continued)
+        recorder = ReplyRecorder(self.history.store, session, self.loaded, settings, prefix_tokens, continued)
         try:
             yield from self.load()
             recorder.session, notice = fit_session(

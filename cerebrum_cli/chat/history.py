@@ -19,20 +19,13 @@ from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.core.events import Forced
 from cerebrum_cli.core.files import lock_file, remove
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings, wants_thought
+from cerebrum_cli.inference.loading import LoadedModel
 from cerebrum_cli.inference.reply import Reply
 from cerebrum_cli.models.model import Model, absolute_reference
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
 PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think")
-
-
-@dataclass(frozen=True, slots=True)
-class Author:
-    """Author of a reply: a model and its prompt format."""
-
-    model: Model
-    format: str
 
 
 @dataclass(slots=True)
@@ -122,10 +115,10 @@ class History:
         self.store.close()
 
     def record(
-        self, session: Session | None, conversation: Conversation, reply: Reply, author: Author, settings: Settings
+        self, session: Session | None, conversation: Conversation, reply: Reply, loaded: LoadedModel, settings: Settings
     ) -> Session:
         """Save the new messages of a conversation and its reply; without a session, create one."""
-        params = session_params(settings, author.model)
+        params = session_params(settings, loaded.model)
         with self.store.transaction():
             if session is None:
                 session = self.store.create(unused_session_name(self.store, conversation), "ask", params=params)
@@ -133,25 +126,25 @@ class History:
             session = self.store.update_session(
                 session,
                 system_prompt=conversation.system_prompt,
-                model=author.model.reference,
-                format=author.format,
-                params=others | author.model.adapter_params,
+                model=loaded.model.reference,
+                format=loaded.format_name,
+                params=others | loaded.model.adapter_params,
             )
             for message in conversation.messages[len(visible_messages(self.store, session)) :]:
                 session = self.store.add_message(session, message)
             return self.store.add_message(
-                session, Message("assistant", reply.text, reply.tokens), reply_metadata(reply, author, params)
+                session, Message("assistant", reply.text, reply.tokens), reply_metadata(reply, loaded, params)
             )
 
 
-def reply_metadata(reply: Reply, author: Author, params: dict[str, Any]) -> ReplyMetadata:
+def reply_metadata(reply: Reply, loaded: LoadedModel, params: dict[str, Any]) -> ReplyMetadata:
     finish = reply.finish
     return ReplyMetadata(
         reasoning=reply.reasoning,
         finish_reason=finish.reason,
-        model=author.model.reference,
-        format=author.format,
-        vocabulary=author.model.vocabulary,
+        model=loaded.model.reference,
+        format=loaded.format_name,
+        vocabulary=loaded.model.vocabulary,
         params=params,
         seed=finish.seed,
         timings={

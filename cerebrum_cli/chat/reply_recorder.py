@@ -7,13 +7,14 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.chat.history import Author, forced_tokens, reply_metadata, session_params
+from cerebrum_cli.chat.history import forced_tokens, reply_metadata, session_params
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.inference.loading import LoadedModel
 from cerebrum_cli.inference.reply import ReplyCollector, ReplyRequest
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import MajorityVote, run_vote
@@ -33,7 +34,7 @@ class ReplyRecorder:
 
     store: Store
     session: Session
-    author: Author
+    loaded: LoadedModel
     settings: Settings
     prefix_tokens: tuple[int, ...] = ()
     continued: StoredMessage | None = None
@@ -95,12 +96,12 @@ class ReplyRecorder:
 
     def _save(self, is_over: bool) -> None:
         """Save the reply so far, with what it continues; one that `is_over` before its end was cancelled."""
-        reply, model, before = self.collector.reply, self.author.model, self.continued
+        reply, model, before = self.collector.reply, self.loaded.model, self.continued
         params = session_params(self.settings, model)
         if reply:
             own = (each._replace(at=each.at + len(self.prefix_tokens)) for each in reply.finish.forced)
             forced = (*(forced_tokens(before.metadata) if before else ()), *own)
-            metadata = reply_metadata(replace(reply, finish=replace(reply.finish, forced=forced)), self.author, params)
+            metadata = reply_metadata(replace(reply, finish=replace(reply.finish, forced=forced)), self.loaded, params)
         else:
             reason = "cancelled" if is_over else None
             metadata = ReplyMetadata(None, reason, model.reference, vocabulary=model.vocabulary, params=params)

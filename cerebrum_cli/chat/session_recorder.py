@@ -58,11 +58,8 @@ class SessionRecorder:
         """Save the exchange; a failure is a notice, since the answer stands."""
         if not self._saves:
             return
-        from cerebrum_cli.chat.history import Author
-
-        author = Author(loaded.model, loaded.format_name)
         try:
-            self.saved_as = self._history.record(self.session, conversation, reply, author, settings).name
+            self.saved_as = self._history.record(self.session, conversation, reply, loaded, settings).name
         except SessionError as error:
             self._notify(NoticeEvent(f"this exchange was not saved: {error.message}", error.hint))
 

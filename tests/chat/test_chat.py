@@ -282,7 +282,7 @@ def test_change_settings_switches_the_model_within_a_session(chat: Chat, store: 
     assert text(chat.send("Two?")) == "Second."
     session = store.find("one")
     assert session
-    assert (session.model, chat.author.model.reference) == ("large", "large")
+    assert (session.model, chat.loaded.model.reference) == ("large", "large")
     assert [stored.metadata.model for stored in chat.messages[1::2]] == ["small", "large"]
 
 
@@ -406,7 +406,7 @@ def test_interrupted_model_change_restores_the_previous_model(start_chat: Callab
     change = chat.change_settings({"model": "large", "ctx": 100})
     next(change)
     change.close()
-    assert chat.author.model.reference == "small"
+    assert chat.loaded.model.reference == "small"
     assert text(chat.send("Two?")) == "Second."
 
 

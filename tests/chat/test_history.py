@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from chats import children
@@ -18,7 +20,6 @@ from scripted_command import run_here
 
 from cerebrum_cli.chat.context_window import DROP_FRACTION, REPLY_FRACTION, DroppedTurns, drop_oldest, turns_to_drop
 from cerebrum_cli.chat.history import (
-    Author,
     History,
     continue_session,
     load_conversation,
@@ -53,7 +54,7 @@ FINISH = FinishEvent(
 FOUR = Reply("Four.", "2 and 2", FINISH, (7, 8))
 SIX = Reply("Six.", None, FINISH, (9,))
 MODEL = Model("mine", (NANO,), file=RegistryEntry("mine", NANO, 1, "00", 1, "local"))
-AUTHOR = Author(MODEL, "chatml")
+LOADED: Any = SimpleNamespace(model=MODEL, format_name="chatml")
 BIASES = (TokenBias(42, -1.5), TokenBias("hello", 2.0))
 SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",), logit_bias=BIASES)
 PARAMS = {
@@ -89,7 +90,7 @@ other_history = history  # that of another process
 
 
 def test_record_stores_how_the_reply_was_generated(history: History) -> None:
-    question, reply = history.store.messages(history.record(None, SUM, FOUR, AUTHOR, SETTINGS))
+    question, reply = history.store.messages(history.record(None, SUM, FOUR, LOADED, SETTINGS))
     assert question.metadata == ReplyMetadata()
     assert reply.metadata == ReplyMetadata(
         reasoning="2 and 2",
@@ -106,12 +107,12 @@ def test_record_stores_how_the_reply_was_generated(history: History) -> None:
 def test_record_is_atomic(history: History) -> None:
     unstorable = replace(FOUR, finish=replace(FINISH, seed=2**70))
     with pytest.raises(OverflowError):
-        history.record(None, SUM, unstorable, AUTHOR, SETTINGS)
+        history.record(None, SUM, unstorable, LOADED, SETTINGS)
     assert (history.store.summaries(), children(history.store, None)) == ([], [])
 
 
 def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: History) -> None:
-    answered = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
+    answered = history.record(None, SUM, FOUR, LOADED, SETTINGS)
     history.store.add_message(answered, Message("user", "And 3 + 3?"))
     session = history.acquire_latest()
     whole = SUM.assistant("Four.", (7, 8)).user("And 3 + 3?").assistant("")
@@ -124,7 +125,7 @@ def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: Hi
 def test_history_acquires_sessions_by_valid_names_only(history: History) -> None:
     with pytest.raises(SessionError, match="no session to continue"):
         history.acquire_latest()
-    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
+    session = history.record(None, SUM, FOUR, LOADED, SETTINGS)
     assert history.acquire_named(session.name) == session
     assert history.acquire_named("tea") is None
     for name in ("", " tea", "a\nb"):
@@ -156,23 +157,23 @@ def test_suggest_name_uses_the_first_words(question: str, name: str) -> None:
 def test_continue_session_replaces_the_system_prompt_if_given(history: History) -> None:
     question = Conversation(system_prompt="of the settings").user("And 3 + 3?")
     for own, instead, prompt in (("own", None, "own"), (None, None, None), ("own", "now", "now"), ("own", "", "")):
-        session = history.record(None, replace(SUM, system_prompt=own), FOUR, AUTHOR, SETTINGS)
+        session = history.record(None, replace(SUM, system_prompt=own), FOUR, LOADED, SETTINGS)
         whole = continue_session(history.store, session, MODEL, question, instead)
         assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8)).user("And 3 + 3?")
-        history.record(session, whole, SIX, AUTHOR, SETTINGS)
+        history.record(session, whole, SIX, LOADED, SETTINGS)
         assert history.store.conversation(history.acquire_latest()) == whole.assistant("Six.", (9,))
 
 
 def test_load_conversation_drops_tokens_of_unfinished_reasoning(history: History) -> None:
     """Its markup is unclosed, so everything after it would be reasoning."""
     truncated = Reply("", "2 and", replace(FINISH, reason="cancelled"), (7,))
-    session = history.record(None, SUM, truncated, AUTHOR, SETTINGS)
+    session = history.record(None, SUM, truncated, LOADED, SETTINGS)
     assert load_conversation(history.store, session, MODEL) == SUM.assistant("")
     assert history.store.messages(session)[-1].message.tokens == (7,)
 
 
 def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: History, chatml_model: Path) -> None:
-    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
+    session = history.record(None, SUM, FOUR, LOADED, SETTINGS)
     assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.", (7, 8))
     renamed = Model("other", (NANO,), file=RegistryEntry("other", NANO, 1, "00", 1, "local"))
     for other in (replace(MODEL, paths=(chatml_model,)), renamed):
@@ -215,7 +216,7 @@ def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: Hist
     reply = collected(True)
     assert (collected(False).text, collected(False).tokens) == ("Four", (5, 6, 7))
     assert (reply.tokens, reply.sampled) == (None, (5, 6, 7))
-    session = history.record(None, SUM, reply, AUTHOR, SETTINGS)
+    session = history.record(None, SUM, reply, LOADED, SETTINGS)
     assert history.store.conversation(session) == SUM.assistant("Four")
 
 
