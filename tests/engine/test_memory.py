@@ -61,9 +61,10 @@ def metal(free: int) -> Device:
     return Device("MTL0", "Apple M2", free, free, is_unified=True)
 
 
-def logged_mib(path: Path, options: ContextOptions) -> float:
+def logged_mib(path: Path, options: ContextOptions, monkeypatch: pytest.MonkeyPatch) -> float:
     """Load a model without offloading and repacking, and sum the buffers that llama.cpp logs."""
-    log.lines.clear()
+    logged: list[str] = []
+    monkeypatch.setattr(log, "forward", logged.append)
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, False
     model = llama.llama_model_load_from_file(str(path).encode(), params)
@@ -71,7 +72,7 @@ def logged_mib(path: Path, options: ContextOptions) -> float:
     assert context
     llama.llama_free(context)
     llama.llama_model_free(model)
-    lines = [line for line in log.lines if "buffer size =" in line]
+    lines = [line for line in logged if "buffer size =" in line]
     assert any("compute" in line for line in lines)
     return sum(float(size) for line in lines for size in re.findall(r"buffer size =\s+([\d.]+) MiB", line))
 
@@ -96,17 +97,15 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_plan_is_within_a_tenth_of_logged_buffers(
     model: str, options: ContextOptions, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "forward", lambda _: None)
     path: Path = request.getfixturevalue(model)
     planned = memory_needs(read_header(path).sizes, options).total / MIB
-    assert planned == pytest.approx(logged_mib(path, options), rel=0.1, abs=0.1)
+    assert planned == pytest.approx(logged_mib(path, options, monkeypatch), rel=0.1, abs=0.1)
 
 
 def test_plan_of_a_quantized_cache_is_within_a_tenth(monkeypatch: pytest.MonkeyPatch, starter: Path) -> None:
-    monkeypatch.setattr(log, "forward", lambda _: None)
     options = ContextOptions(8192, 1, 1, 128, cache_type_k="q8_0", cache_type_v="q8_0")
     planned = memory_needs(read_header(starter).sizes, options).total / MIB
-    assert planned == pytest.approx(logged_mib(starter, options), rel=0.1)
+    assert planned == pytest.approx(logged_mib(starter, options, monkeypatch), rel=0.1)
 
 
 def plan(

@@ -26,10 +26,9 @@ DEBUG, WARNING, CONTINUED = 1, 3, 5  # ggml's log levels; 2 is info, 4 error
 
 
 class Log:
-    """The last lines of llama.cpp's log, forwarded to a listener if there is one."""
+    """The last problems in llama.cpp's log, all of which is forwarded to a listener if there is one."""
 
     def __init__(self) -> None:
-        self.lines: deque[str] = deque(maxlen=200)
         self.problems: deque[str] = deque(maxlen=20)
         self.forward: Callable[[str], None] | None = None
         self._open = ""
@@ -44,7 +43,6 @@ class Log:
         self._open += text.decode("utf-8", "replace")
         while "\n" in self._open:
             line, self._open = self._open.split("\n", 1)
-            self.lines.append(line)
             if self._level >= WARNING:
                 self.problems.append(line)
             if self.forward is not None:

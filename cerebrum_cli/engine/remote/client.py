@@ -183,7 +183,7 @@ class Client:
                     if event.data != DONE:
                         yield _checked(json.loads(event.data))
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         await self._http.aclose()
 
     @contextlib.contextmanager

@@ -113,7 +113,7 @@ class HttpServer(Server):
         self.limit = self.window = min(self._window or info.slots, info.slots)
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._client.aclose()
 
     async def answer(self, job: PoolJob) -> None:
         request, info = job.samples[0].request, self._info
@@ -210,11 +210,8 @@ def probe(endpoint: Endpoint) -> ServerInfo:
     """
 
     async def ask() -> ServerInfo:
-        client = Client(endpoint)
-        try:
+        async with contextlib.aclosing(Client(endpoint)) as client:
             return await describe(client, endpoint)
-        finally:
-            await client.close()
 
     try:
         return asyncio.run(ask())
