@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from nano.questions import held_out
 from waiting import wait_until
 
 from cerebrum_cli.core.events import SHOWN_ERRORS
-from cerebrum_cli.eval.questions import MAX_SAMPLES, SAMPLE_KEYS
+from cerebrum_cli.eval.questions import SAMPLE_KEYS
 
 MODEL = ("-m", str(MODEL_FILE), "--format", "cerebrum")
 
@@ -87,19 +85,16 @@ def test_larger_limit_and_samples_extend_a_run(command: CommandLine, sums: Path,
     run, whole = tmp_path / "run.jsonl", tmp_path / "whole.jsonl"
     sampled = ("--temperature", "0.8", "-o")
     assert run_eval(command, sums, "--limit", "20", *sampled, run).code == 0
-    first = samples_of(run)
-    assert record_of(run)["notes"]["timed_samples"] == 20
-    seconds = record_of(run)["notes"]["seconds"]
-    assert "40 of 40 questions done, accuracy" in run_eval(command, sums, *sampled, run).err
-    assert samples_of(run)[:20] == first
-    assert record_of(run)["notes"]["timed_samples"] == 40
-    assert record_of(run)["notes"]["seconds"] > seconds
-    assert run_eval(command, sums, "--samples", "3", *sampled, run).object["samples"] == 3
-    assert record_of(run)["notes"]["timed_samples"] == 120
-    done = run_eval(command, sums, "--samples", "3", *sampled, whole)
+    first, notes = samples_of(run), record_of(run)["notes"]
+    assert notes["timed_samples"] == 20
+    done = run_eval(command, sums, "--samples", "2", *sampled, run)
     assert f"40 of 40 questions done, accuracy {done.object['accuracy']:.3f} (" in done.err
+    assert (done.object["samples"], samples_of(run)[:40:2]) == (2, first)
+    assert record_of(run)["notes"]["timed_samples"] == 80
+    assert record_of(run)["notes"]["seconds"] > notes["seconds"]
+    assert run_eval(command, sums, "--samples", "2", *sampled, whole).code == 0
     assert [sample["text"] for sample in samples_of(run)] == [sample["text"] for sample in samples_of(whole)]
-    assert len({sample["seed"] for sample in samples_of(run)}) == 120
+    assert len({sample["seed"] for sample in samples_of(run)}) == 80
 
 
 def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums: Path, tmp_path: Path) -> None:
@@ -117,31 +112,6 @@ def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums:
         assert done.code == 1
         assert difference in done.err.splitlines()[0]
     assert run.read_bytes() == before
-
-
-@pytest.mark.slow
-def test_killed_run_loses_and_repeats_no_sample(command: CommandLine, sums: Path, tmp_path: Path) -> None:
-    run, whole, chance = tmp_path / "run.jsonl", tmp_path / "whole.jsonl", random.Random(18)
-    arguments = ("eval", sums, *MODEL, "--samples", "4", "--parallel", "4", "-q", "-o")
-    partial = Path(f"{run}.partial")
-    finished: list[str] = []
-    for _ in range(3):
-        process = command.start(*arguments, run)
-        while process.poll() is None and len(complete_lines(partial)) <= len(finished):
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.2))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        if run.exists():
-            break
-        lines = complete_lines(partial)
-        assert lines[: len(finished)] == finished
-        finished = lines
-    assert command.run(*arguments, run).code == command.run(*arguments, whole).code == 0
-    assert len(samples_of(run)) == 160
-    for sample, other in zip(samples_of(run), samples_of(whole), strict=True):
-        assert sample.pop("probability") == pytest.approx(other.pop("probability"), abs=0.001)  # rounding
-        assert sample == other
 
 
 def start_eval(command: CommandLine, sums: Path, run: Path) -> subprocess.Popen[bytes]:
@@ -182,8 +152,6 @@ def test_bad_rows_are_named_and_not_counted(command: CommandLine, tmp_path: Path
     done = command.run("eval", many, *MODEL, "-o", tmp_path / "many.out")
     assert (done.code, "more lines skipped" in done.err) == (6, True)
     assert ["invalid", "rows", "12"] in [line.split() for line in done.out.splitlines()]
-    assert f"line 13 of {many}" not in done.err
-    assert all(line.strip() for line in done.err.splitlines())
 
 
 @pytest.mark.slow
@@ -201,14 +169,6 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
         assert (done.code, done.out) == (6, "")
         assert done.err.startswith("error: no sample of none.out counts: the prompt has at least")
     assert problem(command.run("runs", "show", tmp_path / "none.out")).startswith("error: no sample of none.out counts")
-
-
-def test_eval_writes_no_run_over_its_questions(command: CommandLine, sums: Path) -> None:
-    before = sums.read_bytes()
-    done = run_eval(command, sums, "--restart", "-o", sums)
-    assert problem(done) == f"error: the output would overwrite the input {sums}"
-    assert sums.read_bytes() == before
-    assert problem(run_eval(command, sums, "-o", "-")) == "error: -o is `-`, but a run is a file"
 
 
 @pytest.mark.slow
@@ -323,17 +283,18 @@ def test_dry_run_estimates_only_the_missing_samples(command: CommandLine, sums: 
     [
         (("gsm8",), "unknown task 'gsm8'"),
         (("none.jsonl",), "none.jsonl: No such file or directory"),
-        (("x" * 300,), "unknown task 'xxx"),
         (("humaneval",), "this task runs programs that the model writes"),
         (("humaneval", "--run-code", "--match", "exact"), "--match has no effect on humaneval"),
         (("gsm8k", "--run-code"), "--run-code applies only to humaneval"),
         (("gsm8k", "--samples", "0"), "--samples is 0"),
-        (("gsm8k", "--samples", f"{MAX_SAMPLES + 1}"), f"--samples is {MAX_SAMPLES + 1}"),
+        (("gsm8k", "-o", "-"), "-o is `-`, but a run is a file"),
+        (("mine.jsonl", "-o", "mine.jsonl"), "the output would overwrite the input mine.jsonl"),
         (("gsm8k", "--preset", "cerebrum"), "unknown preset 'cerebrum'"),
         (("gsm8k", "--match", "same"), "--match is 'same'"),
     ],
 )
 def test_invalid_eval_is_one_line_and_a_hint(command: CommandLine, arguments: tuple[str, ...], message: str) -> None:
+    write_questions(command.home / "mine.jsonl", [{"question": "What is 3 plus 4?", "answer": 7}])
     done = command.run("eval", *arguments, *MODEL, "--offline")
     assert problem(done).startswith(f"error: {message}")
     assert len(done.err.splitlines()) == 2
