@@ -164,18 +164,18 @@ def test_run_in_progress_is_not_deleted(store: RunStore) -> None:
 def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a.jsonl", [sample(1)], 1)
 
-    def refused(difference: str, samples: Sequence[Sample] = (sample(1),), k: int = 1, **changed: str) -> None:
+    def refused(difference: str, changed: dict[str, str], samples: Sequence[Sample] = (sample(1),), k: int = 1) -> None:
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
         other = write_run(path, samples, len(samples) // k, k, condition={**CONDITION, **changed})
         with pytest.raises(UsageError, match=f"they differ in {re.escape(difference)}"):
             compare_runs(first, other)
 
-    refused("question file", **{"question file": "x"})
-    refused("match", match="exact")
-    refused("system (none and d)", system="d")
-    refused("question file and system (none and d)", **{"question file": "c" * 64, "system": "d"})
-    refused("number of questions (1 and 2)", [sample(1), sample(2)])
-    refused("number of samples (1 and 2)", [sample(1), sample(1, 1)], 2)
+    refused("question file", {"question file": "x"})
+    refused("match", {"match": "exact"})
+    refused("system (none and d)", {"system": "d"})
+    refused("question file and system (none and d)", {"question file": "c" * 64, "system": "d"})
+    refused("number of questions (1 and 2)", {}, [sample(1), sample(2)])
+    refused("number of samples (1 and 2)", {}, [sample(1), sample(1, 1)], 2)
 
 
 def test_runs_of_other_models_are_compared(tmp_path: Path) -> None:
