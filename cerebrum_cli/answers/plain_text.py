@@ -42,7 +42,6 @@ def rewriting(*rows: tuple[str, str | Callable[[re.Match[str]], str]], flags: in
 
 
 def rewritten(text: str, rows: Rewriting) -> str:
-    """Replace each pattern in turn."""
     for pattern, replacement in rows:
         text = pattern.sub(replacement, text)
     return text
@@ -106,7 +105,6 @@ def trimmed(text: str) -> str:
 
 
 def sentences(line: str) -> list[str]:
-    """Sentences of a line, each with its full stop."""
     starts = [0]
     for mark in BREAK.finditer(line):
         if mark[0] not in "([{)]}" and sentence_stop(line, mark) is not None and not _after(line, mark).islower():
@@ -133,5 +131,4 @@ def _after(line: str, mark: re.Match[str]) -> str:
 
 
 def has_content(text: str) -> bool:
-    """Whether a text has a letter or a digit."""
     return re.search(r"[^\W_]", text) is not None

@@ -110,8 +110,7 @@ def identify(path: Path) -> Identity | None:
     """Size and hash of a file; None if it does not exist."""
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            return Identity(size, hashlib.file_digest(file, "sha256").hexdigest())
+            return Identity(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
     except FileNotFoundError:
         return None
 
@@ -152,7 +151,6 @@ class BatchRecord:
 
     @property
     def counts(self) -> RowCounts:
-        """Counts of a complete result."""
         return RowCounts(self.failed or 0, self.truncated or 0, self.undecided or 0)
 
     @property

@@ -183,8 +183,7 @@ class TableRows:
 
     def find(self, lines: Iterable[bytes], start: int) -> Iterator[int]:
         """Yield the offsets of the rows in a whole input that begins at `start`. Raises UsageError for bad quoting."""
-        records = _records(lines, self.delimiter, start)
-        return (offset for offset, _ in islice(records, 1, None))  # without the header
+        return (offset for offset, _ in islice(_records(lines, self.delimiter, start), 1, None))  # without the header
 
     def read(self, number: int, lines: Iterable[bytes]) -> Row:
         """Read the row that begins with the first of some lines."""

@@ -31,8 +31,7 @@ class Schema:
 
 def with_optional(keys: tuple[str, ...], optional: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """The lists of keys with any of the optional ones behind them, in order."""
-    counts = range(len(optional) + 1)
-    return tuple((*keys, *more) for count in counts for more in combinations(optional, count))
+    return tuple((*keys, *more) for count in range(len(optional) + 1) for more in combinations(optional, count))
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,8 +140,7 @@ def _check_hugging_face_cache(context: DoctorContext) -> CheckResult:
     if not directory.path.is_dir():
         return check_result(f"none yet: {directory.path}", warning)
     models = list(context.library.cache.models())
-    blobs = {blob for model in models for blob in model.blobs}
-    size = format_size(sum(blob.stat().st_size for blob in blobs))
+    size = format_size(sum(blob.stat().st_size for blob in {blob for model in models for blob in model.blobs}))
     return check_result(f"{directory.path}: {format_count(len(models), 'GGUF model')}, {size}", warning)
 
 
@@ -197,9 +196,7 @@ def _check_self_test(context: DoctorContext) -> CheckResult:
 
 
 def _check_self_test_gpu(context: DoctorContext) -> CheckResult | None:
-    if _unusable(context) or not context.build().devices:
-        return None
-    return run_selftest(context, on_gpu=True)
+    return None if _unusable(context) or not context.build().devices else run_selftest(context, on_gpu=True)
 
 
 def _unusable(context: DoctorContext) -> str:

@@ -73,7 +73,6 @@ class CheckedServer:
 
 
 def run_server_checks(context: DoctorContext, endpoints: Sequence[Endpoint]) -> Iterator[CheckResult]:
-    """Run the checks on one server after the other."""
     for endpoint in endpoints:
         server = CheckedServer(context, endpoint)
         with closing(server):
@@ -120,8 +119,7 @@ def _check_vocabulary(server: CheckedServer) -> CheckResult:
     try:
         model = context.library.resolve_vocabulary(context.settings.model)
     except ModelNotFound as error:
-        problem = f"skipped, along with all replies: {error.message}"
-        return check_result("", (problem, error.hint))
+        return check_result("", (f"skipped, along with all replies: {error.message}", error.hint))
     server.loaded = loaded = open_model(
         ReplySource(Resources(context.open_backend), model, server.settings, host=Servers([server.endpoint]))
     )

@@ -129,7 +129,6 @@ def _effective(value: float, error: float) -> float:
 
 
 def estimate(scores: Sequence[float], clusters: Clusters = None) -> Estimate:
-    """The mean of scores from 0 to 1, with its interval."""
     value = mean(scores)
     return Estimate(value, interval_of_totals(value, count_totals(scores, clusters)))
 

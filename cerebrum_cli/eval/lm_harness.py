@@ -66,7 +66,6 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     @property
     def max_length(self) -> int:
-        """Tokens of a text that can be evaluated."""
         return self._model.engine.context_size
 
     @property

@@ -123,20 +123,17 @@ def mark_answer(reply: Unmarked) -> Mark:
 
 
 def mark_exact(reply: Unmarked) -> Mark:
-    """Compare the whole reply, without the white space around it."""
     answer = reply.text.strip()
     return Mark(answer or None, reply.is_complete and answer == reply.question.gold.strip())
 
 
 def mark_contains(reply: Unmarked) -> Mark:
-    """Search the reply for the correct answer, in upper or lower case."""
     text, gold = reply.text.strip(), reply.question.gold.strip()
     is_found = gold.casefold() in text.casefold()
     return Mark(gold if is_found else text or None, is_found)
 
 
 def mark_regex(reply: Unmarked) -> Mark:
-    """Search the reply for the correct answer, a regular expression."""
     found = re.search(reply.question.gold, reply.text)
     return Mark(found[0] if found else reply.text.strip() or None, found is not None)
 
@@ -149,10 +146,8 @@ def chosen_letter(reply: Unmarked, answer: Extraction) -> str | None:
     text, question, is_complete = reply
     phrases = [answer.stated]
     if is_complete:
-        lines = (line for line in reversed(text.split("\n")) if line.strip())
-        phrases += [plain(next(lines, "")), answer.final]
-    letters = (letter_named(phrase, question.choices) for phrase in phrases if phrase)
-    return next(filter(None, letters), None)
+        phrases += [plain(text.rstrip().rpartition("\n")[2]), answer.final]
+    return next(filter(None, (letter_named(phrase, question.choices) for phrase in phrases if phrase)), None)
 
 
 def letter_named(phrase: str, choices: tuple[str, ...]) -> str | None:

@@ -58,8 +58,7 @@ def sample_seed(base: int, index: int, sample: int) -> int:
 
 
 def _rank(question: Question, seed: int) -> tuple[bytes, int]:
-    key = f"{seed} {type(question.id).__name__} {question.id}"
-    return hashlib.sha256(key.encode()).digest(), question.index
+    return hashlib.sha256(f"{seed} {type(question.id).__name__} {question.id}".encode()).digest(), question.index
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,6 @@ def read_questions(rows: Iterable[Row], fields: Fields | None = None, template: 
 
 
 def choice_lines(choices: Iterable[str]) -> str:
-    """List choices by letter, one a line."""
     return "\n".join(f"{letter}) {text}" for letter, text in zip(LETTERS, choices, strict=False))
 
 

@@ -56,7 +56,6 @@ class RunningScore:
         )
 
     def add(self, sample: Sample) -> None:
-        """Count a sample."""
         self.done += 1
         if sample.is_skipped:
             self.skipped += 1
@@ -156,7 +155,6 @@ def mean_accuracy(questions: Sequence[Sequence[Sample]]) -> Estimate:
 
 
 def accuracy_of(question: Sequence[Sample]) -> float:
-    """Share of a question's samples that are correct."""
     return mean([sample.correct for sample in question])
 
 

@@ -159,7 +159,6 @@ def read_run(path: Path) -> Run | None:
 
 
 def require_run(path: Path) -> Run:
-    """The run at a path. Raises UsageError if there is none."""
     run = read_run(path)
     if run is None:
         raise UsageError(f"{path} is not a run of cerebrum eval", "check the path")
@@ -191,7 +190,6 @@ def _has_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> bool:
 
 
 def form_of(sample: Sample) -> str | None:
-    """Normal form of a sample's answer; None without one."""
     return None if sample.answer is None else _canonical(sample.answer)
 
 

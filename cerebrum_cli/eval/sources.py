@@ -134,7 +134,6 @@ class LoadedTask:
 
     @property
     def samples(self) -> int:
-        """Samples of each question that the condition asks for."""
         return self.condition.samples if self.condition else 1
 
     @property

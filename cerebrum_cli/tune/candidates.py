@@ -181,7 +181,6 @@ def load_key(tuning: Tuning) -> tuple[bool | None, str | None]:
 
 
 def differences(tuning: Tuning, baseline: Tuning) -> Tuning:
-    """Settings that differ from the baseline."""
     return Tuning(**{name: value for name, value in tuning.overrides.items() if value != getattr(baseline, name)})
 
 

@@ -225,7 +225,6 @@ class Search:
         return job._replace(sequences=candidate.tuning.slots or job.sequences)
 
     def _update_best(self) -> None:
-        """Choose the best candidate for each use again."""
         for use in (use for use in USES if use.name in self.best):
             fastest = default = self.defaults[use.name]
             for each in self.candidates:

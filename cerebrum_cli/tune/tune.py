@@ -135,8 +135,7 @@ def search_space(model: Model, settings: Settings) -> SearchSpace:
 def trial_options(model: Model, settings: Settings) -> LoadOptions:
     """Load options of a chat without a profile. ModelFileError if the model cannot be loaded, or cannot answer."""
     require_generative(model.path, model.header)
-    repack = plan_repacking(model.quantization, True, architecture())
-    return replace(load_options(model, settings), repack=repack)
+    return replace(load_options(model, settings), repack=plan_repacking(model.quantization, True, architecture()))
 
 
 @contextmanager
