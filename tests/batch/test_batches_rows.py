@@ -327,6 +327,7 @@ def test_template_reads_only_fields() -> None:
         ("{ }", "field without a name in the template, at character 1"),
         ("Why? {{text}}", "the template has no field, so all prompts would be the same"),
         ("", "the template has no field, so all prompts would be the same"),
+        ("{question}", "a line of text has no field `question`"),
     ],
 )
 def test_invalid_template_is_a_usage_error(template: str, what: str) -> None:
@@ -394,11 +395,6 @@ def test_utf_16_input_is_refused() -> None:
         for encoding in ("utf-16", "utf-16-be"):
             with pytest.raises(UsageError, match="the input is UTF-16, not UTF-8"):
                 rows_in("\ufeffprompt\na".encode(encoding), shape)
-
-
-def test_template_of_a_text_file_has_only_its_line() -> None:
-    with pytest.raises(UsageError, match="a line of text has no field `question`"):
-        rows_in(b"a", "txt", template="{question}")
 
 
 INPUTS: list[tuple[Shape, str]] = [

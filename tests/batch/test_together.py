@@ -41,24 +41,16 @@ LONG = " and then ".join(f"Tom buys {number} apples" for number in range(60)) + 
 
 def open_engine(
     slots: int,
-    *,
     context_size: int = 512,
+    *,
     batch_invariant: bool = True,
     kv_unified: bool = False,
     states: StateStore | None = None,
 ) -> AbstractContextManager[LocalEngine]:
     """Start an engine with so many slots."""
-    options = LoadOptions(
-        GgufFile(NANO, 512, read_header(NANO).sizes),
-        ContextOptions(
-            context_size,
-            slots,
-            n_threads=1,
-            kv_unified=kv_unified,
-            batch_invariant=batch_invariant and not kv_unified,
-        ),
-        whole_context=kv_unified,
-    )
+    invariant = batch_invariant and not kv_unified
+    context = ContextOptions(context_size, slots, n_threads=1, kv_unified=kv_unified, batch_invariant=invariant)
+    options = LoadOptions(GgufFile(NANO, 512, read_header(NANO).sizes), context, whole_context=kv_unified)
     return loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop), states))
 
 
@@ -125,19 +117,12 @@ def test_single_rows_are_padded_from_a_position_on() -> None:
     assert pad(far) == ([far[0], TokenRow(2, 7, 9, False), far[1], TokenRow(6, 3, 7, False)], [0, 2])
     prefill = [TokenRow(0, 300, 1, False), TokenRow(0, 301, 2, True)]
     assert pad(prefill) == (prefill, [0, 1])
-
-
-def test_single_row_is_padded_below_the_last_or_a_full_slot() -> None:
-    last = TokenRow(6, 300, 9, True)
+    last, under_a_full_one = TokenRow(6, 300, 9, True), TokenRow(2, 300, 9, True)
     assert pad([last]) == ([TokenRow(5, 290, 9, False), last], [1])
-    under_a_full_one = TokenRow(2, 300, 9, True)
     assert pad([under_a_full_one]) == ([TokenRow(1, 400, 9, False), under_a_full_one], [1])
     assert pad([TokenRow(0, 300, 9, True)], slots=1) == ([TokenRow(0, 300, 9, True)], [0])
-
-
-def test_single_row_beside_the_padding_of_another_needs_none() -> None:
-    rows = [TokenRow(4, 300, 9, True), TokenRow(6, 300, 8, True)]
-    assert pad(rows) == ([rows[0], TokenRow(5, 290, 9, False), rows[1]], [0, 2])
+    beside_padding = [TokenRow(4, 300, 9, True), TokenRow(6, 300, 8, True)]
+    assert pad(beside_padding) == ([beside_padding[0], TokenRow(5, 290, 9, False), beside_padding[1]], [0, 2])
 
 
 def test_sequences_that_outgrow_memory_continue_in_more(

@@ -127,6 +127,13 @@ def test_doctor_prints_a_hostile_model_id_in_one_line(new_user: CommandLine, ser
     assert (done.code, len(line) < 300) == (0, True)
 
 
+def test_doctor_refuses_servers_it_cannot_reach(new_user: CommandLine, server: LlamaServer) -> None:
+    assert new_user.run("doctor", "--endpoint", "box").code == 2
+    done = check(new_user, server.url.replace("http:", "https:"))
+    assert (done.code, problems(done)) == (1, {"server": "failure"})
+    assert "no encrypted connection: " in by_name(done)["server"]["detail"]
+
+
 def test_doctor_sends_the_key_and_never_prints_it(new_user: CommandLine, server: LlamaServer) -> None:
     server.key = KEY
     done = check(new_user, server.url, CEREBRUM_API_KEY=KEY)
@@ -200,13 +207,3 @@ def test_doctor_reports_a_reply_that_fails(
     assert (done.code, problems(done)["reply"]) == (1, "failure")
     assert f"{server.url}: {detail}" in by_name(done)["reply"]["detail"]
     assert by_name(done)["reply"]["hint"]
-
-
-def test_doctor_names_a_server_without_encryption(new_user: CommandLine, server: LlamaServer) -> None:
-    done = check(new_user, server.url.replace("http:", "https:"))
-    assert (done.code, problems(done)) == (1, {"server": "failure"})
-    assert "no encrypted connection: " in by_name(done)["server"]["detail"]
-
-
-def test_doctor_refuses_an_unknown_endpoint(new_user: CommandLine) -> None:
-    assert new_user.run("doctor", "--endpoint", "box").code == 2

@@ -152,17 +152,20 @@ def store(tmp_path: Path) -> ProfileStore:
     return ProfileStore(tmp_path / "profiles", "here", "b1")
 
 
-def test_profile_store_saves_replaces_and_deletes(store: ProfileStore) -> None:
-    assert (store.find("sha 1"), store.find_other("sha 1")) == (None, None)
-    saved = profile(chat=replace(DEFAULT_USE, step_costs=STEP_COSTS), batch=TunedUse(ALL_SETTINGS, TUNED_SPEEDS, 1.2))
+@pytest.mark.parametrize("name", ["sha 1", "/m\udcff.gguf 1 2"])
+def test_profile_store_saves_replaces_and_deletes(store: ProfileStore, name: str) -> None:
+    assert (store.find(name), store.find_other(name)) == (None, None)
+    saved = profile(
+        name, chat=replace(DEFAULT_USE, step_costs=STEP_COSTS), batch=TunedUse(ALL_SETTINGS, TUNED_SPEEDS, 1.2)
+    )
     store.save(saved)
-    assert store.find("sha 1") == saved
-    assert store.find_other("sha 1") is None
+    assert store.find(name) == saved
+    assert store.find_other(name) is None
     newer = replace(saved, created="2027-01-01T00:00:00+00:00")
     store.save(newer)
-    assert store.find("sha 1") == newer
-    store.delete("sha 1")
-    assert store.find("sha 1") is None
+    assert store.find(name) == newer
+    store.delete(name)
+    assert store.find(name) is None
 
 
 def test_profile_store_separates_machines_builds_and_models(store: ProfileStore, tmp_path: Path) -> None:
@@ -179,21 +182,6 @@ def test_profile_store_separates_machines_builds_and_models(store: ProfileStore,
     store.save(profile("sha 2"))
     store.delete("sha 1")
     assert (store.find("sha 1"), store.find_other("sha 1"), store.find("sha 2")) == (None, None, profile("sha 2"))
-
-
-def test_profile_store_ignores_a_file_with_the_name_of_another(store: ProfileStore, tmp_path: Path) -> None:
-    store.save(profile())
-    [path] = (tmp_path / "profiles").iterdir()
-    store.save(profile("sha 2"))
-    [other] = {*(tmp_path / "profiles").iterdir()} - {path}
-    path.replace(other)
-    assert store.find("sha 2") is None
-
-
-def test_profile_store_accepts_a_model_name_of_any_bytes(store: ProfileStore) -> None:
-    saved = profile("/m\udcff.gguf 1 2")
-    store.save(saved)
-    assert store.find(saved.model) == saved
 
 
 def test_profile_store_saves_atomically(store: ProfileStore, tmp_path: Path) -> None:
@@ -373,18 +361,16 @@ def test_no_profile_option_gives_default_settings(
     assert tuned.load_options(*arguments, piped=piped) == untuned
 
 
-def test_damaged_profile_gives_default_settings(tuned: CommandRunner) -> None:
+def test_damaged_profile_or_changed_model_gives_default_settings(tuned: CommandRunner) -> None:
+    tuned.model, model = tuned.home / "copy.gguf", tuned.model
+    tuned.model.write_bytes(model.read_bytes())
+    assert tuned.load_options("ask", "hello").context.n_threads == 0
+    tuned.model = model
+    assert tuned.load_options("ask", "hello").context.n_threads == 12
     [path] = tuned.profiles.iterdir()
     path.write_bytes(b"\x00")
     assert tuned.run("show", tuned.model, "--json").object["profile"] is None
     assert tuned.load_options("chat", piped=b"hello\n").context.n_threads == 0
-
-
-def test_changed_model_file_has_no_profile(tuned: CommandRunner) -> None:
-    copy = tuned.home / "copy.gguf"
-    copy.write_bytes(tuned.model.read_bytes())
-    tuned.model = copy
-    assert tuned.load_options("ask", "hello").context.n_threads == 0
 
 
 # The command.
@@ -476,15 +462,6 @@ def test_tune_deletes_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> 
     assert tuned.run("tune", tuned.model, "--json").object.keys() == {*KEYS}
 
 
-def test_tune_on_a_busy_machine_saves_drafts_without_an_older_profile(runner: CommandRunner) -> None:
-    runner.speed_model, runner.disturbed_jobs, runner.row_cost = SpeedModel(), 1, 0.25
-    done = runner.run("tune", runner.model)
-    assert done.code == 0
-    reason = "no settings proved faster than the defaults"
-    assert done.err.splitlines()[-1].endswith(f": {reason}; ask and chat use speculative decoding")
-    assert len(list(runner.profiles.glob("*.json"))) == 1
-
-
 def test_tune_on_a_busy_machine_keeps_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> None:
     [path] = tuned.profiles.glob("*.json")
     before = path.read_bytes()
@@ -492,6 +469,12 @@ def test_tune_on_a_busy_machine_keeps_the_profile_if_nothing_is_faster(tuned: Co
     done = tuned.run("tune", tuned.model)
     assert done.err.splitlines()[-1].startswith("nothing changed for ")
     assert path.read_bytes() == before
+    path.unlink()
+    tuned.row_cost = 0.25
+    done = tuned.run("tune", tuned.model)
+    reason = "no settings proved faster than the defaults"
+    assert done.err.splitlines()[-1].endswith(f": {reason}; ask and chat use speculative decoding")
+    assert list(tuned.profiles.glob("*.json")) == [path], "drafts are saved without an older profile"
 
 
 def test_tune_saves_default_settings_only_with_drafts_that_pay(runner: CommandRunner) -> None:
@@ -525,9 +508,8 @@ def test_tune_measures_drafts_without_settings_that_do_not_matter(runner: Comman
 
 
 def test_tune_measures_no_drafts_for_a_mixture_of_experts(tmp_path: Path) -> None:
-    runner = CommandRunner(
-        tmp_path, write_quantized(tmp_path / "experts.gguf", shape=Shape(), experts=4, encoding="F16")
-    )
+    model = write_quantized(tmp_path / "experts.gguf", shape=Shape(), experts=4, encoding="F16")
+    runner = CommandRunner(tmp_path, model)
     runner.row_cost = 0.25
     done = runner.run("tune", runner.model, "--json")
     assert (done.code, runner.benches[-1].stepped) == (0, [])
@@ -596,23 +578,17 @@ def test_tune_saves_nothing_if_the_model_is_deleted_meanwhile(runner: CommandRun
     assert list(runner.profiles.glob("*.json")) == []
 
 
-def test_tune_reports_a_model_that_is_unknown_or_invalid(runner: CommandRunner) -> None:
+def test_tune_reports_what_keeps_it_from_measuring(runner: CommandRunner) -> None:
     done = runner.run("tune", "nobody/knows-this", "--offline")
     assert (done.code, done.out) == (3, "")
     (runner.home / "text.gguf").write_text("hello")
     done = runner.run("tune", runner.home / "text.gguf")
-    assert (done.code, done.out, runner.benches) == (1, "", [])
-    assert not runner.profiles.exists()
-
-
-def test_tune_reports_a_profile_that_cannot_be_saved(runner: CommandRunner) -> None:
+    assert (done.code, done.out, runner.profiles.exists()) == (1, "", False)
     runner.profiles.parent.mkdir(parents=True)
     runner.profiles.write_text("a file in its place")
     done = runner.run("tune", runner.model, "--json")
-    assert (done.code, done.out) == (1, "")
-    problem, hint = done.err.splitlines()
-    assert problem == f"error: {runner.profiles}: File exists"
-    assert hint == " hint: check its permissions"
+    assert (done.code, done.out, runner.benches) == (1, "", [])
+    assert done.err.splitlines() == [f"error: {runner.profiles}: File exists", " hint: check its permissions"]
     assert runner.load_options("ask", "hello").context.n_threads == 0
 
 
