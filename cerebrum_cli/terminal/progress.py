@@ -6,8 +6,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.events import (
@@ -27,6 +27,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.text import format_count, format_duration, format_size, one_line
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
+from cerebrum_cli.terminal.tables import server_rates
 
 SHOW_AFTER_S = 1.0  # shorter waits show nothing
 LOG_EVERY_S = 60.0
@@ -35,7 +36,6 @@ ECHO_COLUMNS = 3  # columns left free for the ^C that a terminal echoes, which m
 HINT_GAP = "    "
 MIN_BAR, STAGE_BAR = 8, 20  # columns
 BAR_COLUMNS = 57  # that a bar of stages or files needs
-SHOWN_SERVERS = 8
 GREEN, RED, MAGENTA, GRAY = "32", "31", "35", "90"
 
 Segment = tuple[str, str]  # a text and its color, which may be empty
@@ -112,6 +112,7 @@ class Line:
                 self._drawn = drawn
 
 
+@dataclass
 class StatusLine:
     """What a reply waits for, shown while a stage takes longer than a second.
 
@@ -119,22 +120,18 @@ class StatusLine:
     tokens are counted until then. `vote` bounds the number of a vote's samples, whose tally is shown.
     """
 
-    def __init__(
-        self,
-        streams: Streams,
-        model: str,
-        hint: Callable[[], str] = str,
-        counts_answer: bool = False,
-        vote: tuple[int, int] | None = None,
-    ) -> None:
-        self._line = Line(streams, self._render, streams.can_redraw, SHOW_AFTER_S)
-        self._model = model
-        self._hint = hint
-        self._counts_answer = counts_answer
-        self._tally = TallyEvent((), 0, *vote) if vote else None
-        self._tokens = {"thinking": 0, "answer": 0}
-        self._text = ""
-        self._has_hint = False
+    streams: Streams
+    model: str
+    hint: Callable[[], str] = str
+    counts_answer: bool = False
+    vote: tuple[int, int] | None = None
+    _tokens: dict[str, int] = field(default_factory=lambda: {"thinking": 0, "answer": 0})
+    _text: str = ""
+    _has_hint: bool = False
+
+    def __post_init__(self) -> None:
+        self._line = Line(self.streams, self._render, self.streams.can_redraw, SHOW_AFTER_S)
+        self._tally = TallyEvent((), 0, *self.vote) if self.vote else None
 
     def emit(self, event: Event) -> None:
         """Update the line, or erase it if the event ends the wait."""
@@ -142,7 +139,7 @@ class StatusLine:
             return
         if isinstance(event, TokenEvent):
             self._tokens[event.channel] += 1
-        text = self._vote_text(event) if self._tally else None
+        text = self._vote_text(event)
         self._has_hint = text is None and isinstance(event, TokenEvent) and event.channel == "thinking"
         text = text or self._reply_text(event)
         if text is None:
@@ -155,27 +152,32 @@ class StatusLine:
         self._line.erase()
 
     def _vote_text(self, event: Event) -> str | None:
+        """The tally of a running vote: "4/5 x5 · 0.9 x1 (6 of 3-16 samples, 81 tokens)"."""
         if isinstance(event, TallyEvent):
             self._tally = event
-        tokens = sum(self._tokens.values())
+        tally, tokens = self._tally, sum(self._tokens.values())
         is_of_sample = isinstance(event, TallyEvent) or (tokens and isinstance(event, SAMPLE_EVENTS))
-        return tally_text(self._tally, tokens) if self._tally and is_of_sample else None
+        if tally is None or not is_of_sample:
+            return None
+        answers = " · ".join(f"{one_line(answer)} x{count}" for answer, count in tally.tally) or "no answer yet"
+        planned = f"{tally.minimum}-{tally.maximum}" if tally.minimum < tally.maximum else tally.maximum
+        return f"{answers} ({tally.samples} of {planned} samples, {tokens} tokens)"
 
     def _reply_text(self, event: Event) -> str | None:
         if isinstance(event, LoadEvent):
-            return f"loading {self._model} {event.fraction:.0%}"
+            return f"loading {self.model} {event.fraction:.0%}"
         if isinstance(event, StageEvent):
             return event.stage
         if isinstance(event, PromptEvent) and event.evaluated < event.total:
             return f"prompt: {event.evaluated} of {event.total} tokens"
-        if isinstance(event, TokenEvent) and (event.channel == "thinking" or self._counts_answer):
+        if isinstance(event, TokenEvent) and (event.channel == "thinking" or self.counts_answer):
             name = "reasoning" if event.channel == "thinking" else "answer"
             return f"{name}: {self._tokens[event.channel]} tokens"
         return None
 
     def _render(self, width: int) -> Iterator[Segment]:
         yield self._text, ""
-        hint = self._hint() if self._has_hint else ""
+        hint = self.hint() if self._has_hint else ""
         if hint and len(self._text + HINT_GAP + hint) <= width:
             yield HINT_GAP + hint, ""
 
@@ -183,8 +185,7 @@ class StatusLine:
 class BatchProgress:
     """Progress of a batch or an evaluation: a bar if `draws`, otherwise a line per minute; a summary line at the end.
 
-    A status line shows the loading of `model`, if given. The summary is left out if the reader of the output has closed
-    the pipe.
+    A status line shows the loading of `model`, if given.
     """
 
     def __init__(self, streams: Streams, draws: bool, model: str | None = None) -> None:
@@ -194,7 +195,6 @@ class BatchProgress:
         self._rows: Counts | None = None
         self._before: int | None = None  # rows done by earlier runs
         self._servers: tuple[ServerTokens, ...] = ()
-        self._rates = ""  # of the servers, when they were last reported
         self._phase = "preparing prompts"
         self._tokens = 0
         self._started = 0.0
@@ -216,9 +216,6 @@ class BatchProgress:
             self._tokens += event.token is not None
         elif isinstance(event, ServersEvent):
             self._servers = event.servers
-            if seconds := self._seconds:
-                total = sum(server.tokens for server in event.servers) / seconds
-                self._rates = f"{total:.1f} tokens/s ({server_rates(event.servers, seconds)})"
         elif isinstance(event, Counts):
             self._rows = event
             self._before = event.done if self._before is None else self._before
@@ -231,7 +228,8 @@ class BatchProgress:
         if self._status:
             self._status.close()
         self._line.erase()
-        if self._rows and not self._streams.is_quiet and not isinstance(sys.exception(), BrokenPipeError):
+        has_reader = not isinstance(sys.exception(), BrokenPipeError)
+        if self._rows and has_reader and not self._streams.is_quiet:
             self._streams.write_line("", self._summary())
             for message in self._rows.counts.errors if isinstance(self._rows, RowEvent) else ():
                 self._streams.write_line("  ", message)
@@ -256,16 +254,18 @@ class BatchProgress:
         assert rows
         done = rows.done - (self._before or 0)
         left = f"{format_duration(seconds / done * (rows.total - rows.done))} left" if done else self._phase
-        speeds = (self._rates, f"{self._tokens / seconds:.1f} tokens/s") if seconds > 1 else ()
-        for texts in batch_texts(rows, [*filter(None, speeds)], left):
+        speeds = []
+        if seconds > 1:
+            speed, rates = f"{self._tokens / seconds:.1f} tokens/s", server_rates(self._servers, seconds)
+            speeds = [f"{speed} ({rates})", speed] if rates else [speed]
+        for texts in batch_texts(rows, speeds, left):
             done_text, clauses, tail = texts
             room = width - len(" ".join(filter(None, texts)))
             if room >= 0:
                 break
         yield f"{done_text} ", GREEN
         if room > MIN_BAR:
-            yield from bar(rows.done, rows.total, room - 1)
-            yield " ", ""
+            yield from (*bar(rows.done, rows.total, room - 1), (" ", ""))
         yield f"{clauses} " if clauses else "", RED if isinstance(rows, RowEvent) else ""
         yield tail, ""
 
@@ -296,12 +296,11 @@ class StageProgress:
         yield f"{stage.done:{len(str(stage.total))}}/{stage.total} ", GREEN
         if width >= BAR_COLUMNS:
             yield f"{format_duration(time.monotonic() - self._started)} ", ""
-            yield from bar(stage.done, stage.total, STAGE_BAR)
-            yield " ", ""
+            yield from (*bar(stage.done, stage.total, STAGE_BAR), (" ", ""))
         yield stage.stage, ""
 
 
-class FileProgress:
+class FileProgress(AbstractContextManager["FileProgress"]):
     """Progress of files: a bar for each stage on a terminal, otherwise lines at its start, every minute and its end."""
 
     def __init__(self, streams: Streams) -> None:
@@ -311,10 +310,7 @@ class FileProgress:
         self._started: dict[str, tuple[float, int]] = {}  # of each stage: the time, and the bytes there were
         self._shown: dict[str, tuple[float, int]] = {}
 
-    def __enter__(self) -> FileProgress:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.pause()
 
     def pause(self) -> None:
@@ -343,8 +339,7 @@ class FileProgress:
         stage, done, total = self._current
         yield f"{stage:<8} ", ""
         if width >= BAR_COLUMNS:
-            yield from bar(done, total, STAGE_BAR)
-            yield " ", ""
+            yield from (*bar(done, total, STAGE_BAR), (" ", ""))
         yield self._text(), ""
 
     def _text(self) -> str:
@@ -400,32 +395,3 @@ def exceptions(event: Counts) -> Iterator[str]:
             yield f"{share:.0%} {text}"
     if event.skipped:
         yield f"{event.skipped} skipped"
-
-
-def server_rates(servers: Sequence[ServerTokens], seconds: float) -> str:
-    """Tokens per second of each server: "a:8080 31.4, b:8080 lost"; of many, the least and the most."""
-    rates = [server.tokens / seconds for server in servers]
-    if len(servers) > SHOWN_SERVERS:
-        lost = sum(server.is_lost for server in servers)
-        problem = f", {lost} lost" if lost else ""
-        return f"{len(servers)} servers, {min(rates):.1f} to {max(rates):.1f} each{problem}"
-    return ", ".join(
-        f"{strip_controls(server.name).rpartition('://')[2]} {'lost' if server.is_lost else f'{rate:.1f}'}"
-        for server, rate in zip(servers, rates, strict=True)
-    )
-
-
-def tally_text(event: TallyEvent, tokens: int) -> str:
-    """Tally of a running vote: "4/5 x5 · 0.9 x1 (6 of 3-16 samples, 81 tokens)"."""
-    answers = " · ".join(f"{one_line(answer)} x{count}" for answer, count in event.tally) or "no answer yet"
-    planned = f"{event.minimum}-{event.maximum}" if event.minimum < event.maximum else event.maximum
-    return f"{answers} ({event.samples} of {planned} samples, {tokens} tokens)"
-
-
-def result_text(event: TallyEvent) -> str:
-    """Result of a vote: "4/5: 5 of 6 votes (83%); runner-up 0.9: 1"."""
-    if not event.tally:
-        return f"no final answer in {event.samples} samples"
-    (winner, count), *others = event.tally
-    runner_up = f"; runner-up {one_line(others[0][0])}: {others[0][1]}" if others else ""
-    return f"{one_line(winner)}: {count} of {event.samples} votes ({count / event.samples:.0%}){runner_up}"

@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_size
+from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_size, one_line
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
 
 if TYPE_CHECKING:
-    from cerebrum_cli.core.events import FinishEvent
+    from cerebrum_cli.core.events import FinishEvent, ServerTokens, TallyEvent
     from cerebrum_cli.models.fit import Capacity, DownloadPlan
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is truncated or wrapped
+SHOWN_SERVERS = 8
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 16  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
@@ -310,3 +311,25 @@ def _rate(tokens_per_second: float) -> str:
 
 def context_text(used: int, size: int) -> str:
     return f"context {used}/{size} ({used / size:.0%})"
+
+
+def result_text(event: TallyEvent) -> str:
+    """Result of a vote: "4/5: 5 of 6 votes (83%); runner-up 0.9: 1"."""
+    if not event.tally:
+        return f"no final answer in {event.samples} samples"
+    (winner, count), *others = event.tally
+    runner_up = f"; runner-up {one_line(others[0][0])}: {others[0][1]}" if others else ""
+    return f"{one_line(winner)}: {count} of {event.samples} votes ({count / event.samples:.0%}){runner_up}"
+
+
+def server_rates(servers: Sequence[ServerTokens], seconds: float) -> str:
+    """Tokens per second of each server: "a:8080 31.4, b:8080 lost"; of many, the least and the most."""
+    rates = [server.tokens / seconds for server in servers]
+    if len(servers) > SHOWN_SERVERS:
+        lost = sum(server.is_lost for server in servers)
+        problem = f", {lost} lost" if lost else ""
+        return f"{len(servers)} servers, {min(rates):.1f} to {max(rates):.1f} each{problem}"
+    return ", ".join(
+        f"{strip_controls(server.name).rpartition('://')[2]} {'lost' if server.is_lost else f'{rate:.1f}'}"
+        for server, rate in zip(servers, rates, strict=True)
+    )

@@ -19,12 +19,12 @@ from cerebrum_cli.inference.voting import MajorityVote
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.progress import StatusLine, result_text
+from cerebrum_cli.terminal.progress import StatusLine
 from cerebrum_cli.terminal.repl.questions import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.repl.slash_table import BARE_EXITS, SlashLine, parse_slash
 from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, ReasoningSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import context_text
+from cerebrum_cli.terminal.tables import context_text, result_text
 
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
