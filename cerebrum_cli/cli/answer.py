@@ -122,12 +122,12 @@ class AnswerPrinter:
                 self.recorder.save_prompt_cache(self.loaded, self.request.conversation, vote)
         if reply:
             self._require_complete(reply)
-            if vote.winner is None:
+            if vote.tally.winner is None:
                 raise NoAnswer(
                     f"no final answer in {vote.tally.samples} samples", self._hint_to_read(reply, "a final answer")
                 )
             if vote.tally.agreement < MAJORITY:
-                problem = f"the winner has only {vote.winner.count} of {vote.tally.samples} votes"
+                problem = f"the winner has only {vote.tally.winner.count} of {vote.tally.samples} votes"
                 self.streams.report(NoticeEvent(problem, "take more samples, or ask more precisely"))
 
     def _inspect(self, reply: Reply | None) -> None:

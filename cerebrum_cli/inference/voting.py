@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.answers.vote import Count, Tally, Votes
+from cerebrum_cli.answers.vote import Tally, Votes
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings
@@ -59,7 +59,12 @@ class MajorityVote:
         before = self.tally.samples
         while not self.is_over and (ready := self._waiting.pop(self.tally.samples, None)):
             self._count(ready)
-        self._start_or_stop(index, replies)
+        if self.is_over:
+            replies.abort(index)
+        elif not self.running and (count := self.tally.missing_samples(0)):
+            # in rounds: the outcome must not depend on when samples finish
+            self.requested += count
+            replies.add_samples(index, count)
         return self.tally.samples > before
 
     def _count(self, outcome: Reply | CerebrumError) -> None:
@@ -107,14 +112,9 @@ class MajorityVote:
         return TallyEvent(counts, self.tally.samples, *self.bounds)
 
     @property
-    def winner(self) -> Count | None:
-        """The answer with the most votes; None while no sample has a final answer."""
-        return self.tally.winner
-
-    @property
     def final_answer(self) -> str | None:
         """The winning answer as most of its samples wrote it; None while no sample has a final answer."""
-        return self.winner.answer if self.winner else None
+        return self.tally.winner.answer if self.tally.winner else None
 
     @property
     def best_sample(self) -> ReplyCollector | None:
@@ -126,14 +126,6 @@ class MajorityVote:
     @property
     def reply(self) -> Reply | None:
         return self.best_sample.reply if self.best_sample else None
-
-    def _start_or_stop(self, index: int, replies: ReplyStream) -> None:
-        if self.is_over:
-            replies.abort(index)
-        elif not self.running and (count := self.tally.missing_samples(0)):
-            # in rounds: the outcome must not depend on when samples finish
-            self.requested += count
-            replies.add_samples(index, count)
 
 
 def run_vote(responder: Responder, request: ReplyRequest, vote: MajorityVote) -> Generator[Event, None, None]:

@@ -327,7 +327,7 @@ def test_vote_yields_a_tally_event_per_change() -> None:
 def test_cancelled_vote_keeps_its_tally() -> None:
     seen: list[Event] = []
     vote = events_of([reply(4), *[reply(5, LONG)] * 4], "5", seen, Responder.cancel)
-    assert (vote.winner and vote.winner.answer, vote.is_over, vote.running) == ("4", False, 0)
+    assert (vote.tally.winner and vote.tally.winner.answer, vote.is_over, vote.running) == ("4", False, 0)
     assert vote.reply and vote.reply.text == reply(4)
     reasons = [event.reason for event in seen if isinstance(event, FinishEvent)]
     assert sorted(reasons) == ["cancelled"] * 4 + ["stop"]
