@@ -15,6 +15,7 @@ from cerebrum_cli.gguf.parser import ARRAY, METADATA_START, SCALARS, STRING, Cur
 LAYOUTS = {number: layout.format[-1] for number, (_, layout) in SCALARS.items()}
 ODD_INTEGERS = (0, 1, 2, 3, 7, 255, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 ODD_FLOATS = (0.0, -1.0, 1e-30, 1e30, float("nan"), float("inf"), -float("inf"))
+ODD_BYTES = (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\0", b"<0xZZ>", b"<0x>")
 ODD_STRINGS = (b"", b"\xff\xfe", b"bert", b"t5", b"gpt2", b"llama", b"rwkv", b"no_vocab", b"x" * 5000, b"\0", b"mamba")
 
 
@@ -92,22 +93,14 @@ def change_tokens(parts: Parts, random: random.Random) -> None:
     old = parts.entries[index]
     items = strings(old.value)
     kind = random.choice(["repeat", "empty", "short", "none", "bytes", "long", "one"])
-    if kind == "repeat":
-        items[random.randrange(len(items))] = random.choice(items)
-    elif kind == "empty":
-        items[random.randrange(len(items))] = b""
-    elif kind == "short":
-        items = items[: random.randrange(1, len(items))]
-    elif kind == "none":
-        items = []
-    elif kind == "bytes":
-        items[random.randrange(len(items))] = random.choice(
-            [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\0", b"<0xZZ>", b"<0x>"]
-        )
-    elif kind == "long":
-        items[random.randrange(len(items))] = b"y" * 100_000
-    else:
+    if kind in ("short", "none"):
+        items = items[: random.randrange(1, len(items)) if kind == "short" else 0]
+    elif kind == "one":
         items = [random.choice(items)] * len(items)
+    else:
+        choices = {"repeat": items, "bytes": ODD_BYTES, "empty": [b""], "long": [b"y" * 100_000]}[kind]
+        value = random.choice(choices) if kind in ("repeat", "bytes") else choices[0]
+        items[random.randrange(len(items))] = value
     value = struct.pack("<IQ", STRING, len(items)) + b"".join(map(string, items))
     parts.entries[index] = old._replace(value=value)
     return None
@@ -154,14 +147,8 @@ def change_tensor(parts: Parts, random: random.Random) -> None:
 
 
 CHANGES: tuple[Callable[[Parts, random.Random], None], ...] = (
-    change_scalar,
-    change_scalar,
-    change_type,
-    drop_entry,
-    change_tokens,
-    change_tokens,
-    change_numbers,
-    change_tensor,
+    *(change_scalar, change_scalar, change_type, drop_entry),
+    *(change_tokens, change_tokens, change_numbers, change_tensor),
 )
 
 
