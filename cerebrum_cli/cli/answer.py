@@ -13,8 +13,7 @@ from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import Interrupted, NoAnswer
 from cerebrum_cli.core.events import NoticeEvent, PromptEvent
 from cerebrum_cli.inference.inspection import GivenReply, LeastCertain
-from cerebrum_cli.inference.reply import ReplyCollector, prompt_object, reply_notice, reply_object
-from cerebrum_cli.inference.tokens import length_notice
+from cerebrum_cli.inference.reply import ReplyCollector, length_notice, prompt_object, reply_notice, reply_object
 from cerebrum_cli.terminal.progress import StatusLine
 from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.tables import result_text, stats_line

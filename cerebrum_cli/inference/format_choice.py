@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.conversation import PromptPart, Text
 from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, PromptFormat
-from cerebrum_cli.inference.tokens import least_tokens
 
 FormatBuilder = Callable[[Vocabulary, int], PromptFormat]
 """Builds the prompt format from a vocabulary and the context size. Raises FormatError."""
 
 FORMAT_NAMES = (*PLAIN_FORMATS, EMBEDDED)
+POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit
 
 
 def choose_format(requested: str | None, known: str | None, template: str | None) -> str:
@@ -74,3 +74,12 @@ def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> tupl
         raise PromptTooLong.for_context(f"at least {least}", context_size)
     special = vocabulary.special_token_ids((text,))
     return tuple(token for token in vocabulary.tokenize((Text(text, trusted=True),)) if token in special)
+
+
+def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[PromptPart]) -> int | None:
+    """Least possible number of tokens of a prompt that cannot fit, whatever its tokens are; None for any other."""
+    texts = [part.value for part in prompt if isinstance(part, Text)]
+    if sum(map(len, texts)) <= POSSIBLE_CHARACTERS * context_size:
+        return None
+    least = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // vocabulary.longest_token
+    return least if least > context_size else None

@@ -241,6 +241,14 @@ def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
     return None
 
 
+def length_notice(tokens: int, context_size: int) -> NoticeEvent | None:
+    """A notice about a prompt that fits the context, but takes more than half of it; None for any other."""
+    if not context_size < 2 * tokens < 2 * context_size:
+        return None
+    problem = f"the prompt has {tokens} tokens, more than half of the context of {context_size}"
+    return NoticeEvent(problem, f"there is room for a reply of {context_size - tokens} tokens")
+
+
 def reply_object(
     reply: Reply,
     model: str,

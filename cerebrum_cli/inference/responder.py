@@ -8,10 +8,10 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
+from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
@@ -20,12 +20,12 @@ from cerebrum_cli.engine.sequence import Inspection, Request
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
-from cerebrum_cli.inference.format_choice import FormatBuilder
+from cerebrum_cli.inference.format_choice import FormatBuilder, least_tokens
 from cerebrum_cli.inference.inspection import GivenReply
 from cerebrum_cli.inference.reply import Preview, ReplyChannels, ReplyRequest, ReplyStream
 from cerebrum_cli.inference.reply_controls import AnswerNow, ReplyControls
-from cerebrum_cli.inference.tokens import last_text, least_tokens, resolve_biases
 
+MAX_SHOWN = 8  # tokens, in an error message
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 
 DraftChoice = Callable[[bool | None], StepCosts | None]
@@ -257,3 +257,38 @@ def _is_whole(data: bytes) -> bool:
     decoder = getincrementaldecoder("utf-8")("replace")
     decoder.decode(data)
     return not decoder.getstate()[0]
+
+
+def last_text(conversation: Conversation) -> tuple[Text, ...]:
+    """The last message of a conversation, which is in every prompt, as a part."""
+    return tuple(Text(message.content) for message in conversation.messages[-1:])
+
+
+def resolve_biases(vocabulary: Vocabulary, biases: Iterable[TokenBias]) -> tuple[TokenBias, ...]:
+    """Replace text by token ids; of several biases of a token the last counts. Raises UsageError."""
+    resolved = {_token_id(vocabulary, token): bias for token, bias in biases}
+    return tuple(TokenBias(token, bias) for token, bias in resolved.items())
+
+
+def _token_id(vocabulary: Vocabulary, token: int | str) -> int:
+    if isinstance(token, int):
+        if token >= vocabulary.size:
+            problem = f"logit_bias: this model has no token {token}"
+            raise UsageError(problem, f"ids are below {vocabulary.size}")
+        return token
+    tokens = _tokens_within_text(vocabulary, token)
+    if len(tokens) == 1:
+        return tokens[0]
+    shown = [f"{each} {vocabulary.piece(each, special=True).decode('utf-8', 'replace')!r}" for each in tokens]
+    listed = ", ".join((*shown[:MAX_SHOWN], *(["..."] if len(shown) > MAX_SHOWN else [])))
+    problem = f"logit_bias: {token!r} is not one token of this model but {len(tokens)}: {listed}"
+    spaced = f" {token}"
+    if len(_tokens_within_text(vocabulary, spaced)) == 1:
+        raise UsageError(problem, f"with its leading space it is one: {spaced!r}")
+    raise UsageError(problem, "bias some of them by their ids, as in 42=-1")
+
+
+def _tokens_within_text(vocabulary: Vocabulary, text: str) -> tuple[int, ...]:
+    """Tokens of a text that follows another: at the start, SentencePiece would add a space."""
+    before = Tokens(vocabulary.tokenize([Text("a", trusted=True)]))
+    return vocabulary.tokenize([before, Text(text, trusted=True)])[len(before.ids) :]
