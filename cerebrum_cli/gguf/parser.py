@@ -86,10 +86,6 @@ class Value(NamedTuple):
     content: Any
     item_type: str = ""
 
-    @property
-    def is_array(self) -> bool:
-        return self.type == "ARRAY"
-
 
 class HeaderTruncated(ModelFileError):
     """The buffer ends before the header does."""

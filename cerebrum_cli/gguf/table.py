@@ -42,7 +42,7 @@ class Table:
     @property
     def array_items(self) -> int:
         """Number of items in all arrays, which determines the time and memory to read the metadata."""
-        return sum(len(value.content) for value in self.metadata.values() if value.is_array)
+        return sum(len(value.content) for value in self.metadata.values() if value.type == "ARRAY")
 
     @property
     def architecture(self) -> str:
@@ -104,10 +104,10 @@ class Table:
 
     def is_per_layer(self, key: str) -> bool:
         """Whether a key is a hyperparameter with an item for each layer."""
-        value, name = self.metadata.get(key), key.removeprefix(f"{self.architecture}.")
-        if value is None or not value.is_array or name == key or name.startswith(_NOT_PER_LAYER):
+        items, name = self.content(key), key.removeprefix(f"{self.architecture}.")
+        if not isinstance(items, tuple) or name == key or name.startswith(_NOT_PER_LAYER):
             return False
-        return len(value.content) == self.n_layers
+        return len(items) == self.n_layers
 
     def layer_value(self, key: str, layer: int) -> Any:
         """Value of a key for one layer, None if it is missing. Raises MergeError for an array of another length."""
@@ -145,7 +145,7 @@ def encode_header(metadata: Mapping[str, Value], tensors: Iterable[tuple[str, tu
     The tensors must follow in order, each aligned. The architecture comes first; empty arrays are left out.
     """
     values = {ARCHITECTURE: metadata[ARCHITECTURE], **metadata}
-    rows = [(key, value) for key, value in values.items() if value.content or not value.is_array]
+    rows = [(key, value) for key, value in values.items() if value.content != ()]
     infos, offset = [], 0
     for name, shape, kind in tensors:
         layout = f"<I{len(shape)}QIQ"
@@ -158,7 +158,7 @@ def encode_header(metadata: Mapping[str, Value], tensors: Iterable[tuple[str, tu
 
 def encode_value(value: Value) -> bytes:
     kind = VALUE_TYPES.index(value.type)
-    if value.is_array:
+    if value.type == "ARRAY":
         item_kind = VALUE_TYPES.index(value.item_type)
         return struct.pack("<IIQ", kind, item_kind, len(value.content)) + encode_items(item_kind, value.content)
     return struct.pack("<I", kind) + encode_items(kind, (value.content,))

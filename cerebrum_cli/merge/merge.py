@@ -18,7 +18,7 @@ from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import parse_header, read_header, require_loadable
 from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.merge.execute import execute, require_supported_types
-from cerebrum_cli.merge.metadata import Origin, Provenance
+from cerebrum_cli.merge.metadata import Provenance
 from cerebrum_cli.merge.methods import input_tensors
 from cerebrum_cli.merge.plan import MergePlanner, Plan, Target
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
@@ -236,15 +236,12 @@ def public_name(model: Model) -> str:
 
 def provenance(recipe: Recipe, models: Mapping[str, Model], name: str) -> Provenance:
     tokenizer = models[recipe.tokenizer_model]
-    origins = {
-        each: Origin(public_name(model), model.cached.repo_id if model.cached else None)
-        for each, model in models.items()
-    }
-    references = dict.fromkeys(origin.reference for origin in origins.values())
-    extra = {MERGE_RECIPE: recipe.text, MERGE_SOURCES: "\n".join(references)}
+    references = {each: public_name(model) for each, model in models.items()}
+    repositories = {each: model.cached.repo_id for each, model in models.items() if model.cached}
+    extra = {MERGE_RECIPE: recipe.text, MERGE_SOURCES: "\n".join(dict.fromkeys(references.values()))}
     if tokenizer.known_format and tokenizer.known_format != EMBEDDED:
         extra[MERGE_FORMAT] = tokenizer.known_format
-    return Provenance(name, origins, extra)
+    return Provenance(name, references, repositories, extra)
 
 
 def merge_object(merge: Merge, context: int | None) -> dict[str, Any]:

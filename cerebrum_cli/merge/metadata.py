@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.parser import Value
@@ -23,19 +22,13 @@ _DROPPED_PREFIXES = ("general.source.", "general.base_model.", "split.", "cerebr
 _DROPPED = frozenset(f"general.{key}" for key in (*_NOT_INHERITED.split(), "parameter_count", "alignment", "file_type"))
 
 
-class Origin(NamedTuple):
-    """The user's reference to a source, and its Hugging Face repository, if it has one."""
-
-    reference: str
-    repo_id: str | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """The name of a merge, its sources by their names in the recipe, and extra metadata texts by key."""
+    """The name of a merge, references and Hugging Face repositories of its sources by name, and extra texts by key."""
 
     name: str
-    origins: Mapping[str, Origin]
+    references: Mapping[str, str]
+    repositories: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -93,14 +86,14 @@ def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provena
     """Provenance keys: GGUF's `general.base_model.*`, and the extra texts."""
     unique: dict[str, str] = {}  # a recipe may have two names for one model
     for model in recipe.models:
-        unique.setdefault(provenance.origins[model].reference, model)
+        unique.setdefault(provenance.references[model], model)
     models = [*unique.values()]
     result = {"general.base_model.count": Value("UINT32", len(models))}
     for number, model in enumerate(models):
-        key, origin = f"general.base_model.{number}", provenance.origins[model]
-        result[f"{key}.name"] = string_value(tables[model].text("general.name") or origin.reference)
-        if origin.repo_id:
-            result[f"{key}.repo_url"] = string_value(f"{HUB}/{origin.repo_id}")
+        key = f"general.base_model.{number}"
+        result[f"{key}.name"] = string_value(tables[model].text("general.name") or provenance.references[model])
+        if repo_id := provenance.repositories.get(model):
+            result[f"{key}.repo_url"] = string_value(f"{HUB}/{repo_id}")
     return result | {key: string_value(content) for key, content in provenance.extra.items()}
 
 

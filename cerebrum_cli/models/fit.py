@@ -78,22 +78,11 @@ def planned_context(requested: int | None, trained: int | None) -> int:
 
 
 class MemoryFit(NamedTuple):
-    """How a model fits this machine: bytes it needs in all, bytes of the host's memory, and whether GPUs hold it."""
+    """How a model fits this machine: bytes it needs, and whether one larger than the preferred one does no harm."""
 
     needed: int
-    host_needed: int
-    is_offloaded: bool
-
-    def verdict(self, capacity: Capacity) -> Verdict:
-        if self.host_needed > capacity.host_memory:
-            return "too big"
-        return "fits" if self.host_needed <= TIGHT_FRACTION * capacity.host_memory else "tight"
-
-    def is_comfortable(self, capacity: Capacity) -> bool:
-        """Whether a larger model than the preferred one does no harm."""
-        if self.is_offloaded:
-            return self.verdict(capacity) == "fits"
-        return self.needed <= COMFORTABLE_FRACTION * capacity.host_memory
+    verdict: Verdict
+    is_comfortable: bool
 
 
 def fit_memory(sizes: ModelSizes, context: int, capacity: Capacity) -> MemoryFit:
@@ -102,8 +91,13 @@ def fit_memory(sizes: ModelSizes, context: int, capacity: Capacity) -> MemoryFit
     options = ContextOptions(context, 1, 1, GPU_UBATCH if devices else CPU_UBATCH)
     offloaded = plan_layers(sizes, "auto", options, devices)
     needs = memory_needs(sizes, options, offloaded)
-    is_offloaded = sum(offloaded) > len(sizes.layers) and not any(device.is_unified for device in devices)
-    return MemoryFit(needs.total + HEADROOM, host_bytes(needs, devices) + HEADROOM, is_offloaded)
+    needed, on_host, available = needs.total + HEADROOM, host_bytes(needs, devices) + HEADROOM, capacity.host_memory
+    verdict: Verdict = "tight" if on_host <= available else "too big"
+    if on_host <= TIGHT_FRACTION * available:
+        verdict = "fits"
+    if sum(offloaded) > len(sizes.layers) and not any(device.is_unified for device in devices):  # GPUs hold it
+        return MemoryFit(needed, verdict, verdict == "fits")
+    return MemoryFit(needed, verdict, needed <= COMFORTABLE_FRACTION * available)
 
 
 def assess_quantizations(
@@ -119,8 +113,8 @@ def assess_quantizations(
     for name, size in sorted(quantizations, key=lambda item: (item[1], item[0])):
         fit = fit_memory(sizes.with_weights(size), context, capacity)
         is_installed = any(same_quantization(name, each) for each in installed_names)
-        candidates.append(QuantizationFit(name, size, fit.needed, fit.verdict(capacity), is_installed))
-        comfortable += candidates[-1:] if fit.is_comfortable(capacity) else []
+        candidates.append(QuantizationFit(name, size, fit.needed, fit.verdict, is_installed))
+        comfortable += candidates[-1:] if fit.is_comfortable else []
     best = recommend(candidates, comfortable) if candidates else None
     return tuple(replace(candidate, recommended=candidate is best) for candidate in candidates)
 

@@ -44,7 +44,7 @@ class Removal:
             _delete(library, model)
             return f"deleted the vocabulary of {model.reference}"
         was_default, other_names = library.is_default(model), self._other_names
-        report = self._delete_files() if self._deletes_files else self._report_kept_file()
+        report = self._deletion() if self._deletes_files else self._kept_file(other_names)
         if model.file:
             library.registry.remove(model.file.name)
         if not other_names:
@@ -67,13 +67,13 @@ class Removal:
         entries = self.library.registry.entries() if self.model.file else ()
         return [each.name for each in entries if each.path == self.model.path and each != self.model.file]
 
-    def _report_kept_file(self) -> str:
-        name, path, others = self.model.reference, self.model.path, self._other_names
+    def _kept_file(self, others: list[str]) -> str:
+        name, path = self.model.reference, self.model.path
         if is_missing(path):
             return f"removed {name} from the list; its file no longer exists"
         return f"removed {name} from the list; kept {path}{f', {others[0]} uses it' if others else ''}"
 
-    def _delete_files(self) -> str:
+    def _deletion(self) -> str:
         name, freed = self.model.reference, _delete(self.library, self.model)
         if not freed:
             return f"removed {name}; its file is kept, since another revision in the cache uses it"

@@ -27,53 +27,40 @@ class Variant(NamedTuple):
     files: tuple[str, ...]
 
 
-class _Split(NamedTuple):
-    """A file name split into stem, part number and number of parts; 1 of 1 for a file that is not split."""
-
-    stem: str
-    part: int
-    total: int
-    is_split: bool
-
-    @property
-    def is_valid(self) -> bool:
-        return 1 <= self.part <= self.total
-
-
 def variants(files: Iterable[str]) -> tuple[Variant, ...]:
     """Group the files of a repository into models; a split file that lacks a part is left out."""
     models: dict[tuple[str, ...], dict[int, str]] = {}
     for file in sorted(files):
         if is_model(file):
-            models.setdefault(parts_of(file), {})[_parse_split(file).part] = file
+            models.setdefault(parts_of(file), {})[_parse_split(file)[1]] = file
     return tuple(
         Variant(quantization_of(parts[0]), parts) for parts, numbered in models.items() if len(numbered) == len(parts)
     )
 
 
 def is_model(file: str) -> bool:
-    split = _parse_split(file)
-    stem = PurePosixPath(split.stem).name
+    stem, part, total = _parse_split(file)
+    stem = PurePosixPath(stem).name
     is_auxiliary = _PROJECTOR.search(stem) or (_IMATRIX.search(stem) and not _LABEL.search(stem))
-    return file.lower().endswith(_SUFFIX) and bool(stem) and split.is_valid and not is_auxiliary
+    return file.lower().endswith(_SUFFIX) and bool(stem) and 1 <= part <= (1 if total is None else total) and not is_auxiliary
 
 
 def parts_of(name: str) -> tuple[str, ...]:
     """File names of a model, from the name of one of its files: itself, or all parts of a split file."""
-    split = _parse_split(name)
-    if not (split.is_split and split.is_valid):
+    stem, part, total = _parse_split(name)
+    if total is None or not 1 <= part <= total:
         return (name,)
     end = name[-len(_SUFFIX) :]
-    return tuple(f"{split.stem}-{part:05}-of-{split.total:05}{end}" for part in range(1, split.total + 1))
+    return tuple(f"{stem}-{number:05}-of-{total:05}{end}" for number in range(1, total + 1))
 
 
 def is_part(name: str) -> bool:
-    return _parse_split(name).is_split
+    return _parse_split(name)[2] is not None
 
 
 def quantization_of(file: str) -> str:
     """Quantization at the end of a file name, in capitals; else its stem in characters a reference allows."""
-    stem = PurePosixPath(_parse_split(file).stem).name
+    stem = PurePosixPath(_parse_split(file)[0]).name
     label = _LABEL.search(stem)
     return label[1].upper() if label else name_from_stem(stem) or "model"
 
@@ -88,8 +75,9 @@ def same_quantization(one: str, other: str) -> bool:
     return one.upper().replace("_", "") == other.upper().replace("_", "")
 
 
-def _parse_split(file: str) -> _Split:
+def _parse_split(file: str) -> tuple[str, int, int | None]:
+    """Split a file name into stem, part number and number of parts; 1 and None for a file that is not split."""
     stem = file[: -len(_SUFFIX)] if file.lower().endswith(_SUFFIX) else file
     if found := _SPLIT.search(stem):
-        return _Split(stem[: found.start()], int(found[1]), int(found[2]), True)
-    return _Split(stem, 1, 1, False)
+        return stem[: found.start()], int(found[1]), int(found[2])
+    return stem, 1, None

@@ -374,7 +374,7 @@ KINDS = {kind.name: int(kind) for kind in GGUFValueType}
 def write(path: Path, values: Mapping[str, Value]) -> Path:
     writer = GGUFWriter(path, "llama")
     for key, value in values.items():
-        sub_type = GGUFValueType[value.item_type] if value.is_array else None
+        sub_type = GGUFValueType[value.item_type] if value.item_type else None
         writer.add_key_value(key, value.content, GGUFValueType[value.type], sub_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -10,7 +10,7 @@ import pytest
 from merge_tables import KV_HEADS, MIXTRAL, contents, mixed, plan, stacked, table, value
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.merge.metadata import Origin, Provenance, format_count
+from cerebrum_cli.merge.metadata import Provenance, format_count
 from cerebrum_cli.merge.plan import MergePlanner, Target
 from cerebrum_cli.merge.recipe import parse_recipe
 
@@ -150,10 +150,11 @@ def test_merge_metadata_size_label_has_two_digits_or_more(count: int, label: str
 
 
 def test_merge_metadata_lists_a_source_with_two_names_once() -> None:
-    origins = {"a": Origin("mine:Q4_K_M", "me/mine"), "b": Origin("other"), "again": Origin("mine:Q4_K_M", "me/mine")}
+    references = {"a": "mine:Q4_K_M", "b": "other", "again": "mine:Q4_K_M"}
+    provenance = Provenance("Merged", references, {"a": "me/mine", "again": "me/mine"})
     recipe = parse_recipe(json.dumps(stacked(("a", 0, 2), ("again", 2, 4), ("b", 2, 4))), "recipe.yaml")
     tables = {"a": table("a"), "b": table("b", {"general.name": None}), "again": table("a")}
-    made = contents(MergePlanner(recipe, tables, Target()).plan(Provenance("Merged", origins)))
+    made = contents(MergePlanner(recipe, tables, Target()).plan(provenance))
     assert {key: each for key, each in made.items() if key.startswith("general.base_model.")} == {
         "general.base_model.count": 2,
         "general.base_model.0.name": "Model a",

@@ -58,13 +58,13 @@ def fit(size: float, here: Capacity, sizes: ModelSizes = KV) -> MemoryFit:
 
 def plain(size: float, here: Capacity) -> str:
     """Verdict on weights without a KV cache; half a GiB is left free beside them."""
-    return fit(size, here, uniform_sizes(0, 32, 0)).verdict(here)
+    return fit(size, here, uniform_sizes(0, 32, 0)).verdict
 
 
 def test_fit_needed_memory_sums_weights_cache_and_headroom() -> None:
     mask = 2 * 128 * 8192
     here = machine(64 * GIB)
-    assert fit(4_370_000_000, here) == (total := 4_370_000_000 + GIB + mask + HEADROOM, total, False)
+    assert fit(4_370_000_000, here) == (4_370_000_000 + GIB + mask + HEADROOM, "fits", True)
     longer = fit_memory(KV.with_weights(4_370_000_000), 32768, here)
     assert longer.needed == 4_370_000_000 + 4 * GIB + 4 * mask + HEADROOM
 
@@ -198,8 +198,8 @@ def stocks(draw: st.DrawFn) -> list[tuple[str, int]]:
 def test_fit_more_memory_never_worsens_a_verdict(here: Capacity, size: int, memory: int, device: int) -> None:
     larger = Capacity(here.memory + memory, (*(here.devices or ()), gpu(device)))
     now, then = fit(size, here), fit(size, larger)
-    assert VERDICTS.index(then.verdict(larger)) <= VERDICTS.index(now.verdict(here))
-    assert then.is_comfortable(larger) or not now.is_comfortable(here)
+    assert VERDICTS.index(then.verdict) <= VERDICTS.index(now.verdict)
+    assert then.is_comfortable or not now.is_comfortable
 
 
 @given(stocks(), st.lists(st.sampled_from(["q2_k", "Q8_0", "other"])), capacities)

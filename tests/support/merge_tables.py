@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.gguf.parser import Tensor, Value
 from cerebrum_cli.gguf.table import Table
-from cerebrum_cli.merge.metadata import Origin, Provenance
+from cerebrum_cli.merge.metadata import Provenance
 from cerebrum_cli.merge.plan import TYPE_NUMBERS, MergePlanner, Plan, Target
 from cerebrum_cli.merge.recipe import parse_recipe
 
@@ -112,10 +112,10 @@ def without(whole: Table, tensor: str) -> Table:
 
 
 def plan(recipe: Mapping[str, Any], *tables: Table, target: Target | None = None) -> Plan:
-    origins = {each.name: Origin(each.name) for each in tables}
+    references = {each.name: each.name for each in tables}
     parsed = parse_recipe(json.dumps(recipe), "recipe.yaml")
     planner = MergePlanner(parsed, {each.name: each for each in tables}, target or Target())
-    return planner.plan(Provenance("Merged", origins))
+    return planner.plan(Provenance("Merged", references))
 
 
 def stacked(*ranges: tuple[str, int, int], **more: Any) -> dict[str, Any]:

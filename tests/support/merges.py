@@ -21,7 +21,7 @@ from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.main import run
 from cerebrum_cli.merge.execute import execute, require_supported_types
-from cerebrum_cli.merge.metadata import Origin, Provenance
+from cerebrum_cli.merge.metadata import Provenance
 from cerebrum_cli.merge.plan import MergePlanner, Plan, Target
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.models.cache import Cache
@@ -58,7 +58,7 @@ def plan_merge(recipe: str, models: Models) -> Plan:
     parsed = parse_recipe(recipe, "recipe.yaml")
     tables = {name: read_table(name, paths) for name, paths in models.items()}
     planner = MergePlanner(parsed, tables, Target())
-    plan = planner.plan(Provenance("merged", {name: Origin(name) for name in models}))
+    plan = planner.plan(Provenance("merged", {name: name for name in models}))
     require_supported_types(plan, LlamaCodec)
     return plan
 
