@@ -42,7 +42,12 @@ def is_model(file: str) -> bool:
     stem, part, total = _parse_split(file)
     stem = PurePosixPath(stem).name
     is_auxiliary = _PROJECTOR.search(stem) or (_IMATRIX.search(stem) and not _LABEL.search(stem))
-    return file.lower().endswith(_SUFFIX) and bool(stem) and 1 <= part <= (1 if total is None else total) and not is_auxiliary
+    return (
+        file.lower().endswith(_SUFFIX)
+        and bool(stem)
+        and 1 <= part <= (1 if total is None else total)
+        and not is_auxiliary
+    )
 
 
 def parts_of(name: str) -> tuple[str, ...]:

