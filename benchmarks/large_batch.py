@@ -155,7 +155,7 @@ def answer_file(source: Path, output: Path, name: str) -> None:
 class SimulatedEngine:
     """An engine that is never cancelled, and answers rows in one group."""
 
-    capabilities = SimpleNamespace(schedules_rows=False)
+    schedules_rows = False
 
     def cancel_scope(self) -> Any:
         return SimpleNamespace(is_cancelled=False)

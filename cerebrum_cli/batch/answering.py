@@ -123,7 +123,7 @@ def answer_rows(
     yield from responder.load()
     responder.check_settings(options.settings)
     yield answering.progress
-    schedules_rows = responder.engine.capabilities.schedules_rows
+    schedules_rows = responder.engine.schedules_rows
     yield from answering.run_steadily(in_order) if schedules_rows else answering.run_windows(in_order)
 
 

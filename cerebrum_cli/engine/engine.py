@@ -7,9 +7,8 @@ import secrets
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
@@ -20,20 +19,6 @@ from cerebrum_cli.engine.sequence import Failure, Request, next_item
 
 LiveSample = TypeVar("LiveSample")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What an engine supports: scores of given texts, and a prompt cache on disk.
-
-    `schedules_rows`: requests may be submitted by the thousand, since the engine starts them as slots become free.
-    `larger_context` is the advice to a user whose context is full.
-    """
-
-    scores: bool = True
-    prompt_cache: bool = True
-    schedules_rows: bool = False
-    larger_context: str = "raise --ctx"
 
 
 class EventQueue(Generic[T]):
@@ -114,8 +99,14 @@ class Completions(ABC, Generic[LiveSample]):
 class Engine(ABC):
     """Generates completions of token sequences, on a thread of its own, which starts loading immediately.
 
-    `has_failed`: loading has. Subclasses are ready for their thread before they call the constructor of this one.
+    Some score given texts, or have a prompt cache on disk. `schedules_rows`: requests may be submitted by the thousand,
+    since the engine starts them as slots become free. `has_failed`: loading has. Subclasses are ready for their thread
+    before they call the constructor of this one.
     """
+
+    scores_texts: ClassVar[bool] = True
+    has_prompt_cache: ClassVar[bool] = True
+    schedules_rows: ClassVar[bool] = False
 
     def __init__(self, thread: str) -> None:
         self._loading = EventQueue[Event]()
@@ -130,9 +121,9 @@ class Engine(ABC):
         """Load on this thread, then do all work until the engine is closed."""
 
     @property
-    def capabilities(self) -> Capabilities:
-        """What is supported."""
-        return Capabilities()
+    def larger_context(self) -> str:
+        """Advice to a user whose context is full."""
+        return "raise --ctx"
 
     def load(self) -> Iterator[Event]:
         """Yield load events until the model is ready; raise if loading failed. Later calls yield nothing."""

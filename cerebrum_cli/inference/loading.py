@@ -218,7 +218,7 @@ class LoadedModel:
     def _notice_of(self, save: Callable[[], None]) -> NoticeEvent | None:
         """Save to the prompt cache, if the engine has one; return a notice if that fails."""
         try:
-            if self.engine.capabilities.prompt_cache:
+            if self.engine.has_prompt_cache:
                 save()
         except FormatError:  # the conversation was never evaluated
             return None

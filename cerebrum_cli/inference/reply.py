@@ -225,7 +225,7 @@ def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -
 
 
 def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
-    """A notice that the answer is truncated or blank, or None. `larger_context` is that of `Capabilities`."""
+    """A notice that the answer is truncated or blank, or None. `larger_context` is that of the engine."""
     finish = reply.finish
     if finish.reason == "context":
         problem = f"answer truncated: the context of {finish.context_size} tokens is full"

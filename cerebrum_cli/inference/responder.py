@@ -114,7 +114,7 @@ class Responder:
 
     def require_inspection(self) -> None:
         """Raise UsageError if the engine cannot inspect replies."""
-        if not self.engine.capabilities.scores:
+        if not self.engine.scores_texts:
             raise UsageError(
                 "servers cannot compute the probabilities of an existing reply", "use a model on this machine"
             )
@@ -122,7 +122,7 @@ class Responder:
     @property
     def larger_context(self) -> str:
         """The advice to a user whose context is full."""
-        return self.engine.capabilities.larger_context
+        return self.engine.larger_context
 
     @property
     def prefix_token(self) -> int | None:

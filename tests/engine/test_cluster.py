@@ -107,7 +107,7 @@ def test_cluster_refused_request_is_not_asked_again() -> None:
 def test_cluster_advice_fits_nodes() -> None:
     nodes = Nodes(STORY, context_size=50)
     with clustered(nodes, nodes.actor()) as engine:
-        assert engine.capabilities.larger_context == "raise --ctx"
+        assert engine.larger_context == "raise --ctx"
         [refused] = [e for e in events_of(engine, request_of("Q" * 60)) if isinstance(e, RefusedEvent)]
         with pytest.raises(EngineError) as raised:
             engine.score([])

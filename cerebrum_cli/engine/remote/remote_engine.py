@@ -20,7 +20,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, LoadEvent, SequenceId, ServersEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.backend import OpenBackend, StopFlag
-from cerebrum_cli.engine.engine import CancelScope, Capabilities, Completions, Engine, first_seed
+from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, first_seed
 from cerebrum_cli.engine.remote.client import Endpoint, import_http
 from cerebrum_cli.engine.remote.job import PooledRequest, PoolJob, Server, ServerTimeouts
 from cerebrum_cli.engine.remote.pool import Pool
@@ -115,6 +115,8 @@ class PooledEngine(Engine):
     """A pool of servers of one model, to which it starts to connect immediately; `option` is what asks for it."""
 
     option: ClassVar[str]
+    scores_texts = has_prompt_cache = False
+    schedules_rows = True
 
     def __init__(self, open_vocabulary: OpenBackend, timeouts: ServerTimeouts | None = None) -> None:
         self._open_vocabulary = open_vocabulary
@@ -133,9 +135,8 @@ class PooledEngine(Engine):
     # For callers, on any thread.
 
     @property
-    def capabilities(self) -> Capabilities:
-        advice = {"larger_context": self._pool.known[0].larger_context} if self._pool else {}
-        return Capabilities(scores=False, prompt_cache=False, schedules_rows=True, **advice)
+    def larger_context(self) -> str:
+        return self._pool.known[0].larger_context if self._pool else super().larger_context
 
     @property
     def is_loaded(self) -> bool:
