@@ -97,6 +97,7 @@ COMPLETER = SlashCompleter(
         "session": lambda: ["tea with milk", "tea", "coffee"],
         "setting": lambda: SETTABLE,
         "part": lambda: PARTS,
+        "prompt": lambda: ["sum", "list"],
     },
     SETTING_VALUES,
 )
@@ -123,6 +124,7 @@ def completed(text: str) -> list[str]:
         ("/set format emb", ["/set format embedded"]),
         ("/set top_k ", []),
         ("/edit ", ["/edit question", "/edit answer"]),
+        ("/use li", ["/use list"]),
         ("/undo ", []),
         ("tell me", []),
         ("what is /s", []),

@@ -6,14 +6,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from batch_files import complete_lines
-from command_line import CommandLine, Finished
+from command_line import CommandLine, Finished, assert_error
 from dataset_files import COMMIT, cache_dataset, table
 from nano.measure import MODEL_FILE
 from nano.questions import held_out
@@ -114,17 +113,14 @@ def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums:
     assert run.read_bytes() == before
 
 
-def start_eval(command: CommandLine, sums: Path, run: Path) -> subprocess.Popen[bytes]:
-    """Start a long evaluation, and wait for its first sample."""
-    process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
-    wait_until(lambda: process.poll() is not None or bool(complete_lines(Path(f"{run}.partial"))))
-    return process
-
-
 @pytest.mark.slow
 def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
-    process = start_eval(command, sums, run)
+    process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
+    wait_until(lambda: process.poll() is not None or bool(complete_lines(Path(f"{run}.partial"))))
+    for second in (run_eval(command, sums, "--samples", "64", "-o", run), command.run("runs", "rm", "-y", run)):
+        assert_error(second, 1, "another process is writing run.jsonl")
+    assert command.run("runs", "show", run).code == 0
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, b"")
@@ -133,12 +129,14 @@ def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, 
     assert {sample["finish_reason"] for sample in saved} == {"stop"}  # none that the signal has cut off
     assert record_of(run)["notes"]["timed_samples"] == len(saved)
     refused = run_eval(command, sums, "--samples", "2", "-o", run)
-    assert (refused.code, refused.err.splitlines()[0]) == (1, f"error: {run} already has more samples (64, now 2)")
+    assert_error(refused, 1, f"{run} already has more samples (64, now 2)")
     smaller = run_eval(command, sums, "--samples", "2", "--limit", "3", "--restart", "-o", run)
     assert (smaller.object["n"], smaller.object["samples"], len(samples_of(run))) == (3, 2, 6)
     assert record_of(run)["fingerprint"]["temperature"] == 0.7  # of several samples
     greedy = run_eval(command, sums, "--samples", "2", "--temperature", "0", "-o", tmp_path / "other.jsonl")
     assert problem(greedy) == "error: --samples needs a temperature above 0: at 0 all samples are the same"
+    assert command.run("runs", "rm", "-y", run).code == 0
+    assert list(tmp_path.glob("run*")) == []
 
 
 @pytest.mark.slow
@@ -221,23 +219,6 @@ def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
     assert run_eval(command, *arguments, "--samples", "2").object["total_samples"] == 2
     greedy = run_eval(command, "gsm8k", "--preset", "cerebrum-7b", "--offline", "--samples", "2")
     assert problem(greedy) == "error: --samples needs a temperature above 0, but preset cerebrum-7b sets 0"
-
-
-@pytest.mark.slow
-def test_one_process_writes_a_run(command: CommandLine, sums: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run.jsonl"
-    process = start_eval(command, sums, run)
-    second = run_eval(command, sums, "--samples", "64", "-o", run)
-    assert (second.code, second.err.splitlines()[0]) == (1, "error: another process is writing run.jsonl")
-    deleted = command.run("runs", "rm", "-y", run)
-    assert (deleted.code, deleted.err.splitlines()[0]) == (1, "error: another process is writing run.jsonl")
-    assert command.run("runs", "show", run).code == 0
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    shown = command.run("runs", "show", run)
-    assert "seconds per question" not in shown.out  # the killed process has not measured it
-    assert command.run("runs", "rm", "-y", run).code == 0
-    assert list(tmp_path.glob("run*")) == []
 
 
 def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path: Path) -> None:

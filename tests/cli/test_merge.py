@@ -178,27 +178,20 @@ models:
 """
 
 
-def test_merge_reports_filters_that_match_no_tensor(home: Home) -> None:
+def test_merge_reports_ignored_keys_and_filters_that_match_no_tensor(home: Home) -> None:
     other = write_quantized(home.path / "other.gguf", shape=FOUR_LAYERS, seed=1)
-    (home.path / "mixed.yaml").write_text(MIXED)
+    (home.path / "mixed.yaml").write_text(f"random_seed: 0\n{MIXED}")
     arguments = ["merge", "mixed.yaml", *OUT, "--source", f"tiny={home.model.name}", "--source", f"other={other.name}"]
     dry = home.run(*arguments, "--dry-run", "--json", "-q")
-    assert (dry.code, dry.err, dry.object["unmatched_filters"]) == (0, "", ["self_atn", "down_prj"])
+    assert (dry.code, dry.err) == (0, "")
+    assert (dry.object["ignored_keys"], dry.object["unmatched_filters"]) == (["random_seed"], ["self_atn", "down_prj"])
     done = home.run(*arguments)
-    notes = [line for line in done.err.splitlines() if line.startswith("note: ")]
+    unknown, *notes = [line for line in done.err.splitlines() if line.startswith("note: ")]
     assert (done.code, len(notes)) == (0, 2), done.err
+    assert unknown == "note: the recipe's key random_seed is unknown and ignored"
     for each, note in zip(("self_atn", "down_prj"), notes, strict=True):
         assert note.startswith(f"note: the recipe's filter {each} matches no tensor and is ignored")
     assert home.merge("--dry-run", "--json").object["unmatched_filters"] == []
-
-
-def test_merge_reports_ignored_keys_of_a_recipe(home: Home) -> None:
-    (home.path / "published.yaml").write_text(f"random_seed: 0\n{TWICE}")
-    arguments = ["merge", "published.yaml", "--dry-run", "--json", "--source", f"tiny={home.model.name}"]
-    done = home.run(*arguments)
-    assert (done.code, done.object["ignored_keys"]) == (0, ["random_seed"])
-    assert done.err.splitlines()[0] == "note: the recipe's key random_seed is unknown and ignored"
-    assert home.run(*arguments, "-q").err == ""
 
 
 # What is refused, with one line for the problem and one for the fix.

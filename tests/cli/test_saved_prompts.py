@@ -14,7 +14,6 @@ import pytest
 from command_line import CommandLine, Finished
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from person import OpenTerminal
 from scripted_command import run_here
 from templates import chatml_prompt
 
@@ -340,20 +339,6 @@ def test_chat_refuses_what_it_cannot_apply(home: Home) -> None:
     assert problem in script(home, "/use parsed\n")[0].err
     assert "error: no saved prompt named 'nothing'" in script(home, "/use nothing\n")[0].err
     assert " hint: saved prompts: sum, list" in script(home, "/use what is it\n")[0].err
-
-
-@pytest.mark.slow
-def test_chat_completes_and_shows_a_saved_prompt(open_chat: OpenTerminal, new_user: CommandLine) -> None:
-    (new_user.config / "config.toml").write_text(CONFIG)
-    person = open_chat("Fine.")
-    person.type("/use li\t")
-    person.wait_for("/use list")
-    person.type("\r")
-    person.wait_for("using list for the next question")
-    person.wait_for("with list")
-    person.type("birds\r")
-    person.wait_for("Fine.")
-    assert not any("with list" in line for line in person.screen.lines)
 
 
 FILE = '''\

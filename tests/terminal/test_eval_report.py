@@ -94,12 +94,6 @@ def test_report_tells_wrong_unanswered_and_cut_off_apart() -> None:
     assert (found.accuracy.value, found.no_answer, found.cut_off) == (3 / 8, 1 / 8, 2 / 8)
 
 
-def test_report_divides_costs_by_samples_and_questions() -> None:
-    run = [sample(1, 0, "7", tokens=10), sample(1, 1, "7", tokens=20), sample(2, 0, "7", tokens=60)]
-    found = report_of(*run, samples=2, seconds=5.0)
-    assert (found.tokens_per_answer, found.seconds_per_question) == (30.0, 2.5)
-
-
 def test_report_of_choices_has_the_accuracy_of_guessing() -> None:
     four, two = (replace(sample(id, 0, "A"), choices=choices) for id, choices in ((1, tuple("abcd")), (2, tuple("ab"))))
     assert report_of(four, two).chance == mean([0.25, 0.5])
@@ -170,13 +164,6 @@ def test_score_in_progress_is_that_of_all_its_questions() -> None:
         assert score.event.interval == pytest.approx(estimate(scores, clusters).interval)
         assert score.questions == id + 1
         assert score.event.accuracy == pytest.approx(mean(scores))
-
-
-def test_score_tells_clusters_from_questions_of_one_name() -> None:
-    score = RunningScore(questions=3, samples=1)
-    for id, cluster, answer in (("a", None, "7"), ("b", "a", "7"), ("c", "a", "8")):
-        score.add(replace(sample(id, 0, answer), cluster=cluster))
-    assert score.event.interval == estimate([1.0, 1.0, 0.0], ["question a", "cluster", "cluster"]).interval
 
 
 # The picture.

@@ -97,28 +97,6 @@ def test_render_on_a_signal_cancels_and_closes_the_reply(number: signal.Signals)
     assert signal.getsignal(number) == before
 
 
-def test_render_closes_the_reply_when_a_sink_fails() -> None:
-    closed: list[bool] = []
-
-    def events() -> Generator[Event, None, None]:
-        try:
-            yield TokenEvent(ONE, "text")
-        finally:
-            closed.append(True)
-
-    class Broken(StringIO):
-        def write(self, text: str) -> int:
-            raise BrokenPipeError
-
-        def fileno(self) -> int:
-            return os.open(os.devnull, os.O_WRONLY)
-
-    streams = replace(piped(), out=Broken())
-    with pytest.raises(BrokenPipeError):
-        render(events(), lambda: None, [TextSink(streams)])
-    assert closed == [True]
-
-
 # Status line.
 
 
@@ -263,12 +241,6 @@ def test_errors_print_message_hint_and_log_without_controls() -> None:
         "  log: alloc failed",
         "  log: of 9 GB",
     ]
-
-
-def test_answer_object_is_one_line_of_utf_8() -> None:
-    streams = piped()
-    streams.answer_object({"text": "é\n\x1b"})
-    assert written(streams.out) == '{"text": "é\\n\\u001b"}\n'
 
 
 def test_has_piped_input_is_true_for_pipes_and_files(tmp_path: Path) -> None:
