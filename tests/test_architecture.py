@@ -1,13 +1,17 @@
-"""Architecture invariants, checked with `ast`: layers, import cycles, adapters, no printing."""
+"""Architecture invariants, checked with `ast`: layers, cycles, adapters, pure modules, names, sizes, no printing."""
 
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from cerebrum_cli.cli import COMMANDS
 
 PACKAGE = "cerebrum_cli"
 ROOT = Path(__file__).parents[1]
@@ -50,13 +54,67 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "ray": ("engine.cluster.ray_cluster",),
     "click": (),
 }
+# Modules, or packages with all below them, that compute values: they touch no files, clocks or processes.
+PURE = (
+    *("answers", "batch.rows", "batch.result", "chat.context_window", "eval.code", "eval.comparison", "eval.estimates"),
+    *("core.conversation", "core.conversion", "core.declaration", "core.errors", "core.events", "core.sampling"),
+    *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.load_options", "engine.memory"),
+    *("engine.scheduler", "engine.scoring_plan", "engine.step_costs", "formats.plain", "formats.thinking"),
+    *("gguf.sizes", "gguf.types", "inference.inspection", "inference.reply", "inference.reply_controls"),
+    *("inference.voting", "merge.compatibility", "merge.metadata", "merge.methods", "merge.plan"),
+    *("merge.recipe", "merge.tensor_names", "models.fit", "models.variants"),
+    *("terminal.escapes", "tune.candidates"),
+)
+IMPURE = {  # the first names of modules that touch them; a Path is a value, too
+    *("asyncio", "concurrent", "ctypes", "datetime", "fcntl", "http", "io", "mmap", "multiprocessing", "os", "queue"),
+    *("resource", "select", "selectors", "shutil", "signal", "socket", "subprocess", "tempfile", "threading"),
+    *("time", "urllib"),
+}
+IMPURE_MODULES = ("core.environment", "core.files", "core.signals")
+
+MIN_LINES = 80  # of a module that only one other imports
+SMALL_MODULES = {
+    "cli.lm_model": "lm-eval imports it by its name",
+    "eval.guest": "a program of its own, which runs in the sandbox",
+}
+
+# Packages that use the engine directly: what builds on it, and the two that measure and check it. Of the others only
+# these modules do, each for what is named.
+ENGINE_USERS = ("engine", "models", "inference", "tune", "doctor")
+ENGINE_EXCEPTIONS = {
+    "batch.answering": "requests, and the scope in which they are cancelled",
+    "chat.archive": "saved states that hold deleted text",
+    "cli.app": "the real implementations, which it picks",
+    "cli.ask": "sizes of a context",
+    "cli.batch": "the rows that a tuning decodes together",
+    "cli.endpoints": "addresses of servers",
+    "cli.eval": "sizes of a context; the bench that estimates a run",
+    "cli.generation": "sizes of a context",
+    "cli.lm_eval": "sizes of a context",
+    "cli.lm_model": "sizes of a context",
+    "cli.ray_nodes": "the engine that a node opens",
+    "cli.tune": "processors and memory, for its report",
+    "eval.code_sandbox": "processors, to run programs on",
+    "eval.evaluate": "requests, and the scope in which they are cancelled",
+    "eval.lm_harness": "requests for scores",
+    "eval.runs": "the bench that compares two models",
+    "merge.merge": "processors, to merge on",
+    "merge.weights": "llama.cpp's conversion of weights",
+    "terminal.reports": "what the bench has compared",
+}
+
 ENVIRONMENT = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")
 ENVIRONMENT_ADAPTER = "core.environment"
 
 
+@cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 def violations(source: str, module: str) -> list[str]:
     """List the broken invariants of a module; `module` is its name below the package, such as "engine.llama.load"."""
-    tree = ast.parse(source)
+    tree = parsed(source)
     found = [*import_violations(tree, module), *use_violations(tree, module)]
     return [f"{module}:{line}: {problem}" for line, problem in sorted(found)]
 
@@ -73,8 +131,13 @@ def import_violations(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
             yield line, f"{package} may only be imported in {allowed}" if allowed else f"{package} may not be imported"
 
 
-def imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
-    """Yield every module that an import statement or an import by name loads."""
+@cache
+def imports(tree: ast.AST, module: str) -> tuple[tuple[int, str], ...]:
+    """Every module that an import statement or an import by name loads, by line."""
+    return tuple(find_imports(tree, module))
+
+
+def find_imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -136,7 +199,8 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
-def modules() -> dict[str, str]:
+@cache
+def modules() -> Mapping[str, str]:
     """Sources of all modules by their names below the package."""
     found = {}
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
@@ -157,7 +221,7 @@ def cycle(sources: Mapping[str, str]) -> list[str]:
 
 def imported_modules(source: str, module: str, known: Mapping[str, str]) -> set[str]:
     """Modules of the package that a module imports."""
-    names = (name.removeprefix(f"{PACKAGE}.") for _, name in imports(ast.parse(source), module) if PACKAGE in name)
+    names = (name.removeprefix(f"{PACKAGE}.") for _, name in imports(parsed(source), module) if PACKAGE in name)
     return {name if name in known else name.rpartition(".")[0] for name in names} & known.keys()
 
 
@@ -168,6 +232,72 @@ def test_architecture_has_no_violations() -> None:
 
 def test_architecture_has_no_import_cycles() -> None:
     assert cycle(modules()) == []
+
+
+def importers() -> dict[str, set[str]]:
+    """The modules that import each module of the package."""
+    sources = modules()
+    found: dict[str, set[str]] = {module: set() for module in sources}
+    for module, source in sources.items():
+        for imported in imported_modules(source, module, sources) - {module}:
+            found[imported].add(module)
+    return found
+
+
+def command_modules() -> set[str]:
+    return {f"cli.{command.module}" for command in COMMANDS}
+
+
+def test_modules_have_two_importers_or_are_long() -> None:
+    allowed = {"", "__main__", "main", *SMALL_MODULES, *command_modules(), *itertools.chain(*ADAPTERS.values())}
+    sources = modules()
+    small = {name for name, by in importers().items() if len(by) < 2 and sources[name].count("\n") < MIN_LINES}
+    packages = {name for name in sources if (ROOT / PACKAGE / name.replace(".", "/")).is_dir()}
+    assert small - packages - allowed == set(), "each belongs in the module that imports it"
+    assert SMALL_MODULES.keys() <= small
+
+
+def test_public_classes_have_names_of_their_own() -> None:
+    found: dict[str, list[str]] = {}
+    for module, source in modules().items():
+        for node in parsed(source).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    assert {name: several for name, several in found.items() if len(several) > 1} == {}
+
+
+def test_modules_of_sibling_folders_have_names_of_their_own() -> None:
+    """A command's module may have the name of the package, or of the module, that does its work."""
+    found: dict[tuple[str, int, str], list[str]] = {}
+    for module in modules().keys() - command_modules():
+        *folders, name = module.split(".")
+        found.setdefault((".".join(folders[:-1]), len(folders), name), []).append(module)
+    assert [several for several in found.values() if len(several) > 1] == []
+
+
+def test_pure_modules_touch_no_files_clocks_or_processes() -> None:
+    sources = modules()
+    pure = {name for name in sources if any(within(name, each) for each in PURE)}
+    assert [each for each in PURE if each not in pure] == []
+    found = []
+    for name in sorted(pure):
+        libraries = {library.partition(".")[0] for _, library in imports(parsed(sources[name]), name)}
+        touched = libraries & (IMPURE | ADAPTERS.keys()) | imported_modules(sources[name], name, sources) & {
+            *IMPURE_MODULES
+        }
+        found += [(name, touched)] if touched else []
+    assert found == []
+
+
+def test_engine_is_used_through_inference() -> None:
+    sources = modules()
+    users = {
+        name
+        for name, source in sources.items()
+        if package_of(name) not in ENGINE_USERS
+        and any(within(imported, "engine") for imported in imported_modules(source, name, sources))
+    }
+    assert users == ENGINE_EXCEPTIONS.keys()
 
 
 def test_architecture_finds_a_type_only_cycle() -> None:
