@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
+from cerebrum_cli.gguf.types import SIGNATURE_BYTES, TENSOR_TYPES, TensorType, identify
 
 Scalar = str | int | float | bool
 
@@ -51,24 +51,6 @@ METADATA_START = 24  # after the magic number, the version and two counts
 
 # What the meaning of a token id, and the ids of a text, depend on.
 VOCABULARY_KEYS = tuple(f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens", "token_type", "scores", "merges"))
-
-# Files that are not GGUF: offset, bytes (lower case: the comparison ignores case), type of file, hint.
-_SIGNATURES = (
-    (0, b"version https://git-lfs", "a git-lfs pointer, not the model itself", "fetch the file with: git lfs pull"),
-    (0, b"<!doctype html", "an HTML page, not a model", "the URL leads to a web page: download the file itself"),
-    (0, b"<html", "an HTML page, not a model", "the URL leads to a web page: download the file itself"),
-    (0, b"<?xml", "an XML response of a server, not a model", "download the file again"),
-    (8, b'{"', "a safetensors file", "llama.cpp reads GGUF: convert it, or pull a GGUF of this model"),
-    (0, b"pk\x03\x04", "a zip archive or PyTorch checkpoint", "unpack it, or pull a GGUF of this model"),
-    (0, b"\x80\x02", "a PyTorch checkpoint", "llama.cpp reads GGUF: convert it, or pull a GGUF of this model"),
-    (0, b"\x1f\x8b", "a gzip archive", "unpack it first"),
-    *(
-        (0, magic, "a GGML file from before August 2023", "llama.cpp no longer reads GGML: pull a GGUF of this model")
-        for magic in (b"lmgg", b"fmgg", b"tjgg", b"algg")
-    ),
-    (0, bytes(16), "an incomplete download (zeros in place of a header)", "pull it again"),
-)
-SIGNATURE_BYTES = 256
 
 
 class Array(NamedTuple):
@@ -387,15 +369,3 @@ def _check_extent(path: Path, tables: Tables, size: int) -> None:
 def aligned(position: int, alignment: int = ALIGNMENT) -> int:
     """Round a position or size up to the alignment."""
     return -(-position // alignment) * alignment
-
-
-def identify(first: bytes) -> tuple[str, str]:
-    """What a file with these first bytes seems to be, and a hint; the hint may be empty."""
-    start = first.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for offset, magic, kind, hint in _SIGNATURES:
-        if first[offset:].lower().startswith(magic) or (offset == 0 and start.startswith(magic)):
-            return f"not a GGUF file: it looks like {kind}", hint
-    if first.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in first):
-        text = " ".join(first.decode("ascii").split())[:40]
-        return f'not a GGUF file: a text that begins with "{text}"', ""
-    return f"not a GGUF file: it begins with the bytes {first[:4].hex(' ')}", ""

@@ -1,4 +1,4 @@
-"""Tensor and file types of ggml as tables."""
+"""Tables: tensor and file types of ggml, and how files begin that are not GGUF."""
 
 from __future__ import annotations
 
@@ -67,3 +67,33 @@ FILE_TYPES = {
     )
     for number, name in enumerate(names.split(), first)
 }
+
+# Files that are not GGUF: offset, bytes (lower case: the comparison ignores case), type of file, hint.
+_SIGNATURES = (
+    (0, b"version https://git-lfs", "a git-lfs pointer, not the model itself", "fetch the file with: git lfs pull"),
+    (0, b"<!doctype html", "an HTML page, not a model", "the URL leads to a web page: download the file itself"),
+    (0, b"<html", "an HTML page, not a model", "the URL leads to a web page: download the file itself"),
+    (0, b"<?xml", "an XML response of a server, not a model", "download the file again"),
+    (8, b'{"', "a safetensors file", "llama.cpp reads GGUF: convert it, or pull a GGUF of this model"),
+    (0, b"pk\x03\x04", "a zip archive or PyTorch checkpoint", "unpack it, or pull a GGUF of this model"),
+    (0, b"\x80\x02", "a PyTorch checkpoint", "llama.cpp reads GGUF: convert it, or pull a GGUF of this model"),
+    (0, b"\x1f\x8b", "a gzip archive", "unpack it first"),
+    *(
+        (0, magic, "a GGML file from before August 2023", "llama.cpp no longer reads GGML: pull a GGUF of this model")
+        for magic in (b"lmgg", b"fmgg", b"tjgg", b"algg")
+    ),
+    (0, bytes(16), "an incomplete download (zeros in place of a header)", "pull it again"),
+)
+SIGNATURE_BYTES = 256
+
+
+def identify(first: bytes) -> tuple[str, str]:
+    """What a file with these first bytes seems to be, and a hint; the hint may be empty."""
+    start = first.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for offset, magic, kind, hint in _SIGNATURES:
+        if first[offset:].lower().startswith(magic) or (offset == 0 and start.startswith(magic)):
+            return f"not a GGUF file: it looks like {kind}", hint
+    if first.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in first):
+        text = " ".join(first.decode("ascii").split())[:40]
+        return f'not a GGUF file: a text that begins with "{text}"', ""
+    return f"not a GGUF file: it begins with the bytes {first[:4].hex(' ')}", ""

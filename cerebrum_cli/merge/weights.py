@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from math import prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -56,13 +56,12 @@ Rows = tuple[int, int]
 """Consecutive rows of a tensor: the first one, and their number."""
 
 
-@dataclass(slots=True)
+@dataclass
 class TensorEvaluator:
     """Compute tensors with a thread pool; the context manager ends the threads and closes the source files."""
 
-    codec: CodecFactory
+    open_codec: CodecFactory
     threads: int
-    _loaded_codec: Codec | None = field(default=None, init=False)
     _pool: ThreadPoolExecutor = field(init=False)
     _files: dict[Path, int] = field(default_factory=dict, init=False)
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
@@ -90,7 +89,7 @@ class TensorEvaluator:
                 yield scale_blocks(data, scale)
         else:
             total = op if isinstance(op, Sum) else Sum((Term(op.tensor, 1.0),))
-            task = partial(self._sum, self._codec(), total, output)
+            task = partial(self._sum, self._codec, total, output)
             yield from self._run_in_order(partial(task, rows) for rows in row_ranges(output.shape))
 
     def _copy(self, tensor: Tensor) -> Iterator[bytes]:
@@ -98,9 +97,9 @@ class TensorEvaluator:
         for begin in range(0, tensor.size, whole):
             yield self._read(tensor, begin, min(whole, tensor.size - begin))
 
+    @cached_property
     def _codec(self) -> Codec:
-        self._loaded_codec = self._loaded_codec or self.codec()
-        return self._loaded_codec
+        return self.open_codec()
 
     def _sum(self, codec: Codec, op: Sum, output: OutputTensor, rows: Rows) -> bytes:
         total = np.full((rows[1], output.shape[0]), op.constant, np.float32)
@@ -117,7 +116,7 @@ class TensorEvaluator:
 
     def _slerp_as_sum(self, op: Slerp) -> Sum:
         """Convert slerp to a weighted sum; its coefficients depend on all weights of both tensors."""
-        task = partial(self._dot_products, self._codec(), op)
+        task = partial(self._dot_products, self._codec, op)
         measured = self._run_in_order(partial(task, rows) for rows in row_ranges(op.first.shape))
         first, second, product = (float(total) for total in np.sum(list(measured), axis=0))
         coefficients = slerp_coefficients(op.t, sqrt(first), sqrt(second), product)

@@ -152,7 +152,8 @@ class Registry:
             ) from error
 
     def _write(self, content: _Content) -> None:
-        atomic_write(self._path, _encode(content))
+        value = {"version": _VERSION, **asdict(content), "digests": [digest._asdict() for digest in content.digests]}
+        atomic_write(self._path, json.dumps(value, indent=2, default=str).encode("ascii"))
 
 
 def hash_file(path: Path, on_progress: Callable[[int, int], None] | None = None) -> Digest:
@@ -181,11 +182,6 @@ def hash_file(path: Path, on_progress: Callable[[int, int], None] | None = None)
 def _state(stat: os.stat_result) -> tuple[int, ...]:
     """What changes if a file is written to or replaced."""
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _encode(content: _Content) -> bytes:
-    value = {"version": _VERSION, **asdict(content), "digests": [digest._asdict() for digest in content.digests]}
-    return json.dumps(value, indent=2, default=str).encode("ascii")
 
 
 def _decode(text: bytes) -> _Content:
