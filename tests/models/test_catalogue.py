@@ -148,10 +148,8 @@ def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
         refuse=(Refusal("you/Mine-old", "it is old"),),
         settings={"temperature": 0.5},
     )
-    assert spec.sources == (
-        Repository("me/Mine-GGUF", "mine.{quant}.gguf", (Quantization("Q4_0", 10),), "refs/pr/1"),
-        alternative,
-    )
+    own = Repository("me/Mine-GGUF", "mine.{quant}.gguf", (Quantization("Q4_0", 10),), "refs/pr/1")
+    assert spec.sources == (own, alternative)
     assert spec.has_name("M1") and spec.matches("MINE.q4_0.gguf") and spec.matches("mine-q8_0-00001-of-00002.gguf")
 
 
