@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from chats import children
 from command_line import Finished
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,13 +103,6 @@ def test_record_stores_how_the_reply_was_generated(history: History) -> None:
     )
 
 
-def test_record_is_atomic(history: History) -> None:
-    unstorable = replace(FOUR, finish=replace(FINISH, seed=2**70))
-    with pytest.raises(OverflowError):
-        history.record(None, SUM, unstorable, LOADED, SETTINGS)
-    assert (history.store.summaries(), children(history.store, None)) == ([], [])
-
-
 def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: History) -> None:
     answered = history.record(None, SUM, FOUR, LOADED, SETTINGS)
     history.store.add_message(answered, Message("user", "And 3 + 3?"))
@@ -183,19 +175,18 @@ def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: His
     assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.")
 
 
-@pytest.mark.parametrize(
-    ("given", "is_same"),
-    [(None, True), ("./model.gguf", True), ("model.gguf", True), ("model", False), ("../model.gguf", False)],
-)
 def test_session_defaults_apply_to_the_same_file_by_any_path(
-    history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, is_same: bool
+    history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Model("model", (tmp_path / "model.gguf",))
     params = session_params(SETTINGS, model)
     session = history.store.create("talk", "chat", model=model.reference, format="chatml", params=params)
     monkeypatch.chdir(tmp_path)
-    defaults = with_session_defaults(session, {} if given is None else {"model": given})
-    assert (defaults.get("format"), defaults.get("temperature")) == (("chatml", 0.5) if is_same else (None, None))
+    for layer in ({}, {"model": "./model.gguf"}, {"model": "model.gguf"}):
+        defaults = with_session_defaults(session, layer)
+        assert (defaults["format"], defaults["temperature"]) == ("chatml", 0.5)
+    for reference in ("model", "../model.gguf"):
+        assert with_session_defaults(session, {"model": reference}) == {"model": reference}
 
 
 def collected(by_stop_string: bool) -> Reply:

@@ -84,12 +84,6 @@ def test_messages_persist_after_reopening(sessions: Store, path: Path) -> None:
         assert created.created == session.created < session.updated
 
 
-def test_find_matches_names_exactly(sessions: Store) -> None:
-    created = {name: sessions.create(name, "ask") for name in ("a", "A", "a b", "ä", "a%", "日本", "😀", "x" * 1000)}
-    assert {name: sessions.find(name) for name in created} == created
-    assert [sessions.find(name) for name in ("b", "aa", "_", "\udcff")] == [None] * 4
-
-
 def test_store_refuses_unprintable_names_and_names_in_use(sessions: Store) -> None:
     session, other = sessions.create("a", "chat"), sessions.create("b", "chat")
     problems = {name: f"invalid session name {name!r}" for name in ("", " a", "a\nb", "\x1b[2J")}
@@ -288,15 +282,6 @@ def test_search_finds_no_replaced_and_removed_texts(sessions: Store, path: Path)
     add_texts(sessions, sessions.create("b", "chat"), "giraffe")
     assert (search_results(sessions, "animal"), search_results(sessions, "giraffe")) == ([], [("b", "giraffe")])
     assert rows(path, "SELECT rowid FROM texts WHERE texts MATCH 'animal'") == []
-
-
-def test_search_finds_a_message_once_in_its_latest_session(sessions: Store) -> None:
-    session = add_texts(sessions, sessions.create("a", "chat"), "an elephant", "two")
-    fork = sessions.create("b", "chat", leaf=session.leaf)
-    assert search_results(sessions, "elephant") == [("b", "an elephant")]
-    session = add_texts(sessions, session, "three")
-    [hit] = sessions.search("elephant")
-    assert (hit.session, hit.message.id) == (session, sessions.messages(fork)[0].id)
 
 
 def test_search_ranks_matches_and_excerpts_them(sessions: Store) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -109,40 +108,3 @@ def test_rm_keeps_files_of_another_name(hub_user: HubUser) -> None:
     assert hub_user.ask("-m", "two")
     assert removed(hub_user, "two").startswith("deleted two, ")
     assert hub_user.blobs(OWNED) == {}
-
-
-@pytest.mark.slow
-def test_rm_models_with_one_name_have_distinct_references(hub_user: HubUser) -> None:
-    files = {"a-Q4_0.gguf": b"", "b-Q4_0.gguf": b""}
-    models = [hub_user.command.home / "other.gguf", hub_user.command.home / "another.gguf"]
-    write_chatml(models[1], seed=2)
-    hub_user.hub.repository("owner/two", dict(zip(files, models, strict=True)))
-    page = "https://huggingface.co/owner/two/resolve/main"
-    for file in files:
-        hub_user.pull(f"{page}/{file}")
-    hub_user.pull("--default", f"{page}/b-Q4_0.gguf")
-    references = {
-        Path(row["path"]).name: row["reference"] for row in hub_user.listed() if row["repo_id"] == "owner/two"
-    }
-    assert references["a-Q4_0.gguf"] == "owner/two:Q4_0"
-    assert references["b-Q4_0.gguf"].endswith("/b-Q4_0.gguf")
-    assert [Path(row["path"]).name for row in hub_user.listed() if row["default"]] == ["b-Q4_0.gguf"]
-    removed(hub_user, references["b-Q4_0.gguf"])
-    assert [Path(row["path"]).name for row in hub_user.listed() if row["repo_id"] == "owner/two"] == ["a-Q4_0.gguf"]
-
-
-def test_rm_reports_a_read_only_cache(hub_user: HubUser) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("nothing is forbidden to root")
-    folder = hub_user.folder()
-    directories = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
-    for directory in directories:
-        directory.chmod(0o555)
-    try:
-        hub_user.pull("cerebrum-7b:Q4_K_M")
-        done = hub_user.run("rm", "-y", "cerebrum-7b")
-    finally:
-        for directory in directories:
-            directory.chmod(0o755)
-    assert (done.code, done.err.count("\n")) == (1, 2)
-    assert "Permission denied" in done.err

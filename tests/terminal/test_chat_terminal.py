@@ -115,7 +115,8 @@ def test_chat_on_a_dumb_terminal_prints_no_control_sequences(open_small_chat: Op
     person.type("One", shows="> One")
     person.type(b"\xff?\r", shows="truncated at 4 tokens")
     person.type("/copy\r", shows="no clipboard available")
-    person.type("/exit\r")
+    person.type("\x03", shows="Press Ctrl-C again")
+    person.type("\x03")
     assert person.end() == 0
     assert "\x1b" not in person.output
 
