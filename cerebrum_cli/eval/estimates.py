@@ -108,29 +108,27 @@ def wilson(value: float, n: float) -> Interval:
     return Interval(max(0.0, low), min(1.0, high))
 
 
-def interval_of_totals(value: float, totals: Counter[Totals]) -> Interval:
-    """Wilson's interval of a mean, with effective n = p(1-p) / SE²: independent trials of this standard error.
+def estimate(scores: Sequence[float], clusters: Clusters = None) -> Estimate:
+    """Mean of scores from 0 to 1, with Wilson's interval for as many independent trials as have its standard error.
+
+    These are n = p(1-p) / SE².
 
     Averages of samples that are nearly all 0 or 1 hardly vary, yet the next question may be one that all samples fail.
     So n is at most what it would be with one more question, or cluster of average size, whose scores are 0 (or 1 if
     the mean is below 0.5). Where the scores do not vary, n is the number of questions, or of clusters.
     """
+    value, totals = mean(scores), count_totals(scores, clusters)
     error = _error(value, totals)
     if error < ROUNDING:
-        return wilson(value, totals.total())
+        return Estimate(value, wilson(value, totals.total()))
     n, size, score = _size(totals), _size(totals) / totals.total(), float(value <= 0.5)
     more, center = totals + Counter([Totals(score * size, size)]), (n * value + size * score) / (n + size)
-    return wilson(value, min(_effective(value, error), _effective(center, _error(center, more))))
+    return Estimate(value, wilson(value, min(_effective(value, error), _effective(center, _error(center, more)))))
 
 
 def _effective(value: float, error: float) -> float:
     """Number of independent trials that would have this standard error."""
     return value * (1 - value) / error**2
-
-
-def estimate(scores: Sequence[float], clusters: Clusters = None) -> Estimate:
-    value = mean(scores)
-    return Estimate(value, interval_of_totals(value, count_totals(scores, clusters)))
 
 
 def pass_at(n: int, c: int, k: int) -> float:

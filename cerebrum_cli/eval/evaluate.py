@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from cerebrum_cli.batch.journal import Journal
 from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
@@ -19,6 +21,7 @@ from cerebrum_cli.core.events import (
     NoticeEvent,
     RefusedEvent,
     RowCounts,
+    SequenceId,
     TokenEvent,
 )
 from cerebrum_cli.core.settings import Settings
@@ -78,23 +81,12 @@ class Evaluation:
         return ReplyRequest(conversation, settings, self.grammar, n=count, max_n=count, logprobs=True)
 
 
-@dataclass(slots=True)
-class PendingQuestion:
+class PendingQuestion(NamedTuple):
     """Samples that are missing, from `first` on, of the question at a position."""
 
     position: int
     first: int
     request: Request
-    collectors: dict[int, ReplyCollector]
-
-    def add_event(self, event: TokenEvent | FinishEvent) -> Reply | None:
-        """Process an event of a sample; return its reply when it is complete."""
-        collector = self.collectors.setdefault(event.sequence.sample, ReplyCollector())
-        collector.emit(event)
-        reply = collector.reply
-        if reply:
-            del self.collectors[event.sequence.sample]
-        return reply if reply and reply.finish.reason != "cancelled" else None
 
 
 class SampleWriter:
@@ -192,7 +184,7 @@ def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Gene
         except CerebrumError as error:
             yield from writer.skip(position, range(first, first + count), error)
         else:
-            pending.append(PendingQuestion(position, first, request.compact(), {}))
+            pending.append(PendingQuestion(position, first, request.compact()))
     with closing(evaluation.marker):
         for group in responder.engine.group_by_length(each.request for each in pending):
             yield from _take_samples(responder, scope, [pending[index] for index in group], writer)
@@ -204,19 +196,17 @@ def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Gene
 def missing_samples(evaluation: Evaluation, finished: Collection[int]) -> Iterator[tuple[int, int, int]]:
     """Yield the missing samples: a question's position, the first sample, and how many follow it without a gap."""
     for position in range(len(evaluation.questions)):
-        first = None
-        for sample in range(evaluation.samples + 1):
-            is_missing = sample < evaluation.samples and position * evaluation.samples + sample not in finished
-            if is_missing and first is None:
-                first = sample
-            elif not is_missing and first is not None:
-                yield position, first, sample - first
-                first = None
+        start = position * evaluation.samples
+        missing = [sample for sample in range(evaluation.samples) if start + sample not in finished]
+        for _, neighbors in groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
+            samples = [sample for _, sample in neighbors]
+            yield position, samples[0], len(samples)
 
 
 def _take_samples(
     responder: Responder, scope: CancelScope, pending: Sequence[PendingQuestion], writer: SampleWriter
 ) -> Iterator[Event]:
+    collectors: dict[SequenceId, ReplyCollector] = defaultdict(ReplyCollector)
     with closing(responder.generate((each.request for each in pending), scope)) as replies:
         for event in replies:
             yield event
@@ -226,6 +216,10 @@ def _take_samples(
             sample = question.first + event.sequence.sample
             if isinstance(event, RefusedEvent):
                 yield from writer.skip(question.position, [sample], event.error)
-            elif reply := question.add_event(event):
-                writer.mark(question.position, sample, reply)
+            else:
+                collector = collectors[event.sequence]
+                collector.emit(event)
+                if (reply := collector.reply) and reply.finish.reason != "cancelled":
+                    del collectors[event.sequence]
+                    writer.mark(question.position, sample, reply)
             yield from writer.write_marked()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,8 @@ from cerebrum_cli.core.events import EvalProgress
 from cerebrum_cli.eval.estimates import (
     Clusters,
     Estimate,
-    Totals,
     Vote,
     estimate,
-    interval_of_totals,
     majorities,
     mean,
     pass_at,
@@ -26,30 +23,34 @@ FormOf = Callable[[Sample], str | None]
 
 
 class RunningScore:
-    """Counts samples as they are marked; a question is finished once all its samples are there."""
+    """Counts samples as they are marked; a question is finished once all its samples are there.
+
+    It has no score if one of them was skipped.
+    """
 
     def __init__(self, questions: int, samples: int) -> None:
         self.all_questions = questions
         self.done = self.skipped = self.questions = 0
         self._samples = samples
         self._marks: dict[QuestionId, list[bool | None]] = {}
-        self._counted, self._sum = 0, 0.0  # questions without a skipped sample
-        self._clusters: dict[object, Totals] = {}
-        self._totals: Counter[Totals] = Counter()  # so that an interval takes no longer with more questions
+        self._scores: list[float] = []  # of the questions without a skipped sample
+        self._clusters: list[object] = []
+        self._estimate: Estimate | None = None  # of these scores; made when it is asked for
         self._unanswered = self._cut_off = 0
 
     @property
     def event(self) -> EvalProgress:
         """The progress of the run. Accuracy and interval are those of the questions without a skipped sample."""
-        accuracy = self._sum / self._counted if self._counted else None
+        if self._estimate is None and self._scores:
+            self._estimate = estimate(self._scores, self._clusters)
         taken = max(1, self.done - self.skipped)
         return EvalProgress(
             self.done,
             self.all_questions * self._samples,
             self.questions,
             self.all_questions,
-            accuracy,
-            None if accuracy is None else interval_of_totals(accuracy, self._totals),
+            self._estimate.value if self._estimate else None,
+            self._estimate.interval if self._estimate else None,
             self._unanswered / taken,
             self._cut_off / taken,
             self.skipped,
@@ -64,24 +65,14 @@ class RunningScore:
             self._unanswered += not sample.is_cut_off
         marks = self._marks.setdefault(sample.id, [])
         marks.append(None if sample.is_skipped else sample.correct)
-        if len(marks) == self._samples:
-            self._finish(sample, self._marks.pop(sample.id))
-
-    def _finish(self, last: Sample, marks: Sequence[bool | None]) -> None:
-        """Count the question of its last sample, given the marks of all; none counts if one was skipped."""
-        self.questions += 1
-        counted = [mark for mark in marks if mark is not None]
-        if len(counted) < self._samples:
+        if len(marks) < self._samples:
             return
-        score, cluster = sum(counted) / len(counted), (last.id,) if last.cluster is None else last.cluster
-        self._counted += 1
-        self._sum += score
-        before = self._clusters.get(cluster, Totals(0.0, 0))
-        after = self._clusters[cluster] = Totals(before.sum + score, before.size + 1)
-        self._totals[after] += 1
-        self._totals[before] -= 1
-        if self._totals[before] <= 0:
-            del self._totals[before]
+        self.questions += 1
+        del self._marks[sample.id]
+        if None not in marks:
+            self._scores.append(marks.count(True) / self._samples)
+            self._clusters.append((sample.id,) if sample.cluster is None else sample.cluster)
+            self._estimate = None
 
 
 @dataclass(frozen=True, slots=True)
