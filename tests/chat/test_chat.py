@@ -98,13 +98,18 @@ def test_continue_extends_a_truncated_reply(endless_chat: Chat) -> None:
     assert contents(chat) == ["One?", "and so on"]
 
 
-def test_continue_refuses_a_complete_reply(chat: Chat) -> None:
+def test_continue_refuses_a_complete_reply_and_one_that_does_not_fit(chat: Chat, endless_chat: Chat) -> None:
     with pytest.raises(SessionError, match="no reply to continue"):
         list(chat.continue_reply())
     list(chat.send("One?"))
     with pytest.raises(SessionError, match="the reply is complete"):
         list(chat.continue_reply())
     assert contents(chat) == ["One?", "First."]
+    assert text(endless_chat.send("One?")).startswith("and so on")
+    before = contents(endless_chat)
+    with pytest.raises(PromptTooLong):
+        list(endless_chat.continue_reply())
+    assert contents(endless_chat) == before
 
 
 def test_chat_saves_the_part_of_an_interrupted_reply(endless_chat: Chat) -> None:
@@ -144,12 +149,21 @@ def test_reply_is_saved_every_second_and_a_long_one_less_often() -> None:
     assert [save_interval(elapsed_s) for elapsed_s in (0, 50, 500)] == [1, 1, 10]
 
 
-def test_chat_removes_a_question_that_does_not_fit(chat: Chat) -> None:
-    list(chat.send("One?"))
+def test_chat_removes_a_question_that_does_not_fit(chat: Chat, store: Store) -> None:
+    chat.rename("mine")
     with pytest.raises(PromptTooLong):
         list(chat.send("x" * 500))
-    assert contents(chat) == ["One?", "First."]
+    assert store.summaries() == []
+    list(chat.send("One?"))
+    assert [summary.session.name for summary in store.summaries()] == ["mine"]
+    for send in (chat.send, chat.edit_question):
+        with pytest.raises(PromptTooLong):
+            list(send("x" * 500))
+        assert contents(chat) == ["One?", "First."]
     assert text(chat.send("Two?")) == "Second."
+    assert chat.undo() == "Two?"
+    assert text(chat.edit_question("Two?")) == "Other."
+    assert contents(chat) == ["Two?", "Other."]
 
 
 def test_fork_leaves_the_original_session_unchanged(chat: Chat, store: Store) -> None:
@@ -210,15 +224,8 @@ def test_chat_drops_the_oldest_turns_from_the_context_with_a_notice(small_chat: 
     after = list(chat.send("And?"))
     assert finish(after).cached_tokens == len(f"{PROMPT_Z} Third.")
     assert not [event for event in after if isinstance(event, NoticeEvent)]
-
-
-def test_undo_restores_dropped_turns(small_chat: Chat) -> None:
-    chat = small_chat
-    for question in (X, Y, Z):
-        list(chat.send(question))
-    chat.undo()
-    assert [message.content for message in chat.conversation.messages] == [Y, "Second."]
-    chat.undo()
+    for _ in range(3):
+        chat.undo()  # restores turns that were dropped
     assert [message.content for message in chat.conversation.messages] == [X, "First."]
     assert text(chat.send("Well?")) == "Fifth."
 
@@ -335,15 +342,6 @@ def test_rename_works_before_and_after_the_session_exists(chat: Chat, store: Sto
         chat.rename("ours")
 
 
-def test_continue_leaves_the_reply_unchanged_if_it_does_not_fit(endless_chat: Chat) -> None:
-    chat = endless_chat
-    assert text(chat.send("One?")).startswith("and so on")
-    before = contents(chat)
-    with pytest.raises(PromptTooLong):
-        list(chat.continue_reply())
-    assert contents(chat) == before
-
-
 # Failures: whatever goes wrong, the conversation can be continued.
 
 
@@ -447,28 +445,6 @@ def test_chat_keeps_its_turns_when_the_disk_gets_full(detaching_chat: Chat, tmp_
     with contextlib.closing(Store(tmp_path / "sessions.db")) as saved:
         [summary] = saved.summaries()
         assert summary.messages == 3
-
-
-def test_chat_deletes_the_session_if_its_first_question_does_not_fit(
-    start_chat: Callable[..., Chat], store: Store
-) -> None:
-    chat = start_chat(working_model)
-    chat.rename("mine")
-    with pytest.raises(PromptTooLong):
-        list(chat.send("x" * 300))
-    assert store.summaries() == []
-    assert text(chat.send("One?")) == "First."
-    assert [summary.session.name for summary in store.summaries()] == ["mine"]
-
-
-def test_edit_question_restores_the_turn_if_the_new_one_does_not_fit(start_chat: Callable[..., Chat]) -> None:
-    chat = start_chat(working_model)
-    list(chat.send("One?"))
-    with pytest.raises(PromptTooLong):
-        list(chat.edit_question("x" * 300))
-    assert contents(chat) == ["One?", "First."]
-    assert text(chat.edit_question("Two?")) == "Other."
-    assert contents(chat) == ["Two?", "Other."]
 
 
 PARROTS = "🦜🦜"
