@@ -229,6 +229,7 @@ def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, mon
     ("fault", "parts"),
     [
         ({"status": 400}, ("scripted",)),
+        ({"status": 500}, ("scripted",)),
         ({"status": 401}, ("requires an API key", "CEREBRUM_API_KEY")),
         ({"reset_after": 9}, ()),
         ({"path": "/v1/models", "status": 404}, ("check the URL",)),

@@ -113,7 +113,13 @@ def test_remote_requests_after_a_cancel_are_not_sent() -> None:
         engine.cancel()
         with closing(engine.complete([request_of("Q")], scope)) as events:
             assert list(events) == []
-        assert not server.completions()
+        with closing(engine.complete([request_of("Q", max_n=2)])) as events:
+            replies = collect_replies(events)
+            engine.cancel()
+            events.add_samples(0, 1)
+            [late] = collect_replies(events).values()
+        assert [reply.reason for reply in replies.values()] == ["stop"] and late.reason == "cancelled"
+        assert len(server.completions()) == 1
 
 
 def test_remote_reports_what_each_server_generated() -> None:
