@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import inf, isfinite
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.declaration import Option
@@ -89,11 +88,6 @@ def parse_adapter(text: str) -> AdapterReference:
     if not reference.path or not isfinite(reference.scale):
         raise ValueError(text)
     return reference
-
-
-def rebased(text: str, directory: Path) -> str:
-    """An adapter as a file in this directory names it: its path is relative to the directory."""
-    return text if text == NONE else str(directory / Path(text).expanduser())
 
 
 def to_breakers(declared: Option, value: Any) -> tuple[str, ...]:

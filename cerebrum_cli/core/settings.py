@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core import conversion
-from cerebrum_cli.core.conversion import rebased
+from cerebrum_cli.core.conversion import NONE
 from cerebrum_cli.core.declaration import Option, argument, option, options_of, setting, variable
 from cerebrum_cli.core.environment import environment, environment_names
 from cerebrum_cli.core.sampling import SamplingParams
@@ -131,7 +131,11 @@ def in_directory(layer: Layer, directory: Path) -> Layer:
     """The layer of a file in this directory: paths in it are relative to the directory."""
     if "lora" not in layer:
         return layer
-    return {**layer, "lora": tuple(rebased(text, directory) for text in validate("lora", layer["lora"]))}
+    texts = validate("lora", layer["lora"])
+    return {
+        **layer,
+        "lora": tuple(text if text == NONE else str(directory / Path(text).expanduser()) for text in texts),
+    }
 
 
 def wants_thought(think: str | None) -> bool | None:

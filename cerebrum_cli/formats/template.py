@@ -7,6 +7,7 @@ prompt holds exactly these tokens. Each rendering has placeholders of its own, w
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +17,18 @@ from datetime import datetime
 from functools import cache
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from warnings import catch_warnings, simplefilter
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
-from cerebrum_cli.core.errors import FormatError
+from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
-from cerebrum_cli.formats.template_sandbox import run_template
 from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup, open_thought
 from cerebrum_cli.gguf.header import read_header
 
@@ -219,3 +226,72 @@ def _part(piece: Piece, replies: Mapping[int, Message]) -> PromptPart:
     index, text = piece
     tokens = replies[index].tokens if index in replies else None
     return Text(text, trusted=index == FROM_TEMPLATE) if tokens is None else Tokens(tokens)
+
+
+# The sandbox: Jinja, with the functions that `transformers` gives templates.
+
+
+class GenerationBlock(Extension):
+    """The `{% generation %}` block, which marks text for training and does not change a prompt."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja declares it a plain set)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+def run_template(source: str, values: Mapping[str, Any]) -> str:
+    """Render a template, in any time and memory it takes: `try_template` bounds both for unknown files.
+
+    Raises FormatError if the template is invalid, rejects the values, or fails.
+    """
+    try:
+        return _compile(source).render(values)
+    except (FormatError, Interrupted):
+        raise
+    except jinja2.TemplateError as error:
+        raise FormatError(
+            f"the chat template rejects this conversation: {_line(error)}",
+            "change the conversation, or choose another --format",
+        ) from error
+    except Exception as error:  # a template is code: it can fail in any way code can
+        raise FormatError(
+            f"the chat template fails: {type(error).__name__}: {_line(error)}", "choose another --format"
+        ) from error
+
+
+@cache
+def _compile(source: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationBlock]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    try:
+        with catch_warnings():
+            simplefilter("ignore", SyntaxWarning)  # Python's, of the code that Jinja makes
+            return environment.from_string(source)
+    except Exception as error:  # not only TemplateError: deep nesting and long numbers raise others
+        raise FormatError(
+            f"the chat template cannot be parsed: {_line(error)}", "choose a --format, or use --raw"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Encode JSON as chat templates expect it: not escaped for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)

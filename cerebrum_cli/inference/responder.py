@@ -183,10 +183,12 @@ class Responder:
 
     def drop_partial_character(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Drop tokens at the end that hold only part of a character."""
-        piece, length = self.engine.vocabulary.piece, len(ids)
-        while length and not _is_whole(b"".join(map(piece, ids[:length][-MAX_CHARACTER_BYTES:]))):
-            length -= 1
-        return ids[:length]
+        for length in range(len(ids), 0, -1):
+            decoder = getincrementaldecoder("utf-8")("replace")  # bytes may start inside a character
+            decoder.decode(b"".join(map(self.engine.vocabulary.piece, ids[:length][-MAX_CHARACTER_BYTES:])))
+            if not decoder.getstate()[0]:
+                return ids[:length]
+        return ()
 
     @cached_property
     def format(self) -> PromptFormat:
@@ -250,13 +252,6 @@ class Responder:
 def detokenize(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
     """Decode tokens to text, special tokens spelled out."""
     return b"".join(vocabulary.piece(token, special=True) for token in ids).decode("utf-8", "replace")
-
-
-def _is_whole(data: bytes) -> bool:
-    """Whether bytes end at the end of a character; they may start inside one."""
-    decoder = getincrementaldecoder("utf-8")("replace")
-    decoder.decode(data)
-    return not decoder.getstate()[0]
 
 
 def last_text(conversation: Conversation) -> tuple[Text, ...]:

@@ -9,7 +9,7 @@ from vocabularies import text_of
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.template_sandbox import run_template
+from cerebrum_cli.formats.template import run_template
 
 
 @pytest.mark.parametrize(
