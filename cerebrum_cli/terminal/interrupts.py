@@ -13,9 +13,7 @@ from cerebrum_cli.core.errors import Interrupted
 from cerebrum_cli.core.signals import exit_process, is_importing
 from cerebrum_cli.terminal.streams import Streams, discard_closed
 
-# A terminal that closes sends SIGHUP, which Windows lacks.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal that closes sends SIGHUP
 RETRY_S = 0.01  # until a signal that came during an import is sent again
 
 
@@ -99,7 +97,7 @@ def install_handlers(handler: Callable[[int, FrameType | None], None]) -> dict[i
     """
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if is_importing(frame) and hasattr(signal, "setitimer"):
+        if is_importing(frame):
             signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signum))
             signal.setitimer(signal.ITIMER_REAL, RETRY_S)
         else:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +20,6 @@ from typing import Any
 
 from cerebrum_cli.core.signals import RESTORE_ON_EXIT
 from cerebrum_cli.terminal.interrupts import restore_handlers
-
-try:
-    import termios
-except ImportError:  # Windows does not echo input before it is read
-    termios = None  # type: ignore[assignment]
 
 ANSWER_KEY, ANSWER_KEY_NAME = b"\x14", "Ctrl-T"
 KEY_GRACE_S = 0.5  # a key that comes so soon after it was unbound still means the same
@@ -40,7 +36,7 @@ class Keyboard:
         self._handles_quit = False
         self._on_key: Callable[[], None] | None = None
         self._unbound_at = -KEY_GRACE_S
-        if termios is not None and sys.stdin is not None and sys.stdin.isatty():
+        if sys.stdin is not None and sys.stdin.isatty():
             self._descriptor = sys.stdin.fileno()
             self._initial_modes = termios.tcgetattr(self._descriptor)
 

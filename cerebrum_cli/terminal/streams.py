@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -177,10 +178,6 @@ def discard(stream: TextIO) -> None:
 
 def discard_closed(streams: Streams) -> None:
     """Redirect output to a closed terminal to the null device: errors would prevent saving."""
-    try:
-        import termios
-    except ImportError:
-        return
     for stream, is_terminal in ((streams.out, streams.out_is_terminal), (streams.err, streams.err_is_terminal)):
         try:
             if is_terminal:

@@ -18,7 +18,7 @@ from cerebrum_cli.terminal.interrupts import Signals, ignore_ctrl_c
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.streams import Streams, is_dumb_terminal
 
-DEFAULT_EDITORS = ("nano", "vi", "notepad")
+DEFAULT_EDITORS = ("nano", "vi")
 LINE_EDITORS = ("emacs", "emacsclient", "joe", "kak", "micro", "nano", "nvim", "vi", "vim")  # that take +LINE
 TERMINATE_TIMEOUT_S = 2.0  # between terminating an editor and killing it
 # A program needs its display; over SSH there is none, and only OSC 52 reaches the user's clipboard.
