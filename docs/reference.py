@@ -13,7 +13,8 @@ import typer
 from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.cli.signature import SectionedCommand
 from cerebrum_cli.main import assembled
-from cerebrum_cli.terminal.repl.slash_table import KEYS, SLASH_COMMANDS
+from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
+from cerebrum_cli.terminal.repl.slash_lines import KEYS
 
 DIRECTORY = Path(__file__).with_name("reference")
 WIDTH = 78  # Typer leaves a margin of 2

@@ -165,7 +165,7 @@ def input_lines(app: App, repl: Repl, keyboard: Keyboard, vi: bool) -> InputSour
 
 def slash_completer(app: App, repl: Repl) -> SlashCompleter:
     from cerebrum_cli.terminal.repl.prompt import Candidates, SlashCompleter
-    from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SETTING_VALUES
+    from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SETTING_VALUES
 
     candidates: Candidates = {
         "model": lambda: [model.reference for model in app.library.models()],

@@ -44,24 +44,19 @@ class Keyboard:
         self._set_modes(self._initial_modes, marks_pastes=False)
 
     @contextlib.contextmanager
-    def without_echo(self) -> Iterator[None]:
-        """Turn off echo, so that typed text does not land in the answer; a shell reads it afterwards."""
+    def without_echo(self, types_ahead: bool = False) -> Iterator[None]:
+        """Turn off echo, so that typed text does not land in the answer; a shell reads it afterwards.
+
+        With `types_ahead` line editing is off too, so that the text reaches the prompt unchanged; Ctrl-C still works.
+        """
         with self._stoppable():
             if self._initial_modes:
                 modes = list(self._initial_modes)
                 modes[3] &= ~termios.ECHO
-                self._set_modes(modes, marks_pastes=False)
-            yield
-
-    @contextlib.contextmanager
-    def typing_ahead(self) -> Iterator[None]:
-        """Turn off echo and line editing, so that text typed ahead reaches the prompt unchanged; Ctrl-C still works."""
-        with self._stoppable():
-            if self._initial_modes:
-                modes = list(self._initial_modes)
-                modes[0] &= ~termios.ICRNL
-                modes[3] &= ~(termios.ECHO | termios.ICANON)
-                self._set_modes(modes, marks_pastes=True)
+                if types_ahead:
+                    modes[0] &= ~termios.ICRNL
+                    modes[3] &= ~termios.ICANON
+                self._set_modes(modes, marks_pastes=types_ahead)
             yield
 
     @property

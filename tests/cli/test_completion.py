@@ -13,7 +13,8 @@ from prompt_toolkit.document import Document
 
 from cerebrum_cli.models.registry import Registry, RegistryEntry
 from cerebrum_cli.terminal.repl.prompt import SlashCompleter
-from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SETTING_VALUES, SLASH_COMMANDS
+from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
+from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE, SETTING_VALUES
 
 
 def complete(user: CommandLine, line: str) -> list[str]:

@@ -11,8 +11,8 @@ from person import OpenTerminal
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.repl.questions import ScriptInput, shorten_question, split_questions
 from cerebrum_cli.terminal.repl.repl import fit_segments
-from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
-from cerebrum_cli.terminal.repl.slash_table import SLASH_COMMANDS, SlashLine, help_text, parse_slash
+from cerebrum_cli.terminal.repl.slash_commands import COMMANDS, SLASH_COMMANDS
+from cerebrum_cli.terminal.repl.slash_lines import SlashLine, help_text, parse_slash
 
 # Reading questions.
 
@@ -53,25 +53,24 @@ def test_long_questions_are_shortened_to_their_ends() -> None:
 # Slash commands.
 
 
-def test_slash_table_commands_have_a_function_and_help() -> None:
-    assert [slash.name for slash in SLASH_COMMANDS] == list(COMMANDS)
-    help = help_text(1000)
+def test_help_names_every_slash_command() -> None:
+    help = help_text(SLASH_COMMANDS, 1000)
     for slash in SLASH_COMMANDS:
         assert f"/{slash.name}" in help
         assert slash.help in help
     assert "Ctrl-D" in help
     for width in (60, 44, 30):
-        assert max(map(len, help_text(width).splitlines())) <= width
-        assert help_text(width).split() == help.split()
+        assert max(map(len, help_text(SLASH_COMMANDS, width).splitlines())) <= width
+        assert help_text(SLASH_COMMANDS, width).split() == help.split()
 
 
 def test_parse_slash_splits_a_command_or_suggests_a_close_one() -> None:
-    assert parse_slash("/system  Be brief. ") == SlashLine("system", "Be brief.")
-    assert parse_slash("/undo") == SlashLine("undo", "")
-    assert parse_slash("what is /undo?") is parse_slash(" /undo") is None
+    assert parse_slash("/system  Be brief. ", COMMANDS) == SlashLine("system", "Be brief.")
+    assert parse_slash("/undo", COMMANDS) == SlashLine("undo", "")
+    assert parse_slash("what is /undo?", COMMANDS) is parse_slash(" /undo", COMMANDS) is None
     for line, hint in (("/udno", "did you mean /undo? "), ("/usr/bin", "/help lists commands"), ("/", "/help lists")):
         with pytest.raises(UsageError) as caught:
-            parse_slash(line)
+            parse_slash(line, COMMANDS)
         assert caught.value.hint.startswith(hint)
 
 

@@ -26,7 +26,8 @@ from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.questions import CONTINUATION, PROMPT, PlainPrompt, is_complete, strip_fences
-from cerebrum_cli.terminal.repl.slash_table import SLASH_COMMANDS, ArgumentKind, setting_key
+from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
+from cerebrum_cli.terminal.repl.slash_lines import ArgumentKind, setting_key
 from cerebrum_cli.terminal.streams import Streams, discard_closed
 
 READY_POLL_S = 0.2  # interval of checks whether the model is loaded, for the toolbar
@@ -126,7 +127,7 @@ class InteractivePrompt(PlainPrompt):
 
     def while_busy(self) -> AbstractContextManager[None]:
         """Turn off echo: text typed ahead waits for the prompt."""
-        return self.keyboard.typing_ahead()
+        return self.keyboard.without_echo(types_ahead=True)
 
 
 def _key_bindings() -> KeyBindings:

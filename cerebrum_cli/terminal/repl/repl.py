@@ -21,7 +21,7 @@ from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.progress import StatusLine
 from cerebrum_cli.terminal.repl.questions import InputSource, prompt_text, shorten_question
-from cerebrum_cli.terminal.repl.slash_table import BARE_EXITS, SlashLine, parse_slash
+from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
 from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, ReasoningSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import context_text, result_text
@@ -43,7 +43,7 @@ class Repl:
     chat: Chat
     streams: Streams
     signals: Signals
-    commands: Mapping[str, Callable[[Repl, SlashLine], None]]
+    commands: Mapping[str, SlashCommand]
     keyboard: Keyboard = field(default_factory=Keyboard)
     no_markdown: bool = False
     prompts: Mapping[str, SavedPrompt] = field(default_factory=dict)
@@ -217,7 +217,7 @@ class Repl:
         self._ask_with_files(text, lambda question: self.render(self.chat.send(question)))
 
     def _run_line(self, text: str) -> None:
-        line = parse_slash(text)
+        line = parse_slash(text, self.commands)
         if line is None:
             if text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
                 self.is_done = True
@@ -225,7 +225,7 @@ class Repl:
                 self._ask(text)
             return
         try:
-            self.commands[line.name](self, line)
+            self.commands[line.name].run(self, line)
         except Interrupted as error:
             if error.hint or not self._continues_after(error):
                 raise

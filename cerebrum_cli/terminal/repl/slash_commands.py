@@ -1,10 +1,10 @@
-"""The functions behind the slash commands of a chat."""
+"""The slash commands of a chat: a function for each, and their table."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,13 @@ from cerebrum_cli.inference.prompt_sources import read_prompt_files
 from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.terminal.repl.programs import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
-from cerebrum_cli.terminal.repl.slash_table import (
+from cerebrum_cli.terminal.repl.slash_lines import (
     DEFAULT_SYSTEM,
     OWN_COMMANDS,
     PARTS,
     SETTABLE,
     SETTABLE_ON_SERVERS,
+    SlashCommand,
     SlashLine,
     closest_setting,
     help_text,
@@ -55,7 +56,9 @@ TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperature
 
 
 def show_help(repl: Repl, _: SlashLine) -> None:
-    repl.streams.answer(help_text(columns(repl.streams.out) if repl.streams.out_is_terminal else PIPE_WIDTH))
+    repl.streams.answer(
+        help_text(SLASH_COMMANDS, columns(repl.streams.out) if repl.streams.out_is_terminal else PIPE_WIDTH)
+    )
 
 
 def exit_chat(repl: Repl, _: SlashLine) -> None:
@@ -329,31 +332,47 @@ def _required(line: SlashLine, argument: str, hint: str) -> str:
     return line.argument
 
 
-COMMANDS: dict[str, Callable[[Repl, SlashLine], None]] = {
-    "help": show_help,
-    "exit": exit_chat,
-    "clear": start_new,
-    "system": set_system_prompt,
-    "model": change_model,
-    "set": change_setting,
-    "params": show_settings,
-    "use": use_prompt,
-    "undo": undo,
-    "retry": retry,
-    "votes": vote,
-    "edit": edit,
-    "continue": continue_reply,
-    "fork": fork,
-    "sessions": list_sessions,
-    "load": load_session,
-    "save": rename_session,
-    "export": export_session,
-    "file": attach_file,
-    "tokens": show_tokens,
-    "stats": show_stats,
-    "why": explain_reply,
-    "copy": copy_reply,
-    "final": show_final_answer,
-    "prompt": show_prompt,
-    "think": think,
-}
+SLASH_COMMANDS = (
+    SlashCommand("help", show_help, "", "show commands and keys"),
+    SlashCommand("exit", exit_chat, "", "exit; so do /quit, /bye, /q and Ctrl-D", aliases=("quit", "bye", "q")),
+    SlashCommand("clear", start_new, "", "start a new conversation; this one stays saved"),
+    SlashCommand(
+        "system",
+        set_system_prompt,
+        f"[TEXT|{DEFAULT_SYSTEM}]",
+        "show or set the system prompt; `default` restores the format's own",
+    ),
+    SlashCommand("model", change_model, "[MODEL]", "show the model, or switch to another", "model"),
+    SlashCommand("set", change_setting, "KEY [VALUE]", "change a setting; no value resets it", "setting"),
+    SlashCommand("params", show_settings, "", "show the settings"),
+    SlashCommand(
+        "use", use_prompt, "[NAME]", "list saved prompts, or use one for the next question, with its settings", "prompt"
+    ),
+    SlashCommand("undo", undo, "", "undo the last turn"),
+    SlashCommand("retry", retry, "[TEMP|SEED]", "answer again, with a temperature such as 0.7 or a seed (above 2)"),
+    SlashCommand("votes", vote, "K [QUESTION]", "vote with K samples on a question (default: the last one)"),
+    SlashCommand("edit", edit, "[answer]", "edit the last question, or its reply, in your editor", "part"),
+    SlashCommand("continue", continue_reply, "", "continue an interrupted or truncated reply"),
+    SlashCommand("fork", fork, "[NAME]", "continue in a copy of this session"),
+    SlashCommand("sessions", list_sessions, "", "list saved sessions"),
+    SlashCommand("load", load_session, "NAME", "switch to another session", "session"),
+    SlashCommand("save", rename_session, "NAME", "rename this session (sessions are always saved)"),
+    SlashCommand(
+        "export",
+        export_session,
+        "FILE",
+        "write the session as .md, .json (OpenAI messages) or .txt (exact prompt)",
+        "path",
+    ),
+    SlashCommand("file", attach_file, "PATH", "prepend a file, directory or glob to the next question", "path"),
+    SlashCommand("tokens", show_tokens, "", "show context usage"),
+    SlashCommand("stats", show_stats, "", "show speed and token counts of the last reply"),
+    SlashCommand(
+        "why", explain_reply, "[N]", "show the last reply's least certain tokens, each with N alternatives (default: 3)"
+    ),
+    SlashCommand("copy", copy_reply, "[N]", "copy the last reply, or its N-th code block"),
+    SlashCommand("final", show_final_answer, "", "show the last reply's final answer"),
+    SlashCommand("prompt", show_prompt, "", "show the exact prompt"),
+    SlashCommand("think", think, "[on|off|N]", "show the last reply's reasoning, or control thinking", "think"),
+)
+COMMANDS = {slash.name: slash for slash in SLASH_COMMANDS}

@@ -1,14 +1,14 @@
-"""Tables of slash commands and keys, read by /help, completion, suggestions and the documentation."""
+"""What a slash command is, how a line with one is read, and the keys and settings of a chat."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import wrap
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import KEYS as SETTINGS
@@ -26,51 +26,21 @@ PARTS = ("question", "answer")  # of a turn; both can be edited
 ArgumentKind = Literal["", "path", "model", "session", "setting", "part", "prompt", "think"]
 
 
-class SlashCommand(NamedTuple):
-    name: str
-    argument: str
-    help: str
-    argument_kind: ArgumentKind = ""
-    aliases: tuple[str, ...] = ()
-
-
 class SlashLine(NamedTuple):
     name: str
     argument: str
 
 
-SLASH_COMMANDS = (
-    SlashCommand("help", "", "show commands and keys"),
-    SlashCommand("exit", "", "exit; so do /quit, /bye, /q and Ctrl-D", aliases=("quit", "bye", "q")),
-    SlashCommand("clear", "", "start a new conversation; this one stays saved"),
-    SlashCommand(
-        "system",
-        f"[TEXT|{DEFAULT_SYSTEM}]",
-        "show or set the system prompt; `default` restores the format's own",
-    ),
-    SlashCommand("model", "[MODEL]", "show the model, or switch to another", "model"),
-    SlashCommand("set", "KEY [VALUE]", "change a setting; no value resets it", "setting"),
-    SlashCommand("params", "", "show the settings"),
-    SlashCommand("use", "[NAME]", "list saved prompts, or use one for the next question, with its settings", "prompt"),
-    SlashCommand("undo", "", "undo the last turn"),
-    SlashCommand("retry", "[TEMP|SEED]", "answer again, with a temperature such as 0.7 or a seed (above 2)"),
-    SlashCommand("votes", "K [QUESTION]", "vote with K samples on a question (default: the last one)"),
-    SlashCommand("edit", "[answer]", "edit the last question, or its reply, in your editor", "part"),
-    SlashCommand("continue", "", "continue an interrupted or truncated reply"),
-    SlashCommand("fork", "[NAME]", "continue in a copy of this session"),
-    SlashCommand("sessions", "", "list saved sessions"),
-    SlashCommand("load", "NAME", "switch to another session", "session"),
-    SlashCommand("save", "NAME", "rename this session (sessions are always saved)"),
-    SlashCommand("export", "FILE", "write the session as .md, .json (OpenAI messages) or .txt (exact prompt)", "path"),
-    SlashCommand("file", "PATH", "prepend a file, directory or glob to the next question", "path"),
-    SlashCommand("tokens", "", "show context usage"),
-    SlashCommand("stats", "", "show speed and token counts of the last reply"),
-    SlashCommand("why", "[N]", "show the last reply's least certain tokens, each with N alternatives (default: 3)"),
-    SlashCommand("copy", "[N]", "copy the last reply, or its N-th code block"),
-    SlashCommand("final", "", "show the last reply's final answer"),
-    SlashCommand("prompt", "", "show the exact prompt"),
-    SlashCommand("think", "[on|off|N]", "show the last reply's reasoning, or control thinking", "think"),
-)
+class SlashCommand(NamedTuple):
+    """A slash command: its function, its argument, its help, and what completes the argument."""
+
+    name: str
+    run: Callable[[Any, SlashLine], None]
+    argument: str
+    help: str
+    argument_kind: ArgumentKind = ""
+    aliases: tuple[str, ...] = ()
+
 
 KEYS = (
     ("Enter", "send"),
@@ -103,12 +73,12 @@ def parse_path(argument: str) -> Path:
     return Path(argument).expanduser()
 
 
-def parse_slash(line: str) -> SlashLine | None:
+def parse_slash(line: str, commands: Mapping[str, SlashCommand]) -> SlashLine | None:
     """Parse a line; None if it is not a command. Raises UsageError for an unknown command."""
     if not line.startswith("/"):
         return None
     name, *rest = line[1:].split(maxsplit=1) if line[1:2].strip() else ("",)
-    names = {name: slash.name for slash in SLASH_COMMANDS for name in (slash.name, *slash.aliases)}
+    names = {name: slash.name for slash in commands.values() for name in (slash.name, *slash.aliases)}
     if name in names:
         return SlashLine(names[name], rest[0].strip() if rest else "")
     matches = get_close_matches(name, names, n=1, cutoff=0.5)
@@ -131,11 +101,11 @@ def closest_setting(key: str) -> str | None:
     return matches[0] if len(matches) == 1 else next(iter(get_close_matches(key, SETTABLE, n=1, cutoff=0.5)), None)
 
 
-def help_text(width: int) -> str:
+def help_text(commands: Iterable[SlashCommand], width: int) -> str:
     """Commands and keys, wrapped to a width in columns; in a narrow one, each explanation is below what it is about."""
-    commands = [(f"/{slash.name} {slash.argument}".rstrip(), slash.help) for slash in SLASH_COMMANDS]
-    indent = max(len(call) for call, _ in (*commands, *KEYS)) + 2
-    return f"{_format_rows(commands, indent, width)}\n{_format_rows(KEYS, indent, width)}"
+    calls = [(f"/{slash.name} {slash.argument}".rstrip(), slash.help) for slash in commands]
+    indent = max(len(call) for call, _ in (*calls, *KEYS)) + 2
+    return f"{_format_rows(calls, indent, width)}\n{_format_rows(KEYS, indent, width)}"
 
 
 def _format_rows(rows: Iterable[tuple[str, str]], indent: int, width: int) -> str:
