@@ -13,7 +13,6 @@ MIN_REPEATS = 4
 MIN_TOKENS = 128  # of all repeats together
 PROBE = 32  # tokens at the end whose earlier occurrences give the periods to try; at most MIN_TOKENS / MIN_REPEATS
 TOKEN_BYTES = 4
-NEVER = -MAX_PERIOD - 1
 
 
 class EndReply(NamedTuple):
@@ -87,7 +86,7 @@ class LoopCheck:
 
     def feed(self, token: int, text: str) -> None:  # noqa: ARG002
         tokens, position = self._tokens, len(self._tokens)
-        recent = position - self._last.get(token, NEVER) <= MAX_PERIOD
+        recent = position - self._last.get(token, -MAX_PERIOD - 1) <= MAX_PERIOD
         self._run = self._run + 1 if recent else 0
         self._last[token] = position
         tokens.append(token)

@@ -142,16 +142,14 @@ class Loop:
         return length, slots
 
     def _reserve(self, min_length: int) -> None:
-        backend = self._backend
         length, slots = self._plan_memory()
-        if notice := backend.reserve(max(min_length, length), slots):
+        if notice := self._backend.reserve(max(min_length, length), slots):
             self._scheduler.waiting[0].emit(notice)
-        self._scheduler.reset_slots(backend.slots)
+        self._scheduler.reset_slots(self._backend.slots)
 
     def _has_room(self, sequence: Sequence) -> bool:
         """Whether memory holds one more sequence beside the running ones."""
-        backend = self._backend
-        return not backend.kv_unified or self._scheduler.can_hold(sequence, backend.capacity)
+        return not self._backend.kv_unified or self._scheduler.can_hold(sequence, self._backend.capacity)
 
     def _has_cells(self, tokens: int) -> bool:
         """Whether memory holds so many tokens more without evicting any."""

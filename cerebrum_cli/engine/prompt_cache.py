@@ -62,10 +62,8 @@ class PromptCache:
         if prompt is not None and idle:
             idle = [max(idle, key=lambda slot: common_prefix(slot.tokens, prompt))]
         for slot in sorted(idle, key=lambda slot: -len(slot.tokens)):
-            if backend.has_pending_copy(slot.index):
-                continue
-            if backend.length(slot.index) != len(slot.tokens):
-                continue  # never seen, but a mislabeled state would give wrong answers from then on
+            if backend.has_pending_copy(slot.index) or backend.length(slot.index) != len(slot.tokens):
+                continue  # a difference was never seen, but a mislabeled state would give wrong answers from then on
             if len(slot.tokens) - self._store.stored_prefix(slot.tokens, kind, self._is_restorable) >= min_tokens:
                 size = backend.state_size(slot.index)
                 self._store.write(slot.tokens, kind, size, partial(backend.save_state, slot.index))

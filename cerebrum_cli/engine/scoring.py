@@ -15,8 +15,6 @@ from cerebrum_cli.engine.sequence import Failure, Tokens
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring_plan import RowRange, ScoreStep
 
-STAGE = "scoring"
-
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
@@ -176,7 +174,7 @@ class ScoreRun:
             for reader in lookup.readers:
                 self._results.add(reader, score)
         self._evaluated += step.nodes
-        self._job.emit(StageEvent(STAGE, self._evaluated, self._nodes))
+        self._job.emit(StageEvent("scoring", self._evaluated, self._nodes))
 
 
 class Scorer:

@@ -140,10 +140,6 @@ class Sequence:
     forced: list[Forced] = field(default_factory=list)
     inspected: int = 0
 
-    def __post_init__(self) -> None:
-        if self.request.controls:
-            self.controls = Controls(self.request.controls)
-
     @property
     def prompt(self) -> Tokens:
         return self.request.prompt_tokens
@@ -260,7 +256,7 @@ def create_sequences(
     drafter: Drafter | None = None,
 ) -> list[Sequence]:
     """Create samples of a request; sample `i` has seed `seed + i`. All samples of the request share its `drafter`."""
-    now = perf_counter()
+    now, controls = perf_counter(), request.controls
     return [
         Sequence(
             SequenceId(index, sample),
@@ -271,6 +267,7 @@ def create_sequences(
             now,
             is_backlogged=is_backlogged,
             drafter=drafter,
+            controls=Controls(controls) if controls else None,
         )
         for sample in samples
     ]

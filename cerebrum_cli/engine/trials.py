@@ -32,7 +32,6 @@ from cerebrum_cli.engine.memory import (
 )
 from cerebrum_cli.engine.step_costs import StepCosts
 
-CHILD = "cerebrum_cli.engine.llama.trial_process"
 EXIT_TIMEOUT_S = 10.0  # after a process has closed its output
 MIN_AGREEMENT = 0.97  # below this, the output counts as changed
 MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to another program it would be about half
@@ -83,7 +82,8 @@ class Trial:
         self.host_bytes = 0  # planned for its weights and contexts
         with log.open("wb") as errors:
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", CHILD],  # -P: do not import modules from the current directory
+                # -P: do not import modules from the current directory
+                [sys.executable, "-P", "-m", "cerebrum_cli.engine.llama.trial_process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -112,10 +112,9 @@ class Trial:
     def close(self) -> None:
         """Kill the process and close its pipes."""
         self._child.kill()
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe:
-                with contextlib.suppress(OSError):  # raised for data that was not flushed before the process died
-                    pipe.close()
+        for pipe in filter(None, (self._child.stdin, self._child.stdout)):
+            with contextlib.suppress(OSError):  # raised for data that was not flushed before the process died
+                pipe.close()
         self._child.wait()
 
     def _exit_reason(self) -> str:

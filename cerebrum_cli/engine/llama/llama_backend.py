@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -14,14 +16,13 @@ from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Sampler, StopFlag, TokenRow, TokenScore
 from cerebrum_cli.engine.llama import batch_invariance
-from cerebrum_cli.engine.llama.bindings import llama
+from cerebrum_cli.engine.llama.bindings import llama, log
 from cerebrum_cli.engine.llama.context import (
     LlamaContext,
     context_params,
     has_recurrent_state,
-    load_state,
-    save_state,
-    state_kind,
+    library_digest,
+    uses_long_rope,
 )
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.grammar import parse_grammar
@@ -37,6 +38,7 @@ from cerebrum_cli.engine.llama.sampler import (
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.load_options import fallback_notice
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, plan_slots
+from cerebrum_cli.engine.state_store import write_error
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -246,19 +248,29 @@ class LlamaBackend(LlamaVocabulary):
 
     @property
     def state_kind(self) -> str | None:
-        return None if self._batch_invariant else state_kind(self._model, context_params(self._made_with))
+        # With LongRoPE, the keys of a token depend on the context size, so a state would be wrong in another context.
+        if self._batch_invariant or uses_long_rope(self._model):
+            return None
+        params = context_params(self._made_with)
+        types = f"keys {params.type_k}, values {params.type_v}, flash attention {params.flash_attn_type}"
+        return f"llama.cpp {library_digest()}, {types}, sequences {1 if params.kv_unified else params.n_seq_max}"
 
     def state_size(self, slot: int) -> int:
         return int(llama.llama_state_seq_get_size(self._open_context.handle, slot))
 
     def save_state(self, slot: int, path: Path) -> None:
-        save_state(self._open_context.handle, slot, path)
+        log.problems.clear()
+        written = llama.llama_state_seq_save_file(self._open_context.handle, os.fsencode(path), slot, None, 0)
+        if not written or path.stat().st_size != written:  # llama.cpp ignores write errors of fclose
+            problem = next((line.rpartition("error: ")[2].strip() for line in log.problems), "")
+            raise write_error(path.parent, problem or "incomplete write")
 
     def load_state(self, slot: int, path: Path) -> bool:
-        loaded = load_state(self._open_context.handle, slot, path)
-        if not loaded:
+        handle, no_tokens, count = self._open_context.handle, (llama.llama_token * 1)(), ctypes.byref(ctypes.c_size_t())
+        is_loaded = llama.llama_state_seq_load_file(handle, os.fsencode(path), slot, no_tokens, 0, count)
+        if not is_loaded:  # the slot may hold part of it
             self.clear(slot)
-        return loaded
+        return bool(is_loaded)
 
     def close(self) -> None:
         if self._context:

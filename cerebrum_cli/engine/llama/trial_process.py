@@ -22,7 +22,6 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.devices import accelerators
-from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama, resolve
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import peak_memory
@@ -39,8 +38,6 @@ WARM_UP_STEPS = 1  # not timed: llama.cpp builds its compute graph in the first 
 
 class TrialModel:
     """A model, its current context, and what can be measured with them."""
-
-    backend: LlamaBackend
 
     def load(self, options: LoadOptions) -> tuple[float, tuple[Device, ...]]:
         """Load the model: the seconds it took, and the GPUs found."""

@@ -35,8 +35,6 @@ KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "s
 UNSUPPORTED = {"library": "Ollama", "organization_owner": "LM Studio"}
 
 DESCRIBE_S = 30.0  # a busy server answers between two steps
-HEALTH = "/health"
-NOT_FOUND = 404
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 TOO_LONG = ("exceeds the available context size", "context length", "max_tokens must be at least 1")
 GUESSED = "repetition checks and --think use the text, and may be off by a few tokens"
@@ -196,7 +194,7 @@ class HttpServer(Server):
 
     async def _require_health(self) -> None:
         try:
-            await asyncio.wait_for(self._client.check(HEALTH, self._timeouts.health), self._timeouts.health)
+            await asyncio.wait_for(self._client.check("/health", self._timeouts.health), self._timeouts.health)
         except (LostServerError, TimeoutError, RequestError) as error:
             raise LostServerError("it stopped answering") from error
         except BusyServerError as error:  # it is loading the model again
@@ -271,7 +269,7 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
 
 
 def _refusal(error: RequestError, request: Request, name: str) -> CerebrumError:
-    if error.status == NOT_FOUND:
+    if error.status == 404:
         return EndpointError(f"{name}: {error.message}", "check the URL, and which model the server has")
     if any(sign in error.message for sign in TOO_LONG):
         return PromptTooLong(f"{name}: {error.message}", "shorten the prompt, or give the server a larger context")
