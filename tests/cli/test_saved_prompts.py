@@ -18,7 +18,7 @@ from scripted_command import run_here
 from templates import chatml_prompt
 
 from cerebrum_cli.cli.config_file import prompt_table, table_line, with_prompt, without_prompt
-from cerebrum_cli.core.config import SavedPrompt, read_config
+from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.errors import ConfigError
 
 CONFIG = '''
@@ -123,20 +123,6 @@ def test_config_reports_an_invalid_saved_prompt(tmp_path: Path, content: str, pr
         read_config(path)
     assert caught.value.message == f"{path}: {problem}"
     assert caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("prompt", "input", "question"),
-    [
-        (None, "a", "a"),
-        (None, "", ""),
-        ("List three", "", "List three"),
-        ("List three", "of {input}", "List three\n\nof {input}"),
-        ("A {input}. {0} {x} {{}} {input}!", "{input}", "A {input}. {0} {x} {{}} {input}!"),
-    ],
-)
-def test_saved_prompt_fills_in_the_input(prompt: str | None, input: str, question: str) -> None:
-    assert SavedPrompt("p", {}, prompt).fill(input) == question
 
 
 # cerebrum ask.
