@@ -151,9 +151,9 @@ def test_padded_steps_fill_the_context(models: Path) -> None:
 @pytest.mark.slow
 def test_padded_steps_leave_sliding_windows_intact(models: Path) -> None:
     path = write_sliding_window(models / "window.gguf", window=64)  # its cache has 576 cells
-    requests = prompts(6, 1100)
-    alone = replies(path, 1, requests, limit=40, context_size=2048)
-    assert replies(path, 5, requests[::-1], limit=40, context_size=2048)[::-1] == alone
+    requests = prompts(4, 800)
+    alone = replies(path, 1, requests, limit=20, context_size=2048)
+    assert replies(path, 5, requests[::-1], limit=20, context_size=2048)[::-1] == alone
 
 
 def test_padded_steps_and_numbers_of_slots_are_small() -> None:
