@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
-from cerebrum_cli.core.files import existing_parent
 from cerebrum_cli.merge.merge import Merge, MergeOptions, Merger, catalogue_recipe, with_quantization
 from cerebrum_cli.merge.recipe import Recipe
 from cerebrum_cli.models.catalogue import ModelSpec
@@ -65,7 +64,7 @@ class CatalogueMerge:
         if plan.chosen.installed or reference.quantization:
             return plan
         installed = [each for each in plan.candidates if each.installed] if planner.is_offline else []
-        ready = installed or [each for each in plan.candidates if not self._missing(each.quantization)]
+        ready = installed or [each for each in plan.candidates if self._is_ready(each.quantization)]
         if not ready:
             return plan
         best = min(ready, key=lambda each: (not each.recommended, each.verdict != "fits", -each.size))
@@ -82,8 +81,6 @@ class CatalogueMerge:
                 self.library, name, lambda row: row is self.spec, lambda entry: entry.path.parent == directory
             )
         directory.mkdir(parents=True, exist_ok=True)
-        if quantization:
-            self.merger.require_disk_space(directory, self._needed_space(quantization))
         models = {}
         for each, reference in zip(self.recipe.models, self._references(quantization), strict=True):
             is_path = isinstance(reference, PathReference)  # a file is used as it is, and not registered
@@ -101,19 +98,11 @@ class CatalogueMerge:
             library.parse(with_quantization(library, each, quantization) if quantization else each) for each in names
         ]
 
-    def _missing(self, quantization: str) -> list[Reference]:
-        """Source models that are not installed in a quantization."""
-        missing = []
-        for reference in self._references(quantization):
-            try:
+    def _is_ready(self, quantization: str) -> bool:
+        """Whether all source models are installed in a quantization."""
+        try:
+            for reference in self._references(quantization):
                 self.library.find(reference)
-            except CerebrumError:
-                missing.append(reference)
-        return missing
-
-    def _needed_space(self, quantization: str) -> int:
-        """Bytes that the merge needs, including downloads to the same disk, as far as the catalog lists sizes."""
-        disks = (existing_parent(self.library.cache.directory), self.library.merge_directory)
-        downloads = self._missing(quantization) if len({path.stat().st_dev for path in disks}) == 1 else []
-        specs = (self.spec, *map(self.library.spec_for, downloads))
-        return sum(spec.size_in(quantization) for spec in specs if spec)
+        except CerebrumError:
+            return False
+        return True

@@ -101,19 +101,11 @@ class ModelSpec:
             return self.alternatives
         return (Repository(self.repo_id, self.file, self.quantizations, self.revision), *self.alternatives)
 
-    @property
-    def known_quantizations(self) -> tuple[Quantization, ...]:
-        """Quantizations of a merge, and those that the sources list."""
-        merged = self.quantizations if self.recipe else ()
-        return (*merged, *(each for source in self.sources for each in source.quantizations))
-
-    def size_in(self, quantization: str) -> int:
-        """Size in bytes in a quantization; 0 if no source or merge is known to have it."""
-        return next((each.size for each in self.known_quantizations if same_quantization(each.name, quantization)), 0)
-
     def is_available_in(self, quantization: str | None) -> bool:
         """Whether a source or a merge has this quantization, as far as known."""
-        return quantization is None or not self.known_quantizations or self.size_in(quantization) > 0
+        merged = self.quantizations if self.recipe else ()
+        known = (*merged, *(each for source in self.sources for each in source.quantizations))
+        return quantization is None or not known or any(same_quantization(quantization, each.name) for each in known)
 
     def has_name(self, name: str) -> bool:
         """Whether this is the model's name or an alias, ignoring case."""
