@@ -25,13 +25,10 @@ def chat(tmp_path: Path, chatml_model: Path) -> Chat:
     return run
 
 
-def test_chat_has_other_names_of_exit(chat: Chat) -> None:
+def test_chat_has_other_names_of_exit_and_asks_a_bare_one_in_a_script(chat: Chat) -> None:
     for name in ("/exit", "/quit", "/bye", "/q"):
         done = chat(f"{name}\nnever asked\n")
         assert (done.code, done.out.splitlines()) == (0, [f"> {name}"])
-
-
-def test_chat_script_asks_a_bare_exit_as_a_question(chat: Chat) -> None:
     assert chat("exit\nWho?\n").out.splitlines() == ["> exit", "Yes.", "> Who?", "Me."]
 
 
@@ -94,13 +91,3 @@ def test_empty_paths_are_not_the_working_directory(chat: Chat, tmp_path: Path, c
     for option in ("--file", "--schema"):
         done = run_here({**SCRIPT}, tmp_path, "ask", "Who?", "-m", chatml_model, option, "")
         assert (done.code, done.err.splitlines()) == (2, [f"error: {option} is ''", " hint: give a path, or omit it"])
-
-
-def test_empty_path_of_a_variable_is_an_error(
-    tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ask = ("ask", "Who?", "-m", chatml_model)
-    monkeypatch.setenv("CEREBRUM_FILE", "")
-    assert run_here({**SCRIPT}, tmp_path, *ask).out == "Me.\n"
-    monkeypatch.setenv("CEREBRUM_FILE", "notes.txt:")
-    assert run_here({**SCRIPT}, tmp_path, *ask).err.startswith("error: CEREBRUM_FILE is ''\n")

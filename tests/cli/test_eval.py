@@ -170,23 +170,6 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_damaged_runs_are_listed_apart(command: CommandLine, sums: Path) -> None:
-    for limit, system in ((2, "a"), (3, "b"), (4, "c")):
-        assert run_eval(command, sums, "--limit", str(limit), "--system", system).code == 0
-    runs = command.home / "data" / "cerebrum" / "runs"
-    (runs / "sums-nano.jsonl").write_text("damaged\n", encoding="utf-8")
-    (runs / "sums-nano-2.jsonl.meta.json").write_text("{", encoding="utf-8")
-    listed = command.run("runs", "list", "--json")
-    assert [row["n"] for row in listed.object] == [4]
-    assert "sums-nano.jsonl is not a run of cerebrum eval" in listed.err
-    assert command.run("runs", "rm", "-y", "sums-nano").code == 0
-    assert command.run("runs", "list").err == ""
-    assert run_eval(command, sums, "--limit", "5").object["n"] == 5
-    dry_run = run_eval(command, sums, "--dry-run")
-    assert dry_run.code == 0, dry_run.err
-
-
-@pytest.mark.slow
 def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Path) -> None:
     row = {"problem": "What is 3 plus 4?", "answer": "7", "unique_id": "sum/1"}
     cache_dataset(command.home, "HuggingFaceH4/MATH-500", "test.jsonl", json.dumps(row).encode())

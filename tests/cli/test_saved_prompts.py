@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scripted_command import run_here
 from templates import chatml_prompt
@@ -411,7 +411,6 @@ def test_config_file_that_would_be_damaged_is_refused() -> None:
     assert caught.value.hint == "edit the file: cerebrum prompts edit sum"
 
 
-@settings(max_examples=25)
 @given(st.text(st.characters(codec="utf-8")), st.text("ab_-.\"' é", min_size=1))
 def test_prompt_table_holds_any_text(text: str, name: str) -> None:
     table = prompt_table(name, {"prompt": text, "stop": [text], "drafts": False, "temperature": 0.5})

@@ -256,21 +256,6 @@ def test_prompt_takes_multi_line_questions(open_chat: OpenTerminal, user: Comman
     assert third.count("line") == 40
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_prompt_completes_commands_and_file_names(open_chat: OpenTerminal, user: CommandLine, tmp_path: Path) -> None:
-    (tmp_path / "my notes.txt").write_text("Cats sleep.")
-    person = open_chat("Yes.")
-    person.type("/sess\t", shows="> /sessions")
-    person.type("\r/file my\t", shows="> /file my notes.txt")
-    person.type("\r", shows="will be prepended to your next question")
-    person.type("Who sleeps?\r", shows="Yes.")
-    person.type("/exit\r")
-    assert person.end() == 0
-    [session] = [row["name"] for row in user.run("sessions", "list", "--json").object]
-    assert "Cats sleep." in user.contents(session)[0]
-
-
 THOUGHT = "<think>Let me see.</think>Yes."
 
 
