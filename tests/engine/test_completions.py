@@ -116,18 +116,6 @@ def test_added_samples_continue_the_seeds(engine: LocalEngine) -> None:
         assert [(id, reply.text) for id, reply in again.items()] == [(SequenceId(0, 4), "hhh")]
 
 
-def test_added_samples_share_the_prompt() -> None:
-    scripted = backend()
-    prompt = "p" * 100 + "#"
-    with running_engine(scripted) as engine, closing(engine.complete([request(prompt)])) as completions:
-        list(completions)
-        before = scripted.evaluated
-        completions.add_samples(0, 3)
-        said = collect_replies(completions)
-        assert [reply.cached >= 100 for reply in said.values()] == [True] * 3
-        assert scripted.evaluated - before < 20
-
-
 def test_abort_cancels_only_the_samples_of_its_request(engine: LocalEngine, gate: threading.Event) -> None:
     with closing(engine.complete([request("X#", 2), request("Y#", 2, seed=5)])) as completions:
         events = events_until(completions, is_token_of(1))

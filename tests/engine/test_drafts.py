@@ -295,13 +295,3 @@ def test_llama_drafts_after_a_restored_sliding_window(sliding_window_model: Path
     count, accepted = drafted(reply)
     assert count > accepted > 10
     assert_matches_single_run(sliding_window_model, prompt, reply.ids)
-
-
-def test_llama_drafts_obey_grammar_penalty_and_seed(chatml_model: Path) -> None:
-    grammar = 'root ::= ("the fox, " | "the hen, "){12}'
-    params = {"temperature": 1.0, "seed": 5, "repeat_penalty": 1.1, "grammar": grammar}
-    with open_engine(chatml_model) as engine:
-        [drafted_reply] = ask(engine, STORY, step_costs=FREE_ROWS, **params)  # type: ignore[arg-type]
-        [plain] = ask(engine, STORY, **params)  # type: ignore[arg-type]
-    assert drafted(drafted_reply)[1] > 0
-    assert drafted_reply.text == plain.text

@@ -7,7 +7,7 @@ from asking import ask, collect_replies, running_engine
 from scripted_backend import MARK, ScriptedBackend, replies, tokens
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import PromptEvent, SequenceId
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.sequence import Request
 
@@ -163,17 +163,6 @@ def test_engine_runs_more_requests_than_slots() -> None:
     assert [said[SequenceId(index)].text for index in range(9)] == list(script.values())
     assert all(reply.reason == "stop" for reply in said.values())
     assert all(said[SequenceId(index)].cached >= len("question ") for index in range(1, 9))
-
-
-def test_engine_interleaves_two_streams() -> None:
-    backend = ScriptedBackend(replies({"a": "1" * 20, "b": "2" * 20}), slots=2)
-    with running_engine(backend) as engine:
-        one, two = engine.generate([Request(tokens("a"))]), engine.generate([Request(tokens("b"))])
-        texts = {"a": "", "b": ""}
-        for first, second in zip(one, two, strict=True):
-            for name, event in (("a", first), ("b", second)):
-                texts[name] += event.text if isinstance(event, TokenEvent) else ""
-    assert texts == {"a": "1" * 20, "b": "2" * 20}
 
 
 def test_engine_grows_memory_only_when_idle() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -203,24 +203,14 @@ def test_piece_may_exceed_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert backend.piece(token, special=True).decode() == long
 
 
-def test_piece_is_thread_safe(mistral_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    every = range(0, 32000, 3), range(1, 32000, 3)
-    with open_vocabulary(mistral_model) as backend:
+def test_piece_is_thread_safe(mistral_model: Path) -> None:
+    every, interval = (range(0, 32000, 3), range(1, 32000, 3)), sys.getswitchinterval()
+    with open_vocabulary(mistral_model) as backend, open_vocabulary(mistral_model) as shared:
         expected = [[backend.piece(token) for token in tokens] for tokens in every]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with open_vocabulary(mistral_model) as backend:
-            found: list[list[bytes]] = [[], []]
-
-            def read(reader: int) -> None:
-                found[reader] = [backend.piece(token) for token in every[reader]]
-
-            threads = [threading.Thread(target=read, args=(reader,)) for reader in range(2)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+        sys.setswitchinterval(1e-6)
+        try:
+            with ThreadPoolExecutor(2) as threads:
+                found = list(threads.map(lambda tokens: [shared.piece(token) for token in tokens], every))
+        finally:
+            sys.setswitchinterval(interval)
     assert found == expected
