@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +61,6 @@ def parse_lines(lines: str) -> list[Any]:
 def runner(tmp_path: Path, chatml_model: Path) -> BatchRunner:
     """A batch runner with a tiny model."""
     return BatchRunner(tmp_path, chatml_model)
-
-
-@contextlib.contextmanager
-def decoding(monkeypatch: pytest.MonkeyPatch, before: Callable[[RecordingBackend], None]) -> Iterator[None]:
-    """Do something before each step of a model."""
-    original = RecordingBackend.decode
-
-    def decode(backend: RecordingBackend, rows: Any) -> bool:
-        before(backend)
-        return original(backend, rows)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RecordingBackend, "decode", decode)
-        yield
 
 
 def sequences(backend: RecordingBackend) -> list[str]:
@@ -400,11 +384,15 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
     runner.run(source, "-o", runner.home / "whole", "--seed", "1")
     arguments = (source, "-o", output, "--seed", "1", "--parallel", "2")
 
-    def change(_: RecordingBackend) -> None:
+    decode = RecordingBackend.decode
+
+    def change_and_decode(backend: RecordingBackend, rows: Any) -> bool:
         if (runner.home / "out.partial").stat().st_size:
             source.write_text(text.replace("question 11", "question 99"))
+        return decode(backend, rows)
 
-    with decoding(monkeypatch, change):
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordingBackend, "decode", change_and_decode)
         failed = runner.run(*arguments)
     done = len(parse_lines((runner.home / "out.partial").read_text()))
     assert (failed.code, 0 < done < 12) == (1, True)
