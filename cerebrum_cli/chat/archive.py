@@ -97,10 +97,7 @@ def to_sharegpt(name: str, conversation: Conversation) -> dict[str, Any]:
 
 
 def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation]:
-    """Parse either JSON format into the conversation's name, if it has one, and the conversation.
-
-    Raises SessionError, naming `source`, if the text is malformed.
-    """
+    """Parse either JSON format into a name, if there is one, and a conversation. Raises SessionError."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -195,10 +195,7 @@ class Chat:
         return self.session
 
     def switch_session(self, session: Session | None, name: str | None = None) -> None:
-        """Switch to another session; with None, the next question creates one.
-
-        Raises SessionError, without switching, if another process has it open.
-        """
+        """Switch to a session, with None to one that the next question creates. Raises SessionError if it is locked."""
         if session:
             session = self.history.acquire(session)
         else:
@@ -223,10 +220,7 @@ class Chat:
         self.unprompted = unprompted
 
     def use(self, saved: SavedPrompt) -> Events:
-        """Apply the settings of a saved prompt instead of those of an earlier one; yield the events of loading.
-
-        Raises UsageError for a prompt that a chat cannot use.
-        """
+        """Apply a saved prompt's settings, not an earlier one's; yield the events of loading. Raises UsageError."""
         saved.require_chat()
         before = self.overrides.get("system")
         unprompted = self.overrides if self.unprompted is None else self.unprompted

@@ -47,10 +47,7 @@ class ReplyRecorder:
     def record(
         self, responder: Responder, conversation: Conversation, majority_vote: MajorityVote | None = None
     ) -> Generator[Event, None, None]:
-        """Yield the events of a reply, or of a vote, and save it; of a vote, the winning or leading sample.
-
-        Raises SessionError if it cannot be saved.
-        """
+        """Yield the events of a reply, or of a vote, and save the reply, or the leading sample. Raises SessionError."""
         request = ReplyRequest(conversation, self.settings, prefix_tokens=self.prefix_tokens)
         if majority_vote is None:
             with contextlib.closing(responder.respond(request)) as events:
@@ -85,10 +82,7 @@ class ReplyRecorder:
         return (*self.prefix_tokens, *self.collector.tokens)
 
     def finish(self) -> Session:
-        """Save the finished or interrupted reply, and return the changed session.
-
-        Raises SessionError if it cannot be saved.
-        """
+        """Save the finished or interrupted reply, and return the changed session. Raises SessionError."""
         if not self._is_finished:
             self._save(is_over=True)
             self._is_finished = True

@@ -115,10 +115,7 @@ class Store:
         first: int | None = None,
         question: Message | None = None,
     ) -> Session:
-        """Create a session, on the branch that ends at message `leaf` if given, with its first `question` if given.
-
-        Raises SessionError if the name is invalid or in use.
-        """
+        """Create a session on the branch that ends at `leaf`, with a first `question`. Raises SessionError."""
         now, name = time.time(), validated_name(name)
         with self._write() as database:
             try:

@@ -14,10 +14,7 @@ ROLES: tuple[Role, Role] = ("user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn; `tokens` are the token ids of a generated reply, if they are known.
-
-    `thinks` is that of the conversation that the reply was generated for.
-    """
+    """One turn; `tokens` are those a reply was generated as, `thinks` is that of the conversation it answered."""
 
     role: Role
     content: str

@@ -108,10 +108,7 @@ SHOWN_ERRORS = 3
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """Finished rows of a batch with an error, with a truncated answer, and with a vote that nobody won.
-
-    `errors` are the messages of the first failed rows.
-    """
+    """Finished rows of a batch: failed (with the first `errors`), truncated, and undecided by a vote."""
 
     failed: int = 0
     truncated: int = 0

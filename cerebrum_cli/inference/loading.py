@@ -87,10 +87,7 @@ CHAT = ModelUse(CHAT_CONTEXT, "chat", "chat", is_chat=True, caches_prompts=True)
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Servers of a model, which are given at most `window` requests each at a time.
-
-    With records of servers in `earlier`, only such are used.
-    """
+    """Servers of a model, with at most `window` requests each at a time; with `earlier` records, only such servers."""
 
     endpoints: Sequence[Endpoint]
     window: int | None = None
@@ -191,10 +188,7 @@ class LoadedModel:
         return self.opener.options.repack if self.opener else None
 
     def save_prompt_cache(self, min_tokens: int, conversation: Conversation | None = None) -> NoticeEvent | None:
-        """Save the evaluated tokens of one conversation, or of all, if there are at least `min_tokens`.
-
-        Return a notice if that fails.
-        """
+        """Save `min_tokens` or more evaluated tokens, of one conversation or all. Return a notice if that fails."""
 
         def save() -> None:
             prompt = self.responder.tokenize(conversation) if conversation and self.engine.is_loaded else None
@@ -228,10 +222,7 @@ class LoadedModel:
 
 
 def open_model(source: ReplySource) -> LoadedModel:
-    """Start to load a model, or to connect to where it runs, without waiting for it.
-
-    Errors in the file or the choice of format are raised before that.
-    """
+    """Start to load a model, or to connect to it, without waiting. Errors of file and format are raised before that."""
     model, settings, use, resources = source.model, source.settings, source.use, source.resources
     require_generative(model.path, model.header)
     name, build, prepare = source.format_name, source.format_builder, partial(prepare_format, source.format_name)
@@ -259,10 +250,7 @@ def load_options(
     vocabulary_only: bool = False,
     whole_context: bool = False,
 ) -> LoadOptions:
-    """The load options of a model: those of the context, then the tuning, then the user's settings.
-
-    Raises UsageError for attention settings that llama.cpp would reject.
-    """
+    """The options of a context, then a tuning, then the user. Raises UsageError for attention that is rejected."""
     require_attention(model, settings, context.pad_steps)
     adapters = tuple(AdapterFile(str(each.path), each.scale) for each in model.adapters)
     context = replace(

@@ -38,10 +38,7 @@ class MajorityVote:
         return replace(request, n=self.requested, max_n=self.max_samples, logprobs=True)
 
     def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> bool:
-        """Process an event of one sample, and start or stop samples; return whether the tally has changed.
-
-        A refused sample counts as one without an answer.
-        """
+        """Process an event; start or stop samples; return whether the tally changed. A refused one has no answer."""
         index, sample = event.sequence
         if isinstance(event, RefusedEvent):
             outcome: Reply | CerebrumError | None = event.error
@@ -129,10 +126,7 @@ class MajorityVote:
 
 
 def run_vote(responder: Responder, request: ReplyRequest, vote: MajorityVote) -> Generator[Event, None, None]:
-    """Yield the events of all samples, and a TallyEvent whenever the tally changes.
-
-    Raises the error of a refused sample if all were refused.
-    """
+    """Yield the events of all samples, and each new TallyEvent. Raises the error of a sample if all were refused."""
     yield from responder.load()
     with closing(responder.generate([responder.tokenize_request(vote.with_samples(request))])) as replies:
         for event in replies:
