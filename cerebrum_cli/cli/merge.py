@@ -45,7 +45,7 @@ def merge(
         resolve_models,
         source_references,
     )
-    from cerebrum_cli.models.library import require_free_name
+    from cerebrum_cli.models.pull import require_free_name
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.reports import print_merge
 

@@ -11,9 +11,9 @@ from cerebrum_cli.merge.recipe import Recipe
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.download_plan import DownloadPlanner
 from cerebrum_cli.models.fit import DownloadPlan
-from cerebrum_cli.models.library import Library, require_free_name
+from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model
-from cerebrum_cli.models.pull import Confirm, Puller, require_confirmation
+from cerebrum_cli.models.pull import Confirm, Puller, require_confirmation, require_free_name
 from cerebrum_cli.models.reference import NameReference, PathReference, Reference
 
 PullReference = Callable[[Reference], Model]

@@ -22,7 +22,6 @@ from cerebrum_cli.models.fit import (
 from cerebrum_cli.models.hub import HubFile, Listing, Progress, RetryPolicy, is_offline, list_repository, open_file
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.listing import quantization_plan
-from cerebrum_cli.models.not_found import require_not_refused
 from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, Reference
 from cerebrum_cli.models.variants import Variant, variants
 
@@ -89,7 +88,7 @@ class DownloadPlanner:
 
     def _plan_repository(self, reference: HubReference, context: int | None) -> DownloadPlan:
         repo_id = reference.repo_id
-        require_not_refused(self.library.specs, repo_id)
+        self.library.require_not_refused(repo_id)
         listing = RetryPolicy(self.progress).run(lambda: list_repository(repo_id, reference.revision))
         found = [each for each in _variants(listing) if reference.file is None or reference.file in each.files]
         if reference.file and not found:

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, NoModel, UsageError
+from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, NoModel, PullError, UsageError
 from cerebrum_cli.models.cache import Cache, CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec, load_catalogue
 from cerebrum_cli.models.fit import Capacity, assess_quantizations, planned_context
-from cerebrum_cli.models.model import Model, absolute_path, as_path, is_missing, model_paths
-from cerebrum_cli.models.not_found import file_missing, not_installed, require_not_refused, unknown_model
-from cerebrum_cli.models.reference import (
-    MODEL_NAME,
-    HubReference,
-    NameReference,
-    PathReference,
-    Reference,
-    looks_like_path,
-    parse_reference,
-)
+from cerebrum_cli.models.model import Model, absolute_path, as_path, is_file, is_missing, model_paths
+from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, Reference, parse_reference
 from cerebrum_cli.models.registry import Digest, Registry, RegistryEntry, hash_file
 from cerebrum_cli.models.variants import same_quantization
 
 ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
+_OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
 
 OnProgress = Callable[[int, int], None]
 """Receives the bytes done and the total."""
@@ -135,15 +129,15 @@ class Library:
         if entry := self.registry.find(str(reference)):
             registered = self.model_from_entry(entry)
             if is_missing(entry.path):
-                raise file_missing(registered, self.merge_directory)
+                raise _file_missing(registered, self.merge_directory)
             return registered
         if found := [model for model in self.models() if self._matches(reference, model)]:
             return self._best(found)
         if isinstance(reference, HubReference):
-            require_not_refused(self.specs, reference.repo_id)
-            raise not_installed(reference)
+            self.require_not_refused(reference.repo_id)
+            raise _not_installed(reference)
         if spec := self.spec_named(reference.name):
-            raise not_installed(reference, spec)
+            raise _not_installed(reference, spec)
         raise self._unknown(str(reference))
 
     def model_at(self, path: Path) -> Model:
@@ -179,6 +173,14 @@ class Library:
         name, repo_id = file.rpartition("/")[2], repo_id.lower()
         pairs = ((spec, source) for spec in self.specs for source in spec.sources)
         return next((spec for spec, each in pairs if each.repo_id.lower() == repo_id and each.matches(name)), None)
+
+    def require_not_refused(self, repo_id: str) -> None:
+        """Raise PullError for a repository that the catalog lists as broken; the hint names a working one."""
+        for spec in self.specs:
+            for refusal in spec.refuse:
+                if refusal.repo_id.lower() == repo_id.lower():
+                    source = f"  (from {spec.repo_id})" if spec.repo_id else ""
+                    raise PullError(f"{refusal.repo_id}: {refusal.reason}", f"cerebrum pull {spec.name}{source}")
 
     def identity(self, model: Model) -> str:
         """Unique text for what a model computes: its file, and its adapters."""
@@ -230,7 +232,18 @@ class Library:
         return self.registry.default in model.references
 
     def _unknown(self, text: str) -> ModelNotFound:
-        return unknown_model(text, {model.name for model in self.models()} | {spec.name for spec in self.specs})
+        """Error for a name that no model has; the hint suggests similar names."""
+        names = {model.name for model in self.models()} | {spec.name for spec in self.specs}
+        similar = get_close_matches(text.partition(":")[0], sorted(names), n=3, cutoff=0.5)
+        if _OLLAMA_TAG.fullmatch(text) and not similar:
+            problem = f"unknown model {text!r}: Ollama tags are not supported"
+            return ModelNotFound(problem, "pull a GGUF repository of the Hub: cerebrum pull OWNER/REPO[:QUANT]")
+        if "gguf" in text.lower() and not similar:
+            hint = f"if it is on the Hub, name its owner: cerebrum pull OWNER/{text}"
+        else:
+            suggestion = f"did you mean {' or '.join(similar)}? " if similar else ""
+            hint = f"{suggestion}cerebrum list --available shows all"
+        return ModelNotFound(f"unknown model {text!r}", f"{hint}{_file_hint(text)}")
 
     def _default_model(self) -> Model:
         default = self.registry.default
@@ -291,15 +304,31 @@ def _marked(models: Iterable[Model]) -> list[Model]:
     return marked
 
 
-def require_free_name(
-    library: Library, name: str, owns_spec: Callable[[ModelSpec], bool], owns_entry: Callable[[RegistryEntry], bool]
-) -> None:
-    """Raise UsageError for an invalid name, or one of another catalog model or registry entry."""
-    if not MODEL_NAME.fullmatch(name):
-        raise UsageError(f"invalid name {name!r}", "use --name with letters, digits, `.`, `_` and `-`")
-    if looks_like_path(name):
-        raise UsageError(f"invalid name {name!r}: it would be read as a path", "use --name without .gguf")
-    entry, spec = library.registry.find(name), library.spec_named(name)
-    taken = entry and not owns_entry(entry) and not is_missing(entry.path)
-    if taken or (spec and not owns_spec(spec)):
-        raise UsageError(f"the name {name} belongs to another model", "choose another with --name")
+def _file_missing(model: Model, merge_directory: Path) -> ModelNotFound:
+    """Error for a registered model whose file no longer exists."""
+    name, spec, cached = model.name, model.spec, model.cached
+    problem = f"{name}: its file {model.path} no longer exists"
+    if cached:
+        return ModelNotFound(problem, f"cerebrum pull {cached.repo_id}:{cached.quantization} --name {name}")
+    if spec and spec.package:
+        option = "" if name == spec.name else f" --name {name}"
+        return ModelNotFound(problem, f"cerebrum pull {spec.name}{option}", None if option else spec.name)
+    if spec and model.path.parent == merge_directory:
+        return ModelNotFound(problem, f"cerebrum pull {name}", name)
+    return ModelNotFound(problem, f"cerebrum pull PATH --name {name}  (PATH: where the file is now)")
+
+
+def _not_installed(reference: NameReference | HubReference, spec: ModelSpec | None = None) -> ModelNotFound:
+    """Error for a catalog model (`spec`) or a repository that is not downloaded."""
+    if spec and not (spec.package or spec.sources or spec.recipe):
+        return ModelNotFound(f"{spec.name} is not installed and cannot be downloaded", spec.notes)
+    if spec and not spec.is_available_in(reference.quantization):
+        problem = f"{reference} is not installed, and the catalog lists no such quantization"
+        return ModelNotFound(problem, f"list quantizations: cerebrum pull --dry-run {spec.name}")
+    hint = f"cerebrum pull {reference}{_file_hint(str(reference))}"
+    return ModelNotFound(f"{reference} is not downloaded", hint, str(reference))
+
+
+def _file_hint(text: str) -> str:
+    """How to refer to the file of this name, if there is one: a name never means a file."""
+    return f"; for the file of this name, use ./{text}" if is_file(Path(text)) else ""

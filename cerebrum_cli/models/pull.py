@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
+from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, translate_os_errors
 from cerebrum_cli.gguf.header import GENERATIVE_HINT, require_loadable, unsupported_kind
@@ -19,9 +19,9 @@ from cerebrum_cli.models.download import Download
 from cerebrum_cli.models.download_plan import DownloadPlanner
 from cerebrum_cli.models.fit import DownloadPlan
 from cerebrum_cli.models.hub import HubError, HubFile, Listing, Progress
-from cerebrum_cli.models.library import Library, require_free_name
+from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model, is_missing
-from cerebrum_cli.models.reference import NameReference, PathReference, Reference
+from cerebrum_cli.models.reference import MODEL_NAME, NameReference, PathReference, Reference, looks_like_path
 from cerebrum_cli.models.registry import Digest, RegistryEntry, Source
 from cerebrum_cli.models.removal import Removal
 from cerebrum_cli.models.variants import name_from_stem
@@ -235,3 +235,17 @@ def require_confirmation(plan: DownloadPlan, confirm: Confirm) -> None:
     """Raise PullError if the model does not fit this machine and the user does not confirm."""
     if plan.warning and not plan.chosen.installed and not confirm(plan.warning):
         raise PullError(plan.warning, "choose a smaller quantization, or force it with -y")
+
+
+def require_free_name(
+    library: Library, name: str, owns_spec: Callable[[ModelSpec], bool], owns_entry: Callable[[RegistryEntry], bool]
+) -> None:
+    """Raise UsageError for an invalid name, or one of another catalog model or registry entry."""
+    if not MODEL_NAME.fullmatch(name):
+        raise UsageError(f"invalid name {name!r}", "use --name with letters, digits, `.`, `_` and `-`")
+    if looks_like_path(name):
+        raise UsageError(f"invalid name {name!r}: it would be read as a path", "use --name without .gguf")
+    entry, spec = library.registry.find(name), library.spec_named(name)
+    taken = entry and not owns_entry(entry) and not is_missing(entry.path)
+    if taken or (spec and not owns_spec(spec)):
+        raise UsageError(f"the name {name} belongs to another model", "choose another with --name")
