@@ -139,8 +139,12 @@ def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
             answer, rest = _stated(region)
         answer = _amount_of_sentence(answer) if _is_sentence(answer) else answer
         continues = end < len(text) or has_content(rest)
-        if answer and not (kind == "hashes" and continues and _is_heading(answer, rest)):
-            opens_chain = kind in ("heading", "label") and continues and _is_prose(answer)
+        # A Markdown heading has text below it, unlike GSM8K's last line.
+        is_heading = kind == "hashes" and (not _AMOUNT.fullmatch(answer) or has_content(rest.partition("\n")[0]))
+        if answer and not (continues and is_heading):
+            # Words behind an opening "Answer:" are a first step ("Let us think step by step"), and no answer.
+            is_prose = len(re.findall(r"[^\W\d_]{2,}", answer)) > 3
+            opens_chain = kind in ("heading", "label") and continues and is_prose
             yield answer, not (opens_chain or _REMARK.fullmatch(answer))
         end = marker.start()
 
@@ -162,16 +166,6 @@ def _stated(region: str) -> tuple[str, str]:
     sentence = line[:end]
     reason = _REASON.search(sentence)
     return _answer(sentence[: reason.start()] if reason else sentence), line[end:] + newline + below
-
-
-def _is_heading(answer: str, rest: str) -> bool:
-    """Whether `####` is a Markdown heading with text below it, rather than GSM8K's last line."""
-    return not _AMOUNT.fullmatch(answer) or has_content(rest.partition("\n")[0])
-
-
-def _is_prose(answer: str) -> bool:
-    """Whether the text after an opening "Answer:" is a first step ("Let us think step by step") and not an answer."""
-    return len(re.findall(r"[^\W\d_]{2,}", answer)) > 3
 
 
 def _is_sentence(answer: str) -> bool:

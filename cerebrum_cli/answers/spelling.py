@@ -45,10 +45,6 @@ _ROWS = rewriting(
 )
 
 
-def _ratio(numbers: re.Match[str]) -> str:
-    return ":".join(filter(None, numbers.groups()))
-
-
 _LATER_ROWS = rewriting(
     (r"(?<![^\W\d_])pi(?![^\W\d_])", "π"),
     (r"\binfinity\b", "∞"),
@@ -79,7 +75,10 @@ _LATER_ROWS = rewriting(
     (r"^([-+]?\d++(?:\.\d++)?)(?-i:M)(?=$|\s[a-z]{3})", r"\1 million"),  # but 2m is a variable's
     (r"(?:(?<=[\d)])|(?<=\b[a-z]))\ssquared\b(?!\s\w)", "^2"),  # 10 squared feet are 10
     (r"(?:(?<=[\d)])|(?<=\b[a-z]))\scubed\b(?!\s\w)", "^3"),
-    (r"^(\d++(?:\.\d++)?)\sto\s(\d++(?:\.\d++)?)(?:\sto\s(\d++))?$", _ratio),
+    (
+        r"^(\d++(?:\.\d++)?)\sto\s(\d++(?:\.\d++)?)(?:\sto\s(\d++))?$",
+        lambda found: ":".join(filter(None, found.groups())),
+    ),
     (rf"(\d\s?(?:{_MIXED_UNITS}))\s(?=\d)", r"\1, "),  # 5 feet 6 inches
     (r"(?:^|(?<==)|(?<==\s))±\s?([\w./√]++)$", r"-\1 or \1"),
     flags=re.IGNORECASE,

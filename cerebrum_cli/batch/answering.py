@@ -11,7 +11,6 @@ from typing import Any
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.batch.result import Result
 from cerebrum_cli.batch.rows import (
-    OUTPUT_KEYS,
     THOUGHT_CLOSED_AT,
     Row,
     RowError,
@@ -70,7 +69,7 @@ class PendingRow:
     vote: MajorityVote | None
     collector: ReplyCollector
     larger_context: str
-    more_keys: tuple[str, ...]
+    limits_thought: bool
 
     def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> dict[str, Any] | None:
         """Process an event of this row; return the output object when the answer is complete."""
@@ -86,26 +85,23 @@ class PendingRow:
         return None if reply is None or reply.finish.reason == "cancelled" else self.answer_object(reply)
 
     def answer_object(self, reply: Reply) -> dict[str, Any]:
-        """The output object of an answered row, with the keys of OUTPUT_KEYS in order."""
         replies = [reply] if self.vote is None else self.vote.replies.values()
         states_answer = self.vote or not self.options.is_json
         notice = reply_notice(reply, self.larger_context) if self.options.grammar else None
         error = notice and RowError(INCOMPLETE, f"{notice.message}: {notice.hint}")
-        values = (
-            self.row.id,
-            self.row.prompt,
-            reply.text,
-            (self.vote or reply).final_answer if states_answer else None,
-            reply.finish.reason,
-            reply.finish.prompt_tokens,
-            sum(each.finish.completion_tokens for each in replies),
-            reply.finish.seed,
-            reply.reasoning,
-            self.vote and votes_object(self.vote),
-            error and asdict(error),
+        return output_object(
+            self.row,
+            text=reply.text,
+            final_answer=(self.vote or reply).final_answer if states_answer else None,
+            finish_reason=reply.finish.reason,
+            prompt_tokens=reply.finish.prompt_tokens,
+            completion_tokens=sum(each.finish.completion_tokens for each in replies),
+            seed=reply.finish.seed,
+            reasoning=reply.reasoning,
+            votes=self.vote and votes_object(self.vote),
+            error=error and asdict(error),
+            **({THOUGHT_CLOSED_AT: reply.thought_closed_at} if self.limits_thought else {}),
         )
-        object = dict(zip(OUTPUT_KEYS, values, strict=True))
-        return output_object(self.row, object | {key: getattr(reply, key) for key in self.more_keys})
 
 
 def answer_rows(
@@ -269,16 +265,9 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
         raise
     except CerebrumError as error:
         return _row_error(error)
-    return PendingRow(
-        position,
-        row,
-        tokenized.compact(),
-        options,
-        vote,
-        ReplyCollector(),
-        responder.larger_context,
-        more_keys=() if settings.thought_limit is None else (THOUGHT_CLOSED_AT,),
-    )
+    limits_thought = settings.thought_limit is not None
+    advice = responder.larger_context
+    return PendingRow(position, row, tokenized.compact(), options, vote, ReplyCollector(), advice, limits_thought)
 
 
 def _row_error(error: CerebrumError) -> RowError:

@@ -171,10 +171,10 @@ def result_rows(rows: Rows) -> ResultRows:
 
 def failed_object(row: Row, error: RowError) -> dict[str, Any]:
     """The output object of a row without an answer."""
-    return output_object(row, {**dict.fromkeys(OUTPUT_KEYS), "error": asdict(error)})
+    return output_object(row, error=asdict(error))
 
 
-def output_object(row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The output object of a row with the values of OUTPUT_KEYS, in order, and its input if that is carried over."""
-    object = {**values, "id": row.id, "prompt": row.prompt}
+def output_object(row: Row, **values: Any) -> dict[str, Any]:
+    """The output object of a row: OUTPUT_KEYS, any of MORE_KEYS among the values, and the input if that is included."""
+    object = {**dict.fromkeys(OUTPUT_KEYS), "id": row.id, "prompt": row.prompt, **values}
     return object if row.input is None else {**object, INPUT: row.input}

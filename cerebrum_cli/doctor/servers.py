@@ -95,10 +95,6 @@ def _check_server(server: CheckedServer) -> CheckResult:
     return check_result(f"{info.kind.name}, build {info.build}")
 
 
-def _check_served_model(server: CheckedServer) -> CheckResult:
-    return check_result(server_text(server.info.model))
-
-
 def _check_context(server: CheckedServer) -> CheckResult:
     size = server.info.context_size
     kind = server.info.kind
@@ -185,7 +181,7 @@ def _check_seeds(server: CheckedServer) -> CheckResult:
 
 SERVER_CHECKS: dict[str, Callable[[CheckedServer], CheckResult]] = {
     "server": _check_server,
-    "served_model": _check_served_model,
+    "served_model": lambda server: check_result(server_text(server.info.model)),
     "context": _check_context,
     "slots": _check_slots,
     "vocabulary": _check_vocabulary,

@@ -56,15 +56,11 @@ class Comparison:
 def outcomes(run: Iterable[Sample], form: FormOf) -> dict[QuestionId, Outcome]:
     questions = group_by_question(run)
     clusters = clusters_of(list(questions.values())) or list(questions)
-    return {
-        id: _outcome(question, form, cluster)
-        for (id, question), cluster in zip(questions.items(), clusters, strict=True)
-    }
-
-
-def _outcome(question: Sequence[Sample], form: FormOf, cluster: object) -> Outcome:
-    won = winner(votes_of(question, form))
-    return Outcome(accuracy_of(question), won and won.form, won is not None and won.correct, cluster)
+    found = {}
+    for (id, question), cluster in zip(questions.items(), clusters, strict=True):
+        won = winner(votes_of(question, form))
+        found[id] = Outcome(accuracy_of(question), won and won.form, won is not None and won.correct, cluster)
+    return found
 
 
 def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:

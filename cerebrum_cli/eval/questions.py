@@ -89,10 +89,6 @@ class Sample:
         return self.finish_reason in TRUNCATED
 
     @property
-    def is_repetition(self) -> bool:
-        return self.finish_reason == "repetition"
-
-    @property
     def is_skipped(self) -> bool:
         """Whether it was never taken, and so does not count; `text` is the reason."""
         return self.finish_reason == SKIPPED

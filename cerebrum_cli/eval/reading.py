@@ -120,10 +120,6 @@ def read_questions(rows: Iterable[Row], fields: Fields | None = None, template: 
     return QuestionSet(questions, tuple(bad_rows), note)
 
 
-def choice_lines(choices: Iterable[str]) -> str:
-    return "\n".join(f"{letter}) {text}" for letter, text in zip(LETTERS, choices, strict=False))
-
-
 def _parse_line(number: int, line: bytes) -> Mapping[str, Any] | BadRow:
     try:
         row = json.loads(line.decode("utf-8"))
@@ -176,12 +172,13 @@ def _choices(value: Any) -> _Choices | None:
 
 
 def _prompt(row: Mapping[str, Any], fields: Fields, choices: _Choices | None, template: Template | None) -> str:
-    lines = choice_lines(choices.texts) if choices else None
+    texts = choices.texts if choices else ()
+    lines = "\n".join(f"{letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False))
     if template is None:
         question = _required(row, fields.question)
-        return question if lines is None else f"{question}\n\n{lines}\n\n{CHOICE_INSTRUCTION}"
+        return f"{question}\n\n{lines}\n\n{CHOICE_INSTRUCTION}" if choices else question
     try:
-        prompt = well_formed(template.render(row if lines is None else {**row, "choices": lines}))
+        prompt = well_formed(template.render({**row, "choices": lines} if choices else row))
     except InvalidRow as invalid:
         raise _Invalid(invalid.error.message) from invalid
     if not prompt.strip():

@@ -151,9 +151,9 @@ def accuracy_of(question: Sequence[Sample]) -> float:
 
 def votes_of(question: Sequence[Sample], form: FormOf) -> list[Vote]:
     """A question's samples as votes; of several, one that ended in a repetition votes for nothing."""
-    is_vote = len(question) > 1
+    silent = ("repetition",) if len(question) > 1 else ()
     return [
-        Vote(None if is_vote and sample.is_repetition else form(sample), sample.correct, sample.probability)
+        Vote(None if sample.finish_reason in silent else form(sample), sample.correct, sample.probability)
         for sample in question
     ]
 
