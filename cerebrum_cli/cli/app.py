@@ -19,7 +19,6 @@ from cerebrum_cli.terminal.streams import Streams, standard_streams
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.core.events import Event
-    from cerebrum_cli.doctor.checks import DoctorContext
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
     from cerebrum_cli.engine.build import Build
     from cerebrum_cli.engine.load_options import LoadOptions
@@ -190,29 +189,6 @@ class App:
         if self._config is None:
             self._config = read_config(self.config_directory / "config.toml")
         return self._config
-
-    def doctor_context(self, overrides: Layer, offline: bool) -> DoctorContext:
-        """Everything `doctor` checks; an unreadable config.toml is one of its results."""
-        from cerebrum_cli.chat.database import check_integrity
-        from cerebrum_cli.doctor.checks import DoctorContext
-        from cerebrum_cli.terminal.doctor import check_terminal
-
-        try:
-            settings = self.settings(overrides)
-        except ConfigError:
-            settings = fold(overrides)
-        return DoctorContext(
-            config_directory=self.config_directory,
-            data_directory=self.data_directory,
-            cache_directory=self.cache_directory,
-            library=self.library,
-            settings=settings,
-            offline=offline,
-            build=self.build,
-            open_backend=self.open_backend,
-            terminal=lambda: check_terminal(self.streams),
-            session_counts=check_integrity,
-        )
 
 
 def real_app() -> App:

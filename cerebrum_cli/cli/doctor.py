@@ -8,7 +8,8 @@ import typer
 
 from cerebrum_cli.cli.options import DoctorOptions
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed
-from cerebrum_cli.core.settings import Layer, environment_layer
+from cerebrum_cli.core.errors import ConfigError
+from cerebrum_cli.core.settings import Layer, environment_layer, fold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,13 +57,27 @@ def doctor(context: typer.Context, overrides: Annotated[Layer, SETTINGS], option
 
 def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator[CheckResult]:
     """The checks of this machine, or of the servers that `--endpoint` names; each runs as its result is read."""
+    from cerebrum_cli.chat.database import check_integrity
     from cerebrum_cli.cli.endpoints import find_endpoints
-    from cerebrum_cli.doctor.checks import CHECKS, run_table
-
-    endpoints = find_endpoints(app, options)
-    context = app.doctor_context({**environment_layer("threads"), **overrides}, options.offline)
-    if not endpoints:
-        return run_table(CHECKS, context)
+    from cerebrum_cli.doctor.checks import CHECKS, DoctorContext, run_table
     from cerebrum_cli.doctor.servers import run_server_checks
+    from cerebrum_cli.terminal.doctor import check_terminal
 
-    return run_server_checks(context, endpoints)
+    endpoints, layer = find_endpoints(app, options), {**environment_layer("threads"), **overrides}
+    try:
+        settings = app.settings(layer)
+    except ConfigError:  # which is one of the results
+        settings = fold(layer)
+    context = DoctorContext(
+        config_directory=app.config_directory,
+        data_directory=app.data_directory,
+        cache_directory=app.cache_directory,
+        library=app.library,
+        settings=settings,
+        offline=options.offline,
+        build=app.build,
+        open_backend=app.open_backend,
+        terminal=lambda: check_terminal(app.streams),
+        session_counts=check_integrity,
+    )
+    return run_server_checks(context, endpoints) if endpoints else run_table(CHECKS, context)

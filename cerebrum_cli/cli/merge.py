@@ -47,6 +47,7 @@ def merge(
     )
     from cerebrum_cli.models.pull import require_free_name
     from cerebrum_cli.terminal.interrupts import interruptible
+    from cerebrum_cli.terminal.progress import FileProgress
     from cerebrum_cli.terminal.reports import print_merge
 
     app = app_of(context, options)
@@ -75,7 +76,8 @@ def merge(
         streams.answer_object(description) if options.json else print_merge(streams, description)
         return
     merger.require_writable(plan)
-    sha256 = write(app, plan)
+    with interruptible("nothing was written"), FileProgress(streams) as progress:
+        sha256 = merger.write(plan, lambda done, total: progress.update("merge", done, total))
     model = merger.register(plan, sha256)
     if options.json:
         files = [file | {"sha256": sha256} for file in description["files"]]
@@ -125,11 +127,3 @@ def warn(app: App, plan: Merge) -> None:
     for each in plan.plan.unmatched_filters:
         problem = f"the recipe's filter {each} matches no tensor and is ignored"
         app.streams.report(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))
-
-
-def write(app: App, plan: Merge) -> str:
-    from cerebrum_cli.terminal.interrupts import interruptible
-    from cerebrum_cli.terminal.progress import FileProgress
-
-    with interruptible("nothing was written"), FileProgress(app.streams) as progress:
-        return app.merger.write(plan, lambda done, total: progress.update("merge", done, total))
