@@ -34,8 +34,8 @@ def doctor(context: typer.Context, overrides: Annotated[Layer, SETTINGS], option
       cerebrum doctor
       cerebrum doctor --endpoint http://localhost:8080 -m starter
     """
-    from cerebrum_cli.terminal.doctor import print_check_result
     from cerebrum_cli.terminal.interrupts import interruptible
+    from cerebrum_cli.terminal.reports import print_check_result
 
     app = app_of(context)
     results: list[CheckResult] = []
@@ -61,7 +61,7 @@ def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator
     from cerebrum_cli.cli.endpoints import find_endpoints
     from cerebrum_cli.doctor.checks import CHECKS, DoctorContext, run_table
     from cerebrum_cli.doctor.servers import run_server_checks
-    from cerebrum_cli.terminal.doctor import check_terminal
+    from cerebrum_cli.terminal.reports import check_terminal
 
     endpoints, layer = find_endpoints(app, options), {**environment_layer("threads"), **overrides}
     try:

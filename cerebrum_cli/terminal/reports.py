@@ -1,18 +1,22 @@
-"""What commands print of evaluations, merges, tuning, and the least certain tokens of a reply."""
+"""What commands print of evaluations, merges, tuning, checks, and the least certain tokens of a reply."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.text import format_count, format_size, one_line
+from cerebrum_cli.doctor.assessment import CheckResult, Status, check_result
 from cerebrum_cli.inference.inspection import CERTAIN
 from cerebrum_cli.models.reference import looks_like_path
-from cerebrum_cli.terminal.streams import columns
+from cerebrum_cli.terminal.escapes import strip_controls
+from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, is_plain_terminal
 from cerebrum_cli.terminal.tables import PIPE_WIDTH, field_lines, print_table, table_lines, table_of, updated, wrapped
 
 if TYPE_CHECKING:
@@ -23,7 +27,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.runs import Run
     from cerebrum_cli.inference import inspection
     from cerebrum_cli.inference.profiles import Profile, TunedUse
-    from cerebrum_cli.terminal.streams import Streams
     from cerebrum_cli.tune.candidates import Candidate
     from cerebrum_cli.tune.tune import TuningResult
 
@@ -31,6 +34,11 @@ ALL_SHOWN = 8  # numbers of votes; of more, powers of two
 ESTIMATES = ("", "value", "95% interval")
 UNCERTAIN = ("position", "after", "token", "prob.", "alternatives")
 MAX_TOKEN_TEXT = 16  # characters
+STATUS_STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
+STATUS_WIDTH = len("warning") + 2
+NAME_WIDTH = len("hugging_face_cache") + 2
+MIN_TEXT_WIDTH = 30  # columns; on a narrower terminal the text is below the name, not beside it
+HINT_PREFIX = "hint: "
 
 
 def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:
@@ -265,3 +273,63 @@ def quoted(text: str) -> str:
 def percentage(token: inspection.ScoredToken) -> str:
     probability = exp(token.logprob)
     return f"{probability:.0%}" if probability >= 0.01 else "<1%"
+
+
+def check_terminal(streams: Streams) -> CheckResult:
+    """Check what the terminal can display; warn if it cannot be redrawn or does not use UTF-8."""
+    import locale
+
+    if not streams.out_is_terminal:
+        return check_result("none: standard output is a pipe or a file; it gets UTF-8 without colors")
+    term, encoding = environment("TERM"), locale.getencoding()
+    is_dumb = term is None or term in DUMB_TERMINALS
+    if environment("NO_COLOR") is not None:
+        colors = "no colors (NO_COLOR)"
+    elif is_dumb:
+        colors = "no colors"
+    elif environment("COLORTERM") in ("truecolor", "24bit"):
+        colors = "24-bit color"
+    else:
+        colors = "256 colors" if "256color" in str(term) else "colors"
+    mode = ", screen reader mode (ACCESSIBLE)" if environment("ACCESSIBLE") is not None else ""
+    detail = f"{term or 'TERM is not set'}, {columns(streams.out)} columns, {colors}, {encoding}{mode}"
+    problems = []
+    if is_dumb:
+        problems.append(("no redrawing, and Markdown stays plain text", "set TERM, usually to xterm-256color"))
+    if encoding.lower().replace("-", "") != "utf8":
+        problems.append(("some characters may be displayed incorrectly", "use a UTF-8 locale: export LANG=C.UTF-8"))
+    return check_result(detail, *problems)
+
+
+def print_check_result(streams: Streams, result: CheckResult) -> None:
+    text = format_check_result(result, columns(streams.out) - 1 if streams.out_is_terminal else None)
+    if not streams.out_is_terminal or is_plain_terminal():
+        streams.answer(text)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    styled = Text(strip_controls(text))
+    styled.stylize(STATUS_STYLES[result.status], 0, len(result.status))
+    with streams.writing_answer():
+        Console(file=streams.out).print(styled, soft_wrap=True, end="")
+        streams.out.flush()
+
+
+def format_check_result(result: CheckResult, width: int | None) -> str:
+    """Format a result, wrapped between words to a width; without a width nothing is wrapped."""
+    head = result.status.ljust(STATUS_WIDTH) + result.name.ljust(NAME_WIDTH)
+    texts = [result.detail, *([HINT_PREFIX + result.hint] if result.hint else [])]
+    if width is None:
+        return head + f"\n{' ' * len(head)}".join(texts) + "\n"
+    is_beside = width - len(head) >= MIN_TEXT_WIDTH
+    margin = " " * (len(head) if is_beside else 2)
+    lines = "\n".join(line for text in texts for line in wrap_check(text, width, margin))
+    return (head + lines.removeprefix(margin) if is_beside else f"{head.rstrip()}\n{lines}") + "\n"
+
+
+def wrap_check(text: str, width: int, margin: str) -> list[str]:
+    indent = margin + " " * (len(HINT_PREFIX) if text.startswith(HINT_PREFIX) else 0)
+    return textwrap.wrap(
+        text, width, initial_indent=margin, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ) or [margin]

@@ -39,7 +39,7 @@ from cerebrum_cli.engine.machine import Processors, likely_accelerator, processo
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.main import run
 from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.terminal.doctor import check_terminal, format_check_result
+from cerebrum_cli.terminal.reports import check_terminal, format_check_result
 from cerebrum_cli.terminal.streams import Streams
 
 UNREACHABLE = "http://127.0.0.1:1"  # nothing listens there
