@@ -346,8 +346,6 @@ def test_rename_works_before_and_after_the_session_exists(chat: Chat, store: Sto
 
 
 class BrokenModel:
-    """A model that cannot be loaded."""
-
     def open(self, tell: Callable[[Event], None], stop: StopFlag) -> Backend:
         raise EngineError("loading was interrupted")
 

@@ -41,7 +41,6 @@ def stored(role: Role, content: str, metadata: ReplyMetadata | None = None) -> S
 
 
 def complete_markdown(name: str, conversation: Conversation) -> str:
-    """Format a conversation whose replies are complete."""
     stop = ReplyMetadata(finish_reason="stop", model="small")
     messages = [stored(each.role, each.content, stop) for each in conversation.messages]
     return to_markdown(name, conversation.system_prompt, messages)

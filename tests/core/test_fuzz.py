@@ -20,7 +20,6 @@ COUNTS = {"templates": 700, "grammars": 3000}  # some seconds together
 
 
 def fuzz(kind: str, seed: int, count: int) -> None:
-    """Try cases in another process."""
     command = [sys.executable, "-X", "faulthandler", str(FUZZING), kind, str(seed), str(count)]
     done = subprocess.run(command, env={**os.environ, "GGML_NO_BACKTRACE": "1"}, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

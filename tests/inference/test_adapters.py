@@ -100,12 +100,10 @@ def write_merged(path: Path, model: Path, *changes: tuple[Factors, float]) -> Pa
 
 
 def with_files(plain: LoadOptions, adapters: tuple[AdapterFile, ...]) -> LoadOptions:
-    """Load options with adapters."""
     return replace(plain, file=replace(plain.file, adapters=adapters))
 
 
 def logits(model: Path, *adapters: tuple[Path, float]) -> npt.NDArray[np.float32]:
-    """Logits after some tokens, with adapters."""
     files = tuple(AdapterFile(str(path), scale) for path, scale in adapters)
     backend = open_llama(with_files(options(model), files), lambda _: None, StopFlag())
     try:
@@ -118,7 +116,6 @@ def logits(model: Path, *adapters: tuple[Path, float]) -> npt.NDArray[np.float32
 
 @pytest.fixture(scope="module")
 def adapter(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter of the tiny ChatML model."""
     return write_adapter(tmp_path_factory.mktemp("adapters") / "style.gguf", factors_for(chatml_model))
 
 

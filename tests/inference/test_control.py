@@ -48,7 +48,6 @@ def test_control_filter_strips_sequences_split_anywhere(text: str, clean: str) -
 
 
 def streamed(chunks: list[str]) -> str:
-    """Output of a filter fed with chunks."""
     control_filter = ControlFilter()
     return "".join(map(control_filter.feed, chunks)) + control_filter.flush()
 

@@ -40,7 +40,6 @@ BYTES = {chr(byte): -byte / 1000 for byte in range(256)}  # log probabilities of
 
 
 def inspect(engine: LocalEngine, prompt: Sequence[int], reply: Sequence[int], likeliest: int = 2) -> list[Event]:
-    """Events of evaluating a reply again."""
     inspection = Inspection(tuple(reply), likeliest)
     request = Request((*prompt, *reply[:-1]), SamplingParams(max_tokens=1), inspection=inspection)
     return list(engine.generate([request]))
@@ -115,7 +114,6 @@ def test_inspection_gives_the_probabilities_of_decoding(precise_model: Path) -> 
 
 
 def sampled(events: Iterable[Event]) -> Iterator[tuple[int, float]]:
-    """Sampled tokens with their log probabilities."""
     for event in events:
         if isinstance(event, TokenEvent) and event.token is not None:
             assert event.logprob is not None
@@ -157,7 +155,6 @@ THOUGHT = "<think>Let me think."
 
 @contextmanager
 def chatting(store: Store, home: Path, file: Path, script: dict[str, str]) -> Iterator[Chat]:
-    """A chat with a model that gives scripted replies."""
     chat = make_chat(store, home, file, lambda: ScriptedBackend(replies(script), context_size=500), cache_gb=0)
     with closing(chat):
         yield chat

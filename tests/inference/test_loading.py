@@ -94,7 +94,6 @@ def options(path: Path, gpu_layers: str = "auto", vocabulary_only: bool = False)
 
 
 def opened(told: list[Event], load: LoadOptions, stop: StopFlag | None = None) -> None:
-    """Load a model, and free it."""
     open_llama(load, told.append, stop or StopFlag()).close()
 
 

@@ -41,7 +41,6 @@ def found_at(reply: Sequence[int]) -> int | None:
 
 
 def songs() -> Iterator[str]:
-    """Songs with a refrain."""
     yield "\n".join(
         f"{count} green bottles hanging on the wall,\n{count} green bottles hanging on the wall,\n"
         f"And if one green bottle should accidentally fall,\nThere'll be {count - 1} green bottles hanging on the wall."

@@ -27,7 +27,6 @@ TREE = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -47,7 +46,6 @@ def names(*paths: str) -> list[str]:
 
 
 def read(*paths: str) -> tuple[list[tuple[str, str]], list[NoticeEvent]]:
-    """Files and notices."""
     notices: list[NoticeEvent] = []
     return read_prompt_files([Path(path) for path in paths], notices.append), notices
 

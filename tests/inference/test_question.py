@@ -40,7 +40,6 @@ def ask(
 
 
 def question_text(*arguments: Any, **options: Any) -> str:
-    """The text of the only message."""
     (message,) = ask(*arguments, **options).messages
     assert message.role == "user"
     return message.content

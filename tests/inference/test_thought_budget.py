@@ -232,8 +232,6 @@ def test_engine_counts_the_thought_of_a_prefix() -> None:
 
 @dataclass
 class Interrupt:
-    """A control that forces a text once."""
-
     count: int = 0
     horizon: int | None = None
 

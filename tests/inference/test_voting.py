@@ -30,7 +30,6 @@ LONG = "".join(f"{chr(97 + n // 10)}{chr(107 + n % 10)}" for n in range(100))  #
 
 
 def reply(answer: object, before: str = "") -> str:
-    """A reply that states a final answer."""
     return f"{before}The answer is {answer}."
 
 
@@ -55,14 +54,12 @@ class VoteRunner:
 
     @property
     def backend(self) -> RecordingBackend:
-        """The model loaded last."""
         backend: RecordingBackend = self.script["backends"][-1]
         return backend
 
 
 @pytest.fixture
 def runner(tmp_path: Path, chatml_model: Path) -> VoteRunner:
-    """A vote runner with a tiny model."""
     return VoteRunner(tmp_path, chatml_model)
 
 

@@ -57,7 +57,6 @@ def grow(output: Path, questions: int, text: str = "So.") -> list[int]:
 
 
 def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) -> list[int]:
-    """Complete a batch, and return the positions it answered."""
     answered = []
     with contextlib.closing(open_batch(output, restart, **changed)) as journal:
         for position in ORDER:

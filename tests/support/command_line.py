@@ -35,7 +35,6 @@ class Finished:
 
     @property
     def object(self) -> Any:
-        """The only JSON object on standard output."""
         [line] = self.out.splitlines()
         return json.loads(line)
 

@@ -149,8 +149,6 @@ class Fault(CountedFault):
 
 
 class Armed(ArmedFault[Fault]):
-    """A fault of the Hub in place."""
-
     def strike(self, request: Request) -> bool:
         fault = self.fault
         return request.part == fault.part and fault.path in request.path and self.strike_next()
@@ -199,8 +197,6 @@ class Log:
 
 
 class Listener(Loopback):
-    """One port of a Hub."""
-
     def __init__(self, hub: HubServer, part: Callable[[str], Part]) -> None:
         super().__init__(_Exchange)
         self.hub = hub
@@ -282,15 +278,12 @@ class Content:
 
     @property
     def listed(self) -> dict[str, Any]:
-        """What the API says of a file's content."""
         lfs = self.pointer and {"sha256": self.sha256, "size": self.size, "pointerSize": len(self.pointer)}
         return {"size": self.size, "blobId": self.blob_id, **({"lfs": lfs} if lfs else {})}
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The files of a repository at one time."""
-
     hash: str
     files: Mapping[str, Content]
 
@@ -318,7 +311,6 @@ class Repository:
         return commit.hash
 
     def at(self, revision: str) -> Commit:
-        """The commit of a branch or of a whole hash."""
         commit = self.branches.get(revision) or self.commits.get(revision)
         if commit is None:
             raise Refused(REVISION_NOT_FOUND, revision)

@@ -101,7 +101,6 @@ class HubUser:
         return self.hub.repositories[repo_id].branches["main"].files[file].sha256
 
     def blobs(self, repo_id: str = CATALOGUED) -> dict[str, int]:
-        """Return what lies in the cache of a repository's bytes: names and sizes."""
         return {path.name: path.stat().st_size for path in (self.folder(repo_id) / "blobs").glob("*")}
 
     def downloads(self) -> list[Request]:
@@ -111,8 +110,6 @@ class HubUser:
 
 @dataclass(slots=True)
 class RecordedProgress:
-    """Progress of a download, recorded."""
-
     stages: list[tuple[str, int, int]] = field(default_factory=list)
     notices: list[NoticeEvent] = field(default_factory=list)
 

@@ -198,7 +198,6 @@ class ModelServer(ABC):
         return self._listener.connections if self._listener else 0
 
     def arm(self, **fault: Any) -> Armed:
-        """Put a fault in place."""
         self._armed.append(Armed(Fault(**{"path": self.completion_path, **fault})))
         return self._armed[-1]
 

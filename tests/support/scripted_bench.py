@@ -74,13 +74,11 @@ class ScriptedBench(Bench):
         return self.now
 
     def reload(self, tuning: Tuning) -> float:
-        """Simulate loading the model again; the seconds it took."""
         self.loaded.pop(tuning, None)
         self._load(tuning)
         return self.load_stats(tuning)[0]
 
     def speed(self, tuning: Tuning, job: BenchJob) -> float:
-        """Simulate a job; tokens per second."""
         self._load(tuning)
         assert job.tokens > 0
         assert job.kind == "prefill" or job.sequences == (tuning.slots or 1)

@@ -55,8 +55,6 @@ def scripted(script: dict[str, Any], slots: int) -> ScriptedBackend:
 
 @dataclass(slots=True)
 class RecordingBackend(ScriptedBackend):
-    """A backend that records sampling parameters."""
-
     params: list[SamplingParams] = field(default_factory=list)
 
     def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> ScriptedSampler:

@@ -41,7 +41,6 @@ def marks_in(ids: Iterable[int]) -> list[str]:
 
 
 def text_of(parts: Sequence[PromptPart]) -> str:
-    """Text of a prompt without token parts."""
     assert all(isinstance(part, Text) for part in parts)
     return "".join(part.value for part in parts if isinstance(part, Text))
 
