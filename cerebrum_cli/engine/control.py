@@ -86,8 +86,7 @@ class LoopCheck:
 
     def feed(self, token: int, text: str) -> None:  # noqa: ARG002
         tokens, position = self._tokens, len(self._tokens)
-        recent = position - self._last.get(token, -MAX_PERIOD - 1) <= MAX_PERIOD
-        self._run = self._run + 1 if recent else 0
+        self._run = self._run + 1 if position - self._last.get(token, -MAX_PERIOD - 1) <= MAX_PERIOD else 0
         self._last[token] = position
         tokens.append(token)
         if self._run >= MIN_TOKENS - PROBE:

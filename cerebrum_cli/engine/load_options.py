@@ -108,12 +108,6 @@ def plan_repacking(quantization: str | None, is_chat: bool, machine: str) -> boo
     return is_chat or "_K" not in (quantization or "") or machine.lower() not in ("x86_64", "amd64")
 
 
-def variance_notice(offloads: bool) -> NoticeEvent:
-    if offloads:
-        return NoticeEvent("batch_invariant has no effect on a GPU", "use the CPU with --gpu-layers 0")
-    return NoticeEvent("batch_invariant has no effect on a recurrent model", "use --parallel 1")
-
-
 def expert_notice(expert_count: int, tensor_types: Iterable[str]) -> NoticeEvent | None:
     """Notice that padded steps do not make experts batch-invariant, if they may have a type with a tiled kernel.
 

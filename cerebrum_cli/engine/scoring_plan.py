@@ -270,8 +270,7 @@ class ScorePlanner:
         if not self._free_slots or one.index + 1 == len(self._paths) or self._has_started(one.index + 1):
             return one.length
         branch = self._paths[one.index + 1].shared
-        is_needed = one.evaluated < branch and not self._is_trimmable(one.length, branch)
-        return branch if is_needed else one.length
+        return branch if one.evaluated < branch and not self._is_trimmable(one.length, branch) else one.length
 
     def _release_slots(self) -> list[SlotChange]:
         """Empty the slots of finished paths that no later path starts from."""

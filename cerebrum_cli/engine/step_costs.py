@@ -79,5 +79,4 @@ def _likeliest(probabilities: Sequence[Sequence[float]], rows: int) -> list[int]
 
 
 def _equal(probabilities: Sequence[Sequence[float]], rows: int) -> list[int]:
-    length = min(rows // len(probabilities) - 1, *map(len, probabilities))
-    return [max(0, length)] * len(probabilities)
+    return [max(0, min(rows // len(probabilities) - 1, *map(len, probabilities)))] * len(probabilities)

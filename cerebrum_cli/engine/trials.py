@@ -76,7 +76,7 @@ class Trial:
     load_s: float
     devices: tuple[Device, ...]
 
-    def __init__(self, options: LoadOptions, log: Path) -> None:
+    def __init__(self, options: LoadOptions, text: str, log: Path) -> None:
         self._log = log
         self.peak_memory = 0  # of the process, in bytes
         self.host_bytes = 0  # planned for its weights and contexts
@@ -90,7 +90,7 @@ class Trial:
                 start_new_session=True,  # Ctrl-C interrupts only the parent, which then kills the child
             )
         try:
-            self.load_s, self.devices = self.request("load", options)
+            self.load_s, self.devices = self.request("load", options, text)
         except BaseException:
             self.close()
             raise
@@ -233,7 +233,7 @@ class Bench:
         """Call a function on the probe text, in a context for a number of sequences of this length."""
         options = self._options.with_tuning(replace(tuning, slots=sequences, n_ubatch=None, flash_attention=None))
         trial = self._trial(tuning, replace(options.context, length=length, n_ubatch=CPU_UBATCH, flash_attention=None))
-        return trial.request("measure", replace(tuning, slots=sequences), length, self._text, name, *arguments)
+        return trial.request("measure", replace(tuning, slots=sequences), length, name, *arguments)
 
     def _trial(self, tuning: Tuning, context: ContextOptions | None = None) -> Trial:
         """Get or start the process with these load settings, closing others if memory requires it.
@@ -259,7 +259,7 @@ class Bench:
             read_files(self._unread_paths)
             self._unread_paths = ()
             log = self._folder / f"{len(self._trials)}-{time.monotonic_ns()}.log"
-            trial = self._trials[settings] = Trial(options, log)
+            trial = self._trials[settings] = Trial(options, self._text, log)
             self._devices = trial.devices
         trial.host_bytes = max(planned, trial.host_bytes)
         return trial

@@ -205,7 +205,7 @@ def test_trial_continues_after_errors_up_to_its_end(bench: Bench) -> None:
     trial = bench._trial(REPACKED)
 
     def measure(length: int, *arguments: Any) -> Any:
-        return trial.request("measure", Tuning(slots=1), length, TEXT, *arguments)
+        return trial.request("measure", Tuning(slots=1), length, *arguments)
 
     assert measure(128, "time_job", DECODE)[0] > 0
     for _ in range(2):

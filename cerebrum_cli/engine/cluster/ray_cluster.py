@@ -136,8 +136,6 @@ class RayCluster:
 
 
 class RayActor:
-    """A worker that is an actor."""
-
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
@@ -165,8 +163,7 @@ async def answered(reference: Any) -> Any:
     except ray.exceptions.RayActorError as error:
         text = str(error)
         if "ModuleNotFoundError" in text or "ImportError" in text:
-            last = text.strip().splitlines()[-1]
-            problem = f"cerebrum cannot be imported on a node: {server_text(last)}"
+            problem = f"cerebrum cannot be imported on a node: {server_text(text.strip().splitlines()[-1])}"
             raise EndpointError(problem, "install the same version of cerebrum there, for the same Python") from error
         raise LostServerError("its process has ended") from error
     except ray.exceptions.RayError as error:

@@ -40,8 +40,8 @@ class LlamaCodec:
     def __init__(self) -> None:
         kinds = {number: kind for number, kind in TENSOR_TYPES.items() if kind.name not in UNREADABLE}
         self._readers = {number: find_reader(kind.name) for number, kind in kinds.items()}
-        integers = (ctypes.c_int64,) * 3  # the first weight, rows, row length
-        chunk = (ctypes.c_int, FLOATS, BYTES_OUT, *integers, ctypes.c_void_p)
+        # The integers are the first weight, the number of rows, and the length of a row.
+        chunk = (ctypes.c_int, FLOATS, BYTES_OUT, *(ctypes.c_int64,) * 3, ctypes.c_void_p)
         self._write = bind(llama._lib, "ggml_quantize_chunk", ctypes.c_size_t, chunk)
 
     def readable(self, type: int) -> bool:

@@ -195,8 +195,7 @@ class LlamaBackend(LlamaVocabulary):
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""
-        index = self._batch_indices[row] if self._batch_indices else row
-        return self._open_context.handle, index
+        return self._open_context.handle, self._batch_indices[row] if self._batch_indices else row
 
     def logprob(self, row: int, token: int) -> float:
         return score_row(self.logits(row), [token])[0].logprob

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError
-from cerebrum_cli.core.events import Event, LoadEvent
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state
@@ -23,7 +23,6 @@ from cerebrum_cli.engine.load_options import (
     LoadOptions,
     option_notices,
     short_context_notice,
-    variance_notice,
 )
 from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.memory import (
@@ -31,6 +30,7 @@ from cerebrum_cli.engine.memory import (
     EXPECTED_LENGTH,
     GPU_UBATCH,
     ContextOptions,
+    FreeMemory,
     default_context,
     memory_needs,
     plan_context,
@@ -64,16 +64,7 @@ def open_llama(
         save_devices(devices_file, free.devices)
     for notice in option_notices(options, can_offload(), free.devices):
         emit(notice)
-    planned = resolve(options.context, not any(layer.state_bytes for layer in file.sizes.layers), bool(free.devices))
-    if planned.length:
-        require_context(file.sizes, replace(planned, slots=1), file.trained_context, options.gpu_layers, free)
-    else:
-        default = default_context(file.trained_context)
-        length = plan_context(file.sizes, replace(planned, length=default, slots=1), options.gpu_layers, free)
-        planned = replace(planned, length=length)
-        if shortage := short_context_notice(length, default):
-            emit(shortage)
-    expected = planned
+    planned = expected = plan_length(options, free, emit)
     if planned.n_streams > 1:  # concurrent sequences are rarely as long as the context
         expected = replace(planned, length=max(planned.length // planned.slots, EXPECTED_LENGTH))
     offloaded = plan_layers(file.sizes, options.gpu_layers, expected, free.devices)
@@ -83,7 +74,8 @@ def open_llama(
     can_unify, offloads = not has_recurrent_state(model), any(offloaded)
     is_invariant = options.context.batch_invariant and can_unify and not offloads
     if options.context.pad_steps and not is_invariant:
-        emit(variance_notice(offloads))
+        hint = "use the CPU with --gpu-layers 0" if offloads else "use --parallel 1"
+        emit(NoticeEvent(f"batch_invariant has no effect on a {'GPU' if offloads else 'recurrent model'}", hint))
 
     def made_with(context: ContextOptions) -> ContextOptions:
         pad_steps = context.pad_steps and is_invariant
@@ -96,6 +88,20 @@ def open_llama(
     if options.whole_context and (replaced := backend.reserve(planned.length)):
         emit(replaced)
     return backend
+
+
+def plan_length(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> ContextOptions:
+    """The context to load for, of the length that was asked for or fits; EngineError if the former does not fit."""
+    file = options.file
+    planned = resolve(options.context, not any(layer.state_bytes for layer in file.sizes.layers), bool(free.devices))
+    if planned.length:
+        require_context(file.sizes, replace(planned, slots=1), file.trained_context, options.gpu_layers, free)
+        return planned
+    default = default_context(file.trained_context)
+    length = plan_context(file.sizes, replace(planned, length=default, slots=1), options.gpu_layers, free)
+    if shortage := short_context_notice(length, default):
+        emit(shortage)
+    return replace(planned, length=length)
 
 
 def resolve(options: ContextOptions, can_unify: bool, offloads: bool) -> ContextOptions:

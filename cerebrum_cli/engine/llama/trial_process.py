@@ -39,22 +39,20 @@ WARM_UP_STEPS = 1  # not timed: llama.cpp builds its compute graph in the first 
 class TrialModel:
     """A model, its current context, and what can be measured with them."""
 
-    def load(self, options: LoadOptions) -> tuple[float, tuple[Device, ...]]:
-        """Load the model: the seconds it took, and the GPUs found."""
+    def load(self, options: LoadOptions, text: str) -> tuple[float, tuple[Device, ...]]:
+        """Load the model, and the text that it evaluates: the seconds the model took, and the GPUs found."""
         start = perf_counter()
         self._options = options
         self.backend = open_llama(options, lambda _: None, StopFlag())
+        load_s = perf_counter() - start
         self._context_key: tuple[Any, ...] = ()
-        self._tokens: dict[str, tuple[int, ...]] = {}
-        return perf_counter() - start, tuple(accelerators())
+        self._tokens = self.backend.tokenize([Text(text, trusted=False)])
+        return load_s, tuple(accelerators())
 
-    def measure(self, tuning: Tuning, length: int, text: str, name: str, *arguments: Any) -> Any:
-        """Call a method on the tokens of a text, in a context for `tuning.slots` sequences of this length."""
+    def measure(self, tuning: Tuning, length: int, name: str, *arguments: Any) -> Any:
+        """Call a method on the tokens of the text, in a context for `tuning.slots` sequences of this length."""
         self._configure(tuning, length)
-        if text not in self._tokens:
-            self._tokens[text] = self.backend.tokenize([Text(text, trusted=False)])
-        tokens = self._tokens[text]
-        return getattr(self, name)(tokens * (1 + length // len(tokens)), *arguments)
+        return getattr(self, name)(self._tokens * (1 + length // len(self._tokens)), *arguments)
 
     def time_job(self, text: tuple[int, ...], job: BenchJob) -> tuple[float, float]:
         """Tokens per second, and the share of the CPU time of its threads that this process got."""

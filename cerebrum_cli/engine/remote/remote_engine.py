@@ -72,9 +72,8 @@ class RemoteCompletions(Completions[RemoteSample]):
 
     @property
     def _is_report_due(self) -> bool:
-        if self._report_at == inf or len(self._pool.known) == 1 or not self._next_index:
-            return False
-        return not self._live or monotonic() >= self._report_at
+        is_reported = self._report_at < inf and len(self._pool.known) > 1 and self._next_index > 0
+        return is_reported and (not self._live or monotonic() >= self._report_at)
 
     def _read_source(self) -> None:
         while self._source is not None and len(self._live) < self._pool.room:

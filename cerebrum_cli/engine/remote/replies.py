@@ -209,8 +209,7 @@ class RemoteSample:
             problem = f"the server evaluated {end.prompt_tokens} prompt tokens instead of {given}"
             raise EndpointError(problem, "its model has a different vocabulary; name that model with -m")
         self._require_grammar()
-        generated = self.tokens - self._turn_start
-        if end.tokens not in (None, generated) and not (self._is_ended or self.is_interrupted):
+        if end.tokens not in (None, self.tokens - self._turn_start) and not (self._is_ended or self.is_interrupted):
             self.tokens, self.has_all_tokens = self._turn_start + (end.tokens or 0), False
         if turns := self._turns:
             end = turns.add_end(end)

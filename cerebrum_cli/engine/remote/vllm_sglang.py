@@ -24,8 +24,6 @@ _PARAMS = ("temperature", "min_p", "presence_penalty", "frequency_penalty")  # w
 
 
 class _SharedFields:
-    """What both are asked alike."""
-
     name: str
     takes_end_tokens = True
 
