@@ -10,6 +10,12 @@ from cerebrum_cli.eval.questions import Question
 
 GASES = ("oxygen", "carbon dioxide", "nitrogen", "argon")
 WEIGHTS = ("42 lb", "42 kg", "2 more", "44 kg")
+NAMING_B = (
+    *("B", "b", "(b)", "Option B", "I choose B.", "So B is correct.", "Carbon Dioxide.", "The gas is CO2 (B)."),
+    *("Let me think.\n\n**B) carbon dioxide**\n", "The answer is B) carbon dioxide.", "The correct choice is B."),
+    *("The answer is Carbon dioxide (B).", "The answer is (B) carbon dioxide, not (A) oxygen."),
+    "The correct choice is **B) carbon dioxide**.",
+)
 GREEK = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa")
 
 
@@ -27,21 +33,8 @@ def mark(
 @pytest.mark.parametrize(
     ("text", "choices", "letter"),
     [
-        ("B", GASES, "B"),
-        ("b", GASES, "B"),
-        ("(b)", GASES, "B"),
-        ("Let me think.\n\n**B) carbon dioxide**\n", GASES, "B"),
-        ("The answer is B) carbon dioxide.", GASES, "B"),
-        ("The answer is Carbon dioxide (B).", GASES, "B"),
-        ("The answer is (B) carbon dioxide, not (A) oxygen.", GASES, "B"),
-        ("The correct choice is B.", GASES, "B"),
-        ("The correct choice is **B) carbon dioxide**.", GASES, "B"),
-        ("Option B", GASES, "B"),
-        ("I choose B.", GASES, "B"),
-        ("So B is correct.", GASES, "B"),
-        ("The gas is CO2 (B).", GASES, "B"),
+        *((text, GASES, "B") for text in NAMING_B),
         ("Not option A but option B.", GASES, None),
-        ("Carbon Dioxide.", GASES, "B"),
         ("A plant needs light.", GASES, None),
         ("I do not know.", GREEK, None),
         ("a cat", GASES, None),
