@@ -52,11 +52,11 @@ def merge(
 
     app = app_of(context, options)
     library, merger, streams = app.library, app.merger, app.streams
-    requested = read_recipe(library, recipe)
+    parsed, spec, quantization = read_recipe(library, recipe)
     target = merge_options(options, Path(recipe).stem)
-    references = source_references(library, requested, options.source)
+    references = source_references(library, parsed.models, quantization, options.source)
     if not options.dry_run:
-        require_free_name(library, target.name, lambda row: row is requested.spec, target.replaces)
+        require_free_name(library, target.name, lambda row: row is spec, target.replaces)
 
     def find(reference: str) -> Model:
         if options.dry_run:
@@ -68,7 +68,7 @@ def merge(
         require_not_source(models, target.output)
         require_new(app, target.output, options.yes)
     with interruptible("nothing was written"):
-        plan = merger.prepare(requested.recipe, models, target)
+        plan = merger.prepare(parsed, models, target)
     ctx = app.settings(environment_layer("ctx")).ctx
     description = merge_object(plan, ctx)
     warn(app, plan)

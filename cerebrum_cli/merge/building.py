@@ -16,8 +16,7 @@ from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.pull import Confirm, Puller, require_confirmation, require_free_name
 from cerebrum_cli.models.reference import NameReference, PathReference, Reference
 
-PullReference = Callable[[Reference], Model]
-"""Returns the model of a reference, pulled if it is not installed."""
+PullReference = Callable[[Reference], Model]  # returns a model, pulled if it is not installed
 
 
 def pull_merge(

@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.core.files import PART, UnfinishedFile, commit_file, lock_file, translate_os_errors, write_all
@@ -20,9 +19,6 @@ from cerebrum_cli.merge.methods import input_tensors
 from cerebrum_cli.merge.plan import Plan
 from cerebrum_cli.merge.weights import CodecFactory, TensorEvaluator, block_scale
 from cerebrum_cli.models.library import OnProgress
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 PROGRESS_INTERVAL_S = 0.02  # between two progress reports
 
@@ -127,7 +123,7 @@ class HashedFile:
     path: Path
     part: UnfinishedFile
     pool: ThreadPoolExecutor
-    digest: _Hash = field(default_factory=hashlib.sha256)
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
     hashing: Future[None] | None = None  # of the chunk before
     is_committed: bool = False
 

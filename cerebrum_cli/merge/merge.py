@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import Any
 
 from cerebrum_cli.core.errors import ConfigError, MergeError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import PART
@@ -36,22 +36,14 @@ DISK_RESERVE = 64_000_000  # bytes of the disk left free for other programs
 MAX_RECIPE_BYTES = 1 << 20
 
 
-class RequestedMerge(NamedTuple):
-    """A recipe; for one from the catalog also its row and the requested quantization."""
-
-    recipe: Recipe
-    spec: ModelSpec | None = None
-    quantization: str | None = None
-
-
-def read_recipe(library: Library, text: str) -> RequestedMerge:
-    """Read a recipe file, or the recipe of a catalog model. Raises UsageError if it is missing or invalid."""
+def read_recipe(library: Library, text: str) -> tuple[Recipe, ModelSpec | None, str | None]:
+    """Read a recipe file, or that of a catalog model with its row and the requested quantization. Raises UsageError."""
     path, (name, _, quantization) = as_path(text), text.partition(":")
     spec = library.spec_named(name)
     if spec and spec.recipe:
-        return RequestedMerge(catalogue_recipe(spec), spec, quantization or None)
+        return catalogue_recipe(spec), spec, quantization or None
     if not is_missing(path):
-        return RequestedMerge(parse_recipe(read_text(path), path.name))
+        return parse_recipe(read_text(path), path.name), None, None
     known = ", ".join(spec.name for spec in library.specs if spec.recipe)
     raise UsageError(f"{text}: no such recipe", f"name a mergekit recipe in YAML, or a catalog model with one: {known}")
 
@@ -77,9 +69,10 @@ def read_text(path: Path) -> str:
         raise UsageError(f"{path}: not UTF-8 text", hint) from error
 
 
-def source_references(library: Library, request: RequestedMerge, sources: Iterable[str]) -> dict[str, str]:
+def source_references(
+    library: Library, names: Sequence[str], quantization: str | None, sources: Iterable[str]
+) -> dict[str, str]:
     """Map the names in a recipe to model references, some given as NAME=MODEL. Raises UsageError for other names."""
-    names, quantization = request.recipe.models, request.quantization
     references = {name: with_quantization(library, name, quantization) if quantization else name for name in names}
     given: set[str] = set()
     for text in sources:

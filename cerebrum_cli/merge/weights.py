@@ -48,12 +48,8 @@ SCALE_OFFSETS: Mapping[str, tuple[int, ...]] = {
 }
 
 
-CodecFactory = Callable[[], "Codec"]
-"""Load a codec; only called when weights have to be computed."""
-
-
-Rows = tuple[int, int]
-"""Consecutive rows of a tensor: the first one, and their number."""
+CodecFactory = Callable[[], "Codec"]  # only called when weights have to be computed
+Rows = tuple[int, int]  # consecutive rows of a tensor: the first one, and their number
 
 
 @dataclass

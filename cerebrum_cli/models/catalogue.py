@@ -14,8 +14,7 @@ from cerebrum_cli.core.settings import KEYS, in_directory, validate
 from cerebrum_cli.models.reference import MODEL_NAME, REPO_ID, is_safe_path
 from cerebrum_cli.models.variants import same_quantization
 
-Check = Callable[[Any], Any]
-"""Returns the typed value of what a file says. Raises _Invalid."""
+Check = Callable[[Any], Any]  # returns the typed value of what a file says, or raises _Invalid
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 _QUANT = r"(?:UD-)?[A-Za-z0-9_]+"

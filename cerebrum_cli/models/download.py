@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
@@ -24,17 +24,13 @@ from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.hub import HubError, HubFile, Listing, Progress, RetryPolicy, open_file
 from cerebrum_cli.models.registry import Digest, hash_file
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
 DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
 RANGE_BYTES = 4_000_000_000  # of one request
 _REPORT_S = 0.5  # between two looks at the download of another process
 _PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
 
 
-OnDownload = Callable[[int], None]
-"""Receives the bytes of a file that are done."""
+OnDownload = Callable[[int], None]  # receives the bytes of a file that are done
 
 
 def git_hash(data: bytes) -> str:
@@ -163,7 +159,7 @@ class _Writer:
     out: BinaryIO
     file: HubFile
     on_download: OnDownload
-    digest: _Hash
+    digest: hashlib._Hash
     done: int = 0
     next_report: int = 0
 
@@ -197,6 +193,6 @@ class _Writer:
             self.next_report = self.done + _PROGRESS_BYTES
 
 
-def _new_hash(file: HubFile) -> _Hash:
+def _new_hash(file: HubFile) -> hashlib._Hash:
     git_header = b"blob %d\0" % file.size
     return hashlib.sha256() if file.sha256 else hashlib.sha1(git_header, usedforsecurity=False)

@@ -24,8 +24,7 @@ from cerebrum_cli.models.variants import same_quantization
 ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
 _OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
 
-OnProgress = Callable[[int, int], None]
-"""Receives the bytes done and the total."""
+OnProgress = Callable[[int, int], None]  # receives the bytes done and the total
 
 
 @dataclass

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, translate_os_errors
-from cerebrum_cli.gguf.header import GENERATIVE_HINT, require_loadable, unsupported_kind
+from cerebrum_cli.gguf.header import GENERATIVE_HINT, Header, require_loadable, unsupported_kind
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.models.download import Download
@@ -26,14 +25,9 @@ from cerebrum_cli.models.registry import Digest, RegistryEntry, Source
 from cerebrum_cli.models.removal import Removal
 from cerebrum_cli.models.variants import name_from_stem
 
-if TYPE_CHECKING:
-    from cerebrum_cli.gguf.header import Header
-
-Confirm = Callable[[str], bool]
-"""Asks whether to continue in spite of a warning."""
-
+Confirm = Callable[[str], bool]  # asks whether to continue in spite of a warning
+# Merges a model of the catalog from source models, which are pulled first: name, context and confirmation as given.
 MergeModel = Callable[["Puller", ModelSpec, NameReference, "str | None", "int | None", Confirm], Model]
-"""Merges a model of the catalog from source models, which are pulled first: name, context and confirmation as given."""
 
 
 @dataclass(frozen=True)
