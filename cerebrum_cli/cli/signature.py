@@ -84,7 +84,8 @@ def composed(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(**arguments: Any) -> Any:
-        given = Arguments(arguments, parse_assignments(arguments.pop(SET, ()), settable), arguments.get("context"))
+        assigned, is_remote = parse_assignments(arguments.pop(SET, ()), settable), bool(arguments.get("endpoint"))
+        given = Arguments(arguments, assigned, arguments.get("context"), is_remote)
         values = {name: given.take_group(group) for name, group in groups.items()}
         return function(**arguments, **values)
 
@@ -103,14 +104,14 @@ def options_in(group: Group) -> dict[str, Option]:
     return group.options if isinstance(group, SettingKeys) else options_of(group)
 
 
+@dataclass(frozen=True, slots=True)
 class Arguments:
     """What a command line and the environment give: arguments by parameter, and assignments of `--set`."""
 
-    def __init__(self, arguments: dict[str, Any], assigned: Mapping[str, Any], context: typer.Context | None) -> None:
-        self._arguments = arguments
-        self._assigned = assigned
-        self._context = context
-        self._is_remote = bool(arguments.get("endpoint"))
+    arguments: dict[str, Any]
+    assigned: Mapping[str, Any]
+    context: typer.Context | None
+    is_remote: bool
 
     def take_group(self, group: Group) -> Any:
         """Remove the options of a group from the arguments, and return its value: a layer, or an instance.
@@ -120,7 +121,7 @@ class Arguments:
         taken = ((name, self._take(name, declared)) for name, declared in options_in(group).items())
         values = {name: value for name, value in taken if value is not None}
         if isinstance(group, SettingKeys):
-            return {key: validate(key, value, environment_source(key, self._context)) for key, value in values.items()}
+            return {key: validate(key, value, environment_source(key, self.context)) for key, value in values.items()}
         return group(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def _take(self, name: str, declared: Option) -> Any:
@@ -128,18 +129,18 @@ class Arguments:
 
         Raises UsageError for a local one on the command line of a server, and for one that is given twice.
         """
-        value = self._arguments.pop(name, None)
-        source = self._context.get_parameter_source(name) if self._context and declared.has_flag else None
+        value = self.arguments.pop(name, None)
+        source = self.context.get_parameter_source(name) if self.context and declared.has_flag else None
         has_flag = source is not None and source.name == "COMMANDLINE"
-        if has_flag and name in self._assigned:
+        if has_flag and name in self.assigned:
             raise UsageError(f"{flag(name)} and --set {name} are both given", "omit one of them")
-        if declared.local and self._is_remote:
-            if has_flag or name in self._assigned:
+        if declared.local and self.is_remote:
+            if has_flag or name in self.assigned:
                 named = flag(name) if has_flag else f"--set {name}"
                 raise UsageError(f"{named} applies to local models, not to --endpoint", "omit one of them")
             return None
-        if name in self._assigned:
-            return self._assigned[name]
+        if name in self.assigned:
+            return self.assigned[name]
         if not declared.has_flag:
             return environment_value(name, declared)
         return None if value == [] else value

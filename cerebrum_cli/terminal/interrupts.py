@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,6 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal that clos
 RETRY_S = 0.01  # until a signal that came during an import is sent again
 
 
+@dataclass
 class CancelOnInterrupt:
     """Cancel generation or loading on a signal, and raise Interrupted on exit, whatever else was raised.
 
@@ -24,10 +26,9 @@ class CancelOnInterrupt:
     a chat template is a program and may never end.
     """
 
-    def __init__(self, cancel: Callable[[], None]) -> None:
-        self._cancel = cancel
-        self.signum: int | None = None
-        self.generating = False
+    _cancel: Callable[[], None]
+    signum: int | None = None
+    generating: bool = False
 
     def __enter__(self) -> CancelOnInterrupt:
         return self
@@ -43,12 +44,11 @@ class CancelOnInterrupt:
             raise Interrupted(signum)
 
 
+@dataclass
 class Interrupts(CancelOnInterrupt):
     """Install signal handlers: the first signal cancels, the second exits the process immediately."""
 
-    def __init__(self, cancel: Callable[[], None]) -> None:
-        super().__init__(cancel)
-        self._previous_handlers: dict[int, Any] = {}
+    _previous_handlers: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> Interrupts:
         self._previous_handlers = install_handlers(self._on_signal)
@@ -116,6 +116,11 @@ SignalAction = Callable[[int], None]
 """Called with a signal's number from its handler."""
 
 
+def ignore(_: int) -> None:
+    """Do nothing: exit signals are recorded anyway."""
+
+
+@dataclass
 class Signals:
     """Signal handlers of a chat: Ctrl-C stops the running reply or command, but not the chat.
 
@@ -124,11 +129,10 @@ class Signals:
     contexts below a signal is only recorded.
     """
 
-    def __init__(self, streams: Streams) -> None:
-        self._streams = streams
-        self._previous_handlers: dict[int, Any] = {}
-        self._action: SignalAction = ignore
-        self.exit_signal: int | None = None
+    _streams: Streams
+    exit_signal: int | None = None
+    _previous_handlers: dict[int, Any] = field(default_factory=dict)
+    _action: SignalAction = ignore
 
     def __enter__(self) -> Signals:
         self._previous_handlers = install_handlers(self._handle)
@@ -183,10 +187,6 @@ class Signals:
             self.exit_signal = signum
             discard_closed(self._streams)
         self._action(signum)
-
-
-def ignore(_: int) -> None:
-    """Do nothing: exit signals are recorded anyway."""
 
 
 def raise_interrupted(signum: int) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,11 +158,11 @@ def _key_bindings() -> KeyBindings:
     return keys
 
 
+@dataclass(slots=True)
 class SlashCompleter(Completer):
-    def __init__(self, candidates: Candidates, setting_values: Mapping[str, Iterable[str]]) -> None:
-        self._candidates = candidates
-        self._setting_values = setting_values
-        self._paths = PathCompleter(expanduser=True)
+    _candidates: Candidates
+    _setting_values: Mapping[str, Iterable[str]]
+    _paths: PathCompleter = field(default_factory=lambda: PathCompleter(expanduser=True))
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
         text = document.text_before_cursor
