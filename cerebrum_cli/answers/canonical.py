@@ -25,7 +25,7 @@ computed: 2^10 is not 1024.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 from cerebrum_cli.answers.amounts import amount, is_unit
@@ -187,18 +187,25 @@ def _words(text: str) -> str:
 
 def _parts(text: str) -> tuple[list[str], bool]:
     """Split at commas, "and" and "or" outside brackets; also whether there was an "or"."""
-    parts, start, depth, are_alternatives = [], 0, 0, False
-    for mark in _SEPARATOR.finditer(text):
+    parts, start, are_alternatives = [], 0, False
+    for mark in _outside_brackets(_SEPARATOR, text):
+        parts.append(text[start : mark.start()])
+        start = mark.end()
+        are_alternatives = are_alternatives or mark[0].lower().endswith("or")
+    parts.append(text[start:])
+    return [part for part in parts if part.strip()], are_alternatives
+
+
+def _outside_brackets(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """Yield the marks outside of brackets that a pattern finds, which finds brackets too."""
+    depth = 0
+    for mark in pattern.finditer(text):
         if mark[0] in "([{":
             depth += 1
         elif mark[0] in ")]}":
             depth = max(0, depth - 1)
         elif not depth:
-            parts.append(text[start : mark.start()])
-            start = mark.end()
-            are_alternatives = are_alternatives or mark[0].lower().endswith("or")
-    parts.append(text[start:])
-    return [part for part in parts if part.strip()], are_alternatives
+            yield mark
 
 
 def _members(parts: list[str], depth: int) -> list[str]:
@@ -248,14 +255,7 @@ def _sum(text: str) -> str:
     """Sort the terms of a sum: powers, other letters, numbers."""
     if re.search(r"[^\w\s.()√π^*/!+-]", text) or not re.search(f"{_LETTER}|√", text):
         return text
-    cuts, depth = [0], 0
-    for mark in _SIGN.finditer(text):
-        if mark[0] in "([{":
-            depth += 1
-        elif mark[0] in ")]}":
-            depth -= 1
-        elif not depth:
-            cuts.append(mark.start())
+    cuts = [0, *(mark.start() for mark in _outside_brackets(_SIGN, text))]
     terms = [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
     signed = [term if term[:1] in ("+", "-") else "+" + term for term in terms]
     signed.sort(key=lambda term: (not re.search(f"{_LETTER}|√", term), "^" not in term, term[1:], term[0]))

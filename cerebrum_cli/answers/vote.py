@@ -130,8 +130,7 @@ class Tally:
             return 0
         if self.samples < self.votes.minimum:
             return max(0, self.votes.minimum - self.samples - running)
-        out = self.votes.maximum - self.samples
-        enough = next(more for more in range(1, out + 1) if self._is_decided_with(more))
+        enough = next(more for more in range(1, self.votes.maximum + 1) if self._is_decided_with(more))
         return max(0, enough - running)
 
     def _is_decided_with(self, more: int) -> bool:

@@ -194,8 +194,7 @@ def _required(row: Mapping[str, Any], name: str) -> str:
 
 def _text(value: Any, name: str) -> str:
     """A text, or a number as text, without the spaces around it."""
-    is_number = type(value) is int or (isinstance(value, float) and math.isfinite(value))
-    if not (is_number or isinstance(value, str)):
+    if not (isinstance(value, str) or type(value) is int or (isinstance(value, float) and math.isfinite(value))):
         raise _Invalid(f"`{name}` is {_shown(value)}: it must be text or a number")
     text = well_formed(str(value)).strip()
     if not text:

@@ -90,17 +90,13 @@ class Run:
     def samples(self) -> list[Sample]:
         """The finished samples. Raises UsageError for a file that is not a run."""
         path = self.path if self.is_complete else output_paths(self.path).partial
-        samples = []
         try:
-            with path.open("rb") as lines:
-                for line in lines:
-                    if line.endswith(b"\n"):  # the last line of a running or killed run may be incomplete
-                        samples.append(parse_sample(json.loads(line)))
+            with path.open("rb") as lines:  # the last line of a running or killed run may be incomplete
+                return [parse_sample(json.loads(line)) for line in lines if line.endswith(b"\n")]
         except FileNotFoundError:
             return []
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(f"{path} is not a run of cerebrum eval", "check the path") from error
-        return samples
 
 
 class RunStore:
