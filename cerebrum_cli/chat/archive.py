@@ -277,7 +277,6 @@ def _open_fence(text: str) -> str:
 
 
 def _openai_message(item: Any) -> Any:
-    """A message of either format in OpenAI's."""
     if not isinstance(item, dict):
         return item
     role = item.get("role", item.get("from"))

@@ -317,7 +317,6 @@ class Chat:
         return self.session
 
     def _require_question(self) -> tuple[Session, StoredMessage]:
-        """The session and its last question. Raises SessionError if there is none."""
         question = self.last_question
         if question is None or self.session is None:
             raise SessionError("no question to answer", "ask something first")

@@ -121,7 +121,6 @@ class EmbeddedFormat(PromptFormat):
         return join_parts(tuple(_part(piece, replies) for piece in out))
 
     def _pieces(self, prompt: str, skeleton: str, real: list[Turn], placeholders: Placeholders) -> list[Piece]:
-        """Split a prompt by its messages; the skeleton has placeholders in their place."""
         pieces = _align(*placeholders.split(skeleton), prompt, [turn["content"] for turn in real])
         if pieces is not None:
             return pieces

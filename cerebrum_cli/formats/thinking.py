@@ -95,7 +95,6 @@ class ThoughtSplitter:
         return out
 
     def _step(self, out: list[SplitText]) -> bool:
-        """Consume some of the held text; False if more text is needed."""
         if self._open_thought:
             return self._consume_thought(self._open_thought, out)
         if self._in_answer:

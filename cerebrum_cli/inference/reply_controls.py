@@ -78,7 +78,6 @@ class ReplyControls:
         return partial(ThoughtBudget, limit, self._endings, channels, watched, len(request.prefix_tokens))
 
     def _marks_thought(self, system_prompt: str | None) -> bool:
-        """Whether the format, the vocabulary or the system prompt has markup of reasoning."""
         return (
             self.format.marks_thought
             or self._has_thought_tokens

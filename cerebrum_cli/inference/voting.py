@@ -65,7 +65,6 @@ class MajorityVote:
         return self.tally.samples > before
 
     def _count(self, outcome: Reply | CerebrumError) -> None:
-        """Count the next sample in the order of seeds."""
         sample = self.tally.samples
         if isinstance(outcome, CerebrumError):
             self.refusals.append(outcome)
