@@ -77,10 +77,8 @@ def test_shells_complete_after_colons_and_equal_signs(
     shell.wait_for("shell%")
     for line, completed in (
         ("show tiny:Q4", "show tiny:Q4_0"),
-        ("show tin", "show tiny:Q"),
         ("ask -m tiny:", "ask -m tiny:Q"),
         ("ask --model=tiny:Q4", "ask --model=tiny:Q4_0"),
-        ("ask --model=sm", "ask --model=small"),
         ("ask -m tiny:Q4_0 --format coll", "ask -m tiny:Q4_0 --format collective-cognition"),
     ):
         shell.type(f"cerebrum {line}\t")
