@@ -21,7 +21,7 @@ MAX_FUNCTIONS = 33
 STATIONS = {
     "compose_prompt": "call",
     "EmbeddedFormat.render": "call",
-    "Vocabulary.tokenize": "call",
+    "LlamaVocabulary.tokenize": "call",
     "create_sequences": "call",
     "Commands.send": "call",
     "Commands.take": "return",
@@ -73,5 +73,6 @@ def test_prompt_passes_few_functions_on_its_way_to_llama_decode(tmp_path: Path) 
         threading.setprofile(None)
     assert code == 0
     assert path.functions[0] == ("cli/ask.py", "ask")
+    assert STATIONS.keys() <= {name for _, name in path.functions}
     assert path.functions[-1] == ("engine/llama/context.py", "LlamaContext.decode")
     assert len(path.functions) <= MAX_FUNCTIONS, "\n".join(map(" ".join, path.functions))
