@@ -6,7 +6,6 @@ import json
 import os
 import struct
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -448,10 +447,8 @@ STRING = KINDS["STRING"]
 def test_table_reports_damage_in_one_line(damaged: bytes, tmp_path: Path) -> None:
     path = tmp_path / "damaged.gguf"
     path.write_bytes(handmade(LLAMA, damaged))
-    begin = time.process_time()
     with pytest.raises(ModelFileError) as caught:
         read_table("damaged", [path])
-    assert time.process_time() - begin < 1
     assert str(path) in str(caught.value)
     assert "damaged" in str(caught.value)
     assert "\n" not in caught.value.message + caught.value.hint

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from command_line import COMMAND, CommandLine
 from merges import SIX_LAYERS, plan_merge, read_tensors, stack, write_merge
 from person import Person
 from tiny_models import write_quantized
+from waiting import wait_until
 
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
@@ -193,10 +193,7 @@ class MergeProcess:
         return self.processes[-1]
 
     def wait_until_writing(self) -> None:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not (self.part.exists() and self.part.stat().st_size > 1_000_000):
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_until(lambda: self.part.exists() and self.part.stat().st_size > 1_000_000)
 
     @property
     def files(self) -> list[str]:
