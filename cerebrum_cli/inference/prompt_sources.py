@@ -51,7 +51,7 @@ class PromptSources:
         if self.prompt == "-":
             raise UsageError("the prompt is `-`, but nothing is piped in", "pipe it in, or give it as an argument")
         if self.messages is None and not self.files:
-            require_prompt(fill(self.saved, self.prompt or ""))
+            fill(self.saved, self.prompt or "")
 
     def read(self, piped: Readable | None, settings: Settings, system: str | None) -> Conversation:
         """Read all sources. Raises UsageError for a source that cannot be read, PromptTooLong for one without end.
@@ -66,7 +66,7 @@ class PromptSources:
         files = read_prompt_files(self.files, self.on_notice)
         if self.raw:
             texts = [*(content for _, content in files), prompt or "", text or ""]
-            return Conversation().user(require_prompt(fill(self.saved, "".join(texts))))
+            return Conversation().user(fill(self.saved, "".join(texts)))
         return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, text, self.saved))
 
     def _read_messages(self, source: Path, piped: Readable | None, system: str | None) -> Conversation:
@@ -89,16 +89,12 @@ def compose_prompt(
     """
     blocks = [fence_file(name, text) for name, text in files]
     blocks += [text for text in (prompt, piped) if text and text.strip()]
-    return require_prompt(fill(saved, "\n\n".join(block.rstrip("\n") for block in blocks)))
+    return fill(saved, "\n\n".join(block.rstrip("\n") for block in blocks))
 
 
 def fill(saved: SavedPrompt | None, input: str) -> str:
-    """The question that a saved prompt makes of an input; without one, the input itself. Raises UsageError."""
-    return saved.fill(input) if saved else input
-
-
-def require_prompt(prompt: str) -> str:
-    """Raise UsageError for an empty prompt; return any other."""
+    """The question that a saved prompt makes of an input, without one the input. Raises UsageError if it is empty."""
+    prompt = saved.fill(input) if saved else input
     if not prompt:
         raise UsageError("no prompt given", 'give one: cerebrum ask "..."  or pipe one in')
     return prompt
