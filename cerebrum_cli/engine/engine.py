@@ -166,11 +166,17 @@ class Engine(ABC):
 
     @abstractmethod
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
-        """Divide requests, named by index, into groups to complete one after the other, the shortest first."""
+        """Divide requests, named by index, into groups to complete one after the other, the shortest first.
+
+        Call it while nothing runs.
+        """
 
     @abstractmethod
     def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:
-        """Yield a ScoreEvent, or a RefusedEvent, for each request as it finishes, and progress in between."""
+        """Yield LogprobScores, or a RefusedEvent, for each request as it finishes, and progress in between.
+
+        Nothing else runs meanwhile. After a cancel the stream ends early; closing it frees the slots before returning.
+        """
 
     @abstractmethod
     def cancel_scope(self) -> CancelScope:

@@ -147,10 +147,7 @@ class LocalEngine(Engine):
         return completions
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
-        """Divide requests, named by index, into groups to complete one after the other, the shortest first.
-
-        Memory is allocated for the longest sequence of those submitted together. Call it while nothing runs.
-        """
+        # Memory is allocated for the longest sequence of those submitted together.
         backend, requests = self.backend, list(requests)
         lengths = [request.expected_length(backend.context_size) for request in requests]
         samples = (length for length, request in zip(lengths, requests, strict=True) for _ in range(request.n))
@@ -161,11 +158,6 @@ class LocalEngine(Engine):
         return groups
 
     def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:
-        """Yield a ScoreEvent, or a RefusedEvent, for each request as it finishes, and progress in between.
-
-        Nothing else runs meanwhile, and all slots are empty afterwards. After a cancel the stream ends early. Closing
-        the generator frees the slots before returning. The model must be loaded.
-        """
         context_size = self.backend.context_size
         accepted: dict[int, ScoreRequest] = {}
         for index, request in enumerate(requests):
@@ -193,13 +185,7 @@ class LocalEngine(Engine):
         self._commands.send(Cancel(None, threading.Event()))
 
     def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:
-        """Save idle slots with at least `min_tokens` unsaved tokens to disk.
-
-        With a `prompt`, save only the slot that matches most of it: others hold other conversations.
-
-        Call it while nothing runs: running sequences are not saved, and wait meanwhile. Does nothing without a store
-        or a loaded model. Raises EngineError if a state cannot be written.
-        """
+        """Save idle slots; running sequences are not saved, and wait meanwhile. EngineError if writing fails."""
         self._save(SavePromptCache(min_tokens, prompt, SimpleQueue()))
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:

@@ -113,10 +113,7 @@ def likely_accelerator(root: Path = Path("/")) -> Literal["cuda", "metal", "vulk
 
 
 def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> set[Path]:
-    """Directories of this process's cgroups and their ancestors, also those of cgroup v1's controllers.
-
-    Only the root if the membership is unknown.
-    """
+    """Directories of this process's cgroups, also of v1, and their ancestors; the root if membership is unknown."""
     mounts = [(root, "/")]
     with contextlib.suppress(OSError, ValueError):
         for line in membership.read_text().splitlines():

@@ -50,10 +50,7 @@ class PromptCache:
             self._store.discard(state, sequence.emit)
 
     def save(self, min_tokens: int, prompt: tuple[int, ...] | None) -> None:
-        """Save idle slots, longest first, that have at least `min_tokens` tokens in no state yet.
-
-        With a prompt, save only the slot with the longest common prefix.
-        """
+        """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match."""
         backend, kind = self._backend, self._backend.state_kind
         if kind is None:
             return
@@ -69,10 +66,7 @@ class PromptCache:
                 self._store.write(slot.tokens, kind, size, partial(backend.save_state, slot.index))
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
-        """Save a common prefix of later prompts from an idle slot, unless a state has it already.
-
-        The slot drops the rest.
-        """
+        """Save a common prefix of prompts from an idle slot, which drops the rest, unless a state has it already."""
         backend, kind = self._backend, self._backend.state_kind
         if kind is None or self._store.stored_prefix(tokens, kind, self._is_restorable) >= len(tokens):
             return

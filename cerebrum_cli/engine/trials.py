@@ -236,10 +236,7 @@ class Bench:
         return trial.request("measure", replace(tuning, slots=sequences), length, name, *arguments)
 
     def _trial(self, tuning: Tuning, context: ContextOptions | None = None) -> Trial:
-        """Get or start the process with these load settings, closing others if memory requires it.
-
-        TrialError if memory cannot hold it even alone.
-        """
+        """Get or start a process with these settings, closing others for memory; TrialError if it lacks memory."""
         settings, context = load_settings(tuning), context or ContextOptions(0, 1, 1, CPU_UBATCH)
         options, sizes = self._options.with_tuning(settings), self._options.file.sizes
         trial = self._trials.pop(settings, None)  # reinserted last, so that the least recently used closes first

@@ -96,10 +96,7 @@ def _read_keys(remembered: Path) -> list[str]:
 def _load_in_child(
     path: Path, arguments: Sequence[Path | str], keys: list[str], remembered: Path, stop: StopFlag
 ) -> int:
-    """Exit status of a child that loads a file: if it is 0, the keys are remembered. Raises ModelFileError on a crash.
-
-    The child is killed when loading is interrupted.
-    """
+    """Exit status of a child that loads a file; on success the keys are remembered, a crash is a ModelFileError."""
     import subprocess
 
     with TemporaryFile() as log:
