@@ -159,17 +159,13 @@ def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> No
     assert plain.out == answer["text"] + "\n" * (not answer["text"].endswith("\n"))
 
 
-def test_ask_writes_the_text_and_one_newline_to_a_pipe(user: CommandLine) -> None:
+def test_ask_writes_the_text_without_reasoning_and_one_newline_to_a_pipe(user: CommandLine) -> None:
     text = "# Title\n\n- **bold** " + "words " * 40 + "end"
-    done = user.run("ask", "--grammar", fixed_reply_grammar(text, user.home), "hi")
+    command = ("ask", "--grammar", fixed_reply_grammar(f"<think>well, hm</think>\n\n{text}", user.home), "hi")
+    done = user.run(*command)
     assert (done.code, done.out, done.err) == (0, text + "\n", "")
-
-
-def test_reasoning_is_not_written_to_stdout(user: CommandLine) -> None:
-    command = ("ask", "--grammar", fixed_reply_grammar("<think>well, hm</think>\n\nYes.", user.home), "hi")
-    assert user.run(*command).out == "Yes.\n"
     answer = user.run(*command, "--json").object
-    assert (answer["text"], answer["reasoning"]) == ("Yes.", "well, hm")
+    assert (answer["text"], answer["reasoning"]) == (text, "well, hm")
 
 
 def test_final_prints_only_the_final_answer_and_exits_5_without_one(user: CommandLine) -> None:

@@ -22,12 +22,9 @@ CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its k
         ("ask", ("--threads", "2")),
         ("ask", ("--gpu-layers", "0")),
         ("ask", ("--set", "drafts=off")),
-        ("ask", ("--set", "drafts=on")),
         ("ask", ("--set", "cache_gb=0")),
         ("ask", ("--set", "no_profile=on")),
         ("batch", ("--set", "batch_invariant=on")),
-        ("batch", ("--threads", "2")),
-        ("chat", ("--ctx", "100")),
         ("chat", ("--set", "cache_gb=0")),
     ],
 )
