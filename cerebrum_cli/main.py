@@ -121,7 +121,6 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
 
 
 def known_command(word: str | None) -> str | None:
-    """The first word of a command line, if it is a command."""
     return word if any(word == command.name for command in COMMANDS) else None
 
 
@@ -159,7 +158,6 @@ def report_full_disk() -> int:
 
 
 def main() -> None:
-    """Run the command line of this process."""
     code = 128 + signal.SIGINT
     with contextlib.suppress(KeyboardInterrupt):  # before or after a command runs
         code = run()

@@ -130,7 +130,6 @@ class AnswerPrinter:
                 self.streams.report(NoticeEvent(problem, "take more samples, or ask more precisely"))
 
     def _inspect(self, reply: Reply | None) -> None:
-        """Find the least certain tokens of a reply, if the options ask for them."""
         count = self.options.top_logprobs
         if count is None or reply is None:
             return
@@ -150,7 +149,6 @@ class AnswerPrinter:
         self.streams.report(notice)
 
     def _find_code(self, reply: Reply) -> str | None:
-        """The code block that the options ask for; None without one, or if they ask for none."""
         options = self.options
         if not options.extract_flag:
             return None

@@ -105,7 +105,6 @@ class App:
         return Resources(self.open_backend, self.prompt_cache, *(() if no_profile else (self.profile,)))
 
     def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
-        """Prompt cache of a model in a format; None if it is turned off."""
         from cerebrum_cli.engine.state_store import StateStore
 
         if not settings.cache_gb:
@@ -232,7 +231,6 @@ def forward_llama_log(listener: Callable[[str], None]) -> None:
 
 
 def llama_schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
-    """GBNF grammar of a JSON Schema, and the keywords a grammar cannot express."""
     from cerebrum_cli.engine.llama.grammar import schema_to_grammar
 
     return schema_to_grammar(schema)

@@ -25,7 +25,6 @@ SWITCH = ("on", "off")
 
 
 def assigned_keys(texts: Iterable[str] | None) -> frozenset[str]:
-    """Keys that values of `--set` name."""
     names = (text.partition("=")[0].replace("-", "_") for text in texts or ())
     return frozenset(key for name in names for key in SHORTHANDS.get(name, (name,)))
 

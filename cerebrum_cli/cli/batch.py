@@ -118,7 +118,6 @@ def generate(
     result: Result,
     options: BatchCommandOptions,
 ) -> None:
-    """Answer the unfinished rows, with progress, and note which servers did."""
     from cerebrum_cli.batch.answering import answer_rows, write_row_errors
     from cerebrum_cli.batch.journal import Journal
     from cerebrum_cli.cli.generation import MAX_PARALLEL, naming_grammar_file, open_for, progress_sinks

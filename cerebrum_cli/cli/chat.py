@@ -125,7 +125,6 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
 
 
 def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Model) -> ReplySource:
-    """The source of a chat's replies. Raises UsageError, ConfigError, ModelFileError."""
     from cerebrum_cli.cli.generation import find_source
     from cerebrum_cli.inference.loading import CHAT
 

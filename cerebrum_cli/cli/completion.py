@@ -23,7 +23,6 @@ WORD_BREAKS = ":="  # at which bash splits words, by default
 
 
 def complete(app: Typer) -> None:
-    """Print the completions that a shell asks for, and exit."""
     from typer._click.shell_completion import add_completion_class
     from typer.main import get_command
 
@@ -83,7 +82,6 @@ def joined_words(words: Iterable[str]) -> list[str]:
 
 
 def completed_command() -> str | None:
-    """Command of the line to complete; None if it is not named yet."""
     line = next((line.split() for line in map(environment, WORDS) if line), [])
     return line[1] if len(line) > 2 else None
 

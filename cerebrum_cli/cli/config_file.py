@@ -34,7 +34,6 @@ def table_line(text: str, name: str) -> int | None:
 
 
 def with_skeleton(text: str, name: str) -> str:
-    """Append a table in which everything is commented out."""
     return f"{_separated(text)}[{PROMPTS}.{_key(name)}]\n{SKELETON}"
 
 
@@ -100,7 +99,6 @@ def _trailing(table: Any) -> int:
 
 
 def _verified(text: str, expected: Mapping[str, Any], name: str) -> str:
-    """The text, if its values are the expected ones. Raises ConfigError."""
     if not _parses_to(text, expected):
         problem = f"[{PROMPTS}.{name}] cannot be changed as config.toml is written"
         raise ConfigError(problem, f"edit the file: cerebrum prompts edit {quote(name)}")

@@ -189,7 +189,6 @@ def read_task(app: App, source: str, options: EvalOptions) -> LoadedTask:
 
 
 def deviations(condition: Condition | None, settings: Settings, samples: int) -> Iterator[str]:
-    """Remarks on what the user set otherwise than a preset."""
     if condition is None:
         return
     if condition.temperature is not None and settings.temperature != condition.temperature:
@@ -199,7 +198,6 @@ def deviations(condition: Condition | None, settings: Settings, samples: int) ->
 
 
 def require_count(option: str, value: int | None, most: int | None = None) -> None:
-    """Raise UsageError for a number below 1, or above the most that is allowed."""
     if value is not None and (value < 1 or (most and value > most)):
         raise UsageError(f"{option} is {value}", f"it must be from 1 to {most}" if most else "it must be 1 or more")
 

@@ -161,7 +161,6 @@ def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
 def progress_sinks(
     app: App, model: str, options: BatchCommandOptions | EvalOptions, shares_terminal: bool = False
 ) -> list[Sink]:
-    """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
     from cerebrum_cli.terminal.progress import BatchProgress
     from cerebrum_cli.terminal.sinks import NoticeSink
 

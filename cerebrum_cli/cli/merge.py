@@ -88,7 +88,6 @@ def merge(
 
 
 def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
-    """Options of a merge, with its output file checked; a dry run needs none. Raises UsageError."""
     from cerebrum_cli.merge.merge import MergeOptions
     from cerebrum_cli.merge.plan import parse_type
     from cerebrum_cli.models.model import as_path

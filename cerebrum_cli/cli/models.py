@@ -179,7 +179,6 @@ def show(
 
 
 def profile_of(app: App, model: Model, settings: Settings) -> tuple[Profile | None, str]:
-    """Profile of a model, and a note if it was measured elsewhere."""
     profile = app.profile(model, settings)
     if profile is None and app.profiles().find_other(app.library.identity(model)):
         command = f"cerebrum tune {model.reference}"
@@ -240,7 +239,6 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
 def confirm_pull(
     app: App, error: ModelNotFound, reference: Reference, context: int | None, options: PullOptions
 ) -> bool:
-    """Ask whether a model should be downloaded now, naming its quantization and size."""
     with FileProgress(app.streams) as progress:
         plan = app.puller(progress, options.offline).planner.plan(reference, context)
     size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"

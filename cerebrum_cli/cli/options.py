@@ -106,7 +106,6 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
 
     @property
     def extract_lang(self) -> str | None:
-        """Language of the code block that is asked for; None for any."""
         return None if self.extract in (None, FIRST, LAST, *SWITCH_WORDS) else self.extract
 
     @property

@@ -89,7 +89,6 @@ def open_on_node(file: NodeFile, settings: Settings, use: ModelUse, is_tuned: bo
 
 
 def find_file(library: Library, file: NodeFile) -> Model:
-    """The model with this file on this machine. Raises ModelNotFound."""
     with suppress(ModelNotFound, ModelFileError):
         model = library.model_at(file.path)
         if model.path.stat().st_size == file.size and library.digest(model, lambda *_: None).sha256 == file.sha256:

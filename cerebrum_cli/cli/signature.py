@@ -94,7 +94,6 @@ def composed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def group_of(annotation: Any) -> Group | None:
-    """The group that a parameter's annotation stands for; None for a parameter of its own."""
     if get_origin(annotation) is Annotated:
         return next((each for each in get_args(annotation) if isinstance(each, SettingKeys)), None)
     return annotation if is_dataclass(annotation) and isinstance(annotation, type) else None
@@ -174,7 +173,6 @@ def parameter(name: str, help: str, heading: Heading, **details: Any) -> Any:
 
 
 def positional(metavar: str, help: str, values: Values | None = None) -> Any:
-    """Typer argument of a single parameter; `values` are what Tab offers."""
     return typer.Argument(metavar=metavar, help=f"{help}.", autocompletion=completing(values) if values else None)
 
 

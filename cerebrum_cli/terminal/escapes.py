@@ -39,6 +39,5 @@ class ControlFilter:
         return strip_controls(text)
 
     def flush(self) -> str:
-        """Text held back when the stream ends: an incomplete sequence without its controls."""
         text, self._held = self._held, ""
         return strip_controls(text)

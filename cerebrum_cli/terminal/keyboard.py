@@ -125,7 +125,6 @@ class Keyboard:
             restore_handlers(handlers)
 
     def _on_quit(self, signum: int, frame: FrameType | None) -> None:
-        """Act for the bound key, or end as by default."""
         if self._on_key:
             self._on_key()
         elif time.monotonic() - self._unbound_at >= KEY_GRACE_S:

@@ -139,7 +139,6 @@ def print_merge(streams: Streams, merge: Mapping[str, Any]) -> None:
 
 
 def layer_runs(layers: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
-    """Split layers into runs that are consecutive in their source models too."""
     begin = 0
     for before, layer in pairwise(layers):
         following = [{**source, "layer": source["layer"] + 1} for source in before["sources"]]

@@ -189,7 +189,6 @@ def render(
 
 
 def render_stages(events: Generator[Event, None, T], sink: Sink) -> T:
-    """Send the events of a task to a sink and return the task's result."""
     try:
         while True:
             try:

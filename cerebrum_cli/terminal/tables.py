@@ -120,7 +120,6 @@ print_prompts = table_of(
 
 
 def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
-    """Print search results; on a terminal the words found are bold."""
     is_styled = streams.out_is_terminal and not is_plain_terminal()
     on, off = ("\x1b[1m", "\x1b[0m") if is_styled else ("", "")
     for match in matches:
@@ -149,7 +148,6 @@ def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
 
 
 def capacity_text(capacity: Capacity) -> str:
-    """Memory and GPUs of this machine, as a clause."""
     memory = f"this machine has {format_size(capacity.memory)} of memory"
     if capacity.devices is None:
         return f"{memory}; GPUs are detected when a model is first loaded"
@@ -160,7 +158,6 @@ def capacity_text(capacity: Capacity) -> str:
 
 
 def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
-    """Print the fields of a model, one per line; its file's metadata is printed only by --json."""
     shown = {key: value for key, value in description.items() if key not in HIDDEN and (value or key not in OPTIONAL)}
     fields = {FIELD_LABELS.get(key, key): _describe(key, value) for key, value in shown.items()}
     if "notes" in fields:

@@ -108,7 +108,6 @@ class NumberedCode(CodeBlock):
 
 
 def highlight_ranges(first: int, last: int | None, count: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (first line, end, end with lookahead) of each chunk to highlight, of `count` lines in all."""
     for begin, end in highlight_chunks(count):
         if first <= begin and (last is None or end <= last):
             yield begin, end, end + LOOKAHEAD_LINES

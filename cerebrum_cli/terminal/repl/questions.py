@@ -19,8 +19,6 @@ MAX_LINE, EDGE_LINES = 200, 4  # characters of a line, lines at each end of a qu
 
 
 class ScriptInput:
-    """Questions from a pipe: one per line, or a block of lines between fences."""
-
     def __init__(self, text: str, echo: Callable[[str], None]) -> None:
         self._questions = split_questions(text)
         self._echo = echo

@@ -147,7 +147,6 @@ class Repl:
                 self.streams.answer("\n")
 
     def vote(self, question: str, settings: Settings, majority_vote: MajorityVote) -> None:
-        """Vote on a question, or on the last one if it is empty."""
         if not question:
             self._vote(self.chat.retry(settings, majority_vote), majority_vote)
             return
@@ -232,7 +231,6 @@ class Repl:
             raise Interrupted(signal.SIGINT, f"/{line.name} did not finish") from error
 
     def _reporting_errors(self, do: Callable[[], None]) -> None:
-        """Run an action; its error is printed, and the chat continues."""
         try:
             with self.signals.running_command():
                 do()
@@ -262,7 +260,6 @@ class Repl:
 
 
 def fit_segments(segments: dict[str, str], width: int) -> str:
-    """Join segments into one line; the least important are dropped until they fit the width."""
     for name in DROP_ORDER:
         if sum(map(len, segments.values())) + len(SEPARATOR) * (len(segments) - 1) <= width:
             break

@@ -74,7 +74,6 @@ def parse_path(argument: str) -> Path:
 
 
 def parse_slash(line: str, commands: Mapping[str, SlashCommand]) -> SlashLine | None:
-    """Parse a line; None if it is not a command. Raises UsageError for an unknown command."""
     if not line.startswith("/"):
         return None
     name, *rest = line[1:].split(maxsplit=1) if line[1:2].strip() else ("",)
@@ -94,7 +93,6 @@ def setting_key(text: str) -> str:
 
 
 def closest_setting(key: str) -> str | None:
-    """Closest setting: the only one with this prefix, or else one with a similar name."""
     if not key:
         return None
     matches = [each for each in SETTABLE if each.startswith(key)]
