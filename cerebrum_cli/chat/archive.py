@@ -79,8 +79,7 @@ def export_session(store: Store, session: Session, export_format: str) -> str:
     conversation = store.conversation(session)
     if export_format == "sharegpt":
         return _format_json(to_sharegpt(session.name, conversation))
-    messages = conversation.openai_messages
-    return _format_json({"name": session.name, "model": session.model, "messages": messages})
+    return _format_json({"name": session.name, "model": session.model, "messages": conversation.openai_messages})
 
 
 def to_markdown(name: str, system_prompt: str | None, messages: Sequence[StoredMessage]) -> str:
@@ -141,8 +140,7 @@ def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:
 
 def format_transcript(responder: Responder, conversation: Conversation) -> str:
     """Format a conversation exactly as a model sees it: the prompt of the last reply, and that reply."""
-    has_reply = bool(conversation.messages) and conversation.messages[-1].role == "assistant"
-    if not has_reply:
+    if not (conversation.messages and conversation.messages[-1].role == "assistant"):
         return f"{responder.preview(conversation).prompt}\n"
     last = conversation.messages[-1]
     prompt = responder.preview(replace(conversation, messages=conversation.messages[:-1], thinks=last.thinks)).prompt

@@ -54,8 +54,7 @@ class Placeholders:
     """
 
     def __init__(self) -> None:
-        nonce = f"{secrets.randbelow(10**12):012}"
-        self._start = f"\ue000{nonce}"
+        self._start = f"\ue000{secrets.randbelow(10**12):012}"
         self._pattern = re.compile(f"{self._start}([0-9]{{1,6}})\ue001")
 
     def text(self, index: int) -> str:

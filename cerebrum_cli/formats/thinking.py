@@ -105,8 +105,7 @@ class ThoughtSplitter:
 
     def _consume_thought(self, thought: ThoughtMarkup, out: list[SplitText]) -> bool:
         before, closed, after = self._held.partition(thought.close)
-        keep = 0 if closed else partial_marker_length(before, (thought.close,))
-        cut = len(before) - keep
+        cut = len(before) - (0 if closed else partial_marker_length(before, (thought.close,)))
         self._emit("thinking", before[:cut], out)
         self._held = after if closed else before[cut:]
         if closed:

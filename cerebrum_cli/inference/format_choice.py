@@ -45,8 +45,7 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
                 f"template_arg needs the format embedded, and this model uses {name}",
                 "omit it, or add --format embedded",
             )
-        plain = RAW if name == RAW.name else PLAIN_FORMATS[name]
-        return lambda *_: plain
+        return lambda *_: RAW if name == RAW.name else PLAIN_FORMATS[name]
 
     def build(vocabulary: Vocabulary, context_size: int) -> PromptFormat:
         from cerebrum_cli.formats.template import EmbeddedFormat

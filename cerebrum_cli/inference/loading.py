@@ -227,8 +227,7 @@ def open_model(source: ReplySource) -> LoadedModel:
     require_generative(model.path, model.header)
     name, build, prepare = source.format_name, source.format_builder, partial(prepare_format, source.format_name)
     if source.host and not use.vocabulary_only:
-        vocabulary = resources.open_backend(load_options(model, settings, vocabulary_only=True))
-        engine = source.host(vocabulary, source)
+        engine = source.host(resources.open_backend(load_options(model, settings, vocabulary_only=True)), source)
         return LoadedModel(source, name, engine, Responder(engine, build, model.trained_context, prepare))
     profile = source.profile if use.tuned_for or use.drafts_for else None
     tuning = replace(tuning_of(profile, use.tuned_for), **use.tuning.overrides)

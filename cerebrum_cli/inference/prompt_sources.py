@@ -102,10 +102,8 @@ def fill(saved: SavedPrompt | None, input: str) -> str:
 
 def fence_file(name: str, text: str) -> str:
     """Format a file as its name and a code block; the fence is longer than any run of backticks in the text."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    language = Path(name).suffix.lstrip(".")
-    return f"{name}:\n{fence}{language}\n{text.rstrip()}\n{fence}"
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{name}:\n{fence}{Path(name).suffix.lstrip('.')}\n{text.rstrip()}\n{fence}"
 
 
 def parse_messages(text: str, name: str) -> Conversation:

@@ -196,9 +196,8 @@ class Responder:
 
     @cached_property
     def _visible_tokens(self) -> frozenset[int]:
-        thoughts = self.format.thoughts
         return self.engine.vocabulary.special_token_ids(
-            marker for thought in thoughts for marker in (thought.open, thought.close, thought.header)
+            marker for thought in self.format.thoughts for marker in (thought.open, thought.close, thought.header)
         )
 
     @cached_property
