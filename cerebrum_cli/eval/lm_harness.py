@@ -5,8 +5,8 @@ Only this module and `lm_tasks` import lm_eval, which takes seconds.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from itertools import groupby
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Use = Literal["scoring", "generation"]
 EncodedPair = tuple[Any, list[int], list[int]]
-"""The key of a result in lm-eval's cache, or None; the tokens of a context; the tokens to score after it."""
+"""The key of a result in lm-eval's cache, if any; the tokens of a context; the tokens to score after it."""
 
 MAX_GEN_TOKENS = 256  # lm-eval's default
 REPLY_SPACE = " "
@@ -132,24 +132,19 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         """Log-likelihoods of whole texts, in windows as long as the context."""
         self._prepare("scoring")
         windows: list[EncodedPair] = []
-        owners: list[int] = []
-        pending = [0] * len(requests)
         for index, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
-            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1):
-                windows.append((None, *make_disjoint_window(window)))
-                owners.append(index)
-                pending[index] += 1
+            rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
+            windows += ((index, *make_disjoint_window(window)) for window in rolling)
+        pending = Counter(index for index, _, _ in windows)
         totals = [0.0] * len(requests)
-
-        def add(window: int, result: tuple[float, bool]) -> None:
-            index = owners[window]
-            totals[index] += result[0]
-            pending[index] -= 1
-            if not pending[index]:
-                self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, totals[index])
-
-        self._score(windows, add)
+        with closing(self._score(windows)) as scores:
+            for window, (logprob, _is_greedy) in scores:
+                index = windows[window][0]
+                totals[index] += logprob
+                pending[index] -= 1
+                if not pending[index]:
+                    self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, totals[index])
         return totals
 
     def generate_until(self, requests: Sequence[Instance], **_: Any) -> list[str]:
@@ -226,17 +221,15 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     def _loglikelihood_tokens(self, requests: list[EncodedPair], **_: Any) -> list[tuple[float, bool]]:
         results = [(0.0, True)] * len(requests)
-
-        def add(index: int, result: tuple[float, bool]) -> None:
-            results[index] = result
-            if (key := requests[index][0]) is not None:
-                self.cache_hook.add_partial("loglikelihood", key, result)
-
-        self._score(requests, add)
+        with closing(self._score(requests)) as scores:
+            for index, result in scores:
+                results[index] = result
+                if (key := requests[index][0]) is not None:
+                    self.cache_hook.add_partial("loglikelihood", key, result)
         return results
 
-    def _score(self, pairs: Sequence[EncodedPair], add: Callable[[int, tuple[float, bool]], None]) -> None:
-        """Score all pairs at once, each context evaluated once; pass each result, with the pair's index, to `add`."""
+    def _score(self, pairs: Sequence[EncodedPair]) -> Generator[tuple[int, tuple[float, bool]], None, None]:
+        """Score all pairs at once, each context evaluated once; yield the index of each pair with its result."""
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)  # indices of the pairs by their contexts
         truncated, size = 0, self.max_length
         for index, (_, context, continuation) in enumerate(pairs):
@@ -253,7 +246,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             for event in events:
                 if isinstance(event, LogprobScores):
                     for index, score in zip(indices[event.request], event.scores, strict=True):
-                        add(index, (score.logprob_sum, score.is_greedy))
+                        yield index, (score.logprob_sum, score.is_greedy)
                 elif isinstance(event, RefusedEvent):
                     raise event.error
                 else:
