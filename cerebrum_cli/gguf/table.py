@@ -121,10 +121,7 @@ class Table:
 
 
 def read_table(name: str, paths: Sequence[Path]) -> Table:
-    """Read metadata and tensor locations of a model's files; the first file has the metadata.
-
-    Raises ModelFileError for a file that is damaged, truncated, or has tensors of unknown types.
-    """
+    """Read a model, whose first file has the metadata. Raises ModelFileError for a damaged file or an unknown type."""
     metadata: dict[str, Value] = {}
     tensors: dict[str, Tensor] = {}
     for path in paths:

@@ -159,10 +159,7 @@ class Merger:
     codec: CodecFactory
 
     def prepare(self, recipe: Recipe, models: Mapping[str, Model], options: MergeOptions) -> Merge:
-        """Plan a merge; `models` maps the recipe's names to models.
-
-        Raises MergeError if they do not fit the recipe or each other, ModelFileError for an unreadable file.
-        """
+        """Plan a merge of models by their names in the recipe. Raises MergeError if they do not fit, ModelFileError."""
         tables = {}
         for name, model in models.items():
             require_loadable(model.path, read_header(model.path))
@@ -187,10 +184,7 @@ class Merger:
             raise MergeError(f"{path.parent.resolve()}: {problem}", hint)
 
     def write(self, merge: Merge, on_progress: OnProgress) -> str:
-        """Write the file of a merge, report bytes done and total, and return its SHA-256.
-
-        Raises MergeError if it cannot be written. No partial file remains after an error or an interruption.
-        """
+        """Write a merge, report bytes done and total, and return its SHA-256. Raises MergeError, and leaves no file."""
         return execute(merge.plan, merge.options.output, self.codec, thread_count(), on_progress)
 
     def register(self, merge: Merge, sha256: str) -> Model:

@@ -60,10 +60,7 @@ Inputs = Sequence[tuple[SliceSource, Tensor]]
 
 
 class TensorPosition(NamedTuple):
-    """Position of a tensor in the merge: its slice, name, and relative depth `t` in the slice, from 0 to 1.
-
-    `t` is 0 for all tensors outside of layers, as in mergekit.
-    """
+    """A tensor of the merge and its slice; `t` is its relative depth there, 0 to 1, or 0 outside of layers."""
 
     recipe: Recipe
     slice: Slice

@@ -47,10 +47,7 @@ def with_adapters(library: Library, model: Model, texts: Iterable[str]) -> Model
 
 
 def adapter_sizes(path: Path, model_paths: Iterable[Path]) -> tuple[tuple[str, int], ...]:
-    """Bytes of an adapter for each tensor of a model that it changes.
-
-    Raises ModelFileError if the file is no LoRA adapter, or does not fit the model.
-    """
+    """Bytes of an adapter for each tensor of a model that it changes. Raises ModelFileError if it does not fit."""
     adapter, parts = read_tables(path), [read_tables(part) for part in model_paths]
     _check_metadata(path, adapter, str(parts[0].metadata.get("general.architecture")))
     tensors = {tensor.name: tensor for part in parts for tensor in part.tensors}

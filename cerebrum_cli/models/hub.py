@@ -80,10 +80,7 @@ class RetryPolicy:
 
 
 class HubFile(NamedTuple):
-    """A file of a repository: its path, its size in bytes, and the SHA-256 in the Hub's large-file storage.
-
-    A small file of a dataset has a git hash instead.
-    """
+    """A file of a repository: its path, its size in bytes, and its SHA-256, or the git hash of a small file."""
 
     name: str
     size: int
@@ -135,10 +132,7 @@ def token_location() -> str | None:
 
 
 def check_reachable(timeout: float) -> str:
-    """Request the Hub without a token and return its address. Raises HubError.
-
-    `timeout` is in seconds for each stage; name resolution may take longer.
-    """
+    """Request the Hub without a token and return its address. `timeout` is in seconds of a stage. Raises HubError."""
     endpoint = _endpoint()
     _constants()
     from huggingface_hub import get_session

@@ -206,10 +206,7 @@ def absolute_reference(reference: str) -> str:
 
 
 def absolute_path(path: Path) -> Path:
-    """Absolute path of a file, with links resolved in its directory only.
-
-    In the Hugging Face cache the file itself is a link to a blob named by its digest.
-    """
+    """Absolute path of a file, with links resolved in its directory only: in the Hub's cache, it links to a blob."""
     return path.parent.resolve() / path.name
 
 
