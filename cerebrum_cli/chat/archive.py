@@ -42,7 +42,6 @@ _EXPECTED = 'expected OpenAI\'s {"messages": [...]} or ShareGPT\'s {"conversatio
 
 
 def session_rows(store: Store) -> list[dict[str, Any]]:
-    """Build the rows of `sessions list --json`, most recently changed first."""
     return [
         {**_session_fields(summary.session), "messages": summary.messages, "first": summary.first}
         for summary in store.summaries()

@@ -92,7 +92,6 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def copy_to_memory(source: sqlite3.Connection | None) -> sqlite3.Connection:
-    """Copy a database, or start an empty one, in memory."""
     database = sqlite3.connect(":memory:", isolation_level=None)
     if source:
         source.backup(database)
@@ -113,7 +112,6 @@ def create_tables(database: sqlite3.Connection) -> None:
 
 @contextlib.contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """Commit the changes made within, or undo them after an error."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -63,16 +63,12 @@ class Session:
 
 
 class SessionSummary(NamedTuple):
-    """A session, its number of messages and its first question."""
-
     session: Session
     messages: int
     first: str
 
 
 class SearchHit(NamedTuple):
-    """A message that matches a search, and a session that contains it."""
-
     session: Session
     message: StoredMessage
     excerpt: str

@@ -181,7 +181,6 @@ class Store:
 
     @_detachable
     def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:
-        """Append a message to a session's branch and return the changed session."""
         with self._write() as database:
             self._require(database, session)
             return self._add(database, session, message, metadata or ReplyMetadata())

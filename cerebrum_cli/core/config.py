@@ -194,5 +194,4 @@ def require_tables(value: Any, where: str, example: str) -> None:
 
 
 def line_of(text: str, position: int) -> int:
-    """Number of the line at a position, from 1."""
     return text.count("\n", 0, position) + 1

@@ -41,7 +41,6 @@ class Conversation:
 
     @property
     def openai_messages(self) -> list[dict[str, str]]:
-        """System prompt and turns as an OpenAI messages list."""
         head = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         return head + [{"role": message.role, "content": message.content} for message in self.messages]
 

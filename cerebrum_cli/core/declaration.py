@@ -56,7 +56,6 @@ def option_group(group: type[T]) -> type[T]:
 
 
 def options_of(group: type) -> dict[str, Option]:
-    """Options that a dataclass declares, by field name."""
     return {
         each.name: each.metadata["option"]._replace(kind=str(each.type).removesuffix(" | None"))
         for each in fields(group)

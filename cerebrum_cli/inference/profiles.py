@@ -79,7 +79,6 @@ class Profile:
 
     @property
     def uses_with_drafts(self) -> list[UseName]:
-        """The uses in which speculative decoding can pay."""
         return [name for name, used in self.uses.items() if used.best_draft]
 
 

@@ -121,7 +121,6 @@ class Responder:
 
     @property
     def larger_context(self) -> str:
-        """The advice to a user whose context is full."""
         return self.engine.larger_context
 
     @property

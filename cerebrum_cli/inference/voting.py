@@ -94,7 +94,6 @@ class MajorityVote:
 
     @property
     def running(self) -> int:
-        """Number of samples that have not finished."""
         return self.requested - self._finished
 
     @property
