@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.cli.generation import naming_grammar_file
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import Interrupted, NoAnswer
-from cerebrum_cli.core.events import NoticeEvent, PromptEvent
-from cerebrum_cli.inference.inspection import GivenReply, LeastCertain
-from cerebrum_cli.inference.reply import ReplyCollector, length_notice, prompt_object, reply_notice, reply_object
+from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent
+from cerebrum_cli.inference.inspection import GivenReply, LeastCertain, UncertainToken
+from cerebrum_cli.inference.reply import (
+    Reply,
+    ReplyCollector,
+    ReplyRequest,
+    length_notice,
+    prompt_object,
+    reply_notice,
+    reply_object,
+)
 from cerebrum_cli.terminal.progress import StatusLine
 from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.tables import result_text, stats_line
@@ -22,10 +30,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes
     from cerebrum_cli.chat.session_recorder import SessionRecorder
     from cerebrum_cli.core.conversation import Conversation
-    from cerebrum_cli.core.events import Event
-    from cerebrum_cli.inference.inspection import UncertainToken
     from cerebrum_cli.inference.loading import LoadedModel
-    from cerebrum_cli.inference.reply import Reply, ReplyRequest
     from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.streams import Streams
 

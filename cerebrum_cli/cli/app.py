@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.errors import ConfigError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings, fold
 from cerebrum_cli.models.catalogue import packaged_catalogue
 from cerebrum_cli.models.fit import Capacity
@@ -18,7 +18,6 @@ from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
-    from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
     from cerebrum_cli.engine.build import Build
     from cerebrum_cli.engine.load_options import LoadOptions
@@ -109,8 +108,7 @@ class App:
 
         if not settings.cache_gb:
             return None
-        identity = self.library.identity(model)
-        return StateStore(self.states, int(settings.cache_gb * 1e9), identity, format_name)
+        return StateStore(self.states, int(settings.cache_gb * 1e9), self.library.identity(model), format_name)
 
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
         from cerebrum_cli.engine.build import build_fingerprint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from typer._click.shell_completion import ShellComplete
+from typer._click.shell_completion import CompletionItem, ShellComplete, add_completion_class
 from typer._completion_classes import BashComplete, FishComplete, ZshComplete
 
 from cerebrum_cli.core.environment import environment
@@ -13,7 +13,6 @@ from cerebrum_cli.core.errors import CerebrumError
 
 if TYPE_CHECKING:
     from typer import Typer
-    from typer._click.shell_completion import CompletionItem
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.declaration import Option
@@ -23,7 +22,6 @@ WORD_BREAKS = ":="  # at which bash splits words, by default
 
 
 def complete(app: Typer) -> None:
-    from typer._click.shell_completion import add_completion_class
     from typer.main import get_command
 
     command = get_command(app)  # registers Typer's own classes

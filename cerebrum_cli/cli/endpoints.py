@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import BatchError, ConfigError, UsageError
-from cerebrum_cli.core.events import ServersEvent
+from cerebrum_cli.core.events import Event, ServersEvent
 from cerebrum_cli.core.settings import LOCAL_KEYS, Settings
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.batch.journal import Journal
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import ServerOptions
-    from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.remote.client import Endpoint
     from cerebrum_cli.inference.loading import LoadedModel
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +21,6 @@ from cerebrum_cli.core.settings import REPLY_KEYS, Layer, Settings
 from cerebrum_cli.core.text import format_count, format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from cerebrum_cli.batch.journal import Journal
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.evaluate import Evaluation

@@ -8,12 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli.endpoints import find_endpoints, require_no_adapters, without_local
 from cerebrum_cli.cli.models import find_model
-from cerebrum_cli.cli.options import ConcurrencyOptions
+from cerebrum_cli.cli.options import (
+    AnswerOptions,
+    BatchCommandOptions,
+    ConcurrencyOptions,
+    ConstrainedOptions,
+    EvalOptions,
+)
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.inference.loading import Host, ModelUse, ReplySource, Servers, open_model, require_attention
+from cerebrum_cli.inference.loading import (
+    Host,
+    LoadedModel,
+    ModelUse,
+    ReplySource,
+    Servers,
+    open_model,
+    require_attention,
+)
 from cerebrum_cli.inference.profiles import tuning_of
 from cerebrum_cli.inference.prompt_sources import read_text, template_options
 from cerebrum_cli.models.adapters import with_adapters
@@ -22,9 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.cli.options import AnswerOptions, BatchCommandOptions, ConstrainedOptions, EvalOptions
     from cerebrum_cli.core.settings import Layer, Settings
-    from cerebrum_cli.inference.loading import LoadedModel
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.terminal.sinks import Sink
 
@@ -124,8 +136,7 @@ def generation_settings(app: App, overrides: Layer, model: Model, samples_by: st
 def require_effective(settings: Settings, on_command_line: frozenset[str], options: ConstrainedOptions) -> None:
     """Raise UsageError for a limit of thinking on the command line that a grammar rules out; others have no effect."""
     constraint = "--schema" if options.schema else "--grammar" if options.grammar else None
-    limits_thought = (settings.think or "").isdecimal()
-    if constraint and limits_thought and "think" in on_command_line:
+    if constraint and (settings.think or "").isdecimal() and "think" in on_command_line:
         raise UsageError(f"--think N and {constraint} cannot be used together", "use --think off, or omit it")
 
 

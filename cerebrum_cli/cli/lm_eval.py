@@ -17,7 +17,7 @@ from cerebrum_cli.cli.options import LmEvalOptions
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, positional
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import LoadEvent, NoticeEvent, StageEvent
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.settings import LOAD_KEYS, Layer
 from cerebrum_cli.core.text import pip_install
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.events import Event
     from cerebrum_cli.eval.lm_harness import Use
     from cerebrum_cli.eval.tasks import Preset
     from cerebrum_cli.inference.loading import LoadedModel, ReplySource

@@ -69,8 +69,7 @@ def merge(
         require_new(app, target.output, options.yes)
     with interruptible("nothing was written"):
         plan = merger.prepare(parsed, models, target)
-    ctx = app.settings(environment_layer("ctx")).ctx
-    description = merge_object(plan, ctx)
+    description = merge_object(plan, app.settings(environment_layer("ctx")).ctx)
     warn(app, plan)
     if options.dry_run:
         streams.answer_object(description) if options.json else print_merge(streams, description)

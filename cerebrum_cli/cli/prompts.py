@@ -17,19 +17,17 @@ import typer
 
 from cerebrum_cli.cli.completion import saved_prompts
 from cerebrum_cli.cli.config_file import prompt_table, table_line, with_prompt, with_skeleton, without_prompt
-from cerebrum_cli.cli.options import FIRST, DeleteOptions, QuietOptions
+from cerebrum_cli.cli.options import FIRST, AskOptions, DeleteOptions, QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, app_of, positional, require_agreement, subcommand
 from cerebrum_cli.core.config import PROMPTS, SavedPrompt, find_prompt, parse_config
 from cerebrum_cli.core.declaration import argument, options_of
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import replace_user_file
-from cerebrum_cli.core.settings import KEYS, in_directory
+from cerebrum_cli.core.settings import KEYS, Layer, in_directory
 from cerebrum_cli.core.text import well_formed
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.cli.options import AskOptions
-    from cerebrum_cli.core.settings import Layer
 
 SAVED = {*KEYS, "prompt", "schema", "extract", "save_prompt", "yes", "quiet"}  # what may be given with --save-prompt
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)

@@ -57,7 +57,6 @@ def run_row(run: Run) -> dict[str, Any]:
 
     questions = list(group_by_question(sample for sample in run.samples() if not sample.is_skipped).values())
     accuracy = mean_accuracy(questions) if questions else None
-    changed = datetime.fromtimestamp(run.changed_at, UTC)
     return {
         "name": run.name,
         "task": run.task,
@@ -67,7 +66,7 @@ def run_row(run: Run) -> dict[str, Any]:
         "accuracy": accuracy and accuracy.value,
         "interval": accuracy and list(accuracy.interval),
         "complete": run.is_complete,
-        "updated": changed.isoformat(timespec="seconds"),
+        "updated": datetime.fromtimestamp(run.changed_at, UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -147,8 +147,7 @@ def export(
     session = history.get(name)
     if export_format is ExportFormat.TRANSCRIPT:
         model = app.library.resolve(session.model)
-        source = ReplySource(app.resources(), model, app.settings({}, model))
-        text = export_transcript(source, history.store, session)
+        text = export_transcript(ReplySource(app.resources(), model, app.settings({}, model)), history.store, session)
     else:
         text = export_session(history.store, session, export_format.value)
     app.streams.answer(text)

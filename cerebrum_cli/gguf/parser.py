@@ -171,8 +171,7 @@ class Cursor:
         return start
 
     def _fail_truncated(self) -> NoReturn:
-        problem = f"truncated or damaged: its header does not end before byte {self._end:,}"
-        raise HeaderTruncated(self._path, problem)
+        raise HeaderTruncated(self._path, f"truncated or damaged: its header does not end before byte {self._end:,}")
 
 
 Metadata = Mapping[str, Scalar | Array]

@@ -145,8 +145,7 @@ def encode_header(metadata: Mapping[str, Value], tensors: Iterable[tuple[str, tu
     rows = [(key, value) for key, value in values.items() if value.content != ()]
     infos, offset = [], 0
     for name, shape, kind in tensors:
-        layout = f"<I{len(shape)}QIQ"
-        infos.append(encode_string(name) + struct.pack(layout, len(shape), *shape, kind, offset))
+        infos.append(encode_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset))
         offset += aligned(TENSOR_TYPES[kind].bytes_of(prod(shape)))
     header = b"GGUF" + struct.pack("<IQQ", VERSION, len(infos), len(rows))
     data = header + b"".join(encode_string(key) + encode_value(value) for key, value in rows) + b"".join(infos)

@@ -52,8 +52,7 @@ class Target:
 
     def type_of(self, tensor: Tensor, is_head: bool) -> int:
         """Type number to write a tensor in."""
-        name = tensor.kind.name
-        target = self.type or (self.dtype if name in FLOAT_TYPES else None)
+        target = self.type or (self.dtype if tensor.kind.name in FLOAT_TYPES else None)
         if target is None or not is_quantizable(tensor):
             return tensor.type
         if is_head and bits_per_weight(target) < bits_per_weight(MIN_HEAD_TYPE):

@@ -132,8 +132,7 @@ class TensorEvaluator:
     def _dequantize(self, codec: Codec, tensor: Tensor, rows: Rows) -> Floats:
         (first, length), row_length, bytes_of = rows, tensor.shape[0], tensor.kind.bytes_of
         out = np.empty((length, row_length), np.float32)
-        data = self._read(tensor, bytes_of(first * row_length), bytes_of(out.size))
-        codec.dequantize(data, tensor.type, out)
+        codec.dequantize(self._read(tensor, bytes_of(first * row_length), bytes_of(out.size)), tensor.type, out)
         return out
 
     def _read(self, tensor: Tensor, begin: int, size: int) -> bytes:

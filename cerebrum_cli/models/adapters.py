@@ -40,8 +40,7 @@ def with_adapters(library: Library, model: Model, texts: Iterable[str]) -> Model
         if not exists(path):
             raise UsageError(f"adapter {path} does not exist", "check the path, or give --lora none")
         sizes = adapter_sizes(path, model.paths)
-        digest = library.remembered_digest(path, lambda *_: None).sha256
-        adapters.append(Adapter(path, scale, digest, sizes))
+        adapters.append(Adapter(path, scale, library.remembered_digest(path, lambda *_: None).sha256, sizes))
     applied = tuple(adapter for adapter in adapters if adapter.scale)
     return replace(model, adapters=applied) if applied != model.adapters else model
 
@@ -86,8 +85,7 @@ def _pairs(path: Path, tensors: Iterable[Tensor]) -> dict[str, Factors]:
             problem = f"the tensor {quoted(tensor.name)} is not part of a LoRA adapter"
             raise ModelFileError(path, problem, _CONVERT)
     if alone := next(iter(sorted(factors[A].keys() ^ factors[B].keys())), None):
-        missing = A if alone in factors[B] else B
-        raise ModelFileError(path, f"incomplete: missing tensor {quoted(alone + missing)}")
+        raise ModelFileError(path, f"incomplete: missing tensor {quoted(alone + (A if alone in factors[B] else B))}")
     if not factors[A]:
         raise ModelFileError(path, "an adapter that changes no tensor", _CONVERT)
     return {base: (tensor, factors[B][base]) for base, tensor in factors[A].items()}

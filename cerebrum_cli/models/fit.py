@@ -141,8 +141,7 @@ def _distance(quantization: str) -> tuple[bool, float]:
     """Distance from the preferred quantization by the bits in the name; those of more or of unusably few come last."""
     match = _BITS.search(quantization)
     bits = int(match[1]) if match else 0
-    is_usable = FEWEST_BITS <= bits <= PREFERRED_BITS
-    return not is_usable, abs(math.log(bits / PREFERRED_BITS)) if bits else math.inf
+    return not FEWEST_BITS <= bits <= PREFERRED_BITS, abs(math.log(bits / PREFERRED_BITS)) if bits else math.inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,8 +200,7 @@ class Library:
             return self.remembered_digest(model.path, on_progress)
         digest = hash_file(model.path, on_progress)
         with contextlib.suppress(ConfigError):  # read-only directory: it is computed again next time
-            changed = replace(model.file, size=digest.size, mtime_ns=digest.mtime_ns, sha256=digest.sha256)
-            self.registry.add(changed)
+            self.registry.add(replace(model.file, size=digest.size, mtime_ns=digest.mtime_ns, sha256=digest.sha256))
         return digest
 
     def _known_digest(self, model: Model) -> Digest | None:

@@ -122,8 +122,7 @@ class Puller:
                 fsync_directory(cache.link(repo_id, commit, file.name, file.digest).parent)
                 cache.write_ref(repo_id, listing.revision, commit)
         self._remember_digests(cache, listing, files)
-        cached = cache.model_from_files(repo_id, commit, variant)
-        return replace(library.model_from_cache(cached), is_vocabulary=True)
+        return replace(library.model_from_cache(cache.model_from_files(repo_id, commit, variant)), is_vocabulary=True)
 
     def find_or_pull(self, reference: Reference, name: str | None, context: int | None, confirm: Confirm) -> Model:
         """Pull a model unless it is installed, and leave the default model as it is."""

@@ -55,8 +55,7 @@ def parts_of(name: str) -> tuple[str, ...]:
     stem, part, total = _parse_split(name)
     if total is None or not 1 <= part <= total:
         return (name,)
-    end = name[-len(_SUFFIX) :]
-    return tuple(f"{stem}-{number:05}-of-{total:05}{end}" for number in range(1, total + 1))
+    return tuple(f"{stem}-{number:05}-of-{total:05}{name[-len(_SUFFIX) :]}" for number in range(1, total + 1))
 
 
 def is_part(name: str) -> bool:

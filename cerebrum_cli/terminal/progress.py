@@ -228,8 +228,7 @@ class BatchProgress:
         if self._status:
             self._status.close()
         self._line.erase()
-        has_reader = not isinstance(sys.exception(), BrokenPipeError)
-        if self._rows and has_reader and not self._streams.is_quiet:
+        if self._rows and not isinstance(sys.exception(), BrokenPipeError) and not self._streams.is_quiet:
             self._streams.write_line("", self._summary())
             for message in self._rows.counts.errors if isinstance(self._rows, RowEvent) else ():
                 self._streams.write_line("  ", message)

@@ -222,8 +222,7 @@ def print_summary(streams: Streams, result: TuningResult, model: str) -> None:
 def measurement(candidate: Candidate) -> str:
     ratios = zip(("prompt", "gen"), candidate.ratios, strict=True)
     speeds = ", ".join(f"{kind} {ratio:.2f} x" for kind, ratio in ratios if ratio is not None)
-    rejection = f"; {candidate.dropped}" if candidate.dropped else ""
-    return f"{candidate}: {speeds}{rejection}"
+    return f"{candidate}: {speeds}" + (f"; {candidate.dropped}" if candidate.dropped else "")
 
 
 def used_from_now_on(result: TuningResult, model: str) -> str:

@@ -95,8 +95,7 @@ class ReasoningSink:
     def close(self) -> None:
         if self._start is not None:
             seconds = time.monotonic() - self._start
-            text = f"reasoned for {seconds:.1f} s, {self._tokens} tokens; /think shows it"
-            self._streams.write_line("", text)
+            self._streams.write_line("", f"reasoned for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
             self._start = None
 
 

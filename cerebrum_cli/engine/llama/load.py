@@ -132,9 +132,8 @@ def load_model(options: LoadOptions, offloaded: tuple[int, ...], emit: Callable[
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.vocab_only = sum(offloaded), options.vocabulary_only
     params.use_extra_bufts = options.repack
-    split = (ctypes.c_float * llama.llama_max_devices())(*offloaded)
     if len(offloaded) > 1:
-        params.tensor_split = split
+        params.tensor_split = (ctypes.c_float * llama.llama_max_devices())(*offloaded)
     params.progress_callback = llama.llama_progress_callback(progress)
     log.problems.clear()
     with suppress_log():

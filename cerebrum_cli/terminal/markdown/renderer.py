@@ -79,8 +79,7 @@ class MarkdownStream:
 
     def _take_final(self, options: ConsoleOptions) -> list[Row]:
         """Rows that are final according to complete lines: `#` may become `#include`."""
-        complete = self._text[: self._text.rfind("\n") + 1]
-        tokens = parse(complete, self._preceding)
+        tokens = parse(self._text[: self._text.rfind("\n") + 1], self._preceding)
         final = final_position(tokens)
         if final <= self._position:
             return []

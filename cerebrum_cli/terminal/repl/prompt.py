@@ -90,8 +90,7 @@ class InteractivePrompt(PlainPrompt):
 
     def _prompt(self, accept_draft: bool = False) -> str | OpenInEditor:
         draft, self._draft = self._draft, ""
-        app = self._session.app
-        app.erase_when_done = False
+        self._session.app.erase_when_done = False
         try:
             with self.signals.acting(self._exit_on_signal), self.keyboard.prompting():
                 return self._session.prompt(PROMPT, default=draft, accept_default=accept_draft, pre_run=self._on_start)

@@ -257,8 +257,7 @@ def show_stats(repl: Repl, _: SlashLine) -> None:
     if repl.last_collector is None or repl.last_collector.reply is None:
         raise UsageError("the conversation is empty", "ask something first")
     loaded, finish = repl.chat.loaded, repl.last_collector.reply.finish
-    line = stats_line(finish, loaded.model.name, loaded.format_name, loaded.repacks)
-    repl.streams.write_line("", line)
+    repl.streams.write_line("", stats_line(finish, loaded.model.name, loaded.format_name, loaded.repacks))
 
 
 def explain_reply(repl: Repl, line: SlashLine) -> None:
