@@ -4,7 +4,7 @@
 #   make demo     pull the starter model and ask it a question
 #   make test     the test suite; ARGS are pytest's: make test ARGS="tests/cli/test_ask.py -k stop"
 #   make fuzz     many damaged and hostile inputs, and thousands of cases of each property, in minutes
-#   make quick    tests that start no processes or terminals, under a minute
+#   make quick    no slow tests and no property tests, under a minute
 #   make check    format, lint, types
 #   make docs     docs/reference/cli.md and chat.md, from the code
 #   make dist     the wheel and the source archive, in dist/
@@ -84,7 +84,7 @@ fuzz: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "fuzz or hypothesis" --hypothesis-profile fuzz $(ARGS)
 
 quick: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not hypothesis" $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -63,6 +63,7 @@ def test_canonical_form_is_readable(answer: str, form: str) -> None:
     assert canonical(answer) == form
 
 
+@pytest.mark.slow
 def test_canonical_form_survives_extraction_from_a_reply() -> None:
     extracted = {answer: canonical(final_answer(f"So \\boxed{{{answer}}}") or "") for answer in SPELLINGS}
     assert extracted == {answer: canonical(answer) for answer in SPELLINGS}

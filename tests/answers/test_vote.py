@@ -135,6 +135,7 @@ def test_vote_is_decided_when_all_samples_are_counted(counted: tuple[str | None,
     assert tally(*counted, votes=Votes(2, 3)).is_decided
 
 
+@pytest.mark.slow
 def test_vote_lead_is_certain_at_a_beta_posterior_of_nine_tenths() -> None:
     for leader, runner_up in product(range(41), repeat=2):
         area = sum(

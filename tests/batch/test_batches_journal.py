@@ -169,6 +169,7 @@ def numbered_rows(count: int) -> tuple[Row, ...]:
     return rows_in("".join(f"Question {number}?\n" for number in range(count)))
 
 
+@pytest.mark.slow
 def test_journal_takes_few_bytes_a_row(output: Path) -> None:
     rows = ResultRows(SCHEMA, 200_000, lambda position: (position, "Why?"))
     tracemalloc.start()
@@ -494,6 +495,7 @@ def test_batch_killed_at_any_call_resumes_without_repeats(
         assert run(output) == []
 
 
+@pytest.mark.slow
 def test_restart_killed_at_any_call_leaves_old_or_new_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def restart(output: Path) -> list[int]:
         return run(output, restart=True, text="New.", model="b")
@@ -551,6 +553,7 @@ def test_smaller_extent_is_refused(output: Path) -> None:
     assert output.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_growth_killed_at_any_call_loses_and_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for output in kill_at_each_call(
         tmp_path, monkeypatch, lambda output: grow(output, 3, "Second."), lambda output: grow(output, 2, "First.")
@@ -624,6 +627,7 @@ def test_failed_write_does_not_affect_the_next(output: Path, monkeypatch: pytest
     assert output.read_bytes() == complete_result()
 
 
+@pytest.mark.slow
 def test_rows_are_synced_together_within_a_second(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     fsync = os.fsync
@@ -645,6 +649,7 @@ def test_rows_are_synced_together_within_a_second(output: Path, monkeypatch: pyt
     assert not [thread for thread in threading.enumerate() if thread.name == "sync"]
 
 
+@pytest.mark.slow
 def test_failed_sync_is_an_error_of_the_next_write(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(_: int) -> None:
         raise OSError(28, "No space left on device")

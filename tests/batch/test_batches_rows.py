@@ -406,6 +406,7 @@ def test_rows_are_read_in_any_order(tmp_path: Path, shape: Shape, text: str) -> 
     assert len({row.number for row in expected}) == len(expected) > 1
 
 
+@pytest.mark.slow
 def test_rows_take_8_bytes_each() -> None:
     with closing(spool_input(io.BytesIO(b"Why?\n" * 100_000).read, "it")) as source:
         tracemalloc.start()
@@ -418,6 +419,7 @@ def test_rows_take_8_bytes_each() -> None:
     assert (after - before) / len(rows) < 12  # an array grows by an eighth at a time
 
 
+@pytest.mark.slow
 def test_unclosed_quote_does_not_fill_memory() -> None:
     record = b"a" * 1000 + b"\n"
     with pytest.raises(UsageError, match=r"field larger than field limit \(16000000\) \(record at line 2\)"):
@@ -472,6 +474,7 @@ def test_unreadable_input_is_named(tmp_path: Path) -> None:
         assert caught.value.message == f"{path}: {reason}"
 
 
+@pytest.mark.slow
 def test_lines_may_have_16_megabytes() -> None:
     line = b"a" * MAX_LINE_BYTES
     data = b"\n".join([b"x", line, line, b"", b"y", line])

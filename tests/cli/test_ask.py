@@ -135,6 +135,7 @@ def test_dry_run_prints_the_prompt_and_its_token_count(user: CommandLine) -> Non
     assert user.run("ask", "--dry-run", "--raw", "  The capital\n").out == "  The capital\n"
 
 
+@pytest.mark.slow
 def test_dry_run_prompt_has_the_same_tokens_when_raw(user: CommandLine, mistral_model: Path) -> None:
     command = ("ask", "--dry-run", "-m", mistral_model, "--format", "cerebrum", "hi  ")
     written, ids = user.run(*command).out, user.run(*command, "--json").object["token_ids"]
@@ -159,6 +160,7 @@ def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> No
     assert plain.out == answer["text"] + "\n" * (not answer["text"].endswith("\n"))
 
 
+@pytest.mark.slow
 def test_ask_writes_the_text_without_reasoning_and_one_newline_to_a_pipe(user: CommandLine) -> None:
     text = "# Title\n\n- **bold** " + "words " * 40 + "end"
     command = ("ask", "--grammar", fixed_reply_grammar(f"<think>well, hm</think>\n\n{text}", user.home), "hi")

@@ -190,6 +190,7 @@ def test_parallel_does_not_change_answers(runner: BatchRunner, parallel: str) ->
     assert runner.backends[0].slots == {"1": 1, "4": 4}.get(parallel, 40)
 
 
+@pytest.mark.slow
 def test_long_row_takes_no_slots_from_short_ones(runner: BatchRunner) -> None:
     rows = runner.write("in.jsonl", [{"prompt": "x" * (20_000 if n == 3 else n)} for n in range(1, 41)])
     runner.script["cells"] = 60_000
@@ -451,6 +452,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 def test_real_model_answers_do_not_depend_on_parallel(mistral_user: CommandLine) -> None:
     (mistral_user.home / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     command = ("batch", "in.jsonl", "--seed", "7", "-n", "20", "--ctx", "180")
@@ -487,6 +489,7 @@ def test_batch_names_file_and_place_of_a_grammar_error(mistral_user: CommandLine
         assert done.err.splitlines()[-2].startswith(f"error: {problem}")
 
 
+@pytest.mark.slow
 def test_closed_pipe_ends_without_an_error(mistral_user: CommandLine) -> None:
     (mistral_user.home / "in.txt").write_text("".join(f"question {number}\n" for number in range(300)))
     process = mistral_user.start("batch", "in.txt", "-o", "-", "-n", "50", "--parallel", "2")

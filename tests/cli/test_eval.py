@@ -96,6 +96,7 @@ def test_larger_limit_and_samples_extend_a_run(command: CommandLine, sums: Path,
     assert len({sample["seed"] for sample in samples_of(run)}) == 80
 
 
+@pytest.mark.slow
 def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     run_eval(command, sums, "--limit", "4", "-o", run)
@@ -204,6 +205,7 @@ def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
     assert problem(greedy) == "error: --samples needs a temperature above 0, but preset cerebrum-7b sets 0"
 
 
+@pytest.mark.slow
 def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path: Path) -> None:
     row = {"question": "Which is a color?", "choices": ["seven", "red"], "answer": "red", "cluster": "colors"}
     source = write_questions(tmp_path / "few.jsonl", [row])

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
 from scripted_command import app_for
 
 from cerebrum_cli.cli.app import llama_opener
@@ -60,6 +61,7 @@ def functions_on(frame: FrameType | None) -> list[Function]:
     return functions[::-1]
 
 
+@pytest.mark.slow
 def test_prompt_passes_few_functions_on_its_way_to_llama_decode(tmp_path: Path) -> None:
     app = app_for({}, tmp_path, Streams(StringIO(), StringIO(), None, False, False, False))
     app.open_backend = lambda options: llama_opener(options, tmp_path)

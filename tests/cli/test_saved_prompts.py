@@ -195,6 +195,7 @@ def test_saved_schema_yields_to_a_typed_constraint(user: CommandLine, home: Home
     assert (final.code, final.err.splitlines()[0]) == (2, "error: --final and --schema cannot be used together")
 
 
+@pytest.mark.slow
 def test_saved_prompt_extracts_a_code_block_unless_told_otherwise(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     def code(*arguments: str, reply: str = BLOCKS) -> str:
         done = home.run("ask", "-p", "code", "x", *arguments, reply=reply)
@@ -233,6 +234,7 @@ def test_saved_session_holds_the_question_and_not_the_name(home: Home) -> None:
 # cerebrum batch.
 
 
+@pytest.mark.slow
 def test_batch_fills_in_rows_and_keeps_their_errors(home: Home) -> None:
     (home.home / "in.csv").write_text("a,b\n1,2\n3,{input}\n")
     more = ("--template", "{a} and {b}", "-p", "list", "--include-input")

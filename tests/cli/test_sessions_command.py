@@ -242,6 +242,7 @@ def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
     assert turns(shown(user, "what-stays")) == [("user", "What stays?"), ("assistant", "This.")]
 
 
+@pytest.mark.slow
 def test_sessions_rm_deletes_only_the_states_of_the_session(user: CommandLine) -> None:
     states = user.home / ".cache" / "cerebrum" / "states"
 

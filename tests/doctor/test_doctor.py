@@ -126,6 +126,7 @@ def test_doctor_only_warns_a_new_user_and_writes_the_list_of_devices(tmp_path: P
     assert {path.relative_to(tmp_path).as_posix() for path in paths if path.is_file()} == {"data/cerebrum/devices.json"}
 
 
+@pytest.mark.slow
 def test_doctor_prints_plain_lines_and_quiet_hides_ok(tmp_path: Path) -> None:
     done = doctor(tmp_path)
     lines = done.out.splitlines()
@@ -162,6 +163,7 @@ def test_doctor_never_prints_a_token_from_a_file(tmp_path: Path) -> None:
     assert TOKEN not in done.out + invalid.out + doctor(tmp_path, "--offline", HF_TOKEN_PATH=str(path)).out
 
 
+@pytest.mark.slow
 def test_network_check_sends_no_token_and_respects_offline(tmp_path: Path) -> None:
     with HubServer() as hub:
         environment = hub.environment(tmp_path / "hf")
@@ -261,6 +263,7 @@ def test_models_check_warns_about_a_missing_file(tmp_path: Path, chatml_model: P
     assert "cerebrum rm mine" in by_name(done)["models"]["hint"]
 
 
+@pytest.mark.slow
 def test_checks_use_the_environment(tmp_path: Path) -> None:
     invalid = doctor(tmp_path, "--json", HF_ENDPOINT="nonsense")
     assert (invalid.code, by_name(invalid)["self_test"]["status"]) == (1, "ok")

@@ -173,6 +173,7 @@ def test_profile_of_another_cache_type_is_never_used(tmp_path: Path, wide: Path)
         assert here.profile(model, settings) == default
 
 
+@pytest.mark.slow
 def test_prompt_cache_of_another_type_is_never_used(new_user: CommandLine, wide: Path) -> None:
     def cached(*arguments: str) -> int:
         done = new_user.run("ask", "-m", wide, "--json", "--max-tokens", "2", TALE, *arguments)
@@ -184,6 +185,7 @@ def test_prompt_cache_of_another_type_is_never_used(new_user: CommandLine, wide:
     assert min(cached(*choice) for choice in choices) > 256
 
 
+@pytest.mark.slow
 def test_batch_is_not_resumed_with_another_cache_type(new_user: CommandLine, wide: Path) -> None:
     (new_user.home / "in.txt").write_text("one\ntwo\n")
     command = ("batch", "in.txt", "-o", "out.jsonl", "-m", wide, "--max-tokens", "2", "-q")

@@ -80,6 +80,7 @@ def test_cluster_request_that_kills_three_workers_is_the_only_one_refused() -> N
     assert outcome(events) == {id: reply for id, reply in local.items() if id.request != 3}
 
 
+@pytest.mark.slow
 def test_cluster_all_nodes_gone_ends_with_an_error() -> None:
     nodes = Nodes(unicode_model)
     actors = [nodes.actor(hangs=True, restarts=False) for _ in range(2)]

@@ -182,6 +182,7 @@ def test_refused_sequence_ends_alone() -> None:
             list(engine.generate([request("G#"), request("x#")]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_cancelled", [False, True])
 def test_slow_reader_pauses_admission_but_loses_nothing(monkeypatch: pytest.MonkeyPatch, is_cancelled: bool) -> None:
     monkeypatch.setattr("cerebrum_cli.engine.local.MAX_BACKLOG", 20)
@@ -236,6 +237,7 @@ def test_cancel_ends_waiting_requests() -> None:
     assert scripted.samplers == []
 
 
+@pytest.mark.slow
 def test_cancel_works_in_a_signal_handler() -> None:
     is_handled = threading.Event()
 
@@ -336,6 +338,7 @@ def test_load_error_is_raised_by_every_call() -> None:
     assert_returns(engine.close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [LocalEngine.cancel, LocalEngine.close])
 def test_loading_can_be_interrupted(end: Callable[[LocalEngine], None]) -> None:
     def slow(tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:

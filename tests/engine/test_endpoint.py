@@ -67,6 +67,7 @@ def test_endpoint_vote_without_probabilities_breaks_ties_by_order(served: Served
         assert done.object["final_answer"] == winner
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--parallel", "2"), ("--votes", "auto:2..5")])
 def test_endpoint_batch_writes_the_local_result(served: Served, options: tuple[str, ...]) -> None:
     questions = served.questions(12)
@@ -83,6 +84,7 @@ def test_endpoint_batch_writes_the_local_result(served: Served, options: tuple[s
     assert "127.0.0.1" not in record and "/srv" not in record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), [(VllmServer, "vLLM"), (SglangServer, "SGLang")])
 def test_endpoint_batch_on_other_kinds_writes_the_local_result(
     served: Served, kind: type[ModelServer], name: str
@@ -96,6 +98,7 @@ def test_endpoint_batch_on_other_kinds_writes_the_local_result(
     assert Path("remote.jsonl").read_bytes() == Path("local.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_endpoint_batch_reads_a_bounded_number_of_rows_ahead(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "READ_AHEAD", 30)
     [server, _] = served.servers
@@ -112,6 +115,7 @@ def test_endpoint_batch_reads_a_bounded_number_of_rows_ahead(served: Served, mon
     assert [row["id"] for row in rows] == sorted(row["id"] for row in rows) and len(rows) == ROWS
 
 
+@pytest.mark.slow
 def test_endpoint_eval_scores_as_locally(served: Served) -> None:
     source = served.home / "sums.jsonl"
     source.write_text("".join(json.dumps({"question": f"{n} + 1?", "answer": "4"}) + "\n" for n in range(12)))
@@ -141,6 +145,7 @@ def assert_all_answered(output: Path) -> None:
     assert [row["text"] for row in rows] == [SEEDS[(n + 7) % 3] for n in range(ROWS)]
 
 
+@pytest.mark.slow
 def test_endpoint_batch_survives_a_killed_server(served: Served) -> None:
     first, second = served.servers
     questions = served.questions(ROWS)
@@ -162,6 +167,7 @@ def test_endpoint_batch_survives_a_killed_server(served: Served) -> None:
     assert_all_answered(Path("out.jsonl"))
 
 
+@pytest.mark.slow
 def test_endpoint_batch_without_servers_stops_and_resumes(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     questions = served.questions(ROWS)
 
@@ -202,6 +208,7 @@ def interrupted_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> tuple[
     return command
 
 
+@pytest.mark.slow
 def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     command = interrupted_batch(served, monkeypatch)
     finished = Path("out.jsonl.partial").read_bytes()

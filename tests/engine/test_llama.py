@@ -33,6 +33,7 @@ def single_run(path: Path, prompt: str, **params: object) -> Reply:
         return ask(engine, prompt, **params)[0]  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_llama_greedy_reply_is_deterministic_and_matches_its_tokens(tiny_model: Path) -> None:
     first, second = single_run(tiny_model, STORY, max_tokens=40), single_run(tiny_model, STORY, max_tokens=40)
     assert (first.ids, first.text, first.seed != second.seed) == (second.ids, second.text, True)
@@ -40,11 +41,13 @@ def test_llama_greedy_reply_is_deterministic_and_matches_its_tokens(tiny_model: 
         assert first.text == b"".join(map(engine.backend.piece, first.ids)).decode("utf-8", "replace")
 
 
+@pytest.mark.slow
 def test_llama_sampled_replies_follow_their_seeds(tiny_model: Path) -> None:
     replies = [single_run(tiny_model, STORY, temperature=1.0, seed=seed, max_tokens=20).ids for seed in (1, 1, 2)]
     assert replies[0] == replies[1] != replies[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2, 5])
 def test_llama_samples_of_one_prompt_match_single_runs(tiny_model: Path, slots: int) -> None:
     with open_engine(tiny_model, slots=slots) as engine:
@@ -55,6 +58,7 @@ def test_llama_samples_of_one_prompt_match_single_runs(tiny_model: Path, slots: 
     assert alike > 0.5 * sum(map(len, lone))  # last bits may differ, see above; with other seeds none match
 
 
+@pytest.mark.slow
 def test_llama_next_turn_reuses_the_cache_and_matches_a_single_run(tiny_model: Path) -> None:
     with open_engine(tiny_model) as engine:
         prompt, held = engine.vocabulary.tokenize([Text(STORY)]), 0
@@ -66,6 +70,7 @@ def test_llama_next_turn_reuses_the_cache_and_matches_a_single_run(tiny_model: P
             prompt = (*prompt, *reply.ids, *engine.vocabulary.tokenize([Text(" And then? ")]))
 
 
+@pytest.mark.slow
 def test_llama_diverging_prompt_matches_a_single_run(tiny_model: Path) -> None:
     prompts = [STORY * 6, STORY * 3 + "But wolves count better. " * 3, STORY[:40], STORY * 6 + "The end."]
     with open_engine(tiny_model, slots=2) as engine:
@@ -74,6 +79,7 @@ def test_llama_diverging_prompt_matches_a_single_run(tiny_model: Path) -> None:
             assert_matches_single_run(tiny_model, engine.vocabulary.tokenize([Text(prompt)]), reply.ids)
 
 
+@pytest.mark.slow
 def test_llama_refills_a_sliding_window(sliding_window_model: Path) -> None:
     with open_engine(sliding_window_model) as engine:
         for length in (100, 300, 500):
@@ -83,6 +89,7 @@ def test_llama_refills_a_sliding_window(sliding_window_model: Path) -> None:
             assert_matches_single_run(sliding_window_model, prompt, reply.ids)
 
 
+@pytest.mark.slow
 def test_llama_full_context_ends_the_reply(tiny_model: Path) -> None:
     with open_engine(tiny_model, context_size=300) as engine:
         [reply] = ask(engine, "the answer", seed=3, temperature=1.0)
@@ -91,6 +98,7 @@ def test_llama_full_context_ends_the_reply(tiny_model: Path) -> None:
     assert reply.reason == "stop" or (reply.reason, total) == ("context", 300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 def test_llama_reply_matches_its_grammar(tiny_model: Path, temperature: float) -> None:
     with open_engine(tiny_model, slots=4) as engine:
@@ -100,6 +108,7 @@ def test_llama_reply_matches_its_grammar(tiny_model: Path, temperature: float) -
         assert re.fullmatch("abc[0-9]{2,5}[é🙂]", reply.text) and reply.reason == "stop"
 
 
+@pytest.mark.slow
 def test_llama_reply_matches_its_json_schema(tiny_model: Path) -> None:
     schema = {
         "type": "object",
@@ -188,6 +197,7 @@ def test_llama_cancels_a_long_prefill_immediately(chatml_model: Path) -> None:
     assert again.cached == len(short) - 1
 
 
+@pytest.mark.slow
 def test_llama_stream_is_unaffected_by_closed_neighbors(tiny_model: Path) -> None:
     with open_engine(tiny_model, slots=3) as engine:
         kept_on = engine.generate([Request(engine.vocabulary.tokenize([Text(STORY)]), SamplingParams(max_tokens=200))])
@@ -267,6 +277,7 @@ def test_llama_reduces_slots_to_the_supported_number(chatml_model: Path) -> None
         assert len(said) == 160 and engine.backend.slots == 150
 
 
+@pytest.mark.slow
 def test_llama_context_grows_once_to_the_maximum(chatml_model: Path) -> None:
     sizes = []
     with open_engine(chatml_model) as engine:

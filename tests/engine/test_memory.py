@@ -83,6 +83,7 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_quantized(path, experts=8, shape=Shape(layers=2, width=512, heads=8, kv_heads=2, ffn=512))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -102,6 +103,7 @@ def test_plan_is_within_a_tenth_of_logged_buffers(
     assert planned == pytest.approx(logged_mib(path, options, monkeypatch), rel=0.1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_plan_of_a_quantized_cache_is_within_a_tenth(monkeypatch: pytest.MonkeyPatch, starter: Path) -> None:
     options = ContextOptions(8192, 1, 1, 128, cache_type_k="q8_0", cache_type_v="q8_0")
     planned = memory_needs(read_header(starter).sizes, options).total / MIB

@@ -159,6 +159,7 @@ def test_remote_request_of_a_failing_server_is_asked_again(fault: dict[str, Any]
     assert f"{servers[0].url} is unavailable: {reason}" in notices(events)[0]
 
 
+@pytest.mark.slow
 def test_remote_all_servers_gone_ends_with_an_error() -> None:
     with serving(unicode_model, 2) as servers, connected(*servers, timeouts=HASTY) as engine:
         stuck = [server.arm(hang_after=0, times=None) for server in servers]
@@ -193,6 +194,7 @@ def test_remote_busy_server_is_asked_later(status: int) -> None:
     assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headers", "hint"),
     [
@@ -221,6 +223,7 @@ def test_remote_busy_server_holds_no_request_that_another_has_room_for() -> None
     assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
 
 
+@pytest.mark.slow
 def test_remote_healthy_silence_is_waited_out() -> None:
     with serving(unicode_model) as [server], connected(server) as engine:
         stuck = server.arm(hang_after=0)
@@ -232,6 +235,7 @@ def test_remote_healthy_silence_is_waited_out() -> None:
     assert outcome(events) == summaries(local_replies(unicode_model, REQUESTS[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("health", [{"hang_after": 0}, {"status": 503, "message": "Loading model"}])
 def test_remote_silent_server_without_health_is_lost(health: dict[str, Any]) -> None:
     with serving(unicode_model, 2) as servers, connected(*servers, timeouts=HASTY) as engine:

@@ -113,6 +113,7 @@ def test_remote_chat_refuses_settings_of_a_local_model(chat: Chat) -> None:
     assert text(chat.send("One?")) == "Yes."
 
 
+@pytest.mark.slow
 def test_remote_chat_continues_after_a_lost_reply(chat: Chat, server: LlamaServer) -> None:
     list(chat.load())
     server.arm(reset_after=6)

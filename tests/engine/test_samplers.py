@@ -105,6 +105,7 @@ def test_sampler_typical_p_keeps_tokens_of_typical_surprise(mistral: LlamaBacken
     assert draws(mistral, logits, typical_p=0.5, **rest) == {11, 12}
 
 
+@pytest.mark.slow
 def test_sampler_top_n_sigma_keeps_the_highest_logits(mistral: LlamaBackend) -> None:
     logits = dict.fromkeys(range(mistral.size), 0.0) | {10: 10.0, 11: 9.9}
     rest: dict[str, Any] = {"temperature": 5.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}

@@ -96,6 +96,7 @@ def assert_close(scores: list[tuple[Score, ...]], expected: list[tuple[Score, ..
             assert one.logprob_sum == pytest.approx(other.logprob_sum, abs=TOLERANCE * one.tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slots", "kv_unified", "batch_invariant"),
     [(8, True, False), (1, False, False), (4, False, True)],
@@ -115,6 +116,7 @@ def test_scores_of_greedy_replies_are_greedy(precise_model: Path) -> None:
     assert [one.is_greedy for one in scores] == [True, False, True]
 
 
+@pytest.mark.slow
 def test_scores_are_identical_in_any_order(precise_model: Path) -> None:
     requests = draw_requests()
     order = Random(1).sample(range(len(requests)), len(requests))
@@ -127,6 +129,7 @@ def test_scores_are_identical_in_any_order(precise_model: Path) -> None:
     assert again == [one[::-1] for one in scores]
 
 
+@pytest.mark.slow
 def test_scores_survive_interrupts_by_other_work(precise_model: Path) -> None:
     requests = draw_requests()
     with open_engine(precise_model) as engine:

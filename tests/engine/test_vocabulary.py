@@ -166,6 +166,7 @@ def test_trusted_markup_beside_untrusted_text_is_special(marked_mistral: LlamaBa
     assert THINK not in marked_mistral.tokenize((Text("thi", True), Text("nk")))
 
 
+@pytest.mark.slow
 def test_thousands_of_untrusted_marks_are_split_quickly(chatml: LlamaBackend) -> None:
     text = "<think></think><<think>think>" * 1000
     ids = chatml.tokenize((Text("<think>", True), Text(text)))
@@ -203,6 +204,7 @@ def test_piece_may_exceed_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert backend.piece(token, special=True).decode() == long
 
 
+@pytest.mark.slow
 def test_piece_is_thread_safe(mistral_model: Path) -> None:
     every, interval = (range(0, 32000, 3), range(1, 32000, 3)), sys.getswitchinterval()
     with open_vocabulary(mistral_model) as backend, open_vocabulary(mistral_model) as shared:

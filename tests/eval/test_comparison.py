@@ -105,6 +105,7 @@ def test_bootstrap_of_equal_runs_has_a_width() -> None:
     assert bootstrap([1.0]) == (1 - wilson(0.0, 1).high, 1.0)
 
 
+@pytest.mark.slow
 def test_bootstrap_covers_the_truth_in_95_percent() -> None:
     generator, covered, runs = numpy.random.default_rng(1), 0, 200
     for _ in range(runs):
@@ -180,6 +181,7 @@ def test_compare_of_few_single_samples_needs_both_tests() -> None:
     assert not found.is_significant
 
 
+@pytest.mark.slow
 def test_compare_rarely_finds_a_difference_where_there_is_none() -> None:
     generator, found = numpy.random.default_rng(1), 0
     for _ in range(100):

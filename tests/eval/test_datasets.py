@@ -141,6 +141,7 @@ def test_dataset_with_wrong_bytes_is_refused(hub_user: HubUser, task: str, part:
     assert load(hub_user, task)
 
 
+@pytest.mark.slow
 def test_dataset_damaged_in_the_cache_is_downloaded_again(hub_user: HubUser) -> None:
     found = load(hub_user, "math500")
     [blob] = (hub_user.folder(DATASETS + MATH) / "blobs").iterdir()

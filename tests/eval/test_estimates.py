@@ -176,6 +176,7 @@ def test_interval_of_nearly_equal_scores_is_near_that_of_equal_ones() -> None:
     assert estimate([1.0] * 49 + [0.875], clusters).interval.low == pytest.approx(wilson(1.0, 10).low, abs=0.005)
 
 
+@pytest.mark.slow
 def test_clustered_interval_covers_the_truth_in_95_percent() -> None:
     generator, clusters, runs = numpy.random.default_rng(1), [index // 5 for index in range(200)], 1000
     covered = plain = 0
@@ -211,6 +212,7 @@ def test_majority_of_many_samples_counts_seeded_subsets() -> None:
         assert shares[k - 1] == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_majority_draws_the_same_subsets_for_every_question_and_time() -> None:
     questions = [random_votes(Random(seed % 7), 16) for seed in range(300)]  # more than a block
     once, halves = majorities(questions), zip(majorities(questions[:90]), majorities(questions[90:]), strict=True)

@@ -211,6 +211,7 @@ def test_header_accepts_unknown_tensor_types(tmp_path: Path) -> None:
     assert read_header(path).parameters == (1 << 30) + 8
 
 
+@pytest.mark.slow
 def test_header_rejects_endless_strings(tmp_path: Path) -> None:
     path = tmp_path / "endless.gguf"
     for count in (1 << 23, 1 << 30):

@@ -167,6 +167,7 @@ def test_adapter_weights_count_as_memory_of_their_layers(chatml_model: Path, ada
     assert adapted.weight_bytes == sizes.weight_bytes
 
 
+@pytest.mark.slow
 def test_trials_measure_the_model_with_its_adapters(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
     files = (AdapterFile(str(adapter), 1.0),)
     written = []
@@ -260,6 +261,7 @@ def answer(user: CommandLine, *arguments: str | Path) -> dict[str, Any]:
     return dict(done.object)
 
 
+@pytest.mark.slow
 def test_ask_applies_the_adapters_that_it_is_given(user: CommandLine, adapter: Path) -> None:
     plain = answer(user, "hello", "--no-log")["text"]
     assert answer(user, "hello", "--no-log", "--lora", adapter)["text"] != plain
@@ -268,6 +270,7 @@ def test_ask_applies_the_adapters_that_it_is_given(user: CommandLine, adapter: P
     assert halves == answer(user, "hello", "--no-log", "--lora", adapter)["text"]
 
 
+@pytest.mark.slow
 def test_adapter_of_a_catalog_row_is_beside_models_toml(user: CommandLine, chatml_model: Path) -> None:
     write_adapter(user.config / "style.gguf", factors_for(chatml_model))
     plain = answer(user, "hello", "--no-log")["text"]
@@ -288,6 +291,7 @@ def test_show_names_the_adapters_of_a_catalog_row(user: CommandLine, chatml_mode
     assert user.run("show", "small", "--json").object["ask"]["lora"] == [first, second]
 
 
+@pytest.mark.slow
 def test_prompt_cache_of_another_adapter_is_never_used(user: CommandLine, adapter: Path) -> None:
     question = (TALE, "--set", "no_profile=on")
     assert answer(user, *question)["cached_tokens"] == 0
@@ -298,6 +302,7 @@ def test_prompt_cache_of_another_adapter_is_never_used(user: CommandLine, adapte
     assert answer(user, *question, "--lora", f"{adapter}:0")["cached_tokens"] > 256
 
 
+@pytest.mark.slow
 def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_model: Path, adapter: Path) -> None:
     (user.home / "in.txt").write_text("one\ntwo\n")
     command = ("batch", "in.txt", "-o", "out.jsonl", "-m", "small", "--max-tokens", "2", "-q")
@@ -353,6 +358,7 @@ def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chat
 # Sessions.
 
 
+@pytest.mark.slow
 def test_session_is_continued_with_its_adapter(user: CommandLine, adapter: Path) -> None:
     answer(user, "hello", "--lora", f"{adapter}:0.9")
     recorded = [f"{adapter}:0.9"]
@@ -365,6 +371,7 @@ def test_session_is_continued_with_its_adapter(user: CommandLine, adapter: Path)
     assert "lora" not in json.loads(user.run("sessions", "show", "hello", "--json").out)["params"]
 
 
+@pytest.mark.slow
 def test_chat_reloads_the_model_for_another_adapter(user: CommandLine, adapter: Path) -> None:
     def chat(*lines: str) -> list[str]:
         script = "".join(f"{line}\n" for line in ("hello", *lines))
@@ -399,6 +406,7 @@ def test_adapter_and_ray_exclude_each_other(tmp_path: Path, chatml_model: Path, 
         find_source(app_for({}, tmp_path), {"lora": (str(adapter),)}, options, model=model)
 
 
+@pytest.mark.slow
 def test_saved_prompt_keeps_the_place_of_its_adapter(user: CommandLine, adapter: Path) -> None:
     plain = answer(user, "hello", "--no-log")["text"]
     (user.home / "style.gguf").write_bytes(adapter.read_bytes())

@@ -107,6 +107,7 @@ def test_loop_check_leaves_what_the_rule_leaves() -> None:
     assert found_at(longer * 12) is None
 
 
+@pytest.mark.slow
 def test_loop_check_passes_real_texts() -> None:
     texts = real_texts()
     assert len(texts) >= 150
@@ -138,6 +139,7 @@ def test_ask_reports_a_repetition(chatml_model: Path, tmp_path: Path) -> None:
     assert "the reply repeats itself" in done.err and "repeat_penalty" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--set", "loop_check=off"), ("--raw",)])
 def test_ask_lets_a_reply_repeat_itself(chatml_model: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     answer = ask_scripted(chatml_model, tmp_path, "--json", *options).object
@@ -157,6 +159,7 @@ def test_vote_counts_a_repetition_as_no_answer(chatml_model: Path, tmp_path: Pat
     ]
 
 
+@pytest.mark.slow
 def test_batch_counts_a_repetition_as_truncated(chatml_model: Path, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"prompt": "one"}, {"prompt": "two", "loop_check": False}, {"prompt": "three"}]
     script = {"rows": {"three": "Done."}, "seeds": [LINE * 30]}
@@ -166,6 +169,7 @@ def test_batch_counts_a_repetition_as_truncated(chatml_model: Path, tmp_path: Pa
     assert "1 truncated" in done.err
 
 
+@pytest.mark.slow
 def test_chat_reports_a_repetition_and_can_let_it_be(chatml_model: Path, tmp_path: Path) -> None:
     script = {"rows": {}, "seeds": [LINE * 30]}
     done = run_here(script, tmp_path, "chat", "-m", chatml_model, piped=b"Why?\n/set loop_check off\n/retry\n")

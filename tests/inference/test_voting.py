@@ -330,6 +330,7 @@ def test_cancelled_vote_keeps_its_tally() -> None:
     assert sorted(reasons) == ["cancelled"] * 4 + ["stop"]
 
 
+@pytest.mark.slow
 def test_samples_finished_after_the_decision_do_not_count() -> None:
     seen: list[Event] = []  # the consumer is slow, so all samples have finished when the vote is decided
     vote = events_of([reply(4), reply(4), reply(4), reply(4, "zz "), reply(5)], "5", seen, lambda _: sleep(0.05))
@@ -340,6 +341,7 @@ def test_samples_finished_after_the_decision_do_not_count() -> None:
 # A real model.
 
 
+@pytest.mark.slow
 def test_real_model_vote_uses_consecutive_seeds(tmp_path: Path, mistral_model: Path) -> None:
     grammar = tmp_path / "answers.gbnf"
     grammar.write_text('root ::= "so " [a-z] " the answer is " [1-3] "."\n')

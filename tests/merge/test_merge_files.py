@@ -63,6 +63,7 @@ def test_merge_12b_copies_each_tensor_from_its_source_block(seven: Path, twelve:
     assert_layers_copied([twelve], [seven], LAYERS_12B)
 
 
+@pytest.mark.slow
 def test_merge_12b_loads_and_its_header_and_digest_match_its_bytes(seven: Path, twelve: Path) -> None:
     header, source = read_header(twelve), read_header(seven)
     block = 2 * 256 + 2 * 256 * 256 + 2 * 64 * 256 + 3 * 512 * 256
@@ -75,6 +76,7 @@ def test_merge_12b_loads_and_its_header_and_digest_match_its_bytes(seven: Path, 
     assert len(generate(twelve)) == 6
 
 
+@pytest.mark.slow
 def test_merge_of_one_whole_model_changes_only_its_name(seven: Path, tmp_path: Path) -> None:
     out = tmp_path / "same.gguf"
     write_merge(stack(("a", 0, 20), ("a", 20, 32)), {"a": [seven]}, out)
@@ -89,6 +91,7 @@ def test_merge_of_one_whole_model_changes_only_its_name(seven: Path, tmp_path: P
     assert generate(out) == generate(seven)
 
 
+@pytest.mark.slow
 def test_merge_stacks_all_experts_of_a_mixtral(tmp_path: Path) -> None:
     shape = Shape(layers=8, width=256, heads=8, kv_heads=2, ffn=256)
     source = write_quantized(tmp_path / "mixtral.gguf", shape=shape, experts=4)

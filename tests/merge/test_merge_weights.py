@@ -205,6 +205,7 @@ def plan_of(tensors: Iterator[OutputTensor]) -> Plan:
     return Plan({"general.architecture": Value("STRING", "llama")}, tuple(named), ())
 
 
+@pytest.mark.slow
 def test_merge_weights_do_not_depend_on_threads_and_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(sample_tensors(tmp_path / "model"))
     path = tmp_path / "made.gguf"

@@ -279,6 +279,7 @@ def whole(method: str = "passthrough", models: object = ({"model": "a"},), **key
 # Invalid YAML, or too much of it.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

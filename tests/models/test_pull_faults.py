@@ -104,6 +104,7 @@ def test_pull_restarts_without_range_support(hub_user: HubUser, mistral_model: P
     assert (download.range, download.status) == ("bytes=1000000-", 200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_partial", [False, True])
 def test_pull_rejects_and_deletes_altered_bytes(hub_user: HubUser, mistral_model: Path, is_partial: bool) -> None:
     altered = bytearray(mistral_model.read_bytes())
@@ -188,6 +189,7 @@ def test_pull_fails_if_the_rate_limit_is_too_long(hub_user: HubUser, header: str
     assert (done.code, done.out, done.err) == (1, "", said)
 
 
+@pytest.mark.slow
 def test_pull_retries_server_errors_a_few_times(hub_user: HubUser) -> None:
     refusal = SERVER_ERROR.with_header("Retry-After", "0")
     for fault in (Fault(part="api", refusal=refusal), Fault(part="cdn", let_through=1, refusal=refusal)):
@@ -243,6 +245,7 @@ def test_download_checks_disk_space_first(tmp_path: Path, monkeypatch: pytest.Mo
     download.require_space((file,))
 
 
+@pytest.mark.slow
 def test_pull_keeps_the_partial_file_when_the_disk_fills_up(hub_user: HubUser) -> None:
     with full_disk(4_000_000):
         done = hub_user.run("pull", REPO)

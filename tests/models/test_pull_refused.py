@@ -40,6 +40,7 @@ UNKNOWN = (
 )
 
 
+@pytest.mark.slow
 def test_pull_unknown_repository_may_be_private(hub_user: HubUser) -> None:
     assert refused(hub_user, "nobody/nothing") == (3, f"nobody/nothing: {UNKNOWN[0]}", UNKNOWN[1])
     assert refused(hub_user, "owner/private") == (3, f"owner/private: {UNKNOWN[0]}", UNKNOWN[1])
@@ -227,6 +228,7 @@ def test_pull_reports_variables_huggingface_hub_rejects(hub_user: HubUser, more:
     assert done.err.startswith(f"error: {error}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [b"<html>sign in</html>", b"{}", b"[]"])
 def test_pull_reports_an_endpoint_that_is_not_a_hub(hub_user: HubUser, body: bytes) -> None:
     class Portal(BaseHTTPRequestHandler):

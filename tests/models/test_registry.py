@@ -83,6 +83,7 @@ def test_registry_touch_sets_last_used(tmp_path: Path) -> None:
     Registry(tmp_path / "file").touch("a")  # cannot be written, and nobody minds
 
 
+@pytest.mark.slow
 def test_registry_concurrent_adds_lose_nothing(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from cerebrum_cli.models.registry import RegistryEntry, Registry\n"

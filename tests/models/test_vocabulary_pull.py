@@ -136,6 +136,7 @@ def test_vocabulary_pull_retries_and_works_without_range_support(hub_user: HubUs
     assert path_of(hub_user).stat().st_blocks * 512 < 1 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bytes_left", "problem"),
     [(100_000, "truncated or damaged: its header does not end before byte 100,000"), (-1000, "truncated: its tensors")],

@@ -178,6 +178,7 @@ def test_plot_takes_any_report_and_writes_the_type_of_its_suffix(votes: Report, 
     assert (tmp_path / "plot.SVG").read_bytes().startswith(b"<?xml")
 
 
+@pytest.mark.slow
 def test_plot_refuses_what_it_cannot_draw(votes: Report, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unsupported image format") as error:
         plot_report(votes, tmp_path / "plot.jpg")

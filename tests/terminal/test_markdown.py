@@ -86,6 +86,7 @@ def streamed(text: str, columns: int, rows: int, step: int = 1) -> ScreenFile:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("redraw_always")
 @pytest.mark.parametrize(("columns", "rows"), SIZES)
 @pytest.mark.parametrize(("text", "step"), [(DOCUMENT, 2), (TALL, 5)])
@@ -204,6 +205,7 @@ def test_markdown_stream_limits_the_share_of_time_spent_drawing(
     assert 0 < spent[0] < now[0] * share
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("redraw_always")
 @pytest.mark.parametrize(
     "line", ["- some item of a list\n", "1. an item\n   - inside one\n\n", "text\n\n", "# Title\n", "---\n"]
@@ -328,6 +330,7 @@ def test_code_block_is_streamed_without_its_fence() -> None:
     assert file.screen.lines == ["so", "", "[1] python", "  x = 1", "", " • a", "   [2]", "     y"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("redraw_always")
 @pytest.mark.parametrize(
     ("begin", "line"), [("```\n", ""), ("- one\n\n  ```\n", "  "), ("", "- "), ("> 1. quoted\n", ">    - "), ("", "# ")]

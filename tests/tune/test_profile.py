@@ -303,6 +303,7 @@ def tuned(runner: CommandRunner) -> CommandRunner:
     return runner
 
 
+@pytest.mark.slow
 def test_commands_use_the_settings_of_their_use(tuned: CommandRunner) -> None:
     vote = tuned.load_options("ask", "--votes", "3", "hello").context
     assert (vote.n_threads, vote.n_threads_batch, vote.slots) == (14, 114, 3)

@@ -345,6 +345,7 @@ VARIED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("search_s", "baseline", "batch_baseline"),
     [(1e9, SINGLE_SPEEDS, BATCH_SPEEDS), (SEARCH_S, SMALL, SMALL_BATCH)],
