@@ -14,7 +14,7 @@ from cerebrum_cli.cli.options import BatchCommandOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, parameter, positional
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import Interrupted, UsageError
+from cerebrum_cli.core.errors import SOME_FAILED, Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.models.model import Model
 
 STANDARD = Path("-")  # standard input or output
-SOME_FAILED = 6
 
 
 @composed

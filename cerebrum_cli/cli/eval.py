@@ -15,7 +15,7 @@ from cerebrum_cli.cli.completion import tasks
 from cerebrum_cli.cli.endpoints import noted_servers, noting_servers
 from cerebrum_cli.cli.options import EvalOptions
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, parameter, positional
-from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
+from cerebrum_cli.core.errors import SOME_FAILED, BatchError, Interrupted, UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, Settings
 from cerebrum_cli.core.text import format_count, format_duration
@@ -36,7 +36,6 @@ SETTINGS = SettingKeys(
         "seed": "Random seed [default: 0]",
     },
 )
-SOME_FAILED = 6
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
 BENCH_SLOTS = 16
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+SOME_FAILED = 6  # exit code of a batch or an evaluation some of whose rows failed
+
 
 class CerebrumError(Exception):
     """An error a user can act on: one line for the problem, one for the fix."""

@@ -609,7 +609,7 @@ def test_ask_falls_back_to_defaults_if_tuned_settings_fail_to_load(tuned: Comman
     def refusing(options: LoadOptions) -> Any:
         def open_backend(on_notice: Any, stop: Any) -> Any:
             if options.context.n_threads_batch:
-                raise EngineError("no memory on the GPU", "see its log with -v")
+                raise EngineError("no memory on the GPU", "see its log with --set verbose=on")
             return open_scripted(options)(on_notice, stop)
 
         return open_backend

@@ -103,7 +103,7 @@ class LlamaContext:
             return False
         if status != DONE:
             problem = "the context is full" if status == NO_ROOM else f"llama.cpp failed to decode ({status})"
-            raise EngineError(problem, "show its log with -v", list(log.problems))
+            raise EngineError(problem, "show its log with --set verbose=on", list(log.problems))
         return True
 
     def length(self, slot: int) -> int:

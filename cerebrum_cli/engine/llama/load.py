@@ -145,7 +145,9 @@ def load_model(options: LoadOptions, offloaded: tuple[int, ...], emit: Callable[
     if stop:
         raise EngineError("loading interrupted")
     raise ModelFileError(
-        options.file.path, f"llama.cpp cannot load it: {_reason(list(log.problems))}", "show its log with -v"
+        options.file.path,
+        f"llama.cpp cannot load it: {_reason(list(log.problems))}",
+        "show its log with --set verbose=on",
     )
 
 
@@ -158,7 +160,9 @@ def load_adapters(model: Any, files: Sequence[AdapterFile]) -> tuple[tuple[Any, 
         if not adapter:
             llama.llama_model_free(model)
             reason = _reason(list(log.problems), "failed to apply lora adapter: ")
-            raise ModelFileError(Path(path), f"llama.cpp cannot apply it: {reason}", "show its log with -v")
+            raise ModelFileError(
+                Path(path), f"llama.cpp cannot apply it: {reason}", "show its log with --set verbose=on"
+            )
         adapters.append((adapter, scale))
     return tuple(adapters)
 
