@@ -23,6 +23,7 @@ from cerebrum_cli.engine.build import CPU_FLAGS, REQUIREMENT, lacking, rebuild_c
 from cerebrum_cli.engine.machine import processor_flags
 
 DEBUG, WARNING, CONTINUED = 1, 3, 5  # ggml's log levels; 2 is info, 4 error
+SHOW_LOG = "show its log with --set verbose=on"
 
 
 class Log:

@@ -11,7 +11,7 @@ from zlib import crc32
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
-from cerebrum_cli.engine.llama.bindings import llama, log
+from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log
 from cerebrum_cli.engine.memory import ContextOptions, pad_length
 
 INVALID, DONE, NO_ROOM, ABORTED = -1, 0, 1, 2  # results of llama_decode
@@ -103,7 +103,7 @@ class LlamaContext:
             return False
         if status != DONE:
             problem = "the context is full" if status == NO_ROOM else f"llama.cpp failed to decode ({status})"
-            raise EngineError(problem, "show its log with --set verbose=on", list(log.problems))
+            raise EngineError(problem, SHOW_LOG, list(log.problems))
         return True
 
     def length(self, slot: int) -> int:
