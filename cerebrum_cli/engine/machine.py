@@ -19,7 +19,18 @@ from typing import Literal
 from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.engine.memory import Device
 
-LISTS_ALL_FLAGS = (5, 12)  # the first Linux version that lists each CPU feature which ggml is built for and it supports
+# Linux versions by which CPU features are listed, by their flags; an older kernel may not know that the CPU has one.
+LISTED_BY = {
+    "asimddp": (4, 16),
+    "sve": (4, 16),
+    "avx512vbmi": (4, 16),
+    "avx512_vnni": (4, 16),
+    "avx512_bf16": (5, 4),
+    "i8mm": (5, 7),
+    "avx_vnni": (5, 12),
+    "amx_int8": (5, 16),
+    "sme": (5, 19),
+}
 CPUINFO = Path("/proc/cpuinfo")
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -68,12 +79,13 @@ def thread_count() -> int:
 
 
 def processor_flags(path: Path = CPUINFO, release: str | None = None) -> frozenset[str] | None:
-    """CPU features as listed by Linux; None if they are not listed, or a kernel of this release may not list all."""
+    """CPU features as listed by Linux, and those that a kernel of this release may not list; None if unavailable."""
     numbers = re.match(r"(\d+)\.(\d+)", platform.release() if release is None else release)
+    version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
     first = _first_processor(path)
     flags = first.get("flags") or first.get("Features")
-    lists_all = numbers and (int(numbers[1]), int(numbers[2])) >= LISTS_ALL_FLAGS
-    return frozenset(flags.split()) if flags and lists_all else None
+    unlisted = (flag for flag, listed_by in LISTED_BY.items() if version < listed_by)
+    return frozenset((*flags.split(), *unlisted)) if flags else None
 
 
 def processor_name(path: Path = CPUINFO) -> str:

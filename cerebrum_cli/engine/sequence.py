@@ -113,8 +113,7 @@ class Sequence:
     """State of one sample; `evaluated` is the number of its tokens in its slot.
 
     `is_backlogged`: whether too many events wait for their reader. `draft_n` tokens were drafted. `pending` tokens are
-    forced: they follow instead of sampled ones. `inspected` tokens of an
-    inspection are reported.
+    forced: they follow instead of sampled ones. `inspected` tokens of an inspection are reported.
     """
 
     id: SequenceId

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
+from cerebrum_cli.core.files import existing_parent
 from cerebrum_cli.merge.merge import Merge, MergeOptions, Merger, catalogue_recipe, with_quantization
 from cerebrum_cli.merge.recipe import Recipe
 from cerebrum_cli.models.catalogue import ModelSpec
@@ -40,6 +41,7 @@ def pull_merge(
             return puller.with_name(puller.library.find(plan.reference), name)
         require_confirmation(plan, confirm)
         quantization = plan.chosen.quantization
+        merger.require_disk_space(existing_parent(puller.library.merge_directory), plan.chosen.size)
     merge = catalogue_merge.build(quantization, name, lambda each: inner.find_or_pull(each, None, context, confirm))
     sha256 = merger.write(merge, lambda done, total: puller.progress.update("merge", done, total))
     return merger.register(merge, sha256)

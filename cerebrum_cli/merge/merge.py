@@ -177,11 +177,14 @@ class Merger:
         require_not_source(merge.models, path)
         part = path.with_name(path.name + PART)  # that of a killed process is overwritten
         reclaimed = part.stat().st_size if is_file(part) else 0
-        free, need = shutil.disk_usage(path.parent).free, merge.plan.size - reclaimed + DISK_RESERVE
+        self.require_disk_space(path.parent, merge.plan.size - reclaimed)
+
+    def require_disk_space(self, folder: Path, size: int) -> None:
+        """Raise MergeError if the disk of a directory has too little space for `size` bytes."""
+        free, need = shutil.disk_usage(folder).free, size + DISK_RESERVE
         if free < need:
             problem = f"not enough disk space: {format_size(free)} free, {format_size(need)} needed"
-            hint = f"free {format_size(need - free)}, or write elsewhere"
-            raise MergeError(f"{path.parent.resolve()}: {problem}", hint)
+            raise MergeError(f"{folder.resolve()}: {problem}", f"free {format_size(need - free)}, or write elsewhere")
 
     def write(self, merge: Merge, on_progress: OnProgress) -> str:
         """Write a merge, report bytes done and total, and return its SHA-256. Raises MergeError, and leaves no file."""

@@ -92,9 +92,9 @@ def fit_memory(sizes: ModelSizes, context: int, capacity: Capacity) -> MemoryFit
     offloaded = plan_layers(sizes, "auto", options, devices)
     needs = memory_needs(sizes, options, offloaded)
     needed, on_host, available = needs.total + HEADROOM, host_bytes(needs, devices) + HEADROOM, capacity.host_memory
-    verdict: Verdict = "tight" if on_host <= available else "too big"
-    if on_host <= TIGHT_FRACTION * available:
-        verdict = "fits"
+    verdict: Verdict = "fits" if on_host <= TIGHT_FRACTION * available else "tight"
+    if on_host > available:
+        verdict = "too big"
     if sum(offloaded) > len(sizes.layers) and not any(device.is_unified for device in devices):  # GPUs hold it
         return MemoryFit(needed, verdict, verdict == "fits")
     return MemoryFit(needed, verdict, needed <= COMFORTABLE_FRACTION * available)

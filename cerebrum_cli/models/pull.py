@@ -56,7 +56,10 @@ class Puller:
         context: int | None = None,
         confirm: Confirm = lambda _: False,
     ) -> Model:
-        """Pull a model unless it is installed, and make it the default if there is none; confirm if it does not fit."""
+        """Pull a model unless it is installed; `confirm` is asked if it does not fit.
+
+        It becomes the default if there is none and it can answer.
+        """
         model = self.find_or_pull(reference, name, context, confirm)
         if unsupported_kind(model.header):
             return model

@@ -185,7 +185,7 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
 
 
 def _decode(text: bytes) -> _Content:
-    """Parse registry.json; any lookup or conversion error means that it is damaged."""
+    """Parse registry.json, which only this module writes; a lookup or conversion error means that it is damaged."""
     value = json.loads(text)
     if value["version"] != _VERSION:
         raise ValueError(f"version {value['version']!r}, not {_VERSION}")

@@ -44,7 +44,7 @@ class Removal:
             _delete(library, model)
             return f"deleted the vocabulary of {model.reference}"
         was_default, other_names = library.is_default(model), self._other_names
-        report = self._deletion() if self._deletes_files else self._kept_file(other_names)
+        report = self._delete_files() if self._deletes_files else self._kept_file(other_names)
         if model.file:
             library.registry.remove(model.file.name)
         if not other_names:
@@ -73,7 +73,7 @@ class Removal:
             return f"removed {name} from the list; its file no longer exists"
         return f"removed {name} from the list; kept {path}{f', {others[0]} uses it' if others else ''}"
 
-    def _deletion(self) -> str:
+    def _delete_files(self) -> str:
         name, freed = self.model.reference, _delete(self.library, self.model)
         if not freed:
             return f"removed {name}; its file is kept, since another revision in the cache uses it"

@@ -15,6 +15,8 @@ from merges import FOUR_LAYERS, LAYERS_12B, TWICE, TWO_TIMES, Home, assert_layer
 from mistral_shape import METADATA, model_tensors
 from tiny_models import write_quantized
 
+from cerebrum_cli.merge.merge import DISK_RESERVE
+
 pytestmark = pytest.mark.slow
 
 REPOSITORY = "someone/Tiny-GGUF"
@@ -154,6 +156,18 @@ def test_merge_pull_uses_a_path_without_listing_it(home: Home, tinies: dict[str,
     [made] = home.rows
     assert (made["reference"], made["merged_from"]) == ("own:Q8_0", ["elsewhere.gguf"])
     assert_layers_copied([Path(made["path"])], [source], range(4))
+
+
+def test_merge_pull_checks_the_disk_before_it_downloads(
+    home: Home, tinies: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def problem(free: int) -> str:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        return home.run("pull", "--offline", "own:Q4_K_M").err
+
+    need = 2_700_000 + DISK_RESERVE
+    assert "not enough disk space" in problem(need - 1)
+    assert "tiny:Q4_K_M is not downloaded" in problem(need)
 
 
 def test_merge_pull_builds_and_deletes_a_models_toml_row(home: Home, tinies: dict[str, Path]) -> None:

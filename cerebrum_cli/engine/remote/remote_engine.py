@@ -218,6 +218,7 @@ class PooledEngine(Engine):
             if self._pool is None:
                 raise EngineError("loading interrupted") from error
         finally:
+            self._serving = None  # nothing may interrupt the closing of connections
             if pool:
                 await pool.close()
 
@@ -251,7 +252,9 @@ class RemoteEngine(PooledEngine):
         self._endpoints = endpoints
         self._earlier = earlier
         self._window = window
-        threading.Thread(target=import_http).start()  # while native code loads the vocabulary
+        threading.Thread(
+            target=import_http, name="servers: imports", daemon=True
+        ).start()  # while native code loads the vocabulary
         super().__init__(open_vocabulary, timeouts)
 
     async def _find_servers(self) -> Sequence[HttpServer]:
