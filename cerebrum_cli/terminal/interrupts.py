@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any
 
-from cerebrum_cli.core.errors import Interrupted
+from cerebrum_cli.core.errors import CerebrumError, Interrupted
 from cerebrum_cli.core.signals import exit_process, is_importing
 from cerebrum_cli.terminal.streams import Streams, discard_closed
 
@@ -84,7 +84,10 @@ def interruptible(hint: str) -> Iterator[None]:
     old = install_handlers(interrupt)
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, CerebrumError) as error:
+        if isinstance(error, CerebrumError) and not signals:
+            raise
+        # Some libraries catch KeyboardInterrupt: fsspec then states that a file does not exist.
         raise Interrupted(signals[0] if signals else signal.SIGINT, hint) from None
     finally:
         restore_handlers(old)

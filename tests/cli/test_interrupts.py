@@ -16,7 +16,7 @@ import pytest
 from command_line import CommandLine
 from person import SHELL, OpenTerminal, Person
 
-from cerebrum_cli.core.errors import Interrupted
+from cerebrum_cli.core.errors import CerebrumError, Interrupted, UsageError
 from cerebrum_cli.doctor.checks import NANO
 from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -44,6 +44,19 @@ def test_interruptible_with_a_second_signal_at_any_line_of_its_handler(line: int
             time.sleep(0.1)
         finally:
             sys.settrace(before)
+
+
+@pytest.mark.parametrize(("is_signalled", "expected"), [(True, Interrupted), (False, UsageError)])
+def test_interruptible_notices_a_signal_that_a_library_swallows(
+    is_signalled: bool, expected: type[CerebrumError]
+) -> None:
+    with pytest.raises(expected), interruptible("run it again"):
+        try:
+            if is_signalled:
+                signal.raise_signal(signal.SIGINT)
+        except BaseException as error:
+            raise UsageError("no such file") from error
+        raise UsageError("no such file")
 
 
 def test_interruptible_lets_an_import_finish_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
