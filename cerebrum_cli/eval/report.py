@@ -35,14 +35,16 @@ class RunningScore:
         self._marks: dict[QuestionId, list[bool | None]] = {}
         self._scores: list[float] = []  # of the questions without a skipped sample
         self._clusters: list[object] = []
-        self._estimate: Estimate | None = None  # of these scores; made when it is asked for
+        self._estimate: Estimate | None = None
+        self._estimated = 0  # number of scores that it is of
         self._unanswered = self._cut_off = 0
 
     @property
     def event(self) -> EvalProgress:
         """The progress of the run. Accuracy and interval are those of the questions without a skipped sample."""
-        if self._estimate is None and self._scores:
-            self._estimate = estimate(self._scores, self._clusters)
+        new = len(self._scores) - self._estimated
+        if new > self._estimated // 500 or (new and self.questions == self.all_questions):  # each takes as long as all
+            self._estimate, self._estimated = estimate(self._scores, self._clusters), len(self._scores)
         taken = max(1, self.done - self.skipped)
         return EvalProgress(
             self.done,
@@ -72,7 +74,6 @@ class RunningScore:
         if None not in marks:
             self._scores.append(marks.count(True) / self._samples)
             self._clusters.append((sample.id,) if sample.cluster is None else sample.cluster)
-            self._estimate = None
 
 
 @dataclass(frozen=True, slots=True)
