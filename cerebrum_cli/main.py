@@ -86,6 +86,7 @@ def options(
 
 def run(arguments: list[str] | None = None, app: App | None = None) -> int:
     """Run one command line and return its exit code: the single error handler."""
+    only = None
     try:
         words = sys.argv[1:] if arguments is None else arguments
         if environment(COMPLETION) is not None:

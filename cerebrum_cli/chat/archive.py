@@ -112,7 +112,7 @@ def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation
     try:
         conversation = conversation_from_messages([*map(_openai_message, items)], source, is_request=False)
     except UsageError as error:
-        raise SessionError(error.message, error.hint) from error
+        raise SessionError(error.message, _EXPECTED) from error
     if not conversation.messages:
         raise SessionError(f"{source} holds no turns", _EXPECTED)
     return (printable_name(name) or None if isinstance(name, str) else None), conversation

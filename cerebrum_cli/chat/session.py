@@ -117,7 +117,7 @@ def message_from_row(row: sqlite3.Row) -> StoredMessage:
 def session_from_row(row: sqlite3.Row) -> Session:
     """Convert a row to a session. Raises sqlite3.DatabaseError if the row is damaged."""
     with _reading("session", row):
-        return Session(**{**dict(row), "params": json.loads(row["params"] or "{}")})
+        return Session(**{**dict(row), "params": json.loads(row["params"] or "{}") or {}})
 
 
 @contextmanager

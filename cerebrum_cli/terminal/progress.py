@@ -255,7 +255,8 @@ class BatchProgress:
         left = f"{format_duration(seconds / done * (rows.total - rows.done))} left" if done else self._phase
         speeds = []
         if seconds > 1:
-            speed, rates = f"{self._tokens / seconds:.1f} tokens/s", server_rates(self._servers, seconds)
+            tokens = max(self._tokens, sum(server.tokens for server in self._servers))  # some servers send no ids
+            speed, rates = f"{tokens / seconds:.1f} tokens/s", server_rates(self._servers, seconds)
             speeds = [f"{speed} ({rates})", speed] if rates else [speed]
         for texts in batch_texts(rows, speeds, left):
             done_text, clauses, tail = texts

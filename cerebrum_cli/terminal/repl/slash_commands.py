@@ -41,7 +41,6 @@ from cerebrum_cli.terminal.tables import (
     PIPE_WIDTH,
     context_text,
     print_prompts,
-    print_rows,
     print_sessions,
     settings_lines,
     stats_line,
@@ -117,7 +116,10 @@ def show_settings(repl: Repl, _: SlashLine) -> None:
 def use_prompt(repl: Repl, line: SlashLine) -> None:
     if not line.argument:
         rows = [saved.as_object() for saved in repl.prompts.values()]
-        print_rows(repl.streams, rows, False, print_prompts, NO_PROMPTS)
+        if rows:
+            print_prompts(repl.streams, rows)
+        else:
+            repl.streams.info(NO_PROMPTS)
         return
     saved = find_prompt(repl.prompts, line.argument)
     with unchanged_on_interrupt("settings unchanged"):
