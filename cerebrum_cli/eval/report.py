@@ -43,7 +43,8 @@ class RunningScore:
     def event(self) -> EvalProgress:
         """The progress of the run. Accuracy and interval are those of the questions without a skipped sample."""
         new = len(self._scores) - self._estimated
-        if new > self._estimated // 500 or (new and self.questions == self.all_questions):  # each takes as long as all
+        # An estimate takes time in proportion to all scores, so of thousands it is made again only now and then.
+        if new > self._estimated // 500 or (new and self.questions == self.all_questions):
             self._estimate, self._estimated = estimate(self._scores, self._clusters), len(self._scores)
         taken = max(1, self.done - self.skipped)
         return EvalProgress(
