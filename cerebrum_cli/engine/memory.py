@@ -20,6 +20,9 @@ CPU_UBATCH = 128  # tokens; small, since an interrupt waits for the current step
 GPU_UBATCH = 512
 EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known
 PADDING = 256  # tokens; llama.cpp rounds contexts up to it
+MIN_OUTPUTS = 64  # rows with logits that a step may have in any context: the most of a step with drafted tokens
+OUTPUT_BYTES = 32 * 2**20  # of logits in one step, for texts to score: 256 rows of a vocabulary of 32,000 tokens
+CHECKPOINTS, MIN_CHECKPOINTS, CHECKPOINT_BYTES = 8, 2, 512 * 2**20  # number, and bytes of all of them together
 
 # Rough costs of a group of sequences, as multiples of the time in which one more sequence is decoded beside others.
 GROUP_COST = 16  # a new context, common prefixes evaluated again, and idle slots while its last sequences are decoded
@@ -82,6 +85,21 @@ class ContextOptions:
         """Number of KV caches of that length."""
         return 1 if self.kv_unified else self.slots
 
+    def cells(self, layer: LayerSizes) -> int:
+        """Number of tokens that each KV cache holds of a layer: with a sliding window, no more than a step reads."""
+        length = pad_length(self.length)
+        if not layer.window:
+            return length
+        windows = self.slots if self.kv_unified else 1
+        return min(length, pad_length(layer.window * windows + self.n_ubatch))
+
+    def n_outputs_max(self, vocabulary_size: int) -> int:
+        """Maximum number of rows with logits in one decode; llama.cpp aborts the process for more."""
+        if self.pad_steps:  # marks rows of padding too
+            return max(self.slots, self.n_ubatch)
+        scored = OUTPUT_BYTES // (4 * max(1, vocabulary_size))
+        return max(self.slots, min(self.n_ubatch, max(MIN_OUTPUTS, scored)))
+
     def token_bytes(self, layer: LayerSizes) -> float:
         keys, values = CACHE_ELEMENT_SIZE[self.cache_type_k], CACHE_ELEMENT_SIZE[self.cache_type_v]
         return layer.key_length * keys + layer.value_length * values
@@ -117,6 +135,7 @@ def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence
     inputs = 4 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
     host += compute_bytes(sizes, context) if on_host else inputs
     host += sizes.output_bytes if on_host > len(layers) else 0
+    host += checkpoint_budget(sizes, context)
     devices, start = list[int](), on_host
     for count in offloaded:
         end = start + count
@@ -131,7 +150,8 @@ def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence
 def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     """Size of the compute buffer, measured on several architectures: the largest of a layer's phases or the logits."""
     embedding, state = sizes.embedding_length, max((layer.state_bytes for layer in sizes.layers), default=0)
-    logits = 4 * context.n_ubatch * (sizes.vocabulary_size + 2 * embedding)
+    outputs = min(context.n_ubatch, context.n_outputs_max(sizes.vocabulary_size))
+    logits = 4 * (outputs * sizes.vocabulary_size + 2 * context.n_ubatch * embedding)
     feed_forward = 4 * context.n_ubatch * (4 * embedding + sizes.activation_length) + _mask_bytes(sizes, context)
     attention = 0
     if context.flash_attention is False:
@@ -140,14 +160,29 @@ def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     return max(logits, feed_forward, attention) + state * context.slots
 
 
+def checkpoint_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
+    """Size of a sequence's recurrent states and windows: what cannot be trimmed. 0 if everything can."""
+    length = pad_length(context.length)
+    windows = [layer for layer in sizes.layers if context.cells(layer) < length]
+    states = sum(layer.state_bytes for layer in sizes.layers)
+    return states + sum(int(context.token_bytes(layer) * layer.window) for layer in windows)
+
+
+def checkpoint_budget(sizes: ModelSizes, context: ContextOptions) -> int:
+    """Bytes of the host's memory for checkpoints of sequences, which a context with one KV cache needs."""
+    if context.n_streams > 1:
+        return 0
+    each = checkpoint_bytes(sizes, context)
+    return max(MIN_CHECKPOINTS * each, min(CHECKPOINTS * each, CHECKPOINT_BYTES))
+
+
 def is_quantized(cache_type: str | None) -> bool:
     return cache_type is not None and cache_type.startswith("q")
 
 
 def sequence_bytes(layers: Sequence[LayerSizes], context: ContextOptions) -> int:
     """Size of one sequence in the KV cache and recurrent states of these layers."""
-    tokens = pad_length(context.length)
-    return sum(int(context.token_bytes(each) * tokens) + each.state_bytes for each in layers)
+    return sum(int(context.token_bytes(each) * context.cells(each)) + each.state_bytes for each in layers)
 
 
 def fits(needs: MemoryNeeds, free: FreeMemory) -> bool:
@@ -281,14 +316,16 @@ def group_lengths(lengths: Iterable[int], slots_for: Callable[[int], int]) -> li
 
 
 def _layer_bytes(layer: LayerSizes, context: ContextOptions) -> int:
-    cells = pad_length(context.length) * context.n_streams
+    cells = context.cells(layer) * context.n_streams
     weights = layer.weight_bytes + layer.adapter_bytes
     return weights + int(context.token_bytes(layer) * cells) + layer.state_bytes * context.slots
 
 
 def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
+    """Size of the attention masks, one for each kind of layers."""
     element = 4 if context.flash_attention is False else 2
-    return element * sizes.n_masks * context.n_ubatch * pad_length(context.length) * bool(sizes.kv_length)
+    masked = {layer.window: context.cells(layer) for layer in sizes.layers if layer.key_length}
+    return element * context.n_ubatch * sum(masked.values())
 
 
 def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...], count: int) -> tuple[int, ...]:

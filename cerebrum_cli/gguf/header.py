@@ -21,7 +21,7 @@ from cerebrum_cli.gguf.parser import (
     parse_tables,
     read_tables,
 )
-from cerebrum_cli.gguf.sizes import ModelSizes, model_sizes
+from cerebrum_cli.gguf.sizes import ModelSizes, layer_windows, model_sizes
 from cerebrum_cli.gguf.types import FILE_TYPES
 
 # Layout of Mixtral files before April 2024, one tensor per expert, which llama.cpp no longer loads.
@@ -115,8 +115,9 @@ def _header(path: Path, tables: Tables) -> Header:
     kv_heads = integers.per_layer("attention.head_count_kv") or heads
     tokens = metadata.get("tokenizer.ggml.tokens")
     vocabulary_size = tokens.length if isinstance(tokens, Array) else integers.hyperparameter("vocab_size")
-    pattern = metadata.get(f"{architecture}.attention.sliding_window_pattern")
-    windows = pattern.values if isinstance(pattern, Array) else ()
+    listed = metadata.get(f"{architecture}.attention.sliding_window_pattern")
+    pattern = listed.values if isinstance(listed, Array) else listed if isinstance(listed, int) else 0
+    windows = layer_windows(architecture, integers.layers(), integers.hyperparameter, pattern)
     sizes = [(tensor.name, tensor.size) for tensor in tensors]
     file_type, template = integers.optional("general.file_type"), metadata.get("tokenizer.chat_template")
     return Header(

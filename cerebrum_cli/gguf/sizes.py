@@ -14,11 +14,33 @@ _KEYS = {"attn_k", "attn_kv_a_mqa", "attn_k_b"}
 _RECURRENT = ("ssm_", "time_mix_", "shortconv")
 _INPUT = ("token_", "per_layer_token_embd", "position_embd")
 
+# By general.architecture: every n-th layer has no sliding window, the first of n where n is negative, and the window if
+# the file has none (src/models in llama.cpp 0c1e57098). Files of other architectures list their layers with a window.
+_WINDOW_PATTERNS = {
+    "afmoe": (4, 0),
+    "cohere2": (4, 0),
+    "cohere2moe": (-4, 0),
+    "exaone-moe": (4, 128),
+    "exaone4": (4, 0),
+    "gemma2": (2, 4096),
+    "gemma3": (6, 0),
+    "gemma3n": (5, 0),
+    "gpt-oss": (2, 0),
+    "laguna": (-4, 0),
+    "llama4": (4, 8192),
+    "mellum": (4, 0),
+    "muse-glimmer": (4, 0),
+    "olmo2": (4, 0),
+    "plamo3": (8, 0),
+    "smallthinker": (-4, 0),
+}
+
 
 class LayerSizes(NamedTuple):
     """One layer: bytes of weights, elements of keys and of values per token, bytes of state per sequence.
 
-    `adapter_bytes` are the weights of adapters, which are allocated where those of the model may be mapped.
+    `adapter_bytes` are the weights of adapters, which are allocated where those of the model may be mapped. A layer
+    with a sliding window attends to the last `window` tokens only; 0 is all of them.
     """
 
     weight_bytes: int
@@ -26,6 +48,7 @@ class LayerSizes(NamedTuple):
     value_length: int = 0
     state_bytes: int = 0
     adapter_bytes: int = 0
+    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +58,7 @@ class ModelSizes:
     `input_bytes` are the token embeddings, which llama.cpp leaves in host memory; `output_bytes` are the output matrix
     and its norm, which it offloads as one more layer, with a copy of the embeddings if `is_tied`. The other sizes
     determine the compute buffers, as numbers of elements per token: an embedding, the activations of a layer, and
-    logits. A model with sliding windows has two attention masks. `head_lengths` are the elements of a key and of a
-    value in one head, for each kind of attention layers.
+    logits. `head_lengths` are the elements of a key and of a value in one head, for each kind of attention layers.
     """
 
     layers: tuple[LayerSizes, ...]
@@ -47,7 +69,6 @@ class ModelSizes:
     activation_length: int = 0
     vocabulary_size: int = 0
     n_heads: int = 0
-    n_masks: int = 1
     head_lengths: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -101,12 +122,12 @@ def model_sizes(
     hyperparameter: Callable[[str], int],
     per_layer: Callable[[str], tuple[int, ...]],
     vocabulary_size: int,
-    windows: Sequence[object] = (),
+    windows: Sequence[int] = (),
 ) -> ModelSizes:
     """Sizes of a model from the names and bytes of its tensors and from its metadata, 0 and () where a key is not set.
 
-    `windows` are the layers with a sliding window. A layer without tensors, as in the first part of a split file,
-    counts as an attention layer.
+    `windows` as in `layer_windows`. A layer without tensors, as in the first part of a split file, counts as an
+    attention layer.
     """
     weights: dict[int, int] = defaultdict(int)
     names: dict[int, set[str]] = defaultdict(set)
@@ -133,11 +154,12 @@ def model_sizes(
     layers, head_lengths = [], set()
     for index, heads_here in enumerate(kv_heads or (0,) * hyperparameter("block_count")):
         n_kv = heads_here if index < n_cached and _attends(names[index]) else 0
-        key_length, value_length = window_lengths if index < len(windows) and windows[index] else lengths
+        window = windows[index] if index < len(windows) else 0
+        key_length, value_length = window_lengths if window else lengths
         if n_kv:
             head_lengths.add((key_length, value_length))
         state_bytes = _STATE_BYTES * _state_length(hyperparameter, max(heads, default=0)) * _recurs(names[index])
-        layers.append(LayerSizes(weights[index], n_kv * key_length, n_kv * value_length, state_bytes))
+        layers.append(LayerSizes(weights[index], n_kv * key_length, n_kv * value_length, state_bytes, 0, window))
     input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))
     return ModelSizes(
         tuple(layers),
@@ -148,9 +170,24 @@ def model_sizes(
         _activation_length(hyperparameter, per_layer),
         vocabulary_size,
         max(heads, default=0),
-        2 if hyperparameter("attention.sliding_window") else 1,
         tuple(sorted(head_lengths)),
     )
+
+
+def layer_windows(
+    architecture: str, n_layers: int, hyperparameter: Callable[[str], int], pattern: int | Sequence[object]
+) -> tuple[int, ...]:
+    """Sliding window of each layer in tokens, 0 for none.
+
+    `pattern` are the layers with a window or how often one has none, as in the file, which may omit it: 0.
+    """
+    period, default = _WINDOW_PATTERNS.get(architecture, (0, 0))
+    window = hyperparameter("attention.sliding_window") or default
+    if isinstance(pattern, int):
+        every = abs(pattern or period)
+        dense = every - 1 if period > 0 else 0
+        pattern = [index % every != dense for index in range(n_layers)] if period else ()
+    return tuple(window * bool(each) for each in pattern)
 
 
 def _attends(names: Set[str]) -> bool:

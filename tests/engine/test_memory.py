@@ -20,6 +20,8 @@ from cerebrum_cli.engine.memory import (
     Device,
     FreeMemory,
     MemoryNeeds,
+    checkpoint_budget,
+    compute_bytes,
     fits,
     group_lengths,
     host_bytes,
@@ -31,7 +33,7 @@ from cerebrum_cli.engine.memory import (
     require_devices,
 )
 from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes, model_sizes, uniform_sizes
+from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes, layer_windows, model_sizes, uniform_sizes
 
 MIB, GIB = 2**20, 2**30
 
@@ -68,13 +70,21 @@ def logged_mib(path: Path, options: ContextOptions, monkeypatch: pytest.MonkeyPa
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, False
     model = llama.llama_model_load_from_file(str(path).encode(), params)
-    context = llama.llama_init_from_model(model, context_params(options))
+    vocabulary_size = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+    context_parameters = context_params(options, vocabulary_size)
+    context_parameters.swa_full = False
+    context = llama.llama_init_from_model(model, context_parameters)
     assert context
     llama.llama_free(context)
     llama.llama_model_free(model)
     lines = [line for line in logged if "buffer size =" in line]
     assert any("compute" in line for line in lines)
     return sum(float(size) for line in lines for size in re.findall(r"buffer size =\s+([\d.]+) MiB", line))
+
+
+def logged_needs(sizes: ModelSizes, options: ContextOptions) -> float:
+    """Planned memory in MiB, without the checkpoints, which are ours."""
+    return (memory_needs(sizes, options).total - checkpoint_budget(sizes, options)) / MIB
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +109,14 @@ def test_plan_is_within_a_tenth_of_logged_buffers(
     model: str, options: ContextOptions, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path: Path = request.getfixturevalue(model)
-    planned = memory_needs(read_header(path).sizes, options).total / MIB
+    planned = logged_needs(read_header(path).sizes, options)
     assert planned == pytest.approx(logged_mib(path, options, monkeypatch), rel=0.1, abs=0.1)
 
 
 @pytest.mark.slow
 def test_plan_of_a_quantized_cache_is_within_a_tenth(monkeypatch: pytest.MonkeyPatch, starter: Path) -> None:
     options = ContextOptions(8192, 1, 1, 128, cache_type_k="q8_0", cache_type_v="q8_0")
-    planned = memory_needs(read_header(starter).sizes, options).total / MIB
+    planned = logged_needs(read_header(starter).sizes, options)
     assert planned == pytest.approx(logged_mib(starter, options, monkeypatch), rel=0.1)
 
 
@@ -172,19 +182,13 @@ def test_plan_copies_tied_embeddings_to_the_gpu() -> None:
     assert plan(tied)[1].host == plan(MISTRAL)[1].host - 256 * MIB
 
 
-@pytest.mark.parametrize(
-    ("host", "context"),
-    [
-        (64 * GIB, 8192),
-        (WEIGHTS + HEADROOM + GIB + COMPUTE + LOGITS, 8192),
-        (WEIGHTS + HEADROOM + GIB + COMPUTE + LOGITS - 1, 8192 - 256),
-        (WEIGHTS + HEADROOM + GIB // 2 + COMPUTE + LOGITS, 4096),
-        (GIB, 256),
-    ],
-)
-def test_plan_context_is_the_default_or_what_fits(host: int, context: int) -> None:
-    flat = replace(MISTRAL, n_masks=0, activation_length=3 * 14336 + 4096)  # without the mask, the buffer is constant
-    assert plan_context(flat, CHAT, "auto", FreeMemory(host)) == context
+@pytest.mark.parametrize("length", [8192, 4096, 512])
+def test_plan_context_is_the_default_or_what_fits(length: int) -> None:
+    needed = HEADROOM + memory_needs(MISTRAL, replace(CHAT, length=length)).host
+    assert plan_context(MISTRAL, CHAT, "auto", FreeMemory(64 * GIB)) == 8192
+    assert plan_context(MISTRAL, CHAT, "auto", FreeMemory(needed)) == length
+    assert plan_context(MISTRAL, CHAT, "auto", FreeMemory(needed - 1)) == length - 256
+    assert plan_context(MISTRAL, CHAT, "auto", FreeMemory(GIB)) == 256
 
 
 def test_plan_context_uses_the_memory_of_a_gpu_only_if_allowed() -> None:
@@ -222,6 +226,46 @@ def test_plan_slots_counts_recurrent_states() -> None:
     fixed = HEADROOM + 4 * 128 * 32000 + 16 * MIB
     assert plan_slots(MAMBA, 64, batch, (), FreeMemory(fixed + 7 * each)) == 7
     assert memory_needs(MAMBA, batch).total > 64 * 5 * 16 * MIB
+
+
+GEMMA = replace(MISTRAL, layers=(*(LayerSizes(128 * MIB, 1024, 1024, window=1024),) * 5, MISTRAL.layers[0]) * 4)
+
+
+def test_windows_hold_what_a_step_reads() -> None:
+    window, dense = GEMMA.layers[4:6]
+    chat = replace(CHAT, n_ubatch=128)
+    assert (chat.cells(window), chat.cells(dense)) == (1280, 8192), "1,024 and 128 rows, padded to 256"
+    assert replace(chat, length=1024).cells(window) == 1024
+    batch = replace(chat, slots=16)
+    assert (batch.cells(window), replace(batch, kv_unified=True).cells(window)) == (1280, 8192)
+    cache = memory_needs(GEMMA, batch).host - memory_needs(GEMMA, chat).host + checkpoint_budget(GEMMA, chat)
+    assert cache == 15 * (4096 * (4 * 8192 + 20 * 1280) + LOGITS)
+
+
+def test_checkpoints_are_planned_where_tokens_cannot_be_dropped() -> None:
+    window = 20 * 1024 * 4096  # 80 MiB
+    assert checkpoint_budget(MISTRAL, CHAT) == 0
+    assert checkpoint_budget(GEMMA, CHAT) == 512 * MIB, "six of them"
+    assert checkpoint_budget(GEMMA, replace(CHAT, length=1280)) == 0, "a window as large as the context"
+    assert checkpoint_budget(GEMMA, replace(CHAT, slots=2)) == 0, "a batch takes none"
+    assert checkpoint_budget(GEMMA, replace(CHAT, cache_type_k="f32", cache_type_v="f32")) == 512 * MIB
+    assert checkpoint_budget(MAMBA, replace(CHAT, slots=8, kv_unified=True)) == 8 * 64 * MIB
+    many = replace(GEMMA, layers=GEMMA.layers * 4)
+    assert checkpoint_budget(many, CHAT) == 2 * 4 * window, "at least two"
+
+
+def test_outputs_are_limited_to_what_steps_need() -> None:
+    for slots, n_ubatch, vocabulary, outputs in (
+        (1, 128, 32_000, 128),
+        (1, 512, 32_000, 262),  # 32 MiB
+        (1, 512, 248_320, 64),
+        (200, 512, 248_320, 200),
+        (16, 8, 248_320, 16),  # llama.cpp requires one for each slot
+    ):
+        assert ContextOptions(8192, slots, 1, n_ubatch).n_outputs_max(vocabulary) == outputs
+    assert ContextOptions(8192, 16, 1, 256, pad_steps=True).n_outputs_max(248_320) == 256
+    large = replace(MISTRAL, vocabulary_size=248_320)
+    assert compute_bytes(large, CHAT) == COMPUTE, "logits of 64 rows are smaller than a layer's activations"
 
 
 def test_plan_slots_is_limited_by_each_device() -> None:
@@ -272,7 +316,7 @@ def test_plan_of_tuned_layers_beyond_free_memory_is_refused() -> None:
     require_devices(needs, [cuda(8 * GIB)])
 
 
-def sizes_of(kv_heads: tuple[int, ...], windows: tuple[bool, ...] = (), **values: int) -> ModelSizes:
+def sizes_of(kv_heads: tuple[int, ...], windows: tuple[int, ...] = (), **values: int) -> ModelSizes:
     """Sizes by metadata alone; in the names, `__` stands for a dot."""
     given = {name.replace("__", "."): value for name, value in values.items()} | {"block_count": len(kv_heads)}
     return model_sizes(
@@ -287,17 +331,36 @@ def sizes_of(kv_heads: tuple[int, ...], windows: tuple[bool, ...] = (), **values
 def test_sizes_of_windowed_and_shared_layers() -> None:
     sizes = sizes_of(
         (2, 4, 4, 4),
-        (False, True, True, True),
+        (0, 64, 64, 64),
         attention__key_length=512,
         attention__value_length=512,
         attention__key_length_swa=256,
         attention__value_length_swa=128,
         attention__shared_kv_layers=1,
-        attention__sliding_window=64,
     )
     lengths = [(layer.key_length, layer.value_length) for layer in sizes.layers]
     assert lengths == [(1024, 1024), (1024, 512), (1024, 512), (0, 0)]
-    assert sizes.n_masks == 2
+    assert [layer.window for layer in sizes.layers] == [0, 64, 64, 64]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "window", "pattern", "windows"),
+    [
+        ("gemma3", 1024, 0, (1024,) * 5 + (0, 1024)),
+        ("gemma3", 0, 0, (0,) * 7),  # the text models of MedGemma have none
+        ("gemma2", 0, 0, (4096, 0, 4096, 0, 4096, 0, 4096)),
+        ("gpt-oss", 128, 0, (128, 0, 128, 0, 128, 0, 128)),
+        ("cohere2moe", 512, 0, (0, 512, 512, 512, 0, 512, 512)),  # the first of four has none
+        ("olmo2", 512, 3, (512, 512, 0, 512, 512, 0, 512)),
+        ("gemma4", 64, (True, False, True), (64, 0, 64)),
+        ("llama", 4096, 0, ()),  # Mistral 7B 0.1 states one, which llama.cpp ignores
+    ],
+)
+def test_sizes_know_the_windows_of_architectures(
+    architecture: str, window: int, pattern: int | tuple[bool, ...], windows: tuple[int, ...]
+) -> None:
+    values = {"attention.sliding_window": window}
+    assert layer_windows(architecture, 7, lambda key: values.get(key, 0), pattern) == windows
 
 
 def test_sizes_of_latent_attention_have_no_values() -> None:

@@ -33,11 +33,12 @@ def has_recurrent_state(model: Any) -> bool:
     return bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
 
 
-def context_params(options: ContextOptions) -> Any:
+def context_params(options: ContextOptions, vocabulary_size: int) -> Any:
     params = llama.llama_context_default_params()
     params.n_ctx = pad_length(options.length) * options.n_streams
     params.n_seq_max = options.slots
     params.n_batch = params.n_ubatch = options.n_ubatch
+    params.n_outputs_max = options.n_outputs_max(vocabulary_size)
     params.n_threads = options.n_threads
     params.n_threads_batch = options.n_threads_batch or options.n_threads
     params.type_k, params.type_v = CACHE_TYPES[options.cache_type_k], CACHE_TYPES[options.cache_type_v]
@@ -60,7 +61,7 @@ class LlamaContext:
         self, model: Any, options: ContextOptions, stop: StopFlag, adapters: Sequence[tuple[Any, float]] = ()
     ) -> None:
         self._stop = stop  # keeps the buffer alive that native code reads
-        params = context_params(options)
+        params = context_params(options, llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         params.abort_callback = _abort_callback
         params.abort_callback_data = ctypes.cast(stop.buffer, ctypes.c_void_p)
         log.problems.clear()

@@ -46,9 +46,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-MAX_OUTPUT_BYTES = 32 * 2**20  # of logits in one step: 256 rows of a vocabulary of 32,000 tokens
-
-
 class LlamaBackend(LlamaVocabulary):
     """A loaded model. `reserve` creates its context, since creating a large one takes longer than a short answer.
 
@@ -205,7 +202,7 @@ class LlamaBackend(LlamaVocabulary):
 
     @property
     def max_outputs(self) -> int:
-        return max(1, MAX_OUTPUT_BYTES // (4 * self.size))
+        return self._made_with.n_outputs_max(self.size)
 
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
         """Score tokens, row by row: a row stays in the processor's cache, all rows together do not."""
@@ -250,7 +247,7 @@ class LlamaBackend(LlamaVocabulary):
         # With LongRoPE, the keys of a token depend on the context size, so a state would be wrong in another context.
         if self._batch_invariant or uses_long_rope(self._model):
             return None
-        params = context_params(self._made_with)
+        params = context_params(self._made_with, self.size)
         types = f"keys {params.type_k}, values {params.type_v}, flash attention {params.flash_attn_type}"
         return f"llama.cpp {library_digest()}, {types}, sequences {1 if params.kv_unified else params.n_seq_max}"
 

@@ -137,7 +137,7 @@ class TrialModel:
         """Ranges of tokens that are evaluated in one step each."""
         start = 0
         while start < count:
-            end = min(count, start + self.backend.prefill_chunk(start))
+            end = min(count, start + min(self.backend.prefill_chunk(start), self.backend.max_outputs))
             yield start, end
             start = end
 
