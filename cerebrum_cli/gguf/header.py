@@ -31,7 +31,8 @@ GENERATIVE_HINT = "use a decoder-only model; cerebrum list --available shows som
 
 _EMBEDS = "which computes embeddings and generates no text"
 _ENCODER_ONLY = f"an encoder-only model, {_EMBEDS}"
-_POOLING = {4: "a reranker, which scores texts and generates none"}  # LLAMA_POOLING_TYPE_RANK; 0 is none
+_RERANKER = "a reranker, which scores texts and generates none"
+_NO_POOLING, _RANK = (None, 0, 2**32 - 1), 4  # LLAMA_POOLING_TYPE_*; llama.cpp writes "unspecified", -1, unsigned
 # By general.architecture (llama.cpp 0c1e57098). Other files say it in their metadata, and what neither shows,
 # `require_decoder` in engine/llama/load.py finds after loading.
 _ARCHITECTURES = {
@@ -179,9 +180,9 @@ def unsupported_kind(header: Header) -> str | None:
         return kind
     if metadata.get(f"{name}.attention.causal") is False:
         return _ENCODER_ONLY
-    if pooling := metadata.get(f"{name}.pooling_type"):
-        return _POOLING.get(pooling, f"an embedding model, {_EMBEDS}") if isinstance(pooling, int) else None
-    return None
+    if (pooling := metadata.get(f"{name}.pooling_type")) in _NO_POOLING:
+        return None
+    return _RERANKER if pooling == _RANK else f"an embedding model, {_EMBEDS}"
 
 
 def require_generative(path: Path, header: Header) -> None:

@@ -271,6 +271,7 @@ BERT_HINT = " hint: use a decoder-only model; cerebrum list --available shows so
     [
         ("llama", {}, None),
         ("llama", {"attention__causal": True, "pooling_type": 0}, None),
+        ("llama", {"pooling_type": 2**32 - 1}, None),
         ("bert", {}, f"an encoder-only model, {EMBEDS}"),
         ("qwen2", {"attention__causal": False}, f"an encoder-only model, {EMBEDS}"),
         ("qwen3", {"pooling_type": 3}, f"an embedding model, {EMBEDS}"),
