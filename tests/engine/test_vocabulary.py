@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -164,6 +164,32 @@ def test_user_defined_word_is_split_without_a_trace(text: str, marked_mistral: L
 def test_trusted_markup_beside_untrusted_text_is_special(marked_mistral: LlamaBackend) -> None:
     assert THINK in marked_mistral.tokenize((Text("think", True), Text("ing")))
     assert THINK not in marked_mistral.tokenize((Text("thi", True), Text("nk")))
+
+
+HTML = ("<table>", "</td>", "<b>", "  ", "\n\n", "12")
+
+
+@pytest.mark.parametrize(
+    ("template", "known"), [(None, HTML), ("{{ '<b>' + messages[0].content }}", {*HTML} - {"<b>"})]
+)
+def test_untrusted_html_keeps_its_tokens_unless_the_template_uses_them(
+    template: str | None, known: Iterable[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user_defined = (*HTML, "<s>", "</s>", "<user>", "[INST]", "<start_of_turn>", "<unused1>")
+    monkeypatch.setattr(
+        tiny_models,
+        "SPECIAL_TOKENS",
+        {**tiny_models.SPECIAL_TOKENS, **dict.fromkeys(user_defined, tiny_models.USER_DEFINED)},
+    )
+    names = tuple(tiny_models.SPECIAL_TOKENS)
+    with open_vocabulary(tiny_models.write_chatml(tmp_path / "html.gguf", chat_template=template)) as backend:
+        for around in ("", "<", "a"):
+            text = around.join(names)
+            ids = backend.tokenize((Text(text),))
+            assert pieces(backend, ids).decode() == text
+            assert [names[token] for token in ids if token < len(names)] == [each for each in HTML if each in known]
+        trusted = backend.tokenize((Text("".join(user_defined), True),))
+        assert [names[token] for token in trusted] == [*user_defined]
 
 
 @pytest.mark.slow

@@ -2,14 +2,15 @@
 
 Trusted text is split at the vocabulary's control tokens. The text between them is joined with the untrusted text beside
 it and tokenized as plain characters, as the model saw it in training. Even then llama.cpp matches tokens of type
-USER_DEFINED, so untrusted text is also split inside those. Text that continues after such a split, or after a reply's
-tokens, must not get the leading space that SentencePiece adds at the start: it is tokenized after an anchor, whose
-tokens are dropped.
+USER_DEFINED, so untrusted text is also split inside those, except for white space, digits and HTML tags, which open no
+turn. Text that continues after such a split, or after a reply's tokens, must not get the leading space that
+SentencePiece adds at the start: it is tokenized after an anchor, whose tokens are dropped.
 """
 
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -29,6 +30,9 @@ SPACE_PREFIX_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_UGM)
 LOSSLESS_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_BPE)  # others drop white space, for example
 LONG_TEXT = 100_000  # bytes, which take a tenth of a second to tokenize, or many with other tokens between them
 ANCHORS = ("\n", "a", "0", ".")
+BLANK = re.compile(r"\s+|\d+")
+# Gemma's user-defined tags. Any other token might be the markup of some model, as <s> is in most.
+HTML = re.compile(r"</?(?:table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|sub|sup|code)>")
 
 
 class Control(NamedTuple):
@@ -51,6 +55,7 @@ class LlamaVocabulary:
         self._vocab = llama.llama_model_get_vocab(model)
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._space_prefix = llama.llama_vocab_type(self._vocab) in SPACE_PREFIX_TYPES
+        self._template = (llama.llama_model_chat_template(model, None) or b"").decode("utf-8", "replace")
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
 
     def tokenize(self, parts: Iterable[PromptPart]) -> tuple[int, ...]:
@@ -210,9 +215,11 @@ class LlamaVocabulary:
         return ids
 
     def _is_markup(self, token: int) -> bool:
-        """Whether a token is markup that plain text can match; whitespace, user-defined in Gemma, is not."""
+        """Whether a token is markup that plain text can match; an HTML tag only if the chat template contains it."""
         spelling = self._spelling(token) if self._attribute(token) & USER_DEFINED else ""
-        return len(spelling) > 1 and not spelling.isspace()
+        if len(spelling) < 2 or BLANK.fullmatch(spelling):
+            return False
+        return not HTML.fullmatch(spelling) or spelling in self._template
 
     def _spelling(self, token: int) -> str:
         return self.piece(token, special=True).decode("utf-8", "replace")
