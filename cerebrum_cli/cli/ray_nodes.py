@@ -29,9 +29,12 @@ LOCAL = re.compile(r"local(:[1-9]\d?)?")
 
 @dataclass(frozen=True, slots=True)
 class NodeFile:
-    """The file that nodes open, at the same path as here or in their own caches; `reference` is for messages."""
+    """What nodes open, at the same path as here or in their own caches: the digests and the size of its files.
 
-    sha256: str
+    `reference` is for messages.
+    """
+
+    identity: str
     size: int
     path: Path
     reference: str
@@ -62,8 +65,7 @@ def find_nodes(app: App, model: Model, text: str, is_tuned: bool) -> RayNodes:
     from cerebrum_cli.engine.cluster.ray_cluster import require_ray
 
     require_ray()
-    digest = app.library.digest(model, lambda *_: None)
-    file = NodeFile(digest.sha256, digest.size, model.path, model.reference)
+    file = NodeFile(app.library.hashed_identity(model), model.size, model.path, model.reference)
     nodes = int((local[1] or ":1")[1:]) if local else 0
     return RayNodes(None if local else text, nodes, file, is_tuned)
 
@@ -91,12 +93,12 @@ def open_on_node(file: NodeFile, settings: Settings, use: ModelUse, is_tuned: bo
 def find_file(library: Library, file: NodeFile) -> Model:
     with suppress(ModelNotFound, ModelFileError):
         model = library.model_at(file.path)
-        if model.path.stat().st_size == file.size and library.digest(model, lambda *_: None).sha256 == file.sha256:
+        if model.size == file.size and library.hashed_identity(model) == file.identity:
             return model
     for model in library.models():
-        if model.is_readable and library.identity(model).partition(" ")[0] == file.sha256:
+        if model.is_readable and library.file_identity(model) == file.identity:
             return model
-    problem = f"{file.reference} is not installed on this node: no file has its SHA-256, {file.sha256[:12]}..."
+    problem = f"{file.reference} is not installed on this node: no file has its SHA-256, {file.identity[:12]}..."
     raise ModelNotFound(problem, f"cerebrum pull {file.reference} there, or use a path that all nodes share")
 
 

@@ -40,10 +40,9 @@ class CachedModel:
     blobs: tuple[Path, ...]
 
     @property
-    def sha256(self) -> str | None:
-        """Digest of the first file, from the name of its blob; None on a file system without links."""
-        name = self.blobs[0].name
-        return name if SHA256.fullmatch(name) else None
+    def digests(self) -> tuple[str | None, ...]:
+        """Digests of the files, from the names of their blobs; None on a file system without links."""
+        return tuple(blob.name if SHA256.fullmatch(blob.name) else None for blob in self.blobs)
 
 
 class CachedFile(NamedTuple):

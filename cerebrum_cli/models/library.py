@@ -187,28 +187,35 @@ class Library:
         return f"{file}{ADAPTED}{model.adapter_identity}" if model.adapters else file
 
     def file_identity(self, model: Model) -> str:
-        """Unique text for a model's file: its digest if known without reading it, else path, sizes and time."""
-        known, stats = self._known_digest(model), [path.stat() for path in model.paths]
-        first = known.sha256 if known else f"{model.path} {stats[0].st_mtime_ns}"
-        return " ".join((first, *(str(stat.st_size) for stat in stats)))
+        """Unique text for a model's files: of each its digest if known without reading it, else path and time; size."""
+        digests = (self._known_digest(model, part) for part in range(len(model.paths)))
+        files = ((known, path, path.stat()) for known, path in zip(digests, model.paths, strict=True))
+        return " ".join(
+            f"{known.sha256 if known else f'{path} {stat.st_mtime_ns}'} {stat.st_size}" for known, path, stat in files
+        )
 
-    def digest(self, model: Model, on_progress: OnProgress) -> Digest:
-        """Digest of a model's first file: the name of its blob, else stored, else computed."""
-        if known := self._known_digest(model):
+    def hashed_identity(self, model: Model) -> str:
+        """`file_identity` with the digests of all files, which are computed unless they are known."""
+        digests = (self.digest(model, lambda *_: None, part) for part in range(len(model.paths)))
+        return " ".join(f"{digest.sha256} {digest.size}" for digest in digests)
+
+    def digest(self, model: Model, on_progress: OnProgress, part: int = 0) -> Digest:
+        """Digest of one of a model's files: the name of its blob, else stored, else computed."""
+        if known := self._known_digest(model, part):
             return known
-        if model.file is None:
-            return self.remembered_digest(model.path, on_progress)
+        if model.file is None or part:
+            return self.remembered_digest(model.paths[part], on_progress)
         digest = hash_file(model.path, on_progress)
         with contextlib.suppress(ConfigError):  # read-only directory: it is computed again next time
             self.registry.add(replace(model.file, size=digest.size, mtime_ns=digest.mtime_ns, sha256=digest.sha256))
         return digest
 
-    def _known_digest(self, model: Model) -> Digest | None:
-        """Digest of a model's first file, if that need not be read."""
-        if model.cached and model.cached.sha256:
-            return Digest.known(model.path, model.cached.sha256)
-        if (entry := model.file) is None:
-            return self.registry.digest(model.path)
+    def _known_digest(self, model: Model, part: int) -> Digest | None:
+        """Digest of one of a model's files, if that need not be read."""
+        if model.cached and (sha256 := model.cached.digests[part]):
+            return Digest.known(model.paths[part], sha256)
+        if (entry := model.file) is None or part:
+            return self.registry.digest(model.paths[part])
         stored = Digest(model.path, entry.size, entry.mtime_ns, entry.sha256)
         return stored if stored == Digest.known(model.path, entry.sha256) else None
 

@@ -109,8 +109,8 @@ class Model:
 
     @property
     def is_verified(self) -> bool:
-        """Whether its digest was compared with a published one, or we wrote it ourselves."""
-        if self.file is None or self.file.source == "local":
+        """Whether its digest was compared with a published one, or we wrote it ourselves; unknown of several parts."""
+        if self.file is None or self.file.source == "local" or len(self.paths) > 1:
             return False
         stat = self.path.stat()
         return (stat.st_size, stat.st_mtime_ns) == (self.file.size, self.file.mtime_ns)

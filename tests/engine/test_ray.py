@@ -71,7 +71,7 @@ def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Pa
     here = tmp_path / "chatml.gguf"
     shutil.copyfile(chatml_model, here)
     digest = hash_file(here)
-    file = NodeFile(digest.sha256, digest.size, here, "chatml")
+    file = NodeFile(f"{digest.sha256} {digest.size}", digest.size, here, "chatml")
     assert find_file(library, file).path == here
     elsewhere = tmp_path / "elsewhere.gguf"
     here.rename(elsewhere)

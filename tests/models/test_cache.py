@@ -66,7 +66,7 @@ def test_cache_model_has_repository_commit_names_and_blobs(cache: Cache) -> None
     assert list(cache.models()) == [
         CachedModel("o/r", NEW, "Q4_K_M", (FILE,), (folder / FILE,), (cache.blob("o/r", digest("a")),))
     ]
-    assert next(cache.models()).sha256 == digest("a")
+    assert next(cache.models()).digests == (digest("a"),)
 
 
 def test_cache_lists_main_first_then_newest(cache: Cache) -> None:
@@ -95,7 +95,7 @@ def test_cache_split_model_requires_all_parts(cache: Cache) -> None:
     assert model.names == ("Q8_0/x-Q8_0-00001-of-00002.gguf", "Q8_0/x-Q8_0-00002-of-00002.gguf")
     assert [path.read_text() for path in model.paths] == ["a", "b"]
     assert [path.name for path in model.blobs] == [digest("a"), digest("b")]
-    assert model.sha256 == digest("a")
+    assert model.digests == (digest("a"), digest("b"))
 
 
 def test_cache_blob_may_be_a_link_or_missing(cache: Cache, tmp_path: Path) -> None:
@@ -105,12 +105,12 @@ def test_cache_blob_may_be_a_link_or_missing(cache: Cache, tmp_path: Path) -> No
     shared.symlink_to(tmp_path / "shared")
     (model,) = cache.models()
     assert model.blobs == (shared,)
-    assert model.sha256 == digest("a")
+    assert model.digests == (digest("a"),)
     assert model.paths[0].read_text() == "a"
     plain = snapshot(cache, NEWER, {}, "o/plain") / FILE  # on a file system without links
     plain.write_text("a")
     model = next(cache.models())
-    assert (model.paths, model.blobs, model.sha256) == ((plain,), (plain,), None)
+    assert (model.paths, model.blobs, model.digests) == ((plain,), (plain,), (None,))
 
 
 def test_cache_ignores_other_files(cache: Cache) -> None:

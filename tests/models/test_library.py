@@ -262,6 +262,21 @@ def test_library_digest_is_stored_until_the_file_changes(library: Library, other
     assert library.digest(library.resolve(str(other)), silent).sha256 == digest
 
 
+def test_library_identity_covers_all_parts_of_a_model(library: Library, other: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"split-0000{part}-of-00002.gguf" for part in (1, 2)]
+    for path in paths:
+        path.write_bytes(other.read_bytes())
+    model, digest = pulled(library, str(paths[0])), hashlib.sha256(other.read_bytes()).hexdigest()
+    identity, hashed = library.file_identity(model), library.hashed_identity(model)
+    assert hashed == " ".join([f"{digest} {other.stat().st_size}"] * 2)
+    assert identity.startswith(hashed[:64]) and library.file_identity(model) == hashed
+    changed(paths[1])
+    os.utime(paths[1], ns=(1, 1))
+    assert len({identity, hashed, library.file_identity(model), library.hashed_identity(model)}) == 4
+    assert model.file
+    assert not replace(model, file=replace(model.file, source="hub")).is_verified
+
+
 def test_listing_describes_a_model_by_file_and_catalogue(library: Library, packed: Path) -> None:
     pulled(library, str(packed))
     description = describe(library, library.resolve("packed"), silent)
