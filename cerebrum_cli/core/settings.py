@@ -39,7 +39,7 @@ class Settings(SamplingParams):
     )
     lora: tuple[str, ...] = option((), "Apply a LoRA adapter, or none (repeatable)", "Model", metavar="FILE[:SCALE]")
     threads: int | None = option(
-        None, "CPU threads [default: all available cores]", "Speed", metavar="N", least=1, most=1024, local=True
+        None, "CPU threads [default: performance cores]", "Speed", metavar="N", least=1, most=1024, local=True
     )
     gpu_layers: str = option(
         "auto",

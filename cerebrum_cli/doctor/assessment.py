@@ -95,9 +95,11 @@ def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
 def assess_threads(processors: Processors, requested: int | None) -> CheckResult:
     """Compare the number of threads to the CPUs this process may use."""
     quota = "no cgroup quota" if processors.quota == inf else f"cgroup quota {processors.quota:g}"
+    slower = processors.cores - processors.performance_cores
     detail = (
-        f"{requested or processors.threads} used; {processors.logical} logical CPUs, {processors.cores} cores,"
-        f" affinity {processors.allowed}, {quota}"
+        f"{requested or processors.threads} used; {processors.cores} cores"
+        + (f" ({slower} of them efficiency cores)" if slower else "")
+        + f", {processors.allowed} of {processors.logical} logical CPUs, {quota}"
     )
     problem = f"{requested} requested, but only {processors.usable} can run concurrently"
     hint = "lower CEREBRUM_THREADS or threads in config.toml"

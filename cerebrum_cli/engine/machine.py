@@ -10,7 +10,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -31,38 +31,85 @@ LISTED_BY = {
     "amx_int8": (5, 16),
     "sme": (5, 19),
 }
-CPUINFO = Path("/proc/cpuinfo")
+MIN_CAPACITY = 0.6  # of the fastest core: Cortex-A55 in an RK3588 has 0.52, Cortex-A76 in a Tensor 0.61
+CPUINFO, DEVICES = Path("/proc/cpuinfo"), Path("/sys/devices")
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
 class Processors:
-    """Logical CPUs and cores of this machine, and how many of them this process may use."""
+    """Logical CPUs of this machine, and what this process may use of it.
+
+    Hyper-threads count as `allowed` CPUs, but not as `cores`. `performance_cores` are the cores that are not efficiency
+    cores, or all if there are none. `quota` is that of the cgroups, in CPUs.
+    """
 
     logical: int
-    cores: int
     allowed: int
+    cores: int
+    performance_cores: int
     quota: float
 
     @property
     def threads(self) -> int:
-        """Fastest number of threads for decoding: one for each core this process may use."""
-        allowed = self.cores if self.allowed == self.logical else self.allowed
-        return max(1, math.ceil(min(allowed, self.quota)))
+        """Fastest number of threads for decoding: the threads wait for the slowest core after each operation."""
+        return self._within_quota(self.performance_cores)
+
+    @property
+    def most_threads(self) -> int:
+        """Largest number of threads that may be faster: with efficiency cores, or with hyper-threads if it has none."""
+        return self._within_quota(self.cores if self.cores > self.performance_cores else self.allowed)
 
     @property
     def usable(self) -> int:
         """Number of threads that can run concurrently, hyper-threads included."""
-        return max(1, math.ceil(min(self.allowed, self.quota)))
+        return self._within_quota(self.allowed)
+
+    def _within_quota(self, count: int) -> int:
+        return max(1, math.ceil(min(count, self.quota)))
 
 
 def processors() -> Processors:
     """Count the CPUs, within this process's affinity and its cgroups' quotas."""
-    import psutil
+    logical = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return linux_processors(logical, os.sched_getaffinity(0), processor_quota())
+    cores = _sysctl("hw.physicalcpu") or logical
+    return Processors(logical, logical, cores, _sysctl("hw.perflevel0.physicalcpu") or cores, math.inf)
 
-    allowed = allowed_processors()
-    logical = psutil.cpu_count(logical=True) or allowed
-    return Processors(logical, psutil.cpu_count(logical=False) or logical, allowed, processor_quota())
+
+def linux_processors(logical: int, allowed: Set[int], quota: float, devices: Path = DEVICES) -> Processors:
+    """Count cores by what Linux lists in `devices`; where it lists nothing, each CPU is a performance core."""
+    folders = {cpu: devices / "system" / "cpu" / f"cpu{cpu}" for cpu in allowed}
+    fast = allowed & _performance_cpus(devices) or allowed  # an x86 hybrid, unless only efficiency cores are allowed
+    capacities = {cpu: _integer(folders[cpu], "cpu_capacity") for cpu in fast}  # listed for ARM, with 1024 at most
+    fast = {cpu for cpu in fast if capacities[cpu] >= MIN_CAPACITY * max(capacities.values())}
+    siblings = {cpu: _text(folder / "topology" / "thread_siblings_list") or cpu for cpu, folder in folders.items()}
+    cores, performance_cores = (len({siblings[cpu] for cpu in cpus}) for cpus in (allowed, fast))
+    return Processors(logical, len(allowed), cores, performance_cores, quota)
+
+
+def _performance_cpus(devices: Path) -> set[int]:
+    """The performance cores of an x86 processor that also has others: "0-11", for example."""
+    ranges = (part.partition("-") for part in _text(devices / "cpu_core" / "cpus").split(",") if part)
+    return {cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _sysctl(name: str) -> int:
+    """Number that macOS reports by this name; 0 if it knows none."""
+    import ctypes
+
+    value, size = ctypes.c_int64(), ctypes.c_size_t(8)
+    library = ctypes.CDLL(None)
+    failed = library.sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
+    return 0 if failed else value.value
 
 
 def allowed_processors() -> int:

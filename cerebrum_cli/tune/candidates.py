@@ -169,11 +169,9 @@ def unplanned(space: SearchSpace, settings: Settings) -> dict[str, str]:
     return reasons
 
 
-def thread_counts_to_try(default: int, usable: int) -> tuple[int, ...]:
-    """Thread counts besides the default: all available, half of the default, and one less."""
-    return tuple(
-        count for count in sorted({usable, default - 1, (default + 1) // 2}) if count >= 1 and count != default
-    )
+def thread_counts_to_try(default: int, most: int) -> tuple[int, ...]:
+    """Thread counts besides the default: the most that may be faster, half of the default, and one less."""
+    return tuple(count for count in sorted({most, default - 1, (default + 1) // 2}) if count >= 1 and count != default)
 
 
 def load_key(tuning: Tuning) -> tuple[bool | None, str | None]:

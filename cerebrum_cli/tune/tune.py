@@ -125,7 +125,7 @@ def search_space(model: Model, settings: Settings) -> SearchSpace:
         chat=Tuning(repack=plan_repacking(model.quantization, True, architecture())),
         ask=other,
         batch=replace(other, slots=min(BATCH_SLOTS, slots)),
-        threads=() if settings.threads else thread_counts_to_try(cores.threads, cores.usable),
+        threads=() if settings.threads else thread_counts_to_try(cores.threads, cores.most_threads),
         slots=slots,
         layers=model.header.n_layers if settings.gpu_layers == "auto" else 0,
         tries_attention=not sets_attention(settings),

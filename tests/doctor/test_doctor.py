@@ -367,7 +367,7 @@ def test_doctor_warns_about_too_many_threads(tmp_path: Path, monkeypatch: pytest
 
 
 GB = 10**9
-PROCESSORS = Processors(logical=16, cores=8, allowed=16, quota=math.inf)
+PROCESSORS = Processors(logical=16, allowed=16, cores=8, performance_cores=8, quota=math.inf)
 LIMITED = replace(PROCESSORS, quota=1.5)
 MODELS = DirectoryState("models", Path("/m"), True, disk=1, free=9 * GB)
 CACHE, DATA = replace(MODELS, use="prompt cache"), replace(MODELS, use="data", disk=2, free=6 * GB)
@@ -377,16 +377,16 @@ SEEMS = "this machine seems to have a GPU"
 @pytest.mark.parametrize(
     ("result", "status", "detail", "hint"),
     [
-        (assess_threads(PROCESSORS, None), "ok", "8 used; 16 logical CPUs, 8 cores, affinity 16, no cgroup quota", ""),
-        (assess_threads(PROCESSORS, 16), "ok", "16 used; 16 logical CPUs, 8 cores, affinity 16, no cgroup quota", ""),
+        (assess_threads(PROCESSORS, None), "ok", "8 used; 8 cores, 16 of 16 logical CPUs, no cgroup quota", ""),
+        (assess_threads(PROCESSORS, 16), "ok", "16 used; 8 cores, 16 of 16 logical CPUs, no cgroup quota", ""),
         (assess_threads(PROCESSORS, 17), "warning", "17 requested, but only 16 can run concurrently", ""),
         (
-            assess_threads(replace(PROCESSORS, allowed=4), None),
+            assess_threads(replace(PROCESSORS, allowed=4, cores=3, performance_cores=1), None),
             "ok",
-            "4 used; 16 logical CPUs, 8 cores, affinity 4",
+            "1 used; 3 cores (2 of them efficiency cores), 4 of 16 logical CPUs, no cgroup quota",
             "",
         ),
-        (assess_threads(LIMITED, None), "ok", "2 used; 16 logical CPUs, 8 cores, affinity 16, cgroup quota 1.5", ""),
+        (assess_threads(LIMITED, None), "ok", "2 used; 8 cores, 16 of 16 logical CPUs, cgroup quota 1.5", ""),
         (assess_threads(LIMITED, 3), "warning", "3 requested, but only 2 can run concurrently", ""),
         (assess_devices(WITH_GPU, "cuda"), "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),
         (

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,14 @@ from cerebrum_cli.engine.build import build_fingerprint
 from cerebrum_cli.engine.machine import (
     available_memory,
     cgroup_limit,
+    linux_processors,
     load_devices,
     machine_fingerprint,
     machine_memory,
     processor_name,
+    processors,
     save_devices,
+    thread_count,
     total_memory,
 )
 from cerebrum_cli.engine.memory import Device
@@ -59,6 +62,66 @@ def test_cgroup_limit_is_parsed(tmp_path: Path) -> None:
 def test_this_machine_reports_plausible_memory() -> None:
     assert 0 < total_memory() <= psutil.virtual_memory().total
     assert 0 < available_memory() <= total_memory()
+
+
+def record_cpus(
+    devices: Path, cores: list[set[int]], hybrid: str = "", capacities: dict[int, int] | None = None
+) -> Path:
+    """Write what Linux lists in /sys/devices: the CPUs of each core, those of a hybrid's P-cores, and capacities."""
+    siblings = {cpu: ",".join(map(str, sorted(core))) for core in cores for cpu in core}
+    for cpu, text in siblings.items():
+        folder = devices / "system" / "cpu" / f"cpu{cpu}"
+        (folder / "topology").mkdir(parents=True)
+        (folder / "topology" / "thread_siblings_list").write_text(f"{text}\n")
+        if capacities:
+            (folder / "cpu_capacity").write_text(f"{capacities[cpu]}\n")
+    if hybrid:
+        (devices / "cpu_core").mkdir()
+        (devices / "cpu_core" / "cpus").write_text(f"{hybrid}\n")
+    return devices
+
+
+PAIRS, ALONE = [{n, n + 1} for n in range(0, 12, 2)], [{n} for n in range(12, 20)]
+BIG_LITTLE = dict.fromkeys(range(4), 530) | dict.fromkeys(range(4, 8), 1024)
+THREE_KINDS = dict.fromkeys(range(4), 250) | dict.fromkeys((4, 5), 620) | dict.fromkeys((6, 7), 1024)
+EIGHT = [{n} for n in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("cores", "hybrid", "capacities", "allowed", "quota", "expected"),
+    [
+        (PAIRS + ALONE, "0-11", {}, range(20), math.inf, (6, 14, 20)),  # 6 P-cores, 8 E-cores
+        (PAIRS + ALONE, "0-3,6-11", {}, range(20), 8.0, (5, 8, 8)),
+        (PAIRS + ALONE, "0-11", {}, (4, 5), math.inf, (1, 2, 2)),  # a cpuset of both hyper-threads of a core
+        (PAIRS + ALONE, "0-11", {}, (14, 15, 16), math.inf, (3, 3, 3)),
+        (PAIRS, "", {}, range(12), math.inf, (6, 12, 12)),
+        (EIGHT, "", BIG_LITTLE, range(8), math.inf, (4, 8, 8)),
+        (EIGHT, "", BIG_LITTLE, range(4), math.inf, (4, 4, 4)),
+        (EIGHT, "", THREE_KINDS, range(8), math.inf, (4, 8, 8)),
+        ([{0}, {1}], "", {}, (0, 1), math.inf, (2, 2, 2)),
+        ([{0}, {1}], "", {}, (0, 1), 1.5, (2, 2, 2)),
+        ([{0}, {1}], "", {}, (0, 1), 0.5, (1, 1, 1)),
+        ([], "", {}, (0, 2, 3), math.inf, (3, 3, 3)),
+    ],
+)
+def test_default_threads_are_the_performance_cores(
+    cores: list[set[int]],
+    hybrid: str,
+    capacities: dict[int, int],
+    allowed: Iterable[int],
+    quota: float,
+    expected: tuple[int, int, int],
+    tmp_path: Path,
+) -> None:
+    devices = record_cpus(tmp_path, cores, hybrid, capacities)
+    found = linux_processors(20, {*allowed}, quota, devices)
+    assert (found.threads, found.most_threads, found.usable) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU affinity")
+def test_this_machine_has_one_thread_for_each_core_at_most() -> None:
+    found = processors()
+    assert 1 <= found.threads == thread_count() <= found.usable <= len(os.sched_getaffinity(0)) <= found.logical
 
 
 CPUINFO = """\

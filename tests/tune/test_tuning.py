@@ -379,14 +379,14 @@ def test_search_finds_almost_nothing_in_pure_noise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("default", "usable", "others"),
+    ("default", "most", "others"),
     [
         *((1, 1, ()), (1, 2, (2,)), (2, 2, (1,)), (2, 4, (1, 4)), (4, 8, (2, 3, 8)), (8, 8, (4, 7))),
-        *((8, 6, (4, 6, 7)), (64, 128, (32, 63, 128))),
+        *((6, 14, (3, 5, 14)), (64, 128, (32, 63, 128))),
     ],
 )
-def test_thread_counts_to_try(default: int, usable: int, others: tuple[int, ...]) -> None:
-    assert thread_counts_to_try(default, usable) == others
+def test_thread_counts_to_try(default: int, most: int, others: tuple[int, ...]) -> None:
+    assert thread_counts_to_try(default, most) == others
 
 
 def test_use_seconds_are_load_prefill_and_decode() -> None:
