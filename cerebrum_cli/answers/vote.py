@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import comb, fsum
 
@@ -49,7 +50,7 @@ class SampleAnswer:
     """One finished sample: its final answer as the model wrote it, its normal form, and its probability.
 
     `probability` is the exponential of the mean log probability of its tokens, from 0 to 1: normalized by length, as
-    in the paper's weighted sums.
+    in the paper's weighted sums. It is 0 until a tie needs it.
     """
 
     sample: int
@@ -75,7 +76,7 @@ class Tally:
     votes: Votes
     answers: tuple[SampleAnswer, ...] = ()
 
-    def add(self, sample: int, answer: str | None, probability: float) -> Tally:
+    def add(self, sample: int, answer: str | None, probability: float = 0.0) -> Tally:
         """Add the answer of a finished sample. Raises ValueError if it has been counted."""
         from cerebrum_cli.answers.canonical import canonical  # its patterns take 50 ms to compile
 
@@ -84,6 +85,11 @@ class Tally:
         form = None if answer is None else canonical(answer)
         answers = (*self.answers, SampleAnswer(sample, answer, form, probability))
         return replace(self, answers=tuple(sorted(answers, key=lambda each: each.sample)))
+
+    def with_probabilities(self, probabilities: Mapping[int, float]) -> Tally:
+        """The tally with the probabilities of some samples, which break a tie of their answers."""
+        answers = (replace(each, probability=probabilities.get(each.sample, each.probability)) for each in self.answers)
+        return replace(self, answers=tuple(answers))
 
     @property
     def samples(self) -> int:
@@ -106,11 +112,17 @@ class Tally:
         return next(iter(self.counts), None)
 
     @property
+    def tied_samples(self) -> list[int]:
+        """The samples of the leading answers if several have the most samples; none otherwise."""
+        counts = self.counts
+        forms = [each.form for each in counts if each.count == counts[0].count]
+        return [each.sample for each in self.answers if each.form in forms] if len(forms) > 1 else []
+
+    @property
     def winning_sample(self) -> int | None:
-        """Sample to show: the most probable one with the winning answer."""
+        """Sample to show: the first one with the winning answer."""
         winner = self.winner
-        winning = [each for each in self.answers if winner and each.form == winner.form]
-        return max(winning, key=lambda each: each.probability).sample if winning else None  # the first of equals
+        return next((each.sample for each in self.answers if winner and each.form == winner.form), None)
 
     @property
     def agreement(self) -> float:

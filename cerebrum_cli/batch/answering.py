@@ -19,7 +19,7 @@ from cerebrum_cli.batch.rows import (
     output_object,
 )
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
-from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts, RowEvent, TokenEvent
+from cerebrum_cli.core.events import Event, RefusedEvent, RowCounts, RowEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
@@ -27,7 +27,7 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.inference.loading import generation_fingerprint
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest, ReplyStream, reply_notice
 from cerebrum_cli.inference.responder import Responder
-from cerebrum_cli.inference.voting import MajorityVote, require_sampling, votes_object
+from cerebrum_cli.inference.voting import MajorityVote, SampleEvent, require_sampling, votes_object
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model
 
@@ -71,7 +71,7 @@ class PendingRow:
     larger_context: str
     limits_thought: bool
 
-    def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> dict[str, Any] | None:
+    def add_event(self, event: SampleEvent, replies: ReplyStream) -> dict[str, Any] | None:
         """Process an event of this row; return the output object when the answer is complete."""
         if self.vote:
             if not (self.vote.add_event(event, replies) and self.vote.is_over):
@@ -213,7 +213,7 @@ class Answering:
         with closing(self.responder.generate(requests(), self.scope)) as replies:
             for event in replies:
                 yield event
-                if not isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)):
+                if not isinstance(event, SampleEvent):
                     continue
                 index = event.sequence.request
                 row = pending.get(index)
@@ -260,7 +260,7 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
     try:
         if vote:
             require_sampling(settings)
-        tokenized = responder.tokenize_request(vote.with_samples(request) if vote else request)
+        tokenized = responder.tokenize_request(vote.with_samples(request, responder.engine) if vote else request)
     except (EngineError, Interrupted):  # these concern the whole batch
         raise
     except CerebrumError as error:

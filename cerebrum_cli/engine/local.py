@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import threading
 from bisect import bisect_left
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, RefusedEvent, SequenceId
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import (
     CancelScope,
@@ -32,7 +33,7 @@ from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.memory import group_lengths
 from cerebrum_cli.engine.messages import Abort, Cancel, Close, Commands, SavePromptCache, Submit, SubmitScores
 from cerebrum_cli.engine.scoring import ScoreJob, ScoreRequest, ScoringEvent, refusal
-from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences
+from cerebrum_cli.engine.sequence import Failure, Inspection, Request, Sequence, create_sequences
 from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
@@ -64,10 +65,20 @@ class LocalCompletions(Completions[Sequence]):
         """Submit requests, numbered in the order they are added; EngineError if the engine is closed."""
         first = len(self._submitted)
         self._submitted += [SubmittedRequest(each, first_seed(each), new_drafter(each)) for each in requests]
-        self._submit((index, each.request.n) for index, each in enumerate(self._submitted[first:], first))
+        counts = ((index, each.request.n) for index, each in enumerate(self._submitted[first:], first))
+        self._start([sample for index, count in counts for sample in self._new_samples(index, count)])
 
     def add_samples(self, index: int, count: int) -> None:
-        self._submit([(index, count)])
+        self._start(self._new_samples(index, count), first=True)
+
+    def inspect(self, index: int, replies: Mapping[int, tuple[int, ...]]) -> bool:
+        prompt, sequences = tuple(self._submitted[index].request.prompt_tokens), list[Sequence]()
+        for sample, tokens in replies.items():
+            params, inspection = SamplingParams(max_tokens=1), Inspection(tokens, 0)
+            request = Request((*prompt, *tokens[:-1]), params, inspection=inspection)
+            sequences += create_sequences(index, request, self._outbox.put, [sample], 0)
+        self._start(sequences, first=True)
+        return True
 
     def abort(self, index: int) -> None:
         """Cancel the running samples after the current step; samples added later get no drafted tokens."""
@@ -81,16 +92,17 @@ class LocalCompletions(Completions[Sequence]):
             command.done.wait()
         self._live.clear()
 
-    def _submit(self, counts: Iterable[tuple[int, int]]) -> None:
-        new: list[Sequence] = []
+    def _new_samples(self, index: int, count: int) -> list[Sequence]:
+        one = self._submitted[index]
+        samples = range(one.samples, one.samples + count)
+        one.samples += count
         emit, is_backlogged = self._outbox.put, lambda: self._outbox.qsize() > MAX_BACKLOG
-        for index, count in counts:
-            one = self._submitted[index]
-            samples = range(one.samples, one.samples + count)
-            new += create_sequences(index, one.request, emit, samples, one.seed, is_backlogged, one.drafter)
-            one.samples += count
-        self._live.update((sequence.id, sequence) for sequence in new)
-        if not self._commands.send(Submit(new, self._scope)):
+        return create_sequences(index, one.request, emit, samples, one.seed, is_backlogged, one.drafter)
+
+    def _start(self, sequences: list[Sequence], first: bool = False) -> None:
+        """Submit sequences; those that complete a vote go `first`, so that its row does not wait for all others."""
+        self._live.update((sequence.id, sequence) for sequence in sequences)
+        if not self._commands.send(Submit(sequences, self._scope, first)):
             self._live.clear()
             raise EngineError("the engine is closed")
 

@@ -41,7 +41,7 @@ class Loop:
         """Execute all queued commands, waiting for one if no work is left; False after Close."""
         while (command := commands.take(wait=self._scheduler.is_idle and not self._scorer.jobs)) is not None:
             if isinstance(command, Submit):
-                self._scheduler.waiting.extend(command.sequences)
+                self._scheduler.submit(command.sequences, command.first)
                 if command.scope.is_cancelled:
                     self._cancel(command.sequences)
             elif isinstance(command, SubmitScores):

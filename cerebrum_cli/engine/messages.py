@@ -14,10 +14,14 @@ from cerebrum_cli.engine.sequence import Failure, Sequence
 
 
 class Submit(NamedTuple):
-    """Run these sequences, or end them as `cancelled` if their scope is: only this thread knows which came first."""
+    """Run these sequences, or end them as `cancelled` if their scope is: only this thread knows which came first.
+
+    Those that go `first` are admitted before others that wait.
+    """
 
     sequences: list[Sequence]
     scope: CancelScope
+    first: bool = False
 
 
 class SubmitScores(NamedTuple):

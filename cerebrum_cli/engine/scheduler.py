@@ -121,6 +121,13 @@ class Scheduler:
     def is_idle(self) -> bool:
         return not self.waiting and not self.running
 
+    def submit(self, sequences: Iterable[Sequence], first: bool) -> None:
+        """Queue sequences behind all others, or before them, but not between samples of the prompt being evaluated."""
+        prompt = next((one.request for one in self.running if one.is_prefilling), None)
+        start = sum(1 for _ in takewhile(lambda one: one.request is prompt, self.waiting)) if first else None
+        for offset, sequence in enumerate(sequences):
+            self.waiting.insert(len(self.waiting) if start is None else start + offset, sequence)
+
     def clear_slots(self) -> None:
         for slot in self.slots:
             slot.clear()

@@ -60,7 +60,7 @@ def next_item(outbox: SimpleQueue[T]) -> T:
 
 
 class Inspection(NamedTuple):
-    """Tokens that followed a prompt, and how many of the likeliest tokens to report at the place of each."""
+    """Tokens that followed a prompt, and how many of the likeliest tokens to report in the place of each."""
 
     tokens: tuple[int, ...]
     likeliest: int
@@ -201,7 +201,8 @@ class Sequence:
         inspection = self.request.inspection
         assert inspection is not None
         for row in rows:
-            token, likeliest = inspection.tokens[self.inspected], backend.top_tokens(row, inspection.likeliest)
+            token, count = inspection.tokens[self.inspected], inspection.likeliest
+            likeliest = backend.top_tokens(row, count) if count else []
             given = TokenLogprob(token, backend.logprob(row, token))
             self.emit(AlternativesEvent(self.id, self.inspected, given, tuple(likeliest)))
             self.inspected += 1

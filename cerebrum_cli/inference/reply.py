@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from math import exp, fsum
@@ -155,9 +155,12 @@ class ReplyCollector:
         """The reply; None until it has finished."""
         if self._finish is None:
             return None
-        logprobs = self._logprobs
-        probability = round(exp(fsum(logprobs) / len(logprobs)), PROBABILITY_DIGITS) if logprobs else 0.0
-        return Reply(self.text, self.reasoning, self._finish, self.tokens, probability)
+        return Reply(self.text, self.reasoning, self._finish, self.tokens, mean_probability(self._logprobs))
+
+
+def mean_probability(logprobs: Sequence[float]) -> float:
+    """Geometric mean of probabilities, from their logarithms; 0 without any."""
+    return round(exp(fsum(logprobs) / len(logprobs)), PROBABILITY_DIGITS) if logprobs else 0.0
 
 
 class ReplyStream:
@@ -183,6 +186,10 @@ class ReplyStream:
     def forget(self, index: int) -> None:
         """Free what is held of a request whose further events do not matter: there may be more than fit into memory."""
         self._requests.pop(index, None)
+
+    def inspect(self, index: int, replies: Mapping[int, tuple[int, ...]]) -> bool:
+        """Evaluate the tokens of finished samples of one request again, if the engine can; return whether it does."""
+        return self._completions.inspect(index, replies)
 
     def add_samples(self, index: int, count: int) -> None:
         """Start more samples of one request; their seeds follow those of its other samples."""

@@ -9,11 +9,28 @@ from typing import Any
 
 from cerebrum_cli.answers.vote import Tally, Votes
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TallyEvent, TokenEvent
+from cerebrum_cli.core.events import (
+    AlternativesEvent,
+    Event,
+    FinishEvent,
+    NoticeEvent,
+    RefusedEvent,
+    TallyEvent,
+    TokenEvent,
+)
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.inference.reply import LONG_PROMPT, Reply, ReplyCollector, ReplyRequest, ReplyStream
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.inference.reply import (
+    LONG_PROMPT,
+    Reply,
+    ReplyCollector,
+    ReplyRequest,
+    ReplyStream,
+    mean_probability,
+)
 from cerebrum_cli.inference.responder import Responder
 
+SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
 VOTE_TEMPERATURE = 0.7  # default of a vote: at 0 all samples would be the same
 
 
@@ -21,7 +38,9 @@ class MajorityVote:
     """A vote on the samples of one request: their replies, the tally, and how many samples to request.
 
     Samples are counted in the order of their seeds, whichever finishes first: the outcome and the number of samples
-    depend on the seeds alone. Samples that can no longer change the outcome are stopped.
+    depend on the seeds alone. Samples that can no longer change the outcome are stopped. If answers are tied in the
+    end, their samples are evaluated again to compare their probabilities: to know those of all samples, each step would
+    need a softmax over the whole vocabulary.
     """
 
     def __init__(self, votes: Votes) -> None:
@@ -32,14 +51,20 @@ class MajorityVote:
         self.refusals: list[CerebrumError] = []  # of the samples in the tally
         self._waiting: dict[int, Reply | CerebrumError] = {}  # finished, but an earlier sample has not
         self._finished = 0
+        self._logprobs: dict[int, list[float]] = {}  # of the tokens of tied samples
+        self._inspected: set[int] = set()  # of these, those that are being evaluated again
 
-    def with_samples(self, request: ReplyRequest) -> ReplyRequest:
-        """Set how many samples a request starts and may end with, and ask for log probabilities."""
-        return replace(request, n=self.requested, max_n=self.max_samples, logprobs=True)
+    def with_samples(self, request: ReplyRequest, engine: Engine) -> ReplyRequest:
+        """Set how many samples a request starts and may end with; servers cannot score them later, and do it now."""
+        return replace(request, n=self.requested, max_n=self.max_samples, logprobs=not engine.scores_texts)
 
-    def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> bool:
+    def add_event(self, event: SampleEvent, replies: ReplyStream) -> bool:
         """Process an event; start or stop samples; return whether the tally changed. A refused one has no answer."""
         index, sample = event.sequence
+        if sample in self._inspected:
+            return self._add_inspected(event)
+        if isinstance(event, AlternativesEvent):
+            return False
         if isinstance(event, RefusedEvent):
             outcome: Reply | CerebrumError | None = event.error
         else:
@@ -58,11 +83,28 @@ class MajorityVote:
             self._count(ready)
         if self.is_over:
             replies.abort(index)
+            tied = {each: self.replies[each].sampled for each in self.tally.tied_samples}
+            if tied and replies.inspect(index, tied):
+                self._logprobs, self._inspected = {each: [] for each in tied}, set(tied)
         elif not self.running and (count := self.tally.missing_samples(0)):
             # in rounds: the outcome must not depend on when samples finish
             self.requested += count
             replies.add_samples(index, count)
         return self.tally.samples > before
+
+    def _add_inspected(self, event: SampleEvent) -> bool:
+        """Process an event of a sample that is evaluated again; return whether the tie is broken."""
+        sample = event.sequence.sample
+        if isinstance(event, AlternativesEvent):
+            forced = self.replies[sample].finish.forced
+            if not any(each.at <= event.position < each.at + each.length for each in forced):
+                self._logprobs[sample].append(event.given.logprob)
+        elif isinstance(event, FinishEvent) and event.reason != "cancelled":
+            self._inspected.remove(sample)
+            if self.is_over:
+                probabilities = {each: mean_probability(logprobs) for each, logprobs in self._logprobs.items()}
+                self.tally = self.tally.with_probabilities(probabilities)
+        return self.is_over
 
     def _count(self, outcome: Reply | CerebrumError) -> None:
         sample = self.tally.samples
@@ -99,7 +141,7 @@ class MajorityVote:
     @property
     def is_over(self) -> bool:
         """Whether the vote is complete; False after an interrupt."""
-        return self.tally.is_decided
+        return self.tally.is_decided and not self._inspected
 
     @property
     def tally_event(self) -> TallyEvent:
@@ -113,9 +155,9 @@ class MajorityVote:
 
     @property
     def best_sample(self) -> ReplyCollector | None:
-        """The sample to show: the most probable one with the winning answer; without an answer, of all."""
-        likeliest = max(self.replies, key=lambda sample: self.replies[sample].probability, default=None)
-        sample = likeliest if self.tally.winning_sample is None else self.tally.winning_sample
+        """The sample to show: the first one with the winning answer; without an answer, of all."""
+        first = min(self.replies, default=None)
+        sample = first if self.tally.winning_sample is None else self.tally.winning_sample
         return None if sample is None else self._collectors[sample]
 
     @property
@@ -126,10 +168,11 @@ class MajorityVote:
 def run_vote(responder: Responder, request: ReplyRequest, vote: MajorityVote) -> Generator[Event, None, None]:
     """Yield the events of all samples, and each new TallyEvent. Raises the error of a sample if all were refused."""
     yield from responder.load()
-    with closing(responder.generate([responder.tokenize_request(vote.with_samples(request))])) as replies:
+    request = vote.with_samples(request, responder.engine)
+    with closing(responder.generate([responder.tokenize_request(request)])) as replies:
         for event in replies:
             yield event
-            if isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)) and vote.add_event(event, replies):
+            if isinstance(event, SampleEvent) and vote.add_event(event, replies):
                 yield vote.tally_event
     if vote.refusals:
         error = vote.refusals[0]

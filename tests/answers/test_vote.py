@@ -68,9 +68,16 @@ def test_tally_breaks_ties_by_probability_then_order() -> None:
     assert [count.answer for count in tally("5", "7").counts] == ["5", "7"]
 
 
-def test_tally_shows_the_winners_most_probable_sample() -> None:
-    counted = Tally(Votes(4, 4)).add(0, "5", 0.2).add(1, "7", 0.9).add(2, "5.0", 0.6).add(3, "five", 0.6)
-    assert counted.winning_sample == 2
+def test_tally_shows_the_first_sample_with_the_winning_answer() -> None:
+    counted = Tally(Votes(4, 4)).add(0, "7", 0.9).add(1, "5", 0.2).add(2, "5.0", 0.6).add(3, "five", 0.6)
+    assert counted.winning_sample == 1
+
+
+def test_tally_lists_the_samples_of_tied_leaders() -> None:
+    assert tally("5", "7", "9", "7.0", None, "five").tied_samples == [0, 1, 3, 5]
+    assert [tally(*counted).tied_samples for counted in ([], [None], ["5"], ["5", "7", "5"])] == [[]] * 4
+    untied = tally("5", "7").with_probabilities({0: 0.2, 1: 0.3})
+    assert (untied.winning_sample, untied.counts[0]) == (1, Count("7", 1, 0.3, "7"))
 
 
 def test_tally_samples_without_an_answer_never_win() -> None:

@@ -51,6 +51,16 @@ def test_scheduler_admits_where_the_least_is_lost(
     assert (second.slot.index, second.source.index, second.prefix_length) == (slot, source, prefix_length)
 
 
+def test_scheduler_puts_late_samples_first_but_not_between_siblings() -> None:
+    scheduler, [a, b, c, d] = Scheduler(1), [Request(tokens(text)) for text in ("a long prompt", "b", "c", "d")]
+    samples = {each: create_sequences(0, each, lambda event: None, range(2), 0) for each in (a, b, c, d)}
+    scheduler.submit([*samples[a], *samples[b]], first=False)
+    scheduler.admit(scheduler.next_admission(), 0)
+    scheduler.submit(samples[c], first=True)
+    scheduler.submit(samples[d], first=False)
+    assert list(scheduler.waiting) == [samples[a][1], *samples[c], *samples[b], *samples[d]]
+
+
 # Random requests, cancellations and interruptions, against a backend that checks every call.
 
 
@@ -146,7 +156,7 @@ class AnyTraffic(RuleBasedStateMachine):
         [sequence] = create_sequences(0, request, partial(self.on_event, asked), range(1), 0)
         asked[sequence.id] = Sample(sequence)
         self.samples += asked.values()
-        self.commands.send(Submit([sequence], CancelScope(lambda: self.commands.cancel_count)))
+        self.commands.send(Submit([sequence], CancelScope(lambda: self.commands.cancel_count), first=True))
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(data=st.data(), closes=st.booleans())

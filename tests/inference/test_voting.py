@@ -16,7 +16,7 @@ from scripted_command import RecordingBackend, batch_backend, run_here
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
+from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.inference.format_choice import format_builder
@@ -71,11 +71,11 @@ SPLIT_VOTE = [reply(4, "zz "), reply("4.0", "yyyyyyyy "), reply(5), "no idea", r
 
 def test_vote_prints_the_winning_sample_or_answer_and_tally(runner: VoteRunner) -> None:
     done = runner.run("q", "--votes", "5", replies=SPLIT_VOTE)
-    assert (done.code, done.out, done.err) == (0, "The answer is 4.\n", "")  # the most probable of three
+    assert (done.code, done.out, done.err) == (0, "zz The answer is 4.\n", "")  # the first of three
     done = runner.run("q", "--votes", "5", "--final", "--stats")
     assert (done.code, done.out) == (0, "4\n")
     stats, tally = done.err.splitlines()
-    assert "| seed 4 |" in stats
+    assert "| seed 0 |" in stats
     assert tally == "4: 3 of 5 votes (60%); runner-up 5: 1"
     assert runner.run("q", "--votes", "5", "--final", "-q").err == ""
     done = runner.run("q", "--votes", "5", "--final", replies=[reply(number) for number in (4, 5, 4, 6, 7)])
@@ -97,8 +97,8 @@ def test_vote_json_lists_samples_in_seed_order(runner: VoteRunner) -> None:
     ]
     assert votes["tally"] == [{"answer": "4", "count": 3}, {"answer": "5", "count": 1}]
     assert (votes["samples"], votes["winner"], votes["agreement"]) == (5, "4", 0.6)
-    assert (answer["text"], answer["final_answer"], answer["seed"]) == ("The answer is 4.", "4", 4)
-    assert answer["completion_tokens"] == len("The answer is 4.")
+    assert (answer["text"], answer["final_answer"], answer["seed"]) == ("zz The answer is 4.", "4", 0)
+    assert answer["completion_tokens"] == len("zz The answer is 4.")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--final",), ("--json",)])
@@ -111,7 +111,7 @@ def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tupl
         votes = done.object["votes"]
         assert (votes["winner"], votes["tally"], votes["agreement"], votes["samples"]) == (None, [], 0.0, 3)
     else:
-        assert bool(done.out) is not bool(arguments)  # the most probable sample, or nothing with --final
+        assert bool(done.out) is not bool(arguments)  # the first sample, or nothing with --final
 
 
 def test_vote_breaks_ties_by_probability(runner: VoteRunner) -> None:
@@ -121,6 +121,23 @@ def test_vote_breaks_ties_by_probability(runner: VoteRunner) -> None:
         {"answer": "a", "count": 1},
         {"answer": "b", "count": 1},
     ]
+
+
+def test_vote_evaluates_only_tied_samples_again(runner: VoteRunner) -> None:
+    seen: list[Event] = []
+    vote = events_of([reply(9), reply(1), reply(9), reply(1), reply(5)], "5", seen)
+    inspected = [event.sequence.sample for event in seen if isinstance(event, AlternativesEvent)]
+    assert sorted(set(inspected)) == [0, 1, 2, 3]
+    assert len(inspected) == 4 * len(reply(9))
+    assert [event.tally[0] for event in seen if isinstance(event, TallyEvent)][-2:] == [("9", 2), ("1", 2)]
+    assert (vote.final_answer, vote.reply and vote.reply.finish.seed, vote.is_over) == ("1", 1, True)
+
+
+def test_vote_interrupted_while_it_breaks_a_tie_is_not_over() -> None:
+    seen: list[Event] = []
+    vote = events_of([reply(9), reply(1)], "2", seen, lambda engine: engine.cancel() if len(seen) > 30 else None)
+    assert (vote.final_answer, vote.is_over) == ("9", False)
+    assert not any(isinstance(event, AlternativesEvent) for event in seen)
 
 
 def test_vote_counts_a_failed_sample_as_one_without_an_answer(
@@ -233,9 +250,9 @@ def test_invalid_votes_exit_2(runner: VoteRunner, votes: str) -> None:
 def test_session_saves_and_continues_the_winning_sample(runner: VoteRunner) -> None:
     runner.run("q", "--votes", "5", replies=SPLIT_VOTE)
     shown = run_here(runner.script, runner.home, "sessions", "show", "--json", "q")
-    assert [message["content"] for message in shown.object["messages"]] == ["q", "The answer is 4."]
+    assert [message["content"] for message in shown.object["messages"]] == ["q", "zz The answer is 4."]
     prompt = runner.run("-c", "and then?", "--dry-run").out
-    assert "assistant\nThe answer is 4.<|im_end|>\n<|im_start|>user\nand then?" in prompt
+    assert "assistant\nzz The answer is 4.<|im_end|>\n<|im_start|>user\nand then?" in prompt
     again = runner.run("-c", "and then?", "--votes", "3", "--json", replies=[reply(8)])
     assert again.object["final_answer"] == "8"
     assert runner.run("-c", "x", "--dry-run").out.count("<|im_start|>user") == 3
@@ -252,13 +269,22 @@ def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
     done = runner.run(source, "-o", output, "--votes", "3", replies=replies, command="batch")
     first, second, third = map(json.loads, output.read_text().splitlines())
     assert done.code == 6
-    assert (first["text"], first["final_answer"], first["seed"]) == ("The answer is 4.", "4", 1)
+    assert (first["text"], first["final_answer"], first["seed"]) == ("zz The answer is 4.", "4", 0)
     assert first["votes"]["tally"] == [{"answer": "4", "count": 2}]  # without the third sample, with the answer 5
     assert list(first["votes"]) == VOTES_KEYS
     assert first["completion_tokens"] == len("zz The answer is 4.The answer is 4.")  # of both samples
     assert (second["final_answer"], second["votes"]["samples"], second["error"]) == ("5", 2, None)
     assert (third["text"], third["votes"], third["error"]["type"]) == (None, None, "invalid_request")
     assert third["error"]["message"].startswith("--votes needs a temperature above 0: at 0 all samples are the same")
+
+
+def test_batch_breaks_ties_by_probability(runner: VoteRunner) -> None:
+    source = runner.home / "in.txt"
+    source.write_text("".join(f"{row}\n" for row in "abcdefgh"))
+    arguments = (source, "-o", "-", "--votes", "2", "--parallel", "2")
+    done = runner.run(*arguments, replies=[reply(9), reply(1)], command="batch")
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [(row["final_answer"], row["seed"] % 2, row["votes"]["samples"]) for row in rows] == [("1", 1, 2)] * 8
 
 
 def test_batch_samples_have_distinct_seeds(runner: VoteRunner) -> None:
@@ -317,8 +343,8 @@ def test_vote_yields_a_tally_event_per_change() -> None:
     finished = [event.sequence.sample for event in seen if isinstance(event, FinishEvent)]
     assert sorted(finished) == [0, 1, 2, 3]
     assert any(isinstance(event, PromptEvent) for event in seen)
-    logprobs = [event.logprob for event in seen if isinstance(event, TokenEvent) and event.token is not None]
-    assert None not in logprobs
+    assert {event.logprob for event in seen if isinstance(event, TokenEvent)} == {None}  # no tie needs them
+    assert not any(isinstance(event, AlternativesEvent) for event in seen)
 
 
 def test_cancelled_vote_keeps_its_tally() -> None:
