@@ -133,7 +133,6 @@ def run_tasks(
 def open_for_lm_eval(source: ReplySource, use: Use) -> LoadedModel:
     """Start to load the model for lm-eval's requests; a score does not depend on what is scored beside it."""
     from cerebrum_cli.cli.generation import AUTO_PARALLEL
-    from cerebrum_cli.engine.load_options import Tuning
     from cerebrum_cli.engine.memory import ContextOptions
     from cerebrum_cli.inference.loading import open_model
 
@@ -141,9 +140,8 @@ def open_for_lm_eval(source: ReplySource, use: Use) -> LoadedModel:
         context = replace(source.use.context, slots=source.use.context.slots or AUTO_PARALLEL)
         return open_model(source.used(context=context, tuned_for="batch"))
     settings = replace(source.settings, cache_type_k=None, cache_type_v=None, flash_attn=None)
-    context = ContextOptions(slots=16, kv_unified=True)  # in one cache, common prefixes are stored once
-    exact = Tuning(flash_attention=False, cache_type="f32")
-    return open_model(replace(source, settings=settings).used(context=context, tuned_for="batch", tuning=exact))
+    exact = ContextOptions(16, kv_unified=True, flash_attention=False, cache_type_k="f32", cache_type_v="f32")
+    return open_model(replace(source, settings=settings).used(context=exact, tuned_for="batch"))
 
 
 def print_results(app: App, results: Mapping[str, Any], preset: Preset | None, options: LmEvalOptions) -> None:

@@ -58,8 +58,6 @@ class LoadOptions:
 
     def with_tuning(self, tuning: Tuning) -> LoadOptions:
         overrides = tuning.overrides
-        if cache_type := overrides.pop("cache_type", None):
-            overrides |= {"cache_type_k": cache_type, "cache_type_v": cache_type}
         own = {name: overrides.pop(name) for name in ("gpu_layers", "repack") if name in overrides}
         return replace(self, **own, context=replace(self.context, **overrides))
 
@@ -72,8 +70,6 @@ class Tuning:
     n_threads: int | None = None
     n_threads_batch: int | None = None
     n_ubatch: int | None = None
-    flash_attention: bool | None = None
-    cache_type: str | None = None
     gpu_layers: str | None = None
     slots: int | None = None
 

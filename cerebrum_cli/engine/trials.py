@@ -231,8 +231,8 @@ class Bench:
 
     def _request(self, tuning: Tuning, length: int, sequences: int, name: str, *arguments: Any) -> Any:
         """Call a function on the probe text, in a context for a number of sequences of this length."""
-        options = self._options.with_tuning(replace(tuning, slots=sequences, n_ubatch=None, flash_attention=None))
-        trial = self._trial(tuning, replace(options.context, length=length, n_ubatch=CPU_UBATCH, flash_attention=None))
+        options = self._options.with_tuning(replace(tuning, slots=sequences))
+        trial = self._trial(tuning, replace(options.context, length=length, n_ubatch=CPU_UBATCH))
         return trial.request("measure", replace(tuning, slots=sequences), length, name, *arguments)
 
     def _trial(self, tuning: Tuning, context: ContextOptions | None = None) -> Trial:
@@ -272,7 +272,7 @@ BenchFactory = Callable[..., Bench]
 
 def load_settings(tuning: Tuning) -> Tuning:
     """Part of a tuning that is fixed when the model is loaded; the rest can change with the context."""
-    return replace(tuning, n_ubatch=None, flash_attention=None, cache_type=None, slots=None)
+    return replace(tuning, n_ubatch=None, slots=None)
 
 
 def has_memory(needed: int) -> bool:

@@ -63,7 +63,6 @@ class ModelUse:
     - `context`: its sequences
     - `tuned_for`, `drafts_for`: the uses of a profile whose settings and costs of drafts apply; None for the defaults,
       and for no speculative decoding unless the settings ask for them
-    - `tuning`: settings that take precedence over those of a profile
     - `raw`: without a prompt format
     - `template_options`: variables of an embedded template
     - `vocabulary_only`: without weights, and so always in this process
@@ -74,7 +73,6 @@ class ModelUse:
     context: ContextOptions = SINGLE
     tuned_for: UseName | None = None
     drafts_for: UseName | None = None
-    tuning: Tuning = DEFAULT
     raw: bool = False
     template_options: Mapping[str, Any] = field(default_factory=dict)
     vocabulary_only: bool = False
@@ -230,10 +228,8 @@ def open_model(source: ReplySource) -> LoadedModel:
         engine = source.host(resources.open_backend(load_options(model, settings, vocabulary_only=True)), source)
         return LoadedModel(source, name, engine, Responder(engine, build, model.trained_context, prepare))
     profile = source.profile if use.tuned_for or use.drafts_for else None
-    tuning = replace(tuning_of(profile, use.tuned_for), **use.tuning.overrides)
-    opener = Opener(
-        resources.open_backend, source.load_options(tuning), source.load_options(), draft_notice(model, settings.drafts)
-    )
+    tuned, default = source.load_options(tuning_of(profile, use.tuned_for)), source.load_options()
+    opener = Opener(resources.open_backend, tuned, default, draft_notice(model, settings.drafts))
     states = resources.prompt_cache(model, name, settings) if use.caches_prompts and not use.vocabulary_only else None
     local = LocalEngine(opener, states)
     choose_drafts = partial(draft_costs, step_costs_of(profile, use.drafts_for), draft_problem(model))
@@ -256,9 +252,9 @@ def load_options(
         context,
         length=settings.ctx or 0,
         n_threads=settings.threads or 0,
-        flash_attention=FLASH_ATTENTION.get(settings.flash_attn or ""),
-        cache_type_k=settings.cache_type_k or "f16",
-        cache_type_v=settings.cache_type_v or "f16",
+        flash_attention=FLASH_ATTENTION.get(settings.flash_attn or "", context.flash_attention),
+        cache_type_k=settings.cache_type_k or context.cache_type_k,
+        cache_type_v=settings.cache_type_v or context.cache_type_v,
     )
     options = LoadOptions(
         GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified),

@@ -152,16 +152,9 @@ def general_settings(settings: Settings) -> Settings:
     return replace(settings, threads=UNSET.threads, gpu_layers=UNSET.gpu_layers, flash_attn=UNSET.flash_attn)
 
 
-def sets_attention(settings: Settings) -> bool:
-    """Whether the user has chosen how attention is computed, in which case no profile does."""
-    return any(getattr(settings, key) is not None for key in ATTENTION_KEYS)
-
-
 def without_user_settings(tuning: Tuning, settings: Settings) -> Tuning:
     if settings.threads is not None:
         tuning = replace(tuning, n_threads=None, n_threads_batch=None)
-    if sets_attention(settings):
-        tuning = replace(tuning, cache_type=None, flash_attention=None)
     return replace(tuning, gpu_layers=None) if settings.gpu_layers != "auto" else tuning
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.trials import JobKind
 from cerebrum_cli.inference.profiles import Speeds, UseName
@@ -67,8 +67,7 @@ USES = (CHAT, ASK, BATCH)
 class SearchSpace(NamedTuple):
     """The default settings of each use, and what can be tried instead.
 
-    `threads` are thread counts other than the default; `slots` is the number of sequences that fit in memory. Flash
-    attention and cache types are tried if `tries_attention`.
+    `threads` are thread counts other than the default; `slots` is the number of sequences that fit in memory.
     """
 
     chat: Tuning
@@ -77,7 +76,6 @@ class SearchSpace(NamedTuple):
     threads: tuple[int, ...]
     slots: int
     layers: int
-    tries_attention: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -138,9 +136,6 @@ def plan_stages(space: SearchSpace, has_gpu: bool) -> Iterator[Stage]:
     yield from _load_stages(space, has_gpu, is_batch=False)
     yield Stage(True, is_essential=True)
     yield from _load_stages(space, has_gpu, is_batch=True)
-    if space.tries_attention:
-        yield Stage(False, {"flash_attention": False})
-        yield Stage(False, {"cache_type": "q8_0"})
     yield from (Stage(True, {"slots": slots}) for slots in TRIED_SLOTS if slots <= space.slots)
     yield from (Stage(False, {"n_ubatch": size}) for size in TRIED_UBATCHES)
 
@@ -163,9 +158,6 @@ def unplanned(space: SearchSpace, settings: Settings) -> dict[str, str]:
         reasons["other thread counts"] = f"--threads is {settings.threads}"
     if settings.gpu_layers != "auto":
         reasons["other GPU layers"] = f"--gpu-layers is {settings.gpu_layers}"
-    if not space.tries_attention:
-        given = next(key for key in ATTENTION_KEYS if getattr(settings, key) is not None)
-        reasons["flash attention, cache q8_0"] = f"{given} is {getattr(settings, given)}"
     return reasons
 
 
@@ -191,8 +183,6 @@ def describe(tuning: Tuning, is_batch: bool = False) -> str:
         tuning.gpu_layers and f"{tuning.gpu_layers} layers offloaded",
         *(f"{count} thread{'s' * (count != 1)}{use}" for count, use in threads if count),
         f"n_ubatch {tuning.n_ubatch}" if tuning.n_ubatch else None,
-        None if tuning.flash_attention is None else f"flash attention {'on' if tuning.flash_attention else 'off'}",
-        tuning.cache_type and f"cache {tuning.cache_type}",
         f"{tuning.slots} sequences" if tuning.slots else None,
     )
     return "batch, " * is_batch + (", ".join(filter(None, texts)) or "defaults")

@@ -40,7 +40,6 @@ MIN_GAIN = 1.05  # over the defaults, to be used: less may be caused by other pr
 MIN_IMPROVEMENT = 1.02  # over the best so far, to become the base of further candidates
 MIN_FIRST_RATIO, MAX_FIRST_RATIO = 1.0, 1.15  # a first pair outside this range decides: no further pairs
 LOADS = 3  # each in a fresh process, of settings that differ in their load time; two if the time is up
-MIN_DEPTH = 512  # prompt tokens that a run needs to judge, for any prompt, a setting whose effect depends on depth
 MIN_SHARE = 0.1  # of a use's duration: what affects less is not tried
 NEGLIGIBLE = f"affects less than {MIN_SHARE:.0%} of the time"
 UNCONFIRMED = f"less than {MIN_GAIN - 1:.0%} faster when measured again"
@@ -143,8 +142,8 @@ class Search:
         tuning = replace(base.tuning, **stage.settings)
         kinds = relevant_kinds(base, uses, stage.settings)
         is_known = tuning in (each.tuning for each in self.candidates)
-        if not kinds or is_known or (tuning.cache_type == "q8_0" and tuning.flash_attention is False):
-            return True  # llama.cpp requires flash attention for a quantized cache
+        if not kinds or is_known:
+            return True
         candidate = Candidate(tuning, base.baseline or base)
         self.candidates.append(candidate)
         if not stage.is_essential and self.clock() + self._estimated_seconds(candidate, base, kinds) > self._deadline:
@@ -227,20 +226,13 @@ class Search:
     def _update_best(self) -> None:
         for use in (use for use in USES if use.name in self.best):
             fastest = default = self.defaults[use.name]
-            for each in self.candidates:
-                if self._is_valid_for(each, use) and use.gain(each.known_speeds, fastest.known_speeds) > 1.0:
+            for each in (each for each in self.candidates if each.speeds and not each.dropped):
+                if each.is_batch == use.is_batch and use.gain(each.known_speeds, fastest.known_speeds) > 1.0:
                     fastest = each
             best = self.best[use.name]
             is_dropped = best.dropped and best is not default
             if is_dropped or use.gain(fastest.known_speeds, best.known_speeds) > MIN_IMPROVEMENT:
                 self.best[use.name] = fastest
-
-    def _is_valid_for(self, candidate: Candidate, use: Use) -> bool:
-        """Whether a candidate can be used, and its measurements apply to a use."""
-        if candidate.dropped or not candidate.speeds or candidate.is_batch != use.is_batch:
-            return False
-        depends_on_depth = candidate.tuning.flash_attention is not None or candidate.tuning.cache_type is not None
-        return not (depends_on_depth and use is ASK and self._jobs[False, "prefill"].tokens < MIN_DEPTH)
 
     # Confirmation.
 

@@ -27,7 +27,6 @@ from cerebrum_cli.inference.profiles import (
     ProfileStore,
     TunedUse,
     UseName,
-    sets_attention,
     without_user_settings,
 )
 from cerebrum_cli.models.model import Model
@@ -118,7 +117,7 @@ def search_space(model: Model, settings: Settings) -> SearchSpace:
     cores, free = processors(), FreeMemory(available_memory() - model.size)
     length = EXPECTED_REPLY_TOKENS + PROMPT_TOKENS
     context = load_options(model, replace(settings, ctx=length), ContextOptions(slots=MAX_BATCH_SLOTS)).context
-    context = replace(context, n_ubatch=CPU_UBATCH, flash_attention=None)
+    context = replace(context, n_ubatch=CPU_UBATCH)
     slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, context, (), free)
     other = Tuning(repack=plan_repacking(model.quantization, False, architecture()))
     return SearchSpace(
@@ -128,7 +127,6 @@ def search_space(model: Model, settings: Settings) -> SearchSpace:
         threads=() if settings.threads else thread_counts_to_try(cores.threads, cores.most_threads),
         slots=slots,
         layers=model.header.n_layers if settings.gpu_layers == "auto" else 0,
-        tries_attention=not sets_attention(settings),
     )
 
 

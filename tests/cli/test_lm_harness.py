@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm-eval's libraries
 
+from llama_engines import in_f32  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
 from quantized import F32, quantize  # noqa: E402
@@ -24,7 +25,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent  # noqa: E40
 from cerebrum_cli.core.settings import fold  # noqa: E402
 from cerebrum_cli.engine.backend import StopFlag, TokenRow  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
-from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning  # noqa: E402
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions  # noqa: E402
 from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
 from cerebrum_cli.eval.lm_harness import CerebrumLM, Use  # noqa: E402
 from cerebrum_cli.inference.loading import LoadedModel, ModelUse, ReplySource, Resources  # noqa: E402
@@ -95,13 +96,10 @@ def generate(model: Any, prompts: Sequence[tuple[str, dict[str, Any]]]) -> list[
     return texts
 
 
-EXACT = Tuning(cache_type="f32", flash_attention=False)
-
-
 def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[OneResult]:
     """Log-likelihoods of tokens after a context: one token at a time, each text from its start."""
     sizes = Model("tiny", (path,)).sizes
-    options = LoadOptions(GgufFile(path, 2048, sizes), ContextOptions(CONTEXT, n_threads=1)).with_tuning(EXACT)
+    options = in_f32(LoadOptions(GgufFile(path, 2048, sizes), ContextOptions(CONTEXT, n_threads=1)))
     backend = open_llama(options, lambda event: None, StopFlag())
     try:
         backend.reserve(CONTEXT)

@@ -25,11 +25,9 @@ from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.inference.loading import ModelUse, ReplySource, Resources, load_options
 from cerebrum_cli.inference.profiles import DEFAULT, Profile, Speeds, TunedUse
 from cerebrum_cli.models.model import Model
-from cerebrum_cli.tune.candidates import plan_stages, unplanned
-from cerebrum_cli.tune.tune import search_space
 
 SPEEDS = Speeds(1.0, 10.0, 10.0)
-TUNING = Tuning(n_threads=3, cache_type="q8_0", flash_attention=True)
+TUNING = Tuning(n_threads=3)
 USE = TunedUse(TUNING, SPEEDS, 1.5, 1.0)
 TYPES = ("f16", "q8_0", "q4_0")
 
@@ -126,10 +124,9 @@ def test_cache_types_change_the_memory_and_little_else(wide: Path, keys: str, va
 # What they override, and what they are part of.
 
 
-def test_attention_settings_replace_those_of_the_profile(wide: Path) -> None:
-    tuned = options_with(wide, TUNING).context
-    assert (tuned.cache_type_k, tuned.cache_type_v, tuned.flash_attention) == ("q8_0", "q8_0", True)
+def test_attention_settings_apply_beside_those_of_the_profile(wide: Path) -> None:
     for settings, expected in (
+        ({}, ("f16", "f16", None)),
         ({"cache_type_k": "f16"}, ("f16", "f16", None)),
         ({"cache_type_k": "q4_0"}, ("q4_0", "f16", None)),
         ({"flash_attn": "auto"}, ("f16", "f16", None)),
@@ -139,17 +136,6 @@ def test_attention_settings_replace_those_of_the_profile(wide: Path) -> None:
         given = options_with(wide, TUNING, **settings).context
         assert (given.cache_type_k, given.cache_type_v, given.flash_attention) == expected
         assert given.n_threads == 3
-
-
-def test_tune_does_not_try_what_the_user_has_set(wide: Path) -> None:
-    model = Model("tiny", (wide,))
-    for settings, expected in ((Settings(), True), (Settings(flash_attn="on"), False)):
-        space = search_space(model, settings)
-        tried = {key for stage in plan_stages(space, False) for key in stage.settings}
-        assert ({"cache_type", "flash_attention"} <= tried) is expected
-        reasons = unplanned(space, settings)
-        assert ("flash attention, cache q8_0" in reasons) is (not expected)
-    assert reasons["flash attention, cache q8_0"] == "flash_attn is on"
 
 
 def test_profile_of_another_cache_type_is_never_used(tmp_path: Path, wide: Path) -> None:

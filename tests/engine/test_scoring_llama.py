@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 from asking import loaded
-from llama_engines import greedy, options
+from llama_engines import greedy, in_f32, options
 
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
@@ -29,10 +29,8 @@ VOCABULARY = 270  # tokens that all tiny models have
 
 
 def precise_options(path: Path, slots: int = 1) -> LoadOptions:
-    """Evaluate in F32, in steps of at most 64 rows; flash attention would round to F16."""
-    return options(path, slots=slots, context_size=512).with_tuning(
-        Tuning(n_ubatch=64, cache_type="f32", flash_attention=False)
-    )
+    """Evaluate in F32, in steps of at most 64 rows."""
+    return in_f32(options(path, slots=slots, context_size=512)).with_tuning(Tuning(n_ubatch=64))
 
 
 def open_engine(

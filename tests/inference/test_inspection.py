@@ -14,7 +14,7 @@ import pytest
 from asking import ask, collect_replies, loaded, running_engine
 from chats import finish, make_chat
 from command_line import Finished
-from llama_engines import options
+from llama_engines import in_f32, options
 from person import OpenTerminal
 from scripted_backend import END, ScriptedBackend, endless, replies, tokens
 from scripted_command import SCRIPTED, run_here
@@ -29,7 +29,6 @@ from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import AlternativesEvent, Event, Forced, SequenceId, TokenEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.sequence import Inspection, Request
@@ -92,7 +91,7 @@ def test_inspection_that_is_cancelled_reports_what_was_evaluated() -> None:
 
 @pytest.mark.slow
 def test_inspection_gives_the_probabilities_of_decoding(precise_model: Path) -> None:
-    load_options = options(precise_model, context_size=512).with_tuning(Tuning(cache_type="f32", flash_attention=False))
+    load_options = in_f32(options(precise_model, context_size=512))
     prompt, params = tuple(range(5, 70)), SamplingParams(max_tokens=60, temperature=1.0, seed=1)
     with loaded(LocalEngine(lambda emit, stop: open_llama(load_options, emit, stop))) as engine:
         events = list(engine.generate([Request(prompt, params, logprobs=True, ignore_eos=True)]))

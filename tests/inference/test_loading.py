@@ -22,7 +22,6 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import (
     GgufFile,
     LoadOptions,
-    Tuning,
     option_notices,
     plan_repacking,
     short_context_notice,
@@ -112,7 +111,8 @@ def test_load_with_gpu_layers_but_no_gpu_gives_a_notice(chatml_model: Path) -> N
 
 def test_tuned_context_that_cannot_be_created_is_replaced(chatml_model: Path) -> None:
     default = options(chatml_model)
-    tuned = default.with_tuning(Tuning(cache_type="q8_0"))  # this model's heads are narrower than a block
+    quantized = replace(default.context, cache_type_v="q8_0")  # this model's heads are narrower than a block
+    tuned = replace(default, context=quantized)
     engine = LocalEngine(Opener(lambda given: lambda emit, stop: open_llama(given, emit, stop), tuned, default))
     list(engine.load())
     request = Request(engine.vocabulary.tokenize([Text("abc")]), SamplingParams(max_tokens=4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from asking import Reply, collect_replies, loaded
@@ -25,6 +26,12 @@ TALE = STORY * 5  # longer than the sliding window
 def options(path: Path, *, slots: int = 1, context_size: int = 2048) -> LoadOptions:
     """Load on one thread: tiny models need no more."""
     return LoadOptions(GgufFile(path, 2048, read_header(path).sizes), ContextOptions(context_size, slots, n_threads=1))
+
+
+def in_f32(options: LoadOptions) -> LoadOptions:
+    """Evaluate attention in F32: flash attention would round to F16."""
+    context = replace(options.context, flash_attention=False, cache_type_k="f32", cache_type_v="f32")
+    return replace(options, context=context)
 
 
 def open_engine(

@@ -88,7 +88,7 @@ def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
 
 # Load options.
 
-ALL_SETTINGS = Tuning(False, 4, 6, 64, True, "q8_0", "12", 16)
+ALL_SETTINGS = Tuning(False, 4, 6, 64, "12", 16)
 OPTIONS = LoadOptions(GgufFile(Path("m.gguf"), 2048, uniform_sizes(10**9, 32, 500)))
 
 
@@ -112,7 +112,6 @@ def test_load_options_with_tuning_change_only_its_overrides() -> None:
     assert OPTIONS.with_tuning(Tuning()) == OPTIONS
     tuned = OPTIONS.with_tuning(ALL_SETTINGS)
     overrides = ALL_SETTINGS.overrides
-    overrides |= dict.fromkeys(("cache_type_k", "cache_type_v"), overrides.pop("cache_type"))
     own = {name: overrides.pop(name) for name in ("repack", "gpu_layers")}
     assert tuned == replace(OPTIONS, **own, context=replace(OPTIONS.context, **overrides))
 
@@ -122,11 +121,10 @@ def test_load_options_prefer_user_settings_over_the_tuning() -> None:
     tuned = load_options(model, Settings(), tuning=ALL_SETTINGS)
     context = tuned.context
     assert (tuned.repack, tuned.gpu_layers, context.n_threads, context.n_threads_batch) == (False, "12", 4, 6)
-    assert (context.n_ubatch, context.flash_attention, context.cache_type_v, context.slots) == (64, True, "q8_0", 1)
+    assert (context.n_ubatch, context.slots) == (64, 1)
     user_set = load_options(model, Settings(threads=2, gpu_layers="0", ctx=512), tuning=ALL_SETTINGS)
     context = user_set.context
     assert (context.n_threads, context.n_threads_batch, user_set.gpu_layers, context.length) == (2, 0, "0", 512)
-    assert (context.cache_type_k, context.cache_type_v) == ("q8_0", "q8_0")
     for context in (CHAT_CONTEXT, ContextOptions(slots=8, batch_invariant=True)):
         assert load_options(model, Settings(), context, ALL_SETTINGS).context.slots == context.slots
     default = load_options(model, Settings())
@@ -408,8 +406,6 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypa
         "measured, relative to the defaults:",
         "  not repacked: prompt 1.50 x, gen 0.90 x",
         "  batch, not repacked: prompt 1.00 x, gen 1.00 x",
-        "  flash attention off: gen 1.00 x",
-        "  cache q8_0: gen 1.00 x",
         "  batch, 16 sequences: gen 1.50 x",
         "  batch, 64 sequences: gen 1.00 x",
         "  not repacked, n_ubatch 64: prompt 1.50 x, gen 0.90 x",

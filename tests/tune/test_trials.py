@@ -15,7 +15,6 @@ import psutil
 import pytest
 from command_line import CommandLine
 from scripted_command import run_here
-from tiny_models import Shape, write_chatml
 from waiting import wait_for_end
 
 from cerebrum_cli.cli.app import PROBE
@@ -59,12 +58,6 @@ def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def wide(tmp_path: Path) -> LoadOptions:
-    """Load options of a model with heads large enough for a quantized cache, whose blocks are 32 values."""
-    return options_of(write_chatml(tmp_path / "wide.gguf", shape=Shape(heads=2, kv_heads=1)))
-
-
 def with_sizes(options: LoadOptions, sizes: ModelSizes) -> LoadOptions:
     """Load options of a model of other sizes."""
     return replace(options, file=replace(options.file, sizes=sizes))
@@ -100,7 +93,7 @@ def test_bench_measures_speeds_load_time_and_memory(bench: Bench) -> None:
     assert 0 < load_s < 30
     assert peak_memory > NANO.stat().st_size
     assert isinstance(bench.devices, tuple)
-    for tuning in (Tuning(n_ubatch=32), Tuning(slots=4), Tuning(flash_attention=False)):
+    for tuning in (Tuning(n_ubatch=32), Tuning(slots=4)):
         assert bench.speed(replace(REPACKED, **tuning.overrides), BATCH_DECODE if tuning.slots else PREFILL) > 0
     assert len(trial_processes()) == 1, "other settings change only the context"
 
@@ -133,17 +126,9 @@ def test_closeness_is_exact_only_for_a_tuning_itself(bench: Bench) -> None:
     assert bench.closeness(NOT_REPACKED, NOT_REPACKED, 64) == (1.0, 1.0, 0.0)
     bench.speed(NOT_REPACKED, BATCH_DECODE)  # creates another context in between
     assert bench.closeness(NOT_REPACKED, NOT_REPACKED, 64) == (1.0, 1.0, 0.0)
-    flash = bench.closeness(NOT_REPACKED, replace(NOT_REPACKED, flash_attention=False), 96)
-    assert flash.agreement >= max(0.97, flash.top1_agreement)
-    assert 0 <= flash.mean_kld < 0.01
-
-
-def test_closeness_with_a_quantized_cache_is_not_exact(wide: LoadOptions) -> None:
-    with contextlib.closing(Bench(wide, TEXT)) as bench:
-        assert bench.closeness(REPACKED, REPACKED, 96) == (1.0, 1.0, 0.0)
-        cache = bench.closeness(REPACKED, replace(REPACKED, cache_type="q8_0"), 96)
-        assert 0 < cache.mean_kld < 0.1
-        assert bench.speed(replace(REPACKED, cache_type="q8_0"), PREFILL) > 0
+    other = bench.closeness(NOT_REPACKED, replace(NOT_REPACKED, n_ubatch=16), 96)
+    assert other.agreement >= max(0.97, other.top1_agreement)
+    assert 0 <= other.mean_kld < 0.01
 
 
 def test_agreement_tolerates_rounding_with_random_weights(chatml_model: Path) -> None:
@@ -169,14 +154,6 @@ def test_bench_requires_memory_for_weights_and_cache_together(options: LoadOptio
             bench.speed(REPACKED, DECODE)  # a cache for 4 + 64 tokens, padded to 256
         assert trial_processes() == []
         assert bench.load_stats(REPACKED)[0] > 0, "the weights alone fit"
-
-
-def test_bench_requires_less_memory_for_a_quantized_cache(wide: LoadOptions) -> None:
-    sizes = uniform_sizes(1, 2, (available_memory() - HEADROOM) * 12 // 10 // 256 // 2)
-    with contextlib.closing(Bench(with_sizes(wide, sizes), TEXT)) as bench:
-        with pytest.raises(TrialError):
-            bench.speed(REPACKED, DECODE)
-        assert bench.speed(replace(REPACKED, cache_type="q8_0"), DECODE) > 0
 
 
 def test_bench_closes_trials_to_free_memory(options: LoadOptions) -> None:

@@ -176,8 +176,8 @@ def test_search_times_three_loads_and_takes_the_median() -> None:
 
 
 def test_search_ignores_gains_below_the_minimum() -> None:
-    uses, search, _ = run_search(ScriptedBench(SpeedModel(single={("flash_attention", False): (1.04, 1.04)})))
-    assert search.best["chat"].tuning.flash_attention is False
+    uses, search, _ = run_search(ScriptedBench(SpeedModel(single={("repack", False): (1.04, 1.04)})))
+    assert search.best["chat"].tuning.repack is False
     assert search.best["chat"].dropped == "less than 5% faster when measured again"
     assert overrides_by_use(uses) == {}
 
@@ -189,13 +189,11 @@ def test_search_combines_settings() -> None:
             ("n_threads", 4): (1.0, 1.2),
             ("n_threads_batch", 4): (1.2, 1.0),
             ("n_ubatch", 256): (1.3, 1.0),
-            ("flash_attention", False): (1.1, 1.1),
         }
     )
     uses, _, _ = run_search(ScriptedBench(speed_model))
-    expected = {"repack": False, "n_threads": 4, "n_threads_batch": 4, "flash_attention": False}
+    expected = {"repack": False, "n_threads": 4, "n_threads_batch": 4}
     assert uses["chat"].tuning.overrides == expected
-    del expected["flash_attention"]  # not judged for long prompts after so few tokens
     assert uses["ask"].tuning.overrides == {**expected, "n_ubatch": 256}
     for name in SINGLE_USES:
         assert uses[name].gain == pytest.approx(true_gain(speed_model, uses[name], name))
@@ -203,14 +201,14 @@ def test_search_combines_settings() -> None:
 
 def test_search_drops_settings_that_change_the_output() -> None:
     speed_model = SpeedModel(
-        single={("cache_type", "q8_0"): (1.0, 2.0), ("n_threads", 4): (1.0, 1.5), ("n_threads_batch", 4): (1, 1)}
+        single={("n_ubatch", 256): (2.0, 1.0), ("n_threads", 4): (1.0, 1.5), ("n_threads_batch", 4): (1, 1)}
     )
-    bench = ScriptedBench(speed_model, agreement=lambda tuning: 0.9699 if tuning.cache_type else 0.9701)
+    bench = ScriptedBench(speed_model, agreement=lambda tuning: 0.9699 if tuning.n_ubatch else 0.9701)
     uses, search, _ = run_search(bench)
     assert {uses[name].tuning.n_threads for name in ("chat", "ask")} == {4}
-    assert {uses[name].tuning.cache_type for name in SINGLE_USES} == {None}
+    assert {uses[name].tuning.n_ubatch for name in SINGLE_USES} == {None}
     assert uses["chat"].agreement == 1.0, "thread counts do not change the output"
-    [dropped] = [each for each in candidates_with(search, cache_type="q8_0", n_threads=4) if each.agreement is not None]
+    [dropped] = [each for each in candidates_with(search, n_ubatch=256, n_threads=4) if each.agreement is not None]
     assert dropped.dropped == "changes the output: same top-1 96.99%"
     assert len(bench.compared) == len({*bench.compared}), "each candidate is compared only once"
 
@@ -249,25 +247,25 @@ def test_search_reports_a_model_that_cannot_be_loaded() -> None:
 
 
 def test_search_measures_a_clear_loss_once() -> None:
-    speed_model = SpeedModel({**NOT_REPACKED, ("flash_attention", False): (0.5, 0.5)}, baseline=SLOW_PREFILL)
+    speed_model = SpeedModel({**NOT_REPACKED, ("n_ubatch", 64): (0.5, 1.0)}, baseline=SLOW_PREFILL)
     bench = ScriptedBench(speed_model)
     _, search, _ = run_search(bench)
     assert search.best["chat"] is not search.best["ask"]
-    assert len(candidates_with(search, flash_attention=False)) == 1
-    assert [job.kind for job in bench.jobs_with(flash_attention=False)] == ["prefill", "decode"]
+    assert len(candidates_with(search, n_ubatch=64)) == 1
+    assert [job.kind for job in bench.jobs_with(n_ubatch=64)] == ["prefill"]
 
 
 def test_search_skips_other_leaders_without_a_gain_on_the_first() -> None:
     bench = ScriptedBench(SpeedModel(single=NOT_REPACKED, baseline=SLOW_PREFILL))
     _, search, _ = run_search(bench)
-    assert [each.tuning.repack for each in candidates_with(search, flash_attention=False)] == [True]
-    assert [job.kind for job in bench.jobs_with(flash_attention=False, repack=True)] == 2 * ["prefill"] + 2 * ["decode"]
+    assert [each.tuning.repack for each in candidates_with(search, n_ubatch=64)] == [True]
+    assert [job.kind for job in bench.jobs_with(n_ubatch=64)] == 2 * ["prefill"]
 
 
 def test_search_tries_a_small_gain_on_each_leader() -> None:
-    bench = ScriptedBench(SpeedModel(single={**NOT_REPACKED, ("flash_attention", False): (1.1, 1.1)}))
+    bench = ScriptedBench(SpeedModel(single={**NOT_REPACKED, ("n_ubatch", 64): (1.1, 1.0)}, baseline=SLOW_PREFILL))
     _, search, _ = run_search(bench)
-    tried = [each for each in candidates_with(search, flash_attention=False) if len(each.tuning.overrides) == 2]
+    tried = [each for each in candidates_with(search, n_ubatch=64) if len(each.tuning.overrides) == 2]
     assert [each.tuning.repack for each in tried] == [True, False]
 
 
@@ -277,8 +275,7 @@ def test_search_skips_settings_that_affect_little() -> None:
     _, search, _ = run_search(bench)
     assert candidates_with(search, n_ubatch=256) == []
     assert search.untried["n_ubatch 256"] == "affects less than 10% of the time"
-    assert {job.kind for job in bench.jobs_with(flash_attention=False)} == {"decode"}
-    [candidate] = candidates_with(search, flash_attention=False)
+    [candidate] = [each for each in candidates_with(search, repack=False) if not each.is_batch]
     assert candidate.measured_kinds == {"decode"}
 
 
@@ -303,9 +300,7 @@ def test_search_tries_only_sequences_that_fit_in_memory(slots: int, tried: list[
 
 
 def test_search_runs_essential_stages_after_the_deadline() -> None:
-    speed_model = SpeedModel(
-        single={**NOT_REPACKED, ("flash_attention", False): (9.0, 9.0)}, batch={("slots", 64): (1.0, 9.0)}
-    )
+    speed_model = SpeedModel(single={**NOT_REPACKED, ("n_ubatch", 64): (9.0, 1.0)}, batch={("slots", 64): (1.0, 9.0)})
     uses, search, events = run_search(ScriptedBench(speed_model), search_s=0.0)
     measured = [(each.tuning, each.is_batch) for each in search.candidates if each.speeds]
     assert measured == [(BASELINE, False), (replace(BASELINE, repack=False), False), (BATCH_BASELINE, True)]
@@ -339,8 +334,6 @@ VARIED = (
     *(("repack", value) for value in (False, True)),
     *((name, value) for name in ("n_threads", "n_threads_batch") for value in (1, 4)),
     *(("n_ubatch", value) for value in (64, 256, 512)),
-    ("flash_attention", False),
-    ("cache_type", "q8_0"),
     *(("slots", value) for value in (16, 64)),
 )
 
@@ -403,16 +396,15 @@ def test_use_seconds_are_load_prefill_and_decode() -> None:
     ("tuning", "text"),
     [
         (Tuning(), "defaults"),
-        (Tuning(repack=True, flash_attention=False), "repacked, flash attention off"),
+        (Tuning(repack=True, n_ubatch=64), "repacked, n_ubatch 64"),
         (Tuning(n_threads=1, n_threads_batch=1), "1 thread"),
         (Tuning(n_threads=6, n_threads_batch=6), "6 threads"),
         (Tuning(n_threads=1), "1 thread to decode"),
         (Tuning(n_threads_batch=8), "8 threads to prefill"),
         (Tuning(gpu_layers="0"), "0 layers offloaded"),
         (
-            Tuning(False, 4, 6, 64, True, "f16", "8", 16),
-            "not repacked, 8 layers offloaded, 4 threads to decode, 6 threads to prefill, n_ubatch 64,"
-            " flash attention on, cache f16, 16 sequences",
+            Tuning(False, 4, 6, 64, "8", 16),
+            "not repacked, 8 layers offloaded, 4 threads to decode, 6 threads to prefill, n_ubatch 64, 16 sequences",
         ),
     ],
 )
